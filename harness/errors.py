@@ -1,0 +1,20 @@
+"""Errors that are the user's to mend: one line that says what was given, what is right and what to type next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """A user's mistake. Printed without traceback; the command exits with status 2."""
+
+
+class CellFailed(Exception):
+    """A method could not make its student, for a reason worth a line in the table (*failed: reason*)."""
+
+
+def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> HarnessError:
+    """Build the error for a name that is not in a table, with the nearest name that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    guess = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    return HarnessError(f"unknown {what} {given!r}{guess}{' ' + hint if hint else ''}")
