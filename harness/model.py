@@ -1,0 +1,282 @@
+"""Opening models (embedded name, folder, GGUF file, Hub id), shaping students, saving them.
+
+torch and transformers are imported inside the functions, so that planning and reporting start without them.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.checkpoint import describe, digest_of, file_digest, save_atomically, weight_files
+from harness.contract import Checkpoint
+from harness.errors import HarnessError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED_MODELS = ("tiny", "tiny-math")
+RECIPES = ("depth", "width", "scratch")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """An opened checkpoint. The scorer cannot tell a teacher from a student."""
+
+    model: Any  # a transformers causal LM, in eval mode
+    tokenizer: Any
+    device: str
+    checkpoint: Checkpoint
+
+    @property
+    def pad_id(self) -> int:
+        """The padding id; EOS where the tokenizer has none (masks are built from lengths, so that is safe)."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: the tokenizer's and the generation config's."""
+        listed = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = listed if isinstance(listed, list) else [listed]
+        return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model was built for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+
+
+def is_embedded(name: str) -> bool:
+    """Tell whether a model name is one of the models that the package ships."""
+    return name in EMBEDDED_MODELS
+
+
+def parse_recipe(text: str) -> tuple[str, float] | None:
+    """Split `depth:0.5` into its parts; None when the text names a model instead."""
+    kind, colon, share = text.partition(":")
+    if not colon or "/" in text or "\\" in text:
+        return None
+    if kind not in RECIPES:
+        raise unknown("student recipe", kind, RECIPES, hint="(write depth:0.5, width:0.5, scratch:0.5, a folder or a Hub id)")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise HarnessError(f"student {text!r}: the share kept must be above 0 and at most 1; write for example {kind}:0.5")
+    return kind, value
+
+
+def resolve(name: str, *, cache: Path) -> Checkpoint:
+    """Find the model that the user named and return its checkpoint, unpacking a GGUF file into `cache` once."""
+    if is_embedded(name):
+        folder = EMBEDDED / name
+        if not (folder / "config.json").exists():
+            raise HarnessError(f"the embedded model {name!r} is missing from {folder}; type: harness train-tiny")
+        return describe(folder, name=name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise HarnessError(f"no GGUF file at {name}")
+        return _unpack_gguf(path, cache)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = sorted(p.name for p in path.glob("*.gguf"))
+            hint = f"; it holds {inside[0]}: name that file" if inside else ""
+            raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
+        if not any(path.glob("*.safetensors")):
+            raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
+        return describe(path, name=path.resolve().name)
+    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise unknown("model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
+        reason = str(problem).splitlines()[0][:120]
+        raise HarnessError(
+            f"model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
+        ) from problem
+    # The snapshot folder is named by the commit: the Hub's own content address.
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size)
+
+
+def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
+    """Save a GGUF file once as plain safetensors (its quantised weights dequantised to floats)."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as problem:
+        raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
+    key = _remembered_digest(path, cache)
+    folder = cache / "gguf" / key[:32]
+    note = f"unpacked from GGUF {_gguf_kind(path)}"
+    if not (folder / "config.json").exists():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as quantised.
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.quantization_method = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model = model.to(torch.bfloat16)
+        model.config.dtype = torch.bfloat16
+
+        def write(fresh: Path) -> None:
+            model.save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(folder, write)
+    return describe(folder, name=path.stem, note=note)
+
+
+def _gguf_kind(path: Path) -> str:
+    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...)."""
+    from collections import Counter
+
+    import gguf
+
+    counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
+    return counts.most_common(1)[0][0]
+
+
+def _remembered_digest(path: Path, cache: Path) -> str:
+    """Return the sha256 of a large file, remembered by its path, size and time of change."""
+    status = path.stat()
+    note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if note.exists():
+        return note.read_text().strip()
+    digest = file_digest(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest)
+    return digest
+
+
+def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+    """Open a checkpoint with plain transformers, in eval mode."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    model.to(device).eval()
+    return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+def student_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Open a checkpoint's tokenizer alone."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint.path)
+
+
+def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
+    """Return the dtype in which a checkpoint's weights lie on disk: a student is saved in its base's."""
+    import torch
+    from safetensors import safe_open
+
+    first = min(checkpoint.path.glob("*.safetensors"))
+    with safe_open(first, framework="pt") as tensors:
+        name = next(iter(tensors.keys()))
+        dtype: torch.dtype = tensors.get_tensor(name).dtype
+    return dtype
+
+
+def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str) -> LanguageModel:
+    """Open the student's starting point: a cut of `base` (depth, width, scratch), or `base` itself.
+
+    depth:s keeps a share s of the blocks, evenly spaced, first and last among them; width:s keeps the share s of
+    each feed-forward's channels with the largest weight norms; scratch:s has the shape of depth:s and random
+    weights drawn from `seed`.
+    """
+    import torch
+
+    opened = open_model(base, device=device, dtype=dtype)
+    parsed = parse_recipe(recipe)
+    if parsed is None:
+        return opened
+    kind, share = parsed
+    torch.manual_seed(seed)
+    model = _narrowed(opened.model, share) if kind == "width" else _shallower(opened.model, share, copy=kind == "depth")
+    model.generation_config = opened.model.generation_config
+    return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
+
+
+def kept_blocks(count: int, share: float) -> list[int]:
+    """Return the indices of the evenly spaced blocks that a share keeps (at least one, rounded half up)."""
+    keep = max(1, int(count * share + 0.5))
+    return [int(i * (count - 1) / (keep - 1) + 0.5) for i in range(keep)] if keep > 1 else [0]
+
+
+def _shallower(model: Any, share: float, *, copy: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.__class__.from_dict(model.config.to_dict())
+    kept = kept_blocks(config.num_hidden_layers, share)
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
+    small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
+    if copy:
+        source = model.state_dict()
+        renamed = {
+            re.sub(r"\.(layers|h|blocks)\.(\d+)\.", lambda m: f".{m[1]}.{kept[int(m[2])]}.", name, count=1): name
+            for name in small.state_dict()
+        }
+        small.load_state_dict({new: source[old] for old, new in renamed.items()})
+    return small
+
+
+def _narrowed(model: Any, share: float) -> Any:
+    """Keep the feed-forward channels with the largest product of norms |gate_i| |up_i| |down_i| (SwiGLU models)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.__class__.from_dict(model.config.to_dict())
+    if not hasattr(config, "intermediate_size"):
+        raise HarnessError(f"student width:{share}: {type(model).__name__} has no gated feed-forward to narrow; use depth:{share}")
+    keep = max(1, int(config.intermediate_size * share + 0.5))
+    config.intermediate_size = keep
+    weights = dict(model.state_dict())
+    for name in [name for name in weights if name.endswith("mlp.gate_proj.weight")]:
+        stem = name.removesuffix("gate_proj.weight")
+        gate, up, down = (weights[f"{stem}{part}_proj.weight"] for part in ("gate", "up", "down"))
+        norms = gate.float().norm(dim=1) * up.float().norm(dim=1) * down.float().norm(dim=0)
+        channels = torch.topk(norms, keep).indices.sort().values
+        weights |= {f"{stem}gate_proj.weight": gate[channels], f"{stem}up_proj.weight": up[channels], f"{stem}down_proj.weight": down[:, channels]}
+    small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
+    small.load_state_dict(weights)
+    return small
+
+
+def save_student(student: LanguageModel, folder: Path, *, name: str, dtype: "torch.dtype", parents: tuple[str, ...]) -> Checkpoint:
+    """Save a student whole or not at all, with its tokenizer; return its checkpoint.
+
+    The digest is the digest of the bytes written: same seed, same machine, same digest.
+    """
+    model = student.model.to(dtype)
+    model.config.dtype = dtype
+
+    def write(fresh: Path) -> None:
+        model.save_pretrained(fresh)
+        student.tokenizer.save_pretrained(fresh)
+        for path in weight_files(fresh):
+            path.chmod(0o644)  # safetensors writes for the owner alone
+
+    save_atomically(folder, write)
+    return describe(folder, name=name, parents=parents)

@@ -1,0 +1,222 @@
+"""The record of a cell: one schema-numbered JSON file that says everything about it; everything else is derived.
+
+Readers accept every older schema (`_MIGRATIONS`); a newer or foreign file is named and refused.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+SCHEMA = 1
+Status = Literal["success", "failed", "skipped"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class ModelReference(_Frozen):
+    """Which model, by content."""
+
+    name: str
+    digest: str
+    parameters: int | None = None
+    weight_bytes: int | None = None
+    note: str = ""
+    parents: tuple[str, ...] = ()
+
+
+class TaskScore(_Frozen):
+    """Accuracy on one task with its per-item outcomes, in item order, for pairing."""
+
+    task: str
+    version: str
+    kind: Literal["generate", "choose"]
+    primary: str  # the extractor that `value` is made from
+    chance: Share
+    n: int
+    value: Share
+    stderr: float
+    outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
+    items_digest: str  # of doc, prompt and target hashes: equal digests may be paired
+    answers_digest: str  # of what was written: equal digests, not one answer differs
+    groups: dict[str, Share] = {}
+    invalid_share: Share
+    truncated_share: Share | None = None
+    tokens_per_answer: float | None = None
+    seconds: float
+
+
+class Measurement(_Frozen):
+    """One measured quantity with its raw values."""
+
+    name: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    values: tuple[float, ...] = ()
+    condition: str = ""
+
+
+class Cost(_Frozen):
+    """What making the student took; the teacher's part apart."""
+
+    seen_tokens: int = 0
+    trained_tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    teacher_tokens: int = 0
+    teacher_seconds: float = 0.0
+    teacher_flops: float = 0.0
+    peak_bytes: int | None = None
+    notes: dict[str, JsonValue] = {}  # method's counts: rows kept, dropped and why
+
+
+class Environment(_Frozen):
+    """Where and with what a record was made."""
+
+    device: str
+    dtype: str
+    threads: int
+    machine: str
+    platform: str
+    python: str
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+
+
+class RunRecord(_Frozen):
+    """One finished cell. Methods cannot set its fields; the harness does."""
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+    kind: Literal["cell"] = "cell"
+    key: str
+    status: Status
+    reason: str = ""
+    trace: str = ""
+    label: str  # the row: "response[temperature=4]"
+    method: str
+    family: str
+    is_control: bool
+    controls: tuple[str, ...] = ()  # labels of rows that this one must be compared with
+    trains: bool = False
+    settings: dict[str, JsonValue] = {}
+    suites: tuple[str, ...]
+    teachers: tuple[ModelReference, ...]
+    student_recipe: str
+    student: ModelReference | None = None
+    seed: int | None = None  # None where no draw was made
+    budget_tokens: int
+    budget_rows: int
+    data_digest: str = ""
+    path: str  # the scoring path; rows of one table share it
+    limited: bool = False
+    scores: tuple[TaskScore, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    cost: Cost = Cost()
+    environment: Environment | None = None
+    created: str = ""  # UTC, ISO 8601
+    seconds: float = 0.0
+
+    def score(self, task: str) -> TaskScore | None:
+        """Return this record's score on a task, None where it has none."""
+        return next((score for score in self.scores if score.task == task), None)
+
+    def measured(self, name: str) -> Measurement | None:
+        """Return a measurement by name, None where it was not made."""
+        return next((one for one in self.measurements if one.name == name), None)
+
+
+_MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {}  # schema n -> its form in n + 1
+
+
+class BadRecord(Exception):
+    """A file that is no record; the message names the file and what is wrong with it."""
+
+
+def read(path: Path) -> RunRecord:
+    """Read one record, migrating older schemas. Raises `BadRecord` naming the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise BadRecord(f"{path}: not a whole JSON file ({problem}); delete it and run again") from problem
+    if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
+        raise BadRecord(f"{path}: not a record of this harness (no schema number)")
+    while data["schema"] != SCHEMA:
+        if data["schema"] not in _MIGRATIONS:
+            raise BadRecord(f"{path}: schema {data['schema']}, this version reads up to {SCHEMA}; upgrade compression-harness")
+        data = _MIGRATIONS[data["schema"]](data)
+    try:
+        return RunRecord.model_validate(data)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise BadRecord(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from problem
+
+
+def write(path: Path, record: RunRecord) -> None:
+    """Write a record whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    fresh.write_text(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+_PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def environment(*, device: str, dtype: str, threads: int) -> Environment:
+    """Describe this process's machine and versions. The machine is its kind, never its name."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit, dirty = _commit()
+    return Environment(
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        machine=f"{_processor()}, {os.cpu_count()} cores",
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions,
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Return the commit of the source tree that runs, and whether tracked files differ from it."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "harness", "methods", "suites"],
+            cwd=root, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return head, bool(changed)
