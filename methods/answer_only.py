@@ -1,0 +1,39 @@
+"""Control of chain-of-thought: the same problems, trained to answer without the work.
+
+`equal="examples"` shows each problem as often as `cot` does, which costs fewer tokens; `equal="tokens"` spends
+the whole budget of seen tokens and so passes over the problems more often. Together they rule out that more
+tokens, or more passes, made the difference.
+"""
+
+from typing import ClassVar, Literal
+
+from harness.contract import Checkpoint, Job
+from methods._base import Trained, bare, settings, worked
+
+
+@settings
+class AnswerOnly(Trained):
+    """Fine-tune on the bare answers, without the steps (control of `cot`)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ("untouched",)
+    is_control: ClassVar[bool] = True
+
+    equal: Literal["examples", "tokens"] = "examples"
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Train with cross-entropy on the answers alone."""
+        from harness.data import examples_of, training_examples
+        from harness.model import student_tokenizer
+        from methods._training import encode, hard_labels
+
+        examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        tokens = None
+        if self.equal == "examples":
+            tokenizer = student_tokenizer(job.student_base)
+            lengths = [
+                sum(len(row.ids) for row in encode(tokenizer, form(examples), longest=2**31)[0]) for form in (bare, worked)
+            ]  # fmt: skip
+            tokens = round(job.budget.seen_tokens * lengths[0] / lengths[1])
+        held_out = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
+        return self.train(job, bare(examples), terms=[hard_labels()], seen_tokens=tokens, validation=held_out)

@@ -1,0 +1,29 @@
+"""Control: the teacher itself, saved again and scored as if it were a student.
+
+Rules out a scorer that tells teacher and student apart: retention must be 100 %, flips 0.
+"""
+
+from typing import ClassVar
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+
+
+@settings
+class Identity:
+    """The teacher's weights, written anew and scored like a student (control: must keep 100 %)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = False
+    is_control: ClassVar[bool] = True
+    same_vocabulary: ClassVar[bool] = False
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Open the teacher, save it as a student is saved."""
+        from harness.model import open_model, save_student, stored_dtype
+
+        opened = open_model(job.teacher, device="cpu", dtype=job.dtype)
+        return save_student(
+            opened, job.workdir / "student", name="identity", dtype=stored_dtype(job.teacher), parents=(job.teacher.digest,)
+        )

@@ -1,0 +1,27 @@
+"""Hard-label fine-tuning on the training split's own worked answers: no teacher takes part.
+
+The control of every method that adds a teacher: same rows, same budget, same loop, cross-entropy only.
+Fails when the training split has no worked answers, or few of them.
+"""
+
+from typing import ClassVar
+
+from harness.contract import Checkpoint, Job
+from methods._base import Trained, settings, worked
+
+
+@settings
+class SupervisedFineTuning(Trained):
+    """Fine-tune on the gold answers, no teacher involved (control of `response`)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ("untouched",)
+    is_control: ClassVar[bool] = True
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Train with cross-entropy on the gold rationales and answers."""
+        from harness.data import training_examples
+        from methods._training import hard_labels
+
+        examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        return self.train(job, worked(examples), terms=[hard_labels()])

@@ -1,0 +1,26 @@
+"""Control: the student before any training. Rules out that the student was this good from the start."""
+
+from typing import ClassVar
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+
+
+@settings
+class Untouched:
+    """The student's starting point, not trained at all (control)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = False
+    is_control: ClassVar[bool] = True
+    same_vocabulary: ClassVar[bool] = False
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Shape the student and save it."""
+        from harness.model import save_student, stored_dtype, student_of
+
+        student = student_of(job.student, job.student_base, seed=job.seed, device="cpu", dtype=job.dtype)
+        return save_student(
+            student, job.workdir / "student", name="untouched", dtype=stored_dtype(job.student_base), parents=(job.student_base.digest,)
+        )
