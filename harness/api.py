@@ -1,0 +1,185 @@
+"""The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives a pandas frame."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import RunConfig, build
+from harness.contract import Progress
+from harness.errors import HarnessError, unknown
+from harness.plan import Plan, make_plan
+from harness.record import RunRecord
+from harness.runner import Finished, Watcher, run_plan
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended: one entry a cell, its records, and the file that lists them."""
+
+    plan: Plan
+    cells: tuple[Finished, ...]
+    path: Path  # the run's own file: what `harness report` takes
+
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """The records of this run's cells."""
+        return tuple(one.record for one in self.cells if one.record is not None)
+
+    @property
+    def succeeded(self) -> bool:
+        """Tell whether every cell has a record that says success."""
+        return all(one.record is not None and one.record.status == "success" for one in self.cells)
+
+    def markdown(self) -> str:
+        """Return this run's tables."""
+        from harness.report import markdown
+
+        return markdown(self.records)
+
+    def frame(self) -> "pandas.DataFrame":
+        """Return this run's records, one row a cell and metric."""
+        return _frame(self.records)
+
+
+def choose_device(asked: str) -> str:
+    """Turn `auto` into cuda where a GPU is there, without importing torch where none can be."""
+    if asked == "cpu" or (asked == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise HarnessError("--device cuda: torch sees no GPU here; type --device cpu, or install a CUDA build of torch")
+    return "cpu"
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes nothing."""
+    import methods
+    import suites
+    from harness.data import DataSource
+    from harness.model import is_embedded, resolve
+    from harness.registry import Registry
+
+    registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+    tasks = Registry("task", suites.TASKS)
+    DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
+    teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]
+    found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher))
+    versions = {task: tasks.load(task).version for suite in found.values() for task in suite.tasks}
+    return make_plan(
+        config, teachers=teachers, methods=registry, suites=found, task_versions=versions, device=choose_device(config.device)
+    )
+
+
+def run(
+    methods: str | Sequence[str] = ("cot", "response"),
+    suite: str | Sequence[str] = "math",
+    *,
+    teacher: str | Sequence[str] = "tiny",
+    student: str = "depth:0.5",
+    seeds: int = 1,
+    budget: int | None = None,
+    watcher: Watcher | None = None,
+    **settings: Any,
+) -> Run:
+    """Run methods on a suite and return how it ended; finished cells are read, not computed again.
+
+    Takes what `harness run` takes, by the same names with underscores: `rows`, `controls`, `set`
+    (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
+    A cell that fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
+    """
+    from harness.config import split_list
+
+    def names(given: str | Sequence[str]) -> tuple[str, ...]:
+        return tuple(split_list(given)) if isinstance(given, str) else tuple(given)
+
+    values = {
+        "methods": names(methods), "suite": names(suite), "teacher": names(teacher), "student": student, "seeds": seeds,
+        "budget": budget, **settings,
+    }  # fmt: skip
+    plan = plan_run(build(values))
+    ended, path = run_plan(plan, watcher=watcher or Watcher())
+    return Run(plan, tuple(ended), path)
+
+
+def train_embedded(
+    out: Path | None = None, *, only: str | None = None, budget: int | None = None, progress: Callable[[Progress], None] = lambda _: None
+) -> Iterator[str]:
+    """Train the embedded teachers from nothing, score them on the test splits, and yield one line for each.
+
+    Writes model folders with their training log and `scores.json`; an interrupted training goes on where it was.
+    """
+    import suites
+    from harness.data import DataSource
+    from harness.model import EMBEDDED, EMBEDDED_MODELS, open_model
+    from harness.registry import Registry
+    from harness.score import score_task
+    from methods._tiny import RECIPES, train_teacher
+
+    if only is not None and only not in EMBEDDED_MODELS:
+        raise unknown("embedded model", only, EMBEDDED_MODELS)
+    tasks = {name: Registry("task", suites.TASKS).load(name)() for name in suites.SUITES["mini"].tasks}
+    source = DataSource()
+    folder = out or EMBEDDED
+    for recipe in RECIPES:
+        if only in (None, recipe.name):
+            made = train_teacher(recipe, tasks=tasks, source=source, folder=folder / recipe.name, budget=budget, progress=progress)
+            opened = open_model(made)
+            scores = {}
+            for task in tasks.values():
+                score, _ = score_task(opened, task, source, batch_size=64, progress=progress)
+                scores[task.name] = {"version": task.version, "n": score.n, "value": score.value, "stderr": score.stderr, "groups": score.groups}
+            (made.path / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+            told = ", ".join(f"{name} {100 * score['value']:.1f} %" for name, score in scores.items())
+            yield f"{recipe.name}: {told}, {made.bytes_on_disk / 1e6:.2f} MB in {made.path}"
+
+
+def load_records(folder: str | Path) -> "pandas.DataFrame":
+    """Read records (a run file, a store, a study, a folder) into a frame: one row a cell and metric.
+
+    Columns: key, row, method, control, seed, status, reason, teacher, student, suite, budget, device, metric, task, value, stderr,
+    n, unit. A file that is no record raises `HarnessError` with its name.
+    """
+    from harness.store import read_all
+
+    records, problems = read_all(Path(folder))
+    if problems:
+        raise HarnessError(problems[0])
+    return _frame(records)
+
+
+def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
+    import pandas
+
+    rows: list[dict[str, object]] = []
+    for record in records:
+        base: dict[str, object] = {
+            "key": record.key, "row": record.label, "method": record.method, "control": record.is_control, "seed": record.seed,
+            "status": record.status, "reason": record.reason, "teacher": ", ".join(one.name for one in record.teachers),
+            "student": record.student_recipe, "suite": ", ".join(record.suites), "budget": record.budget_tokens,
+            "device": record.environment.device if record.environment else None,
+        }  # fmt: skip
+        metrics: list[dict[str, object]] = [
+            {"metric": score.primary, "task": score.task, "value": score.value, "stderr": score.stderr, "n": score.n, "unit": "fraction"}
+            for score in record.scores
+        ]
+        metrics += [
+            {"metric": one.name.partition(":")[0], "task": one.name.partition(":")[2] or None, "value": one.value, "unit": one.unit, "n": len(one.values) or None}
+            for one in record.measurements
+        ]
+        if record.trains:
+            metrics += [
+                {"metric": name, "value": getattr(record.cost, name), "unit": unit}
+                for name, unit in (("seen_tokens", "tokens"), ("trained_tokens", "tokens"), ("seconds", "s"), ("flops", "FLOP"),
+                                   ("teacher_tokens", "tokens"), ("teacher_seconds", "s"), ("teacher_flops", "FLOP"))
+            ]  # fmt: skip
+        rows += [{**base, **metric} for metric in metrics] or [base]
+    columns = ["key", "row", "method", "control", "seed", "status", "reason", "teacher", "student", "suite", "budget", "device", "metric", "task", "value", "stderr", "n", "unit"]  # fmt: skip
+    return pandas.DataFrame(rows, columns=columns)

@@ -1,0 +1,245 @@
+"""The process of one cell: `python -m harness.cell JOB.json`. Makes the student, scores it, measures it, records it.
+
+It is the third composition root beside the command line and the Python door: names arrive, so the tables are read
+here. Signs of life go to the original standard output, one JSON object a line; everything else a library prints
+goes to the cell's log.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.contract import Budget, Checkpoint, Job, Progress, Task
+from harness.data import DataSource, examples_digest
+from harness.errors import CellFailed, HarnessError
+from harness.plan import PlannedCell, PlannedModel
+from harness.record import Cost, Measurement, ModelReference, RunRecord, TaskScore, environment, write
+
+
+class CellJob(BaseModel):
+    """What the parent tells the process: names and numbers, no objects."""
+
+    model_config = ConfigDict(frozen=True)
+    cell: PlannedCell
+    suites: tuple[str, ...]
+    tasks: tuple[str, ...]
+    teachers: tuple[PlannedModel, ...]
+    student_recipe: str
+    student_base: PlannedModel
+    budget_tokens: int
+    budget_rows: int
+    device: str
+    dtype: str
+    batch_size: int
+    measure: bool
+    cell_folder: Path
+    student_folder: Path
+    cache: Path
+    data_dir: Path | None
+
+
+def main(argv: list[str]) -> int:
+    """Run one cell; 0 when its record says success, 1 when it says failed."""
+    speak = _own_standard_output()
+    _end_with_parent()
+    job = CellJob.model_validate_json(Path(argv[1]).read_text(encoding="utf-8"))
+    began = time.monotonic()
+
+    def progress(one: Progress) -> None:
+        speak(asdict(one))
+
+    try:
+        record = _compute(job, progress, began)
+    except Exception as problem:  # noqa: BLE001  a method may raise anything; the other cells must go on
+        reason, trace = _reason(problem)
+        record = _record(job, began, status="failed", reason=reason, trace=trace)
+    write(job.cell_folder / "record.json", record)
+    return 0 if record.status == "success" else 1
+
+
+def _reason(problem: Exception) -> tuple[str, str]:
+    """Return one line for the table and the traceback for the record."""
+    if isinstance(problem, (CellFailed, HarnessError)):
+        return str(problem), ""
+    if isinstance(problem, OSError) and problem.errno == 28:
+        return f"no space left on the device ({problem.filename or 'cell folder'}); free some and run again", ""
+    if isinstance(problem, MemoryError) or "out of memory" in str(problem).lower():
+        return f"out of memory ({problem}); try a smaller --batch-size or --set METHOD.micro_rows=1", traceback.format_exc()
+    return f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no message'}", traceback.format_exc()
+
+
+def _own_standard_output() -> Callable[[dict[str, Any]], None]:
+    """Keep the real standard output for our lines; send everybody else's to the log (standard error)."""
+    stream: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    last = 0.0
+
+    def speak(message: dict[str, Any]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.1 and message.get("done") != message.get("total"):
+            return
+        last = now
+        stream.write(json.dumps(message) + "\n")
+
+    return speak
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the machine."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
+    import torch
+
+    from harness.lm import PATH
+    from harness.measure import Scenario, measure, process_bytes
+    from harness.model import open_model
+    from harness.score import score_task, write_rows
+
+    progress(Progress(stage="start", done=0, total=1))
+    threads = torch.get_num_threads()
+    source = DataSource(folder=job.data_dir)
+    tasks = _tasks(job.tasks)
+    student, cost = _student(job, tasks, source, progress)
+    opened = open_model(student, device=job.device, dtype=job.dtype)
+    scores: list[TaskScore] = []
+    rows = []
+    for task in tasks.values():
+        score, items = score_task(opened, task, source, batch_size=job.batch_size, progress=progress)
+        scores.append(score)
+        rows += items
+    write_rows(job.cell_folder / "samples.jsonl", rows)
+    peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
+    measurements: tuple[Measurement, ...] = ()
+    if job.measure:
+        base = open_model(job.teachers[0].checkpoint(), device=job.device, dtype=job.dtype)
+        measurements = measure(opened, base, scenario=Scenario(), scores=scores, progress=progress)
+    if peak is not None:
+        measurements += (Measurement(name="peak_process_bytes", value=peak, unit="bytes", higher_is_better=False),)
+    return _record(
+        job,
+        began,
+        status="success",
+        path=PATH,
+        student=_reference(student, parameters=sum(p.numel() for p in opened.model.parameters())),
+        scores=tuple(scores),
+        measurements=measurements,
+        cost=cost.model_copy(update={"peak_bytes": peak if job.cell.trains else None}),
+        data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
+        environment=environment(device=job.device, dtype=job.dtype, threads=threads),
+    )
+
+
+def _tasks(names: tuple[str, ...]) -> dict[str, Task]:
+    import suites
+    from harness.registry import Registry
+
+    registry = Registry("task", suites.TASKS)
+    return {name: registry.load(name)() for name in names}
+
+
+def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> str:
+    from harness.data import examples_of
+
+    return examples_digest(examples_of(tasks, "train", source, rows=job.budget_rows))
+
+
+def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]) -> tuple[Checkpoint, Cost]:
+    """Return the cell's student: the teacher itself, one made before under the same key, or one made now."""
+    import methods
+    from harness.checkpoint import describe
+    from harness.registry import Registry
+
+    if job.cell.is_teacher:
+        return job.teachers[0].checkpoint(), Cost()
+    folder = job.student_folder
+    done = folder / "done.json"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+        method = registry.build(job.cell.method, job.cell.settings)
+        made = method.compress(
+            Job(
+                teachers=tuple(one.checkpoint() for one in job.teachers),
+                student=job.student_recipe,
+                student_base=job.student_base.checkpoint(),
+                tasks=tasks,
+                source=source,
+                budget=Budget(seen_tokens=job.budget_tokens, rows=job.budget_rows),
+                seed=job.cell.seed or 0,
+                workdir=folder,
+                cache=job.cache,
+                device=job.device,
+                dtype=job.dtype,
+                progress=progress,
+            )
+        )
+        done.write_text(json.dumps({"path": made.path.name, "parents": made.parents, "digest": made.digest}), encoding="utf-8")
+    told = json.loads(done.read_text(encoding="utf-8"))
+    student = describe(folder / told["path"], name=job.cell.label, parents=told["parents"])
+    if student.digest != told["digest"]:
+        done.unlink()
+        raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
+    _changed_something(job, student)
+    cost = folder / "cost.json"
+    return student, Cost.model_validate_json(cost.read_text(encoding="utf-8")) if cost.exists() else Cost()
+
+
+def _changed_something(job: CellJob, student: Checkpoint) -> None:
+    """Refuse a method that trained or cut nothing: it would return the teacher and look brilliant."""
+    if job.cell.trains and student.digest in {one.digest for one in (*job.teachers, job.student_base)}:
+        raise CellFailed(f"{job.cell.label} changed no weight: its student is byte for byte the model that it started from")
+
+
+def _reference(checkpoint: Checkpoint, parameters: int | None = None) -> ModelReference:
+    return ModelReference(
+        name=checkpoint.name, digest=checkpoint.digest, parameters=parameters, weight_bytes=checkpoint.bytes_on_disk or None,
+        note=checkpoint.note, parents=checkpoint.parents,
+    )  # fmt: skip
+
+
+def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> RunRecord:
+    cell = job.cell
+    return RunRecord(
+        key=cell.key,
+        label=cell.label,
+        method=cell.method,
+        family=cell.family,
+        is_control=cell.is_control,
+        controls=cell.controls,
+        trains=cell.trains,
+        settings=cell.settings,
+        suites=job.suites,
+        teachers=tuple(_reference(one.checkpoint()) for one in job.teachers),
+        student_recipe=job.student_recipe,
+        seed=cell.seed,
+        budget_tokens=job.budget_tokens,
+        budget_rows=job.budget_rows,
+        path=path,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=round(time.monotonic() - began, 3),
+        **fields,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,207 @@
+"""The command `harness`: options in, exit code out. 0 done, 1 a cell failed, 2 a user's mistake, 130 stopped."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
+
+app = typer.Typer(
+    name="harness", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Compress language models in many ways, score every student in one way, and write the tables.",
+)  # fmt: skip
+
+
+class Listed(StrEnum):
+    """What can be listed."""
+
+    methods = "methods"
+    suites = "suites"
+    tasks = "tasks"
+    models = "models"
+
+
+@app.command()
+def run(
+    file: Annotated[Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)] = None,
+    methods: Annotated[str | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")] = None,
+    suite: Annotated[str | None, typer.Option(help="Suites, separated by commas: math, knowledge, mini. [default: math]")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id. [default: tiny]")] = None,
+    student: Annotated[str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Independent training runs of each trained row. [default: 1]")] = None,
+    budget: Annotated[int | None, typer.Option(help="Seen tokens of each trained row. [default: 250000 for the embedded pair, else 1000000]")] = None,
+    rows: Annotated[int | None, typer.Option(help="Distinct training items. [default: 2000]")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="A method's setting, repeatable: response.temperature=4.", metavar="METHOD.SETTING=VALUE")] = None,
+    controls: Annotated[bool | None, typer.Option("--controls/--no-controls", help="Run the controls that the methods need. [default: controls]", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto: float32 on CPU, bfloat16 on GPU]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Items scored at once; changes speed and memory, not answers. [default: 64]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where cells, students and runs are kept. [default: results/runs]")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where the teacher's work is kept. [default: $HARNESS_CACHE or the platform's cache folder]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' files. [default: $HARNESS_DATA_DIR]")] = None,
+    force: Annotated[bool | None, typer.Option("--force", help="Compute finished cells again.", show_default=False)] = None,
+    wait: Annotated[bool | None, typer.Option("--wait/--no-wait", help="Wait for cells that another run is computing, or leave them. [default: wait]", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")] = False,
+) -> int:
+    """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
+    from harness.api import Run, plan_run
+    from harness.config import build, parse_set, read_toml, split_list
+    from harness.console import Console
+    from harness.runner import failures, run_plan
+
+    values: dict[str, Any] = read_toml(file) if file else {}
+    typed: dict[str, Any] = {
+        "methods": split_list(methods) if methods is not None else None,
+        "suite": split_list(suite) if suite is not None else None,
+        "teacher": split_list(teacher) if teacher is not None else None,
+        "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
+        "batch_size": batch_size, "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
+    }  # fmt: skip
+    values |= {key: value for key, value in typed.items() if value is not None}
+    if setting:
+        values["set"] = {**values.get("set", {})}
+        for name, given in parse_set(setting).items():
+            values["set"][name] = {**values["set"].get(name, {}), **given}
+    values.setdefault("data_dir", os.environ.get("HARNESS_DATA_DIR"))
+    plan = plan_run(build(values, where=str(file) if file else ""))
+    if dry_run:
+        return _print_plan(plan)
+    with Console() as console:
+        ended, path = run_plan(plan, watcher=console.watcher())
+    finished = Run(plan, tuple(ended), path)
+    typer.echo("\n" + finished.markdown())
+    tables = path.with_suffix("")
+    _write_tables(list(finished.records), tables)
+    typer.echo(f"tables: {tables}  records: {path} (again: harness report {path})")
+    broken = failures(ended)
+    for line in broken:
+        typer.echo(line, err=True)
+    return 1 if broken else 0
+
+
+def _print_plan(plan: "Plan") -> int:
+    from harness.plan import parameters_on_disk
+    from harness.runner import estimate_seconds
+    from harness.store import Store
+
+    store = Store(plan.config.out)
+    teacher = parameters_on_disk(plan.teachers[0].path)
+    share = float(plan.student_recipe.partition(":")[2]) if ":" in plan.student_recipe else 1.0
+    parameters = {"teacher": teacher, "student": round(parameters_on_disk(plan.student_base.path) * share)}
+    typer.echo(
+        f"teacher {plan.teachers[0].name} ({teacher:,} parameters), student {plan.student_recipe}, {plan.budget_tokens:,} seen tokens for each "
+        f"trained row, {plan.device}, {plan.dtype}; tasks: {', '.join(plan.tasks)}"
+    )
+    total = 0.0
+    for cell in plan.cells:
+        held = store.finished(cell.key)
+        before = held.seconds if held else None
+        guess = 0.0 if before is not None else estimate_seconds(plan, cell, parameters)
+        total += guess
+        state = "finished" if before is not None else f"to compute, about {guess:.0f} s"
+        seed = f" seed {cell.seed}" if cell.seed is not None else ""
+        typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
+    typer.echo(f"{len(plan.cells)} cells, about {total / 60:.0f} min to compute (a rule of thumb: FLOPs over what small models reach on a {plan.device})")
+    return 0
+
+
+def _write_tables(records: list[Any], folder: Path) -> list[Path]:
+    from harness.report import write_tables
+
+    return write_tables(records, folder)
+
+
+@app.command("list")
+def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
+    """List methods, suites, tasks or models with one line each."""
+    import methods
+    import suites
+    from harness.model import EMBEDDED_MODELS
+    from harness.registry import Registry
+
+    if what is Listed.suites:
+        lines = {name: f"{suite.help} ({', '.join(suite.tasks)})" for name, suite in suites.SUITES.items()}
+    elif what is Listed.models:
+        lines = {name: "embedded teacher, about 1.7 million parameters" for name in EMBEDDED_MODELS}
+        lines |= {"FOLDER": "a folder saved with save_pretrained", "FILE.gguf": "a GGUF file, unpacked to floats once", "ORG/NAME": "a model of the Hub"}
+    else:
+        registry = (
+            Registry.with_entry_points("method", methods.METHODS, "harness.methods") if what is Listed.methods else Registry("task", suites.TASKS)
+        )
+        lines = {name: registry.summary(name) for name in registry.table}
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        typer.echo(f"{name:{width}}  {text}")
+    return 0
+
+
+@app.command()
+def report(
+    place: Annotated[Path | None, typer.Argument(help="A run file, a store, a study or a folder of records.")] = Path("results/runs"),
+    out: Annotated[Path | None, typer.Option(help="Where to write table.md and the CSV files. [default: tables/ beside the records]")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
+) -> int:
+    """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
+    from harness import report as tables
+    from harness.store import read_all
+
+    if explain:
+        typer.echo(tables.glossary())
+        return 0
+    assert place is not None
+    records, problems = read_all(place)
+    for line in problems:
+        typer.echo(f"skipped {line}", err=True)
+    if records:
+        folder = out or (place.with_suffix("") if place.is_file() else place / "tables")
+        typer.echo(tables.markdown(records))
+        written = tables.write_tables(records, folder)
+        typer.echo(f"written: {', '.join(str(path) for path in written)}")
+    return 1 if problems else 0
+
+
+@app.command("train-tiny")
+def train_tiny(
+    out: Annotated[Path | None, typer.Option(help="Folder for the models. [default: the package's own embedded/]")] = None,
+    only: Annotated[str | None, typer.Option(help="Train one of them: tiny or tiny-math.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Seen tokens, in place of the recipe's (for a trial).")] = None,
+) -> int:
+    """Train the embedded teachers from nothing: tokenizer, tiny, tiny-math, and their scores on the test splits."""
+    from harness.api import train_embedded
+    from harness.console import Console
+
+    with Console() as console:
+        for line in train_embedded(out, only=only, budget=budget, progress=console.progress):
+            console.say(line)
+    return 0
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except HarnessError as problem:
+        print(f"harness: {problem}", file=sys.stderr)
+        code = 2
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        print("\nharness: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        code = 130
+    except Exception as problem:
+        if not hasattr(problem, "format_message"):  # a click usage error: unknown option, missing argument
+            raise
+        print(f"harness: {problem.format_message()} (type: harness --help)", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

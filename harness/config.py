@@ -1,0 +1,120 @@
+"""What a run is asked to do: one frozen object, built alike from flags, from a TOML file and from Python."""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_cache_dir
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from harness.errors import HarnessError, unknown
+
+EMBEDDED_BUDGET = 250_000  # seen tokens: under a minute of training for the embedded student on two cores
+OUTSIDE_BUDGET = 1_000_000
+
+
+def default_cache() -> Path:
+    """Return `$HARNESS_CACHE`, else the platform's cache folder."""
+    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("compression-harness"))
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. Two equal configurations plan the same cells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    methods: tuple[str, ...] = ("cot", "response")
+    suite: tuple[str, ...] = ("math",)
+    teacher: tuple[str, ...] = ("tiny",)
+    student: str = "depth:0.5"
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    budget: Annotated[int, Field(ge=100)] | None = None  # seen tokens of each trained row; None: by the teacher
+    rows: Annotated[int, Field(ge=1)] = 2_000  # distinct training items
+    controls: bool = True
+    set: dict[str, dict[str, JsonValue]] = {}  # method -> setting -> value
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    out: Path = Path("results/runs")
+    cache: Path | None = None
+    data_dir: Path | None = None
+    force: bool = False
+    wait: bool = True
+
+    @property
+    def cache_folder(self) -> Path:
+        """The cache that this run reads and fills."""
+        return self.cache or default_cache()
+
+
+def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
+    """Check values and return the configuration; unknown keys and values out of range are the user's to mend."""
+    known = RunConfig.model_fields
+    for key in values:
+        if key not in known:
+            raise unknown(f"setting{' in ' + where if where else ''}", key, known)
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        name = str(first["loc"][0])
+        flag = f"--{name.replace('_', '-')}"
+        raise HarnessError(f"{where + ': ' if where else ''}{flag} {first['input']!r}: {first['msg'].lower()}; see harness run --help") from problem
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a run file. Its keys are the long flags; `[set.response]` tables hold methods' settings."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        raise HarnessError(f"no run file at {path}; give a TOML file with for example: methods = ['cot', 'response']") from problem
+    except tomllib.TOMLDecodeError as problem:
+        raise HarnessError(f"{path}: {problem}") from problem
+    for key in ("methods", "suite", "teacher"):
+        if isinstance(values.get(key), str):
+            values[key] = split_list(values[key])
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def split_list(text: str) -> list[str]:
+    """Split `cot,response[temperature=1,teacher_share=1]` at the commas outside brackets."""
+    parts = re.split(r",(?![^\[]*\])", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def value_of(text: str) -> JsonValue:
+    """Read a setting's value as typed on a command line: a number, true, false, or a word."""
+    try:
+        value: JsonValue = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value
+
+
+def parse_set(pairs: list[str]) -> dict[str, dict[str, JsonValue]]:
+    """Read `--set response.temperature=4` pairs."""
+    found: dict[str, dict[str, JsonValue]] = {}
+    for pair in pairs:
+        match = re.fullmatch(r"([\w-]+)\.(\w+)=(.*)", pair)
+        if not match:
+            raise HarnessError(f"--set {pair!r} is not METHOD.SETTING=VALUE; write for example --set response.temperature=4")
+        found.setdefault(match[1], {})[match[2]] = value_of(match[3])
+    return found
+
+
+def parse_method(spec: str) -> tuple[str, dict[str, JsonValue]]:
+    """Read `response[temperature=4]` into a name and its settings."""
+    match = re.fullmatch(r"([\w.-]+)(?:\[(.*)\])?", spec)
+    if not match:
+        raise HarnessError(f"method {spec!r} is not NAME or NAME[SETTING=VALUE,...]; write for example response[temperature=4]")
+    settings: dict[str, JsonValue] = {}
+    for part in filter(None, (match[2] or "").split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise HarnessError(f"method {spec!r}: {part!r} is not SETTING=VALUE")
+        settings[key.strip()] = value_of(value.strip())
+    return match[1], settings

@@ -1,0 +1,206 @@
+"""From a configuration to cells: which rows, which controls beside them, which seeds, and a key for each by content."""
+
+import inspect
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from harness.checkpoint import digest_of, file_digest
+from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
+from harness.contract import Checkpoint, Suite
+from harness.errors import HarnessError, unknown
+from harness.model import is_embedded, parse_recipe, resolve
+from harness.registry import Registry, expanded
+from harness.vocabulary import common_vocabulary, token_map
+
+TEACHER = "teacher"  # the label of the row that every other row is compared with
+SCORING = 1  # version of scoring and measuring: part of every cell's key
+
+
+class PlannedModel(BaseModel):
+    """A checkpoint as it travels to the cell's process."""
+
+    model_config = ConfigDict(frozen=True)
+    path: Path
+    name: str
+    digest: str
+    bytes_on_disk: int
+    note: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "PlannedModel":
+        """Take a checkpoint's identity."""
+        return cls(
+            path=checkpoint.path.resolve(), name=checkpoint.name, digest=checkpoint.digest, bytes_on_disk=checkpoint.bytes_on_disk,
+            note=checkpoint.note,
+        )  # fmt: skip
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the checkpoint again."""
+        return Checkpoint(path=self.path, name=self.name, digest=self.digest, bytes_on_disk=self.bytes_on_disk, note=self.note)
+
+
+class PlannedCell(BaseModel):
+    """One row at one seed: what its process is told."""
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    student_key: str
+    label: str
+    method: str
+    settings: dict[str, JsonValue]
+    family: str
+    is_control: bool
+    controls: tuple[str, ...]
+    trains: bool
+    seed: int | None
+
+    @property
+    def is_teacher(self) -> bool:
+        """Tell whether this is the teacher's own row."""
+        return self.method == TEACHER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All cells of a run, in the order in which they are computed."""
+
+    config: RunConfig
+    suites: Mapping[str, Suite]
+    tasks: tuple[str, ...]
+    teachers: tuple[PlannedModel, ...]
+    student_recipe: str
+    student_base: PlannedModel
+    budget_tokens: int
+    device: str
+    dtype: str
+    cells: tuple[PlannedCell, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    name: str
+    method: Any
+    settings: dict[str, JsonValue]
+    asked: bool
+
+
+def make_plan(
+    config: RunConfig, *, teachers: Sequence[Checkpoint], methods: Registry, suites: Mapping[str, Suite], task_versions: Mapping[str, str], device: str
+) -> Plan:
+    """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed."""
+    if not config.methods:
+        raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
+    rows = _rows(config, methods)
+    if len(teachers) > 1:
+        raise HarnessError(f"{len(teachers)} teachers are given; this version distils from one: name one with --teacher")
+    planned = tuple(PlannedModel.of(one) for one in teachers)
+    recipe = parse_recipe(config.student)
+    base = planned[0] if recipe else PlannedModel.of(resolve(config.student, cache=config.cache_folder))
+    _check_vocabularies(rows, planned[0], base)
+    budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher[0]) else OUTSIDE_BUDGET)
+    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
+    shared = {
+        "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student, "device": device, "dtype": dtype,
+        "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
+    }  # fmt: skip
+    scored = {"tasks": {task: task_versions[task] for task in tasks}, "scoring": SCORING, "measure": [suite.measure for suite in suites.values()]}
+    cells = [_teacher_cell(shared, scored)]
+    for row in rows:
+        drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")
+        for seed in range(1, config.seeds + 1) if drawn else (None,):
+            student_key = digest_of("student", shared, row.name, expanded(row.method), budget if drawn else 0, seed, _code_digest(type(row.method)))
+            cells.append(
+                PlannedCell(
+                    key=digest_of("cell", student_key, scored), student_key=student_key, label=row.label, method=row.name,
+                    settings=expanded(row.method), family=row.method.family, is_control=row.method.is_control,
+                    controls=tuple(row.method.controls), trains=row.method.trains, seed=seed,
+                )
+            )  # fmt: skip
+    return Plan(
+        config=config, suites=suites, tasks=tasks, teachers=planned, student_recipe=config.student, student_base=base,
+        budget_tokens=budget, device=device, dtype=dtype, cells=tuple(cells),
+    )  # fmt: skip
+
+
+def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object]) -> PlannedCell:
+    key = digest_of("cell", TEACHER, shared["teachers"], shared["device"], shared["dtype"], scored)
+    return PlannedCell(
+        key=key, student_key="", label=TEACHER, method=TEACHER, settings={}, family="teacher", is_control=False, controls=(), trains=False, seed=None
+    )
+
+
+def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
+    """Build every asked method, then the controls that they need, each row once."""
+    for name in config.set:
+        if name not in methods:
+            raise unknown("method", name, methods.table, hint="(in --set)")
+    rows: dict[str, _Row] = {}
+
+    def add(name: str, written: Mapping[str, JsonValue], asked: bool) -> Any:
+        method = methods.build(name, {**config.set.get(name, {}), **written})
+        label = _label(name, method)
+        rows.setdefault(label, _Row(label, name, method, dict(written), asked))
+        return method
+
+    for spec in config.methods:
+        if "+" in spec:
+            raise HarnessError(f"chain {spec!r}: chains of methods are not in this version; name its parts one by one")
+        name, written = parse_method(spec)
+        add(name, written, asked=True)
+    pending = [row.method for row in rows.values()] if config.controls else []
+    while pending:
+        for name in pending.pop(0).controls:
+            if name not in {row.name for row in rows.values()}:
+                pending.append(add(name, {}, asked=False))
+    unused = sorted(set(config.set) - {row.name for row in rows.values()})
+    if unused:
+        raise HarnessError(f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or drop the setting")
+    return list(rows.values())
+
+
+def _label(name: str, method: Any) -> str:
+    """Return the row's name: settings that differ from the defaults stand in brackets."""
+    defaults = expanded(type(method)())
+    differing = [f"{key}={value}" for key, value in expanded(method).items() if value != defaults[key]]
+    return f"{name}[{','.join(differing)}]" if differing else name
+
+
+def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: PlannedModel) -> None:
+    asking = [row for row in rows if row.method.same_vocabulary]
+    if not asking or teacher.digest == base.digest:
+        return
+    ours, theirs = token_map(base.path), token_map(teacher.path)
+    if ours is not None and theirs is not None:
+        common_vocabulary(ours, theirs, names=(f"student {base.name}", f"teacher {teacher.name}"))
+
+
+def _code_digest(method: type[Any]) -> str:
+    """Return a digest of the code that makes a student: the method's own file and the machinery beside it."""
+    own = Path(inspect.getfile(method))
+    machinery = sorted(own.parent.glob("_*.py")) if own.parent.name == "methods" else []
+    return digest_of([file_digest(path) for path in [own, *(path for path in machinery if path.name != "_tiny.py")]])
+
+
+def parameters_on_disk(folder: Path) -> int:
+    """Count a model's stored parameters from its safetensors headers, without opening a tensor."""
+    import json
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return count
+
+
+def describe_setting(text: str) -> str:
+    """Make a label safe for a file name."""
+    return re.sub(r"[^\w.=-]+", "_", text).strip("_")

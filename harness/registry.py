@@ -1,0 +1,88 @@
+"""Literal, lazy tables: a name and where its class lives. Nothing is imported until it is asked for.
+
+Our own methods stand in `methods/__init__.py`; other packages add theirs through the `harness.methods` entry-point
+group. A name that two packages claim is an error, never the last one wins.
+"""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import HarnessError, unknown
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A table of classes by name."""
+
+    kind: str  # "method", "task": what error messages call an entry
+    table: Mapping[str, str]  # name -> "module:Class"
+
+    @classmethod
+    def with_entry_points(cls, kind: str, table: Mapping[str, str], group: str) -> "Registry":
+        """Join a literal table with what installed packages declare in an entry-point group."""
+        joined = dict(table)
+        for point in metadata.entry_points(group=group):
+            if joined.get(point.name, point.value) != point.value:
+                raise HarnessError(
+                    f"two packages claim the {kind} {point.name!r}: {joined[point.name]} and {point.value}; rename or uninstall one"
+                )
+            joined[point.name] = point.value
+        return cls(kind, joined)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table
+
+    def load(self, name: str) -> type[Any]:
+        """Import the class behind a name."""
+        if name not in self.table:
+            raise unknown(self.kind, name, self.table, hint=f"(type: harness list {self.kind}s)")
+        module, _, attribute = self.table[name].partition(":")
+        try:
+            found: type[Any] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as problem:
+            raise HarnessError(f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {problem}") from problem
+        return found
+
+    def summary(self, name: str) -> str:
+        """Return the first docstring line of the class behind a name, read without importing its module's needs."""
+        module, _, attribute = self.table[name].partition(":")
+        try:
+            spec = importlib.util.find_spec(module)
+            source = importlib.util.decode_source(open(spec.origin, "rb").read()) if spec and spec.origin else ""  # noqa: SIM115
+        except (ImportError, OSError) as problem:
+            return f"(cannot be found: {problem})"
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and node.name == attribute:
+                return (ast.get_docstring(node) or "").partition("\n")[0]
+        return f"(no class {attribute} in {module})"
+
+    def build(self, name: str, settings: Mapping[str, object]) -> Any:
+        """Construct an entry with settings, refusing unknown names and values out of range."""
+        found = self.load(name)
+        known = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+        for key in settings:
+            if key not in known:
+                hint = f"({name} has: {', '.join(known) or 'no settings'})"
+                raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
+        try:
+            return TypeAdapter(found).validate_python(dict(settings))
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            where = ".".join(map(str, first["loc"])) or name
+            message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
+            given = first["input"]
+            raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem
+
+
+def expanded(instance: Any) -> dict[str, Any]:
+    """Return an entry's settings with defaults expanded, in declaration order."""
+    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)} if dataclasses.is_dataclass(instance) else {}

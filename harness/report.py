@@ -1,0 +1,422 @@
+"""Tables from records alone: Markdown and CSV, byte for byte the same wherever they are made again. No torch.
+
+Records are grouped before anything is compared: rows of one table share teacher, student shape, budget, device,
+dtype, scoring path, machine and task versions. What was not measured is a dash, and a note says why.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from harness import stats
+from harness.checkpoint import digest_of
+from harness.record import RunRecord, TaskScore
+from harness.stats import Interval
+
+if TYPE_CHECKING:
+    import pandas
+
+DASH = "-"
+TEACHER = "teacher"
+
+GLOSSARY = {
+    "row": "the method that made the student; settings that differ from the defaults in brackets",
+    "seeds": "independent training runs, pooled; 1 for rows without a random draw",
+    "score": "accuracy by the task's primary extractor, mean over seeds",
+    "retention": "student's score / teacher's score on the same items, with its 95 % interval (one seed: paired log ratio; several: "
+    "bootstrap over seeds and items)",
+    "above chance": "the same ratio after the chance level is taken from both: what is left of the part above guessing",
+    "lost/won": "items the teacher has right and the student wrong / the reverse, mean over seeds",
+    "tokens": "tokens written per answer, the ending one included",
+    "invalid": "share of answers in which the primary extractor finds nothing",
+    "decode x": "teacher's seconds per written token / the student's, alternating in one process, batch 1",
+    "prefill x": "the same for reading the prompt",
+    "disk": "bytes of the weight files; (x) the teacher's / the student's",
+    "resident": "bytes of parameters and buffers in memory, each storage once",
+    "rise": "how far one inference run lifts the process's peak memory above the resting model",
+    "s/problem": "seconds per problem of the scored run, batched, natural answer lengths",
+    "seen": "tokens that passed through the student in training, prompts included, padding not",
+    "train s": "seconds in the training loop",
+    "FLOPs": "training: 3 x forward (2 per weight outside the embedding, head and attention included) x seen tokens",
+    "teacher s": "seconds the teacher spent for this row (writing traces once, even where the cache served them; forward passes)",
+    "teacher FLOPs": "its forward passes and written tokens, 2 per weight and token, head and attention included",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """All records of one label: the seeds of one row."""
+
+    label: str
+    records: tuple[RunRecord, ...]
+
+    @property
+    def done(self) -> tuple[RunRecord, ...]:
+        """The records that succeeded."""
+        return tuple(record for record in self.records if record.status == "success")
+
+    @property
+    def first(self) -> RunRecord:
+        """Any record of the row, for what all of them share."""
+        return self.records[0]
+
+    def scores(self, task: str) -> list[TaskScore]:
+        """The row's scores on a task, one a seed."""
+        return [score for record in self.done if (score := record.score(task)) is not None]
+
+    def outcomes(self, task: str) -> list[str]:
+        """Per-item outcomes of the primary extractor, one string a seed."""
+        return [score.outcomes[score.primary] for score in self.scores(task)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may stand in one table, and what they share."""
+
+    shared: Mapping[str, str]
+    rows: tuple[Row, ...]
+    tasks: tuple[str, ...]
+    superseded: int
+
+    @property
+    def teacher(self) -> Row | None:
+        """The teacher's row, when it succeeded."""
+        return next((row for row in self.rows if row.label == TEACHER and row.done), None)
+
+    def row(self, name: str) -> Row | None:
+        """A row by label, or the first whose method has that name."""
+        exact = next((row for row in self.rows if row.label == name), None)
+        return exact or next((row for row in self.rows if row.first.method == name), None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: header cells, rows of text, and the same numbers unrounded for the CSV."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    frame: "pandas.DataFrame"
+
+
+def _condition(record: RunRecord) -> dict[str, str]:
+    """What rows of one table must share, by name."""
+    return {
+        "teacher": " and ".join(one.name for one in record.teachers),
+        "teacher digest": " ".join(one.digest for one in record.teachers),
+        "student": record.student_recipe,
+        "budget": f"{record.budget_tokens} seen tokens, {record.budget_rows} items",
+        "suites": ", ".join(record.suites),
+    }
+
+
+def _measured_under(record: RunRecord) -> dict[str, str]:
+    environment = record.environment
+    return {
+        "path": record.path,
+        "tasks": ", ".join(f"{score.task}@{score.version}" for score in record.scores),
+        "items": digest_of([score.items_digest for score in record.scores]),
+        "device": environment.device if environment else "",
+        "dtype": environment.dtype if environment else "",
+        "threads": str(environment.threads) if environment else "",
+        "machine": environment.machine if environment else "",
+    }
+
+
+def group(records: Iterable[RunRecord]) -> list[Group]:
+    """Split records into tables. Failed records join the table that their conditions name."""
+    by_condition: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_condition.setdefault(digest_of(_condition(record)), []).append(record)
+    groups: list[Group] = []
+    for members in by_condition.values():
+        worked = [record for record in members if record.status == "success"]
+        failed = [record for record in members if record.status != "success"]
+        kinds: dict[str, list[RunRecord]] = {}
+        for record in worked:
+            kinds.setdefault(digest_of(_measured_under(record)), []).append(record)
+        for index, (_, alike) in enumerate(sorted(kinds.items(), key=lambda pair: min(r.created for r in pair[1]))):
+            groups.append(_group([*alike, *(failed if index == len(kinds) - 1 else [])]))
+        if not kinds:
+            groups.append(_group(failed))
+    return sorted(groups, key=lambda one: sorted(one.shared.items()))
+
+
+def _group(records: Sequence[RunRecord]) -> Group:
+    newest: dict[tuple[str, int | None], RunRecord] = {}
+    for record in sorted(records, key=lambda r: (r.created, r.key)):
+        newest[record.label, record.seed] = record
+    labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
+    rows = tuple(Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels)
+    sample = next((record for record in newest.values() if record.status == "success"), records[0])
+    tasks = tuple(score.task for score in sample.scores)
+    return Group({**_condition(sample), **_measured_under(sample)}, rows, tasks, len(records) - len(newest))
+
+
+def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
+    return pair[0][0], pair[0][1] or 0
+
+
+def _ordered(found: Group) -> list[Row]:
+    """Teacher, then methods, then controls; within each by mean score, best first."""
+
+    def place(row: Row) -> tuple[int, float, str]:
+        kind = 0 if row.label == TEACHER else 2 if row.first.is_control else 1
+        values = [score.value for task in found.tasks for score in row.scores(task)]
+        return kind, -fmean(values) if values else 1.0, row.label
+
+    return sorted(found.rows, key=place)
+
+
+def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
+    """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
+    ours, theirs = student.scores(task), reference.scores(task)
+    if not ours or not theirs:
+        return Interval(None, reason="not scored")
+    if len({score.items_digest for score in [*ours, *theirs]}) > 1:
+        return Interval(None, reason="scored on different items")
+    left, right = student.outcomes(task), reference.outcomes(task)
+    if len(left) == len(right) == 1:
+        counts = stats.pairs(right[0], left[0])
+        if not ratio:
+            return stats.difference(counts)
+        return stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+    if len(right) not in (1, len(left)):
+        right = right[: len(left)]
+        left = left[: len(right)]
+    return stats.two_level(left, right, ratio=ratio, chance=chance)
+
+
+def _percent(found: Interval, *, digits: int = 1) -> str:
+    if found.value is None:
+        return DASH
+    text = f"{100 * found.value:.{digits}f} %"
+    return text if found.low is None or found.high is None else f"{text} [{100 * found.low:.{digits}f}, {100 * found.high:.{digits}f}]"
+
+
+def _points(found: Interval) -> str:
+    if found.value is None:
+        return DASH
+    text = f"{100 * found.value:+.1f}"
+    return text if found.low is None or found.high is None else f"{text} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def _status(row: Row) -> str:
+    broken = [record for record in row.records if record.status != "success"]
+    return "" if not broken else f"{broken[0].status}: {broken[0].reason}"
+
+
+def _name(row: Row) -> str:
+    return f"{row.label} (control)" if row.first.is_control else row.label
+
+
+def _table(name: str, title: str, rows: Sequence[tuple[dict[str, str], dict[str, object]]]) -> Table:
+    """Build a table from (shown, exact) pairs of rows."""
+    import pandas
+
+    columns = tuple(dict.fromkeys(column for shown, _ in rows for column in shown))
+    frame = pandas.DataFrame([exact for _, exact in rows])
+    return Table(name, title, columns, tuple(tuple(shown.get(column, DASH) for column in columns) for shown, _ in rows), frame)
+
+
+def quality(found: Group) -> Table:
+    """Scores, retention and flips against the teacher, task by task."""
+    rows = []
+    teacher = found.teacher
+    for row in _ordered(found):
+        shown: dict[str, str] = {"row": _name(row), "seeds": str(len(row.done))}
+        exact: dict[str, object] = {"row": row.label, "control": row.first.is_control, "seeds": len(row.done), "status": _status(row) or "success"}
+        for task in found.tasks:
+            for column, (text, values) in _task_cells(row, teacher, task).items():
+                name = column if len(found.tasks) == 1 else f"{task} {column}"
+                shown[name] = text
+                exact |= {f"{task} {key}": value for key, value in values.items()}
+        rows.append((shown, exact))
+    tasks = ", ".join(f"{task} (n = {_items(found, task)})" for task in found.tasks)
+    return _table("quality", f"Quality on {tasks}", rows)
+
+
+def _items(found: Group, task: str) -> int:
+    return next((score.n for row in found.rows for score in row.scores(task)), 0)
+
+
+def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str, dict[str, object]]]:
+    """Return column -> (text, exact values) of one row on one task."""
+    scores = row.scores(task)
+    if not scores:
+        return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
+    value = fmean(score.value for score in scores)
+    chance = scores[0].chance
+    kept = compare(row, teacher, task, ratio=True) if teacher else Interval(None, reason="no teacher row")
+    cells: dict[str, tuple[str, dict[str, object]]] = {
+        "score": (f"{100 * value:.1f} %", {"score": value}),
+        "retention": (_percent(kept), {"retention": kept.value, "retention low": kept.low, "retention high": kept.high}),
+    }
+    if chance:
+        above = compare(row, teacher, task, ratio=True, chance=chance) if teacher else Interval(None)
+        cells["above chance"] = (_percent(above), {"above chance": above.value, "above chance low": above.low, "above chance high": above.high})
+    if teacher and teacher.outcomes(task):
+        reference = teacher.outcomes(task)[0]
+        counts = [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
+        if counts:
+            lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
+            cells["lost/won"] = (f"{lost:.0f}/{won:.0f}", {"lost": lost, "won": won})
+    tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
+    if tokens:
+        cells["tokens"] = (f"{fmean(tokens):.1f}", {"tokens": fmean(tokens)})
+        invalid = fmean(score.invalid_share for score in scores)
+        cells["invalid"] = (f"{100 * invalid:.1f} %", {"invalid": invalid})
+    return cells
+
+
+_MIB = 2**20
+
+
+def cost(found: Group) -> Table:
+    """Speed, memory and training cost."""
+    rows = []
+    teacher = found.teacher
+    for row in _ordered(found):
+        shown: dict[str, str] = {"row": _name(row)}
+        exact: dict[str, object] = {"row": row.label}
+
+        def add(column: str, value: float | None, form: Callable[[float], str], shown: dict[str, str] = shown, exact: dict[str, object] = exact) -> None:
+            shown[column] = DASH if value is None else form(value)
+            exact[column] = value
+
+        add("decode tok/s", _mean(row, "decode_tokens_per_second"), lambda v: f"{v:.0f}")
+        add("decode x", _mean(row, "decode_speedup"), lambda v: f"{v:.2f}")
+        add("prefill tok/s", _mean(row, "prefill_tokens_per_second"), lambda v: f"{v:.0f}")
+        add("prefill x", _mean(row, "prefill_speedup"), lambda v: f"{v:.2f}")
+        disk = _mean(row, "weight_bytes_disk")
+        base = _mean(teacher, "weight_bytes_disk") if teacher else None
+        add("disk MiB", None if disk is None else disk / _MIB, lambda v: f"{v:.2f}")
+        add("disk x", base / disk if base and disk else None, lambda v: f"{v:.2f}")
+        resident = _mean(row, "weight_bytes_resident")
+        add("resident MiB", None if resident is None else resident / _MIB, lambda v: f"{v:.2f}")
+        rise = _mean(row, "inference_rise_bytes")
+        add("rise MiB", None if rise is None else rise / _MIB, lambda v: f"{v:.1f}")
+        for task in found.tasks:
+            name = "s/problem" if len(found.tasks) == 1 else f"s/problem {task}"
+            add(name, _mean(row, f"seconds_per_problem:{task}"), lambda v: f"{v:.4f}")
+        trained = [record.cost for record in row.done if record.trains]
+        add("seen", fmean(one.seen_tokens for one in trained) if trained else None, lambda v: f"{v:,.0f}")
+        add("train s", fmean(one.seconds for one in trained) if trained else None, lambda v: f"{v:.1f}")
+        add("FLOPs", fmean(one.flops for one in trained) if trained else None, lambda v: f"{v:.2e}")
+        taught = [one for one in trained if one.teacher_tokens]
+        add("teacher s", fmean(one.teacher_seconds for one in taught) if taught else None, lambda v: f"{v:.1f}")
+        add("teacher FLOPs", fmean(one.teacher_flops for one in taught) if taught else None, lambda v: f"{v:.2e}")
+        rows.append((shown, exact))
+    return _table("cost", "Speed, memory and training cost", rows)
+
+
+def _mean(row: Row | None, name: str) -> float | None:
+    found = [one.value for record in (row.done if row else ()) if (one := record.measured(name)) is not None]
+    return fmean(found) if found else None
+
+
+def controls(found: Group) -> Table | None:
+    """Each method against the controls that it needs: difference in points on the same items."""
+    rows = []
+    for row in _ordered(found):
+        for name in row.first.controls:
+            for control in [other for other in found.rows if other.first.method == name]:
+                for task in found.tasks:
+                    gap = compare(row, control, task, ratio=False)
+                    if gap.value is None or gap.low is None or gap.high is None:
+                        verdict = DASH if not gap.reason else f"- ({gap.reason})"
+                    else:
+                        verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
+                    rows.append(
+                        (
+                            {"row": row.label, "against": control.label, "task": task, "difference (points)": _points(gap), "verdict": verdict},
+                            {"row": row.label, "against": control.label, "task": task, "difference": gap.value, "low": gap.low,
+                             "high": gap.high, "verdict": verdict},
+                        )
+                    )  # fmt: skip
+    return _table("controls", "Against the controls, on the same items", rows) if rows else None
+
+
+def notes(found: Group) -> list[str]:
+    """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
+    shared = found.shared
+    lines = [
+        f"Teacher {shared['teacher']}, student {shared['student']}; {shared['budget']} for each trained row "
+        "(`answer-only` by default sees each item as often as `cot`, in fewer tokens).",
+        f"Device {shared['device']} ({shared['machine']}, {shared['threads']} threads), {shared['dtype']}; scoring path {shared['path']}; {shared['tasks']}.",
+    ]
+    for task in found.tasks:
+        teacher = found.teacher
+        if teacher is None:
+            lines.append("The teacher's row did not succeed: no retention can be given.")
+            break
+        reference = teacher.outcomes(task)[0]
+        flips = [
+            (counts.teacher_only + counts.student_only) / counts.n
+            for row in found.rows
+            if row.label != TEACHER
+            for counts in [stats.pairs(reference, outcome) for outcome in row.outcomes(task)]
+        ]
+        if flips:
+            share = sorted(flips)[len(flips) // 2]
+            drop = stats.smallest_drop(len(reference), share)
+            lines.append(
+                f"{task}: with {len(reference)} items and the median share of flips here ({100 * share:.0f} %) one seed shows drops from "
+                f"{100 * (drop or 0):.1f} points on."
+            )
+    for record in [record for row in found.rows for record in row.records if record.status == "success" and record.limited]:
+        lines.append(f"{record.label}: scored on a limited sample.")
+    unpacked = dict.fromkeys(f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.teachers if one.note)
+    lines += [*unpacked]
+    for row in found.rows:
+        for record in row.records:
+            if record.status != "success":
+                seed = f" (seed {record.seed})" if record.seed is not None else ""
+                lines.append(f"{row.label}{seed} {record.status}: {record.reason}")
+    if found.superseded:
+        lines.append(f"{found.superseded} older records of the same rows are not shown.")
+    lines.append("A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there.")
+    return lines
+
+
+def tables(found: Group) -> list[Table]:
+    """All tables of a group of records."""
+    return [table for table in (quality(found), cost(found), controls(found)) if table is not None]
+
+
+def markdown(records: Sequence[RunRecord]) -> str:
+    """Return every table of these records as one Markdown page."""
+    from tabulate import tabulate
+
+    parts: list[str] = []
+    for found in group(records):
+        parts.append(f"## {found.shared['suites']}: {found.shared['teacher']} to {found.shared['student']}\n")
+        for table in tables(found):
+            alignment = ["left" if column in {"row", "against", "task", "verdict"} else "right" for column in table.columns]
+            text = tabulate(table.rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+            parts.append(f"**{table.title}**\n\n{text}\n")
+        parts.append("\n".join(f"- {line}" for line in notes(found)) + "\n")
+    return "\n".join(parts)
+
+
+def write_tables(records: Sequence[RunRecord], folder: Path) -> list[Path]:
+    """Write `table.md` and one CSV per table; return what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "table.md"]
+    written[0].write_text(markdown(records), encoding="utf-8", newline="\n")
+    groups = group(records)
+    for number, found in enumerate(groups, 1):
+        for table in tables(found):
+            path = folder / (f"{table.name}.csv" if len(groups) == 1 else f"{table.name}-{number}.csv")
+            table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+            written.append(path)
+    return written
+
+
+def glossary() -> str:
+    """Return the meaning of every column."""
+    width = max(map(len, GLOSSARY))
+    return "\n".join(f"{name:{width}}  {meaning}" for name, meaning in GLOSSARY.items())

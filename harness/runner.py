@@ -1,0 +1,195 @@
+"""Runs a plan: one spawned process per cell, locks, progress, and a record whatever happens to the process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.cell import CellJob
+from harness.contract import Progress
+from harness.errors import HarnessError
+from harness.model import is_embedded
+from harness.plan import Plan, PlannedCell
+from harness.record import BadRecord, ModelReference, RunRecord, read, write
+from harness.store import Busy, Store
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How one cell ended."""
+
+    cell: PlannedCell
+    record: RunRecord | None  # None: another run is computing it and we were told not to wait
+    cached: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """What the runner tells: a cell begins, lives, ends; a line worth reading."""
+
+    begin: Callable[[PlannedCell, int, int], None] = lambda cell, number, total: None
+    alive: Callable[[PlannedCell, Progress], None] = lambda cell, progress: None
+    end: Callable[[Finished], None] = lambda finished: None
+    say: Callable[[str], None] = lambda line: None
+
+
+def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
+    """Compute every cell that has no record yet; return how each ended and the run's own file."""
+    store = Store(plan.config.out)
+    store.prepare()
+    listing = store.write_run(plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells])
+    ended: list[Finished] = []
+    for number, cell in enumerate(plan.cells, 1):
+        watcher.begin(cell, number, len(plan.cells))
+        ended.append(_one(plan, cell, store, watcher))
+        watcher.end(ended[-1])
+    return ended, listing
+
+
+def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
+    held = None if plan.config.force else store.finished(cell.key)
+    if held is not None:
+        return Finished(cell, held, cached=True)
+    try:
+        with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
+            held = None if plan.config.force else store.finished(cell.key)
+            if held is not None:  # the other run made it while we waited
+                return Finished(cell, held, cached=True)
+            if not cell.student_key:
+                return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
+            # Two cells of one student (two suites) must not train it at once.
+            with store.locked(cell.student_key, wait=plan.config.wait, on_wait=watcher.say):
+                return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
+    except Busy as busy:
+        return Finished(cell, None, cached=False, note=str(busy))
+
+
+def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> RunRecord:
+    """Run a cell's process to its end and return its record; write one for a process that died without."""
+    folder = store.cell(cell.key)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record_path = folder / "record.json"
+        record_path.unlink(missing_ok=True)
+        if plan.config.force and cell.student_key:
+            _forget_student(store.student(cell.student_key))
+        job = _job(plan, cell, store)
+        (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        code, tail = _process(folder, lambda one: watcher.alive(cell, one), environment=_environment(plan))
+        if record_path.exists():
+            return read(record_path)
+        record = _died(plan, cell, _reason(code, tail))
+        write(record_path, record)
+    except BadRecord as problem:
+        return _died(plan, cell, str(problem))
+    except OSError as problem:
+        raise HarnessError(f"cannot write to {folder} ({problem.strerror}); what was finished is kept: mend that and run again") from problem
+    return record
+
+
+def _forget_student(folder: Path) -> None:
+    """Make `--force` train anew: without its mark and state a student is made again."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
+    return CellJob(
+        cell=cell,
+        suites=tuple(plan.suites),
+        tasks=plan.tasks,
+        teachers=plan.teachers,
+        student_recipe=plan.student_recipe,
+        student_base=plan.student_base,
+        budget_tokens=plan.budget_tokens,
+        budget_rows=plan.config.rows,
+        device=plan.device,
+        dtype=plan.dtype,
+        batch_size=plan.config.batch_size,
+        measure=any(suite.measure for suite in plan.suites.values()),
+        cell_folder=store.cell(cell.key).resolve(),
+        student_folder=store.student(cell.student_key or cell.key).resolve(),
+        cache=plan.config.cache_folder.resolve(),
+        data_dir=plan.config.data_dir,
+    )
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    """Return the child's environment; the Hub is not asked for anything that a run on local models does not need."""
+    settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    names = [*plan.config.teacher, plan.config.student]
+    if all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
+        settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {**os.environ, **settings}
+
+
+def _process(folder: Path, alive: Callable[[Progress], None], *, environment: dict[str, str]) -> tuple[int, str]:
+    """Start `python -m harness.cell`, pass its signs of life on, return its exit code and the end of its log."""
+    log = folder / "log.txt"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "harness.cell", str((folder / "job.json").resolve())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, encoding="utf-8",
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                alive(Progress(**json.loads(line)))
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            threading.Timer(5, process.kill).start()
+            process.wait()
+            raise
+    return code, log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+
+def _reason(code: int, tail: str) -> str:
+    """Say in one line how a process ended that left no record."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return f"killed ({name}{memory}); run again to go on from its last saved state"
+    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "no output")
+    return f"ended with status {code}: {last[:200]}"
+
+
+def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
+    return RunRecord(
+        key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
+        controls=cell.controls, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
+        teachers=tuple(ModelReference(name=one.name, digest=one.digest, note=one.note) for one in plan.teachers),
+        student_recipe=plan.student_recipe, seed=cell.seed, budget_tokens=plan.budget_tokens, budget_rows=plan.config.rows, path="",
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )  # fmt: skip
+
+
+def failures(ended: Sequence[Finished]) -> list[str]:
+    """Return one line for each cell that did not succeed."""
+    lines = []
+    for one in ended:
+        seed = f" (seed {one.cell.seed})" if one.cell.seed is not None else ""
+        if one.record is None:
+            lines.append(f"{one.cell.label}{seed}: left, {one.note}")
+        elif one.record.status != "success":
+            lines.append(f"{one.cell.label}{seed}: {one.record.status}: {one.record.reason}")
+    return lines
+
+
+def estimate_seconds(plan: Plan, cell: PlannedCell, parameters: dict[str, int]) -> float:
+    """Guess a cell's seconds on this kind of machine from token counts: an order of magnitude, said as such."""
+    rate = 40e9 if plan.device == "cpu" else 40e12  # FLOP/s that small models reach; no measurement, a rule of thumb
+    student = parameters["student"]
+    training = 6 * student * plan.budget_tokens / rate if cell.trains else 0.0
+    scoring = sum(2 * (student if not cell.is_teacher else parameters["teacher"]) * 100 * 1000 / rate for _ in plan.tasks)
+    return 15.0 + training + 4 * scoring
+
+

@@ -1,0 +1,144 @@
+"""The store of a user's cells: one folder per cell by key, students shared between cells, locks, lists of runs.
+
+    OUT/cells/KEY/   record.json, samples.jsonl, log.txt
+    OUT/students/KEY/   student/ (the checkpoint), cost.json, training.jsonl, state/ while it trains
+    OUT/runs/NAME.json   what was asked, and the keys of its cells
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness.errors import HarnessError
+from harness.record import BadRecord, RunRecord, read
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who computes a cell at the moment."""
+
+    process: int
+    machine: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.machine} since {self.since}"
+
+
+class Busy(Exception):
+    """A cell that another run is computing, and that this one was told not to wait for."""
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(f"computed by {holder}" if holder else "computed by another run")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of cells that any number of runs may share."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the folder and check that it can be written to."""
+        try:
+            for name in ("cells", "students", "runs", "locks"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_text("ok")
+            probe.unlink()
+        except OSError as problem:
+            raise HarnessError(f"cannot write to {self.root} ({problem.strerror}); give another folder with --out") from problem
+
+    def cell(self, key: str) -> Path:
+        """Return a cell's folder."""
+        return self.root / "cells" / key[:24]
+
+    def student(self, key: str) -> Path:
+        """Return a student's folder."""
+        return self.root / "students" / key[:24]
+
+    def record_path(self, key: str) -> Path:
+        """Return where a cell's record stands."""
+        return self.cell(key) / "record.json"
+
+    def finished(self, key: str) -> RunRecord | None:
+        """Return the record of a cell that succeeded, None where it must be computed (again)."""
+        path = self.record_path(key)
+        if not path.exists():
+            return None
+        try:
+            record = read(path)
+        except BadRecord:
+            return None
+        return record if record.status == "success" and record.key == key else None
+
+    @contextmanager
+    def locked(self, key: str, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold a cell's lock; wait for another holder, or raise `Busy` when told not to."""
+        path = self.root / "locks" / f"{key[:24]}.lock"
+        note = path.with_suffix(".json")
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = _holder(note)
+            if not wait:
+                raise Busy(holder) from None
+            on_wait(f"waiting for a cell {Busy(holder)} (Ctrl-C leaves it; --no-wait skips such cells)")
+            lock.acquire()
+        try:
+            since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            note.write_text(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+            lock.release()
+
+    def write_run(self, description: dict[str, object], keys: list[str]) -> Path:
+        """Write the list of a run's cells and return its path."""
+        name = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{os.getpid()}"
+        path = self.root / "runs" / f"{name}.json"
+        path.write_text(json.dumps({"kind": "run", "asked": description, "cells": keys}, indent=1, default=str) + "\n", encoding="utf-8")
+        return path
+
+
+def _holder(note: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def record_files(place: Path) -> list[Path]:
+    """Find the record files of a run file, a store, a study (`records/`), or a plain folder of records."""
+    if place.is_file():
+        data = json.loads(place.read_text(encoding="utf-8"))
+        if data.get("kind") == "cell":
+            return [place]
+        store = Store(place.parent.parent)
+        return [path for path in (store.record_path(key) for key in data.get("cells", [])) if path.exists()]
+    if not place.is_dir():
+        raise HarnessError(f"no records at {place}; give a run file, a study or a folder of records (harness run writes results/runs)")
+    for folder, pattern in ((place / "cells", "*/record.json"), (place / "records", "*.json"), (place, "*.json")):
+        if folder.is_dir() and (found := sorted(folder.glob(pattern))):
+            return found
+    raise HarnessError(f"no records in {place}; give a run file, a study or a folder of records (harness run writes results/runs)")
+
+
+def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:
+    """Read every record of a place; return them and one line for each file that is none."""
+    records, problems = [], []
+    for path in record_files(place):
+        try:
+            records.append(read(path))
+        except BadRecord as problem:
+            problems.append(str(problem))
+    return records, problems
