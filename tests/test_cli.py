@@ -1,0 +1,125 @@
+"""The command line: its surface, its exit codes, and what it does not import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+OPTIONS = {
+    "run": "--batch-size --budget --cache --controls --data-dir --device --dry-run --dtype --force --help --methods --no-controls --no-wait --out --rows "
+    "--seeds --set --student --suite --teacher --wait",
+    "list": "--help",
+    "report": "--explain --help --out",
+    "train-tiny": "--budget --help --only --out",
+}
+
+
+def harness(*arguments, **options):
+    return subprocess.run([sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+
+
+def test_the_surface_is_this_and_no_more():
+    import typer
+    from typer.main import get_command
+
+    from harness.cli import app
+
+    commands = get_command(app).commands
+    assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
+    for name, command in commands.items():
+        found = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("--")}
+        assert found | {"--help"} == set(OPTIONS[name].split()), name
+
+
+IMPORTS = """
+import runpy, sys
+sys.argv = ["harness", *sys.argv[1:]]
+try:
+    runpy.run_module("harness.cli", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "transformers", "datasets", "lm_eval", "pandas"}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], []), (["run", "--help"], []), (["list", "methods"], []), (["list", "suites"], []), (["list", "tasks"], []),
+        (["list", "models"], []), (["run", "--dry-run"], []), (["report", "--explain"], []),
+    ],
+)  # fmt: skip
+def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True)
+    assert f"LOADED {allowed}" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]
+
+
+def test_report_imports_pandas_and_no_torch(tmp_path):
+    from harness import record
+    from harness.record import RunRecord
+
+    empty = RunRecord(key="k", status="failed", reason="made up", label="cot", method="cot", family="x", is_control=False, suites=("math",),
+                      teachers=(), student_recipe="depth:0.5", budget_tokens=1, budget_rows=1, path="")  # fmt: skip
+    record.write(tmp_path / "one.json", empty)
+    done = subprocess.run([sys.executable, "-c", IMPORTS, "report", str(tmp_path)], capture_output=True, text=True)
+    assert "LOADED ['pandas']" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]
+    assert "cot failed: made up" in done.stdout
+    assert (tmp_path / "tables" / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--methods", "respones"], "did you mean 'response'"),
+        (["run", "--suite", "maths"], "did you mean 'math'"),
+        (["run", "--teacher", "org"], "unknown model 'org'"),
+        (["run", "--seeds", "0"], "--seeds 0"),
+        (["run", "--no-such-option"], "--no-such-option"),
+        (["list", "nonsense"], "nonsense"),
+        (["report", "nowhere"], "no records at nowhere"),
+        (["run", "--data-dir", "nowhere"], "no data folder at nowhere"),
+        (["train-tiny", "--only", "huge"], "huge"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
+    done = harness(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = harness("run", "--methods", "identity", "--out", tmp_path / "file" / "runs", "--cache", tmp_path / "cache")
+    assert done.returncode == 2 and "give another folder with --out" in done.stderr
+
+
+def test_a_truncated_and_a_foreign_record_are_named_and_skipped(tmp_path):
+    (tmp_path / "half.json").write_text('{"schema": 1, "kind":')
+    (tmp_path / "foreign.json").write_text(json.dumps({"model": "x", "results": {}}))
+    done = harness("report", tmp_path)
+    assert done.returncode == 1
+    assert "half.json" in done.stderr and "foreign.json" in done.stderr
+
+
+def test_dry_run_prints_every_cell_and_computes_nothing(tmp_path):
+    done = harness("run", "--methods", "cot,response", "--dry-run", "--seeds", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for row in ("teacher", "cot seed 1", "cot seed 2", "answer-only seed 1 (control)", "untouched (control)", "sft seed 2 (control)"):
+        assert f"  {row}:" in done.stdout
+    assert "10 cells" in done.stdout and not any(tmp_path.iterdir())
+
+
+def test_report_explains_its_columns():
+    done = harness("report", "--explain")
+    assert "retention" in done.stdout and "95 %" in done.stdout
+
+
+def test_packages_resolve_to_one_parent_folder():
+    import harness as package
+    import methods
+    import suites
+
+    parents = {str(__import__("pathlib").Path(one.__file__).parent.parent) for one in (package, methods, suites)}
+    assert len(parents) == 1

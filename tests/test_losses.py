@@ -1,0 +1,98 @@
+"""The golden numbers and laws of the distillation losses."""
+
+import math
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.vocabulary import common_vocabulary
+from methods._losses import cross_entropy, forward_kl
+
+TEACHER = torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+STUDENT = torch.tensor([[1.0, 2.0, 0.0, 2.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.788242), (2.0, 0.959710), (4.0, 1.037031)])
+def test_forward_kl_gives_the_golden_numbers(temperature, expected):
+    assert float(forward_kl(STUDENT, TEACHER, temperature=temperature)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_forward_kl_by_hand():
+    p = [math.exp(z) / sum(math.exp(k) for k in (3, 2, 1, 0)) for z in (3, 2, 1, 0)]
+    q = [math.exp(z) / sum(math.exp(k) for k in (1, 2, 0, 2)) for z in (1, 2, 0, 2)]
+    assert float(forward_kl(STUDENT, TEACHER)) == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("label", "expected"), [(0, 1.917576), (1, 0.917576)])
+def test_cross_entropy_gives_the_golden_numbers(label, expected):
+    assert float(cross_entropy(STUDENT, torch.tensor([label]))) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, [-0.496951, 0.162603, -0.033080, 0.367428]), (2.0, [-0.502276, 0.120394, -0.087447, 0.469330])]
+)
+def test_gradient_gives_the_golden_numbers(temperature, expected):
+    student = STUDENT.clone().requires_grad_()
+    forward_kl(student, TEACHER, temperature=temperature).backward()
+    assert student.grad[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_gradient_is_tau_times_the_difference_of_softened_distributions(temperature):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    forward_kl(student, teacher, temperature=temperature).backward()
+    formula = temperature * (torch.softmax(student.detach() / temperature, -1) - torch.softmax(teacher / temperature, -1))
+    assert torch.allclose(student.grad, formula, atol=1e-6)
+    step = 1e-2  # the same by finite differences, which know nothing of the formula
+    for row, column in ((0, 0), (3, 5)):
+        moved = student.detach().clone()
+        moved[row, column] += step
+        back = student.detach().clone()
+        back[row, column] -= step
+        slope = (forward_kl(moved, teacher, temperature=temperature) - forward_kl(back, teacher, temperature=temperature)) / (2 * step)
+        assert float(slope) == pytest.approx(float(student.grad[row, column]), abs=2e-3)
+
+
+def test_kl_of_a_distribution_to_itself_is_zero_with_zero_gradient():
+    student = torch.randn(3, 11, requires_grad=True)
+    loss = forward_kl(student, student.detach(), temperature=2.0)
+    loss.backward()
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    assert student.grad.abs().max() < 1e-6
+
+
+def test_kl_agrees_with_torch_distributions():
+    torch.manual_seed(1)
+    student, teacher = torch.randn(6, 50), torch.randn(6, 50)
+    independent = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=teacher), torch.distributions.Categorical(logits=student))
+    assert float(forward_kl(student, teacher)) == pytest.approx(float(independent.sum()), rel=1e-5)
+
+
+def test_masked_vocabulary_entries_give_no_nan():
+    student = torch.tensor([[1.0, 2.0, -math.inf]], requires_grad=True)
+    teacher = torch.tensor([[2.0, 1.0, -math.inf]])
+    loss = forward_kl(student, teacher)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad[:, :2]).all()
+
+
+def test_half_precision_logits_are_summed_in_fp32():
+    torch.manual_seed(2)
+    student, teacher = torch.randn(64, 100), torch.randn(64, 100)
+    half = forward_kl(student.bfloat16(), teacher.bfloat16())
+    assert half.dtype == torch.float32
+    assert float(half) == pytest.approx(float(forward_kl(student, teacher)), rel=1e-2)
+
+
+def test_padded_vocabularies_share_their_tokens():
+    tokens = {"a": 0, "b": 1, "c": 2}
+    assert common_vocabulary(tokens, dict(tokens)) == 3
+
+
+@pytest.mark.parametrize("teacher", [{"a": 0, "b": 1}, {"a": 1, "b": 0, "c": 2}, {"a": 0, "b": 1, "x": 2}])
+def test_different_vocabularies_are_refused_with_the_way_out(teacher):
+    with pytest.raises(HarnessError, match=r"different vocabularies.*--methods cot"):
+        common_vocabulary({"a": 0, "b": 1, "c": 2}, teacher)

@@ -1,0 +1,164 @@
+"""From options to cells: names, settings, controls, keys, and what is refused before anything is computed."""
+
+import json
+
+import pytest
+
+import methods
+from harness.api import plan_run
+from harness.config import build, parse_method, parse_set, read_toml, split_list
+from harness.errors import HarnessError
+from harness.model import kept_blocks, parse_recipe
+from harness.registry import Registry
+
+
+def plan(**values):
+    return plan_run(build(values))
+
+
+def labels(**values):
+    return [cell.label for cell in plan(**values).cells]
+
+
+def test_controls_stand_beside_the_methods_that_need_them():
+    assert labels(methods=["cot", "response"]) == ["teacher", "cot", "response", "answer-only", "untouched", "sft"]
+    assert labels(methods=["cot", "response"], controls=False) == ["teacher", "cot", "response"]
+    assert labels(methods=["response"]) == ["teacher", "response", "sft", "untouched"]
+    assert labels(methods=["identity"]) == ["teacher", "identity"]
+
+
+def test_seeds_multiply_the_rows_that_draw():
+    cells = plan(methods=["cot"], seeds=3).cells
+    assert [(cell.label, cell.seed) for cell in cells if cell.label == "cot"] == [("cot", 1), ("cot", 2), ("cot", 3)]
+    assert [cell.seed for cell in cells if cell.label in {"teacher", "untouched"}] == [None, None]
+    assert sum(cell.label == "untouched" for cell in plan(methods=["untouched"], seeds=3, student="scratch:0.5").cells) == 3
+
+
+def test_settings_make_rows_of_their_own():
+    found = plan(methods=["response[temperature=1]", "response[temperature=4]"], controls=False)
+    assert [cell.label for cell in found.cells[1:]] == ["response[temperature=1.0]", "response[temperature=4.0]"]
+    assert len({cell.key for cell in found.cells}) == 3
+    assert found.cells[1].settings["teacher_share"] == 0.5  # defaults expanded
+
+
+def test_equal_settings_written_in_two_ways_are_one_row():
+    bare = plan(methods=["response"], controls=False).cells[1]
+    written = plan(methods=["response[temperature=2]"], controls=False).cells[1]
+    through_set = plan(methods=["response"], set={"response": {"temperature": 2.0}}, controls=False).cells[1]
+    assert bare.key == written.key == through_set.key
+
+
+@pytest.mark.parametrize(
+    "changes", [{"budget": 1000}, {"rows": 100}, {"student": "depth:0.25"}, {"teacher": ["tiny-math"]}, {"dtype": "bfloat16"}, {"suite": ["knowledge"]}]
+)
+def test_what_changes_a_result_changes_the_key(changes):
+    before, after = plan(methods=["sft"]).cells[1], plan(methods=["sft"], **changes).cells[1]
+    assert before.key != after.key
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 8}, {"force": True}, {"wait": False}])
+def test_what_changes_no_result_changes_no_key(changes):
+    assert [cell.key for cell in plan(methods=["sft"]).cells] == [cell.key for cell in plan(methods=["sft"], **changes).cells]
+
+
+def test_the_budget_is_no_part_of_a_row_that_does_not_train():
+    assert plan(methods=["untouched"], budget=1000).cells[1].key == plan(methods=["untouched"]).cells[1].key
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"methods": ["respones"]}, "did you mean 'response'"),
+        ({"methods": ["response[temprature=4]"]}, "did you mean 'temperature'"),
+        ({"methods": ["response[temperature=0]"]}, "greater than 0"),
+        ({"methods": ["response[temperature=hot]"]}, "response.temperature"),
+        ({"methods": ["cot[samples=4]"]}, "sampling_temperature"),
+        ({"methods": ["sft"], "set": {"respones": {"temperature": 1}}}, "did you mean 'response'"),
+        ({"methods": ["sft"], "set": {"response": {"temperature": 1}}}, "which no row of this run uses"),
+        ({"methods": []}, "no method"),
+        ({"methods": ["cot+response"]}, "chains"),
+        ({"suite": ["maths"]}, "did you mean 'math'"),
+        ({"teacher": ["tinny"]}, "did you mean 'tiny'"),
+        ({"teacher": ["./nowhere"]}, "./nowhere"),
+        ({"student": "depth:2"}, "above 0 and at most 1"),
+        ({"student": "dept:0.5"}, "did you mean 'depth'"),
+        ({"seeds": 0}, "--seeds"),
+        ({"device": "gpu"}, "--device"),
+        ({"methdos": ["cot"]}, "did you mean 'methods'"),
+        ({"teacher": ["tiny", "tiny-math"]}, "2 teachers"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line_that_says_what_to_type(values, said):
+    with pytest.raises(HarnessError) as caught:
+        plan(**values)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(HarnessError, match="config.json is missing"):
+        plan(teacher=[str(tmp_path)])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(HarnessError, match="safetensors"):
+        plan(teacher=[str(tmp_path)])
+
+
+def test_a_student_with_another_vocabulary_is_refused_before_anything_is_computed(tmp_path, random_model):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(random_model.path, other)
+    tokens = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(HarnessError, match=r"different vocabularies.*2 differ"):
+        plan(methods=["response"], student=str(other))
+    assert plan(methods=["sft"], student=str(other)).cells  # text can be trained all the same
+
+
+def test_lists_are_split_outside_brackets():
+    assert split_list("cot,response[temperature=1,teacher_share=0.5], sft") == ["cot", "response[temperature=1,teacher_share=0.5]", "sft"]
+    assert parse_method("answer-only[equal=tokens]") == ("answer-only", {"equal": "tokens"})
+    assert parse_set(["response.temperature=4", "response.teacher_share=1"]) == {"response": {"temperature": 4, "teacher_share": 1}}
+    with pytest.raises(HarnessError, match="METHOD.SETTING=VALUE"):
+        parse_set(["temperature=4"])
+
+
+def test_a_file_and_flags_build_the_same_plan(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('methods = ["cot", "response"]\nsuite = "math"\nseeds = 2\n[set.response]\ntemperature = 4\n')
+    from_file = plan(**read_toml(path))
+    from_flags = plan(methods=["cot", "response"], suite=["math"], seeds=2, set={"response": {"temperature": 4}})
+    assert [cell.key for cell in from_file.cells] == [cell.key for cell in from_flags.cells]
+    (tmp_path / "bad.toml").write_text("methods = [")
+    with pytest.raises(HarnessError, match=r"bad\.toml"):
+        read_toml(tmp_path / "bad.toml")
+    with pytest.raises(HarnessError, match="no run file"):
+        read_toml(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(("count", "share", "kept"), [(8, 0.5, [0, 2, 5, 7]), (4, 0.5, [0, 3]), (6, 0.5, [0, 3, 5]), (8, 1.0, list(range(8))), (8, 0.1, [0])])
+def test_kept_blocks_are_evenly_spaced(count, share, kept):
+    assert kept_blocks(count, share) == kept
+
+
+def test_a_recipe_is_not_a_path():
+    assert parse_recipe("depth:0.25") == ("depth", 0.25)
+    assert parse_recipe("Qwen/Qwen2.5-0.5B") is None
+    assert parse_recipe("./folder") is None
+
+
+def test_two_packages_cannot_claim_one_name(monkeypatch):
+    from importlib import metadata
+
+    point = metadata.EntryPoint("cot", "elsewhere:Cot", "harness.methods")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
+    with pytest.raises(HarnessError, match="two packages claim the method 'cot'"):
+        Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+
+
+def test_a_method_that_cannot_be_imported_says_so():
+    with pytest.raises(HarnessError, match="cannot be imported from nowhere:Nothing"):
+        Registry("method", {"odd": "nowhere:Nothing"}).load("odd")

@@ -1,0 +1,176 @@
+"""Tables from made-up records: same bytes again, nothing mixed, every status with its reason."""
+
+import csv
+import json
+import random
+
+import pytest
+
+from harness import record, report
+from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore
+from harness.store import read_all
+
+ENVIRONMENT = Environment(
+    device="cpu", dtype="float32", threads=2, machine="made up, 2 cores", platform="Linux x86_64", python="3.11.0", versions={}, commit=None, dirty=None
+)
+
+
+def outcomes_of(share, n=400, seed=0):
+    draw = random.Random(seed)
+    return "".join("1" if draw.random() < share else "0" for _ in range(n))
+
+
+def make(label, share=0.6, *, seed=None, status="success", control=False, controls=(), task="gsm8k-mini", chance=0.0, **changes):
+    marks = outcomes_of(share, seed=hash_of(label, seed))
+    score = TaskScore(
+        task=task, version="1", kind="choose" if chance else "generate", primary="strict-match", chance=chance, n=len(marks),
+        value=marks.count("1") / len(marks), stderr=0.02, outcomes={"strict-match": marks}, items_digest="same", answers_digest=label,
+        invalid_share=0.01, truncated_share=None if chance else 0.0, tokens_per_answer=None if chance else 31.5, seconds=4.0,
+    )  # fmt: skip
+    fields = {
+        "key": f"{label}-{seed}", "status": status, "label": label, "method": label.partition("[")[0], "family": "teacher" if label == "teacher" else "x",
+        "is_control": control, "controls": controls, "trains": seed is not None, "suites": ("math",),
+        "teachers": (ModelReference(name="tiny", digest="d"),), "student_recipe": "depth:0.5", "seed": seed, "budget_tokens": 1000,
+        "budget_rows": 10, "path": "transformers/plain/1", "scores": (score,) if status == "success" else (),
+        "measurements": (
+            Measurement(name="decode_speedup", value=1.9, unit="ratio", higher_is_better=True),
+            Measurement(name="weight_bytes_disk", value=2**20 * (4 if label == "teacher" else 2), unit="bytes", higher_is_better=False),
+        ),
+        "cost": Cost(seen_tokens=990, seconds=1.5, flops=1e9) if seed is not None else Cost(), "environment": ENVIRONMENT,
+        "created": "2026-11-24T08:00:00Z",
+    }  # fmt: skip
+    return RunRecord(**{**fields, **changes})
+
+
+def hash_of(label, seed):
+    return sum(map(ord, label)) + (seed or 0) * 7919
+
+
+RECORDS = [
+    make("teacher", 0.9),
+    *(make("cot", 0.6, seed=seed, controls=("answer-only", "untouched")) for seed in (1, 2, 3)),
+    *(make("answer-only", 0.2, seed=seed, control=True) for seed in (1, 2, 3)),
+    make("untouched", 0.05, control=True),
+    make("response", seed=1, status="failed", reason="the loss became nan at step 3"),
+]
+
+
+def test_tables_are_the_same_bytes_in_any_order_of_records(tmp_path):
+    report.write_tables(RECORDS, tmp_path / "a")
+    shuffled = RECORDS[:]
+    random.Random(1).shuffle(shuffled)
+    report.write_tables(shuffled, tmp_path / "b")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["controls.csv", "cost.csv", "quality.csv", "table.md"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_table_says_what_the_records_say():
+    text = report.markdown(RECORDS)
+    quality = next(part for part in text.split("**") if "retention" in part)
+    lines = {line.split("|")[1].strip(): line for line in quality.splitlines() if line.startswith("|")}
+    assert "100.0 % [100.0, 100.0]" in lines["teacher"] and "0/0" in lines["teacher"]
+    assert lines["cot"].split("|")[2].strip() == "3"
+    assert "- response (seed 1) failed: the loss became nan at step 3" in text
+    assert lines["response"].split("|")[3].strip() == "-"
+    order = list(lines)
+    assert order.index("teacher") < order.index("cot") < order.index("answer-only (control)")
+    cost = next(line for line in text.split("Speed, memory")[1].splitlines() if line.startswith("| cot"))
+    assert "2.00" in [cell.strip() for cell in cost.split("|")]  # 4 MiB over 2 MiB on disk
+
+
+def test_retention_in_the_csv_is_the_ratio_of_the_records(tmp_path):
+    report.write_tables(RECORDS, tmp_path)
+    rows = {row["row"]: row for row in csv.DictReader((tmp_path / "quality.csv").open())}
+    teacher = RECORDS[0].scores[0].value
+    mean = sum(one.scores[0].value for one in RECORDS[1:4]) / 3
+    assert float(rows["cot"]["gsm8k-mini retention"]) == pytest.approx(mean / teacher, abs=1e-5)
+    assert float(rows["cot"]["gsm8k-mini retention low"]) < mean / teacher < float(rows["cot"]["gsm8k-mini retention high"])
+
+
+def test_a_method_is_compared_with_its_controls():
+    text = report.markdown(RECORDS)
+    line = next(line for line in text.splitlines() if line.startswith("| cot") and "answer-only" in line)
+    assert "better" in line
+    gap = report.compare(
+        report.Row("cot", tuple(RECORDS[1:4])), report.Row("answer-only", tuple(RECORDS[4:7])), "gsm8k-mini", ratio=False
+    )  # fmt: skip
+    assert 0 < gap.low < gap.value < gap.high
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("budget", {"budget_tokens": 2000}),
+        ("path", {"path": "transformers/other/1"}),
+        ("machine", {"environment": ENVIRONMENT.model_copy(update={"machine": "another"})}),
+        ("student", {"student_recipe": "depth:0.25"}),
+    ],
+)
+def test_rows_made_under_other_conditions_stand_in_another_table(field, changes):
+    other = make("sft", 0.5, seed=1, **changes)
+    groups = report.group([*RECORDS, other])
+    assert len(groups) == 2
+    with_sft = next(group for group in groups if "sft" in {row.label for row in group.rows})
+    without = next(group for group in groups if "cot" in {row.label for row in group.rows})
+    assert with_sft.shared[field] != without.shared[field]
+    assert all({"sft", "cot"} - {row.label for row in group.rows} for group in groups)
+
+
+def test_rows_scored_on_other_items_are_not_paired():
+    odd = make("cot", 0.6, seed=1)
+    odd = odd.model_copy(update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)})
+    found = report.compare(report.Row("cot", (odd,)), report.Row("teacher", (RECORDS[0],)), "gsm8k-mini", ratio=True)
+    assert found.value is None and "different items" in found.reason
+
+
+def test_above_chance_stands_beside_plain_retention_for_choices():
+    records = [make("teacher", 0.9, task="mmlu-mini", chance=0.25), make("cot", 0.5, seed=1, task="mmlu-mini", chance=0.25)]
+    text = report.markdown(records)
+    assert "above chance" in text and "tokens" not in text.split("**")[2]
+
+
+def test_the_newest_record_of_a_row_counts_and_the_older_is_said():
+    older = make("cot", 0.1, seed=1, created="2026-11-23T08:00:00Z", key="old")
+    text = report.markdown([older, *RECORDS])
+    assert text.replace("- 1 older records of the same rows are not shown.\n", "") == report.markdown(RECORDS)
+
+
+def test_records_survive_a_round_trip(tmp_path):
+    for index, one in enumerate(RECORDS):
+        record.write(tmp_path / f"{index}.json", one)
+    read, problems = read_all(tmp_path)
+    assert sorted(read, key=lambda r: r.key) == sorted(RECORDS, key=lambda r: r.key) and not problems
+    assert report.markdown(read) == report.markdown(RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"schema": 1, "kind": "cell", "key"', "not a whole JSON file"),
+        ('{"some": "json"}', "not a record of this harness"),
+        ('{"schema": 99, "kind": "cell"}', "schema 99"),
+        ('{"schema": 1, "kind": "cell", "key": "x"}', "field"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named_and_skipped(tmp_path, content, said):
+    record.write(tmp_path / "good.json", RECORDS[0])
+    (tmp_path / "bad.json").write_text(content)
+    records, problems = read_all(tmp_path)
+    assert len(records) == 1 and len(problems) == 1
+    assert "bad.json" in problems[0] and said in problems[0]
+
+
+def test_a_field_that_no_schema_knows_is_refused(tmp_path):
+    data = json.loads(RECORDS[0].model_dump_json(by_alias=True))
+    (tmp_path / "x.json").write_text(json.dumps({**data, "accuracy": 1.0}))
+    with pytest.raises(BadRecord, match="accuracy"):
+        record.read(tmp_path / "x.json")
+
+
+def test_every_column_is_explained():
+    text = report.markdown(RECORDS)
+    columns = {cell.strip() for line in text.splitlines() if line.startswith("| row") for cell in line.strip("|").split("|")}
+    known = {*report.GLOSSARY, "against", "task", "difference (points)", "verdict"}
+    assert {column.removesuffix(" MiB").removesuffix(" tok/s") for column in columns} <= {*known, "decode", "prefill", "disk", "disk x", "resident", "rise"}

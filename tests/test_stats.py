@@ -1,0 +1,141 @@
+"""Statistics against hand-computed numbers, laws and simulated coverage."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harness import stats
+from harness.stats import Interval, Pairs
+
+
+def outcomes(counts):
+    return (
+        "1" * counts.both + "1" * counts.teacher_only + "0" * counts.student_only + "0" * counts.neither,
+        "1" * counts.both + "0" * counts.teacher_only + "1" * counts.student_only + "0" * counts.neither,
+    )
+
+
+def test_pairs_are_counted():
+    assert stats.pairs("1100", "1010") == Pairs(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="not the same items"):
+        stats.pairs("11", "1")
+
+
+def test_retention_by_hand():
+    # a 70, b 10, c 5, d 15: R = 75/80; SE(ln R) = sqrt(15 / (80 * 75)) = .05
+    found = stats.retention(Pairs(70, 10, 5, 15))
+    assert found.value == pytest.approx(0.9375)
+    assert found.low == pytest.approx(0.9375 * math.exp(-1.959964 * 0.05), abs=1e-6)
+    assert found.high == pytest.approx(0.9375 * math.exp(1.959964 * 0.05), abs=1e-6)
+
+
+def test_a_model_retains_exactly_all_of_itself():
+    assert stats.retention(Pairs(60, 0, 0, 40)) == Interval(1.0, 1.0, 1.0)
+    assert stats.difference(Pairs(60, 0, 0, 40)).value == 0.0
+    assert stats.retention_above_chance(Pairs(60, 0, 0, 40), 0.25).value == pytest.approx(1.0)
+
+
+def test_above_chance_by_hand():
+    # teacher 45 %, student 40 % on four choices: plain retention 89 %, above chance 75 %
+    counts = Pairs(300, 150, 100, 450)
+    assert stats.retention(counts).value == pytest.approx(0.888889, abs=1e-6)
+    found = stats.retention_above_chance(counts, 0.25)
+    assert found.value == pytest.approx(0.75)
+    # delta method: v_S = .24, v_T = .2475, cov = .3 - .18 = .12, R = .75
+    spread = 1.959964 * math.sqrt((0.24 - 2 * 0.75 * 0.12 + 0.75**2 * 0.2475) / 1000) / 0.2
+    assert found.low == pytest.approx(0.75 - spread, abs=1e-6)
+
+
+def test_ratios_to_a_teacher_without_skill_are_undefined():
+    assert stats.retention(Pairs(0, 0, 3, 97)).value is None
+    assert "chance" in stats.retention_above_chance(Pairs(20, 6, 5, 69), 0.25).reason
+
+
+def test_a_student_that_solves_nothing_has_an_upper_limit():
+    found = stats.retention(Pairs(0, 80, 0, 20))
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert 0 < found.high < 0.06
+
+
+@pytest.mark.parametrize(("counts", "low", "high"), [(Pairs(43, 1, 0, 0), -0.118, 0.0590), (Pairs(0, 9, 3, 32), -0.2834, 0.0154)])
+def test_difference_agrees_with_an_independent_tango_interval(counts, low, high):
+    """Score interval by a grid search over the restricted likelihood, which shares no formula with ours."""
+    n, b, c = counts.n, counts.teacher_only, counts.student_only
+
+    def statistic(delta):
+        grid = np.linspace(max(0.0, -delta) + 1e-9, min(1.0, 1.0 - max(0.0, delta)) - 1e-9, 200_001)
+        losses = grid  # P(teacher only); P(student only) = losses + delta
+        gains = losses + delta
+        rest = 1 - losses - gains
+        valid = (gains > 0) & (rest > 0) & (losses > 0)
+        likelihood = np.where(valid, b * np.log(np.where(valid, losses, 1)) + c * np.log(np.where(valid, gains, 1))
+                              + (n - b - c) * np.log(np.where(valid, rest, 1)), -np.inf)  # fmt: skip
+        best = losses[int(np.argmax(likelihood))]
+        variance = n * (2 * best + delta - delta**2)
+        return (c - b - n * delta) / math.sqrt(max(variance, 1e-12))
+
+    found = stats.difference(counts)
+    assert found.value == pytest.approx((c - b) / n)
+    assert abs(statistic(found.low)) == pytest.approx(1.96, abs=0.02)
+    assert abs(statistic(found.high)) == pytest.approx(1.96, abs=0.02)
+    assert found.low < found.value < found.high
+
+
+def simulate(trials, n, teacher, retention, flips, seed):
+    """Draw paired outcomes with a given retention and share of flips."""
+    draw = np.random.default_rng(seed)
+    drop = teacher * (1 - retention)
+    b, c = (flips + drop) / 2, (flips - drop) / 2
+    return draw.multinomial(n, [teacher - b, b, c, 1 - teacher - c], size=trials)
+
+
+def test_retention_interval_covers_the_truth():
+    found = [stats.retention(Pairs(*map(int, row))) for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)]
+    share = sum(one.low <= 0.95 <= one.high for one in found) / len(found)
+    assert 0.935 <= share <= 0.97
+
+
+def test_above_chance_interval_covers_the_truth():
+    found = [stats.retention_above_chance(Pairs(*map(int, row)), 0.25) for row in simulate(2000, 1000, 0.75, 0.95, 0.10, 2)]
+    truth = (0.75 * 0.95 - 0.25) / 0.5
+    assert 0.935 <= sum(one.low <= truth <= one.high for one in found) / len(found) <= 0.97
+
+
+def test_difference_interval_covers_the_truth():
+    found = [stats.difference(Pairs(*map(int, row))) for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)]
+    assert 0.93 <= sum(one.low <= -0.0375 <= one.high for one in found) / len(found) <= 0.97
+
+
+def test_bootstrap_of_one_run_agrees_with_the_formula():
+    teacher, student = outcomes(Pairs(620, 80, 50, 250))
+    drawn = stats.two_level([student], [teacher], ratio=True)
+    formula = stats.retention(Pairs(620, 80, 50, 250))
+    assert drawn.value == pytest.approx(formula.value)
+    assert drawn.low == pytest.approx(formula.low, abs=0.005)
+    assert drawn.high == pytest.approx(formula.high, abs=0.005)
+    gap, exact = stats.two_level([student], [teacher], ratio=False), stats.difference(Pairs(620, 80, 50, 250))
+    assert (gap.low, gap.high) == pytest.approx((exact.low, exact.high), abs=0.004)
+
+
+def test_bootstrap_over_seeds_is_wider_when_seeds_disagree():
+    draw = np.random.default_rng(4)
+    teacher = "".join(draw.choice(["0", "1"], 500, p=[0.2, 0.8]))
+
+    def seed(share):
+        return "".join("1" if mark == "1" and draw.random() < share else "0" for mark in teacher)
+
+    alike = stats.two_level([seed(0.7), seed(0.7), seed(0.7)], [teacher], ratio=True)
+    apart = stats.two_level([seed(0.5), seed(0.7), seed(0.9)], [teacher], ratio=True)
+    assert apart.high - apart.low > 2 * (alike.high - alike.low)
+
+
+def test_bootstrap_gives_the_same_numbers_again():
+    teacher, student = outcomes(Pairs(60, 10, 5, 25))
+    assert stats.two_level([student, student], [teacher], ratio=True) == stats.two_level([student, student], [teacher], ratio=True)
+
+
+def test_smallest_drop_agrees_with_the_published_table():
+    # evaluation reference: n 1,319, flips 10 %: 2.2 points; n 250, flips 20 %: 7.0 points
+    assert 100 * stats.smallest_drop(1319, 0.10) == pytest.approx(2.2, abs=0.05)
+    assert 100 * stats.smallest_drop(250, 0.20) == pytest.approx(7.0, abs=0.05)
