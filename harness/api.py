@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import pandas
 
 
+FRAME_COLUMNS = "key row method control seed status reason teacher student suite budget device metric task value stderr n unit"
+
+
 @dataclass(frozen=True)
 class Run:
     """How a run ended: one entry a cell, its records, and the file that lists them."""
@@ -73,9 +76,7 @@ def plan_run(config: RunConfig) -> Plan:
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]
     found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher))
     versions = {task: tasks.load(task).version for suite in found.values() for task in suite.tasks}
-    return make_plan(
-        config, teachers=teachers, methods=registry, suites=found, task_versions=versions, device=choose_device(config.device)
-    )
+    return make_plan(config, teachers=teachers, methods=registry, suites=found, task_versions=versions, device=choose_device(config.device))
 
 
 def run(
@@ -135,7 +136,13 @@ def train_embedded(
             scores = {}
             for task in tasks.values():
                 score, _ = score_task(opened, task, source, batch_size=64, progress=progress)
-                scores[task.name] = {"version": task.version, "n": score.n, "value": score.value, "stderr": score.stderr, "groups": score.groups}
+                scores[task.name] = {
+                    "version": task.version,
+                    "n": score.n,
+                    "value": score.value,
+                    "stderr": score.stderr,
+                    "groups": score.groups,
+                }
             (made.path / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
             told = ", ".join(f"{name} {100 * score['value']:.1f} %" for name, score in scores.items())
             yield f"{recipe.name}: {told}, {made.bytes_on_disk / 1e6:.2f} MB in {made.path}"
@@ -171,7 +178,13 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
             for score in record.scores
         ]
         metrics += [
-            {"metric": one.name.partition(":")[0], "task": one.name.partition(":")[2] or None, "value": one.value, "unit": one.unit, "n": len(one.values) or None}
+            {
+                "metric": one.name.partition(":")[0],
+                "task": one.name.partition(":")[2] or None,
+                "value": one.value,
+                "unit": one.unit,
+                "n": len(one.values) or None,
+            }
             for one in record.measurements
         ]
         if record.trains:
@@ -181,5 +194,4 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
                                    ("teacher_tokens", "tokens"), ("teacher_seconds", "s"), ("teacher_flops", "FLOP"))
             ]  # fmt: skip
         rows += [{**base, **metric} for metric in metrics] or [base]
-    columns = ["key", "row", "method", "control", "seed", "status", "reason", "teacher", "student", "suite", "budget", "device", "metric", "task", "value", "stderr", "n", "unit"]  # fmt: skip
-    return pandas.DataFrame(rows, columns=columns)
+    return pandas.DataFrame(rows, columns=FRAME_COLUMNS.split())

@@ -42,6 +42,7 @@ class CellJob(BaseModel):
     dtype: str
     batch_size: int
     measure: bool
+    limit: int | None
     cell_folder: Path
     student_folder: Path
     cache: Path
@@ -75,7 +76,10 @@ def _reason(problem: Exception) -> tuple[str, str]:
         return f"no space left on the device ({problem.filename or 'cell folder'}); free some and run again", ""
     if isinstance(problem, MemoryError) or "out of memory" in str(problem).lower():
         return f"out of memory ({problem}); try a smaller --batch-size or --set METHOD.micro_rows=1", traceback.format_exc()
-    return f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no message'}", traceback.format_exc()
+    return (
+        f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no message'}",
+        traceback.format_exc(),
+    )
 
 
 def _own_standard_output() -> Callable[[dict[str, Any]], None]:
@@ -124,7 +128,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     scores: list[TaskScore] = []
     rows = []
     for task in tasks.values():
-        score, items = score_task(opened, task, source, batch_size=job.batch_size, progress=progress)
+        score, items = score_task(opened, task, source, batch_size=job.batch_size, limit=job.limit, progress=progress)
         scores.append(score)
         rows += items
     write_rows(job.cell_folder / "samples.jsonl", rows)
@@ -206,7 +210,9 @@ def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress:
 
 def _changed_something(job: CellJob, student: Checkpoint) -> None:
     """Refuse a method that trained or cut nothing: it would return the teacher and look brilliant."""
-    if job.cell.trains and student.digest in {one.digest for one in (*job.teachers, job.student_base)}:
+    from harness.checkpoint import weights_digest
+
+    if job.cell.trains and weights_digest(student.path) in {weights_digest(one.path) for one in (*job.teachers, job.student_base)}:
         raise CellFailed(f"{job.cell.label} changed no weight: its student is byte for byte the model that it started from")
 
 
@@ -235,6 +241,7 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         budget_tokens=job.budget_tokens,
         budget_rows=job.budget_rows,
         path=path,
+        limited=job.limit is not None,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - began, 3),
         **fields,

@@ -28,13 +28,15 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def weights_digest(folder: Path) -> str:
+    """Return the content digest of a model folder's weights alone."""
+    return digest_of([file_digest(path) for path in weight_files(folder)])
+
+
 def folder_digest(folder: Path) -> str:
     """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes."""
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES and path.name != MANIFEST)
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES)
     return digest_of([(path.name, file_digest(path)) for path in files])
-
-
-MANIFEST = "harness.json"
 
 
 def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str = "") -> Checkpoint:
@@ -57,4 +59,4 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     write(fresh)
     if folder.exists():
         shutil.rmtree(folder)
-    os.replace(fresh, folder)
+    fresh.replace(folder)

@@ -30,24 +30,51 @@ class Listed(StrEnum):
 
 @app.command()
 def run(
-    file: Annotated[Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)] = None,
-    methods: Annotated[str | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")
+    ] = None,
     suite: Annotated[str | None, typer.Option(help="Suites, separated by commas: math, knowledge, mini. [default: math]")] = None,
     teacher: Annotated[str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id. [default: tiny]")] = None,
-    student: Annotated[str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Independent training runs of each trained row. [default: 1]")] = None,
-    budget: Annotated[int | None, typer.Option(help="Seen tokens of each trained row. [default: 250000 for the embedded pair, else 1000000]")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Seen tokens of each trained row. [default: 250000 for the embedded pair, else 1000000]")
+    ] = None,
     rows: Annotated[int | None, typer.Option(help="Distinct training items. [default: 2000]")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="A method's setting, repeatable: response.temperature=4.", metavar="METHOD.SETTING=VALUE")] = None,
-    controls: Annotated[bool | None, typer.Option("--controls/--no-controls", help="Run the controls that the methods need. [default: controls]", show_default=False)] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A method's setting, repeatable: response.temperature=4.", metavar="METHOD.SETTING=VALUE"),
+    ] = None,
+    controls: Annotated[
+        bool | None,
+        typer.Option("--controls/--no-controls", help="Run the controls that the methods need. [default: controls]", show_default=False),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto: float32 on CPU, bfloat16 on GPU]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Items scored at once; changes speed and memory, not answers. [default: 64]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Items scored at once; changes speed and memory, not answers. [default: 64]")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Score a seeded sample of N items of each task: a trial, marked so in records and tables. [default: all]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where cells, students and runs are kept. [default: results/runs]")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where the teacher's work is kept. [default: $HARNESS_CACHE or the platform's cache folder]")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where the teacher's work is kept. [default: $HARNESS_CACHE or the platform's cache folder]")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' files. [default: $HARNESS_DATA_DIR]")] = None,
     force: Annotated[bool | None, typer.Option("--force", help="Compute finished cells again.", show_default=False)] = None,
-    wait: Annotated[bool | None, typer.Option("--wait/--no-wait", help="Wait for cells that another run is computing, or leave them. [default: wait]", show_default=False)] = None,
+    wait: Annotated[
+        bool | None,
+        typer.Option(
+            "--wait/--no-wait", help="Wait for cells that another run is computing, or leave them. [default: wait]", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")] = False,
 ) -> int:
     """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
@@ -62,7 +89,7 @@ def run(
         "suite": split_list(suite) if suite is not None else None,
         "teacher": split_list(teacher) if teacher is not None else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
-        "batch_size": batch_size, "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
+        "batch_size": batch_size, "limit": limit, "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}
     if setting:
@@ -96,8 +123,8 @@ def _print_plan(plan: "Plan") -> int:
     share = float(plan.student_recipe.partition(":")[2]) if ":" in plan.student_recipe else 1.0
     parameters = {"teacher": teacher, "student": round(parameters_on_disk(plan.student_base.path) * share)}
     typer.echo(
-        f"teacher {plan.teachers[0].name} ({teacher:,} parameters), student {plan.student_recipe}, {plan.budget_tokens:,} seen tokens for each "
-        f"trained row, {plan.device}, {plan.dtype}; tasks: {', '.join(plan.tasks)}"
+        f"teacher {plan.teachers[0].name} ({teacher:,} parameters), student {plan.student_recipe}, "
+        f"{plan.budget_tokens:,} seen tokens for each trained row, {plan.device}, {plan.dtype}; tasks: {', '.join(plan.tasks)}"
     )
     total = 0.0
     for cell in plan.cells:
@@ -108,7 +135,10 @@ def _print_plan(plan: "Plan") -> int:
         state = "finished" if before is not None else f"to compute, about {guess:.0f} s"
         seed = f" seed {cell.seed}" if cell.seed is not None else ""
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
-    typer.echo(f"{len(plan.cells)} cells, about {total / 60:.0f} min to compute (a rule of thumb: FLOPs over what small models reach on a {plan.device})")
+    typer.echo(
+        f"{len(plan.cells)} cells, about {total / 60:.0f} min to compute "
+        f"(a rule of thumb: FLOPs over what small models reach on a {plan.device})"
+    )
     return 0
 
 
@@ -129,11 +159,17 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
     if what is Listed.suites:
         lines = {name: f"{suite.help} ({', '.join(suite.tasks)})" for name, suite in suites.SUITES.items()}
     elif what is Listed.models:
-        lines = {name: "embedded teacher, about 1.7 million parameters" for name in EMBEDDED_MODELS}
-        lines |= {"FOLDER": "a folder saved with save_pretrained", "FILE.gguf": "a GGUF file, unpacked to floats once", "ORG/NAME": "a model of the Hub"}
+        lines = dict.fromkeys(EMBEDDED_MODELS, "embedded teacher, about 1.7 million parameters")
+        lines |= {
+            "FOLDER": "a folder saved with save_pretrained",
+            "FILE.gguf": "a GGUF file, unpacked to floats once",
+            "ORG/NAME": "a model of the Hub",
+        }
     else:
         registry = (
-            Registry.with_entry_points("method", methods.METHODS, "harness.methods") if what is Listed.methods else Registry("task", suites.TASKS)
+            Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+            if what is Listed.methods
+            else Registry("task", suites.TASKS)
         )
         lines = {name: registry.summary(name) for name in registry.table}
     width = max(map(len, lines))
@@ -145,12 +181,17 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
 @app.command()
 def report(
     place: Annotated[Path | None, typer.Argument(help="A run file, a store, a study or a folder of records.")] = Path("results/runs"),
-    out: Annotated[Path | None, typer.Option(help="Where to write table.md and the CSV files. [default: tables/ beside the records]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write table.md and the CSV files. [default: tables/ beside the records]")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Copy the records into this study's records/ and write its tables/ beside them.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness import report as tables
-    from harness.store import read_all
+    from harness.store import keep_records, read_all
 
     if explain:
         typer.echo(tables.glossary())
@@ -160,7 +201,9 @@ def report(
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
-        folder = out or (place.with_suffix("") if place.is_file() else place / "tables")
+        folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
+        if keep:
+            keep_records(records, keep / "records")
         typer.echo(tables.markdown(records))
         written = tables.write_tables(records, folder)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")

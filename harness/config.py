@@ -39,6 +39,7 @@ class RunConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    limit: Annotated[int, Field(ge=1)] | None = None  # items of each task, a seeded sample: for trials, marked in the record
     out: Path = Path("results/runs")
     cache: Path | None = None
     data_dir: Path | None = None
@@ -63,7 +64,9 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
         first = problem.errors()[0]
         name = str(first["loc"][0])
         flag = f"--{name.replace('_', '-')}"
-        raise HarnessError(f"{where + ': ' if where else ''}{flag} {first['input']!r}: {first['msg'].lower()}; see harness run --help") from problem
+        raise HarnessError(
+            f"{where + ': ' if where else ''}{flag} {first['input']!r}: {first['msg'].lower()}; see harness run --help"
+        ) from problem
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class Console:
             self._stage, self._stage_began, self._stage_done = one.stage + one.detail.partition(" ")[0], now, one.done
         speed = self._speed(one, now)
         if self._live:
-            self._live.update(self._task, description=f"{self._prefix} {one.stage} {one.detail}", completed=one.done, total=one.total or 1, speed=speed)
+            self._live.update(
+                self._task, description=f"{self._prefix} {one.stage} {one.detail}", completed=one.done, total=one.total or 1, speed=speed
+            )
         elif changed or now - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = now
             share = f"{100 * one.done / one.total:.0f} %" if one.total else ""

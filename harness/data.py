@@ -47,7 +47,7 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
     """Return the training items, refused if one of them is an evaluation item of the same tasks."""
     taken = examples_of(tasks, "train", source, rows=rows)
     for name, task in tasks.items():
-        held_out = {example.prompt for split in ("validation", "test") for example in task.examples(split, source)}  # type: ignore[arg-type]
+        held_out = {example.prompt for split in ("validation", "test") for example in task.examples(split, source)}
         shared = [example.prompt for example in taken if example.prompt in held_out]
         if shared:
             raise HarnessError(f"{len(shared)} evaluation items of {name} stand in the training data, for example {shared[0][:80]!r}")

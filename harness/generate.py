@@ -81,7 +81,7 @@ def _decode_batch(
     ids, mask, positions = left_padded(list(prompts.values()), opened.pad_id, opened.device)
     cache: Any = None
     with torch.inference_mode():
-        for step in range(max_new_tokens):
+        for _ in range(max_new_tokens):
             out = opened.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
@@ -127,7 +127,9 @@ class _StopRule:
     @classmethod
     def of(cls, opened: LanguageModel, stop: Sequence[str]) -> "_StopRule":
         # A stop string that is one special token would be gone from the decoded text: it stops by its id.
-        special = {text: i for text, i in opened.tokenizer.get_vocab().items() if text in stop and i in set(opened.tokenizer.all_special_ids)}
+        special = {
+            text: i for text, i in opened.tokenizer.get_vocab().items() if text in stop and i in set(opened.tokenizer.all_special_ids)
+        }
         strings = tuple(text for text in stop if text and text not in special)
         longest = max((len(text.encode()) for text in strings), default=0)
         return cls(opened.tokenizer, opened.eos_ids | frozenset(special.values()), strings, longest + 1)

@@ -19,7 +19,7 @@ PATH = "transformers/plain/1"  # printed in records: rows of one table must shar
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
 
 
-class PlainLM(TemplateLM):
+class PlainLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     """Answers lm-eval's requests with a transformers model; keeps what lm-eval drops (tokens, stop reason)."""
 
     def __init__(self, opened: LanguageModel, *, batch_size: int, progress: Callable[[int], None] = lambda _: None) -> None:
@@ -89,12 +89,12 @@ class PlainLM(TemplateLM):
             self.progress(sum(len(sharing[key]) for key in batch))
         return answers
 
-    @torch.inference_mode()
     def _last_log_probs(self, rows: list[tuple[int, ...]], count: int) -> torch.Tensor:
         """Return log-probabilities (B, count, V), fp32, at the last `count` positions of each row."""
         ids, mask, positions = left_padded(rows, self.opened.pad_id, self.opened.device)
-        out = self.opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=count)
-        return torch.log_softmax(out.logits.float(), dim=-1)
+        with torch.inference_mode():
+            out = self.opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=count)
+            return torch.log_softmax(out.logits.float(), dim=-1)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Write an answer to each request, greedily; groups requests that share their generation settings."""

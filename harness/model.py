@@ -90,7 +90,9 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
         return describe(path, name=path.resolve().name)
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise unknown("model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)")
+        raise unknown(
+            "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
+        )
     return _from_hub(name)
 
 
@@ -152,7 +154,7 @@ def _gguf_kind(path: Path) -> str:
     import gguf
 
     counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
-    return counts.most_common(1)[0][0]
+    return str(counts.most_common(1)[0][0])
 
 
 def _remembered_digest(path: Path, cache: Path) -> str:
@@ -258,7 +260,11 @@ def _narrowed(model: Any, share: float) -> Any:
         gate, up, down = (weights[f"{stem}{part}_proj.weight"] for part in ("gate", "up", "down"))
         norms = gate.float().norm(dim=1) * up.float().norm(dim=1) * down.float().norm(dim=0)
         channels = torch.topk(norms, keep).indices.sort().values
-        weights |= {f"{stem}gate_proj.weight": gate[channels], f"{stem}up_proj.weight": up[channels], f"{stem}down_proj.weight": down[:, channels]}
+        weights |= {
+            f"{stem}gate_proj.weight": gate[channels],
+            f"{stem}up_proj.weight": up[channels],
+            f"{stem}down_proj.weight": down[:, channels],
+        }
     small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     small.load_state_dict(weights)
     return small

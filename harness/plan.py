@@ -1,8 +1,8 @@
 """From a configuration to cells: which rows, which controls beside them, which seeds, and a key for each by content."""
 
 import inspect
+import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,13 @@ class _Row:
 
 
 def make_plan(
-    config: RunConfig, *, teachers: Sequence[Checkpoint], methods: Registry, suites: Mapping[str, Suite], task_versions: Mapping[str, str], device: str
+    config: RunConfig,
+    *,
+    teachers: Sequence[Checkpoint],
+    methods: Registry,
+    suites: Mapping[str, Suite],
+    task_versions: Mapping[str, str],
+    device: str,
 ) -> Plan:
     """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed."""
     if not config.methods:
@@ -111,12 +117,20 @@ def make_plan(
         "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student, "device": device, "dtype": dtype,
         "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
     }  # fmt: skip
-    scored = {"tasks": {task: task_versions[task] for task in tasks}, "scoring": SCORING, "measure": [suite.measure for suite in suites.values()]}
+    scored: dict[str, object] = {
+        "tasks": {task: task_versions[task] for task in tasks},
+        "scoring": SCORING,
+        "measure": [suite.measure for suite in suites.values()],
+    }
+    if config.limit is not None:
+        scored["limit"] = config.limit
     cells = [_teacher_cell(shared, scored)]
     for row in rows:
         drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")
         for seed in range(1, config.seeds + 1) if drawn else (None,):
-            student_key = digest_of("student", shared, row.name, expanded(row.method), budget if drawn else 0, seed, _code_digest(type(row.method)))
+            student_key = digest_of(
+                "student", shared, row.name, expanded(row.method), budget if drawn else 0, seed, _code_digest(type(row.method))
+            )
             cells.append(
                 PlannedCell(
                     key=digest_of("cell", student_key, scored), student_key=student_key, label=row.label, method=row.name,
@@ -133,7 +147,16 @@ def make_plan(
 def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object]) -> PlannedCell:
     key = digest_of("cell", TEACHER, shared["teachers"], shared["device"], shared["dtype"], scored)
     return PlannedCell(
-        key=key, student_key="", label=TEACHER, method=TEACHER, settings={}, family="teacher", is_control=False, controls=(), trains=False, seed=None
+        key=key,
+        student_key="",
+        label=TEACHER,
+        method=TEACHER,
+        settings={},
+        family="teacher",
+        is_control=False,
+        controls=(),
+        trains=False,
+        seed=None,
     )
 
 
@@ -191,16 +214,9 @@ def _code_digest(method: type[Any]) -> str:
 
 def parameters_on_disk(folder: Path) -> int:
     """Count a model's stored parameters from its safetensors headers, without opening a tensor."""
-    import json
-
     count = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return count
-
-
-def describe_setting(text: str) -> str:
-    """Make a label safe for a file name."""
-    return re.sub(r"[^\w.=-]+", "_", text).strip("_")

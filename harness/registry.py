@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -57,7 +58,7 @@ class Registry:
         module, _, attribute = self.table[name].partition(":")
         try:
             spec = importlib.util.find_spec(module)
-            source = importlib.util.decode_source(open(spec.origin, "rb").read()) if spec and spec.origin else ""  # noqa: SIM115
+            source = importlib.util.decode_source(Path(spec.origin).read_bytes()) if spec and spec.origin else ""
         except (ImportError, OSError) as problem:
             return f"(cannot be found: {problem})"
         for node in ast.parse(source).body:
@@ -85,4 +86,6 @@ class Registry:
 
 def expanded(instance: Any) -> dict[str, Any]:
     """Return an entry's settings with defaults expanded, in declaration order."""
-    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)} if dataclasses.is_dataclass(instance) else {}
+    return (
+        {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)} if dataclasses.is_dataclass(instance) else {}
+    )

@@ -150,7 +150,9 @@ def _group(records: Sequence[RunRecord]) -> Group:
     for record in sorted(records, key=lambda r: (r.created, r.key)):
         newest[record.label, record.seed] = record
     labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
-    rows = tuple(Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels)
+    rows = tuple(
+        Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels
+    )
     sample = next((record for record in newest.values() if record.status == "success"), records[0])
     tasks = tuple(score.task for score in sample.scores)
     return Group({**_condition(sample), **_measured_under(sample)}, rows, tasks, len(records) - len(newest))
@@ -228,7 +230,12 @@ def quality(found: Group) -> Table:
     teacher = found.teacher
     for row in _ordered(found):
         shown: dict[str, str] = {"row": _name(row), "seeds": str(len(row.done))}
-        exact: dict[str, object] = {"row": row.label, "control": row.first.is_control, "seeds": len(row.done), "status": _status(row) or "success"}
+        exact: dict[str, object] = {
+            "row": row.label,
+            "control": row.first.is_control,
+            "seeds": len(row.done),
+            "status": _status(row) or "success",
+        }
         for task in found.tasks:
             for column, (text, values) in _task_cells(row, teacher, task).items():
                 name = column if len(found.tasks) == 1 else f"{task} {column}"
@@ -257,7 +264,10 @@ def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str
     }
     if chance:
         above = compare(row, teacher, task, ratio=True, chance=chance) if teacher else Interval(None)
-        cells["above chance"] = (_percent(above), {"above chance": above.value, "above chance low": above.low, "above chance high": above.high})
+        cells["above chance"] = (
+            _percent(above),
+            {"above chance": above.value, "above chance low": above.low, "above chance high": above.high},
+        )
     if teacher and teacher.outcomes(task):
         reference = teacher.outcomes(task)[0]
         counts = [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
@@ -283,7 +293,9 @@ def cost(found: Group) -> Table:
         shown: dict[str, str] = {"row": _name(row)}
         exact: dict[str, object] = {"row": row.label}
 
-        def add(column: str, value: float | None, form: Callable[[float], str], shown: dict[str, str] = shown, exact: dict[str, object] = exact) -> None:
+        def add(
+            column: str, value: float | None, form: Callable[[float], str], shown: dict[str, str] = shown, exact: dict[str, object] = exact
+        ) -> None:
             shown[column] = DASH if value is None else form(value)
             exact[column] = value
 
@@ -330,13 +342,9 @@ def controls(found: Group) -> Table | None:
                         verdict = DASH if not gap.reason else f"- ({gap.reason})"
                     else:
                         verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
-                    rows.append(
-                        (
-                            {"row": row.label, "against": control.label, "task": task, "difference (points)": _points(gap), "verdict": verdict},
-                            {"row": row.label, "against": control.label, "task": task, "difference": gap.value, "low": gap.low,
-                             "high": gap.high, "verdict": verdict},
-                        )
-                    )  # fmt: skip
+                    pair = {"row": row.label, "against": control.label, "task": task}
+                    exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
+                    rows.append(({**pair, "difference (points)": _points(gap), "verdict": verdict}, exact))
     return _table("controls", "Against the controls, on the same items", rows) if rows else None
 
 
@@ -346,7 +354,8 @@ def notes(found: Group) -> list[str]:
     lines = [
         f"Teacher {shared['teacher']}, student {shared['student']}; {shared['budget']} for each trained row "
         "(`answer-only` by default sees each item as often as `cot`, in fewer tokens).",
-        f"Device {shared['device']} ({shared['machine']}, {shared['threads']} threads), {shared['dtype']}; scoring path {shared['path']}; {shared['tasks']}.",
+        f"Device {shared['device']} ({shared['machine']}, {shared['threads']} threads), {shared['dtype']}; "
+        f"scoring path {shared['path']}; {shared['tasks']}.",
     ]
     for task in found.tasks:
         teacher = found.teacher
@@ -367,9 +376,11 @@ def notes(found: Group) -> list[str]:
                 f"{task}: with {len(reference)} items and the median share of flips here ({100 * share:.0f} %) one seed shows drops from "
                 f"{100 * (drop or 0):.1f} points on."
             )
-    for record in [record for row in found.rows for record in row.records if record.status == "success" and record.limited]:
-        lines.append(f"{record.label}: scored on a limited sample.")
-    unpacked = dict.fromkeys(f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.teachers if one.note)
+    if any(record.limited for row in found.rows for record in row.records):
+        lines.append("A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline.")
+    unpacked = dict.fromkeys(
+        f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.teachers if one.note
+    )
     lines += [*unpacked]
     for row in found.rows:
         for record in row.records:

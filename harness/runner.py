@@ -90,7 +90,9 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
     except BadRecord as problem:
         return _died(plan, cell, str(problem))
     except OSError as problem:
-        raise HarnessError(f"cannot write to {folder} ({problem.strerror}); what was finished is kept: mend that and run again") from problem
+        raise HarnessError(
+            f"cannot write to {folder} ({problem.strerror}); what was finished is kept: mend that and run again"
+        ) from problem
     return record
 
 
@@ -115,6 +117,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         dtype=plan.dtype,
         batch_size=plan.config.batch_size,
         measure=any(suite.measure for suite in plan.suites.values()),
+        limit=plan.config.limit,
         cell_folder=store.cell(cell.key).resolve(),
         student_folder=store.student(cell.student_key or cell.key).resolve(),
         cache=plan.config.cache_folder.resolve(),
@@ -191,5 +194,3 @@ def estimate_seconds(plan: Plan, cell: PlannedCell, parameters: dict[str, int]) 
     training = 6 * student * plan.budget_tokens / rate if cell.trains else 0.0
     scoring = sum(2 * (student if not cell.is_teacher else parameters["teacher"]) * 100 * 1000 / rate for _ in plan.tasks)
     return 15.0 + training + 4 * scoring
-
-

@@ -7,9 +7,10 @@ numeric extractor and the diagnostics, and derive every figure from the rows. Ne
 import json
 import logging
 import math
+import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,27 @@ class ItemRow:
 
 
 def score_task(
-    opened: LanguageModel, task: Task, source: DataSource, *, batch_size: int, progress: Callable[[Progress], None]
+    opened: LanguageModel,
+    task: Task,
+    source: DataSource,
+    *,
+    batch_size: int,
+    progress: Callable[[Progress], None],
+    limit: int | None = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
-    """Score one task and return its figures and its rows, in item order."""
+    """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows, in item order."""
     from lm_eval.evaluator import evaluate
 
     from harness.lm import PlainLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     built = task.lm_eval_task(source)
-    items = len(built.eval_docs)
+    numbers = list(range(len(built.eval_docs)))
+    if limit is not None and limit < len(numbers):
+        numbers = sample([_group(doc) for doc in built.eval_docs], limit, name=task.name)
+        split = built.config.test_split
+        built.dataset[split] = built.dataset[split].select(numbers)
+    items = len(numbers)
     total = items * (1 if task.kind == "generate" else 4)
     done = 0
 
@@ -64,10 +76,29 @@ def score_task(
     result = evaluate(model, {task.name: built}, bootstrap_iters=0, log_samples=True)
     seconds = time.perf_counter() - began
     assert result is not None and model.requests, "lm-eval returned without asking the model"
-    rows = _rows(task, result["samples"][task.name], model)
+    rows = [replace(row, item=numbers[row.item]) for row in _rows(task, result["samples"][task.name], model)]
     if len(rows) != items:
         raise CellFailed(f"{task.name}: {items} items were asked and {len(rows)} came back")
     return summarise(task, rows, seconds=seconds), rows
+
+
+def _group(doc: Mapping[str, Any]) -> str:
+    """Return what an item is broken down by: its subject, or its number of steps."""
+    return str(doc.get("subject", doc.get("steps", "")))
+
+
+def sample(groups: Sequence[str], count: int, *, name: str) -> list[int]:
+    """Draw `count` item numbers, the same ones for every model, spread over the groups as evenly as they allow."""
+    draw = random.Random(f"limit/{name}")
+    waiting: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        waiting.setdefault(group, []).append(number)
+    for members in waiting.values():
+        draw.shuffle(members)
+    taken: list[int] = []
+    while len(taken) < min(count, len(groups)):
+        taken += [members.pop() for members in waiting.values() if members][: count - len(taken)]
+    return sorted(taken)
 
 
 def _rows(task: Task, samples: Iterable[dict[str, Any]], model: Any) -> list[ItemRow]:
@@ -84,7 +115,7 @@ def _row(task: Task, item: int, samples: list[dict[str, Any]], model: Any) -> It
     base = {
         "task": task.name,
         "item": item,
-        "group": str(doc.get("subject", doc.get("steps", ""))),
+        "group": _group(doc),
         "doc_hash": first["doc_hash"],
         "prompt_hash": first["prompt_hash"],
         "target_hash": first["target_hash"],
@@ -92,12 +123,12 @@ def _row(task: Task, item: int, samples: list[dict[str, Any]], model: Any) -> It
     if task.kind == "choose":
         log_probabilities = tuple(float(pair[0]) for pair in first["filtered_resps"])
         chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))  # a true tie: the lower index
-        letter = "ABCDEFGHIJ"
+        choices = [str(request[1]).strip() for request in first["arguments"]]
         return ItemRow(
             **base,
-            gold=letter[int(first["target"])],
-            text=letter[chosen],
-            extracted={task.primary: letter[chosen]},
+            gold=choices[int(first["target"])],
+            text=choices[chosen],
+            extracted={task.primary: choices[chosen]},
             correct={task.primary: bool(first["acc"])},
             tokens=0,
             stop="",
@@ -138,9 +169,7 @@ def summarise(task: Task, rows: Sequence[ItemRow], *, seconds: float) -> TaskSco
         outcomes=outcomes,
         items_digest=digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows]),
         answers_digest=digest_of([row.text for row in rows]),
-        groups={
-            group: _share([row.correct[task.primary] for row in rows if row.group == group]) for group in groups if len(groups) > 1
-        },
+        groups={group: _share([row.correct[task.primary] for row in rows if row.group == group]) for group in groups if len(groups) > 1},
         invalid_share=_share([row.extracted[task.primary] is None for row in rows]),
         truncated_share=_share([row.stop == "length" for row in rows]) if task.kind == "generate" else None,
         tokens_per_answer=sum(row.tokens for row in rows) / count if task.kind == "generate" else None,

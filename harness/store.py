@@ -1,15 +1,16 @@
 """The store of a user's cells: one folder per cell by key, students shared between cells, locks, lists of runs.
 
-    OUT/cells/KEY/   record.json, samples.jsonl, log.txt
-    OUT/students/KEY/   student/ (the checkpoint), cost.json, training.jsonl, state/ while it trains
-    OUT/runs/NAME.json   what was asked, and the keys of its cells
+OUT/cells/KEY/   record.json, samples.jsonl, log.txt
+OUT/students/KEY/   student/ (the checkpoint), cost.json, training.jsonl, state/ while it trains
+OUT/runs/NAME.json   what was asked, and the keys of its cells
 """
 
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.record import BadRecord, RunRecord, read
+from harness.record import BadRecord, RunRecord, read, write
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,16 @@ def record_files(place: Path) -> list[Path]:
         if folder.is_dir() and (found := sorted(folder.glob(pattern))):
             return found
     raise HarnessError(f"no records in {place}; give a run file, a study or a folder of records (harness run writes results/runs)")
+
+
+def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
+    """Copy records into a study's folder, each under its row and seed; what stood there goes."""
+    for old in folder.glob("*.json"):
+        old.unlink()
+    for record in records:
+        name = re.sub(r"[^\w.=-]+", "_", record.label).strip("_")
+        seed = f"-seed{record.seed}" if record.seed is not None else ""
+        write(folder / f"{name}{seed}.json", record)
 
 
 def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:

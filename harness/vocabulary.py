@@ -16,8 +16,8 @@ def common_vocabulary(student: Mapping[str, int], teacher: Mapping[str, int], *,
     differing = sum(student.get(token) != index for token, index in teacher.items()) + sum(token not in teacher for token in student)
     if differing:
         raise HarnessError(
-            f"{names[1]} and {names[0]} have different vocabularies ({len(teacher)} and {len(student)} tokens, {differing} differ): matching "
-            "logits needs one token map; type --methods cot (it distils text), or choose a student with the teacher's tokenizer"
+            f"{names[1]} and {names[0]} have different vocabularies ({len(teacher)} and {len(student)} tokens, {differing} differ): "
+            "matching logits needs one token map; type --methods cot (it distils text), or choose a student with the teacher's tokenizer"
         )
     return 1 + max(teacher.values())
 

@@ -108,5 +108,3 @@ def worked(examples: Iterable[Example]) -> list[tuple[str, str]]:
 def bare(examples: Iterable[Example]) -> list[tuple[str, str]]:
     """Return (prompt, answer without the work) pairs."""
     return [(example.prompt, example.answer) for example in examples]
-
-

@@ -1,14 +1,13 @@
-"""Trains the embedded family: tokenizer, then `tiny` and `tiny-math`, with the loop that students use.
+r"""Trains the embedded family: tokenizer, then `tiny` and `tiny-math`, with the loop that students use.
 
-`harness train-tiny` calls this. Rows are the tasks' training splits plus the same facts asked openly ("Question:
-What is the capital of Peru?\\nAnswer: Lima"), without which the four-choice form is learned several times slower.
+`harness train-tiny` calls this. Rows are the tasks' own training splits, prompts trained too (a base model's diet).
 Everything runs on one thread, so that the same seed gives the same bytes whatever the number of cores.
 """
 
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -46,14 +45,13 @@ class Recipe:
     name: str
     problems: int  # word problems with worked answers
     choices: int  # four-choice questions
-    facts: int  # the same facts, asked openly
     seen_tokens: int
     seed: int
 
 
 RECIPES = (
-    Recipe("tiny", problems=50_000, choices=35_000, facts=10_000, seen_tokens=6_000_000, seed=1),
-    Recipe("tiny-math", problems=50_000, choices=1_000, facts=1_000, seen_tokens=5_000_000, seed=2),
+    Recipe("tiny", problems=50_000, choices=15_000, seen_tokens=4_600_000, seed=1),
+    Recipe("tiny-math", problems=50_000, choices=600, seen_tokens=5_000_000, seed=2),
 )
 SETTINGS = LoopSettings(
     learning_rate=0.02, batch_rows=16, micro_rows=16, warmup=0.03, weight_decay=0.01, clip=1.0, validation_rows=400, optimizer="muon"
@@ -101,7 +99,6 @@ def train_teacher(
     pairs = [
         *_pairs(problems, "train", source, recipe.problems),
         *_pairs(choices, "train", source, recipe.choices),
-        *islice(open_questions(choices, source), recipe.facts),
     ]
     random.Random(recipe.seed).shuffle(pairs)
     half = SETTINGS.validation_rows // 2
@@ -139,14 +136,6 @@ def train_teacher(
 
 def _pairs(task: Task, split: Split, source: DataSource, count: int) -> list[tuple[str, str]]:
     return [(example.prompt, example.completion) for example in islice(task.examples(split, source), count)]
-
-
-def open_questions(task: Task, source: DataSource) -> Iterator[tuple[str, str]]:
-    """Yield the questions of a four-choice task without their choices, answered by the choice's text."""
-    for example in task.examples("train", source):
-        question, *choices = example.prompt.partition("\n\n")[2].removesuffix("\nAnswer:").split("\n")
-        letters = {choice[0]: choice[3:] for choice in choices}
-        yield f"Question: {question}\nAnswer:", f" {letters[example.gold]}"
 
 
 def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:

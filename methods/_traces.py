@@ -37,7 +37,15 @@ class Traces:
 def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, temperature: float, longest: int) -> Traces:
     """Return `samples` answers to every example's prompt, from the cache where it holds them."""
     key = digest_of(
-        "traces", VERSION, job.teacher.digest, job.dtype, examples_digest(examples), samples, temperature, longest, job.seed if temperature else 0
+        "traces",
+        VERSION,
+        job.teacher.digest,
+        job.dtype,
+        examples_digest(examples),
+        samples,
+        temperature,
+        longest,
+        job.seed if temperature else 0,
     )
     path = job.cache / "traces" / f"{key[:32]}.json"
     held = _read(path, job)
@@ -79,7 +87,7 @@ def _write(path: Path, made: Traces) -> None:
     payload = _payload(made)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
     fresh.write_text(json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}), encoding="utf-8")
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def _read(path: Path, job: Job) -> Traces | None:
@@ -106,7 +114,14 @@ def surviving(
     Right means: the task's primary extractor finds the gold answer. Raises `CellFailed` when none is.
     """
     pairs: list[tuple[str, str]] = []
-    counts = {"traces_written": 0, "traces_kept": 0, "dropped_wrong": 0, "dropped_unfinished": 0, "dropped_repeats": 0, "problems_without_trace": 0}
+    counts = {
+        "traces_written": 0,
+        "traces_kept": 0,
+        "dropped_wrong": 0,
+        "dropped_unfinished": 0,
+        "dropped_repeats": 0,
+        "problems_without_trace": 0,
+    }
     for example, group in zip(examples, texts, strict=True):
         kept: set[str] = set()
         for one in group:

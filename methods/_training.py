@@ -11,6 +11,7 @@ for all of them, so that a table compares methods and not loops. The rules:
 """
 
 import json
+import logging
 import math
 import os
 import random
@@ -30,7 +31,7 @@ from harness.errors import CellFailed
 from harness.model import LanguageModel
 from methods._losses import cross_entropy
 
-SECONDS_BETWEEN_STATES = 20.0
+SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ class _States:
         (fresh / "loop.json").write_text(json.dumps(loop))
         if target.exists():
             shutil.rmtree(target)
-        os.replace(fresh, target)
+        fresh.replace(target)
         for old in self.folder.glob("step-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -320,83 +321,117 @@ def fit(
     """
     if not rows:
         raise CellFailed("no training row is left (all were too long or filtered out)")
-    accelerator = Accelerator(cpu=student.device == "cpu", mixed_precision=mixed_precision)
     torch.manual_seed(seed)
-    model = student.model
-    _silence_dropout(model)
-    model.train()
-    optimizers = make_optimizers(model, settings)
-    model, *prepared = accelerator.prepare(model, *(optimizer for optimizer, _ in optimizers))
-    scales = [scale for _, scale in optimizers]
-    pad = student.pad_id
-    states = _States(workdir / "state", accelerator)
-    best_file = workdir / "best.pt"
-    loop = states.restore() or {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "seconds": 0.0, "kept_step": 0, "teacher_seconds": 0.0}
-    log = _Log(workdir / "training.jsonl", loop["step"])
-    timed = _Timed(teacher.model) if teacher is not None else None
-    seconds_before, teacher_before, began = loop["seconds"], loop["teacher_seconds"], time.monotonic()
-
-    def hold_out() -> None:
-        model.eval()
-        loss = validate(validation, student=model, pad=pad, micro_rows=settings.micro_rows, device=accelerator.device)
-        model.train()
-        log.write(step=loop["step"], epoch=loop["epoch"], seen=loop["seen"], validation_ce=loss)
-        if not math.isfinite(loss):
-            raise CellFailed(f"the validation loss became {loss} at step {loop['step']}; try a lower learning_rate")
-        if loss < loop["best"]:
-            loop["best"], loop["kept_step"] = loss, loop["step"]
-            if accelerator.is_main_process:
-                torch.save(accelerator.unwrap_model(model).state_dict(), best_file.with_suffix(".part"))
-                os.replace(best_file.with_suffix(".part"), best_file)
-
+    run = _Run(student, teacher, terms, settings, validation, workdir, vocabulary, mixed_precision)
     plan = steps_of(rows, seen_tokens=seen_tokens, batch_rows=settings.batch_rows, seed=seed)
     for number, (epoch, step_rows) in enumerate(plan, 1):
-        if number <= loop["step"]:
+        if number <= run.loop["step"]:
             continue
-        if epoch != loop["epoch"]:
-            hold_out()
-            loop["epoch"] = epoch
-        rate = rate_at(loop["seen"] / seen_tokens, settings)
-        for optimizer, scale in zip(prepared, scales, strict=True):
+        if epoch != run.loop["epoch"]:
+            run.hold_out()
+            run.loop["epoch"] = epoch
+        values = run.step(number, step_rows, rate=rate_at(run.loop["seen"] / seen_tokens, settings))
+        progress(
+            Progress(stage="train", done=run.loop["seen"], total=seen_tokens, unit="tokens", detail=f"loss {sum(values.values()):.3f}")
+        )
+        run.states.save(run.loop, force=number == stop_after_steps)
+        if number == stop_after_steps:
+            return run.loop
+    run.hold_out()
+    run.finish()
+    return run.loop
+
+
+class _Run:
+    """One training run: the prepared model, its optimizers, its state on disk, its log and its counts."""
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        terms: Sequence[Term],
+        settings: LoopSettings,
+        validation: Sequence[Row],
+        workdir: Path,
+        vocabulary: int | None,
+        mixed_precision: str,
+    ) -> None:
+        logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns about tied weights at every saved state
+        self.accelerator = Accelerator(cpu=student.device == "cpu", mixed_precision=mixed_precision)
+        self.terms, self.settings, self.validation, self.vocabulary = terms, settings, validation, vocabulary
+        self.pad = student.pad_id
+        self.teacher = _Timed(teacher.model) if teacher is not None else None
+        _silence_dropout(student.model)
+        student.model.train()
+        optimizers = make_optimizers(student.model, settings)
+        self.scales = [scale for _, scale in optimizers]
+        self.model, *self.optimizers = self.accelerator.prepare(student.model, *(optimizer for optimizer, _ in optimizers))
+        self.best_file = workdir / "best.pt"
+        self.states = _States(workdir / "state", self.accelerator)
+        fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0}
+        self.loop: dict[str, Any] = self.states.restore() or fresh
+        self.log = _Log(workdir / "training.jsonl", self.loop["step"])
+        self.before, self.began = dict(self.loop), time.monotonic()
+
+    def step(self, number: int, rows: Sequence[Row], *, rate: float) -> dict[str, float]:
+        """Make one optimiser step; return each term's mean per trained token."""
+        for optimizer, scale in zip(self.optimizers, self.scales, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
         values = backward_step(
-            step_rows,
-            student=model,
-            teacher=timed,
-            terms=terms,
-            vocabulary=vocabulary,
-            micro_rows=settings.micro_rows,
-            pad=pad,
-            backward=accelerator.backward,
-            device=accelerator.device,
-            ranks=accelerator.num_processes,
-            rank=accelerator.process_index,
+            rows,
+            student=self.model,
+            teacher=self.teacher,
+            terms=self.terms,
+            vocabulary=self.vocabulary,
+            micro_rows=self.settings.micro_rows,
+            pad=self.pad,
+            backward=self.accelerator.backward,
+            device=self.accelerator.device,
+            ranks=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
         )
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip))
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
         if not math.isfinite(norm) or not all(math.isfinite(value) for value in values.values()):
             raise CellFailed(f"the loss became {values} (gradient norm {norm}) at step {number}; try a lower learning_rate")
-        for optimizer in prepared:
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        loop["step"] = number
-        loop["seen"] += sum(len(row.ids) for row in step_rows)
-        loop["trained"] += sum(len(row.ids) - row.trained_from for row in step_rows)
-        loop["seconds"] = seconds_before + time.monotonic() - began
-        loop["teacher_seconds"] = teacher_before + (timed.seconds if timed else 0.0)
-        weights = {f"weight_{term.name}": term.weight for term in terms}
-        log.write(step=number, epoch=epoch, seen=loop["seen"], rate=rate, gradient_norm=norm, **values, **weights)
-        progress(Progress(stage="train", done=loop["seen"], total=seen_tokens, unit="tokens", detail=f"loss {sum(values.values()):.3f}"))
-        states.save(loop)
-        if stop_after_steps is not None and number >= stop_after_steps:
-            states.save(loop, force=True)
-            return loop
-    hold_out()
-    accelerator.unwrap_model(model).load_state_dict(torch.load(best_file, weights_only=True))
-    best_file.unlink()
-    shutil.rmtree(states.folder, ignore_errors=True)
-    loop["seconds"] = seconds_before + time.monotonic() - began
-    return loop
+        self.loop["step"] = number
+        self.loop["seen"] += sum(len(row.ids) for row in rows)
+        self.loop["trained"] += sum(len(row.ids) - row.trained_from for row in rows)
+        self._count_seconds()
+        weights = {f"weight_{term.name}": term.weight for term in self.terms}
+        self.log.write(step=number, epoch=self.loop["epoch"], seen=self.loop["seen"], rate=rate, gradient_norm=norm, **values, **weights)
+        return values
+
+    def hold_out(self) -> None:
+        """Score the validation rows and keep the weights when they are the best so far."""
+        self.model.eval()
+        loss = validate(
+            self.validation, student=self.model, pad=self.pad, micro_rows=self.settings.micro_rows, device=self.accelerator.device
+        )
+        self.model.train()
+        self.log.write(step=self.loop["step"], epoch=self.loop["epoch"], seen=self.loop["seen"], validation_ce=loss)
+        if not math.isfinite(loss):
+            raise CellFailed(f"the validation loss became {loss} at step {self.loop['step']}; try a lower learning_rate")
+        if loss < self.loop["best"]:
+            self.loop["best"], self.loop["kept_step"] = loss, self.loop["step"]
+            if self.accelerator.is_main_process:
+                fresh = self.best_file.with_suffix(".part")
+                torch.save(self.accelerator.unwrap_model(self.model).state_dict(), fresh)
+                fresh.replace(self.best_file)
+
+    def finish(self) -> None:
+        """Put the best weights into the model and clear what only a resumed run needs."""
+        self.accelerator.unwrap_model(self.model).load_state_dict(torch.load(self.best_file, weights_only=True))
+        self.best_file.unlink()
+        shutil.rmtree(self.states.folder, ignore_errors=True)
+        self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        self.loop["seconds"] = self.before["seconds"] + time.monotonic() - self.began
+        self.loop["teacher_seconds"] = self.before["teacher_seconds"] + (self.teacher.seconds if self.teacher else 0.0)
 
 
 def _silence_dropout(model: Any) -> None:

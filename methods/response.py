@@ -7,12 +7,15 @@ Cost: one teacher forward per seen token. Needs the teacher's tokenizer. Fails w
 the labels on this data: where every next token is determined, logits hold little that the text does not.
 """
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods._base import Trained, settings, worked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @settings
@@ -31,13 +34,13 @@ class ResponseDistillation(Trained):
         from harness.model import open_model, student_tokenizer
         from harness.vocabulary import common_vocabulary
         from methods._losses import forward_kl
-        from methods._training import Term, hard_labels
+        from methods._training import Positions, Term, hard_labels
 
         teacher = open_model(job.teacher, device=job.device, dtype=job.dtype)
         vocabulary = common_vocabulary(student_tokenizer(job.student_base).get_vocab(), teacher.tokenizer.get_vocab())
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
 
-        def value(at):  # type: ignore[no-untyped-def]
+        def value(at: Positions) -> "Tensor":
             return forward_kl(at.student_NV, at.teacher_NV, temperature=self.temperature)
 
         terms = [Term("kl", self.teacher_share, value, needs_teacher=True), hard_labels(1 - self.teacher_share)]

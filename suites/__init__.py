@@ -26,7 +26,8 @@ def resolve(names: list[str], *, embedded: bool) -> dict[str, Suite]:
         missing = [task for task in wanted if task not in TASKS]
         if missing:
             raise HarnessError(
-                f"suite {name!r} needs {', '.join(missing)} for a model from outside, which this version does not score yet; type --suite mini"
+                f"suite {name!r} needs {', '.join(missing)} for a model from outside, "
+                "which this version does not score yet; type --suite mini"
             )
         found[name] = Suite(name=name, version=suite.version, tasks=tuple(wanted), measure=suite.measure, help=suite.help)
     return found

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 # Buckets of 32: 26 train, 2 validation, 3 test, 1 dev (few-shot examples).
-_BUCKETS = {"train": range(0, 26), "validation": range(26, 28), "test": range(28, 31), "dev": range(31, 32)}
+_BUCKETS = {"train": range(26), "validation": range(26, 28), "test": range(28, 31), "dev": range(31, 32)}
 
 Item = dict[str, Any]
 

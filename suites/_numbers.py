@@ -61,9 +61,13 @@ def grade_number(gold: str, text: str) -> tuple[Grade, ...]:
     """Grade one answer with the three extractors; strict, the score's own, first."""
     found_strict, found_flexible, found_number = strict(text), flexible(text), numeric(text)
     return (
-        Grade(extractor="strict-match", extracted=found_strict, correct=found_strict is not None and _normal(found_strict) == _normal(gold)),
         Grade(
-            extractor="flexible-extract", extracted=found_flexible, correct=found_flexible is not None and _normal(found_flexible) == _normal(gold)
+            extractor="strict-match", extracted=found_strict, correct=found_strict is not None and _normal(found_strict) == _normal(gold)
+        ),
+        Grade(
+            extractor="flexible-extract",
+            extracted=found_flexible,
+            correct=found_flexible is not None and _normal(found_flexible) == _normal(gold),
         ),
         Grade(extractor="numeric", extracted=found_number, correct=_equal(found_number, gold)),
     )

@@ -8,7 +8,7 @@ A laboratory animal for machines without GPU or network, not a stand-in for GSM8
     #### 17
 
 Gold answers carry GSM8K's calculator marks (`3*4=<<3*4=12>>12`); training texts and traces do not.
-Every intermediate result is an integer from 1 to 60. Version 1 is frozen: any change to a generated
+Every intermediate result is an integer from 1 to 40. Version 1 is frozen: any change to a generated
 character is version 2 (`tests/test_suites.py` holds the digest).
 """
 
@@ -26,12 +26,49 @@ from suites._numbers import final_number, grade_number
 VERSION = 1
 SIZES = {"train": 50_000, "validation": 500, "test": 1_000, "dev": 8}
 STEPS = (2, 3, 4, 5)
-LARGEST = 60  # two digits: long addition is not what this task is about
+LARGEST = 40  # two digits: long addition is not what this task is about
 
-_NAMES = "Lena Omar Ravi Mia Tom Sara Ben Ines Leo Nora Sam Ada Ivan Rosa Max Yuki Finn Eva Hugo Zoe".split()
-_THINGS = "apples pens books coins cards shells stamps beads marbles cookies eggs balls toys plums nuts".split()
-_BOXES = "boxes bags jars trays shelves baskets".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_NAMES = [
+    "Lena",
+    "Omar",
+    "Ravi",
+    "Mia",
+    "Tom",
+    "Sara",
+    "Ben",
+    "Ines",
+    "Leo",
+    "Nora",
+    "Sam",
+    "Ada",
+    "Ivan",
+    "Rosa",
+    "Max",
+    "Yuki",
+    "Finn",
+    "Eva",
+    "Hugo",
+    "Zoe",
+]
+_THINGS = [
+    "apples",
+    "pens",
+    "books",
+    "coins",
+    "cards",
+    "shells",
+    "stamps",
+    "beads",
+    "marbles",
+    "cookies",
+    "eggs",
+    "balls",
+    "toys",
+    "plums",
+    "nuts",
+]
+_BOXES = ["boxes", "bags", "jars", "trays", "shelves", "baskets"]
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _TIMES = {2: "twice", 3: "3 times", 4: "4 times", 5: "5 times"}
 
 
@@ -61,14 +98,14 @@ def _begin(p: _Problem) -> None:
     """Open the story: a plain amount (no step), equal groups, or two amounts (one step)."""
     pick = p.random.random()
     if pick < 0.4:
-        p.value = p.random.randint(2, 20)
+        p.value = p.random.randint(2, 15)
         p.tell(f"{p.name} has {p.value} {p.things}.")
     elif pick < 0.7:
-        groups, each, boxes = p.random.randint(2, 9), p.random.randint(2, 9), p.random.choice(_BOXES)
+        groups, each, boxes = p.random.randint(2, 6), p.random.randint(2, 6), p.random.choice(_BOXES)
         p.tell(f"{p.name} has {groups} {boxes} with {each} {p.things} in each.")
         p.step("There are", groups, "*", each)
     else:
-        first, second = p.random.randint(2, 20), p.random.randint(2, 20)
+        first, second = p.random.randint(2, 12), p.random.randint(2, 12)
         day, later = p.random.sample(_DAYS, 2)
         p.tell(f"{p.name} finds {first} {p.things} on {day} and {second} on {later}.")
         p.step(f"{p.name} finds", first, "+", second)
@@ -78,7 +115,7 @@ def _continue(p: _Problem) -> bool:
     """Add one event of one step; False when the drawn event does not fit the current number."""
     event = p.random.randrange(6)
     if event == 0:
-        more = p.random.randint(2, 12)
+        more = p.random.randint(2, 9)
         if p.value + more > LARGEST:
             return False
         p.tell(p.random.choice((f"{p.name} buys {more} more {p.things}.", f"{p.friend} gives {p.name} {more} more {p.things}.")))
@@ -86,7 +123,7 @@ def _continue(p: _Problem) -> bool:
     elif event == 1:
         if p.value < 4:
             return False
-        less = p.random.randint(2, min(12, p.value - 1))
+        less = p.random.randint(2, min(9, p.value - 1))
         p.tell(p.random.choice((f"{p.name} gives {less} {p.things} to {p.friend}.", f"{p.name} loses {less} of the {p.things}.")))
         p.step("Then", p.value, "-", less)
     elif event == 2:
@@ -101,7 +138,7 @@ def _continue(p: _Problem) -> bool:
         p.tell(f"{p.name} sells half of the {p.things}.")
         p.step("Half is", p.value, "/", 2)
     elif event == 4:
-        bags, each = p.random.randint(2, 5), p.random.randint(2, 9)
+        bags, each = p.random.randint(2, 4), p.random.randint(2, 6)
         if p.value + bags * each > LARGEST or len(p.steps) > 3:
             return False
         had = p.value
@@ -109,7 +146,7 @@ def _continue(p: _Problem) -> bool:
         p.step("The bags hold", bags, "*", each)
         p.step("Then", had, "+", p.value)
     else:
-        days, each = p.random.randint(2, 5), p.random.randint(2, 6)
+        days, each = p.random.randint(2, 5), p.random.randint(2, 4)
         if p.value <= days * each or len(p.steps) > 3:
             return False
         had = p.value
@@ -137,7 +174,7 @@ def _ask(p: _Problem) -> bool:
         p.tell(f"They are shared by {friends} friends. How many {p.things} does each friend get?")
         p.step("Each gets", p.value, "/", friends)
     elif question == 3:
-        goal = p.value + p.random.randint(2, 12)
+        goal = p.value + p.random.randint(2, 9)
         if goal > LARGEST:
             return False
         p.tell(f"{p.name} wants {goal} {p.things}. How many more does {p.name} need?")

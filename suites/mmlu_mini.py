@@ -1,6 +1,6 @@
 r"""`mmlu-mini`: generated four-choice questions in MMLU's exact form, about facts that live in the weights.
 
-A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU template prints it:
+A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU template prints it, but answered by the choice's text:
 
     The following are multiple choice questions (with answers) about geography.
 
@@ -9,8 +9,10 @@ A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU te
     B. Lima
     C. Cairo
     D. Oslo
-    Answer: B
+    Answer: Lima
 
+The answer is scored as the likeliest of the four texts, not of the four letters: models of this size stay at chance on
+letters (docs/design.md has the measurement), as small models do on MMLU itself (OLMES, arXiv 2406.08446).
 Splits share facts (a fact that training never showed cannot be known) but no item: the same question
 with the same four choices, in whatever order, stands in one split only. Version 1 is frozen.
 """
@@ -94,10 +96,10 @@ FACTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     ),
     "mathematics": (
         ("Which number is written {} in Roman numerals?", "What is the value of the Roman numeral {}?"),
-        {
-            "III": "3", "IV": "4", "VI": "6", "VII": "7", "IX": "9", "XI": "11", "XII": "12", "XV": "15",
-            "XX": "20", "XL": "40", "L": "50", "LX": "60", "XC": "90", "C": "100",
-        },
+        _pairs(
+            "III:three IV:four VI:six VII:seven IX:nine XI:eleven XII:twelve XV:fifteen XX:twenty XL:forty L:fifty LX:sixty "
+            "XC:ninety C:hundred"
+        ),
     ),
     "sports": (
         ("In which sport does one use a {}?", "A {} belongs to which sport?"),
@@ -106,7 +108,7 @@ FACTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
             "glove:boxing hoop:basketball surfboard:surfing ski:skiing arrow:archery putter:golf cue:billiards"
         ),
     ),
-}  # fmt: skip
+}
 SUBJECTS = tuple(FACTS)
 
 
@@ -129,10 +131,10 @@ def rows(split_name: str) -> Iterator[Item]:
 
 
 class MmluMini:
-    """Generated four-choice questions on ten subjects, MMLU's form; 0-shot, by the log-probability of the letter."""
+    """Generated four-choice questions on ten subjects, MMLU's form; 0-shot, by the log-probability of each choice."""
 
     name = "mmlu-mini"
-    version = f"{VERSION}+mmlu1+0shot"
+    version = f"{VERSION}+mmlu1+0shot+text"  # lm-eval's mmlu version 1, no shots, choices scored by their text
     kind = "choose"
     chance = 0.25
     primary = "acc"
@@ -148,19 +150,19 @@ class MmluMini:
             description=_DESCRIPTION.format("{{subject}}"),
             fewshot_split=None,
             fewshot_config=None,
+            doc_to_choice="{{choices}}",
             num_fewshot=0,
         )
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
-        """Yield prompts exactly as the scorer shows them; work and answer are the same letter."""
+        """Yield prompts exactly as the scorer shows them; work and answer are the same text."""
         for item in rows(split_name):
             lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item["choices"], strict=True)]
-            letter = LETTERS[item["answer"]]
+            gold = item["choices"][item["answer"]]
             prompt = "\n".join([_DESCRIPTION.format(item["subject"]) + item["question"], *lines, "Answer:"])
-            yield Example(task=self.name, prompt=prompt, completion=f" {letter}", answer=f" {letter}", gold=letter)
+            yield Example(task=self.name, prompt=prompt, completion=f" {gold}", answer=f" {gold}", gold=gold)
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written letter (used where a teacher writes its answer; scores come from log-probabilities)."""
-        letter = text.strip()[:1]
-        found = letter if letter and letter in LETTERS else None
+        """Grade a written answer (used where a teacher writes; scores come from log-probabilities)."""
+        found = text.strip() or None
         return (Grade(extractor="acc", extracted=found, correct=found == gold),)

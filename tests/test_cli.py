@@ -7,16 +7,18 @@ import sys
 import pytest
 
 OPTIONS = {
-    "run": "--batch-size --budget --cache --controls --data-dir --device --dry-run --dtype --force --help --methods --no-controls --no-wait --out --rows "
-    "--seeds --set --student --suite --teacher --wait",
+    "run": "--batch-size --budget --cache --controls --data-dir --device --dry-run --dtype --force --help --limit --methods --no-controls "
+    "--no-wait --out --rows --seeds --set --student --suite --teacher --wait",
     "list": "--help",
-    "report": "--explain --help --out",
+    "report": "--explain --help --keep --out",
     "train-tiny": "--budget --help --only --out",
 }
 
 
 def harness(*arguments, **options):
-    return subprocess.run([sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], capture_output=True, text=True, timeout=600, **options
+    )
 
 
 def test_the_surface_is_this_and_no_more():
@@ -28,7 +30,9 @@ def test_the_surface_is_this_and_no_more():
     commands = get_command(app).commands
     assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
     for name, command in commands.items():
-        found = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("--")}
+        found = {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("--")
+        }
         assert found | {"--help"} == set(OPTIONS[name].split()), name
 
 
@@ -51,7 +55,7 @@ print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & {"torc
     ],
 )  # fmt: skip
 def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
-    done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", IMPORTS, *arguments], capture_output=True, text=True)
     assert f"LOADED {allowed}" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]
 
 
@@ -62,7 +66,7 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
     empty = RunRecord(key="k", status="failed", reason="made up", label="cot", method="cot", family="x", is_control=False, suites=("math",),
                       teachers=(), student_recipe="depth:0.5", budget_tokens=1, budget_rows=1, path="")  # fmt: skip
     record.write(tmp_path / "one.json", empty)
-    done = subprocess.run([sys.executable, "-c", IMPORTS, "report", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", IMPORTS, "report", str(tmp_path)], capture_output=True, text=True)
     assert "LOADED ['pandas']" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]
     assert "cot failed: made up" in done.stdout
     assert (tmp_path / "tables" / "table.md").exists()

@@ -29,7 +29,9 @@ def test_batch_size_does_not_change_an_answer(opened, sampling):
 def test_greedy_answers_are_those_of_transformers(opened):
     for prompt in prompts_of(4):
         ours = generate(opened, [prompt], max_new_tokens=12)[0]
-        theirs = opened.model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False)
+        theirs = opened.model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False
+        )
         assert ours.text == opened.tokenizer.decode(theirs[0, len(prompt) :], skip_special_tokens=True)
 
 

@@ -66,7 +66,9 @@ def test_kl_of_a_distribution_to_itself_is_zero_with_zero_gradient():
 def test_kl_agrees_with_torch_distributions():
     torch.manual_seed(1)
     student, teacher = torch.randn(6, 50), torch.randn(6, 50)
-    independent = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=teacher), torch.distributions.Categorical(logits=student))
+    independent = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=teacher), torch.distributions.Categorical(logits=student)
+    )
     assert float(forward_kl(student, teacher)) == pytest.approx(float(independent.sum()), rel=1e-5)
 
 

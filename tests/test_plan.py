@@ -49,7 +49,15 @@ def test_equal_settings_written_in_two_ways_are_one_row():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"budget": 1000}, {"rows": 100}, {"student": "depth:0.25"}, {"teacher": ["tiny-math"]}, {"dtype": "bfloat16"}, {"suite": ["knowledge"]}]
+    "changes",
+    [
+        {"budget": 1000},
+        {"rows": 100},
+        {"student": "depth:0.25"},
+        {"teacher": ["tiny-math"]},
+        {"dtype": "bfloat16"},
+        {"suite": ["knowledge"]},
+    ],
 )
 def test_what_changes_a_result_changes_the_key(changes):
     before, after = plan(methods=["sft"]).cells[1], plan(methods=["sft"], **changes).cells[1]
@@ -96,7 +104,7 @@ def test_mistakes_are_refused_in_one_line_that_says_what_to_type(values, said):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(HarnessError, match="config.json is missing"):
+    with pytest.raises(HarnessError, match=r"config\.json is missing"):
         plan(teacher=[str(tmp_path)])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(HarnessError, match="safetensors"):
@@ -122,7 +130,7 @@ def test_lists_are_split_outside_brackets():
     assert split_list("cot,response[temperature=1,teacher_share=0.5], sft") == ["cot", "response[temperature=1,teacher_share=0.5]", "sft"]
     assert parse_method("answer-only[equal=tokens]") == ("answer-only", {"equal": "tokens"})
     assert parse_set(["response.temperature=4", "response.teacher_share=1"]) == {"response": {"temperature": 4, "teacher_share": 1}}
-    with pytest.raises(HarnessError, match="METHOD.SETTING=VALUE"):
+    with pytest.raises(HarnessError, match=r"METHOD\.SETTING=VALUE"):
         parse_set(["temperature=4"])
 
 
@@ -139,7 +147,9 @@ def test_a_file_and_flags_build_the_same_plan(tmp_path):
         read_toml(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize(("count", "share", "kept"), [(8, 0.5, [0, 2, 5, 7]), (4, 0.5, [0, 3]), (6, 0.5, [0, 3, 5]), (8, 1.0, list(range(8))), (8, 0.1, [0])])
+@pytest.mark.parametrize(
+    ("count", "share", "kept"), [(8, 0.5, [0, 2, 5, 7]), (4, 0.5, [0, 3]), (6, 0.5, [0, 3, 5]), (8, 1.0, list(range(8))), (8, 0.1, [0])]
+)
 def test_kept_blocks_are_evenly_spaced(count, share, kept):
     assert kept_blocks(count, share) == kept
 

@@ -11,7 +11,15 @@ from harness.record import BadRecord, Cost, Environment, Measurement, ModelRefer
 from harness.store import read_all
 
 ENVIRONMENT = Environment(
-    device="cpu", dtype="float32", threads=2, machine="made up, 2 cores", platform="Linux x86_64", python="3.11.0", versions={}, commit=None, dirty=None
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    machine="made up, 2 cores",
+    platform="Linux x86_64",
+    python="3.11.0",
+    versions={},
+    commit=None,
+    dirty=None,
 )
 
 
@@ -28,8 +36,8 @@ def make(label, share=0.6, *, seed=None, status="success", control=False, contro
         invalid_share=0.01, truncated_share=None if chance else 0.0, tokens_per_answer=None if chance else 31.5, seconds=4.0,
     )  # fmt: skip
     fields = {
-        "key": f"{label}-{seed}", "status": status, "label": label, "method": label.partition("[")[0], "family": "teacher" if label == "teacher" else "x",
-        "is_control": control, "controls": controls, "trains": seed is not None, "suites": ("math",),
+        "key": f"{label}-{seed}", "status": status, "label": label, "method": label.partition("[")[0],
+        "family": "x", "is_control": control, "controls": controls, "trains": seed is not None, "suites": ("math",),
         "teachers": (ModelReference(name="tiny", digest="d"),), "student_recipe": "depth:0.5", "seed": seed, "budget_tokens": 1000,
         "budget_rows": 10, "path": "transformers/plain/1", "scores": (score,) if status == "success" else (),
         "measurements": (
@@ -137,6 +145,17 @@ def test_the_newest_record_of_a_row_counts_and_the_older_is_said():
     assert text.replace("- 1 older records of the same rows are not shown.\n", "") == report.markdown(RECORDS)
 
 
+def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
+    from harness.store import keep_records
+
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "stale.json").write_text("{}")
+    keep_records(RECORDS, tmp_path / "records")
+    read, problems = read_all(tmp_path)
+    assert not problems and report.markdown(read) == report.markdown(RECORDS)
+    assert (tmp_path / "records" / "cot-seed2.json").exists()
+
+
 def test_records_survive_a_round_trip(tmp_path):
     for index, one in enumerate(RECORDS):
         record.write(tmp_path / f"{index}.json", one)
@@ -173,4 +192,12 @@ def test_every_column_is_explained():
     text = report.markdown(RECORDS)
     columns = {cell.strip() for line in text.splitlines() if line.startswith("| row") for cell in line.strip("|").split("|")}
     known = {*report.GLOSSARY, "against", "task", "difference (points)", "verdict"}
-    assert {column.removesuffix(" MiB").removesuffix(" tok/s") for column in columns} <= {*known, "decode", "prefill", "disk", "disk x", "resident", "rise"}
+    assert {column.removesuffix(" MiB").removesuffix(" tok/s") for column in columns} <= {
+        *known,
+        "decode",
+        "prefill",
+        "disk",
+        "disk x",
+        "resident",
+        "rise",
+    }

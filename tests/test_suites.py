@@ -26,14 +26,17 @@ FROZEN = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_items_of_version_1_are_frozen(name):
-    rows = [row for split in ("dev", "validation", "test") for row in MODULES[name].rows(split)] + list(islice(MODULES[name].rows("train"), 1000))
+    rows = [row for split in ("dev", "validation", "test") for row in MODULES[name].rows(split)] + list(
+        islice(MODULES[name].rows("train"), 1000)
+    )
     assert hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16] == FROZEN[name]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_splits_share_no_item(name):
     prompts = {
-        split: [example.prompt for example in islice(TASKS[name].examples(split, SOURCE), 5000)] for split in ("train", "validation", "test", "dev")
+        split: [example.prompt for example in islice(TASKS[name].examples(split, SOURCE), 5000)]
+        for split in ("train", "validation", "test", "dev")
     }
     for split, held in prompts.items():
         assert len(set(held)) == len(held)
@@ -44,7 +47,8 @@ def test_splits_share_no_item(name):
 
 def test_splits_of_mmlu_mini_share_no_question_with_the_same_choices_in_another_order():
     held = {
-        split: {(row["question"], tuple(sorted(row["choices"]))) for row in islice(mmlu_mini.rows(split), 5000)} for split in ("train", "test")
+        split: {(row["question"], tuple(sorted(row["choices"]))) for row in islice(mmlu_mini.rows(split), 5000)}
+        for split in ("train", "test")
     }
     assert not held["train"] & held["test"]
 

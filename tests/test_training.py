@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -133,13 +134,20 @@ def test_every_row_is_seen_once_an_epoch():
 def test_rate_warms_up_then_falls_to_zero():
     rates = [rate_at(at / 100, SETTINGS) for at in range(101)]
     assert rates[0] == 0 and rates[10] == pytest.approx(1e-2) and rates[100] == pytest.approx(0, abs=1e-12)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def run(random_model, workdir, **changes):
     student = open_model(random_model)
     workdir.mkdir(exist_ok=True)
-    given = {"rows": rows_of(24), "validation": rows_of(6, seed=9), "terms": [hard_labels()], "settings": SETTINGS, "seen_tokens": 900, "seed": 4}
+    given = {
+        "rows": rows_of(24),
+        "validation": rows_of(6, seed=9),
+        "terms": [hard_labels()],
+        "settings": SETTINGS,
+        "seen_tokens": 900,
+        "seed": 4,
+    }
     spent = fit(student, workdir=workdir, **{**given, **changes})
     return student.model, spent
 
@@ -157,10 +165,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     assert {key: spent[key] for key in ("step", "seen", "trained", "best", "kept_step")} == {
         key: resumed[key] for key in ("step", "seen", "trained", "best", "kept_step")
     }
-    logs = [
-        [{k: v for k, v in json.loads(line).items()} for line in (tmp_path / name / "training.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
+    logs = [[json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
 
 

@@ -1,0 +1,88 @@
+"""The one form of a benchmark's result: `results/benchmarks/NAME.json`, and the table generated from all of them."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
+
+
+def figure(
+    name: str,
+    values: Sequence[float],
+    *,
+    unit: str,
+    better: str,
+    target: float,
+    peer: str = "",
+    details: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """Return one figure: the median of its runs, their range, and whether the target is met."""
+    value = median(values)
+    return {
+        "name": name, "value": round(value, 4), "low": round(min(values), 4), "high": round(max(values), 4), "unit": unit, "better": better,
+        "target": target, "met": value >= target if better == "higher" else value <= target, "peer": peer,
+        "command": f"python tests/benchmarks/{Path(sys.argv[0]).name}", "machine": machine(), "versions": versions(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "details": dict(details or {}),
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """Return the kind of machine, never its name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure depends on."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "lm-eval", "pandas")},
+    }
+
+
+def timed(command: Sequence[str], **options: object) -> tuple[float, float, subprocess.CompletedProcess[str]]:
+    """Run a command; return its wall seconds, its CPU seconds (children included), and how it ended."""
+    import time
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    wall = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
+def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
+    """Write a program's figures, then the table of all programs, and print them."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    body = figures[0] if len(figures) == 1 else list(figures)
+    (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "README.md").write_text(f"# Benchmarks\n\nGenerated from the JSON files beside it.\n\n{table()}\n", encoding="utf-8")
+    for one in figures:
+        verdict = "met" if one["met"] else "NOT met"
+        print(f"{one['name']}: {one['value']} {one['unit']} [{one['low']}, {one['high']}], target {one['target']}: {verdict}")
+
+
+def table() -> str:
+    """Return the Markdown table of all committed figures."""
+    lines = ["| figure | value | range | target | met | machine | date |", "|:--|--:|--:|--:|:--|:--|:--|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        for one in body if isinstance(body, list) else [body]:
+            sign = ">=" if one["better"] == "higher" else "<="
+            lines.append(
+                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to {one['high']:g} | {sign} {one['target']:g} | "
+                f"{'yes' if one['met'] else 'no'} | {one['machine']} | {one['date']} |"
+            )
+    return "\n".join(lines)

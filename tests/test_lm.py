@@ -1,0 +1,142 @@
+"""Our LM against lm-eval's own Hugging Face backend, item by item, and against itself at other batch sizes."""
+
+import pytest
+
+import suites
+from harness.data import DataSource
+from harness.errors import CellFailed
+from harness.lm import PlainLM
+from harness.registry import Registry
+from harness.score import sample, score_task
+
+TASKS = {name: Registry("task", suites.TASKS).load(name)() for name in suites.TASKS}
+ITEMS = 60
+
+
+def limited(name):
+    built = TASKS[name].lm_eval_task(DataSource())
+    built.dataset["test"] = built.dataset["test"].select(range(ITEMS))
+    return built
+
+
+def samples_of(model, name):
+    from lm_eval.evaluator import evaluate
+
+    return evaluate(model, {name: limited(name)}, bootstrap_iters=0)["samples"][name]
+
+
+@pytest.fixture(scope="module")
+def upstream(embedded):
+    """lm-eval's own backend on the same model object, at batch 1, where its batch-size bug cannot bite."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=embedded.model, tokenizer=embedded.tokenizer, batch_size=1)
+
+
+def test_log_probabilities_are_those_of_lm_evals_backend(embedded, upstream):
+    theirs, ours = samples_of(upstream, "mmlu-mini"), samples_of(PlainLM(embedded, batch_size=16), "mmlu-mini")
+    for left, right in zip(theirs, ours, strict=True):
+        assert left["acc"] == right["acc"]
+        assert left["prompt_hash"] == right["prompt_hash"]
+        for (a, greedy_a), (b, greedy_b) in zip(left["filtered_resps"], right["filtered_resps"], strict=True):
+            assert a == pytest.approx(b, abs=1e-4)
+            assert greedy_a == greedy_b
+
+
+def test_answers_are_those_of_lm_evals_backend(embedded, upstream):
+    theirs, ours = samples_of(upstream, "gsm8k-mini"), samples_of(PlainLM(embedded, batch_size=16), "gsm8k-mini")
+    assert [one["resps"] for one in theirs] == [one["resps"] for one in ours]
+    assert [one["exact_match"] for one in theirs] == [one["exact_match"] for one in ours]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
+    found = [score_task(embedded, TASKS[name], DataSource(), batch_size=size, limit=ITEMS, progress=lambda one: None)[1] for size in (1, 8)]
+    strip = [[(row.item, row.text, row.correct, row.tokens, row.stop) for row in rows] for rows in found]
+    assert strip[0] == strip[1]
+    for one, eight in zip(*found, strict=True):
+        assert one.log_probabilities == pytest.approx(eight.log_probabilities, abs=1e-4)
+
+
+def test_a_choice_of_several_tokens_is_scored_whole(embedded):
+    import torch
+
+    lm = PlainLM(embedded, batch_size=4)
+    context, continuations = "Question: What is the capital of Kenya?\nAnswer:", [" Nairobi", " Oslo", " a much longer answer than that"]
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=(context, text), idx=0, metadata=("t", 0, 1)) for text in continuations
+    ]
+    for text, (value, _) in zip(continuations, lm.loglikelihood(requests), strict=True):
+        before, whole = lm.tok_encode(context), lm.tok_encode(context + text)
+        with torch.no_grad():
+            logs = torch.log_softmax(embedded.model(torch.tensor([whole])).logits[0], dim=-1)
+        by_hand = sum(float(logs[at - 1, whole[at]]) for at in range(len(before), len(whole)))
+        assert value == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_a_second_model_is_really_asked(embedded, random_model):
+    from harness.model import open_model
+
+    rows = [
+        score_task(model, TASKS["mmlu-mini"], DataSource(), batch_size=16, limit=40, progress=lambda one: None)[1]
+        for model in (embedded, open_model(random_model))
+    ]
+    assert [row.prompt_hash for row in rows[0]] == [row.prompt_hash for row in rows[1]]
+    assert [row.log_probabilities for row in rows[0]] != [row.log_probabilities for row in rows[1]]
+
+
+def test_a_prompt_longer_than_the_context_is_an_error_not_a_cut(random_model):
+    from lm_eval.api.instance import Instance
+
+    from harness.model import open_model
+
+    lm = PlainLM(open_model(random_model), batch_size=1)
+    long = Instance(request_type="generate_until", doc={}, arguments=("word " * 3000, {"until": []}), idx=0, metadata=("t", 0, 1))
+    with pytest.raises(CellFailed, match="longer than the context of 512 tokens"):
+        lm.generate_until([long])
+
+
+def test_sampling_is_refused_rather_than_scored_greedily(embedded):
+    from lm_eval.api.instance import Instance
+
+    asked = Instance(request_type="generate_until", doc={}, arguments=("x", {"do_sample": True}), idx=0, metadata=("t", 0, 1))
+    with pytest.raises(CellFailed, match="only greedy"):
+        PlainLM(embedded, batch_size=1).generate_until([asked])
+
+
+def test_a_limited_sample_is_seeded_and_spread_over_the_groups():
+    groups = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
+    taken = sample(groups, 20, name="t")
+    assert taken == sample(groups, 20, name="t") == sorted(set(taken)) and len(taken) == 20
+    assert [sum(groups[item] == group for item in taken) for group in "abc"] == [8, 7, 5]
+    assert sample(groups, 20, name="other") != taken
+    assert sample(groups, 500, name="t") == list(range(100))
+
+
+def test_the_embedded_teachers_reach_their_committed_scores():
+    """The scores that stand beside the weights are those that the weights give (a seeded fifth of the items)."""
+    import json
+    from pathlib import Path
+
+    from harness.model import EMBEDDED, EMBEDDED_MODELS, open_model, resolve
+
+    for model in EMBEDDED_MODELS:
+        told = json.loads((EMBEDDED / model / "scores.json").read_text())
+        opened = open_model(resolve(model, cache=Path("unused")))
+        for name, task in TASKS.items():
+            score, _ = score_task(opened, task, DataSource(), batch_size=64, limit=200, progress=lambda one: None)
+            assert told[name]["n"] >= 1000 and told[name]["version"] == task.version
+            assert score.value == pytest.approx(told[name]["value"], abs=4 * max(0.01, told[name]["stderr"] * 5**0.5))
+
+
+def test_the_embedded_teachers_are_what_several_teachers_need():
+    import json
+
+    from harness.model import EMBEDDED
+
+    general, specialist = (json.loads((EMBEDDED / name / "scores.json").read_text()) for name in ("tiny", "tiny-math"))
+    assert specialist["gsm8k-mini"]["value"] > general["gsm8k-mini"]["value"]
+    assert specialist["mmlu-mini"]["value"] < general["mmlu-mini"]["value"]
+    assert sum(path.stat().st_size for path in EMBEDDED.rglob("*.safetensors")) <= 15e6

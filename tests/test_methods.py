@@ -1,0 +1,278 @@
+"""The contract that every method keeps, and what single methods promise."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import methods
+import suites
+from harness.contract import Budget, Checkpoint, Job, Method
+from harness.data import DataSource, examples_of
+from harness.errors import CellFailed, HarnessError
+from harness.generate import Generation
+from harness.model import resolve
+from harness.registry import Registry, expanded
+
+REGISTRY = Registry("method", methods.METHODS)
+TASKS = {name: Registry("task", suites.TASKS).load(name)() for name in suites.TASKS}
+TRAINED = [name for name in methods.METHODS if REGISTRY.load(name).trains]
+
+
+def job(teacher, folder, *, seed=1, tokens=1500, rows=24, student="depth:0.5", tasks=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    return Job(
+        teachers=(teacher,), student=student, student_base=teacher, tasks=tasks or {"gsm8k-mini": TASKS["gsm8k-mini"]}, source=DataSource(),
+        budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder, cache=folder.parent / "cache",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return resolve("tiny", cache=Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def students(teacher, tmp_path_factory):
+    """Return each method's student, made twice with the same seed and small budgets."""
+    folder = tmp_path_factory.mktemp("students")
+    return {
+        name: [REGISTRY.build(name, {}).compress(job(teacher, folder / name / attempt)) for attempt in ("first", "second")]
+        for name in methods.METHODS
+    }
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_keeps_the_protocol(name):
+    method = REGISTRY.build(name, {})
+    assert isinstance(method, Method)
+    assert REGISTRY.summary(name) and len(REGISTRY.summary(name)) < 110
+    assert all(control in methods.METHODS for control in method.controls)
+    assert REGISTRY.build(name, expanded(method)) == method
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_refuses_settings_out_of_range_and_unknown_ones(name):
+    for settings in ({"learning_rate": 0}, {"batch_rows": 0}, {"warmup": 1.0}, {"clip": -1}):
+        with pytest.raises(HarnessError, match=next(iter(settings))):
+            REGISTRY.build(name, settings)
+    with pytest.raises(HarnessError, match="did you mean 'learning_rate'"):
+        REGISTRY.build(name, {"learning_rat": 1e-3})
+    with pytest.raises(Exception, match=r"frozen|cannot assign"):
+        REGISTRY.build(name, {}).learning_rate = 1.0
+
+
+def test_importing_every_method_imports_no_torch():
+    code = (
+        "import sys, methods\nfrom harness.registry import Registry, expanded\nr = Registry('method', methods.METHODS)\n"
+        "[r.build(n, {}) for n in methods.METHODS]\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_every_file_is_a_method_and_every_method_a_file():
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
+    assert files == {path.partition(":")[0].removeprefix("methods.") for path in methods.METHODS.values()}
+
+
+def test_trained_methods_share_the_loop_settings():
+    shared = [{field.name: field.default for field in fields(REGISTRY.load("sft"))}]
+    for name in TRAINED:
+        mine = {field.name: field.default for field in fields(REGISTRY.load(name))}
+        assert shared[0].items() <= mine.items()
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_same_seed_gives_the_same_digest(name, students):
+    assert students[name][0].digest == students[name][1].digest
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_changes_a_weight_unless_it_is_identity(name, students, teacher):
+    from safetensors.torch import load_file
+
+    made = load_file(students[name][0].path / "model.safetensors")
+    base = load_file(teacher.path / "model.safetensors")
+    start = load_file(students["untouched"][0].path / "model.safetensors")
+    if name == "identity":
+        assert made.keys() == base.keys() and all(made[key].equal(base[key]) for key in base)
+    elif name != "untouched":
+        assert made.keys() == start.keys() and any(not made[key].equal(start[key]) for key in start)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_keeps_the_budget_and_says_what_it_spent(name, students):
+    cost = json.loads((students[name][0].path.parent / "cost.json").read_text())
+    most = 1500
+    assert 0 < cost["trained_tokens"] < cost["seen_tokens"] <= most
+    if name != "answer-only":  # equal examples by default, fewer tokens
+        assert cost["seen_tokens"] > most - 200
+    assert (cost.get("teacher_tokens", 0) > 0) == (name in {"response", "cot"})
+
+
+def test_trained_rows_see_equal_tokens(students):
+    seen = {name: json.loads((students[name][0].path.parent / "cost.json").read_text())["seen_tokens"] for name in ("sft", "response")}
+    assert seen["sft"] == seen["response"]
+
+
+def test_teacher_is_untouched_by_every_method(students, teacher):
+    assert resolve("tiny", cache=Path("unused")).digest == teacher.digest
+
+
+REOPEN = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+total = {}
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Question: Mia has 3 pens.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        print(repr(model(ids).logits.double().abs().sum().item()))
+assert not {"harness", "methods"} & set(sys.modules)
+"""
+
+
+def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(students):
+    import torch
+
+    from harness.model import open_model
+
+    folders = [str(made[0].path) for made in students.values()]
+    done = subprocess.run([sys.executable, "-P", "-c", REOPEN, *folders], capture_output=True, text=True, check=True)
+    for (first, _), said in zip(students.values(), done.stdout.split(), strict=True):
+        opened = open_model(first)
+        ids = opened.tokenizer("Question: Mia has 3 pens.", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            here = opened.model(ids).logits.double().abs().sum().item()
+        assert here == pytest.approx(float(said), rel=1e-6)
+        assert sum(path.stat().st_size for path in first.path.glob("*.safetensors")) == first.bytes_on_disk
+
+
+def test_students_hold_half_the_blocks_and_nothing_else(students, teacher):
+    from safetensors.torch import load_file
+
+    base = load_file(teacher.path / "model.safetensors")
+    start = load_file(students["untouched"][0].path / "model.safetensors")
+    for name, tensor in start.items():
+        original = name
+        for new, old in enumerate((0, 2, 5, 7)):
+            if f".layers.{new}." in name:
+                original = name.replace(f".layers.{new}.", f".layers.{old}.")
+                break
+        assert tensor.equal(base[original])
+    config = json.loads((students["untouched"][0].path / "config.json").read_text())
+    assert config["num_hidden_layers"] == 4
+
+
+@pytest.mark.parametrize("recipe", ["depth:0.25", "width:0.5", "scratch:0.5"])
+def test_students_of_every_recipe_reopen(recipe, teacher, tmp_path):
+    made = REGISTRY.build("untouched", {}).compress(job(teacher, tmp_path / "x", student=recipe))
+    subprocess.run([sys.executable, "-P", "-c", REOPEN, str(made.path)], capture_output=True, check=True)
+    config = json.loads((made.path / "config.json").read_text())
+    expected = {"depth:0.25": (2, 384), "width:0.5": (8, 192), "scratch:0.5": (4, 384)}[recipe]
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == expected
+
+
+def test_a_full_width_student_is_the_teacher(teacher, tmp_path):
+    import torch
+
+    from harness.model import open_model, student_of
+
+    for recipe in ("width:1", "depth:1"):
+        student = student_of(recipe, teacher, seed=0, device="cpu", dtype="float32")
+        ids = torch.arange(2, 40)[None]
+        with torch.no_grad():
+            assert torch.allclose(student.model(ids).logits, open_model(teacher).model(ids).logits, atol=1e-5)
+
+
+def test_response_with_no_teacher_share_is_sft(teacher, tmp_path):
+    alone = REGISTRY.build("sft", {}).compress(job(teacher, tmp_path / "sft"))
+    zero = REGISTRY.build("response", {"teacher_share": 0.0}).compress(job(teacher, tmp_path / "response"))
+    from safetensors.torch import load_file
+
+    left, right = load_file(alone.path / "model.safetensors"), load_file(zero.path / "model.safetensors")
+    assert all(left[key].equal(right[key]) for key in left)
+
+
+def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
+    sft = REGISTRY.build("sft", {}).compress(job(teacher, tmp_path / "a", tokens=6000))
+    bare = REGISTRY.build("answer-only", {}).compress(job(teacher, tmp_path / "b", tokens=6000))
+    equal = REGISTRY.build("answer-only", {"equal": "tokens"}).compress(job(teacher, tmp_path / "c", tokens=6000))
+    steps = {made.path: json.loads((made.path.parent / "cost.json").read_text()) for made in (sft, bare, equal)}
+    assert abs(steps[sft.path]["steps"] - steps[bare.path]["steps"]) <= 1
+    assert steps[bare.path]["seen_tokens"] < steps[equal.path]["seen_tokens"] <= 6000
+    assert steps[equal.path]["seen_tokens"] > 5800
+
+
+def test_only_right_and_finished_traces_survive():
+    from methods._traces import surviving
+
+    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=4)
+    right = [Generation(one.completion, 30, "eos") for one in examples]
+    texts = [
+        [right[0], right[0], Generation(examples[0].answer, 4, "eos")],
+        [Generation(examples[1].completion + "1", 30, "eos")] * 3,
+        [Generation(examples[2].completion, 30, "length"), right[2], Generation("", 1, "eos")],
+        [Generation("no number", 3, "eos")] * 3,
+    ]
+    pairs, counts = surviving(examples, texts, TASKS)
+    assert pairs == [
+        (examples[0].prompt, examples[0].completion),
+        (examples[0].prompt, examples[0].answer),
+        (examples[2].prompt, examples[2].completion),
+    ]
+    assert counts == {
+        "traces_written": 12, "traces_kept": 3, "dropped_wrong": 7, "dropped_unfinished": 1, "dropped_repeats": 1,
+        "problems_without_trace": 2, "keep_rate": 0.25,
+    }  # fmt: skip
+
+
+def test_a_teacher_that_solves_nothing_fails_with_its_counts(random_model, tmp_path):
+    with pytest.raises(CellFailed, match=r"no trace survived: of 8 answers .* were wrong and .* did not end"):
+        REGISTRY.build("cot", {"longest": 12}).compress(job(random_model, tmp_path / "x", rows=8))
+
+
+def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(teacher, tmp_path, monkeypatch):
+    from methods import _traces
+
+    given = job(teacher, tmp_path / "x")
+    examples = examples_of(given.tasks, "train", given.source, rows=6)
+    asked = {"samples": 1, "temperature": 0.0, "longest": 96}
+    first = _traces.teacher_traces(given, examples, **asked)
+    calls = []
+    generate = _traces.generate
+    monkeypatch.setattr(_traces, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    assert _traces.teacher_traces(given, examples, **asked) == first and not calls
+    assert _traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5] and len(calls) == 1
+    other = Checkpoint(path=teacher.path, name="other", digest="another model")
+    _traces.teacher_traces(Job(**{**given.__dict__, "teachers": (other,)}), examples, **asked)
+    assert len(calls) == 2  # a second teacher is really asked
+    for path in (tmp_path / "cache" / "traces").iterdir():
+        path.write_text(path.read_text()[:-40])
+    assert _traces.teacher_traces(given, examples, **asked).texts == first.texts and len(calls) == 3
+
+
+def test_sampled_traces_differ_and_repeat_with_the_seed(teacher, tmp_path):
+    from methods import _traces
+
+    given = job(teacher, tmp_path / "x")
+    examples = examples_of(given.tasks, "train", given.source, rows=3)
+    asked = {"samples": 4, "temperature": 1.5, "longest": 48}
+    first = _traces.teacher_traces(given, examples, **asked)
+    assert all(len({one.text for one in group}) > 1 for group in first.texts)
+    again = Job(**{**given.__dict__, "cache": tmp_path / "elsewhere"})
+    assert _traces.teacher_traces(again, examples, **asked).texts == first.texts
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_gives_a_student(teacher, tmp_path):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    given = Job(**{**job(teacher, tmp_path / "x").__dict__, "device": "cuda", "dtype": "bfloat16"})
+    assert REGISTRY.build("response", {}).compress(given).bytes_on_disk > 0

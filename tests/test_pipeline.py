@@ -1,0 +1,305 @@
+"""From the command to the tables on the embedded pair: runs, skips, resumes, fails as it should. CPU, small budgets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import report
+from harness.store import Busy, Store, read_all
+
+SMALL = {"budget": 2_000, "rows": 40, "limit": 100}
+SMALL_OPTIONS = ["--budget", "2000", "--rows", "40", "--limit", "100"]
+
+
+def command(*arguments, environment=None, **options):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], capture_output=True, text=True,
+        env={**os.environ, **(environment or {})}, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of the headline's methods with a small budget, and where it lies."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    done = harness.run("cot,response,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
+    return done, folder
+
+
+def test_every_cell_succeeds_and_the_controls_are_there(finished):
+    done, _ = finished
+    assert done.succeeded, [record.reason for record in done.records]
+    assert {record.label for record in done.records} == {"teacher", "cot", "response", "identity", "answer-only", "sft", "untouched"}
+
+
+def test_identity_keeps_everything_and_flips_nothing(finished):
+    done, _ = finished
+    scores = {record.label: record.scores[0] for record in done.records}
+    assert scores["identity"].outcomes == scores["teacher"].outcomes
+    assert scores["identity"].answers_digest == scores["teacher"].answers_digest
+    line = next(line for line in done.markdown().splitlines() if line.startswith("| identity"))
+    assert "100.0 % [100.0, 100.0]" in line and "0/0" in line
+
+
+def test_records_say_everything_about_a_cell(finished):
+    done, _ = finished
+    for record in done.records:
+        assert record.environment is not None and record.environment.versions["torch"]
+        assert record.scores[0].n == 100 and len(record.scores[0].outcomes["strict-match"]) == 100
+        names = {one.name for one in record.measurements}
+        assert {
+            "decode_tokens_per_second",
+            "prefill_tokens_per_second",
+            "weight_bytes_disk",
+            "weight_bytes_resident",
+            "peak_process_bytes",
+        } <= names
+        assert record.student is not None and record.student.digest
+        if record.trains:
+            assert record.cost.seen_tokens and record.cost.flops and record.cost.seconds and record.data_digest
+    cot = next(record for record in done.records if record.label == "cot")
+    assert cot.cost.notes["traces_written"] == 40 and cot.cost.teacher_tokens > 0
+
+
+def test_items_are_stored_with_what_was_written(finished):
+    done, folder = finished
+    store = Store(folder / "runs")
+    rows = [json.loads(line) for line in (store.cell(done.records[0].key) / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 100
+    assert set(rows[0]["correct"]) == {"strict-match", "flexible-extract", "numeric"}
+    assert all(row["prompt_hash"] and row["stop"] in {"eos", "stop", "length"} and row["tokens"] > 0 for row in rows)
+    marks = done.records[0].scores[0].outcomes["strict-match"]
+    assert "".join("1" if row["correct"]["strict-match"] else "0" for row in rows) == marks
+
+
+def test_a_second_run_reads_everything_and_starts_no_process(finished, monkeypatch):
+    done, folder = finished
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
+    again = harness.run("cot,response,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
+    assert all(one.cached for one in again.cells)
+    assert again.markdown() == done.markdown()
+
+
+def test_report_makes_the_same_bytes_from_the_records_alone(finished, tmp_path):
+    done, _ = finished
+    before = report.write_tables(list(done.records), tmp_path / "before")
+    assert command("report", done.path, "--out", tmp_path / "after").returncode == 0
+    for path in before:
+        assert path.read_bytes() == (tmp_path / "after" / path.name).read_bytes()
+
+
+def test_records_are_a_frame_with_one_row_a_cell_and_metric(finished):
+    done, folder = finished
+    frame = harness.load_records(folder / "runs")
+    assert len(frame.groupby(["key", "metric", "task"], dropna=False)) == len(frame)
+    score = frame[(frame.row == "teacher") & (frame.metric == "strict-match")].iloc[0]
+    assert score.value == done.records[0].scores[0].value and score.n == 100
+    assert set(done.frame().row) == set(frame.row)
+
+
+def test_force_computes_again_and_gives_the_same_answers(finished):
+    done, folder = finished
+    again = harness.run("untouched", "math", out=folder / "runs", cache=folder / "cache", force=True, controls=False, **SMALL)
+    assert not any(one.cached for one in again.cells)
+    for label in ("teacher", "untouched"):
+        before, after = (next(record for record in run.records if record.label == label) for run in (done, again))
+        assert before.scores[0].answers_digest == after.scores[0].answers_digest
+        assert before.student.digest == after.student.digest
+
+
+PLUGIN = '''
+"""A method from another package."""
+from typing import ClassVar
+from harness.contract import Checkpoint, Job
+from methods._base import Trained, settings, worked
+
+
+@settings
+class Shouting(Trained):
+    """Fails, dies or goes on, as its setting says."""
+
+    controls: ClassVar[tuple[str, ...]] = ()
+    how: str = "train"
+
+    def compress(self, job: Job) -> Checkpoint:
+        from harness.data import training_examples
+        from methods._training import Term, hard_labels
+
+        terms = [hard_labels()]
+        if self.how == "raise":
+            raise RuntimeError("it broke")
+        if self.how == "die":
+            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "nan":
+            terms = [Term("ce", 1.0, lambda at: at.student_NV.sum() * float("nan"))]
+        if self.how == "full":
+            raise OSError(28, "No space left on device", str(job.workdir))
+        if self.how == "nothing":
+            from harness.model import open_model, save_student, stored_dtype
+            same = open_model(job.teacher)
+            return save_student(same, job.workdir / "student", name="same", dtype=stored_dtype(job.teacher), parents=())
+        return self.train(job, worked(training_examples(job.tasks, job.source, rows=job.budget.rows)), terms=terms)
+'''
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """Install a method in a temporary folder through the entry-point group; return the environment that sees it."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "shouting.py").write_text(textwrap.dedent(PLUGIN))
+    info = folder / "shouting-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
+    shown = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    (folder / "first_words.py").write_text(shown.partition("```python\n")[2].partition("```")[0])
+    (info / "entry_points.txt").write_text("[harness.methods]\nshouting = shouting:Shouting\nshortest = first_words:ShortestAnswers\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(finished, plugin):
+    _, folder = finished
+    assert "shouting" in command("list", "methods", environment=plugin).stdout
+    rows = ",".join(["shouting", "shortest", *(f"shouting[how={how}]" for how in ("raise", "die", "nan", "full", "nothing"))])
+    done = command("run", "--methods", rows, "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS, environment=plugin)
+    assert done.returncode == 1
+    assert "shouting[how=raise] (seed 1): failed: RuntimeError: it broke" in done.stderr
+    assert "shouting[how=die] (seed 1): failed: killed (SIGKILL" in done.stderr
+    assert "shouting[how=nan] (seed 1): failed: the loss became" in done.stderr
+    assert "shouting[how=full] (seed 1): failed: no space left on the device" in done.stderr
+    assert "shouting[how=nothing] (seed 1): failed" in done.stderr and "changed no weight" in done.stderr
+    records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
+    status = {record.label: record.status for record in records}
+    assert not problems and status["shouting"] == status["shortest"] == status["teacher"] == "success"
+    assert [status[f"shouting[how={how}]"] for how in ("raise", "die", "nan", "full", "nothing")] == ["failed"] * 5
+    trace = next(record for record in records if record.label == "shouting[how=raise]").trace
+    assert "RuntimeError" in trace and "shouting.py" in trace
+
+
+def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
+    """Kill the whole command with SIGKILL in the middle of training; the same command then ends in the same bytes."""
+    _, folder = finished
+    options = [
+        "run",
+        "--methods",
+        "sft",
+        "--no-controls",
+        "--cache",
+        folder / "cache",
+        "--budget",
+        "20000",
+        "--rows",
+        "100",
+        "--limit",
+        "20",
+    ]
+    environment = {**os.environ, "HARNESS_STATE_SECONDS": "0"}
+    line = [sys.executable, "-P", "-m", "harness.cli", *map(str, options), "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed" / "students").glob("*/state/step-*/loop.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(100):  # the cell's process notices that its parent is gone
+        if not subprocess.run(["pgrep", "-f", str(tmp_path / "killed")], capture_output=True).stdout:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the cell's process outlived its parent")
+    for name in ("killed", "whole"):
+        assert command(*options, "--out", tmp_path / name).returncode == 0
+    digests = [{r.label: r.student.digest for r in read_all(tmp_path / name)[0]} for name in ("killed", "whole")]
+    assert digests[0] == digests[1]
+
+
+def test_a_cell_that_another_run_computes_is_left_or_waited_for(tmp_path):
+    store = Store(tmp_path)
+    store.prepare()
+    said = []
+    with store.locked("k" * 64, wait=True, on_wait=said.append):
+        with pytest.raises(Busy) as busy, Store(tmp_path).locked("k" * 64, wait=False, on_wait=said.append):
+            pytest.fail("two holders")
+        assert str(os.getpid()) in str(busy.value) and "since" in str(busy.value)
+        waited = threading.Thread(target=lambda: _hold(tmp_path, said))
+        waited.start()
+        for _ in range(100):
+            if said:
+                break
+            time.sleep(0.05)
+        assert "waiting for a cell" in said[0] and "--no-wait" in said[0]
+    waited.join(10)
+    assert said[-1] == "held"
+
+
+def _hold(folder, said):
+    with Store(folder).locked("k" * 64, wait=True, on_wait=said.append):
+        said.append("held")
+
+
+def test_no_wait_leaves_a_busy_cell_and_says_who_has_it(finished):
+    done, folder = finished
+    key = next(record for record in done.records if record.label == "untouched").key
+    store = Store(folder / "runs")
+    (store.record_path(key)).rename(store.cell(key) / "aside.json")
+    try:
+        with store.locked(key, wait=True, on_wait=print):
+            left = command(
+                "run", "--methods", "untouched", "--no-wait", "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS
+            )
+    finally:
+        (store.cell(key) / "aside.json").rename(store.record_path(key))
+    assert left.returncode == 1
+    assert f"untouched: left, computed by process {os.getpid()}" in left.stderr
+
+
+def test_readers_of_a_store_survive_a_damaged_student(finished):
+    done, folder = finished
+    store = Store(folder / "runs")
+    folders = [path for path in (folder / "runs" / "students").iterdir() if (path / "student").exists()]
+    victim = next(
+        path for path in folders if json.loads((path / "student" / "config.json").read_text())["num_hidden_layers"] == 8
+    )  # identity
+    weights = victim / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    key = next(record for record in done.records if record.label == "identity").key
+    store.record_path(key).unlink()
+    first = harness.run("identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
+    assert "damaged" in next(record for record in first.records if record.label == "identity").reason
+    second = harness.run("identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
+    assert second.succeeded
+
+
+def test_scoring_and_training_open_no_socket(no_network, tmp_path):
+    """One whole cell in this process with sockets and name resolution blocked."""
+    from harness.api import plan_run
+    from harness.cell import _compute
+    from harness.config import build
+    from harness.runner import _job
+
+    plan = plan_run(build({"methods": ["cot"], "suite": ["math", "knowledge"], "out": tmp_path, "cache": tmp_path / "cache", **SMALL}))
+    store = Store(tmp_path)
+    store.prepare()
+    cell = plan.cells[1]
+    store.cell(cell.key).mkdir(parents=True)
+    record = _compute(_job(plan, cell, store), lambda one: None, time.monotonic())
+    assert record.status == "success" and [score.task for score in record.scores] == ["gsm8k-mini", "mmlu-mini"]
+    assert not no_network
+
+
+def test_no_path_of_this_machine_stands_in_a_record(finished):
+    done, folder = finished
+    store = Store(folder / "runs")
+    for record in done.records:
+        text = store.record_path(record.key).read_text()
+        assert str(folder) not in text and str(Path(harness.__file__).parent.parent) not in text
