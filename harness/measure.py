@@ -3,6 +3,8 @@
 The seam of a later, more rigorous stopwatch: `measure` takes two opened models and returns measurements.
 """
 
+import contextlib
+import ctypes
 import gc
 import math
 import random
@@ -151,7 +153,12 @@ def _per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
 
 
 def reset_peak() -> bool:
-    """Set this process's peak resident memory (VmHWM) back to its current size; False where that cannot be done."""
+    """Set this process's peak resident memory (VmHWM) back to its current size; False where that cannot be done.
+
+    Freed memory that the allocator still holds goes back to the system first, or the next run would lift nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a C library without malloc_trim keeps what it keeps
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

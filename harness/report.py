@@ -36,6 +36,7 @@ GLOSSARY = {
     "disk": "bytes of the weight files; (x) the teacher's / the student's",
     "resident": "bytes of parameters and buffers in memory, each storage once",
     "rise": "how far one inference run lifts the process's peak memory above the resting model",
+    "peak": "peak resident memory of the cell's process through training and scoring, imports (about 700 MiB) included",
     "s/problem": "seconds per problem of the scored run, batched, natural answer lengths",
     "seen": "tokens that passed through the student in training, prompts included, padding not",
     "train s": "seconds in the training loop",
@@ -311,6 +312,8 @@ def cost(found: Group) -> Table:
         add("resident MiB", None if resident is None else resident / _MIB, lambda v: f"{v:.2f}")
         rise = _mean(row, "inference_rise_bytes")
         add("rise MiB", None if rise is None else rise / _MIB, lambda v: f"{v:.1f}")
+        peak = _mean(row, "peak_process_bytes")
+        add("peak MiB", None if peak is None else peak / _MIB, lambda v: f"{v:.0f}")
         for task in found.tasks:
             name = "s/problem" if len(found.tasks) == 1 else f"s/problem {task}"
             add(name, _mean(row, f"seconds_per_problem:{task}"), lambda v: f"{v:.4f}")
