@@ -76,7 +76,15 @@ def plan_run(config: RunConfig) -> Plan:
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]
     found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher))
     versions = {task: tasks.load(task).version for suite in found.values() for task in suite.tasks}
-    return make_plan(config, teachers=teachers, methods=registry, suites=found, task_versions=versions, device=choose_device(config.device))
+    return make_plan(
+        config,
+        teachers=teachers,
+        methods=registry,
+        machinery=Path(methods.__file__).parent,
+        suites=found,
+        task_versions=versions,
+        device=choose_device(config.device),
+    )
 
 
 def run(

@@ -33,6 +33,7 @@ class CellJob(BaseModel):
     cell: PlannedCell
     suites: tuple[str, ...]
     tasks: tuple[str, ...]
+    task_versions: tuple[str, ...]
     teachers: tuple[PlannedModel, ...]
     student_recipe: str
     student_base: PlannedModel
@@ -170,7 +171,7 @@ def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> st
 def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]) -> tuple[Checkpoint, Cost]:
     """Return the cell's student: the teacher itself, one made before under the same key, or one made now."""
     import methods
-    from harness.checkpoint import describe
+    from harness.checkpoint import describe, write_whole
     from harness.registry import Registry
 
     if job.cell.is_teacher:
@@ -197,7 +198,7 @@ def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress:
                 progress=progress,
             )
         )
-        done.write_text(json.dumps({"path": made.path.name, "parents": made.parents, "digest": made.digest}), encoding="utf-8")
+        write_whole(done, json.dumps({"path": made.path.name, "parents": made.parents, "digest": made.digest}))
     told = json.loads(done.read_text(encoding="utf-8"))
     student = describe(folder / told["path"], name=job.cell.label, parents=told["parents"])
     if student.digest != told["digest"]:
@@ -235,8 +236,12 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         trains=cell.trains,
         settings=cell.settings,
         suites=job.suites,
+        tasks=job.task_versions,
+        device=job.device,
+        dtype=job.dtype,
         teachers=tuple(_reference(one.checkpoint()) for one in job.teachers),
         student_recipe=job.student_recipe,
+        student_base=_reference(job.student_base.checkpoint()),
         seed=cell.seed,
         budget_tokens=job.budget_tokens,
         budget_rows=job.budget_rows,

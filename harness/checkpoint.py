@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from harness.contract import Checkpoint
 
-_MODEL_FILES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".py")
+# What decides how a model answers; logs, scores and cards beside it do not.
+_MODEL_FILES = re.compile(
+    r".*\.(safetensors|model|jinja|py)|(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template"
+    r"|model\.safetensors\.index)\.json|(merges|vocab)\.txt"
+)
 
 
 def file_digest(path: Path) -> str:
@@ -35,7 +40,7 @@ def weights_digest(folder: Path) -> str:
 
 def folder_digest(folder: Path) -> str:
     """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes."""
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES)
+    files = (path for path in sorted(folder.iterdir()) if _MODEL_FILES.fullmatch(path.name))
     return digest_of([(path.name, file_digest(path)) for path in files])
 
 
@@ -49,6 +54,14 @@ def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str 
         bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
         note=note,
     )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:

@@ -128,7 +128,7 @@ def _print_plan(plan: "Plan") -> int:
     )
     total = 0.0
     for cell in plan.cells:
-        held = store.finished(cell.key)
+        held = None if plan.config.force else store.finished(cell.key)
         before = held.seconds if held else None
         guess = 0.0 if before is not None else estimate_seconds(plan, cell, parameters)
         total += guess
@@ -236,13 +236,14 @@ def main() -> None:
     except typer.Abort:
         code = 130
     except KeyboardInterrupt:
-        print("\nharness: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         code = 130
     except Exception as problem:
         if not hasattr(problem, "format_message"):  # a click usage error: unknown option, missing argument
             raise
         print(f"harness: {problem.format_message()} (type: harness --help)", file=sys.stderr)
         code = 2
+    if code == 130:
+        print("\nharness: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
     sys.exit(code)
 
 

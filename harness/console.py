@@ -24,7 +24,6 @@ class Console:
         self._stage_done = 0.0
         self._spoke = 0.0
         self._prefix = ""
-        self._cells_done = 0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_met
 from harness.contract import Checkpoint, Suite
 from harness.errors import HarnessError, unknown
 from harness.model import is_embedded, parse_recipe, resolve
+from harness.record import processor
 from harness.registry import Registry, expanded
 from harness.vocabulary import common_vocabulary, token_map
 
@@ -73,6 +75,7 @@ class Plan:
     config: RunConfig
     suites: Mapping[str, Suite]
     tasks: tuple[str, ...]
+    task_versions: tuple[str, ...]  # name@version, in the same order
     teachers: tuple[PlannedModel, ...]
     student_recipe: str
     student_base: PlannedModel
@@ -96,11 +99,15 @@ def make_plan(
     *,
     teachers: Sequence[Checkpoint],
     methods: Registry,
+    machinery: Path,
     suites: Mapping[str, Suite],
     task_versions: Mapping[str, str],
     device: str,
 ) -> Plan:
-    """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed."""
+    """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed.
+
+    `machinery` is the folder whose underscored modules the methods stand on: a change there makes students anew.
+    """
     if not config.methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
     rows = _rows(config, methods)
@@ -109,18 +116,20 @@ def make_plan(
     planned = tuple(PlannedModel.of(one) for one in teachers)
     recipe = parse_recipe(config.student)
     base = planned[0] if recipe else PlannedModel.of(resolve(config.student, cache=config.cache_folder))
+    named = config.student if recipe else base.name  # never a path: it stands in records and tables
     _check_vocabularies(rows, planned[0], base)
     budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher[0]) else OUTSIDE_BUDGET)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
     shared = {
-        "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student, "device": device, "dtype": dtype,
-        "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
+        "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student if recipe else "whole",
+        "device": device, "dtype": dtype, "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
     }  # fmt: skip
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},
         "scoring": SCORING,
-        "measure": [suite.measure for suite in suites.values()],
+        "measure": any(suite.measure for suite in suites.values()),
+        "machine": [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")],  # speeds belong to a machine
     }
     if config.limit is not None:
         scored["limit"] = config.limit
@@ -129,7 +138,7 @@ def make_plan(
         drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")
         for seed in range(1, config.seeds + 1) if drawn else (None,):
             student_key = digest_of(
-                "student", shared, row.name, expanded(row.method), budget if drawn else 0, seed, _code_digest(type(row.method))
+                "student", shared, row.name, expanded(row.method), budget if drawn else 0, seed, _code_digest(type(row.method), machinery)
             )
             cells.append(
                 PlannedCell(
@@ -139,7 +148,8 @@ def make_plan(
                 )
             )  # fmt: skip
     return Plan(
-        config=config, suites=suites, tasks=tasks, teachers=planned, student_recipe=config.student, student_base=base,
+        config=config, suites=suites, tasks=tasks, task_versions=tuple(f"{task}@{task_versions[task]}" for task in tasks), teachers=planned,
+        student_recipe=named, student_base=base,
         budget_tokens=budget, device=device, dtype=dtype, cells=tuple(cells),
     )  # fmt: skip
 
@@ -205,11 +215,11 @@ def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: Plann
         common_vocabulary(ours, theirs, names=(f"student {base.name}", f"teacher {teacher.name}"))
 
 
-def _code_digest(method: type[Any]) -> str:
-    """Return a digest of the code that makes a student: the method's own file and the machinery beside it."""
-    own = Path(inspect.getfile(method))
-    machinery = sorted(own.parent.glob("_*.py")) if own.parent.name == "methods" else []
-    return digest_of([file_digest(path) for path in [own, *(path for path in machinery if path.name != "_tiny.py")]])
+def _code_digest(method: type[Any], machinery: Path) -> str:
+    """Return a digest of the code that makes a student: the method's own file, the loop, and what opens and cuts models."""
+    here = Path(__file__).parent
+    shared = [*sorted(machinery.glob("_*.py")), here / "model.py", here / "data.py", here / "generate.py"]
+    return digest_of([file_digest(path) for path in [Path(inspect.getfile(method)), *shared] if path.name != "_tiny.py"])
 
 
 def parameters_on_disk(folder: Path) -> int:

@@ -15,8 +15,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from harness.checkpoint import write_whole
+
 SCHEMA = 1
-Status = Literal["success", "failed", "skipped"]
+Status = Literal["success", "failed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -110,19 +112,23 @@ class RunRecord(_Frozen):
     method: str
     family: str
     is_control: bool
-    controls: tuple[str, ...] = ()  # labels of rows that this one must be compared with
+    controls: tuple[str, ...] = ()  # methods whose rows this one must be compared with
     trains: bool = False
     settings: dict[str, JsonValue] = {}
     suites: tuple[str, ...]
+    tasks: tuple[str, ...]  # name@version, in the order of the scores
+    device: str
+    dtype: str
+    limited: bool = False  # scored on a sample of the items
     teachers: tuple[ModelReference, ...]
     student_recipe: str
+    student_base: ModelReference  # what the recipe cuts, or what is trained as it is
     student: ModelReference | None = None
     seed: int | None = None  # None where no draw was made
     budget_tokens: int
     budget_rows: int
     data_digest: str = ""
     path: str  # the scoring path; rows of one table share it
-    limited: bool = False
     scores: tuple[TaskScore, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     cost: Cost = Cost()
@@ -167,10 +173,7 @@ def read(path: Path) -> RunRecord:
 
 def write(path: Path, record: RunRecord) -> None:
     """Write a record whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
-    fresh.write_text(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, json.dumps(record.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False) + "\n")
 
 
 _PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")
@@ -189,7 +192,7 @@ def environment(*, device: str, dtype: str, threads: int) -> Environment:
         device=device,
         dtype=dtype,
         threads=threads,
-        machine=f"{_processor()}, {os.cpu_count()} cores",
+        machine=f"{processor()}, {os.cpu_count()} cores",
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions,
@@ -198,7 +201,8 @@ def environment(*, device: str, dtype: str, threads: int) -> Environment:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the kind of processor; never a machine's name."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

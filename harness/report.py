@@ -67,9 +67,13 @@ class Row:
         """The row's scores on a task, one a seed."""
         return [score for record in self.done if (score := record.score(task)) is not None]
 
+    def by_seed(self, task: str) -> dict[int | None, str]:
+        """Per-item outcomes by seed."""
+        return {record.seed: score.outcomes[score.primary] for record in self.done if (score := record.score(task)) is not None}
+
     def outcomes(self, task: str) -> list[str]:
         """Per-item outcomes of the primary extractor, one string a seed."""
-        return [score.outcomes[score.primary] for score in self.scores(task)]
+        return list(self.by_seed(task).values())
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,6 @@ class Group:
         """The teacher's row, when it succeeded."""
         return next((row for row in self.rows if row.label == TEACHER and row.done), None)
 
-    def row(self, name: str) -> Row | None:
-        """A row by label, or the first whose method has that name."""
-        exact = next((row for row in self.rows if row.label == name), None)
-        return exact or next((row for row in self.rows if row.first.method == name), None)
-
 
 @dataclass(frozen=True)
 class Table:
@@ -103,60 +102,75 @@ class Table:
     frame: "pandas.DataFrame"
 
 
-def _condition(record: RunRecord) -> dict[str, str]:
-    """What rows of one table must share, by name."""
+def _scored_under(record: RunRecord) -> dict[str, str]:
+    """What every row of a table shares, known for failed records too."""
     return {
         "teacher": " and ".join(one.name for one in record.teachers),
         "teacher digest": " ".join(one.digest for one in record.teachers),
-        "student": record.student_recipe,
-        "budget": f"{record.budget_tokens} seen tokens, {record.budget_rows} items",
-        "suites": ", ".join(record.suites),
+        "tasks": ", ".join(record.tasks),
+        "device": record.device,
+        "dtype": record.dtype,
+        "limited": "a sample of the items" if record.limited else "",
     }
 
 
 def _measured_under(record: RunRecord) -> dict[str, str]:
+    """What rows that succeeded share beside that."""
     environment = record.environment
     return {
         "path": record.path,
-        "tasks": ", ".join(f"{score.task}@{score.version}" for score in record.scores),
         "items": digest_of([score.items_digest for score in record.scores]),
-        "device": environment.device if environment else "",
-        "dtype": environment.dtype if environment else "",
         "threads": str(environment.threads) if environment else "",
         "machine": environment.machine if environment else "",
     }
 
 
+def _made_under(record: RunRecord) -> dict[str, str]:
+    """What rows of one table share in how their students were made; the teacher's row has none of it."""
+    if record.label == TEACHER:
+        return {}
+    shape = {"student": record.student_recipe, "student base": record.student_base.digest}
+    return shape | ({"budget": f"{record.budget_tokens:,} seen tokens, {record.budget_rows:,} items"} if record.trains else {})
+
+
+def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
+    """Tell whether a record may stand in a table of students made so: it names nothing else than they do."""
+    return all(made.get(name) == value for name, value in _made_under(record).items())
+
+
 def group(records: Iterable[RunRecord]) -> list[Group]:
-    """Split records into tables. Failed records join the table that their conditions name."""
-    by_condition: dict[str, list[RunRecord]] = {}
-    for record in records:
-        by_condition.setdefault(digest_of(_condition(record)), []).append(record)
+    """Split records into tables. The teacher and untrained rows join every table that they fit; failed ones too."""
+    every = list(records)
     groups: list[Group] = []
-    for members in by_condition.values():
-        worked = [record for record in members if record.status == "success"]
-        failed = [record for record in members if record.status != "success"]
-        kinds: dict[str, list[RunRecord]] = {}
-        for record in worked:
-            kinds.setdefault(digest_of(_measured_under(record)), []).append(record)
-        for index, (_, alike) in enumerate(sorted(kinds.items(), key=lambda pair: min(r.created for r in pair[1]))):
-            groups.append(_group([*alike, *(failed if index == len(kinds) - 1 else [])]))
-        if not kinds:
-            groups.append(_group(failed))
+    for scored in _distinct(_scored_under(record) for record in every):
+        here = [record for record in every if _scored_under(record) == scored]
+        worked = [record for record in here if record.status == "success"]
+        failed = [record for record in here if record.status != "success"]
+        for measured in _distinct(_measured_under(record) for record in worked) or [{}]:
+            alike = [record for record in worked if _measured_under(record) == measured]
+            members = [*alike, *failed]
+            made = _distinct(_made_under(record) for record in members if record.trains)
+            made = made or _distinct(_made_under(record) for record in members if record.label != TEACHER) or [{}]
+            groups += [_group([r for r in members if _fits(r, one)], {**scored, **measured, **one}) for one in made]
     return sorted(groups, key=lambda one: sorted(one.shared.items()))
 
 
-def _group(records: Sequence[RunRecord]) -> Group:
+def _distinct(conditions: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return list({digest_of(one): one for one in conditions}.values())
+
+
+def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
+    """Keep the newest record of each row and seed; one that succeeded before one that did not."""
     newest: dict[tuple[str, int | None], RunRecord] = {}
-    for record in sorted(records, key=lambda r: (r.created, r.key)):
+    for record in sorted(records, key=lambda r: (r.status == "success", r.created, r.key)):
         newest[record.label, record.seed] = record
     labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
     rows = tuple(
         Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels
     )
-    sample = next((record for record in newest.values() if record.status == "success"), records[0])
-    tasks = tuple(score.task for score in sample.scores)
-    return Group({**_condition(sample), **_measured_under(sample)}, rows, tasks, len(records) - len(newest))
+    sample = next((record for record in newest.values() if record.status == "success"), None)
+    tasks = tuple(score.task for score in sample.scores) if sample else ()
+    return Group(shared, rows, tasks, len(records) - len(newest))
 
 
 def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
@@ -181,16 +195,16 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:
         return Interval(None, reason="scored on different items")
-    left, right = student.outcomes(task), reference.outcomes(task)
+    left, right = student.by_seed(task), reference.by_seed(task)
     if len(left) == len(right) == 1:
-        counts = stats.pairs(right[0], left[0])
+        counts = stats.pairs(*right.values(), *left.values())
         if not ratio:
             return stats.difference(counts)
         return stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
-    if len(right) not in (1, len(left)):
-        right = right[: len(left)]
-        left = left[: len(right)]
-    return stats.two_level(left, right, ratio=ratio, chance=chance)
+    shared = sorted(set(left) & set(right), key=str)
+    if len(left) > 1 and len(right) > 1 and shared:  # seeds stand against the same seeds
+        return stats.two_level([left[seed] for seed in shared], [right[seed] for seed in shared], ratio=ratio, chance=chance)
+    return stats.two_level(list(left.values()), list(right.values()), ratio=ratio, chance=chance)
 
 
 def _percent(found: Interval, *, digits: int = 1) -> str:
@@ -354,11 +368,12 @@ def controls(found: Group) -> Table | None:
 def notes(found: Group) -> list[str]:
     """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
     shared = found.shared
+    student, budget = shared.get("student", "none"), shared.get("budget", "nothing was trained")
     lines = [
-        f"Teacher {shared['teacher']}, student {shared['student']}; {shared['budget']} for each trained row "
-        "(`answer-only` by default sees each item as often as `cot`, in fewer tokens).",
-        f"Device {shared['device']} ({shared['machine']}, {shared['threads']} threads), {shared['dtype']}; "
-        f"scoring path {shared['path']}; {shared['tasks']}.",
+        f"Teacher {shared['teacher']}, student {student}; {budget} for each trained row "
+        "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens).",
+        f"Device {shared['device']} ({shared.get('machine', '-')}, {shared.get('threads', '-')} threads), {shared['dtype']}; "
+        f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]
     for task in found.tasks:
         teacher = found.teacher
@@ -379,7 +394,7 @@ def notes(found: Group) -> list[str]:
                 f"{task}: with {len(reference)} items and the median share of flips here ({100 * share:.0f} %) one seed shows drops from "
                 f"{100 * (drop or 0):.1f} points on."
             )
-    if any(record.limited for row in found.rows for record in row.records):
+    if shared["limited"]:
         lines.append("A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline.")
     unpacked = dict.fromkeys(
         f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.teachers if one.note
@@ -392,6 +407,11 @@ def notes(found: Group) -> list[str]:
                 lines.append(f"{row.label}{seed} {record.status}: {record.reason}")
     if found.superseded:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
+    for row in found.rows:
+        for task in found.tasks:
+            kept = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
+            if row.done and kept.reason:
+                lines.append(f"{row.label}, {task}: no retention, {kept.reason}.")
     lines.append("A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there.")
     return lines
 
@@ -407,7 +427,8 @@ def markdown(records: Sequence[RunRecord]) -> str:
 
     parts: list[str] = []
     for found in group(records):
-        parts.append(f"## {found.shared['suites']}: {found.shared['teacher']} to {found.shared['student']}\n")
+        names = ", ".join(task.partition("@")[0] for task in found.shared["tasks"].split(", "))
+        parts.append(f"## {names}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}\n")
         for table in tables(found):
             alignment = ["left" if column in {"row", "against", "task", "verdict"} else "right" for column in table.columns]
             text = tabulate(table.rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -108,6 +107,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         cell=cell,
         suites=tuple(plan.suites),
         tasks=plan.tasks,
+        task_versions=plan.task_versions,
         teachers=plan.teachers,
         student_recipe=plan.student_recipe,
         student_base=plan.student_base,
@@ -149,8 +149,11 @@ def _process(folder: Path, alive: Callable[[Progress], None], *, environment: di
             code = process.wait()
         except BaseException:
             process.terminate()
-            threading.Timer(5, process.kill).start()
-            process.wait()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             raise
     return code, log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
@@ -169,6 +172,8 @@ def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
         controls=cell.controls, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
+        tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=plan.config.limit is not None,
+        student_base=ModelReference(name=plan.student_base.name, digest=plan.student_base.digest, note=plan.student_base.note),
         teachers=tuple(ModelReference(name=one.name, digest=one.digest, note=one.note) for one in plan.teachers),
         student_recipe=plan.student_recipe, seed=cell.seed, budget_tokens=plan.budget_tokens, budget_rows=plan.config.rows, path="",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

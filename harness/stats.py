@@ -1,6 +1,6 @@
 """Retention, flips and differences on paired items, with intervals. Pure functions, no torch.
 
-Notation (docs/statistics.md): of n items both models answered, a: both right, b: teacher only, c: student only,
+Notation: of n items both models answered, a: both right, b: teacher only, c: student only,
 d: neither. Outcomes are strings of "0" and "1" in item order.
 """
 
@@ -129,8 +129,8 @@ def two_level(
 ) -> Interval:
     """Compare several runs (seeds) of a student with a reference on the same items: bootstrap over runs and items.
 
-    `reference` has one run (a teacher) or as many as the student. Where both have several the runs are paired, as
-    seeds are: one draw of seeds serves both. Returns the ratio of the parts above `chance`, or the difference.
+    `reference` has one run (a teacher), or as many as the student: then runs of one position are one seed and are
+    drawn together; with another number of runs both are drawn apart. Returns the ratio of the parts above `chance`, or the difference.
     """
     ours, theirs = _matrix(student), _matrix(reference)
     draw = np.random.Generator(np.random.PCG64(20260901))
@@ -142,7 +142,12 @@ def two_level(
     picks = draw.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
     by_ours, by_theirs = weights @ patterns[:runs].T, weights @ patterns[runs:].T
     mean_ours = np.einsum("br,br->b", by_ours, picks)
-    mean_theirs = np.einsum("br,br->b", by_theirs, picks) if paired else by_theirs.mean(axis=1)
+    others = theirs.shape[0]
+    if not paired and others > 1:  # two rows with different seeds: drawn apart
+        picks_theirs = draw.multinomial(others, np.full(others, 1 / others), size=resamples) / others
+        mean_theirs = np.einsum("br,br->b", by_theirs, picks_theirs)
+    else:
+        mean_theirs = np.einsum("br,br->b", by_theirs, picks) if paired else by_theirs.mean(axis=1)
     observed_ours, observed_theirs = float(ours.mean()), float(theirs.mean())
     if not ratio:
         low, high = np.quantile(mean_ours - mean_theirs, [0.025, 0.975])

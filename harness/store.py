@@ -105,8 +105,10 @@ class Store:
 
     def write_run(self, description: dict[str, object], keys: list[str]) -> Path:
         """Write the list of a run's cells and return its path."""
-        name = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{os.getpid()}"
-        path = self.root / "runs" / f"{name}.json"
+        stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{os.getpid()}"
+        path = self.root / "runs" / f"{stem}.json"
+        while path.exists():  # two runs of one process within a second
+            path = path.with_name(f"{path.stem}a.json")
         path.write_text(json.dumps({"kind": "run", "asked": description, "cells": keys}, indent=1, default=str) + "\n", encoding="utf-8")
         return path
 
@@ -118,36 +120,58 @@ def _holder(note: Path) -> Holder | None:
         return None
 
 
-def record_files(place: Path) -> list[Path]:
-    """Find the record files of a run file, a store, a study (`records/`), or a plain folder of records."""
+def record_files(place: Path) -> tuple[list[Path], list[str]]:
+    """Find the record files of a run file, a store, a study (`records/`), or a plain folder; and what a run lacks."""
     if place.is_file():
-        data = json.loads(place.read_text(encoding="utf-8"))
-        if data.get("kind") == "cell":
-            return [place]
-        store = Store(place.parent.parent)
-        return [path for path in (store.record_path(key) for key in data.get("cells", [])) if path.exists()]
+        return _files_of(place)
+    hint = "give a run file, a study or a folder of records (harness run writes results/runs)"
     if not place.is_dir():
-        raise HarnessError(f"no records at {place}; give a run file, a study or a folder of records (harness run writes results/runs)")
+        raise HarnessError(f"no records at {place}; {hint}")
     for folder, pattern in ((place / "cells", "*/record.json"), (place / "records", "*.json"), (place, "*.json")):
         if folder.is_dir() and (found := sorted(folder.glob(pattern))):
-            return found
-    raise HarnessError(f"no records in {place}; give a run file, a study or a folder of records (harness run writes results/runs)")
+            return found, []
+    raise HarnessError(f"no records in {place}; {hint}")
+
+
+def _files_of(place: Path) -> tuple[list[Path], list[str]]:
+    """Find the records of one file: itself, or the cells that a run lists."""
+    try:
+        data = json.loads(place.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError):
+        data = None
+    if not isinstance(data, dict) or data.get("kind") not in ("cell", "run"):
+        return [place], []  # read as a record, which says what is wrong with it
+    if data["kind"] == "cell":
+        return [place], []
+    store = Store(place.parent.parent)
+    paths = [store.record_path(key) for key in data["cells"]]
+    missing = sum(not path.exists() for path in paths)
+    lacking = [f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or is under way)"] if missing else []
+    return [path for path in paths if path.exists()], lacking
 
 
 def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
     """Copy records into a study's folder, each under its row and seed; what stood there goes."""
-    for old in folder.glob("*.json"):
-        old.unlink()
+    named: dict[str, RunRecord] = {}
     for record in records:
         name = re.sub(r"[^\w.=-]+", "_", record.label).strip("_")
         seed = f"-seed{record.seed}" if record.seed is not None else ""
-        write(folder / f"{name}{seed}.json", record)
+        if f"{name}{seed}" in named:
+            raise HarnessError(
+                f"two records of {record.label}{seed}: a study holds one run's records; name that run's file (results/runs/runs/)"
+            )
+        named[f"{name}{seed}"] = record
+    for old in folder.glob("*.json"):
+        old.unlink()
+    for name, record in named.items():
+        write(folder / f"{name}.json", record)
 
 
 def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:
-    """Read every record of a place; return them and one line for each file that is none."""
-    records, problems = [], []
-    for path in record_files(place):
+    """Read every record of a place; return them and one line for each file that is none, or that a run lacks."""
+    paths, problems = record_files(place)
+    records = []
+    for path in paths:
         try:
             records.append(read(path))
         except BadRecord as problem:

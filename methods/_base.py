@@ -56,10 +56,11 @@ class Trained:
         `seen_tokens` replaces the budget where equal examples are wanted; `validation` replaces the worked
         answers of the validation split.
         """
+        from harness.checkpoint import write_whole
         from harness.data import examples_of
         from harness.measure import forward_flops_per_token
         from harness.model import save_student, stored_dtype, student_of
-        from methods._training import LoopSettings, encode, fit
+        from methods._training import LoopSettings, encode, fit, forget_state
 
         student = student_of(job.student, job.student_base, seed=job.seed, device=job.device, dtype="float32")
         rows, too_long = encode(student.tokenizer, pairs, longest=student.context)
@@ -96,7 +97,8 @@ class Trained:
         made = save_student(
             student, job.workdir / "student", name=type(self).__name__, dtype=stored_dtype(job.student_base), parents=parents
         )
-        (job.workdir / "cost.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
+        write_whole(job.workdir / "cost.json", json.dumps(cost, indent=1))
+        forget_state(job.workdir)
         return made
 
 

@@ -9,14 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def trained_positions(mask_BT: Tensor) -> Tensor:
-    """Shift a mask over *tokens* to the positions whose logits predict them: (B, T) -> (B, T-1).
-
-    `mask_BT[b, t]` says that token t is trained; the logits that predict it stand at t - 1.
-    """
-    return mask_BT[:, 1:]
-
-
 def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
     """Sum of `-log q(label)` over positions (nats)."""
     return F.cross_entropy(student_NV.float(), labels_N, reduction="sum")

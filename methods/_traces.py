@@ -6,14 +6,13 @@ again. Nothing is cut: an answer that did not end by itself is dropped.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import digest_of
+from harness.checkpoint import digest_of, write_whole
 from harness.contract import Example, Job, Progress, Task
 from harness.data import examples_digest
 from harness.errors import CellFailed
@@ -78,16 +77,9 @@ def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, tempe
     return made
 
 
-def _payload(made: Traces) -> str:
-    return json.dumps(asdict(made), ensure_ascii=False)
-
-
 def _write(path: Path, made: Traces) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    payload = _payload(made)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
-    fresh.write_text(json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}), encoding="utf-8")
-    fresh.replace(path)
+    payload = json.dumps(asdict(made), ensure_ascii=False)
+    write_whole(path, json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}))
 
 
 def _read(path: Path, job: Job) -> Traces | None:

@@ -273,9 +273,9 @@ class _States:
         self.saved_at = time.monotonic()
 
     def restore(self) -> dict[str, Any] | None:
+        for torn in self.folder.glob("*.part"):
+            shutil.rmtree(torn, ignore_errors=True)
         done = sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
-        for stale in [*self.folder.glob("*.part"), *done[:-1]]:
-            shutil.rmtree(stale, ignore_errors=True)
         if not done:
             return None
         self.accelerator.load_state(str(done[-1]))
@@ -293,8 +293,8 @@ class _States:
             shutil.rmtree(target)
         fresh.replace(target)
         for old in self.folder.glob("step-*"):
-            if old != target:
-                shutil.rmtree(old, ignore_errors=True)
+            if old != target and old.suffix != ".part":
+                _remove(old)
         self.saved_at = time.monotonic()
 
 
@@ -337,6 +337,11 @@ def fit(
         run.states.save(run.loop, force=number == stop_after_steps)
         if number == stop_after_steps:
             return run.loop
+    if not run.trained:
+        raise CellFailed(
+            f"a budget of {seen_tokens} tokens ends within the first optimiser step, before any weight moves; "
+            "give a larger --budget, or fewer rows a step with --set METHOD.batch_rows=4"
+        )
     run.hold_out()
     run.finish()
     return run.loop
@@ -372,6 +377,7 @@ class _Run:
         self.loop: dict[str, Any] = self.states.restore() or fresh
         self.log = _Log(workdir / "training.jsonl", self.loop["step"])
         self.before, self.began = dict(self.loop), time.monotonic()
+        self.trained = self.loop["step"] > 1  # the first step of a warm-up has rate 0
 
     def step(self, number: int, rows: Sequence[Row], *, rate: float) -> dict[str, float]:
         """Make one optimiser step; return each term's mean per trained token."""
@@ -394,6 +400,7 @@ class _Run:
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
         if not math.isfinite(norm) or not all(math.isfinite(value) for value in values.values()):
             raise CellFailed(f"the loss became {values} (gradient norm {norm}) at step {number}; try a lower learning_rate")
+        self.trained |= rate > 0
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -423,15 +430,27 @@ class _Run:
                 fresh.replace(self.best_file)
 
     def finish(self) -> None:
-        """Put the best weights into the model and clear what only a resumed run needs."""
+        """Put the best weights into the model."""
         self.accelerator.unwrap_model(self.model).load_state_dict(torch.load(self.best_file, weights_only=True))
-        self.best_file.unlink()
-        shutil.rmtree(self.states.folder, ignore_errors=True)
         self._count_seconds()
 
     def _count_seconds(self) -> None:
         self.loop["seconds"] = self.before["seconds"] + time.monotonic() - self.began
         self.loop["teacher_seconds"] = self.before["teacher_seconds"] + (self.teacher.seconds if self.teacher else 0.0)
+
+
+def forget_state(workdir: Path) -> None:
+    """Remove what only a resumed run needs; called once the student is saved. State first: without it best.pt is made again."""
+    if (workdir / "state").exists():
+        _remove(workdir / "state")
+    (workdir / "best.pt").unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder so that a kill in between leaves nothing that looks whole."""
+    torn = folder.with_suffix(".part")
+    folder.replace(torn)
+    shutil.rmtree(torn, ignore_errors=True)
 
 
 def _silence_dropout(model: Any) -> None:

@@ -17,10 +17,11 @@ SUITES: dict[str, Suite] = {
 
 def resolve(names: list[str], *, embedded: bool) -> dict[str, Suite]:
     """Return the named suites with tasks that exist for the teacher: `-mini` forms for the embedded pair."""
-    found: dict[str, Suite] = {}
     for name in names:
         if name not in SUITES:
             raise unknown("suite", name, SUITES)
+    found: dict[str, Suite] = {}
+    for name in [name for name in SUITES if name in names]:  # one order, however they were typed: it orders the training rows
         suite = SUITES[name]
         wanted = [task if task.endswith("-mini") or not embedded else f"{task}-mini" for task in suite.tasks]
         missing = [task for task in wanted if task not in TASKS]

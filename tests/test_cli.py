@@ -61,10 +61,13 @@ def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
 
 def test_report_imports_pandas_and_no_torch(tmp_path):
     from harness import record
-    from harness.record import RunRecord
+    from harness.record import ModelReference, RunRecord
 
-    empty = RunRecord(key="k", status="failed", reason="made up", label="cot", method="cot", family="x", is_control=False, suites=("math",),
-                      teachers=(), student_recipe="depth:0.5", budget_tokens=1, budget_rows=1, path="")  # fmt: skip
+    empty = RunRecord(
+        key="k", status="failed", reason="made up", label="cot", method="cot", family="x", is_control=False, suites=("math",),
+        tasks=("gsm8k-mini@1",), device="cpu", dtype="float32", teachers=(), student_recipe="depth:0.5",
+        student_base=ModelReference(name="tiny", digest="d"), budget_tokens=1, budget_rows=1, path="",
+    )  # fmt: skip
     record.write(tmp_path / "one.json", empty)
     done = subprocess.run([sys.executable, "-P", "-c", IMPORTS, "report", str(tmp_path)], capture_output=True, text=True)
     assert "LOADED ['pandas']" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]

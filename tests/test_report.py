@@ -38,6 +38,7 @@ def make(label, share=0.6, *, seed=None, status="success", control=False, contro
     fields = {
         "key": f"{label}-{seed}", "status": status, "label": label, "method": label.partition("[")[0],
         "family": "x", "is_control": control, "controls": controls, "trains": seed is not None, "suites": ("math",),
+        "tasks": (f"{task}@1",), "device": "cpu", "dtype": "float32", "student_base": ModelReference(name="tiny", digest="d"),
         "teachers": (ModelReference(name="tiny", digest="d"),), "student_recipe": "depth:0.5", "seed": seed, "budget_tokens": 1000,
         "budget_rows": 10, "path": "transformers/plain/1", "scores": (score,) if status == "success" else (),
         "measurements": (
@@ -124,6 +125,32 @@ def test_rows_made_under_other_conditions_stand_in_another_table(field, changes)
     without = next(group for group in groups if "cot" in {row.label for row in group.rows})
     assert with_sft.shared[field] != without.shared[field]
     assert all({"sft", "cot"} - {row.label for row in group.rows} for group in groups)
+
+
+def test_one_teacher_and_one_untouched_student_serve_two_budgets():
+    other = [make("sft", 0.5, seed=1, budget_tokens=2000), make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",))]
+    groups = report.group([*RECORDS, *other])
+    assert len(groups) == 2 and all(group.teacher for group in groups)
+    assert all("untouched" in {row.label for row in group.rows} for group in groups)
+    assert "no retention" not in report.markdown([*RECORDS, *other])
+
+
+def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
+    failed = make("cot", seed=1, status="failed", reason="later trouble", created="2026-11-25T08:00:00Z", key="newer")
+    text = report.markdown([*RECORDS, failed])
+    assert report.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(RECORDS).count("| cot ")
+    trial = make("cot", seed=1, status="failed", reason="trial trouble", limited=True)
+    tables = report.markdown([*RECORDS, trial]).split("## ")[1:]
+    assert len(tables) == 2
+    assert [("TRIAL" in table, "trial trouble" in table) for table in sorted(tables, key=len)] == [(True, True), (False, False)]
+
+
+def test_seeds_are_paired_by_seed():
+    cot = [make("cot", 0.6, seed=seed) for seed in (1, 3)]
+    sft = [make("sft", 0.3, seed=seed) for seed in (1, 2, 3)]
+    found = report.compare(report.Row("cot", tuple(cot)), report.Row("sft", tuple(sft)), "gsm8k-mini", ratio=False)
+    same = report.compare(report.Row("cot", tuple(cot)), report.Row("sft", (sft[0], sft[2])), "gsm8k-mini", ratio=False)
+    assert found == same
 
 
 def test_rows_scored_on_other_items_are_not_paired():

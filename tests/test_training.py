@@ -169,6 +169,26 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     assert logs[0] == logs[1]
 
 
+def test_a_state_torn_by_a_kill_is_passed_over(random_model, tmp_path):
+    whole, _ = run(random_model, tmp_path / "whole")
+    run(random_model, tmp_path / "torn", stop_after_steps=5)
+    (tmp_path / "torn" / "state" / "step-9.part").mkdir()
+    again, _ = run(random_model, tmp_path / "torn")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+
+
+def test_a_run_killed_after_its_last_step_ends_the_same(random_model, tmp_path):
+    """The state stands until the student is saved, so the end can be done again."""
+    first, _ = run(random_model, tmp_path / "a")
+    again, _ = run(random_model, tmp_path / "a")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(first).items())
+
+
+def test_a_budget_that_moves_no_weight_is_an_error(random_model, tmp_path):
+    with pytest.raises(CellFailed, match="--budget"):
+        run(random_model, tmp_path / "a", seen_tokens=40)
+
+
 def test_same_seed_same_weights_and_another_seed_others(random_model, tmp_path):
     first, _ = run(random_model, tmp_path / "a")
     second, _ = run(random_model, tmp_path / "b")
