@@ -1,6 +1,6 @@
 """Control of chain-of-thought: the same problems, trained to answer without the work.
 
-`equal="examples"` shows each problem as often as `cot` does, which costs fewer tokens; `equal="tokens"` spends
+`equal="examples"` shows each problem as often as the same rows with their work would be, in fewer tokens; `equal="tokens"` spends
 the whole budget of seen tokens and so passes over the problems more often. Together they rule out that more
 tokens, or more passes, made the difference.
 """

@@ -261,7 +261,7 @@ def test_sampled_traces_differ_and_repeat_with_the_seed(teacher, tmp_path):
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=3)
-    asked = {"samples": 4, "temperature": 1.5, "longest": 48}
+    asked = {"samples": 4, "temperature": 4.0, "longest": 48}
     first = _traces.teacher_traces(given, examples, **asked)
     assert all(len({one.text for one in group}) > 1 for group in first.texts)
     again = Job(**{**given.__dict__, "cache": tmp_path / "elsewhere"})
