@@ -60,10 +60,10 @@ def test_response_runs_to_a_table_that_names_the_model_and_cot_says_that_no_trac
         "response,cot[longest=24]", "mini", teacher=os.environ["HARNESS_GGUF"], controls=False, budget=600, rows=8, limit=6, batch_size=6,
         set={"response": {"validation_rows": 4, "batch_rows": 2}}, out=place / "runs", cache=place / "cache",
     )  # fmt: skip
-    status = {record.label: record for record in done.records}
+    status = {record.method: record for record in done.records}
     assert status["teacher"].status == status["response"].status == "success", [record.reason for record in done.records]
-    assert status["cot[longest=24]"].status == "failed"
-    assert "no trace survived: of 8 answers by the teacher" in status["cot[longest=24]"].reason
+    assert status["cot"].status == "failed"
+    assert "no trace survived: of 8 answers by the teacher" in status["cot"].reason
     text = done.markdown()
     assert Path(os.environ["HARNESS_GGUF"]).stem in text and "unpacked from GGUF Q4_1" in text
     assert status["response"].student.parameters < 0.9 * status["teacher"].student.parameters
