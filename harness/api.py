@@ -71,11 +71,13 @@ def plan_run(config: RunConfig) -> Plan:
     from harness.registry import Registry
 
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
-    tasks = Registry("task", suites.TASKS)
-    DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
+    source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]
-    found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher))
-    versions = {task: tasks.load(task).version for suite in found.values() for task in suite.tasks}
+    found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher), include_path=config.include_path)
+    names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
+    tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
+    versions = {name: task.version for name, task in tasks.items()}
+    files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     return make_plan(
         config,
         teachers=teachers,
@@ -83,6 +85,7 @@ def plan_run(config: RunConfig) -> Plan:
         machinery=Path(methods.__file__).parent,
         suites=found,
         task_versions=versions,
+        data=source.fingerprint(files) if files else "",
         device=choose_device(config.device),
     )
 
@@ -128,13 +131,12 @@ def train_embedded(
     import suites
     from harness.data import DataSource
     from harness.model import EMBEDDED, EMBEDDED_MODELS, open_model
-    from harness.registry import Registry
     from harness.score import score_task
     from methods._tiny import RECIPES, train_teacher
 
     if only is not None and only not in EMBEDDED_MODELS:
         raise unknown("embedded model", only, EMBEDDED_MODELS)
-    tasks = {name: Registry("task", suites.TASKS).load(name)() for name in suites.SUITES["mini"].tasks}
+    tasks = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}
     source = DataSource()
     folder = out or EMBEDDED
     for recipe in RECIPES:
@@ -143,7 +145,7 @@ def train_embedded(
             opened = open_model(made)
             scores = {}
             for task in tasks.values():
-                score, _ = score_task(opened, task, source, batch_size=64, progress=progress)
+                score, _ = score_task(opened, task, source, batch_size="auto", progress=progress)
                 scores[task.name] = {
                     "version": task.version,
                     "n": score.n,

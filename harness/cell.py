@@ -12,18 +12,22 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.contract import Budget, Checkpoint, Job, Progress, Task
+from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
 from harness.data import DataSource, examples_digest
 from harness.errors import CellFailed, HarnessError
 from harness.plan import PlannedCell, PlannedModel
-from harness.record import Cost, Measurement, ModelReference, RunRecord, TaskScore, environment, write
+from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, TaskScore, environment, write
+
+if TYPE_CHECKING:
+    from harness.model import LanguageModel
+    from harness.score import ItemRow
 
 
 class CellJob(BaseModel):
@@ -41,9 +45,15 @@ class CellJob(BaseModel):
     budget_rows: int
     device: str
     dtype: str
-    batch_size: int
+    batch_size: int | Literal["auto"]
     measure: bool
     limit: int | None
+    backend: Literal["transformers", "vllm"]
+    chat: bool
+    system: str | None
+    noise: int
+    include_path: Path | None
+    teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
     cell_folder: Path
     student_folder: Path
     cache: Path
@@ -115,38 +125,39 @@ def _end_with_parent() -> None:
 def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
     import torch
 
-    from harness.lm import PATH
+    from harness.lm import path_of
     from harness.measure import Scenario, measure, process_bytes
     from harness.model import open_model
-    from harness.score import score_task, write_rows
+    from harness.score import write_rows
 
     progress(Progress(stage="start", done=0, total=1))
     threads = torch.get_num_threads()
-    source = DataSource(folder=job.data_dir)
-    tasks = _tasks(job.tasks)
+    tasks = _tasks(job.tasks, job.include_path)
+    source = DataSource(folder=job.data_dir, render=_renderer(job))
     student, cost = _student(job, tasks, source, progress)
     opened = open_model(student, device=job.device, dtype=job.dtype)
-    scores: list[TaskScore] = []
-    rows = []
-    for task in tasks.values():
-        score, items = score_task(opened, task, source, batch_size=job.batch_size, limit=job.limit, progress=progress)
-        scores.append(score)
-        rows += items
+    scores, rows = _scored(job, opened, tasks, source, progress)
     write_rows(job.cell_folder / "samples.jsonl", rows)
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
     measurements: tuple[Measurement, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
     if job.measure:
         base = open_model(job.teachers[0].checkpoint(), device=job.device, dtype=job.dtype)
         measurements = measure(opened, base, scenario=Scenario(), scores=scores, progress=progress)
+        if job.teacher_samples is not None:
+            fidelity = _fidelity(job, tasks, opened, base, rows, progress)
+    if job.cell.is_teacher and job.noise:
+        measurements += _noise_floor(job, tasks, source, rows, progress)
     if peak is not None:
         measurements += (Measurement(name="peak_process_bytes", value=peak, unit="bytes", higher_is_better=False),)
     return _record(
         job,
         began,
         status="success",
-        path=PATH,
+        path=path_of(opened),
         student=_reference(student, parameters=sum(p.numel() for p in opened.model.parameters())),
         scores=tuple(scores),
+        fidelity=fidelity,
         measurements=measurements,
         cost=cost.model_copy(update={"peak_bytes": peak if job.cell.trains else None}),
         data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
@@ -154,12 +165,99 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     )
 
 
-def _tasks(names: tuple[str, ...]) -> dict[str, Task]:
-    import suites
-    from harness.registry import Registry
+def _scored(
+    job: CellJob, opened: "LanguageModel", tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]
+) -> "tuple[list[TaskScore], list[ItemRow]]":
+    from harness.score import score_task
 
-    registry = Registry("task", suites.TASKS)
-    return {name: registry.load(name)() for name in names}
+    # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice changes nothing.
+    copy = not job.cell.is_teacher and opened.checkpoint.digest in {one.digest for one in job.teachers}
+    cache = job.cell_folder if copy else job.cache
+    scores: list[TaskScore] = []
+    rows: list[ItemRow] = []
+    for task in tasks.values():
+        score, items = score_task(
+            opened, task, source, batch_size=job.batch_size, limit=job.limit, progress=progress, cache=cache,
+            prompting=Prompting(chat=job.chat, system=job.system),
+        )  # fmt: skip
+        scores.append(score)
+        rows += items
+    return scores, rows
+
+
+def _fidelity(
+    job: CellJob, tasks: dict[str, Task], student: "LanguageModel", teacher: "LanguageModel", rows: "list[ItemRow]",
+    progress: Callable[[Progress], None],
+) -> tuple[Fidelity, ...]:  # fmt: skip
+    """Compare distributions with the teacher's on every task, where both speak the same vocabulary."""
+    from harness.fidelity import choice_fidelity, token_fidelity
+    from harness.score import read_rows
+
+    assert job.teacher_samples is not None
+    if not job.teacher_samples.exists() or student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        return ()
+    theirs = read_rows(job.teacher_samples)
+    found: list[Fidelity | None] = []
+    for name, task in tasks.items():
+        progress(Progress(stage="compare", done=len(found), total=len(tasks), unit="tasks", detail=name))
+        before = [row for row in theirs if row.task == name]
+        if task.kind == "choose":
+            found.append(choice_fidelity(name, before, [row for row in rows if row.task == name]))
+        elif task.kind == "generate":
+            found.append(token_fidelity(name, teacher, student, before))
+    return tuple(one for one in found if one is not None)
+
+
+def _noise_floor(
+    job: CellJob, tasks: dict[str, Task], source: DataSource, rows: "list[ItemRow]", progress: Callable[[Progress], None]
+) -> tuple[Measurement, ...]:
+    """Score the teacher against itself at another dtype, on a sample: flips that no student can be blamed for."""
+    from harness.model import open_model
+    from harness.score import score_task
+
+    other = "bfloat16" if job.dtype == "float32" else "float32"
+    opened = open_model(job.teachers[0].checkpoint(), device=job.device, dtype=other)
+    found = []
+    for name, task in tasks.items():
+        if task.kind == "perplexity":
+            continue
+        first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
+        _, again = score_task(
+            opened, task, source, batch_size=job.batch_size, limit=min(job.noise, job.limit or job.noise), progress=progress,
+            prompting=Prompting(chat=job.chat, system=job.system),
+        )  # fmt: skip
+        both = [row for row in again if row.item in first]
+        flips = sum(row.correct[task.primary] != first[row.item] for row in both)
+        found.append(
+            Measurement(
+                name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False, values=(float(len(both)),),
+                condition=f"{other} against {job.dtype}",
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _renderer(job: CellJob) -> Callable[[Example], Example]:
+    """Return how training items are shown: as they are, or as the scorer shows them in the chat template."""
+    if not job.chat:
+        return lambda example: example
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.student_base.path)
+    system = [{"role": "system", "content": job.system}] if job.system else []
+
+    def render(example: Example) -> Example:
+        turns = [*system, {"role": "user", "content": example.prompt}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return replace(example, prompt=prompt, completion=example.completion.lstrip(), answer=example.answer.lstrip())
+
+    return render
+
+
+def _tasks(names: tuple[str, ...], include_path: Path | None) -> dict[str, Task]:
+    import suites
+
+    return {name: suites.load(name, include_path=include_path) for name in names}
 
 
 def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> str:
@@ -247,6 +345,8 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         budget_rows=job.budget_rows,
         path=path,
         limited=job.limit is not None,
+        chat=job.chat,
+        system=job.system,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - began, 3),
         **fields,

@@ -36,7 +36,8 @@ def run(
     methods: Annotated[
         str | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="Suites, separated by commas: math, knowledge, mini. [default: math]")] = None,
+    suite: Annotated[str | None,
+        typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]")] = None,
     teacher: Annotated[str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id. [default: tiny]")] = None,
     student: Annotated[
         str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")
@@ -57,7 +58,18 @@ def run(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto: float32 on CPU, bfloat16 on GPU]")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Items scored at once; changes speed and memory, not answers. [default: 64]")
+        str | None,
+        typer.Option(help="auto (by memory) or the items scored at once; changes speed and memory, not answers. [default: auto]"),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="What answers the scorer: transformers or vllm. [default: transformers]")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off. [default: auto]"),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt, shown with every item of a chat model. [default: none]")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with YAML tasks of your own, for --suite lm-eval:NAME.")] = None,
+    noise: Annotated[
+        int | None, typer.Option(help="Items on which the teacher is scored again at another dtype: the noise floor. [default: 100]")
     ] = None,
     limit: Annotated[
         int | None,
@@ -89,7 +101,8 @@ def run(
         "suite": split_list(suite) if suite is not None else None,
         "teacher": split_list(teacher) if teacher is not None else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
-        "batch_size": batch_size, "limit": limit, "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
+        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size, "backend": backend,
+        "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise, "limit": limit, "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}
     if setting:

@@ -38,7 +38,12 @@ class RunConfig(BaseModel):
     set: dict[str, dict[str, JsonValue]] = {}  # method -> setting -> value
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    backend: Literal["transformers", "vllm"] = "transformers"  # what answers the scorer's requests
+    chat_template: Literal["auto", "on", "off"] = "auto"  # auto: on where the teacher comes from outside and has one
+    system: str | None = None  # a system prompt, shown with every item
+    include_path: Path | None = None  # folder with YAML tasks for lm-eval:NAME
+    noise: Annotated[int, Field(ge=0)] = 100  # items on which the teacher is scored against itself at another dtype
     limit: Annotated[int, Field(ge=1)] | None = None  # items of each task, a seeded sample: for trials, marked in the record
     out: Path = Path("results/runs")
     cache: Path | None = None

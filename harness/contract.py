@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.data import DataSource
 
 Split = Literal["train", "validation", "test", "dev"]
+Kind = Literal["generate", "choose", "perplexity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,13 @@ class Task(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[str]  # printed with every score; changes whenever a prompt, item or grader does
-    kind: ClassVar[Literal["generate", "choose"]]
+    kind: ClassVar[Kind]
     chance: ClassVar[float]  # accuracy of guessing, 0 where guessing is hopeless
     primary: ClassVar[str]  # the extractor that the score is made from
     domain: ClassVar[str]
 
-    def lm_eval_task(self, source: "DataSource") -> Any:
-        """Return lm-eval's own task object (`ConfigurableTask`) fed with this task's items."""
+    def lm_eval_tasks(self, source: "DataSource") -> dict[str, Any]:
+        """Return lm-eval's own task objects (`ConfigurableTask`) by name: one, or one a subject."""
         ...
 
     def examples(self, split: Split, source: "DataSource") -> Iterator[Example]:
@@ -87,6 +88,14 @@ class Suite:
     tasks: tuple[str, ...]
     measure: bool = True
     help: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How prompts are shown: as plain text, or as a conversation in the tokenizer's chat template."""
+
+    chat: bool = False
+    system: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,42 @@
 """Where tasks find their items, and the guard that keeps evaluation items out of training data."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from harness.checkpoint import digest_of
 from harness.contract import Example, Split, Task
 from harness.errors import HarnessError
 
+Row = dict[str, Any]
+_LISTED = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]+)\b")  # a line of a manifest's `| file | rows |` table
+
+
+class NoSplit(HarnessError):
+    """A task has no such split, or none that may be trained on."""
+
+
+def _as_it_is(example: Example) -> Example:
+    return example
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Where real benchmarks are read from: a local folder, else the Hub. Generated tasks need neither."""
+    """Where real benchmarks are read from: a local folder, else the Hub. Generated tasks need neither.
+
+    Files are named relative to the folder; `x.jsonl` and `x.jsonl.gz` are the same file in either form.
+    """
 
     folder: Path | None = None
+    render: Callable[[Example], Example] = field(default=_as_it_is, compare=False)  # what the model is shown, e.g. by a chat template
 
     @classmethod
     def from_environment(cls, folder: str | None = None) -> "DataSource":
@@ -25,33 +46,186 @@ class DataSource:
             raise HarnessError(f"no data folder at {given}; give --data-dir a folder that holds gsm8k/ and mmlu/")
         return cls(folder=Path(given) if given else None)
 
+    def file(self, relative: str, *, wanted: Sequence[str] = ()) -> Path:
+        """Return the path of a file in plain or packed form; `wanted` are the files that an error asks for."""
+        asked = " and ".join(wanted or (relative,))
+        if self.folder is None:
+            raise HarnessError(f"no data folder to read {relative} from; give --data-dir a folder with {asked}")
+        plain = relative.removesuffix(".gz")
+        for name in (plain, f"{plain}.gz"):
+            if (self.folder / name).is_file():
+                return self.folder / name
+        raise HarnessError(f"the data folder {self.folder} holds neither {plain} nor {plain}.gz; give --data-dir a folder with {asked}")
+
+    def rows(
+        self,
+        relative: str,
+        *,
+        fields: Sequence[str],
+        expected: int | None = None,
+        check: Callable[[Row], str | None] | None = None,
+        wanted: Sequence[str] = (),
+    ) -> list[Row]:
+        """Read the rows of a JSON-lines file, parsed once per process.
+
+        `expected` is the published number of rows, told in errors; a smaller set of one's own is accepted unless the
+        folder's MANIFEST.md lists more rows. `check` returns what is wrong with a row, or None. Raises `HarnessError`
+        for a missing, cut, empty or malformed file, with the line.
+        """
+        path = self.file(relative, wanted=wanted)
+        parsed, whole = _parsed(path, *_stamp(path))
+        self._check_count(path, relative, len(parsed), whole=whole, expected=expected, unit="rows")
+        for number, row in parsed:
+            missing = [name for name in fields if name not in row]
+            if missing:
+                raise HarnessError(f"{path}, line {number}: no field {missing[0]!r}; every line is an object with {', '.join(fields)}")
+            problem = check(row) if check else None
+            if problem:
+                raise HarnessError(f"{path}, line {number}: {problem}")
+        return [row for _, row in parsed]
+
+    def text(self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()) -> str:
+        """Read a whole text file, `expected` lines long as published, with plain newlines; the same errors as `rows`."""
+        path = self.file(relative, wanted=wanted)
+        data, whole = _unpacked(path)
+        found = _decoded(path, data).replace("\r\n", "\n")
+        self._check_count(path, relative, found.count("\n"), whole=whole, expected=expected, unit="lines")
+        return found
+
+    def fingerprint(self, files: Iterable[str]) -> str:
+        """Return the sha256 over names and unpacked bytes of files, the same for plain and packed ones; "" without a folder."""
+        if self.folder is None:
+            return ""
+        parts = [(name.removesuffix(".gz"), _bytes_digest(path, *_stamp(path))) for name in sorted(files) for path in [self.file(name)]]
+        return digest_of(parts)
+
+    def _check_count(self, path: Path, relative: str, found: int, *, whole: bool, expected: int | None, unit: str) -> None:
+        listed = _manifest(path.parents[relative.count("/")]).get(relative.removesuffix(".gz"))
+        told = listed if listed is not None else expected
+        wished = f"{told:,} expected" if told is not None else "at least one expected"
+        if not whole:
+            raise HarnessError(f"{path} is cut short or damaged: {found:,} {unit} found and {wished}; copy the file again")
+        if found == 0 or (listed is not None and found < listed):
+            by = "by MANIFEST.md beside it" if listed is not None else "in it"
+            raise HarnessError(f"{path}: {found:,} {unit} found and {wished} {by}; copy the file again, or correct the manifest")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a file does: it keys the caches of this module."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _unpacked(path: Path) -> tuple[bytes, bool]:
+    """Return a file's bytes, unpacked where its name ends in .gz, and whether they are all there."""
+    rest = path.read_bytes()
+    if path.suffix != ".gz":
+        return rest, True
+    parts: list[bytes] = []
+    while rest:
+        member = zlib.decompressobj(wbits=31)  # by hand, and not by `gzip`: it tells how far a cut file reaches
+        try:
+            parts.append(member.decompress(rest))
+        except zlib.error:
+            return b"".join(parts), False
+        if not member.eof:
+            return b"".join(parts), False
+        rest = member.unused_data
+    return b"".join(parts), bool(parts)
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise HarnessError(f"{path}, line {line}: not UTF-8 ({problem.reason}); save the file as UTF-8") from problem
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: Path, size: int, changed: int) -> tuple[list[tuple[int, Row]], bool]:
+    """Return `(line number, row)` of every line that is not blank, and whether the file was whole."""
+    data, whole = _unpacked(path)
+    if not whole:
+        data = data[: data.rfind(b"\n") + 1]
+    return [(number, _row(path, number, line)) for number, line in enumerate(_decoded(path, data).split("\n"), 1) if line.strip()], whole
+
+
+def _row(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise HarnessError(f"{path}, line {number}: no JSON ({problem.msg} at column {problem.colno}); correct or remove it") from problem
+    if not isinstance(row, dict):
+        raise HarnessError(f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object; every line is one, in braces")
+    return row
+
+
+@lru_cache(maxsize=64)
+def _bytes_digest(path: Path, size: int, changed: int) -> str:
+    data, whole = _unpacked(path)
+    if not whole:
+        raise HarnessError(f"{path} is cut short or damaged; copy the file again")
+    return hashlib.sha256(data).hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, int]:
+    """Return rows by file, named without .gz, as the folder's MANIFEST.md lists them; empty without one."""
+    path = folder / "MANIFEST.md"
+    if not path.is_file():
+        return {}
+    found = (_LISTED.match(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {line[1].removesuffix(".gz"): int(line[2].replace(",", "")) for line in found if line and line[2].strip(",")}
+
 
 def examples_of(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int) -> list[Example]:
-    """Take `rows` items of a split, in equal parts from every task, interleaved and in fixed order."""
-    share, rest = divmod(rows, len(tasks))
-    parts = [
-        list(islice(task.examples(split, source), share + (index < rest))) for index, task in enumerate(tasks.values())
-    ]  # fmt: skip
-    taken = [example for group in _zip_all(parts) for example in group]
+    """Take `rows` items of a split, in equal parts from every task, interleaved, in fixed order, rendered for the model.
+
+    Tasks that measure perplexity have no training form and take no part.
+    """
+    return [source.render(example) for example in _taken(tasks, split, source, rows=rows)]
+
+
+def _taken(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int) -> list[Example]:
+    asked = [task for task in tasks.values() if task.kind != "perplexity"]
+    if not asked:
+        raise NoSplit(f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such as math")
+    share, rest = divmod(rows, len(asked))
+    taken = list(
+        interleaved([list(islice(task.examples(split, source), share + (index < rest))) for index, task in enumerate(asked)])
+    )  # fmt: skip
     if not taken:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
     return taken
 
 
-def _zip_all(parts: list[list[Example]]) -> Iterator[list[Example]]:
-    for index in range(max(map(len, parts))):
-        yield [part[index] for part in parts if index < len(part)]
+def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
+    """Yield the first of every part, then the second of every part, and so on; short parts end early."""
+    for index in range(max(map(len, parts), default=0)):
+        yield from (part[index] for part in parts if index < len(part))
 
 
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items, refused if one of them is an evaluation item of the same tasks."""
-    taken = examples_of(tasks, "train", source, rows=rows)
+    taken = _taken(tasks, "train", source, rows=rows)
+    prompts = {example.prompt for example in taken}
     for name, task in tasks.items():
-        held_out = {example.prompt for split in ("validation", "test") for example in task.examples(split, source)}
-        shared = [example.prompt for example in taken if example.prompt in held_out]
+        shared = sorted(prompts & _held_out(task, source))
         if shared:
             raise HarnessError(f"{len(shared)} evaluation items of {name} stand in the training data, for example {shared[0][:80]!r}")
-    return taken
+    return [source.render(example) for example in taken]
+
+
+def _held_out(task: Task, source: DataSource) -> set[str]:
+    """Return the prompts of a task's validation and test items, of those splits that it has."""
+    prompts: set[str] = set()
+    splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
+    for split in splits:
+        try:
+            prompts.update(example.prompt for example in task.examples(split, source))
+        except NoSplit:
+            continue
+    return prompts
 
 
 def examples_digest(examples: Iterable[Example]) -> str:

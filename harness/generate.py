@@ -1,20 +1,65 @@
-"""Decodes batches of prompts: every row stops for itself, and a finished row leaves the batch.
+"""Decodes prompts: every row stops for itself, a finished row leaves and the next in the queue takes its place.
 
-Used by the scorer, by methods that let a teacher write, and by the stopwatch. In fp32 the batch size does not
-change an answer: padding stands on the left, masked, with each row's own positions.
+Used by the scorer and by methods that let a teacher write. What the prompts share at their beginning is computed
+once. In fp32 the batch size does not change an answer. Models that the shared path refuses are decoded in
+left-padded batches by their own attention, with the same rules for stopping.
 """
 
 import hashlib
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from harness.model import LanguageModel
+from harness.sharing import KeyValues, Slots, Tree, forward_step, forward_tree, prefix_of, refusal, shared_attention, shared_length
 
 if TYPE_CHECKING:
     import torch
 
 StopReason = Literal["eos", "stop", "length"]
+BatchSize = int | Literal["auto"]
+AUTO_ROWS = {"cpu": 128, "cuda": 512}  # decoded at once, where memory allows
+PACK_TOKENS = {"cpu": 768, "cuda": 4096}  # of one packed forward: enough to fill the device, few enough to mask cheaply
+WORTH_SHARING = 32  # tokens of a common beginning
+
+_REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
+
+
+def why_plain(opened: LanguageModel) -> str:
+    """Return why a model is run by its own attention in padded batches, "" where it shares; asked once a model."""
+    if opened.model not in _REFUSALS:
+        _REFUSALS[opened.model] = refusal(opened)
+    return _REFUSALS[opened.model]
+
+
+def pack_tokens(opened: LanguageModel) -> int:
+    """Return how many tokens one packed forward takes on this device."""
+    return PACK_TOKENS["cuda" if opened.device.startswith("cuda") else "cpu"]
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Tell whether an exception says that the device or the machine has no memory left."""
+    text = str(problem).lower()
+    return isinstance(problem, MemoryError) or (isinstance(problem, RuntimeError) and ("out of memory" in text or "allocate memory" in text))
+
+
+def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
+    """Return how many rows of `tokens` tokens may be decoded at once: by the device's free memory, and no more than helps."""
+    import torch
+
+    config = opened.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize
+    if opened.device.startswith("cuda"):
+        free, most = torch.cuda.mem_get_info()[0], AUTO_ROWS["cuda"]
+    else:
+        free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), AUTO_ROWS["cpu"]
+    return max(1, min(most, int(free * 0.4) // row))
 
 
 @dataclass(frozen=True)
@@ -54,58 +99,189 @@ def generate(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
-    batch_size: int = 64,
+    batch_size: BatchSize = "auto",
     sampling: Sampling | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    finished: Callable[[int, Generation], None] = lambda row, one: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Generation]:
-    """Continue each prompt (token ids) until EOS, a stop string or `max_new_tokens`; answers in the given order."""
-    stops = _StopRule.of(opened, stop)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
-    answers: list[Generation | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for row, ids in _decode_batch(opened, {row: prompts[row] for row in rows}, max_new_tokens, stops, sampling).items():
-            answers[row] = stops.finish(ids, max_new_tokens)
-        progress(len(rows))
-    return [answer for answer in answers if answer is not None]
+    """Continue each prompt (token ids) until EOS, a stop string or `max_new_tokens`; answers in the given order.
+
+    `finished` is called as soon as a row is over. Out of memory halves the rows decoded at once and tells `say`;
+    with one row left it raises.
+    """
+    if not prompts:
+        return []
+    longest = max(map(len, prompts)) + max_new_tokens
+    size = rows_by_memory(opened, longest) if batch_size == "auto" else batch_size
+    decoding = _Decoding(opened, prompts, max_new_tokens, _StopRule.of(opened, stop), sampling, size, progress, finished)
+    run, inside = (decoding.padded, nullcontext()) if why_plain(opened) else (decoding.shared, shared_attention(opened))
+    with inside:
+        while decoding.waiting:
+            try:
+                run()
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem) or decoding.size == 1:
+                    raise
+                decoding.start_over()
+                say(f"out of memory: {2 * decoding.size} rows at once became {decoding.size}")
+    return [decoding.answers[row] for row in range(len(prompts))]
 
 
-def _decode_batch(
-    opened: LanguageModel, prompts: dict[int, Sequence[int]], max_new_tokens: int, stops: "_StopRule", sampling: Sampling | None
-) -> dict[int, list[int]]:
-    import torch
+@dataclass
+class _Decoding:
+    """The rows of one call: those that wait, those being written, and those that are over."""
 
-    rows = list(prompts)
-    written: dict[int, list[int]] = {row: [] for row in rows}
-    draws = {row: _stream(sampling, row, opened.device) for row in rows} if sampling else {}
-    ids, mask, positions = left_padded(list(prompts.values()), opened.pad_id, opened.device)
-    cache: Any = None
-    with torch.inference_mode():
-        for _ in range(max_new_tokens):
-            out = opened.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-            cache = out.past_key_values
-            logits_BV = out.logits[:, -1].float()
-            if sampling:
-                weights = torch.softmax(logits_BV / sampling.temperature, dim=-1)
-                chosen = torch.stack([torch.multinomial(weights[i], 1, generator=draws[row])[0] for i, row in enumerate(rows)])
-            else:
-                chosen = logits_BV.argmax(dim=-1)
-            for row, token in zip(rows, chosen.tolist(), strict=True):
-                written[row].append(token)
-            ended = stops.ended([written[row] for row in rows])
-            if all(ended):
-                break
-            if any(ended):  # finished rows leave; the others do not wait for them, nor they for the others
-                keep = torch.tensor([i for i, done in enumerate(ended) if not done], device=opened.device)
-                rows = [rows[i] for i in keep.tolist()]
-                cache.batch_select_indices(keep)
-                mask, positions, chosen = mask[keep], positions[keep], chosen[keep]
-            ids = chosen[:, None]
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
-            positions = positions[:, -1:] + 1
-    return written
+    opened: LanguageModel
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    stops: "_StopRule"
+    sampling: Sampling | None
+    size: int
+    progress: Callable[[int], None]
+    finished: Callable[[int, Generation], None]
+    answers: dict[int, Generation] = field(default_factory=dict)
+    waiting: "deque[int]" = field(default_factory=deque)
+    active: list[int] = field(default_factory=list)
+    written: dict[int, list[int]] = field(default_factory=dict)
+    draws: "dict[int, torch.Generator]" = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.start_over(halve=False)
+
+    def start_over(self, *, halve: bool = True) -> None:
+        """Put every unfinished row back into the queue, longest prompt first."""
+        if halve:
+            self.size = max(1, self.size // 2)
+        rows = [row for row in range(len(self.prompts)) if row not in self.answers]
+        self.waiting = deque(sorted(rows, key=lambda row: len(self.prompts[row]), reverse=True))
+        self.active, self.written, self.draws = [], {}, {}
+
+    def begin(self, rows: Sequence[int]) -> None:
+        self.active += rows
+        for row in rows:
+            self.written[row] = []
+            if self.sampling:
+                self.draws[row] = _stream(self.sampling, row, self.opened.device)
+
+    def choose(self, logits_BV: "torch.Tensor", rows: Sequence[int]) -> list[int]:
+        """Choose each row's next token: the likeliest, or one drawn from the row's own stream."""
+        import torch
+
+        if self.sampling is None:
+            return logits_BV.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+        weights = torch.softmax(logits_BV.float() / self.sampling.temperature, dim=-1)
+        return [int(torch.multinomial(weights[index], 1, generator=self.draws[row])) for index, row in enumerate(rows)]
+
+    def take(self, rows: Sequence[int], chosen: Sequence[int]) -> list[int]:
+        """Note each row's new token; return the indices of the rows that are over, which leave."""
+        for row, token in zip(rows, chosen, strict=True):
+            self.written[row].append(token)
+        over = self.stops.ended([self.written[row] for row in rows], self.max_new_tokens)
+        for index in over:
+            ids = self.written.pop(rows[index])
+            self.answers[rows[index]] = self.stops.finish(ids)
+            self.finished(rows[index], self.answers[rows[index]])
+        if over:
+            self.progress(len(over))
+        return over
+
+    def shared(self) -> None:
+        """Decode everything that waits, in slots behind the prompts' common beginning."""
+        import torch
+
+        opened, prompts = self.opened, self.prompts
+        first, *others = [prompts[row] for row in self.waiting]
+        common = min((shared_length(first, other) for other in others), default=0)
+        common = min(common, min(len(prompts[row]) for row in self.waiting) - 1)
+        common = common if common >= WORTH_SHARING else 0
+        prefix = prefix_of(opened, first[:common], most=pack_tokens(opened))
+        capacity = max(len(prompts[row]) for row in self.waiting) - common + self.max_new_tokens
+        size = min(self.size, len(self.waiting))
+        slots = Slots(prefix, size, capacity, torch.zeros(0, dtype=torch.long, device=opened.device))
+        last: list[int] = []
+        while self.active or self.waiting:
+            free = size - len(self.active)
+            # A refill costs one forward: it waits until an eighth of the slots is free.
+            if self.waiting and (not self.active or free >= max(1, size // 8)):
+                last += self._admit(slots, common, free)
+                if not self.active:
+                    continue
+            chosen = self.choose(forward_step(opened, last, slots), self.active)
+            over = self.take(self.active, chosen)
+            last = self._retire(slots, over, chosen) if over else chosen
+
+    def _retire(self, slots: Slots, over: Sequence[int], chosen: Sequence[int]) -> list[int]:
+        order = slots.retire(over)
+        self.active = [self.active[slot] for slot in order]
+        return [chosen[slot] for slot in order]
+
+    def _admit(self, slots: Slots, common: int, free: int) -> list[int]:
+        """Read waiting prompts into free slots, a pack at a time; return the first token of each row that goes on."""
+        going: list[int] = []
+        while self.waiting and free > 0:
+            rows, tokens = [], 0
+            while self.waiting and len(rows) < free:
+                length = len(self.prompts[self.waiting[0]]) - common
+                if rows and tokens + length > pack_tokens(self.opened):
+                    break
+                rows.append(self.waiting.popleft())
+                tokens += length
+            ends, computed = self._read([self.prompts[row][common:] for row in rows], slots.prefix)
+            self.written |= {row: [] for row in rows}
+            if self.sampling:
+                self.draws |= {row: _stream(self.sampling, row, self.opened.device) for row in rows}
+            chosen = self.choose(ends, rows)
+            over = set(self.take(rows, chosen))
+            spans, start = [], 0
+            for index, row in enumerate(rows):
+                length = len(self.prompts[row]) - common
+                if index not in over:
+                    spans.append((start, start + length))
+                    self.active.append(row)
+                    going.append(chosen[index])
+                start += length
+            if spans:
+                slots.admit(computed, spans)
+                free -= len(spans)
+        return going
+
+    def _read(self, rows: Sequence[Sequence[int]], prefix: KeyValues) -> "tuple[torch.Tensor, KeyValues]":
+        """Run prompts side by side in one row, unmerged; return the logits at their ends (B, V) and keys and values."""
+        most = pack_tokens(self.opened)
+        if len(rows) == 1 and len(rows[0]) > most:
+            held = prefix_of(self.opened, rows[0][:-1], most=most, behind=prefix)
+            ends, last = forward_tree(self.opened, Tree.of([rows[0][-1:]]), held, [0])
+            return ends, held.extended(last).after(prefix.length)
+        side_by_side = Tree.unmerged(rows)
+        return forward_tree(self.opened, side_by_side, prefix, [path[-1] for path in side_by_side.paths])
+
+    def padded(self) -> None:
+        """Decode the next batch of rows by the model's own attention: left-padded, finished rows leave."""
+        import torch
+
+        rows = [self.waiting.popleft() for _ in range(min(self.size, len(self.waiting)))]
+        self.begin(rows)
+        ids, mask, positions = left_padded([self.prompts[row] for row in rows], self.opened.pad_id, self.opened.device)
+        cache: Any = None
+        with torch.inference_mode():
+            while rows:
+                out = self.opened.model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+                cache = out.past_key_values
+                chosen = self.choose(out.logits[:, -1], rows)
+                over = set(self.take(rows, chosen))
+                kept = [index for index in range(len(rows)) if index not in over]
+                if over and kept:
+                    keep = torch.tensor(kept, device=self.opened.device)
+                    cache.batch_select_indices(keep)
+                    mask, positions = mask[keep], positions[keep]
+                rows = [rows[index] for index in kept]
+                ids = torch.tensor([chosen[index] for index in kept], device=self.opened.device)[:, None]
+                mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+                positions = positions[:, -1:] + 1
+        self.active = []
 
 
 def _stream(sampling: Sampling, row: int, device: str) -> "torch.Generator":
@@ -115,7 +291,7 @@ def _stream(sampling: Sampling, row: int, device: str) -> "torch.Generator":
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _StopRule:
     """When a row is over, decided from that row alone."""
 
@@ -123,25 +299,41 @@ class _StopRule:
     ids: frozenset[int]
     strings: tuple[str, ...]
     tail: int  # enough tokens to hold any stop string
+    completing: dict[int, bool] = field(default_factory=dict)  # token -> whether a stop string may end in it
 
     @classmethod
     def of(cls, opened: LanguageModel, stop: Sequence[str]) -> "_StopRule":
         # A stop string that is one special token would be gone from the decoded text: it stops by its id.
-        special = {
-            text: i for text, i in opened.tokenizer.get_vocab().items() if text in stop and i in set(opened.tokenizer.all_special_ids)
-        }
+        special_ids = set(opened.tokenizer.all_special_ids)
+        special = {text: i for text, i in opened.tokenizer.get_vocab().items() if text in stop and i in special_ids}
         strings = tuple(text for text in stop if text and text not in special)
         longest = max((len(text.encode()) for text in strings), default=0)
         return cls(opened.tokenizer, opened.eos_ids | frozenset(special.values()), strings, longest + 1)
 
-    def ended(self, rows: list[list[int]]) -> list[bool]:
-        over = [row[-1] in self.ids for row in rows]
-        if self.strings and not all(over):
-            tails = self.tokenizer.batch_decode([row[-self.tail :] for row in rows], skip_special_tokens=True)
-            over = [done or any(text in tail for text in self.strings) for done, tail in zip(over, tails, strict=True)]
-        return over
+    def ended(self, rows: Sequence[list[int]], most: int) -> list[int]:
+        """Return the indices of the rows whose last token ends them."""
+        return [
+            index
+            for index, row in enumerate(rows)
+            if row[-1] in self.ids or len(row) >= most or (self.strings and self._may_end(row[-1]) and self._has_stop(row))
+        ]
 
-    def finish(self, ids: list[int], max_new_tokens: int) -> Generation:
+    def _may_end(self, token: int) -> bool:
+        """Tell whether a stop string can end inside a token's text; most tokens cannot, and need no decoding of the row."""
+        known = self.completing.get(token)
+        if known is None:
+            text = self.tokenizer.decode([token])
+            known = "\ufffd" in text or any(
+                stop in text or any(text.startswith(stop[-size:]) for size in range(1, len(stop) + 1)) for stop in self.strings
+            )
+            self.completing[token] = known
+        return known
+
+    def _has_stop(self, row: list[int]) -> bool:
+        tail = self.tokenizer.decode(row[-self.tail :], skip_special_tokens=True)
+        return any(text in tail for text in self.strings)
+
+    def finish(self, ids: list[int]) -> Generation:
         by_id = ids[-1] in self.ids
         text = self.tokenizer.decode(ids[:-1] if by_id else ids, skip_special_tokens=True)
         cut = min((at for at in (text.find(stop) for stop in self.strings) if at >= 0), default=-1)

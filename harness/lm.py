@@ -1,35 +1,63 @@
-"""Our model for lm-eval: simple, correct, independent of the batch size. One class, one seam.
+"""Our model for lm-eval: answers its requests by the shared path, or by the plain one where a model needs that.
 
-lm-eval keeps its tasks, prompts, filters and metrics; this class only answers requests. A later, faster path
-replaces the two methods at the bottom and must give the same answers.
+lm-eval keeps its tasks, prompts, filters and metrics. This class encodes, cuts what is too long as lm-eval does (and
+counts it), asks `harness/likelihood.py` and `harness/generate.py`, and keeps what lm-eval drops: tokens, stop reasons,
+the seconds, the answers (in a journal).
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
 
 from harness.errors import CellFailed
-from harness.generate import Generation, generate, left_padded
+from harness.generate import BatchSize, Generation, generate, why_plain
+from harness.journal import Journal, asked
+from harness.likelihood import Scored, log_likelihoods
 from harness.model import LanguageModel
 
-PATH = "transformers/plain/1"  # printed in records: rows of one table must share it
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
 
 
-class PlainLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
-    """Answers lm-eval's requests with a transformers model; keeps what lm-eval drops (tokens, stop reason)."""
+def path_of(opened: LanguageModel) -> str:
+    """Return the scoring path that a model takes, as records print it: rows of one table share it."""
+    return "transformers/plain/2" if why_plain(opened) else "transformers/shared/1"
 
-    def __init__(self, opened: LanguageModel, *, batch_size: int, progress: Callable[[int], None] = lambda _: None) -> None:
+
+class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
+    """Answers lm-eval's requests with a transformers model."""
+
+    def __init__(
+        self,
+        opened: LanguageModel,
+        *,
+        batch_size: BatchSize = "auto",
+        journal: Journal | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         super().__init__()
         self.opened = opened
         self.tokenizer = opened.tokenizer
         self.batch_size = batch_size
+        self.journal = journal or Journal()
         self.progress = progress
+        self.notes: list[str] = []
+        self._say = say
         self.generations: dict[tuple[str, int], Generation] = {}  # (task, item) -> what was written
         self.requests = 0
+        self.seconds = 0.0  # of computing, those of answers from the journal as they were then
+        self.cut_prompts = 0  # requests that lost tokens on the left
+        self._since = 0.0
+
+    def say(self, line: str) -> None:
+        """Keep and pass on a line worth reading, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+            self._say(line)
 
     @property
     def eot_token_id(self) -> int:
@@ -37,17 +65,54 @@ class PlainLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text scored from its first token: BOS, else the end of the text before."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def max_length(self) -> int:
+        """The longest input in tokens."""
+        return self.opened.context
+
+    @property
     def tokenizer_name(self) -> str:
         """The tokenizer's identity for lm-eval's bookkeeping."""
-        return self.opened.checkpoint.name
+        return self.opened.checkpoint.name.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Return the template in use, for lm-eval's bookkeeping; "" without one."""
+        return str(self.tokenizer.chat_template or "") if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation as the tokenizer's template does; an open answer is continued, not closed."""
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
+        )
+        return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Encode as the tokenizer would by default; a text that already starts with BOS gets no second one."""
-        bos = self.tokenizer.bos_token
-        special = True if add_special_tokens is None else add_special_tokens
-        if bos and string.startswith(bos):
-            special = False
-        return list(self.tokenizer(string, add_special_tokens=special)["input_ids"])
+        return self.opened.encode(string, special=add_special_tokens)
+
+    def _left_truncated(self, ids: list[int], most: int) -> list[int]:
+        """Cut on the left, as lm-eval does; counted, and told with the score."""
+        if len(ids) <= most:
+            return ids
+        self.cut_prompts += 1
+        return ids[len(ids) - most :]
+
+    def _one_bos(self, ids: list[int]) -> None:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+            raise CellFailed(f"a prompt begins with two BOS tokens ({self.tokenizer.bos_token!r}); its template writes one of its own")
+
+    def _tick(self) -> float:
+        """Return the seconds since the answer before this one, and count them."""
+        now = time.perf_counter()
+        passed, self._since = now - self._since, now
+        self.seconds += passed
+        return passed
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return (log-probability, is the greedy choice) of each continuation; our progress instead of tqdm's."""
@@ -55,46 +120,51 @@ class PlainLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return list(super().loglikelihood(requests, disable_tqdm=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of whole texts; refused beyond the context, where windows would be needed."""
-        self.requests += len(requests)
-        tokens = [([self.eot_token_id], self.tok_encode(str(request.args[0]), add_special_tokens=False)) for request in requests]
-        return [score for score, _ in self._loglikelihood_tokens([(("", ""), context, text) for context, text in tokens])]
+        """Return the log-likelihood of whole texts, in disjoint windows of the context, as lm-eval cuts them."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    def _fits(self, length: int, what: str) -> None:
-        if length > self.opened.context:
-            raise CellFailed(
-                f"a {what} of {length} tokens is longer than the context of {self.opened.context} tokens of {self.opened.checkpoint.name}"
+        self.requests += len(requests)
+        windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            tokens = self.tok_encode(str(request.args[0]), add_special_tokens=False)
+            cuts = get_rolling_token_windows(
+                token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
             )
+            for context, scored in map(make_disjoint_window, cuts):
+                windows.append((("", ""), context, scored))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        return totals
 
     def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
-        """Score continuations; requests that share their input (the letters of one question) share a forward."""
-        inputs = [tuple((context + continuation)[:-1]) for _, context, continuation in requests]
-        sharing: dict[tuple[int, ...], list[int]] = {}
-        for index, key in enumerate(inputs):
-            sharing.setdefault(key, []).append(index)
-        keys = sorted(sharing, key=len, reverse=True)
-        if keys:
-            self._fits(len(keys[0]), "prompt")
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for start in range(0, len(keys), self.batch_size):
-            batch = keys[start : start + self.batch_size]
-            longest = max(len(requests[index][2]) for key in batch for index in sharing[key])
-            for key, log_probs_KV in zip(batch, self._last_log_probs(batch, longest), strict=True):
-                for index in sharing[key]:
-                    continuation = requests[index][2]
-                    scored_KV = log_probs_KV[len(log_probs_KV) - len(continuation) :]
-                    wanted = torch.tensor(continuation, device=scored_KV.device)
-                    greedy = bool((scored_KV.argmax(dim=-1) == wanted).all())
-                    answers[index] = (float(scored_KV.gather(1, wanted[:, None]).sum()), greedy)
-            self.progress(sum(len(sharing[key]) for key in batch))
-        return answers
+        """Score continuations, those in the journal without asking the model."""
+        rows, keys = [], []
+        for _, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise CellFailed(
+                    f"a continuation of {len(continuation)} tokens is longer than the context of {self.max_length} tokens "
+                    f"of {self.opened.checkpoint.name}"
+                )
+            self._one_bos(context)
+            ids = self._left_truncated(context + continuation, self.max_length + 1)
+            rows.append(Scored(ids, len(continuation)))
+            keys.append(asked(ids, len(continuation)))
+        known = {index: held for index, key in enumerate(keys) if (held := self.journal.get(key)) is not None}
+        self.seconds += sum(seconds for _, seconds in known.values())
+        missing = [index for index in range(len(rows)) if index not in known]
+        self.progress(len(known))
+        self._since = time.perf_counter()
 
-    def _last_log_probs(self, rows: list[tuple[int, ...]], count: int) -> torch.Tensor:
-        """Return log-probabilities (B, count, V), fp32, at the last `count` positions of each row."""
-        ids, mask, positions = left_padded(rows, self.opened.pad_id, self.opened.device)
-        with torch.inference_mode():
-            out = self.opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=count)
-            return torch.log_softmax(out.logits.float(), dim=-1)
+        def finished(row: int, answer: tuple[float, bool]) -> None:
+            self.journal.put(keys[missing[row]], list(answer), self._tick())
+            self.progress(1)
+
+        fresh = log_likelihoods(self.opened, [rows[index] for index in missing], batch_size=self.batch_size, finished=finished, say=self.say)
+        answers = {index: (float(str(held[0])), bool(held[1])) for index, (held, _) in known.items()}
+        return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Write an answer to each request, greedily; groups requests that share their generation settings."""
@@ -109,12 +179,58 @@ class PlainLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             groups.setdefault((int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)), stop), []).append(index)
         answers = [""] * len(requests)
         for (new_tokens, stop), members in groups.items():
-            prompts = [self.tok_encode(requests[index].args[0]) for index in members]
-            self._fits(max(map(len, prompts)) + new_tokens, "prompt and answer")
-            written = generate(
-                self.opened, prompts, max_new_tokens=new_tokens, stop=stop, batch_size=self.batch_size, progress=self.progress
-            )
-            for index, one in zip(members, written, strict=True):
+            prompts = [self._prompt(requests[index], new_tokens) for index in members]
+            for index, one in zip(members, self._written(prompts, new_tokens, stop), strict=True):
                 answers[index] = one.text
                 self.generations[str(requests[index].task_name), int(requests[index].doc_id or 0)] = one
         return answers
+
+    def _prompt(self, request: Instance, new_tokens: int) -> list[int]:
+        room = self.max_length - new_tokens
+        if room < 1:
+            raise CellFailed(
+                f"task {request.task_name} writes up to {new_tokens} tokens and {self.opened.checkpoint.name} has a context of "
+                f"{self.max_length}: there is no room for a prompt longer than the context of {self.max_length} tokens allows"
+            )
+        ids = self.tok_encode(request.args[0])
+        self._one_bos(ids)
+        return self._left_truncated(ids, room)
+
+    def _written(self, prompts: list[list[int]], new_tokens: int, stop: tuple[str, ...]) -> list[Generation]:
+        keys = [asked(ids, new_tokens, stop) for ids in prompts]
+        known = {index: held for index, key in enumerate(keys) if (held := self.journal.get(key)) is not None}
+        self.seconds += sum(seconds for _, seconds in known.values())
+        missing = [index for index in range(len(prompts)) if index not in known]
+        self.progress(len(known))
+        self._since = time.perf_counter()
+
+        def finished(row: int, one: Generation) -> None:
+            self.journal.put(keys[missing[row]], [one.text, one.tokens, one.stop], self._tick())
+
+        fresh = generate(
+            self.opened, [prompts[index] for index in missing], max_new_tokens=new_tokens, stop=stop, batch_size=self.batch_size,
+            progress=self.progress, finished=finished, say=self.say,
+        )  # fmt: skip
+        answers = {index: Generation(str(held[0]), int(str(held[1])), held[2]) for index, (held, _) in known.items()}  # type: ignore[arg-type]
+        return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]
+
+
+@register_model("harness")
+class LmEvalModel(HarnessLM):
+    """`--model harness` of lm-eval's own command: `harness lm-eval --model harness --model_args pretrained=NAME ...`."""
+
+    def __init__(self, pretrained: str, device: str = "auto", dtype: str = "auto", batch_size: int | str = "auto", **unknown: Any) -> None:
+        from harness.config import default_cache
+        from harness.errors import HarnessError
+        from harness.model import open_model, resolve
+
+        ignored = {"max_batch_size", "trust_remote_code", "parallelize"}
+        for key, value in unknown.items():
+            if value and key not in ignored:
+                raise HarnessError(f"--model harness takes pretrained, device, dtype and batch_size; {key}={value!r} is none of them")
+        import torch
+
+        place = ("cuda" if torch.cuda.is_available() else "cpu") if device in ("auto", None, "") else device
+        kind = ("bfloat16" if place.startswith("cuda") else "float32") if dtype in ("auto", None, "") else dtype
+        opened = open_model(resolve(pretrained, cache=default_cache()), device=place, dtype=kind)
+        super().__init__(opened, batch_size="auto" if batch_size in ("auto", None) else int(batch_size))

@@ -42,6 +42,12 @@ class LanguageModel:
         ids = listed if isinstance(listed, list) else [listed]
         return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
+    def encode(self, text: str, *, special: bool | None = None) -> list[int]:
+        """Encode as the tokenizer would by default; a text that already starts with BOS (a chat template's) gets no second one."""
+        bos = self.tokenizer.bos_token
+        add = True if special is None else special
+        return list(self.tokenizer(text, add_special_tokens=add and not (bos and text.startswith(bos)))["input_ids"])
+
     @property
     def context(self) -> int:
         """The longest sequence that the model was built for, in tokens."""

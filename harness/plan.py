@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.checkpoint import digest_of, file_digest
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
-from harness.contract import Checkpoint, Suite
+from harness.contract import Checkpoint, Prompting, Suite
 from harness.errors import HarnessError, unknown
 from harness.model import is_embedded, parse_recipe, resolve
 from harness.record import processor
@@ -21,7 +21,7 @@ from harness.registry import Registry, expanded
 from harness.vocabulary import common_vocabulary, token_map
 
 TEACHER = "teacher"  # the label of the row that every other row is compared with
-SCORING = 1  # version of scoring and measuring: part of every cell's key
+SCORING = 2  # version of scoring and measuring: part of every cell's key
 
 
 class PlannedModel(BaseModel):
@@ -82,6 +82,7 @@ class Plan:
     budget_tokens: int
     device: str
     dtype: str
+    prompting: Prompting
     cells: tuple[PlannedCell, ...]
 
 
@@ -102,11 +103,13 @@ def make_plan(
     machinery: Path,
     suites: Mapping[str, Suite],
     task_versions: Mapping[str, str],
+    data: str,
     device: str,
 ) -> Plan:
     """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed.
 
     `machinery` is the folder whose underscored modules the methods stand on: a change there makes students anew.
+    `data` is the digest of the files that the tasks read, "" where they read none.
     """
     if not config.methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
@@ -119,12 +122,17 @@ def make_plan(
     named = config.student if recipe else base.name  # never a path: it stands in records and tables
     _check_vocabularies(rows, planned[0], base)
     budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher[0]) else OUTSIDE_BUDGET)
+    prompting = Prompting(chat=_chat(config, planned[0], base), system=config.system)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
     shared = {
         "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student if recipe else "whole",
         "device": device, "dtype": dtype, "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
     }  # fmt: skip
+    if data:
+        shared["data"] = data
+    if prompting != Prompting():
+        shared["prompting"] = [prompting.chat, prompting.system]
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},
         "scoring": SCORING,
@@ -133,7 +141,10 @@ def make_plan(
     }
     if config.limit is not None:
         scored["limit"] = config.limit
-    cells = [_teacher_cell(shared, scored)]
+    if config.backend != "transformers":
+        scored["backend"] = config.backend
+    scored["noise"] = config.noise
+    cells = [_teacher_cell(shared, {**scored, "data": data, "prompting": [prompting.chat, prompting.system]})]
     for row in rows:
         drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")
         for seed in range(1, config.seeds + 1) if drawn else (None,):
@@ -150,7 +161,7 @@ def make_plan(
     return Plan(
         config=config, suites=suites, tasks=tasks, task_versions=tuple(f"{task}@{task_versions[task]}" for task in tasks), teachers=planned,
         student_recipe=named, student_base=base,
-        budget_tokens=budget, device=device, dtype=dtype, cells=tuple(cells),
+        budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, cells=tuple(cells),
     )  # fmt: skip
 
 
@@ -204,6 +215,28 @@ def _label(name: str, method: Any) -> str:
     defaults = expanded(type(method)())
     differing = [f"{key}={value}" for key, value in expanded(method).items() if value != defaults[key]]
     return f"{name}[{','.join(differing)}]" if differing else name
+
+
+def _chat(config: RunConfig, teacher: PlannedModel, base: PlannedModel) -> bool:
+    """Decide once for all rows whether prompts are shown in the chat template."""
+    without = [one.name for one in (teacher, base) if not has_chat_template(one.path)]
+    if config.chat_template == "on" and without:
+        raise HarnessError(f"--chat-template on: the tokenizer of {without[0]} has no chat template; type --chat-template off")
+    chat = config.chat_template == "on" or (config.chat_template == "auto" and not without and not is_embedded(config.teacher[0]))
+    if config.system is not None and not chat:
+        raise HarnessError("--system needs a chat template, and none is used here; drop it, or type --chat-template on")
+    return chat
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Tell from a model folder's files whether its tokenizer has a chat template."""
+    if (folder / "chat_template.jinja").exists():
+        return True
+    try:
+        told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return bool(told.get("chat_template"))
 
 
 def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: PlannedModel) -> None:

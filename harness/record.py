@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.checkpoint import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 Status = Literal["success", "failed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -42,20 +42,38 @@ class TaskScore(_Frozen):
 
     task: str
     version: str
-    kind: Literal["generate", "choose"]
+    kind: Literal["generate", "choose", "perplexity"]
     primary: str  # the extractor that `value` is made from
     chance: Share
     n: int
-    value: Share
-    stderr: float
+    value: Annotated[float, Field(ge=0)]  # accuracy, or a perplexity
+    stderr: float | None
     outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
     items_digest: str  # of doc, prompt and target hashes: equal digests may be paired
     answers_digest: str  # of what was written: equal digests, not one answer differs
-    groups: dict[str, Share] = {}
+    groups: dict[str, Share] = {}  # accuracy by subject, or by number of steps
+    macro: Share | None = None  # mean over the groups
+    chosen: dict[str, Share] = {}  # how often each choice's position was picked
     invalid_share: Share
-    truncated_share: Share | None = None
+    truncated_share: Share | None = None  # answers that ran into the longest length
     tokens_per_answer: float | None = None
-    seconds: float
+    cut_prompts: int = 0  # requests that lost tokens on the left, longer than the context
+    totals: tuple[tuple[float, float], ...] = ()  # perplexity: (log-likelihood, words) of each document
+    seconds: float  # of computing; answers from the journal count with the seconds they took then
+    from_journal: int = 0  # requests that were not computed again
+    notes: tuple[str, ...] = ()
+
+
+class Fidelity(_Frozen):
+    """How near a student's distributions are to its teacher's on one task: means over items, errors clustered by item."""
+
+    task: str
+    form: Literal["choices", "tokens"]
+    items: int
+    kl: float  # teacher || student, nats a question or a token
+    kl_stderr: float
+    agreement: Share  # same most likely choice or token
+    agreement_stderr: float
 
 
 class Measurement(_Frozen):
@@ -120,6 +138,8 @@ class RunRecord(_Frozen):
     device: str
     dtype: str
     limited: bool = False  # scored on a sample of the items
+    chat: bool = False  # prompts in the chat template
+    system: str | None = None
     teachers: tuple[ModelReference, ...]
     student_recipe: str
     student_base: ModelReference  # what the recipe cuts, or what is trained as it is
@@ -130,6 +150,7 @@ class RunRecord(_Frozen):
     data_digest: str = ""
     path: str  # the scoring path; rows of one table share it
     scores: tuple[TaskScore, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     cost: Cost = Cost()
     environment: Environment | None = None
@@ -145,7 +166,9 @@ class RunRecord(_Frozen):
         return next((one for one in self.measurements if one.name == name), None)
 
 
-_MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {}  # schema n -> its form in n + 1
+_MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
+    1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
+}
 
 
 class BadRecord(Exception):

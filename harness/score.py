@@ -1,23 +1,25 @@
 """Scores a model on tasks through lm-eval's own machinery, and keeps one row per item.
 
 lm-eval builds the prompts, runs its filters and its metric; we answer its requests (`harness/lm.py`), add the
-numeric extractor and the diagnostics, and derive every figure from the rows. Neither of lm-eval's caches is used.
+numeric extractor and the diagnostics, and derive every figure from the rows. Neither of lm-eval's caches is used:
+ours is a journal keyed by what the model is and what it was asked.
 """
 
 import json
 import logging
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import digest_of
-from harness.contract import Progress, Task
+from harness.checkpoint import digest_of, file_digest
+from harness.contract import Progress, Prompting, Task
 from harness.data import DataSource
 from harness.errors import CellFailed
+from harness.generate import BatchSize
+from harness.journal import Journal
 from harness.model import LanguageModel
 from harness.record import TaskScore
 
@@ -38,7 +40,10 @@ class ItemRow:
     correct: dict[str, bool]
     tokens: int  # written, the ending one included; 0 for a choice
     stop: str  # eos, stop, length, or "" for a choice
-    log_probabilities: tuple[float, ...] = ()  # of the choices, in their order
+    log_probabilities: tuple[float, ...] = ()  # of the choices, in their order; of a document, one
+    prompt: str = ""  # what was shown, where something was written: for teacher-forced comparisons
+    words: float = 0.0  # of a document
+    position: int | None = None  # of the chosen choice
 
 
 def score_task(
@@ -46,40 +51,95 @@ def score_task(
     task: Task,
     source: DataSource,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     progress: Callable[[Progress], None],
     limit: int | None = None,
+    prompting: Prompting = Prompting(),
+    cache: Path | None = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
-    """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows, in item order."""
+    """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows, in item order.
+
+    With a `cache` folder every answer is kept as it comes, and none is computed twice, whatever killed the last try.
+    """
     from lm_eval.evaluator import evaluate
 
-    from harness.lm import PlainLM
+    from harness.lm import HarnessLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    built = task.lm_eval_task(source)
-    numbers = list(range(len(built.eval_docs)))
-    if limit is not None and limit < len(numbers):
-        numbers = sample([_group(doc) for doc in built.eval_docs], limit, name=task.name)
-        split = built.config.test_split
-        built.dataset[split] = built.dataset[split].select(numbers)
-    items = len(numbers)
-    total = items * (1 if task.kind == "generate" else 4)
+    built = task.lm_eval_tasks(source)
+    numbers = _sampled(built, limit, name=task.name)
+    items = sum(map(len, numbers.values()))
+    if not items:
+        raise CellFailed(f"{task.name}: there is no item to score")
+    total = items
     done = 0
 
     def report(count: int) -> None:
-        nonlocal done
+        nonlocal done, total
         done += count
+        total = max(total, done)
         progress(Progress(stage="score", done=done, total=total, unit="requests", detail=task.name))
 
-    model = PlainLM(opened, batch_size=batch_size, progress=report)
-    began = time.perf_counter()
-    result = evaluate(model, {task.name: built}, bootstrap_iters=0, log_samples=True)
-    seconds = time.perf_counter() - began
+    journal = Journal(journal_path(opened, task, prompting, cache) if cache else None)
+    model = HarnessLM(
+        opened, batch_size=batch_size, journal=journal, progress=report,
+        say=lambda line: progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line)),
+    )  # fmt: skip
+    total = items * _choices(built) if task.kind == "choose" else items
+    result = evaluate(
+        model, built, bootstrap_iters=0, log_samples=True, apply_chat_template=prompting.chat, fewshot_as_multiturn=prompting.chat,
+        system_instruction=prompting.system,
+    )  # fmt: skip
     assert result is not None and model.requests, "lm-eval returned without asking the model"
-    rows = [replace(row, item=numbers[row.item]) for row in _rows(task, result["samples"][task.name], model)]
+    rows = [
+        row for name in built for row in _rows(task, name, result["samples"][name], numbers[name], model)
+    ]  # fmt: skip
+    rows.sort(key=lambda row: row.item)
     if len(rows) != items:
         raise CellFailed(f"{task.name}: {items} items were asked and {len(rows)} came back")
-    return summarise(task, rows, seconds=seconds), rows
+    return summarise(task, rows, model=model), rows
+
+
+def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache: Path) -> Path:
+    """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code and the task's version."""
+    from harness.lm import path_of
+
+    here = Path(__file__).parent
+    code = [file_digest(here / name) for name in ("lm.py", "likelihood.py", "generate.py", "sharing.py", "journal.py")]
+    key = digest_of(
+        opened.checkpoint.digest, str(opened.model.dtype), opened.device.partition(":")[0], path_of(opened), code, task.name, task.version,
+        asdict(prompting),
+    )  # fmt: skip
+    return cache / "answers" / key[:2] / f"{key[:32]}.jsonl"
+
+
+def _choices(built: Mapping[str, Any]) -> int:
+    first = next(iter(built.values()))
+    return len(first.doc_to_choice(first.eval_docs[0])) if first.config.doc_to_choice is not None else 1
+
+
+def _sampled(built: Mapping[str, Any], limit: int | None, *, name: str) -> dict[str, list[int]]:
+    """Return each lm-eval task's item numbers, counted through all of them, and cut its documents to a sample."""
+    owners = [(key, index, _group(doc)) for key, one in built.items() for index, doc in enumerate(one.eval_docs)]
+    if limit is None or limit >= len(owners):
+        taken = list(range(len(owners)))
+    else:
+        taken = sample([group for _, _, group in owners], limit, name=name)
+    numbers: dict[str, list[int]] = {key: [] for key in built}
+    local: dict[str, list[int]] = {key: [] for key in built}
+    for number in taken:
+        key, index, _ = owners[number]
+        numbers[key].append(number)
+        local[key].append(index)
+    for key, one in list(built.items()):
+        if not local[key]:
+            if isinstance(built, dict):
+                del built[key]
+            continue
+        if len(local[key]) < len(one.eval_docs):
+            split = one.config.test_split or one.config.validation_split
+            one.dataset[split] = one.dataset[split].select(local[key])
+    return {key: numbers[key] for key in built}
 
 
 def _group(doc: Mapping[str, Any]) -> str:
@@ -101,79 +161,101 @@ def sample(groups: Sequence[str], count: int, *, name: str) -> list[int]:
     return sorted(taken)
 
 
-def _rows(task: Task, samples: Iterable[dict[str, Any]], model: Any) -> list[ItemRow]:
+def _rows(task: Task, name: str, samples: Iterable[dict[str, Any]], numbers: Sequence[int], model: Any) -> list[ItemRow]:
     """Join lm-eval's samples (one per item and filter) into one row per item."""
     by_item: dict[int, list[dict[str, Any]]] = {}
-    for sample in samples:
-        by_item.setdefault(int(sample["doc_id"]), []).append(sample)
-    return [_row(task, item, by_item[item], model) for item in sorted(by_item)]
+    for one in samples:
+        by_item.setdefault(int(one["doc_id"]), []).append(one)
+    make = {"choose": _chosen, "generate": _written, "perplexity": _read}[task.kind]
+    return [make(task, name, item, numbers[item], by_item[item], model) for item in sorted(by_item)]
 
 
-def _row(task: Task, item: int, samples: list[dict[str, Any]], model: Any) -> ItemRow:
+def _base(task: Task, number: int, first: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "task": task.name, "item": number, "group": _group(first["doc"]), "doc_hash": first["doc_hash"],
+        "prompt_hash": first["prompt_hash"], "target_hash": first["target_hash"],
+    }  # fmt: skip
+
+
+def _chosen(task: Task, name: str, item: int, number: int, samples: list[dict[str, Any]], model: Any) -> ItemRow:
     first = samples[0]
-    doc = first["doc"]
-    base = {
-        "task": task.name,
-        "item": item,
-        "group": _group(doc),
-        "doc_hash": first["doc_hash"],
-        "prompt_hash": first["prompt_hash"],
-        "target_hash": first["target_hash"],
-    }
-    if task.kind == "choose":
-        log_probabilities = tuple(float(pair[0]) for pair in first["filtered_resps"])
-        chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))  # a true tie: the lower index
-        choices = [str(request[1]).strip() for request in first["arguments"]]
-        return ItemRow(
-            **base,
-            gold=choices[int(first["target"])],
-            text=choices[chosen],
-            extracted={task.primary: choices[chosen]},
-            correct={task.primary: bool(first["acc"])},
-            tokens=0,
-            stop="",
-            log_probabilities=log_probabilities,
-        )
-    written = model.generations[task.name, item]
-    gold = str(first["target"]).rpartition("#### ")[2].strip()
-    grades = {grade.extractor: grade for grade in task.grade(gold, written.text)}
-    upstream = {sample["filter"]: bool(sample["exact_match"]) for sample in samples}  # lm-eval's verdict, where it has one
+    log_probabilities = tuple(float(pair[0]) for pair in first["filtered_resps"])
+    chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))  # a true tie: the lower index
+    choices = [str(request[1]).strip() for request in first["arguments"]]
+    target = first["target"]
+    correct = {metric: bool(first[metric]) for metric in ("acc", "acc_norm") if metric in first}
     return ItemRow(
-        **base,
-        gold=gold,
-        text=written.text,
-        extracted={name: grade.extracted for name, grade in grades.items()},
-        correct={name: upstream.get(name, grade.correct) for name, grade in grades.items()},
-        tokens=written.tokens,
-        stop=written.stop,
+        **_base(task, number, first),
+        gold=choices[int(target)] if str(target).isdigit() and int(target) < len(choices) else str(target),
+        text=choices[chosen],
+        extracted=dict.fromkeys(correct, choices[chosen]),
+        correct=correct,
+        tokens=0,
+        stop="",
+        log_probabilities=log_probabilities,
+        position=chosen,
     )
 
 
-def summarise(task: Task, rows: Sequence[ItemRow], *, seconds: float) -> TaskScore:
-    """Derive a task's figures from its rows."""
+def _written(task: Task, name: str, item: int, number: int, samples: list[dict[str, Any]], model: Any) -> ItemRow:
+    first = samples[0]
+    written = model.generations[name, item]
+    target = str(first["target"])
+    gold = target.rpartition("#### ")[2].strip()
+    grades = {grade.extractor: grade for grade in task.grade(gold, written.text)}
+    upstream = {one["filter"]: bool(one["exact_match"]) for one in samples if "exact_match" in one}  # lm-eval's verdict, where it has one
+    return ItemRow(
+        **_base(task, number, first),
+        gold=gold,
+        text=written.text,
+        extracted={extractor: grade.extracted for extractor, grade in grades.items()},
+        correct={extractor: upstream.get(extractor, grade.correct) for extractor, grade in grades.items()},
+        tokens=written.tokens,
+        stop=written.stop,
+        prompt=str(first["arguments"][0][0]),
+    )
+
+
+def _read(task: Task, name: str, item: int, number: int, samples: list[dict[str, Any]], model: Any) -> ItemRow:
+    first = samples[0]
+    total, words = first[task.primary]
+    return ItemRow(
+        **_base(task, number, first), gold="", text="", extracted={}, correct={}, tokens=0, stop="", log_probabilities=(float(total),),
+        words=float(words),
+    )  # fmt: skip
+
+
+def summarise(task: Task, rows: Sequence[ItemRow], *, model: Any) -> TaskScore:
+    """Derive a task's figures from its rows; `model` is the one that answered, for its counts."""
     count = len(rows)
+    shared = {
+        "task": task.name, "version": task.version, "kind": task.kind, "primary": task.primary, "chance": task.chance, "n": count,
+        "items_digest": digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows]),
+        "answers_digest": digest_of([row.text or row.log_probabilities for row in rows]),
+        "cut_prompts": model.cut_prompts, "seconds": model.seconds, "from_journal": model.journal.read, "notes": tuple(model.notes),
+    }  # fmt: skip
+    if task.kind == "perplexity":
+        totals = tuple((row.log_probabilities[0], row.words) for row in rows)
+        perplexity = math.exp(-sum(total for total, _ in totals) / sum(words for _, words in totals))
+        return TaskScore(**shared, value=perplexity, stderr=None, outcomes={}, totals=totals, invalid_share=0.0)
     extractors = list(rows[0].correct)
     outcomes = {name: "".join("1" if row.correct[name] else "0" for row in rows) for name in extractors}
+    value = outcomes[task.primary].count("1") / count
     groups = sorted({row.group for row in rows})
-    primary = outcomes[task.primary]
-    value = primary.count("1") / count
+    by_group = {group: _share([row.correct[task.primary] for row in rows if row.group == group]) for group in groups if len(groups) > 1}
+    most = max((len(row.log_probabilities) for row in rows), default=0)
+    chosen = {chr(ord("A") + at): _share([row.position == at for row in rows]) for at in range(most)} if task.kind == "choose" else {}
     return TaskScore(
-        task=task.name,
-        version=task.version,
-        kind=task.kind,
-        primary=task.primary,
-        chance=task.chance,
-        n=count,
+        **shared,
         value=value,
         stderr=math.sqrt(value * (1 - value) / count),
         outcomes=outcomes,
-        items_digest=digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows]),
-        answers_digest=digest_of([row.text for row in rows]),
-        groups={group: _share([row.correct[task.primary] for row in rows if row.group == group]) for group in groups if len(groups) > 1},
+        groups=by_group,
+        macro=sum(by_group.values()) / len(by_group) if by_group else None,
+        chosen=chosen,
         invalid_share=_share([row.extracted[task.primary] is None for row in rows]),
         truncated_share=_share([row.stop == "length" for row in rows]) if task.kind == "generate" else None,
         tokens_per_answer=sum(row.tokens for row in rows) / count if task.kind == "generate" else None,
-        seconds=seconds,
     )
 
 
@@ -184,3 +266,9 @@ def _share(flags: Sequence[bool]) -> float:
 def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
     """Write item rows as JSON lines."""
     path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[ItemRow]:
+    """Read what `write_rows` wrote."""
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in found]

@@ -5,7 +5,8 @@ from decimal import Decimal, InvalidOperation
 
 from harness.contract import Grade
 
-_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")  # `strict-match` of lm-eval's gsm8k
+SENTENCE = re.compile(r"The answer is (\-?[0-9\.\,]+).")  # of its gsm8k-cot; without a period after it the last digit is lost, as there
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _BOXED = re.compile(r"\\boxed\{\s*\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)")
 _STATED = re.compile(r"(?:####|answer is:?)\s*\$?\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)", re.IGNORECASE)
@@ -17,6 +18,11 @@ def final_number(answer: str) -> str:
     return answer.rpartition("#### ")[2].strip()
 
 
+def without_marks(answer: str) -> str:
+    """Drop the `<<...>>` calculator marks: the form in which rationales are trained and written."""
+    return re.sub(r"<<[^>]*>>", "", answer)
+
+
 def _normal(text: str) -> str:
     """Apply lm-eval's `regexes_to_ignore` of gsm8k and its `ignore_case`."""
     for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"):
@@ -24,9 +30,9 @@ def _normal(text: str) -> str:
     return text.lower()
 
 
-def strict(text: str) -> str | None:
-    """Return the first `#### N`, as lm-eval's `strict-match` filter does."""
-    found = _STRICT.findall(text)
+def strict(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
+    """Return the first number that stands in the form `stated`, as lm-eval's `strict-match` filters do."""
+    found = stated.findall(text)
     return found[0].strip() if found else None
 
 
@@ -57,9 +63,9 @@ def _equal(left: str | None, right: str) -> bool:
         return False
 
 
-def grade_number(gold: str, text: str) -> tuple[Grade, ...]:
-    """Grade one answer with the three extractors; strict, the score's own, first."""
-    found_strict, found_flexible, found_number = strict(text), flexible(text), numeric(text)
+def grade_number(gold: str, text: str, *, stated: re.Pattern[str] = HASHES) -> tuple[Grade, ...]:
+    """Grade one answer with the three extractors; strict, the score's own, first. `stated` is the strict one's pattern."""
+    found_strict, found_flexible, found_number = strict(text, stated), flexible(text), numeric(text)
     return (
         Grade(
             extractor="strict-match", extracted=found_strict, correct=found_strict is not None and _normal(found_strict) == _normal(gold)

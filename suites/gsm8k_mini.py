@@ -13,7 +13,6 @@ character is version 2 (`tests/test_suites.py` holds the digest).
 """
 
 import random
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ from harness.contract import Example, Grade, Split
 from harness.data import DataSource
 from suites._generated import Item, split
 from suites._lm_eval import builtin, configurable_task
-from suites._numbers import final_number, grade_number
+from suites._numbers import final_number, grade_number, without_marks
 
 VERSION = 1
 SIZES = {"train": 50_000, "validation": 500, "test": 1_000, "dev": 8}
@@ -207,11 +206,6 @@ def rows(split_name: str) -> Iterator[Item]:
     return split(split_name, generate=_generate, identity=lambda item: str(item["question"]), sizes=SIZES, seed=f"gsm8k-mini/{VERSION}")
 
 
-def without_marks(answer: str) -> str:
-    """Drop the `<<...>>` calculator marks: the form in which rationales are trained and written."""
-    return re.sub(r"<<[^>]*>>", "", answer)
-
-
 class Gsm8kMini:
     """Generated grade-school word problems, 2 to 5 steps, GSM8K's answer form; 0-shot, greedy."""
 
@@ -222,10 +216,10 @@ class Gsm8kMini:
     primary = "strict-match"
     domain = "math"
 
-    def lm_eval_task(self, source: DataSource) -> Any:
-        """Return lm-eval's gsm8k over the generated test split (marks kept in the gold, as upstream)."""
+    def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
+        """Return lm-eval's gsm8k, under our name, over the generated test split (marks kept in the gold, as upstream)."""
         base = builtin("gsm8k/gsm8k.yaml")
-        return configurable_task(
+        built = configurable_task(
             base,
             rows=rows,
             splits=("test",),
@@ -235,6 +229,7 @@ class Gsm8kMini:
             num_fewshot=0,
             generation_kwargs=base["generation_kwargs"] | {"max_gen_toks": 128},
         )
+        return {self.name: built}
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them, with the worked and the bare answer."""

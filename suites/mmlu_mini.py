@@ -140,9 +140,9 @@ class MmluMini:
     primary = "acc"
     domain = "knowledge"
 
-    def lm_eval_task(self, source: DataSource) -> Any:
-        """Return lm-eval's own MMLU template over the generated test split, the subject named in each prompt."""
-        return configurable_task(
+    def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
+        """Return lm-eval's own MMLU template, under our name, over the generated test split, the subject named in each prompt."""
+        built = configurable_task(
             builtin("mmlu/default/_default_template_yaml"),
             rows=rows,
             splits=("test",),
@@ -153,6 +153,7 @@ class MmluMini:
             doc_to_choice="{{choices}}",
             num_fewshot=0,
         )
+        return {self.name: built}
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them; work and answer are the same text."""

@@ -5,16 +5,15 @@ import pytest
 import suites
 from harness.data import DataSource
 from harness.errors import CellFailed
-from harness.lm import PlainLM
-from harness.registry import Registry
+from harness.lm import HarnessLM
 from harness.score import sample, score_task
 
-TASKS = {name: Registry("task", suites.TASKS).load(name)() for name in suites.TASKS}
+TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
 ITEMS = 60
 
 
 def limited(name):
-    built = TASKS[name].lm_eval_task(DataSource())
+    built = TASKS[name].lm_eval_tasks(DataSource())[name]
     built.dataset["test"] = built.dataset["test"].select(range(ITEMS))
     return built
 
@@ -30,11 +29,11 @@ def upstream(embedded):
     """lm-eval's own backend on the same model object, at batch 1, where its batch-size bug cannot bite."""
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=embedded.model, tokenizer=embedded.tokenizer, batch_size=1)
+    yield HFLM(pretrained=embedded.model, tokenizer=embedded.tokenizer, batch_size=1)
 
 
 def test_log_probabilities_are_those_of_lm_evals_backend(embedded, upstream):
-    theirs, ours = samples_of(upstream, "mmlu-mini"), samples_of(PlainLM(embedded, batch_size=16), "mmlu-mini")
+    theirs, ours = samples_of(upstream, "mmlu-mini"), samples_of(HarnessLM(embedded, batch_size=16), "mmlu-mini")
     for left, right in zip(theirs, ours, strict=True):
         assert left["acc"] == right["acc"]
         assert left["prompt_hash"] == right["prompt_hash"]
@@ -44,7 +43,7 @@ def test_log_probabilities_are_those_of_lm_evals_backend(embedded, upstream):
 
 
 def test_answers_are_those_of_lm_evals_backend(embedded, upstream):
-    theirs, ours = samples_of(upstream, "gsm8k-mini"), samples_of(PlainLM(embedded, batch_size=16), "gsm8k-mini")
+    theirs, ours = samples_of(upstream, "gsm8k-mini"), samples_of(HarnessLM(embedded, batch_size=16), "gsm8k-mini")
     assert [one["resps"] for one in theirs] == [one["resps"] for one in ours]
     assert [one["exact_match"] for one in theirs] == [one["exact_match"] for one in ours]
 
@@ -61,7 +60,7 @@ def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
 def test_a_choice_of_several_tokens_is_scored_whole(embedded):
     import torch
 
-    lm = PlainLM(embedded, batch_size=4)
+    lm = HarnessLM(embedded, batch_size=4)
     context, continuations = "Question: What is the capital of Kenya?\nAnswer:", [" Nairobi", " Oslo", " a much longer answer than that"]
     from lm_eval.api.instance import Instance
 
@@ -87,15 +86,18 @@ def test_a_second_model_is_really_asked(embedded, random_model):
     assert [row.log_probabilities for row in rows[0]] != [row.log_probabilities for row in rows[1]]
 
 
-def test_a_prompt_longer_than_the_context_is_an_error_not_a_cut(random_model):
+def test_a_prompt_longer_than_the_context_is_cut_on_the_left_and_counted(random_model):
     from lm_eval.api.instance import Instance
 
     from harness.model import open_model
 
-    lm = PlainLM(open_model(random_model), batch_size=1)
+    lm = HarnessLM(open_model(random_model), batch_size=1)
     long = Instance(request_type="generate_until", doc={}, arguments=("word " * 3000, {"until": []}), idx=0, metadata=("t", 0, 1))
-    with pytest.raises(CellFailed, match="longer than the context of 512 tokens"):
-        lm.generate_until([long])
+    lm.generate_until([long])
+    assert lm.cut_prompts == 1
+    hopeless = Instance(request_type="generate_until", doc={}, arguments=("word", {"max_gen_toks": 512}), idx=0, metadata=("t", 0, 1))
+    with pytest.raises(CellFailed, match="no room for a prompt"):
+        lm.generate_until([hopeless])
 
 
 def test_sampling_is_refused_rather_than_scored_greedily(embedded):
@@ -103,7 +105,7 @@ def test_sampling_is_refused_rather_than_scored_greedily(embedded):
 
     asked = Instance(request_type="generate_until", doc={}, arguments=("x", {"do_sample": True}), idx=0, metadata=("t", 0, 1))
     with pytest.raises(CellFailed, match="only greedy"):
-        PlainLM(embedded, batch_size=1).generate_until([asked])
+        HarnessLM(embedded, batch_size=1).generate_until([asked])
 
 
 def test_a_limited_sample_is_seeded_and_spread_over_the_groups():

@@ -10,12 +10,10 @@ import suites
 from harness.checkpoint import digest_of
 from harness.data import DataSource, examples_digest, examples_of, training_examples
 from harness.errors import HarnessError
-from harness.registry import Registry
 from suites import _numbers, gsm8k_mini, mmlu_mini
 
 SOURCE = DataSource()
-REGISTRY = Registry("task", suites.TASKS)
-TASKS = {name: REGISTRY.load(name)() for name in suites.TASKS}
+TASKS = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}  # the generated ones; tests/test_tasks.py has the others
 MODULES = {"gsm8k-mini": gsm8k_mini, "mmlu-mini": mmlu_mini}
 # Version 1 of each task, frozen: a changed character is a new version, not a new digest here.
 FROZEN = {
@@ -56,7 +54,7 @@ def test_splits_of_mmlu_mini_share_no_question_with_the_same_choices_in_another_
 @pytest.mark.parametrize("name", TASKS)
 def test_training_prompts_are_the_prompts_that_lm_eval_renders(name, no_network):
     task = TASKS[name]
-    built = task.lm_eval_task(SOURCE)
+    built = task.lm_eval_tasks(SOURCE)[name]
     docs = list(built.eval_docs)
     for doc, example in list(zip(docs, task.examples("test", SOURCE), strict=True))[:50]:
         assert built.fewshot_context(doc, num_fewshot=0) == example.prompt
@@ -72,7 +70,7 @@ def test_training_prompts_are_the_prompts_that_lm_eval_renders(name, no_network)
 def test_gsm8k_mini_keeps_lm_evals_filters_and_metric():
     from suites._lm_eval import builtin
 
-    upstream, built = builtin("gsm8k/gsm8k.yaml"), TASKS["gsm8k-mini"].lm_eval_task(SOURCE)
+    upstream, built = builtin("gsm8k/gsm8k.yaml"), TASKS["gsm8k-mini"].lm_eval_tasks(SOURCE)["gsm8k-mini"]
     assert [one["name"] for one in upstream["filter_list"]] == [one.name for one in built._filters]
     assert built.config.metric_list == upstream["metric_list"]
     assert built.config.generation_kwargs["until"] == upstream["generation_kwargs"]["until"]
@@ -137,25 +135,6 @@ def test_extraction_matrix(text, strict, flexible, numeric):
     assert [grade.correct for grade in _numbers.grade_number("18", text)] == [strict, flexible, numeric]
 
 
-def test_our_graders_agree_with_lm_evals_filters():
-    from lm_eval.api.instance import Instance
-
-    built = TASKS["gsm8k-mini"].lm_eval_task(SOURCE)
-    doc = {"question": "?", "answer": "#### 18", "steps": 2}
-    texts = [text for text, *_ in MATRIX] + ["#### -18", "#### 18.", "a 1 b 22 c 3", "-$5,000.50", "####18", "#### 18\n\nQuestion"]
-    instances = [
-        Instance(request_type="generate_until", doc=doc, arguments=("", {}), idx=0, metadata=("t", i, 1), resps=[text])
-        for i, text in enumerate(texts)
-    ]
-    built._instances = instances
-    built.apply_filters()
-    for text, instance in zip(texts, instances, strict=True):
-        grades = {grade.extractor: grade.correct for grade in _numbers.grade_number("18", text)}
-        for name in ("strict-match", "flexible-extract"):
-            upstream = built.process_results(doc, [instance.filtered_resps[name]])["exact_match"]
-            assert bool(upstream) == grades[name], (text, name)
-
-
 def test_training_rows_are_shared_between_tasks_and_fixed():
     taken = examples_of(TASKS, "train", SOURCE, rows=11)
     assert [example.task for example in taken] == ["gsm8k-mini", "mmlu-mini"] * 5 + ["gsm8k-mini"]
@@ -186,10 +165,12 @@ def test_every_file_is_a_task_and_every_task_a_file():
 def test_suites_resolve_by_the_teacher():
     assert suites.resolve(["math"], embedded=True)["math"].tasks == ("gsm8k-mini",)
     assert suites.resolve(["mini"], embedded=False)["mini"].tasks == ("gsm8k-mini", "mmlu-mini")
+    assert suites.resolve(["math"], embedded=False)["math"].tasks == ("gsm8k",)
+    assert suites.resolve(["full"], embedded=True)["full"].tasks == ("gsm8k-mini", "mmlu-mini")
+    assert suites.resolve(["full"], embedded=False)["full"].tasks == ("gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext")
+    assert list(suites.resolve(["full", "mini", "math"], embedded=False)) == ["math", "mini", "full"]
     with pytest.raises(HarnessError, match="did you mean 'math'"):
         suites.resolve(["maths"], embedded=True)
-    with pytest.raises(HarnessError, match="--suite mini"):
-        suites.resolve(["math"], embedded=False)
 
 
 def test_digest_ignores_key_order():

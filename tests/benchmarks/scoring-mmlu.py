@@ -1,0 +1,33 @@
+"""Five-shot MMLU by letters, three subjects (one with a prompt of 2,400 tokens), SmolLM2-135M, fp32, two cores.
+
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-mmlu.py [ITEMS]
+"""
+
+import sys
+from pathlib import Path
+
+from _form import figure, write
+from _scoring import choices_compared, outside_model, paired, requests_of, source
+
+import suites
+
+SUBJECTS = ("anatomy", "high_school_european_history", "marketing")
+
+
+def main() -> None:
+    """Score ITEMS questions of each subject by both, once each."""
+    items = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    opened = outside_model()
+    requests = requests_of(suites.load("mmlu").lm_eval_tasks(source(), subjects=SUBJECTS), items)
+    found = paired(opened, requests, batch_size=4, rounds=1)
+    same = choices_compared(requests, found["answers"])
+    print(same)
+    details = {
+        **same, "subjects": SUBJECTS, "items of each": items, "batch size of the peer": 4, "CPU seconds": found["seconds"],
+        "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
+    }  # fmt: skip
+    write(Path(__file__).stem, [figure("scoring-mmlu", found["ratios"], unit="times less CPU", better="higher", target=5, peer="lm-eval HFLM, logits cache on", details=details)])  # noqa: E501
+
+
+if __name__ == "__main__":
+    main()

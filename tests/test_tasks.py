@@ -1,0 +1,557 @@
+"""Real tasks over a made-up data folder: lm-eval's own prompts and graders, versions, and every bad input in one line."""
+
+import gzip
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import suites
+from harness.data import DataSource, NoSplit, examples_of, training_examples
+from harness.errors import HarnessError
+from suites import _numbers
+from suites._lm_eval import built, builtin
+from suites.wikitext import documents
+
+REAL = ("gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext")
+LOCAL = Path(__file__).parent / "tasks"
+SUBJECTS = ("anatomy", "marketing")
+
+
+def gsm8k_rows(split, count):
+    return [
+        {
+            "question": f"A {split} crate holds {n} figs and {n + 1} dates. How many fruits are that?",
+            "answer": f"Fruits are {n}+{n + 1}=<<{n}+{n + 1}={2 * n + 1}>>{2 * n + 1} in all.\nSo it’s {2 * n + 1}.\n#### {2 * n + 1}",
+        }
+        for n in range(1, count + 1)
+    ]
+
+
+def mmlu_rows(split, count):
+    return [
+        {
+            "id": f"{subject}/{split}/{n}", "subject": subject, "question": f" Which {split} word of {subject} has number {n}?\n",
+            "choices": [f"word {n} {letter}" for letter in "stuv"], "answer": "ABCD"[n % 4],
+        }
+        for subject in SUBJECTS
+        for n in range(count)
+    ]  # fmt: skip
+
+
+PAGES = [
+    ' = Old Mill = \n The mill , built in 1 @,@ 250 , stood on a hill . \n = = Owners = = \n It was owned by " the abbey " . \n',
+    " = River Song = \n A song in 3 @.@ 5 parts . \n = = = Verse = = = \n x = 3 is sung twice . \n",
+]
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a data folder in the published layout, without a manifest; every item is made up."""
+    write_rows(tmp_path / "gsm8k/train.jsonl.gz", gsm8k_rows("train", 40))
+    write_rows(tmp_path / "gsm8k/test.jsonl", gsm8k_rows("test", 12))
+    for split, count in (("dev", 5), ("val", 3), ("test", 8)):
+        write_rows(tmp_path / f"mmlu/{split}.jsonl.gz", mmlu_rows(split, count))
+    (tmp_path / "wikitext2").mkdir()
+    raw = "".join(PAGES).replace("\n", "\r\n").encode()
+    (tmp_path / "wikitext2/wiki.test.raw.gz").write_bytes(gzip.compress(raw))
+    return tmp_path
+
+
+@pytest.fixture
+def source(folder):
+    return DataSource(folder=folder)
+
+
+def upstream(yaml, rows, **changes):
+    """Build lm-eval's own task from its own YAML over the given splits: what ours is compared with."""
+    from datasets import Dataset
+
+    base = {key: value for key, value in builtin(yaml).items() if key not in {"dataset_path", "dataset_name"}}
+    return built(base, custom_dataset=lambda **_: {split: Dataset.from_list(part) for split, part in rows.items()}, **changes)
+
+
+def with_numbers(rows):
+    return [row | {"answer": "ABCD".index(row["answer"])} for row in rows]
+
+
+def contexts(task):
+    return [task.fewshot_context(doc, num_fewshot=task.config.num_fewshot or 0) for doc in task.eval_docs]
+
+
+class Oracle:
+    """Answers every request rightly: the gold choice, the gold text, and one nat per word."""
+
+    def __new__(cls, answers):
+        from lm_eval.api.model import LM
+
+        class Knowing(LM):
+            def loglikelihood(self, requests):
+                return [(0.0 if one.args[1] in answers[one.doc["question"]] else -9.0, True) for one in requests]
+
+            def loglikelihood_rolling(self, requests):
+                return [-float(len(one.doc["page"].split())) for one in requests]
+
+            def generate_until(self, requests):
+                return [answers[one.doc["question"]] for one in requests]
+
+        return Knowing()
+
+
+def evaluated(tasks, answers):
+    from lm_eval.evaluator import evaluate
+
+    return evaluate(Oracle(answers), tasks, bootstrap_iters=0, log_samples=True)
+
+
+# Prompts
+
+
+def test_gsm8k_shows_lm_evals_template_with_the_first_five_training_rows(source, no_network):
+    (name, task), *_ = suites.load("gsm8k").lm_eval_tasks(source).items()
+    train, test = gsm8k_rows("train", 40), gsm8k_rows("test", 12)
+    shots = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in train[:5])
+    first_n = upstream("gsm8k/gsm8k.yaml", {"train": train, "test": test}, fewshot_config={"sampler": "first_n"})
+    assert name == "gsm8k" and contexts(task) == contexts(first_n)
+    assert contexts(task) == [f"{shots}Question: {row['question']}\nAnswer:" for row in test]
+    assert "<<" in shots and task.config.generation_kwargs["max_gen_toks"] == 512
+    assert not no_network
+
+
+def test_gsm8k_cot_shows_lm_evals_eight_shots(source, no_network):
+    (name, task), *_ = suites.load("gsm8k-cot").lm_eval_tasks(source).items()
+    assert name == "gsm8k_cot" and contexts(task) == contexts(upstream("gsm8k/gsm8k-cot.yaml", {"test": gsm8k_rows("test", 12)}))
+    assert len({context.rpartition("Q: ")[0] for context in contexts(task)}) == 1
+    assert contexts(task)[0].count("The answer is") == 8 and task.config.generation_kwargs["max_gen_toks"] == 512
+    assert not no_network
+
+
+@pytest.mark.parametrize(("name", "folder_name", "suffix"), [("mmlu", "default", ""), ("mmlu-cloze", "continuation", "_continuation")])
+def test_mmlu_shows_lm_evals_templates(name, folder_name, suffix, source, no_network):
+    tasks = suites.load(name).lm_eval_tasks(source)
+    assert list(tasks) == [f"mmlu_{subject}{suffix}" for subject in SUBJECTS]
+    for subject, task in zip(SUBJECTS, tasks.values(), strict=True):
+        rows = {
+            split: with_numbers([row for row in mmlu_rows(split, n) if row["subject"] == subject]) for split, n in (("dev", 5), ("test", 8))
+        }
+        theirs = upstream(f"mmlu/{folder_name}/mmlu_{subject}.yaml", rows, num_fewshot=5)
+        assert contexts(task) == contexts(theirs)
+        assert all(type(doc["answer"]) is int and set(doc) == {"question", "subject", "choices", "answer"} for doc in task.eval_docs)
+        assert contexts(task)[0].startswith("The following are") and f"about {subject}" in contexts(task)[0]
+        assert contexts(task)[0].count("\nAnswer:") == 6
+        assert [task.doc_to_choice(doc) for doc in task.eval_docs] == [theirs.doc_to_choice(doc) for doc in theirs.eval_docs]
+    assert list(suites.load(name).lm_eval_tasks(source, subjects=["marketing"])) == [f"mmlu_marketing{suffix}"]
+    assert not no_network
+
+
+def test_wikitext_is_cut_at_titles_and_counted_as_lm_eval_counts(source, no_network):
+    task = suites.load("wikitext").lm_eval_tasks(source)["wikitext"]
+    assert [doc["page"] for doc in task.eval_docs] == PAGES == documents("".join(PAGES))
+    assert task.doc_to_target(task.eval_docs[0]).startswith(" = Old Mill =\nThe mill, built in 1,250, stood on a hill.")
+    assert set(task.process_results(task.eval_docs[0], [-3.0])) == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
+    assert documents("words before\n" + PAGES[0]) == ["words before\n", PAGES[0]]
+    assert evaluated({"wikitext": task}, {})["results"]["wikitext"]["word_perplexity,none"] < 2.8
+    assert suites.load("wikitext").grade("", "text") == ()
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze"])
+def test_training_prompts_are_lm_evals_without_shots(name, source):
+    task = suites.load(name)
+    docs = {task.doc_to_text(doc) for task in task.lm_eval_tasks(source).values() for doc in task.eval_docs}
+    examples = list(task.examples("test", source))
+    assert {example.prompt for example in examples} == docs and len(examples) == (12 if "gsm8k" in name else 16)
+    for example in examples:
+        assert "<<" not in example.completion and example.completion.startswith(" ") and not example.prompt[-1].isspace()
+        assert all(grade.correct for grade in task.grade(example.gold, example.completion))
+        assert all(grade.correct for grade in task.grade(example.gold, example.answer))
+        assert not any(grade.correct for grade in task.grade(example.gold, ""))
+
+
+def test_training_forms(source):
+    plain, cot = (next(suites.load(name).examples("train", source)) for name in ("gsm8k", "gsm8k-cot"))
+    assert plain.completion == " Fruits are 1+2=3 in all.\nSo it’s 3.\n#### 3" and plain.answer == " #### 3"
+    assert cot.completion == " Fruits are 1+2=3 in all. So it’s 3. The answer is 3." and cot.answer == " The answer is 3."
+    letters, texts = (next(suites.load(name).examples("validation", source)) for name in ("mmlu", "mmlu-cloze"))
+    assert (letters.completion, letters.gold) == (" A", "A") and (texts.completion, texts.gold) == (" word 0 s", "word 0 s")
+
+
+# Grades
+
+
+def test_an_oracle_scores_one(source, no_network):
+    problems = gsm8k_rows("test", 12)
+    answers = {row["question"]: f" {row['answer']}" for row in problems}
+    assert evaluated(suites.load("gsm8k").lm_eval_tasks(source), answers)["results"]["gsm8k"]["exact_match,strict-match"] == 1.0
+    said = {row["question"]: f" The answer is {row['answer'].rpartition('#### ')[2]}." for row in problems}
+    assert evaluated(suites.load("gsm8k-cot").lm_eval_tasks(source), said)["results"]["gsm8k_cot"]["exact_match,strict-match"] == 1.0
+    for name in ("mmlu", "mmlu-cloze"):
+        chosen = {
+            row["question"]: {" " + (row["answer"] if name == "mmlu" else row["choices"]["ABCD".index(row["answer"])])}
+            for row in mmlu_rows("test", 8)
+        }
+        results = evaluated(suites.load(name).lm_eval_tasks(source), chosen)["results"]
+        assert len(results) == 2 and all(result["acc,none"] == 1.0 for result in results.values())
+    assert not no_network
+
+
+TEXTS = [
+    "#### 18", "The answer is 18.", "The answer is $18.", "**18**", "$18.00", "18...", r"\boxed{18}", "17.5 which rounds to 18",
+    "#### 1,800", "", "#### 18 .. verified in 2 ways", "#### -18", "#### 18.", "a 1 b 22 c 3", "-$5,000.50", "####18",
+    "#### 18\n\nQuestion", "The answer is 18", "The answer is 18, so The answer is 19.", "The answer is 180", "The answer is -18.\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"), [("gsm8k", _numbers.HASHES), ("gsm8k-cot", _numbers.SENTENCE), ("gsm8k-mini", _numbers.HASHES)]
+)
+def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
+    from lm_eval.api.instance import Instance
+
+    (task,) = suites.load(name).lm_eval_tasks(source).values()
+    doc = {"question": "?", "answer": "#### 18", "steps": 2}
+    instances = [
+        Instance(request_type="generate_until", doc=doc, arguments=("", {}), idx=0, metadata=("t", i, 1), resps=[text])
+        for i, text in enumerate(TEXTS)
+    ]
+    task._instances = instances
+    task.apply_filters()
+    assert stated.pattern == builtin(f"gsm8k/{name.removesuffix('-mini')}.yaml")["filter_list"][0]["filter"][0]["regex_pattern"]
+    for text, instance in zip(TEXTS, instances, strict=True):
+        grades = suites.load(name).grade("18", text)
+        assert [grade.extractor for grade in grades] == ["strict-match", "flexible-extract", "numeric"]
+        for grade in grades[:2]:
+            theirs = instance.filtered_resps[grade.extractor]
+            assert (theirs, bool(task.process_results(doc, [theirs])["exact_match"])) == (grade.extracted or "[invalid]", grade.correct)
+
+
+# Versions and rows
+
+
+def test_versions_are_those_of_lm_evals_yaml():
+    files = {
+        "gsm8k": "gsm8k/gsm8k.yaml", "gsm8k-cot": "gsm8k/gsm8k-cot.yaml", "mmlu": "mmlu/default/_default_template_yaml",
+        "mmlu-cloze": "mmlu/continuation/_continuation_template_yaml", "wikitext": "wikitext/wikitext.yaml",
+    }  # fmt: skip
+    for name, file in files.items():
+        assert float(suites.load(name).version.partition("+")[0]) == builtin(file)["metadata"]["version"]
+    assert [suites.load(name).version for name in REAL] == ["3+first_n+512", "3+512", "1+5shot", "1+5shot", "2+documents"]
+    assert len(suites.load("mmlu").known_subjects()) == len(suites.load("mmlu-cloze").known_subjects()) == 57
+
+
+def test_validation_is_held_out_from_the_training_rows(source):
+    task = suites.load("gsm8k")
+    train, validation = ([example.prompt for example in task.examples(split, source)] for split in ("train", "validation"))
+    assert len(train) == 36 and len(validation) == 4 and not set(train) & set(validation)
+
+
+def test_examples_are_rendered_for_the_model_and_guarded_as_they_are(source, folder):
+    tasks = {name: suites.load(name) for name in ("gsm8k", "gsm8k-cot", "wikitext")}
+    chat = DataSource(folder=folder, render=lambda one: replace(one, prompt=f"<user>{one.prompt}<assistant>"))
+    plain, rendered = (training_examples(tasks, one, rows=6) for one in (source, chat))
+    assert [f"<user>{example.prompt}<assistant>" for example in plain] == [example.prompt for example in rendered]
+    assert [example.task for example in plain] == ["gsm8k", "gsm8k-cot"] * 3  # perplexity takes no part
+    assert examples_of(tasks, "train", chat, rows=6) == rendered and chat == source
+    write_rows(folder / "gsm8k/test.jsonl", gsm8k_rows("train", 2))
+    with pytest.raises(HarnessError, match="2 evaluation items of gsm8k stand in the training data"):
+        training_examples(tasks, chat, rows=6)
+
+
+def test_the_fingerprint_is_of_the_unpacked_bytes(folder, source):
+    files = suites.load("gsm8k").files
+    packed = source.fingerprint(files)
+    plain = gzip.decompress((folder / "gsm8k/train.jsonl.gz").read_bytes())
+    (folder / "gsm8k/train.jsonl.gz").unlink()
+    (folder / "gsm8k/train.jsonl").write_bytes(plain)
+    assert source.fingerprint(files) == packed != ""
+    (folder / "gsm8k/train.jsonl").write_bytes(plain + b"\n")
+    assert source.fingerprint(files) != packed
+    assert DataSource().fingerprint(files) == ""
+
+
+# What can be wrong
+
+
+def refused(call, *parts):
+    with pytest.raises(HarnessError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+def change(path, row, **values):
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    rows[row] |= values
+    write_rows(path, [{key: value for key, value in one.items() if value is not ...} for one in rows])
+
+
+def test_missing_files_are_named(folder, source):
+    (folder / "gsm8k/test.jsonl").unlink()
+    refused(lambda: suites.load("gsm8k").lm_eval_tasks(source), str(folder), "gsm8k/train.jsonl.gz and gsm8k/test.jsonl", "--data-dir")
+    (folder / "mmlu/dev.jsonl.gz").unlink()
+    refused(lambda: suites.load("mmlu").lm_eval_tasks(source), str(folder), "mmlu/dev.jsonl.gz and mmlu/test.jsonl.gz")
+    refused(lambda: DataSource().rows("gsm8k/test.jsonl", fields=()), "--data-dir")
+
+
+def test_bad_rows_are_named_by_file_and_line(folder, source):
+    path, mmlu = folder / "mmlu/test.jsonl.gz", suites.load("mmlu")
+    for values, told in (
+        ({"answer": "E"}, "A, B, C, D, given 'E'"),
+        ({"answer": 1}, "given 1"),
+        ({"answer": "AB"}, "given 'AB'"),
+        ({"choices": ["a", "b", "c"]}, "four texts, 3 given"),
+        ({"choices": "abcd"}, "four texts"),
+        ({"subject": ...}, "no field 'subject'"),
+    ):
+        write_rows(path, mmlu_rows("test", 8))
+        change(path, 2, **values)
+        refused(lambda: mmlu.lm_eval_tasks(source), f"{path}, line 3: ", told)
+    path = folder / "gsm8k/test.jsonl"
+    gsm8k = suites.load("gsm8k")
+    path.write_text('{"question": "a", "answer": "#### 1"}\n\n{"question": \n', encoding="utf-8")
+    refused(lambda: gsm8k.lm_eval_tasks(source), f"{path}, line 3: no JSON")
+    path.write_text("[1]\n", encoding="utf-8")
+    refused(lambda: gsm8k.lm_eval_tasks(source), f"{path}, line 1: ", "object")
+    path.write_text('{"question": "a", "answer": "18"}\n', encoding="utf-8")
+    refused(lambda: gsm8k.lm_eval_tasks(source), f"{path}, line 1: ", "'#### N'")
+    path.write_bytes(b'{"question": "a", "answer": "#### 1"}\n\xff\n')
+    refused(lambda: gsm8k.lm_eval_tasks(source), f"{path}, line 2: not UTF-8")
+
+
+def test_empty_cut_and_half_there_files_say_found_and_expected(folder, source):
+    path, gsm8k = folder / "gsm8k/test.jsonl", suites.load("gsm8k")
+    path.write_text("", encoding="utf-8")
+    refused(lambda: gsm8k.lm_eval_tasks(source), str(path), "0 rows found and 1,319 expected")
+    write_rows(path, gsm8k_rows("test", 12))
+    (folder / "MANIFEST.md").write_text(
+        "| file | rows |\n|---|--:|\n| gsm8k/test.jsonl | 1,000 |\n| wikitext2/wiki.test.raw.gz | 9 lines |\n"
+    )
+    refused(lambda: gsm8k.lm_eval_tasks(source), str(path), "12 rows found and 1,000 expected", "MANIFEST.md")
+    refused(lambda: suites.load("wikitext").lm_eval_tasks(source), "8 lines found and 9 expected")
+    (folder / "MANIFEST.md").write_text("| file | rows |\n|---|--:|\n| gsm8k/test.jsonl | 12 |\n")
+    assert len(gsm8k.lm_eval_tasks(source)["gsm8k"].eval_docs) == 12
+    packed = folder / "gsm8k/train.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:-40])
+    refused(lambda: gsm8k.lm_eval_tasks(source), str(packed), "cut short", "rows found and 7,473 expected")
+    packed.write_bytes(b"no gzip at all")
+    refused(lambda: gsm8k.lm_eval_tasks(source), str(packed), "0 rows found and 7,473 expected")
+    refused(lambda: source.fingerprint(gsm8k.files), str(packed), "damaged")
+
+
+def test_subjects_are_checked(folder, source):
+    mmlu = suites.load("mmlu")
+    refused(lambda: mmlu.lm_eval_tasks(source, subjects=["anatomi"]), "did you mean 'anatomy'")
+    change(folder / "mmlu/test.jsonl.gz", 0, subject="anatomies")
+    refused(lambda: mmlu.lm_eval_tasks(source), "mmlu/test.jsonl", "did you mean 'anatomy'")
+    write_rows(folder / "mmlu/test.jsonl.gz", mmlu_rows("test", 8))
+    write_rows(folder / "mmlu/dev.jsonl.gz", mmlu_rows("dev", 3))
+    refused(lambda: mmlu.lm_eval_tasks(source), "3 rows of anatomy and 5 are shown")
+
+
+def test_splits_that_do_not_exist_are_refused(source):
+    refused(lambda: suites.load("gsm8k").examples("dev", source) and list(suites.load("gsm8k").examples("dev", source)), "no dev split")
+    refused(lambda: suites.load("wikitext").examples("train", source), "no training form")
+    for name in ("mmlu", "mmlu-cloze"):
+        refused(lambda name=name: suites.load(name).examples("train", source), "dev, val and test only, which are never trained on")
+    with pytest.raises(NoSplit, match="perplexity only"):
+        examples_of({"wikitext": suites.load("wikitext")}, "train", source, rows=2)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_without_folder_and_network_one_line_comes_at_once(name, no_network):
+    began = time.monotonic()
+    task = suites.load(name)
+    refused(
+        lambda: task.lm_eval_tasks(DataSource()),
+        name,
+        "Hub could not be reached",
+        f"give --data-dir a folder with {' and '.join(task.files)}",
+    )
+    assert time.monotonic() - began < 15
+
+
+# Tasks from outside
+
+
+@pytest.fixture(scope="module")
+def outside():
+    return {name: suites.load(f"lm-eval:{name}", include_path=LOCAL) for name in ("arc_style", "svamp_style")}
+
+
+def test_local_yaml_tasks_resolve_their_data_beside_them(outside, tmp_path, monkeypatch, no_network):
+    monkeypatch.chdir(tmp_path)
+    arc, svamp = (task.lm_eval_tasks(DataSource()) for task in outside.values())
+    assert list(arc) == ["arc_style"] and list(svamp) == ["svamp_style"]
+    assert len(arc["arc_style"].eval_docs) == len(svamp["svamp_style"].eval_docs) == 12
+    assert [(one.kind, one.chance, one.primary, one.domain) for one in outside.values()] == [
+        ("choose", 0.25, "acc", "other"), ("generate", 0.0, "last-number", "other"),
+    ]  # fmt: skip
+    assert not no_network
+
+
+def test_local_yaml_tasks_grade_and_train(outside, no_network):
+    for task in outside.values():
+        examples = training_examples({task.name: task}, DataSource(), rows=3)
+        assert len(examples) == 3 and examples[0].task == task.name and examples[0].prompt.endswith("Answer:")
+        held = {split: {one.prompt for one in task.examples(split, DataSource())} for split in ("train", "validation", "test")}
+        assert held["validation"] and not held["train"] & held["validation"] and len(held["test"]) == 12
+        for example in task.examples("test", DataSource()):
+            assert task.grade(example.gold, example.completion)[0].correct and not task.grade(example.gold, "")[0].correct
+        refused(lambda task=task: task.examples("dev", DataSource()), "no dev items")
+    grades = outside["svamp_style"].grade("5", " 14-9 is 5 rolls")
+    assert [(grade.extractor, grade.extracted, grade.correct) for grade in grades] == [
+        ("last-number", "5", True), ("whole", "14-9 is 5 rolls", False),
+    ]  # fmt: skip
+    assert outside["svamp_style"].grade("5", "none")[0].extracted is None
+    assert not no_network
+
+
+def test_an_oracle_scores_one_on_local_yaml_tasks(outside):
+    arc = outside["arc_style"]
+    right = {
+        example.prompt.removeprefix("Question: ").partition("\n")[0]: {example.completion} for example in arc.examples("test", DataSource())
+    }
+    assert evaluated(arc.lm_eval_tasks(DataSource()), right)["results"]["arc_style"]["acc,none"] == 1.0
+
+
+def test_an_edited_yaml_or_data_file_is_another_version(outside, tmp_path):
+    def version(place):
+        return suites.load("lm-eval:arc_style", include_path=place).version
+
+    first, second, third = (shutil.copytree(LOCAL, tmp_path / name) for name in ("first", "second", "third"))
+    (second / "arc_style.yaml").write_text((second / "arc_style.yaml").read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
+    (third / "arc_style_train.jsonl").write_text((third / "arc_style_train.jsonl").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert version(first) == outside["arc_style"].version and len({version(first), version(second), version(third)}) == 3
+    assert version(first).startswith("1.0+lm-eval+")
+
+
+def write_yaml(folder, name, **keys):
+    (folder / f"{name}.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()), encoding="utf-8")
+
+
+def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_network):
+    place = shutil.copytree(LOCAL, tmp_path / "place")
+    base = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "arc_style_test.jsonl"}}, "test_split": "test"}
+    write_yaml(place, "twin", include="arc_style.yaml", task="twin", metadata={"version": 2.0})
+    write_yaml(place, "pair", group="pair", task=["arc_style", {"group": "inner", "task": ["twin"]}])
+    write_yaml(place, "mixed", group="mixed", task=["arc_style", "svamp_style"])
+    write_yaml(place, "plain", task="plain", output_type="loglikelihood", **base)
+    write_yaml(
+        place, "gone", task="gone", output_type="generate_until", dataset_path="json", dataset_kwargs={"data_files": {"test": "no.jsonl"}}
+    )
+    write_yaml(place, "far", task="far", dataset_path="someone/unknown", test_split="test", metadata={"version": 1})
+    pair = suites.load("lm-eval:pair", include_path=place)
+    assert list(pair.lm_eval_tasks(DataSource())) == ["arc_style", "twin"] and pair.version.startswith("1.0/2.0+lm-eval+")
+    assert len(list(pair.examples("test", DataSource()))) == 24
+    refused(lambda: suites.load("lm-eval:mixed", include_path=place), "mixes generate_until and multiple_choice")
+    refused(lambda: suites.load("lm-eval:plain", include_path=place), "output_type loglikelihood")
+    refused(lambda: suites.load("lm-eval:gone", include_path=place), f"no data file {place}/no.jsonl")
+    write_yaml(place, "odd", task="odd", output_type="generate_until", doc_to_text="{{ nothing.at.all }}", doc_to_target="x", **base)
+    odd = suites.load("lm-eval:odd", include_path=place)
+    refused(lambda: odd.lm_eval_tasks(DataSource()), "lm-eval:odd cannot be built", "correct", "odd.yaml")
+    (place / "svamp_style_test.jsonl").write_text("{broken\n", encoding="utf-8")
+    broken = suites.load("lm-eval:svamp_style", include_path=place)
+    refused(lambda: broken.lm_eval_tasks(DataSource()), "lm-eval:svamp_style cannot be built", "data files")
+    far = suites.load("lm-eval:far", include_path=place)
+    refused(lambda: far.lm_eval_tasks(DataSource()), "lm-eval:far", "Hub could not be reached", "--include-path")
+    refused(lambda: suites.load("lm-eval:x", include_path=place / "nowhere"), "no folder at", "--include-path")
+
+
+def test_unknown_outside_names_are_guessed_from_the_users_folder(monkeypatch):
+    from suites import _outside
+
+    real = _outside._index
+    monkeypatch.setattr(_outside, "_index", lambda path, defaults: {} if defaults else real(path, False))  # lm-eval's own scan takes 20 s
+    refused(lambda: suites.load("lm-eval:ark_style", include_path=LOCAL), "did you mean 'arc_style'")
+    refused(lambda: suites.load("lm-eval:nothing"), "lm-eval ls tasks", "--include-path")
+
+
+# Suites
+
+
+def test_suites_of_ones_own(tmp_path):
+    assert suites.resolve(["gsm8k-cot"], embedded=True)["gsm8k-cot"].tasks == ("gsm8k-cot",)
+    assert suites.resolve(["lm-eval:arc_style"], embedded=False, include_path=LOCAL)["lm-eval:arc_style"].tasks == ("lm-eval:arc_style",)
+    shutil.copytree(LOCAL, tmp_path / "mine")
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "own"\ntasks = ["lm-eval:svamp_style", "gsm8k-mini"]\nmeasure = false\nhelp = "x"\ninclude_path = "mine"\n')
+    names = [str(file), "math"]
+    found = suites.resolve(names, embedded=True)
+    assert list(found) == ["math", "own"] and found["own"].tasks == ("lm-eval:svamp_style", "gsm8k-mini") and not found["own"].measure
+    assert suites.include_path_of(names) == tmp_path / "mine" and suites.include_path_of(names, LOCAL) == LOCAL
+    assert suites.include_path_of(["math"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('name = "a"\ntask = ["gsm8k"]', "did you mean 'tasks'"),
+        ('name = "a"\ntasks = ["gsm8k-minni"]', "did you mean 'gsm8k-mini'"),
+        ('name = "math"\ntasks = ["gsm8k"]', "another name"),
+        ('name = "a"\ntasks = "gsm8k"', "tasks must be a list"),
+        ('tasks = ["gsm8k"]', "must state a name"),
+        ("name = a", "no TOML"),
+    ],
+)
+def test_bad_suite_files_are_refused(text, told, tmp_path):
+    file = tmp_path / "suite.toml"
+    file.write_text(text)
+    refused(lambda: suites.resolve([str(file)], embedded=False), told)
+    refused(lambda: suites.resolve([str(tmp_path / "no.toml")], embedded=False), "no suite file at")
+
+
+def test_listing_imports_no_machinery():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, suites\nfor name in suites.TASKS: suites.load(name)\n"
+        "assert not {'torch', 'lm_eval', 'datasets', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(suites.__file__).parent.parent)
+
+
+# The published data
+
+
+@pytest.fixture
+def published():
+    if not os.environ.get("HARNESS_DATA_DIR"):
+        pytest.skip("needs the published data: set HARNESS_DATA_DIR to a folder with gsm8k/, mmlu/ and wikitext2/")
+    return DataSource.from_environment()
+
+
+def test_published_items_are_all_there(published, no_network):
+    assert len(suites.load("gsm8k").lm_eval_tasks(published)["gsm8k"].eval_docs) == 1_319
+    assert len(suites.load("gsm8k-cot").lm_eval_tasks(published)["gsm8k_cot"].eval_docs) == 1_319
+    assert len(suites.load("wikitext").lm_eval_tasks(published)["wikitext"].eval_docs) == 62
+    task = suites.load("gsm8k")
+    assert [sum(1 for _ in task.examples(split, published)) for split in ("train", "validation")] == [6_973, 500]
+    assert all(task.grade(one.gold, one.completion)[0].correct for one in task.examples("train", published))
+    assert training_examples({"gsm8k": task}, published, rows=200)
+    assert not no_network
+
+
+@pytest.mark.parametrize("name", ["mmlu", "mmlu-cloze"])
+def test_published_mmlu_is_whole_and_its_golds_are_choices(name, published):
+    began = time.monotonic()
+    tasks = suites.load(name).lm_eval_tasks(published)
+    assert time.monotonic() - began < 10
+    assert len(tasks) == 57 and sum(len(task.eval_docs) for task in tasks.values()) == 14_042
+    for task in tasks.values():
+        for doc in list(task.eval_docs)[:20]:
+            gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
+            right = [(float(index == gold), False) for index in range(4)]
+            assert isinstance(gold, int) and len(choices) == 4 and task.process_results(doc, right)["acc"] == 1.0
+        context = task.fewshot_context(task.eval_docs[0], num_fewshot=5)
+        shown = [row["choices"][row["answer"]] if name == "mmlu-cloze" else "ABCD"[row["answer"]] for row in task.dataset["dev"]]
+        assert len(shown) == 5 and all(f"\nAnswer: {answer}\n\n" in context for answer in shown)
