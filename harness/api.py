@@ -74,6 +74,8 @@ def plan_run(config: RunConfig) -> Plan:
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]
     found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher), include_path=config.include_path)
+    include_path = suites.include_path_of(list(config.suite), config.include_path)
+    config = config.model_copy(update={"include_path": include_path})
     names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
     versions = {name: task.version for name, task in tasks.items()}

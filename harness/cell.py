@@ -48,7 +48,6 @@ class CellJob(BaseModel):
     batch_size: int | Literal["auto"]
     measure: bool
     limit: int | None
-    backend: Literal["transformers", "vllm"]
     chat: bool
     system: str | None
     noise: int

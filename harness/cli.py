@@ -36,8 +36,9 @@ def run(
     methods: Annotated[
         str | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")
     ] = None,
-    suite: Annotated[str | None,
-        typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id. [default: tiny]")] = None,
     student: Annotated[
         str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")
@@ -61,10 +62,11 @@ def run(
         str | None,
         typer.Option(help="auto (by memory) or the items scored at once; changes speed and memory, not answers. [default: auto]"),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="What answers the scorer: transformers or vllm. [default: transformers]")] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option(help="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off. [default: auto]"),
+        typer.Option(
+            help="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off. [default: auto]"
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt, shown with every item of a chat model. [default: none]")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with YAML tasks of your own, for --suite lm-eval:NAME.")] = None,
@@ -101,8 +103,9 @@ def run(
         "suite": split_list(suite) if suite is not None else None,
         "teacher": split_list(teacher) if teacher is not None else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
-        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size, "backend": backend,
-        "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise, "limit": limit, "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
+        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
+        "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise, "limit": limit,
+        "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}
     if setting:
@@ -221,6 +224,18 @@ def report(
         written = tables.write_tables(records, folder)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
+
+
+@app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def lm_eval_(context: typer.Context) -> int:
+    """Run lm-eval's own command with our scorer as --model harness (--model_args pretrained=NAME)."""
+    from lm_eval.__main__ import cli_evaluate
+
+    import harness.lm  # noqa: F401  importing it registers the model; lm-eval has no plug-in hook of its own
+
+    sys.argv = ["lm_eval", *context.args]
+    cli_evaluate()
+    return 0
 
 
 @app.command("train-tiny")

@@ -48,7 +48,12 @@ def _first_largest(values: Sequence[float]) -> int:
 
 
 def token_fidelity(
-    task: str, teacher: LanguageModel, student: LanguageModel, rows: "Sequence[ItemRow]", *, progress: Callable[[int], None] = lambda _: None
+    task: str,
+    teacher: LanguageModel,
+    student: LanguageModel,
+    rows: "Sequence[ItemRow]",
+    *,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Fidelity | None:
     """Let both models read prompts with the teacher's own answers; compare them at every token of the answers.
 

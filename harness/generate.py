@@ -15,14 +15,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from harness.model import LanguageModel
-from harness.sharing import KeyValues, Slots, Tree, forward_step, forward_tree, prefix_of, refusal, shared_attention, shared_length
+from harness.sharing import (
+    KeyValues,
+    Slots,
+    Tree,
+    forward_rows,
+    forward_step,
+    forward_tree,
+    prefix_of,
+    refusal,
+    shared_attention,
+    shared_length,
+)
 
 if TYPE_CHECKING:
     import torch
 
 StopReason = Literal["eos", "stop", "length"]
 BatchSize = int | Literal["auto"]
-AUTO_ROWS = {"cpu": 128, "cuda": 512}  # decoded at once, where memory allows
+AUTO_ROWS = {"cpu": 256, "cuda": 512}  # decoded at once, where memory allows
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}  # of one packed forward: enough to fill the device, few enough to mask cheaply
 WORTH_SHARING = 32  # tokens of a common beginning
 
@@ -44,7 +55,9 @@ def pack_tokens(opened: LanguageModel) -> int:
 def is_out_of_memory(problem: BaseException) -> bool:
     """Tell whether an exception says that the device or the machine has no memory left."""
     text = str(problem).lower()
-    return isinstance(problem, MemoryError) or (isinstance(problem, RuntimeError) and ("out of memory" in text or "allocate memory" in text))
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+    )
 
 
 def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
@@ -54,7 +67,7 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     config = opened.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize
+    row: int = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize
     if opened.device.startswith("cuda"):
         free, most = torch.cuda.mem_get_info()[0], AUTO_ROWS["cuda"]
     else:
@@ -220,41 +233,41 @@ class _Decoding:
         """Read waiting prompts into free slots, a pack at a time; return the first token of each row that goes on."""
         going: list[int] = []
         while self.waiting and free > 0:
-            rows, tokens = [], 0
+            rows: list[int] = []
+            tokens = 0
             while self.waiting and len(rows) < free:
                 length = len(self.prompts[self.waiting[0]]) - common
                 if rows and tokens + length > pack_tokens(self.opened):
                     break
                 rows.append(self.waiting.popleft())
                 tokens += length
-            ends, computed = self._read([self.prompts[row][common:] for row in rows], slots.prefix)
+            ends, computed, places = self._read([self.prompts[row][common:] for row in rows], slots.prefix)
             self.written |= {row: [] for row in rows}
             if self.sampling:
                 self.draws |= {row: _stream(self.sampling, row, self.opened.device) for row in rows}
             chosen = self.choose(ends, rows)
             over = set(self.take(rows, chosen))
-            spans, start = [], 0
-            for index, row in enumerate(rows):
-                length = len(self.prompts[row]) - common
-                if index not in over:
-                    spans.append((start, start + length))
-                    self.active.append(row)
-                    going.append(chosen[index])
-                start += length
+            kept = [index for index in range(len(rows)) if index not in over]
+            self.active += [rows[index] for index in kept]
+            going += [chosen[index] for index in kept]
+            spans = [places[index] for index in kept]
             if spans:
                 slots.admit(computed, spans)
                 free -= len(spans)
         return going
 
-    def _read(self, rows: Sequence[Sequence[int]], prefix: KeyValues) -> "tuple[torch.Tensor, KeyValues]":
-        """Run prompts side by side in one row, unmerged; return the logits at their ends (B, V) and keys and values."""
+    def _read(self, rows: Sequence[Sequence[int]], prefix: KeyValues) -> "tuple[torch.Tensor, KeyValues, list[tuple[int, int, int]]]":
+        """Run prompts; return the logits at their ends (B, V), keys and values, and where each row's stand in them."""
         most = pack_tokens(self.opened)
         if len(rows) == 1 and len(rows[0]) > most:
             held = prefix_of(self.opened, rows[0][:-1], most=most, behind=prefix)
             ends, last = forward_tree(self.opened, Tree.of([rows[0][-1:]]), held, [0])
-            return ends, held.extended(last).after(prefix.length)
+            return ends, held.extended(last).after(prefix.length), [(0, 0, len(rows[0]))]
+        if not prefix.layers:  # rows of their own: sorted by length, they need little padding and no mask
+            return *forward_rows(self.opened, rows), [(index, 0, len(row)) for index, row in enumerate(rows)]
         side_by_side = Tree.unmerged(rows)
-        return forward_tree(self.opened, side_by_side, prefix, [path[-1] for path in side_by_side.paths])
+        ends, computed = forward_tree(self.opened, side_by_side, prefix, [path[-1] for path in side_by_side.paths])
+        return ends, computed, [(0, path[0], path[-1] + 1) for path in side_by_side.paths]
 
     def padded(self) -> None:
         """Decode the next batch of rows by the model's own attention: left-padded, finished rows leave."""

@@ -65,7 +65,7 @@ def log_likelihoods(
 
 
 def _shared(opened: LanguageModel, rows: Sequence[Scored], left: Sequence[int], most: int, keep: Callable[[int, Answer], None]) -> None:
-    order = sorted(left, key=lambda row: rows[row].ids)
+    order = sorted(left, key=lambda row: list(rows[row].ids))
     loose: list[int] = []
     for members, common in runs(rows, order):
         if _tree_size(rows, members) <= most:  # one pack holds it all: the tree shares the beginning by itself
@@ -128,7 +128,9 @@ def _packs(
         _pack(opened, rows, pack, prefix, keep)
 
 
-def _pack(opened: LanguageModel, rows: Sequence[Scored], pack: Sequence[int], prefix: KeyValues, keep: Callable[[int, Answer], None]) -> None:
+def _pack(
+    opened: LanguageModel, rows: Sequence[Scored], pack: Sequence[int], prefix: KeyValues, keep: Callable[[int, Answer], None]
+) -> None:
     import torch
 
     skipped = prefix.length

@@ -139,10 +139,11 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             totals[owner] += value
         return totals
 
-    def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **given: Any) -> list[tuple[float, bool]]:
         """Score continuations, those in the journal without asking the model."""
-        rows, keys = [], []
-        for _, context, continuation in requests:
+        rows: list[Scored] = []
+        keys: list[str] = []
+        for _texts, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise CellFailed(
                     f"a continuation of {len(continuation)} tokens is longer than the context of {self.max_length} tokens "
@@ -162,7 +163,9 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             self.journal.put(keys[missing[row]], list(answer), self._tick())
             self.progress(1)
 
-        fresh = log_likelihoods(self.opened, [rows[index] for index in missing], batch_size=self.batch_size, finished=finished, say=self.say)
+        fresh = log_likelihoods(
+            self.opened, [rows[index] for index in missing], batch_size=self.batch_size, finished=finished, say=self.say
+        )
         answers = {index: (float(str(held[0])), bool(held[1])) for index, (held, _) in known.items()}
         return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]
 

@@ -141,8 +141,6 @@ def make_plan(
     }
     if config.limit is not None:
         scored["limit"] = config.limit
-    if config.backend != "transformers":
-        scored["backend"] = config.backend
     scored["noise"] = config.noise
     cells = [_teacher_cell(shared, {**scored, "data": data, "prompting": [prompting.chat, prompting.system]})]
     for row in rows:

@@ -29,6 +29,16 @@ GLOSSARY = {
     "bootstrap over seeds and items)",
     "above chance": "the same ratio after the chance level is taken from both: what is left of the part above guessing",
     "lost/won": "items the teacher has right and the student wrong / the reverse, mean over seeds",
+    "KL": "divergence of the student's distributions from the teacher's, nats a question's choices or a token of the teacher's answers, "
+    "with 1.96 standard errors clustered by item",
+    "same top": "share of those in which both put the same choice or token first",
+    "perplexity": "by word, as lm-eval counts words; lower is better",
+    "against teacher": "student's perplexity / teacher's, with its 95 % interval over documents",
+    "correct by": "accuracy by each extractor or metric; the first is the score's own",
+    "macro": "mean accuracy over subjects, or over problems' numbers of steps",
+    "picked": "how often each position was chosen, in percent",
+    "unended": "answers that ran into the longest length",
+    "cut prompts": "requests longer than the context, which lost tokens on the left as in lm-eval",
     "tokens": "tokens written per answer, the ending one included",
     "invalid": "share of answers in which the primary extractor finds nothing",
     "decode x": "teacher's seconds per written token / the student's, alternating in one process, batch 1",
@@ -69,7 +79,11 @@ class Row:
 
     def by_seed(self, task: str) -> dict[int | None, str]:
         """Per-item outcomes by seed."""
-        return {record.seed: score.outcomes[score.primary] for record in self.done if (score := record.score(task)) is not None}
+        return {
+            record.seed: score.outcomes[score.primary]
+            for record in self.done
+            if (score := record.score(task)) is not None and score.primary in score.outcomes
+        }
 
     def outcomes(self, task: str) -> list[str]:
         """Per-item outcomes of the primary extractor, one string a seed."""
@@ -111,6 +125,7 @@ def _scored_under(record: RunRecord) -> dict[str, str]:
         "device": record.device,
         "dtype": record.dtype,
         "limited": "a sample of the items" if record.limited else "",
+        "prompts": f"chat template{f', system prompt {record.system!r}' if record.system else ''}" if record.chat else "",
     }
 
 
@@ -270,6 +285,8 @@ def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str
     scores = row.scores(task)
     if not scores:
         return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
+    if scores[0].kind == "perplexity":
+        return _perplexity_cells(scores, teacher.scores(task) if teacher else [])
     value = fmean(score.value for score in scores)
     chance = scores[0].chance
     kept = compare(row, teacher, task, ratio=True) if teacher else Interval(None, reason="no teacher row")
@@ -289,12 +306,60 @@ def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str
         if counts:
             lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
             cells["lost/won"] = (f"{lost:.0f}/{won:.0f}", {"lost": lost, "won": won})
+    near = [one for record in row.done for one in record.fidelity if one.task == task]
+    if near:
+        kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
+        error = fmean(one.kl_stderr for one in near)
+        cells["KL"] = (f"{kl:.3f} ± {1.96 * error:.3f}", {"KL": kl, "KL stderr": error})
+        cells["same top"] = (f"{100 * agreement:.1f} %", {"same top": agreement})
     tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
     if tokens:
         cells["tokens"] = (f"{fmean(tokens):.1f}", {"tokens": fmean(tokens)})
         invalid = fmean(score.invalid_share for score in scores)
         cells["invalid"] = (f"{100 * invalid:.1f} %", {"invalid": invalid})
     return cells
+
+
+def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> dict[str, tuple[str, dict[str, object]]]:
+    """Return a perplexity, and its ratio to the teacher's with an interval over the documents."""
+    value = fmean(score.value for score in scores)
+    cells: dict[str, tuple[str, dict[str, object]]] = {"perplexity": (f"{value:.2f}", {"perplexity": value})}
+    if len(scores) == len(reference) == 1 and scores[0].items_digest == reference[0].items_digest:
+        ratio = stats.perplexity_ratio(scores[0].totals, reference[0].totals)
+        text = DASH if ratio.value is None else f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        cells["against teacher"] = (text, {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
+    elif reference:
+        cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})
+    return cells
+
+
+def diagnostics(found: Group) -> Table | None:
+    """What stands behind the scores: every extractor, both averages, the choices picked, what was cut."""
+    rows = []
+    for row in _ordered(found):
+        for task in found.tasks:
+            scores = [score for score in row.scores(task) if score.outcomes]
+            if not scores:
+                continue
+            first = scores[0]
+            by_extractor = {name: fmean(s.outcomes[name].count("1") / s.n for s in scores) for name in first.outcomes}
+            shown = {"row": _name(row), "task": task, "correct by": ", ".join(f"{name} {100 * v:.1f}" for name, v in by_extractor.items())}
+            exact: dict[str, object] = {"row": row.label, "task": task, **by_extractor}
+            macros = [score.macro for score in scores if score.macro is not None]
+            if macros:
+                shown["macro"] = f"{100 * fmean(macros):.1f} %"
+            picked = {letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen}
+            if picked:
+                shown["picked"] = " ".join(f"{letter} {100 * share:.0f}" for letter, share in picked.items())
+            cut = [score.truncated_share for score in scores if score.truncated_share is not None]
+            if cut:
+                shown["unended"] = f"{100 * fmean(cut):.1f} %"
+            if any(score.cut_prompts for score in scores):
+                shown["cut prompts"] = f"{fmean(score.cut_prompts for score in scores):.0f}"
+            exact |= {"macro": fmean(macros) if macros else None, **{f"picked {letter}": share for letter, share in picked.items()}}
+            exact |= {"unended": fmean(cut) if cut else None, "cut prompts": fmean(score.cut_prompts for score in scores)}
+            rows.append((shown, exact))
+    return _table("diagnostics", "Behind the scores", rows) if rows else None
 
 
 _MIB = 2**20
@@ -380,12 +445,13 @@ def notes(found: Group) -> list[str]:
         if teacher is None:
             lines.append("The teacher's row did not succeed: no retention can be given.")
             break
-        reference = teacher.outcomes(task)[0]
+        reference = next(iter(teacher.outcomes(task)), "")
+        lines += _warnings(found, task)
         flips = [
             (counts.teacher_only + counts.student_only) / counts.n
             for row in found.rows
             if row.label != TEACHER
-            for counts in [stats.pairs(reference, outcome) for outcome in row.outcomes(task)]
+            for counts in [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
         ]
         if flips:
             share = sorted(flips)[len(flips) // 2]
@@ -416,9 +482,26 @@ def notes(found: Group) -> list[str]:
     return lines
 
 
+def _warnings(found: Group, task: str) -> list[str]:
+    """Say what else bears on a task's figures: the noise floor, prompts that were cut, what the scorer had to tell."""
+    lines = []
+    floor = next((one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"noise_flips:{task}"))), None)
+    if floor is not None:
+        items = int(floor.values[0])
+        lines.append(
+            f"{task}: noise floor: the teacher against itself ({floor.condition}) flips {floor.value * items:.0f} of {items} items."
+        )
+    for row in found.rows:
+        for score in row.scores(task)[:1]:
+            if score.cut_prompts:
+                lines.append(f"{task}, {row.label}: {score.cut_prompts} requests were longer than the context and lost tokens on the left.")
+            lines += [f"{task}, {row.label}: {note}." for note in score.notes]
+    return lines
+
+
 def tables(found: Group) -> list[Table]:
     """All tables of a group of records."""
-    return [table for table in (quality(found), cost(found), controls(found)) if table is not None]
+    return [table for table in (quality(found), cost(found), controls(found), diagnostics(found)) if table is not None]
 
 
 def markdown(records: Sequence[RunRecord]) -> str:
@@ -430,7 +513,9 @@ def markdown(records: Sequence[RunRecord]) -> str:
         names = ", ".join(task.partition("@")[0] for task in found.shared["tasks"].split(", "))
         parts.append(f"## {names}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}\n")
         for table in tables(found):
-            alignment = ["left" if column in {"row", "against", "task", "verdict"} else "right" for column in table.columns]
+            alignment = [
+                "left" if column in {"row", "against", "task", "verdict", "correct by", "picked"} else "right" for column in table.columns
+            ]
             text = tabulate(table.rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
             parts.append(f"**{table.title}**\n\n{text}\n")
         parts.append("\n".join(f"- {line}" for line in notes(found)) + "\n")

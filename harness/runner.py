@@ -118,7 +118,6 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         batch_size=plan.config.batch_size,
         measure=any(suite.measure for suite in plan.suites.values()),
         limit=plan.config.limit,
-        backend=plan.config.backend,
         chat=plan.prompting.chat,
         system=plan.prompting.system,
         noise=plan.config.noise,
@@ -178,7 +177,8 @@ def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
         controls=cell.controls, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
-        tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=plan.config.limit is not None, chat=plan.prompting.chat, system=plan.prompting.system,
+        tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=plan.config.limit is not None,
+        chat=plan.prompting.chat, system=plan.prompting.system,
         student_base=ModelReference(name=plan.student_base.name, digest=plan.student_base.digest, note=plan.student_base.note),
         teachers=tuple(ModelReference(name=one.name, digest=one.digest, note=one.note) for one in plan.teachers),
         student_recipe=plan.student_recipe, seed=cell.seed, budget_tokens=plan.budget_tokens, budget_rows=plan.config.rows, path="",

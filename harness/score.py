@@ -23,6 +23,8 @@ from harness.journal import Journal
 from harness.model import LanguageModel
 from harness.record import TaskScore
 
+PLAIN_TEXT = Prompting()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ItemRow:
@@ -54,7 +56,7 @@ def score_task(
     batch_size: BatchSize,
     progress: Callable[[Progress], None],
     limit: int | None = None,
-    prompting: Prompting = Prompting(),
+    prompting: Prompting = PLAIN_TEXT,
     cache: Path | None = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
     """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows, in item order.
@@ -183,7 +185,7 @@ def _chosen(task: Task, name: str, item: int, number: int, samples: list[dict[st
     chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))  # a true tie: the lower index
     choices = [str(request[1]).strip() for request in first["arguments"]]
     target = first["target"]
-    correct = {metric: bool(first[metric]) for metric in ("acc", "acc_norm") if metric in first}
+    correct: dict[str, bool] = {metric: bool(first[metric]) for metric in ("acc", "acc_norm") if metric in first}
     return ItemRow(
         **_base(task, number, first),
         gold=choices[int(target)] if str(target).isdigit() and int(target) < len(choices) else str(target),
@@ -203,7 +205,8 @@ def _written(task: Task, name: str, item: int, number: int, samples: list[dict[s
     target = str(first["target"])
     gold = target.rpartition("#### ")[2].strip()
     grades = {grade.extractor: grade for grade in task.grade(gold, written.text)}
-    upstream = {one["filter"]: bool(one["exact_match"]) for one in samples if "exact_match" in one}  # lm-eval's verdict, where it has one
+    metric = getattr(task, "metric", "exact_match")
+    upstream = {one["filter"]: bool(one[metric]) for one in samples if metric in one}  # lm-eval's verdict, where it has one
     return ItemRow(
         **_base(task, number, first),
         gold=gold,

@@ -84,7 +84,9 @@ class Packed:
         if self.visible is None and not self.prefix.layers:
             attended = torch.nn.functional.scaled_dot_product_attention(asked, keys, values, is_causal=count > 1, scale=scaling)
         else:
-            attended = torch.nn.functional.scaled_dot_product_attention(asked, keys, values, attn_mask=self._masked(count, query), scale=scaling)
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                asked, keys, values, attn_mask=self._masked(count, query), scale=scaling
+            )
         return attended.flatten(0, 1).transpose(0, 1)[None]
 
     def _masked(self, count: int, query: "torch.Tensor") -> "torch.Tensor":
@@ -96,6 +98,23 @@ class Packed:
             mask = torch.cat([torch.ones((count, self.prefix.length), dtype=torch.bool), visible], dim=1)
             self._mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, float("-inf")).to(query.device)
         return self._mask
+
+
+@dataclass
+class Padded:
+    """Rows that share nothing, padded on the right: no token sees what stands after it, so no mask is needed."""
+
+    computed: KeyValues = field(default_factory=KeyValues)
+
+    def attend(self, layer: int, query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", scaling: float) -> "torch.Tensor":
+        """Return the attended values (B, T, H, D) of queries (B, H, T, D)."""
+        import torch
+
+        self.computed.layers[layer] = (key, value)
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (part.repeat_interleave(groups, dim=1) if groups > 1 else part for part in (key, value))
+        causal = query.shape[2] > 1
+        return torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=causal, scale=scaling).transpose(1, 2)
 
 
 @dataclass
@@ -144,8 +163,8 @@ class Slots:
         attended = before.unflatten(1, (rows, groups)).transpose(0, 1) + weights[..., width:] @ values
         return attended.flatten(1, 2)[:, None]
 
-    def admit(self, computed: KeyValues, spans: Sequence[tuple[int, int]]) -> None:
-        """Copy the spans [start, end) of a pack's keys and values into the next free slots, one a row."""
+    def admit(self, computed: KeyValues, spans: Sequence[tuple[int, int, int]]) -> None:
+        """Copy spans (row, start, end) of computed keys and values into the next free slots, one a slot."""
         import torch
 
         first = len(self.lengths)
@@ -155,10 +174,10 @@ class Slots:
                 value_shape = (*shape[:3], values.shape[3])
                 self.layers[layer] = (keys.new_zeros(shape), values.new_zeros(value_shape))
             held_keys, held_values = self.layers[layer]
-            for slot, (start, end) in enumerate(spans, first):
-                held_keys[slot, :, : end - start] = keys[0, :, start:end]
-                held_values[slot, :, : end - start] = values[0, :, start:end]
-        more = torch.tensor([end - start for start, end in spans], device=self.lengths.device)
+            for slot, (row, start, end) in enumerate(spans, first):
+                held_keys[slot, :, : end - start] = keys[row, :, start:end]
+                held_values[slot, :, : end - start] = values[row, :, start:end]
+        more = torch.tensor([end - start for _, start, end in spans], device=self.lengths.device)
         self.lengths = torch.cat([self.lengths, more])
 
     def retire(self, done: Sequence[int]) -> list[int]:
@@ -279,9 +298,7 @@ def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def forward_tree(
-    opened: LanguageModel, tree: Tree, prefix: KeyValues, logits_at: Sequence[int]
-) -> "tuple[torch.Tensor, KeyValues]":
+def forward_tree(opened: LanguageModel, tree: Tree, prefix: KeyValues, logits_at: Sequence[int]) -> "tuple[torch.Tensor, KeyValues]":
     """Run a tree behind a prefix; return logits (len(logits_at), V) at those nodes, and the tree's keys and values.
 
     Must run inside `shared_attention`.
@@ -303,6 +320,21 @@ def forward_tree(
     return out.logits[0, : len(logits_at)], memory.computed
 
 
+def forward_rows(opened: LanguageModel, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, KeyValues]":
+    """Run whole rows side by side; return the logits at their ends (B, V) and keys and values. Must run inside `shared_attention`."""
+    import torch
+
+    memory = Padded()
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[opened.pad_id] * (width - len(row))] for row in rows], device=opened.device)
+    ends = torch.tensor([len(row) - 1 for row in rows], device=opened.device)
+    positions = torch.arange(width, device=opened.device).expand(len(rows), -1)
+    kept, places = torch.unique(ends, return_inverse=True)  # the head sees the columns in which some row ends
+    with torch.inference_mode():
+        out = opened.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, memory=memory)
+        return out.logits[torch.arange(len(rows), device=opened.device), places], memory.computed
+
+
 def forward_step(opened: LanguageModel, tokens: Sequence[int], slots: Slots) -> "torch.Tensor":
     """Decode one token a row and advance the slots; return logits (B, V). Must run inside `shared_attention`."""
     import torch
@@ -317,7 +349,8 @@ def forward_step(opened: LanguageModel, tokens: Sequence[int], slots: Slots) -> 
             memory=slots,
         )
         slots.lengths = slots.lengths + 1
-    return out.logits[:, -1]  # type: ignore[no-any-return]
+    logits_BV: torch.Tensor = out.logits[:, -1]
+    return logits_BV
 
 
 def prefix_of(opened: LanguageModel, tokens: Sequence[int], *, most: int, behind: KeyValues | None = None) -> KeyValues:
@@ -361,7 +394,9 @@ def _probe(opened: LanguageModel) -> float:
     ids = [index % (opened.model.config.get_text_config().vocab_size - 1) for index in range(3, 3 + 7 * 24, 7)]
     first, second = ids, [*ids[:16], *reversed(ids[16:])]
     with torch.inference_mode():
-        own = torch.log_softmax(opened.model(input_ids=torch.tensor([first, second], device=opened.device), use_cache=False).logits.float(), -1)
+        own = torch.log_softmax(
+            opened.model(input_ids=torch.tensor([first, second], device=opened.device), use_cache=False).logits.float(), -1
+        )
     with shared_attention(opened):
         prefix = prefix_of(opened, ids[:12], most=8)
         tree = Tree.of([first[12:23], second[12:23]])
@@ -370,7 +405,10 @@ def _probe(opened: LanguageModel) -> float:
         whole = Tree.of([first[12:23]])
         _, computed = forward_tree(opened, whole, prefix, ())
         slots = Slots(prefix, 2, 12, torch.zeros(0, dtype=torch.long, device=opened.device))
-        slots.admit(computed, [(0, 10), (0, 11)])
+        slots.admit(computed, [(0, 0, 10), (0, 0, 11)])
         stepped = forward_step(opened, [first[22], first[23]], slots)
         gaps.append((torch.log_softmax(stepped.float(), -1) - own[0, 22:24]).abs().max())
+        ends, _ = forward_rows(opened, [first[:20], second])
+        wanted = torch.stack([own[0, 19], own[1, 23]])
+        gaps.append((torch.log_softmax(ends.float(), -1) - wanted).abs().max())
     return float(torch.stack(gaps).max())

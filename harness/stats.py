@@ -160,6 +160,23 @@ def two_level(
     return Interval((observed_ours - chance) / room, float(low), float(high))
 
 
+def perplexity_ratio(student: Sequence[tuple[float, float]], teacher: Sequence[tuple[float, float]]) -> Interval:
+    """Return student's perplexity / teacher's on the same documents, each given as (log-likelihood, words).
+
+    exp of the difference of log-likelihoods per word; the interval takes documents as clusters (ratio estimator).
+    """
+    if len(student) != len(teacher) or not student:
+        return Interval(None, reason="scored on different items")
+    gaps = [theirs[0] - ours[0] for ours, theirs in zip(student, teacher, strict=True)]
+    words = [ours[1] for ours in student]
+    mean = sum(gaps) / sum(words)
+    if len(gaps) < 2:
+        return Interval(math.exp(mean))
+    squares = sum((gap - mean * size) ** 2 for gap, size in zip(gaps, words, strict=True))
+    error = math.sqrt(squares * len(gaps) / (len(gaps) - 1)) / sum(words)
+    return Interval(math.exp(mean), math.exp(mean - Z95 * error), math.exp(mean + Z95 * error))
+
+
 def smallest_drop(n: int, flips: float) -> float | None:
     """Return the smallest true drop that n paired items with this share of flips show (alpha .05 one-sided, power .8)."""
     if n == 0:

@@ -18,7 +18,7 @@ from harness.model import resolve
 from harness.registry import Registry, expanded
 
 REGISTRY = Registry("method", methods.METHODS)
-TASKS = {name: Registry("task", suites.TASKS).load(name)() for name in suites.TASKS}
+TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
 TRAINED = [name for name in methods.METHODS if REGISTRY.load(name).trains]
 
 

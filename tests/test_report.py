@@ -70,7 +70,7 @@ def test_tables_are_the_same_bytes_in_any_order_of_records(tmp_path):
     random.Random(1).shuffle(shuffled)
     report.write_tables(shuffled, tmp_path / "b")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["controls.csv", "cost.csv", "quality.csv", "table.md"]
+    assert names == ["controls.csv", "cost.csv", "diagnostics.csv", "quality.csv", "table.md"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

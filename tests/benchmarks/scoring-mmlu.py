@@ -26,7 +26,20 @@ def main() -> None:
         **same, "subjects": SUBJECTS, "items of each": items, "batch size of the peer": 4, "CPU seconds": found["seconds"],
         "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
     }  # fmt: skip
-    write(Path(__file__).stem, [figure("scoring-mmlu", found["ratios"], unit="times less CPU", better="higher", target=5, peer="lm-eval HFLM, logits cache on", details=details)])  # noqa: E501
+    write(
+        Path(__file__).stem,
+        [
+            figure(
+                "scoring-mmlu",
+                found["ratios"],
+                unit="times less CPU",
+                better="higher",
+                target=5,
+                peer="lm-eval HFLM, logits cache on",
+                details=details,
+            )
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""Eight-shot GSM8K with chains of thought, 32 problems of mixed lengths, SmolLM2-135M, fp32, two cores, 512 new tokens for both.
+
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-gsm8k-cot.py [ITEMS] [BATCH SIZE OF THE PEER]
+"""
+
+import sys
+from pathlib import Path
+
+from _form import figure, write
+from _scoring import outside_model, paired, requests_of, source
+
+import suites
+
+
+def main() -> None:
+    """Write ITEMS answers by both, once each."""
+    items = int(sys.argv[1]) if len(sys.argv) > 1 else 32
+    batch = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+    opened = outside_model()
+    requests = requests_of(suites.load("gsm8k-cot").lm_eval_tasks(source()), items)
+    found = paired(opened, requests, batch_size=batch, rounds=1)
+    mine, theirs = found["answers"]["ours"], found["answers"]["theirs"]
+    details = {
+        "items": items, "same answers": sum(a == b for a, b in zip(mine, theirs, strict=True)), "batch size of the peer": batch,
+        "new tokens at most": 512, "CPU seconds": found["seconds"],
+        "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
+    }  # fmt: skip
+    print(details)
+    peer = f"lm-eval HFLM, batch {batch}"
+    write(
+        Path(__file__).stem,
+        [figure("scoring-gsm8k-cot", found["ratios"], unit="times less CPU", better="higher", target=2, peer=peer, details=details)],
+    )
+
+
+if __name__ == "__main__":
+    main()

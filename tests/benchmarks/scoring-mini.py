@@ -1,0 +1,51 @@
+"""Both embedded tasks, all 1,000 items, teacher `tiny`, against lm-eval's backend at its best batch size.
+
+python tests/benchmarks/scoring-mini.py [ROUNDS]
+"""
+
+import sys
+from pathlib import Path
+
+from _form import figure, write
+from _scoring import asked, choices_compared, paired, peer, requests_of
+
+import suites
+from harness.data import DataSource
+from harness.model import open_model, resolve
+
+BATCHES = {"gsm8k-mini": (64, 128, 256, 512), "mmlu-mini": (16, 64, 256)}
+TARGETS = {"gsm8k-mini": 1.5, "mmlu-mini": 2.0}
+
+
+def main() -> None:
+    """Find the peer's best batch size on a fifth of the items, then alternate on all of them."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    opened = open_model(resolve("tiny", cache=Path("unused")))
+    figures = []
+    for name, batches in BATCHES.items():
+        trial = requests_of(suites.load(name).lm_eval_tasks(DataSource()), 400)
+        asked(peer(opened, batches[0]), trial[:200])  # warm
+        seconds = {size: asked(peer(opened, size), trial)[0] for size in batches}
+        best = min(seconds, key=seconds.__getitem__)
+        requests = requests_of(suites.load(name).lm_eval_tasks(DataSource()), 1000)
+        found = paired(opened, requests, batch_size=best, rounds=rounds)
+        if name == "mmlu-mini":
+            same = choices_compared(requests, found["answers"])
+        else:
+            pairs = list(zip(found["answers"]["ours"], found["answers"]["theirs"], strict=True))
+            same = {"items": len(pairs), "same answers": sum(a == b for a, b in pairs)}
+        details = {
+            **same, "best batch size of the peer": best, "CPU seconds on 400 items by batch size": seconds, "CPU seconds": found["seconds"],
+            "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
+        }  # fmt: skip
+        figures.append(
+            figure(
+                f"scoring-mini:{name.partition('-')[0]}", found["ratios"], unit="times less CPU", better="higher", target=TARGETS[name],
+                peer=f"lm-eval HFLM, batch {best}", details=details,
+            )
+        )  # fmt: skip
+    write(Path(__file__).stem, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Five-shot MMLU with the choices as texts (cloze), 100 questions, SmolLM2-135M, fp32, two cores.
+
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-mmlu-cloze.py [ITEMS]
+"""
+
+import sys
+from pathlib import Path
+
+from _form import figure, write
+from _scoring import choices_compared, outside_model, paired, requests_of, source
+
+import suites
+
+SUBJECTS = ("anatomy",)  # the shortest prefix of all: the least to share
+
+
+def main() -> None:
+    """Score ITEMS questions by both, once each."""
+    items = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    opened = outside_model()
+    requests = requests_of(suites.load("mmlu-cloze").lm_eval_tasks(source(), subjects=SUBJECTS), items)
+    found = paired(opened, requests, batch_size=4, rounds=1)
+    details = {
+        **choices_compared(requests, found["answers"]), "subjects": SUBJECTS, "batch size of the peer": 4, "CPU seconds": found["seconds"],
+        "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
+    }  # fmt: skip
+    peer = "lm-eval HFLM, logits cache on"
+    write(
+        Path(__file__).stem,
+        [figure("scoring-mmlu-cloze", found["ratios"], unit="times less CPU", better="higher", target=4, peer=peer, details=details)],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""The shared path against the model's own attention, its fallbacks, its memory of what was answered."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import suites
+from harness.data import DataSource
+from harness.errors import CellFailed
+from harness.fidelity import choice_fidelity, clustered_mean, token_fidelity
+from harness.generate import generate, why_plain
+from harness.journal import Journal, asked
+from harness.likelihood import Scored, log_likelihoods, runs
+from harness.model import LanguageModel, open_model
+from harness.score import ItemRow, score_task
+from harness.sharing import KeyValues, Tree, refusal, shared_attention
+
+KINDS = ("Llama", "Qwen2", "Qwen3", "Gemma", "GPTNeoX")
+
+
+def small(kind, **changes):
+    """Return a random model of two blocks with grouped heads, and the embedded tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from harness.checkpoint import describe
+    from harness.model import EMBEDDED
+
+    names = {"GPTNeoX": "gpt_neox"}
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip
+    if kind == "GPTNeoX":
+        del sizes["num_key_value_heads"]
+    else:
+        sizes["head_dim"] = 8
+    config = AutoConfig.for_model(names.get(kind, kind.lower()), **{**sizes, **changes})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    folder = EMBEDDED / "tiny"
+    return LanguageModel(model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind))
+
+
+def by_hand(opened, ids, count):
+    with torch.no_grad():
+        logs = torch.log_softmax(opened.model(torch.tensor([ids])).logits[0], dim=-1)
+    return sum(float(logs[at - 1, ids[at]]) for at in range(len(ids) - count, len(ids)))
+
+
+def sequences(shared, tails, count):
+    return [Scored([*shared, *tail], count) for tail in tails]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_shares_or_says_why_not(kind):
+    opened = small(kind)
+    reason = why_plain(opened)
+    rows = sequences(list(range(5, 65)), [[7, 8, 9], [7, 8, 10], [11], [11, 12, 13, 14]], 1)
+    for row, (value, _) in zip(rows, log_likelihoods(opened, rows), strict=True):
+        assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-4), reason
+    if kind in ("Llama", "Qwen2", "Qwen3"):
+        assert reason == ""
+
+
+def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the_reason():
+    assert "full_attention" not in refusal(small("Qwen2"))
+    mixed = small("Llama")
+    mixed.model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert "sliding_attention" in refusal(mixed)
+    window = small("Mistral", sliding_window=16)
+    assert "window of 16" in refusal(window) or "sliding" in refusal(window)
+    quantised = small("Llama")
+    quantised.model.generation_config.cache_implementation = "quantized"
+    assert "quantized cache" in refusal(quantised)
+
+
+def test_a_model_whose_probe_differs_is_refused(monkeypatch):
+    from harness import sharing
+
+    opened = small("Llama")
+    monkeypatch.setattr(sharing.Slots, "attend", lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0)
+    assert "moved by" in sharing.refusal(opened)
+
+
+def test_the_models_own_attention_comes_back():
+    opened = small("Llama")
+    with shared_attention(opened):
+        assert opened.model.config._attn_implementation == "harness-shared"
+    assert opened.model.config._attn_implementation == "sdpa"
+
+
+def test_a_tree_sees_ancestors_only():
+    tree = Tree.of([[1, 2, 3], [1, 2, 4], [5]])
+    assert (tree.tokens, tree.depths, tree.parents) == ([1, 2, 3, 4, 5], [0, 1, 2, 2, 0], [-1, 0, 1, 1, -1])
+    assert tree.paths == [[0, 1, 2], [0, 1, 3], [4]]
+    assert tree.visible().int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+    assert Tree.of([[1, 2, 3]]).visible() is None
+
+
+def test_runs_end_before_the_first_scored_position():
+    long = list(range(100))
+    rows = [*sequences(long, [[1, 2], [1, 3], [4, 5]], 1), Scored([900, 901, 902], 1)]
+    order = sorted(range(4), key=lambda row: rows[row].ids)
+    assert runs(rows, order) == [([0, 1, 2], 100), ([3], 1)]
+    alone = sequences(long, [[1, 2], [3, 2]], 2)  # the last shared token is the input of the first scored one
+    assert runs(alone, [0, 1]) == [([0, 1], 99)]
+
+
+@pytest.mark.parametrize("most", [16, 40, 768])
+def test_packs_of_any_size_and_long_texts_give_the_same_numbers(monkeypatch, most):
+    from harness import likelihood
+
+    monkeypatch.setattr(likelihood, "pack_tokens", lambda opened: most)
+    opened = small("Llama")
+    draw = torch.Generator().manual_seed(1)
+    long = torch.randint(5, 1000, (60,), generator=draw).tolist()
+    rows = sequences(long, [[7, 8, 9], [7, 8, 10], [11, 4], [11, 12, 13, 14]], 2)
+    rows += [Scored([3, 4, 5, 6], 1), Scored(long[:50], 49), Scored([9, 9], 1)]
+    found = log_likelihoods(opened, rows)
+    for row, (value, _) in zip(rows, found, strict=True):
+        assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-3)
+
+
+def test_each_question_costs_its_own_tokens_and_no_more(monkeypatch):
+    """What a table pays for one more question is the question: the shared examples are read once."""
+    opened = small("Llama", max_position_embeddings=2048)
+    why_plain(opened)
+    fed = []
+    forward = opened.model.forward
+    monkeypatch.setattr(opened.model, "forward", lambda *a, **k: (fed.append(k["input_ids"].numel()), forward(*a, **k))[1])
+    shared = [5 + index % 900 for index in range(700)]
+    questions = [[100 + index, 7, 8, letter] for index in range(100) for letter in (1, 2, 3, 4)]
+    log_likelihoods(opened, sequences(shared, questions, 1))
+    assert sum(fed) == 700 + 100 * 3  # the letters themselves are never fed
+
+
+@pytest.mark.parametrize("common", [0, 50])
+def test_refilled_slots_write_what_a_single_row_writes(common):
+    opened = small("Llama")
+    draw = torch.Generator().manual_seed(2)
+    shared = torch.randint(5, 1000, (common,), generator=draw).tolist()
+    prompts = [[*shared, *torch.randint(5, 1000, (size,), generator=draw).tolist()] for size in (3, 9, 4, 12, 5, 6, 7, 3, 8)]
+    alone = [generate(opened, [prompt], max_new_tokens=12, batch_size=1)[0] for prompt in prompts]
+    for size in (2, 4, 64):
+        assert generate(opened, prompts, max_new_tokens=12, batch_size=size) == alone
+    # and what transformers' own generate writes
+    for prompt, one in zip(prompts[:3], alone, strict=False):
+        out = opened.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        eos = opened.tokenizer.eos_token_id
+        ids = out[0, len(prompt) :].tolist()
+        ids = ids[: ids.index(eos)] if eos in ids else ids
+        assert opened.tokenizer.decode(ids, skip_special_tokens=True) == one.text
+
+
+def test_out_of_memory_halves_what_is_done_at_once_and_says_so(monkeypatch):
+    from harness import sharing
+
+    opened = small("Llama")
+    prompts = [[5, 6, 7, index] for index in range(20, 29)]
+    plain = generate(opened, prompts, max_new_tokens=6, batch_size=8)
+    admit, said = sharing.Slots.admit, []
+
+    def tight(self, computed, spans):
+        if self.size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return admit(self, computed, spans)
+
+    monkeypatch.setattr(sharing.Slots, "admit", tight)
+    assert generate(opened, prompts, max_new_tokens=6, batch_size=8, say=said.append) == plain
+    assert said == ["out of memory: 8 rows at once became 4", "out of memory: 4 rows at once became 2"]
+
+
+def test_a_real_error_is_not_taken_for_want_of_memory(monkeypatch):
+    from harness import sharing
+
+    opened = small("Llama")
+    why_plain(opened)
+
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(sharing.Slots, "admit", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        generate(opened, [[5, 6, 7]], max_new_tokens=6)
+
+
+def test_a_journal_keeps_whole_lines_and_drops_a_torn_one(tmp_path):
+    path = tmp_path / "deep" / "journal.jsonl"
+    first = Journal(path)
+    first.put(asked([1, 2], 1), [-0.5, True], 0.25)
+    assert first.read == 0 and first.get(asked([1, 2], 1)) == ([-0.5, True], 0.25)
+    path.write_bytes(path.read_bytes() + b'["torn", [1')
+    again = Journal(path)
+    assert again.get(asked([1, 2], 1)) == ([-0.5, True], 0.25) and again.read == 1
+    again.put(asked([3], 1), [-1.0, False], 0.5)
+    assert Journal(path).get(asked([3], 1)) == ([-1.0, False], 0.5)
+    assert Journal(path).get(asked([1, 2], 2)) is None
+
+
+def scored(opened, name, cache, limit=40):
+    return score_task(opened, suites.load(name), DataSource(), batch_size="auto", limit=limit, progress=lambda one: None, cache=cache)
+
+
+@pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
+def test_answers_are_read_again_from_the_journal_but_never_another_models(embedded, random_model, tmp_path, name):
+    score, rows = scored(embedded, name, tmp_path)
+    again, same = scored(embedded, name, tmp_path)
+    assert score.from_journal == 0 and again.from_journal == (40 if name == "gsm8k-mini" else 160)
+    assert rows == same and again.value == score.value and again.seconds == pytest.approx(score.seconds, abs=0.05)
+    other, theirs = scored(open_model(random_model), name, tmp_path)
+    assert other.from_journal == 0
+    assert [row.text for row in theirs] != [row.text for row in rows] or [r.log_probabilities for r in theirs] != [
+        r.log_probabilities for r in rows
+    ]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import suites
+from harness.data import DataSource
+from harness.model import open_model, resolve
+from harness.score import score_task
+opened = open_model(resolve("tiny", cache=Path("unused")))
+print("begin", flush=True)
+score_task(opened, suites.load("gsm8k-mini"), DataSource(), batch_size=4, limit=200, progress=lambda one: None, cache=Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
+    process = subprocess.Popen([sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begin\n"
+    found = []
+    while process.poll() is None and not found:
+        found = [path for path in tmp_path.rglob("*.jsonl") if path.read_bytes().count(b"\n") >= 20]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = sum(1 for line in found[0].read_bytes().splitlines() if line.endswith(b"]"))
+    score, rows = scored(embedded, "gsm8k-mini", tmp_path, limit=200)
+    assert 20 <= kept < 200 and score.from_journal >= kept - 1
+    fresh, same = scored(embedded, "gsm8k-mini", None, limit=200)
+    assert rows == same and fresh.outcomes == score.outcomes
+
+
+def row_of(item, logs=(), prompt="", text=""):
+    return ItemRow(
+        task="t", item=item, group="", doc_hash="", prompt_hash="", target_hash="", gold="", text=text, extracted={}, correct={}, tokens=0,
+        stop="", log_probabilities=tuple(logs), prompt=prompt,
+    )  # fmt: skip
+
+
+def test_choice_divergence_by_hand():
+    teacher = [row_of(1, [math.log(0.5), math.log(0.5)]), row_of(2, [math.log(0.9), math.log(0.1)])]
+    student = [row_of(1, [math.log(0.25), math.log(0.75)]), row_of(2, [math.log(0.9), math.log(0.1)])]
+    found = choice_fidelity("t", teacher, student)
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert found.items == 2 and found.kl == pytest.approx(first / 2) and found.agreement == 0.5
+    assert choice_fidelity("t", teacher, teacher).kl == pytest.approx(0)
+    shifted = [row_of(1, [3 + math.log(0.5)] * 2), row_of(2, [7 + math.log(0.9), 7 + math.log(0.1)])]
+    assert choice_fidelity("t", teacher, shifted).kl == pytest.approx(0)  # a choice's shared log-probability does not matter
+
+
+def test_clustered_errors_of_equal_clusters_are_the_plain_ones():
+    values = [1.0, 2.0, 4.0, 9.0]
+    mean, error = clustered_mean([(10 * value, 10.0) for value in values])
+    spread = math.sqrt(sum((value - 4) ** 2 for value in values) / 3)
+    assert mean == 4 and error == pytest.approx(spread / 2)
+
+
+def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, random_model):
+    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
+    own = token_fidelity("t", embedded, embedded, rows)
+    assert own.kl == pytest.approx(0, abs=1e-6) and own.agreement == 1 and own.items == 6
+    other = token_fidelity("t", embedded, open_model(random_model), rows)
+    assert other.kl > 0.5 and other.agreement < 0.5 and other.kl_stderr > 0
+
+
+def test_an_empty_memory_has_no_length():
+    assert KeyValues().length == 0
+
+
+def test_two_bos_tokens_are_an_error(embedded, monkeypatch):
+    from harness.lm import HarnessLM
+
+    lm = HarnessLM(embedded)
+    monkeypatch.setattr(type(lm.tokenizer), "bos_token_id", 5, raising=False)
+    monkeypatch.setattr(type(lm.tokenizer), "bos_token", "<s>", raising=False)
+    with pytest.raises(CellFailed, match="two BOS"):
+        lm._one_bos([5, 5, 6])
+    lm._one_bos([5, 6, 5])
+
+
+def test_lm_evals_own_command_knows_the_model():
+    from lm_eval.api.registry import get_model
+
+    import harness.lm  # noqa: F401  registers it
+
+    model = get_model("harness").create_from_arg_string("pretrained=tiny", {"batch_size": 8, "device": "cpu"})
+    assert model.opened.checkpoint.name == "tiny" and model.batch_size == 8
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    from harness.score import read_rows, write_rows
+
+    rows = [row_of(1, [-0.5, -1.0], prompt="p", text="ä")]
+    write_rows(tmp_path / "samples.jsonl", rows)
+    assert read_rows(tmp_path / "samples.jsonl") == rows
+    assert json.loads((tmp_path / "samples.jsonl").read_text())["text"] == "ä"
