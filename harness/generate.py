@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "stop", "length"]
 BatchSize = int | Literal["auto"]
-AUTO_ROWS = {"cpu": 256, "cuda": 512}  # decoded at once, where memory allows
+AUTO_ROWS = {"cpu": 512, "cuda": 512}  # decoded at once, where memory allows
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}  # of one packed forward: enough to fill the device, few enough to mask cheaply
 WORTH_SHARING = 32  # tokens of a common beginning
+_CPU_CACHE = 2**29  # bytes of keys and values in use: more rows at once than fit help a CPU little
 
 _REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 
@@ -72,7 +73,8 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
         free, most = torch.cuda.mem_get_info()[0], AUTO_ROWS["cuda"]
     else:
         free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), AUTO_ROWS["cpu"]
-    return max(1, min(most, int(free * 0.4) // row))
+    share = int(free * 0.4) if opened.device.startswith("cuda") else min(int(free * 0.4), _CPU_CACHE)
+    return max(1, min(most, share // row))
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def generate(
     """
     if not prompts:
         return []
-    longest = max(map(len, prompts)) + max_new_tokens
+    longest = max(map(len, prompts)) + max_new_tokens - (0 if why_plain(opened) else _common(prompts))
     size = rows_by_memory(opened, longest) if batch_size == "auto" else batch_size
     decoding = _Decoding(opened, prompts, max_new_tokens, _StopRule.of(opened, stop), sampling, size, progress, finished)
     run, inside = (decoding.padded, nullcontext()) if why_plain(opened) else (decoding.shared, shared_attention(opened))
@@ -139,6 +141,14 @@ def generate(
                 decoding.start_over()
                 say(f"out of memory: {2 * decoding.size} rows at once became {decoding.size}")
     return [decoding.answers[row] for row in range(len(prompts))]
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts share at their beginning, 0 where it is not worth a pass; a token of each is left."""
+    first, *others = prompts
+    common = min((shared_length(first, other) for other in others), default=0)
+    common = min(common, min(map(len, prompts)) - 1)
+    return common if common >= WORTH_SHARING else 0
 
 
 @dataclass
@@ -204,11 +214,8 @@ class _Decoding:
         import torch
 
         opened, prompts = self.opened, self.prompts
-        first, *others = [prompts[row] for row in self.waiting]
-        common = min((shared_length(first, other) for other in others), default=0)
-        common = min(common, min(len(prompts[row]) for row in self.waiting) - 1)
-        common = common if common >= WORTH_SHARING else 0
-        prefix = prefix_of(opened, first[:common], most=pack_tokens(opened))
+        common = _common([prompts[row] for row in self.waiting])
+        prefix = prefix_of(opened, prompts[self.waiting[0]][:common], most=pack_tokens(opened))
         capacity = max(len(prompts[row]) for row in self.waiting) - common + self.max_new_tokens
         size = min(self.size, len(self.waiting))
         slots = Slots(prefix, size, capacity, torch.zeros(0, dtype=torch.long, device=opened.device))
