@@ -234,8 +234,8 @@ class LmEvalModel(HarnessLM):
         import torch
 
         # lm-eval's own default is cuda:0 everywhere; its backend falls back to the CPU where there is none, and so do we.
-        cuda = torch.cuda.is_available()
-        place = str(device) if device not in ("auto", None, "") and (cuda or not str(device).startswith("cuda")) else "cuda" if cuda else "cpu"
+        wanted = "cuda" if device in ("auto", None, "") else str(device)
+        place = wanted if torch.cuda.is_available() or not wanted.startswith("cuda") else "cpu"
         kind = ("bfloat16" if place.startswith("cuda") else "float32") if dtype in ("auto", None, "") else dtype
         opened = open_model(resolve(pretrained, cache=default_cache()), device=place, dtype=kind)
         super().__init__(opened, batch_size="auto" if batch_size in ("auto", None) else int(batch_size))

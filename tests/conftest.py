@@ -58,3 +58,29 @@ def embedded():
     from harness.model import open_model, resolve
 
     return open_model(resolve("tiny", cache=Path("unused")))
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Return a maker of random models of two blocks with grouped heads and the embedded tokenizer, by transformers' class."""
+
+    def make(kind, **changes):
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        from harness.checkpoint import describe
+        from harness.model import EMBEDDED, LanguageModel
+
+        torch.manual_seed(0)
+        sizes = {
+            "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "max_position_embeddings": 512,
+        }  # fmt: skip
+        if kind != "GPTNeoX":
+            sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+        config = AutoConfig.for_model({"GPTNeoX": "gpt_neox"}.get(kind, kind.lower()), **{**sizes, **changes})
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+        folder = EMBEDDED / "tiny"
+        return LanguageModel(model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind))
+
+    return make

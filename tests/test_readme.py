@@ -47,6 +47,9 @@ def desk(tmp_path_factory):
     for name in ("my-7b", "my-0.5b"):
         shutil.copytree(EMBEDDED / "tiny", folder / name)
     (folder / "run.toml").write_text(blocks("toml")[0])
+    (folder / "tests").symlink_to(ROOT / "tests")
+    if os.environ.get("HARNESS_DATA_DIR"):
+        (folder / "data").symlink_to(Path(os.environ["HARNESS_DATA_DIR"]).resolve())
     return folder
 
 
@@ -58,6 +61,8 @@ def test_every_command_runs(line, desk):
             pytest.skip("needs a GGUF model: set HARNESS_GGUF to one")
         (desk / "model.gguf").unlink(missing_ok=True)
         (desk / "model.gguf").symlink_to(os.environ["HARNESS_GGUF"])
+    if "./data" in words and not (desk / "data").exists():
+        pytest.skip("needs the benchmarks' files: set HARNESS_DATA_DIR to their folder")
     if words[1] == "run" and "--dry-run" not in words:  # as typed, but small and on what this machine has
         words = [*words, *SMALL, "--device", "cpu"]
     done = subprocess.run(

@@ -18,34 +18,11 @@ from harness.fidelity import choice_fidelity, clustered_mean, token_fidelity
 from harness.generate import generate, why_plain
 from harness.journal import Journal, asked
 from harness.likelihood import Scored, log_likelihoods, runs
-from harness.model import LanguageModel, open_model
+from harness.model import open_model
 from harness.score import ItemRow, score_task
 from harness.sharing import KeyValues, Tree, refusal, shared_attention
 
 KINDS = ("Llama", "Qwen2", "Qwen3", "Gemma", "GPTNeoX")
-
-
-def small(kind, **changes):
-    """Return a random model of two blocks with grouped heads, and the embedded tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from harness.checkpoint import describe
-    from harness.model import EMBEDDED
-
-    names = {"GPTNeoX": "gpt_neox"}
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 512,
-    }  # fmt: skip
-    if kind == "GPTNeoX":
-        del sizes["num_key_value_heads"]
-    else:
-        sizes["head_dim"] = 8
-    config = AutoConfig.for_model(names.get(kind, kind.lower()), **{**sizes, **changes})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    folder = EMBEDDED / "tiny"
-    return LanguageModel(model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind))
 
 
 def by_hand(opened, ids, count):
@@ -59,7 +36,7 @@ def sequences(shared, tails, count):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_shares_or_says_why_not(kind):
+def test_every_kind_of_model_shares_or_says_why_not(small, kind):
     opened = small(kind)
     reason = why_plain(opened)
     rows = sequences(list(range(5, 65)), [[7, 8, 9], [7, 8, 10], [11], [11, 12, 13, 14]], 1)
@@ -69,7 +46,7 @@ def test_every_kind_of_model_shares_or_says_why_not(kind):
         assert reason == ""
 
 
-def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the_reason():
+def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the_reason(small):
     assert "full_attention" not in refusal(small("Qwen2"))
     mixed = small("Llama")
     mixed.model.config.layer_types = ["full_attention", "sliding_attention"]
@@ -81,7 +58,7 @@ def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the
     assert "quantized cache" in refusal(quantised)
 
 
-def test_a_model_whose_probe_differs_is_refused(monkeypatch):
+def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
     from harness import sharing
 
     opened = small("Llama")
@@ -89,7 +66,7 @@ def test_a_model_whose_probe_differs_is_refused(monkeypatch):
     assert "moved by" in sharing.refusal(opened)
 
 
-def test_the_models_own_attention_comes_back():
+def test_the_models_own_attention_comes_back(small):
     opened = small("Llama")
     with shared_attention(opened):
         assert opened.model.config._attn_implementation == "harness-shared"
@@ -114,7 +91,7 @@ def test_runs_end_before_the_first_scored_position():
 
 
 @pytest.mark.parametrize("most", [16, 40, 768])
-def test_packs_of_any_size_and_long_texts_give_the_same_numbers(monkeypatch, most):
+def test_packs_of_any_size_and_long_texts_give_the_same_numbers(small, monkeypatch, most):
     from harness import likelihood
 
     monkeypatch.setattr(likelihood, "pack_tokens", lambda opened: most)
@@ -128,7 +105,7 @@ def test_packs_of_any_size_and_long_texts_give_the_same_numbers(monkeypatch, mos
         assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-3)
 
 
-def test_each_question_costs_its_own_tokens_and_no_more(monkeypatch):
+def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
     """What a table pays for one more question is the question: the shared examples are read once."""
     opened = small("Llama", max_position_embeddings=2048)
     why_plain(opened)
@@ -142,7 +119,7 @@ def test_each_question_costs_its_own_tokens_and_no_more(monkeypatch):
 
 
 @pytest.mark.parametrize("common", [0, 50])
-def test_refilled_slots_write_what_a_single_row_writes(common):
+def test_refilled_slots_write_what_a_single_row_writes(small, common):
     opened = small("Llama")
     draw = torch.Generator().manual_seed(2)
     shared = torch.randint(5, 1000, (common,), generator=draw).tolist()
@@ -159,7 +136,7 @@ def test_refilled_slots_write_what_a_single_row_writes(common):
         assert opened.tokenizer.decode(ids, skip_special_tokens=True) == one.text
 
 
-def test_out_of_memory_halves_what_is_done_at_once_and_says_so(monkeypatch):
+def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatch):
     from harness import sharing
 
     opened = small("Llama")
@@ -177,7 +154,7 @@ def test_out_of_memory_halves_what_is_done_at_once_and_says_so(monkeypatch):
     assert said == ["out of memory: 8 rows at once became 4", "out of memory: 4 rows at once became 2"]
 
 
-def test_a_real_error_is_not_taken_for_want_of_memory(monkeypatch):
+def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
     from harness import sharing
 
     opened = small("Llama")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import shutil
 import time
@@ -555,3 +556,73 @@ def test_published_mmlu_is_whole_and_its_golds_are_choices(name, published):
         context = task.fewshot_context(task.eval_docs[0], num_fewshot=5)
         shown = [row["choices"][row["answer"]] if name == "mmlu-cloze" else "ABCD"[row["answer"]] for row in task.dataset["dev"]]
         assert len(shown) == 5 and all(f"\nAnswer: {answer}\n\n" in context for answer in shown)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext"])
+def test_offline_and_item_by_item_what_lm_evals_own_backend_answers(name, source, small, no_network):
+    """The same task objects, the same model, sockets blocked: ours, shared and packed, against HFLM at batch 1."""
+    from lm_eval.models.huggingface import HFLM
+
+    from harness.lm import HarnessLM
+
+    opened = small("Llama", max_position_embeddings=96 if name == "wikitext" else 4096)
+    requests = []
+    for task in suites.load(name).lm_eval_tasks(source).values():
+        task.build_all_requests(limit=3, rank=0, world_size=1)
+        requests += task.instances
+    theirs = HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=1)
+    ours = HarnessLM(opened)
+    kind = requests[0].request_type
+    left, right = getattr(ours, kind)(requests), getattr(theirs, kind)(requests)
+    if kind == "generate_until":
+        assert left == right and len(left) == 3
+    elif kind == "loglikelihood":
+        assert [one[0] for one in left] == pytest.approx([one[0] for one in right], abs=1e-4)
+        assert [one[1] for one in left] == [one[1] for one in right]
+    else:
+        assert left == pytest.approx(right, rel=1e-5)
+    assert ours.requests == len(requests) and not no_network
+
+
+@pytest.mark.parametrize("name", ["gsm8k-cot", "mmlu", "wikitext"])
+def test_a_real_task_is_scored_from_the_folder_alone(name, source, small, no_network):
+    from harness.score import score_task
+
+    opened = small("Llama", max_position_embeddings=2048)
+    score, rows = score_task(opened, suites.load(name), source, batch_size="auto", limit=2, progress=lambda one: None)
+    assert score.n == len(rows) == 2 and score.version == suites.load(name).version
+    if name == "mmlu":
+        assert len(score.groups) == 2 and score.macro == score.value and sum(score.chosen.values()) == pytest.approx(1)
+    if name == "wikitext":
+        assert score.value == pytest.approx(math.exp(-sum(t for t, _ in score.totals) / sum(w for _, w in score.totals)))
+        assert score.stderr is None and not score.outcomes
+    assert not no_network
+
+
+@pytest.mark.parametrize("name", ["gsm8k-cot", "mmlu"])
+def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source, small):
+    """Chat on: shots become turns, the system prompt comes first, and the template's own BOS is the only one."""
+    from harness.contract import Prompting
+    from harness.score import score_task
+
+    opened = small("Llama", max_position_embeddings=4096)
+    tokenizer = opened.tokenizer
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+    shown = []
+    encode = type(opened).encode
+
+    class Watched(type(opened)):
+        def encode(self, text, *, special=None):
+            ids = encode(self, text, special=special)
+            shown.append((text, ids))
+            return ids
+
+    watched = Watched(opened.model, tokenizer, "cpu", opened.checkpoint)
+    prompting = Prompting(chat=True, system="Be brief.")
+    task = suites.load(name)
+    score, _ = score_task(watched, task, source, batch_size="auto", limit=2, progress=lambda one: None, prompting=prompting)
+    text, ids = next(one for one in shown if "<assistant>" in one[0])
+    assert text.startswith(f"{tokenizer.bos_token}<system>Be brief.") and text.count("<user>") > 2 and score.n == 2
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
