@@ -51,6 +51,7 @@ class CellJob(BaseModel):
     chat: bool
     system: str | None
     noise: int
+    force: bool
     include_path: Path | None
     teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
     cell_folder: Path
@@ -171,7 +172,7 @@ def _scored(
 
     # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice changes nothing.
     copy = not job.cell.is_teacher and opened.checkpoint.digest in {one.digest for one in job.teachers}
-    cache = job.cell_folder if copy else job.cache
+    cache = None if job.force else job.cell_folder if copy else job.cache  # --force asks everything anew
     scores: list[TaskScore] = []
     rows: list[ItemRow] = []
     for task in tasks.values():

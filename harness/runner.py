@@ -121,6 +121,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         chat=plan.prompting.chat,
         system=plan.prompting.system,
         noise=plan.config.noise,
+        force=plan.config.force,
         include_path=plan.config.include_path.resolve() if plan.config.include_path else None,
         teacher_samples=None if cell.is_teacher else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
         cell_folder=store.cell(cell.key).resolve(),

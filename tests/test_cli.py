@@ -132,3 +132,15 @@ def test_packages_resolve_to_one_parent_folder():
 
     parents = {str(__import__("pathlib").Path(one.__file__).parent.parent) for one in (package, methods, suites)}
     assert len(parents) == 1
+
+
+def test_lm_evals_own_command_asks_our_model(tmp_path):
+    from pathlib import Path
+
+    tasks = Path(__file__).parent / "tasks"  # lm-eval resolves a task's data files against the working directory
+    done = harness(
+        "lm-eval", "--model", "harness", "--model_args", "pretrained=tiny", "--tasks", "svamp_style", "--include_path", tasks,
+        "--batch_size", "auto", cwd=tasks,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("harness (") and "'pretrained': 'tiny'" in done.stdout and "exact_match" in done.stdout
