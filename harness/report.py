@@ -460,6 +460,8 @@ def notes(found: Group) -> list[str]:
                 f"{task}: with {len(reference)} items and the median share of flips here ({100 * share:.0f} %) one seed shows drops from "
                 f"{100 * (drop or 0):.1f} points on."
             )
+    if shared["prompts"]:
+        lines.append(f"Prompts are shown in the {shared['prompts']}.")
     if shared["limited"]:
         lines.append("A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline.")
     unpacked = dict.fromkeys(
