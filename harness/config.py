@@ -67,10 +67,9 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
     except ValidationError as problem:
         first = problem.errors()[0]
         name = str(first["loc"][0])
+        told = " or ".join(one["msg"].lower() for one in problem.errors() if one["loc"][0] == name)
         flag = f"--{name.replace('_', '-')}"
-        raise HarnessError(
-            f"{where + ': ' if where else ''}{flag} {first['input']!r}: {first['msg'].lower()}; see harness run --help"
-        ) from problem
+        raise HarnessError(f"{where + ': ' if where else ''}{flag} {first['input']!r}: {told}; see harness run --help") from problem
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -138,8 +138,9 @@ def generate(
             except (RuntimeError, MemoryError) as problem:
                 if not is_out_of_memory(problem) or decoding.size == 1:
                     raise
+                before = decoding.size
                 decoding.start_over()
-                say(f"out of memory: {2 * decoding.size} rows at once became {decoding.size}")
+                say(f"out of memory: {before} rows at once became {decoding.size}")
     return [decoding.answers[row] for row in range(len(prompts))]
 
 

@@ -59,8 +59,8 @@ def log_likelihoods(
             except (RuntimeError, MemoryError) as problem:
                 if not is_out_of_memory(problem) or size == 1:
                     raise
-                size = max(1, size // 2)
-                say(f"out of memory: {2 * size} {'rows' if plain else 'tokens'} at once became {size}")
+                before, size = size, max(1, size // 2)
+                say(f"out of memory: {before} {'rows' if plain else 'tokens'} at once became {size}")
     return [found[row] for row in range(len(rows))]
 
 

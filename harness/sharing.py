@@ -378,6 +378,7 @@ def refusal(opened: LanguageModel) -> str:
         gap = _probe(opened)
     except Unshareable as problem:
         return str(problem)
+    # Models of any origin come by here: whatever one of them raises means that it takes the plain path, with this reason.
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as problem:
         if isinstance(problem, torch.OutOfMemoryError):
             raise

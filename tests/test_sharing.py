@@ -47,7 +47,7 @@ def test_every_kind_of_model_shares_or_says_why_not(small, kind):
 
 
 def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the_reason(small):
-    assert "full_attention" not in refusal(small("Qwen2"))
+    assert refusal(small("Qwen2")) == ""
     mixed = small("Llama")
     mixed.model.config.layer_types = ["full_attention", "sliding_attention"]
     assert "sliding_attention" in refusal(mixed)
@@ -150,8 +150,8 @@ def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatc
         return admit(self, computed, spans)
 
     monkeypatch.setattr(sharing.Slots, "admit", tight)
-    assert generate(opened, prompts, max_new_tokens=6, batch_size=8, say=said.append) == plain
-    assert said == ["out of memory: 8 rows at once became 4", "out of memory: 4 rows at once became 2"]
+    assert generate(opened, prompts, max_new_tokens=6, batch_size=9, say=said.append) == plain
+    assert said == ["out of memory: 9 rows at once became 4", "out of memory: 4 rows at once became 2"]
 
 
 def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
