@@ -70,6 +70,10 @@ def plan_run(config: RunConfig) -> Plan:
     from harness.model import is_embedded, resolve
     from harness.registry import Registry
 
+    if config.backend == "vllm":
+        from harness.vllm import require_vllm
+
+        require_vllm()
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]

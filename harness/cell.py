@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +27,10 @@ from harness.plan import PlannedCell, PlannedModel
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, TaskScore, environment, write
 
 if TYPE_CHECKING:
+    from harness.lm import Transformers
     from harness.model import LanguageModel
     from harness.score import ItemRow
+    from harness.vllm import Vllm
 
 
 class CellJob(BaseModel):
@@ -46,6 +49,7 @@ class CellJob(BaseModel):
     device: str
     dtype: str
     batch_size: int | Literal["auto"]
+    backend: str
     measure: bool
     limit: int | None
     chat: bool
@@ -58,6 +62,11 @@ class CellJob(BaseModel):
     student_folder: Path
     cache: Path
     data_dir: Path | None
+
+    @property
+    def prompting(self) -> Prompting:
+        """How prompts are shown."""
+        return Prompting(chat=self.chat, system=self.system)
 
 
 def main(argv: list[str]) -> int:
@@ -125,7 +134,6 @@ def _end_with_parent() -> None:
 def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
     import torch
 
-    from harness.lm import path_of
     from harness.measure import Scenario, measure, process_bytes
     from harness.model import open_model
     from harness.score import write_rows
@@ -135,8 +143,9 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     tasks = _tasks(job.tasks, job.include_path)
     source = DataSource(folder=job.data_dir, render=_renderer(job))
     student, cost = _student(job, tasks, source, progress)
-    opened = open_model(student, device=job.device, dtype=job.dtype)
-    scores, rows = _scored(job, opened, tasks, source, progress)
+    with _backend(job, student, job.dtype) as backend:
+        scores, rows = _scored(job, backend, tasks, source, progress)
+    opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)
     write_rows(job.cell_folder / "samples.jsonl", rows)
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
     measurements: tuple[Measurement, ...] = ()
@@ -144,8 +153,9 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     if job.measure:
         base = open_model(job.teachers[0].checkpoint(), device=job.device, dtype=job.dtype)
         measurements = measure(opened, base, scenario=Scenario(), scores=scores, progress=progress)
-        if job.teacher_samples is not None:
-            fidelity = _fidelity(job, tasks, opened, base, rows, progress)
+        fidelity = _fidelity(job, tasks, opened, rows, progress)
+    if job.cell.is_teacher:
+        _remember(job, tasks, opened, rows)
     if job.cell.is_teacher and job.noise:
         measurements += _noise_floor(job, tasks, source, rows, progress)
     if peak is not None:
@@ -154,7 +164,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         job,
         began,
         status="success",
-        path=path_of(opened),
+        path=backend.path,
         student=_reference(student, parameters=sum(p.numel() for p in opened.model.parameters())),
         scores=tuple(scores),
         fidelity=fidelity,
@@ -165,38 +175,68 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     )
 
 
+@contextmanager
+def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str) -> "Iterator[Transformers | Vllm]":
+    """Open what scores a model; vLLM's engine is stopped again, and its memory given back, at the end."""
+    from harness.lm import Transformers
+    from harness.model import open_model
+
+    if job.backend == "transformers":
+        yield Transformers(open_model(checkpoint, device=job.device, dtype=dtype), job.batch_size)
+        return
+    from harness.vllm import Vllm
+
+    engine = Vllm(checkpoint, dtype=dtype, device=job.device)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
 def _scored(
-    job: CellJob, opened: "LanguageModel", tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]
+    job: CellJob, backend: "Transformers | Vllm", tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]
 ) -> "tuple[list[TaskScore], list[ItemRow]]":
     from harness.score import score_task
 
     # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice changes nothing.
-    copy = not job.cell.is_teacher and opened.checkpoint.digest in {one.digest for one in job.teachers}
+    copy = not job.cell.is_teacher and backend.opened.checkpoint.digest in {one.digest for one in job.teachers}
     cache = None if job.force else job.cell_folder if copy else job.cache  # --force asks everything anew
     scores: list[TaskScore] = []
     rows: list[ItemRow] = []
     for task in tasks.values():
         score, items = score_task(
-            opened, task, source, batch_size=job.batch_size, limit=job.limit, progress=progress, cache=cache,
-            prompting=Prompting(chat=job.chat, system=job.system),
+            backend.opened, task, source, backend=backend, limit=job.limit, progress=progress, cache=cache, prompting=job.prompting,
         )  # fmt: skip
         scores.append(score)
         rows += items
     return scores, rows
 
 
+_TEACHER_READS = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples
+
+
+def _remember(job: CellJob, tasks: dict[str, Task], teacher: "LanguageModel", rows: "list[ItemRow]") -> None:
+    from harness.fidelity import remember
+
+    written = [name for name, task in tasks.items() if task.kind == "generate"]
+    remember(job.cell_folder / _TEACHER_READS, teacher, rows, written)
+
+
 def _fidelity(
-    job: CellJob, tasks: dict[str, Task], student: "LanguageModel", teacher: "LanguageModel", rows: "list[ItemRow]",
-    progress: Callable[[Progress], None],
-) -> tuple[Fidelity, ...]:  # fmt: skip
+    job: CellJob, tasks: dict[str, Task], student: "LanguageModel", rows: "list[ItemRow]", progress: Callable[[Progress], None]
+) -> tuple[Fidelity, ...]:
     """Compare distributions with the teacher's on every task, where both speak the same vocabulary."""
-    from harness.fidelity import choice_fidelity, token_fidelity
+    from harness.fidelity import choice_fidelity, reads, recall, texts_to_read, token_fidelity
+    from harness.model import open_model, student_tokenizer
     from harness.score import read_rows
 
-    assert job.teacher_samples is not None
-    if not job.teacher_samples.exists() or student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+    checkpoint = job.teachers[0].checkpoint()
+    if job.teacher_samples is None or not job.teacher_samples.exists():
+        return ()
+    if student.tokenizer.get_vocab() != student_tokenizer(checkpoint).get_vocab():
         return ()
     theirs = read_rows(job.teacher_samples)
+    teacher: LanguageModel | None = None  # opened only where its own cell could not keep what it read
     found: list[Fidelity | None] = []
     for name, task in tasks.items():
         progress(Progress(stage="compare", done=len(found), total=len(tasks), unit="tasks", detail=name))
@@ -204,7 +244,12 @@ def _fidelity(
         if task.kind == "choose":
             found.append(choice_fidelity(name, before, [row for row in rows if row.task == name]))
         elif task.kind == "generate":
-            found.append(token_fidelity(name, teacher, student, before))
+            known = recall(job.teacher_samples.with_name(_TEACHER_READS), checkpoint, name, device=job.device)
+            if known is None:
+                teacher = teacher or open_model(checkpoint, device=job.device, dtype=job.dtype)
+                found.append(token_fidelity(name, reads(teacher, texts_to_read(teacher, name, before)), student))
+            else:
+                found.append(token_fidelity(name, known, student))
     return tuple(one for one in found if one is not None)
 
 
@@ -212,28 +257,27 @@ def _noise_floor(
     job: CellJob, tasks: dict[str, Task], source: DataSource, rows: "list[ItemRow]", progress: Callable[[Progress], None]
 ) -> tuple[Measurement, ...]:
     """Score the teacher against itself at another dtype, on a sample: flips that no student can be blamed for."""
-    from harness.model import open_model
     from harness.score import score_task
 
     other = "bfloat16" if job.dtype == "float32" else "float32"
-    opened = open_model(job.teachers[0].checkpoint(), device=job.device, dtype=other)
     found = []
-    for name, task in tasks.items():
-        if task.kind == "perplexity":
-            continue
-        first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
-        _, again = score_task(
-            opened, task, source, batch_size=job.batch_size, limit=min(job.noise, job.limit or job.noise), progress=progress,
-            prompting=Prompting(chat=job.chat, system=job.system),
-        )  # fmt: skip
-        both = [row for row in again if row.item in first]
-        flips = sum(row.correct[task.primary] != first[row.item] for row in both)
-        found.append(
-            Measurement(
-                name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False, values=(float(len(both)),),
-                condition=f"{other} against {job.dtype}",
-            )
-        )  # fmt: skip
+    with _backend(job, job.teachers[0].checkpoint(), other) as backend:
+        for name, task in tasks.items():
+            if task.kind == "perplexity":
+                continue
+            first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
+            _, again = score_task(
+                backend.opened, task, source, backend=backend, limit=min(job.noise, job.limit or job.noise), progress=progress,
+                prompting=job.prompting,
+            )  # fmt: skip
+            both = [row for row in again if row.item in first]
+            flips = sum(row.correct[task.primary] != first[row.item] for row in both)
+            found.append(
+                Measurement(
+                    name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False,
+                    values=(float(len(both)),), condition=f"{other} against {job.dtype}",
+                )
+            )  # fmt: skip
     return tuple(found)
 
 

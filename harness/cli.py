@@ -62,6 +62,9 @@ def run(
         str | None,
         typer.Option(help="auto (by memory) or the items scored at once; changes speed and memory, not answers. [default: auto]"),
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What scores: transformers, or vllm where it is installed. [default: transformers]")
+    ] = None,
     chat_template: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +107,7 @@ def run(
         "teacher": split_list(teacher) if teacher is not None else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
         "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
-        "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise, "limit": limit,
+        "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise, "limit": limit,
         "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}

@@ -39,6 +39,7 @@ class RunConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    backend: Literal["transformers", "vllm"] = "transformers"  # what scores; training and timing stay with transformers
     chat_template: Literal["auto", "on", "off"] = "auto"  # auto: on where the teacher comes from outside and has one
     system: str | None = None  # a system prompt, shown with every item
     include_path: Path | None = None  # folder with YAML tasks for lm-eval:NAME

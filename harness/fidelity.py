@@ -6,14 +6,20 @@ one answer are not independent). Only for models that share a vocabulary.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.checkpoint import weight_files
+from harness.contract import Checkpoint
 from harness.generate import left_padded
 from harness.model import LanguageModel
 from harness.record import Fidelity
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.score import ItemRow
 
 TOKEN_ITEMS = 32  # of the teacher's answers that both models read
@@ -47,44 +53,137 @@ def _first_largest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
-def token_fidelity(
-    task: str,
-    teacher: LanguageModel,
-    student: LanguageModel,
-    rows: "Sequence[ItemRow]",
-    *,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Fidelity | None:
-    """Let both models read prompts with the teacher's own answers; compare them at every token of the answers.
+@dataclass(frozen=True)
+class Read:
+    """One of the teacher's answers behind its prompt, as token ids, and what the teacher thought at each of its tokens."""
 
-    A seeded sample of at most 32 answers, those longer than the context left out; None when nothing is left.
-    """
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    logits: "torch.Tensor"  # (len(after), V)
+
+
+def texts_to_read(teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]") -> list[tuple[list[int], list[int]]]:
+    """Draw the answers that are compared, as (prompt, answer) ids: a seeded sample, those longer than the context left out."""
     written = [row for row in rows if row.prompt and row.text]
     random.Random(f"fidelity/{task}").shuffle(written)
     texts = [(teacher.encode(row.prompt), teacher.encode(row.text, special=False)) for row in written[: 2 * TOKEN_ITEMS]]
-    longest = min(teacher.context, student.context)
-    texts = [(before, after) for before, after in texts if after and len(before) + len(after) <= longest][:TOKEN_ITEMS]
-    if not texts:
-        return None
-    divergences: list[tuple[float, float]] = []
-    same: list[tuple[float, float]] = []
+    return [(before, after) for before, after in texts if after and len(before) + len(after) <= teacher.context][:TOKEN_ITEMS]
+
+
+def reads(teacher: LanguageModel, texts: Sequence[tuple[list[int], list[int]]]) -> Iterator[Read]:
+    """Let the teacher read its answers now."""
     for start in range(0, len(texts), _ROWS):
         batch = texts[start : start + _ROWS]
-        keep = max(len(after) for _, after in batch) + 1
-        for (_, after), left, right in zip(batch, _logits(teacher, batch, keep), _logits(student, batch, keep), strict=True):
-            kl, agree = _compared(left[-len(after) - 1 : -1], right[-len(after) - 1 : -1])
-            divergences.append((kl, float(len(after))))
-            same.append((agree, float(len(after))))
+        for (before, after), logits in zip(batch, _logits(teacher, batch), strict=True):
+            yield Read(tuple(before), tuple(after), logits)
+
+
+def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", tasks: Sequence[str]) -> None:
+    """Keep what the teacher reads for every student to come: its last hidden states, from which the head makes the logits.
+
+    Nothing is kept where the head alone does not make them (a bias, a scale or a cap behind it).
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    head = teacher.model.get_output_embeddings()
+    name = _name_of(head.weight, teacher) if head is not None and getattr(head, "bias", None) is None else None
+    if name is None:
+        return
+    held: list[torch.Tensor] = []
+    watching = head.register_forward_pre_hook(lambda module, inputs: held.append(inputs[0].detach()))
+    kept: dict[str, torch.Tensor] = {}
+    try:
+        for task in tasks:
+            texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
+            for index, ((before, after), one) in enumerate(zip(texts, reads(teacher, texts), strict=True)):
+                hidden = held[-1][index % _ROWS, -len(after) - 1 : -1]
+                if not torch.allclose(torch.nn.functional.linear(hidden, head.weight), one.logits, atol=1e-2, rtol=1e-2):
+                    return
+                kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
+                kept[f"{task}/{index}/ids"] = torch.tensor([*before, *after])
+                kept[f"{task}/{index}/written"] = torch.tensor(len(after))
+    finally:
+        watching.remove()
+    if kept:
+        save_file(kept, path, metadata={"head": name, "teacher": teacher.checkpoint.digest})
+
+
+def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
+    """Return the name under which a weight lies in the model's own files (a tied head lies there as the embedding)."""
+    from safetensors import safe_open
+
+    names = [name for name, one in opened.model.named_parameters(remove_duplicate=False) if one is weight]
+    for file in weight_files(opened.checkpoint.path):
+        with safe_open(file, framework="pt") as tensors:
+            found = next((str(name) for name in names if name in tensors.keys()), None)  # noqa: SIM118  no mapping
+        if found is not None:
+            return found
+    return None
+
+
+def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> list[Read] | None:
+    """Return what the teacher read on a task, from its own cell's file; None where there is none for this teacher."""
+    import torch
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as kept:
+        told = kept.metadata()
+        if told["teacher"] != teacher.digest:
+            return None
+        weight = next((w for file in weight_files(teacher.path) if (w := _tensor(file, told["head"])) is not None), None)
+        if weight is None:
+            return None
+        found, index = [], 0
+        names = set(kept.keys())
+        while f"{task}/{index}/hidden" in names:
+            hidden = kept.get_tensor(f"{task}/{index}/hidden")
+            ids = kept.get_tensor(f"{task}/{index}/ids").tolist()
+            cut = len(ids) - int(kept.get_tensor(f"{task}/{index}/written"))
+            logits = torch.nn.functional.linear(hidden.to(device), weight.to(device, hidden.dtype))
+            found.append(Read(tuple(ids[:cut]), tuple(ids[cut:]), logits))
+            index += 1
+    return found
+
+
+def _tensor(file: Path, name: str) -> "torch.Tensor | None":
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(name) if name in tensors.keys() else None  # noqa: SIM118  no mapping
+
+
+def token_fidelity(
+    task: str, teacher: Iterable[Read], student: LanguageModel, *, progress: Callable[[int], None] = lambda _: None
+) -> Fidelity | None:
+    """Let the student read prompts with the teacher's answers; compare the two at every token of the answers.
+
+    Answers longer than the student's context are left out; None when nothing is left.
+    """
+    divergences: list[tuple[float, float]] = []
+    same: list[tuple[float, float]] = []
+    fitting = [one for one in teacher if len(one.before) + len(one.after) <= student.context]
+    for start in range(0, len(fitting), _ROWS):
+        batch = fitting[start : start + _ROWS]
+        for one, ours in zip(batch, _logits(student, [(one.before, one.after) for one in batch]), strict=True):
+            kl, agree = _compared(one.logits, ours)
+            divergences.append((kl, float(len(one.after))))
+            same.append((agree, float(len(one.after))))
         progress(len(batch))
-    return _summary(task, "tokens", divergences, same)
+    return _summary(task, "tokens", divergences, same) if divergences else None
 
 
-def _logits(opened: LanguageModel, batch: Sequence[tuple[list[int], list[int]]], keep: int) -> Any:
+def _logits(opened: LanguageModel, batch: "Sequence[tuple[Sequence[int], Sequence[int]]]") -> "list[torch.Tensor]":
+    """Return the logits (len(after), V) that predict each answer's tokens."""
     import torch
 
-    ids, mask, positions = left_padded([before + after for before, after in batch], opened.pad_id, opened.device)
+    keep = max(len(after) for _, after in batch) + 1
+    ids, mask, positions = left_padded([[*before, *after] for before, after in batch], opened.pad_id, opened.device)
     with torch.inference_mode():
-        return opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+        logits = opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+    return [one[-len(after) - 1 : -1] for one, (_, after) in zip(logits, batch, strict=True)]
 
 
 def _compared(left: Any, right: Any) -> tuple[float, float]:

@@ -1,13 +1,13 @@
 """Our model for lm-eval: answers its requests by the shared path, or by the plain one where a model needs that.
 
 lm-eval keeps its tasks, prompts, filters and metrics. This class encodes, cuts what is too long as lm-eval does (and
-counts it), asks `harness/likelihood.py` and `harness/generate.py`, and keeps what lm-eval drops: tokens, stop reasons,
-the seconds, the answers (in a journal).
+counts it), asks a backend (`harness/likelihood.py` and `harness/generate.py`, or vLLM), and keeps what lm-eval drops:
+tokens, stop reasons, the seconds, the answers (in a journal).
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -16,25 +16,72 @@ from lm_eval.api.registry import register_model
 from harness.errors import CellFailed
 from harness.generate import BatchSize, Generation, generate, why_plain
 from harness.journal import Journal, asked
-from harness.likelihood import Scored, log_likelihoods
+from harness.likelihood import Answer, Scored, log_likelihoods
 from harness.model import LanguageModel
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
 
 
+class Backend(Protocol):
+    """What computes: it is given token ids and calls `finished` with each row's answer as soon as it is there."""
+
+    path: str  # how it computes, as records print it: rows of one table share it
+
+    def log_likelihoods(
+        self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
+    ) -> list[Answer]:
+        """Score the continuation of every row."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: tuple[str, ...], progress: Callable[[int], None],
+        finished: Callable[[int, Generation], None], say: Callable[[str], None],
+    ) -> list[Generation]:  # fmt: skip
+        """Continue every prompt greedily."""
+        ...
+
+
+class Transformers:
+    """The default backend: the opened model itself, on the shared path or its own."""
+
+    def __init__(self, opened: LanguageModel, batch_size: BatchSize = "auto") -> None:
+        self.opened, self.batch_size = opened, batch_size
+        self.path = path_of(opened)
+
+    def log_likelihoods(
+        self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
+    ) -> list[Answer]:
+        """Score the continuation of every row."""
+        return log_likelihoods(self.opened, rows, batch_size=self.batch_size, finished=finished, say=say)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: tuple[str, ...], progress: Callable[[int], None],
+        finished: Callable[[int, Generation], None], say: Callable[[str], None],
+    ) -> list[Generation]:  # fmt: skip
+        """Continue every prompt greedily."""
+        return generate(
+            self.opened, prompts, max_new_tokens=max_new_tokens, stop=stop, batch_size=self.batch_size, progress=progress,
+            finished=finished, say=say,
+        )  # fmt: skip
+
+
 def path_of(opened: LanguageModel) -> str:
-    """Return the scoring path that a model takes, as records print it: rows of one table share it."""
+    """Return the path that a transformers model takes."""
     return "transformers/plain/2" if why_plain(opened) else "transformers/shared/1"
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
-    """Answers lm-eval's requests with a transformers model."""
+    """Answers lm-eval's requests with a model of ours.
+
+    `opened` gives tokenizer, context and identity; `backend` computes, `Transformers(opened, batch_size)` unless given.
+    """
 
     def __init__(
         self,
         opened: LanguageModel,
         *,
         batch_size: BatchSize = "auto",
+        backend: Backend | None = None,
         journal: Journal | None = None,
         progress: Callable[[int], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
@@ -42,7 +89,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         super().__init__()
         self.opened = opened
         self.tokenizer = opened.tokenizer
-        self.batch_size = batch_size
+        self.backend: Backend = backend or Transformers(opened, batch_size)
         self.journal = journal or Journal()
         self.progress = progress
         self.notes: list[str] = []
@@ -163,9 +210,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             self.journal.put(keys[missing[row]], list(answer), self._tick())
             self.progress(1)
 
-        fresh = log_likelihoods(
-            self.opened, [rows[index] for index in missing], batch_size=self.batch_size, finished=finished, say=self.say
-        )
+        fresh = self.backend.log_likelihoods([rows[index] for index in missing], finished=finished, say=self.say)
         answers = {index: (float(str(held[0])), bool(held[1])) for index, (held, _) in known.items()}
         return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]
 
@@ -210,9 +255,9 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         def finished(row: int, one: Generation) -> None:
             self.journal.put(keys[missing[row]], [one.text, one.tokens, one.stop], self._tick())
 
-        fresh = generate(
-            self.opened, [prompts[index] for index in missing], max_new_tokens=new_tokens, stop=stop, batch_size=self.batch_size,
-            progress=self.progress, finished=finished, say=self.say,
+        fresh = self.backend.generate(
+            [prompts[index] for index in missing], max_new_tokens=new_tokens, stop=stop, progress=self.progress, finished=finished,
+            say=self.say,
         )  # fmt: skip
         answers = {index: Generation(str(held[0]), int(str(held[1])), held[2]) for index, (held, _) in known.items()}  # type: ignore[arg-type]
         return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]

@@ -142,6 +142,8 @@ def make_plan(
     if config.limit is not None:
         scored["limit"] = config.limit
     scored["noise"] = config.noise
+    if config.backend != "transformers":
+        scored["backend"] = config.backend
     cells = [_teacher_cell(shared, {**scored, "data": data, "prompting": [prompting.chat, prompting.system]})]
     for row in rows:
         drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")

@@ -116,6 +116,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         device=plan.device,
         dtype=plan.dtype,
         batch_size=plan.config.batch_size,
+        backend=plan.config.backend,
         measure=any(suite.measure for suite in plan.suites.values()),
         limit=plan.config.limit,
         chat=plan.prompting.chat,

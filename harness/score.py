@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.checkpoint import digest_of, file_digest
 from harness.contract import Progress, Prompting, Task
@@ -22,6 +22,9 @@ from harness.generate import BatchSize
 from harness.journal import Journal
 from harness.model import LanguageModel
 from harness.record import TaskScore
+
+if TYPE_CHECKING:
+    from harness.lm import Backend
 
 PLAIN_TEXT = Prompting()
 
@@ -53,11 +56,12 @@ def score_task(
     task: Task,
     source: DataSource,
     *,
-    batch_size: BatchSize,
     progress: Callable[[Progress], None],
+    batch_size: BatchSize = "auto",
     limit: int | None = None,
     prompting: Prompting = PLAIN_TEXT,
     cache: Path | None = None,
+    backend: "Backend | None" = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
     """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows, in item order.
 
@@ -65,8 +69,9 @@ def score_task(
     """
     from lm_eval.evaluator import evaluate
 
-    from harness.lm import HarnessLM
+    from harness.lm import HarnessLM, Transformers
 
+    backend = backend or Transformers(opened, batch_size)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     built = task.lm_eval_tasks(source)
     numbers = _sampled(built, limit, name=task.name)
@@ -82,9 +87,9 @@ def score_task(
         total = max(total, done)
         progress(Progress(stage="score", done=done, total=total, unit="requests", detail=task.name))
 
-    journal = Journal(journal_path(opened, task, prompting, cache) if cache else None)
+    journal = Journal(journal_path(opened, task, prompting, cache, path=backend.path) if cache else None)
     model = HarnessLM(
-        opened, batch_size=batch_size, journal=journal, progress=report,
+        opened, backend=backend, journal=journal, progress=report,
         say=lambda line: progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line)),
     )  # fmt: skip
     total = items * _choices(built) if task.kind == "choose" else items
@@ -102,14 +107,12 @@ def score_task(
     return summarise(task, rows, model=model), rows
 
 
-def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache: Path) -> Path:
+def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str) -> Path:
     """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code and the task's version."""
-    from harness.lm import path_of
-
     here = Path(__file__).parent
-    code = [file_digest(here / name) for name in ("lm.py", "likelihood.py", "generate.py", "sharing.py", "journal.py")]
+    code = [file_digest(here / name) for name in ("lm.py", "likelihood.py", "generate.py", "sharing.py", "journal.py", "vllm.py")]
     key = digest_of(
-        opened.checkpoint.digest, str(opened.model.dtype), opened.device.partition(":")[0], path_of(opened), code, task.name, task.version,
+        opened.checkpoint.digest, str(opened.model.dtype), opened.device.partition(":")[0], path, code, task.name, task.version,
         asdict(prompting),
     )  # fmt: skip
     return cache / "answers" / key[:2] / f"{key[:32]}.jsonl"

@@ -14,7 +14,7 @@ import torch
 import suites
 from harness.data import DataSource
 from harness.errors import CellFailed
-from harness.fidelity import choice_fidelity, clustered_mean, token_fidelity
+from harness.fidelity import choice_fidelity, clustered_mean, reads, recall, remember, texts_to_read, token_fidelity
 from harness.generate import generate, why_plain
 from harness.journal import Journal, asked
 from harness.likelihood import Scored, log_likelihoods, runs
@@ -254,10 +254,44 @@ def test_clustered_errors_of_equal_clusters_are_the_plain_ones():
 
 def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, random_model):
     rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
-    own = token_fidelity("t", embedded, embedded, rows)
+    texts = texts_to_read(embedded, "t", rows)
+    own = token_fidelity("t", reads(embedded, texts), embedded)
     assert own.kl == pytest.approx(0, abs=1e-6) and own.agreement == 1 and own.items == 6
-    other = token_fidelity("t", embedded, open_model(random_model), rows)
+    student = open_model(random_model)
+    other = token_fidelity("t", reads(embedded, texts), student)
     assert other.kl > 0.5 and other.agreement < 0.5 and other.kl_stderr > 0
+    by_hand = []
+    for before, after in texts:  # an independent sum over single sequences, without batches or padding
+        with torch.no_grad():
+            p, q = (torch.log_softmax(one.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1], -1)
+                    for one in (embedded, student))  # fmt: skip
+        by_hand.append((float((p.exp() * (p - q)).sum()), len(after)))
+    assert other.kl == pytest.approx(sum(kl for kl, _ in by_hand) / sum(size for _, size in by_hand), rel=1e-4)
+
+
+def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model, tmp_path, monkeypatch):
+    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
+    kept, student = tmp_path / "reads.safetensors", open_model(random_model)
+    fresh = token_fidelity("t", reads(embedded, texts_to_read(embedded, "t", rows)), student)
+    remember(kept, embedded, rows, ["t"])
+    monkeypatch.setattr(type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again"))
+    known = recall(kept, embedded.checkpoint, "t", device="cpu")
+    monkeypatch.undo()
+    again = token_fidelity("t", known, student)
+    assert again.kl == pytest.approx(fresh.kl, rel=1e-5) and again.agreement == fresh.agreement and again.items == fresh.items
+    assert recall(kept, student.checkpoint, "t", device="cpu") is None  # of another teacher
+    assert recall(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
+
+
+def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(embedded, tmp_path, monkeypatch):
+    rows = [row_of(0, prompt="Question: 1 plus 1?\nAnswer:", text=" It is 2.")]
+    head = embedded.model.get_output_embeddings()
+    capped = head.register_forward_hook(lambda module, inputs, output: torch.tanh(output / 5) * 5)
+    try:
+        remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+    finally:
+        capped.remove()
+    assert not (tmp_path / "reads.safetensors").exists()
 
 
 def test_an_empty_memory_has_no_length():
@@ -281,7 +315,7 @@ def test_lm_evals_own_command_knows_the_model():
     import harness.lm  # noqa: F401  registers it
 
     model = get_model("harness").create_from_arg_string("pretrained=tiny", {"batch_size": 8, "device": "cpu"})
-    assert model.opened.checkpoint.name == "tiny" and model.batch_size == 8
+    assert model.opened.checkpoint.name == "tiny" and model.backend.batch_size == 8
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):

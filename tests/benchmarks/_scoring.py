@@ -97,3 +97,31 @@ def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict
                for one in items.values())  # fmt: skip
     gap = max(abs(a - b) for one in items.values() for a, b in zip(one["ours"], one["theirs"], strict=True))
     return {"items": len(items), "same predictions": same, "largest gap of a log-probability": gap}
+
+
+def against_double(opened: LanguageModel, requests: list[Any], answers: dict[str, list[Any]], widest: int = 8) -> dict[str, object]:
+    """Compare both sides with a float64 forward on the requests where they differ most: whose digits are whose."""
+    import copy
+
+    import torch
+
+    gaps = [abs(mine[0] - theirs[0]) for mine, theirs in zip(answers["ours"], answers["theirs"], strict=True)]
+    model = copy.deepcopy(opened.model).double()
+    lm = HarnessLM(opened)
+    found: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
+    for index in sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:widest]:
+        before, after = lm._encode_pair(*requests[index].args)
+        with torch.inference_mode():
+            out = model(input_ids=torch.tensor([before + after]), use_cache=False, logits_to_keep=len(after) + 1).logits[0, :-1]
+        exact = float(torch.log_softmax(out, -1)[torch.arange(len(after)), torch.tensor(after)].sum())
+        found["tokens"].append(len(after))
+        for who in ("ours", "theirs"):
+            found[who].append(abs(answers[who][index][0] - exact))
+    return {
+        "of the widest gaps": widest, "scored tokens": found["tokens"],
+        "largest error against float64": {who: max(found[who]) for who in ("ours", "theirs")},
+        "largest gap a token": max(
+            abs(answers["ours"][index][0] - answers["theirs"][index][0]) / max(1, len(lm._encode_pair(*requests[index].args)[1]))
+            for index in range(len(requests))
+        ),
+    }  # fmt: skip

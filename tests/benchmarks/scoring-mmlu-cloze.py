@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from _form import figure, write
-from _scoring import choices_compared, outside_model, paired, requests_of, source
+from _scoring import against_double, choices_compared, outside_model, paired, requests_of, source
 
 import suites
 
@@ -21,7 +21,9 @@ def main() -> None:
     requests = requests_of(suites.load("mmlu-cloze").lm_eval_tasks(source(), subjects=SUBJECTS), items)
     found = paired(opened, requests, batch_size=4, rounds=1)
     details = {
-        **choices_compared(requests, found["answers"]), "subjects": SUBJECTS, "batch size of the peer": 4, "CPU seconds": found["seconds"],
+        **choices_compared(requests, found["answers"]),
+        **against_double(opened, requests, found["answers"]),
+        "subjects": SUBJECTS, "batch size of the peer": 4, "CPU seconds": found["seconds"],
         "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
     }  # fmt: skip
     peer = "lm-eval HFLM, logits cache on"

@@ -23,7 +23,9 @@ def main() -> None:
     same = choices_compared(requests, found["answers"])
     print(same)
     details = {
-        **same, "subjects": SUBJECTS, "items of each": items, "batch size of the peer": 4, "CPU seconds": found["seconds"],
+        **same,
+        **against_double(opened, requests, found["answers"]),
+        "subjects": SUBJECTS, "items of each": items, "batch size of the peer": 4, "CPU seconds": found["seconds"],
         "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
     }  # fmt: skip
     write(
