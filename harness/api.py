@@ -1,8 +1,9 @@
 """The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives a pandas frame."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from harness.runner import Finished, Watcher, run_plan
 
 if TYPE_CHECKING:
     import pandas
+
+    from harness.estimate import Estimate
+    from harness.measure import Measured
 
 
 FRAME_COLUMNS = "key row method control seed status reason teacher student suite budget device metric task value stderr n unit"
@@ -127,6 +131,118 @@ def run(
     return Run(plan, tuple(ended), path)
 
 
+def estimate_plans(
+    methods: Sequence[str],
+    *,
+    teacher: str = "tiny",
+    student: str = "depth:0.5",
+    hardware: str = "cpu",
+    suite: Sequence[str] = ("math",),
+    budget: int | None = None,
+    rows: int = 2_000,
+    limit: int | None = None,
+    records: Sequence[RunRecord] = (),
+    cache: Path | None = None,
+) -> list["Estimate"]:
+    """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no weights, computes nothing."""
+    import methods as table
+    import suites
+    from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, default_cache, parse_method
+    from harness.estimate import estimate
+    from harness.hardware import parse_hardware
+    from harness.model import is_embedded, parse_recipe, resolve
+    from harness.registry import Registry
+    from harness.workload import ITEMS, Asked, is_size, parse_model, student_shape, work_of
+
+    place = parse_hardware(hardware, records)
+
+    def folder(name: str) -> Path:
+        return resolve(name, cache=cache or default_cache()).path
+
+    big = parse_model(teacher, folder)
+    recipe = parse_recipe(student)
+    small = student_shape(big, recipe) if recipe else parse_model(student, folder)
+    if is_size(teacher) and is_size(student):  # public shapes of two families: taken as of one, with one vocabulary
+        small = replace(small, vocabulary=big.vocabulary)
+    embedded = is_embedded(teacher)
+    named = suites.resolve(list(suite), embedded=embedded)
+    tasks = dict.fromkeys(task for one in named.values() for task in one.tasks)
+    items = {task: min(ITEMS.get(task, 1_000), limit or 10**9) for task in tasks}
+    registry = Registry.with_entry_points("method", table.METHODS, "harness.methods")
+    declared = {name: registry.load(name) for name in registry.table}
+    found: list[Estimate] = []
+    for spec in methods:
+        chain = tuple(parse_method(part)[0] for part in spec.split("+"))
+        asked = Asked(
+            teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),
+            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET),
+        )  # fmt: skip
+        work = {name: work_of(name, declared) for name in chain}
+        found.append(estimate(asked, work, place, records, teacher_row=not found))
+    return found
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One model of `measure_models`: its name and what was found, speeds as ratios to the first model of the call."""
+
+    name: str
+    found: "Measured"
+
+
+def measure_models(
+    models: Sequence[str],
+    *,
+    grid: str | None = None,
+    rounds: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    cache: Path | None = None,
+    out: Path = Path("results/runs/measured"),
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[list[Weighed], Path]:
+    """Time and weigh models; each after the first by turns with it. Return what was found and the file with every raw stamp."""
+    import tempfile
+    import time
+
+    from harness.checkpoint import write_whole
+    from harness.config import default_cache
+    from harness.measure import ROUNDS, Settings, Subject, measure
+    from harness.model import resolve
+    from harness.record import environment
+    from harness.scenario import GRIDS, parse_grid
+    from harness.watch import allowed_cpus
+
+    if not models:
+        raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
+    place = choose_device(device)
+    settings = Settings(
+        grid=parse_grid(grid or GRIDS[place]), rounds=ROUNDS if rounds is None else rounds, device=place,
+        dtype=dtype if dtype != "auto" else "bfloat16" if place == "cuda" else "float32",
+        threads=threads or int(os.environ.get("OMP_NUM_THREADS") or len(allowed_cpus())),
+    )  # fmt: skip
+    subjects = [Subject(resolve(name, cache=cache or default_cache())) for name in models]
+    done: list[Weighed] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, subject) in enumerate(zip(models, subjects, strict=True)):
+            base = subjects[0] if number else None
+            done.append(Weighed(name, measure(subject, base, settings, folder=Path(folder), progress=progress)))
+    path = out / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.json"
+    told = {
+        "environment": environment(device=place, dtype=settings.dtype, threads=settings.threads).model_dump(mode="json"),
+        "models": [
+            {
+                "name": one.name, "digest": subject.checkpoint.digest, "skipped": one.found.skipped, "raw": one.found.raw,
+                "measurements": [each.model_dump(mode="json") for each in one.found.measurements],
+            }
+            for one, subject in zip(done, subjects, strict=True)
+        ],
+    }  # fmt: skip
+    write_whole(path, json.dumps(told))
+    return done, path
+
+
 def train_embedded(
     out: Path | None = None, *, only: str | None = None, budget: int | None = None, progress: Callable[[Progress], None] = lambda _: None
 ) -> Iterator[str]:
@@ -206,8 +322,10 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
         if record.trains:
             metrics += [
                 {"metric": name, "value": getattr(record.cost, name), "unit": unit}
-                for name, unit in (("seen_tokens", "tokens"), ("trained_tokens", "tokens"), ("seconds", "s"), ("flops", "FLOP"),
+                for name, unit in (("seen_tokens", "tokens"), ("trained_tokens", "tokens"), ("seconds", "s"), ("device_seconds", "s"),
+                                   ("flops", "FLOP"), ("energy_joules", "J"), ("peak_bytes", "bytes"),
                                    ("teacher_tokens", "tokens"), ("teacher_seconds", "s"), ("teacher_flops", "FLOP"))
+                if getattr(record.cost, name) is not None
             ]  # fmt: skip
         rows += [{**base, **metric} for metric in metrics] or [base]
     return pandas.DataFrame(rows, columns=FRAME_COLUMNS.split())

@@ -51,6 +51,8 @@ class CellJob(BaseModel):
     batch_size: int | Literal["auto"]
     backend: str
     measure: bool
+    grid: str
+    rounds: int
     limit: int | None
     chat: bool
     system: str | None
@@ -134,9 +136,10 @@ def _end_with_parent() -> None:
 def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
     import torch
 
-    from harness.measure import Scenario, measure, process_bytes
+    from harness.measure import per_problem
     from harness.model import open_model
     from harness.score import write_rows
+    from harness.stopwatch import process_bytes
 
     progress(Progress(stage="start", done=0, total=1))
     threads = torch.get_num_threads()
@@ -148,28 +151,32 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)
     write_rows(job.cell_folder / "samples.jsonl", rows)
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
-    measurements: tuple[Measurement, ...] = ()
+    parameters = sum(p.numel() for p in opened.model.parameters())
+    measurements = tuple(per_problem(scores))
     fidelity: tuple[Fidelity, ...] = ()
     if job.measure:
-        base = open_model(job.teachers[0].checkpoint(), device=job.device, dtype=job.dtype)
-        measurements = measure(opened, base, scenario=Scenario(), scores=scores, progress=progress)
         fidelity = _fidelity(job, tasks, opened, rows, progress)
     if job.cell.is_teacher:
         _remember(job, tasks, opened, rows)
+    del opened
     if job.cell.is_teacher and job.noise:
         measurements += _noise_floor(job, tasks, source, rows, progress)
+    path = backend.path
+    del backend
+    if job.measure:
+        measurements += _measured(job, student, threads, progress)
     if peak is not None:
         measurements += (Measurement(name="peak_process_bytes", value=peak, unit="bytes", higher_is_better=False),)
     return _record(
         job,
         began,
         status="success",
-        path=backend.path,
-        student=_reference(student, parameters=sum(p.numel() for p in opened.model.parameters())),
+        path=path,
+        student=_reference(student, parameters=parameters),
         scores=tuple(scores),
         fidelity=fidelity,
         measurements=measurements,
-        cost=cost.model_copy(update={"peak_bytes": peak if job.cell.trains else None}),
+        cost=cost,
         data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
         environment=environment(device=job.device, dtype=job.dtype, threads=threads),
     )
@@ -210,6 +217,23 @@ def _scored(
         scores.append(score)
         rows += items
     return scores, rows
+
+
+def _measured(job: CellJob, student: Checkpoint, threads: int, progress: Callable[[Progress], None]) -> tuple[Measurement, ...]:
+    """Time and weigh the student beside its teacher, in processes of their own; this one holds no model any more."""
+    from harness.checkpoint import write_whole
+    from harness.measure import Settings, Subject, measure
+    from harness.model import release_memory
+    from harness.scenario import parse_grid
+
+    release_memory(job.device)
+    settings = Settings(grid=parse_grid(job.grid), rounds=job.rounds, device=job.device, dtype=job.dtype, threads=threads)
+    found = measure(Subject(student), Subject(job.teachers[0].checkpoint()), settings, folder=job.cell_folder, progress=progress)
+    write_whole(job.cell_folder / "timings.json", json.dumps({**found.raw, "skipped": found.skipped}))
+    skipped = tuple(
+        Measurement(name="skipped_scenario", value=0, unit="", higher_is_better=False, remark=reason) for reason in found.skipped
+    )
+    return found.measurements + skipped
 
 
 _TEACHER_READS = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples

@@ -76,6 +76,10 @@ def run(
     noise: Annotated[
         int | None, typer.Option(help="Items on which the teacher is scored again at another dtype: the noise floor. [default: 100]")
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Timing: prompt tokens x batch x new tokens, lists combined: 128,512x1,8x32. [default: by device]")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Timing: rounds of teacher, student, student, teacher. [default: 6]")] = None,
     limit: Annotated[
         int | None,
         typer.Option(help="Score a seeded sample of N items of each task: a trial, marked so in records and tables. [default: all]"),
@@ -107,7 +111,8 @@ def run(
         "teacher": split_list(teacher) if teacher is not None else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
         "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
-        "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise, "limit": limit,
+        "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise,
+        "grid": grid, "rounds": rounds, "limit": limit,
         "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}
@@ -133,7 +138,7 @@ def run(
 
 
 def _print_plan(plan: "Plan") -> int:
-    from harness.plan import parameters_on_disk
+    from harness.arithmetic import parameters_on_disk
     from harness.runner import estimate_seconds
     from harness.store import Store
 
@@ -206,6 +211,7 @@ def report(
     keep: Annotated[
         Path | None, typer.Option(help="Copy the records into this study's records/ and write its tables/ beside them.")
     ] = None,
+    price: Annotated[float | None, typer.Option(help="Money per device-hour: adds what each training cost.", min=0)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
@@ -223,10 +229,76 @@ def report(
         folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
         if keep:
             keep_records(records, keep / "records")
-        typer.echo(tables.markdown(records))
-        written = tables.write_tables(records, folder)
+        typer.echo(tables.markdown(records, price=price))
+        written = tables.write_tables(records, folder, price=price)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
+
+
+@app.command()
+def measure(
+    models: Annotated[list[str] | None, typer.Argument(help="Models; each after the first is timed by turns with it.")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Prompt tokens x batch x new tokens, lists combined. [default: 128x1x32; GPU: 128,512,2048x1,8,32x128]"),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of base, model, model, base. [default: 10]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each model. [default: the CPUs that may be used]", min=1)] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the file with every raw value.")] = Path("results/runs/measured"),
+) -> int:
+    """Time and weigh models: first token, later tokens, bytes of weights, cache and peak; ratios to the first model."""
+    from harness.api import measure_models
+    from harness.console import Console
+    from harness.report import weighed_tables
+
+    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
+        raise HarnessError(f"--device {device} --dtype {dtype}: devices are auto, cpu, cuda; dtypes auto, float32, bfloat16")
+    with Console() as console:
+        found, path = measure_models(
+            models or [], grid=grid, rounds=rounds, device=device, dtype=dtype, threads=threads, cache=cache, out=out,
+            progress=console.progress,
+        )  # fmt: skip
+    typer.echo(weighed_tables([(one.name, one.found.measurements, one.found.skipped) for one in found]))
+    typer.echo(f"every raw value: {path}")
+    return 0
+
+
+@app.command()
+def plan(
+    methods: Annotated[str, typer.Option(help="Chains, separated by commas: cot,response+int4.")] = "cot,response",
+    teacher: Annotated[str, typer.Option(help="A model, or a size as the nearest public shape: 70B.")] = "tiny",
+    student: Annotated[str, typer.Option(help="depth:S, width:S of the teacher, a model, or a size: 7B.")] = "depth:0.5",
+    hardware: Annotated[str, typer.Option(help="cpu (this machine), cpu:CORESxMEMORYGB, 8xH100, or by memory: 8x80GB.")] = "cpu",
+    suite: Annotated[str, typer.Option(help="Suites or tasks that are scored.")] = "math",
+    budget: Annotated[
+        int | None, typer.Option(help="Seen tokens of a trained row. [default: 250000 for the embedded pair, else 1000000]", min=100)
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Distinct training items.", min=1)] = 2_000,
+    limit: Annotated[int | None, typer.Option(help="Items scored of each task. [default: all]", min=1)] = None,
+    price: Annotated[float | None, typer.Option(help="Money per device-hour.", min=0)] = None,
+    records: Annotated[
+        list[Path] | None, typer.Option(help="Records of this machine, for its rates; repeatable. [default: results/runs where it exists]")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")] = None,
+) -> int:
+    """Estimate memory, time, tokens and money of chains on some hardware before anything is spent; computes nothing."""
+    from harness.api import estimate_plans
+    from harness.config import split_list
+    from harness.estimate import text
+    from harness.store import read_all
+
+    places = records or [place for place in (Path("results/runs"),) if place.exists()]
+    known = [record for place in places for record in read_all(place)[0]]
+    found = estimate_plans(
+        split_list(methods), teacher=teacher, student=student, hardware=hardware, suite=split_list(suite), budget=budget, rows=rows,
+        limit=limit, records=known, cache=cache,
+    )  # fmt: skip
+    for one in found:
+        typer.echo(text(one, price=price) + "\n")
+    return 0 if all(stage.fits for one in found for stage in one.stages) else 1
 
 
 @app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

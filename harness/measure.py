@@ -1,132 +1,299 @@
-"""Times and weighs a model beside its base: same token ids, EOS off, rounds in the order base, student, student, base.
+"""Times and weighs models: each in a fresh process of its own, told when to run, base and student by turns.
 
-The seam of a later, more rigorous stopwatch: `measure` takes two opened models and returns measurements.
+The rules (what they guard against stands in docs/measuring.md): the same token ids for every model, EOS off, full-length
+warm-up until stable, rounds in the order base, student, student, base, one ratio a round, an interval by bootstrap over
+the rounds, raw values kept. Memory is counted by storages and compared with what the configuration says.
+Definitions: TTFT is the prefill and the first token; TPOT = (end to end - TTFT) / (new tokens - 1); decode tokens/s =
+batch (new tokens - 1) / (end to end - TTFT), as MLPerf and vLLM count them. Tokenising is not in any of them.
 """
 
-import contextlib
-import ctypes
-import gc
+import json
 import math
-import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
 
+from harness import stats, stopwatch
+from harness.arithmetic import ITEM_BYTES, Shape, weight_bytes
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint, Progress
-from harness.model import LanguageModel
+from harness.errors import CellFailed, HarnessError
 from harness.record import Measurement, TaskScore
+from harness.scenario import VISIT_SECONDS, Scenario
+from harness.stopwatch import Job
+from harness.watch import Watch
+
+ROUNDS = 10
+AGREE = 0.02  # share by which arithmetic and count may differ before the row says so
+START_SPREAD = 0.015  # of a log ratio of two processes: starting the same two again moves it so much (measured: measure-aa)
+_NOT_ALL_MEMORY = 0.9  # of what is free may be asked for
+_PERCENTILE_NEEDS = 30  # values, before a 90th percentile is printed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured, and what is put around it when it is open (`module:function`)."""
+
+    checkpoint: Checkpoint
+    wrap: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """One point of the grid: prompt length, forced output length, batch, rounds."""
+class Settings:
+    """How to measure: the grid, the rounds, and the conditions that every process shares."""
 
-    prompt_tokens: int = 128
-    new_tokens: int = 32
-    batch: int = 1
-    rounds: int = 4
-    warmup: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.prompt_tokens} prompt tokens, {self.new_tokens} new tokens, batch {self.batch}"
+    grid: tuple[Scenario, ...]
+    rounds: int = ROUNDS
+    visit_seconds: float = VISIT_SECONDS
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
 
 
-def _synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        import torch
+@dataclass(frozen=True)
+class Measured:
+    """What was found about one model beside its base: figures, raw stamps, and what was left out and why."""
 
-        torch.cuda.synchronize()
+    measurements: tuple[Measurement, ...]
+    raw: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
 
-def time_once(opened: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[float, float]:
-    """Return (prefill seconds, decode seconds) of one forced-length greedy run; EOS is ignored."""
-    import torch
+class Stopwatch:
+    """The process of one model, as its parent sees it."""
 
-    ids = torch.tensor(prompts, device=opened.device)
-    with torch.inference_mode():
-        _synchronise(opened.device)
-        began = time.perf_counter()
-        out = opened.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
-        _synchronise(opened.device)
-        first = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            out = opened.model(input_ids=chosen, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-            chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
-        _synchronise(opened.device)
-        return first - began, time.perf_counter() - first
+    def __init__(self, job: Job, folder: Path, name: str) -> None:
+        self.name = name
+        self.log = folder / f"stopwatch-{name}.txt"
+        path = folder / f"stopwatch-{name}.json"
+        path.write_text(stopwatch.as_json(job), encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+        with self.log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "harness.stopwatch", str(path.resolve())],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", env=environment,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        assert self.process.stdin is not None
+        if kind is not None:
+            self.process.kill()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the imports to be over."""
+        self._answer()
+
+    def ask(self, do: str, **question: Any) -> dict[str, Any]:
+        """Tell the process to do one thing now, and block until it has."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it is gone: the answer says why
+            self.process.stdin.write(json.dumps({"do": do, **question}) + "\n")
+            self.process.stdin.flush()
+        answer = self._answer()
+        if "failed" in answer:
+            raise CellFailed(f"measuring {self.name}: {answer['failed']}")
+        return answer
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            last = next((one for one in reversed(self.log.read_text(errors="replace").splitlines()) if one.strip()), "no output")
+            raise CellFailed(f"the process that measured {self.name} ended with status {code}: {last[:200]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def measure(
-    student: LanguageModel, base: LanguageModel, *, scenario: Scenario, scores: Sequence[TaskScore], progress: Callable[[Progress], None]
-) -> tuple[Measurement, ...]:
-    """Measure speed against the base in alternating rounds, bytes by count, and the peak of this process."""
-    draw = random.Random(0)
-    shared = min(int(model.model.config.vocab_size) for model in (student, base))
-    prompts = [[draw.randrange(shared) for _ in range(scenario.prompt_tokens)] for _ in range(scenario.batch)]
-    timings: dict[str, list[tuple[float, float]]] = {"student": [], "base": []}
-    models = {"student": student, "base": base}
-    for opened in models.values():
-        for _ in range(scenario.warmup):
-            time_once(opened, prompts, scenario.new_tokens)
-    gc.collect()
-    gc.disable()
-    try:
-        for done in range(scenario.rounds):
-            for who in ("base", "student", "student", "base"):
-                timings[who].append(time_once(models[who], prompts, scenario.new_tokens))
-            progress(Progress(stage="measure", done=done + 1, total=scenario.rounds, unit="rounds"))
-    finally:
-        gc.enable()
-    peak = peak_rise(student, prompts, scenario.new_tokens)
-    return (
-        *_speeds(timings, scenario),
-        *_bytes(student),
-        *([peak] if peak else []),
-        *_per_problem(scores),
-    )
+    student: Subject, base: Subject | None, settings: Settings, *, folder: Path, progress: Callable[[Progress], None] = lambda _: None
+) -> Measured:
+    """Measure a model, its speed as a ratio to `base` where one is given; job files and logs go to `folder`.
+
+    What cannot fit (context, memory) is skipped with the numbers. Raises `CellFailed` when a process fails.
+    """
+    if settings.rounds < 1:
+        raise HarnessError(f"--rounds {settings.rounds}: at least one round is needed; 10 give an interval")
+    folder.mkdir(parents=True, exist_ok=True)
+    subjects = {"student": student} if base is None else {"student": student, "base": base}
+    shapes = {who: Shape.of_folder(one.checkpoint.path, name=one.checkpoint.name) for who, one in subjects.items()}
+    vocabulary = min(shape.vocabulary for shape in shapes.values())
+    grid, skipped = _fitting(subjects, shapes, settings)
+    found: list[Measurement] = _on_disk(student.checkpoint)
+    if not grid:
+        return Measured(tuple(found), {}, tuple(skipped))
+    raw: dict[str, Any] = {"settings": {**asdict(settings), "grid": [str(one) for one in settings.grid]}, "scenarios": {}}
+    with ExitStack() as stack:
+        held: dict[str, Stopwatch] = {}
+        for who, one in subjects.items():
+            job = Job(
+                path=str(one.checkpoint.path), device=settings.device, dtype=settings.dtype, threads=settings.threads,
+                vocabulary=vocabulary, wrap=one.wrap,
+            )  # fmt: skip
+            held[who] = stack.enter_context(Stopwatch(job, folder, who))
+        for process in held.values():
+            process.wait_until_ready()
+        opened = {who: process.ask("open") for who, process in held.items()}
+        raw["open"] = opened
+        total = len(grid) * (settings.rounds + 1)
+        for number, scenario in enumerate(grid):
+            timed = _alternate(held, scenario, settings, lambda done, n=number: progress(  # type: ignore[misc]
+                Progress(stage="measure", done=n * (settings.rounds + 1) + done, total=total, unit="rounds")))  # fmt: skip
+            raw["scenarios"][str(scenario)] = timed
+            found += _speeds(timed, scenario)
+            weighed = held["student"].ask("weigh", scenario=asdict(scenario))
+            raw["scenarios"][str(scenario)]["weighed"] = weighed
+            found += _memory(weighed, student.checkpoint, shapes["student"], scenario, settings, with_weights=number == 0)
+            if number == 0:
+                found += _first(opened["student"], timed["warm"]["student"], scenario)
+    return Measured(tuple(found), raw, tuple(skipped))
 
 
-def _speeds(timings: dict[str, list[tuple[float, float]]], scenario: Scenario) -> list[Measurement]:
-    """Turn raw seconds into tokens per second and ratios to the base, one ratio a round."""
-    found = []
-    for index, name, tokens in ((0, "prefill", scenario.prompt_tokens), (1, "decode", scenario.new_tokens - 1)):
-        seconds = {who: [pair[index] for pair in pairs] for who, pairs in timings.items()}
-        speeds = [tokens * scenario.batch / one for one in seconds["student"]]
-        found.append(
-            Measurement(
-                name=f"{name}_tokens_per_second", value=_median(speeds), unit="tokens/s", higher_is_better=True,
-                values=tuple(speeds), condition=str(scenario),
-            )
-        )  # fmt: skip
-        ratios = [
-            (seconds["base"][at] + seconds["base"][at + 1]) / (seconds["student"][at] + seconds["student"][at + 1])
-            for at in range(0, len(seconds["base"]), 2)
-        ]
-        geometric = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        found.append(
-            Measurement(
-                name=f"{name}_speedup", value=geometric, unit="ratio", higher_is_better=True, values=tuple(ratios), condition=str(scenario)
-            )
+def _fitting(subjects: Mapping[str, Subject], shapes: Mapping[str, Shape], settings: Settings) -> tuple[list[Scenario], list[str]]:
+    """Return the scenarios that every model's context and the memory allow, and why the others were left out."""
+    item = ITEM_BYTES[settings.dtype]
+    free = free_bytes(settings.device)
+    weights = {who: weight_bytes(one.checkpoint.path, settings.dtype) for who, one in subjects.items()}
+    grid: list[Scenario] = []
+    skipped: list[str] = []
+    for scenario in settings.grid:
+        tokens = scenario.prompt_tokens + scenario.new_tokens
+        short = next((shape for shape in shapes.values() if tokens > shape.context), None)
+        need = sum(weights.values()) + max(
+            shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item) + working_bytes(shape, scenario, item)
+            for shape in shapes.values()
         )
+        if short is not None:
+            skipped.append(f"{scenario}: {tokens} tokens are more than the context of {short.context} of {short.name}")
+        elif free is not None and need > _NOT_ALL_MEMORY * free:
+            skipped.append(f"{scenario}: about {need / 2**30:.1f} GiB would be needed and {free / 2**30:.1f} GiB are free")
+        else:
+            grid.append(scenario)
+    return grid, skipped
+
+
+def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
+    """Estimate what a prefill holds beside weights and cache: the widest layer's inputs and outputs, and one position of logits."""
+    rows = scenario.batch * scenario.prompt_tokens
+    block = rows * (4 * shape.hidden + 3 * shape.intermediate + shape.heads * shape.head_size) * item
+    return block + scenario.batch * shape.vocabulary * 4
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the memory that is free now, of the GPU or of the machine; None where nothing tells."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _alternate(held: Mapping[str, Stopwatch], scenario: Scenario, settings: Settings, done: Callable[[int], None]) -> dict[str, Any]:
+    """Warm every model up, then visit them by turns; return the raw stamps of each visit and what spoiled them."""
+    asked = asdict(scenario)
+    warm = {who: one.ask("warm", scenario=asked, visit_seconds=settings.visit_seconds) for who, one in held.items()}
+    watch = Watch([one.process.pid for one in held.values()], gpu=settings.device.startswith("cuda"))
+    visits: dict[str, list[list[list[float]]]] = {who: [] for who in held}
+    order = ("base", "student", "student", "base") if "base" in held else ("student", "student")
+    done(0)
+    watch.begin()
+    for number in range(settings.rounds):
+        for who in order:
+            told = held[who].ask("visit", scenario=asked, runs=warm[who]["runs"], prefills=warm[who]["prefills"])
+            visits[who].append(told["stamps"])
+        done(number + 1)
+    dirty = list(watch.end())
+    every = [stamps for each in visits.values() for runs in each for stamps in runs]
+    if any(later <= sooner for stamps in every for sooner, later in pairwise(stamps)):
+        dirty.append("the clock stood still or ran backwards")
+    return {"warm": warm, "visits": visits, "dirty": dirty}
+
+
+def quartile(values: Sequence[float]) -> float:
+    """Return the lower quartile (linear between ranks): what a run takes when nothing gets in its way.
+
+    Others on the machine only ever add time, so low quantiles repeat where means do not (Chen and Revels, 2016, "Robust
+    benchmarking in noisy environments", take the least); the least of all would rest on one lucky value.
+    """
+    ordered = sorted(values)
+    place = 0.25 * (len(ordered) - 1)
+    below = int(place)
+    return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
+
+
+def _of_a_round(runs: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return a model's seconds in one round, its visits pooled: the lower quartiles of first tokens and of later ones."""
+    first = quartile([stamps[1] for stamps in runs])
+    steps = max(len(stamps) for stamps in runs) - 2
+    later = quartile([b - a for stamps in runs for a, b in pairwise(stamps[1:])]) * steps
+    return {"prefill": first, "decode": later, "end_to_end": first + later}
+
+
+def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
+    """Turn stamps into seconds, tokens per second, and one ratio to the base a round."""
+    condition, dirty = str(scenario), "; ".join(timed["dirty"])
+    visits = timed["visits"]
+    every = [stamps for visit in visits["student"] for stamps in visit]  # whole runs, and prefills alone: two stamps
+    runs = [stamps for stamps in every if len(stamps) > 2]
+    steps = scenario.new_tokens - 1
+
+    def figure(name: str, values: Sequence[float], unit: str, *, better: bool) -> Measurement:
+        return Measurement(
+            name=name, value=median(values), unit=unit, higher_is_better=better, values=tuple(values), condition=condition, remark=dirty
+        )
+
+    found = [
+        figure("ttft_seconds", [stamps[1] for stamps in every], "s", better=False),
+        figure("tpot_seconds", [(stamps[-1] - stamps[1]) / steps for stamps in runs], "s", better=False),
+        figure("end_to_end_seconds", [stamps[-1] for stamps in runs], "s", better=False),
+        figure("prefill_tokens_per_second", [scenario.batch * scenario.prompt_tokens / s[1] for s in every], "tokens/s", better=True),
+        figure("decode_tokens_per_second", [scenario.batch * steps / (s[-1] - s[1]) for s in runs], "tokens/s", better=True),
+    ]
+    gaps = sorted(later - sooner for stamps in runs for sooner, later in pairwise(stamps[1:]))
+    if len(gaps) >= _PERCENTILE_NEEDS:  # pooled over the runs: averaging each run's own percentile would hide the spikes
+        value = gaps[math.ceil(0.9 * len(gaps)) - 1]
+        found.append(Measurement(name="itl_p90_seconds", value=value, unit="s", higher_is_better=False, condition=condition, remark=dirty))
+    if "base" in visits:
+        rounds = {
+            who: [_of_a_round([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)] for who, each in visits.items()
+        }  # fmt: skip
+        for name in ("prefill", "decode", "end_to_end"):
+            ratios = [base[name] / own[name] for base, own in zip(rounds["base"], rounds["student"], strict=True)]
+            interval = stats.ratio_of_rounds(ratios, spread=START_SPREAD)
+            assert interval.value is not None
+            found.append(
+                Measurement(
+                    name=f"{name}_speedup", value=interval.value, unit="ratio", higher_is_better=True, values=tuple(ratios),
+                    condition=condition, low=interval.low, high=interval.high, remark=dirty,
+                )
+            )  # fmt: skip
     return found
 
 
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+def _bytes(name: str, value: int, condition: str = "", remark: str = "") -> Measurement:
+    return Measurement(name=name, value=value, unit="bytes", higher_is_better=False, condition=condition, remark=remark)
 
 
-def resident_bytes(model: Any) -> int:
-    """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count once)."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in [*model.parameters(), *model.buffers()]
-    }
-    return sum(storages.values())
+def _on_disk(checkpoint: Checkpoint) -> list[Measurement]:
+    return [_bytes("weight_bytes_disk", disk_bytes(checkpoint))]
 
 
 def disk_bytes(checkpoint: Checkpoint) -> int:
@@ -134,75 +301,55 @@ def disk_bytes(checkpoint: Checkpoint) -> int:
     return sum(path.stat().st_size for path in weight_files(checkpoint.path))
 
 
-def _bytes(student: LanguageModel) -> list[Measurement]:
-    return [
-        Measurement(name="weight_bytes_disk", value=disk_bytes(student.checkpoint), unit="bytes", higher_is_better=False),
-        Measurement(
-            name="weight_bytes_resident", value=resident_bytes(student.model), unit="bytes", higher_is_better=False,
-            condition=str(student.model.dtype).removeprefix("torch."),
-        ),
-    ]  # fmt: skip
+def _memory(
+    weighed: Mapping[str, Any], checkpoint: Checkpoint, shape: Shape, scenario: Scenario, settings: Settings, *, with_weights: bool
+) -> list[Measurement]:
+    """Turn counts into measurements, each beside what the configuration says; the activations are the rest of the peak."""
+    condition, found = str(scenario), []
+    if with_weights:
+        expected = weight_bytes(checkpoint.path, settings.dtype)
+        found.append(_bytes("weight_bytes_resident", weighed["weights"], settings.dtype, _differ("weights", weighed["weights"], expected)))
+    kv = weighed["kv"]
+    if kv is not None:
+        expected = shape.kv_bytes(batch=scenario.batch, tokens=weighed["kv_tokens"], item=ITEM_BYTES[settings.dtype])
+        found.append(_bytes("kv_bytes", kv, condition, _differ("keys and values", kv, expected)))
+    for phase, peaks in weighed["peaks"].items():
+        for kind, value in (peaks or {}).items():
+            found.append(_bytes(f"{phase}_peak_bytes:{kind}", value, condition))
+    both = [one for one in weighed["peaks"].values() if one]
+    if both and kv is not None:
+        peak = max(one.get("allocated", one.get("resident", 0)) for one in both)
+        found.append(_bytes("activation_bytes", max(0, peak - weighed["weights"] - kv), condition))
+    return found
 
 
-def _per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
-    """Seconds per problem of the scored run, batched as scored: natural answer lengths, so not a latency."""
+def _differ(what: str, counted: int, expected: int) -> str:
+    """Say by how much a count differs from the arithmetic, "" where they agree to 2 % (or 64 KiB: rotary tables and the like)."""
+    if abs(counted - expected) <= max(AGREE * expected, 2**16):
+        return ""
+    return f"{what}: {counted / 2**20:.2f} MiB counted, {expected / 2**20:.2f} MiB by arithmetic"
+
+
+def _first(opened: Mapping[str, Any], warm: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
+    """Return loading and the first call, which every later call is spared."""
     return [
-        Measurement(name=f"seconds_per_problem:{score.task}", value=score.seconds / score.n, unit="s", higher_is_better=False)
-        for score in scores
+        _seconds("load_seconds", opened["seconds"], "a fresh process, imports done, files perhaps in the page cache"),
+        _seconds("first_call_seconds", warm["seconds"][0], str(scenario)),
     ]
 
 
-def reset_peak() -> bool:
-    """Set this process's peak resident memory (VmHWM) back to its current size; False where that cannot be done.
-
-    Freed memory that the allocator still holds goes back to the system first, or the next run would lift nothing.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # a C library without malloc_trim keeps what it keeps
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
+def _seconds(name: str, value: float, condition: str = "") -> Measurement:
+    return Measurement(name=name, value=value, unit="s", higher_is_better=False, condition=condition)
 
 
-def process_bytes(field: str) -> int | None:
-    """Read VmRSS or VmHWM of this process in bytes; None where there is no /proc."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
-
-
-def peak_rise(opened: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Measurement | None:
-    """Measure how far one inference run lifts the peak above the model at rest: caches and activations."""
-    if opened.device.startswith("cuda"):
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        time_once(opened, prompts, new_tokens)
-        rise: int | None = torch.cuda.max_memory_allocated() - before
-    else:
-        before_cpu = process_bytes("VmRSS") if reset_peak() else None
-        time_once(opened, prompts, new_tokens)
-        after = process_bytes("VmHWM")
-        rise = None if before_cpu is None or after is None else max(0, after - before_cpu)
-    if rise is None:
-        return None
-    return Measurement(name="inference_rise_bytes", value=rise, unit="bytes", higher_is_better=False)
-
-
-def forward_flops_per_token(model: Any, length: float) -> float:
-    """Count the FLOPs of one token's forward pass: 2 per weight outside the embedding, the head and attention included.
-
-    Attention adds 4 * heads * head size * (length / 2) per block: scores and mixture over half the sequence on average.
-    """
-    config = model.config
-    embeddings = {id(model.get_input_embeddings().weight)}
-    head = model.get_output_embeddings()
-    body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings and (head is None or p is not head.weight))
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * length / 2
-    return float(2 * body + 2 * config.hidden_size * config.vocab_size + attention)
+def per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
+    """Seconds per problem and per correct answer of the scored run, batched as scored: natural answer lengths, so not a latency."""
+    found = []
+    for score in scores:
+        found.append(_seconds(f"seconds_per_problem:{score.task}", score.seconds / score.n))
+        right = score.value * score.n if score.kind != "perplexity" else 0
+        if right:
+            found.append(
+                Measurement(name=f"seconds_per_correct:{score.task}", value=score.seconds / right, unit="s", higher_is_better=False)
+            )
+    return found

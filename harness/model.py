@@ -186,6 +186,17 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
     return LanguageModel(model, tokenizer, device, checkpoint)
 
 
+def release_memory(device: str) -> None:
+    """Give back what models that nobody holds any more have left with the allocator."""
+    import gc
+
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
 def student_tokenizer(checkpoint: Checkpoint) -> Any:
     """Open a checkpoint's tokenizer alone."""
     from transformers import AutoTokenizer

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from harness.errors import HarnessError, unknown
 from harness.model import is_embedded, parse_recipe, resolve
 from harness.record import processor
 from harness.registry import Registry, expanded
+from harness.scenario import GRIDS, parse_grid
 from harness.vocabulary import common_vocabulary, token_map
 
 TEACHER = "teacher"  # the label of the row that every other row is compared with
-SCORING = 2  # version of scoring and measuring: part of every cell's key
+SCORING = 3  # version of scoring and measuring: part of every cell's key
 
 
 class PlannedModel(BaseModel):
@@ -83,6 +83,7 @@ class Plan:
     device: str
     dtype: str
     prompting: Prompting
+    grid: str
     cells: tuple[PlannedCell, ...]
 
 
@@ -133,10 +134,12 @@ def make_plan(
         shared["data"] = data
     if prompting != Prompting():
         shared["prompting"] = [prompting.chat, prompting.system]
+    grid = config.grid or GRIDS[device.partition(":")[0]]
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},
         "scoring": SCORING,
         "measure": any(suite.measure for suite in suites.values()),
+        "grid": [[str(one) for one in parse_grid(grid)], config.rounds],
         "machine": [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")],  # speeds belong to a machine
     }
     if config.limit is not None:
@@ -161,7 +164,7 @@ def make_plan(
     return Plan(
         config=config, suites=suites, tasks=tasks, task_versions=tuple(f"{task}@{task_versions[task]}" for task in tasks), teachers=planned,
         student_recipe=named, student_base=base,
-        budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, cells=tuple(cells),
+        budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, grid=grid, cells=tuple(cells),
     )  # fmt: skip
 
 
@@ -253,13 +256,3 @@ def _code_digest(method: type[Any], machinery: Path) -> str:
     here = Path(__file__).parent
     shared = [*sorted(machinery.glob("_*.py")), here / "model.py", here / "data.py", here / "generate.py"]
     return digest_of([file_digest(path) for path in [Path(inspect.getfile(method)), *shared] if path.name != "_tiny.py"])
-
-
-def parameters_on_disk(folder: Path) -> int:
-    """Count a model's stored parameters from its safetensors headers, without opening a tensor."""
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return count

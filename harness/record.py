@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.checkpoint import write_whole
 
-SCHEMA = 2
+SCHEMA = 3
 Status = Literal["success", "failed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -85,6 +85,18 @@ class Measurement(_Frozen):
     higher_is_better: bool
     values: tuple[float, ...] = ()
     condition: str = ""
+    low: float | None = None  # ends of the 95 % interval, where the value has one
+    high: float | None = None
+    remark: str = ""  # what makes it doubtful: a busy machine, a count that arithmetic contradicts
+
+
+class SharedCost(_Frozen):
+    """What a cached artefact of the teacher's took when it was made; every row that used it names the same key."""
+
+    key: str
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
 
 
 class Cost(_Frozen):
@@ -93,12 +105,17 @@ class Cost(_Frozen):
     seen_tokens: int = 0
     trained_tokens: int = 0
     steps: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall time in the training loop, the teacher's forward passes in it
+    devices: int = 1
+    device_seconds: float = 0.0  # wall time x devices
     flops: float = 0.0
-    teacher_tokens: int = 0
-    teacher_seconds: float = 0.0
+    teacher_tokens: int = 0  # read by the teacher for this row alone
+    teacher_seconds: float = 0.0  # within `seconds`
     teacher_flops: float = 0.0
-    peak_bytes: int | None = None
+    shared: tuple[SharedCost, ...] = ()  # the teacher's work that other rows may share
+    peak_bytes: int | None = None  # of the process through training: resident on a CPU (imports included), allocated on a GPU
+    energy_joules: float | None = None  # of the whole package or GPU while it trained; None where no counter can be read
+    energy_source: str = ""
     notes: dict[str, JsonValue] = {}  # method's counts: rows kept, dropped and why
 
 
@@ -168,6 +185,7 @@ class RunRecord(_Frozen):
 
 _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
     1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
+    2: lambda old: {**old, "schema": 3},  # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
 }
 
 

@@ -4,22 +4,21 @@ Records are grouped before anything is compared: rows of one table share teacher
 dtype, scoring path, machine and task versions. What was not measured is a dash, and a note says why.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from harness import stats
-from harness.checkpoint import digest_of
-from harness.record import RunRecord, TaskScore
+from harness.groups import TEACHER, Group, Row, compare, group, ordered
+from harness.record import Cost, Measurement, RunRecord, TaskScore
 from harness.stats import Interval
 
 if TYPE_CHECKING:
     import pandas
 
 DASH = "-"
-TEACHER = "teacher"
 
 GLOSSARY = {
     "row": "the method that made the student; settings that differ from the defaults in brackets",
@@ -41,68 +40,37 @@ GLOSSARY = {
     "cut prompts": "requests longer than the context, which lost tokens on the left as in lm-eval",
     "tokens": "tokens written per answer, the ending one included",
     "invalid": "share of answers in which the primary extractor finds nothing",
-    "decode x": "teacher's seconds per written token / the student's, alternating in one process, batch 1",
-    "prefill x": "the same for reading the prompt",
-    "disk": "bytes of the weight files; (x) the teacher's / the student's",
-    "resident": "bytes of parameters and buffers in memory, each storage once",
-    "rise": "how far one inference run lifts the process's peak memory above the resting model",
-    "peak": "peak resident memory of the cell's process through training and scoring, imports (about 700 MiB) included",
+    "keeps 95 %": "whether the whole retention interval lies above 95 % (yes) or below (no) on every task; speed counts only beside it",
+    "decode x": "teacher's seconds per written token / the student's, by turns in processes of their own: lower quartiles of a round, "
+    "geometric mean and 95 % bootstrap interval over rounds (several seeds: over seeds); in brackets where quality is lost",
+    "prefill x": "the same for reading the prompt and choosing the first token",
+    "decode tok/s": "batch x (new tokens - 1) / (end to end - first token), median; EOS off",
+    "prefill tok/s": "batch x prompt tokens / time to first token, median",
+    "TTFT ms": "time to first token: prefill and the choice of one token, tokenising not in it",
+    "TPOT ms": "time per output token after the first",
     "s/problem": "seconds per problem of the scored run, batched, natural answer lengths",
+    "s/correct": "the same divided by the share that is right",
+    "length x": "tokens of a student's answer / the teacher's; ! outside 90 to 110 %, the band in which MLPerf takes speeds for comparable",
+    "disk": "bytes of the weight files; (x) the teacher's / the student's",
+    "weights": "bytes of parameters and buffers in memory, each storage once, in the dtype of the table",
+    "KV": "bytes of keys and values at the end of a run, counted, checked against 2 L B T H d",
+    "activations": "the rest of the peak: peak - weights - KV",
+    "peak": "how far a run lifts a fresh process's memory above what it held before the model was opened (CPU: resident; GPU: allocated)",
+    "reserved": "the same of the GPU's caching allocator",
+    "load s": "opening the model in a fresh process, imports not counted, files perhaps in the page cache",
+    "first call s": "the first full run, which pays for what later runs find ready",
     "seen": "tokens that passed through the student in training, prompts included, padding not",
+    "trained": "tokens that had a loss",
     "train s": "seconds in the training loop",
+    "device s": "the same times the devices",
     "FLOPs": "training: 3 x forward (2 per weight outside the embedding, head and attention included) x seen tokens",
-    "teacher s": "seconds the teacher spent for this row (writing traces once, even where the cache served them; forward passes)",
-    "teacher FLOPs": "its forward passes and written tokens, 2 per weight and token, head and attention included",
+    "energy J": "of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter can be read",
+    "teacher s": "seconds of the teacher's forward passes for this row alone, within train s",
+    "teacher FLOPs": "its forward passes for this row alone",
+    "shared s": "seconds that the teacher's cached work (traces) took when it was made",
+    "its share s": "the same divided by the rows of this table that use it",
+    "money": "price x (device s + its share s)",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """All records of one label: the seeds of one row."""
-
-    label: str
-    records: tuple[RunRecord, ...]
-
-    @property
-    def done(self) -> tuple[RunRecord, ...]:
-        """The records that succeeded."""
-        return tuple(record for record in self.records if record.status == "success")
-
-    @property
-    def first(self) -> RunRecord:
-        """Any record of the row, for what all of them share."""
-        return self.records[0]
-
-    def scores(self, task: str) -> list[TaskScore]:
-        """The row's scores on a task, one a seed."""
-        return [score for record in self.done if (score := record.score(task)) is not None]
-
-    def by_seed(self, task: str) -> dict[int | None, str]:
-        """Per-item outcomes by seed."""
-        return {
-            record.seed: score.outcomes[score.primary]
-            for record in self.done
-            if (score := record.score(task)) is not None and score.primary in score.outcomes
-        }
-
-    def outcomes(self, task: str) -> list[str]:
-        """Per-item outcomes of the primary extractor, one string a seed."""
-        return list(self.by_seed(task).values())
-
-
-@dataclass(frozen=True)
-class Group:
-    """Records that may stand in one table, and what they share."""
-
-    shared: Mapping[str, str]
-    rows: tuple[Row, ...]
-    tasks: tuple[str, ...]
-    superseded: int
-
-    @property
-    def teacher(self) -> Row | None:
-        """The teacher's row, when it succeeded."""
-        return next((row for row in self.rows if row.label == TEACHER and row.done), None)
 
 
 @dataclass(frozen=True)
@@ -114,112 +82,6 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     frame: "pandas.DataFrame"
-
-
-def _scored_under(record: RunRecord) -> dict[str, str]:
-    """What every row of a table shares, known for failed records too."""
-    return {
-        "teacher": " and ".join(one.name for one in record.teachers),
-        "teacher digest": " ".join(one.digest for one in record.teachers),
-        "tasks": ", ".join(record.tasks),
-        "device": record.device,
-        "dtype": record.dtype,
-        "limited": "a sample of the items" if record.limited else "",
-        "prompts": f"chat template{f', system prompt {record.system!r}' if record.system else ''}" if record.chat else "",
-    }
-
-
-def _measured_under(record: RunRecord) -> dict[str, str]:
-    """What rows that succeeded share beside that."""
-    environment = record.environment
-    return {
-        "path": record.path,
-        "items": digest_of([score.items_digest for score in record.scores]),
-        "threads": str(environment.threads) if environment else "",
-        "machine": environment.machine if environment else "",
-    }
-
-
-def _made_under(record: RunRecord) -> dict[str, str]:
-    """What rows of one table share in how their students were made; the teacher's row has none of it."""
-    if record.label == TEACHER:
-        return {}
-    shape = {"student": record.student_recipe, "student base": record.student_base.digest}
-    return shape | ({"budget": f"{record.budget_tokens:,} seen tokens, {record.budget_rows:,} items"} if record.trains else {})
-
-
-def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
-    """Tell whether a record may stand in a table of students made so: it names nothing else than they do."""
-    return all(made.get(name) == value for name, value in _made_under(record).items())
-
-
-def group(records: Iterable[RunRecord]) -> list[Group]:
-    """Split records into tables. The teacher and untrained rows join every table that they fit; failed ones too."""
-    every = list(records)
-    groups: list[Group] = []
-    for scored in _distinct(_scored_under(record) for record in every):
-        here = [record for record in every if _scored_under(record) == scored]
-        worked = [record for record in here if record.status == "success"]
-        failed = [record for record in here if record.status != "success"]
-        for measured in _distinct(_measured_under(record) for record in worked) or [{}]:
-            alike = [record for record in worked if _measured_under(record) == measured]
-            members = [*alike, *failed]
-            made = _distinct(_made_under(record) for record in members if record.trains)
-            made = made or _distinct(_made_under(record) for record in members if record.label != TEACHER) or [{}]
-            groups += [_group([r for r in members if _fits(r, one)], {**scored, **measured, **one}) for one in made]
-    return sorted(groups, key=lambda one: sorted(one.shared.items()))
-
-
-def _distinct(conditions: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    return list({digest_of(one): one for one in conditions}.values())
-
-
-def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
-    """Keep the newest record of each row and seed; one that succeeded before one that did not."""
-    newest: dict[tuple[str, int | None], RunRecord] = {}
-    for record in sorted(records, key=lambda r: (r.status == "success", r.created, r.key)):
-        newest[record.label, record.seed] = record
-    labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
-    rows = tuple(
-        Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels
-    )
-    sample = next((record for record in newest.values() if record.status == "success"), None)
-    tasks = tuple(score.task for score in sample.scores) if sample else ()
-    return Group(shared, rows, tasks, len(records) - len(newest))
-
-
-def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
-    return pair[0][0], pair[0][1] or 0
-
-
-def _ordered(found: Group) -> list[Row]:
-    """Teacher, then methods, then controls; within each by mean score, best first."""
-
-    def place(row: Row) -> tuple[int, float, str]:
-        kind = 0 if row.label == TEACHER else 2 if row.first.is_control else 1
-        values = [score.value for task in found.tasks for score in row.scores(task)]
-        return kind, -fmean(values) if values else 1.0, row.label
-
-    return sorted(found.rows, key=place)
-
-
-def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
-    """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
-    ours, theirs = student.scores(task), reference.scores(task)
-    if not ours or not theirs:
-        return Interval(None, reason="not scored")
-    if len({score.items_digest for score in [*ours, *theirs]}) > 1:
-        return Interval(None, reason="scored on different items")
-    left, right = student.by_seed(task), reference.by_seed(task)
-    if len(left) == len(right) == 1:
-        counts = stats.pairs(*right.values(), *left.values())
-        if not ratio:
-            return stats.difference(counts)
-        return stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
-    shared = sorted(set(left) & set(right), key=str)
-    if len(left) > 1 and len(right) > 1 and shared:  # seeds stand against the same seeds
-        return stats.two_level([left[seed] for seed in shared], [right[seed] for seed in shared], ratio=ratio, chance=chance)
-    return stats.two_level(list(left.values()), list(right.values()), ratio=ratio, chance=chance)
 
 
 def _percent(found: Interval, *, digits: int = 1) -> str:
@@ -258,7 +120,7 @@ def quality(found: Group) -> Table:
     """Scores, retention and flips against the teacher, task by task."""
     rows = []
     teacher = found.teacher
-    for row in _ordered(found):
+    for row in ordered(found):
         shown: dict[str, str] = {"row": _name(row), "seeds": str(len(row.done))}
         exact: dict[str, object] = {
             "row": row.label,
@@ -289,10 +151,10 @@ def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str
         return _perplexity_cells(scores, teacher.scores(task) if teacher else [])
     value = fmean(score.value for score in scores)
     chance = scores[0].chance
-    kept = compare(row, teacher, task, ratio=True) if teacher else Interval(None, reason="no teacher row")
+    against = compare(row, teacher, task, ratio=True) if teacher else Interval(None, reason="no teacher row")
     cells: dict[str, tuple[str, dict[str, object]]] = {
         "score": (f"{100 * value:.1f} %", {"score": value}),
-        "retention": (_percent(kept), {"retention": kept.value, "retention low": kept.low, "retention high": kept.high}),
+        "retention": (_percent(against), {"retention": against.value, "retention low": against.low, "retention high": against.high}),
     }
     if chance:
         above = compare(row, teacher, task, ratio=True, chance=chance) if teacher else Interval(None)
@@ -336,7 +198,7 @@ def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> di
 def diagnostics(found: Group) -> Table | None:
     """What stands behind the scores: every extractor, both averages, the choices picked, what was cut."""
     rows = []
-    for row in _ordered(found):
+    for row in ordered(found):
         for task in found.tasks:
             scores = [score for score in row.scores(task) if score.outcomes]
             if not scores:
@@ -365,46 +227,190 @@ def diagnostics(found: Group) -> Table | None:
 _MIB = 2**20
 
 
-def cost(found: Group) -> Table:
-    """Speed, memory and training cost."""
+class _Line:
+    """One row of a table in the making: what is shown, and the exact values beside it."""
+
+    def __init__(self, row: Row) -> None:
+        self.shown: dict[str, str] = {"row": _name(row)}
+        self.exact: dict[str, object] = {"row": row.label}
+
+    def add(self, column: str, value: float | None, form: Callable[[float], str]) -> None:
+        """Add a number; a dash where it was not measured."""
+        self.shown[column] = DASH if value is None else form(value)
+        self.exact[column] = value
+
+    def add_ratio(self, column: str, found: Interval, verdict: str) -> None:
+        """Add a speed ratio, which counts only beside a verdict on quality: none without one, in brackets where quality is lost."""
+        shown = DASH
+        if found.value is not None and verdict != DASH:
+            shown = f"{found.value:.2f}"
+            if found.low is not None and found.high is not None:
+                shown += f" [{found.low:.2f}, {found.high:.2f}]"
+            shown = f"({shown})" if verdict == "no" else shown
+        self.shown[column] = shown
+        self.exact |= {column: found.value, f"{column} low": found.low, f"{column} high": found.high}
+
+
+def speed(found: Group) -> Table:
+    """Speed beside the verdict on quality: ratios to the teacher by turns, and what a problem takes."""
     rows = []
-    teacher = found.teacher
-    for row in _ordered(found):
-        shown: dict[str, str] = {"row": _name(row)}
-        exact: dict[str, object] = {"row": row.label}
-
-        def add(
-            column: str, value: float | None, form: Callable[[float], str], shown: dict[str, str] = shown, exact: dict[str, object] = exact
-        ) -> None:
-            shown[column] = DASH if value is None else form(value)
-            exact[column] = value
-
-        add("decode tok/s", _mean(row, "decode_tokens_per_second"), lambda v: f"{v:.0f}")
-        add("decode x", _mean(row, "decode_speedup"), lambda v: f"{v:.2f}")
-        add("prefill tok/s", _mean(row, "prefill_tokens_per_second"), lambda v: f"{v:.0f}")
-        add("prefill x", _mean(row, "prefill_speedup"), lambda v: f"{v:.2f}")
-        disk = _mean(row, "weight_bytes_disk")
-        base = _mean(teacher, "weight_bytes_disk") if teacher else None
-        add("disk MiB", None if disk is None else disk / _MIB, lambda v: f"{v:.2f}")
-        add("disk x", base / disk if base and disk else None, lambda v: f"{v:.2f}")
-        resident = _mean(row, "weight_bytes_resident")
-        add("resident MiB", None if resident is None else resident / _MIB, lambda v: f"{v:.2f}")
-        rise = _mean(row, "inference_rise_bytes")
-        add("rise MiB", None if rise is None else rise / _MIB, lambda v: f"{v:.1f}")
-        peak = _mean(row, "peak_process_bytes")
-        add("peak MiB", None if peak is None else peak / _MIB, lambda v: f"{v:.0f}")
+    for row in ordered(found):
+        line = _Line(row)
+        verdict = kept(found, row)
+        line.shown["keeps 95 %"] = line.exact["keeps 95 %"] = verdict
+        for name in ("decode", "prefill"):
+            line.add_ratio(f"{name} x", _ratio(row, f"{name}_speedup"), verdict)
+        for name in ("decode", "prefill"):
+            line.add(f"{name} tok/s", _mean(row, f"{name}_tokens_per_second"), lambda v: f"{v:,.0f}")
+        for column, name in (("TTFT ms", "ttft_seconds"), ("TPOT ms", "tpot_seconds")):
+            value = _mean(row, name)
+            line.add(column, None if value is None else 1000 * value, lambda v: f"{v:.3g}")
         for task in found.tasks:
-            name = "s/problem" if len(found.tasks) == 1 else f"s/problem {task}"
-            add(name, _mean(row, f"seconds_per_problem:{task}"), lambda v: f"{v:.4f}")
-        trained = [record.cost for record in row.done if record.trains]
-        add("seen", fmean(one.seen_tokens for one in trained) if trained else None, lambda v: f"{v:,.0f}")
-        add("train s", fmean(one.seconds for one in trained) if trained else None, lambda v: f"{v:.1f}")
-        add("FLOPs", fmean(one.flops for one in trained) if trained else None, lambda v: f"{v:.2e}")
-        taught = [one for one in trained if one.teacher_tokens]
-        add("teacher s", fmean(one.teacher_seconds for one in taught) if taught else None, lambda v: f"{v:.1f}")
-        add("teacher FLOPs", fmean(one.teacher_flops for one in taught) if taught else None, lambda v: f"{v:.2e}")
-        rows.append((shown, exact))
-    return _table("cost", "Speed, memory and training cost", rows)
+            mark = "" if len(found.tasks) == 1 else f" {task}"
+            line.add(f"s/problem{mark}", _mean(row, f"seconds_per_problem:{task}"), lambda v: f"{v:.3g}")
+            line.add(f"s/correct{mark}", _mean(row, f"seconds_per_correct:{task}"), lambda v: f"{v:.3g}")
+            length = _length_ratio(row, found.teacher, task)
+            if length is not None:
+                line.add(f"length x{mark}", length, lambda v: f"{v:.2f}{'' if _BAND[0] <= v <= _BAND[1] else ' !'}")
+        rows.append((line.shown, line.exact))
+    return _table("speed", f"Speed ({_timed_under(found)})", rows)
+
+
+_KEEP = 0.95
+_BAND = (0.9, 1.1)
+
+
+def kept(found: Group, row: Row) -> str:
+    """Tell whether a row keeps 95 % of the teacher's score on every task: yes, no, cannot tell; a dash without a retention."""
+    if row.label == TEACHER:
+        return "yes" if row.done else DASH
+    verdicts = []
+    for task in found.tasks:
+        scores = row.scores(task)
+        if not scores or scores[0].kind == "perplexity" or found.teacher is None:
+            continue
+        interval = compare(row, found.teacher, task, ratio=True)
+        if interval.low is not None and interval.high is not None:
+            verdicts.append("yes" if interval.low >= _KEEP else "no" if interval.high < _KEEP else "cannot tell")
+    return next((one for one in ("no", "cannot tell", "yes") if one in verdicts), DASH)
+
+
+def _length_ratio(row: Row, teacher: Row | None, task: str) -> float | None:
+    """Return the tokens of an answer over the teacher's, both as they end by themselves."""
+    ours = [score.tokens_per_answer for score in row.scores(task) if score.tokens_per_answer]
+    theirs = [score.tokens_per_answer for score in (teacher.scores(task) if teacher else ()) if score.tokens_per_answer]
+    return fmean(ours) / fmean(theirs) if ours and theirs else None
+
+
+def _ratio(row: Row, name: str) -> Interval:
+    """Return a speed ratio with its interval: a record's own, or over the seeds where there are three and more."""
+    measured = [one for record in row.done if (one := record.measured(name)) is not None]
+    if not measured:
+        return Interval(None, reason="not measured")
+    if len(measured) == 1:
+        return Interval(measured[0].value, measured[0].low, measured[0].high)
+    return stats.ratio_of_rounds([one.value for one in measured])
+
+
+def _timed_under(found: Group) -> str:
+    conditions = [one.condition for row in found.rows for record in row.done if (one := record.measured("decode_tokens_per_second"))]
+    return conditions[0] if conditions else "not timed"
+
+
+def scenarios(found: Group) -> Table | None:
+    """Every point of the timing grid, where there is more than one."""
+    rows = []
+    for row in ordered(found):
+        conditions = dict.fromkeys(
+            one.condition for record in row.done for one in record.measurements if one.name == "decode_tokens_per_second"
+        )  # fmt: skip
+        for condition in conditions:
+            line = _Line(row)
+            line.shown["scenario"] = line.exact["scenario"] = condition
+
+            def value(name: str, row: Row = row, condition: str = condition) -> float | None:
+                values = [one.value for record in row.done for one in record.measurements if (one.name, one.condition) == (name, condition)]
+                return fmean(values) if values else None
+
+            ttft, tpot = value("ttft_seconds"), value("tpot_seconds")
+            line.add("TTFT ms", None if ttft is None else 1000 * ttft, lambda v: f"{v:.3g}")
+            line.add("TPOT ms", None if tpot is None else 1000 * tpot, lambda v: f"{v:.3g}")
+            line.add("prefill tok/s", value("prefill_tokens_per_second"), lambda v: f"{v:,.0f}")
+            line.add("decode tok/s", value("decode_tokens_per_second"), lambda v: f"{v:,.0f}")
+            for name in ("decode", "prefill", "end_to_end"):
+                line.add_ratio(f"{name.replace('_', ' ')} x", Interval(value(f"{name}_speedup")), kept(found, row))
+            kv = value("kv_bytes")
+            line.add("KV MiB", None if kv is None else kv / _MIB, lambda v: f"{v:.2f}")
+            rows.append((line.shown, line.exact))
+    distinct = {shown["scenario"] for shown, _ in rows}
+    return _table("scenarios", "Speed by scenario", rows) if len(distinct) > 1 else None
+
+
+def memory(found: Group) -> Table:
+    """Bytes: on disk, of weights in memory, of keys and values, of the rest, and at the peak."""
+    rows = []
+    base = {name: _mean(found.teacher, name) for name in ("weight_bytes_disk", "weight_bytes_resident")}
+    for row in ordered(found):
+        line = _Line(row)
+
+        def add(column: str, name: str, line: _Line = line, row: Row = row) -> None:
+            value = _mean(row, name)
+            line.add(column, None if value is None else value / _MIB, lambda v: f"{v:,.2f}")
+
+        for column, name in (("disk", "weight_bytes_disk"), ("weights", "weight_bytes_resident")):
+            add(f"{column} MiB", name)
+            own, theirs = _mean(row, name), base[name]
+            line.add(f"{column} x", theirs / own if theirs and own else None, lambda v: f"{v:.2f}")
+        add("KV MiB", "kv_bytes")
+        add("activations MiB", "activation_bytes")
+        for kind, column in (("resident", "peak MiB"), ("allocated", "peak MiB"), ("reserved", "reserved MiB")):
+            if any(_mean(one, f"decode_peak_bytes:{kind}") is not None for one in found.rows):
+                values = [v for phase in ("prefill", "decode") if (v := _mean(row, f"{phase}_peak_bytes:{kind}")) is not None]
+                line.add(column, max(values) / _MIB if values else None, lambda v: f"{v:,.2f}")
+        load = _mean(row, "load_seconds")
+        line.add("load s", load, lambda v: f"{v:.3g}")
+        line.add("first call s", _mean(row, "first_call_seconds"), lambda v: f"{v:.3g}")
+        rows.append((line.shown, line.exact))
+    return _table("memory", f"Memory ({_timed_under(found)})", rows)
+
+
+def training(found: Group, price: float | None = None) -> Table | None:
+    """What making each student took; the teacher's part apart, its cached work divided by the rows that used it."""
+    users: dict[str, int] = {}
+    for row in found.rows:
+        for record in row.done:
+            for one in record.cost.shared:
+                users[one.key] = users.get(one.key, 0) + 1
+    rows = []
+    for row in ordered(found):
+        costs = [record.cost for record in row.done if record.trains]
+        if not costs:
+            continue
+        line = _Line(row)
+
+        def mean(of: Callable[[Cost], float | None], costs: Sequence[Cost] = costs) -> float | None:
+            values = [value for one in costs if (value := of(one)) is not None]
+            return fmean(values) if values else None
+
+        line.add("seen", mean(lambda one: one.seen_tokens), lambda v: f"{v:,.0f}")
+        line.add("trained", mean(lambda one: one.trained_tokens), lambda v: f"{v:,.0f}")
+        line.add("train s", mean(lambda one: one.seconds), lambda v: f"{v:.1f}")
+        line.add("device s", mean(lambda one: one.device_seconds or None), lambda v: f"{v:.1f}")
+        line.add("FLOPs", mean(lambda one: one.flops), lambda v: f"{v:.2e}")
+        line.add("peak MiB", mean(lambda one: None if one.peak_bytes is None else one.peak_bytes / _MIB), lambda v: f"{v:,.0f}")
+        line.add("energy J", mean(lambda one: one.energy_joules), lambda v: f"{v:,.0f}")
+        line.add("teacher s", mean(lambda one: one.teacher_seconds or None), lambda v: f"{v:.1f}")
+        line.add("teacher FLOPs", mean(lambda one: one.teacher_flops or None), lambda v: f"{v:.2e}")
+        whole = mean(lambda one: sum(part.seconds for part in one.shared) or None)
+        line.add("shared s", whole, lambda v: f"{v:.1f}")
+        part = mean(lambda one: sum(each.seconds / users[each.key] for each in one.shared) or None)
+        line.add("its share s", part, lambda v: f"{v:.1f}")
+        if price is not None:
+            seconds = mean(lambda one: one.device_seconds or one.seconds)
+            line.add("money", None if seconds is None else price * (seconds + (part or 0.0)) / 3600, lambda v: f"{v:.4f}")
+        rows.append((line.shown, line.exact))
+    title = "Training cost" if price is None else f"Training cost (at {price:g} a device-hour)"
+    return _table("training", title, rows) if rows else None
 
 
 def _mean(row: Row | None, name: str) -> float | None:
@@ -415,7 +421,7 @@ def _mean(row: Row | None, name: str) -> float | None:
 def controls(found: Group) -> Table | None:
     """Each method against the controls that it needs: difference in points on the same items."""
     rows = []
-    for row in _ordered(found):
+    for row in ordered(found):
         for name in row.first.controls:
             for control in [other for other in found.rows if other.first.method == name]:
                 for task in found.tasks:
@@ -475,13 +481,26 @@ def notes(found: Group) -> list[str]:
                 lines.append(f"{row.label}{seed} {record.status}: {record.reason}")
     if found.superseded:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
+    lines += _remarks(found)
     for row in found.rows:
         for task in found.tasks:
-            kept = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
-            if row.done and kept.reason:
-                lines.append(f"{row.label}, {task}: no retention, {kept.reason}.")
+            against = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
+            if row.done and against.reason:
+                lines.append(f"{row.label}, {task}: no retention, {against.reason}.")
     lines.append("A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there.")
     return lines
+
+
+def _remarks(found: Group) -> list[str]:
+    """Say which measurements are doubtful and why, each reason once with the rows that it concerns."""
+    rows: dict[str, list[str]] = {}
+    for row in found.rows:
+        for record in row.done:
+            for one in record.measurements:
+                if one.remark and row.label not in rows.setdefault(one.remark, []):
+                    rows[one.remark].append(row.label)
+    dirty = [(reason, names) for reason, names in sorted(rows.items())]
+    return [f"Measured, {', '.join(names)}: {reason}." for reason, names in dirty]
 
 
 def _warnings(found: Group, task: str) -> list[str]:
@@ -501,12 +520,18 @@ def _warnings(found: Group, task: str) -> list[str]:
     return lines
 
 
-def tables(found: Group) -> list[Table]:
-    """All tables of a group of records."""
-    return [table for table in (quality(found), cost(found), controls(found), diagnostics(found)) if table is not None]
+def tables(found: Group, price: float | None = None) -> list[Table]:
+    """All tables of a group of records; `price` is money per device-hour."""
+    every = (
+        quality(found), controls(found), speed(found), scenarios(found), memory(found), training(found, price), diagnostics(found),
+    )  # fmt: skip
+    return [table for table in every if table is not None]
 
 
-def markdown(records: Sequence[RunRecord]) -> str:
+_WORDS = {"row", "against", "task", "verdict", "correct by", "picked", "keeps 95 %", "scenario"}
+
+
+def markdown(records: Sequence[RunRecord], *, price: float | None = None) -> str:
     """Return every table of these records as one Markdown page."""
     from tabulate import tabulate
 
@@ -514,24 +539,62 @@ def markdown(records: Sequence[RunRecord]) -> str:
     for found in group(records):
         names = ", ".join(task.partition("@")[0] for task in found.shared["tasks"].split(", "))
         parts.append(f"## {names}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}\n")
-        for table in tables(found):
-            alignment = [
-                "left" if column in {"row", "against", "task", "verdict", "correct by", "picked"} else "right" for column in table.columns
-            ]
+        for table in tables(found, price):
+            alignment = ["left" if column in _WORDS else "right" for column in table.columns]
             text = tabulate(table.rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
             parts.append(f"**{table.title}**\n\n{text}\n")
         parts.append("\n".join(f"- {line}" for line in notes(found)) + "\n")
     return "\n".join(parts)
 
 
-def write_tables(records: Sequence[RunRecord], folder: Path) -> list[Path]:
+def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[str]]]) -> str:
+    """Return what `harness measure` prints: (name, measurements, skipped scenarios) of each model, the first one the base."""
+    from tabulate import tabulate
+
+    timed, weighed, lines = [], [], []
+    for number, (name, found, skipped) in enumerate(models):
+        by = {(one.name, one.condition): one for one in found}
+        first = {one.name: one for one in reversed(found)}
+
+        def show(one: Measurement | None, form: str = ".3g", scale: float = 1.0) -> str:
+            return DASH if one is None else format(one.value * scale, form)
+
+        for condition in dict.fromkeys(one.condition for one in found if one.name == "decode_tokens_per_second"):
+            row: dict[str, str] = {"model": name, "scenario": condition}
+            for column, key, form, scale in (
+                ("TTFT ms", "ttft_seconds", ".3g", 1000.0), ("TPOT ms", "tpot_seconds", ".3g", 1000.0),
+                ("p90 gap ms", "itl_p90_seconds", ".3g", 1000.0),
+                ("prefill tok/s", "prefill_tokens_per_second", ",.0f", 1.0), ("decode tok/s", "decode_tokens_per_second", ",.0f", 1.0),
+                ("end to end s", "end_to_end_seconds", ".3g", 1.0), ("KV MiB", "kv_bytes", ",.2f", 1 / _MIB),
+                ("peak MiB", "decode_peak_bytes:resident", ",.1f", 1 / _MIB),
+            ):  # fmt: skip
+                one = by.get((key, condition)) or (by.get(("decode_peak_bytes:allocated", condition)) if "peak" in key else None)
+                row[column] = show(one, form, scale)
+            for part in ("prefill", "decode"):
+                ratio = by.get((f"{part}_speedup", condition))
+                ends = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio and ratio.low is not None and ratio.high is not None else ""
+                row[f"{part} x"] = "base" if number == 0 else f"{show(ratio, '.2f')}{ends}"
+            timed.append(row)
+        columns = (("disk MiB", "weight_bytes_disk", ",.2f", 1 / _MIB), ("weights MiB", "weight_bytes_resident", ",.2f", 1 / _MIB),
+                   ("activations MiB", "activation_bytes", ",.2f", 1 / _MIB), ("load s", "load_seconds", ".3g", 1.0),
+                   ("first call s", "first_call_seconds", ".3g", 1.0))  # fmt: skip
+        weighed.append({"model": name, **{column: show(first.get(key), form, scale) for column, key, form, scale in columns}})
+        remarks = dict.fromkeys(one.remark for one in found if one.remark)
+        lines += [f"- {name}: doubtful: {remark}" for remark in remarks] + [f"- {name}: skipped: {reason}" for reason in skipped]
+    parts = [tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True) for rows in (timed, weighed) if rows]
+    if timed and len(models) > 1:
+        lines.append("- A decode x above 1 is faster than the base; an interval that holds 1 shows no difference.")
+    return "\n\n".join([*parts, "\n".join(lines)]) if lines else "\n\n".join(parts)
+
+
+def write_tables(records: Sequence[RunRecord], folder: Path, *, price: float | None = None) -> list[Path]:
     """Write `table.md` and one CSV per table; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "table.md"]
-    written[0].write_text(markdown(records), encoding="utf-8", newline="\n")
+    written[0].write_text(markdown(records, price=price), encoding="utf-8", newline="\n")
     groups = group(records)
     for number, found in enumerate(groups, 1):
-        for table in tables(found):
+        for table in tables(found, price):
             path = folder / (f"{table.name}.csv" if len(groups) == 1 else f"{table.name}-{number}.csv")
             table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
             written.append(path)

@@ -118,6 +118,8 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         batch_size=plan.config.batch_size,
         backend=plan.config.backend,
         measure=any(suite.measure for suite in plan.suites.values()),
+        grid=plan.grid,
+        rounds=plan.config.rounds,
         limit=plan.config.limit,
         chat=plan.prompting.chat,
         system=plan.prompting.system,

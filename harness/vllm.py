@@ -4,7 +4,6 @@ vLLM lives in an environment of its own and is imported here alone. Its prefix c
 its kernels are not batch-invariant, so a table never mixes its rows with others (the path is in every record).
 """
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.generate import Generation, StopReason
 from harness.likelihood import Answer, Scored
-from harness.model import LanguageModel
+from harness.model import LanguageModel, release_memory
 
 CHUNK = 2_048  # requests handed over at once: what a killed run loses at most
 BACKENDS = ("transformers", "vllm")
@@ -106,8 +105,4 @@ class Vllm:
         if core is not None and hasattr(core, "shutdown"):
             core.shutdown()
         del self._engine
-        gc.collect()
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory(self.opened.device)

@@ -49,16 +49,16 @@ class Trained:
         seen_tokens: int | None = None,
         validation: Iterable[tuple[str, str]] | None = None,
         notes: dict[str, Any] | None = None,
-        teacher_cost: dict[str, float] | None = None,
+        shared: Sequence[dict[str, Any]] = (),
     ) -> Checkpoint:
         """Train the job's student on (prompt, completion) pairs and save it, with `cost.json` beside it.
 
         `seen_tokens` replaces the budget where equal examples are wanted; `validation` replaces the worked
-        answers of the validation split.
+        answers of the validation split; `shared` is the teacher's cached work, as `SharedCost` has it.
         """
+        from harness.arithmetic import forward_flops_per_token
         from harness.checkpoint import write_whole
         from harness.data import examples_of
-        from harness.measure import forward_flops_per_token
         from harness.model import save_student, stored_dtype, student_of
         from methods._training import LoopSettings, encode, fit, forget_state
 
@@ -86,14 +86,15 @@ class Trained:
             "steps": spent["step"],
             "seconds": spent["seconds"],
             "flops": 3 * forward_flops_per_token(student.model, length) * spent["seen"],
-            **(teacher_cost or {}),
+            "shared": list(shared),
+            **{name: spent[name] for name in ("devices", "device_seconds", "energy_joules", "energy_source", "peak_bytes")},
             "notes": {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], **(notes or {})},
         }
         if teacher is not None:
-            cost["teacher_tokens"] = cost.get("teacher_tokens", 0) + spent["seen"]
-            cost["teacher_flops"] = cost.get("teacher_flops", 0.0) + forward_flops_per_token(teacher.model, length) * spent["seen"]
-            cost["teacher_seconds"] = cost.get("teacher_seconds", 0.0) + spent["teacher_seconds"]
-        parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in job.teachers if teacher or teacher_cost))))
+            cost["teacher_tokens"] = spent["seen"]
+            cost["teacher_flops"] = forward_flops_per_token(teacher.model, length) * spent["seen"]
+            cost["teacher_seconds"] = spent["teacher_seconds"]
+        parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in job.teachers if teacher or shared))))
         made = save_student(
             student, job.workdir / "student", name=type(self).__name__, dtype=stored_dtype(job.student_base), parents=parents
         )

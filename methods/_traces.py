@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
 from harness.contract import Example, Job, Progress, Task
 from harness.data import examples_digest
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
-from harness.measure import forward_flops_per_token
 from harness.model import open_model
 
 VERSION = 1
@@ -27,10 +27,15 @@ VERSION = 1
 class Traces:
     """What a teacher wrote: `texts[problem][sample]`, and what that cost when it was made."""
 
+    key: str  # of the cached file: rows with the same one share what it took
     texts: list[list[Generation]]
     tokens: int  # written by the teacher
     seconds: float
     flops: float
+
+    def cost(self) -> dict[str, Any]:
+        """Return what every row that uses these traces records."""
+        return {"key": self.key, "tokens": self.tokens, "seconds": self.seconds, "flops": self.flops}
 
 
 def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, temperature: float, longest: int) -> Traces:
@@ -72,7 +77,7 @@ def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, tempe
     tokens = sum(one.tokens for one in written)
     read = sum(map(len, prompts))
     flops = forward_flops_per_token(teacher.model, (read + tokens) / len(prompts)) * (read + tokens)
-    made = Traces([written[at : at + samples] for at in range(0, len(written), samples)], tokens, seconds, flops)
+    made = Traces(path.stem, [written[at : at + samples] for at in range(0, len(written), samples)], tokens, seconds, flops)
     _write(path, made)
     return made
 
@@ -95,7 +100,7 @@ def _read(path: Path, job: Job) -> Traces | None:
         job.progress(Progress(stage="traces", done=0, total=1, detail=f"the cached traces {path.name} are damaged ({problem}); made again"))
         return None
     texts = [[Generation(**one) for one in group] for group in data["texts"]]
-    return Traces(texts, data["tokens"], data["seconds"], data["flops"])
+    return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
 
 
 def surviving(

@@ -29,6 +29,8 @@ from torch import Tensor
 from harness.contract import Progress
 from harness.errors import CellFailed
 from harness.model import LanguageModel
+from harness.stopwatch import process_bytes
+from harness.watch import EnergyMeter
 from methods._losses import cross_entropy
 
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
@@ -364,7 +366,8 @@ class _Run:
         logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns about tied weights at every saved state
         self.accelerator = Accelerator(cpu=student.device == "cpu", mixed_precision=mixed_precision)
         self.terms, self.settings, self.validation, self.vocabulary = terms, settings, validation, vocabulary
-        self.pad = student.pad_id
+        self.pad, self.device = student.pad_id, student.device
+        self.energy = EnergyMeter(student.device)
         self.teacher = _Timed(teacher.model) if teacher is not None else None
         _silence_dropout(student.model)
         student.model.train()
@@ -373,7 +376,8 @@ class _Run:
         self.model, *self.optimizers = self.accelerator.prepare(student.model, *(optimizer for optimizer, _ in optimizers))
         self.best_file = workdir / "best.pt"
         self.states = _States(workdir / "state", self.accelerator)
-        fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0}
+        fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0,
+                 "energy_joules": 0.0}  # fmt: skip
         self.loop: dict[str, Any] = self.states.restore() or fresh
         self.log = _Log(workdir / "training.jsonl", self.loop["step"])
         self.before, self.began = dict(self.loop), time.monotonic()
@@ -433,10 +437,23 @@ class _Run:
         """Put the best weights into the model."""
         self.accelerator.unwrap_model(self.model).load_state_dict(torch.load(self.best_file, weights_only=True))
         self._count_seconds()
+        self.loop |= {
+            "devices": self.accelerator.num_processes, "device_seconds": self.loop["seconds"] * self.accelerator.num_processes,
+            "energy_source": self.energy.source if self.loop["energy_joules"] is not None else "", "peak_bytes": peak_bytes(self.device),
+        }  # fmt: skip
 
     def _count_seconds(self) -> None:
         self.loop["seconds"] = self.before["seconds"] + time.monotonic() - self.began
+        joules, before = self.energy.joules(), self.before["energy_joules"]
+        self.loop["energy_joules"] = None if joules is None or before is None else before + joules
         self.loop["teacher_seconds"] = self.before["teacher_seconds"] + (self.teacher.seconds if self.teacher else 0.0)
+
+
+def peak_bytes(device: str) -> int | None:
+    """Return the peak memory so far: allocated on a GPU, resident on a CPU; None where nothing tells."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    return process_bytes("VmHWM")
 
 
 def forget_state(workdir: Path) -> None:

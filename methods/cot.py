@@ -43,5 +43,4 @@ class ChainOfThought(Trained):
             job, examples, samples=self.samples, temperature=self.sampling_temperature, longest=self.longest
         )  # fmt: skip
         pairs, counts = surviving(examples, written.texts, job.tasks)
-        teacher_cost = {"teacher_tokens": written.tokens, "teacher_seconds": written.seconds, "teacher_flops": written.flops}
-        return self.train(job, pairs, terms=[hard_labels()], notes=counts, teacher_cost=teacher_cost)
+        return self.train(job, pairs, terms=[hard_labels()], notes=counts, shared=[written.cost()])

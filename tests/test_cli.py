@@ -7,12 +7,14 @@ import sys
 import pytest
 
 OPTIONS = {
-    "run": "--batch-size --budget --cache --chat-template --system --include-path --noise "
+    "run": "--backend --grid --rounds --batch-size --budget --cache --chat-template --system --include-path --noise "
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods --no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait",
     "list": "--help",
     "lm-eval": "",
-    "report": "--explain --help --keep --out",
+    "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
+    "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
+    "report": "--explain --help --keep --out --price",
     "train-tiny": "--budget --help --only --out",
 }
 
@@ -53,7 +55,7 @@ print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & {"torc
     ("arguments", "allowed"),
     [
         (["--help"], []), (["run", "--help"], []), (["list", "methods"], []), (["list", "suites"], []), (["list", "tasks"], []),
-        (["list", "models"], []), (["run", "--dry-run"], []), (["report", "--explain"], []),
+        (["list", "models"], []), (["plan"], []), (["run", "--dry-run"], []), (["report", "--explain"], []),
     ],
 )  # fmt: skip
 def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
@@ -89,6 +91,12 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
         (["report", "nowhere"], "no records at nowhere"),
         (["run", "--data-dir", "nowhere"], "no data folder at nowhere"),
         (["train-tiny", "--only", "huge"], "huge"),
+        (["run", "--backend", "vllm"], "pip install vllm"),
+        (["run", "--grid", "128x1"], "--grid '128x1'"),
+        (["measure"], "no model is named"),
+        (["measure", "tiny", "--grid", "8x1"], "--grid '8x1'"),
+        (["measure", "tiny", "--rounds", "0"], "at least one round"),
+        (["measure", "tiny", "--device", "cuda"], "torch sees no GPU here"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):

@@ -110,7 +110,8 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
     assert 0 < cost["trained_tokens"] < cost["seen_tokens"] <= most
     if name != "answer-only":  # equal examples by default, fewer tokens
         assert cost["seen_tokens"] > most - 200
-    assert (cost.get("teacher_tokens", 0) > 0) == (name in {"response", "cot"})
+    assert (cost.get("teacher_tokens", 0) > 0) == (name == "response") and bool(cost["shared"]) == (name == "cot")
+    assert cost["devices"] == 1 and cost["device_seconds"] == cost["seconds"] and cost["peak_bytes"] > 100 * 2**20
 
 
 def test_trained_rows_see_equal_tokens(students):

@@ -67,7 +67,7 @@ def test_records_say_everything_about_a_cell(finished):
         if record.trains:
             assert record.cost.seen_tokens and record.cost.flops and record.cost.seconds and record.data_digest
     cot = next(record for record in done.records if record.label == "cot")
-    assert cot.cost.notes["traces_written"] == 40 and cot.cost.teacher_tokens > 0
+    assert cot.cost.notes["traces_written"] == 40 and cot.cost.shared[0].tokens > 0
 
 
 def test_items_are_stored_with_what_was_written(finished):

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from harness import record, report
-from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore
+from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, SharedCost, TaskScore
 from harness.store import read_all
 
 ENVIRONMENT = Environment(
@@ -70,7 +70,7 @@ def test_tables_are_the_same_bytes_in_any_order_of_records(tmp_path):
     random.Random(1).shuffle(shuffled)
     report.write_tables(shuffled, tmp_path / "b")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["controls.csv", "cost.csv", "diagnostics.csv", "quality.csv", "table.md"]
+    assert names == ["controls.csv", "diagnostics.csv", "memory.csv", "quality.csv", "speed.csv", "table.md", "training.csv"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -85,8 +85,67 @@ def test_the_table_says_what_the_records_say():
     assert lines["response"].split("|")[3].strip() == "-"
     order = list(lines)
     assert order.index("teacher") < order.index("cot") < order.index("answer-only (control)")
-    cost = next(line for line in text.split("Speed, memory")[1].splitlines() if line.startswith("| cot"))
-    assert "2.00" in [cell.strip() for cell in cost.split("|")]  # 4 MiB over 2 MiB on disk
+    memory = next(line for line in text.split("**Memory")[1].splitlines() if line.startswith("| cot"))
+    assert "2.00" in [cell.strip() for cell in memory.split("|")]  # 4 MiB over 2 MiB on disk
+
+
+def rows_of(text, title):
+    """Return the rows of the table under a title, as {row: {column: cell}}."""
+    lines = [line for line in text.split(f"**{title}")[1].split("**", 1)[1].split("**")[0].splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+def timed(value, low, high, **changes):
+    return Measurement(name="decode_speedup", value=value, unit="ratio", higher_is_better=True, low=low, high=high, **changes)
+
+
+def test_a_speedup_counts_only_beside_its_verdict_on_quality():
+    alike = RECORDS[0].scores[0].outcomes["strict-match"]
+    same = make("identity")
+    same = same.model_copy(update={
+        "scores": (RECORDS[0].scores[0].model_copy(update={"answers_digest": "other", "outcomes": {"strict-match": alike}}),),
+        "measurements": (timed(1.01, 0.97, 1.05),),
+    })  # fmt: skip
+    lost = make("cot", 0.6, seed=1, measurements=(timed(2.1, 2.0, 2.2),))
+    shown = rows_of(report.markdown([RECORDS[0], same, lost]), "Speed")
+    assert shown["identity"]["keeps 95 %"] == "yes" and shown["identity"]["decode x"] == "1.01 [0.97, 1.05]"
+    assert shown["cot"]["keeps 95 %"] == "no" and shown["cot"]["decode x"] == "(2.10 [2.00, 2.20])"
+    alone = rows_of(report.markdown([make("teacher", status="failed", reason="x"), lost]), "Speed")
+    assert alone["cot"]["keeps 95 %"] == "-" and alone["cot"]["decode x"] == "-"
+
+
+def test_the_length_of_answers_outside_mlperfs_band_is_flagged():
+    short = make("cot", 0.6, seed=1)
+    short = short.model_copy(update={"scores": (short.scores[0].model_copy(update={"tokens_per_answer": 20.0}),)})
+    shown = rows_of(report.markdown([RECORDS[0], short, make("sft", 0.6, seed=1)]), "Speed")
+    assert shown["cot"]["length x"] == "0.63 !" and shown["sft"]["length x"] == "1.00"
+
+
+def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
+    shared = (SharedCost(key="traces", seconds=30.0),)
+    cost = Cost(seen_tokens=990, seconds=5.0, device_seconds=10.0, devices=2, flops=1e9, shared=shared, energy_joules=50.0)
+    records = [RECORDS[0], *(make("cot", seed=seed, cost=cost) for seed in (1, 2, 3)), make("sft", seed=1, cost=Cost(seconds=4.0))]
+    text = report.markdown(records, price=3.6)
+    shown = rows_of(text, "Training cost (at 3.6 a device-hour)")
+    assert shown["cot"]["shared s"] == "30.0" and shown["cot"]["its share s"] == "10.0" and shown["sft"]["its share s"] == "-"
+    assert shown["cot"]["money"] == "0.0200" and shown["cot"]["energy J"] == "50" and shown["sft"]["energy J"] == "-"
+    assert "money" not in report.markdown(records)
+
+
+def test_a_doubtful_measurement_is_said_once_with_its_rows():
+    busy = "other processes used 1.0 of 2 cores"
+    records = [RECORDS[0], *(make(name, seed=1, measurements=(timed(2.0, 1.9, 2.1, remark=busy),) * 2) for name in ("cot", "sft"))]
+    assert f"- Measured, cot, sft: {busy}." in report.markdown(records)
+
+
+def test_a_grid_of_several_scenarios_has_a_table_of_its_own():
+    def at(condition, value):
+        return Measurement(name="decode_tokens_per_second", value=value, unit="tokens/s", higher_is_better=True, condition=condition)
+
+    several = make("cot", seed=1, measurements=(at("batch 1", 100.0), at("batch 8", 500.0)))
+    text = report.markdown([RECORDS[0], several])
+    assert "Speed by scenario" in text and "| batch 8" in text and "Speed by scenario" not in report.markdown(RECORDS)
 
 
 def test_retention_in_the_csv_is_the_ratio_of_the_records(tmp_path):
@@ -219,12 +278,5 @@ def test_every_column_is_explained():
     text = report.markdown(RECORDS)
     columns = {cell.strip() for line in text.splitlines() if line.startswith("| row") for cell in line.strip("|").split("|")}
     known = {*report.GLOSSARY, "against", "task", "difference (points)", "verdict"}
-    assert {column.removesuffix(" MiB").removesuffix(" tok/s") for column in columns} <= {
-        *known,
-        "decode",
-        "prefill",
-        "disk",
-        "disk x",
-        "resident",
-        "rise",
-    }
+    words = {column.removesuffix(" x") for column in known} | known
+    assert {column.removesuffix(" MiB").removesuffix(" x") for column in columns} <= words

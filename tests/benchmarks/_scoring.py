@@ -74,14 +74,14 @@ def paired(opened: LanguageModel, requests: list[Any], *, batch_size: int, round
 
 def reset_peak() -> None:
     """Set the process's peak memory back to what it holds now."""
-    from harness.measure import reset_peak as reset
+    from harness.stopwatch import reset_peak as reset
 
     reset()
 
 
 def memory(field: str) -> int:
     """Read VmRSS or VmHWM in bytes."""
-    from harness.measure import process_bytes
+    from harness.stopwatch import process_bytes
 
     return process_bytes(field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

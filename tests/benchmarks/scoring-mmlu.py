@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from _form import figure, write
-from _scoring import choices_compared, outside_model, paired, requests_of, source
+from _scoring import against_double, choices_compared, outside_model, paired, requests_of, source
 
 import suites
 

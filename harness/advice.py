@@ -1,0 +1,89 @@
+"""What speaks for a plan's settings: this project's own records first, published ones (`harness/data/published.json`) beside them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.hardware import GIB, Hardware
+from harness.record import RunRecord
+from harness.workload import ROW_TOKENS, Asked, Work
+
+PUBLISHED = Path(__file__).parent / "data" / "published.json"
+_TOP_K, _TOP_K_BYTES = 64, 6  # log-probabilities kept of a teacher's distribution: fp16 value and int32 id each
+_DEFAULTS = {  # setting of `response` -> default, and what speaks for it
+    "temperature": (
+        "2.0",
+        "our default; published classifiers are distilled at 8 (distil-20 to distil-22), language-model tools start at 1.0",
+    ),
+    "teacher_share": ("0.5", "our default, both terms alike; no published record isolates it"),
+}
+
+
+def advice(asked: Asked, work: Mapping[str, Work], hardware: Hardware, *, fits: bool, records: Sequence[RunRecord]) -> list[str]:
+    """Say what to cache, which settings to start with, and what others have published for such a pair."""
+    lines = []
+    reading = [name for name in asked.chain if work[name].reads_teacher]
+    if reading:
+        length, share = ROW_TOKENS["mini" if asked.mini else "outside"]
+        unique = min(asked.budget, asked.rows * length)
+        size = unique * share * (_TOP_K * _TOP_K_BYTES + 4)
+        passes = asked.budget / unique
+        once = asked.teacher.forward_flops(length) * unique / (hardware.forward * hardware.count)
+        lines.append(
+            f"Cache the teacher's top {_TOP_K} log-probabilities of each trained token: {size / GIB:.2f} GiB, {once / 60:.1f} min once"
+            + (f", in place of {passes:.1f} passes a row and seed." if passes > 1.5 else "; worth it from the second row or seed on.")
+        )
+    if any(work[name].writes_traces for name in asked.chain):
+        lines.append("Traces are written once and shared by every row, seed and run that asks the same teacher the same questions.")
+    if not fits:
+        lines.append("NOT EVERYTHING FITS: see the stages marked so.")
+    if reading:
+        lines += [_setting(records, name, default, why) for name, (default, why) in _DEFAULTS.items()]
+    lines += _published(asked, any(work[name].trains for name in asked.chain))
+    return lines
+
+
+def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: str) -> str:
+    """Recommend a setting of `response`: the best of what was measured where values were compared, else the default."""
+    tried: dict[object, list[RunRecord]] = {}
+    for record in records:
+        if record.method == "response" and record.status == "success" and name in record.settings and record.scores:
+            tried.setdefault(record.settings[name], []).append(record)
+    if len(tried) < 2:
+        return f"{name.replace('_', ' ')}: {default} ({otherwise})."
+    means = {value: sum(r.scores[0].value for r in each) / len(each) for value, each in tried.items()}
+    best = max(means, key=lambda value: means[value])
+    told = ", ".join(f"{value} {100 * mean:.1f} %" for value, mean in sorted(means.items(), key=lambda pair: str(pair[0])))
+    keys = ", ".join(record.key[:12] for record in tried[best])
+    return f"{name.replace('_', ' ')}: {best}, the best measured here on {tried[best][0].scores[0].task} ({told}; records {keys})."
+
+
+def _published(asked: Asked, trains: bool) -> list[str]:
+    """Quote the published retentions nearest in size ratio, and the control that belongs beside them."""
+    try:
+        records = json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"]
+    except (OSError, ValueError, KeyError):
+        return []
+    ratio = asked.teacher.parameters / asked.student.parameters
+    lines = []
+    if trains:
+        for metric in ("MMLU", "GSM8K"):
+            held = [one for one in records if one["family"] in ("distillation", "prune+distil") and one["kind"] == "retention"
+                    and one["role"] == "method" and metric in one["metric"] and one["memory_basis"] == "parameters"]  # fmt: skip
+            held.sort(key=lambda one: abs(math.log(one["memory_ratio"] / ratio)))
+            if held:
+                told = "; ".join(
+                    f"{one['retention_pct']:g} % at {one['memory_ratio']:g}x ({one['id']}, {one['model']})" for one in held[:2]
+                )
+                lines.append(f"Published nearest to {ratio:.1f}x smaller, {metric}: {told}.")
+        controls = [one for one in records if one["role"] == "control" and one["id"] in ("distil-12", "distil-13")]
+        if controls and ratio > 3:
+            told = ", ".join(f"{one['metric']} {one['retention_pct']:g} % ({one['id']})" for one in controls)
+            lines.append(
+                f"Beside it: a smaller family member that nobody distilled keeps {told}. Run the controls before believing a gain."
+            )
+        data = [one for one in records if one["id"] in ("prune-distil-01", "distil-14")]
+        for one in data:
+            lines.append(f"Data others used: {one['method']}, {one['model']} ({one['id']}).")
+    return lines

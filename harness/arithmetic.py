@@ -1,0 +1,181 @@
+"""What a model weighs and computes, by formula from its configuration: bytes, keys and values, FLOPs. No torch.
+
+Used where nothing has run yet (plans, skipping what cannot fit), and beside what was measured: the two must agree.
+FLOPs: one multiply-add is 2; a forward pass costs 2 for each weight outside the embedding, the head and attention included;
+a backward pass twice that (Kaplan et al., 2020, section 2.1).
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoint import weight_files
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_PLAIN_FEED_FORWARD = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2", "gpt_bigcode"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A decoder's shape: what its memory and its work follow from."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    context: int
+    tied: bool
+    gated: bool = True  # three matrices in a feed-forward, else two
+    window: int | None = None  # of the layers that see only so many tokens
+    windowed: int = 0  # how many layers do
+
+    @classmethod
+    def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
+        """Read a model folder's configuration."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return cls.of_config(config, name=name or folder.name)
+
+    @classmethod
+    def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
+        """Read a transformers configuration; the older names of GPT-2's family are understood."""
+        config = told.get("text_config") or told
+
+        def value(*names: str, default: Any = None) -> Any:
+            return next((config[one] for one in names if config.get(one) is not None), default)
+
+        hidden, heads = int(value("hidden_size", "n_embd", "d_model")), int(value("num_attention_heads", "n_head"))
+        layers = int(value("num_hidden_layers", "n_layer"))
+        kinds = list(config.get("layer_types") or ())
+        windowed = sum("sliding" in kind for kind in kinds)
+        if not kinds and config.get("sliding_window") and config.get("use_sliding_window", "use_sliding_window" not in config):
+            windowed = layers
+        return cls(
+            name=name,
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=int(value("num_key_value_heads", default=heads)),
+            head_size=int(value("head_dim", default=hidden // heads)),
+            intermediate=int(value("intermediate_size", "n_inner", default=4 * hidden)),
+            vocabulary=int(value("vocab_size")),
+            context=int(value("max_position_embeddings", "n_positions", default=2048)),
+            tied=bool(told.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
+            gated=config.get("model_type") not in _PLAIN_FEED_FORWARD,
+            window=config.get("sliding_window") if windowed else None,
+            windowed=windowed,
+        )
+
+    def shallower(self, share: float) -> "Shape":
+        """Return the shape of a depth cut: a share of the blocks, rounded half up, at least one."""
+        return replace(self, name=f"depth:{share:g} of {self.name}", layers=max(1, int(self.layers * share + 0.5)))
+
+    def narrower(self, share: float) -> "Shape":
+        """Return the shape of a width cut: a share of every feed-forward's channels."""
+        return replace(self, name=f"width:{share:g} of {self.name}", intermediate=max(1, int(self.intermediate * share + 0.5)))
+
+    @property
+    def body(self) -> int:
+        """Weights of the blocks: attention, feed-forward, norms."""
+        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
+        return self.layers * (attention + feed_forward + 2 * self.hidden) + self.hidden
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the embedding; the head has as many of its own where it is not tied."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights, each once."""
+        return self.body + self.embedding * (1 if self.tied else 2)
+
+    def kv_bytes(self, *, batch: int, tokens: int, item: int) -> int:
+        """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d bytes; a windowed layer holds its window."""
+        row = 2 * self.kv_heads * self.head_size * item * batch
+        short = min(tokens, self.window) if self.window else tokens
+        return row * ((self.layers - self.windowed) * tokens + self.windowed * short)
+
+    def forward_flops(self, length: float) -> float:
+        """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens (half of it seen on average)."""
+        attention = 4 * self.layers * self.heads * self.head_size * length / 2
+        return 2.0 * (self.body + self.embedding) + attention
+
+    def decode_bytes(self, *, batch: int, tokens: int, item: int) -> int:
+        """Return the bytes that one decoding step reads: every weight but the unused embedding rows, and the keys and values."""
+        return (self.body + self.embedding) * item + self.kv_bytes(batch=batch, tokens=tokens, item=item)
+
+
+def _known(
+    name: str, layers: int, hidden: int, heads: int, kv_heads: int, head_size: int, intermediate: int, vocabulary: int, context: int,
+    tied: bool = False,
+) -> Shape:  # fmt: skip
+    return Shape(
+        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_size=head_size, intermediate=intermediate,
+        vocabulary=vocabulary, context=context, tied=tied,
+    )  # fmt: skip
+
+
+KNOWN = (  # from the models' public configurations
+    _known("SmolLM2-135M", 30, 576, 9, 3, 64, 1_536, 49_152, 8_192, tied=True),
+    _known("Qwen2.5-0.5B", 24, 896, 14, 2, 64, 4_864, 151_936, 32_768, tied=True),
+    _known("Llama-3.2-1B", 16, 2_048, 32, 8, 64, 8_192, 128_256, 131_072, tied=True),
+    _known("Llama-3.2-3B", 28, 3_072, 24, 8, 128, 8_192, 128_256, 131_072, tied=True),
+    _known("Llama-2-7B", 32, 4_096, 32, 32, 128, 11_008, 32_000, 4_096),
+    _known("Llama-3.1-8B", 32, 4_096, 32, 8, 128, 14_336, 128_256, 131_072),
+    _known("Llama-2-13B", 40, 5_120, 40, 40, 128, 13_824, 32_000, 4_096),
+    _known("Qwen2.5-32B", 64, 5_120, 40, 8, 128, 27_648, 152_064, 32_768),
+    _known("Llama-3.1-70B", 80, 8_192, 64, 8, 128, 28_672, 128_256, 131_072),
+    _known("Llama-3.1-405B", 126, 16_384, 128, 8, 128, 53_248, 128_256, 131_072),
+)
+
+
+def shape_of_size(parameters: float) -> Shape:
+    """Return the known public shape nearest in size (by ratio), for plans that name a size and no model."""
+    return min(KNOWN, key=lambda one: abs(math.log(one.parameters / parameters)))
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """Yield (name, stored type, number of values) of every tensor, from the safetensors headers alone."""
+    for path in weight_files(folder):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, entry["dtype"], math.prod(entry["shape"])
+
+
+def parameters_on_disk(folder: Path) -> int:
+    """Count a model's stored parameters without opening a tensor."""
+    return sum(count for _, _, count in stored_tensors(folder))
+
+
+def weight_bytes(folder: Path, dtype: str) -> int:
+    """Return what the stored weights take in memory once floats are opened as `dtype`; packed integers keep their size."""
+    item = ITEM_BYTES[dtype]
+    return sum(
+        count * (item if kind.startswith(("F", "BF")) and not kind.startswith("F8") else _STORED[kind])
+        for _, kind, count in stored_tensors(folder)
+    )
+
+
+def forward_flops_per_token(model: Any, length: float) -> float:
+    """Count the FLOPs of one token's forward pass of an opened model: 2 per weight outside the embedding, head and attention included.
+
+    Attention adds 4 * heads * head size * (length / 2) per block: scores and mixture over half the sequence on average.
+    """
+    config = model.config
+    embeddings = {id(model.get_input_embeddings().weight)}
+    head = model.get_output_embeddings()
+    body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings and (head is None or p is not head.weight))
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * length / 2
+    return float(2 * body + 2 * config.hidden_size * config.vocab_size + attention)

@@ -1,0 +1,317 @@
+"""`harness plan`: what a chain would take before anything is spent: memory, time, tokens, money, and what speaks for its settings.
+
+Everything is a formula over shapes (`harness/arithmetic.py`) and rates. Rates come from this machine's own records where there
+are any, else from the hardware's data sheet times a stated efficiency. No torch, no weights, no network.
+Formulas: training 6 N per token and forward passes 2 N (Kaplan et al., 2020); training states 16 bytes a weight (fp32
+weights, gradients and Adam's two moments; Rajbhandari et al., 2020); decoding reads every weight and the cache at each step.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from harness.advice import advice
+from harness.arithmetic import Shape
+from harness.hardware import GIB, Hardware, made_here
+from harness.record import RunRecord
+from harness.scenario import GRIDS, VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
+from harness.workload import ITEM_TOKENS, POST_HOC, ROW_TOKENS, Asked, Work
+
+_USABLE = 0.92  # of a GPU's memory: context, libraries, fragments
+_PROCESS_BYTES = {"cpu": 0.74 * GIB, "cuda": 0.6 * GIB}  # imports (CPU: resident; GPU: the context)
+_START_SECONDS = 14.0  # a cell's imports, opening, saving
+_STOPWATCH_SECONDS = 9.0  # two processes start and open
+_STEP_SECONDS = 2.5e-4  # of Python and kernel starts, a block and decoding step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One line of the plan."""
+
+    name: str
+    seconds: float
+    memory: float  # bytes of each device (CPU: of the process)
+    layout: str  # how it lies on the devices
+    tokens: float = 0.0
+    fits: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A plan in numbers."""
+
+    asked: Asked
+    hardware: Hardware
+    stages: tuple[Stage, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of everything, one stage after the other."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def memory(self) -> float:
+        """The largest memory of a device in any stage, in bytes."""
+        return max(stage.memory for stage in self.stages)
+
+
+def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records: Sequence[RunRecord], *, teacher_row: bool) -> Estimate:
+    """Estimate a chain stage by stage; `teacher_row` adds the teacher's own scoring, which a table needs once."""
+    stages: list[Stage] = []
+    student = asked.student
+    if teacher_row:
+        stages.append(_scoring("score the teacher", asked.teacher, asked, hardware, records))
+    for name in asked.chain:
+        one = work[name]
+        if one.writes_traces:
+            stages.append(_traces(asked, hardware))
+        if one.trains:
+            stages.append(_training(name, one, student, asked, hardware))
+        elif one.bits or one.calibrates or name in POST_HOC:
+            stages.append(_posthoc(name, one, student, hardware))
+    stages.append(_scoring("score and time the student", student, asked, hardware, records, beside=asked.teacher))
+    told = advice(asked, work, hardware, fits=all(stage.fits for stage in stages), records=records)
+    return Estimate(asked=asked, hardware=hardware, stages=tuple(stages), advice=tuple(told))
+
+
+def _item(hardware: Hardware) -> int:
+    return 4 if hardware.kind == "cpu" else 2
+
+
+def activation_bytes(shape: Shape, tokens: float, item: int) -> float:
+    """Return what a forward pass keeps for the backward one, with fused attention.
+
+    A token and layer: norm inputs, attention's input and output and the residuals (about 8 h), queries, keys, values, and
+    gate, up, activation and product of the feed-forward (4 intermediate).
+    """
+    block = 8 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_size
+    block += (4 if shape.gated else 2) * shape.intermediate
+    return tokens * shape.layers * block * item
+
+
+def logits_bytes(vocabulary: int, tokens: float, trained: float, *, teacher: bool) -> float:
+    """Return the bytes of logits and of what the losses make of them, in fp32.
+
+    The whole batch: logits, their gradient, the teacher's. Trained positions: selected, log-softmax, product, gradient;
+    twice that with the teacher's side.
+    """
+    return 4.0 * vocabulary * ((3 if teacher else 2) * tokens + (8 if teacher else 4) * trained)
+
+
+def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware) -> Stage:
+    length, share = ROW_TOKENS["mini" if asked.mini else "outside"]
+    tokens = asked.micro_rows * length
+    vocabulary = max(student.vocabulary, asked.teacher.vocabulary) if work.reads_teacher else student.vocabulary
+    teacher = asked.teacher.parameters * _item(hardware) if work.reads_teacher else 0.0
+    states = 16.0 * student.parameters
+    working = activation_bytes(student, tokens, _item(hardware))
+    working += logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher)
+    base = _PROCESS_BYTES[hardware.kind]
+    room = (hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory) - base
+    layout, memory, fits, note = _layout(states, working, teacher, student, room, hardware)
+    flops = 3 * student.forward_flops(length) * asked.budget
+    seconds = flops / (hardware.train * hardware.count)
+    held_out = (1 + asked.budget // (asked.rows * length)) * asked.validation_rows * length
+    seconds += held_out * student.forward_flops(length) / (hardware.forward * hardware.count)
+    if work.reads_teacher:
+        seconds += asked.teacher.forward_flops(length) * asked.budget / (hardware.forward * hardware.count)
+    return Stage(
+        name=f"train: {name}", seconds=seconds + _START_SECONDS, memory=base + memory, layout=layout, tokens=float(asked.budget), fits=fits,
+        note=note,
+    )  # fmt: skip
+
+
+def _layout(states: float, working: float, teacher: float, student: Shape, room: float, hardware: Hardware) -> tuple[str, float, bool, str]:
+    """Choose the simplest way in which training fits: (layout, bytes of a device, whether it fits, what to do)."""
+    devices = hardware.count
+    widest = 4.0 * 2 * (student.body / student.layers + student.embedding)  # a gathered block, and the embedding, weights and gradients
+    recomputed = working * 0.25
+    one = "one process" if hardware.kind == "cpu" else "one GPU" if devices == 1 else f"DDP over {devices}"
+    ways = [
+        (one + (", teacher beside it" if teacher else ""), states + working + teacher, ""),
+    ]
+    if devices > 1:
+        split = states / devices + widest
+        ways += [
+            (f"DDP over {devices}, teacher sharded over {devices}", states + working + teacher / devices, "") if teacher else ways[0],
+            (f"FSDP2 over {devices}" + (", teacher sharded too" if teacher else ""), split + working + teacher / devices, ""),
+            (f"FSDP2 over {devices}, activations recomputed", split + recomputed + teacher / devices, "a third more compute"),
+        ]
+        if teacher:
+            ways.append((f"FSDP2 over {devices}, teacher's log-probabilities from the cache", split + recomputed, "write the cache first"))
+    else:
+        ways.append((f"{one}, micro_rows=1", states + working / 16 + teacher, "--set METHOD.micro_rows=1"))
+        if teacher:
+            ways.append((f"{one}, teacher's log-probabilities from the cache", states + working / 16, "write the cache first"))
+    for layout, memory, note in ways:
+        if memory <= room:
+            return layout, memory, True, note
+    layout, memory, _ = min(ways, key=lambda way: way[1])
+    return layout, memory, False, "does not fit: more devices, a smaller student, or LoRA"
+
+
+def _sharded(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float, bool]:
+    """Place a model that is only read: on each device, or split over all (tensor parallel)."""
+    room = (hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory) - _PROCESS_BYTES[hardware.kind]
+    whole = float(shape.parameters * _item(hardware))
+    if whole + extra <= room or hardware.count == 1:
+        layout = "one process" if hardware.kind == "cpu" else "one GPU" if hardware.count == 1 else f"a copy on each of {hardware.count}"
+        return layout, whole + extra, whole + extra <= room
+    ways = 2
+    while ways < hardware.count and whole / ways + extra > room:
+        ways *= 2
+    ways = min(ways, hardware.count)
+    return f"tensor parallel over {ways}", whole / ways + extra, whole / ways + extra <= room
+
+
+def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hardware) -> tuple[float, int]:
+    """Return (seconds, rows at once) of writing `written` tokens behind `prompt` for every row, on all devices together."""
+    item = _item(hardware)
+    share = min(0.3 * hardware.memory, 2.0**28 if hardware.kind == "cpu" else math.inf)
+    batch = int(
+        max(1, min(rows, 160 if hardware.kind == "cpu" else 512, share // shape.kv_bytes(batch=1, tokens=prompt + written, item=item)))
+    )
+    steps = math.ceil(rows / batch) * written
+    reading = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=item) / (hardware.bandwidth * hardware.count)
+    computing = batch * shape.forward_flops(prompt + written / 2) / (hardware.forward * hardware.count)
+    return steps * (max(reading, computing) + shape.layers * _STEP_SECONDS), batch
+
+
+def _traces(asked: Asked, hardware: Hardware) -> Stage:
+    length, share = ROW_TOKENS["mini" if asked.mini else "outside"]
+    prompt, written = round(length * (1 - share)), round(length * share)
+    seconds, batch = _decoding(asked.teacher, asked.rows, prompt, written, hardware)
+    seconds += asked.rows * prompt * asked.teacher.forward_flops(prompt) / (hardware.forward * hardware.count)
+    cache = asked.teacher.kv_bytes(batch=batch, tokens=length, item=_item(hardware))
+    layout, memory, fits = _sharded(asked.teacher, hardware, float(cache))
+    return Stage(
+        name="teacher writes traces (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
+        tokens=float(asked.rows * written), fits=fits, note=f"{asked.rows * length * 6 / 2**20:.1f} MiB of text",
+    )  # fmt: skip
+
+
+def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
+    """Quantise, prune or factorise: read and write every weight; with calibration, forward passes over 128 x 2,048 tokens."""
+    item = _item(hardware)
+    seconds = 3 * shape.parameters * item / hardware.bandwidth + _START_SECONDS
+    if work.calibrates:
+        seconds += 128 * 2_048 * shape.forward_flops(2_048) / (hardware.forward * hardware.count) * 2
+        seconds += 20 * shape.parameters * shape.hidden / hardware.train  # second-moment matrices and their factors
+    extra = activation_bytes(replace(shape, layers=1), 2_048, item) + 4.0 * shape.hidden**2
+    layout, memory, fits = _sharded(shape, hardware, extra)
+    note = f"{work.bits:g} bits a weight: {shape.parameters * work.bits / 8 / GIB:.2f} GiB" if work.bits else ""
+    return Stage(
+        name=f"compress: {name}", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout, fits=fits, note=note,
+        tokens=128.0 * 2_048 if work.calibrates else 0.0,
+    )  # fmt: skip
+
+
+def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -> float:
+    """Return what the stopwatches take for the default grid: two starts, warm-ups, and two visits of each model a round."""
+    total = _STOPWATCH_SECONDS
+    for scenario in parse_grid(GRIDS[hardware.kind]):
+        for shape in shapes:
+            tokens = scenario.batch * scenario.prompt_tokens
+            run = tokens * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
+            reading = shape.decode_bytes(batch=scenario.batch, tokens=scenario.prompt_tokens, item=_item(hardware)) / hardware.bandwidth
+            computing = scenario.batch * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
+            run += scenario.new_tokens * (max(reading, computing) + shape.layers * _STEP_SECONDS)
+            total += max(3 * run, WARM_UP_SECONDS) + asked.rounds * 2 * max(1.25 * run, 1.25 * VISIT_SECONDS)
+    return total
+
+
+def _scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records: Sequence[RunRecord], beside: Shape | None = None) -> Stage:
+    """Score every task; from a record of the task on this machine where there is one, scaled by the FLOPs of a token."""
+    seconds, tokens = _START_SECONDS + _timing_seconds((shape, beside or shape), asked, hardware), 0.0
+    known = 0
+    for task, count in asked.items.items():
+        own, common, written = ITEM_TOKENS.get(task, (150, 0, 30))
+        tokens += count * (own + written) + common
+        measured = _measured_item(task, shape, records) if hardware.kind == "cpu" else None
+        if measured is not None:
+            known += 1
+            seconds += count * measured
+            continue
+        seconds += (count * own + common) * shape.forward_flops(own + common / 57) / (hardware.forward * hardware.count)
+        if written:
+            seconds += _decoding(shape, count, own, written, hardware)[0]
+    item = _item(hardware)
+    working = 2.0**28 if hardware.kind == "cpu" else 0.3 * hardware.memory
+    layout, memory, fits = _sharded(shape, hardware, min(working, decoding_cache(shape, asked, item)))
+    note = f"{known} of {len(asked.items)} tasks from this machine's records" if known else ""
+    return Stage(
+        name=name, seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout, tokens=tokens, fits=fits, note=note
+    )
+
+
+def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
+    """Return the bytes of keys and values if every row were decoded at once."""
+    most = 0.0
+    for task, count in asked.items.items():
+        own, common, written = ITEM_TOKENS.get(task, (150, 0, 30))
+        most = max(
+            most,
+            float(
+                shape.kv_bytes(batch=min(count, 160), tokens=own + written, item=item) + shape.kv_bytes(batch=1, tokens=common, item=item)
+            ),
+        )
+    return most
+
+
+def _measured_item(task: str, shape: Shape, records: Sequence[RunRecord]) -> float | None:
+    """Return seconds an item from this machine's records of the task, scaled by size; None without a record within 4x of the size."""
+    found: list[tuple[float, float]] = []
+    for record in made_here(records):
+        score = record.score(task)
+        size = record.student.parameters if record.student else None
+        if score is None or not size or record.limited or score.from_journal:
+            continue
+        ratio = shape.parameters / size
+        if 0.25 <= ratio <= 4:
+            found.append((abs(math.log(ratio)), score.seconds / score.n * ratio))
+    if not found:
+        return None
+    nearest = min(distance for distance, _ in found)
+    return median(seconds for distance, seconds in found if distance <= nearest + 1e-9)
+
+
+def text(found: Estimate, *, price: float | None = None) -> str:
+    """Return a plan as it is printed."""
+    from tabulate import tabulate
+
+    asked, hardware = found.asked, found.hardware
+    rows = []
+    for stage in found.stages:
+        row = {
+            "stage": stage.name, "memory a device": f"{stage.memory / GIB:.1f} GiB" + ("" if stage.fits else " DOES NOT FIT"),
+            "layout": stage.layout, "time": duration(stage.seconds), "tokens": f"{stage.tokens:,.0f}" if stage.tokens else "-",
+        }  # fmt: skip
+        if price is not None:
+            row["money"] = f"{stage.seconds * hardware.count * price / 3600:,.2f}"
+        rows.append({**row, "note": stage.note})
+    total = f"Together: {duration(found.seconds)}, at most {found.memory / GIB:.1f} GiB of {hardware.memory / GIB:.0f} GiB a device"
+    if price is not None:
+        total += f", {found.seconds * hardware.count * price / 3600:,.2f} at {price:g} a device-hour"
+    head = (
+        f"{'+'.join(asked.chain)}: {asked.teacher.name} ({_size(asked.teacher)}) to {asked.student.name} ({_size(asked.student)}), "
+        f"{asked.budget:,} seen tokens, {asked.rows:,} rows; on {hardware.name}, {hardware.memory / GIB:.0f} GiB each"
+    )
+    lines = [f"- Rates: {hardware.source}.", *(f"- {line}" for line in found.advice)]
+    return "\n".join([head, "", tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True), "", f"{total}.", "", *lines])
+
+
+def _size(shape: Shape) -> str:
+    count = shape.parameters
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words that fit a table: 40 s, 12 min, 3.4 h, 12 d."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d"

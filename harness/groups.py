@@ -1,0 +1,170 @@
+"""Which records may stand in one table, and how two of its rows are compared. No torch.
+
+Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine and task versions.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from harness import stats
+from harness.checkpoint import digest_of
+from harness.record import RunRecord, TaskScore
+from harness.stats import Interval
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Row:
+    """All records of one label: the seeds of one row."""
+
+    label: str
+    records: tuple[RunRecord, ...]
+
+    @property
+    def done(self) -> tuple[RunRecord, ...]:
+        """The records that succeeded."""
+        return tuple(record for record in self.records if record.status == "success")
+
+    @property
+    def first(self) -> RunRecord:
+        """Any record of the row, for what all of them share."""
+        return self.records[0]
+
+    def scores(self, task: str) -> list[TaskScore]:
+        """The row's scores on a task, one a seed."""
+        return [score for record in self.done if (score := record.score(task)) is not None]
+
+    def by_seed(self, task: str) -> dict[int | None, str]:
+        """Per-item outcomes by seed."""
+        return {
+            record.seed: score.outcomes[score.primary]
+            for record in self.done
+            if (score := record.score(task)) is not None and score.primary in score.outcomes
+        }
+
+    def outcomes(self, task: str) -> list[str]:
+        """Per-item outcomes of the primary extractor, one string a seed."""
+        return list(self.by_seed(task).values())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may stand in one table, and what they share."""
+
+    shared: Mapping[str, str]
+    rows: tuple[Row, ...]
+    tasks: tuple[str, ...]
+    superseded: int
+
+    @property
+    def teacher(self) -> Row | None:
+        """The teacher's row, when it succeeded."""
+        return next((row for row in self.rows if row.label == TEACHER and row.done), None)
+
+
+def _scored_under(record: RunRecord) -> dict[str, str]:
+    """What every row of a table shares, known for failed records too."""
+    return {
+        "teacher": " and ".join(one.name for one in record.teachers),
+        "teacher digest": " ".join(one.digest for one in record.teachers),
+        "tasks": ", ".join(record.tasks),
+        "device": record.device,
+        "dtype": record.dtype,
+        "limited": "a sample of the items" if record.limited else "",
+        "prompts": f"chat template{f', system prompt {record.system!r}' if record.system else ''}" if record.chat else "",
+    }
+
+
+def _measured_under(record: RunRecord) -> dict[str, str]:
+    """What rows that succeeded share beside that."""
+    environment = record.environment
+    return {
+        "path": record.path,
+        "items": digest_of([score.items_digest for score in record.scores]),
+        "threads": str(environment.threads) if environment else "",
+        "machine": environment.machine if environment else "",
+    }
+
+
+def _made_under(record: RunRecord) -> dict[str, str]:
+    """What rows of one table share in how their students were made; the teacher's row has none of it."""
+    if record.label == TEACHER:
+        return {}
+    shape = {"student": record.student_recipe, "student base": record.student_base.digest}
+    return shape | ({"budget": f"{record.budget_tokens:,} seen tokens, {record.budget_rows:,} items"} if record.trains else {})
+
+
+def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
+    """Tell whether a record may stand in a table of students made so: it names nothing else than they do."""
+    return all(made.get(name) == value for name, value in _made_under(record).items())
+
+
+def group(records: Iterable[RunRecord]) -> list[Group]:
+    """Split records into tables. The teacher and untrained rows join every table that they fit; failed ones too."""
+    every = list(records)
+    groups: list[Group] = []
+    for scored in _distinct(_scored_under(record) for record in every):
+        here = [record for record in every if _scored_under(record) == scored]
+        worked = [record for record in here if record.status == "success"]
+        failed = [record for record in here if record.status != "success"]
+        for measured in _distinct(_measured_under(record) for record in worked) or [{}]:
+            alike = [record for record in worked if _measured_under(record) == measured]
+            members = [*alike, *failed]
+            made = _distinct(_made_under(record) for record in members if record.trains)
+            made = made or _distinct(_made_under(record) for record in members if record.label != TEACHER) or [{}]
+            groups += [_group([r for r in members if _fits(r, one)], {**scored, **measured, **one}) for one in made]
+    return sorted(groups, key=lambda one: sorted(one.shared.items()))
+
+
+def _distinct(conditions: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return list({digest_of(one): one for one in conditions}.values())
+
+
+def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
+    """Keep the newest record of each row and seed; one that succeeded before one that did not."""
+    newest: dict[tuple[str, int | None], RunRecord] = {}
+    for record in sorted(records, key=lambda r: (r.status == "success", r.created, r.key)):
+        newest[record.label, record.seed] = record
+    labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
+    rows = tuple(
+        Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels
+    )
+    sample = next((record for record in newest.values() if record.status == "success"), None)
+    tasks = tuple(score.task for score in sample.scores) if sample else ()
+    return Group(shared, rows, tasks, len(records) - len(newest))
+
+
+def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
+    return pair[0][0], pair[0][1] or 0
+
+
+def ordered(found: Group) -> list[Row]:
+    """Teacher, then methods, then controls; within each by mean score, best first."""
+
+    def place(row: Row) -> tuple[int, float, str]:
+        kind = 0 if row.label == TEACHER else 2 if row.first.is_control else 1
+        values = [score.value for task in found.tasks for score in row.scores(task)]
+        return kind, -fmean(values) if values else 1.0, row.label
+
+    return sorted(found.rows, key=place)
+
+
+def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
+    """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
+    ours, theirs = student.scores(task), reference.scores(task)
+    if not ours or not theirs:
+        return Interval(None, reason="not scored")
+    if len({score.items_digest for score in [*ours, *theirs]}) > 1:
+        return Interval(None, reason="scored on different items")
+    left, right = student.by_seed(task), reference.by_seed(task)
+    if len(left) == len(right) == 1:
+        counts = stats.pairs(*right.values(), *left.values())
+        if not ratio:
+            return stats.difference(counts)
+        return stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+    shared = sorted(set(left) & set(right), key=str)
+    if len(left) > 1 and len(right) > 1 and shared:  # seeds stand against the same seeds
+        return stats.two_level([left[seed] for seed in shared], [right[seed] for seed in shared], ratio=ratio, chance=chance)
+    return stats.two_level(list(left.values()), list(right.values()), ratio=ratio, chance=chance)

@@ -1,0 +1,90 @@
+"""What a plan is asked about: the pair of models, the chain's stages and what each of them asks for, the data, the tasks."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.arithmetic import Shape, shape_of_size
+from harness.errors import unknown
+
+ROW_TOKENS = {"mini": (84, 0.5), "outside": (190, 0.6)}  # a training row: tokens, trained share (GSM8K's train split has 190)
+
+# How much a task's item costs the scorer: tokens of its own prompt, shared prompt read once a task (or subject), tokens written.
+ITEM_TOKENS: Mapping[str, tuple[int, int, int]] = {
+    "gsm8k": (75, 700, 130), "gsm8k-cot": (75, 900, 110), "mmlu": (105, 57 * 450, 0), "mmlu-cloze": (130, 57 * 450, 0),
+    "gsm8k-mini": (60, 0, 43), "mmlu-mini": (60, 0, 0), "wikitext": (4_400, 0, 0),
+}  # fmt: skip
+ITEMS: Mapping[str, int] = {
+    "gsm8k": 1_319, "gsm8k-cot": 1_319, "mmlu": 14_042, "mmlu-cloze": 14_042, "gsm8k-mini": 1_000, "mmlu-mini": 1_000, "wikitext": 62,
+}  # fmt: skip
+
+
+_SIZE = r"(\d+(?:\.\d+)?)([MBT])"
+
+
+def is_size(text: str) -> bool:
+    """Tell whether a model is named by its size alone: 70B, 135M."""
+    return re.fullmatch(_SIZE, text, re.IGNORECASE) is not None
+
+
+def parse_model(text: str, folder: Callable[[str], Path]) -> Shape:
+    """Read a size (70B, 135M) as the nearest public shape, or a model's own configuration from its folder."""
+    size = re.fullmatch(_SIZE, text, re.IGNORECASE)
+    if size:
+        return shape_of_size(float(size[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[size[2].upper()])
+    return Shape.of_folder(folder(text), name=text)
+
+
+def student_shape(teacher: Shape, recipe: tuple[str, float]) -> Shape:
+    """Return the shape that a recipe cuts out of the teacher's; `scratch` has that of `depth`."""
+    kind, share = recipe
+    return teacher.narrower(share) if kind == "width" else teacher.shallower(share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one stage of a chain asks of the machine."""
+
+    trains: bool = False
+    reads_teacher: bool = False  # teacher's logits at every seen token
+    writes_traces: bool = False
+    bits: float | None = None  # of a weight afterwards
+    calibrates: bool = False
+
+
+_QUANTIZED = {"int8": 8.25, "int8-dynamic": 8.25, "int4": 4.5, "int4-calibrated": 4.5, "nf4": 4.5, "fake-int4": 32.0}
+POST_HOC: dict[str, Work] = {
+    **{name: Work(bits=bits, calibrates="calibrated" in name) for name, bits in _QUANTIZED.items()},
+    "prune-magnitude": Work(), "prune-wanda": Work(calibrates=True), "prune-sparsegpt": Work(calibrates=True),
+    "prune-depth": Work(calibrates=True), "prune-width": Work(calibrates=True), "lowrank": Work(calibrates=True),
+    "feature": Work(trains=True, reads_teacher=True), "attention": Work(trains=True, reads_teacher=True),
+    "selective": Work(trains=True, reads_teacher=True),
+}  # fmt: skip
+
+
+def work_of(name: str, registered: Mapping[str, Any]) -> Work:
+    """Return what a method asks for: of a registered one by its own declaration, of the known families by a table."""
+    if name in POST_HOC:
+        return POST_HOC[name]
+    if name in registered:
+        method = registered[name]
+        return Work(trains=method.trains, reads_teacher=method.trains and method.same_vocabulary, writes_traces=name.startswith("cot"))
+    raise unknown("method", name, {**registered, **POST_HOC})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be estimated."""
+
+    teacher: Shape
+    student: Shape
+    chain: tuple[str, ...]
+    budget: int  # seen tokens
+    rows: int
+    micro_rows: int = 16
+    items: Mapping[str, int]  # task -> items to score
+    mini: bool = False  # all tasks are the generated ones: short rows
+    validation_rows: int = 200
+    rounds: int = 6

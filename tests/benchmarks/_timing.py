@@ -1,0 +1,27 @@
+"""What the timing benchmarks share: the embedded teacher measured beside itself, and a process that disturbs it."""
+
+import os
+from pathlib import Path
+
+from harness.measure import Settings, Subject, measure
+from harness.model import resolve
+from harness.record import Measurement
+from harness.scenario import parse_grid
+
+# Burns one core in bursts of 50 to 600 ms, with pauses as long: what a browser, a build or a neighbour does.
+BURN = """
+import random, sys, time
+draw = random.Random(sys.argv[1])
+while True:
+    until = time.perf_counter() + draw.uniform(0.05, 0.6)
+    while time.perf_counter() < until:
+        pass
+    time.sleep(draw.uniform(0.05, 0.6))
+"""
+
+
+def measured(folder: Path, *, wrap: str = "", grid: str = "128x1x32", rounds: int = 10) -> tuple[Measurement, ...]:
+    """Measure the embedded teacher, with something around it where `wrap` says so, against itself."""
+    tiny = resolve("tiny", cache=folder)
+    settings = Settings(grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1))
+    return measure(Subject(tiny, wrap), Subject(tiny), settings, folder=folder).measurements

@@ -1,0 +1,32 @@
+"""What `measure-planted` puts around a model: a sleep after each forward pass, or a buffer that nobody needs."""
+
+import time
+from typing import Any
+
+import torch
+
+SLOWER = 0.10
+BUFFER = 64 * 2**20
+
+
+def slower(model: Any) -> Any:
+    """Make each forward pass sleep a tenth of what it has just taken."""
+    plain = model.forward
+
+    def forward(*given: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        out = plain(*given, **named)
+        until = time.perf_counter() + SLOWER * (time.perf_counter() - began)
+        while (left := until - time.perf_counter()) > 0:  # the system's sleep alone is late by more than a tiny model's tenth
+            if left > 0.001:
+                time.sleep(left - 0.001)
+        return out
+
+    model.forward = forward
+    return model
+
+
+def heavier(model: Any) -> Any:
+    """Give the model a buffer of 64 MiB, written to, so that it is really there."""
+    model.register_buffer("needless", torch.ones(BUFFER, dtype=torch.uint8), persistent=False)
+    return model

@@ -1,0 +1,163 @@
+"""Plans by formula: against numbers worked out by hand, the layout that a device's memory allows, rates from records."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import methods
+import suites
+from harness.api import estimate_plans
+from harness.arithmetic import shape_of_size
+from harness.errors import HarnessError
+from harness.estimate import duration, text
+from harness.hardware import GIB, parse_hardware
+from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, processor
+from harness.registry import Registry
+from harness.workload import ITEMS, POST_HOC, work_of
+
+
+def stage(found, name):
+    return next(one for one in found.stages if one.name.startswith(name))
+
+
+def record(label="response", *, settings=None, share=0.6, seconds=10.0, machine=None, **changes):
+    """A finished row of this machine: 1e12 FLOPs in `seconds` of training, of which the teacher took 2 for 2e11."""
+    score = TaskScore(
+        task="gsm8k-mini", version="1", kind="generate", primary="strict-match", chance=0, n=1000, value=share, stderr=0.01, outcomes={},
+        items_digest="i", answers_digest="a", invalid_share=0, seconds=20.0,
+    )  # fmt: skip
+    environment = Environment(
+        device="cpu", dtype="float32", threads=2, machine=machine or f"{processor()}, {os.cpu_count()} cores", platform="", python="",
+        versions={}, commit=None, dirty=None,
+    )  # fmt: skip
+    return RunRecord(**{
+        "key": f"{label}{settings}".ljust(20, "x"), "status": "success", "label": label, "method": label, "family": "x",
+        "is_control": False,
+        "trains": True, "settings": settings or {}, "suites": ("math",), "tasks": ("gsm8k-mini@1",), "device": "cpu", "dtype": "float32",
+        "teachers": (), "student_recipe": "depth:0.5", "student_base": ModelReference(name="tiny", digest="d"),
+        "student": ModelReference(name="s", digest="s", parameters=918_656), "budget_tokens": 1, "budget_rows": 1, "path": "p",
+        "scores": (score,), "environment": environment,
+        "cost": Cost(seconds=seconds, flops=1e12, teacher_seconds=2.0, teacher_flops=2e11), **changes,
+    })  # fmt: skip
+
+
+def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
+    [found] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="1xH200", budget=10_000_000)
+    one, shape = stage(found, "train"), shape_of_size(7e9)
+    assert one.seconds - 14 == pytest.approx(6.01 * (shape.body + shape.embedding) * 1e7 / (0.35 * 989e12), rel=0.02)
+    assert one.memory > 16 * shape.parameters and one.tokens == 1e7
+    [double] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="1xH200", budget=20_000_000)
+    assert stage(double, "train").seconds - 14 == pytest.approx(2 * (one.seconds - 14))
+
+
+def test_the_layout_is_the_simplest_that_fits():
+    [found] = estimate_plans(["response+int4"], teacher="70B", student="7B", hardware="8x80GB", budget=10**9, rows=100_000)
+    assert stage(found, "train").layout == "FSDP2 over 8, teacher sharded too" and all(one.fits for one in found.stages)
+    assert stage(found, "score the teacher").layout.startswith("tensor parallel over")  # 141 GB of bf16 are no 80
+    assert "4.5 bits" in stage(found, "compress: int4").note
+    [small] = estimate_plans(["response"], teacher="135M", student="135M", hardware="8xH100")
+    assert stage(small, "train").layout == "DDP over 8, teacher beside it"
+    [alone] = estimate_plans(["response"], teacher="70B", student="7B", hardware="1x80GB")
+    assert not stage(alone, "train").fits and "DOES NOT FIT" in text(alone) and any("NOT EVERYTHING FITS" in line for line in alone.advice)
+    assert stage(alone, "train").memory / GIB > 0.92 * 80
+
+
+def test_the_teacher_costs_two_flops_a_weight_and_token_and_a_cache_saves_its_passes():
+    [plain] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="8xH100", budget=10**9, rows=10_000)
+    [taught] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xH100", budget=10**9, rows=10_000)
+    more = stage(taught, "train").seconds - stage(plain, "train").seconds
+    teacher = shape_of_size(70e9)
+    assert more == pytest.approx(2 * (teacher.body + teacher.embedding) * 1e9 / (8 * 0.45 * 989e12), rel=0.02)
+    line = next(line for line in taught.advice if line.startswith("Cache"))
+    assert "526.3 passes" in line  # 1e9 tokens over 10,000 rows of 190
+
+
+def test_a_price_is_device_hours():
+    [found] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="8xH100", budget=10**9)
+    assert f"{found.seconds * 8 * 3 / 3600:,.2f} at 3 a device-hour" in text(found, price=3.0)
+    assert "device-hour" not in text(found)
+
+
+def test_rates_come_from_this_machines_records_and_no_others():
+    here = [record(seconds=seconds) for seconds in (10.0, 12.0, 22.0)]
+    found = parse_hardware("cpu", [*here, record(machine="another, 64 cores"), record(status="failed")])
+    assert found.train == pytest.approx(1e12 / 10) and found.forward == pytest.approx(1e11)  # medians, the teacher's seconds out
+    assert "3 trained rows" in found.source
+    assert "rule of thumb" in parse_hardware("cpu", []).source
+    assert parse_hardware("cpu:8x32GB", here).memory == 32 * GIB  # another machine: no record of this one speaks for it
+    [plan] = estimate_plans(["sft"], records=here)
+    assert stage(plan, "score and time").note == "1 of 1 tasks from this machine's records"
+
+
+def test_settings_are_recommended_by_what_was_measured_else_by_what_was_published():
+    [plain] = estimate_plans(["response"])
+    assert any(line.startswith("temperature: 2.0 (our default; published") and "distil-20" in line for line in plain.advice)
+    tried = [record(settings={"temperature": 1.0}, share=0.7), record(settings={"temperature": 4.0}, share=0.5)]
+    [told] = estimate_plans(["response"], records=tried)
+    line = next(line for line in told.advice if line.startswith("temperature"))
+    assert line.startswith("temperature: 1.0, the best measured here on gsm8k-mini (1.0 70.0 %, 4.0 50.0 %; records response{'te")
+
+
+def test_every_quoted_publication_is_in_the_file():
+    from harness.advice import PUBLISHED
+
+    known = {one["id"]: one for one in json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"]}
+    [found] = estimate_plans(["cot+int4"], teacher="70B", student="7B", hardware="8xH100")
+    quoted = [word.strip("(),;.") for line in found.advice for word in line.split() if word.strip("(),;.").rpartition("-")[2].isdigit()]
+    ids = [word for word in quoted if word.startswith(("distil-", "prune-"))]
+    assert len(ids) >= 6 and set(ids) <= set(known)
+    assert any(f"{known['distil-04']['retention_pct']:g} % at 10.4x" in line for line in found.advice)
+
+
+def test_every_method_and_task_is_known_to_the_plan():
+    registry = Registry("method", methods.METHODS)
+    declared = {name: registry.load(name) for name in registry.table}
+    for name, method in declared.items():
+        assert work_of(name, declared).trains == method.trains
+    assert (
+        work_of("cot", declared).writes_traces
+        and work_of("response", declared).reads_teacher
+        and not work_of("sft", declared).reads_teacher
+    )
+    assert work_of("int4", declared).bits == 4.5 and "int4-calibrated" in POST_HOC
+    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--hardware", "many"], "8xH100"),
+        (["--hardware", "8xH1000"], "did you mean 'H100'"),
+        (["--teacher", "seventy"], "unknown model 'seventy'"),
+        (["--methods", "int5"], "did you mean 'int4'"),
+        (["--rows", "0"], "--rows"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "harness.cli", "plan", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_what_does_not_fit_ends_with_exit_code_1(tmp_path):
+    line = [sys.executable, "-P", "-m", "harness.cli", "plan", "--teacher", "70B", "--student", "7B", "--hardware", "1x80GB"]
+    done = subprocess.run([*line, "--methods", "response"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
+
+
+def test_sizes_share_the_teachers_vocabulary():
+    [found] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xH100")
+    assert found.asked.student.vocabulary == found.asked.teacher.vocabulary
+
+
+def test_durations_in_words():
+    assert [duration(value) for value in (40, 600, 9_000, 10 * 86_400)] == ["40 s", "10 min", "2.5 h", "10 d"]
+
+
+def test_a_bad_hardware_is_refused_from_python_too():
+    with pytest.raises(HarnessError, match="COUNTxGPU"):
+        parse_hardware("0xH100", [])
