@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
+from harness.checkpoint import digest_of
 from harness.hardware import GIB, Hardware
 from harness.record import RunRecord
 from harness.workload import ROW_TOKENS, Asked, Work
@@ -23,9 +25,9 @@ _DEFAULTS = {  # setting of `response` -> default, and what speaks for it
 def advice(asked: Asked, work: Mapping[str, Work], hardware: Hardware, *, fits: bool, records: Sequence[RunRecord]) -> list[str]:
     """Say what to cache, which settings to start with, and what others have published for such a pair."""
     lines = []
-    reading = [name for name in asked.chain if work[name].reads_teacher]
+    reading = [name for name in asked.chain if work[name].reads_teacher and not work[name].reads_inside]
     if reading:
-        length, share = ROW_TOKENS["mini" if asked.mini else "outside"]
+        length, share, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
         unique = min(asked.budget, asked.rows * length)
         size = unique * share * (_TOP_K * _TOP_K_BYTES + 4)
         passes = asked.budget / unique
@@ -36,6 +38,8 @@ def advice(asked: Asked, work: Mapping[str, Work], hardware: Hardware, *, fits: 
         )
     if any(work[name].writes_traces for name in asked.chain):
         lines.append("Traces are written once and shared by every row, seed and run that asks the same teacher the same questions.")
+    if hardware.count > 1:
+        lines.append(f"The layouts over {hardware.count} devices are what formulas allow; this version's `harness run` uses one of them.")
     if not fits:
         lines.append("NOT EVERYTHING FITS: see the stages marked so.")
     if reading:
@@ -45,14 +49,22 @@ def advice(asked: Asked, work: Mapping[str, Work], hardware: Hardware, *, fits: 
 
 
 def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: str) -> str:
-    """Recommend a setting of `response`: the best of what was measured where values were compared, else the default."""
-    tried: dict[object, list[RunRecord]] = {}
+    """Recommend a setting of `response`: the best of records that differ in nothing else, else the default."""
+    alike: dict[str, dict[object, list[RunRecord]]] = {}
     for record in records:
-        if record.method == "response" and record.status == "success" and name in record.settings and record.scores:
-            tried.setdefault(record.settings[name], []).append(record)
+        usable = record.method == "response" and record.status == "success" and not record.limited and record.scores
+        if not usable or name not in record.settings or record.scores[0].kind == "perplexity":
+            continue
+        others = {key: value for key, value in record.settings.items() if key != name}
+        same = digest_of(
+            record.tasks, [one.digest for one in record.teachers], record.student_recipe, record.student_base.digest, record.budget_tokens,
+            record.budget_rows, record.dtype, others,
+        )  # fmt: skip
+        alike.setdefault(same, {}).setdefault(record.settings[name], []).append(record)
+    tried = max(alike.values(), key=len, default={})
     if len(tried) < 2:
         return f"{name.replace('_', ' ')}: {default} ({otherwise})."
-    means = {value: sum(r.scores[0].value for r in each) / len(each) for value, each in tried.items()}
+    means = {value: fmean(r.scores[0].value for r in each) for value, each in tried.items()}
     best = max(means, key=lambda value: means[value])
     told = ", ".join(f"{value} {100 * mean:.1f} %" for value, mean in sorted(means.items(), key=lambda pair: str(pair[0])))
     keys = ", ".join(record.key[:12] for record in tried[best])

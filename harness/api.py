@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,14 +151,16 @@ def estimate_plans(
     from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, default_cache, parse_method
     from harness.estimate import estimate
     from harness.hardware import parse_hardware
-    from harness.model import is_embedded, parse_recipe, resolve
+    from harness.model import configuration_of, is_embedded, parse_recipe
     from harness.registry import Registry
     from harness.workload import ITEMS, Asked, is_size, parse_model, student_shape, work_of
 
+    if not methods:
+        raise HarnessError("no method is asked for; write for example --methods cot,response+int4")
     place = parse_hardware(hardware, records)
 
     def folder(name: str) -> Path:
-        return resolve(name, cache=cache or default_cache()).path
+        return configuration_of(name, cache=cache or default_cache())
 
     big = parse_model(teacher, folder)
     recipe = parse_recipe(student)
@@ -172,10 +175,16 @@ def estimate_plans(
     declared = {name: registry.load(name) for name in registry.table}
     found: list[Estimate] = []
     for spec in methods:
-        chain = tuple(parse_method(part)[0] for part in spec.split("+"))
+        stages = [parse_method(part) for part in re.split(r"\+(?![^\[]*\])", spec)]
+        for name, settings in stages:
+            if settings and name in registry:
+                registry.build(name, settings)  # refuses what the method would refuse
+        chain = tuple(name for name, _ in stages)
+        told = {key: value for _, settings in stages for key, value in settings.items()}
         asked = Asked(
             teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),
-            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET),
+            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_rows=int(str(told.get("micro_rows", 16))),
+            samples=int(str(told.get("samples", 1))),
         )  # fmt: skip
         work = {name: work_of(name, declared) for name in chain}
         found.append(estimate(asked, work, place, records, teacher_row=not found))
@@ -212,7 +221,7 @@ def measure_models(
     from harness.model import resolve
     from harness.record import environment
     from harness.scenario import GRIDS, parse_grid
-    from harness.watch import allowed_cpus
+    from harness.watch import threads_asked
 
     if not models:
         raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
@@ -220,7 +229,7 @@ def measure_models(
     settings = Settings(
         grid=parse_grid(grid or GRIDS[place]), rounds=ROUNDS if rounds is None else rounds, device=place,
         dtype=dtype if dtype != "auto" else "bfloat16" if place == "cuda" else "float32",
-        threads=threads or int(os.environ.get("OMP_NUM_THREADS") or len(allowed_cpus())),
+        threads=threads or threads_asked(),
     )  # fmt: skip
     subjects = [Subject(resolve(name, cache=cache or default_cache())) for name in models]
     done: list[Weighed] = []

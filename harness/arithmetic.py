@@ -13,9 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint import weight_files
+from harness.errors import HarnessError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_STORED = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+}
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _PLAIN_FEED_FORWARD = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2", "gpt_bigcode"}
 
 
@@ -36,6 +55,7 @@ class Shape:
     gated: bool = True  # three matrices in a feed-forward, else two
     window: int | None = None  # of the layers that see only so many tokens
     windowed: int = 0  # how many layers do
+    experts: int = 0  # of a mixture: the counts of weights below are those of a dense model
 
     @classmethod
     def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
@@ -51,8 +71,12 @@ class Shape:
         def value(*names: str, default: Any = None) -> Any:
             return next((config[one] for one in names if config.get(one) is not None), default)
 
-        hidden, heads = int(value("hidden_size", "n_embd", "d_model")), int(value("num_attention_heads", "n_head"))
-        layers = int(value("num_hidden_layers", "n_layer"))
+        needed = {"a width": value("hidden_size", "n_embd", "d_model"), "a number of layers": value(*_LAYERS), "heads": value(*_HEADS)}
+        missing = next((word for word, found in needed.items() if found is None), None)
+        if missing:
+            raise HarnessError(f"the configuration of {name} names {missing} in no form known here: it cannot be measured or planned")
+        hidden, heads = int(value("hidden_size", "n_embd", "d_model")), int(value(*_HEADS))
+        layers = int(value(*_LAYERS))
         kinds = list(config.get("layer_types") or ())
         windowed = sum("sliding" in kind for kind in kinds)
         if not kinds and config.get("sliding_window") and config.get("use_sliding_window", "use_sliding_window" not in config):
@@ -71,6 +95,7 @@ class Shape:
             gated=config.get("model_type") not in _PLAIN_FEED_FORWARD,
             window=config.get("sliding_window") if windowed else None,
             windowed=windowed,
+            experts=int(value("num_experts", "num_local_experts", "n_routed_experts", default=0)),
         )
 
     def shallower(self, share: float) -> "Shape":
@@ -162,7 +187,7 @@ def weight_bytes(folder: Path, dtype: str) -> int:
     """Return what the stored weights take in memory once floats are opened as `dtype`; packed integers keep their size."""
     item = ITEM_BYTES[dtype]
     return sum(
-        count * (item if kind.startswith(("F", "BF")) and not kind.startswith("F8") else _STORED[kind])
+        count * (item if kind.startswith(("F", "BF")) and not kind.startswith("F8") else _STORED.get(kind, 1))
         for _, kind, count in stored_tensors(folder)
     )
 

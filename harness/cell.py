@@ -8,7 +8,6 @@ goes to the cell's log.
 import json
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from harness.data import DataSource, examples_digest
 from harness.errors import CellFailed, HarnessError
 from harness.plan import PlannedCell, PlannedModel
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, TaskScore, environment, write
+from harness.stopwatch import end_with_parent
 
 if TYPE_CHECKING:
     from harness.lm import Transformers
@@ -74,7 +74,7 @@ class CellJob(BaseModel):
 def main(argv: list[str]) -> int:
     """Run one cell; 0 when its record says success, 1 when it says failed."""
     speak = _own_standard_output()
-    _end_with_parent()
+    end_with_parent()
     job = CellJob.model_validate_json(Path(argv[1]).read_text(encoding="utf-8"))
     began = time.monotonic()
 
@@ -121,23 +121,11 @@ def _own_standard_output() -> Callable[[dict[str, Any]], None]:
     return speak
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the machine."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
     import torch
 
     from harness.measure import per_problem
-    from harness.model import open_model
+    from harness.model import open_model, release_memory
     from harness.score import write_rows
     from harness.stopwatch import process_bytes
 
@@ -158,11 +146,11 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         fidelity = _fidelity(job, tasks, opened, rows, progress)
     if job.cell.is_teacher:
         _remember(job, tasks, opened, rows)
-    del opened
+    path = backend.path
+    del opened, backend
+    release_memory(job.device)
     if job.cell.is_teacher and job.noise:
         measurements += _noise_floor(job, tasks, source, rows, progress)
-    path = backend.path
-    del backend
     if job.measure:
         measurements += _measured(job, student, threads, progress)
     if peak is not None:
@@ -228,12 +216,17 @@ def _measured(job: CellJob, student: Checkpoint, threads: int, progress: Callabl
 
     release_memory(job.device)
     settings = Settings(grid=parse_grid(job.grid), rounds=job.rounds, device=job.device, dtype=job.dtype, threads=threads)
-    found = measure(Subject(student), Subject(job.teachers[0].checkpoint()), settings, folder=job.cell_folder, progress=progress)
+    try:
+        found = measure(Subject(student), Subject(job.teachers[0].checkpoint()), settings, folder=job.cell_folder, progress=progress)
+    except (CellFailed, HarnessError) as problem:  # a scored row is not thrown away for want of its timing
+        return (_untimed(str(problem)),)
     write_whole(job.cell_folder / "timings.json", json.dumps({**found.raw, "skipped": found.skipped}))
-    skipped = tuple(
-        Measurement(name="skipped_scenario", value=0, unit="", higher_is_better=False, remark=reason) for reason in found.skipped
-    )
+    skipped = tuple(_untimed(reason) for reason in found.skipped)
     return found.measurements + skipped
+
+
+def _untimed(reason: str) -> Measurement:
+    return Measurement(name="skipped_scenario", value=0, unit="", higher_is_better=False, remark=f"not timed: {reason}")
 
 
 _TEACHER_READS = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import HarnessError
+from harness.errors import CellFailed, HarnessError
 
 if TYPE_CHECKING:
     from harness.plan import Plan
@@ -291,7 +291,12 @@ def plan(
     from harness.store import read_all
 
     places = records or [place for place in (Path("results/runs"),) if place.exists()]
-    known = [record for place in places for record in read_all(place)[0]]
+    known = []
+    for place in places:
+        found_there, problems = read_all(place)
+        known += found_there
+        for line in problems:
+            typer.echo(f"skipped {line}", err=True)
     found = estimate_plans(
         split_list(methods), teacher=teacher, student=student, hardware=hardware, suite=split_list(suite), budget=budget, rows=rows,
         limit=limit, records=known, cache=cache,
@@ -336,6 +341,9 @@ def main() -> None:
     except HarnessError as problem:
         print(f"harness: {problem}", file=sys.stderr)
         code = 2
+    except CellFailed as problem:
+        print(f"harness: {problem}", file=sys.stderr)
+        code = 1
     except typer.Abort:
         code = 130
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: one line that says what was given, what is right and what to type next."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -18,3 +19,12 @@ def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> H
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
     return HarnessError(f"unknown {what} {given!r}{guess}{' ' + hint if hint else ''}")
+
+
+def how_it_ended(code: int, log: str) -> str:
+    """Say in one line how a process ended that left no answer: by which signal, or with which last words."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"killed ({name}{', perhaps for want of memory' if -code == signal.SIGKILL else ''})"
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
+    return f"ended with status {code}: {last[:200]}"

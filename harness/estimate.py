@@ -102,55 +102,80 @@ def logits_bytes(vocabulary: int, tokens: float, trained: float, *, teacher: boo
 
 
 def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware) -> Stage:
-    length, share = ROW_TOKENS["mini" if asked.mini else "outside"]
-    tokens = asked.micro_rows * length
+    length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
+    tokens = asked.micro_rows * long  # rows lie beside rows of their own length: the longest batch decides the memory
     vocabulary = max(student.vocabulary, asked.teacher.vocabulary) if work.reads_teacher else student.vocabulary
-    teacher = asked.teacher.parameters * _item(hardware) if work.reads_teacher else 0.0
-    states = 16.0 * student.parameters
-    working = activation_bytes(student, tokens, _item(hardware))
-    working += logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher)
+    need = _Need(
+        states=16.0 * student.parameters,
+        activations=activation_bytes(student, tokens, _item(hardware)),
+        logits=logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher),
+        teacher=float(asked.teacher.parameters * _item(hardware)) if work.reads_teacher else 0.0,
+        cacheable=work.reads_teacher and not work.reads_inside,
+    )
     base = _PROCESS_BYTES[hardware.kind]
     room = (hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory) - base
-    layout, memory, fits, note = _layout(states, working, teacher, student, room, hardware)
-    flops = 3 * student.forward_flops(length) * asked.budget
+    way = _layout(need, student, room, hardware)
+    flops = 3 * way.compute * student.forward_flops(length) * asked.budget
     seconds = flops / (hardware.train * hardware.count)
     held_out = (1 + asked.budget // (asked.rows * length)) * asked.validation_rows * length
     seconds += held_out * student.forward_flops(length) / (hardware.forward * hardware.count)
     if work.reads_teacher:
-        seconds += asked.teacher.forward_flops(length) * asked.budget / (hardware.forward * hardware.count)
+        read = min(asked.budget, asked.rows * length) if way.cached else asked.budget
+        seconds += asked.teacher.forward_flops(length) * read / (hardware.forward * hardware.count)
     return Stage(
-        name=f"train: {name}", seconds=seconds + _START_SECONDS, memory=base + memory, layout=layout, tokens=float(asked.budget), fits=fits,
-        note=note,
+        name=f"train: {name}", seconds=seconds + _START_SECONDS, memory=base + way.memory, layout=way.layout, tokens=float(asked.budget),
+        fits=way.memory <= room, note=way.note if way.memory <= room else "more devices, a smaller student, or LoRA",
     )  # fmt: skip
 
 
-def _layout(states: float, working: float, teacher: float, student: Shape, room: float, hardware: Hardware) -> tuple[str, float, bool, str]:
-    """Choose the simplest way in which training fits: (layout, bytes of a device, whether it fits, what to do)."""
+@dataclass(frozen=True, kw_only=True)
+class _Need:
+    """What training holds, in bytes: states of the student, what the backward pass needs, logits, the teacher."""
+
+    states: float
+    activations: float
+    logits: float
+    teacher: float
+    cacheable: bool  # the teacher's log-probabilities alone would do
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to lay it out: bytes of a device, and what it costs."""
+
+    layout: str
+    memory: float
+    note: str = ""
+    compute: float = 1.0  # forward and backward passes, as a factor
+    cached: bool = False
+
+
+def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Way:
+    """Choose the simplest way in which training fits, else the smallest."""
     devices = hardware.count
-    widest = 4.0 * 2 * (student.body / student.layers + student.embedding)  # a gathered block, and the embedding, weights and gradients
-    recomputed = working * 0.25
+    working = need.activations + need.logits
+    recomputed = 0.25 * need.activations + need.logits  # checkpointing keeps each block's input; logits stay as they are
+    again = 4 / 3  # one more forward pass
     one = "one process" if hardware.kind == "cpu" else "one GPU" if devices == 1 else f"DDP over {devices}"
-    ways = [
-        (one + (", teacher beside it" if teacher else ""), states + working + teacher, ""),
-    ]
+    buckets = 4.0 * student.parameters if devices > 1 else 0.0  # DDP copies gradients into its own buckets
+    beside = ", teacher beside it" if need.teacher else ""
+    ways = [_Way(f"{one}{beside}", need.states + buckets + working + need.teacher)]
     if devices > 1:
-        split = states / devices + widest
-        ways += [
-            (f"DDP over {devices}, teacher sharded over {devices}", states + working + teacher / devices, "") if teacher else ways[0],
-            (f"FSDP2 over {devices}" + (", teacher sharded too" if teacher else ""), split + working + teacher / devices, ""),
-            (f"FSDP2 over {devices}, activations recomputed", split + recomputed + teacher / devices, "a third more compute"),
-        ]
-        if teacher:
-            ways.append((f"FSDP2 over {devices}, teacher's log-probabilities from the cache", split + recomputed, "write the cache first"))
+        # What one moment gathers: the widest block and the embedding, head too where it has weights of its own; weights and gradients.
+        widest = 4.0 * 2 * (student.body / student.layers + student.embedding * (1 if student.tied else 2))
+        split, share = need.states / devices + widest, need.teacher / devices
+        sharded = ", teacher sharded" if need.teacher else ""
+        if need.teacher:
+            ways.append(_Way(f"DDP over {devices}{sharded}", need.states + buckets + working + share))
+        ways.append(_Way(f"FSDP2 over {devices}{sharded}", split + working + share))
+        ways.append(_Way(f"FSDP2 over {devices}{sharded}, activations recomputed", split + recomputed + share, compute=again))
     else:
-        ways.append((f"{one}, micro_rows=1", states + working / 16 + teacher, "--set METHOD.micro_rows=1"))
-        if teacher:
-            ways.append((f"{one}, teacher's log-probabilities from the cache", states + working / 16, "write the cache first"))
-    for layout, memory, note in ways:
-        if memory <= room:
-            return layout, memory, True, note
-    layout, memory, _ = min(ways, key=lambda way: way[1])
-    return layout, memory, False, "does not fit: more devices, a smaller student, or LoRA"
+        split = need.states
+        ways.append(_Way(f"{one}{beside}, micro_rows=1", split + working / 16 + need.teacher, "--set METHOD.micro_rows=1"))
+    if need.cacheable:
+        name = f"FSDP2 over {devices}" if devices > 1 else one
+        ways.append(_Way(f"{name}, teacher's log-probabilities from the cache", split + working, "write the cache first", cached=True))
+    return next((way for way in ways if way.memory <= room), min(ways, key=lambda way: way.memory))
 
 
 def _sharded(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float, bool]:
@@ -181,15 +206,16 @@ def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hard
 
 
 def _traces(asked: Asked, hardware: Hardware) -> Stage:
-    length, share = ROW_TOKENS["mini" if asked.mini else "outside"]
+    length, share, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
     prompt, written = round(length * (1 - share)), round(length * share)
-    seconds, batch = _decoding(asked.teacher, asked.rows, prompt, written, hardware)
-    seconds += asked.rows * prompt * asked.teacher.forward_flops(prompt) / (hardware.forward * hardware.count)
+    seconds, batch = _decoding(asked.teacher, asked.rows * asked.samples, prompt, written, hardware)
+    seconds += asked.rows * asked.samples * prompt * asked.teacher.forward_flops(prompt) / (hardware.forward * hardware.count)
     cache = asked.teacher.kv_bytes(batch=batch, tokens=length, item=_item(hardware))
     layout, memory, fits = _sharded(asked.teacher, hardware, float(cache))
+    mebibytes = asked.rows * asked.samples * length * 6 / 2**20
     return Stage(
         name="teacher writes traces (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
-        tokens=float(asked.rows * written), fits=fits, note=f"{asked.rows * length * 6 / 2**20:.1f} MiB of text",
+        tokens=float(asked.rows * asked.samples * written), fits=fits, note=f"{mebibytes:.1f} MiB of text",
     )  # fmt: skip
 
 
@@ -242,6 +268,8 @@ def _scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records:
     working = 2.0**28 if hardware.kind == "cpu" else 0.3 * hardware.memory
     layout, memory, fits = _sharded(shape, hardware, min(working, decoding_cache(shape, asked, item)))
     note = f"{known} of {len(asked.items)} tasks from this machine's records" if known else ""
+    if hardware.kind == "cuda" and float(item * (shape.parameters + (beside or shape).parameters)) > _USABLE * hardware.memory:
+        note = "not timed on one GPU: base and model do not fit side by side"
     return Stage(
         name=name, seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout, tokens=tokens, fits=fits, note=note
     )

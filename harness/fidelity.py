@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +91,19 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
     name = _name_of(head.weight, teacher) if head is not None and getattr(head, "bias", None) is None else None
     if name is None:
         return
-    held: list[torch.Tensor] = []
-    watching = head.register_forward_pre_hook(lambda module, inputs: held.append(inputs[0].detach()))
+    last: dict[str, torch.Tensor] = {}
+
+    def watch(module: Any, inputs: tuple[Any, ...]) -> None:
+        last["hidden"] = inputs[0].detach()
+
+    watching = head.register_forward_pre_hook(watch)
     kept: dict[str, torch.Tensor] = {}
     try:
         for task in tasks:
             texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
             for index, ((before, after), one) in enumerate(zip(texts, reads(teacher, texts), strict=True)):
-                hidden = held[-1][index % _ROWS, -len(after) - 1 : -1]
-                if not torch.allclose(torch.nn.functional.linear(hidden, head.weight), one.logits, atol=1e-2, rtol=1e-2):
+                hidden = last["hidden"][index % _ROWS, -len(after) - 1 : -1]
+                if not torch.allclose(torch.nn.functional.linear(hidden, head.weight.detach()), one.logits, atol=1e-2, rtol=1e-2):
                     return
                 kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
                 kept[f"{task}/{index}/ids"] = torch.tensor([*before, *after])
@@ -122,9 +127,8 @@ def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
     return None
 
 
-def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> list[Read] | None:
+def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> Iterator[Read] | None:
     """Return what the teacher read on a task, from its own cell's file; None where there is none for this teacher."""
-    import torch
     from safetensors import safe_open
 
     if not path.exists():
@@ -136,16 +140,24 @@ def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> list[R
         weight = next((w for file in weight_files(teacher.path) if (w := _tensor(file, told["head"])) is not None), None)
         if weight is None:
             return None
-        found, index = [], 0
         names = set(kept.keys())
+
+    return _recalled(path, task, weight, names, device)
+
+
+def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], device: str) -> Iterator[Read]:
+    import torch
+    from safetensors import safe_open
+
+    index = 0
+    with safe_open(path, framework="pt") as kept:
         while f"{task}/{index}/hidden" in names:
             hidden = kept.get_tensor(f"{task}/{index}/hidden")
             ids = kept.get_tensor(f"{task}/{index}/ids").tolist()
             cut = len(ids) - int(kept.get_tensor(f"{task}/{index}/written"))
             logits = torch.nn.functional.linear(hidden.to(device), weight.to(device, hidden.dtype))
-            found.append(Read(tuple(ids[:cut]), tuple(ids[cut:]), logits))
+            yield Read(tuple(ids[:cut]), tuple(ids[cut:]), logits)
             index += 1
-    return found
 
 
 def _tensor(file: Path, name: str) -> "torch.Tensor | None":
@@ -164,9 +176,8 @@ def token_fidelity(
     """
     divergences: list[tuple[float, float]] = []
     same: list[tuple[float, float]] = []
-    fitting = [one for one in teacher if len(one.before) + len(one.after) <= student.context]
-    for start in range(0, len(fitting), _ROWS):
-        batch = fitting[start : start + _ROWS]
+    fitting = (one for one in teacher if len(one.before) + len(one.after) <= student.context)
+    while batch := list(islice(fitting, _ROWS)):  # a few answers' logits at once, never all
         for one, ours in zip(batch, _logits(student, [(one.before, one.after) for one in batch]), strict=True):
             kl, agree = _compared(one.logits, ours)
             divergences.append((kl, float(len(one.after))))

@@ -8,7 +8,7 @@ from statistics import median
 
 from harness.errors import HarnessError, unknown
 from harness.record import RunRecord, processor
-from harness.watch import allowed_cpus
+from harness.watch import allowed_cpus, threads_asked
 
 GIB = 2**30
 
@@ -40,6 +40,8 @@ class Hardware:
 def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
     """Read `8x80GB`, `8xH100`, `cpu` (this machine), `cpu:8x32GB` (cores, memory). Raises `HarnessError` with what is known."""
     cpu = re.fullmatch(r"cpu(?::(\d+)x(\d+(?:\.\d+)?)GB)?", text, re.IGNORECASE)
+    if cpu and cpu[1] and not (int(cpu[1]) and float(cpu[2])):
+        raise HarnessError(f"--hardware {text!r}: a machine has cores and memory; write for example cpu:8x32GB")
     if cpu:
         cores = int(cpu[1]) if cpu[1] else len(allowed_cpus())
         memory = float(cpu[2]) * GIB if cpu[2] else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -72,9 +74,13 @@ def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
 def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the records that were made on a machine like this one, on its CPU, at its number of threads."""
     machine = f"{processor()}, {os.cpu_count()} cores"
-    return [
-        one for one in records if one.status == "success" and one.environment and one.environment.machine == machine and one.device == "cpu"
-    ]  # fmt: skip
+    threads = threads_asked()
+
+    def fits(one: RunRecord) -> bool:
+        made = one.environment
+        return one.status == "success" and one.device == "cpu" and made is not None and (made.machine, made.threads) == (machine, threads)
+
+    return [one for one in records if fits(one)]
 
 
 def _from_records(plain: Hardware, records: Sequence[RunRecord]) -> Hardware:

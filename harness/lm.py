@@ -26,6 +26,7 @@ class Backend(Protocol):
     """What computes: it is given token ids and calls `finished` with each row's answer as soon as it is there."""
 
     path: str  # how it computes, as records print it: rows of one table share it
+    max_length: int  # the longest input in tokens
 
     def log_likelihoods(
         self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
@@ -46,7 +47,7 @@ class Transformers:
 
     def __init__(self, opened: LanguageModel, batch_size: BatchSize = "auto") -> None:
         self.opened, self.batch_size = opened, batch_size
-        self.path = path_of(opened)
+        self.path, self.max_length = path_of(opened), opened.context
 
     def log_likelihoods(
         self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
@@ -120,7 +121,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     @property
     def max_length(self) -> int:
         """The longest input in tokens."""
-        return self.opened.context
+        return self.backend.max_length
 
     @property
     def tokenizer_name(self) -> str:

@@ -25,7 +25,7 @@ from harness import stats, stopwatch
 from harness.arithmetic import ITEM_BYTES, Shape, weight_bytes
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint, Progress
-from harness.errors import CellFailed, HarnessError
+from harness.errors import CellFailed, HarnessError, how_it_ended
 from harness.record import Measurement, TaskScore
 from harness.scenario import VISIT_SECONDS, Scenario
 from harness.stopwatch import Job
@@ -105,16 +105,15 @@ class Stopwatch:
             self.process.stdin.flush()
         answer = self._answer()
         if "failed" in answer:
-            raise CellFailed(f"measuring {self.name}: {answer['failed']}")
+            raise CellFailed(f"measuring the {self.name}: {answer['failed']}")
         return answer
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            last = next((one for one in reversed(self.log.read_text(errors="replace").splitlines()) if one.strip()), "no output")
-            raise CellFailed(f"the process that measured {self.name} ended with status {code}: {last[:200]}")
+        if not line.endswith("\n"):  # its end, or half an answer
+            how = how_it_ended(self.process.wait(), self.log.read_text(encoding="utf-8", errors="replace"))
+            raise CellFailed(f"the process that measured the {self.name}: {how}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -151,13 +150,30 @@ def measure(
         raw["open"] = opened
         total = len(grid) * (settings.rounds + 1)
         for number, scenario in enumerate(grid):
-            timed = _alternate(held, scenario, settings, lambda done, n=number: progress(  # type: ignore[misc]
-                Progress(stage="measure", done=n * (settings.rounds + 1) + done, total=total, unit="rounds")))  # fmt: skip
+            before = number * (settings.rounds + 1)
+
+            def done(rounds: int, before: int = before) -> None:
+                progress(Progress(stage="measure", done=before + rounds, total=total, unit="rounds"))
+
+            try:
+                timed = _alternate(held, scenario, settings, done)
+                weighed = timed["weighed"] = held["student"].ask("weigh", scenario=asdict(scenario))
+            except CellFailed as problem:
+                if any(process.process.poll() is not None for process in held.values()) or number == 0:
+                    raise
+                skipped.append(f"{scenario}: {problem}")  # out of memory, most likely: what came before stands
+                continue
             raw["scenarios"][str(scenario)] = timed
             found += _speeds(timed, scenario)
-            weighed = held["student"].ask("weigh", scenario=asdict(scenario))
-            raw["scenarios"][str(scenario)]["weighed"] = weighed
-            found += _memory(weighed, student.checkpoint, shapes["student"], scenario, settings, with_weights=number == 0)
+            found += _memory(
+                weighed,
+                student.checkpoint,
+                shapes["student"],
+                scenario,
+                settings,
+                with_weights=number == 0,
+                exercised=opened["student"]["exercised"],
+            )
             if number == 0:
                 found += _first(opened["student"], timed["warm"]["student"], scenario)
     return Measured(tuple(found), raw, tuple(skipped))
@@ -173,10 +189,12 @@ def _fitting(subjects: Mapping[str, Subject], shapes: Mapping[str, Shape], setti
     for scenario in settings.grid:
         tokens = scenario.prompt_tokens + scenario.new_tokens
         short = next((shape for shape in shapes.values() if tokens > shape.context), None)
-        need = sum(weights.values()) + max(
+        running = [
             shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item) + working_bytes(shape, scenario, item)
             for shape in shapes.values()
-        )
+        ]
+        # An idle process gives a CPU's memory back; a GPU's allocator keeps what it once reserved.
+        need = sum(weights.values()) + (sum(running) if settings.device.startswith("cuda") else max(running))
         if short is not None:
             skipped.append(f"{scenario}: {tokens} tokens are more than the context of {short.context} of {short.name}")
         elif free is not None and need > _NOT_ALL_MEMORY * free:
@@ -302,7 +320,14 @@ def disk_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _memory(
-    weighed: Mapping[str, Any], checkpoint: Checkpoint, shape: Shape, scenario: Scenario, settings: Settings, *, with_weights: bool
+    weighed: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    shape: Shape,
+    scenario: Scenario,
+    settings: Settings,
+    *,
+    with_weights: bool,
+    exercised: bool,
 ) -> list[Measurement]:
     """Turn counts into measurements, each beside what the configuration says; the activations are the rest of the peak."""
     condition, found = str(scenario), []
@@ -319,7 +344,8 @@ def _memory(
     both = [one for one in weighed["peaks"].values() if one]
     if both and kv is not None:
         peak = max(one.get("allocated", one.get("resident", 0)) for one in both)
-        found.append(_bytes("activation_bytes", max(0, peak - weighed["weights"] - kv), condition))
+        remark = "" if exercised else "activations include what libraries load and reserve: this architecture has no block to try them on"
+        found.append(_bytes("activation_bytes", max(0, peak - weighed["weights"] - kv), condition, remark))
     return found
 
 

@@ -102,6 +102,26 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
     return _from_hub(name)
 
 
+def configuration_of(name: str, *, cache: Path) -> Path:
+    """Return a folder with a model's configuration and, where that is free, nothing else: no weights are fetched, opened or hashed."""
+    path = Path(name).expanduser()
+    if is_embedded(name):
+        return EMBEDDED / name
+    if path.is_dir() and (path / "config.json").is_file():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(name, "config.json")).parent
+        except Exception as problem:
+            reason = str(problem).splitlines()[0][:120]
+            raise HarnessError(
+                f"the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
+            ) from problem
+    return resolve(name, cache=cache).path  # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
+
+
 def _from_hub(name: str) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -180,7 +200,7 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     model.to(device).eval()
     return LanguageModel(model, tokenizer, device, checkpoint)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from harness.cell import CellJob
 from harness.contract import Progress
-from harness.errors import HarnessError
+from harness.errors import HarnessError, how_it_ended
 from harness.model import is_embedded
 from harness.plan import Plan, PlannedCell
 from harness.record import BadRecord, ModelReference, RunRecord, read, write
@@ -84,7 +83,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         code, tail = _process(folder, lambda one: watcher.alive(cell, one), environment=_environment(plan))
         if record_path.exists():
             return read(record_path)
-        record = _died(plan, cell, _reason(code, tail))
+        record = _died(plan, cell, how_it_ended(code, tail) + ("; run again to go on from its last saved state" if code < 0 else ""))
         write(record_path, record)
     except BadRecord as problem:
         return _died(plan, cell, str(problem))
@@ -136,7 +135,8 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
 
 def _environment(plan: Plan) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything that a run on local models does not need."""
-    settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # fmt: skip
     names = [*plan.config.teacher, plan.config.student]
     if all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -165,16 +165,6 @@ def _process(folder: Path, alive: Callable[[Progress], None], *, environment: di
                 process.wait()
             raise
     return code, log.read_text(encoding="utf-8", errors="replace")[-2000:]
-
-
-def _reason(code: int, tail: str) -> str:
-    """Say in one line how a process ended that left no record."""
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"killed ({name}{memory}); run again to go on from its last saved state"
-    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "no output")
-    return f"ended with status {code}: {last[:200]}"
 
 
 def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:

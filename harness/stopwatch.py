@@ -17,7 +17,9 @@ import os
 import random
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     job = Job(**json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
+    end_with_parent()
     import torch
     import transformers  # noqa: F401  before the baseline
 
@@ -59,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             answer = getattr(held, name)(**question)
         except Exception as problem:  # noqa: BLE001  told to the parent in one line, which decides
+            traceback.print_exc()
             answer = {"failed": f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"}
         answers.write(json.dumps(answer) + "\n")
     return 0
@@ -70,26 +74,23 @@ class _Held:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.model: Any = None
-        self.baseline = 0
+        self.baseline: dict[str, int] = {}
 
     def open(self) -> dict[str, Any]:
         """Open the model; return the seconds (imports not counted) and what loading lifted the memory by."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        exercise(self.job)
-        self.baseline = rest()
-        if self.job.device.startswith("cuda"):
-            torch.cuda.init()
-            torch.cuda.reset_peak_memory_stats()
+        exercised = exercise(self.job)
+        self.baseline = at_rest(self.job.device)
         began = time.perf_counter()
-        self.model = AutoModelForCausalLM.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype), attn_implementation="sdpa")
+        self.model = AutoModelForCausalLM.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
         self.model.to(self.job.device).eval()
         if self.job.wrap:
             module, _, function = self.job.wrap.partition(":")
             self.model = getattr(importlib.import_module(module), function)(self.model)
         synchronise(self.job.device)
-        return {"seconds": time.perf_counter() - began, "peak": self._peaks()}
+        return {"seconds": time.perf_counter() - began, "peak": self._peaks(), "exercised": exercised}
 
     def warm(self, scenario: dict[str, int], visit_seconds: float) -> dict[str, Any]:
         """Run at full length until two runs in a row agree; return the seconds of each, the first among them."""
@@ -102,7 +103,8 @@ class _Held:
             seconds.append(stamps[-1] - stamps[0])
             steady = len(seconds) > 1 and abs(seconds[-1] - seconds[-2]) <= STEADY * seconds[-1]
             enough = len(seconds) >= WARM_UPS[0] and sum(seconds) >= WARM_UP_SECONDS
-            if (enough and steady) or len(seconds) >= WARM_UPS[1] or (len(seconds) >= WARM_UPS[0] and sum(seconds) > 10 * WARM_UP_SECONDS):
+            tried = len(seconds) >= WARM_UPS[1] or sum(seconds) > 10 * WARM_UP_SECONDS
+            if enough and (steady or tried):
                 break
         runs = max(1, min(50, math.ceil(visit_seconds / min(seconds[1:]))))
         prefills = max(0, min(50, math.ceil(0.25 * visit_seconds / min(first[1:])) - runs))
@@ -151,9 +153,13 @@ class _Held:
         if self.job.device.startswith("cuda"):
             import torch
 
-            return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-        peak = process_bytes("VmHWM")
-        return None if peak is None else {"resident": max(0, peak - self.baseline)}
+            now = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+        else:
+            peak = process_bytes("VmHWM")
+            if peak is None:
+                return None
+            now = {"resident": peak}
+        return {kind: max(0, value - self.baseline[kind]) for kind, value in now.items()}
 
     def _ids(self, scenario: Scenario) -> Any:
         import torch
@@ -166,11 +172,11 @@ class _Held:
         return stamps_of(self.model, self._ids(scenario), scenario.new_tokens, self.job.device)
 
 
-def exercise(job: Job) -> None:
+def exercise(job: Job) -> bool:
     """Save, open and run one block of the same architecture, so that what libraries load and reserve is in the baseline.
 
     The imports of a model's code, thread pools and kernels' scratch space belong to no model; without this they would stand
-    as the activations of the first.
+    as the activations of the first. False where the architecture cannot be cut so: then they do.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -182,9 +188,11 @@ def exercise(job: Job) -> None:
         if getattr(inner, "layer_types", None):
             inner.layer_types = inner.layer_types[:1]
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype))
         run(model.to(job.device).eval(), torch.zeros((1, 32), dtype=torch.long, device=job.device), 3)
         synchronise(job.device)
+        return True
+    return False
 
 
 def synchronise(device: str) -> None:
@@ -272,11 +280,30 @@ def cache_bytes(out: Any) -> int | None:
     return _unique(iter(held))
 
 
-def rest() -> int:
-    """Return this process's memory at rest in bytes, what the allocator could give back given back; 0 where nothing tells."""
+def at_rest(device: str) -> dict[str, int]:
+    """Return what this process holds before the model, in bytes: what could be given back is; 0 where nothing tells."""
     gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
     _trim()
-    return process_bytes("VmRSS") or 0
+    return {"resident": process_bytes("VmRSS") or 0}
+
+
+def end_with_parent() -> None:
+    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the machine."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _trim() -> None:

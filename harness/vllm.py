@@ -53,9 +53,10 @@ class Vllm:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         self.opened = LanguageModel(described, tokenizer, device, checkpoint)
         self.path = f"vllm/{vllm.__version__}"
+        self.max_length = self.opened.context - 2  # a scored text is one token longer than its input, and vLLM wants room to write one
         self._params = vllm.SamplingParams
         self._engine = vllm.LLM(
-            model=str(checkpoint.path), dtype=dtype, seed=0, max_model_len=self.opened.context + 1, enable_prefix_caching=True,
+            model=str(checkpoint.path), dtype=dtype, seed=0, max_model_len=self.opened.context, enable_prefix_caching=True,
             disable_log_stats=True,
         )  # fmt: skip
 

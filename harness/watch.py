@@ -25,6 +25,12 @@ def allowed_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+def threads_asked() -> int:
+    """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be used."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdigit() and int(told) else len(allowed_cpus())
+
+
 @dataclass(frozen=True)
 class _Sample:
     wall: float
@@ -43,10 +49,12 @@ class Watch:
     gpu: bool = False
     _before: _Sample | None = field(default=None, init=False)
     _nvml: "Nvml | None" = field(default=None, init=False)
+    _gpu_before: tuple[dict[str, int], frozenset[int]] | None = field(default=None, init=False)
 
     def begin(self) -> None:
         """Take the readings that `end` compares with."""
         self._nvml = Nvml.open() if self.gpu else None
+        self._gpu_before = self._nvml.sample() if self._nvml else None
         self._before = self._sample()
 
     def end(self) -> tuple[str, ...]:
@@ -68,8 +76,8 @@ class Watch:
                 found.append(f"the hypervisor took {stolen:.1f} of {cpus} cores")
         if before.throttled is not None and after.throttled is not None and after.throttled > before.throttled:
             found.append(f"the CPU throttled {after.throttled - before.throttled} times")
-        if self._nvml is not None:
-            found += self._nvml.complaints(set(self.processes) | {os.getpid()})
+        if self._nvml is not None and self._gpu_before is not None:
+            found += self._nvml.complaints(self._gpu_before, self._nvml.sample(), {os.getpid(), *self.processes})
         return tuple(found)
 
     def _sample(self) -> _Sample:
@@ -115,9 +123,7 @@ def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
 class Nvml:
     """The few readings of NVML that matter here, of the first visible GPU."""
 
-    _BAD_REASONS: ClassVar = {
-        0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal (software)", 0x40: "thermal (hardware)", 0x80: "power brake",
-    }  # fmt: skip
+    _VIOLATIONS: ClassVar = {"power": "NVML_PERF_POLICY_POWER", "heat": "NVML_PERF_POLICY_THERMAL"}
 
     def __init__(self, library: Any, handle: Any) -> None:
         self.library, self.handle = library, handle
@@ -138,17 +144,27 @@ class Nvml:
             return None
         return cls(library, handle)
 
-    def complaints(self, own: set[int]) -> list[str]:
-        """Return throttling and foreign processes as they are now."""
-        found: list[str] = []
+    def sample(self) -> tuple[dict[str, int], frozenset[int]]:
+        """Return the nanoseconds for which the GPU has been held back, by cause, and the processes on it."""
+        held: dict[str, int] = {}
+        for word, name in self._VIOLATIONS.items():
+            with contextlib.suppress(self.library.NVMLError, AttributeError):
+                held[word] = int(self.library.nvmlDeviceGetViolationStatus(self.handle, getattr(self.library, name)).violationTime)
+        found: frozenset[int] = frozenset()
         with contextlib.suppress(self.library.NVMLError):
-            reasons = self.library.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)
-            found += [f"the GPU throttles: {word}" for bit, word in self._BAD_REASONS.items() if reasons & bit]
-        with contextlib.suppress(self.library.NVMLError):
-            foreign = [one.pid for one in self.library.nvmlDeviceGetComputeRunningProcesses(self.handle) if one.pid not in own]
-            if foreign:
-                found.append(f"{len(foreign)} other processes are on the GPU")
-        return found
+            found = frozenset(one.pid for one in self.library.nvmlDeviceGetComputeRunningProcesses(self.handle))
+        return held, found
+
+    @staticmethod
+    def complaints(before: tuple[dict[str, int], frozenset[int]], after: tuple[dict[str, int], frozenset[int]], own: set[int]) -> list[str]:
+        """Compare two samples. In a container NVML may name processes by the host's numbers: then they are only counted."""
+        found = [
+            f"{word} held the GPU back for {(after[0][word] - nanoseconds) / 1e9:.1f} s"
+            for word, nanoseconds in before[0].items() if after[0].get(word, nanoseconds) > nanoseconds
+        ]  # fmt: skip
+        seen = before[1] | after[1]
+        foreign = len(seen - own) if seen & own else max(len(before[1]) - len(own), 0) + len(after[1] - before[1])
+        return found + ([f"{foreign} other processes were on the GPU"] if foreign else [])
 
     def joules(self) -> float | None:
         """Return the energy that the GPU has used since its driver was loaded; None on GPUs that do not count."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.arithmetic import Shape, shape_of_size
-from harness.errors import unknown
+from harness.errors import HarnessError, unknown
 
-ROW_TOKENS = {"mini": (84, 0.5), "outside": (190, 0.6)}  # a training row: tokens, trained share (GSM8K's train split has 190)
+# A training row: tokens on average, share of them trained, tokens on average in the longest batch (GSM8K's train split has 190).
+ROW_TOKENS = {"mini": (84, 0.5, 125), "outside": (190, 0.6, 380)}
 
 # How much a task's item costs the scorer: tokens of its own prompt, shared prompt read once a task (or subject), tokens written.
 ITEM_TOKENS: Mapping[str, tuple[int, int, int]] = {
@@ -33,8 +34,13 @@ def parse_model(text: str, folder: Callable[[str], Path]) -> Shape:
     """Read a size (70B, 135M) as the nearest public shape, or a model's own configuration from its folder."""
     size = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if size:
+        if float(size[1]) <= 0:
+            raise HarnessError(f"a model of {text} parameters is none; write for example 7B")
         return shape_of_size(float(size[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[size[2].upper()])
-    return Shape.of_folder(folder(text), name=text)
+    found = Shape.of_folder(folder(text), name=text)
+    if found.experts > 1:
+        raise HarnessError(f"{text} is a mixture of {found.experts} experts, and the plan's formulas are for dense models")
+    return found
 
 
 def student_shape(teacher: Shape, recipe: tuple[str, float]) -> Shape:
@@ -48,7 +54,8 @@ class Work:
     """What one stage of a chain asks of the machine."""
 
     trains: bool = False
-    reads_teacher: bool = False  # teacher's logits at every seen token
+    reads_teacher: bool = False  # a forward pass of the teacher's at every seen token
+    reads_inside: bool = False  # its hidden states or attention, which no cache of log-probabilities holds
     writes_traces: bool = False
     bits: float | None = None  # of a weight afterwards
     calibrates: bool = False
@@ -59,7 +66,8 @@ POST_HOC: dict[str, Work] = {
     **{name: Work(bits=bits, calibrates="calibrated" in name) for name, bits in _QUANTIZED.items()},
     "prune-magnitude": Work(), "prune-wanda": Work(calibrates=True), "prune-sparsegpt": Work(calibrates=True),
     "prune-depth": Work(calibrates=True), "prune-width": Work(calibrates=True), "lowrank": Work(calibrates=True),
-    "feature": Work(trains=True, reads_teacher=True), "attention": Work(trains=True, reads_teacher=True),
+    "feature": Work(trains=True, reads_teacher=True, reads_inside=True),
+    "attention": Work(trains=True, reads_teacher=True, reads_inside=True),
     "selective": Work(trains=True, reads_teacher=True),
 }  # fmt: skip
 
@@ -84,6 +92,7 @@ class Asked:
     budget: int  # seen tokens
     rows: int
     micro_rows: int = 16
+    samples: int = 1  # traces a row
     items: Mapping[str, int]  # task -> items to score
     mini: bool = False  # all tasks are the generated ones: short rows
     validation_rows: int = 200

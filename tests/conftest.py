@@ -79,7 +79,7 @@ def small():
         if kind != "GPTNeoX":
             sizes |= {"num_key_value_heads": 2, "head_dim": 8}
         config = AutoConfig.for_model({"GPTNeoX": "gpt_neox"}.get(kind, kind.lower()), **{**sizes, **changes})
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
         folder = EMBEDDED / "tiny"
         return LanguageModel(model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind))
 

@@ -10,12 +10,12 @@ import pytest
 import methods
 import suites
 from harness.api import estimate_plans
-from harness.arithmetic import shape_of_size
 from harness.errors import HarnessError
 from harness.estimate import duration, text
 from harness.hardware import GIB, parse_hardware
 from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, processor
 from harness.registry import Registry
+from harness.watch import threads_asked
 from harness.workload import ITEMS, POST_HOC, work_of
 
 
@@ -30,8 +30,8 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, machine=
         items_digest="i", answers_digest="a", invalid_share=0, seconds=20.0,
     )  # fmt: skip
     environment = Environment(
-        device="cpu", dtype="float32", threads=2, machine=machine or f"{processor()}, {os.cpu_count()} cores", platform="", python="",
-        versions={}, commit=None, dirty=None,
+        device="cpu", dtype="float32", threads=threads_asked(), machine=machine or f"{processor()}, {os.cpu_count()} cores", platform="",
+        python="", versions={}, commit=None, dirty=None,
     )  # fmt: skip
     return RunRecord(**{
         "key": f"{label}{settings}".ljust(20, "x"), "status": "success", "label": label, "method": label, "family": "x",
@@ -45,17 +45,55 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, machine=
 
 
 def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
-    [found] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="1xH200", budget=10_000_000)
-    one, shape = stage(found, "train"), shape_of_size(7e9)
-    assert one.seconds - 14 == pytest.approx(6.01 * (shape.body + shape.embedding) * 1e7 / (0.35 * 989e12), rel=0.02)
-    assert one.memory > 16 * shape.parameters and one.tokens == 1e7
-    [double] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="1xH200", budget=20_000_000)
-    assert stage(double, "train").seconds - 14 == pytest.approx(2 * (one.seconds - 14))
+    asked = {"teacher": "70B", "student": "3B", "hardware": "1xH200"}
+    [found] = estimate_plans(["sft"], budget=10_000_000, **asked)
+    one, shape = stage(found, "train"), found.asked.student
+    attention = 4 * shape.layers * shape.heads * shape.head_size * 190 / 2
+    forward = 2 * (shape.body + shape.embedding) + attention
+    held_out = (1 + 10_000_000 // (2_000 * 190)) * 200 * 190 * forward / (0.45 * 989e12)
+    assert one.seconds == pytest.approx(14 + 3 * forward * 1e7 / (0.35 * 989e12) + held_out)
+    tokens = 16 * 380  # the longest batch
+    activations = tokens * 28 * (8 * 3072 + 2 * (24 + 8) * 128 + 4 * 8_192) * 2
+    logits = 4 * 128_256 * (2 * tokens + 4 * tokens * 0.6)
+    assert one.memory == pytest.approx(0.6 * GIB + 16 * shape.parameters + activations + logits) and one.tokens == 1e7
+
+
+def test_recomputing_activations_leaves_the_logits_and_costs_a_third_more():
+    asked = {"teacher": "8B", "student": "3B", "budget": 10**8}
+    [roomy] = estimate_plans(["sft"], hardware="8x80GB", **asked)
+    [tight] = estimate_plans(["sft"], hardware="8x24GB", **asked)
+    assert "recomputed" not in stage(roomy, "train").layout
+    assert "recomputed" in stage(tight, "train").layout or not stage(tight, "train").fits
+    tokens = 16 * 380
+    assert stage(tight, "train").memory > 4 * 128_256 * 2 * tokens  # whole-batch logits at the very least
+
+
+def test_a_cached_teacher_is_read_once_and_hidden_states_cannot_be_cached():
+    asked = {"teacher": "70B", "student": "3B", "hardware": "2x80GB", "budget": 10**8, "rows": 1_000}
+    [logits] = estimate_plans(["response"], **asked)
+    [inside] = estimate_plans(["feature"], **asked)
+    assert "from the cache" in stage(logits, "train").layout and "from the cache" not in stage(inside, "train").layout
+    assert stage(logits, "train").seconds < stage(inside, "train").seconds / 3
+    assert not any(line.startswith("Cache the teacher's top") for line in inside.advice)
+
+
+def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, monkeypatch):
+    import harness.model
+
+    monkeypatch.setattr(harness.model, "describe", lambda *a, **k: pytest.fail("weights were hashed"))
+    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    [found] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
+    assert found.asked.teacher.layers == 2
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
+    with pytest.raises(HarnessError, match="mixture of 8 experts"):
+        estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
 
 
 def test_the_layout_is_the_simplest_that_fits():
     [found] = estimate_plans(["response+int4"], teacher="70B", student="7B", hardware="8x80GB", budget=10**9, rows=100_000)
-    assert stage(found, "train").layout == "FSDP2 over 8, teacher sharded too" and all(one.fits for one in found.stages)
+    assert stage(found, "train").layout == "FSDP2 over 8, teacher sharded, activations recomputed"
+    assert all(one.fits for one in found.stages)
     assert stage(found, "score the teacher").layout.startswith("tensor parallel over")  # 141 GB of bf16 are no 80
     assert "4.5 bits" in stage(found, "compress: int4").note
     [small] = estimate_plans(["response"], teacher="135M", student="135M", hardware="8xH100")
@@ -66,11 +104,11 @@ def test_the_layout_is_the_simplest_that_fits():
 
 
 def test_the_teacher_costs_two_flops_a_weight_and_token_and_a_cache_saves_its_passes():
-    [plain] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="8xH100", budget=10**9, rows=10_000)
-    [taught] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xH100", budget=10**9, rows=10_000)
+    [plain] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="8xB200", budget=10**9, rows=10_000)
+    [taught] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xB200", budget=10**9, rows=10_000)
     more = stage(taught, "train").seconds - stage(plain, "train").seconds
-    teacher = shape_of_size(70e9)
-    assert more == pytest.approx(2 * (teacher.body + teacher.embedding) * 1e9 / (8 * 0.45 * 989e12), rel=0.02)
+    teacher = taught.asked.teacher
+    assert more == pytest.approx(2 * (teacher.body + teacher.embedding) * 1e9 / (8 * 0.45 * 2250e12), rel=0.02)
     line = next(line for line in taught.advice if line.startswith("Cache"))
     assert "526.3 passes" in line  # 1e9 tokens over 10,000 rows of 190
 
@@ -99,6 +137,10 @@ def test_settings_are_recommended_by_what_was_measured_else_by_what_was_publishe
     [told] = estimate_plans(["response"], records=tried)
     line = next(line for line in told.advice if line.startswith("temperature"))
     assert line.startswith("temperature: 1.0, the best measured here on gsm8k-mini (1.0 70.0 %, 4.0 50.0 %; records response{'te")
+    for other in ({"limited": True}, {"budget_tokens": 2}, {"student_recipe": "depth:0.25"}):  # no fair comparison: not compared
+        mixed = [tried[0], record(settings={"temperature": 4.0}, share=0.9, **other)]
+        [told] = estimate_plans(["response"], records=mixed)
+        assert any(line.startswith("temperature: 2.0 (our default") for line in told.advice)
 
 
 def test_every_quoted_publication_is_in_the_file():
@@ -132,7 +174,11 @@ def test_every_method_and_task_is_known_to_the_plan():
         (["--hardware", "many"], "8xH100"),
         (["--hardware", "8xH1000"], "did you mean 'H100'"),
         (["--teacher", "seventy"], "unknown model 'seventy'"),
-        (["--methods", "int5"], "did you mean 'int4'"),
+        (["--methods", "respons"], "did you mean 'response'"),
+        (["--methods", ""], "no method is asked for"),
+        (["--methods", "cot[sampels=8]"], "did you mean 'samples'"),
+        (["--hardware", "cpu:0x32GB"], "cores and memory"),
+        (["--teacher", "0B"], "write for example 7B"),
         (["--rows", "0"], "--rows"),
     ],
 )

@@ -86,7 +86,10 @@ def test_the_python_example_runs(desk):
 def test_the_tree_is_the_tree():
     tree = README.partition("## The tree")[2].split("```")[1].strip("\n")
     assert tree.startswith("harness/")
-    for line in tree.splitlines():
+    inner = [line for line in tree.splitlines() if line.startswith(" " * 15)]
+    modules = {name for line in inner for name in re.findall(r"[a-z_]+", line[30:])}
+    assert modules == {path.stem for path in (ROOT / "harness").glob("*.py")} - {"__init__"}
+    for line in [line for line in tree.splitlines() if line not in inner]:
         folder = ("harness/" if line.startswith("  ") else "") + line.split()[0]
         assert (ROOT / folder).is_dir(), folder
     named = {line.split()[0].strip("/") for line in tree.splitlines() if not line.startswith(" ")}

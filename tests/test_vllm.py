@@ -23,8 +23,12 @@ def stand_in(embedded, monkeypatch):
     class Engine:
         def __init__(self, **settings):
             calls.append(settings)
+            if settings["max_model_len"] > embedded.context:  # vLLM's own two rules on length
+                raise ValueError("User-specified max_model_len is greater than the derived max_model_len")
 
         def generate(self, prompts, sampling_params, use_tqdm):
+            for prompt in prompts:
+                assert len(prompt["prompt_token_ids"]) + 1 <= calls[0]["max_model_len"]
             return [self.one(prompt["prompt_token_ids"], **vars(sampling_params)) for prompt in prompts]
 
         def one(self, ids, max_tokens, temperature, prompt_logprobs=None, stop=(), stop_token_ids=(), skip_special_tokens=True):
@@ -67,6 +71,19 @@ def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
     score, _ = score_task(engine.opened, task, DataSource(), backend=engine, limit=4, progress=lambda one: None, cache=tmp_path)
     assert score.from_journal == 0 and len(list(tmp_path.rglob("*.jsonl"))) == 2
+
+
+def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
+    from lm_eval.api.instance import Instance
+
+    from harness.lm import HarnessLM
+
+    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    lm = HarnessLM(engine.opened, backend=engine)
+    long = "one two three " * 1_000
+    asked = Instance(request_type="loglikelihood", doc={}, arguments=(long, " four"), idx=0, metadata=("t", 0, 1))
+    [(value, _)] = lm.loglikelihood([asked])
+    assert value < 0 and lm.cut_prompts == 1
 
 
 def test_without_vllm_it_is_refused_in_one_line(monkeypatch):
