@@ -7,12 +7,11 @@ from pathlib import Path
 from statistics import fmean
 
 from harness.checkpoint import digest_of
-from harness.hardware import GIB, Hardware
+from harness.hardware import Hardware
 from harness.record import RunRecord
 from harness.workload import ROW_TOKENS, Asked, Work
 
 PUBLISHED = Path(__file__).parent / "data" / "published.json"
-_TOP_K, _TOP_K_BYTES = 64, 6  # log-probabilities kept of a teacher's distribution: fp16 value and int32 id each
 _DEFAULTS = {  # setting of `response` -> default, and what speaks for it
     "temperature": (
         "2.0",
@@ -27,14 +26,13 @@ def advice(asked: Asked, work: Mapping[str, Work], hardware: Hardware, *, fits: 
     lines = []
     reading = [name for name in asked.chain if work[name].reads_teacher and not work[name].reads_inside]
     if reading:
-        length, share, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
+        length, _, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
         unique = min(asked.budget, asked.rows * length)
-        size = unique * share * (_TOP_K * _TOP_K_BYTES + 4)
         passes = asked.budget / unique
-        once = asked.teacher.forward_flops(length) * unique / (hardware.forward * hardware.count)
         lines.append(
-            f"Cache the teacher's top {_TOP_K} log-probabilities of each trained token: {size / GIB:.2f} GiB, {once / 60:.1f} min once"
-            + (f", in place of {passes:.1f} passes a row and seed." if passes > 1.5 else "; worth it from the second row or seed on.")
+            f"The teacher's distributions are kept and shared by every setting and seed: {passes:.1f} passes of the teacher saved to one."
+            if asked.budget >= asked.rows * length
+            else "The budget reads fewer than all rows once: the teacher runs beside the student (or --set response.cache=on)."
         )
     if any(work[name].writes_traces for name in asked.chain):
         lines.append("Traces are written once and shared by every row, seed and run that asks the same teacher the same questions.")

@@ -28,6 +28,14 @@ class Listed(StrEnum):
     models = "models"
 
 
+class CacheAction(StrEnum):
+    """What can be done with the cache."""
+
+    ls = "ls"
+    verify = "verify"
+    prune = "prune"
+
+
 @app.command()
 def run(
     file: Annotated[
@@ -304,6 +312,41 @@ def plan(
     for one in found:
         typer.echo(text(one, price=price) + "\n")
     return 0 if all(stage.fits for one in found for stage in one.stages) else 1
+
+
+@app.command()
+def cache(
+    what: Annotated[CacheAction, typer.Argument(help="ls: list; verify: check every digest; prune: delete what is damaged or old.")],
+    folder: Annotated[Path | None, typer.Option("--cache", help="The cache folder. [default: as in run]")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only answers, traces, teachers or gguf.")] = None,
+    older_than: Annotated[float | None, typer.Option(help="prune: delete also what was last written more days ago.", min=0)] = None,
+) -> int:
+    """List, verify or prune what teachers have computed; anything deleted is made again when it is needed."""
+    from harness.cache import KINDS, damage_of, entries, remove
+    from harness.config import default_cache
+    from harness.errors import unknown
+
+    place = folder or default_cache()
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind of artefact", kind, KINDS)
+    if folder is not None and not folder.is_dir():
+        raise HarnessError(f"no cache folder at {folder}; leave --cache out for {default_cache()}")
+    found = [one for one in entries(place) if kind in (None, one.kind)]
+    damaged = 0
+    for one in found:
+        told = f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  {one.days:6.1f} days"
+        wrong = "" if what is CacheAction.ls else damage_of(one)
+        damaged += bool(wrong)
+        if what is CacheAction.prune:
+            if not wrong and (older_than is None or one.days <= older_than):
+                continue
+            remove(one)
+            told += f"  deleted{f' ({wrong})' if wrong else ''}"
+        elif what is CacheAction.verify:
+            told += f"  DAMAGED: {wrong}" if wrong else "  whole"
+        typer.echo(told)
+    typer.echo(f"{len(found)} artefacts, {sum(one.bytes for one in found) / 2**20:,.2f} MiB in {place}")
+    return 1 if damaged and what is CacheAction.verify else 0
 
 
 @app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

@@ -16,7 +16,7 @@ from harness.arithmetic import Shape
 from harness.hardware import GIB, Hardware, made_here
 from harness.record import RunRecord
 from harness.scenario import GRIDS, VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
-from harness.workload import ITEM_TOKENS, POST_HOC, ROW_TOKENS, Asked, Work
+from harness.workload import DENSE, ITEM_TOKENS, POST_HOC, ROW_TOKENS, TOP_K, TOP_K_BYTES, Asked, Work
 
 _USABLE = 0.92  # of a GPU's memory: context, libraries, fragments
 _PROCESS_BYTES = {"cpu": 0.74 * GIB, "cuda": 0.6 * GIB}  # imports (CPU: resident; GPU: the context)
@@ -68,8 +68,11 @@ def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records
         one = work[name]
         if one.writes_traces:
             stages.append(_traces(asked, hardware))
+        cached = _is_cached(one, asked)
+        if cached:
+            stages.append(_reading(asked, hardware))
         if one.trains:
-            stages.append(_training(name, one, student, asked, hardware))
+            stages.append(_training(name, one, student, asked, hardware, live=one.reads_teacher and not cached))
         elif one.bits or one.calibrates or name in POST_HOC:
             stages.append(_posthoc(name, one, student, hardware))
     stages.append(_scoring("score and time the student", student, asked, hardware, records, beside=asked.teacher))
@@ -101,7 +104,28 @@ def logits_bytes(vocabulary: int, tokens: float, trained: float, *, teacher: boo
     return 4.0 * vocabulary * ((3 if teacher else 2) * tokens + (8 if teacher else 4) * trained)
 
 
-def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware) -> Stage:
+def _is_cached(work: Work, asked: Asked) -> bool:
+    """Tell whether a method keeps the teacher's distributions: logits alone, and a budget that reads every row once and more."""
+    length, _, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
+    return work.reads_teacher and not work.reads_inside and asked.budget >= asked.rows * length
+
+
+def _reading(asked: Asked, hardware: Hardware) -> Stage:
+    """The teacher reads every distinct row once; its distributions are kept."""
+    length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
+    tokens = asked.rows * length
+    seconds = tokens * asked.teacher.forward_flops(length) / (hardware.forward * hardware.count)
+    layout, memory, fits = _sharded(
+        asked.teacher, hardware, 2.0**28 + activation_bytes(replace(asked.teacher, layers=1), long, _item(hardware))
+    )
+    each = asked.teacher.vocabulary * 2 if asked.teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
+    return Stage(
+        name="teacher reads the rows (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
+        tokens=float(tokens), fits=fits, note=f"{tokens * share * each / GIB:.2f} GiB of cache",
+    )  # fmt: skip
+
+
+def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware, *, live: bool) -> Stage:
     length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
     tokens = asked.micro_rows * long  # rows lie beside rows of their own length: the longest batch decides the memory
     vocabulary = max(student.vocabulary, asked.teacher.vocabulary) if work.reads_teacher else student.vocabulary
@@ -109,8 +133,8 @@ def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Har
         states=16.0 * student.parameters,
         activations=activation_bytes(student, tokens, _item(hardware)),
         logits=logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher),
-        teacher=float(asked.teacher.parameters * _item(hardware)) if work.reads_teacher else 0.0,
-        cacheable=work.reads_teacher and not work.reads_inside,
+        teacher=float(asked.teacher.parameters * _item(hardware)) if live else 0.0,
+        cacheable=live and not work.reads_inside,
     )
     base = _PROCESS_BYTES[hardware.kind]
     room = (hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory) - base
@@ -119,8 +143,8 @@ def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Har
     seconds = flops / (hardware.train * hardware.count)
     held_out = (1 + asked.budget // (asked.rows * length)) * asked.validation_rows * length
     seconds += held_out * student.forward_flops(length) / (hardware.forward * hardware.count)
-    if work.reads_teacher:
-        read = min(asked.budget, asked.rows * length) if way.cached else asked.budget
+    if live:  # a cache would read each row once, and the budget reads fewer than all
+        read = asked.rows * length if way.cached else asked.budget
         seconds += asked.teacher.forward_flops(length) * read / (hardware.forward * hardware.count)
     return Stage(
         name=f"train: {name}", seconds=seconds + _START_SECONDS, memory=base + way.memory, layout=way.layout, tokens=float(asked.budget),
@@ -174,7 +198,7 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
         ways.append(_Way(f"{one}{beside}, micro_rows=1", split + working / 16 + need.teacher, "--set METHOD.micro_rows=1"))
     if need.cacheable:
         name = f"FSDP2 over {devices}" if devices > 1 else one
-        ways.append(_Way(f"{name}, teacher's log-probabilities from the cache", split + working, "write the cache first", cached=True))
+        ways.append(_Way(f"{name}, teacher's log-probabilities from the cache", split + working, "--set METHOD.cache=on", cached=True))
     return next((way for way in ways if way.memory <= room), min(ways, key=lambda way: way.memory))
 
 

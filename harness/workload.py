@@ -9,6 +9,8 @@ from typing import Any
 from harness.arithmetic import Shape, shape_of_size
 from harness.errors import HarnessError, unknown
 
+DENSE = 2_048  # vocabularies up to this are cached whole
+TOP_K, TOP_K_BYTES = 64, 6  # log-probabilities kept of a teacher's distribution: an fp16 value and an int32 id each
 # A training row: tokens on average, share of them trained, tokens on average in the longest batch (GSM8K's train split has 190).
 ROW_TOKENS = {"mini": (84, 0.5, 125), "outside": (190, 0.6, 380)}
 

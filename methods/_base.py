@@ -3,10 +3,11 @@
 Importing this imports no torch, so that settings can be checked before anything is computed.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -15,7 +16,8 @@ from harness.contract import Checkpoint, Example, Job
 
 if TYPE_CHECKING:
     from harness.model import LanguageModel
-    from methods._training import Term
+    from methods._teacher_cache import CachedTeacher
+    from methods._training import Row, Term
 
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
@@ -45,6 +47,7 @@ class Trained:
         *,
         terms: "Sequence[Term]",
         teacher: "LanguageModel | None" = None,
+        distil: "Distil | None" = None,
         vocabulary: int | None = None,
         seen_tokens: int | None = None,
         validation: Iterable[tuple[str, str]] | None = None,
@@ -64,6 +67,11 @@ class Trained:
 
         student = student_of(job.student, job.student_base, seed=job.seed, device=job.device, dtype="float32")
         rows, too_long = encode(student.tokenizer, pairs, longest=student.context)
+        budget = seen_tokens or job.budget.seen_tokens
+        cached = None
+        if distil is not None:
+            teacher, cached = _teacher_of(distil, job, rows, budget=budget, vocabulary=vocabulary)
+        shared = [*shared, *([cached.cost()] if cached else [])]
         held_out = validation or worked(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
         spent = fit(
             student,
@@ -71,10 +79,11 @@ class Trained:
             validation=encode(student.tokenizer, held_out, longest=student.context)[0],
             terms=terms,
             settings=LoopSettings(**{field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)}),
-            seen_tokens=seen_tokens or job.budget.seen_tokens,
+            seen_tokens=budget,
             seed=job.seed,
             workdir=job.workdir,
             teacher=teacher,
+            cached=cached,
             vocabulary=vocabulary,
             mixed_precision="bf16" if job.dtype == "bfloat16" else "no",
             progress=job.progress,
@@ -88,7 +97,13 @@ class Trained:
             "flops": 3 * forward_flops_per_token(student.model, length) * spent["seen"],
             "shared": list(shared),
             **{name: spent[name] for name in ("devices", "device_seconds", "energy_joules", "energy_source", "peak_bytes")},
-            "notes": {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], **(notes or {})},
+            "notes": {
+                "rows": len(rows),
+                "rows_too_long": too_long,
+                "kept_step": spent["kept_step"],
+                **(notes or {}),
+                **({"teacher_cache": cached.key, "cached_tokens_of_each": cached.k} if cached else {}),
+            },
         }
         if teacher is not None:
             cost["teacher_tokens"] = spent["seen"]
@@ -101,6 +116,37 @@ class Trained:
         write_whole(job.workdir / "cost.json", json.dumps(cost, indent=1))
         forget_state(job.workdir)
         return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Distil:
+    """A teacher whose distributions the loss reads, and how they are to be had."""
+
+    teacher: Checkpoint
+    k: int
+    cache: Literal["auto", "on", "off"]  # auto: where the budget reads every row at least once
+    whole: bool = False  # the loss needs every token's probability, not the k likeliest
+
+
+def _teacher_of(
+    distil: Distil, job: Job, rows: "Sequence[Row]", *, budget: int, vocabulary: int | None
+) -> "tuple[LanguageModel | None, CachedTeacher | None]":
+    """Return a live teacher, or its cache over these rows."""
+    from harness.arithmetic import Shape
+    from harness.errors import CellFailed
+    from harness.model import open_model
+    from methods._teacher_cache import DENSE, teacher_cache
+
+    width = vocabulary or Shape.of_folder(distil.teacher.path).vocabulary
+    partial = width > DENSE  # only the likeliest tokens would be kept
+    if distil.cache == "on" and partial and distil.whole:
+        raise CellFailed(f"this divergence needs all {width:,} probabilities and a cache keeps {distil.k}; type --set METHOD.cache=off")
+    if partial and distil.cache != "off" and distil.k >= width:
+        raise CellFailed(f"top_k={distil.k} is not below the vocabulary of {width:,}; give a smaller one, or cache=off")
+    seldom = budget < sum(len(row.ids) for row in rows)
+    if distil.cache == "off" or (distil.cache == "auto" and (seldom or (partial and distil.whole))):
+        return open_model(distil.teacher, device=job.device, dtype=job.dtype), None
+    return None, teacher_cache(job, distil.teacher, rows, k=distil.k, width=width)
 
 
 def worked(examples: Iterable[Example]) -> list[tuple[str, str]]:

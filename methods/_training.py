@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,9 @@ from harness.model import LanguageModel
 from harness.stopwatch import process_bytes
 from harness.watch import EnergyMeter
 from methods._losses import cross_entropy
+
+if TYPE_CHECKING:
+    from methods._teacher_cache import CachedTeacher
 
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
 
@@ -45,12 +48,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class TopK:
+    """A teacher's likeliest tokens at trained positions: ids and log-probabilities at temperature 1, (N, k) each."""
+
+    ids_NK: Tensor
+    log_p_NK: Tensor
+
+
+@dataclass(frozen=True)
 class Positions:
     """What a loss term may look at: the trained positions of a micro-batch, already shifted and selected."""
 
     student_NV: Tensor
-    teacher_NV: Tensor | None
+    teacher_NV: Tensor | None  # logits, live or kept whole
     labels_N: Tensor
+    top: TopK | None = None  # what a cache kept of them
 
 
 @dataclass(frozen=True)
@@ -190,6 +202,7 @@ def backward_step(
     vocabulary: int | None,
     micro_rows: int,
     pad: int,
+    cached: "CachedTeacher | None" = None,
     backward: Callable[[Tensor], None],
     device: Any = "cpu",
     ranks: int = 1,
@@ -204,13 +217,16 @@ def backward_step(
     mine = rows[rank::ranks]
     values = dict.fromkeys((term.name for term in terms), 0.0)
     for start in range(0, len(mine), micro_rows):
-        ids, attention, trained = (part.to(device) for part in collate(mine[start : start + micro_rows], pad))
+        batch = mine[start : start + micro_rows]
+        ids, attention, trained = (part.to(device) for part in collate(batch, pad))
         teacher_logits = None
         if teacher is not None:
             with torch.no_grad():
                 teacher_logits = teacher(input_ids=ids, attention_mask=attention, use_cache=False).logits
         student_logits = student(input_ids=ids, attention_mask=attention, use_cache=False).logits
         at = positions(student_logits, teacher_logits, ids, trained, vocabulary)
+        if cached is not None:
+            at = _from_cache(at, cached, batch, vocabulary, device)
         total = student_logits.new_zeros((), dtype=torch.float32)
         for term in terms:
             value = term.value(at)
@@ -218,6 +234,14 @@ def backward_step(
             total = total + term.weight * value
         backward(total * ranks / count)
     return values
+
+
+def _from_cache(at: Positions, cached: "CachedTeacher", rows: Sequence[Row], vocabulary: int | None, device: Any) -> Positions:
+    """Put what the cache holds of these rows beside the student's positions: both run row by row, in the rows' order."""
+    student_NV = at.student_NV[:, :vocabulary]
+    if cached.dense:
+        return Positions(student_NV, cached.logits(rows, device), at.labels_N)
+    return Positions(student_NV, None, at.labels_N, cached.top(rows, device))
 
 
 class _Timed:
@@ -311,6 +335,7 @@ def fit(
     seed: int,
     workdir: Path,
     teacher: LanguageModel | None = None,
+    cached: "CachedTeacher | None" = None,
     vocabulary: int | None = None,
     mixed_precision: str = "no",
     progress: Callable[[Progress], None] = lambda _: None,
@@ -324,7 +349,7 @@ def fit(
     if not rows:
         raise CellFailed("no training row is left (all were too long or filtered out)")
     torch.manual_seed(seed)
-    run = _Run(student, teacher, terms, settings, validation, workdir, vocabulary, mixed_precision)
+    run = _Run(student, teacher, cached, terms, settings, validation, workdir, vocabulary, mixed_precision)
     plan = steps_of(rows, seen_tokens=seen_tokens, batch_rows=settings.batch_rows, seed=seed)
     for number, (epoch, step_rows) in enumerate(plan, 1):
         if number <= run.loop["step"]:
@@ -356,6 +381,7 @@ class _Run:
         self,
         student: LanguageModel,
         teacher: LanguageModel | None,
+        cached: "CachedTeacher | None",
         terms: Sequence[Term],
         settings: LoopSettings,
         validation: Sequence[Row],
@@ -369,6 +395,7 @@ class _Run:
         self.pad, self.device = student.pad_id, student.device
         self.energy = EnergyMeter(student.device)
         self.teacher = _Timed(teacher.model) if teacher is not None else None
+        self.cached = cached
         _silence_dropout(student.model)
         student.model.train()
         optimizers = make_optimizers(student.model, settings)
@@ -392,6 +419,7 @@ class _Run:
             rows,
             student=self.model,
             teacher=self.teacher,
+            cached=self.cached,
             terms=self.terms,
             vocabulary=self.vocabulary,
             micro_rows=self.settings.micro_rows,

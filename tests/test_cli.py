@@ -11,6 +11,7 @@ OPTIONS = {
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods --no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait",
     "list": "--help",
+    "cache": "--cache --help --kind --older-than",
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
     "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
@@ -56,6 +57,7 @@ print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & {"torc
     [
         (["--help"], []), (["run", "--help"], []), (["list", "methods"], []), (["list", "suites"], []), (["list", "tasks"], []),
         (["list", "models"], []), (["plan"], []), (["run", "--dry-run"], []), (["report", "--explain"], []),
+        (["cache", "ls", "--cache", "."], []),
     ],
 )  # fmt: skip
 def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
@@ -93,6 +95,8 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
         (["train-tiny", "--only", "huge"], "huge"),
         (["run", "--backend", "vllm"], "pip install vllm"),
         (["run", "--grid", "128x1"], "--grid '128x1'"),
+        (["cache", "ls", "--kind", "trace"], "did you mean 'traces'"),
+        (["cache", "ls", "--cache", "nowhere"], "no cache folder at nowhere"),
         (["measure"], "no model is named"),
         (["measure", "tiny", "--grid", "8x1"], "--grid '8x1'"),
         (["measure", "tiny", "--rounds", "0"], "at least one round"),

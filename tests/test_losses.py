@@ -7,7 +7,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.vocabulary import common_vocabulary
-from methods._losses import cross_entropy, forward_kl
+from methods._losses import cross_entropy, forward_kl, jensen_shannon, reverse_kl, skew_kl
 
 TEACHER = torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
 STUDENT = torch.tensor([[1.0, 2.0, 0.0, 2.0]], dtype=torch.float64)
@@ -22,6 +22,64 @@ def test_forward_kl_by_hand():
     p = [math.exp(z) / sum(math.exp(k) for k in (3, 2, 1, 0)) for z in (3, 2, 1, 0)]
     q = [math.exp(z) / sum(math.exp(k) for k in (1, 2, 0, 2)) for z in (1, 2, 0, 2)]
     assert float(forward_kl(STUDENT, TEACHER)) == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.973596), (2.0, 1.070948), (4.0, 1.095100)])
+def test_reverse_kl_gives_the_golden_numbers(temperature, expected):
+    assert float(reverse_kl(STUDENT, TEACHER, temperature=temperature)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(0.1, 0.069057), (0.5, 0.189173), (0.9, 0.078983)])
+def test_jensen_shannon_gives_the_golden_numbers(beta, expected):
+    assert float(jensen_shannon(STUDENT, TEACHER, beta=beta)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_skew_kl_gives_the_golden_number():
+    assert float(skew_kl(STUDENT, TEACHER, alpha=0.1)) == pytest.approx(0.608440, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda q, p: reverse_kl(q, p, temperature=2.0), lambda q, p: jensen_shannon(q, p, beta=0.3, temperature=2.0),
+        lambda q, p: skew_kl(q, p, alpha=0.1, temperature=2.0),
+    ],
+    ids=["reverse", "jsd", "skew"],
+)  # fmt: skip
+def test_every_divergence_is_zero_at_the_teacher_with_no_gradient_sums_over_positions_and_ignores_shifts(loss):
+    torch.manual_seed(3)
+    teacher = torch.randn(3, 11)
+    student = teacher.clone().requires_grad_()
+    value = loss(student, teacher)
+    value.backward()
+    assert float(value) == pytest.approx(0, abs=1e-5)
+    assert student.grad.abs().max() < 1e-5
+    other = torch.randn(3, 11)
+    apart = sum(float(loss(other[i : i + 1], teacher[i : i + 1])) for i in range(3))
+    assert float(loss(other, teacher)) == pytest.approx(apart, rel=1e-5) and apart > 0
+    assert float(loss(other + 5, teacher - 3)) == pytest.approx(apart, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [reverse_kl, lambda q, p: jensen_shannon(q, p, beta=0.5), lambda q, p: skew_kl(q, p, alpha=0.1)])
+def test_every_gradient_is_that_of_finite_differences(loss):
+    torch.manual_seed(4)
+    student, teacher = torch.randn(2, 5, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, dtype=torch.float64)
+    [gradient] = torch.autograd.grad(loss(student, teacher), student)
+    for row, column in ((0, 0), (1, 3)):
+        step = torch.zeros_like(student)
+        step[row, column] = 1e-2
+        slope = (loss(student + step, teacher) - loss(student - step, teacher)) / 2e-2
+        assert float(slope) == pytest.approx(float(gradient[row, column]), abs=1e-3)
+
+
+def test_masked_entries_and_far_tails_stay_finite():
+    masked_q = torch.tensor([[1.0, 2.0, -math.inf]], requires_grad=True)
+    masked_p = torch.tensor([[2.0, 1.0, -math.inf]])
+    far = torch.tensor([[80.0, -80.0, 0.0]], requires_grad=True)
+    for loss in (reverse_kl, lambda q, p: jensen_shannon(q, p, beta=0.5), lambda q, p: skew_kl(q, p, alpha=0.1)):
+        for student, teacher in ((masked_q, masked_p), (far, torch.tensor([[-80.0, 80.0, 0.0]]))):
+            [gradient] = torch.autograd.grad(loss(student, teacher), student)
+            assert torch.isfinite(loss(student, teacher)) and torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("label", "expected"), [(0, 1.917576), (1, 0.917576)])

@@ -114,6 +114,14 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
     assert cost["devices"] == 1 and cost["device_seconds"] == cost["seconds"] and cost["peak_bytes"] > 100 * 2**20
 
 
+@pytest.mark.parametrize("divergence", ["reverse-kl", "jsd", "skew-kl"])
+def test_every_divergence_trains_a_student_of_its_own_and_is_logged_by_name(divergence, teacher, students, tmp_path):
+    made = REGISTRY.build("response", {"divergence": divergence}).compress(job(teacher, tmp_path / "x"))
+    assert made.digest != students["response"][0].digest
+    steps = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
+    assert steps[0][divergence] > 0 and "ce" in steps[0] and "kl" not in steps[0]
+
+
 def test_trained_rows_see_equal_tokens(students):
     seen = {name: json.loads((students[name][0].path.parent / "cost.json").read_text())["seen_tokens"] for name in ("sft", "response")}
     assert seen["sft"] == seen["response"]

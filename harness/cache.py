@@ -1,0 +1,91 @@
+"""What lies in the cache folder: teacher's answers, traces, distributions, unpacked models; listed, verified, pruned. No torch."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.checkpoint import file_digest
+
+KINDS = {
+    "answers": "a model's answers to a task's questions, as they came",
+    "traces": "worked answers that a teacher wrote for training",
+    "teachers": "a teacher's distributions over training rows",
+    "gguf": "models unpacked from GGUF files",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artefact of the cache."""
+
+    kind: str
+    path: Path
+    bytes: int
+    changed: float  # seconds since the epoch
+
+    @property
+    def days(self) -> float:
+        """How long ago it was last written, in days."""
+        return (time.time() - self.changed) / 86_400
+
+
+def entries(cache: Path) -> Iterator[Entry]:
+    """Yield every artefact, kind by kind; half-written ones (`.part`) too."""
+    for kind in KINDS:
+        places = sorted((cache / kind).rglob("*.jsonl") if kind == "answers" else (cache / kind).glob("*"))
+        for path in places:
+            files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+            if path.suffix == ".lock" or not files:
+                continue
+            yield Entry(kind, path, sum(one.stat().st_size for one in files), max(one.stat().st_mtime for one in files))
+
+
+def damage_of(entry: Entry) -> str:
+    """Return what is wrong with an artefact, "" where nothing is: by the digests that it carries, else by its form."""
+    if entry.path.name.endswith(".part") or entry.path.name.startswith("."):
+        return "half written"
+    try:
+        if entry.kind == "teachers":
+            return described_damage(entry.path)
+        if entry.kind == "traces":
+            document = json.loads(entry.path.read_text(encoding="utf-8"))
+            whole = hashlib.sha256(document["payload"].encode()).hexdigest() == document["sha256"]
+            return "" if whole else "its digest does not match"
+        if entry.kind == "answers":
+            return _bad_line(entry.path)
+        missing = not (entry.path / "config.json").is_file() or not any(entry.path.glob("*.safetensors"))
+        return "no whole model" if missing else ""
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return str(problem) or type(problem).__name__
+
+
+def _bad_line(path: Path) -> str:
+    """Return the first line that is no JSON; a torn last one is what a kill leaves, and is asked again."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[:-1], 1):
+        try:
+            json.loads(line)
+        except ValueError as problem:
+            return f"line {number}: {problem}"
+    return ""
+
+
+def described_damage(folder: Path) -> str:
+    """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        changed = next((name for name, digest in meta["files"].items() if file_digest(folder / name) != digest), None)
+    except (OSError, ValueError, KeyError, AttributeError) as problem:
+        return str(problem) or type(problem).__name__
+    return f"{changed} has changed" if changed else ""
+
+
+def remove(entry: Entry) -> None:
+    """Delete an artefact; whoever needs it makes it again."""
+    if entry.path.is_dir():
+        shutil.rmtree(entry.path)
+    else:
+        entry.path.unlink()

@@ -1,0 +1,219 @@
+"""The teacher's cache: the same training as with a live teacher, the right row's distributions, and nothing damaged is used."""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import suites
+from harness.contract import Budget, Job
+from harness.data import DataSource, training_examples
+from harness.errors import CellFailed
+from harness.model import open_model, resolve
+from methods import _teacher_cache as caching
+from methods._losses import forward_kl, top_k_kl
+from methods._teacher_cache import damage_of, key_of, teacher_cache
+from methods._training import Row, Term, backward_step, collate, encode
+from methods.response import ResponseDistillation
+
+TASKS = {"gsm8k-mini": suites.load("gsm8k-mini")}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return resolve("tiny", cache=Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def rows(embedded):
+    examples = training_examples(TASKS, DataSource(), rows=40)
+    return encode(embedded.tokenizer, [(one.prompt, one.completion) for one in examples], longest=512)[0]
+
+
+@pytest.fixture
+def job(teacher, tmp_path):
+    said = []
+    made = Job(
+        teachers=(teacher,), student="depth:0.5", student_base=teacher, tasks=TASKS, source=DataSource(),
+        budget=Budget(seen_tokens=8_000, rows=40), seed=1, workdir=tmp_path / "work", cache=tmp_path / "cache", progress=said.append,
+    )  # fmt: skip
+    made.workdir.mkdir()
+    return made, said
+
+
+def live(embedded, row):
+    ids, attention, trained = collate([row], embedded.pad_id)
+    with torch.no_grad():
+        logits = embedded.model(input_ids=ids, attention_mask=attention).logits
+    return torch.log_softmax(logits[0, :-1][trained[0, 1:]].float(), -1)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(job, teacher, rows, embedded, monkeypatch, dense):
+    monkeypatch.setattr(caching, "DENSE", 2_048 if dense else 16)
+    monkeypatch.setattr(caching, "SHARD_TOKENS", 300)  # several shards
+    made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
+    assert made.dense == dense and made.k == (1024 if dense else 8) and len(made.log_p) > 2
+    shuffled = rows[:]
+    random.Random(5).shuffle(shuffled)
+    picked = shuffled[:7]
+    theirs = torch.cat([live(embedded, row) for row in picked])
+    if dense:
+        held = made.logits(picked, "cpu")
+        assert held.shape == theirs.shape and (held - theirs)[theirs > -12].abs().max() < 0.02
+    else:
+        top = made.top(picked, "cpu")
+        expected = theirs.topk(8)
+        assert torch.equal(top.ids_NK[:, 0], expected.indices[:, 0]) and (top.log_p_NK - expected.values).abs().max() < 0.03
+    assert made.meta["positions"] == sum(len(row.ids) - row.trained_from for row in {key_of(r): r for r in rows}.values())
+
+
+def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cache_has_not(job, teacher, rows, embedded):
+    made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
+    student = open_model(teacher).model
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * parameter.std()
+    term = Term("kl", 1.0, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0), needs_teacher=True)
+
+    def gradient(**source):
+        student.zero_grad()
+        values = backward_step(
+            rows[:12], student=student, terms=[term], vocabulary=1024, micro_rows=5, pad=embedded.pad_id,
+            backward=lambda loss: loss.backward(), **{"teacher": None, **source},
+        )  # fmt: skip
+        return values["kl"], torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+    plain, expected = gradient(teacher=embedded.model)
+    kept, found = gradient(cached=made)
+    assert kept == pytest.approx(plain, rel=2e-3) and torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9999
+    names = list(made.index)
+    same_length = {
+        name: next((other for other in names if other != name and made.index[other][2] == made.index[name][2]), name) for name in names
+    }
+    shuffled = replace(made, index={name: made.index[same_length[name]] for name in names})
+    assert gradient(cached=shuffled)[0] > 2 * plain  # another row's distributions: clearly worse
+
+
+def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, monkeypatch):
+    dense = teacher_cache(job[0], teacher, rows, k=8, width=1024).logits(rows[:4], "cpu")
+    monkeypatch.setattr(caching, "DENSE", 16)
+    top = teacher_cache(job[0], teacher, rows, k=8, width=1024).top(rows[:4], "cpu")
+    student = torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
+    whole, part = float(forward_kl(student, dense)), float(top_k_kl(student, top.ids_NK, top.log_p_NK))
+    assert 0.7 * whole < part <= whole * 1.001  # the teacher is sure of itself: eight tokens hold nearly all of it
+
+
+def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(job, teacher, rows, monkeypatch):
+    first = teacher_cache(job[0], teacher, rows, k=8, width=1024)
+    monkeypatch.setattr(caching, "open_model", lambda *a, **k: pytest.fail("the teacher was opened again"))
+    again = teacher_cache(job[0], teacher, list(reversed(rows)) + rows[:3], k=8, width=1024)
+    assert again.key == first.key and again.cost() == first.cost()
+    for changed in ({"rows": rows[:-1]}, {"teacher": replace(teacher, digest="other")}, {"width": 1000}):
+        given = {"teacher": teacher, "rows": rows, "k": 8, "width": 1024, **changed}  # k does not matter where all is kept
+        with pytest.raises(pytest.fail.Exception, match="opened again"):
+            teacher_cache(job[0], given.pop("teacher"), given.pop("rows"), **given)
+    with pytest.raises(CellFailed, match="made for other rows"):
+        first.logits([Row((5, 6, 7), 1)], "cpu")
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone", "meta", "version"])
+def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
+    made, said = job
+    first = teacher_cache(made, teacher, rows, k=8, width=1024)
+    folder = made.cache / "teachers" / first.key
+    shard = folder / "log_p-000.npy"
+    if harm == "flip":
+        held = np.load(shard)
+        held[0, 0] += 1
+        np.save(shard, held)
+    elif harm == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif harm == "gone":
+        shard.unlink()
+    elif harm == "meta":
+        (folder / "meta.json").write_text("{")
+    else:
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps({**meta, "version": 0}))
+    assert damage_of(folder)
+    said.clear()
+    again = teacher_cache(made, teacher, rows, k=8, width=1024)
+    assert any("is damaged" in one.detail and "made again" in one.detail for one in said)
+    assert not damage_of(folder) and torch.equal(first.logits(rows[:2], "cpu"), again.logits(rows[:2], "cpu"))
+
+
+def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows, monkeypatch):
+    plain = caching._live
+    calls = []
+
+    def drifting(opened, batch, width):
+        calls.append(len(batch))
+        return [one + (0.5 if len(batch) == 1 else 0.0) for one in plain(opened, batch, width)]
+
+    monkeypatch.setattr(caching, "_live", drifting)
+    with pytest.raises(CellFailed, match=r"differs from a live forward pass by 0\.5"):
+        teacher_cache(job[0], teacher, rows, k=8, width=1024)
+    assert not list((job[0].cache / "teachers").glob("*/meta.json")) and 1 in calls
+
+
+def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_path):
+    made, _ = job
+    losses, costs = {}, {}
+    for cache in ("on", "off"):
+        workdir = tmp_path / cache
+        workdir.mkdir()
+        ResponseDistillation(cache=cache).compress(replace(made, workdir=workdir))
+        lines = [json.loads(line) for line in (workdir / "training.jsonl").read_text().splitlines()]
+        losses[cache] = [line["kl"] for line in lines if "kl" in line]
+        costs[cache] = json.loads((workdir / "cost.json").read_text())
+    assert losses["on"] == pytest.approx(losses["off"], rel=0.02)
+    assert costs["on"]["shared"][0]["key"] == costs["on"]["notes"]["teacher_cache"] and costs["on"].get("teacher_tokens", 0) == 0
+    assert costs["off"]["teacher_tokens"] == costs["off"]["seen_tokens"] and not costs["off"]["shared"]
+
+
+def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job, monkeypatch, tmp_path):
+    made, _ = job
+    monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
+    ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
+    monkeypatch.setattr(caching, "DENSE", 16)
+    for method, said in ((ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
+                         (ResponseDistillation(top_k=2_000, cache="on"), "top_k=2000 is not below the vocabulary of 1,024")):  # fmt: skip
+        with pytest.raises(CellFailed, match=said):
+            method.compress(replace(made, workdir=tmp_path / "work"))
+
+
+def command(*arguments):
+    done = subprocess.run([sys.executable, "-P", "-m", "harness.cli", "cache", *map(str, arguments)], capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
+    made, _ = job
+    cache = made.cache
+    key = teacher_cache(made, teacher, rows, k=8, width=1024).key
+    (cache / "traces").mkdir()
+    payload = "{}"
+    digest = hashlib.sha256(payload.encode()).hexdigest()
+    (cache / "traces" / "good.json").write_text(json.dumps({"sha256": digest, "payload": payload}))
+    (cache / "traces" / "bad.json").write_text(json.dumps({"sha256": digest, "payload": "{} "}))
+    (cache / "answers" / "ab").mkdir(parents=True)
+    (cache / "answers" / "ab" / "torn.jsonl").write_text('{"a": 1}\n{"b"')  # what a kill leaves: asked again, not damaged
+    (cache / "answers" / "ab" / "wrong.jsonl").write_text('{"a": 1}\n{"b"\n{"c": 2}\n')
+    (cache / "teachers" / ".half.1.part").mkdir()
+    (cache / "teachers" / ".half.1.part" / "x.npy").write_bytes(b"x")
+    code, text = command("ls", "--cache", cache)
+    assert code == 0 and key in text and "6 artefacts" in text
+    code, text = command("verify", "--cache", cache)
+    assert code == 1 and text.count("DAMAGED") == 3 and text.count("whole") == 3 and "line 2" in text
+    code, text = command("prune", "--cache", cache)
+    assert code == 0 and text.count("deleted") == 3 and command("verify", "--cache", cache)[0] == 0
+    assert command("prune", "--cache", cache, "--older-than", "0", "--kind", "traces")[1].count("deleted") == 1
+    assert "2 artefacts" in command("ls", "--cache", cache)[1]
