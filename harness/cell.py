@@ -141,9 +141,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
     parameters = sum(p.numel() for p in opened.model.parameters())
     measurements = tuple(per_problem(scores))
-    fidelity: tuple[Fidelity, ...] = ()
-    if job.measure:
-        fidelity = _fidelity(job, tasks, opened, rows, progress)
+    fidelity = _fidelity(job, tasks, opened, rows, progress)
     if job.cell.is_teacher:
         _remember(job, tasks, opened, rows)
     path = backend.path

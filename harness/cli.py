@@ -85,7 +85,8 @@ def run(
         int | None, typer.Option(help="Items on which the teacher is scored again at another dtype: the noise floor. [default: 100]")
     ] = None,
     grid: Annotated[
-        str | None, typer.Option(help="Timing: prompt tokens x batch x new tokens, lists combined: 128,512x1,8x32. [default: by device]")
+        str | None,
+        typer.Option(help="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), or none. [default: by device]"),
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Timing: rounds of teacher, student, student, teacher. [default: 6]")] = None,
     limit: Annotated[

@@ -43,7 +43,7 @@ class RunConfig(BaseModel):
     chat_template: Literal["auto", "on", "off"] = "auto"  # auto: on where the teacher comes from outside and has one
     system: str | None = None  # a system prompt, shown with every item
     include_path: Path | None = None  # folder with YAML tasks for lm-eval:NAME
-    grid: str | None = None  # PROMPTSxBATCHESxNEW of the timing; None: by the device
+    grid: str | None = None  # PROMPTSxBATCHESxNEW of the timing, or none; None: by the device
     rounds: Annotated[int, Field(ge=1)] = 6  # of the timing, base and student by turns
     noise: Annotated[int, Field(ge=0)] = 100  # items on which the teacher is scored against itself at another dtype
     limit: Annotated[int, Field(ge=1)] | None = None  # items of each task, a seeded sample: for trials, marked in the record

@@ -134,12 +134,12 @@ def make_plan(
         shared["data"] = data
     if prompting != Prompting():
         shared["prompting"] = [prompting.chat, prompting.system]
-    grid = config.grid or GRIDS[device.partition(":")[0]]
+    grid = "" if config.grid == "none" else config.grid or GRIDS[device.partition(":")[0]]
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},
         "scoring": SCORING,
         "measure": any(suite.measure for suite in suites.values()),
-        "grid": [[str(one) for one in parse_grid(grid)], config.rounds],
+        "grid": [[str(one) for one in parse_grid(grid)], config.rounds] if grid else "none",
         "machine": [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")],  # speeds belong to a machine
     }
     if config.limit is not None:

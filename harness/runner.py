@@ -116,7 +116,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         dtype=plan.dtype,
         batch_size=plan.config.batch_size,
         backend=plan.config.backend,
-        measure=any(suite.measure for suite in plan.suites.values()),
+        measure=bool(plan.grid) and any(suite.measure for suite in plan.suites.values()),
         grid=plan.grid,
         rounds=plan.config.rounds,
         limit=plan.config.limit,

@@ -16,8 +16,9 @@ import harness
 from harness import report
 from harness.store import Busy, Store, read_all
 
-SMALL = {"budget": 2_000, "rows": 40, "limit": 100}
-SMALL_OPTIONS = ["--budget", "2000", "--rows", "40", "--limit", "100"]
+SMALL = {"budget": 2_000, "rows": 40, "limit": 100, "grid": "16x1x4", "rounds": 1}
+SMALL_OPTIONS = ["--budget", "2000", "--rows", "40", "--limit", "100", "--grid", "16x1x4", "--rounds", "1"]
+UNTIMED = ["--grid", "none"]
 
 
 def command(*arguments, environment=None, **options):
@@ -62,12 +63,31 @@ def test_records_say_everything_about_a_cell(finished):
             "weight_bytes_disk",
             "weight_bytes_resident",
             "peak_process_bytes",
+            "kv_bytes",
+            "decode_speedup",
         } <= names
+        assert not any(one.remark for one in record.measurements if one.name in ("weight_bytes_resident", "kv_bytes"))
         assert record.student is not None and record.student.digest
         if record.trains:
             assert record.cost.seen_tokens and record.cost.flops and record.cost.seconds and record.data_digest
     cot = next(record for record in done.records if record.label == "cot")
     assert cot.cost.notes["traces_written"] == 40 and cot.cost.shared[0].tokens > 0
+
+
+def test_students_are_compared_with_what_their_teacher_read_and_did_not_read_again(finished):
+    done, folder = finished
+    teacher = next(record for record in done.records if record.label == "teacher")
+    assert (Store(folder / "runs").cell(teacher.key) / "teacher-reads.safetensors").exists()
+    found = {record.label: record.fidelity[0] for record in done.records if record.fidelity}
+    assert found["identity"].kl == pytest.approx(0, abs=1e-5) and found["identity"].agreement == 1 and found["untouched"].kl > 0.5
+
+
+def test_without_a_grid_nothing_is_timed_and_the_row_stands(tmp_path):
+    done = harness.run("identity", "math", out=tmp_path / "runs", cache=tmp_path / "cache", **{**SMALL, "grid": "none"})
+    assert done.succeeded
+    for record in done.records:
+        assert record.measured("decode_speedup") is None and record.measured("seconds_per_problem:gsm8k-mini") is not None
+    assert "not timed" in done.markdown()
 
 
 def test_items_are_stored_with_what_was_written(finished):
@@ -170,7 +190,9 @@ def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(
     _, folder = finished
     assert "shouting" in command("list", "methods", environment=plugin).stdout
     rows = ",".join(["shouting", "shortest", *(f"shouting[how={how}]" for how in ("raise", "die", "nan", "full", "nothing"))])
-    done = command("run", "--methods", rows, "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS, environment=plugin)
+    done = command(
+        "run", "--methods", rows, "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS, *UNTIMED, environment=plugin
+    )
     assert done.returncode == 1
     assert "shouting[how=raise] (seed 1): failed: RuntimeError: it broke" in done.stderr
     assert "shouting[how=die] (seed 1): failed: killed (SIGKILL" in done.stderr
@@ -193,6 +215,7 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
         "--methods",
         "sft",
         "--no-controls",
+        *UNTIMED,
         "--cache",
         folder / "cache",
         "--budget",

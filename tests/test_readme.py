@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["--budget", "2000", "--rows", "20", "--limit", "20"]
+SMALL = ["--budget", "2000", "--rows", "20", "--limit", "20", "--grid", "none"]
 
 
 def blocks(kind):
