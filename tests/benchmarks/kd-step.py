@@ -39,7 +39,8 @@ def setting(name: str, folder: Path) -> tuple[Any, Any, list[Row], Any]:
     width = int(student.model.config.vocab_size)
     rows = [Row(tuple(draw.randrange(width) for _ in range(LENGTH)), TRAINED_FROM) for _ in range(ROWS)]
     job = Job(
-        teachers=(teacher,), student="depth:0.5", student_base=teacher, tasks={"gsm8k-mini": suites.load("gsm8k-mini")}, source=DataSource(),
+        teachers=(teacher,), student="depth:0.5", student_base=teacher, tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
+        source=DataSource(),
         budget=Budget(seen_tokens=10_000), seed=0, workdir=folder, cache=folder,
     )  # fmt: skip
     loop = LoopSettings(learning_rate=1e-4, batch_rows=ROWS, micro_rows=ROWS, warmup=0.1, weight_decay=0.0, clip=1.0, validation_rows=1)
