@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "stop", "length"]
 BatchSize = int | Literal["auto"]
-AUTO_ROWS = {"cpu": 160, "cuda": 512}  # decoded at once, where memory allows
+AUTO_ROWS = {"cpu": 352, "cuda": 512}  # decoded at once, where memory allows
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}  # of one packed forward: enough to fill the device, few enough to mask cheaply
 WORTH_SHARING = 32  # tokens of a common beginning
 _CPU_CACHE = 2**28  # bytes of keys and values in use: more rows at once than fit help a CPU little
