@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from harness.advice import advice
-from harness.arithmetic import Shape
+from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE, Shape
 from harness.hardware import GIB, Hardware, made_here
 from harness.record import RunRecord
 from harness.scenario import GRIDS, VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
@@ -219,10 +219,8 @@ def _sharded(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float
 def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hardware) -> tuple[float, int]:
     """Return (seconds, rows at once) of writing `written` tokens behind `prompt` for every row, on all devices together."""
     item = _item(hardware)
-    share = min(0.3 * hardware.memory, 2.0**28 if hardware.kind == "cpu" else math.inf)
-    batch = int(
-        max(1, min(rows, 160 if hardware.kind == "cpu" else 512, share // shape.kv_bytes(batch=1, tokens=prompt + written, item=item)))
-    )
+    share = min(0.3 * hardware.memory, float(CPU_CACHE) if hardware.kind == "cpu" else math.inf)
+    batch = int(max(1, min(rows, ROWS_AT_ONCE[hardware.kind], share // shape.kv_bytes(batch=1, tokens=prompt + written, item=item))))
     steps = math.ceil(rows / batch) * written
     reading = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=item) / (hardware.bandwidth * hardware.count)
     computing = batch * shape.forward_flops(prompt + written / 2) / (hardware.forward * hardware.count)
@@ -289,7 +287,7 @@ def _scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records:
         if written:
             seconds += _decoding(shape, count, own, written, hardware)[0]
     item = _item(hardware)
-    working = 2.0**28 if hardware.kind == "cpu" else 0.3 * hardware.memory
+    working = float(CPU_CACHE) if hardware.kind == "cpu" else 0.3 * hardware.memory
     layout, memory, fits = _sharded(shape, hardware, min(working, decoding_cache(shape, asked, item)))
     note = f"{known} of {len(asked.items)} tasks from this machine's records" if known else ""
     if hardware.kind == "cuda" and float(item * (shape.parameters + (beside or shape).parameters)) > _USABLE * hardware.memory:
@@ -307,7 +305,8 @@ def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
         most = max(
             most,
             float(
-                shape.kv_bytes(batch=min(count, 160), tokens=own + written, item=item) + shape.kv_bytes(batch=1, tokens=common, item=item)
+                shape.kv_bytes(batch=min(count, ROWS_AT_ONCE["cpu"]), tokens=own + written, item=item)
+                + shape.kv_bytes(batch=1, tokens=common, item=item)
             ),
         )
     return most

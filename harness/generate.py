@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.model import LanguageModel
 from harness.sharing import (
     KeyValues,
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
 
 StopReason = Literal["eos", "stop", "length"]
 BatchSize = int | Literal["auto"]
-AUTO_ROWS = {"cpu": 352, "cuda": 512}  # decoded at once, where memory allows
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}  # of one packed forward: enough to fill the device, few enough to mask cheaply
 WORTH_SHARING = 32  # tokens of a common beginning
-_CPU_CACHE = 2**28  # bytes of keys and values in use: more rows at once than fit help a CPU little
 
 _REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 
@@ -70,10 +69,10 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row: int = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize
     if opened.device.startswith("cuda"):
-        free, most = torch.cuda.mem_get_info()[0], AUTO_ROWS["cuda"]
+        free, most = torch.cuda.mem_get_info()[0], ROWS_AT_ONCE["cuda"]
     else:
-        free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), AUTO_ROWS["cpu"]
-    share = int(free * 0.4) if opened.device.startswith("cuda") else min(int(free * 0.4), _CPU_CACHE)
+        free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ROWS_AT_ONCE["cpu"]
+    share = int(free * 0.4) if opened.device.startswith("cuda") else min(int(free * 0.4), CPU_CACHE)
     return max(1, min(most, share // row))
 
 

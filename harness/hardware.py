@@ -59,6 +59,9 @@ def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
     name = fitting[0] if fitting else next((one for one in GPUS if one.lower() == asked.lower()), None)
     if name is None and by_size:
         name = min(GPUS, key=lambda one: abs(GPUS[one][0] - int(by_size[1])))
+    kinds = [one for one in GPUS if one.lower().startswith(asked.lower())]
+    if name is None and kinds:
+        raise HarnessError(f"--hardware {text!r}: there are several; write {' or '.join(f'{count}x{one}' for one in kinds)}")
     if name is None:
         raise unknown("GPU", asked, GPUS, hint="(or a size: 8x80GB)")
     size, teraflops, bandwidth = GPUS[name]

@@ -39,6 +39,8 @@ def parse_model(text: str, folder: Callable[[str], Path]) -> Shape:
         if float(size[1]) <= 0:
             raise HarnessError(f"a model of {text} parameters is none; write for example 7B")
         return shape_of_size(float(size[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[size[2].upper()])
+    if re.fullmatch(r"\d+(\.\d+)?\w?", text):
+        raise HarnessError(f"{text!r} is no size of a model; write for example 7B or 135M, or name a model")
     found = Shape.of_folder(folder(text), name=text)
     if found.experts > 1:
         raise HarnessError(f"{text} is a mixture of {found.experts} experts, and the plan's formulas are for dense models")

@@ -184,6 +184,8 @@ def test_every_method_and_task_is_known_to_the_plan():
         (["--methods", "cot[sampels=8]"], "did you mean 'samples'"),
         (["--hardware", "cpu:0x32GB"], "cores and memory"),
         (["--teacher", "0B"], "write for example 7B"),
+        (["--student", "7X"], "write for example 7B or 135M"),
+        (["--hardware", "8xA100"], "write 8xA100-80GB or 8xA100-40GB"),
         (["--rows", "0"], "--rows"),
     ],
 )
