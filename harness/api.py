@@ -1,5 +1,6 @@
 """The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives a pandas frame."""
 
+import importlib.util
 import json
 import os
 import re
@@ -79,10 +80,14 @@ def plan_run(config: RunConfig) -> Plan:
         from harness.vllm import require_vllm
 
         require_vllm()
+    if config.track and importlib.util.find_spec(config.track) is None:
+        raise HarnessError(f"--track {config.track}: that package is not installed; type: pip install {config.track}")
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
-    teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher]
-    found = suites.resolve(list(config.suite), embedded=all(is_embedded(name) for name in config.teacher), include_path=config.include_path)
+    teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
+    found = suites.resolve(
+        list(config.suite), embedded=all(is_embedded(name) for name in config.teacher_names), include_path=config.include_path
+    )
     include_path = suites.include_path_of(list(config.suite), config.include_path)
     config = config.model_copy(update={"include_path": include_path})
     names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)

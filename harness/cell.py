@@ -46,6 +46,9 @@ class CellJob(BaseModel):
     student_base: PlannedModel
     budget_tokens: int
     budget_rows: int
+    teacher_weights: tuple[float, ...]
+    tune: bool
+    track: str
     device: str
     dtype: str
     batch_size: int | Literal["auto"]
@@ -192,7 +195,7 @@ def _scored(
     from harness.score import score_task
 
     # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice changes nothing.
-    copy = not job.cell.is_teacher and backend.opened.checkpoint.digest in {one.digest for one in job.teachers}
+    copy = bool(job.cell.student_key) and backend.opened.checkpoint.digest in {one.digest for one in job.teachers}
     cache = None if job.force else job.cell_folder if copy else job.cache  # --force asks everything anew
     scores: list[TaskScore] = []
     rows: list[ItemRow] = []
@@ -331,8 +334,8 @@ def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress:
     from harness.checkpoint import describe, write_whole
     from harness.registry import Registry
 
-    if job.cell.is_teacher:
-        return job.teachers[0].checkpoint(), Cost()
+    if not job.cell.student_key:
+        return job.teachers[job.cell.teacher].checkpoint(), Cost()
     folder = job.student_folder
     done = folder / "done.json"
     if not done.exists():
@@ -352,6 +355,9 @@ def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress:
                 cache=job.cache,
                 device=job.device,
                 dtype=job.dtype,
+                teacher_weights=job.teacher_weights,
+                tune=job.tune,
+                track=job.track,
                 progress=progress,
             )
         )
@@ -390,6 +396,7 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         family=cell.family,
         is_control=cell.is_control,
         controls=cell.controls,
+        handed_on=cell.handed_on,
         trains=cell.trains,
         settings=cell.settings,
         suites=job.suites,
@@ -402,6 +409,8 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         seed=cell.seed,
         budget_tokens=job.budget_tokens,
         budget_rows=job.budget_rows,
+        teacher_weights=job.teacher_weights,
+        tuned=job.tune and cell.trains,
         path=path,
         limited=job.limit is not None,
         chat=job.chat,

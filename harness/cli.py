@@ -47,7 +47,9 @@ def run(
     suite: Annotated[
         str | None, typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id. [default: tiny]")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id; several: a=0.7,b=0.3. [default: tiny]")
+    ] = None,
     student: Annotated[
         str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")
     ] = None,
@@ -56,6 +58,13 @@ def run(
         int | None, typer.Option(help="Seen tokens of each trained row. [default: 250000 for the embedded pair, else 1000000]")
     ] = None,
     rows: Annotated[int | None, typer.Option(help="Distinct training items. [default: 2000]")] = None,
+    tune: Annotated[
+        bool | None,
+        typer.Option("--tune", help="Choose each trained row's learning rate on a held-out slice of train, once.", show_default=False),
+    ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Show training steps in tensorboard, wandb or trackio, where it is installed. [default: none]")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="A method's setting, repeatable: response.temperature=4.", metavar="METHOD.SETTING=VALUE"),
@@ -121,7 +130,7 @@ def run(
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
         "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
         "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise,
-        "grid": grid, "rounds": rounds, "limit": limit,
+        "grid": grid, "rounds": rounds, "limit": limit, "tune": tune, "track": track,
         "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,6 +45,8 @@ class RunConfig(BaseModel):
     include_path: Path | None = None  # folder with YAML tasks for lm-eval:NAME
     grid: str | None = None  # PROMPTSxBATCHESxNEW of the timing, or none; None: by the device
     rounds: Annotated[int, Field(ge=1)] = 6  # of the timing, base and student by turns
+    tune: bool = False  # choose each trained row's learning rate on a held-out slice of the training rows
+    track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # where training steps are shown, beside each cell's training.jsonl
     noise: Annotated[int, Field(ge=0)] = 100  # items on which the teacher is scored against itself at another dtype
     limit: Annotated[int, Field(ge=1)] | None = None  # items of each task, a seeded sample: for trials, marked in the record
     out: Path = Path("results/runs")
@@ -52,6 +54,16 @@ class RunConfig(BaseModel):
     data_dir: Path | None = None
     force: bool = False
     wait: bool = True
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The teachers without their weights."""
+        return parse_teachers(self.teacher)[0]
+
+    @property
+    def teacher_weights(self) -> tuple[float, ...]:
+        """The teachers' weights, which sum to 1; none where none is given."""
+        return parse_teachers(self.teacher)[1]
 
     @property
     def cache_folder(self) -> Path:
@@ -87,6 +99,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         if isinstance(values.get(key), str):
             values[key] = split_list(values[key])
     return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Read `tiny=0.7,tiny-math=0.3` into names and weights (none where none is given); weights sum to 1 afterwards."""
+    names, weights = [], []
+    for spec in specs:
+        name, equals, weight = spec.rpartition("=") if re.search(r"=[\d.]+$", spec) else (spec, "", "")
+        names.append(name)
+        if equals:
+            weights.append(float(weight) if re.fullmatch(r"\d*\.?\d+", weight) else -1.0)
+    if len(set(names)) < len(names):
+        raise HarnessError(f"--teacher {','.join(specs)}: a teacher is named twice")
+    if weights and (len(weights) < len(names) or min(weights) <= 0):
+        raise HarnessError(f"--teacher {','.join(specs)}: give every teacher a weight above 0, or none; for example tiny=0.7,tiny-math=0.3")
+    return tuple(names), tuple(weight / sum(weights) for weight in weights)
 
 
 def split_list(text: str) -> list[str]:

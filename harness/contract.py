@@ -128,6 +128,9 @@ class Job:
     cache: Path
     device: str = "cpu"
     dtype: str = "float32"
+    teacher_weights: tuple[float, ...] = ()  # of several teachers, where the user gave them
+    tune: bool = False  # choose the learning rate on a held-out slice of the training rows
+    track: str = ""  # tensorboard, wandb or trackio: where the steps are shown, beside training.jsonl
     progress: Callable[[Progress], None] = field(default=_silent, compare=False)
 
     @property

@@ -228,6 +228,34 @@ def _held_out(task: Task, source: DataSource) -> set[str]:
     return prompts
 
 
+def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> set[str]:
+    """Return the prompts of examples that also stand in an evaluation split of their tasks.
+
+    Found by equal text everywhere, by a shared run of `words` words only in data from outside: our generators share templates by design.
+    The question alone is compared: shots stand before it in every prompt.
+    """
+    found: set[str] = set()
+    for name, task in tasks.items():
+        own = [example for example in examples if example.task == name]
+        held_out = {_question(prompt) for prompt in _held_out(task, source)}
+        runs = {run for text in held_out for run in _runs(text, words)} if getattr(task, "files", ()) else set()
+        for example in own:
+            question = _question(example.prompt)
+            if question in held_out or (runs and not runs.isdisjoint(_runs(question, words))):
+                found.add(example.prompt)
+    return found
+
+
+def _question(prompt: str) -> str:
+    """Return a prompt's last paragraph, in lower case and single spaces: what is asked, without shots."""
+    return " ".join(prompt.strip().rsplit("\n\n", 1)[-1].lower().split())
+
+
+def _runs(text: str, words: int) -> set[tuple[str, ...]]:
+    parts = text.split()
+    return {tuple(parts[at : at + words]) for at in range(len(parts) - words + 1)}
+
+
 def examples_digest(examples: Iterable[Example]) -> str:
     """Return the content digest of training items, in order."""
     return digest_of([(example.task, example.prompt, example.completion, example.gold) for example in examples])

@@ -83,6 +83,7 @@ class Generation:
     text: str
     tokens: int
     stop: StopReason
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)  # as they were chosen, the ending one among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,4 +359,4 @@ class _StopRule:
         text = self.tokenizer.decode(ids[:-1] if by_id else ids, skip_special_tokens=True)
         cut = min((at for at in (text.find(stop) for stop in self.strings) if at >= 0), default=-1)
         reason: StopReason = "eos" if by_id else "stop" if cut >= 0 else "length"
-        return Generation(text[:cut] if cut >= 0 else text, len(ids), reason)
+        return Generation(text[:cut] if cut >= 0 else text, len(ids), reason, tuple(ids))

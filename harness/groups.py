@@ -89,11 +89,15 @@ def _measured_under(record: RunRecord) -> dict[str, str]:
 
 
 def _made_under(record: RunRecord) -> dict[str, str]:
-    """What rows of one table share in how their students were made; the teacher's row has none of it."""
-    if record.label == TEACHER:
+    """What rows of one table share in how their students were made; teachers' rows have none of it."""
+    if record.method == TEACHER:
         return {}
     shape = {"student": record.student_recipe, "student base": record.student_base.digest}
-    return shape | ({"budget": f"{record.budget_tokens:,} seen tokens, {record.budget_rows:,} items"} if record.trains else {})
+    if not record.trains:
+        return shape
+    tuned = ", a learning rate of its own" if record.tuned else ""
+    weights = "+".join(f"{weight:.3g}" for weight in record.teacher_weights)
+    return shape | {"budget": f"{record.budget_tokens:,} seen tokens, {record.budget_rows:,} items{tuned}", "weights": weights}
 
 
 def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
@@ -113,7 +117,7 @@ def group(records: Iterable[RunRecord]) -> list[Group]:
             alike = [record for record in worked if _measured_under(record) == measured]
             members = [*alike, *failed]
             made = _distinct(_made_under(record) for record in members if record.trains)
-            made = made or _distinct(_made_under(record) for record in members if record.label != TEACHER) or [{}]
+            made = made or _distinct(_made_under(record) for record in members if record.method != TEACHER) or [{}]
             groups += [_group([r for r in members if _fits(r, one)], {**scored, **measured, **one}) for one in made]
     return sorted(groups, key=lambda one: sorted(one.shared.items()))
 
@@ -144,7 +148,7 @@ def ordered(found: Group) -> list[Row]:
     """Teacher, then methods, then controls; within each by mean score, best first."""
 
     def place(row: Row) -> tuple[int, float, str]:
-        kind = 0 if row.label == TEACHER else 2 if row.first.is_control else 1
+        kind = -1 if row.label == TEACHER else 0 if row.first.method == TEACHER else 2 if row.first.is_control else 1
         values = [score.value for task in found.tasks for score in row.scores(task)]
         return kind, -fmean(values) if values else 1.0, row.label
 

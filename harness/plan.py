@@ -1,5 +1,6 @@
 """From a configuration to cells: which rows, which controls beside them, which seeds, and a key for each by content."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -59,13 +60,15 @@ class PlannedCell(BaseModel):
     family: str
     is_control: bool
     controls: tuple[str, ...]
+    handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool
     seed: int | None
+    teacher: int = 0  # which teacher a row of TEACHER scores
 
     @property
     def is_teacher(self) -> bool:
-        """Tell whether this is the teacher's own row."""
-        return self.method == TEACHER
+        """Tell whether this is the first teacher's own row: the one that every other row is compared with."""
+        return self.method == TEACHER and self.teacher == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +118,16 @@ def make_plan(
     if not config.methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
     rows = _rows(config, methods)
-    if len(teachers) > 1:
-        raise HarnessError(f"{len(teachers)} teachers are given; this version distils from one: name one with --teacher")
+    lonely = [row.name for row in rows if getattr(row.method, "several_teachers", False)] if len(teachers) < 2 else []
+    if lonely:
+        raise HarnessError(f"{lonely[0]} needs two teachers or more; type for example --teacher tiny,tiny-math")
     planned = tuple(PlannedModel.of(one) for one in teachers)
     recipe = parse_recipe(config.student)
     base = planned[0] if recipe else PlannedModel.of(resolve(config.student, cache=config.cache_folder))
     named = config.student if recipe else base.name  # never a path: it stands in records and tables
-    _check_vocabularies(rows, planned[0], base)
-    budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher[0]) else OUTSIDE_BUDGET)
+    for one in planned:
+        _check_vocabularies(rows, one, base)
+    budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET)
     prompting = Prompting(chat=_chat(config, planned[0], base), system=config.system)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
@@ -132,6 +137,10 @@ def make_plan(
     }  # fmt: skip
     if data:
         shared["data"] = data
+    if config.teacher_weights:
+        shared["weights"] = list(config.teacher_weights)
+    if config.tune:
+        shared["tune"] = True
     if prompting != Prompting():
         shared["prompting"] = [prompting.chat, prompting.system]
     grid = "" if config.grid == "none" else config.grid or GRIDS[device.partition(":")[0]]
@@ -147,7 +156,8 @@ def make_plan(
     scored["noise"] = config.noise
     if config.backend != "transformers":
         scored["backend"] = config.backend
-    cells = [_teacher_cell(shared, {**scored, "data": data, "prompting": [prompting.chat, prompting.system]})]
+    seen = {**scored, "data": data, "prompting": [prompting.chat, prompting.system]}
+    cells = [_teacher_cell(shared, seen, planned, index) for index in range(len(planned))]
     for row in rows:
         drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")
         for seed in range(1, config.seeds + 1) if drawn else (None,):
@@ -158,7 +168,7 @@ def make_plan(
                 PlannedCell(
                     key=digest_of("cell", student_key, scored), student_key=student_key, label=row.label, method=row.name,
                     settings=expanded(row.method), family=row.method.family, is_control=row.method.is_control,
-                    controls=tuple(row.method.controls), trains=row.method.trains, seed=seed,
+                    controls=tuple(row.method.controls), handed_on=_handed_on(row.method), trains=row.method.trains, seed=seed,
                 )
             )  # fmt: skip
     return Plan(
@@ -168,20 +178,13 @@ def make_plan(
     )  # fmt: skip
 
 
-def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object]) -> PlannedCell:
-    key = digest_of("cell", TEACHER, shared["teachers"], shared["device"], shared["dtype"], scored)
+def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object], teachers: Sequence[PlannedModel], index: int) -> PlannedCell:
+    """Plan the row of the first teacher, or of another one beside it."""
+    key = digest_of("cell", TEACHER, shared["teachers"], shared["device"], shared["dtype"], scored, *([index] if index else []))
     return PlannedCell(
-        key=key,
-        student_key="",
-        label=TEACHER,
-        method=TEACHER,
-        settings={},
-        family="teacher",
-        is_control=False,
-        controls=(),
-        trains=False,
-        seed=None,
-    )
+        key=key, student_key="", label=TEACHER if index == 0 else f"{TEACHER} {teachers[index].name}", method=TEACHER, settings={},
+        family="teacher", is_control=False, controls=(), trains=False, seed=None, teacher=index,
+    )  # fmt: skip
 
 
 def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
@@ -192,6 +195,7 @@ def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
     rows: dict[str, _Row] = {}
 
     def add(name: str, written: Mapping[str, JsonValue], asked: bool) -> Any:
+        name = methods.canonical(name)
         method = methods.build(name, {**config.set.get(name, {}), **written})
         label = _label(name, method)
         rows.setdefault(label, _Row(label, name, method, dict(written), asked))
@@ -204,20 +208,35 @@ def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
         add(name, written, asked=True)
     pending = [row.method for row in rows.values()] if config.controls else []
     while pending:
-        for name in pending.pop(0).controls:
-            if name not in {row.name for row in rows.values()}:
-                pending.append(add(name, {}, asked=False))
+        method = pending.pop(0)
+        for name in method.controls:
+            known = {field.name for field in dataclasses.fields(methods.load(name))}
+            handed = {key: value for key, value in _handed_on(method).items() if key in known}
+            if handed or name not in {row.name for row in rows.values()}:
+                before = len(rows)
+                control = add(name, handed, asked=False)
+                pending += [control] if len(rows) > before else []
     unused = sorted(set(config.set) - {row.name for row in rows.values()})
     if unused:
         raise HarnessError(f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or drop the setting")
     return list(rows.values())
 
 
+def _handed_on(method: Any) -> dict[str, JsonValue]:
+    """Return the settings that a row's controls take over; methods from elsewhere need not have any."""
+    return dict(getattr(method, "hands_on", dict)())
+
+
 def _label(name: str, method: Any) -> str:
     """Return the row's name: settings that differ from the defaults stand in brackets."""
     defaults = expanded(type(method)())
-    differing = [f"{key}={value}" for key, value in expanded(method).items() if value != defaults[key]]
+    differing = [f"{key}={_written(value)}" for key, value in expanded(method).items() if value != defaults[key]]
     return f"{name}[{','.join(differing)}]" if differing else name
+
+
+def _written(value: object) -> str:
+    """Return a setting's value as it stands in a row's name: a list's items joined by +, and no comma, which ends a row."""
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).replace(",", "+")
 
 
 def _chat(config: RunConfig, teacher: PlannedModel, base: PlannedModel) -> bool:
@@ -225,7 +244,7 @@ def _chat(config: RunConfig, teacher: PlannedModel, base: PlannedModel) -> bool:
     without = [one.name for one in (teacher, base) if not has_chat_template(one.path)]
     if config.chat_template == "on" and without:
         raise HarnessError(f"--chat-template on: the tokenizer of {without[0]} has no chat template; type --chat-template off")
-    chat = config.chat_template == "on" or (config.chat_template == "auto" and not without and not is_embedded(config.teacher[0]))
+    chat = config.chat_template == "on" or (config.chat_template == "auto" and not without and not is_embedded(config.teacher_names[0]))
     if config.system is not None and not chat:
         raise HarnessError("--system needs a chat template, and none is used here; drop it, or type --chat-template on")
     return chat

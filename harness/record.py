@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.checkpoint import write_whole
 
-SCHEMA = 3
+SCHEMA = 4
 Status = Literal["success", "failed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -148,6 +148,7 @@ class RunRecord(_Frozen):
     family: str
     is_control: bool
     controls: tuple[str, ...] = ()  # methods whose rows this one must be compared with
+    handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool = False
     settings: dict[str, JsonValue] = {}
     suites: tuple[str, ...]
@@ -164,6 +165,8 @@ class RunRecord(_Frozen):
     seed: int | None = None  # None where no draw was made
     budget_tokens: int
     budget_rows: int
+    teacher_weights: tuple[float, ...] = ()  # of several teachers, where the user gave them
+    tuned: bool = False  # its learning rate was chosen on a held-out slice of the training rows
     data_digest: str = ""
     path: str  # the scoring path; rows of one table share it
     scores: tuple[TaskScore, ...] = ()
@@ -186,6 +189,7 @@ class RunRecord(_Frozen):
 _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
     1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
     2: lambda old: {**old, "schema": 3},  # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
+    3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
 }
 
 

@@ -42,6 +42,11 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self.table
 
+    def canonical(self, name: str) -> str:
+        """Return the first name of the class behind a name: a later one is an alias."""
+        where = self.table.get(name)
+        return next((first for first, other in self.table.items() if other == where), name)
+
     def load(self, name: str) -> type[Any]:
         """Import the class behind a name."""
         if name not in self.table:
@@ -86,6 +91,7 @@ class Registry:
 
 def expanded(instance: Any) -> dict[str, Any]:
     """Return an entry's settings with defaults expanded, in declaration order."""
-    return (
-        {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)} if dataclasses.is_dataclass(instance) else {}
-    )
+    if not dataclasses.is_dataclass(instance):
+        return {}
+    values = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -423,7 +423,7 @@ def controls(found: Group) -> Table | None:
     rows = []
     for row in ordered(found):
         for name in row.first.controls:
-            for control in [other for other in found.rows if other.first.method == name]:
+            for control in _controls_of(row, [other for other in found.rows if other.first.method == name]):
                 for task in found.tasks:
                     gap = compare(row, control, task, ratio=False)
                     if gap.value is None or gap.low is None or gap.high is None:
@@ -434,6 +434,13 @@ def controls(found: Group) -> Table | None:
                     exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
                     rows.append(({**pair, "difference (points)": _points(gap), "verdict": verdict}, exact))
     return _table("controls", "Against the controls, on the same items", rows) if rows else None
+
+
+def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
+    """Of several rows of one control keep those made for this row: the ones that took over what it handed on."""
+    handed = row.first.handed_on
+    kept = [one for one in candidates if all(one.first.settings.get(key, value) == value for key, value in handed.items())]
+    return kept or candidates
 
 
 def notes(found: Group) -> list[str]:
@@ -456,7 +463,7 @@ def notes(found: Group) -> list[str]:
         flips = [
             (counts.teacher_only + counts.student_only) / counts.n
             for row in found.rows
-            if row.label != TEACHER
+            if row.first.method != TEACHER
             for counts in [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
         ]
         if flips:
@@ -504,8 +511,16 @@ def _remarks(found: Group) -> list[str]:
 
 
 def _warnings(found: Group, task: str) -> list[str]:
-    """Say what else bears on a task's figures: the noise floor, prompts that were cut, what the scorer had to tell."""
+    """Say what else bears on a task's figures: a teacher with nothing to teach, the noise floor, cut prompts, what the scorer told."""
     lines = []
+    before = next((score for row in found.rows if row.first.method == "untouched" for score in row.scores(task)), None)
+    best = next((score for score in (found.teacher.scores(task) if found.teacher else ())), None)
+    if before is not None and best is not None and best.primary and best.value <= before.value and before.kind != "perplexity":
+        taught = [row.label for row in found.rows if row.first.family == "distillation" and row.done]
+        lines.append(
+            f"{task}, {', '.join(taught)}: WARNING: the teacher ({100 * best.value:.1f} %) is not better than the student was before any "
+            f"training ({100 * before.value:.1f} %), so it has little to teach here."
+        )
     floor = next((one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"noise_flips:{task}"))), None)
     if floor is not None:
         items = int(floor.values[0])

@@ -112,6 +112,9 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         student_base=plan.student_base,
         budget_tokens=plan.budget_tokens,
         budget_rows=plan.config.rows,
+        teacher_weights=plan.config.teacher_weights,
+        tune=plan.config.tune,
+        track=plan.config.track,
         device=plan.device,
         dtype=plan.dtype,
         batch_size=plan.config.batch_size,
@@ -137,7 +140,7 @@ def _environment(plan: Plan) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything that a run on local models does not need."""
     settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # fmt: skip
-    names = [*plan.config.teacher, plan.config.student]
+    names = [*plan.config.teacher_names, plan.config.student]
     if all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return {**os.environ, **settings}
@@ -170,12 +173,13 @@ def _process(folder: Path, alive: Callable[[Progress], None], *, environment: di
 def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
-        controls=cell.controls, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
+        controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
         tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=plan.config.limit is not None,
         chat=plan.prompting.chat, system=plan.prompting.system,
         student_base=ModelReference(name=plan.student_base.name, digest=plan.student_base.digest, note=plan.student_base.note),
         teachers=tuple(ModelReference(name=one.name, digest=one.digest, note=one.note) for one in plan.teachers),
         student_recipe=plan.student_recipe, seed=cell.seed, budget_tokens=plan.budget_tokens, budget_rows=plan.config.rows, path="",
+        teacher_weights=plan.config.teacher_weights, tuned=plan.config.tune and cell.trains,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )  # fmt: skip
 

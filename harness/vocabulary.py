@@ -17,7 +17,7 @@ def common_vocabulary(student: Mapping[str, int], teacher: Mapping[str, int], *,
     if differing:
         raise HarnessError(
             f"{names[1]} and {names[0]} have different vocabularies ({len(teacher)} and {len(student)} tokens, {differing} differ): "
-            "matching logits needs one token map; type --methods cot (it distils text), or choose a student with the teacher's tokenizer"
+            "matching logits needs one token map; type --methods cot (it distils text) or --methods uld (distributions, where tokens meet)"
         )
     return 1 + max(teacher.values())
 

@@ -70,9 +70,6 @@ POST_HOC: dict[str, Work] = {
     **{name: Work(bits=bits, calibrates="calibrated" in name) for name, bits in _QUANTIZED.items()},
     "prune-magnitude": Work(), "prune-wanda": Work(calibrates=True), "prune-sparsegpt": Work(calibrates=True),
     "prune-depth": Work(calibrates=True), "prune-width": Work(calibrates=True), "lowrank": Work(calibrates=True),
-    "feature": Work(trains=True, reads_teacher=True, reads_inside=True),
-    "attention": Work(trains=True, reads_teacher=True, reads_inside=True),
-    "selective": Work(trains=True, reads_teacher=True),
 }  # fmt: skip
 
 
@@ -82,7 +79,9 @@ def work_of(name: str, registered: Mapping[str, Any]) -> Work:
         return POST_HOC[name]
     if name in registered:
         method = registered[name]
-        return Work(trains=method.trains, reads_teacher=method.trains and method.same_vocabulary, writes_traces=name.startswith("cot"))
+        reads = method.trains and (method.same_vocabulary or getattr(method, "reads_inside", False))
+        inside = getattr(method, "reads_inside", False)
+        return Work(trains=method.trains, reads_teacher=reads, reads_inside=inside, writes_traces=name.startswith("cot"))
     raise unknown("method", name, {**registered, **POST_HOC})
 
 

@@ -9,6 +9,16 @@ METHODS: dict[str, str] = {
     "untouched": "methods.untouched:Untouched",
     "sft": "methods.sft:SupervisedFineTuning",
     "answer-only": "methods.answer_only:AnswerOnly",
+    "cot-human": "methods.sft:SupervisedFineTuning",  # another name of sft: gold rationales are what it trains on
     "response": "methods.response:ResponseDistillation",
+    "feature": "methods.feature:FeatureDistillation",
+    "attention": "methods.attention:AttentionDistillation",
     "cot": "methods.cot:ChainOfThought",
+    "cot-unfiltered": "methods.cot:UnfilteredChainOfThought",
+    "selective": "methods.selective:SelectiveDistillation",
+    "selective-random": "methods.selective:RandomSelection",
+    "multi-teacher": "methods.multi_teacher:MultiTeacher",
+    "best-single-teacher": "methods.multi_teacher:BestSingleTeacher",
+    "on-policy": "methods.on_policy:OnPolicyDistillation",
+    "uld": "methods.uld:UniversalLogitDistillation",
 }

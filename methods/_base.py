@@ -5,7 +5,7 @@ Importing this imports no torch, so that settings can be checked before anything
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,10 +16,28 @@ from harness.contract import Checkpoint, Example, Job
 
 if TYPE_CHECKING:
     from harness.model import LanguageModel
-    from methods._teacher_cache import CachedTeacher
-    from methods._training import Row, Term
+    from methods._inside import Inwards
+    from methods._rollout import Rollout
+    from methods._rows import Row
+    from methods._terms import Objective, Selection, Source, Term
 
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teachers:
+    """The teachers whose distributions the loss reads, and how they are to be had."""
+
+    models: tuple[Checkpoint, ...]
+    vocabulary: int | None  # leading logit columns that mean the same token in all models
+    k: int = 64
+    cache: Literal["auto", "on", "off"] = "auto"  # auto: where the budget reads every row at least once
+    whole: bool = False  # the loss needs every token's probability, not the k likeliest
+    inside: bool = False  # it looks into the teacher, which no cache of distributions holds
+    own_tokens: bool = False  # the teacher reads the text in its own tokenizer
+    over: Any = None  # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share one
 
 
 @settings
@@ -31,85 +49,87 @@ class Trained:
     trains: ClassVar[bool] = True
     is_control: ClassVar[bool] = False
     same_vocabulary: ClassVar[bool] = False
+    reads_inside: ClassVar[bool] = False
+    several_teachers: ClassVar[bool] = False
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     batch_rows: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
-    micro_rows: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass; changes memory, not the gradient
+    micro_rows: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass (accumulation); changes memory, not the gradient
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the budget
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     validation_rows: Annotated[int, Field(ge=1)] = 200
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation loss before training stops; 0: never
+
+    def hands_on(self) -> Mapping[str, object]:
+        """Return settings that this row's controls take over, where they have them."""
+        return {}
 
     def train(
         self,
         job: Job,
-        pairs: Iterable[tuple[str, str]],
+        pairs: Iterable[tuple[Any, ...]],
         *,
         terms: "Sequence[Term]",
-        teacher: "LanguageModel | None" = None,
-        distil: "Distil | None" = None,
-        vocabulary: int | None = None,
+        teachers: Teachers | None = None,
+        selection: "Selection | None" = None,
+        inwards: "Inwards | None" = None,
+        rollout: "Callable[[], Rollout] | None" = None,
         seen_tokens: int | None = None,
         validation: Iterable[tuple[str, str]] | None = None,
-        notes: dict[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
         shared: Sequence[dict[str, Any]] = (),
+        encoder: "Callable[..., tuple[list[Row], int]] | None" = None,
     ) -> Checkpoint:
-        """Train the job's student on (prompt, completion) pairs and save it, with `cost.json` beside it.
+        """Train the job's student on (prompt, completion[, tag]) pairs and save it, with `cost.json` beside it.
 
         `seen_tokens` replaces the budget where equal examples are wanted; `validation` replaces the worked
-        answers of the validation split; `shared` is the teacher's cached work, as `SharedCost` has it.
+        answers of the validation split; `shared` is the teacher's cached work, as `SharedCost` has it; `encoder` replaces the plain way
+        to rows.
         """
-        from harness.arithmetic import forward_flops_per_token
         from harness.checkpoint import write_whole
         from harness.data import examples_of
         from harness.model import save_student, stored_dtype, student_of
-        from methods._training import LoopSettings, encode, fit, forget_state
+        from methods._rows import encode
+        from methods._terms import Objective
+        from methods._training import LoopSettings, fit, forget_state
 
-        student = student_of(job.student, job.student_base, seed=job.seed, device=job.device, dtype="float32")
-        rows, too_long = encode(student.tokenizer, pairs, longest=student.context)
+        def fresh_student(seed: int) -> "LanguageModel":
+            return student_of(job.student, job.student_base, seed=seed, device=job.device, dtype="float32")
+
+        student = fresh_student(job.seed)
+        rows, too_long = (encoder or encode)(student.tokenizer, pairs, longest=student.context)
         budget = seen_tokens or job.budget.seen_tokens
-        cached = None
-        if distil is not None:
-            teacher, cached = _teacher_of(distil, job, rows, budget=budget, vocabulary=vocabulary)
-        shared = [*shared, *([cached.cost()] if cached else [])]
+        sources, kept = sources_of(teachers, job, rows, budget=budget) if teachers else ((), [])
+
+        def objective() -> "Objective":
+            return Objective(
+                terms=terms, sources=[source() for source in sources], vocabulary=teachers.vocabulary if teachers else None,
+                selection=selection, inwards=inwards, rollout=rollout() if rollout else None,
+            )  # fmt: skip
+
+        loop = LoopSettings(**{field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)})
+        told: dict[str, Any] = dict(notes or {})
+        shared = [*shared, *(one.cost() for one in kept)]
+        run = {"seen_tokens": budget, "mixed_precision": "bf16" if job.dtype == "bfloat16" else "no"}
+        if job.tune:
+            from methods._tuning import best_rate
+
+            loop, tuned, spent_on_it = best_rate(self, job, rows, loop, run=run, student=fresh_student, objective=objective)
+            told |= tuned
+            shared.append(spent_on_it)
         held_out = validation or worked(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
+        aim = objective()
         spent = fit(
-            student,
-            rows=rows,
-            validation=encode(student.tokenizer, held_out, longest=student.context)[0],
-            terms=terms,
-            settings=LoopSettings(**{field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)}),
-            seen_tokens=budget,
-            seed=job.seed,
-            workdir=job.workdir,
-            teacher=teacher,
-            cached=cached,
-            vocabulary=vocabulary,
-            mixed_precision="bf16" if job.dtype == "bfloat16" else "no",
-            progress=job.progress,
-        )
-        length = sum(len(row.ids) for row in rows) / len(rows)
-        cost = {
-            "seen_tokens": spent["seen"],
-            "trained_tokens": spent["trained"],
-            "steps": spent["step"],
-            "seconds": spent["seconds"],
-            "flops": 3 * forward_flops_per_token(student.model, length) * spent["seen"],
-            "shared": list(shared),
-            **{name: spent[name] for name in ("devices", "device_seconds", "energy_joules", "energy_source", "peak_bytes")},
-            "notes": {
-                "rows": len(rows),
-                "rows_too_long": too_long,
-                "kept_step": spent["kept_step"],
-                **(notes or {}),
-                **({"teacher_cache": cached.key, "cached_tokens_of_each": cached.k} if cached else {}),
-            },
-        }
-        if teacher is not None:
-            cost["teacher_tokens"] = spent["seen"]
-            cost["teacher_flops"] = forward_flops_per_token(teacher.model, length) * spent["seen"]
-            cost["teacher_seconds"] = spent["teacher_seconds"]
-        parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in job.teachers if teacher or shared))))
+            student, rows=rows, validation=encode(student.tokenizer, held_out, longest=student.context)[0], objective=aim, settings=loop,
+            seed=job.seed, workdir=job.workdir, track=job.track, progress=job.progress, **run,
+        )  # fmt: skip
+        told |= {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], "terms": spent["terms"]}
+        if kept:
+            told |= {"teacher_cache": [one.key for one in kept], "cached_tokens_of_each": kept[0].k}
+        cost = _cost(student, rows, spent, aim, shared=shared, notes=told)
+        parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in job.teachers if sources or shared))))
         made = save_student(
             student, job.workdir / "student", name=type(self).__name__, dtype=stored_dtype(job.student_base), parents=parents
         )
@@ -118,35 +138,68 @@ class Trained:
         return made
 
 
-@dataclasses.dataclass(frozen=True)
-class Distil:
-    """A teacher whose distributions the loss reads, and how they are to be had."""
+def _cost(
+    student: "LanguageModel", rows: "Sequence[Row]", spent: Mapping[str, Any], aim: "Objective", *, shared: Sequence[Any], notes: Any
+) -> dict[str, Any]:
+    from harness.arithmetic import forward_flops_per_token
 
-    teacher: Checkpoint
-    k: int
-    cache: Literal["auto", "on", "off"]  # auto: where the budget reads every row at least once
-    whole: bool = False  # the loss needs every token's probability, not the k likeliest
+    length = sum(len(row.ids) for row in rows) / len(rows)
+    each = forward_flops_per_token(student.model, length)
+    cost = {
+        "seen_tokens": spent["seen"],
+        "trained_tokens": spent["trained"],
+        "steps": spent["step"],
+        "seconds": spent["seconds"],
+        "flops": 3 * each * spent["seen"] + each * spent["written"],
+        "shared": list(shared),
+        **{name: spent[name] for name in ("devices", "device_seconds", "energy_joules", "energy_source", "peak_bytes")},
+        "notes": notes,
+    }
+    if aim.rollout is not None:
+        cost["notes"] |= {"student_wrote_tokens": spent["written"], "student_wrote_seconds": round(spent["writing_seconds"], 2)}
+    if aim.live:
+        cost["teacher_tokens"] = spent["seen"]
+        cost["teacher_flops"] = sum(forward_flops_per_token(one.model, length) for one in aim.live) * spent["seen"]
+        cost["teacher_seconds"] = spent["teacher_seconds"]
+    return cost
 
 
-def _teacher_of(
-    distil: Distil, job: Job, rows: "Sequence[Row]", *, budget: int, vocabulary: int | None
-) -> "tuple[LanguageModel | None, CachedTeacher | None]":
-    """Return a live teacher, or its cache over these rows."""
+def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: int) -> "tuple[Sequence[Callable[[], Source]], list[Any]]":
+    """Return makers of what the loss reads, and the caches among them: live teachers, or what was kept of each over these rows."""
     from harness.arithmetic import Shape
     from harness.errors import CellFailed
     from harness.model import open_model
     from methods._teacher_cache import DENSE, teacher_cache
+    from methods._terms import Live, OtherTokens
 
-    width = vocabulary or Shape.of_folder(distil.teacher.path).vocabulary
+    width = teachers.vocabulary or Shape.of_folder(teachers.models[0].path).vocabulary
     partial = width > DENSE  # only the likeliest tokens would be kept
-    if distil.cache == "on" and partial and distil.whole:
-        raise CellFailed(f"this divergence needs all {width:,} probabilities and a cache keeps {distil.k}; type --set METHOD.cache=off")
-    if partial and distil.cache != "off" and distil.k >= width:
-        raise CellFailed(f"top_k={distil.k} is not below the vocabulary of {width:,}; give a smaller one, or cache=off")
-    seldom = budget < sum(len(row.ids) for row in rows)
-    if distil.cache == "off" or (distil.cache == "auto" and (seldom or (partial and distil.whole))):
-        return open_model(distil.teacher, device=job.device, dtype=job.dtype), None
-    return None, teacher_cache(job, distil.teacher, rows, k=distil.k, width=width)
+    if teachers.cache == "on" and partial and teachers.whole:
+        raise CellFailed(f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type --set METHOD.cache=off")
+    if partial and teachers.cache != "off" and teachers.k >= width:
+        raise CellFailed(f"top_k={teachers.k} is not below the vocabulary of {width:,}; give a smaller one, or cache=off")
+    several = len(teachers.models) > 1
+    seldom = budget < sum(len(row.ids) for row in rows) and not several
+    live = teachers.cache == "off" or (teachers.cache == "auto" and (seldom or (partial and teachers.whole)))
+    if teachers.inside or teachers.own_tokens or live:
+        opened = [open_model(one, device=job.device, dtype=job.dtype) for one in teachers.models]
+        kind = OtherTokens if teachers.own_tokens else Live
+        return [lambda one=one: kind(one) for one in opened], []
+    rows = teachers.over or rows
+    kept = [teacher_cache(job, one, rows, k=teachers.k, width=width) for one in teachers.models]  # one in memory at a time
+    return [lambda one=one: one for one in kept], kept
+
+
+def shared_vocabulary(job: Job, teachers: Sequence[Checkpoint]) -> int:
+    """Return how many logit columns the student and all these teachers share; refuses other token maps."""
+    from harness.model import student_tokenizer
+    from harness.vocabulary import common_vocabulary
+
+    ours = student_tokenizer(job.student_base).get_vocab()
+    return min(
+        common_vocabulary(ours, student_tokenizer(one).get_vocab(), names=(f"student {job.student_base.name}", f"teacher {one.name}"))
+        for one in teachers
+    )
 
 
 def worked(examples: Iterable[Example]) -> list[tuple[str, str]]:

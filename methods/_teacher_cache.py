@@ -30,7 +30,8 @@ from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
 from harness.model import LanguageModel, open_model, release_memory
 from harness.workload import DENSE
-from methods._training import Row, TopK, collate
+from methods._rows import Batch, Row, batch_of
+from methods._terms import Distribution, Head, TopK
 
 VERSION = 1
 SHARD_TOKENS = 2**19
@@ -50,6 +51,12 @@ class CachedTeacher:
     log_p: tuple[Any, ...]  # memory maps (tokens, k), fp16
     ids: tuple[Any, ...]
     meta: dict[str, Any]
+
+    def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
+        """Return what the teacher thinks at the batch's trained positions."""
+        if self.dense:
+            return Distribution(self.logits(batch.rows, batch.ids.device))
+        return Distribution(None, self.top(batch.rows, batch.ids.device))
 
     def logits(self, rows: Sequence[Row], device: Any) -> Tensor:
         """Return the log-probabilities (N, V) of the rows' trained positions, row by row; they serve as logits."""
@@ -130,6 +137,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
     """Run the teacher over every row once, write shards, check them, and put the whole folder in place."""
     shutil.rmtree(folder, ignore_errors=True)
     teacher = open_model(checkpoint, device=job.device, dtype=job.dtype)
+    head = Head(teacher.model)
     dense = width <= DENSE
     kept = width if dense else k
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
@@ -150,7 +158,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
                 waiting_ids.clear()
 
         for batch in _batches(ordered, width):
-            for row, log_p in zip(batch, _live(teacher, batch, width), strict=True):
+            for row, log_p in zip(batch, _live(head, batch, teacher.pad_id, width), strict=True):
                 if held + len(log_p) > SHARD_TOKENS:
                     flush()
                 places.append((shard, held, len(log_p)))
@@ -178,7 +186,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
     made = _opened(folder, job)
     assert made is not None
     try:
-        _check(made, teacher, ordered, width)
+        _check(made, teacher, head, ordered, width)
     except CellFailed:
         shutil.rmtree(folder)
         raise
@@ -188,24 +196,22 @@ def _batches(ordered: Sequence[Row], width: int) -> Any:
     """Cut rows (longest first) into batches whose logits stay within 256 MiB."""
     start = 0
     while start < len(ordered):
-        size = max(1, min(64, _LOGIT_BYTES // (4 * width * len(ordered[start].ids))))
+        size = max(1, min(64, _LOGIT_BYTES // (4 * width * len(ordered[start].ids))))  # more than it needs: prompts have no logits
         yield ordered[start : start + size]
         start += size
 
 
-def _live(teacher: LanguageModel, rows: Sequence[Row], width: int) -> list[Tensor]:
+def _live(head: Head, rows: Sequence[Row], pad: int, width: int) -> list[Tensor]:
     """Return the teacher's log-probabilities (trained positions, width) of each row, fp32, from a forward pass now."""
-    ids, attention, trained = (part.to(teacher.device) for part in collate(rows, teacher.pad_id))
     with torch.inference_mode():
-        logits = teacher.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
-        masks = trained[:, 1:]
-        return [torch.log_softmax(one[:-1][mask][:, :width].float(), dim=-1) for one, mask in zip(logits, masks, strict=True)]
+        logits = head(batch_of(rows, pad, head.model.device))[:, :width]
+        return list(torch.log_softmax(logits.float(), dim=-1).split([row.trained for row in rows]))
 
 
-def _check(made: CachedTeacher, teacher: LanguageModel, rows: Sequence[Row], width: int) -> None:
+def _check(made: CachedTeacher, teacher: LanguageModel, head: Head, rows: Sequence[Row], width: int) -> None:
     """Compare twenty rows with a live forward pass, each alone: other company than when they were written."""
     for row in random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows))):
-        [live] = _live(teacher, [row], width)
+        [live] = _live(head, [row], teacher.pad_id, width)
         if made.dense:
             held, there = made.logits([row], teacher.device), live
         else:

@@ -21,7 +21,9 @@ from harness.contract import Checkpoint, Progress, Split, Task
 from harness.data import DataSource
 from harness.errors import HarnessError
 from harness.model import LanguageModel, save_student
-from methods._training import LoopSettings, Row, encode, fit, hard_labels
+from methods._rows import Row, encode
+from methods._terms import Objective, hard_labels
+from methods._training import LoopSettings, fit
 
 VOCABULARY = 1024
 END, PAD = "<|end|>", "<|pad|>"
@@ -117,7 +119,7 @@ def train_teacher(
             student,
             rows=rows,
             validation=encode(tokenizer, held_out, longest=LONGEST)[0],
-            terms=[hard_labels()],
+            objective=Objective(terms=[hard_labels()]),
             settings=SETTINGS,
             seen_tokens=recipe.seen_tokens,
             seed=recipe.seed,

@@ -6,21 +6,24 @@ again. Nothing is cut: an answer that did not end by itself is dropped.
 
 import hashlib
 import json
+import random
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
-from harness.contract import Example, Job, Progress, Task
-from harness.data import examples_digest
+from harness.contract import Example, Job, Progress
+from harness.data import examples_digest, overlapping
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
 from harness.model import open_model
 
 VERSION = 1
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, tempe
 
 
 def _write(path: Path, made: Traces) -> None:
-    payload = json.dumps(asdict(made), ensure_ascii=False)
+    kept = asdict(made)
+    for group in kept["texts"]:
+        for one in group:
+            del one["ids"]
+    payload = json.dumps(kept, ensure_ascii=False)
     write_whole(path, json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}))
 
 
@@ -104,39 +111,51 @@ def _read(path: Path, job: Job) -> Traces | None:
 
 
 def surviving(
-    examples: Sequence[Example], texts: Sequence[Sequence[Generation]], tasks: Mapping[str, Task]
-) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Keep the distinct answers that ended and are right; return their pairs and the counts of what was dropped.
+    examples: Sequence[Example], texts: Sequence[Sequence[Generation]], job: Job, *, shortest: int = 0, rejects: bool = True
+) -> tuple[list[tuple[Example, str]], dict[str, Any]]:
+    """Keep the distinct answers that ended and are right; return them with their problems, and the counts of what was dropped.
 
-    Right means: the task's primary extractor finds the gold answer. Raises `CellFailed` when none is.
+    Right means: the task's primary extractor finds the gold answer. Problems that also stand in an evaluation split are dropped whole.
+    Without `rejects` wrong answers stay, and as many are drawn from all as the filter would have kept. Raises `CellFailed` when none is
+    left.
     """
-    pairs: list[tuple[str, str]] = []
-    counts = {
-        "traces_written": 0,
-        "traces_kept": 0,
-        "dropped_wrong": 0,
-        "dropped_unfinished": 0,
-        "dropped_repeats": 0,
-        "problems_without_trace": 0,
-    }
+    counts = dict.fromkeys(
+        ("traces_written", "traces_kept", "dropped_wrong", "dropped_unfinished", "dropped_short", "dropped_repeats",
+         "dropped_contaminated", "problems_without_trace"), 0,
+    )  # fmt: skip
+    held_out = overlapping(examples, job.tasks, job.source)
+    right: list[tuple[Example, str]] = []
+    ended: list[tuple[Example, str]] = []
     for example, group in zip(examples, texts, strict=True):
         kept: set[str] = set()
+        solved = False
         for one in group:
             counts["traces_written"] += 1
-            if one.stop != "eos":
+            text = _CALCULATOR.sub("", one.text)
+            correct = job.tasks[example.task].grade(example.gold, text)[0].correct
+            if example.prompt in held_out:
+                counts["dropped_contaminated"] += 1
+            elif one.stop != "eos":
                 counts["dropped_unfinished"] += 1
-            elif not tasks[example.task].grade(example.gold, one.text)[0].correct:
-                counts["dropped_wrong"] += 1
-            elif one.text in kept:
+            elif one.tokens < shortest:
+                counts["dropped_short"] += 1
+            elif text in kept:
                 counts["dropped_repeats"] += 1
             else:
-                kept.add(one.text)
-                pairs.append((example.prompt, one.text))
-        counts["problems_without_trace"] += not kept
-    counts["traces_kept"] = len(pairs)
-    if not pairs:
+                kept.add(text)
+                ended.append((example, text))
+                counts["dropped_wrong"] += not correct
+                if correct:
+                    right.append((example, text))
+                    solved = True
+        counts["problems_without_trace"] += not solved
+    if not right:
         raise CellFailed(
-            f"no trace survived: of {counts['traces_written']} answers by the teacher {counts['dropped_wrong']} were wrong and "
-            f"{counts['dropped_unfinished']} did not end; use a teacher that solves this task, or --methods sft"
+            f"no trace survived: of {counts['traces_written']} answers by the teacher {counts['dropped_wrong']} were wrong, "
+            f"{counts['dropped_unfinished']} did not end, {counts['dropped_short']} were too short and {counts['dropped_contaminated']} "
+            "belong to evaluation items; use a teacher that solves this task, or --methods sft"
         )
-    return pairs, {**counts, "keep_rate": round(len(pairs) / counts["traces_written"], 4)}
+    chosen = right if rejects else random.Random(job.seed).sample(ended, len(right))
+    wrong = sum(one not in right for one in chosen) if not rejects else 0
+    told = {**counts, "traces_kept": len(chosen), "keep_rate": round(len(right) / counts["traces_written"], 4)}
+    return chosen, told if rejects else {**told, "wrong_among_kept": wrong}

@@ -5,6 +5,7 @@ for all of them, so that a table compares methods and not loops. The rules:
 
 - The mask is made from lengths (prompt, completion), never from token ids: a real EOS is trained where pad = EOS.
 - The normaliser is the number of trained tokens of the whole optimiser step, known before its first backward.
+- Logits are made at trained positions only.
 - The budget counts *seen* tokens (prompt and completion, no padding) and is spent to the last row that fits.
 - The validation split is scored each epoch; the best weights are what is saved.
 - State is written every few seconds; a run that was killed goes on from it and ends in the same bytes.
@@ -14,11 +15,10 @@ import json
 import logging
 import math
 import os
-import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,52 +32,15 @@ from harness.model import LanguageModel
 from harness.stopwatch import process_bytes
 from harness.watch import EnergyMeter
 from methods._losses import cross_entropy
+from methods._rows import Batch, Row, batch_of, fitting, steps_of
+from methods._terms import Head, Objective, Positions
 
 if TYPE_CHECKING:
-    from methods._teacher_cache import CachedTeacher
+    from methods._inside import Inside
 
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tokenised training item; tokens from `trained_from` on are trained."""
-
-    ids: tuple[int, ...]
-    trained_from: int
-
-
-@dataclass(frozen=True)
-class TopK:
-    """A teacher's likeliest tokens at trained positions: ids and log-probabilities at temperature 1, (N, k) each."""
-
-    ids_NK: Tensor
-    log_p_NK: Tensor
-
-
-@dataclass(frozen=True)
-class Positions:
-    """What a loss term may look at: the trained positions of a micro-batch, already shifted and selected."""
-
-    student_NV: Tensor
-    teacher_NV: Tensor | None  # logits, live or kept whole
-    labels_N: Tensor
-    top: TopK | None = None  # what a cache kept of them
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of the loss. `value` returns a sum over positions; the loop weighs and normalises it."""
-
-    name: str
-    weight: float
-    value: Callable[[Positions], Tensor]
-    needs_teacher: bool = False
-
-
-def hard_labels(weight: float = 1.0) -> Term:
-    """Return the cross-entropy term against the text itself."""
-    return Term("ce", weight, lambda at: cross_entropy(at.student_NV, at.labels_N))
+STEPS_BETWEEN_NORMS = 50  # a term's own gradient takes a backward pass of its own
+EXPLODED = 1_000  # times its first value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,69 +54,9 @@ class LoopSettings:
     weight_decay: float
     clip: float
     validation_rows: int
+    checkpointing: bool = False
+    patience: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
-
-
-def encode(tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> tuple[list[Row], int]:
-    """Tokenise (prompt, completion) pairs, EOS appended; return rows and the number left out as too long.
-
-    Prompt and completion are encoded apart, as at scoring time, where the model continues the encoded prompt.
-    """
-    rows: list[Row] = []
-    too_long = 0
-    for prompt, completion in pairs:
-        before = tokenizer(prompt)["input_ids"]
-        after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        if len(before) + len(after) > longest:
-            too_long += 1
-            continue
-        rows.append(Row((*before, *after), len(before)))
-    return rows, too_long
-
-
-def collate(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad on the right; return ids, attention mask and trained-token mask, all (B, T)."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    trained = torch.zeros((len(rows), width), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        attention[index, : len(row.ids)] = 1
-        trained[index, row.trained_from : len(row.ids)] = True
-    return ids, attention, trained
-
-
-def steps_of(rows: Sequence[Row], *, seen_tokens: int, batch_rows: int, seed: int) -> Iterator[tuple[int, list[Row]]]:
-    """Yield (epoch, rows of one optimiser step) until the budget of seen tokens is spent.
-
-    Rows are shuffled each epoch and sorted by length inside windows of 16 steps, which halves the padding. The last step is cut
-    to the rows that still fit, so all methods with one budget see the same number of tokens to within one row.
-    """
-    left = seen_tokens
-    epoch = 0
-    while True:
-        order = random.Random(f"{seed}/{epoch}")
-        shuffled = list(rows)
-        order.shuffle(shuffled)
-        steps: list[list[Row]] = []
-        window = batch_rows * 16
-        for start in range(0, len(shuffled), window):
-            part = sorted(shuffled[start : start + window], key=lambda row: len(row.ids))
-            steps += [part[at : at + batch_rows] for at in range(0, len(part), batch_rows)]
-        order.shuffle(steps)
-        for step in steps:
-            fitting: list[Row] = []
-            for row in step:
-                if left < len(row.ids):
-                    break
-                left -= len(row.ids)
-                fitting.append(row)
-            if fitting:
-                yield epoch, fitting
-            if len(fitting) < len(step):
-                return
-        epoch += 1
 
 
 def rate_at(progress: float, settings: LoopSettings) -> float:
@@ -182,92 +85,100 @@ def make_optimizers(model: Any, settings: LoopSettings) -> list[tuple[torch.opti
     return [(torch.optim.AdamW([{"params": [embedding, *matrices], **decayed}, {"params": others, **plain}], **adam), 1.0)]
 
 
-def positions(student_BTV: Tensor, teacher_BTV: Tensor | None, ids_BT: Tensor, trained_BT: Tensor, vocabulary: int | None) -> Positions:
-    """Apply the causal shift and the mask: logits at t - 1 stand against token t, trained tokens only."""
-    mask = trained_BT[:, 1:]
-    student_NV = student_BTV[:, :-1][mask]
-    teacher_NV = None
-    if teacher_BTV is not None:
-        teacher_NV = teacher_BTV[:, :-1][mask][:, :vocabulary]
-        student_NV = student_NV[:, :vocabulary]
-    return Positions(student_NV, teacher_NV, ids_BT[:, 1:][mask])
+@dataclass
+class Stepper:
+    """Computes an optimiser step's loss and gradient: the same whatever its split into micro-batches and processes.
 
-
-def backward_step(
-    rows: Sequence[Row],
-    *,
-    student: Any,
-    teacher: Any | None,
-    terms: Sequence[Term],
-    vocabulary: int | None,
-    micro_rows: int,
-    pad: int,
-    cached: "CachedTeacher | None" = None,
-    backward: Callable[[Tensor], None],
-    device: Any = "cpu",
-    ranks: int = 1,
-    rank: int = 0,
-) -> dict[str, float]:
-    """Accumulate one optimiser step's gradient; return each term's mean per trained token (unweighted).
-
-    N counts the trained tokens of the *whole* step over all ranks before the first backward; DDP averages
-    gradients, so every rank divides by N / ranks.
+    Each term is divided by the positions that it counts in the *whole* step over all processes, known before the first backward; DDP
+    averages gradients, so every process divides by its share.
     """
-    count = sum(len(row.ids) - row.trained_from for row in rows)
-    mine = rows[rank::ranks]
-    values = dict.fromkeys((term.name for term in terms), 0.0)
-    for start in range(0, len(mine), micro_rows):
-        batch = mine[start : start + micro_rows]
-        ids, attention, trained = (part.to(device) for part in collate(batch, pad))
-        teacher_logits = None
-        if teacher is not None:
-            with torch.no_grad():
-                teacher_logits = teacher(input_ids=ids, attention_mask=attention, use_cache=False).logits
-        student_logits = student(input_ids=ids, attention_mask=attention, use_cache=False).logits
-        at = positions(student_logits, teacher_logits, ids, trained, vocabulary)
-        if cached is not None:
-            at = _from_cache(at, cached, batch, vocabulary, device)
-        total = student_logits.new_zeros((), dtype=torch.float32)
-        for term in terms:
-            value = term.value(at)
-            values[term.name] += float(value.detach()) / count
-            total = total + term.weight * value
-        backward(total * ranks / count)
-    return values
+
+    student: Any  # wrapped or not
+    head: Head
+    objective: Objective
+    micro_rows: int
+    pad: int
+    device: Any = "cpu"
+    inside: "Inside | None" = None
+    ranks: int = 1
+    rank: int = 0
+
+    def backward(
+        self, rows: Sequence[Row], *, weights: Mapping[str, float], backward: Callable[[Tensor], None], number: int = 0, norms: bool = False
+    ) -> "StepValues":
+        """Accumulate one step's gradient; return each term's mean (unweighted), and the norms of their gradients where asked for."""
+        found = StepValues({}, {})
+        for batch, sums in self._micro_batches(rows, number, found):
+            total = sum((weights[name] * value for name, value in sums.items()), torch.zeros((), device=self.device))
+            if norms and not found.norms:
+                found.norms.update(self._norms(sums, weights, rows, batch))
+            if total.requires_grad:
+                backward(total * self.ranks)
+        return found
+
+    @torch.no_grad()
+    def values(self, rows: Sequence[Row], number: int = 0) -> "StepValues":
+        """Return each term's mean over a step's rows without a gradient."""
+        found = StepValues({}, {})
+        for _ in self._micro_batches(rows, number, found):
+            pass
+        return found
+
+    def _micro_batches(self, rows: Sequence[Row], number: int, found: "StepValues") -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        terms = self.objective.terms
+        counts = {term.name: max(1, sum(self.objective.counts(term, row) for row in rows)) for term in terms}
+        found.means = dict.fromkeys(counts, 0.0)
+        mine = rows[self.rank :: self.ranks]
+        for start in range(0, len(mine), self.micro_rows):
+            batch = batch_of(mine[start : start + self.micro_rows], self.pad, self.device)
+            at = self._positions(batch)
+            chosen = self.objective.selection.chosen(at, number) if self.objective.selection else None
+            sums: dict[str, Tensor] = {}
+            for term in terms:
+                value_N = term.value(at)
+                sums[term.name] = (value_N if chosen is None else value_N[chosen]).sum() / counts[term.name]
+                found.means[term.name] += float(sums[term.name].detach())
+            yield batch, sums
+
+    def _positions(self, batch: Batch) -> Positions:
+        vocabulary = self.objective.vocabulary
+        teachers = tuple(source.read(batch, vocabulary) for source in self.objective.sources)
+        student_NV = self.head(batch, through=self.student)[:, :vocabulary]
+        return Positions(student_NV, batch.ids[:, 1:][batch.mask], teachers, batch, self.inside)
+
+    def _norms(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], rows: Sequence[Row], batch: Batch) -> dict[str, float]:
+        """Return the gradient norm of each weighted term, as this one micro-batch estimates it."""
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        found = {}
+        for term in self.objective.terms:
+            share = sum(self.objective.counts(term, row) for row in batch.rows) / max(1, sum(self.objective.counts(term, r) for r in rows))
+            value = weights[term.name] * sums[term.name]
+            if not value.requires_grad or not share:
+                found[term.name] = 0.0
+                continue
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            found[term.name] = float(torch.stack(squares).sum().sqrt()) / share
+        return found
 
 
-def _from_cache(at: Positions, cached: "CachedTeacher", rows: Sequence[Row], vocabulary: int | None, device: Any) -> Positions:
-    """Put what the cache holds of these rows beside the student's positions: both run row by row, in the rows' order."""
-    student_NV = at.student_NV[:, :vocabulary]
-    if cached.dense:
-        return Positions(student_NV, cached.logits(rows, device), at.labels_N)
-    return Positions(student_NV, None, at.labels_N, cached.top(rows, device))
+@dataclass
+class StepValues:
+    """What a step says of its terms."""
 
-
-class _Timed:
-    """A teacher that counts the seconds spent in it."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model.requires_grad_(False).eval()
-        self.seconds = 0.0
-
-    def __call__(self, **inputs: Any) -> Any:
-        began = time.perf_counter()
-        out = self.model(**inputs)
-        self.seconds += time.perf_counter() - began
-        return out
+    means: dict[str, float]
+    norms: dict[str, float]
 
 
 @torch.no_grad()
-def validate(rows: Sequence[Row], *, student: Any, pad: int, micro_rows: int, device: Any) -> float:
+def validate(rows: Sequence[Row], *, head: Head, pad: int, micro_rows: int, device: Any) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row.ids))
     for start in range(0, len(ordered), micro_rows):
-        ids, attention, trained = (part.to(device) for part in collate(ordered[start : start + micro_rows], pad))
-        at = positions(student(input_ids=ids, attention_mask=attention, use_cache=False).logits, None, ids, trained, None)
-        total += float(cross_entropy(at.student_NV, at.labels_N))
-        count += int(trained[:, 1:].sum())
+        batch = batch_of(ordered[start : start + micro_rows], pad, device)
+        total += float(cross_entropy(head(batch), batch.ids[:, 1:][batch.mask]).sum())
+        count += int(batch.mask.sum())
     return total / count
 
 
@@ -329,15 +240,13 @@ def fit(
     *,
     rows: Sequence[Row],
     validation: Sequence[Row],
-    terms: Sequence[Term],
+    objective: Objective,
     settings: LoopSettings,
     seen_tokens: int,
     seed: int,
     workdir: Path,
-    teacher: LanguageModel | None = None,
-    cached: "CachedTeacher | None" = None,
-    vocabulary: int | None = None,
     mixed_precision: str = "no",
+    track: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
     stop_after_steps: int | None = None,
 ) -> dict[str, Any]:
@@ -349,21 +258,34 @@ def fit(
     if not rows:
         raise CellFailed("no training row is left (all were too long or filtered out)")
     torch.manual_seed(seed)
-    run = _Run(student, teacher, cached, terms, settings, validation, workdir, vocabulary, mixed_precision)
-    plan = steps_of(rows, seen_tokens=seen_tokens, batch_rows=settings.batch_rows, seed=seed)
-    for number, (epoch, step_rows) in enumerate(plan, 1):
+    run = _Run(student, objective, rows, settings, validation, workdir, mixed_precision, track, seed)
+    try:
+        return _steps(run, rows, seen_tokens, seed, progress, stop_after_steps)
+    finally:
+        run.close()
+
+
+def _steps(
+    run: "_Run", rows: Sequence[Row], seen_tokens: int, seed: int, progress: Callable[[Progress], None], stop_after_steps: int | None
+) -> dict[str, Any]:
+    for number, (epoch, planned) in enumerate(steps_of(rows, batch_rows=run.settings.batch_rows, seed=seed), 1):
         if number <= run.loop["step"]:
             continue
         if epoch != run.loop["epoch"]:
             run.hold_out()
             run.loop["epoch"] = epoch
-        values = run.step(number, step_rows, rate=rate_at(run.loop["seen"] / seen_tokens, settings))
-        progress(
-            Progress(stage="train", done=run.loop["seen"], total=seen_tokens, unit="tokens", detail=f"loss {sum(values.values()):.3f}")
-        )
-        run.states.save(run.loop, force=number == stop_after_steps)
+            if run.stops_early():
+                break
+        wanted = run.rolled_out(planned, number)
+        step_rows = fitting(wanted, seen_tokens - run.loop["seen"])
+        if step_rows:
+            told = run.step(number, step_rows, rate=rate_at(run.loop["seen"] / seen_tokens, run.settings))
+            progress(Progress(stage="train", done=run.loop["seen"], total=seen_tokens, unit="tokens", detail=told))
+            run.states.save(run.loop, force=number == stop_after_steps)
         if number == stop_after_steps:
             return run.loop
+        if len(step_rows) < len(wanted):
+            break
     if not run.trained:
         raise CellFailed(
             f"a budget of {seen_tokens} tokens ends within the first optimiser step, before any weight moves; "
@@ -380,86 +302,162 @@ class _Run:
     def __init__(
         self,
         student: LanguageModel,
-        teacher: LanguageModel | None,
-        cached: "CachedTeacher | None",
-        terms: Sequence[Term],
+        objective: Objective,
+        rows: Sequence[Row],
         settings: LoopSettings,
         validation: Sequence[Row],
         workdir: Path,
-        vocabulary: int | None,
         mixed_precision: str,
+        track: str,
+        seed: int,
     ) -> None:
         logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns about tied weights at every saved state
-        self.accelerator = Accelerator(cpu=student.device == "cpu", mixed_precision=mixed_precision)
-        self.terms, self.settings, self.validation, self.vocabulary = terms, settings, validation, vocabulary
+        self.accelerator = Accelerator(
+            cpu=student.device == "cpu", mixed_precision=mixed_precision, log_with=track or None, project_dir=workdir / "tracker"
+        )
+        self.tracked = bool(track)
+        if track:
+            self.accelerator.init_trackers("compression-harness", config={**asdict(settings), "seed": seed})
+        self.objective, self.settings, self.validation, self.student = objective, settings, validation, student
         self.pad, self.device = student.pad_id, student.device
         self.energy = EnergyMeter(student.device)
-        self.teacher = _Timed(teacher.model) if teacher is not None else None
-        self.cached = cached
         _silence_dropout(student.model)
         student.model.train()
+        if settings.checkpointing:
+            student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.head = Head(student.model)
+        self.inside = self._look_inside(rows, seed)
         optimizers = make_optimizers(student.model, settings)
+        modules = [student.model]
+        if self.inside is not None and len(self.inside.projections):
+            projected = torch.optim.AdamW(self.inside.projections.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+            optimizers.append((projected, 1.0))
+            modules.append(self.inside.projections)
         self.scales = [scale for _, scale in optimizers]
-        self.model, *self.optimizers = self.accelerator.prepare(student.model, *(optimizer for optimizer, _ in optimizers))
+        prepared = self.accelerator.prepare(*modules, *(optimizer for optimizer, _ in optimizers))
+        prepared = prepared if isinstance(prepared, tuple) else (prepared,)
+        self.model, self.optimizers = prepared[0], prepared[len(modules) :]
+        self.stepper = Stepper(
+            self.model, self.head, objective, settings.micro_rows, self.pad, self.accelerator.device, self.inside,
+            self.accelerator.num_processes, self.accelerator.process_index,
+        )  # fmt: skip
         self.best_file = workdir / "best.pt"
         self.states = _States(workdir / "state", self.accelerator)
         fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0,
-                 "energy_joules": 0.0}  # fmt: skip
+                 "energy_joules": 0.0, "since_best": 0, "means": {}, "terms": {}, "written": 0, "writing_seconds": 0.0}  # fmt: skip
         self.loop: dict[str, Any] = self.states.restore() or fresh
         self.log = _Log(workdir / "training.jsonl", self.loop["step"])
         self.before, self.began = dict(self.loop), time.monotonic()
         self.trained = self.loop["step"] > 1  # the first step of a warm-up has rate 0
 
-    def step(self, number: int, rows: Sequence[Row], *, rate: float) -> dict[str, float]:
-        """Make one optimiser step; return each term's mean per trained token."""
+    def _look_inside(self, rows: Sequence[Row], seed: int) -> "Inside | None":
+        if self.objective.inwards is None:
+            return None
+        from methods._inside import Inside
+
+        [teacher] = self.objective.live
+        inside = Inside(self.student, teacher.model, self.objective.inwards)
+        if len(inside.projections):
+            _, first = next(steps_of(rows, batch_rows=self.settings.batch_rows, seed=seed))
+            batch = batch_of(first, self.pad, self.device)
+            with torch.no_grad():
+                teacher.head(batch)
+                self.head(batch)
+            inside.start_projections(batch)
+        return inside
+
+    def rolled_out(self, rows: Sequence[Row], number: int) -> list[Row]:
+        """Return the step's rows; on-policy, the student writes them."""
+        if self.objective.rollout is None:
+            return list(rows)
+        return self.objective.rollout(self.student, rows, number)
+
+    def step(self, number: int, rows: Sequence[Row], *, rate: float) -> str:
+        """Make one optimiser step; return what to tell of it."""
         for optimizer, scale in zip(self.optimizers, self.scales, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-        values = backward_step(
-            rows,
-            student=self.model,
-            teacher=self.teacher,
-            cached=self.cached,
-            terms=self.terms,
-            vocabulary=self.vocabulary,
-            micro_rows=self.settings.micro_rows,
-            pad=self.pad,
-            backward=self.accelerator.backward,
-            device=self.accelerator.device,
-            ranks=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-        )
+        weights = self._weights(rows, number)
+        several = len(self.objective.terms) > 1
+        found = self.stepper.backward(
+            rows, weights=weights, backward=self.accelerator.backward, number=number,
+            norms=several and (number - 1) % STEPS_BETWEEN_NORMS == 0 and self.accelerator.num_processes == 1,
+        )  # fmt: skip
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
-        if not math.isfinite(norm) or not all(math.isfinite(value) for value in values.values()):
-            raise CellFailed(f"the loss became {values} (gradient norm {norm}) at step {number}; try a lower learning_rate")
+        self._refuse_explosion(number, found.means, norm)
         self.trained |= rate > 0
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.loop["step"] = number
         self.loop["seen"] += sum(len(row.ids) for row in rows)
-        self.loop["trained"] += sum(len(row.ids) - row.trained_from for row in rows)
+        self.loop["trained"] += sum(self.objective.trained(row) for row in rows)
         self._count_seconds()
-        weights = {f"weight_{term.name}": term.weight for term in self.terms}
-        self.log.write(step=number, epoch=self.loop["epoch"], seen=self.loop["seen"], rate=rate, gradient_norm=norm, **values, **weights)
-        return values
+        return self._told(number, rate, norm, weights, found if several else StepValues(found.means, dict.fromkeys(found.means, norm)))
+
+    def _weights(self, rows: Sequence[Row], number: int) -> dict[str, float]:
+        """Return each term's weight: `auto` ones count as much as the others together, by running means of earlier steps."""
+        terms = self.objective.terms
+        fixed = {term.name: float(term.weight) for term in terms if term.weight != "auto"}
+        if len(fixed) == len(terms):
+            return fixed
+        if not self.loop["means"]:
+            self.loop["means"] = self.stepper.values(rows, number).means
+        means = self.loop["means"]
+        anchor = sum(weight * means[name] for name, weight in fixed.items())
+        free = [term.name for term in terms if term.weight == "auto"]
+        return fixed | {name: anchor / max(means[name], 1e-8) if fixed else 1.0 for name in free}
+
+    def _told(self, number: int, rate: float, norm: float, weights: Mapping[str, float], found: StepValues) -> str:
+        """Log a step to file and trackers, remember its terms, and return a line of them."""
+        means = self.loop["means"]
+        self.loop["means"] = {name: 0.9 * means.get(name, value) + 0.1 * value for name, value in found.means.items()}
+        for name, value in found.means.items():
+            held = self.loop["terms"].setdefault(name, {"first": value, "gradient_norm": None})
+            held |= {"weight": weights[name], "last": value, **({"gradient_norm": found.norms[name]} if name in found.norms else {})}
+        line: dict[str, Any] = {"step": number, "epoch": self.loop["epoch"], "seen": self.loop["seen"], "rate": rate, "gradient_norm": norm}
+        line |= {**found.means, **{f"weight_{name}": weight for name, weight in weights.items()}}
+        line |= {f"gradient_norm_{name}": value for name, value in found.norms.items()} if len(found.means) > 1 else {}
+        self.log.write(**line)
+        if self.tracked:
+            self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=number)
+        loss = sum(weights[name] * value for name, value in found.means.items())
+        parts = [
+            f"{name} {value:.3f} x{weights[name]:.3g}"
+            + (f" |g| {held:.2g}" if (held := self.loop["terms"][name]["gradient_norm"]) is not None else "")
+            for name, value in found.means.items()
+        ]
+        return f"loss {loss:.3f} ({', '.join(parts)})"
+
+    def _refuse_explosion(self, number: int, values: Mapping[str, float], norm: float) -> None:
+        for name, value in values.items():
+            first = self.loop["terms"].get(name, {}).get("first", value)
+            if not math.isfinite(value) or abs(value) > EXPLODED * max(abs(first), 1.0):
+                raise CellFailed(f"the term {name} became {value:.4g} at step {number} (first {first:.4g}); try a lower learning_rate")
+        if not math.isfinite(norm):
+            raise CellFailed(f"the gradient's norm became {norm} at step {number} (terms: {dict(values)}); try a lower learning_rate")
 
     def hold_out(self) -> None:
         """Score the validation rows and keep the weights when they are the best so far."""
         self.model.eval()
-        loss = validate(
-            self.validation, student=self.model, pad=self.pad, micro_rows=self.settings.micro_rows, device=self.accelerator.device
-        )
+        loss = validate(self.validation, head=self.head, pad=self.pad, micro_rows=self.settings.micro_rows, device=self.accelerator.device)
         self.model.train()
         self.log.write(step=self.loop["step"], epoch=self.loop["epoch"], seen=self.loop["seen"], validation_ce=loss)
+        if self.tracked:
+            self.accelerator.log({"validation_ce": loss}, step=self.loop["step"])
         if not math.isfinite(loss):
             raise CellFailed(f"the validation loss became {loss} at step {self.loop['step']}; try a lower learning_rate")
+        self.loop["since_best"] += 1
         if loss < self.loop["best"]:
-            self.loop["best"], self.loop["kept_step"] = loss, self.loop["step"]
+            self.loop["best"], self.loop["kept_step"], self.loop["since_best"] = loss, self.loop["step"], 0
             if self.accelerator.is_main_process:
                 fresh = self.best_file.with_suffix(".part")
                 torch.save(self.accelerator.unwrap_model(self.model).state_dict(), fresh)
                 fresh.replace(self.best_file)
+
+    def stops_early(self) -> bool:
+        """Tell whether as many epochs as are patiently waited for have brought nothing better."""
+        return 0 < self.settings.patience <= self.loop["since_best"]
 
     def finish(self) -> None:
         """Put the best weights into the model."""
@@ -469,12 +467,27 @@ class _Run:
             "devices": self.accelerator.num_processes, "device_seconds": self.loop["seconds"] * self.accelerator.num_processes,
             "energy_source": self.energy.source if self.loop["energy_joules"] is not None else "", "peak_bytes": peak_bytes(self.device),
         }  # fmt: skip
+        if self.tracked:
+            self.accelerator.end_training()
+
+    def close(self) -> None:
+        """Take every hook out of the models: what is saved is the student alone."""
+        self.head.close()
+        if self.inside is not None:
+            self.inside.close()
+        for source in self.objective.live:
+            source.head.close()
+        if self.settings.checkpointing:
+            self.student.model.gradient_checkpointing_disable()
 
     def _count_seconds(self) -> None:
         self.loop["seconds"] = self.before["seconds"] + time.monotonic() - self.began
         joules, before = self.energy.joules(), self.before["energy_joules"]
         self.loop["energy_joules"] = None if joules is None or before is None else before + joules
-        self.loop["teacher_seconds"] = self.before["teacher_seconds"] + (self.teacher.seconds if self.teacher else 0.0)
+        self.loop["teacher_seconds"] = self.before["teacher_seconds"] + sum(one.seconds for one in self.objective.live)
+        if self.objective.rollout is not None:
+            self.loop["written"] = self.before["written"] + self.objective.rollout.written
+            self.loop["writing_seconds"] = self.before["writing_seconds"] + self.objective.rollout.seconds
 
 
 def peak_bytes(device: str) -> int | None:

@@ -25,7 +25,8 @@ class AnswerOnly(Trained):
         """Train with cross-entropy on the answers alone."""
         from harness.data import examples_of, training_examples
         from harness.model import student_tokenizer
-        from methods._training import encode, hard_labels
+        from methods._rows import encode
+        from methods._terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         tokens = None

@@ -4,16 +4,22 @@ For each training problem the teacher writes `samples` answers; those that end b
 answer equals the gold one are kept (rejection sampling), repeats dropped. Traces are cached by content: teacher,
 problems, sampling. Drop counts go into the record.
 
-Cost: the teacher's writing, once per cache; the student then pays for longer answers at inference. Fails when
+Form `traces` trains the worked answer. Form `step-by-step` (Hsieh et al., 2023) trains two texts a problem: the bare answer behind the
+scorer's own prompt, and the worked answer behind the same prompt with a line before it; each is divided by its own tokens. The student
+then answers without steps, at no cost in length.
+
+Cost: the teacher's writing, once per cache; the student of form `traces` then pays for longer answers at inference. Fails when
 the teacher solves too little (*no trace survived*), or when the student is too small to learn long traces.
 """
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Job
-from methods._base import Trained, settings
+from methods._base import Trained, bare, settings
+
+EXPLAIN = "Explain the answer.\n"  # before the prompt of a rationale, in the form step-by-step
 
 
 @settings
@@ -21,26 +27,53 @@ class ChainOfThought(Trained):
     """Train on worked answers that the teacher wrote and got right (rejection-sampled traces)."""
 
     controls: ClassVar[tuple[str, ...]] = ("answer-only", "untouched")
+    rejects: ClassVar[bool] = True
 
+    form: Literal["traces", "step-by-step"] = "traces"
+    answer_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # alpha, of step-by-step: the bare answers' weight against the rationales'
     samples: Annotated[int, Field(ge=1, le=64)] = 1  # answers the teacher writes per problem
     sampling_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0  # 0: the likeliest token, always
     longest: Annotated[int, Field(ge=1)] = 256  # new tokens of a trace at most; longer ones are dropped, not cut
+    shortest: Annotated[int, Field(ge=0)] = 0  # tokens of a trace at least; an answer without its steps teaches none
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
         if self.samples > 1 and self.sampling_temperature == 0:
             raise ValueError("samples above 1 need sampling_temperature above 0: greedy answers are all the same")
+        if self.shortest >= self.longest:
+            raise ValueError(f"shortest={self.shortest} must be below longest={self.longest}")
         return self
+
+    def hands_on(self) -> dict[str, object]:
+        """Its unfiltered control reads the same traces."""
+        return {name: getattr(self, name) for name in ("samples", "sampling_temperature", "longest", "shortest", "form", "answer_share")}
 
     def compress(self, job: Job) -> Checkpoint:
         """Have the traces written (or read them from the cache), keep the right ones, train on them."""
-        from harness.data import training_examples
+        from harness.data import examples_of, training_examples
+        from methods._terms import Term, hard_labels
         from methods._traces import surviving, teacher_traces
-        from methods._training import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        written = teacher_traces(
-            job, examples, samples=self.samples, temperature=self.sampling_temperature, longest=self.longest
-        )  # fmt: skip
-        pairs, counts = surviving(examples, written.texts, job.tasks)
-        return self.train(job, pairs, terms=[hard_labels()], notes=counts, shared=[written.cost()])
+        written = teacher_traces(job, examples, samples=self.samples, temperature=self.sampling_temperature, longest=self.longest)
+        kept, counts = surviving(examples, written.texts, job, shortest=self.shortest, rejects=self.rejects)
+        pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
+        terms: list[Term] = [hard_labels()]
+        validation = None
+        if self.form == "step-by-step":
+            answers = {example.prompt: example.answer for example, _ in kept}
+            pairs = [(prompt, answer, 0) for prompt, answer in answers.items()]
+            pairs += [(EXPLAIN + example.prompt, text, 1) for example, text in kept]
+            terms = [hard_labels(self.answer_share, tag=0), hard_labels(1 - self.answer_share, tag=1)]
+            validation = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
+        return self.train(job, pairs, terms=terms, notes=counts, shared=[written.cost()], validation=validation)
+
+
+@settings
+class UnfilteredChainOfThought(ChainOfThought):
+    """Train on as many of the teacher's answers, right or wrong (control of `cot`: what rejecting gives)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ("untouched",)
+    is_control: ClassVar[bool] = True
+    rejects: ClassVar[bool] = False

@@ -21,7 +21,7 @@ class SupervisedFineTuning(Trained):
     def compress(self, job: Job) -> Checkpoint:
         """Train with cross-entropy on the gold rationales and answers."""
         from harness.data import training_examples
-        from methods._training import hard_labels
+        from methods._terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         return self.train(job, worked(examples), terms=[hard_labels()])

@@ -1,0 +1,110 @@
+"""Choosing a learning rate for a row: on a held-out slice of the training rows, once, for all seeds."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from filelock import FileLock
+
+from harness.arithmetic import forward_flops_per_token
+from harness.checkpoint import digest_of, write_whole
+from harness.contract import Job, Progress
+from harness.data import examples_digest, training_examples
+from harness.errors import CellFailed
+from harness.model import LanguageModel, release_memory
+from harness.registry import expanded
+from methods._rows import Row
+from methods._terms import Objective
+from methods._training import LoopSettings, fit, forget_state
+
+VERSION = 1
+HELD_OUT = 0.1  # of the training rows
+FURTHEST = 16.0  # times or parts of the rate that the search begins with
+
+
+def best_rate(
+    method: Any,
+    job: Job,
+    rows: Sequence[Row],
+    loop: LoopSettings,
+    *,
+    run: Mapping[str, Any],
+    student: Callable[[int], LanguageModel],
+    objective: Callable[[], Objective],
+) -> tuple[LoopSettings, dict[str, Any], dict[str, Any]]:
+    """Return the loop with the rate of the lowest held-out loss, what to note of the search, and its cost.
+
+    Half, once and twice the method's own rate are tried, then further on while the best stands at an edge. Every trial is a whole
+    training on nine tenths of the rows at seed 1, so the choice knows neither validation nor test items. It is kept by content: other
+    seeds read it.
+    """
+    own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
+    data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
+    models = [job.student, job.student_base.digest, [one.digest for one in job.teachers], list(job.teacher_weights)]
+    key = digest_of("rate", VERSION, type(method).__name__, own, loop.learning_rate, models, data, dict(run), job.device, job.dtype)
+    path = job.cache / "rates" / f"{key[:32]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        held = _read(path)
+        if held is None:
+            held = _search(job, rows, loop, run=run, student=student, objective=objective)
+            write_whole(path, json.dumps(held, indent=1))
+    best = min(held["losses"], key=lambda rate: held["losses"][rate])
+    notes = {"learning_rate": float(best), "rates_tried": held["losses"]}
+    return replace(loop, learning_rate=float(best)), notes, {"key": path.stem, **held["cost"]}
+
+
+def _read(path: Any) -> dict[str, Any] | None:
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return held if held["losses"] and held["cost"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _search(
+    job: Job, rows: Sequence[Row], loop: LoopSettings, *, run: Mapping[str, Any], student: Callable[[int], LanguageModel],
+    objective: Callable[[], Objective],
+) -> dict[str, Any]:  # fmt: skip
+    shuffled = list(rows)
+    random.Random("held out").shuffle(shuffled)
+    cut = max(1, round(HELD_OUT * len(shuffled)))
+    held_out, trained = shuffled[:cut], shuffled[cut:]
+    losses: dict[float, float] = {}
+    cost = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
+    began = time.monotonic()
+
+    def attempt(rate: float) -> None:
+        folder = job.workdir / f"rate-{rate:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = student(1)
+        try:
+            spent = fit(
+                opened, rows=trained, validation=held_out, objective=objective(), settings=replace(loop, learning_rate=rate), seed=1,
+                workdir=folder, progress=lambda one: job.progress(Progress(stage="tune", done=one.done, total=one.total, unit=one.unit,
+                detail=f"rate {rate:g}, {one.detail}")), **run,
+            )  # fmt: skip
+            losses[rate] = spent["best"]
+            cost["tokens"] += spent["seen"]
+            cost["flops"] += 3 * forward_flops_per_token(opened.model, sum(len(row.ids) for row in rows) / len(rows)) * spent["seen"]
+        except CellFailed:  # a rate that diverges is not chosen
+            losses[rate] = float("inf")
+        forget_state(folder)
+        release_memory(job.device)
+
+    start = loop.learning_rate
+    for rate in (start, start / 2, start * 2):
+        attempt(rate)
+    for step in (2.0, 0.5):
+        best = min(losses, key=losses.__getitem__)
+        while best == (max if step > 1 else min)(losses) and 1 / FURTHEST < best * step / start < FURTHEST:
+            attempt(best * step)
+            best = min(losses, key=losses.__getitem__)
+    cost["seconds"] = round(time.monotonic() - began, 3)
+    finite = {f"{rate:g}": round(loss, 6) for rate, loss in sorted(losses.items()) if loss < float("inf")}
+    if not finite:
+        raise CellFailed(f"no learning rate of {', '.join(f'{rate:g}' for rate in sorted(losses))} trains; give a smaller learning_rate")
+    return {"losses": finite, "cost": cost}

@@ -1,0 +1,125 @@
+"""Multi-teacher distillation: one student, several teachers, each read once and in memory alone.
+
+Target: `p = sum_k w_k p_k`, a mean of probabilities (a mean of logits would let one teacher's veto decide); loss as in `response`.
+Weights: equal, the ones given with `--teacher a=0.7,b=0.3`, by each teacher's confidence at each token (`softmax_k(-entropy_k)`), or by
+domain: each task's rows learn from the teacher with the lowest loss on that task's validation rows.
+
+Cost: one forward of each teacher per distinct row, kept. Needs one token map. Fails when the second teacher is worse everywhere: then the
+best single teacher, its control, is better.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.contract import Checkpoint, Job
+from methods._base import Teachers, Trained, settings, shared_vocabulary
+from methods._distil import Distilled
+
+
+@settings
+class MultiTeacher(Trained):
+    """Match a mixture of several teachers' distributions (mean, fixed, confidence or domain weights)."""
+
+    controls: ClassVar[tuple[str, ...]] = ("best-single-teacher", "sft", "untouched")
+    same_vocabulary: ClassVar[bool] = True
+    several_teachers: ClassVar[bool] = True
+
+    weighting: Literal["auto", "mean", "fixed", "confidence", "domain"] = "auto"  # auto: fixed where weights were given, else mean
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    teacher_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # weight of the teachers' term against the labels'
+    top_k: Annotated[int, Field(ge=1, le=4096)] = 64
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Read every teacher in turn, then train against their mixture."""
+        from harness.data import training_examples
+        from harness.errors import CellFailed
+        from methods._terms import Positions, Term, hard_labels, mixed_kl
+
+        if len(job.teachers) < 2:
+            raise CellFailed("multi-teacher needs two teachers or more; type for example --teacher tiny,tiny-math")
+        weighting = self.weighting if self.weighting != "auto" else "fixed" if job.teacher_weights else "mean"
+        if weighting == "fixed" and not job.teacher_weights:
+            raise CellFailed("weighting=fixed needs weights; type for example --teacher tiny=0.7,tiny-math=0.3")
+        names = list(job.tasks)
+        examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        pairs = [(one.prompt, one.completion, names.index(one.task)) for one in examples]
+        notes: dict[str, Any] = {"weighting": weighting}
+        by_task: list[list[float]] = []
+        if weighting == "domain":
+            losses = validation_losses(job, job.teachers, rows=self.validation_rows)
+            notes["teachers_loss"] = losses
+            by_task = [_one_hot([losses[teacher.name][task] for teacher in job.teachers]) for task in names]
+
+        def value(at: Positions) -> Any:
+            return mixed_kl(at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature)
+
+        teachers = Teachers(models=job.teachers, vocabulary=shared_vocabulary(job, job.teachers), k=self.top_k, cache="on")
+        terms = [Term("forward-kl", self.teacher_share, value)]
+        terms += [hard_labels(1 - self.teacher_share)] if self.teacher_share < 1 else []
+        return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes)
+
+
+def _weights(weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]) -> Any:
+    """Return the weights of the teachers at each position, (N, M)."""
+    import torch
+
+    from methods._terms import distribution_entropy
+
+    like = {"device": at.labels_N.device, "dtype": torch.float32}
+    if weighting == "confidence":
+        return torch.softmax(-torch.stack([distribution_entropy(one) for one in at.teachers], dim=-1), dim=-1)
+    if weighting == "domain":
+        return torch.tensor(by_task, **like)[at.tags_N]
+    chosen = list(given) if weighting == "fixed" else [1.0] * len(at.teachers)
+    return torch.tensor(chosen, **like).expand(len(at.labels_N), -1)
+
+
+def _one_hot(losses: Sequence[float]) -> list[float]:
+    best = min(range(len(losses)), key=losses.__getitem__)
+    return [1.0 if index == best else 0.0 for index in range(len(losses))]
+
+
+def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) -> dict[str, dict[str, float]]:
+    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), one teacher in memory at a time."""
+    from harness.data import examples_of
+    from harness.model import open_model, release_memory
+    from methods._base import worked
+    from methods._rows import encode
+    from methods._terms import Head
+    from methods._training import validate
+
+    found: dict[str, dict[str, float]] = {}
+    for teacher in teachers:
+        opened = open_model(teacher, device=job.device, dtype=job.dtype)
+        head = Head(opened.model)
+        found[teacher.name] = {}
+        for name, task in job.tasks.items():
+            if task.kind == "perplexity":
+                continue
+            texts = worked(examples_of({name: task}, "validation", job.source, rows=rows))
+            held = encode(opened.tokenizer, texts, longest=opened.context)[0]
+            loss = validate(held, head=head, pad=opened.pad_id, micro_rows=16, device=job.device)
+            found[teacher.name][name] = round(loss, 5)
+        del opened, head
+        release_memory(job.device)
+    return found
+
+
+@settings
+class BestSingleTeacher(Distilled):
+    """Distil from the one teacher with the lowest validation loss (control of `multi-teacher`)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ("untouched",)
+    is_control: ClassVar[bool] = True
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Choose by the mean over tasks of the loss on validation rows, then distil as `response` does."""
+        from dataclasses import replace
+
+        losses = validation_losses(job, job.teachers, rows=self.validation_rows)
+        best = min(job.teachers, key=lambda one: sum(losses[one.name].values()))
+        chosen = replace(self, teacher=best.name)
+        return chosen.distil(job, self._examples(job), notes={"teacher": best.name, "teachers_loss": losses})

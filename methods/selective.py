@@ -1,0 +1,119 @@
+"""Selective distillation: train where the teacher has most to say, and nowhere else.
+
+Tokens: the share of each row with the highest divergence from the student (`kl`), entropy of the teacher (`entropy`) or excess loss
+(`excess`; Lin et al., 2024, Rho-1). Rows: the share that the teacher is surest of (`confidence`), solves by itself first (`correct`), or
+the shortest or longest. The loss is that of `response`; its denominator counts chosen tokens only.
+
+Cost: that of `response`, and the teacher's own answers for `correct`. The control is a random choice of the same size: without it a gain
+may be the smaller number of tokens. Fails when the unchosen tokens are what the student lacked.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.contract import Checkpoint, Example, Job
+from methods._base import settings, sources_of, worked
+from methods._distil import Distilled
+
+if TYPE_CHECKING:
+    from methods._rows import Row
+
+_TOKENS = ("kl", "entropy", "excess")
+
+
+@settings
+class SelectiveDistillation(Distilled):
+    """Train on the tokens (or rows) where the teacher has most to say."""
+
+    controls: ClassVar[tuple[str, ...]] = ("selective-random", "untouched")
+
+    by: Literal["kl", "entropy", "excess", "correct", "confidence", "short", "long"] = "kl"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5  # rho: of each row's tokens, or of the rows
+
+    def hands_on(self) -> Mapping[str, object]:
+        """Its control chooses as many, of the same kind."""
+        return {"share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Choose tokens at every step, or rows beforehand."""
+        from methods._terms import Selection
+
+        examples = self._examples(job)
+        if self.by in _TOKENS:
+            return self.distil(job, examples, selection=Selection(self.share, self.by, job.seed), over=())  # type: ignore[arg-type]
+        ranked, rows, told = self._ranked(job, examples)
+        kept = ranked[: max(1, round(self.share * len(ranked)))]
+        return self.distil(job, kept, over=rows, notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)})
+
+    def _ranked(self, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], Sequence[Row], dict[str, Any]]":
+        """Return examples best first, every row (for the teacher's cache), and counts."""
+        from harness.model import student_tokenizer
+        from methods._rows import encode
+
+        tokenizer = student_tokenizer(job.student_base)
+        encoded = [encode(tokenizer, [pair], longest=2**31)[0][0] for pair in worked(examples)]
+        if self.by in ("short", "long"):
+            order = sorted(range(len(examples)), key=lambda index: encoded[index].trained, reverse=self.by == "long")
+            return [examples[index] for index in order], encoded, {}
+        losses = self._teacher_losses(job, encoded)
+        solved = self._solved(job, examples) if self.by == "correct" else [True] * len(examples)
+        order = sorted(range(len(examples)), key=lambda index: (not solved[index], losses[index]))
+        told = {"teacher_solves": sum(solved)} if self.by == "correct" else {}
+        return [examples[index] for index in order], encoded, told
+
+    def _teacher_losses(self, job: Job, rows: "Sequence[Row]") -> list[float]:
+        """Return the teacher's mean cross-entropy on each row's trained tokens."""
+        from methods._rows import batch_of
+        from methods._terms import label_loss
+
+        wanted = self.teachers(job, over=rows)
+        assert wanted is not None
+        [source], _ = sources_of(wanted, job, rows, budget=2**62)
+        reader, found = source(), {}
+        ordered = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        for start in range(0, len(ordered), 32):
+            part = ordered[start : start + 32]
+            batch = batch_of([rows[index] for index in part], 0, job.device)
+            losses = label_loss(reader.read(batch, wanted.vocabulary), batch.ids[:, 1:][batch.mask])
+            each = losses.split([rows[index].trained for index in part])
+            found.update({index: float(one.mean()) for index, one in zip(part, each, strict=True)})
+        return [found[index] for index in range(len(rows))]
+
+    def _solved(self, job: Job, examples: Sequence[Example]) -> list[bool]:
+        """Tell which problems the teacher answers right by itself."""
+        from methods._traces import teacher_traces
+
+        written = teacher_traces(job, examples, samples=1, temperature=0.0, longest=256)
+        return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in zip(examples, written.texts, strict=True)]
+
+
+@settings
+class RandomSelection(Distilled):
+    """Train on random tokens (or rows) of the same number (control of `selective`)."""
+
+    family: ClassVar[str] = "control"
+    controls: ClassVar[tuple[str, ...]] = ("untouched",)
+    is_control: ClassVar[bool] = True
+
+    unit: Literal["tokens", "rows"] = "tokens"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Choose at random, by the seed."""
+        import random
+
+        from methods._terms import Selection
+
+        examples = self._examples(job)
+        if self.unit == "tokens":
+            return self.distil(job, examples, selection=Selection(self.share, "random", job.seed))
+        kept = random.Random(job.seed).sample(examples, max(1, round(self.share * len(examples))))
+        return self.distil(job, kept, over=self._all_rows(job, examples))
+
+    def _all_rows(self, job: Job, examples: Sequence[Example]) -> "Sequence[Row]":
+        from harness.model import student_tokenizer
+        from methods._rows import encode
+
+        return encode(student_tokenizer(job.student_base), worked(examples), longest=2**31)[0]

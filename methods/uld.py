@@ -1,0 +1,97 @@
+"""Universal logit distillation: a teacher with another tokenizer (Boizard et al., 2024, ULD).
+
+Loss: the labels' cross-entropy plus `w * sum_i |sort(q)_i - sort(p)_i|` wherever both tokenizers have a boundary at the same place of the
+text: there both models have read the same and are about to go on. The sorted form compares how sure the two are, not of what.
+
+Cost: the teacher beside the student, on its own tokens. Its control is `cot` (sequence-level distillation), which works across tokenizers
+too and is the safer choice; fails where the boundaries seldom meet (the share of aligned positions stands in the record).
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.contract import Checkpoint, Job
+from methods._base import Teachers, Trained, Weight, settings, worked
+
+if TYPE_CHECKING:
+    from methods._rows import Row
+
+
+@settings
+class UniversalLogitDistillation(Trained):
+    """Match the shape of the distributions of a teacher with another tokenizer, where token boundaries meet."""
+
+    controls: ClassVar[tuple[str, ...]] = ("sft", "untouched")
+    reads_inside: ClassVar[bool] = True  # the teacher beside the student, on its own tokens
+
+    uld_weight: Weight = 1.5
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Align every training text in both tokenizers, then train beside the teacher."""
+        import torch
+
+        from harness.data import training_examples
+        from harness.errors import CellFailed
+        from harness.model import student_tokenizer
+        from methods._losses import universal_logit
+        from methods._terms import Positions, Term, hard_labels
+
+        theirs = student_tokenizer(job.teacher)
+        examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        counts = {"aligned": 0, "positions": 0}
+
+        def encoder(tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> "tuple[list[Row], int]":
+            rows, too_long = aligned_rows(tokenizer, theirs, pairs, longest=longest)
+            counts["aligned"] = sum(len(row.other.pairs) for row in rows if row.other)
+            counts["positions"] = sum(row.trained for row in rows)
+            if rows and counts["aligned"] <= len(rows):
+                raise CellFailed("the two tokenizers share no boundary inside any training text; type --methods cot")
+            return rows, too_long
+
+        def value(at: Positions) -> Any:
+            assert at.batch is not None
+            [teacher] = at.teachers
+            assert teacher.logits_NV is not None
+            ours, start = [], 0
+            for row in at.batch.rows:
+                assert row.other is not None
+                ours += [start + own for own, _ in row.other.pairs]
+                start += row.trained
+            index = torch.tensor(ours, device=at.labels_N.device)
+            found = torch.zeros(len(at.labels_N), device=at.labels_N.device)
+            return found.index_put((index,), universal_logit(at.student_NV[index], teacher.logits_NV))
+
+        terms = [hard_labels()]
+        terms += [Term("uld", self.uld_weight, value, counts=lambda row: len(row.other.pairs))]  # type: ignore[union-attr]
+        teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
+        return self.train(job, worked(examples), terms=terms, teachers=teachers, encoder=encoder, notes=counts)
+
+
+def aligned_rows(ours: Any, theirs: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> "tuple[list[Row], int]":
+    """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand behind the same text."""
+    from dataclasses import replace
+
+    from methods._rows import OtherText, encode
+
+    rows: list[Row] = []
+    too_long = 0
+    for prompt, completion in pairs:
+        own, other = (encode(one, [(prompt, completion)], longest=2**31)[0][0] for one in (ours, theirs))
+        if len(own.ids) > longest:
+            too_long += 1
+            continue
+        behind = [_boundaries(one, row.ids[row.trained_from : -1], completion) for one, row in ((ours, own), (theirs, other))]
+        shared = sorted(behind[0].keys() & behind[1].keys())
+        matched = tuple((behind[0][at], behind[1][at]) for at in shared)
+        rows.append(replace(own, other=OtherText(other.ids, other.trained_from, matched)))
+    return rows, too_long
+
+
+def _boundaries(tokenizer: Any, ids: tuple[int, ...], text: str) -> dict[int, int]:
+    """Return, by the number of characters read, the position that stands there; a token that ends inside a character is none."""
+    found = {0: 0}
+    for count in range(1, len(ids) + 1):
+        read = tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False)
+        if text.startswith(read):
+            found[len(read)] = count
+    return found
