@@ -256,6 +256,17 @@ def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: 
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 
 
+def random_weights(student: LanguageModel, *, seed: int) -> LanguageModel:
+    """Return a model of the same shape whose weights are drawn from `seed`, as its class initialises them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(student.model.config, dtype=next(student.model.parameters()).dtype)
+    model.generation_config = student.model.generation_config
+    return LanguageModel(model.to(student.device).eval(), student.tokenizer, student.device, student.checkpoint)
+
+
 def kept_blocks(count: int, share: float) -> list[int]:
     """Return the indices of the evenly spaced blocks that a share keeps (at least one, rounded half up)."""
     keep = max(1, int(count * share + 0.5))

@@ -52,6 +52,7 @@ class Trained:
     reads_inside: ClassVar[bool] = False
     several_teachers: ClassVar[bool] = False
 
+    start: Literal["student", "random"] = "student"  # random: the student's shape with weights drawn from the seed
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     batch_rows: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
     micro_rows: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass (accumulation); changes memory, not the gradient
@@ -90,13 +91,14 @@ class Trained:
         """
         from harness.checkpoint import write_whole
         from harness.data import examples_of
-        from harness.model import save_student, stored_dtype, student_of
+        from harness.model import random_weights, save_student, stored_dtype, student_of
         from methods._rows import encode
         from methods._terms import Objective
         from methods._training import LoopSettings, fit, forget_state
 
         def fresh_student(seed: int) -> "LanguageModel":
-            return student_of(job.student, job.student_base, seed=seed, device=job.device, dtype="float32")
+            made = student_of(job.student, job.student_base, seed=seed, device=job.device, dtype="float32")
+            return random_weights(made, seed=seed) if self.start == "random" else made
 
         student = fresh_student(job.seed)
         rows, too_long = (encoder or encode)(student.tokenizer, pairs, longest=student.context)

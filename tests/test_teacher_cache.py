@@ -19,8 +19,10 @@ from harness.errors import CellFailed
 from harness.model import open_model, resolve
 from methods import _teacher_cache as caching
 from methods._losses import forward_kl, top_k_kl
+from methods._rows import Row, collate, encode
 from methods._teacher_cache import damage_of, key_of, teacher_cache
-from methods._training import Row, Term, backward_step, collate, encode
+from methods._terms import Head, Live, Objective, Term
+from methods._training import Stepper
 from methods.response import ResponseDistillation
 
 TASKS = {"gsm8k-mini": suites.load("gsm8k-mini")}
@@ -81,25 +83,24 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * parameter.std()
-    term = Term("kl", 1.0, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0), needs_teacher=True)
+    term = Term("kl", 1.0, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
 
-    def gradient(**source):
+    def gradient(source):
         student.zero_grad()
-        values = backward_step(
-            rows[:12], student=student, terms=[term], vocabulary=1024, micro_rows=5, pad=embedded.pad_id,
-            backward=lambda loss: loss.backward(), **{"teacher": None, **source},
-        )  # fmt: skip
+        stepper = Stepper(student, Head(student), Objective(terms=[term], sources=[source], vocabulary=1024), 5, embedded.pad_id)
+        values = stepper.backward(rows[:12], weights={"kl": 1.0}, backward=lambda loss: loss.backward()).means
+        stepper.head.close()
         return values["kl"], torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
 
-    plain, expected = gradient(teacher=embedded.model)
-    kept, found = gradient(cached=made)
+    plain, expected = gradient(Live(open_model(teacher)))
+    kept, found = gradient(made)
     assert kept == pytest.approx(plain, rel=2e-3) and torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9999
     names = list(made.index)
     same_length = {
         name: next((other for other in names if other != name and made.index[other][2] == made.index[name][2]), name) for name in names
     }
     shuffled = replace(made, index={name: made.index[same_length[name]] for name in names})
-    assert gradient(cached=shuffled)[0] > 2 * plain  # another row's distributions: clearly worse
+    assert gradient(shuffled)[0] > 2 * plain  # another row's distributions: clearly worse
 
 
 def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, monkeypatch):
@@ -107,7 +108,7 @@ def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, mo
     monkeypatch.setattr(caching, "DENSE", 16)
     top = teacher_cache(job[0], teacher, rows, k=8, width=1024).top(rows[:4], "cpu")
     student = torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
-    whole, part = float(forward_kl(student, dense)), float(top_k_kl(student, top.ids_NK, top.log_p_NK))
+    whole, part = float(forward_kl(student, dense).sum()), float(top_k_kl(student, top.ids_NK, top.log_p_NK).sum())
     assert 0.7 * whole < part <= whole * 1.001  # the teacher is sure of itself: eight tokens hold nearly all of it
 
 
@@ -154,9 +155,9 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
     plain = caching._live
     calls = []
 
-    def drifting(opened, batch, width):
+    def drifting(head, batch, pad, width):
         calls.append(len(batch))
-        return [one + (0.5 if len(batch) == 1 else 0.0) for one in plain(opened, batch, width)]
+        return [one + (0.5 if len(batch) == 1 else 0.0) for one in plain(head, batch, pad, width)]
 
     monkeypatch.setattr(caching, "_live", drifting)
     with pytest.raises(CellFailed, match=r"differs from a live forward pass by 0\.5"):
@@ -172,10 +173,10 @@ def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_p
         workdir.mkdir()
         ResponseDistillation(cache=cache).compress(replace(made, workdir=workdir))
         lines = [json.loads(line) for line in (workdir / "training.jsonl").read_text().splitlines()]
-        losses[cache] = [line["kl"] for line in lines if "kl" in line]
+        losses[cache] = [line["forward-kl"] for line in lines if "forward-kl" in line]
         costs[cache] = json.loads((workdir / "cost.json").read_text())
     assert losses["on"] == pytest.approx(losses["off"], rel=0.02)
-    assert costs["on"]["shared"][0]["key"] == costs["on"]["notes"]["teacher_cache"] and costs["on"].get("teacher_tokens", 0) == 0
+    assert costs["on"]["shared"][0]["key"] == costs["on"]["notes"]["teacher_cache"][0] and costs["on"].get("teacher_tokens", 0) == 0
     assert costs["off"]["teacher_tokens"] == costs["off"]["seen_tokens"] and not costs["off"]["shared"]
 
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from itertools import pairwise
+from itertools import chain, pairwise, repeat, takewhile
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from harness.contract import Progress
 from harness.errors import CellFailed
 from harness.model import open_model
 from methods._losses import forward_kl
-from methods._training import LoopSettings, Row, Term, backward_step, collate, fit, hard_labels, positions, rate_at, steps_of
+from methods._rows import Row, batch_of, collate, fitting, steps_of
+from methods._terms import Distribution, Head, Live, Objective, Positions, Term, hard_labels
+from methods._training import LoopSettings, Stepper, fit, rate_at, validate
 
 SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
 
@@ -27,27 +29,39 @@ def rows_of(count, seed=0, shortest=5, longest=19):
     return made
 
 
-def gradient(model, rows, *, micro_rows, terms=None, teacher=None, vocabulary=None, ranks=1, rank=0, pad=1):
+def step(model, rows, *, micro_rows, terms=None, sources=(), ranks=1, rank=0, pad=1, norms=False, number=1, inside=None, **aim):
+    """Run one step's backward pass; return what it says and the gradient."""
     model.zero_grad()
-    backward_step(
-        rows, student=model, teacher=teacher, terms=terms or [hard_labels()], vocabulary=vocabulary, micro_rows=micro_rows, pad=pad,
-        backward=lambda loss: loss.backward(), ranks=ranks, rank=rank,
-    )  # fmt: skip
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+    objective = Objective(terms=terms or [hard_labels()], sources=sources, **aim)
+    stepper = Stepper(model, Head(model), objective, micro_rows, pad, inside=inside, ranks=ranks, rank=rank)
+    weights = {term.name: term.weight for term in objective.terms}
+    found = stepper.backward(rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number)
+    stepper.head.close()
+    return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-KD = [Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0), needs_teacher=True), hard_labels(0.5)]
+def gradient(model, rows, **given):
+    return step(model, rows, **given)[1]
+
+
+KD = [Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0)), hard_labels(0.5)]
+
+
+def louder(random_model, factor=1.3):
+    """Return a teacher that differs from the student: its weights times a factor."""
+    opened = open_model(random_model)
+    with torch.no_grad():
+        for parameter in opened.model.parameters():
+            parameter.mul_(factor)
+    return opened
 
 
 def test_gradient_does_not_depend_on_the_split_into_micro_batches(random_model):
-    model, teacher = open_model(random_model).model, open_model(random_model).model
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.mul_(1.3)
-    rows = rows_of(8)
-    whole = gradient(model, rows, micro_rows=8, terms=KD, teacher=teacher)
+    model, rows = open_model(random_model).model, rows_of(8)
+    given = {"terms": KD, "sources": [Live(louder(random_model))]}
+    whole = gradient(model, rows, micro_rows=8, **given)
     for micro in (4, 1):
-        assert torch.allclose(gradient(model, rows, micro_rows=micro, terms=KD, teacher=teacher), whole, atol=1e-6)
+        assert torch.allclose(gradient(model, rows, micro_rows=micro, **given), whole, atol=1e-6)
 
 
 def test_gradient_does_not_depend_on_the_number_of_ranks(random_model):
@@ -69,65 +83,93 @@ def test_loss_does_not_depend_on_padding(random_model):
 def test_extra_teacher_columns_change_nothing(random_model):
     model = open_model(random_model).model
     rows, width = rows_of(4), model.config.vocab_size
-    teacher_logits = {}
 
     class Teacher:
         def __init__(self, extra):
             self.extra = extra
 
-        def __call__(self, input_ids, **_):
-            key = tuple(input_ids.flatten().tolist())
-            if key not in teacher_logits:
-                teacher_logits[key] = torch.randn(*input_ids.shape, width, generator=torch.Generator().manual_seed(5))
-            noise = torch.randn(*input_ids.shape, self.extra) * 50
-            return type("Out", (), {"logits": torch.cat([teacher_logits[key], noise], dim=-1)})
+        def read(self, batch, vocabulary):
+            logits = torch.randn(*batch.ids.shape, width, generator=torch.Generator().manual_seed(5))
+            noise = torch.randn(*batch.ids.shape, self.extra) * 50
+            return Distribution(torch.cat([logits, noise], dim=-1)[:, :-1][batch.mask][:, :vocabulary])
 
-    plain = gradient(model, rows, micro_rows=4, terms=KD, teacher=Teacher(0), vocabulary=width)
-    padded = gradient(model, rows, micro_rows=4, terms=KD, teacher=Teacher(128), vocabulary=width)
+    plain = gradient(model, rows, micro_rows=4, terms=KD, sources=[Teacher(0)], vocabulary=width)
+    padded = gradient(model, rows, micro_rows=4, terms=KD, sources=[Teacher(128)], vocabulary=width)
     assert torch.equal(plain, padded)
 
 
-def test_last_eos_is_trained_where_pad_is_eos(random_model):
+class Fixed:
+    """A model whose logits are given: it has no head that could be handed fewer positions."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def get_output_embeddings(self):
+        return None
+
+    def __call__(self, **_):
+        return type("Out", (), {"logits": self.logits})
+
+
+def positions_of(logits, rows, pad=0):
+    batch = batch_of(rows, pad)
+    return Positions(Head(Fixed(logits))(batch), batch.ids[:, 1:][batch.mask], batch=batch)
+
+
+def test_last_eos_is_trained_where_pad_is_eos():
     eos = 0
     rows = [Row((7, 8, 9, eos), 2), Row((7, 8, 9, 10, 11, 12, eos), 3)]
-    ids, attention, trained = collate(rows, pad=eos)
+    _, attention, trained = collate(rows, pad=eos)
     assert trained[0].tolist() == [False, False, True, True, False, False, False]
     assert attention[0].tolist() == [1, 1, 1, 1, 0, 0, 0]
-    logits = torch.zeros(2, 7, 5)
-    assert positions(logits, None, ids, trained, None).labels_N.tolist() == [9, eos, 10, 11, 12, eos]
+    assert positions_of(torch.zeros(2, 7, 5), rows, pad=eos).labels_N.tolist() == [9, eos, 10, 11, 12, eos]
 
 
 def test_only_completion_labels_matter(random_model):
-    model = open_model(random_model).model
+    logits = open_model(random_model).model(input_ids=torch.tensor([[3, 4, 5, 6, 7, 8]])).logits  # the same input whatever the labels
 
-    def labels_of(row):
-        ids, _, trained = collate([row], pad=1)
-        logits = model(input_ids=torch.tensor([[3, 4, 5, 6, 7, 8]])).logits  # the same input whatever the labels
-        at = positions(logits, None, ids, trained, None)
-        return float(hard_labels().value(at).detach())
+    def loss(row):
+        return float(hard_labels().value(positions_of(logits, [row])).sum().detach())
 
-    base = labels_of(Row((3, 4, 5, 6, 7, 8), 3))
-    assert labels_of(Row((99, 98, 97, 6, 7, 8), 3)) == base
-    assert labels_of(Row((3, 4, 5, 6, 99, 8), 3)) != base
+    base = loss(Row((3, 4, 5, 6, 7, 8), 3))
+    assert loss(Row((99, 98, 97, 6, 7, 8), 3)) == base
+    assert loss(Row((3, 4, 5, 6, 99, 8), 3)) != base
 
 
 def test_logits_stand_against_the_next_token():
-    ids, _, trained = collate([Row((2, 3, 1), 1)], pad=0)
     logits = torch.full((1, 3, 4), -50.0)
     logits[0, 0, 3] = logits[0, 1, 1] = 50.0  # a model that is right about token 1 from position 0, token 2 from 1
-    assert float(hard_labels().value(positions(logits, None, ids, trained, None))) == pytest.approx(0.0, abs=1e-6)
+    assert hard_labels().value(positions_of(logits, [Row((2, 3, 1), 1)])).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX", "Qwen3"])
+def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind):
+    opened = small(kind)
+    batch = batch_of(rows_of(5), 1)
+    whole = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1][batch.mask]
+    head, widths = Head(opened.model), []
+    watch = opened.model.get_output_embeddings().register_forward_hook(lambda module, given, out: widths.append(out.shape[:2]))
+    assert torch.allclose(head(batch), whole, atol=1e-6) and widths == [(1, int(batch.mask.sum()))]
+    head.close()
+    watch.remove()
+    assert opened.model(input_ids=batch.ids).logits.shape[:2] == batch.ids.shape
 
 
 @pytest.mark.parametrize("budget", [37, 1000, 4321])
 def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
     rows = rows_of(30)
-    seen = sum(len(row.ids) for _, step in steps_of(rows, seen_tokens=budget, batch_rows=4, seed=3) for row in step)
+    seen = 0
+    for _, wanted in steps_of(rows, batch_rows=4, seed=3):
+        kept = fitting(wanted, budget - seen)
+        seen += sum(len(row.ids) for row in kept)
+        if len(kept) < len(wanted):
+            break
     assert budget - max(len(row.ids) for row in rows) < seen <= budget
 
 
 def test_every_row_is_seen_once_an_epoch():
     rows = rows_of(30)
-    steps = [step for epoch, step in steps_of(rows, seen_tokens=10**6, batch_rows=4, seed=3) if epoch == 2]
+    steps = [step for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_rows=4, seed=3)) if epoch == 2]
     assert sorted(row.ids for step in steps for row in step) == sorted(row.ids for row in rows)
 
 
@@ -137,13 +179,13 @@ def test_rate_warms_up_then_falls_to_zero():
     assert all(a > b for a, b in pairwise(rates[10:]))
 
 
-def run(random_model, workdir, **changes):
+def run(random_model, workdir, *, terms=None, sources=(), aim=None, **changes):
     student = open_model(random_model)
     workdir.mkdir(exist_ok=True)
     given = {
         "rows": rows_of(24),
         "validation": rows_of(6, seed=9),
-        "terms": [hard_labels()],
+        "objective": Objective(terms=terms or [hard_labels()], sources=sources, **(aim or {})),
         "settings": SETTINGS,
         "seen_tokens": 900,
         "seed": 4,
@@ -204,24 +246,28 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     held_out = {line["step"]: line["validation_ce"] for line in lines if "validation_ce" in line}
     assert len(held_out) >= 3
     assert spent["best"] == min(held_out.values()) == held_out[spent["kept_step"]]
-    from methods._training import validate
-
-    now = validate(rows_of(6, seed=9), student=model.eval(), pad=1, micro_rows=2, device="cpu")
+    now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_rows=2, device="cpu")
     assert now == pytest.approx(spent["best"], rel=1e-5)
 
 
 def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
-    teacher = open_model(random_model)
-    run(random_model, tmp_path / "a", terms=KD, teacher=teacher)
+    told = []
+    _, spent = run(random_model, tmp_path / "a", terms=KD, sources=[Live(open_model(random_model))], progress=told.append)
     first = json.loads((tmp_path / "a" / "training.jsonl").read_text().splitlines()[0])
-    assert {"kl", "ce", "weight_kl", "weight_ce", "gradient_norm", "seen"} <= set(first)
+    assert {"kl", "ce", "weight_kl", "weight_ce", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce", "seen"} <= set(first)
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # the student starts as the teacher
+    assert first["gradient_norm_kl"] == pytest.approx(0, abs=1e-5) and first["gradient_norm_ce"] > 0.01
+    assert set(spent["terms"]) == {"kl", "ce"} and spent["terms"]["ce"]["weight"] == 0.5 and spent["terms"]["ce"]["gradient_norm"] > 0.01
+    assert "ce " in told[0].detail and "x0.5 |g|" in told[0].detail
 
 
 def test_a_loss_that_is_no_number_fails_with_a_way_out(random_model, tmp_path):
-    broken = Term("ce", 1.0, lambda at: at.student_NV.float().sum() * math.nan)
-    with pytest.raises(CellFailed, match="learning_rate"):
-        run(random_model, tmp_path / "a", terms=[broken])
+    broken = Term("odd", 1.0, lambda at: at.student_NV.float().sum(-1) * math.nan)
+    with pytest.raises(CellFailed, match=r"the term odd became nan at step 1 .*learning_rate"):
+        run(random_model, tmp_path / "a", terms=[hard_labels(), broken])
+    bursting = chain([1.0, 1.0], repeat(1e9))
+    with pytest.raises(CellFailed, match=r"the term odd became .* at step 2 .*learning_rate"):
+        run(random_model, tmp_path / "b", terms=[Term("odd", 1.0, lambda at: at.student_NV.float().square().sum(-1) * next(bursting))])
 
 
 def test_no_rows_left_is_an_error(random_model, tmp_path):
@@ -239,5 +285,5 @@ def test_progress_reaches_the_budget(random_model, tmp_path):
 def test_teacher_is_untouched(random_model, tmp_path):
     teacher = open_model(random_model)
     before = copy.deepcopy(weights(teacher.model))
-    run(random_model, tmp_path / "a", terms=KD, teacher=teacher)
+    run(random_model, tmp_path / "a", terms=KD, sources=[Live(teacher)])
     assert all(torch.equal(teacher.model.state_dict()[name], tensor) for name, tensor in before.items())
