@@ -90,7 +90,20 @@ def main(argv: list[str]) -> int:
         reason, trace = _reason(problem)
         record = _record(job, began, status="failed", reason=reason, trace=trace)
     write(job.cell_folder / "record.json", record)
+    _leave_card(job, record)
     return 0 if record.status == "success" else 1
+
+
+def _leave_card(job: CellJob, record: RunRecord) -> None:
+    """Put a card beside the student's weights; a row that was scored is not lost for want of it."""
+    from harness.card import write_card
+
+    folder = job.student_folder / "student"
+    if record.status == "success" and job.cell.student_key and folder.is_dir():
+        try:
+            write_card(folder, record)
+        except OSError as problem:
+            print(f"no model card: {problem}", file=sys.stderr)
 
 
 def _reason(problem: Exception) -> tuple[str, str]:

@@ -1,0 +1,84 @@
+"""The model card beside a student's weights: what it was made from, how, what that took, and its scores as a `model-index`."""
+
+import json
+from pathlib import Path
+
+from harness.checkpoint import write_whole
+from harness.record import RunRecord, TaskScore
+
+_METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
+
+
+def write_card(folder: Path, record: RunRecord) -> Path:
+    """Write README.md into a student's folder; it is no part of the model's digest."""
+    path = folder / "README.md"
+    write_whole(path, card_of(record))
+    return path
+
+
+def card_of(record: RunRecord) -> str:
+    """Return the card's text: YAML in front, as the Hub reads it, then the same for people."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation", dataset_type=score.task, dataset_name=f"{score.task}@{score.version}", metric_type=_metric(score),
+            metric_value=round(score.value, 6), metric_name=score.primary or _metric(score),
+        )
+        for score in record.scores
+    ]  # fmt: skip
+    name = _name(record)
+    head = ModelCardData(
+        model_name=name, base_model=[_shown(record.student_base.name)], library_name="transformers", pipeline_tag="text-generation",
+        tags=["compression-harness", record.method, record.family], eval_results=results or None,
+    )  # fmt: skip
+    return f"---\n{head.to_yaml()}\n---\n\n# {name}\n\n{_lineage(record)}\n\n{_scores(record)}\n\n{_settings(record)}\n"
+
+
+def _metric(score: TaskScore) -> str:
+    return _METRICS[score.kind]
+
+
+def _name(record: RunRecord) -> str:
+    seed = f"-seed{record.seed}" if record.seed is not None else ""
+    return f"{_shown(record.student_base.name)}-{record.label}{seed}"
+
+
+def _shown(name: str) -> str:
+    """Return a model's name without the folder it lies in: a card travels, a path does not."""
+    return Path(name).name if name.startswith(("/", "~", ".")) else name
+
+
+def _lineage(record: RunRecord) -> str:
+    teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in record.teachers)
+    start = f"`{_shown(record.student_base.name)}` ({record.student_base.digest[:12]})"
+    how = f"as `{record.student_recipe}` of it" if ":" in record.student_recipe else "as it is"
+    lines = [
+        f"Made by the method `{record.label}` from {start}, started {how}, with the teacher {teachers}.",
+        f"Weights, configuration and tokenizer have the digest `{record.student.digest if record.student else '-'}`.",
+    ]
+    if record.trains:
+        cost = record.cost
+        lines.append(
+            f"Training saw {cost.seen_tokens:,} tokens ({cost.trained_tokens:,} trained) in {cost.steps:,} steps, {cost.seconds:.0f} s on "
+            f"{record.device} ({record.environment.machine if record.environment else '-'}), seed {record.seed}."
+        )
+    return " ".join(lines)
+
+
+def _scores(record: RunRecord) -> str:
+    lines = ["| task | score | items |", "|:--|--:|--:|"]
+    for score in record.scores:
+        shown = f"{score.value:.3f}" if score.kind == "perplexity" else f"{100 * score.value:.1f} %"
+        lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
+    told = f"Scored by compression-harness on the path `{record.path}`, {record.dtype}."
+    if record.limited:
+        told += " A TRIAL on a sample of the items: not for quoting."
+    return "\n".join(lines) + f"\n\n{told} Compare it with its controls ({', '.join(record.controls) or 'none'}) before you quote it."
+
+
+def _settings(record: RunRecord) -> str:
+    notes = {key: value for key, value in record.cost.notes.items() if key != "terms"}
+    made = {"settings": record.settings, "counts": notes, "terms": record.cost.notes.get("terms", {})}
+    versions = record.environment.versions if record.environment else {}
+    return f"```json\n{json.dumps({**made, 'versions': versions}, indent=1)}\n```"
