@@ -1,0 +1,614 @@
+"""What single kinds of distillation promise: inner states, chosen tokens, several teachers, other tokenizers, the student's own answers."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+import suites
+from harness.contract import Budget, Job
+from harness.data import DataSource, training_examples
+from harness.errors import CellFailed, HarnessError
+from harness.model import open_model, resolve
+from harness.registry import Registry
+from methods import METHODS
+from methods._base import worked
+from methods._inside import Inside, Inwards, parse_pairs
+from methods._losses import forward_kl
+from methods._rollout import Rollout
+from methods._rows import Row, batch_of, encode
+from methods._terms import Distribution, Head, Live, Objective, Positions, Selection, Term, TopK, hard_labels, label_loss, mixed_kl
+from methods._training import LoopSettings, Stepper, fit
+from methods.uld import aligned_rows
+
+REGISTRY = Registry("method", METHODS)
+TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
+
+
+def rows_of(count, seed=0, shortest=5, longest=19):
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        length = int(torch.randint(shortest, longest, (1,), generator=draw))
+        ids = torch.randint(3, 500, (length,), generator=draw).tolist()
+        made.append(Row(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+    return made
+
+
+def job(teachers, folder, *, tokens=3_000, rows=40, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {
+        "teachers": tuple(teachers), "student": "depth:0.5", "student_base": teachers[0], "tasks": TASKS, "source": DataSource(),
+        "budget": Budget(seen_tokens=tokens, rows=rows), "seed": 1, "workdir": folder, "cache": folder.parent / "cache",
+    }  # fmt: skip
+    return Job(**{**given, **more})
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return resolve("tiny", cache=Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def specialist():
+    return resolve("tiny-math", cache=Path("unused"))
+
+
+def seen_inside(student, teacher, inwards, rows=None):
+    """Run both models with taps; return the inside and the positions."""
+    inside = Inside(student, teacher.model, inwards)
+    batch = batch_of(rows or rows_of(4), 1)
+    logits = Head(student.model)(batch)
+    with torch.no_grad():
+        Head(teacher.model)(batch)
+    return inside, Positions(logits, batch.ids[:, 1:][batch.mask], (), batch, inside)
+
+
+# Hidden states
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPTNeoX"])
+def test_equal_models_have_no_feature_or_attention_loss_and_different_ones_have(small, kind):
+    student, other = small(kind), small(kind)
+    inwards = Inwards(hidden="auto", attention="auto")
+    inside, at = seen_inside(student, other, inwards)
+    assert inside.features(at).abs().max() < 1e-6 and inside.attentions(at).abs().max() < 1e-6
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    inside.close()
+    inside, at = seen_inside(student, other, inwards)
+    for found in (inside.features(at), inside.attentions(at)):
+        assert found.shape == at.labels_N.shape and found.sum() > 1e-3
+        gradients = torch.autograd.grad(found.sum(), list(student.model.parameters()), allow_unused=True, retain_graph=True)
+        assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    inside.close()
+
+
+def test_a_tap_sees_the_block_and_not_what_stands_behind_the_final_norm(small):
+    opened = small("Llama")
+    rows = rows_of(3)
+    inside, at = seen_inside(opened, opened, Inwards(hidden="1-1,2-2"), rows)
+    with torch.no_grad():
+        states = opened.model(input_ids=at.batch.ids, attention_mask=at.batch.attention, output_hidden_states=True).hidden_states
+        last = opened.model.model.norm(inside.hidden[1][0].value)
+    assert torch.allclose(inside.hidden[0][0].value, states[1], atol=1e-6)
+    assert torch.allclose(last, states[-1], atol=1e-5) and not torch.allclose(inside.hidden[1][0].value, states[-1], atol=1e-3)
+
+
+def test_attention_scores_give_the_maps_of_the_models_own_eager_attention(small):
+    opened = small("Llama")
+    inside, at = seen_inside(opened, opened, Inwards(attention="2-2"))
+    query, key, _, scale = inside.attention[0][0].value
+    from methods._inside import _attention_scores
+
+    scores = _attention_scores(query, key, None, scale)
+    length = scores.shape[-1]
+    allowed = torch.tril(torch.ones(length, length, dtype=torch.bool)) & at.batch.attention.bool()[:, None, None, :]
+    maps = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
+    inside.close()
+    opened.model.set_attn_implementation("eager")
+    theirs = opened.model(input_ids=at.batch.ids, attention_mask=at.batch.attention, output_attentions=True).attentions[1]
+    real = at.batch.attention.bool()[:, None, :, None].expand_as(maps)
+    assert torch.allclose(maps[real], theirs[real], atol=1e-6)
+
+
+def test_taps_change_no_logits_and_leave_the_model_as_it_was(small):
+    opened = small("Llama")
+    batch = batch_of(rows_of(3), 1)
+    before = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits
+    configs = [module.config for module in opened.model.modules() if hasattr(module, "config")]
+    inside = Inside(opened, opened.model, Inwards(hidden="auto", attention="auto"))
+    assert torch.allclose(opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits, before, atol=1e-6)
+    inside.close()
+    assert [module.config for module in opened.model.modules() if hasattr(module, "config")] == configs
+    assert not any(module._forward_hooks for module in opened.model.modules())
+
+
+def test_relations_compare_models_of_unequal_heads_and_are_zero_for_equal_ones(small):
+    student, teacher = small("Llama"), small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64)
+    inside, at = seen_inside(student, teacher, Inwards(attention="auto"))
+    found = inside.attentions(at)
+    assert found.shape == at.labels_N.shape and bool(torch.isfinite(found).all()) and found.sum() > 0
+    inside.close()
+    inside, at = seen_inside(student, small("Llama"), Inwards(attention="auto", maps="relations"))
+    assert inside.attentions(at).abs().max() < 1e-6
+    inside.close()
+    inside, at = seen_inside(student, teacher, Inwards(attention="auto", relation_heads=3))
+    with pytest.raises(CellFailed, match="relation_heads=3 does not divide all widths"):
+        inside.attentions(at)
+    inside.close()
+
+
+def test_a_projection_starts_as_the_least_squares_map(small):
+    student, teacher = small("Llama"), small("Llama", hidden_size=64)
+    rows = rows_of(12, longest=40)
+    inside, at = seen_inside(student, teacher, Inwards(hidden="2-2", distance="plain-mse"), rows)
+    random = float(inside.features(at).sum())
+    inside.start_projections(at.batch)
+    weight = inside.projections[0].weight
+    x, y = (tap.value[at.batch.attention.bool()].detach() for tap in inside.hidden[0])
+    best = torch.linalg.lstsq(x.double(), y.double()).solution.T
+    assert torch.allclose(weight.double(), best, atol=1e-2) and float(inside.features(at).sum()) < random
+    inside.close()
+
+
+def test_pairs_are_spread_evenly_or_read_and_a_missing_block_is_named():
+    assert parse_pairs("auto", 4, 8, most=4, setting="x") == ((1, 2), (2, 4), (3, 6), (4, 8))
+    assert parse_pairs("auto", 12, 28, most=4, setting="x") == ((3, 7), (6, 14), (9, 21), (12, 28))
+    assert parse_pairs("auto", 4, 8, most=1, setting="x") == ((4, 8),)
+    assert parse_pairs("1-8, 4-2", 4, 8, most=4, setting="x") == ((1, 8), (4, 2))
+    with pytest.raises(CellFailed, match=r"feature_layers='5-8': the student has no block 5; its blocks are 1 to 4"):
+        parse_pairs("5-8", 4, 8, most=4, setting="feature_layers")
+    with pytest.raises(CellFailed, match=r"'2' is not STUDENT-TEACHER"):
+        parse_pairs("2", 4, 8, most=4, setting="feature_layers")
+
+
+def test_a_model_without_the_attention_interface_is_said_so(small):
+    opened = small("Llama")
+    inside, at = seen_inside(opened, opened, Inwards(attention="auto"))
+    inside.attention[0][0].value = None  # what a model with kernels of its own leaves
+    with pytest.raises(CellFailed, match=r"the student's attention yields no queries and keys.*--methods feature"):
+        inside.attentions(at)
+    inside.close()
+
+
+def test_positions_zero_and_padding_take_no_part_in_features(small):
+    student, teacher = small("Llama"), small("Llama")
+    with torch.no_grad():
+        for parameter in teacher.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    rows = [Row((5, 6, 7, 8), 1), Row((5, 6, 7, 8, 9, 10, 11, 12), 3)]
+    inside, at = seen_inside(student, teacher, Inwards(hidden="auto"), rows)
+    found = inside.features(at)
+    assert float(found[0]) == 0 and (found[1:] > 0).all()
+    inside.close()
+    inside, alone = seen_inside(student, teacher, Inwards(hidden="auto"), rows[:1])
+    assert torch.allclose(inside.features(alone), found[:3], atol=1e-5)
+
+
+def train(student, teacher, folder, *, inwards=None, stop=None, settings=SETTINGS, terms=None, **aim):
+    folder.mkdir(exist_ok=True)
+    kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
+    feature = Term("feature", "auto", lambda at: at.inside.features(at))
+    objective = Objective(
+        terms=terms or [kd, hard_labels(0.5), *([feature] if inwards else [])],
+        sources=[Live(teacher)] if teacher else (),
+        inwards=inwards,
+        **aim,
+    )
+    spent = fit(
+        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings, seen_tokens=900, seed=4,
+        workdir=folder, stop_after_steps=stop,
+    )  # fmt: skip
+    return {name: tensor.clone() for name, tensor in student.model.state_dict().items()}, spent
+
+
+def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_bytes(small, tmp_path):
+    inwards = Inwards(hidden="auto")
+    whole, spent = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards)
+    for stop in (3, 8, None):
+        parts, resumed = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "parts", inwards=inwards, stop=stop)
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items()) and resumed["terms"] == spent["terms"]
+    assert not any("projection" in name for name in whole)  # never part of the student
+
+
+def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
+    train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto"))
+    lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "feature" in line]
+    means = None
+    for line in steps:
+        if means is None:
+            means = {name: line[name] for name in ("kl", "ce", "feature")}
+        anchor = 0.5 * means["kl"] + 0.5 * means["ce"]
+        assert line["weight_feature"] == pytest.approx(anchor / means["feature"], rel=1e-4)
+        means = {name: 0.9 * value + 0.1 * line[name] for name, value in means.items()}
+    assert {"gradient_norm_feature", "gradient_norm_kl", "gradient_norm_ce"} <= steps[0].keys()
+
+
+def test_norms_of_terms_are_those_of_their_own_gradients(small):
+    student, teacher = small("Llama"), small("Llama", hidden_size=64)
+    rows = rows_of(6)
+    terms = [Term("kl", 0.7, lambda at: forward_kl(at.student_NV, at.teacher_NV)), hard_labels(0.3)]
+    stepper = Stepper(student.model, Head(student.model), Objective(terms=terms, sources=[Live(teacher)]), 6, 1)
+
+    def norm(weights):
+        student.model.zero_grad()
+        found = stepper.backward(rows, weights=weights, backward=lambda loss: loss.backward(), norms=True)
+        return found.norms, math.sqrt(sum(float(p.grad.square().sum()) for p in student.model.parameters() if p.grad is not None))
+
+    norms, _ = norm({"kl": 0.7, "ce": 0.3})
+    assert norms["kl"] == pytest.approx(norm({"kl": 0.7, "ce": 0.0})[1], rel=1e-4)
+    assert norms["ce"] == pytest.approx(norm({"kl": 0.0, "ce": 0.3})[1], rel=1e-4)
+
+
+def test_recomputed_activations_change_no_weight(small, tmp_path):
+    plain, _ = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto", attention="auto"))
+    again, _ = train(
+        small("Llama"), small("Llama", hidden_size=64), tmp_path / "b", inwards=Inwards(hidden="auto", attention="auto"),
+        settings=replace(SETTINGS, checkpointing=True),
+    )  # fmt: skip
+    assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())
+
+
+def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
+    still = replace(SETTINGS, learning_rate=1e-12, warmup=0.0)
+    _, whole = train(small("Llama"), None, tmp_path / "a", terms=[hard_labels()], settings=replace(still, learning_rate=0.3))
+    _, ended = train(small("Llama"), None, tmp_path / "b", terms=[hard_labels()], settings=replace(still, learning_rate=0.3, patience=1))
+    assert ended["step"] < whole["step"] and ended["best"] == whole["best"]
+
+
+# Chosen tokens
+
+
+def gradient_of(model, rows, micro_rows, **aim):
+    model.zero_grad()
+    objective = Objective(terms=[hard_labels()], **aim)
+    stepper = Stepper(model, Head(model), objective, micro_rows, 1)
+    values = stepper.backward(rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3).means
+    return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
+def test_all_tokens_chosen_is_no_choice_and_the_split_changes_nothing(small, score):
+    model, source = small("Llama").model, [Live(small("Llama", hidden_size=64))]
+    rows = rows_of(8)
+    plain, expected = gradient_of(model, rows, 8)
+    whole, found = gradient_of(model, rows, 8, sources=source, selection=Selection(1.0, score, 1))
+    assert whole == pytest.approx(plain, rel=1e-6) and torch.allclose(found, expected, atol=1e-6)
+    half = Selection(0.5, score, 1)
+    value, whole = gradient_of(model, rows, 8, sources=source, selection=half)
+    again, split = gradient_of(model, rows, 3, sources=source, selection=half)
+    assert again == pytest.approx(value, rel=1e-6) and torch.allclose(split, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
+def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highest(small, score):
+    opened, teacher = small("Llama"), Live(small("Llama", hidden_size=64))
+    rows = rows_of(5)
+    batch = batch_of(rows, 1)
+    at = Positions(Head(opened.model)(batch), batch.ids[:, 1:][batch.mask], (teacher.read(batch, None),), batch)
+    selection = Selection(0.4, score, 7)
+    chosen, scores = selection.chosen(at, 2), selection._scores(at, 2)
+    start = 0
+    for row in rows:
+        mine, points = chosen[start : start + row.trained], scores[start : start + row.trained]
+        assert int(mine.sum()) == selection.counts(row) == max(1, int(0.4 * row.trained + 0.5))
+        assert row.trained == int(mine.sum()) or points[mine].min() >= points[~mine].max()
+        start += row.trained
+    if score == "random":
+        assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(chosen, selection.chosen(at, 3))
+
+
+def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
+    given = job([tiny], tmp_path / "x")
+    examples = training_examples(TASKS, given.source, rows=12)
+    short, _, _ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
+    lengths = [row.trained for row in encode(open_model(tiny).tokenizer, worked(short), longest=512)[0]]
+    assert lengths == sorted(lengths)
+    sure, rows, _ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
+    opened = open_model(tiny)
+
+    def loss(example):
+        batch = batch_of(encode(opened.tokenizer, worked([example]), longest=512)[0], 1)
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(Head(opened.model)(batch), batch.ids[:, 1:][batch.mask]))
+
+    losses = [loss(one) for one in sure]
+    assert losses == pytest.approx(sorted(losses), abs=2e-3) and len(rows) == 12
+    right, _, told = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
+    assert 6 < told["teacher_solves"] <= 12 and {one.prompt for one in right} == {one.prompt for one in examples}
+
+
+def test_a_label_outside_the_kept_tokens_shares_what_they_leave():
+    log_p = torch.log(torch.tensor([[0.6, 0.2]]))
+    kept = Distribution(None, TopK(torch.tensor([[4, 7]]), log_p))
+    assert float(label_loss(kept, torch.tensor([7]))) == pytest.approx(-math.log(0.2), abs=1e-5)
+    assert float(label_loss(kept, torch.tensor([1]))) == pytest.approx(-math.log(0.1), abs=1e-4)
+
+
+# Several teachers
+
+
+def test_one_teacher_is_response_and_two_equal_ones_are_one(small):
+    batch = batch_of(rows_of(3), 1)
+    student, teacher = small("Llama"), Live(small("Llama", hidden_size=64))
+    read, logits = teacher.read(batch, None), Head(student.model)(batch)
+    at = Positions(logits, batch.ids[:, 1:][batch.mask], (read,), batch)
+    plain = forward_kl(logits, read.logits_NV, temperature=2.0)
+    assert torch.allclose(mixed_kl(at, torch.ones(len(plain), 1), 2.0), plain, atol=1e-5)
+    both = replace(at, teachers=(read, read))
+    assert torch.allclose(mixed_kl(both, torch.tensor([0.3, 0.7]).expand(len(plain), -1), 2.0), plain, atol=1e-5)
+
+
+def test_kept_tokens_of_two_teachers_give_the_gradient_of_their_mixture():
+    torch.manual_seed(0)
+    logits = [torch.randn(4, 9) for _ in range(2)]
+    student = torch.randn(4, 9, requires_grad=True)
+    weights = torch.tensor([[0.2, 0.8]]).expand(4, -1)
+    whole = Positions(student, torch.zeros(4, dtype=torch.long), tuple(Distribution(one) for one in logits))
+    kept = []
+    for one in logits:
+        top = torch.log_softmax(one, -1).topk(8)
+        kept.append(Distribution(None, TopK(top.indices, top.values)))
+    [exact] = torch.autograd.grad(mixed_kl(whole, weights, 1.0).sum(), student)
+    [cut] = torch.autograd.grad(mixed_kl(replace(whole, teachers=tuple(kept)), weights, 1.0).sum(), student)
+    assert torch.allclose(cut, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["mean", "fixed", "confidence", "domain"])
+def test_every_weighting_trains_from_caches_with_no_teacher_beside(weighting, tiny, specialist, tmp_path):
+    given = job([tiny, specialist], tmp_path / "x", teacher_weights=(0.7, 0.3))
+    REGISTRY.build("multi-teacher", {"weighting": weighting}).compress(given)
+    cost = json.loads((tmp_path / "x" / "cost.json").read_text())
+    assert len(cost["shared"]) == 2 and not cost.get("teacher_tokens") and len(cost["notes"]["teacher_cache"]) == 2
+    if weighting == "domain":
+        losses = cost["notes"]["teachers_loss"]
+        assert losses["tiny"]["mmlu-mini"] < 1 < losses["tiny-math"]["mmlu-mini"]
+
+
+def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
+    from methods.multi_teacher import _one_hot, _weights
+
+    by_task = [_one_hot([0.5, 0.1]), _one_hot([0.2, 3.0])]
+    batch = batch_of([Row((1, 2, 3), 1, 0), Row((1, 2, 3, 4), 2, 1)], 0)
+    at = Positions(torch.zeros(4, 3), batch.ids[:, 1:][batch.mask], (), batch)
+    assert _weights("domain", at, (), by_task).tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
+    assert _weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
+
+
+def test_the_best_single_teacher_is_found_on_validation_rows_and_named(tiny, specialist, tmp_path):
+    REGISTRY.build("best-single-teacher", {}).compress(job([specialist, tiny], tmp_path / "x", student_base=tiny))
+    assert json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teacher"] == "tiny"
+
+
+def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tmp_path):
+    REGISTRY.build("response", {"teacher": "tiny-math", "batch_rows": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
+    meta = next((tmp_path / "cache" / "teachers").glob("*/meta.json"))
+    assert json.loads(meta.read_text())["name"] == "tiny-math"
+    with pytest.raises(CellFailed, match="the run's teachers are tiny, tiny-math"):
+        REGISTRY.build("response", {"teacher": "huge"}).compress(job([tiny, specialist], tmp_path / "y"))
+
+
+# The student's own answers
+
+
+def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(tiny):
+    student = open_model(tiny)
+    student.model.generation_config.top_k, student.model.generation_config.top_p = 1, 0.01  # must not leak in
+    rows = encode(student.tokenizer, worked(islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 4)), longest=512)[0]
+    always = Rollout(1.0, 3.0, 24, 1)
+    first, second = always(student, rows, 1), always(student, rows, 1)
+    assert first == second != always(student, rows, 2)
+    for made, row in zip(first, rows, strict=True):
+        assert made.ids[: made.trained_from] == row.ids[: row.trained_from] and 1 <= made.trained <= 24
+    greedy = Rollout(1.0, 1e-4, 24, 1)(student, rows, 1)
+    assert first != greedy  # at temperature 3 a greedy or top-1 answer would be the same for all draws
+    assert Rollout(0.0, 1.0, 24, 1)(student, rows, 1) == rows and always.written > 0
+    mixed = [Rollout(0.5, 1.0, 4, 1)(student, rows[:1], number) == rows[:1] for number in range(40)]
+    assert 8 < sum(mixed) < 32
+
+
+def test_on_policy_counts_what_the_student_wrote(tiny, tmp_path):
+    REGISTRY.build("on-policy", {"on_policy_share": 1.0, "batch_rows": 4, "longest": 20}).compress(job([tiny], tmp_path / "x"))
+    cost = json.loads((tmp_path / "x" / "cost.json").read_text())
+    wrote = cost["notes"]["student_wrote_tokens"]
+    assert wrote - 4 * 20 <= cost["trained_tokens"] <= wrote and cost["teacher_tokens"] == cost["seen_tokens"]
+
+
+# Another tokenizer
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tmp_path_factory):
+    """Return a byte-level tokenizer of another vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+    texts = [one.completion for one in islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 50)]
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", clean_up_tokenization_spaces=False)
+
+
+def test_equal_tokenizers_align_every_position(tiny):
+    tokenizer = open_model(tiny).tokenizer
+    pairs = worked(islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 5))
+    rows, _ = aligned_rows(tokenizer, tokenizer, pairs, longest=512)
+    assert all(row.other.pairs == tuple((at, at) for at in range(row.trained)) for row in rows)
+
+
+def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, other_tokenizer):
+    ours = open_model(tiny).tokenizer
+    text = " Mia hat 3 Äpfel – und 12 €.\n#### 12"
+    [row], _ = aligned_rows(ours, other_tokenizer, [("Frage:", text)], longest=512)
+    assert len(row.other.pairs) > 5
+    for mine, theirs in row.other.pairs:
+        read = [
+            tokenizer.decode(list(ids[start : start + count]), clean_up_tokenization_spaces=False)
+            for tokenizer, ids, start, count in (
+                (ours, row.ids, row.trained_from, mine), (other_tokenizer, row.other.ids, row.other.trained_from, theirs),
+            )
+        ]  # fmt: skip
+        assert read[0] == read[1] and text.startswith(read[0])
+    assert row.other.pairs[0] == (0, 0) and row.other.pairs[-1] == (row.trained - 1, len(row.other.ids) - row.other.trained_from - 1)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory, other_tokenizer):
+    """Return a saved model of another vocabulary."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from harness.checkpoint import describe
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("foreign") / "other"
+    config = LlamaConfig(
+        vocab_size=len(other_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, eos_token_id=0, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=0, pad_token_id=0)
+    model.save_pretrained(folder)
+    other_tokenizer.save_pretrained(folder)
+    return describe(folder, name="other")
+
+
+@pytest.mark.parametrize("method", ["uld", "cot"])
+def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny, foreign, tmp_path):
+    given = job([tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000)
+    made = REGISTRY.build(method, {"batch_rows": 4}).compress(given)
+    cost = json.loads((tmp_path / "x" / "cost.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
+    held = [line["validation_ce"] for line in lines if "validation_ce" in line]
+    assert held[-1] < math.log(300) - 0.5 and made.digest != foreign.digest
+    if method == "uld":
+        notes = cost["notes"]
+        assert 0.1 * notes["positions"] < notes["aligned"] < notes["positions"] and notes["terms"]["uld"]["last"] > 0
+
+
+def test_other_methods_refuse_another_tokenizer_and_name_the_two_ways_out(tiny, foreign, tmp_path):
+    for method in ("response", "feature", "attention", "selective", "on-policy"):
+        with pytest.raises(HarnessError, match=r"different vocabularies.*--methods cot .*--methods uld"):
+            REGISTRY.build(method, {}).compress(job([tiny], tmp_path / method, student=str(foreign.path), student_base=foreign))
+
+
+# Terms as settings
+
+
+def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
+    by_weight = REGISTRY.build("response", {"feature_weight": "auto", "attention_weight": 0.1})
+    assert by_weight.weights() == [("forward-kl", 0.5), ("ce", 0.5), ("feature", "auto"), ("attention", 0.1)]
+    by_list = REGISTRY.build("response", {"terms": ["jsd=0.7", "ce=0.3", "attention=auto"]})
+    assert by_list.weights() == [("jsd", 0.7), ("ce", 0.3), ("attention", "auto")]
+    by_list.compress(job([tiny], tmp_path / "x"))
+    line = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
+    assert {"jsd", "ce", "attention", "weight_attention", "gradient_norm_attention"} <= line.keys()
+    same = REGISTRY.build("feature", {"terms": ["forward-kl=0.5", "ce=0.5"]})
+    assert same.weights() == REGISTRY.build("response", {}).weights()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"terms": ["kl=1"]}, "names are forward-kl"), ({"terms": ["ce=much"]}, "a number or auto"), ({"terms": ["ce=1", "ce=2"]}, "named twice"),
+        ({"terms": ["ce=0"]}, "weight 0"), ({"teacher_share": 0.5, "feature_weight": -1}, "greater than or equal to 0"),
+        ({"temperature": 0}, "greater than 0"), ({"temperature": 1e3}, "less than or equal to 100"), ({"beta": 1.0}, "less than 1"),
+    ],
+)  # fmt: skip
+def test_terms_and_temperatures_out_of_range_are_refused(settings, said):
+    with pytest.raises(HarnessError, match=said):
+        REGISTRY.build("response", settings)
+
+
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(HarnessError, match="share"):
+        REGISTRY.build("selective", {"share": share})
+
+
+# Form, start, rate
+
+
+def test_step_by_step_divides_each_half_by_its_own_tokens(small):
+    model = small("Llama").model
+    rows = [*rows_of(3, seed=1), *(replace(row, tag=1) for row in rows_of(3, seed=2))]
+
+    def gradient(terms, over):
+        model.zero_grad()
+        stepper = Stepper(model, Head(model), Objective(terms=terms), 2, 1)
+        stepper.backward(over, weights={term.name: term.weight for term in terms}, backward=lambda loss: loss.backward())
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    both = gradient([hard_labels(0.25, tag=0), hard_labels(0.75, tag=1)], rows)
+    apart = 0.25 * gradient([hard_labels()], rows[:3]) + 0.75 * gradient([hard_labels()], rows[3:])
+    assert torch.allclose(both, apart, atol=1e-6)
+
+
+def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
+    REGISTRY.build("cot", {"form": "step-by-step"}).compress(job([tiny], tmp_path / "x", tokens=4_000))
+    notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
+    assert notes["rows"] == 2 * notes["traces_kept"] and set(notes["terms"]) == {"ce-0", "ce-1"}
+
+
+def test_training_from_random_weights_starts_at_chance(tiny, tmp_path):
+    REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
+    first = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
+    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3)
+
+
+def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, tmp_path, monkeypatch):
+    from methods import _tuning
+
+    given = job([tiny], tmp_path / "one", tune=True, rows=60)
+    REGISTRY.build("sft", {"batch_rows": 4}).compress(given)
+    notes = json.loads((tmp_path / "one" / "cost.json").read_text())["notes"]
+    tried = {float(rate): loss for rate, loss in notes["rates_tried"].items()}
+    assert {1e-3, 5e-4, 2e-3} <= tried.keys() and notes["learning_rate"] == min(tried, key=tried.get)
+    steps = [json.loads(line) for line in (tmp_path / "one" / "training.jsonl").read_text().splitlines()]
+    assert max(line.get("rate", 0) for line in steps) <= notes["learning_rate"]
+    monkeypatch.setattr(_tuning, "_search", lambda *a, **k: pytest.fail("searched again"))
+    REGISTRY.build("sft", {"batch_rows": 4}).compress(replace(given, seed=2, workdir=_made(tmp_path / "two")))
+    cost = json.loads((tmp_path / "two" / "cost.json").read_text())
+    assert cost["notes"]["rates_tried"] == notes["rates_tried"] and cost["shared"][0]["tokens"] > 0
+    with pytest.raises(pytest.fail.Exception, match="searched again"):
+        REGISTRY.build("sft", {"batch_rows": 8}).compress(replace(given, workdir=_made(tmp_path / "three")))
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
+    """The control of the cache: the right distributions at the wrong rows must show."""
+    from methods import _teacher_cache as caching
+
+    def last(folder, shuffled):
+        plain = caching.CachedTeacher._slice
+        if shuffled:
+
+            def wrong(self, parts, row):
+                names = sorted(self.index, key=lambda name: self.index[name][2])
+                twins = [name for name in names if self.index[name][2] == row.trained and name != caching.key_of(row)]
+                shard, start, count = self.index[twins[0] if twins else caching.key_of(row)]
+                return parts[shard][start : start + count]
+
+            monkeypatch.setattr(caching.CachedTeacher, "_slice", wrong)
+        given = job([tiny], folder, tokens=12_000, cache=tmp_path / "shared")
+        REGISTRY.build("response", {"teacher_share": 1.0, "batch_rows": 4}).compress(given)
+        monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
+        lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+        return min(line["validation_ce"] for line in lines if "validation_ce" in line)
+
+    assert last(tmp_path / "wrong", True) > 1.5 * last(tmp_path / "right", False)
