@@ -8,7 +8,7 @@ its own kernel: nothing has to be switched to `eager`, and nothing depends on at
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -135,16 +135,27 @@ class Inside:
         self.projections = nn.ModuleList(nn.Linear(*widths, bias=False, device=student.device) for _ in range(projected))
 
     @torch.no_grad()
-    def start_projections(self, batch: Batch) -> None:
-        """Set each projection to the least-squares map from student to teacher states of one batch, which both models have just run."""
-        for projection, (ours, theirs) in zip(self.projections, self.hidden, strict=True):
-            assert ours.value is not None and theirs.value is not None
-            x, y = (one[batch.attention.bool()].double() for one in (ours.value, theirs.value))
-            if self.inwards.distance != "plain-mse":
-                x, y = (nn.functional.rms_norm(one, one.shape[-1:], eps=1e-12) for one in (x, y))
-            gram = x.T @ x
+    def start_projections(self, batches: Iterable[Batch]) -> None:
+        """Set each projection to the least-squares map from student to teacher states, over batches that both models run as they are drawn.
+
+        It stops at eight tokens for each dimension of the student: fewer would be fitted by heart.
+        """
+        products: list[Any] = [(0.0, 0.0) for _ in self.projections]
+        tokens = 0
+        for batch in batches:
+            real = batch.attention.bool()
+            tokens += int(real.sum())
+            for index, (ours, theirs) in enumerate(self.hidden):
+                assert ours.value is not None and theirs.value is not None
+                x, y = (one[real].double() for one in (ours.value, theirs.value))
+                if self.inwards.distance != "plain-mse":
+                    x, y = (nn.functional.rms_norm(one, one.shape[-1:], eps=1e-12) for one in (x, y))
+                products[index] = products[index][0] + x.T @ x, products[index][1] + x.T @ y
+            if tokens >= 8 * self.projections[0].in_features:  # type: ignore[operator]
+                break
+        for projection, (gram, cross) in zip(self.projections, products, strict=True):
             ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-            projection.weight.copy_(torch.linalg.solve(gram + ridge, x.T @ y).T)
+            projection.weight.copy_(torch.linalg.solve(gram + ridge, cross).T)
 
     def features(self, at: Positions) -> Tensor:
         """Return the mean distance of mapped hidden states at the trained positions, (N,); position 0 of a row counts 0."""
@@ -193,9 +204,7 @@ class Inside:
         if not self.inwards.relation_heads:
             count = max(n for n in range(1, min(count, max(heads)) + 1) if all(width % n == 0 for width in widths))
         if any(width % count for width in widths):
-            raise CellFailed(
-                f"relation_heads={count} divides not every width of {sorted(set(widths))}; give a common divisor, or 0 for the largest"
-            )
+            raise CellFailed(f"relation_heads={count} does not divide all widths {sorted(set(widths))}; give a common divisor, or 0")
         return [[_relations(one, count) for one in side] for side in flat]
 
     def _behind_first(self, values_N: Tensor, mask: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from harness.stopwatch import process_bytes
 from harness.watch import EnergyMeter
 from methods._losses import cross_entropy
 from methods._rows import Batch, Row, batch_of, fitting, steps_of
-from methods._terms import Head, Objective, Positions
+from methods._terms import Head, Live, Objective, Positions
 
 if TYPE_CHECKING:
     from methods._inside import Inside
@@ -358,13 +358,19 @@ class _Run:
         [teacher] = self.objective.live
         inside = Inside(self.student, teacher.model, self.objective.inwards)
         if len(inside.projections):
-            _, first = next(steps_of(rows, batch_rows=self.settings.batch_rows, seed=seed))
-            batch = batch_of(first, self.pad, self.device)
+            inside.start_projections(self._seen_by_both(rows, seed, teacher))
+        return inside
+
+    def _seen_by_both(self, rows: Sequence[Row], seed: int, teacher: Live) -> Iterator[Batch]:
+        """Run the first epoch's batches through both models, one at a time."""
+        for epoch, step_rows in steps_of(rows, batch_rows=self.settings.batch_rows, seed=seed):
+            if epoch > 0:
+                return
+            batch = batch_of(step_rows, self.pad, self.device)
             with torch.no_grad():
                 teacher.head(batch)
                 self.head(batch)
-            inside.start_projections(batch)
-        return inside
+            yield batch
 
     def rolled_out(self, rows: Sequence[Row], number: int) -> list[Row]:
         """Return the step's rows; on-policy, the student writes them."""

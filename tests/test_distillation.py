@@ -103,7 +103,7 @@ def test_a_tap_sees_the_block_and_not_what_stands_behind_the_final_norm(small):
 
 def test_attention_scores_give_the_maps_of_the_models_own_eager_attention(small):
     opened = small("Llama")
-    inside, at = seen_inside(opened, opened, Inwards(attention="2-2"))
+    inside, at = seen_inside(opened, small("Llama"), Inwards(attention="2-2"))
     query, key, _, scale = inside.attention[0][0].value
     from methods._inside import _attention_scores
 
@@ -123,7 +123,7 @@ def test_taps_change_no_logits_and_leave_the_model_as_it_was(small):
     batch = batch_of(rows_of(3), 1)
     before = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits
     configs = [module.config for module in opened.model.modules() if hasattr(module, "config")]
-    inside = Inside(opened, opened.model, Inwards(hidden="auto", attention="auto"))
+    inside = Inside(opened, small("Llama").model, Inwards(hidden="auto", attention="auto"))
     assert torch.allclose(opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits, before, atol=1e-6)
     inside.close()
     assert [module.config for module in opened.model.modules() if hasattr(module, "config")] == configs
@@ -147,10 +147,10 @@ def test_relations_compare_models_of_unequal_heads_and_are_zero_for_equal_ones(s
 
 def test_a_projection_starts_as_the_least_squares_map(small):
     student, teacher = small("Llama"), small("Llama", hidden_size=64)
-    rows = rows_of(12, longest=40)
+    rows = rows_of(30, longest=40)
     inside, at = seen_inside(student, teacher, Inwards(hidden="2-2", distance="plain-mse"), rows)
     random = float(inside.features(at).sum())
-    inside.start_projections(at.batch)
+    inside.start_projections([at.batch])
     weight = inside.projections[0].weight
     x, y = (tap.value[at.batch.attention.bool()].detach() for tap in inside.hidden[0])
     best = torch.linalg.lstsq(x.double(), y.double()).solution.T
@@ -171,7 +171,7 @@ def test_pairs_are_spread_evenly_or_read_and_a_missing_block_is_named():
 
 def test_a_model_without_the_attention_interface_is_said_so(small):
     opened = small("Llama")
-    inside, at = seen_inside(opened, opened, Inwards(attention="auto"))
+    inside, at = seen_inside(opened, small("Llama"), Inwards(attention="auto"))
     inside.attention[0][0].value = None  # what a model with kernels of its own leaves
     with pytest.raises(CellFailed, match=r"the student's attention yields no queries and keys.*--methods feature"):
         inside.attentions(at)
@@ -227,7 +227,8 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
         if means is None:
             means = {name: line[name] for name in ("kl", "ce", "feature")}
         anchor = 0.5 * means["kl"] + 0.5 * means["ce"]
-        assert line["weight_feature"] == pytest.approx(anchor / means["feature"], rel=1e-4)
+        assert line["weight_feature"] == pytest.approx(anchor / max(means["feature"], 1e-8), rel=1e-4)
+        assert line["feature"] > 1e-3  # the projection was not fitted to one batch by heart
         means = {name: 0.9 * value + 0.1 * line[name] for name, value in means.items()}
     assert {"gradient_norm_feature", "gradient_norm_kl", "gradient_norm_ce"} <= steps[0].keys()
 
@@ -487,7 +488,7 @@ def foreign(tmp_path_factory, other_tokenizer):
 @pytest.mark.parametrize("method", ["uld", "cot"])
 def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny, foreign, tmp_path):
     given = job([tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000)
-    made = REGISTRY.build(method, {"batch_rows": 4}).compress(given)
+    made = REGISTRY.build(method, {"batch_rows": 4, "learning_rate": 1e-2}).compress(given)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
     held = [line["validation_ce"] for line in lines if "validation_ce" in line]
@@ -521,9 +522,11 @@ def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"terms": ["kl=1"]}, "names are forward-kl"), ({"terms": ["ce=much"]}, "a number or auto"), ({"terms": ["ce=1", "ce=2"]}, "named twice"),
+        ({"terms": ["kl=1"]}, "names are forward-kl"), ({"terms": ["ce=much"]}, "a number or auto"),
+        ({"terms": ["ce=1", "ce=2"]}, "named twice"),
         ({"terms": ["ce=0"]}, "weight 0"), ({"teacher_share": 0.5, "feature_weight": -1}, "greater than or equal to 0"),
-        ({"temperature": 0}, "greater than 0"), ({"temperature": 1e3}, "less than or equal to 100"), ({"beta": 1.0}, "less than 1"),
+        ({"temperature": 0}, "greater than 0"), ({"temperature": 1e3}, "less than or equal to 100"),
+        ({"beta": 1.0}, "less than 1"),
     ],
 )  # fmt: skip
 def test_terms_and_temperatures_out_of_range_are_refused(settings, said):
@@ -611,4 +614,5 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
         return min(line["validation_ce"] for line in lines if "validation_ce" in line)
 
-    assert last(tmp_path / "wrong", True) > 1.5 * last(tmp_path / "right", False)
+    right = last(tmp_path / "right", False)  # makes the cache, which the other reads: wrong rows do not pass the check at building
+    assert last(tmp_path / "wrong", True) > 1.5 * right
