@@ -29,6 +29,7 @@ class MultiTeacher(Trained):
     weighting: Literal["auto", "mean", "fixed", "confidence", "domain"] = "auto"  # auto: fixed where weights were given, else mean
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     teacher_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # weight of the teachers' term against the labels'
+    cache: Literal["on", "off"] = "on"  # on: each teacher is read once, alone in memory; off: all run beside the student
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
 
     def compress(self, job: Job) -> Checkpoint:
@@ -55,7 +56,7 @@ class MultiTeacher(Trained):
         def value(at: Positions) -> Any:
             return mixed_kl(at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature)
 
-        teachers = Teachers(models=job.teachers, vocabulary=shared_vocabulary(job, job.teachers), k=self.top_k, cache="on")
+        teachers = Teachers(models=job.teachers, vocabulary=shared_vocabulary(job, job.teachers), k=self.top_k, cache=self.cache)
         terms = [Term("forward-kl", self.teacher_share, value)]
         terms += [hard_labels(1 - self.teacher_share)] if self.teacher_share < 1 else []
         return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes)

@@ -24,9 +24,10 @@ from harness.contract import Budget, Job
 from harness.data import DataSource
 from harness.model import resolve, student_of
 from harness.stopwatch import at_rest, process_bytes, reset_peak
-from methods._losses import forward_kl, top_k_kl
+from methods._rows import Row
 from methods._teacher_cache import teacher_cache
-from methods._training import LoopSettings, Positions, Row, Term, backward_step, hard_labels, make_optimizers
+from methods._terms import Head, Objective, Positions, Term, distribution_kl, hard_labels
+from methods._training import LoopSettings, Stepper, make_optimizers
 
 ROWS, LENGTH, TRAINED_FROM = 4, 256, 128
 
@@ -51,23 +52,22 @@ def setting(name: str, folder: Path) -> tuple[Any, Any, list[Row], Any]:
 
 def distilled(at: Positions) -> Any:
     """The loss of `response` at its default temperature."""
-    if at.top is not None:
-        return top_k_kl(at.student_NV, at.top.ids_NK, at.top.log_p_NK, temperature=2.0)
-    assert at.teacher_NV is not None
-    return forward_kl(at.student_NV, at.teacher_NV, temperature=2.0)
+    return distribution_kl(at.student_NV, at.teachers[0], 2.0)
 
 
 def step(kind: str, student: Any, optimizer: Any, rows: list[Row], cached: Any) -> float:
     """Make one step; return its seconds."""
-    terms = [hard_labels()] if kind == "sft" else [Term("kl", 0.5, distilled, needs_teacher=True), hard_labels(0.5)]
+    plain = Objective(terms=[hard_labels()])
+    taught = Objective(terms=[Term("kl", 0.5, distilled), hard_labels(0.5)], sources=[cached], vocabulary=cached.meta["vocabulary"])
+    objective = plain if kind == "sft" else taught
+    stepper = Stepper(student.model, Head(student.model), objective, ROWS, student.pad_id)
     began = time.perf_counter()
-    backward_step(
-        rows, student=student.model, teacher=None, terms=terms, vocabulary=cached.meta["vocabulary"] if kind != "sft" else None,
-        micro_rows=ROWS, pad=student.pad_id, cached=cached if kind != "sft" else None, backward=lambda loss: loss.backward(),
-    )  # fmt: skip
+    stepper.backward(rows, weights={term.name: term.weight for term in objective.terms}, backward=lambda loss: loss.backward())
     optimizer.step()
     optimizer.zero_grad()
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    stepper.head.close()
+    return seconds
 
 
 def peak_of(name: str, kind: str, folder: Path) -> int:

@@ -1,0 +1,89 @@
+"""Eight distillations of one teacher with shared caches against the same eight with the teacher beside each: cost of a matrix of rows.
+
+Response at three temperatures and by JSD, selective by tokens and by rows, two teachers, chain-of-thought; a teacher four times the
+student's size (random weights: what is compared is cost), three passes over 300 problems each. Seconds of whole `compress` calls, the
+cached arm's caches made within it; the two arms alternate row by row, in one process.
+
+python tests/benchmarks/kd-matrix.py
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _form import figure, write
+from _pair import random_pair
+
+import methods
+import suites
+from harness.contract import Budget, Checkpoint, Job
+from harness.data import DataSource
+from harness.registry import Registry
+
+ROWS, PASSES = 300, 3
+MATRIX: list[tuple[str, dict[str, Any]]] = [
+    ("response", {"temperature": 1.0}), ("response", {}), ("response", {"temperature": 4.0}), ("response", {"divergence": "jsd"}),
+    ("selective", {}), ("selective", {"by": "confidence"}), ("multi-teacher", {}), ("cot", {"longest": 48}),
+]  # fmt: skip
+
+
+def main() -> None:
+    """Run both arms and write the figure."""
+    registry = Registry("method", methods.METHODS)
+    tasks = {"gsm8k-mini": suites.load("gsm8k-mini")}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        teacher, student, ratio = random_pair(folder)
+        second = Checkpoint(path=teacher.path, name="second", digest="of its own", bytes_on_disk=teacher.bytes_on_disk)
+        spent: dict[str, list[float]] = {"cached": [], "live": []}
+        for number, (name, settings) in enumerate(MATRIX):
+            for arm in ("cached", "live") if number % 2 == 0 else ("live", "cached"):
+                workdir = folder / f"{arm}-{number}"
+                workdir.mkdir()
+                cache = folder / "cache" if arm == "cached" else workdir / "cache"
+                job = Job(
+                    teachers=(teacher, second), student=str(student.path), student_base=student, tasks=tasks, source=DataSource(),
+                    budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS), seed=1, workdir=workdir, cache=cache,
+                )  # fmt: skip
+                own = dict(settings)
+                kept = {} if name == "cot" else {"cache": "on" if arm == "cached" else "off"}
+                made = registry.build("cot-unfiltered" if name == "cot" else name, {**own, **kept})
+                began = time.perf_counter()
+                _compress(made, job)
+                spent[arm].append(time.perf_counter() - began)
+                print(arm, name, own, f"{spent[arm][-1]:.1f} s", file=sys.stderr)
+    total = sum(spent["cached"]) / sum(spent["live"])
+    details = {
+        "rows": [f"{name} {json.dumps(settings)}" for name, settings in MATRIX], "teacher over student, parameters": ratio,
+        "seconds": {arm: [round(one, 2) for one in values] for arm, values in spent.items()},
+    }  # fmt: skip
+    write(
+        Path(__file__).stem,
+        [figure("kd-matrix", [total], unit="times the live arm", better="lower", target=0.6, peer="ours, cache off", details=details)],
+    )
+
+
+def _compress(method: Any, job: Job) -> None:
+    """Make a student; a random teacher solves nothing, so `cot` keeps whatever ended or was cut."""
+    if "ChainOfThought" in type(method).__name__:
+        from methods import _traces
+
+        plain = _traces.surviving
+
+        def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
+            return [(example, group[0].text) for example, group in zip(examples, texts, strict=True)], {}
+
+        _traces.surviving = everything
+        try:
+            method.compress(job)
+        finally:
+            _traces.surviving = plain
+        return
+    method.compress(job)
+
+
+if __name__ == "__main__":
+    main()

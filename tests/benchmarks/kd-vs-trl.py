@@ -1,0 +1,240 @@
+"""Off-policy logit distillation against trl's GKDTrainer (lmbda 0, beta 0): tokens a second and peak memory, one process a run, by turns.
+
+One pair (teacher four times the student's size, vocabulary 8,192, the teacher trained a little beforehand), one list of rows, two
+epochs, batch 16, fp32, no checkpointing, as many threads, AdamW with the same rates; trl groups rows by length as ours does. Cold: the
+teacher's cache is made within the time. Memory: rise of the process's peak over what it was after the imports. Afterwards both students
+are read by one evaluator: cross-entropy on held-out rows, and the divergence from the teacher.
+
+python tests/benchmarks/kd-vs-trl.py [ROUNDS]     (needs trl 1.16 in this environment, or on PYTHONPATH)
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROWS, EPOCHS, BATCH, RATE, VOCABULARY, TEACHING = 400, 2, 16, 1e-3, 8_192, 120_000
+
+LOOP: dict[str, Any] = {
+    "learning_rate": RATE, "batch_rows": BATCH, "micro_rows": BATCH, "warmup": 0.05, "weight_decay": 0.01, "clip": 1.0,
+    "validation_rows": 50,
+}  # fmt: skip
+
+
+def rows_of(split: str, count: int) -> Any:
+    """Return tokenised rows of the generated word problems."""
+    from itertools import islice
+
+    from transformers import AutoTokenizer
+
+    import suites
+    from harness.data import DataSource
+    from harness.model import EMBEDDED
+    from methods._base import worked
+    from methods._rows import encode
+
+    texts = worked(islice(suites.load("gsm8k-mini").examples(split, DataSource()), count))
+    return encode(AutoTokenizer.from_pretrained(EMBEDDED / "tiny"), texts, longest=512)[0]
+
+
+def job_in(folder: Path) -> Any:
+    """Return a job with the pair of the folder."""
+    import suites
+    from harness.checkpoint import describe
+    from harness.contract import Budget, Job
+    from harness.data import DataSource
+
+    teacher, student = (describe(folder / name, name=name) for name in ("teacher", "student"))
+    return Job(
+        teachers=(teacher,), student=str(student.path), student_base=student, tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
+        source=DataSource(), budget=Budget(seen_tokens=1), seed=1, workdir=folder, cache=folder / "cache",
+    )  # fmt: skip
+
+
+def teach(folder: Path) -> None:
+    """Make the pair, and train the teacher so far that it has something to say."""
+    import torch
+    from _pair import random_pair
+
+    from harness.model import open_model
+    from methods._terms import Objective, hard_labels
+    from methods._training import LoopSettings, fit
+
+    teacher, _, _ = random_pair(folder, vocabulary=VOCABULARY)
+    opened = open_model(teacher)
+    loop = LoopSettings(
+        learning_rate=RATE, batch_rows=BATCH, micro_rows=BATCH, warmup=0.05, weight_decay=0.01, clip=1.0, validation_rows=50
+    )
+    (folder / "work").mkdir()
+    fit(
+        opened, rows=rows_of("train", 2_000), validation=rows_of("validation", 50), objective=Objective(terms=[hard_labels()]),
+        settings=loop, seen_tokens=TEACHING, seed=0, workdir=folder / "work",
+    )  # fmt: skip
+    opened.model.to(torch.float32).save_pretrained(folder / "teacher")
+
+
+def ours(folder: Path, out: Path) -> dict[str, float]:
+    """Train by our loop: the teacher's cache is made when it is not there."""
+    from harness.model import open_model
+    from harness.stopwatch import process_bytes, reset_peak
+    from methods._teacher_cache import teacher_cache
+    from methods._terms import Objective, Term, distribution_kl
+    from methods._training import LoopSettings, fit
+
+    rows, job = rows_of("train", ROWS), job_in(folder)
+    budget = EPOCHS * sum(len(row.ids) for row in rows)
+    reset_peak()
+    rest = process_bytes("VmRSS") or 0
+    began = time.perf_counter()
+    cached = teacher_cache(job, job.teacher, rows, k=64, width=VOCABULARY)
+    student = open_model(job.student_base)
+    loop = LoopSettings(**LOOP)
+    objective = Objective(
+        terms=[Term("kl", 1.0, lambda at: distribution_kl(at.student_NV, at.teachers[0], 1.0))], sources=[cached], vocabulary=VOCABULARY
+    )
+    (out / "work").mkdir(parents=True)
+    spent = fit(
+        student, rows=rows, validation=rows[:1], objective=objective, settings=loop, seen_tokens=budget, seed=1, workdir=out / "work"
+    )
+    seconds = time.perf_counter() - began
+    peak = process_bytes("VmHWM") or 0
+    student.model.save_pretrained(out)
+    return {"seconds": seconds, "rise": peak - rest, "tokens": spent["seen"], "steps": spent["step"]}
+
+
+def trl(folder: Path, out: Path) -> dict[str, float]:
+    """Train by trl's GKDTrainer on the same rows."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    from harness.stopwatch import process_bytes, reset_peak
+    from methods._rows import collate
+
+    rows = rows_of("train", ROWS)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+
+    def collator(items: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = [rows[item["index"]] for item in items]
+        ids, attention, trained = collate(batch, tokenizer.pad_token_id)
+        labels = torch.where(trained, ids, torch.full_like(ids, -100))
+        return {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "labels": labels,
+            "prompts": ids[:, :1],
+            "prompt_attention_mask": attention[:, :1],
+        }
+
+    lengths = [len(row.ids) for row in rows]
+    data = Dataset.from_dict({"index": list(range(len(rows))), "length": lengths, "input_ids": [list(row.ids) for row in rows]})
+    reset_peak()
+    rest = process_bytes("VmRSS") or 0
+    began = time.perf_counter()
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("student", "teacher"))
+    arguments = GKDConfig(
+        output_dir=str(out / "work"), per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, learning_rate=RATE, lmbda=0.0, beta=0.0,
+        seq_kd=False, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.01, adam_beta2=0.95, max_grad_norm=1.0,
+        gradient_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        train_sampling_strategy="group_by_length", length_column_name="length", dataloader_num_workers=0, seed=1,
+    )  # fmt: skip
+    trainer = GKDTrainer(
+        model=student, teacher_model=teacher, args=arguments, data_collator=collator, train_dataset=data, processing_class=tokenizer
+    )
+    trainer.train()
+    seconds = time.perf_counter() - began
+    peak = process_bytes("VmHWM") or 0
+    student.save_pretrained(out)
+    return {"seconds": seconds, "rise": peak - rest, "tokens": EPOCHS * sum(lengths), "steps": trainer.state.global_step}
+
+
+def evaluate(folder: Path, out: Path) -> dict[str, float]:
+    """Read a student on held-out rows: cross-entropy of the text, and divergence from the teacher."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from methods._losses import cross_entropy, forward_kl
+    from methods._rows import batch_of
+    from methods._terms import Head
+
+    rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
+    heads = [Head(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval()) for one in (out, folder / "teacher")]
+    found = {"ce": 0.0, "kl": 0.0}
+    count = 0
+    for start in range(0, len(rows), 16):
+        batch = batch_of(rows[start : start + 16], 1)
+        with torch.no_grad():
+            student, teacher = (head(batch) for head in heads)
+        found["ce"] += float(cross_entropy(student, batch.ids[:, 1:][batch.mask]).sum())
+        found["kl"] += float(forward_kl(student, teacher).sum())
+        count += int(batch.mask.sum())
+    return {name: round(value / count, 5) for name, value in found.items()}
+
+
+PARTS = {"teach": lambda folder, out: teach(folder), "ours": ours, "trl": trl, "evaluate": evaluate}
+
+
+def part(name: str, folder: Path, out: str = "unused") -> Any:
+    """Run a part in a process of its own; return what it says."""
+    line = [sys.executable, __file__, "--part", name, str(folder), str(folder / out)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Alternate cold, trl and warm runs, and write three figures."""
+    if len(sys.argv) > 1 and sys.argv[1] == "--part":
+        print(json.dumps(PARTS[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]))))
+        return
+    import shutil
+    from importlib import metadata
+
+    from _form import figure, write
+
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    speeds: dict[str, list[float]] = {"cold": [], "trl": [], "warm": []}
+    rises: dict[str, list[float]] = {"cold": [], "trl": [], "warm": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        part("teach", folder)
+        for number in range(rounds):
+            for kind in ("cold", "trl", "warm") if number % 2 == 0 else ("trl", "cold", "warm"):
+                if kind == "cold":
+                    shutil.rmtree(folder / "cache", ignore_errors=True)
+                shutil.rmtree(folder / kind, ignore_errors=True)
+                found = part("trl" if kind == "trl" else "ours", folder, kind)
+                speeds[kind].append(found["tokens"] / found["seconds"])
+                rises[kind].append(found["rise"] / 2**20)
+                print(kind, found, file=sys.stderr)
+        losses = {kind: part("evaluate", folder, kind) for kind in ("warm", "trl")}
+    details = {
+        "trl": metadata.version("trl"), "tokens a second": {k: [round(one) for one in v] for k, v in speeds.items()},
+        "rise, MiB": {k: [round(one) for one in v] for k, v in rises.items()}, "held-out, nats a token": losses,
+        "validation cross-entropy at least as good": losses["warm"]["ce"] <= losses["trl"]["ce"] * 1.001,
+    }  # fmt: skip
+    peer = f"trl {metadata.version('trl')} GKDTrainer"
+
+    def ratios(kind: str) -> list[float]:
+        return [a / b for a, b in zip(speeds[kind], speeds["trl"], strict=True)]
+
+    memory = [a / b for a, b in zip(rises["warm"], rises["trl"], strict=True)]
+    write(
+        Path(__file__).stem,
+        [
+            figure(
+                "kd-vs-trl:cold", ratios("cold"), unit="times the tokens a second", better="higher", target=1.2, peer=peer, details=details
+            ),
+            figure("kd-vs-trl:warm", ratios("warm"), unit="times the tokens a second", better="higher", target=1.8, peer=peer),
+            figure("kd-vs-trl:memory", memory, unit="times the rise of peak memory", better="lower", target=0.6, peer=peer),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
