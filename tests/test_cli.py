@@ -7,7 +7,7 @@ import sys
 import pytest
 
 OPTIONS = {
-    "run": "--backend --grid --rounds --batch-size --budget --cache --chat-template --system --include-path --noise "
+    "run": "--backend --grid --rounds --batch-size --budget --cache --chat-template --system --track --tune --include-path --noise "
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods --no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait",
     "list": "--help",

@@ -93,7 +93,6 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"seeds": 0}, "--seeds"),
         ({"device": "gpu"}, "--device"),
         ({"methdos": ["cot"]}, "did you mean 'methods'"),
-        ({"teacher": ["tiny", "tiny-math"]}, "2 teachers"),
     ],
 )
 def test_mistakes_are_refused_in_one_line_that_says_what_to_type(values, said):
@@ -172,3 +171,56 @@ def test_two_packages_cannot_claim_one_name(monkeypatch):
 def test_a_method_that_cannot_be_imported_says_so():
     with pytest.raises(HarnessError, match="cannot be imported from nowhere:Nothing"):
         Registry("method", {"odd": "nowhere:Nothing"}).load("odd")
+
+
+def test_several_teachers_have_weights_rows_and_keys_of_their_own():
+    found = plan(methods=["multi-teacher"], teacher=["tiny=3", "tiny-math=1"], controls=False)
+    assert [cell.label for cell in found.cells] == ["teacher", "teacher tiny-math", "multi-teacher"]
+    assert found.config.teacher_weights == (0.75, 0.25) and [cell.is_teacher for cell in found.cells] == [True, False, False]
+    equal = plan(methods=["multi-teacher"], teacher=["tiny", "tiny-math"], controls=False)
+    turned = plan(methods=["multi-teacher"], teacher=["tiny-math", "tiny"], controls=False)
+    assert len({one.cells[-1].key for one in (found, equal, turned)}) == 3
+    assert len({cell.key for cell in found.cells}) == 3 and found.cells[0].key != plan(methods=["sft"]).cells[0].key
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or none"), (["tiny=0", "tiny-math=1"], "a weight above 0"),
+        (["tiny", "tiny"], "named twice"), (["tiny=1.2.3", "tiny-math=1"], "a weight above 0"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_none_are_refused(teacher, said):
+    with pytest.raises(HarnessError, match=said):
+        plan(methods=["multi-teacher"], teacher=teacher)
+
+
+def test_a_mixture_of_one_teacher_is_refused_with_what_to_type():
+    with pytest.raises(HarnessError, match=r"multi-teacher needs two teachers or more; type for example --teacher tiny,tiny-math"):
+        plan(methods=["multi-teacher"])
+
+
+def test_another_name_of_a_method_is_the_same_row():
+    assert labels(methods=["cot-human", "sft"], controls=False) == ["teacher", "sft"]
+
+
+def test_a_control_takes_over_what_its_row_hands_on():
+    found = plan(methods=["selective", "selective[by=short,share=0.25]"])
+    assert [cell.label for cell in found.cells if cell.method == "selective-random"] == [
+        "selective-random", "selective-random[unit=rows,share=0.25]",
+    ]  # fmt: skip
+    assert [cell.handed_on for cell in found.cells if cell.method == "selective"] == [
+        {"share": 0.5, "unit": "tokens"}, {"share": 0.25, "unit": "rows"},
+    ]  # fmt: skip
+
+
+def test_a_list_of_terms_is_a_row_whose_name_can_stand_in_a_list():
+    [cell] = plan(methods=["response"], set={"response": {"terms": ["jsd=0.7", "ce=0.3"]}}, controls=False).cells[1:]
+    assert cell.label == "response[terms=jsd=0.7+ce=0.3]" and cell.settings["terms"] == ["jsd=0.7", "ce=0.3"]
+
+
+def test_a_searched_rate_and_a_tracker_that_is_missing():
+    plain, tuned = (plan(methods=["sft"], tune=tune).cells[1].key for tune in (False, True))
+    assert plain != tuned
+    with pytest.raises(HarnessError, match=r"--track trackio: that package is not installed; type: pip install trackio"):
+        plan(methods=["sft"], track="trackio")

@@ -87,8 +87,23 @@ def test_the_tree_is_the_tree():
     tree = README.partition("## The tree")[2].split("```")[1].strip("\n")
     assert tree.startswith("harness/")
     inner = [line for line in tree.splitlines() if line.startswith(" " * 15)]
-    modules = {name for line in inner for name in re.findall(r"[a-z_]+", line[30:])}
+    above, below = tree.split("\nmethods/")
+    modules = {name for line in above.splitlines() if line in inner for name in re.findall(r"[a-z_]+", line[30:])}
     assert modules == {path.stem for path in (ROOT / "harness").glob("*.py")} - {"__init__"}
+    machinery = set(re.findall(r"\b_[a-z_]+", below.partition("\nsuites/")[0]))
+    assert machinery == {path.stem for path in (ROOT / "methods").glob("_*.py")} - {"__init__"}
+
+
+def test_every_method_is_named():
+    from methods import METHODS
+
+    table = README.partition("## The methods")[2].partition("## A method of your own")[0]
+    assert set(METHODS) <= set(re.findall(r"`([\w-]+)`", table))
+
+
+def test_the_folders_of_the_tree_are_there():
+    tree = README.partition("## The tree")[2].split("```")[1].strip("\n")
+    inner = [line for line in tree.splitlines() if line.startswith(" " * 15)]
     for line in [line for line in tree.splitlines() if line not in inner]:
         folder = ("harness/" if line.startswith("  ") else "") + line.split()[0]
         assert (ROOT / folder).is_dir(), folder

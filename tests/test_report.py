@@ -280,3 +280,35 @@ def test_every_column_is_explained():
     known = {*report.GLOSSARY, "against", "task", "difference (points)", "verdict"}
     words = {column.removesuffix(" x") for column in known} | known
     assert {column.removesuffix(" MiB").removesuffix(" x") for column in columns} <= words
+
+
+def test_a_row_stands_against_its_own_control_and_not_against_anothers():
+    def row(label, share, **more):
+        return make(label, 0.5, seed=1, settings={"share": share, "unit": "tokens"}, **more)
+
+    records = [
+        make("teacher", 0.9),
+        *(row(f"selective[{s}]", s, controls=("selective-random",), handed_on={"share": s, "unit": "tokens"}) for s in (0.3, 0.5)),
+        *(row(f"selective-random[{share}]", share, control=True) for share in (0.3, 0.5)),
+    ]
+    [found] = report.group(records)
+    table = report.controls(found)
+    pairs = {(line["row"], line["against"]) for line in table.exact}
+    assert pairs == {("selective[0.3]", "selective-random[0.3]"), ("selective[0.5]", "selective-random[0.5]")}
+
+
+def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
+    weak = [make("teacher", 0.1), make("untouched", 0.6, control=True), make("response", 0.6, seed=1, family="distillation")]
+    assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(report.group(weak)[0]))
+    strong = [make("teacher", 0.9), *weak[1:]]
+    assert not any("WARNING" in line for line in report.notes(report.group(strong)[0]))
+
+
+def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
+    both = (ModelReference(name="tiny", digest="d"), ModelReference(name="other", digest="e"))
+    records = [
+        make("response", 0.6, seed=1, teachers=both), make("teacher other", 0.7, teachers=both, method="teacher"),
+        make("teacher", 0.9, teachers=both),
+    ]  # fmt: skip
+    [found] = report.group(records)
+    assert [row.label for row in report.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
