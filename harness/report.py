@@ -4,11 +4,11 @@ Records are grouped before anything is compared: rows of one table share teacher
 dtype, scoring path, machine and task versions. What was not measured is a dash, and a note says why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import stats
 from harness.groups import TEACHER, Group, Row, compare, group, ordered
@@ -67,7 +67,8 @@ GLOSSARY = {
     "energy J": "of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter can be read",
     "teacher s": "seconds of the teacher's forward passes for this row alone, within train s",
     "teacher FLOPs": "its forward passes for this row alone",
-    "shared s": "seconds that the teacher's cached work (traces) took when it was made",
+    "rate": "learning rate; chosen on a held-out slice of the training rows, once for all seeds",
+    "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
     "its share s": "the same divided by the rows of this table that use it",
     "money": "price x (device s + its share s)",
 }
@@ -273,7 +274,20 @@ def speed(found: Group) -> Table:
             if length is not None:
                 line.add(f"length x{mark}", length, lambda v: f"{v:.2f}{'' if _BAND[0] <= v <= _BAND[1] else ' !'}")
         rows.append((line.shown, line.exact))
-    return _table("speed", f"Speed ({_timed_under(found)})", rows)
+    return _table("speed", f"Speed ({_timed_under(found)})", _without_dashes(rows))
+
+
+def _without_dashes(rows: list[tuple[dict[str, str], dict[str, object]]]) -> list[tuple[dict[str, str], dict[str, object]]]:
+    """Leave out the columns that no row has a value for, where nothing was timed; all of them stand where something was."""
+    if any(shown.get("decode x", DASH) != DASH for shown, _ in rows):
+        return rows
+    filled = {column for shown, _ in rows for column, text in shown.items() if text != DASH}
+    empty = {column for shown, _ in rows for column in shown} - filled
+
+    def kept(line: Mapping[str, Any]) -> dict[str, Any]:
+        return {column: value for column, value in line.items() if column not in empty}
+
+    return [(kept(shown), kept(exact)) for shown, exact in rows]
 
 
 _KEEP = 0.95
@@ -346,7 +360,7 @@ def scenarios(found: Group) -> Table | None:
     return _table("scenarios", "Speed by scenario", rows) if len(distinct) > 1 else None
 
 
-def memory(found: Group) -> Table:
+def memory(found: Group) -> Table | None:
     """Bytes: on disk, of weights in memory, of keys and values, of the rest, and at the peak."""
     rows = []
     base = {name: _mean(found.teacher, name) for name in ("weight_bytes_disk", "weight_bytes_resident")}
@@ -371,7 +385,8 @@ def memory(found: Group) -> Table:
         line.add("load s", load, lambda v: f"{v:.3g}")
         line.add("first call s", _mean(row, "first_call_seconds"), lambda v: f"{v:.3g}")
         rows.append((line.shown, line.exact))
-    return _table("memory", f"Memory ({_timed_under(found)})", rows)
+    weighed = any(text != DASH for shown, _ in rows for column, text in shown.items() if column != "row")
+    return _table("memory", f"Memory ({_timed_under(found)})", rows) if weighed else None
 
 
 def training(found: Group, price: float | None = None) -> Table | None:
@@ -394,6 +409,8 @@ def training(found: Group, price: float | None = None) -> Table | None:
 
         line.add("seen", mean(lambda one: one.seen_tokens), lambda v: f"{v:,.0f}")
         line.add("trained", mean(lambda one: one.trained_tokens), lambda v: f"{v:,.0f}")
+        if any(record.tuned for each in found.rows for record in each.records):
+            line.add("rate", _rate(row), lambda v: f"{v:g}")
         line.add("train s", mean(lambda one: one.seconds), lambda v: f"{v:.1f}")
         line.add("device s", mean(lambda one: one.device_seconds or None), lambda v: f"{v:.1f}")
         line.add("FLOPs", mean(lambda one: one.flops), lambda v: f"{v:.2e}")
@@ -411,6 +428,13 @@ def training(found: Group, price: float | None = None) -> Table | None:
         rows.append((line.shown, line.exact))
     title = "Training cost" if price is None else f"Training cost (at {price:g} a device-hour)"
     return _table("training", title, rows) if rows else None
+
+
+def _rate(row: Row) -> float | None:
+    """Return the learning rate of a row: the chosen one, else the set one."""
+    record = row.done[0]
+    found = record.cost.notes.get("learning_rate", record.settings.get("learning_rate"))
+    return float(found) if isinstance(found, (int, float)) else None
 
 
 def _mean(row: Row | None, name: str) -> float | None:

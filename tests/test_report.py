@@ -293,7 +293,7 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
     ]
     [found] = report.group(records)
     table = report.controls(found)
-    pairs = {(line["row"], line["against"]) for line in table.exact}
+    pairs = set(zip(table.frame["row"], table.frame["against"], strict=True))
     assert pairs == {("selective[0.3]", "selective-random[0.3]"), ("selective[0.5]", "selective-random[0.5]")}
 
 
