@@ -50,11 +50,13 @@ def _shown(name: str) -> str:
 
 
 def _lineage(record: RunRecord) -> str:
-    teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in record.teachers)
+    named = record.cost.notes.get("taught_by", [])
+    taught = [one for one in record.teachers if isinstance(named, list) and one.name in named]
+    teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
     start = f"`{_shown(record.student_base.name)}` ({record.student_base.digest[:12]})"
     how = f"as `{record.student_recipe}` of it" if ":" in record.student_recipe else "as it is"
     lines = [
-        f"Made by the method `{record.label}` from {start}, started {how}, with the teacher {teachers}.",
+        f"Made by the method `{record.label}` from {start}, started {how}, taught by {teachers}.",
         f"Weights, configuration and tokenizer have the digest `{record.student.digest if record.student else '-'}`.",
     ]
     if record.trains:

@@ -148,7 +148,8 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     progress(Progress(stage="start", done=0, total=1))
     threads = torch.get_num_threads()
     tasks = _tasks(job.tasks, job.include_path)
-    source = DataSource(folder=job.data_dir, render=_renderer(job))
+    render, show = _renderer(job)
+    source = DataSource(folder=job.data_dir, render=render, show=show)
     student, cost = _student(job, tasks, source, progress)
     with _backend(job, student, job.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
@@ -312,21 +313,25 @@ def _noise_floor(
     return tuple(found)
 
 
-def _renderer(job: CellJob) -> Callable[[Example], Example]:
-    """Return how training items are shown: as they are, or as the scorer shows them in the chat template."""
+def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
+    """Return how training items are shown to the student, and prompts to a model by its tokenizer: as the scorer shows them."""
     if not job.chat:
-        return lambda example: example
+        return (lambda example: example), (lambda tokenizer, prompt: prompt)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(job.student_base.path)
+    own = AutoTokenizer.from_pretrained(job.student_base.path)
     system = [{"role": "system", "content": job.system}] if job.system else []
 
-    def render(example: Example) -> Example:
-        turns = [*system, {"role": "user", "content": example.prompt}]
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return replace(example, prompt=prompt, completion=example.completion.lstrip(), answer=example.answer.lstrip())
+    def show(tokenizer: Any, prompt: str) -> str:
+        turns = [*system, {"role": "user", "content": prompt}]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text
 
-    return render
+    def render(example: Example) -> Example:
+        completion, answer = example.completion.lstrip(), example.answer.lstrip()
+        return replace(example, prompt=show(own, example.prompt), plain=example.prompt, completion=completion, answer=answer)
+
+    return render, show
 
 
 def _tasks(names: tuple[str, ...], include_path: Path | None) -> dict[str, Task]:

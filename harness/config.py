@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,8 +118,20 @@ def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, 
 
 def split_list(text: str) -> list[str]:
     """Split `cot,response[temperature=1,teacher_share=1]` at the commas outside brackets."""
-    parts = re.split(r",(?![^\[]*\])", text)
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in _parts(text, lambda rest: True) if part.strip()]
+
+
+def _parts(text: str, splits: Callable[[str], bool]) -> list[str]:
+    """Split at commas outside brackets and quotes behind which `splits` holds."""
+    parts, depth, quoted = [""], 0, False
+    for at, sign in enumerate(text):
+        quoted ^= sign == '"'
+        depth += (sign == "[") - (sign == "]") if not quoted else 0
+        if sign == "," and depth == 0 and not quoted and splits(text[at + 1 :]):
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def value_of(text: str) -> JsonValue:
@@ -148,7 +160,7 @@ def parse_method(spec: str) -> tuple[str, dict[str, JsonValue]]:
     if not match:
         raise HarnessError(f"method {spec!r} is not NAME or NAME[SETTING=VALUE,...]; write for example response[temperature=4]")
     settings: dict[str, JsonValue] = {}
-    for part in filter(None, (match[2] or "").split(",")):
+    for part in filter(None, _parts(match[2] or "", lambda rest: re.match(r"\s*\w+=", rest) is not None)):
         key, equals, value = part.partition("=")
         if not equals:
             raise HarnessError(f"method {spec!r}: {part!r} is not SETTING=VALUE")

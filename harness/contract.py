@@ -37,6 +37,12 @@ class Example:
     completion: str  # worked solution in the scorer's answer form, from the training split's gold
     answer: str  # the same without the work: what `answer-only` trains on
     gold: str  # what a grader compares with
+    plain: str = ""  # the prompt before it was shown in a chat template; "" where it was not
+
+    @property
+    def asked(self) -> str:
+        """The prompt without a template: what is shown to a model of another template."""
+        return self.plain or self.prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,10 @@ class NoSplit(HarnessError):
     """A task has no such split, or none that may be trained on."""
 
 
+def _plain(tokenizer: Any, prompt: str) -> str:
+    return prompt
+
+
 def _as_it_is(example: Example) -> Example:
     return example
 
@@ -36,7 +40,8 @@ class DataSource:
     """
 
     folder: Path | None = None
-    render: Callable[[Example], Example] = field(default=_as_it_is, compare=False)  # what the model is shown, e.g. by a chat template
+    render: Callable[[Example], Example] = field(default=_as_it_is, compare=False)  # what the student is shown, e.g. by its chat template
+    show: Callable[[Any, str], str] = field(default=_plain, compare=False)  # (tokenizer, plain prompt) -> what a model with it is shown
 
     @classmethod
     def from_environment(cls, folder: str | None = None) -> "DataSource":

@@ -44,14 +44,19 @@ class LanguageModel:
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Encode as the tokenizer would by default; a text that already starts with BOS (a chat template's) gets no second one."""
-        bos = self.tokenizer.bos_token
-        add = True if special is None else special
-        return list(self.tokenizer(text, add_special_tokens=add and not (bos and text.startswith(bos)))["input_ids"])
+        return encoded(self.tokenizer, text, special=special)
 
     @property
     def context(self) -> int:
         """The longest sequence that the model was built for, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 2048))
+
+
+def encoded(tokenizer: Any, text: str, *, special: bool | None = None) -> list[int]:
+    """Encode a prompt: special tokens as the tokenizer adds them, but no second BOS before a text that starts with one."""
+    bos = tokenizer.bos_token
+    add = True if special is None else special
+    return list(tokenizer(text, add_special_tokens=add and not (bos and text.startswith(bos)))["input_ids"])
 
 
 def is_embedded(name: str) -> bool:

@@ -118,6 +118,9 @@ def make_plan(
     if not config.methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
     rows = _rows(config, methods)
+    names = [one.name for one in teachers]
+    if len(set(names)) < len(names) or len({one.digest for one in teachers}) < len(teachers):
+        raise HarnessError(f"--teacher: {', '.join(names)}: two teachers have one name or the same weights; rename a folder, or drop one")
     lonely = [row.name for row in rows if getattr(row.method, "several_teachers", False)] if len(teachers) < 2 else []
     if lonely:
         raise HarnessError(f"{lonely[0]} needs two teachers or more; type for example --teacher tiny,tiny-math")

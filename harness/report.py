@@ -274,13 +274,16 @@ def speed(found: Group) -> Table:
             if length is not None:
                 line.add(f"length x{mark}", length, lambda v: f"{v:.2f}{'' if _BAND[0] <= v <= _BAND[1] else ' !'}")
         rows.append((line.shown, line.exact))
-    return _table("speed", f"Speed ({_timed_under(found)})", _without_dashes(rows))
+    return _table("speed", f"Speed ({_timed_under(found)})", rows if _timed(found) else _without_dashes(rows))
+
+
+def _timed(found: Group) -> bool:
+    records = [record for row in found.rows for record in row.done]
+    return any(record.measured(name) for record in records for name in ("decode_speedup", "decode_tokens_per_second"))
 
 
 def _without_dashes(rows: list[tuple[dict[str, str], dict[str, object]]]) -> list[tuple[dict[str, str], dict[str, object]]]:
-    """Leave out the columns that no row has a value for, where nothing was timed; all of them stand where something was."""
-    if any(shown.get("decode x", DASH) != DASH for shown, _ in rows):
-        return rows
+    """Leave out the columns that no row has a value for."""
     filled = {column for shown, _ in rows for column, text in shown.items() if text != DASH}
     empty = {column for shown, _ in rows for column in shown} - filled
 

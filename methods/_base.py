@@ -113,6 +113,7 @@ class Trained:
 
         loop = LoopSettings(**{field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)})
         told: dict[str, Any] = dict(notes or {})
+        written = list(shared)  # what the method itself had a teacher do: traces, or losses on validation rows
         shared = [*shared, *(one.cost() for one in kept)]
         run = {"seen_tokens": budget, "mixed_precision": "bf16" if job.dtype == "bfloat16" else "no"}
         if job.tune:
@@ -127,11 +128,13 @@ class Trained:
             student, rows=rows, validation=encode(student.tokenizer, held_out, longest=student.context)[0], objective=aim, settings=loop,
             seed=job.seed, workdir=job.workdir, track=job.track, progress=job.progress, **run,
         )  # fmt: skip
+        taught = teachers.models if teachers else (job.teacher,) if written else ()
+        told["taught_by"] = [one.name for one in taught]
         told |= {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], "terms": spent["terms"]}
         if kept:
             told |= {"teacher_cache": [one.key for one in kept], "cached_tokens_of_each": kept[0].k}
         cost = _cost(student, rows, spent, aim, shared=shared, notes=told)
-        parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in job.teachers if sources or shared))))
+        parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in taught))))
         made = save_student(
             student, job.workdir / "student", name=type(self).__name__, dtype=stored_dtype(job.student_base), parents=parents
         )

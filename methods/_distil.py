@@ -4,7 +4,7 @@ They are one method with different defaults: any of them can be given the others
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -39,6 +39,7 @@ class Distilled(Trained):
     attention_layers: str = "auto"  # auto: the last two blocks
     attention_kind: Literal["auto", "maps", "relations"] = "auto"  # auto: maps where both have as many heads
     relation_heads: Annotated[int, Field(ge=0, le=4096)] = 0  # 0: as many as divide both widths
+    attention_tokens: Annotated[int, Field(ge=2)] = 512  # positions of a row that are compared: memory grows with their square
     terms: tuple[str, ...] = ()  # a list in place of the weights above: ["forward-kl=0.5", "ce=0.5", "feature=auto"]
 
     cache: Literal["auto", "on", "off"] = "auto"  # keep what the teacher thinks; auto: where the budget reads every row once and more
@@ -68,17 +69,30 @@ class Distilled(Trained):
             found.append((match[1], "auto" if match[2] == "auto" else float(match[2])))
         return found
 
+    def hands_on(self) -> dict[str, object]:
+        """Its controls start alike and, where they read the teacher's logits, by the same divergence: one thing differs, not three."""
+        defaults = type(self)()
+        names = ("start", "temperature", "divergence", "beta", "alpha", "teacher_share", "teacher")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(defaults, name)}
+
     def compress(self, job: Job) -> Checkpoint:
         """Train against the teacher: from its cached distributions, or with the teacher beside the student."""
         return self.distil(job, self._examples(job))
 
     def distil(
-        self, job: Job, examples: list[Example], *, selection: "Selection | None" = None, over: Any = None, notes: Any = None
+        self,
+        job: Job,
+        examples: list[Example],
+        *,
+        selection: "Selection | None" = None,
+        over: Any = None,
+        notes: Any = None,
+        shared: Sequence[dict[str, Any]] = (),
     ) -> Checkpoint:
         """Train on examples with this method's terms; `over` are more rows than these that the teacher's cache shall hold."""
         return self.train(
             job, worked(examples), terms=self.loss_terms(), teachers=self.teachers(job, over=over), selection=selection,
-            inwards=self.inwards(), notes=notes,
+            inwards=self.inwards(), notes=notes, shared=shared,
         )  # fmt: skip
 
     def _examples(self, job: Job) -> list[Example]:
@@ -118,16 +132,22 @@ class Distilled(Trained):
         return Inwards(
             hidden=self.feature_layers if "feature" in names else "", attention=self.attention_layers if "attention" in names else "",
             distance=self.feature_distance, maps=self.attention_kind, relation_heads=self.relation_heads,
+            longest=self.attention_tokens,
         )  # fmt: skip
 
     def loss_terms(self) -> "list[Term]":
         """Return the terms of the loss."""
-        from methods._terms import Positions, Term, hard_labels
+        from methods._terms import Positions, Term, hard_labels, trained_tokens
 
         values: dict[str, Callable[[Positions], Any]] = {name: divergence_of(self, name) for name in DIVERGENCES}
         values["feature"] = lambda at: at.inside.features(at)  # type: ignore[union-attr]
         values["attention"] = lambda at: at.inside.attentions(at)  # type: ignore[union-attr]
-        return [hard_labels(weight) if name == "ce" else Term(name, weight, values[name]) for name, weight in self.weights()]
+        inwards = self.inwards()
+        counts = {"attention": inwards.attended} if inwards is not None else {}
+        return [
+            hard_labels(weight) if name == "ce" else Term(name, weight, values[name], counts.get(name, trained_tokens))
+            for name, weight in self.weights()
+        ]
 
 
 def divergence_of(method: Any, name: str) -> Callable[[Any], Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.errors import CellFailed
 from harness.model import LanguageModel
 from methods._losses import attention_kl, hidden_distance
-from methods._rows import Batch
+from methods._rows import Batch, Row
 from methods._terms import Positions
 
 _TAPPED = "harness_tapped"
@@ -37,6 +37,10 @@ class Inwards:
     maps: Literal["auto", "maps", "relations"] = "auto"
     relation_heads: int = 0  # 0: the most that divide both models' widths
     longest: int = 512  # positions of a row whose attention is compared
+
+    def attended(self, row: Row) -> int:
+        """Return how many trained positions of a row have their attention compared."""
+        return max(0, min(len(row.ids) - 1, self.longest) - (row.trained_from - 1))
 
 
 def parse_pairs(text: str, students: int, teachers: int, *, most: int, setting: str) -> Pairs:
@@ -144,6 +148,7 @@ class Inside:
         tokens = 0
         for batch in batches:
             real = batch.attention.bool()
+            real[:, 0] = False  # its states are huge, and take no part in the loss
             tokens += int(real.sum())
             for index, (ours, theirs) in enumerate(self.hidden):
                 assert ours.value is not None and theirs.value is not None

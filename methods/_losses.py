@@ -77,12 +77,14 @@ def skew_kl(student_NV: Tensor, teacher_NV: Tensor, *, alpha: float, temperature
 def top_k_kl(student_NV: Tensor, ids_NK: Tensor, log_p_NK: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return `tau^2 * KL` over k + 1 outcomes: the teacher's k likeliest tokens and, as one, all others (the tail bucket).
 
-    `log_p_NK` are the teacher's log-probabilities at temperature 1. A lower bound of the dense KL, equal at k = V - 1; it
-    keeps the student from moving mass out of the support. At another temperature the tail is softened as one lump.
+    `log_p_NK` are the teacher's log-probabilities at temperature 1. The tail keeps the student from moving mass out of the support. Both
+    sides are gathered to k + 1 outcomes at temperature 1 and softened after that, so that equal models have no loss at any temperature (a
+    tail of V - k softened tokens against one softened lump would be 6 nats for equal models of a large vocabulary). At temperature 1 it is
+    a lower bound of the dense KL; at k = V - 1 it equals it.
     """
-    log_q_NV = torch.log_softmax(student_NV.float() / temperature, dim=-1)
-    log_q = _with_tail(torch.gather(log_q_NV, 1, ids_NK))
-    log_p = torch.log_softmax(_with_tail(log_p_NK.float()) / temperature, dim=-1)
+    log_q = _with_tail(torch.gather(torch.log_softmax(student_NV.float(), dim=-1), 1, ids_NK))
+    log_p = _with_tail(log_p_NK.float())
+    log_q, log_p = (torch.log_softmax(one / temperature, dim=-1) for one in (log_q, log_p))
     return temperature**2 * _kl(log_p, log_q)
 
 

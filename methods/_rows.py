@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.model import encoded
+
 
 @dataclass(frozen=True)
 class Row:
@@ -60,7 +62,7 @@ def encode(tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int) ->
     rows: list[Row] = []
     too_long = 0
     for prompt, completion, *tag in pairs:
-        before = tokenizer(prompt)["input_ids"]
+        before = encoded(tokenizer, prompt)
         after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if len(before) + len(after) > longest:
             too_long += 1

@@ -59,7 +59,8 @@ def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, tempe
     if held is not None:
         return held
     teacher = open_model(job.teacher, device=job.device, dtype=job.dtype)
-    prompts = [teacher.tokenizer(example.prompt)["input_ids"] for example in examples for _ in range(samples)]
+    shown = [teacher.encode(job.source.show(teacher.tokenizer, example.asked)) for example in examples]  # in its own template
+    prompts = [prompt for prompt in shown for _ in range(samples)]
     done = 0
 
     def report(count: int) -> None:

@@ -43,6 +43,10 @@ STEPS_BETWEEN_NORMS = 50  # a term's own gradient takes a backward pass of its o
 EXPLODED = 1_000  # times its first value
 
 
+class Diverged(CellFailed):
+    """A loss or a gradient that is no number any more, or that has exploded."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """Hyperparameters that every trained method shares; equal across the rows of a table unless set."""
@@ -269,6 +273,8 @@ def _steps(
     run: "_Run", rows: Sequence[Row], seen_tokens: int, seed: int, progress: Callable[[Progress], None], stop_after_steps: int | None
 ) -> dict[str, Any]:
     for number, (epoch, planned) in enumerate(steps_of(rows, batch_rows=run.settings.batch_rows, seed=seed), 1):
+        if run.loop["over"]:
+            break
         if number <= run.loop["step"]:
             continue
         if epoch != run.loop["epoch"]:
@@ -278,13 +284,14 @@ def _steps(
                 break
         wanted = run.rolled_out(planned, number)
         step_rows = fitting(wanted, seen_tokens - run.loop["seen"])
+        run.loop["over"] = len(step_rows) < len(wanted)  # in the state: a run killed after its last step makes no other
         if step_rows:
             told = run.step(number, step_rows, rate=rate_at(run.loop["seen"] / seen_tokens, run.settings))
             progress(Progress(stage="train", done=run.loop["seen"], total=seen_tokens, unit="tokens", detail=told))
             run.states.save(run.loop, force=number == stop_after_steps)
         if number == stop_after_steps:
             return run.loop
-        if len(step_rows) < len(wanted):
+        if run.loop["over"]:
             break
     if not run.trained:
         raise CellFailed(
@@ -315,11 +322,16 @@ class _Run:
         self.accelerator = Accelerator(
             cpu=student.device == "cpu", mixed_precision=mixed_precision, log_with=track or None, project_dir=workdir / "tracker"
         )
+        if self.accelerator.num_processes > 1:
+            raise CellFailed(f"{self.accelerator.num_processes} processes train at once, which this version does not do; start one process")
         self.tracked = bool(track)
         if track:
             self.accelerator.init_trackers("compression-harness", config={**asdict(settings), "seed": seed})
         self.objective, self.settings, self.validation, self.student = objective, settings, validation, student
         self.pad, self.device = student.pad_id, student.device
+        for term in objective.terms:
+            if not any(objective.counts(term, row) for row in rows):
+                raise CellFailed(f"the term {term.name} counts no position of any training row (is attention_tokens below the prompts?)")
         self.energy = EnergyMeter(student.device)
         _silence_dropout(student.model)
         student.model.train()
@@ -344,7 +356,8 @@ class _Run:
         self.best_file = workdir / "best.pt"
         self.states = _States(workdir / "state", self.accelerator)
         fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0,
-                 "energy_joules": 0.0, "since_best": 0, "means": {}, "terms": {}, "written": 0, "writing_seconds": 0.0}  # fmt: skip
+                 "energy_joules": 0.0, "since_best": 0, "means": {}, "terms": {}, "written": 0, "writing_seconds": 0.0,
+                 "over": False}  # fmt: skip
         self.loop: dict[str, Any] = self.states.restore() or fresh
         self.log = _Log(workdir / "training.jsonl", self.loop["step"])
         self.before, self.began = dict(self.loop), time.monotonic()
@@ -366,11 +379,12 @@ class _Run:
         for epoch, step_rows in steps_of(rows, batch_rows=self.settings.batch_rows, seed=seed):
             if epoch > 0:
                 return
-            batch = batch_of(step_rows, self.pad, self.device)
-            with torch.no_grad():
-                teacher.head(batch)
-                self.head(batch)
-            yield batch
+            for start in range(0, len(step_rows), self.settings.micro_rows):
+                batch = batch_of(step_rows[start : start + self.settings.micro_rows], self.pad, self.device)
+                with torch.no_grad():
+                    teacher.head(batch)
+                    self.head(batch)
+                yield batch
 
     def rolled_out(self, rows: Sequence[Row], number: int) -> list[Row]:
         """Return the step's rows; on-policy, the student writes them."""
@@ -439,9 +453,9 @@ class _Run:
         for name, value in values.items():
             first = self.loop["terms"].get(name, {}).get("first", value)
             if not math.isfinite(value) or abs(value) > EXPLODED * max(abs(first), 1.0):
-                raise CellFailed(f"the term {name} became {value:.4g} at step {number} (first {first:.4g}); try a lower learning_rate")
+                raise Diverged(f"the term {name} became {value:.4g} at step {number} (first {first:.4g}); try a lower learning_rate")
         if not math.isfinite(norm):
-            raise CellFailed(f"the gradient's norm became {norm} at step {number} (terms: {dict(values)}); try a lower learning_rate")
+            raise Diverged(f"the gradient's norm became {norm} at step {number} (terms: {dict(values)}); try a lower learning_rate")
 
     def hold_out(self) -> None:
         """Score the validation rows and keep the weights when they are the best so far."""
@@ -452,7 +466,7 @@ class _Run:
         if self.tracked:
             self.accelerator.log({"validation_ce": loss}, step=self.loop["step"])
         if not math.isfinite(loss):
-            raise CellFailed(f"the validation loss became {loss} at step {self.loop['step']}; try a lower learning_rate")
+            raise Diverged(f"the validation loss became {loss} at step {self.loop['step']}; try a lower learning_rate")
         self.loop["since_best"] += 1
         if loss < self.loop["best"]:
             self.loop["best"], self.loop["kept_step"], self.loop["since_best"] = loss, self.loop["step"], 0

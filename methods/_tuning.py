@@ -18,7 +18,7 @@ from harness.model import LanguageModel, release_memory
 from harness.registry import expanded
 from methods._rows import Row
 from methods._terms import Objective
-from methods._training import LoopSettings, fit, forget_state
+from methods._training import Diverged, LoopSettings, fit, forget_state
 
 VERSION = 1
 HELD_OUT = 0.1  # of the training rows
@@ -69,10 +69,11 @@ def _search(
     job: Job, rows: Sequence[Row], loop: LoopSettings, *, run: Mapping[str, Any], student: Callable[[int], LanguageModel],
     objective: Callable[[], Objective],
 ) -> dict[str, Any]:  # fmt: skip
-    shuffled = list(rows)
-    random.Random("held out").shuffle(shuffled)
-    cut = max(1, round(HELD_OUT * len(shuffled)))
-    held_out, trained = shuffled[:cut], shuffled[cut:]
+    prompts = sorted({row.ids[: row.trained_from] for row in rows})  # by prompt: another trace of a held-out problem is not trained
+    random.Random("held out").shuffle(prompts)
+    chosen = set(prompts[: max(1, round(HELD_OUT * len(prompts)))])
+    held_out = [row for row in rows if row.ids[: row.trained_from] in chosen]
+    trained = [row for row in rows if row.ids[: row.trained_from] not in chosen]
     losses: dict[float, float] = {}
     cost = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
     began = time.monotonic()
@@ -80,17 +81,20 @@ def _search(
     def attempt(rate: float) -> None:
         folder = job.workdir / f"rate-{rate:g}"
         folder.mkdir(parents=True, exist_ok=True)
-        opened = student(1)
+        opened, aim = student(1), objective()
         try:
             spent = fit(
-                opened, rows=trained, validation=held_out, objective=objective(), settings=replace(loop, learning_rate=rate), seed=1,
+                opened, rows=trained, validation=held_out, objective=aim, settings=replace(loop, learning_rate=rate), seed=1,
                 workdir=folder, progress=lambda one: job.progress(Progress(stage="tune", done=one.done, total=one.total, unit=one.unit,
                 detail=f"rate {rate:g}, {one.detail}")), **run,
             )  # fmt: skip
             losses[rate] = spent["best"]
             cost["tokens"] += spent["seen"]
-            cost["flops"] += 3 * forward_flops_per_token(opened.model, sum(len(row.ids) for row in rows) / len(rows)) * spent["seen"]
-        except CellFailed:  # a rate that diverges is not chosen
+            length = sum(len(row.ids) for row in rows) / len(rows)
+            own = forward_flops_per_token(opened.model, length)
+            teachers = sum(forward_flops_per_token(one.model, length) for one in aim.live)
+            cost["flops"] += (3 * own + teachers) * spent["seen"] + own * spent["written"]
+        except Diverged:  # a rate that diverges is not chosen
             losses[rate] = float("inf")
         forget_state(folder)
         release_memory(job.device)

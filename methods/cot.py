@@ -44,13 +44,10 @@ class ChainOfThought(Trained):
             raise ValueError(f"shortest={self.shortest} must be below longest={self.longest}")
         return self
 
-    def hands_on(self) -> dict[str, object]:
-        """Its unfiltered control reads the same traces."""
-        return {name: getattr(self, name) for name in ("samples", "sampling_temperature", "longest", "shortest", "form", "answer_share")}
-
     def compress(self, job: Job) -> Checkpoint:
         """Have the traces written (or read them from the cache), keep the right ones, train on them."""
         from harness.data import examples_of, training_examples
+        from harness.model import student_tokenizer
         from methods._terms import Term, hard_labels
         from methods._traces import surviving, teacher_traces
 
@@ -63,7 +60,8 @@ class ChainOfThought(Trained):
         if self.form == "step-by-step":
             answers = {example.prompt: example.answer for example, _ in kept}
             pairs = [(prompt, answer, 0) for prompt, answer in answers.items()]
-            pairs += [(EXPLAIN + example.prompt, text, 1) for example, text in kept]
+            own = student_tokenizer(job.student_base)
+            pairs += [(job.source.show(own, EXPLAIN + example.asked), text, 1) for example, text in kept]
             terms = [hard_labels(self.answer_share, tag=0), hard_labels(1 - self.answer_share, tag=1)]
             validation = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
         return self.train(job, pairs, terms=terms, notes=counts, shared=[written.cost()], validation=validation)

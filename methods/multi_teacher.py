@@ -32,6 +32,12 @@ class MultiTeacher(Trained):
     cache: Literal["on", "off"] = "on"  # on: each teacher is read once, alone in memory; off: all run beside the student
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
 
+    def hands_on(self) -> dict[str, object]:
+        """Its controls start alike, and the best single teacher is matched by the same loss."""
+        defaults = type(self)()
+        names = ("start", "temperature", "teacher_share", "top_k")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(defaults, name)}
+
     def compress(self, job: Job) -> Checkpoint:
         """Read every teacher in turn, then train against their mixture."""
         from harness.data import training_examples
@@ -49,8 +55,8 @@ class MultiTeacher(Trained):
         notes: dict[str, Any] = {"weighting": weighting}
         by_task: list[list[float]] = []
         if weighting == "domain":
-            losses = validation_losses(job, job.teachers, rows=self.validation_rows)
-            notes["teachers_loss"] = losses
+            losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
+            notes |= {"teachers_loss": losses, "teachers_loss_seconds": spent}
             by_task = [_one_hot([losses[teacher.name][task] for teacher in job.teachers]) for task in names]
 
         def value(at: Positions) -> Any:
@@ -82,8 +88,10 @@ def _one_hot(losses: Sequence[float]) -> list[float]:
     return [1.0 if index == best else 0.0 for index in range(len(losses))]
 
 
-def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) -> dict[str, dict[str, float]]:
-    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), one teacher in memory at a time."""
+def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) -> tuple[dict[str, dict[str, float]], float]:
+    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), and seconds; one in memory at a time."""
+    import time
+
     from harness.data import examples_of
     from harness.model import open_model, release_memory
     from methods._base import worked
@@ -91,6 +99,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     from methods._terms import Head
     from methods._training import validate
 
+    began = time.monotonic()
     found: dict[str, dict[str, float]] = {}
     for teacher in teachers:
         opened = open_model(teacher, device=job.device, dtype=job.dtype)
@@ -105,7 +114,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
             found[teacher.name][name] = round(loss, 5)
         del opened, head
         release_memory(job.device)
-    return found
+    return found, round(time.monotonic() - began, 2)
 
 
 @settings
@@ -120,7 +129,9 @@ class BestSingleTeacher(Distilled):
         """Choose by the mean over tasks of the loss on validation rows, then distil as `response` does."""
         from dataclasses import replace
 
-        losses = validation_losses(job, job.teachers, rows=self.validation_rows)
+        losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
         best = min(job.teachers, key=lambda one: sum(losses[one.name].values()))
         chosen = replace(self, teacher=best.name)
-        return chosen.distil(job, self._examples(job), notes={"teacher": best.name, "teachers_loss": losses})
+        return chosen.distil(
+            job, self._examples(job), notes={"teacher": best.name, "teachers_loss": losses, "teachers_loss_seconds": spent}
+        )

@@ -8,7 +8,7 @@ Cost: that of `response`, and the teacher's own answers for `correct`. The contr
 may be the smaller number of tokens. Fails when the unchosen tokens are what the student lacked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -32,9 +32,9 @@ class SelectiveDistillation(Distilled):
     by: Literal["kl", "entropy", "excess", "correct", "confidence", "short", "long"] = "kl"
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # rho: of each row's tokens, or of the rows
 
-    def hands_on(self) -> Mapping[str, object]:
-        """Its control chooses as many, of the same kind."""
-        return {"share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
+    def hands_on(self) -> dict[str, object]:
+        """Its control chooses as many, of the same kind, and is trained by the same loss."""
+        return {**super().hands_on(), "share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
 
     def compress(self, job: Job) -> Checkpoint:
         """Choose tokens at every step, or rows beforehand."""
@@ -43,12 +43,12 @@ class SelectiveDistillation(Distilled):
         examples = self._examples(job)
         if self.by in _TOKENS:
             return self.distil(job, examples, selection=Selection(self.share, self.by, job.seed), over=())  # type: ignore[arg-type]
-        ranked, rows, told = self._ranked(job, examples)
+        ranked, rows, told, shared = self._ranked(job, examples)
         kept = ranked[: max(1, round(self.share * len(ranked)))]
-        return self.distil(job, kept, over=rows, notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)})
+        return self.distil(job, kept, over=rows, notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)}, shared=shared)
 
-    def _ranked(self, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], Sequence[Row], dict[str, Any]]":
-        """Return examples best first, every row (for the teacher's cache), and counts."""
+    def _ranked(self, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], Sequence[Row], dict[str, Any], list[dict[str, Any]]]":
+        """Return examples best first, every row (for the teacher's cache), counts, and what the teacher wrote for it."""
         from harness.model import student_tokenizer
         from methods._rows import encode
 
@@ -56,12 +56,12 @@ class SelectiveDistillation(Distilled):
         encoded = [encode(tokenizer, [pair], longest=2**31)[0][0] for pair in worked(examples)]
         if self.by in ("short", "long"):
             order = sorted(range(len(examples)), key=lambda index: encoded[index].trained, reverse=self.by == "long")
-            return [examples[index] for index in order], encoded, {}
+            return [examples[index] for index in order], encoded, {}, []
         losses = self._teacher_losses(job, encoded)
-        solved = self._solved(job, examples) if self.by == "correct" else [True] * len(examples)
+        solved, written = self._solved(job, examples) if self.by == "correct" else ([True] * len(examples), [])
         order = sorted(range(len(examples)), key=lambda index: (not solved[index], losses[index]))
         told = {"teacher_solves": sum(solved)} if self.by == "correct" else {}
-        return [examples[index] for index in order], encoded, told
+        return [examples[index] for index in order], encoded, told, written
 
     def _teacher_losses(self, job: Job, rows: "Sequence[Row]") -> list[float]:
         """Return the teacher's mean cross-entropy on each row's trained tokens."""
@@ -81,12 +81,13 @@ class SelectiveDistillation(Distilled):
             found.update({index: float(one.mean()) for index, one in zip(part, each, strict=True)})
         return [found[index] for index in range(len(rows))]
 
-    def _solved(self, job: Job, examples: Sequence[Example]) -> list[bool]:
-        """Tell which problems the teacher answers right by itself."""
+    def _solved(self, job: Job, examples: Sequence[Example]) -> tuple[list[bool], list[dict[str, Any]]]:
+        """Tell which problems the teacher answers right by itself, and what writing the answers took."""
         from methods._traces import teacher_traces
 
         written = teacher_traces(job, examples, samples=1, temperature=0.0, longest=256)
-        return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in zip(examples, written.texts, strict=True)]
+        answered = zip(examples, written.texts, strict=True)
+        return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered], [written.cost()]
 
 
 @settings

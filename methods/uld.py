@@ -7,7 +7,7 @@ Cost: the teacher beside the student, on its own tokens. Its control is `cot` (s
 too and is the safer choice; fails where the boundaries seldom meet (the share of aligned positions stands in the record).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
@@ -41,7 +41,8 @@ class UniversalLogitDistillation(Trained):
         counts = {"aligned": 0, "positions": 0}
 
         def encoder(tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> "tuple[list[Row], int]":
-            rows, too_long = aligned_rows(tokenizer, theirs, pairs, longest=longest)
+            shown = {example.prompt: job.source.show(theirs, example.asked) for example in examples}
+            rows, too_long = aligned_rows(tokenizer, theirs, pairs, longest=longest, shown=shown)
             counts["aligned"] = sum(len(row.other.pairs) for row in rows if row.other)
             counts["positions"] = sum(row.trained for row in rows)
             if rows and counts["aligned"] <= len(rows):
@@ -67,8 +68,13 @@ class UniversalLogitDistillation(Trained):
         return self.train(job, worked(examples), terms=terms, teachers=teachers, encoder=encoder, notes=counts)
 
 
-def aligned_rows(ours: Any, theirs: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> "tuple[list[Row], int]":
-    """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand behind the same text."""
+def aligned_rows(
+    ours: Any, theirs: Any, pairs: Iterable[tuple[str, str]], *, longest: int, shown: Mapping[str, str] | None = None
+) -> "tuple[list[Row], int]":
+    """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand behind the same text.
+
+    `shown` gives the prompt as the other model is shown it (its own chat template); the completion is the same text for both.
+    """
     from dataclasses import replace
 
     from methods._rows import OtherText, encode
@@ -76,7 +82,8 @@ def aligned_rows(ours: Any, theirs: Any, pairs: Iterable[tuple[str, str]], *, lo
     rows: list[Row] = []
     too_long = 0
     for prompt, completion in pairs:
-        own, other = (encode(one, [(prompt, completion)], longest=2**31)[0][0] for one in (ours, theirs))
+        texts = ((ours, prompt), (theirs, (shown or {}).get(prompt, prompt)))
+        own, other = (encode(one, [(text, completion)], longest=2**31)[0][0] for one, text in texts)
         if len(own.ids) > longest:
             too_long += 1
             continue

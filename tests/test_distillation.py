@@ -152,7 +152,9 @@ def test_a_projection_starts_as_the_least_squares_map(small):
     random = float(inside.features(at).sum())
     inside.start_projections([at.batch])
     weight = inside.projections[0].weight
-    x, y = (tap.value[at.batch.attention.bool()].detach() for tap in inside.hidden[0])
+    real = at.batch.attention.bool()
+    real[:, 0] = False  # a row's first position takes no part
+    x, y = (tap.value[real].detach() for tap in inside.hidden[0])
     best = torch.linalg.lstsq(x.double(), y.double()).solution.T
     assert torch.allclose(weight.double(), best, atol=1e-2) and float(inside.features(at).sum()) < random
     inside.close()
@@ -310,10 +312,10 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
 def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     given = job([tiny], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=12)
-    short, _, _ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
+    short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
     lengths = [row.trained for row in encode(open_model(tiny).tokenizer, worked(short), longest=512)[0]]
     assert lengths == sorted(lengths)
-    sure, rows, _ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
+    sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
     opened = open_model(tiny)
 
     def loss(example):
@@ -323,8 +325,9 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
 
     losses = [loss(one) for one in sure]
     assert losses == pytest.approx(sorted(losses), abs=2e-3) and len(rows) == 12
-    right, _, told = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
+    right, _, told, shared = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
     assert 6 < told["teacher_solves"] <= 12 and {one.prompt for one in right} == {one.prompt for one in examples}
+    assert shared[0]["tokens"] > 100  # what the teacher wrote for the choice is a cost of the row
 
 
 def test_a_label_outside_the_kept_tokens_shares_what_they_leave():
@@ -568,6 +571,54 @@ def test_training_from_random_weights_starts_at_chance(tiny, tmp_path):
     REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
     first = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
     assert first["ce"] == pytest.approx(math.log(1024), abs=0.3)
+
+
+def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
+    """The last step holds the rows that still fit; shorter rows of a next one must not."""
+    whole, spent = train(small("Llama"), None, tmp_path / "whole", terms=[hard_labels()])
+    train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()], stop=spent["step"])
+    again, resumed = train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()])
+    assert resumed["step"] == spent["step"] and resumed["seen"] == spent["seen"] and resumed["over"]
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_attention_counts_only_the_positions_that_it_compares(small):
+    inwards = Inwards(attention="auto", longest=6)
+    assert [inwards.attended(row) for row in (Row(tuple(range(10)), 3), Row(tuple(range(10)), 8), Row((1, 2, 3), 1))] == [4, 0, 2]
+    inside, at = seen_inside(small("Llama"), small("Llama", hidden_size=64), inwards, [Row(tuple(range(3, 13)), 3)])
+    found = inside.attentions(at)
+    assert (found[:4] > 0).all() and (found[4:] == 0).all()
+    inside.close()
+
+
+def test_a_term_that_counts_nothing_is_refused(small, tmp_path):
+    far = Term("attention", "auto", lambda at: at.student_NV.sum(-1), counts=lambda row: 0)
+    with pytest.raises(CellFailed, match="the term attention counts no position of any training row"):
+        train(small("Llama"), None, tmp_path / "x", terms=[hard_labels(), far])
+
+
+def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_path):
+    from harness.contract import Example
+    from harness.model import encoded
+    from methods._rows import encode as rows_from
+
+    class Begins:
+        bos_token, eos_token_id = "<s>", 9
+
+        def __call__(self, text, add_special_tokens=True):
+            body = [7 if part == "<s>" else 5 for part in text.replace("<s>", "<s> ").split()]
+            return {"input_ids": ([7] if add_special_tokens else []) + body}
+
+    assert encoded(Begins(), "<s>hello") == [7, 5] and encoded(Begins(), "hello") == [7, 5]
+    [row], _ = rows_from(Begins(), [("<s>hello", "there")], longest=9)
+    assert row.ids == (7, 5, 5, 9) and row.trained_from == 2
+    shown = []
+    source = DataSource(show=lambda tokenizer, prompt: shown.append((type(tokenizer).__name__, prompt)) or prompt)
+    from methods._traces import teacher_traces
+
+    example = Example(task="gsm8k-mini", prompt="[student's] Question: 1?", completion="", answer="", gold="1", plain="Question: 1?")
+    teacher_traces(replace(job([tiny], tmp_path / "x"), source=source), [example], samples=1, temperature=0.0, longest=4)
+    assert [prompt for _, prompt in shown] == ["Question: 1?"]
 
 
 def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, tmp_path, monkeypatch):

@@ -59,6 +59,20 @@ def test_top_k_with_a_tail_gives_the_golden_numbers(k, expected):
     assert float(top_k_kl(STUDENT, ids, log_p)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_top_k_of_equal_models_is_zero_with_no_gradient_at_any_temperature(temperature):
+    torch.manual_seed(9)
+    logits = (3 * torch.randn(3, 5000)).requires_grad_()
+    log_p, ids = torch.log_softmax(logits.detach(), -1).topk(8)
+    loss = top_k_kl(logits, ids, log_p, temperature=temperature)
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-5) and gradient.abs().max() < 1e-5
+    if temperature > 1:  # equal to the dense one where the k tokens are all but one
+        ranked, order = torch.log_softmax(TEACHER, -1).sort(descending=True)
+        whole = float(forward_kl(STUDENT, TEACHER, temperature=temperature))
+        assert float(top_k_kl(STUDENT, order[:, :3], ranked[:, :3], temperature=temperature)) == pytest.approx(whole, abs=1e-5)
+
+
 def test_top_k_grows_with_k_up_to_the_dense_divergence_and_its_gradient_agrees():
     torch.manual_seed(2)
     student, teacher = torch.randn(4, 30, requires_grad=True), 2 * torch.randn(4, 30)

@@ -219,6 +219,29 @@ def test_a_list_of_terms_is_a_row_whose_name_can_stand_in_a_list():
     assert cell.label == "response[terms=jsd=0.7+ce=0.3]" and cell.settings["terms"] == ["jsd=0.7", "ce=0.3"]
 
 
+def test_pairs_and_lists_stand_in_brackets():
+    found = labels(
+        methods=split_list('feature[feature_layers=2-4,4-8,learning_rate=0.01],response[terms=["jsd=0.7","ce=0.3"]]'), controls=False
+    )
+    assert found[1:] == ["feature[learning_rate=0.01,feature_layers=2-4+4-8]", "response[terms=jsd=0.7+ce=0.3]"]
+
+
+def test_controls_start_and_diverge_as_their_row_does():
+    found = labels(methods=["response[start=random]", "selective[temperature=4]"])
+    assert "sft[start=random]" in found and "selective-random[temperature=4.0]" in found
+
+
+def test_two_teachers_of_one_name_or_the_same_weights_are_refused(tmp_path):
+    import shutil
+
+    from harness.model import EMBEDDED
+
+    for folder in ("a", "b"):
+        shutil.copytree(EMBEDDED / "tiny", tmp_path / folder / "student")
+    with pytest.raises(HarnessError, match="two teachers have one name or the same weights"):
+        plan(methods=["multi-teacher"], teacher=[str(tmp_path / "a" / "student"), str(tmp_path / "b" / "student")])
+
+
 def test_a_searched_rate_and_a_tracker_that_is_missing():
     plain, tuned = (plan(methods=["sft"], tune=tune).cells[1].key for tune in (False, True))
     assert plain != tuned
