@@ -215,10 +215,9 @@ def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
         for name in method.controls:
             known = {field.name for field in dataclasses.fields(methods.load(name))}
             handed = {key: value for key, value in _handed_on(method).items() if key in known}
-            if handed or name not in {row.name for row in rows.values()}:
-                before = len(rows)
-                control = add(name, handed, asked=False)
-                pending += [control] if len(rows) > before else []
+            before = len(rows)
+            control = add(name, handed, asked=False)  # its own form: a variant that was asked for beside it is another row
+            pending += [control] if len(rows) > before else []
     unused = sorted(set(config.set) - {row.name for row in rows.values()})
     if unused:
         raise HarnessError(f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or drop the setting")

@@ -464,10 +464,14 @@ def controls(found: Group) -> Table | None:
 
 
 def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
-    """Of several rows of one control keep those made for this row: the ones that took over what it handed on."""
-    handed = row.first.handed_on
-    kept = [one for one in candidates if all(one.first.settings.get(key, value) == value for key, value in handed.items())]
-    return kept or candidates
+    """Of several rows of one control keep those nearest to this row: the most settings alike, what it handed on first of all."""
+    own = {**row.first.settings, **row.first.handed_on}
+
+    def alike(control: Row) -> int:
+        return sum(own[name] == value for name, value in control.first.settings.items() if name in own)
+
+    most = max(map(alike, candidates), default=0)
+    return [one for one in candidates if alike(one) == most]
 
 
 def notes(found: Group) -> list[str]:
