@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import CellFailed, HarnessError
+from harness.errors import CellFailed, HarnessError, unknown
 
 if TYPE_CHECKING:
     from harness.plan import Plan
@@ -230,10 +230,14 @@ def report(
         Path | None, typer.Option(help="Copy the records into this study's records/ and write its tables/ beside them.")
     ] = None,
     price: Annotated[float | None, typer.Option(help="Money per device-hour: adds what each training cost.", min=0)] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Rows, separated by commas: adds a table of every row's difference from each of them.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness import report as tables
+    from harness.config import split_list
     from harness.store import keep_records, read_all
 
     if explain:
@@ -247,8 +251,12 @@ def report(
         folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
         if keep:
             keep_records(records, keep / "records")
-        typer.echo(tables.markdown(records, price=price))
-        written = tables.write_tables(records, folder, price=price)
+        references = split_list(against) if against else []
+        unknown_rows = [label for label in references if label not in {record.label for record in records}]
+        if unknown_rows:
+            raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
+        typer.echo(tables.markdown(records, price=price, references=references))
+        written = tables.write_tables(records, folder, price=price, references=references)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
 

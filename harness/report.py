@@ -4,6 +4,7 @@ Records are grouped before anything is compared: rows of one table share teacher
 dtype, scoring path, machine and task versions. What was not measured is a dash, and a note says why.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -451,16 +452,32 @@ def controls(found: Group) -> Table | None:
     for row in ordered(found):
         for name in row.first.controls:
             for control in _controls_of(row, [other for other in found.rows if other.first.method == name]):
-                for task in found.tasks:
-                    gap = compare(row, control, task, ratio=False)
-                    if gap.value is None or gap.low is None or gap.high is None:
-                        verdict = DASH if not gap.reason else f"- ({gap.reason})"
-                    else:
-                        verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
-                    pair = {"row": row.label, "against": control.label, "task": task}
-                    exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
-                    rows.append(({**pair, "difference (points)": _points(gap), "verdict": verdict}, exact))
+                rows += [_gap(row, control, task) for task in found.tasks]
     return _table("controls", "Against the controls, on the same items", rows) if rows else None
+
+
+def _gap(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
+    """Return a line of two rows' difference on a task: as shown, and exact."""
+    gap = compare(row, reference, task, ratio=False)
+    if gap.value is None or gap.low is None or gap.high is None:
+        verdict = DASH if not gap.reason else f"- ({gap.reason})"
+    else:
+        verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
+    pair = {"row": row.label, "against": reference.label, "task": task}
+    exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
+    return {**pair, "difference (points)": _points(gap), "verdict": verdict}, exact
+
+
+def against(found: Group, label: str) -> Table | None:
+    """Every row against one named row: difference in points on the same items."""
+    named = next((row for row in found.rows if row.label == label), None)
+    others = [row for row in ordered(found) if named is not None and row.label != label and row.done]
+    rows = [_gap(row, named, task) for row in others for task in found.tasks] if named is not None else []
+    return (
+        _table(f"against-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}", f"Against {label}, on the same items", rows)
+        if rows
+        else None
+    )
 
 
 def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
@@ -566,10 +583,11 @@ def _warnings(found: Group, task: str) -> list[str]:
     return lines
 
 
-def tables(found: Group, price: float | None = None) -> list[Table]:
-    """All tables of a group of records; `price` is money per device-hour."""
+def tables(found: Group, price: float | None = None, references: Sequence[str] = ()) -> list[Table]:
+    """All tables of a group of records; `price` is money per device-hour, `references` are rows to stand every row against."""
     every = (
         quality(found), controls(found), speed(found), scenarios(found), memory(found), training(found, price), diagnostics(found),
+        *(against(found, label) for label in references),
     )  # fmt: skip
     return [table for table in every if table is not None]
 
@@ -577,7 +595,7 @@ def tables(found: Group, price: float | None = None) -> list[Table]:
 _WORDS = {"row", "against", "task", "verdict", "correct by", "picked", "keeps 95 %", "scenario"}
 
 
-def markdown(records: Sequence[RunRecord], *, price: float | None = None) -> str:
+def markdown(records: Sequence[RunRecord], *, price: float | None = None, references: Sequence[str] = ()) -> str:
     """Return every table of these records as one Markdown page."""
     from tabulate import tabulate
 
@@ -585,7 +603,7 @@ def markdown(records: Sequence[RunRecord], *, price: float | None = None) -> str
     for found in group(records):
         names = ", ".join(task.partition("@")[0] for task in found.shared["tasks"].split(", "))
         parts.append(f"## {names}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}\n")
-        for table in tables(found, price):
+        for table in tables(found, price, references):
             alignment = ["left" if column in _WORDS else "right" for column in table.columns]
             text = tabulate(table.rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
             parts.append(f"**{table.title}**\n\n{text}\n")
@@ -633,14 +651,14 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
     return "\n\n".join([*parts, "\n".join(lines)]) if lines else "\n\n".join(parts)
 
 
-def write_tables(records: Sequence[RunRecord], folder: Path, *, price: float | None = None) -> list[Path]:
+def write_tables(records: Sequence[RunRecord], folder: Path, *, price: float | None = None, references: Sequence[str] = ()) -> list[Path]:
     """Write `table.md` and one CSV per table; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "table.md"]
-    written[0].write_text(markdown(records, price=price), encoding="utf-8", newline="\n")
+    written[0].write_text(markdown(records, price=price, references=references), encoding="utf-8", newline="\n")
     groups = group(records)
     for number, found in enumerate(groups, 1):
-        for table in tables(found, price):
+        for table in tables(found, price, references):
             path = folder / (f"{table.name}.csv" if len(groups) == 1 else f"{table.name}-{number}.csv")
             table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
             written.append(path)

@@ -130,7 +130,8 @@ class Stepper:
 
     def _micro_batches(self, rows: Sequence[Row], number: int, found: "StepValues") -> Iterator[tuple[Batch, dict[str, Tensor]]]:
         terms = self.objective.terms
-        counts = {term.name: max(1, sum(self.objective.counts(term, row) for row in rows)) for term in terms}
+        every = {term.name: sum(self.objective.counts(term, row) for row in rows) for term in terms}
+        counts = {name: count for name, count in every.items() if count}  # a step may hold no row that a term counts
         found.means = dict.fromkeys(counts, 0.0)
         mine = rows[self.rank :: self.ranks]
         for start in range(0, len(mine), self.micro_rows):
@@ -139,6 +140,8 @@ class Stepper:
             chosen = self.objective.selection.chosen(at, number) if self.objective.selection else None
             sums: dict[str, Tensor] = {}
             for term in terms:
+                if term.name not in counts:
+                    continue
                 value_N = term.value(at)
                 sums[term.name] = (value_N if chosen is None else value_N[chosen]).sum() / counts[term.name]
                 found.means[term.name] += float(sums[term.name].detach())
@@ -155,7 +158,9 @@ class Stepper:
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         found = {}
         for term in self.objective.terms:
-            share = sum(self.objective.counts(term, row) for row in batch.rows) / max(1, sum(self.objective.counts(term, r) for r in rows))
+            if term.name not in sums:
+                continue
+            share = sum(self.objective.counts(term, row) for row in batch.rows) / sum(self.objective.counts(term, row) for row in rows)
             value = weights[term.name] * sums[term.name]
             if not value.requires_grad or not share:
                 found[term.name] = 0.0
@@ -424,9 +429,9 @@ class _Run:
         if not self.loop["means"]:
             self.loop["means"] = self.stepper.values(rows, number).means
         means = self.loop["means"]
-        anchor = sum(weight * means[name] for name, weight in fixed.items())
+        anchor = sum(weight * means.get(name, 0.0) for name, weight in fixed.items())
         free = [term.name for term in terms if term.weight == "auto"]
-        return fixed | {name: anchor / max(means[name], 1e-8) if fixed else 1.0 for name in free}
+        return fixed | {name: anchor / max(means.get(name, anchor), 1e-8) if fixed else 1.0 for name in free}
 
     def _told(self, number: int, rate: float, norm: float, weights: Mapping[str, float], found: StepValues) -> str:
         """Log a step to file and trackers, remember its terms, and return a line of them."""

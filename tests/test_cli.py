@@ -15,7 +15,7 @@ OPTIONS = {
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
     "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
-    "report": "--explain --help --keep --out --price",
+    "report": "--against --explain --help --keep --out --price",
     "train-tiny": "--budget --help --only --out",
 }
 

@@ -312,3 +312,12 @@ def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
     ]  # fmt: skip
     [found] = report.group(records)
     assert [row.label for row in report.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
+
+
+def test_every_row_stands_against_a_named_one(tmp_path):
+    [found] = report.group(RECORDS)
+    table = report.against(found, "cot")
+    assert table.name == "against-cot" and set(table.frame["row"]) == {"teacher", "answer-only", "untouched"}
+    assert report.against(found, "nothing") is None
+    names = [path.name for path in report.write_tables(RECORDS, tmp_path, references=["cot"])]
+    assert "against-cot.csv" in names and "Against cot" in (tmp_path / "table.md").read_text()
