@@ -473,11 +473,8 @@ def against(found: Group, label: str) -> Table | None:
     named = next((row for row in found.rows if row.label == label), None)
     others = [row for row in ordered(found) if named is not None and row.label != label and row.done]
     rows = [_gap(row, named, task) for row in others for task in found.tasks] if named is not None else []
-    return (
-        _table(f"against-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}", f"Against {label}, on the same items", rows)
-        if rows
-        else None
-    )
+    name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    return _table(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
 
 
 def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
