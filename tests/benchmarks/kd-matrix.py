@@ -1,8 +1,8 @@
 """Eight distillations of one teacher with shared caches against the same eight with the teacher beside each: cost of a matrix of rows.
 
 Response at three temperatures and by JSD, selective by tokens and by rows, two teachers, chain-of-thought; a teacher four times the
-student's size (random weights: what is compared is cost), three passes over 300 problems each, 30 held-out ones. Seconds of whole `compress` calls, the
-cached arm's caches made within it; the two arms alternate row by row, in one process.
+student's size (random weights: what is compared is cost), three passes over 300 problems each, 30 held-out ones. Seconds of whole
+`compress` calls, the cached arm's caches made within it; the two arms alternate row by row, in one process.
 
 python tests/benchmarks/kd-matrix.py
 """
