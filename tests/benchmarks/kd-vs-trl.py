@@ -1,9 +1,10 @@
 """Off-policy logit distillation against trl's GKDTrainer (lmbda 0, beta 0): tokens a second and peak memory, by turns.
 
 One pair (teacher four times the student's size, vocabulary 8,192, the teacher trained a little beforehand), one list of rows, two
-epochs, batch 16, fp32, no checkpointing, as many threads, AdamW with the same rates; trl groups rows by length as ours does. One process a run,
-one seed a round. Cold: the teacher's cache (256 tokens of each distribution) is made within the time. Memory: rise of the process's peak over what it was after the imports. Afterwards both students
-are read by one evaluator: cross-entropy on held-out rows, and the divergence from the teacher.
+epochs, batch 16, fp32, no checkpointing, as many threads, AdamW with the same rates; trl groups rows by length as ours does. One
+process a run, one seed a round. Cold: the teacher's cache (256 tokens of each distribution) is made within the time. Memory: rise of
+the process's peak over what it was after the imports. Afterwards both students are read by one evaluator: cross-entropy on held-out
+rows, and the divergence from the teacher.
 
 python tests/benchmarks/kd-vs-trl.py [ROUNDS]     (needs trl 1.16 in this environment, or on PYTHONPATH)
 """
