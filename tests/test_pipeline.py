@@ -152,7 +152,7 @@ class Shouting(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         from harness.data import training_examples
-        from methods._training import Term, hard_labels
+        from methods._terms import Term, hard_labels
 
         terms = [hard_labels()]
         if self.how == "raise":
@@ -161,7 +161,7 @@ class Shouting(Trained):
             import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "nan":
-            terms = [Term("ce", 1.0, lambda at: at.student_NV.sum() * float("nan"))]
+            terms = [Term("ce", 1.0, lambda at: at.student_NV.sum(-1) * float("nan"))]
         if self.how == "full":
             raise OSError(28, "No space left on device", str(job.workdir))
         if self.how == "nothing":
@@ -196,7 +196,7 @@ def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(
     assert done.returncode == 1
     assert "shouting[how=raise] (seed 1): failed: RuntimeError: it broke" in done.stderr
     assert "shouting[how=die] (seed 1): failed: killed (SIGKILL" in done.stderr
-    assert "shouting[how=nan] (seed 1): failed: the loss became" in done.stderr
+    assert "shouting[how=nan] (seed 1): failed: the term ce became nan at step 1" in done.stderr
     assert "shouting[how=full] (seed 1): failed: no space left on the device" in done.stderr
     assert "shouting[how=nothing] (seed 1): failed" in done.stderr and "changed no weight" in done.stderr
     records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
