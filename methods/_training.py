@@ -145,6 +145,7 @@ class Stepper:
                 value_N = term.value(at)
                 sums[term.name] = (value_N if chosen is None else value_N[chosen]).sum() / counts[term.name]
                 found.means[term.name] += float(sums[term.name].detach())
+            del at  # the graph keeps what the backward pass needs; teachers' distributions are not among it
             yield batch, sums
 
     def _positions(self, batch: Batch) -> Positions:
