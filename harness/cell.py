@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
+from harness.chain import COMPRESSION
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
 from harness.data import DataSource, examples_digest
-from harness.errors import CellFailed, HarnessError
-from harness.plan import PlannedCell, PlannedModel
-from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, TaskScore, environment, write
+from harness.errors import CellFailed, HarnessError, Skipped
+from harness.plan import PlannedCell, PlannedModel, PlannedStage
+from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
 from harness.stopwatch import end_with_parent
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class CellJob(BaseModel):
     include_path: Path | None
     teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
     cell_folder: Path
-    student_folder: Path
+    stage_folders: tuple[Path, ...]  # where each stage's student lies; none for a teacher's row
+    stage_records: tuple[Path | None, ...]  # where each stage's own row is recorded
     cache: Path
     data_dir: Path | None
 
@@ -88,7 +90,7 @@ def main(argv: list[str]) -> int:
         record = _compute(job, progress, began)
     except Exception as problem:  # noqa: BLE001  a method may raise anything; the other cells must go on
         reason, trace = _reason(problem)
-        record = _record(job, began, status="failed", reason=reason, trace=trace)
+        record = _record(job, began, status="skipped" if isinstance(problem, Skipped) else "failed", reason=reason, trace=trace)
     write(job.cell_folder / "record.json", record)
     _leave_card(job, record)
     return 0 if record.status == "success" else 1
@@ -98,8 +100,8 @@ def _leave_card(job: CellJob, record: RunRecord) -> None:
     """Put a card beside the student's weights; a row that was scored is not lost for want of it."""
     from harness.card import write_card
 
-    folder = job.student_folder / "student"
-    if record.status == "success" and job.cell.student_key and folder.is_dir():
+    folder = job.stage_folders[-1] / "student" if job.stage_folders else None
+    if record.status == "success" and folder is not None and folder.is_dir():
         try:
             write_card(folder, record)
         except OSError as problem:
@@ -150,13 +152,13 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     tasks = _tasks(job.tasks, job.include_path)
     render, show = _renderer(job)
     source = DataSource(folder=job.data_dir, render=render, show=show)
-    student, cost = _student(job, tasks, source, progress)
+    student, cost, stages = _student(job, tasks, source, progress)
     with _backend(job, student, job.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
     opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)
     write_rows(job.cell_folder / "samples.jsonl", rows)
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
-    parameters = sum(p.numel() for p in opened.model.parameters())
+    parameters = _parameters(job, opened)
     measurements = tuple(per_problem(scores))
     fidelity = _fidelity(job, tasks, opened, rows, progress)
     if job.cell.is_teacher:
@@ -180,6 +182,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         fidelity=fidelity,
         measurements=measurements,
         cost=cost,
+        stages=stages if len(stages) > 1 else (),
         data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
         environment=environment(device=job.device, dtype=job.dtype, threads=threads),
     )
@@ -346,25 +349,72 @@ def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> st
     return examples_digest(examples_of(tasks, "train", source, rows=job.budget_rows))
 
 
-def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]) -> tuple[Checkpoint, Cost]:
-    """Return the cell's student: the teacher itself, one made before under the same key, or one made now."""
+def _parameters(job: CellJob, opened: "LanguageModel") -> int:
+    """Count a student's parameters; one that was packed has as many as what was packed."""
+    from harness.arithmetic import parameters_on_disk
+
+    if job.cell.stages and job.cell.stages[-1].family == "quantization":
+        before = job.stage_folders[-2] / "student" if len(job.stage_folders) > 1 else job.teachers[0].path
+        return parameters_on_disk(before)
+    return sum(p.numel() for p in opened.model.parameters())
+
+
+def _student(
+    job: CellJob, tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]
+) -> tuple[Checkpoint, Cost, tuple[StageRecord, ...]]:
+    """Return the cell's student: the teacher itself, or what the stages of its chain make of it, each made once under its key."""
+    if not job.cell.stages:
+        return job.teachers[job.cell.teacher].checkpoint(), Cost(), ()
+    told: list[StageRecord] = []
+    student, total = None, Cost()
+    for at, (stage, folder) in enumerate(zip(job.cell.stages, job.stage_folders, strict=True)):
+        student = _staged(job, stage, folder, student, tasks, source, progress)
+        written = folder / "cost.json"
+        cost = Cost.model_validate_json(written.read_text(encoding="utf-8")) if written.exists() else Cost()
+        total = cost if at == 0 else total + cost
+        told.append(
+            StageRecord(
+                label=stage.label, method=stage.method, key=stage.key, digest=student.digest, weight_bytes=student.bytes_on_disk, cost=cost,
+                scores=_scores_of(job.stage_records[at]),
+            )
+        )  # fmt: skip
+    assert student is not None
+    return student, total, tuple(told)
+
+
+def _scores_of(path: Path | None) -> dict[str, float]:
+    """Return what a stage's own row scored, task by task; nothing where it was not scored."""
+    from harness.record import BadRecord, read
+
+    try:
+        return {score.task: score.value for score in read(path).scores} if path is not None and path.exists() else {}
+    except BadRecord:
+        return {}
+
+
+def _staged(
+    job: CellJob, stage: PlannedStage, folder: Path, parent: Checkpoint | None, tasks: dict[str, Task], source: DataSource,
+    progress: Callable[[Progress], None],
+) -> Checkpoint:  # fmt: skip
+    """Return what one stage makes of its parent (of the student's recipe or the teacher, for the first), made before or now."""
     import methods
     from harness.checkpoint import describe, write_whole
     from harness.registry import Registry
 
-    if not job.cell.student_key:
-        return job.teachers[job.cell.teacher].checkpoint(), Cost()
-    folder = job.student_folder
+    teachers = tuple(one.checkpoint() for one in job.teachers)
+    if parent is None and stage.family in COMPRESSION:
+        parent = teachers[0]
+    start = parent or job.student_base.checkpoint()
     done = folder / "done.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
-        method = registry.build(job.cell.method, job.cell.settings)
+        method = registry.build(stage.method, stage.settings)
         made = method.compress(
             Job(
-                teachers=tuple(one.checkpoint() for one in job.teachers),
-                student=job.student_recipe,
-                student_base=job.student_base.checkpoint(),
+                teachers=teachers,
+                student=job.student_recipe if parent is None else str(parent.path),
+                student_base=start,
                 tasks=tasks,
                 source=source,
                 budget=Budget(seen_tokens=job.budget_tokens, rows=job.budget_rows),
@@ -381,21 +431,21 @@ def _student(job: CellJob, tasks: dict[str, Task], source: DataSource, progress:
         )
         write_whole(done, json.dumps({"path": made.path.name, "parents": made.parents, "digest": made.digest}))
     told = json.loads(done.read_text(encoding="utf-8"))
-    student = describe(folder / told["path"], name=job.cell.label, parents=told["parents"])
+    student = describe(folder / told["path"], name=stage.label, parents=told["parents"])
     if student.digest != told["digest"]:
         done.unlink()
         raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
-    _changed_something(job, student)
-    cost = folder / "cost.json"
-    return student, Cost.model_validate_json(cost.read_text(encoding="utf-8")) if cost.exists() else Cost()
+    _changed_something(stage, student, (start, *teachers))
+    return student
 
 
-def _changed_something(job: CellJob, student: Checkpoint) -> None:
-    """Refuse a method that trained or cut nothing: it would return the teacher and look brilliant."""
+def _changed_something(stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]) -> None:
+    """Refuse a method that trained, cut or packed nothing: it would return the teacher and look brilliant."""
     from harness.checkpoint import weights_digest
 
-    if job.cell.trains and weights_digest(student.path) in {weights_digest(one.path) for one in (*job.teachers, job.student_base)}:
-        raise CellFailed(f"{job.cell.label} changed no weight: its student is byte for byte the model that it started from")
+    works = stage.trains or stage.family in COMPRESSION
+    if works and weights_digest(student.path) in {weights_digest(one.path) for one in others}:
+        raise CellFailed(f"{stage.label} changed no weight: its student is byte for byte the model that it started from")
 
 
 def _reference(checkpoint: Checkpoint, parameters: int | None = None) -> ModelReference:

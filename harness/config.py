@@ -121,13 +121,18 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in _parts(text, lambda rest: True) if part.strip()]
 
 
-def _parts(text: str, splits: Callable[[str], bool]) -> list[str]:
-    """Split at commas outside brackets and quotes behind which `splits` holds."""
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """Split at a sign outside brackets and quotes."""
+    return _parts(text, lambda rest: True, separator)
+
+
+def _parts(text: str, splits: Callable[[str], bool], separator: str = ",") -> list[str]:
+    """Split at separators outside brackets and quotes behind which `splits` holds."""
     parts, depth, quoted = [""], 0, False
     for at, sign in enumerate(text):
         quoted ^= sign == '"'
         depth += (sign == "[") - (sign == "]") if not quoted else 0
-        if sign == "," and depth == 0 and not quoted and splits(text[at + 1 :]):
+        if sign == separator and depth == 0 and not quoted and splits(text[at + 1 :]):
             parts.append("")
         else:
             parts[-1] += sign

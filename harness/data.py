@@ -251,6 +251,13 @@ def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: 
     return found
 
 
+def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> set[int]:
+    """Return the indices of free texts that share a run of `words` words with an evaluation question of tasks read from outside."""
+    outside = [task for task in tasks.values() if getattr(task, "files", ())]
+    runs = {run for task in outside for prompt in _held_out(task, source) for run in _runs(_question(prompt), words)}
+    return {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(" ".join(text.lower().split()), words))}
+
+
 def _question(prompt: str) -> str:
     """Return a prompt's last paragraph, in lower case and single spaces: what is asked, without shots."""
     return " ".join(prompt.strip().rsplit("\n\n", 1)[-1].lower().split())

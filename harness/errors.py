@@ -13,6 +13,10 @@ class CellFailed(Exception):
     """A method could not make its student, for a reason worth a line in the table (*failed: reason*)."""
 
 
+class Skipped(CellFailed):
+    """A row that this machine cannot make for want of a package or a device: it stands in the table as *skipped: reason*, no failure."""
+
+
 def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> HarnessError:
     """Build the error for a name that is not in a table, with the nearest name that is."""
     names = sorted(known)

@@ -4,6 +4,7 @@ torch and transformers are imported inside the functions, so that planning and r
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,8 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
-        return describe(path, name=path.resolve().name)
+        packed = quantized_by(path)
+        return describe(path, name=path.resolve().name, note=f"quantized ({packed})" if packed not in ("", "float") else "")
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise unknown(
             "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
@@ -200,10 +202,23 @@ def _remembered_digest(path: Path, cache: Path) -> str:
     return digest
 
 
+def quantized_by(folder: Path) -> str:
+    """Return which library packed a model folder's weights, as its configuration says; "" for plain floats."""
+    import json
+
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if told.get("quant_method") == "compression-harness":
+        kinds = sorted({spec["kind"] for spec in told["modules"].values()})
+        return "float" if kinds == ["float"] else "+".join(kinds)
+    return str(told.get("quant_method") or "")
+
+
 def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
     """Open a checkpoint with plain transformers, in eval mode."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import harness.packed  # noqa: F401  the formats of our own students
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
@@ -279,10 +294,14 @@ def kept_blocks(count: int, share: float) -> list[int]:
 
 
 def _shallower(model: Any, share: float, *, copy: bool) -> Any:
+    return with_blocks(model, kept_blocks(model.config.num_hidden_layers, share), copy=copy)
+
+
+def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True) -> Any:
+    """Return a model of these blocks alone, in this order, renumbered (keys and values are cached by number); random without `copy`."""
     from transformers import AutoModelForCausalLM
 
     config = model.config.__class__.from_dict(model.config.to_dict())
-    kept = kept_blocks(config.num_hidden_layers, share)
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in kept]

@@ -4,13 +4,14 @@ import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from harness.chain import COMPRESSION, bare, check, kind_of, parts_of, related
 from harness.checkpoint import digest_of, file_digest
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
 from harness.contract import Checkpoint, Prompting, Suite
@@ -48,20 +49,34 @@ class PlannedModel(BaseModel):
         return Checkpoint(path=self.path, name=self.name, digest=self.digest, bytes_on_disk=self.bytes_on_disk, note=self.note)
 
 
+class PlannedStage(BaseModel):
+    """One method of a chain; a lone method is a chain of one stage."""
+
+    model_config = ConfigDict(frozen=True)
+    key: str  # of the student that it makes: chains that begin alike share it
+    label: str  # the chain up to here
+    method: str
+    settings: dict[str, JsonValue]
+    family: str
+    trains: bool
+
+
 class PlannedCell(BaseModel):
     """One row at one seed: what its process is told."""
 
     model_config = ConfigDict(frozen=True)
     key: str
-    student_key: str
+    student_key: str  # of the last stage; "" for a teacher's row
     label: str
     method: str
     settings: dict[str, JsonValue]
+    stages: tuple[PlannedStage, ...] = ()
     family: str
     is_control: bool
     controls: tuple[str, ...]
     handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool
+    simulated: bool = False  # floats that stand for packed weights: scored, neither weighed nor timed
     seed: int | None
     teacher: int = 0  # which teacher a row of TEACHER scores
 
@@ -92,11 +107,34 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Row:
+    """One row: its methods in order, one for most rows, several for a chain."""
+
     label: str
-    name: str
-    method: Any
-    settings: dict[str, JsonValue]
-    asked: bool
+    names: tuple[str, ...]
+    methods: tuple[Any, ...]
+    controls: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The row's method: the chain without settings."""
+        return "+".join(self.names)
+
+    @property
+    def last(self) -> Any:
+        """The method of the last stage."""
+        return self.methods[-1]
+
+    @property
+    def settings(self) -> dict[str, JsonValue]:
+        """Settings with defaults expanded; a chain's by method."""
+        if len(self.methods) == 1:
+            return expanded(self.last)
+        return {name: expanded(method) for name, method in zip(self.names, self.methods, strict=True)}
+
+    @property
+    def trains(self) -> bool:
+        """Tell whether a stage spends the token budget."""
+        return any(method.trains for method in self.methods)
 
 
 def make_plan(
@@ -121,7 +159,8 @@ def make_plan(
     names = [one.name for one in teachers]
     if len(set(names)) < len(names) or len({one.digest for one in teachers}) < len(teachers):
         raise HarnessError(f"--teacher: {', '.join(names)}: two teachers have one name or the same weights; rename a folder, or drop one")
-    lonely = [row.name for row in rows if getattr(row.method, "several_teachers", False)] if len(teachers) < 2 else []
+    several = [row.name for row in rows if any(getattr(one, "several_teachers", False) for one in row.methods)]
+    lonely = several if len(teachers) < 2 else []
     if lonely:
         raise HarnessError(f"{lonely[0]} needs two teachers or more; type for example --teacher tiny,tiny-math")
     planned = tuple(PlannedModel.of(one) for one in teachers)
@@ -161,17 +200,16 @@ def make_plan(
         scored["backend"] = config.backend
     seen = {**scored, "data": data, "prompting": [prompting.chat, prompting.system]}
     cells = [_teacher_cell(shared, seen, planned, index) for index in range(len(planned))]
+    making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", machinery)
     for row in rows:
-        drawn = row.method.trains or (recipe is not None and recipe[0] == "scratch" and row.name != "identity")
-        for seed in range(1, config.seeds + 1) if drawn else (None,):
-            student_key = digest_of(
-                "student", shared, row.name, expanded(row.method), budget if drawn else 0, seed, _code_digest(type(row.method), machinery)
-            )
+        for seed in range(1, config.seeds + 1) if any(map(making.draws, row.names, row.methods)) else (None,):
+            stages = making.stages(row, seed)
             cells.append(
                 PlannedCell(
-                    key=digest_of("cell", student_key, scored), student_key=student_key, label=row.label, method=row.name,
-                    settings=expanded(row.method), family=row.method.family, is_control=row.method.is_control,
-                    controls=tuple(row.method.controls), handed_on=_handed_on(row.method), trains=row.method.trains, seed=seed,
+                    key=digest_of("cell", stages[-1].key, scored), student_key=stages[-1].key, label=row.label, method=row.name,
+                    settings=row.settings, stages=stages, family=row.last.family if len(row.methods) == 1 else "chain",
+                    is_control=any(one.is_control for one in row.methods), controls=row.controls, handed_on=_handed_on(row.last),
+                    trains=row.trains, simulated=any(getattr(one, "simulated", False) for one in row.methods), seed=seed,
                 )
             )  # fmt: skip
     return Plan(
@@ -190,38 +228,86 @@ def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object], te
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Making:
+    """What students are made from: their keys follow from it, and from nothing else."""
+
+    shared: Mapping[str, object]
+    budget: int
+    scratch: bool  # the student's shape starts from random weights
+    machinery: Path
+
+    def draws(self, name: str, method: Any) -> bool:
+        """Tell whether a method's student depends on the seed."""
+        from_student = kind_of(method) not in COMPRESSION and name != "identity"
+        return bool(method.trains or getattr(method, "draws", False) or (self.scratch and from_student))
+
+    def stages(self, row: _Row, seed: int | None) -> tuple[PlannedStage, ...]:
+        """Plan a row's stages. A stage's key holds its parent's: chains that begin alike share what they begin with."""
+        planned: list[PlannedStage] = []
+        for at, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
+            drawn = self.draws(name, method) if at == 0 else bool(method.trains or getattr(method, "draws", False))
+            parts = [self.shared, name, expanded(method), self.budget if drawn else 0, seed if drawn else None]
+            before = ["student"] if at == 0 else ["stage", planned[-1].key]
+            key = digest_of(*before, *parts, _code_digest(type(method), self.machinery))
+            label = "+".join(map(_label, row.names[: at + 1], row.methods[: at + 1]))
+            planned.append(
+                PlannedStage(
+                    key=key, label=label, method=name, settings=expanded(method), family=str(method.family), trains=bool(method.trains)
+                )
+            )
+        return tuple(planned)
+
+
 def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
-    """Build every asked method, then the controls that they need, each row once."""
+    """Build every asked chain, then the controls that they need, each row once."""
     for name in config.set:
         if name not in methods:
             raise unknown("method", name, methods.table, hint="(in --set)")
     rows: dict[str, _Row] = {}
 
-    def add(name: str, written: Mapping[str, JsonValue], asked: bool) -> Any:
+    def build(name: str, written: Mapping[str, JsonValue]) -> tuple[str, Any]:
         name = methods.canonical(name)
-        method = methods.build(name, {**config.set.get(name, {}), **written})
-        label = _label(name, method)
-        rows.setdefault(label, _Row(label, name, method, dict(written), asked))
-        return method
+        return name, methods.build(name, {**config.set.get(name, {}), **written})
+
+    def add(stages: Sequence[tuple[str, Any]]) -> _Row | None:
+        """Add a row; None where it stands already."""
+        names, built = tuple(name for name, _ in stages), tuple(method for _, method in stages)
+        parts = tuple(map(_label, names, built))
+        if len(parts) > 1:
+            check(names, built)
+        beside = tuple("+".join(map(bare, one)) for one in related(parts, built)) if len(parts) > 1 else tuple(built[-1].controls)
+        row = _Row("+".join(parts), names, built, beside)
+        return None if rows.setdefault(row.label, row) is not row else row
 
     for spec in config.methods:
-        if "+" in spec:
-            raise HarnessError(f"chain {spec!r}: chains of methods are not in this version; name its parts one by one")
-        name, written = parse_method(spec)
-        add(name, written, asked=True)
-    pending = [row.method for row in rows.values()] if config.controls else []
+        add([build(*parse_method(part)) for part in parts_of(spec)])
+    pending = list(rows.values()) if config.controls else []
     while pending:
-        method = pending.pop(0)
-        for name in method.controls:
-            known = {field.name for field in dataclasses.fields(methods.load(name))}
-            handed = {key: value for key, value in _handed_on(method).items() if key in known}
-            before = len(rows)
-            control = add(name, handed, asked=False)  # its own form: a variant that was asked for beside it is another row
-            pending += [control] if len(rows) > before else []
-    unused = sorted(set(config.set) - {row.name for row in rows.values()})
+        row = pending.pop(0)
+        for stages in _beside(row, build, methods):
+            added = add(stages)  # its own form: a variant that was asked for beside it is another row
+            pending += [added] if added else []
+    unused = sorted(set(config.set) - {name for row in rows.values() for name in row.names})
     if unused:
         raise HarnessError(f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or drop the setting")
     return list(rows.values())
+
+
+def _beside(
+    row: _Row, build: Callable[[str, Mapping[str, JsonValue]], tuple[str, Any]], methods: Registry
+) -> Iterator[list[tuple[str, Any]]]:
+    """Yield the controls of a row, as stages that are built: settings that the row hands on are theirs too."""
+
+    def control(name: str) -> tuple[str, Any]:
+        known = {field.name for field in dataclasses.fields(methods.load(name))}
+        return build(name, {key: value for key, value in _handed_on(row.last).items() if key in known})
+
+    own = dict(zip(map(_label, row.names, row.methods), zip(row.names, row.methods, strict=True), strict=True))
+    if len(row.methods) == 1:
+        yield from ([control(name)] for name in row.controls)
+    for parts in related(tuple(own), row.methods):
+        yield [own[part] if part in own else control(part) for part in parts]
 
 
 def _handed_on(method: Any) -> dict[str, JsonValue]:
@@ -264,7 +350,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: PlannedModel) -> None:
-    asking = [row for row in rows if row.method.same_vocabulary]
+    asking = [row for row in rows if any(one.same_vocabulary for one in row.methods)]
     if not asking or teacher.digest == base.digest:
         return
     ours, theirs = token_map(base.path), token_map(teacher.path)

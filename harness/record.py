@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.checkpoint import write_whole
 
-SCHEMA = 4
-Status = Literal["success", "failed"]
+SCHEMA = 5
+Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -118,6 +118,32 @@ class Cost(_Frozen):
     energy_source: str = ""
     notes: dict[str, JsonValue] = {}  # method's counts: rows kept, dropped and why
 
+    def __add__(self, later: "Cost") -> "Cost":
+        """Return what two stages of a chain took together: sums, the larger peak, energy where both were read."""
+        summed = ("seen_tokens", "trained_tokens", "steps", "seconds", "device_seconds", "flops", "teacher_tokens", "teacher_seconds",
+                  "teacher_flops")  # fmt: skip
+        both = [one.energy_joules for one in (self, later) if one.seconds]
+        peaks = [one.peak_bytes for one in (self, later) if one.peak_bytes is not None]
+        known = [joules for joules in both if joules is not None]
+        return Cost(
+            **{name: getattr(self, name) + getattr(later, name) for name in summed},
+            devices=max(self.devices, later.devices), shared=tuple({one.key: one for one in (*self.shared, *later.shared)}.values()),
+            peak_bytes=max(peaks, default=None), energy_joules=sum(known) if both and len(known) == len(both) else None,
+            energy_source=self.energy_source or later.energy_source, notes={**self.notes, **later.notes},
+        )  # fmt: skip
+
+
+class StageRecord(_Frozen):
+    """One stage of a chain: what it made, what that took, and what its own row scored."""
+
+    label: str  # the chain up to here
+    method: str
+    key: str  # of the student, as chains share it
+    digest: str
+    weight_bytes: int
+    cost: Cost
+    scores: dict[str, float] = {}  # by task, from the stage's own row; empty where it has none
+
 
 class Environment(_Frozen):
     """Where and with what a record was made."""
@@ -172,7 +198,8 @@ class RunRecord(_Frozen):
     scores: tuple[TaskScore, ...] = ()
     fidelity: tuple[Fidelity, ...] = ()
     measurements: tuple[Measurement, ...] = ()
-    cost: Cost = Cost()
+    cost: Cost = Cost()  # of a chain: all its stages together
+    stages: tuple[StageRecord, ...] = ()  # of a chain
     environment: Environment | None = None
     created: str = ""  # UTC, ISO 8601
     seconds: float = 0.0
@@ -190,6 +217,7 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
     2: lambda old: {**old, "schema": 3},  # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
     3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
+    4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
 }
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,8 +63,10 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
                 return Finished(cell, held, cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
-            # Two cells of one student (two suites) must not train it at once.
-            with store.locked(cell.student_key, wait=plan.config.wait, on_wait=watcher.say):
+            # Two cells of one student (two suites, two chains that begin alike) must not make it at once.
+            with ExitStack() as locks:
+                for stage in cell.stages:
+                    locks.enter_context(store.locked(stage.key, wait=plan.config.wait, on_wait=watcher.say))
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
     except Busy as busy:
         return Finished(cell, None, cached=False, note=str(busy))
@@ -119,7 +122,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         dtype=plan.dtype,
         batch_size=plan.config.batch_size,
         backend=plan.config.backend,
-        measure=bool(plan.grid) and any(suite.measure for suite in plan.suites.values()),
+        measure=bool(plan.grid) and any(suite.measure for suite in plan.suites.values()) and not cell.simulated,
         grid=plan.grid,
         rounds=plan.config.rounds,
         limit=plan.config.limit,
@@ -130,10 +133,16 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         include_path=plan.config.include_path.resolve() if plan.config.include_path else None,
         teacher_samples=None if cell.is_teacher else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
         cell_folder=store.cell(cell.key).resolve(),
-        student_folder=store.student(cell.student_key or cell.key).resolve(),
+        stage_folders=tuple(store.student(stage.key).resolve() for stage in cell.stages),
+        stage_records=tuple(_row_of(plan, stage.key, store) for stage in cell.stages),
         cache=plan.config.cache_folder.resolve(),
         data_dir=plan.config.data_dir.resolve() if plan.config.data_dir else None,
     )
+
+
+def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
+    """Return where the record of a stage's own row stands, None where this run has no such row."""
+    return next((store.record_path(cell.key).resolve() for cell in plan.cells if cell.student_key == student_key), None)
 
 
 def _environment(plan: Plan) -> dict[str, str]:

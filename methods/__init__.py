@@ -1,7 +1,7 @@
 """Methods, as a literal table: a row's name and the class that makes its student. Importing this imports no method.
 
 A new method is one file in this folder and one line here (docs/add-a-method.md). Files with an underscore are
-machinery; every other file carries at least one name of the table.
+machinery; every other file carries at least one name of the table, but for `packed.py`, which opens students elsewhere.
 """
 
 METHODS: dict[str, str] = {
@@ -21,4 +21,23 @@ METHODS: dict[str, str] = {
     "best-single-teacher": "methods.multi_teacher:BestSingleTeacher",
     "on-policy": "methods.on_policy:OnPolicyDistillation",
     "uld": "methods.uld:UniversalLogitDistillation",
+    "int8": "methods.int8:Int8",
+    "int8-dynamic": "methods.int8:Int8Dynamic",
+    "int4": "methods.int4:Int4",
+    "int4-calibrated": "methods.int4:Int4Calibrated",
+    "fake-int4": "methods.int4:FakeInt4",
+    "nf4": "methods.nf4:Nf4",
+    "bnb-int8": "methods.nf4:BitsAndBytesInt8",
+    "quanto": "methods.quanto:Quanto",
+    "gptq": "methods.gptq:Gptq",
+    "prune-magnitude": "methods.prune_magnitude:MagnitudePruning",
+    "prune-random": "methods.prune_magnitude:RandomPruning",
+    "prune-wanda": "methods.prune_wanda:WandaPruning",
+    "prune-sparsegpt": "methods.prune_sparsegpt:SparseGptPruning",
+    "prune-depth": "methods.prune_depth:DepthPruning",
+    "prune-depth-random": "methods.prune_depth:RandomDepthPruning",
+    "prune-width": "methods.prune_width:WidthPruning",
+    "prune-width-random": "methods.prune_width:RandomWidthPruning",
+    "lowrank": "methods.lowrank:LowRank",
+    "lowrank-plain": "methods.lowrank:PlainLowRank",
 }

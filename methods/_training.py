@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
 STEPS_BETWEEN_NORMS = 50  # a term's own gradient takes a backward pass of its own
 EXPLODED = 1_000  # times its first value
+HELD_ZEROS = 0.01  # share of exact zeros from which a matrix counts as pruned
 
 
 class Diverged(CellFailed):
@@ -340,6 +341,7 @@ class _Run:
                 raise CellFailed(f"the term {term.name} counts no position of any training row (is attention_tokens below the prompts?)")
         self.energy = EnergyMeter(student.device)
         _silence_dropout(student.model)
+        self.zeros = _hold_zeros(student.model)
         student.model.train()
         if settings.checkpointing:
             student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -499,6 +501,8 @@ class _Run:
     def close(self) -> None:
         """Take every hook out of the models: what is saved is the student alone."""
         self.head.close()
+        for handle in self.zeros:
+            handle.remove()
         if self.inside is not None:
             self.inside.close()
         for source in self.objective.live:
@@ -535,6 +539,26 @@ def _remove(folder: Path) -> None:
     torn = folder.with_suffix(".part")
     folder.replace(torn)
     shutil.rmtree(torn, ignore_errors=True)
+
+
+def _hold_zeros(model: Any) -> list[Any]:
+    """Keep what a pruning method set to zero at zero: its gradient is dropped before it is clipped or used, and decay leaves 0 alone.
+
+    A matrix counts as pruned where at least one weight in a hundred is exactly 0: drawn or trained ones never are.
+    """
+    handles = []
+    for parameter in model.parameters():
+        if parameter.ndim < 2 or not parameter.requires_grad:
+            continue
+        stays = parameter.detach() != 0
+        if float(stays.float().mean()) <= 1 - HELD_ZEROS:
+
+            def drop(one: Tensor, stays: Tensor = stays) -> None:
+                if one.grad is not None:
+                    one.grad.mul_(stays)
+
+            handles.append(parameter.register_post_accumulate_grad_hook(drop))
+    return handles
 
 
 def _silence_dropout(model: Any) -> None:

@@ -1,0 +1,326 @@
+"""Packed checkpoints, and how transformers opens them: int8 and int4 weights, low-rank factors, layers of odd widths.
+
+Importing this registers the format `compression-harness` with transformers; after that
+`AutoModelForCausalLM.from_pretrained(folder)` needs nothing else. `config.json` names every module that is not what the
+architecture says:
+
+    "quantization_config": {"quant_method": "compression-harness", "version": 1,
+                            "modules": {"model.layers.0.mlp.up_proj": {"kind": "int4", "shape": [1536, 576], "group": 64}}}
+
+Whatever is packed keeps the name `weight` in another shape than the architecture's: transformers only warns about a format
+that it does not know, and would start with random weights where a name is missing; a wrong shape it refuses.
+
+Legend: O outputs, I inputs, G groups of inputs, R rank. `w_hat` is the float weight that a packed one stands for.
+Kernels: PyTorch's own on both kinds of device, the ones that torchao calls. Few rows (decoding) are multiplied with packed
+weights as they are; many rows (prompts) by a matrix product with weights unpacked for that one call.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+FORMAT = "compression-harness"
+VERSION = 1
+FEW_ROWS = 8  # up to so many, decoding kernels on a CPU are faster than unpacking (measured: int8-smollm2)
+KERNEL_GROUPS = (32, 64, 128, 256)  # what the int4 kernels know
+
+
+class NotHere(RuntimeError):
+    """Packed weights laid out for one device were asked to run on another."""
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """Pack integers 0..15 of shape (O, n) two to a byte, the even column in the low half; an odd n is filled up with 0. Returns uint8."""
+    codes = F.pad(codes.to(torch.uint8), (0, codes.shape[1] % 2))
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
+    """Return the integers 0..15 again, (O, columns) as uint8."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :columns]
+
+
+class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """Weight-only int8, one scale an output channel: `w_hat = scale * weight`. Activations are rounded to bf16 for the kernels."""
+
+    def __init__(self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.weight = nn.Parameter(torch.empty((*shape, 1), dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(shape[0], dtype=dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype), requires_grad=False) if bias else None
+
+    def dequantized(self) -> Tensor:
+        """Return w_hat, (O, I) in fp32."""
+        return self.weight.squeeze(-1).float() * self.scale.float()[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x @ w_hat^T + bias`."""
+        return _with_bias(int8_product(x, self.weight, self.scale), self.bias)
+
+
+def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return `x @ (scale * weight)^T` for x (..., I), weight (O, I, 1) of int8, scale (O,)."""
+    rows, codes = x.reshape(-1, x.shape[-1]), weight.squeeze(-1)
+    half = rows.to(torch.bfloat16)
+    if rows.shape[0] <= FEW_ROWS:
+        out = torch._weight_int8pack_mm(half, codes, scale.to(torch.bfloat16)).to(x.dtype)
+    else:  # int8 is exact in bf16; without bf16 instructions the same product is faster in fp32
+        kind = torch.bfloat16 if x.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() else torch.float32
+        out = F.linear(half.to(kind), codes.to(kind)).to(x.dtype) * scale.to(x.dtype)
+    return out.view(*x.shape[:-1], -1)
+
+
+class Int8Embedding(Int8Linear):
+    """An int8 table of token vectors, one scale a token; the head reads the same bytes where the two are tied."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the vectors of tokens, (..., I)."""
+        return self.weight.squeeze(-1)[ids].to(self.scale.dtype) * self.scale[ids][..., None]
+
+
+class TiedHead(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """A language-model head that multiplies with the packed embedding."""
+
+    def __init__(self, table: Int8Embedding) -> None:
+        super().__init__()
+        self.weight = table.weight
+        self.table = (table,)  # in a tuple: not a child, whose tensors would be saved twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        return int8_product(x, self.table[0].weight, self.table[0].scale)
+
+
+class Int8DynamicLinear(Int8Linear):
+    """Int8 weights and int8 activations, one activation scale a *token*: a row's answer does not depend on its neighbours.
+
+    PyTorch's fbgemm product takes one scale for a whole tensor, so every row is first divided by its own largest magnitude. On a
+    processor without VNNI instructions fbgemm adds pairs of products in 16 bits, which eight bits of activation would overflow:
+    there an activation gets seven.
+    """
+
+    LEVELS = 127 if torch.cpu._is_vnni_supported() or torch.cuda.is_available() else 63  # of an activation, to each side of 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x_hat @ w_hat^T + bias`."""
+        if x.device.type != "cpu":
+            return _with_bias(self._on_gpu(x), self.bias)
+        if not hasattr(self, "prepared"):
+            codes = torch._make_per_channel_quantized_tensor(
+                self.weight.squeeze(-1), self.scale.double(), torch.zeros(self.out_features, dtype=torch.long), 0
+            )
+            self.prepared = torch.ops.quantized.linear_prepack(codes, None)
+            self.held_bytes = self.weight.numel()  # fbgemm's own copy, which no parameter counts
+            self.weight.data = self.weight.data.new_empty(0)
+        rows = x.reshape(-1, x.shape[-1]).float()
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows / largest, 1.0 / self.LEVELS, self.LEVELS + 1, self.prepared
+        )
+        return _with_bias((product * largest).to(x.dtype).view(*x.shape[:-1], -1), self.bias)
+
+    def _on_gpu(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        step = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / self.LEVELS
+        codes = (rows / step).round_().to(torch.int8)
+        if codes.shape[0] <= 16:  # cuBLAS wants more rows than that
+            codes = F.pad(codes, (0, 0, 0, 17 - codes.shape[0]))
+        product = torch._int_mm(codes, self.weight.squeeze(-1).t())[: rows.shape[0]]
+        return (product.float() * step * self.scale.float()).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """Weight-only int4, two to a byte, a scale for each group of inputs: `w_hat = scale * (code - zero)`, zero 8 where symmetric."""
+
+    def __init__(self, shape: tuple[int, int], *, group: int, zeros: bool, bias: bool, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.group = group
+        groups = -(-shape[1] // group)
+        self.weight = nn.Parameter(torch.empty((shape[0], -(-shape[1] // 2)), dtype=torch.uint8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty((shape[0], groups), dtype=dtype), requires_grad=False)
+        packed = torch.empty((shape[0], -(-groups // 2)), dtype=torch.uint8)
+        self.zero = nn.Parameter(packed, requires_grad=False) if zeros else None
+        self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype), requires_grad=False) if bias else None
+        self.laid_out = ""  # the kind of device that the weight is laid out for; "" as it was saved
+
+    def dequantized(self) -> Tensor:
+        """Return w_hat, (O, I) in fp32."""
+        if self.laid_out:
+            raise NotHere("these weights were laid out for a kernel already; open the model again")
+        codes = unpack_nibbles(self.weight, self.in_features).float()
+        scale, zero = (one.repeat_interleave(self.group, dim=1)[:, : self.in_features] for one in (self.scale.float(), self._zeros()))
+        return scale * (codes - zero)
+
+    def _zeros(self) -> Tensor:
+        if self.zero is None:
+            return torch.full_like(self.scale, 8.0, dtype=torch.float32)
+        return unpack_nibbles(self.zero, self.scale.shape[1]).float()
+
+    def _kernel_fits(self, device: str) -> bool:
+        whole = self.group in KERNEL_GROUPS and self.in_features % self.group == 0
+        if device == "cuda":
+            return whole and self.in_features % 128 == 0 and self.out_features % 8 == 0
+        return whole and self.out_features % 16 == 0
+
+    def _lay_out(self, device: str) -> None:
+        """Reorder the codes for the device's kernel, in place of the saved ones; scales and zeros become (G, O, 2) of bf16."""
+        codes = unpack_nibbles(self.weight, self.in_features).int()
+        scale = self.scale.float()
+        both = torch.stack((scale, scale * (8 - self._zeros())), dim=-1).transpose(0, 1).contiguous()
+        if device == "cuda":
+            self.weight.data = torch._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
+        else:
+            self.weight.data = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+        self.scale.data = both.to(torch.bfloat16)
+        self.laid_out = device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x @ w_hat^T + bias`."""
+        device = x.device.type
+        if not self.laid_out and self._kernel_fits(device):
+            self._lay_out(device)
+        if not self.laid_out:
+            return F.linear(x, self.dequantized().to(x.dtype), self.bias)
+        if self.laid_out != device:
+            raise NotHere(f"these weights are laid out for {self.laid_out} and the input is on {device}; open the model again")
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        kernel = torch._weight_int4pack_mm if device == "cuda" else torch._weight_int4pack_mm_for_cpu
+        out = kernel(rows, self.weight, self.group, self.scale)
+        return _with_bias(out.to(x.dtype).view(*x.shape[:-1], -1), self.bias)
+
+
+def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def _through_up(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+    """The second factor behind the first: `W' x = up (weight x)`."""
+    found: Tensor = module.up(out)
+    return found
+
+
+def join_factors(first: nn.Module, up: nn.Module) -> nn.Module:
+    """Return the first factor (R, I) with the second, (O, R), as its child `up` that its output goes through."""
+    first.up = up
+    first.register_forward_hook(_through_up)
+    return first
+
+
+def module_of(spec: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
+    """Build the module that a line of `config.json` describes, weights not filled in."""
+    kind, shape, bias = spec["kind"], tuple(spec["shape"]), bool(spec.get("bias"))
+    made: nn.Module
+    if kind == "float":
+        made = nn.Linear(shape[1], shape[0], bias=bias, dtype=dtype)
+    elif kind == "int8":
+        made = (Int8Embedding if spec.get("embedding") else Int8Linear)(shape, bias=bias, dtype=dtype)
+    elif kind == "int8-dynamic":
+        made = Int8DynamicLinear(shape, bias=bias, dtype=dtype)
+    elif kind == "int4":
+        made = Int4Linear(shape, group=spec["group"], zeros=bool(spec.get("zeros")), bias=bias, dtype=dtype)
+    else:
+        raise ValueError(f"a packed module of kind {kind!r} is not known to this version; upgrade compression-harness")
+    return join_factors(made, nn.Identity()) if spec.get("factors") else made
+
+
+class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What `config.json` says of a packed checkpoint."""
+
+    def __init__(self, modules: dict[str, Any], version: int = VERSION, **_: Any) -> None:
+        self.quant_method = FORMAT
+        if version > VERSION:
+            raise ValueError(f"a packed checkpoint of version {version}; this one reads up to {VERSION}: upgrade compression-harness")
+        self.modules, self.version = modules, version
+
+
+class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts the packed modules into a model's skeleton before transformers fills in the weights."""
+
+    requires_calibration = True  # a plain model is packed by a method, not while it is opened
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+        dtype = model.dtype
+        named = sorted(self.quantization_config.modules.items(), key=lambda one: (one[1]["kind"] == "tied", one[0]))
+        for name, spec in named:  # a head that reads the table comes after it, second factors after the first
+            try:
+                model.get_submodule(name)
+            except AttributeError as problem:
+                raise ValueError(f"config.json packs {name}, which {type(model).__name__} does not have") from problem
+            with torch.device("meta"):
+                made = TiedHead(model.get_submodule(spec["table"])) if spec["kind"] == "tied" else module_of(spec, dtype)
+            model.set_submodule(name, made)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        # Tensors mapped from a file begin at any byte, and the int8 kernel reads whole vectors: it crashes on such ones from 5 rows on.
+        for name, spec in self.quantization_config.modules.items():
+            weight = model.get_submodule(name).weight if spec["kind"] == "int8" else None
+            if weight is not None and weight.device.type == "cpu" and weight.data_ptr() % 64:
+                weight.data = weight.data.clone()
+        return model
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """Floats of odd shapes are saved as any model; packed weights are not: kernels lay them out anew (copy the folder)."""
+        return all(spec["kind"] == "float" for spec in self.quantization_config.modules.values())
+
+    @property
+    def is_trainable(self) -> bool:
+        """Tell whether every weight takes a gradient."""
+        return self.is_serializable()
+
+
+if FORMAT not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # a module reloaded registers nothing twice
+    register_quantization_config(FORMAT)(PackedConfig)
+    register_quantizer(FORMAT)(PackedQuantizer)
+
+
+def modules_of(model: Any) -> dict[str, Any]:
+    """Return the packed modules of an opened model, as its configuration lists them; empty for a plain one."""
+    config = getattr(model.config, "quantization_config", None)
+    return dict(config.modules) if isinstance(config, PackedConfig) else {}
+
+
+def save_packed(
+    model: Any, tokenizer: Any, folder: Path, *, specs: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype,
+    state: dict[str, Tensor] | None = None, config: Any = None,
+) -> None:  # fmt: skip
+    """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others come from `model`.
+
+    Floats are stored in `dtype`, integers and scales as they are given. The specs of an opened packed model go on where no new one
+    replaces them. `state` and `config` stand in for the model's own.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    replaced = tuple(f"{name}.{leaf}" for name in specs for leaf in ("weight", "bias"))
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {}) if model.config.tie_word_embeddings else set()
+    config = config or model.config
+    state = {
+        name: tensor.detach().to(dtype).cpu() if tensor.is_floating_point() else tensor.detach().cpu()
+        for name, tensor in (state or model.state_dict()).items()
+        if name not in replaced and name not in tied
+    }
+    state |= {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_torch_state_dict(state, folder, max_shard_size="5GB", metadata={"format": "pt"})
+    config = config.__class__.from_dict({key: value for key, value in config.to_dict().items() if key != "quantization_config"})
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.quantization_config = {"quant_method": FORMAT, "version": VERSION, "modules": {**modules_of(model), **specs}}
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def is_packed(folder: Path) -> bool:
+    """Tell whether a folder holds a checkpoint of this format."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    return bool(told.get("quant_method") == FORMAT)

@@ -1,0 +1,44 @@
+"""Quantisation by other libraries: what is not installed is skipped with the command that installs it. No torch at import."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from harness.contract import Checkpoint
+from harness.errors import Skipped
+from methods._compress import Making
+
+
+def require(package: str, extra: str) -> None:
+    """Raise `Skipped` where a package is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise Skipped(f"{package} is not installed; type: pip install 'compression-harness[{extra}]'")
+
+
+def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None) -> Checkpoint:
+    """Save a model that a library packed, and compare what a fresh opening answers with what it answered before.
+
+    Some libraries reload random weights with no more than a warning.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from harness.errors import CellFailed
+
+    ids = torch.arange(3, 35, device=packed.device)[None]
+    with torch.inference_mode():
+        before = packed(input_ids=ids).logits.float()
+
+    def write(fresh: Any) -> None:
+        if save is not None:
+            save(fresh)
+        else:
+            packed.save_pretrained(fresh)
+        making.opened.tokenizer.save_pretrained(fresh)
+        again = AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype).to(packed.device).eval()
+        with torch.inference_mode():
+            gap = float((again(input_ids=ids).logits.float() - before).abs().max())
+        if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
+            raise CellFailed(f"{making.method}: the saved student answers otherwise when it is opened again (logits differ by {gap:.3g})")
+
+    return making.save_as(write, notes=told)

@@ -1,0 +1,79 @@
+"""What quantising methods share: which matrices are packed how, and the checkpoint that results. No torch at import."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Compressed, Making
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from methods._layers import Layers
+    from methods._packing import Codes
+
+
+@settings
+class Quantized(Compressed):
+    """Packs the matrices of the blocks to few bits, and table and head to int8: in small models those are most of the bytes."""
+
+    family: ClassVar[str] = "quantization"
+
+    embeddings: Literal["int8", "skip"] = "int8"  # token table and head; skip: as they are
+    skip: tuple[str, ...] = ()  # patterns of layers to leave as they are: ["*.down_proj"]
+
+
+def pack(
+    job: Job,
+    making: Making,
+    method: Quantized,
+    layers: "Layers",
+    code: "Callable[[str, nn.Linear], Codes]",
+    *,
+    kind: str,
+    notes: dict[str, Any],
+    flops: float = 0.0,
+) -> Checkpoint:
+    """Pack every layer by `code`, and table and head to int8 where the method does; save it, and say how many bits that took."""
+    from harness.contract import Progress
+    from harness.model import stored_dtype
+    from harness.packed import save_packed
+    from methods._packing import packed, round_to_nearest
+
+    specs: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+
+    def add(name: str, found: "Codes", bias: Any, **more: Any) -> None:
+        specs[name], own = packed(name, found, bias, **more)
+        tensors.update(own)
+
+    def whole_row(weight: Any) -> "Codes":
+        return round_to_nearest(weight, bits=8)
+
+    count = 0
+    for at, (name, layer) in enumerate(layers.linear.items()):
+        factors = {"factors": True} if hasattr(layer, "up") else {}
+        add(name, code(name, layer), layer.bias, kind=kind, **factors)
+        count += layer.weight.numel()
+        job.progress(Progress(stage="pack", done=at + 1, total=len(layers.linear), unit="layers"))
+    inside = sum(one.numel() * one.element_size() for one in tensors.values())
+    if method.embeddings == "int8":
+        table, embedding = layers.table
+        add(table, whole_row(embedding.weight), None, kind="int8", embedding=True)
+        if layers.head is not None and layers.tied:
+            specs[layers.head[0]] = {"kind": "tied", "table": table}
+        elif layers.head is not None:
+            add(layers.head[0], whole_row(layers.head[1].weight), layers.head[1].bias, kind="int8")
+    told = {
+        **notes, "packed_layers": len(layers.linear), "packed_weights": count, "bits_of_a_packed_weight": round(8 * inside / count, 3),
+        "table_and_head": method.embeddings, "skipped": list(method.skip),
+    }  # fmt: skip
+    dtype = stored_dtype(making.base)
+
+    def write(fresh: Any) -> None:
+        save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
+        written = sum(path.stat().st_size for path in fresh.glob("*.safetensors"))
+        told["bits_per_weight"] = round(8 * written / making.parameters_before, 3)
+
+    return making.save_as(write, notes=told, flops=flops)

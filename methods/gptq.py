@@ -1,0 +1,47 @@
+"""GPTQ through optimum and gptqmodel, on a GPU. Needs the `gptq` extra; `int4-calibrated` is the same rounding anywhere.
+
+Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: its kernels are for GPUs.
+"""
+
+from typing import ClassVar, Literal
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Calibrated
+
+
+@settings
+class Gptq(Calibrated):
+    """Weights in 4 or 8 bits by optimum's GPTQ, on a GPU."""
+
+    family: ClassVar[str] = "quantization"
+    controls: ClassVar[tuple[str, ...]] = ("int4",)
+
+    bits: Literal[4, 8] = 4
+    group: Literal[32, 64, 128] = 128
+
+    def hands_on(self) -> dict[str, object]:
+        """Its control rounds the same groups."""
+        return {"group": self.group}
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Hand the model and the text to optimum."""
+        from harness.errors import Skipped
+        from methods._extras import require, written_by
+
+        if not job.device.startswith("cuda"):
+            raise Skipped("gptq runs on a GPU; int4-calibrated is the same rounding on any machine")
+        require("gptqmodel", "gptq")
+        from optimum.gptq import GPTQQuantizer
+
+        from methods._compress import Making
+
+        making = Making(job, "gptq")
+        data = self.calibrate(job, making.opened)
+        texts = making.opened.tokenizer.batch_decode(data.ids)
+        quantizer = GPTQQuantizer(bits=self.bits, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
+        packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
+        return written_by(
+            making, packed, {"library": "optimum+gptqmodel", "bits": self.bits, "group": self.group, "calibration": dict(data.told)},
+            save=lambda folder: quantizer.save(packed, folder),
+        )  # fmt: skip

@@ -1,0 +1,40 @@
+"""Int8: weights in eight bits with one scale an output channel; activations as they are, or in eight bits too.
+
+`int8`: symmetric round to nearest, `w_hat = scale * code`, scale = max|w| / 127 (LLM.int8(), Dettmers et al., 2022, without the outlier
+part: weights alone need none). `int8-dynamic`: the same weights; every token's activations get a scale of their own (SmoothQuant's
+O2, Xiao et al., 2023). PyTorch's own dynamic kernel takes one scale for the whole batch, so an answer would depend on its
+neighbours; ours divides each row by its largest magnitude first.
+
+Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`), and gains nothing in prefill (`int8`): prompts are
+bound by arithmetic, not by reading weights.
+"""
+
+from typing import ClassVar
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._quantization import Quantized, pack
+
+
+@settings
+class Int8(Quantized):
+    """Weights in int8, one scale an output channel."""
+
+    kind: ClassVar[str] = "int8"
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Round every matrix to the nearest code."""
+        from methods._compress import Making
+        from methods._layers import layers_of
+        from methods._packing import round_to_nearest
+
+        making = Making(job, self.kind)
+        layers = layers_of(making.model, skip=self.skip, method=self.kind)
+        return pack(job, making, self, layers, lambda name, layer: round_to_nearest(layer.weight, bits=8), kind=self.kind, notes={})
+
+
+@settings
+class Int8Dynamic(Int8):
+    """Weights and activations in int8, an activation scale for every token."""
+
+    kind: ClassVar[str] = "int8-dynamic"

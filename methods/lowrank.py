@@ -1,0 +1,174 @@
+"""Low rank: every matrix of the blocks becomes a product of two thinner ones, by singular values.
+
+Whitened (the default; Wang et al., 2025, SVD-LLM): X^T X = S S^T over calibration text, `svd(W S) = U Sig V^T`, and W' = [U_r sqrt(Sig_r)]
+[sqrt(Sig_r) V_r^T S^-1]: what is lost on that text is exactly the sum of the squares of the dropped singular values, and plain SVD never
+loses less. `lowrank-plain` is that control: the same ranks by the SVD of W alone.
+
+`keep` is the share of a matrix's parameters that stays: r = floor(keep * O * I / (O + I)). `allocation=energy` gives all matrices one
+threshold of dropped energy instead, at the same total. Keys' and values' projections stay whole under grouped queries: they are small.
+The student opens after `import methods.packed`. Cost: one pass of second moments and one SVD a layer. Useful to 20 or 30 % removed.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Calibrated, Making, calibration_flops
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+GROUPED = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
+
+
+@settings
+class LowRank(Calibrated):
+    """Replace every matrix by two thinner factors, by the singular values of what it does to real inputs."""
+
+    family: ClassVar[str] = "low-rank"
+    controls: ClassVar[tuple[str, ...]] = ("lowrank-plain",)
+    whitened: ClassVar[bool] = True
+
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of a matrix's parameters
+    rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
+    allocation: Literal["uniform", "energy"] = "uniform"
+    jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
+    skip: tuple[str, ...] = ()  # patterns of layers to leave as they are
+
+    def hands_on(self) -> dict[str, object]:
+        """Its control has the same ranks."""
+        return {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Factorise block by block; every block sees the factors before it."""
+        from harness.errors import CellFailed
+        from methods._calibration import Flow, sweep
+        from methods._layers import layers_of, within
+
+        name = "lowrank" if self.whitened else "lowrank-plain"
+        making = Making(job, name)
+        every = layers_of(making.model, skip=self.skip, method=name).linear
+        config = making.model.config
+        grouped = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
+        layers = {one: layer for one, layer in every.items() if not (grouped and one.endswith(GROUPED))}
+        for one, layer in layers.items():
+            if self.rank >= saves_below(layer):
+                raise CellFailed(
+                    f"{name}: rank {self.rank} saves nothing in {one} ({layer.out_features} x {layer.in_features}); "
+                    f"give at most {saves_below(layer) - 1}"
+                )
+        data = self.calibrate(job, making.opened)
+        spectra: dict[str, Tensor] = {}
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def read(block: str, flow: Flow) -> None:
+            for one, layer in within(layers, block):
+                spectra[one] = decomposed(layer.weight, flow.sums[one] if self.whitened else None, jitter=self.jitter)[1]
+
+        def cut(block: str, flow: Flow) -> None:
+            for one, layer in within(layers, block):
+                factors[one] = factorised(layer.weight, ranks[one], flow.sums[one] if self.whitened else None, jitter=self.jitter)
+                up, down = factors[one]
+                layer.weight.copy_(up @ down)
+
+        ranks = {one: self.rank or rank_of(layer, self.keep) for one, layer in layers.items()}
+        if self.allocation == "energy" and not self.rank:
+            sweep(making.opened, data, layers, kind="gram", visit=read, again=False)
+            ranks = by_energy(spectra, layers, self.keep)
+        sweep(making.opened, data, layers, kind="gram", visit=cut, progress=job.progress)
+        return self._saved(job, making, factors, {"calibration": dict(data.told)}, flops=calibration_flops(making, data, 2))
+
+    def _saved(
+        self, job: Job, making: Making, factors: "dict[str, tuple[Tensor, Tensor]]", told: dict[str, Any], *, flops: float
+    ) -> Checkpoint:
+        from harness.model import stored_dtype
+        from harness.packed import save_packed
+
+        dtype = stored_dtype(making.base)
+        specs: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
+        before = after = 0
+        for name, (up, down) in factors.items():
+            bias = making.model.get_submodule(name).bias
+            specs[name] = {"kind": "float", "shape": list(down.shape), "factors": True}
+            specs[f"{name}.up"] = {"kind": "float", "shape": list(up.shape), **({"bias": True} if bias is not None else {})}
+            tensors |= {f"{name}.weight": down.to(dtype), f"{name}.up.weight": up.to(dtype)}
+            if bias is not None:
+                tensors[f"{name}.up.bias"] = bias.to(dtype)
+            before, after = before + up.shape[0] * down.shape[1], after + up.numel() + down.numel()
+        ranks = [down.shape[0] for _, down in factors.values()]
+        notes = {"matrices": len(factors), "ranks": [min(ranks), max(ranks)], "kept_of_them": round(after / before, 4), **told}
+
+        def write(fresh: Any) -> None:
+            save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
+
+        return making.save_as(write, notes=notes, flops=flops)
+
+
+@settings
+class PlainLowRank(LowRank):
+    """The same ranks by the SVD of the weights alone (control)."""
+
+    controls: ClassVar[tuple[str, ...]] = ()
+    is_control: ClassVar[bool] = True
+    whitened: ClassVar[bool] = False
+
+
+def saves_below(layer: "nn.Linear") -> int:
+    """Return the smallest rank that saves nothing: O I / (O + I), rounded up."""
+    return -(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features))
+
+
+def rank_of(layer: "nn.Linear", keep: float) -> int:
+    """Return the rank that keeps a share of a matrix's parameters; at least 1."""
+    return max(1, int(keep * layer.out_features * layer.in_features / (layer.out_features + layer.in_features)))
+
+
+def by_energy(spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep: float) -> dict[str, int]:
+    """Return ranks by one threshold on the share of energy a component carries in its matrix, per parameter that it costs."""
+    import torch
+
+    worth, cost, owner = [], [], []
+    for at, (name, values) in enumerate(spectra.items()):
+        layer = layers[name]
+        most = saves_below(layer) - 1
+        each = layer.out_features + layer.in_features
+        worth.append((values.square() / values.square().sum())[:most] / each)
+        cost.append(torch.full((most,), each))
+        owner.append(torch.full((most,), at))
+    worths, costs, owners = torch.cat(worth), torch.cat(cost), torch.cat(owner)
+    order = worths.argsort(descending=True)
+    total = keep * sum(layer.weight.numel() for layer in layers.values())
+    chosen = order[costs[order].cumsum(0) <= total]
+    counts = torch.bincount(owners[chosen], minlength=len(spectra))
+    return {name: max(1, int(count)) for name, count in zip(spectra, counts, strict=True)}
+
+
+def decomposed(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
+    """Return (U, singular values, V^T, S) of W, or of W S where X^T X = S S^T, in fp64."""
+    import torch
+
+    if gram is None:
+        return *torch.linalg.svd(w.double(), full_matrices=False), None
+    h = gram.double()
+    mean = h.diagonal().mean().clamp(min=1e-30)
+    share = 0.0
+    while True:
+        lower, problem = torch.linalg.cholesky_ex(h + share * mean * torch.eye(len(h), dtype=h.dtype, device=h.device))
+        if int(problem) == 0 and float(lower.diagonal().min()) > 1e-6 * float(mean.sqrt()):
+            return *torch.linalg.svd(w.double() @ lower, full_matrices=False), lower
+        share = max(jitter * 0.01, share * 10)
+
+
+def factorised(w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: float = 1e-4) -> "tuple[Tensor, Tensor]":
+    """Return (up (O, r), down (r, I)) with W ~ up @ down: the best of its rank, for inputs with second moments `gram` where given."""
+    import torch
+
+    u, values, vt, lower = decomposed(w, gram, jitter=jitter)
+    root = values[:rank].sqrt()
+    down = root[:, None] * vt[:rank]
+    if lower is not None:
+        down = torch.linalg.solve_triangular(lower.T, down.T, upper=True).T
+    return (u[:, :rank] * root).to(w.dtype), down.to(w.dtype)

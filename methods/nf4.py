@@ -1,0 +1,58 @@
+"""bitsandbytes' formats through transformers: NF4 (Dettmers et al., 2023, QLoRA) and its int8 (Dettmers et al., 2022, LLM.int8()).
+
+Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them. Cost: seconds, no data. Fails at nothing but speed: the
+4-bit kernels unpack before they multiply.
+"""
+
+from typing import ClassVar, Literal
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Compressed
+
+
+@settings
+class Nf4(Compressed):
+    """Weights in bitsandbytes' 4-bit NormalFloat."""
+
+    family: ClassVar[str] = "quantization"
+    name: ClassVar[str] = "nf4"
+
+    compute: Literal["float32", "bfloat16"] = "bfloat16"  # what the matrix products run in
+    double: bool = False  # quantise the scales too
+
+    def asked(self) -> dict[str, object]:
+        """Return the library's own settings."""
+        return {
+            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": self.compute,
+            "bnb_4bit_use_double_quant": self.double,
+        }  # fmt: skip
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Let transformers pack the model while it opens it."""
+        from methods._extras import require, written_by
+
+        require("bitsandbytes", "quant")
+        import torch
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        from methods._compress import Making
+
+        making = Making(job, self.name)
+        packed = AutoModelForCausalLM.from_pretrained(
+            making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=torch.float32, device_map=job.device
+        )
+        return written_by(making, packed.eval(), {"library": "bitsandbytes", **self.asked()})
+
+
+@settings
+class BitsAndBytesInt8(Nf4):
+    """Weights in bitsandbytes' int8, outliers apart."""
+
+    name: ClassVar[str] = "bnb-int8"
+
+    threshold: float = 6.0  # activations above it are multiplied in floats
+
+    def asked(self) -> dict[str, object]:
+        """Return the library's own settings."""
+        return {"load_in_8bit": True, "llm_int8_threshold": self.threshold}

@@ -1,0 +1,34 @@
+"""SparseGPT: weights that cost least go, and the columns after them make up for it (Frantar and Alistarh, 2023).
+
+Cost: two passes over the calibration text and one factorisation a layer. Dense kernels gain nothing from zeros. The control is
+magnitude at equal ratio.
+"""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._pruning import CalibratedZeroing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@settings
+class SparseGptPruning(CalibratedZeroing):
+    """Set the cheapest weights to zero and let the others make up for it."""
+
+    controls: ClassVar[tuple[str, ...]] = ("prune-magnitude",)
+
+    damp: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the mean of the second moments, added to each
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Sweep over the blocks."""
+        from methods._pruning import sparse_gpt
+
+        def cut(layer: "nn.Linear", gram: "Tensor", tokens: int) -> None:
+            layer.weight.copy_(sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.damp))
+
+        return self.swept(job, "prune-sparsegpt", kind="gram", cut=cut)

@@ -1,0 +1,228 @@
+"""Width pruning: feed-forward channels and whole groups of heads go, by what flows through them on calibration text.
+
+A channel's score is `mean |act(gate) * up| * ||down column||`; a KV group's (its query heads, key head and value head together, so that
+the ratio of heads and the head size stay) is the same of its part of the output projection's input. By default every block loses as
+much, and the student opens with plain transformers; `allocation=global` compares channels over all blocks, so that widths differ: such
+a student opens after `import methods.packed`. Control: random channels and groups.
+
+Parameters of a gated block afterwards: 3 H F + 2 H A d + 2 H K d and norms, asserted. Cost: one pass over the calibration text.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Calibrated, Compressed, Making, calibration_flops
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Allocation = Literal["uniform", "global"]
+
+
+@settings
+class WidthPruning(Calibrated):
+    """Drop the feed-forward channels (and head groups) through which least flows."""
+
+    controls: ClassVar[tuple[str, ...]] = ("prune-width-random",)
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of the feed-forward channels that go
+    groups: Annotated[int, Field(ge=0)] = 0  # KV groups that go from every block
+    allocation: Allocation = "uniform"  # global: channels of all blocks are compared; widths differ
+
+    def hands_on(self) -> dict[str, object]:
+        """Its control drops as many."""
+        return {"ratio": self.ratio, "groups": self.groups}
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Sum what flows into every down and output projection, keep the largest."""
+        import torch
+
+        from methods._calibration import Flow, watched
+
+        making = Making(job, "prune-width")
+        cut = _Cut(making, self.ratio, self.groups)
+        data = self.calibrate(job, making.opened)
+        flow = Flow("magnitude")
+        with torch.no_grad(), watched(flow, cut.readers()):
+            for batch in data.batches():
+                making.model(input_ids=batch, use_cache=False, logits_to_keep=1)
+        tokens = int(data.ids.numel())
+        channels = {name: flow.sums[f"{name}.down_proj"] / tokens * cut.down(name).float().norm(dim=0) for name in cut.feed_forwards}
+        heads = {name: flow.sums[f"{name}.o_proj"] / tokens * cut.out(name).float().norm(dim=0) for name in cut.attentions}
+        told = {"calibration": dict(data.told), "allocation": self.allocation}
+        return cut.saved(channels, heads, self.allocation, told, flops=calibration_flops(making, data, 1))
+
+
+@settings
+class RandomWidthPruning(Compressed):
+    """Drop as many random channels and head groups (control)."""
+
+    is_control: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    groups: Annotated[int, Field(ge=0)] = 0
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Draw a score for every channel and group."""
+        import torch
+
+        making = Making(job, "prune-width-random")
+        cut = _Cut(making, self.ratio, self.groups)
+        draw = torch.Generator().manual_seed(job.seed)
+        channels = {name: torch.rand(cut.down(name).shape[1], generator=draw) for name in cut.feed_forwards}
+        heads = {name: torch.rand(cut.out(name).shape[1], generator=draw) for name in cut.attentions}
+        return cut.saved(channels, heads, "uniform", {})
+
+
+class _Cut:
+    """Cuts the same parts out of every matrix that they run through."""
+
+    def __init__(self, making: Making, ratio: float, groups: int) -> None:
+        from harness.errors import CellFailed
+
+        self.making, self.model, self.config = making, making.model, making.model.config
+        self.ratio, self.groups = ratio, groups
+        named = dict(self.model.named_modules())
+        self.feed_forwards = [name.removesuffix(".down_proj") for name in named if name.endswith(".down_proj")]
+        self.attentions = [name.removesuffix(".o_proj") for name in named if name.endswith(".o_proj")]
+        layers = int(self.config.num_hidden_layers)
+        if len(self.feed_forwards) != layers or len(self.attentions) != layers:
+            raise CellFailed(
+                f"{making.method} knows blocks with gate_proj, up_proj, down_proj and o_proj; {type(self.model).__name__} has "
+                f"{len(self.feed_forwards)} and {len(self.attentions)} of them in {layers} blocks; use prune-depth"
+            )
+        if ratio == 0 and groups == 0:
+            raise CellFailed(f"{making.method}: ratio=0 and groups=0 cut nothing; give one of them")
+        self.kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
+        self.head = int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
+        self.width = int(self.config.intermediate_size)
+        self.keep = self.width - int(ratio * self.width + 0.5)
+        if self.keep < 1 or groups >= self.kv_heads:
+            raise CellFailed(
+                f"{making.method}: ratio={ratio} leaves {self.keep} of {self.width} channels and groups={groups} leaves "
+                f"{self.kv_heads - groups} of {self.kv_heads} head groups; at least one of each must stay"
+            )
+
+    def down(self, name: str) -> "Tensor":
+        weight: Tensor = self.model.get_submodule(f"{name}.down_proj").weight
+        return weight
+
+    def out(self, name: str) -> "Tensor":
+        weight: Tensor = self.model.get_submodule(f"{name}.o_proj").weight
+        return weight
+
+    def readers(self) -> dict[str, Any]:
+        """Return the layers whose inputs are the channels and the heads."""
+        names = [*(f"{name}.down_proj" for name in self.feed_forwards), *(f"{name}.o_proj" for name in self.attentions)]
+        return {name: self.model.get_submodule(name) for name in names}
+
+    def saved(
+        self, channels: "dict[str, Tensor]", heads: "dict[str, Tensor]", allocation: str, told: dict[str, Any], *, flops: float = 0.0
+    ) -> Checkpoint:
+        """Keep the highest scores, and save."""
+        state = dict(self.model.state_dict())
+        before = sum(parameter.numel() for parameter in self.model.parameters())
+        kept = self._kept(channels, allocation)
+        gone = 0
+        for name, chosen in kept.items():
+            gone += self._take(state, name, ("gate_proj", "up_proj"), "down_proj", chosen)
+        if self.groups:
+            for name, score in heads.items():
+                gone += self._take_heads(state, name, score)
+        widths = [len(chosen) for chosen in kept.values()]
+        notes = {
+            "channels": [self.width, [min(widths), max(widths)]], "head_groups": [self.kv_heads, self.kv_heads - self.groups],
+            "parameters": [before, before - gone], **told,
+        }  # fmt: skip
+        if len(set(widths)) == 1:
+            return self._even(state, widths[0], before - gone, notes, flops)
+        return self._uneven(state, dict(zip(kept, widths, strict=True)), notes, flops)
+
+    def _kept(self, channels: "dict[str, Tensor]", allocation: str) -> "dict[str, Tensor]":
+        import torch
+
+        if allocation == "uniform":
+            return {name: score.topk(self.keep).indices.sort().values for name, score in channels.items()}
+        # Scores of a block are divided by their mean first: blocks differ in scale, not in how much they matter.
+        alike = {name: score / score.mean() for name, score in channels.items()}
+        lowest = torch.cat(list(alike.values())).sort(descending=True).values[self.keep * len(alike) - 1]
+        kept = {name: (score >= lowest).nonzero().flatten() for name, score in alike.items()}
+        return {name: chosen if len(chosen) else alike[name].argmax().view(1) for name, chosen in kept.items()}
+
+    def _take(self, state: "dict[str, Any]", name: str, rows: tuple[str, ...], columns: str, chosen: "Tensor") -> int:
+        """Keep the chosen outputs of some layers and the same inputs of another; return how many parameters went."""
+        before = 0
+        for layer in rows:
+            for leaf in ("weight", "bias"):
+                if (tensor := state.get(f"{name}.{layer}.{leaf}")) is not None:
+                    state[f"{name}.{layer}.{leaf}"] = tensor[chosen]
+                    before += tensor.numel() - state[f"{name}.{layer}.{leaf}"].numel()
+        tensor = state[f"{name}.{columns}.weight"]
+        state[f"{name}.{columns}.weight"] = tensor[:, chosen]
+        return before + tensor.numel() - state[f"{name}.{columns}.weight"].numel()
+
+    def _take_heads(self, state: "dict[str, Any]", name: str, score: "Tensor") -> int:
+        import torch
+
+        each = len(score) // self.kv_heads  # outputs of a group's query heads, side by side
+        best = score.view(self.kv_heads, each).sum(1).topk(self.kv_heads - self.groups).indices.sort().values
+        queries = torch.cat([torch.arange(int(at) * each, int(at + 1) * each) for at in best])
+        keys = torch.cat([torch.arange(int(at) * self.head, int(at + 1) * self.head) for at in best])
+        gone = self._take(state, name, ("q_proj",), "o_proj", queries)
+        for layer in ("k_proj", "v_proj"):
+            for leaf in ("weight", "bias"):
+                if (tensor := state.get(f"{name}.{layer}.{leaf}")) is not None:
+                    state[f"{name}.{layer}.{leaf}"] = tensor[keys]
+                    gone += tensor.numel() - state[f"{name}.{layer}.{leaf}"].numel()
+        return gone
+
+    def _configured(self) -> Any:
+        config = self.config.__class__.from_dict(self.config.to_dict())
+        if self.groups:
+            config.head_dim = self.head
+            config.num_attention_heads = config.num_attention_heads * (self.kv_heads - self.groups) // self.kv_heads
+            config.num_key_value_heads = self.kv_heads - self.groups
+        return config
+
+    def _even(self, state: dict[str, Any], width: int, parameters: int, notes: dict[str, Any], flops: float) -> Checkpoint:
+        from dataclasses import replace
+
+        from transformers import AutoModelForCausalLM
+
+        config = self._configured()
+        config.intermediate_size = width
+        small = AutoModelForCausalLM.from_config(config, dtype=next(self.model.parameters()).dtype)
+        small.load_state_dict(state)
+        small.generation_config = self.model.generation_config
+        assert sum(parameter.numel() for parameter in small.parameters()) == parameters, "not the count that the formula says"
+        self.making.opened = replace(self.making.opened, model=small.eval())
+        return self.making.save(notes=notes, flops=flops)
+
+    def _uneven(self, state: dict[str, Any], widths: dict[str, int], notes: dict[str, Any], flops: float) -> Checkpoint:
+        from harness.model import stored_dtype
+        from harness.packed import save_packed
+
+        specs: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
+        dtype = stored_dtype(self.making.base)
+        for name in widths:
+            for layer in ("gate_proj", "up_proj", "down_proj"):
+                weight = state[f"{name}.{layer}.weight"]
+                bias = state.get(f"{name}.{layer}.bias")
+                specs[f"{name}.{layer}"] = {"kind": "float", "shape": list(weight.shape), **({"bias": True} if bias is not None else {})}
+                tensors[f"{name}.{layer}.weight"] = weight.to(dtype)
+                if bias is not None:
+                    tensors[f"{name}.{layer}.bias"] = bias.to(dtype)
+        changed = {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in specs}
+
+        def write(fresh: Any) -> None:
+            save_packed(
+                self.model, self.making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, state=changed,
+                config=self._configured(),
+            )  # fmt: skip
+
+        return self.making.save_as(write, notes=notes, flops=flops)

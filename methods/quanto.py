@@ -1,0 +1,45 @@
+"""optimum's quanto: weights in 2, 4 or 8 bits, opened again by its own `QuantizedModelForCausalLM`. Needs the `quant` extra.
+
+quanto is in maintenance; its plain `quantize(); save_pretrained()` reloads random weights with only a warning, so the student here is
+written through its own class and compared after it is opened again. Cost: seconds, no data.
+"""
+
+from typing import ClassVar, Literal
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Compressed
+
+
+@settings
+class Quanto(Compressed):
+    """Weights in 2, 4 or 8 bits by optimum's quanto, kept as the floats they stand for."""
+
+    family: ClassVar[str] = "quantization"
+    simulated: ClassVar[bool] = True  # transformers cannot save quanto's packed form: accuracy only
+
+    bits: Literal[2, 4, 8] = 4
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Quantise with quanto, write the values that it stands for."""
+        from methods._extras import require
+
+        require("optimum.quanto", "quant")
+        import torch
+        from optimum import quanto
+
+        from methods._compress import Making
+
+        making = Making(job, "quanto")
+        quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude="lm_head")
+        quanto.freeze(making.model)
+        count = 0
+        for name, module in list(making.model.named_modules()):
+            if isinstance(module, quanto.QLinear):
+                plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+                plain.weight.data = module.weight.dequantize()
+                if module.bias is not None:
+                    plain.bias.data = module.bias.data
+                making.model.set_submodule(name, plain)
+                count += 1
+        return making.save(notes={"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "simulated": True})
