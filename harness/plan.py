@@ -291,7 +291,7 @@ def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
     unused = sorted(set(config.set) - {name for row in rows.values() for name in row.names})
     if unused:
         raise HarnessError(f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or drop the setting")
-    return list(rows.values())
+    return sorted(rows.values(), key=lambda row: len(row.methods))  # what a chain begins with is scored before the chain
 
 
 def _beside(
@@ -361,5 +361,5 @@ def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: Plann
 def _code_digest(method: type[Any], machinery: Path) -> str:
     """Return a digest of the code that makes a student: the method's own file, the loop, and what opens and cuts models."""
     here = Path(__file__).parent
-    shared = [*sorted(machinery.glob("_*.py")), here / "model.py", here / "data.py", here / "generate.py"]
+    shared = [*sorted(machinery.glob("_*.py")), *(here / name for name in ("model.py", "packed.py", "data.py", "generate.py"))]
     return digest_of([file_digest(path) for path in [Path(inspect.getfile(method)), *shared] if path.name != "_tiny.py"])

@@ -62,7 +62,7 @@ GLOSSARY = {
     "first call s": "the first full run, which pays for what later runs find ready",
     "seen": "tokens that passed through the student in training, prompts included, padding not",
     "trained": "tokens that had a loss",
-    "train s": "seconds in the training loop",
+    "train s": "seconds in the training loop; of methods without training, of making the student; of a chain, all its stages",
     "device s": "the same times the devices",
     "FLOPs": "training: 3 x forward (2 per weight outside the embedding, head and attention included) x seen tokens",
     "energy J": "of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter can be read",
@@ -71,6 +71,10 @@ GLOSSARY = {
     "rate": "learning rate; chosen on a held-out slice of the training rows, once for all seeds",
     "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
     "its share s": "the same divided by the rows of this table that use it",
+    "stage": "a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",
+    "of the parts": "product of what the chain before its last stage keeps (or gains) and what the last stage alone does: the measured "
+    "whole beside it says whether gains multiply",
+    "stage s": "seconds that this stage took",
     "money": "price x (device s + its share s)",
 }
 
@@ -402,7 +406,7 @@ def training(found: Group, price: float | None = None) -> Table | None:
                 users[one.key] = users.get(one.key, 0) + 1
     rows = []
     for row in ordered(found):
-        costs = [record.cost for record in row.done if record.trains]
+        costs = [record.cost for record in row.done if record.cost.seconds]
         if not costs:
             continue
         line = _Line(row)
@@ -411,13 +415,13 @@ def training(found: Group, price: float | None = None) -> Table | None:
             values = [value for one in costs if (value := of(one)) is not None]
             return fmean(values) if values else None
 
-        line.add("seen", mean(lambda one: one.seen_tokens), lambda v: f"{v:,.0f}")
-        line.add("trained", mean(lambda one: one.trained_tokens), lambda v: f"{v:,.0f}")
+        line.add("seen", mean(lambda one: one.seen_tokens or None), lambda v: f"{v:,.0f}")
+        line.add("trained", mean(lambda one: one.trained_tokens or None), lambda v: f"{v:,.0f}")
         if any(record.tuned for each in found.rows for record in each.records):
             line.add("rate", _rate(row), lambda v: f"{v:g}")
         line.add("train s", mean(lambda one: one.seconds), lambda v: f"{v:.1f}")
         line.add("device s", mean(lambda one: one.device_seconds or None), lambda v: f"{v:.1f}")
-        line.add("FLOPs", mean(lambda one: one.flops), lambda v: f"{v:.2e}")
+        line.add("FLOPs", mean(lambda one: one.flops or None), lambda v: f"{v:.2e}")
         line.add("peak MiB", mean(lambda one: None if one.peak_bytes is None else one.peak_bytes / _MIB), lambda v: f"{v:,.0f}")
         line.add("energy J", mean(lambda one: one.energy_joules), lambda v: f"{v:,.0f}")
         line.add("teacher s", mean(lambda one: one.teacher_seconds or None), lambda v: f"{v:.1f}")
@@ -432,6 +436,40 @@ def training(found: Group, price: float | None = None) -> Table | None:
         rows.append((line.shown, line.exact))
     title = "Training cost" if price is None else f"Training cost (at {price:g} a device-hour)"
     return _table("training", title, rows) if rows else None
+
+
+def chains(found: Group) -> Table | None:
+    """Every chain stage by stage, and the product of its parts beside the measured whole."""
+    rows = []
+    for row in ordered(found):
+        record = next((one for one in row.done if one.stages), None)
+        if record is None:
+            continue
+        for stage in record.stages:
+            line = _Line(row)
+            line.shown["stage"] = line.exact["stage"] = stage.label
+            own = next((other for other in found.rows if other.label == stage.label), None)
+            for task in found.tasks:
+                column = "retention" if len(found.tasks) == 1 else f"{task} retention"
+                kept_here = compare(own, found.teacher, task, ratio=True) if own is not None and found.teacher else Interval(None)
+                line.shown[column], line.exact[column] = _percent(kept_here), kept_here.value
+                last = stage is record.stages[-1]
+                line.add(f"{column} of the parts", _product(found, record, task) if last else None, lambda v: f"{100 * v:.1f} %")
+            line.add("MiB", stage.weight_bytes / _MIB, lambda v: f"{v:,.2f}")
+            speed_of = None if own is None else _ratio(own, "decode_speedup").value
+            line.add("decode x", speed_of, lambda v: f"{v:.2f}")
+            line.add("stage s", stage.cost.seconds or None, lambda v: f"{v:.1f}")
+            rows.append((line.shown, line.exact))
+    return _table("chains", "Chains, stage by stage", _without_dashes(rows)) if rows else None
+
+
+def _product(found: Group, record: RunRecord, task: str) -> float | None:
+    """Return retention of the chain without its last stage times that of the last stage alone, where both have rows."""
+    parts = (record.stages[-2].label, record.stages[-1].label.removeprefix(record.stages[-2].label + "+"))
+    rows = [next((row for row in found.rows if row.label == part), None) for part in parts]
+    kept_of = [compare(row, found.teacher, task, ratio=True).value if row and found.teacher else None for row in rows]
+    first, last = kept_of
+    return None if first is None or last is None else first * last
 
 
 def _rate(row: Row) -> float | None:
@@ -583,13 +621,13 @@ def _warnings(found: Group, task: str) -> list[str]:
 def tables(found: Group, price: float | None = None, references: Sequence[str] = ()) -> list[Table]:
     """All tables of a group of records; `price` is money per device-hour, `references` are rows to stand every row against."""
     every = (
-        quality(found), controls(found), speed(found), scenarios(found), memory(found), training(found, price), diagnostics(found),
-        *(against(found, label) for label in references),
+        quality(found), controls(found), chains(found), speed(found), scenarios(found), memory(found), training(found, price),
+        diagnostics(found), *(against(found, label) for label in references),
     )  # fmt: skip
     return [table for table in every if table is not None]
 
 
-_WORDS = {"row", "against", "task", "verdict", "correct by", "picked", "keeps 95 %", "scenario"}
+_WORDS = {"row", "stage", "against", "task", "verdict", "correct by", "picked", "keeps 95 %", "scenario"}
 
 
 def markdown(records: Sequence[RunRecord], *, price: float | None = None, references: Sequence[str] = ()) -> str:

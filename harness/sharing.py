@@ -383,7 +383,8 @@ def refusal(opened: LanguageModel) -> str:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
         return f"a probe failed with {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no message'}"
-    if not gap <= _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5):
+    packed = getattr(opened.model, "is_quantized", False)  # rounds its activations: to bf16, or to int8
+    if not gap <= (0.5 if packed else _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5)):
         return f"a probe's log-probabilities moved by {gap:.2g}"
     return ""
 

@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
     import torch
     import transformers  # noqa: F401  before the baseline
 
+    import harness.packed  # noqa: F401  the formats of our own students
+
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
     held = _Held(job)
@@ -184,6 +186,8 @@ def exercise(job: Job) -> bool:
     with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder:  # an architecture that cannot be cut so: no harm
         config = AutoConfig.from_pretrained(job.path)
         inner = config.get_text_config()
+        if hasattr(config, "quantization_config"):  # the block is tried in floats
+            del config.quantization_config
         inner.num_hidden_layers, inner.vocab_size, inner.pad_token_id, inner.bos_token_id = 1, 64, None, None
         if getattr(inner, "layer_types", None):
             inner.layer_types = inner.layer_types[:1]
@@ -263,8 +267,9 @@ def _unique(tensors: Iterator[Any]) -> int:
 
 
 def resident_bytes(model: Any) -> int:
-    """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count once)."""
-    return _unique(tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count once), and of what kernels hold beside."""
+    beside = sum(int(getattr(module, "held_bytes", 0)) for module in model.modules())
+    return beside + _unique(tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
 
 
 def cache_bytes(out: Any) -> int | None:

@@ -1,0 +1,146 @@
+"""What the SmolLM2 programs share: students made in processes of their own, perplexity, and times beside the fp32 base by turns.
+
+The base is SmolLM2-135M-Instruct from a GGUF file named by HARNESS_GGUF, unpacked (it was Q4_1 once), opened in fp32. Calibration: 128
+sequences of 256 tokens of the C4 sample in HARNESS_DATA_DIR. Perplexity: WikiText-2's raw test text from there, its first WINDOWS
+windows of LENGTH tokens. Speeds: decode and prefill of base and student by turns, each in a process of its own, one ratio a round.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from _form import figure
+
+WINDOWS, LENGTH, ROUNDS = 80, 512, 6
+GRID = "128x1x32,512x1x8"
+
+
+def base() -> Any:
+    """Return the base's checkpoint."""
+    from harness.config import default_cache
+    from harness.model import resolve
+
+    if not os.environ.get("HARNESS_GGUF") or not os.environ.get("HARNESS_DATA_DIR"):
+        raise SystemExit(
+            "set HARNESS_GGUF to SmolLM2-135M-Instruct's GGUF file and HARNESS_DATA_DIR to a folder with wikitext2/ and c4_demo/"
+        )
+    return resolve(os.environ["HARNESS_GGUF"], cache=default_cache())
+
+
+def job_for(folder: Path) -> Any:
+    """Return a job whose tasks have no train split: what calibrates reads C4."""
+    import suites
+    from harness.contract import Budget, Job
+    from harness.data import DataSource
+
+    teacher = base()
+    return Job(
+        teachers=(teacher,), student=str(teacher.path), student_base=teacher, tasks={"wikitext": suites.load("wikitext")},
+        source=DataSource.from_environment(None), budget=Budget(seen_tokens=1), seed=1, workdir=folder, cache=folder / "cache",
+    )  # fmt: skip
+
+
+def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make a student in this process; return the seconds, the rise of the peak over what the imports took, and what the method told."""
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    import harness.packed  # noqa: F401
+    import methods
+    from harness.registry import Registry
+    from harness.stopwatch import at_rest, process_bytes, reset_peak
+
+    folder.mkdir(parents=True, exist_ok=True)
+    job = job_for(folder)
+    method = Registry("method", methods.METHODS).build(name, settings)
+    rest = at_rest("cpu")["resident"]
+    reset_peak()
+    began = time.perf_counter()
+    made = method.compress(job)
+    seconds = time.perf_counter() - began
+    rise = (process_bytes("VmHWM") or 0) - rest
+    told = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["notes"]
+    return {"seconds": round(seconds, 1), "rise": rise, "bytes": made.bytes_on_disk, "told": told[next(iter(told))]}
+
+
+def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make a student in a process of its own; return what it took."""
+    line = [sys.executable, __file__, name, json.dumps(settings), str(folder)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(name, settings, {key: value for key, value in found.items() if key != "told"}, file=sys.stderr)
+    return found
+
+
+def perplexity(folder: Path) -> float:
+    """Return the perplexity per token of a model folder on the windows, each read from its beginning."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import harness.packed  # noqa: F401
+    from harness.data import DataSource
+
+    text = DataSource.from_environment(None).text("wikitext2/wiki.test.raw")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text[: WINDOWS * LENGTH * 8])["input_ids"][: WINDOWS * LENGTH]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    total = 0.0
+    with torch.inference_mode():
+        for window in torch.tensor(ids).view(-1, LENGTH).split(4):
+            logits = model(input_ids=window, use_cache=False).logits[:, :-1]
+            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"))
+    return math.exp(total / (WINDOWS * (LENGTH - 1)))
+
+
+def speeds(folder: Path, teacher: Any) -> dict[str, list[float]]:
+    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens, prefill at 512."""
+    import torch
+
+    from harness.checkpoint import describe
+    from harness.measure import Settings, Subject, measure
+    from harness.scenario import parse_grid
+
+    settings = Settings(grid=parse_grid(GRID), rounds=ROUNDS, threads=torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as place:
+        found = measure(Subject(describe(folder, name="student")), Subject(teacher), settings, folder=Path(place)).measurements
+    by = {(one.name, one.condition.split()[0]): list(one.values) for one in found if one.name.endswith("_speedup")}
+    conditions = list(dict.fromkeys(one.condition for one in found if one.name == "decode_speedup"))
+    first, second = (one.split()[0] for one in conditions)
+    return {"decode": by["decode_speedup", first], "prefill": by["prefill_speedup", first], "prefill512": by["prefill_speedup", second]}
+
+
+def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int) -> list[Any]:
+    """Return two figures over all students of a program: the longest making, and the largest rise of memory over the fp32 size."""
+    slowest, largest = max(costs, key=lambda name: costs[name]["seconds"]), max(costs, key=lambda name: costs[name]["rise"])
+    seconds = {name: one["seconds"] for name, one in costs.items()}
+    rises = {name: round(one["rise"] / fp32, 3) for name, one in costs.items()}
+    return [
+        figure(f"{program}:seconds", [costs[slowest]["seconds"]], unit="s, the slowest method", better="lower", target=300, details=seconds),
+        figure(f"{program}:memory", [costs[largest]["rise"] / fp32], unit="times the fp32 weights, rise over imports", better="lower",
+               target=2.5, details=rises),
+    ]  # fmt: skip
+
+
+@contextmanager
+def workplace() -> Any:
+    """Give a folder for students, kept where HARNESS_KEEP names one."""
+    kept = os.environ.get("HARNESS_KEEP")
+    if kept:
+        yield Path(kept)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place)
+
+
+if __name__ == "__main__":
+    print(json.dumps(compress(sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3]))))

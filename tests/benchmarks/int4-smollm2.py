@@ -1,0 +1,42 @@
+"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode, and calibrated rounding against rounding to nearest.
+
+The base was Q4_1 once (groups of 32), so groups of 64 are compared: rounding to nearest in groups of 32 would reproduce it and prove
+nothing.
+
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int4-smollm2.py
+"""
+
+from pathlib import Path
+
+from _form import figure, write
+from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
+
+from harness.arithmetic import parameters_on_disk
+
+PEER = "the fp32 base, by turns"
+
+
+def main() -> None:
+    """Make both students, read them, time one: they have one form."""
+    teacher = base()
+    fp32 = 4 * parameters_on_disk(teacher.path)
+    costs, read = {}, {"base": perplexity(teacher.path)}
+    with workplace() as folder:
+        for name in ("int4", "int4-calibrated"):
+            costs[name] = made(name, {"group": 64}, folder / name)
+            read[name] = perplexity(folder / name / "student")
+        timed = speeds(folder / "int4" / "student", teacher)
+    details = {"perplexity": read, "told": {name: one["told"] for name, one in costs.items()}}
+    ratio = read["int4-calibrated"] / read["int4"]
+    figures = [
+        figure("int4-smollm2:decode", timed["decode"], unit="times fp32", better="higher", target=1.5, peer=PEER, details=details),
+        figure("int4-smollm2:prefill", timed["prefill"], unit="times fp32, 128 tokens", better="higher", target=0.7, peer=PEER),
+        figure("int4-smollm2:disk", [costs["int4"]["bytes"] / fp32], unit="of the fp32 bytes", better="lower", target=0.20),
+        figure("int4-smollm2:calibrated", [ratio], unit="times the perplexity of rounding to nearest, g64", better="lower", target=1.0,
+               peer="int4, ours"),
+    ]  # fmt: skip
+    write(Path(__file__).stem, [*figures, *cost_figures("int4-smollm2", costs, fp32)])
+
+
+if __name__ == "__main__":
+    main()
