@@ -84,3 +84,42 @@ def small():
         return LanguageModel(model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Return the embedded teacher's checkpoint."""
+    from pathlib import Path
+
+    from harness.model import resolve
+
+    return resolve("tiny", cache=Path("unused"))
+
+
+@pytest.fixture
+def compress(tiny, tmp_path):
+    """Return a function that makes a student of `tiny` by a method and returns it with what the method told."""
+    import json
+    from itertools import count
+
+    import methods
+    import suites
+    from harness.contract import Budget, Job
+    from harness.data import DataSource
+    from harness.registry import Registry
+
+    numbers = count()
+
+    def make(name, settings=None, *, base=tiny, tasks=("gsm8k-mini",), rows=60, seed=1, tokens=1_500, source=None, **more):
+        folder = tmp_path / f"made-{next(numbers)}"
+        folder.mkdir()
+        job = Job(
+            teachers=(tiny,), student=str(base.path), student_base=base, tasks={task: suites.load(task) for task in tasks},
+            source=source or DataSource(), budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder, cache=tmp_path / "cache",
+            **more,
+        )  # fmt: skip
+        made = Registry("method", methods.METHODS).build(name, settings or {}).compress(job)
+        notes = json.loads((folder / "cost.json").read_text())["notes"]
+        return made, notes.get(name, notes)
+
+    return make

@@ -22,7 +22,10 @@ TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
 TRAINED = [name for name in methods.METHODS if REGISTRY.load(name).trains and REGISTRY.canonical(name) == name]
 
 
-CANONICAL = [name for name in methods.METHODS if REGISTRY.canonical(name) == name]
+EXTRAS = {"nf4": "bitsandbytes", "bnb-int8": "bitsandbytes", "quanto": "optimum.quanto", "gptq": "gptqmodel"}
+CANONICAL = [name for name in methods.METHODS if REGISTRY.canonical(name) == name and name not in EXTRAS]
+COMPRESSING = [name for name in CANONICAL if REGISTRY.load(name).family in ("quantization", "pruning", "low-rank")]
+PACKED = ["int8", "int8-dynamic", "int4", "int4-calibrated", "lowrank", "lowrank-plain"]
 BESIDE = {
     "response",
     "feature",
@@ -122,6 +125,8 @@ def test_changes_a_weight_unless_it_is_identity(name, students, teacher):
     start = load_file(students["untouched"][0].path / "model.safetensors")
     if name == "identity":
         assert made.keys() == base.keys() and all(made[key].equal(base[key]) for key in base)
+    elif name in COMPRESSING:
+        assert made.keys() != base.keys() or any(made[key].shape != base[key].shape or not made[key].equal(base[key]) for key in base)
     elif name != "untouched":
         assert made.keys() == start.keys() and any(not made[key].equal(start[key]) for key in start)
 
@@ -162,31 +167,51 @@ def test_teacher_is_untouched_by_every_method(students, teacher):
 REOPEN = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-total = {}
-for folder in sys.argv[1:]:
+door, *folders = sys.argv[1:]
+if door == "packed":
+    import methods.packed
+for folder in folders:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("Question: Mia has 3 pens.", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         print(repr(model(ids).logits.double().abs().sum().item()))
-assert not {"harness", "methods"} & set(sys.modules)
+assert door == "packed" or not {"harness", "methods"} & set(sys.modules)
 """
 
 
-def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(students):
+@pytest.mark.parametrize("door", ["plain", "packed"])
+def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(door, students):
     import torch
 
     from harness.model import open_model
 
-    folders = [str(made[0].path) for made in students.values()]
-    done = subprocess.run([sys.executable, "-P", "-c", REOPEN, *folders], capture_output=True, text=True, check=True)
-    for (first, _), said in zip(students.values(), done.stdout.split(), strict=True):
+    asked = [pair for name, pair in students.items() if (name in PACKED) == (door == "packed")]
+    folders = [str(made[0].path) for made in asked]
+    done = subprocess.run([sys.executable, "-P", "-c", REOPEN, door, *folders], capture_output=True, text=True, check=True)
+    for (first, _), said in zip(asked, done.stdout.split(), strict=True):
         opened = open_model(first)
         ids = opened.tokenizer("Question: Mia has 3 pens.", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             here = opened.model(ids).logits.double().abs().sum().item()
         assert here == pytest.approx(float(said), rel=1e-6)
         assert sum(path.stat().st_size for path in first.path.glob("*.safetensors")) == first.bytes_on_disk
+
+
+def test_a_packed_student_is_refused_loudly_without_our_door(students):
+    code = "import sys\nfrom transformers import AutoModelForCausalLM\nAutoModelForCausalLM.from_pretrained(sys.argv[1])"
+    for name in PACKED:
+        done = subprocess.run([sys.executable, "-P", "-c", code, str(students[name][0].path)], capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and "ignore_mismatched_sizes" in done.stderr, name
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_missing_library_is_a_skipped_row_that_says_what_to_type(name, teacher, tmp_path, monkeypatch):
+    from harness.errors import Skipped
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(Skipped, match=r"pip install 'compression-harness\[\w+\]'|runs on a GPU"):
+        REGISTRY.build(name, {}).compress(job(teacher, tmp_path / "x"))
 
 
 def test_students_hold_half_the_blocks_and_nothing_else(students, teacher):
@@ -208,7 +233,7 @@ def test_students_hold_half_the_blocks_and_nothing_else(students, teacher):
 @pytest.mark.parametrize("recipe", ["depth:0.25", "width:0.5", "scratch:0.5"])
 def test_students_of_every_recipe_reopen(recipe, teacher, tmp_path):
     made = REGISTRY.build("untouched", {}).compress(job(teacher, tmp_path / "x", student=recipe))
-    subprocess.run([sys.executable, "-P", "-c", REOPEN, str(made.path)], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-P", "-c", REOPEN, "plain", str(made.path)], capture_output=True, check=True)
     config = json.loads((made.path / "config.json").read_text())
     expected = {"depth:0.25": (2, 384), "width:0.5": (8, 192), "scratch:0.5": (4, 384)}[recipe]
     assert (config["num_hidden_layers"], config["intermediate_size"]) == expected

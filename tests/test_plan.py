@@ -84,7 +84,7 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"methods": ["sft"], "set": {"respones": {"temperature": 1}}}, "did you mean 'response'"),
         ({"methods": ["sft"], "set": {"response": {"temperature": 1}}}, "which no row of this run uses"),
         ({"methods": []}, "no method"),
-        ({"methods": ["cot+response"]}, "chains"),
+        ({"methods": ["int8+response"]}, "type response+int8"),
         ({"suite": ["maths"]}, "did you mean 'math'"),
         ({"teacher": ["tinny"]}, "did you mean 'tiny'"),
         ({"teacher": ["./nowhere"]}, "./nowhere"),

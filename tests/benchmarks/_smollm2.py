@@ -20,7 +20,7 @@ from typing import Any
 from _form import figure
 
 WINDOWS, LENGTH, ROUNDS = 80, 512, 6
-GRID = "128x1x32,512x1x8"
+GRID = ("128x1x32", "512x1x8")
 
 
 def base() -> Any:
@@ -110,7 +110,7 @@ def speeds(folder: Path, teacher: Any) -> dict[str, list[float]]:
     from harness.measure import Settings, Subject, measure
     from harness.scenario import parse_grid
 
-    settings = Settings(grid=parse_grid(GRID), rounds=ROUNDS, threads=torch.get_num_threads())
+    settings = Settings(grid=tuple(one for part in GRID for one in parse_grid(part)), rounds=ROUNDS, threads=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as place:
         found = measure(Subject(describe(folder, name="student")), Subject(teacher), settings, folder=Path(place)).measurements
     by = {(one.name, one.condition.split()[0]): list(one.values) for one in found if one.name.endswith("_speedup")}
@@ -125,7 +125,8 @@ def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int
     seconds = {name: one["seconds"] for name, one in costs.items()}
     rises = {name: round(one["rise"] / fp32, 3) for name, one in costs.items()}
     return [
-        figure(f"{program}:seconds", [costs[slowest]["seconds"]], unit="s, the slowest method", better="lower", target=300, details=seconds),
+        figure(f"{program}:seconds", [costs[slowest]["seconds"]], unit="s, the slowest method", better="lower", target=300,
+               details=seconds),
         figure(f"{program}:memory", [costs[largest]["rise"] / fp32], unit="times the fp32 weights, rise over imports", better="lower",
                target=2.5, details=rises),
     ]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Calibration text and sweeps: what it is, what it may not be, and that every block sees the changed ones before it."""
+
+import gzip
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.contract import Example
+from harness.data import DataSource, contaminated
+from harness.errors import CellFailed
+from methods._calibration import Calibration, Flow, influence, sweep, watched
+from methods._layers import layers_of
+
+
+def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compress):
+    told = [compress("prune-wanda", {"sequences": 6, "tokens": 64})[1]["calibration"] for _ in range(2)]
+    assert told[0] == told[1] and told[0]["name"] == "train split of gsm8k-mini"
+    assert (told[0]["sequences"], told[0]["tokens_each"]) == (6, 64) and len(told[0]["digest"]) == 64
+    other = compress("prune-wanda", {"sequences": 6, "tokens": 64}, tasks=("mmlu-mini",))[1]["calibration"]
+    assert other["digest"] != told[0]["digest"] and other["name"] == "train split of mmlu-mini"
+
+
+def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_path):
+    with pytest.raises(CellFailed, match="no text to calibrate on"):
+        compress("prune-wanda", tasks=("wikitext",))
+    (tmp_path / "c4_demo").mkdir()
+    with gzip.open(tmp_path / "c4_demo" / "c4_demo.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps({"text": f"A plain sentence, number {n}, about nothing much at all."}) + "\n" for n in range(200))
+    told = compress("prune-wanda", {"sequences": 4, "tokens": 64}, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
+    assert told["calibration"]["name"] == "C4 sample" and told["calibration"]["dropped_for_evaluation_text"] == 0
+
+
+def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside():
+    run = " ".join(f"w{number}" for number in range(13))
+    held = [Example(task="t", prompt=f"before {run} after", completion="", answer="", gold="")]
+    task = SimpleNamespace(name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held))
+    texts = [f"Here {run.upper()} there", "nothing of it", run.rpartition(" ")[0]]
+    assert contaminated(texts, {"t": task}, DataSource()) == {0}
+    task.files = ()
+    assert contaminated(texts, {"t": task}, DataSource()) == set()
+
+
+def test_too_little_text_is_said(compress):
+    with pytest.raises(CellFailed, match="fill no sequence"):
+        compress("prune-wanda", {"tokens": 512}, rows=2)
+
+
+def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypatch):
+    from methods import _calibration
+
+    ids = torch.randint(3, 1000, (5, 24))
+    layers = layers_of(embedded.model, method="test").linear
+    plain = Flow("gram")
+    with torch.no_grad(), watched(plain, layers):
+        embedded.model(input_ids=ids, use_cache=False)
+    for tokens in (24, 48, 1_000):  # one at a time; two, and one left over; all at once
+        monkeypatch.setattr(_calibration, "AT_ONCE", tokens)
+        found = {}
+        sweep(embedded, Calibration(ids, {}), layers, kind="gram", visit=lambda block, flow, found=found: found.update(flow.sums))
+        assert found.keys() == plain.sums.keys()
+        for name in found:
+            assert torch.allclose(found[name], plain.sums[name], rtol=1e-3, atol=1e-3 * float(plain.sums[name].abs().max())), name
+
+
+def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
+    from harness.model import open_model
+
+    opened = open_model(tiny)
+    layers = layers_of(opened.model, method="test").linear
+    ids = torch.randint(3, 1000, (2, 16))
+    seen = {}
+
+    def visit(block, flow):
+        seen[block] = flow.sums[f"{block}.self_attn.q_proj"].clone()
+        if block.endswith(".0"):
+            with torch.no_grad():
+                opened.model.model.layers[0].mlp.down_proj.weight.zero_()
+
+    sweep(opened, Calibration(ids, {}), layers, kind="squares", visit=visit)
+    now = Flow("squares")
+    with torch.no_grad(), watched(now, layers):
+        opened.model(input_ids=ids, use_cache=False)
+    assert torch.allclose(seen["model.layers.1"], now.sums["model.layers.1.self_attn.q_proj"], rtol=1e-3, atol=1e-2)
+
+
+def test_layers_that_read_one_tensor_share_one_sum(embedded):
+    layers = layers_of(embedded.model, method="test").linear
+    flow = Flow("gram")
+    with torch.no_grad(), watched(flow, layers):
+        embedded.model(input_ids=torch.arange(3, 20)[None], use_cache=False)
+    one = [flow.sums[f"model.layers.0.self_attn.{part}_proj"] for part in "qkv"]
+    assert one[0] is one[1] is one[2]
+    assert flow.sums["model.layers.0.mlp.gate_proj"] is flow.sums["model.layers.0.mlp.up_proj"]
+    assert len(influence(embedded, Calibration(torch.arange(3, 20)[None], {}))) == 8

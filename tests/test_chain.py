@@ -1,0 +1,145 @@
+"""Chains: what may follow what, which rows stand beside them, which stages they share, and one run from end to end."""
+
+import json
+
+import pytest
+
+from harness.api import plan_run
+from harness.config import build, parse_set
+from harness.errors import HarnessError
+
+
+def plan(methods, *, settings=(), **more):
+    return plan_run(build({"methods": methods, "set": parse_set(list(settings)), **more}))
+
+
+def by_label(planned):
+    return {cell.label: cell for cell in planned.cells}
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ("int8+response", r"response cannot follow int8: packed weights take no gradient .*; type response\+int8"),
+        ("int4+prune-depth", r"prune-depth cannot follow int4: packed weights cannot be cut; type prune-depth\+int4"),
+        ("int4+lowrank", r"lowrank cannot follow int4"),
+        ("int8+int4", r"int4 cannot follow int8: the weights are packed already$"),
+        ("lowrank+prune-width", r"prune-width cannot follow lowrank: factors have no channels"),
+        ("prune-wanda+lowrank", r"lowrank cannot follow prune-wanda: the factors of a matrix with zeros"),
+        ("prune-depth+int8+response", r"response cannot follow int8: .*; type prune-depth\+response\+int8"),
+        ("response+response", r"response stands in it twice"),
+        ("identity+int8", r"identity changes nothing"),
+        ("response++int8", r"empty stage"),
+        ("response+intt8", r"unknown method 'intt8'; did you mean 'int8'"),
+        ("prune-depth+sft[start=random]", r"would throw away the stages before it"),
+    ],
+)
+def test_an_order_that_cannot_work_is_refused_before_anything_is_computed(chain, message):
+    with pytest.raises(HarnessError, match=message):
+        plan([chain])
+
+
+@pytest.mark.parametrize(
+    "chain",
+    ["response+int8", "prune-depth+response+int8", "prune-wanda+response+int4", "lowrank+response", "lowrank+int4", "prune-width+prune-depth",
+     "response+prune-depth", "prune-depth+lowrank+response+int8-dynamic", "sft+response"],
+)  # fmt: skip
+def test_an_order_that_works_is_planned(chain):
+    assert chain in by_label(plan([chain]))
+
+
+def test_beside_a_chain_stand_its_beginning_its_end_and_what_it_would_be_without_its_training():
+    cells = by_label(plan(["prune-depth+response+int8"]))
+    assert set(cells) == {
+        "teacher", "prune-depth+response+int8", "prune-depth+response", "int8", "prune-depth+int8", "prune-depth", "prune-depth-random",
+        "prune-depth+sft",
+    }  # fmt: skip
+    assert cells["prune-depth+response+int8"].controls == ("prune-depth+response", "int8", "prune-depth+int8")
+    assert cells["prune-depth+sft"].is_control and not cells["prune-depth+response"].is_control
+    assert [cell.label for cell in plan(["prune-depth+response+int8"], controls=False).cells] == ["teacher", "prune-depth+response+int8"]
+
+
+def test_what_a_chain_begins_with_is_scored_before_it():
+    order = [cell.label for cell in plan(["prune-depth+response+int8"]).cells]
+    assert order.index("prune-depth") < order.index("prune-depth+response") < order.index("prune-depth+response+int8")
+
+
+def test_chains_that_begin_alike_share_their_stages_and_a_lone_method_is_the_first_of_them():
+    cells = by_label(plan(["prune-depth+response+int8", "prune-depth+response+int4"]))
+    first, second = cells["prune-depth+response+int8"].stages, cells["prune-depth+response+int4"].stages
+    assert [one.key for one in first[:2]] == [one.key for one in second[:2]] and first[2].key != second[2].key
+    assert cells["prune-depth"].student_key == first[0].key and cells["prune-depth+response"].student_key == first[1].key
+    assert cells["int8"].student_key != first[2].key  # of another parent
+    changed = by_label(plan(["prune-depth+response+int8"], settings=["prune-depth.ratio=0.5"]))
+    label = "prune-depth[ratio=0.5]+response+int8"
+    assert not {one.key for one in changed[label].stages} & {one.key for one in first}
+    assert changed[label].settings["prune-depth"]["ratio"] == 0.5
+
+
+def test_seeds_are_drawn_where_a_stage_draws_and_what_does_not_draw_is_shared_by_them():
+    planned = plan(["prune-depth+response+int8"], seeds=2)
+    chains = [cell for cell in planned.cells if cell.label == "prune-depth+response+int8"]
+    assert [cell.seed for cell in chains] == [1, 2]
+    assert chains[0].stages[0].key == chains[1].stages[0].key and chains[0].stages[1].key != chains[1].stages[1].key
+    assert [cell.seed for cell in planned.cells if cell.label == "int8"] == [None]
+    assert [cell.seed for cell in planned.cells if cell.label == "prune-depth-random"] == [1, 2]
+
+
+def test_a_control_in_a_chain_takes_over_what_its_row_hands_on():
+    cells = by_label(plan(["prune-wanda[pattern=2:4]+response"]))
+    assert "prune-magnitude[pattern=2:4]" in cells
+    cells = by_label(plan(["response+int4-calibrated[group=32]"]))
+    assert {"response+int4[group=32]", "int4-calibrated[group=32]", "int4[group=32]"} <= set(cells)
+
+
+def test_a_simulated_row_is_neither_weighed_nor_timed():
+    assert by_label(plan(["fake-int4"]))["fake-int4"].simulated and by_label(plan(["response+fake-int4"]))["response+fake-int4"].simulated
+    assert not by_label(plan(["int4"]))["int4"].simulated
+
+
+def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(tmp_path):
+    import harness
+    from harness.report import markdown
+
+    given = {
+        "suite": "math", "budget": 4_000, "rows": 120, "limit": 40, "out": tmp_path / "runs", "cache": tmp_path / "cache", "grid": "none",
+        "noise": 0, "set": {"prune-depth": {"sequences": 8}},
+    }  # fmt: skip
+    first = harness.run("prune-depth+response+int8,fake-int4", **given)
+    records = {record.label: record for record in first.records}
+    assert all(record.status == "success" for record in first.records), [record.reason for record in first.records]
+    chain = records["prune-depth+response+int8"]
+    assert [stage.label for stage in chain.stages] == ["prune-depth", "prune-depth+response", "prune-depth+response+int8"]
+    for stage, label in zip(chain.stages, ("prune-depth", "prune-depth+response"), strict=False):
+        assert (
+            stage.scores == {score.task: score.value for score in records[label].scores} and stage.digest == records[label].student.digest
+        )
+    assert chain.stages[2].digest == chain.student.digest and chain.student.parents == (chain.stages[1].digest,)
+    assert chain.stages[2].weight_bytes < 0.6 * chain.stages[1].weight_bytes < chain.stages[0].weight_bytes
+    assert chain.cost.seconds == pytest.approx(sum(stage.cost.seconds for stage in chain.stages))
+    assert chain.cost.seen_tokens == records["prune-depth+response"].cost.seen_tokens > 0
+    assert chain.student.parameters == records["prune-depth"].student.parameters  # packed ones are counted as what they were
+    assert records["fake-int4"].measured("weight_bytes_disk") is None
+    text = markdown(list(first.records))
+    assert "Chains, stage by stage" in text and "retention of the parts" in text
+    students = sorted(path.name for path in (tmp_path / "runs" / "students").iterdir())
+    second = harness.run("prune-depth+response+int4", **given)
+    fresh = [path.name for path in (tmp_path / "runs" / "students").iterdir() if path.name not in students]
+    made = {json.loads((tmp_path / "runs" / "students" / name / "done.json").read_text())["parents"][0] for name in fresh}
+    assert len(fresh) == 3 and chain.stages[1].digest in made  # int4, prune-depth+int4 and the chain: its beginning was there
+    assert [one.cached for one in second.cells if one.cell.label == "prune-depth+response"] == [True]
+
+
+def test_a_torn_stage_is_found_and_made_again(tmp_path):
+    import harness
+
+    given = {
+        "suite": "math", "limit": 10, "out": tmp_path / "runs", "cache": tmp_path / "cache", "grid": "none", "noise": 0, "controls": False,
+        "set": {"prune-depth": {"sequences": 8}}, "rows": 120,
+    }  # fmt: skip
+    assert harness.run("prune-depth+int8", **given).succeeded
+    [weights] = [path for path in (tmp_path / "runs" / "students").glob("*/student/model.safetensors") if path.stat().st_size > 2_000_000]
+    weights.write_bytes(weights.read_bytes()[:-100])
+    torn = harness.run("prune-depth+int4", **given)
+    assert "is damaged" in torn.records[-1].reason
+    assert harness.run("prune-depth+int4", **given).succeeded

@@ -1,0 +1,82 @@
+"""Factors: the law of what is lost, the full rank, ranks and their allocation, and what is refused."""
+
+import pytest
+import torch
+
+from harness.errors import CellFailed
+from harness.model import open_model
+from methods.lowrank import by_energy, decomposed, factorised, rank_of, saves_below
+
+
+def layer(outputs, inputs, seed=1):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(inputs, outputs, bias=False)
+
+
+def moments(width, seed=2, tokens=300):
+    torch.manual_seed(seed)
+    x = torch.randn(tokens, width) @ torch.randn(width, width)
+    return x, x.T @ x
+
+
+@pytest.mark.parametrize("rank", [1, 5, 11])
+def test_what_is_lost_on_the_inputs_is_the_dropped_energy_and_plain_svd_never_loses_less(rank):
+    w = torch.randn(16, 12, dtype=torch.float64)
+    x, gram = moments(12)
+    x = x.double()
+    _, values, _, _ = decomposed(w, gram, jitter=1e-4)
+    up, down = factorised(w, rank, gram)
+    lost = float((x @ (w - up @ down).T).square().sum())
+    assert lost == pytest.approx(float(values[rank:].square().sum()), rel=1e-3)
+    plain_up, plain_down = factorised(w, rank)
+    assert lost <= float((x @ (w - plain_up @ plain_down).T).square().sum()) * (1 + 1e-6)
+    plain = decomposed(w, None, jitter=1e-4)[1]
+    assert float((w - plain_up @ plain_down).square().sum()) == pytest.approx(float(plain[rank:].square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_the_full_rank_is_the_matrix(whitened):
+    w = torch.randn(10, 14)
+    up, down = factorised(w, 10, moments(14)[1] if whitened else None)
+    assert torch.allclose(up @ down, w, atol=1e-4)
+
+
+def test_inputs_that_span_too_little_still_factorise():
+    w = torch.randn(6, 8)
+    x = torch.randn(3, 8)  # fewer tokens than inputs: no Cholesky factor without jitter
+    up, down = factorised(w, 3, x.T @ x)
+    assert torch.isfinite(up).all() and torch.allclose(x @ (up @ down).T, x @ w.T, atol=1e-2)  # three tokens need three directions
+
+
+def test_ranks_by_hand():
+    assert rank_of(layer(128, 384), 0.8) == int(0.8 * 128 * 384 / 512) == 76
+    assert saves_below(layer(128, 128)) == 64 and saves_below(layer(3, 2)) == 2
+
+
+def test_energy_gives_ranks_where_it_is_and_keeps_the_total():
+    layers = {"flat": layer(32, 32), "steep": layer(32, 32)}
+    spectra = {"flat": torch.ones(32), "steep": 0.5 ** torch.arange(32.0)}
+    ranks = by_energy(spectra, layers, 0.5)
+    assert ranks["flat"] > ranks["steep"] >= 1
+    assert 64 * sum(ranks.values()) <= 0.5 * 2 * 32 * 32
+
+
+def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress, tiny):
+    made, told = compress("lowrank", {"keep": 0.6})
+    assert told["matrices"] == 40 and told["kept_of_them"] == pytest.approx(0.6, abs=0.02)  # keys and values stay whole
+    opened = open_model(made)
+    one = opened.model.model.layers[2].mlp.gate_proj
+    assert one.weight.shape == (57, 128) and one.up.weight.shape == (384, 57)
+    trained, _ = compress("response", base=made)
+    assert open_model(trained).model.model.layers[2].mlp.gate_proj.up.weight.shape == (384, 57)
+    packed, told = compress("int8", base=trained)
+    assert told["packed_layers"] == 96  # both factors of 40, and 16 whole ones
+    ids = torch.arange(2, 40)[None]
+    with torch.inference_mode():
+        gap = (open_model(packed).model(ids).logits - open_model(trained).model(ids).logits).abs().max()
+    assert gap < 1.0
+
+
+def test_a_rank_that_saves_nothing_is_refused_with_the_largest_that_does(compress):
+    with pytest.raises(CellFailed, match=r"rank 64 saves nothing in model\.layers\.0\.self_attn\.q_proj \(128 x 128\); give at most 63"):
+        compress("lowrank", {"rank": 64})

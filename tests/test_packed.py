@@ -1,0 +1,234 @@
+"""Packed weights: formulas by hand, packing and its inverse, kernels against what they stand for, and what a checkpoint promises."""
+
+import json
+
+import pytest
+import torch
+
+from harness.packed import Int4Linear, Int8DynamicLinear, Int8Embedding, Int8Linear, TiedHead, module_of, pack_nibbles, unpack_nibbles
+from methods._packing import compensated, inverse_factor, packed, round_to_nearest
+
+
+def filled(spec, tensors, name="m"):
+    """Return the module of a spec with its tensors in it."""
+    module = module_of(spec, torch.float32)
+    with torch.no_grad():
+        for leaf, tensor in tensors.items():
+            getattr(module, leaf.removeprefix(f"{name}.")).copy_(tensor)
+    return module
+
+
+def test_nibbles_come_back_in_order_and_an_odd_column_is_filled_up():
+    codes = torch.tensor([[1, 15, 0, 7, 9], [8, 8, 2, 3, 4]])
+    both = pack_nibbles(codes)
+    assert both.shape == (2, 3) and both[0, 0] == 1 + (15 << 4) and both[0, 2] == 9
+    assert unpack_nibbles(both, 5).equal(codes.to(torch.uint8))
+
+
+def test_int8_by_hand():
+    found = round_to_nearest(torch.tensor([[1.27, -0.635, 0.0], [0.0, 0.0, 0.0]]), bits=8)
+    scale = float(torch.tensor(0.01).bfloat16())  # 1.27 / 127, rounded before the weights are
+    assert float(found.scale[0, 0]) == scale
+    assert found.codes.tolist() == [[127, round(-0.635 / scale), 0], [0, 0, 0]]
+    assert found.dequantized()[1].tolist() == [0, 0, 0]  # a row of zeros has a scale, and stays zero
+
+
+def test_int4_by_hand_symmetric_and_asymmetric():
+    w = torch.tensor([[0.7, -0.3, 0.1, 0.0, 1.5, 0.75, 0.0, 0.1]])
+    symmetric = round_to_nearest(w, bits=4, group=4)
+    assert symmetric.codes[0, :4].tolist() == [15, 5, 9, 8]  # scale 0.1: 7, -3, 1, 0 around 8
+    shifted = round_to_nearest(w, bits=4, group=4, zeros=True)
+    assert shifted.zero.tolist() == [[4.0, 0.0]]  # 0.3 / (1.0 / 15) = 4.5 to even; all positive
+    assert shifted.codes[0, 4:].tolist() == [15, 7 if float(shifted.scale[0, 1]) > 0.1 else 8, 0, 1]
+    assert shifted.dequantized()[0, [3, 6]].tolist() == [0, 0]  # zero stays zero
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_rounding_is_within_half_a_step_and_again_changes_nothing(bits, zeros):
+    if bits == 8 and zeros:
+        pytest.skip("int8 is symmetric here")
+    torch.manual_seed(1)
+    w = torch.randn(6, 64)
+    found = round_to_nearest(w, bits=bits, group=16, zeros=zeros)
+    step = found.scale.float().repeat_interleave(16, dim=1)
+    assert ((found.dequantized() - w).abs() <= step * (0.51 if not zeros else 0.76)).all()  # bf16 scales clamp the extremes a little
+    again = round_to_nearest(found.dequantized(), bits=bits, group=16, zeros=zeros)
+    assert (again.dequantized() - found.dequantized()).abs().max() <= float(step.max()) * 0.02 * (1 if not zeros else 40)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "int4", "int4 zeros"])
+def test_kernels_compute_what_the_weights_stand_for_for_any_number_of_rows(kind, rows):
+    torch.manual_seed(2)
+    w, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(2, rows, 64)
+    name, _, zeros = kind.partition(" ")
+    found = round_to_nearest(w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros))
+    module = filled(*packed("m", found, bias, kind=name))
+    assert module.dequantized().equal(found.dequantized())
+    expected = x @ found.dequantized().T + bias
+    with torch.inference_mode():
+        told = module(x)
+    assert told.shape == expected.shape and told.dtype == x.dtype
+    tolerance = {"int8": 0.02, "int8-dynamic": 0.03, "int4": 0.03}[name]  # bf16 or int8 activations, of outputs of size 8
+    assert (told - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_a_dynamic_row_does_not_depend_on_its_neighbours():
+    torch.manual_seed(3)
+    spec, tensors = packed("m", round_to_nearest(torch.randn(32, 64), bits=8), None, kind="int8-dynamic")
+    module = filled(spec, tensors)
+    rows = torch.randn(12, 64) * torch.logspace(-3, 3, 12)[:, None]  # very different in size: one scale for all would ruin the small ones
+    with torch.inference_mode():
+        together = module(rows)
+        alone = torch.cat([module(row[None]) for row in rows])
+    assert together.equal(alone)
+    exact = rows @ round_to_nearest(torch.zeros(1, 64), bits=8).dequantized().T  # unused shape check
+    assert exact.shape == (12, 1)
+
+
+def test_a_group_that_no_kernel_knows_is_computed_all_the_same():
+    torch.manual_seed(4)
+    w, x = torch.randn(10, 24), torch.randn(5, 24)
+    spec, tensors = packed("m", round_to_nearest(w, bits=4, group=16), None, kind="int4")
+    module = filled(spec, tensors)
+    assert torch.allclose(module(x), x @ module.dequantized().T, atol=1e-5) and not module.laid_out
+
+
+def test_the_head_reads_the_table_of_tokens():
+    torch.manual_seed(5)
+    found = round_to_nearest(torch.randn(40, 16), bits=8)
+    table = filled(*packed("m", found, None, kind="int8", embedding=True))
+    assert isinstance(table, Int8Embedding)
+    ids = torch.tensor([[3, 39]])
+    assert table(ids).equal(found.dequantized()[ids])
+    head = TiedHead(table)
+    x = torch.randn(2, 16)
+    with torch.inference_mode():
+        assert torch.allclose(head(x), x @ found.dequantized().T, atol=0.1)
+    assert head.weight is table.weight and len(list(head.parameters())) == 1
+
+
+def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
+    spec, tensors = packed("m", round_to_nearest(torch.randn(32, 64), bits=4, group=32), None, kind="int4")
+    module = filled(spec, tensors)
+    module(torch.randn(1, 64))
+    assert module.laid_out == "cpu"
+    with pytest.raises(RuntimeError, match="open the model again"):
+        module.dequantized()
+
+
+def test_every_packed_weight_has_another_shape_than_the_float_one():
+    for module in (
+        Int8Linear((8, 16), bias=False), Int8DynamicLinear((8, 16), bias=True), Int4Linear((8, 16), group=16, zeros=True, bias=False),
+    ):  # fmt: skip
+        assert module.weight.shape != (8, 16) and not module.weight.is_floating_point()
+
+
+def test_a_newer_format_and_an_unknown_kind_are_named():
+    from harness.packed import PackedConfig
+
+    with pytest.raises(ValueError, match="version 9"):
+        PackedConfig({}, version=9)
+    with pytest.raises(ValueError, match="int3"):
+        module_of({"kind": "int3", "shape": [2, 2]}, None)
+
+
+def outputs_error(w, w_hat, gram):
+    """Return trace((W - W_hat) H (W - W_hat)^T): the summed squared error of the outputs."""
+    gap = (w - w_hat).double()
+    return float((gap @ gram.double() * gap).sum())
+
+
+def inputs(tokens=400, width=32, seed=6):
+    torch.manual_seed(seed)
+    mixing = torch.randn(width, width)
+    return torch.randn(tokens, width) @ mixing
+
+
+@pytest.mark.parametrize("group", [0, 8, 32])
+@pytest.mark.parametrize("columns", [4, 12, 128])
+def test_compensated_rounding_beats_the_nearest_on_real_inputs_whatever_its_parts(group, columns):
+    x = inputs()
+    w, gram = torch.randn(24, 32), x.T @ x
+    nearest = round_to_nearest(w, bits=4, group=group)
+    found = compensated(w, gram, bits=4, group=group, columns=columns)
+    assert found.scale.shape == nearest.scale.shape
+    assert outputs_error(w, found.dequantized(), gram) < 0.8 * outputs_error(w, nearest.dequantized(), gram)
+    whole = compensated(w, gram, bits=4, group=group, columns=128)
+    assert (found.codes != whole.codes).float().mean() < 0.02  # the split into parts is arithmetic, not a choice
+
+
+def test_compensated_rounding_without_correlations_is_the_nearest():
+    w = torch.randn(5, 16)
+    found = compensated(w, torch.eye(16), bits=4, group=8)
+    assert found.codes.equal(round_to_nearest(w, bits=4, group=8).codes)
+
+
+def test_the_factor_is_that_of_the_inverse_and_dead_inputs_are_told():
+    x = inputs(width=6)
+    x[:, 2] = 0
+    factor, dead = inverse_factor(x.T @ x, damp=0.01)
+    assert dead.tolist() == [False, False, True, False, False, False]
+    h = (x.T @ x).clone()
+    h[2, 2] = 1
+    h += 0.01 * h.diagonal().mean() * torch.eye(6)
+    assert torch.allclose(factor.T @ factor @ h, torch.eye(6), atol=1e-2)
+    w = torch.randn(3, 6)
+    assert (compensated(w, x.T @ x, bits=8).dequantized()[:, 2] == 0).all()
+
+
+def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp_path):
+    from harness.model import open_model, quantized_by
+
+    made, told = compress("int4", {"group": 32, "zeros": True})
+    config = json.loads((made.path / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compression-harness" and quantized_by(made.path) == "int4+int8+tied"
+    one = config["modules"]["model.layers.0.mlp.up_proj"]
+    assert one == {"kind": "int4", "shape": [384, 128], "group": 32, "zeros": True}
+    assert told["bits_of_a_packed_weight"] == 4 + 16 / 32 + 4 / 32
+    body = 8 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 384 * 128)
+    claimed = body * told["bits_of_a_packed_weight"] / 8 + 1024 * (128 + 2) + 17 * 128 * 2
+    assert made.bytes_on_disk == pytest.approx(claimed, abs=40_000)  # and the header
+    with pytest.raises(ValueError, match="not serializable"):
+        open_model(made).model.save_pretrained(tmp_path / "again")
+
+
+def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_what_kernels_hold(compress):
+    from harness.generate import why_plain
+    from harness.model import open_model
+    from harness.stopwatch import resident_bytes
+
+    for name in ("int8", "int8-dynamic", "int4"):
+        opened = open_model(compress(name)[0])
+        before = resident_bytes(opened.model)
+        assert why_plain(opened) == "", name
+        assert abs(resident_bytes(opened.model) - before) < 0.01 * before, name  # after the kernels have laid out their weights
+
+
+def test_embeddings_can_be_left_alone_and_layers_skipped(compress):
+    made, told = compress("int8", {"embeddings": "skip", "skip": ["*.down_proj"]})
+    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    assert not any(name.endswith(("down_proj", "embed_tokens", "lm_head")) for name in modules) and len(modules) == 48
+    assert told["packed_layers"] == 48 and told["table_and_head"] == "skip"
+
+
+def test_strange_layers_and_idle_patterns_are_named(compress, random_model):
+    from harness.errors import CellFailed
+
+    with pytest.raises(CellFailed, match=r"skip='\*\.nothing' matches no layer"):
+        compress("int8", {"skip": ["*.nothing"]})
+    packed_once, _ = compress("int8")
+    with pytest.raises(CellFailed, match="quantized already"):
+        compress("int4", base=packed_once)
+
+
+def test_transposed_layers_of_an_older_family_are_refused_by_name(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from harness.errors import CellFailed
+    from methods._layers import layers_of
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32))
+    with pytest.raises(CellFailed, match=r"int8 does not know the layer transformer\.wpe\.weight|c_attn.*Conv1D"):
+        layers_of(model, method="int8")

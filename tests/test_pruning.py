@@ -1,0 +1,168 @@
+"""Cuts: masks by hand, what stays zero, counts by formula, and laws that any cut obeys."""
+
+import json
+
+import pytest
+import torch
+
+from harness.errors import CellFailed
+from harness.model import open_model
+from methods._pruning import mask_of, sparse_gpt, wanda_score
+
+
+def test_masks_by_hand():
+    score = torch.tensor([[4.0, 1.0, 3.0, 2.0], [8.0, 7.0, 6.0, 5.0]])
+    assert mask_of(score, ratio=0.5, pattern="unstructured", within="layer").tolist() == [[False] * 4, [True] * 4]
+    assert mask_of(score, ratio=0.5, pattern="unstructured", within="row").tolist() == [
+        [True, False, True, False],
+        [True, True, False, False],
+    ]
+    assert mask_of(score, ratio=0.25, pattern="unstructured", within="row").sum(1).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(("pattern", "of"), [("2:4", 4), ("4:8", 8)])
+def test_a_pattern_keeps_half_of_every_group(pattern, of):
+    torch.manual_seed(1)
+    score = torch.randn(6, 32)
+    stays = mask_of(score, ratio=0.5, pattern=pattern, within="row").view(6, -1, of)
+    assert (stays.sum(-1) == of // 2).all()
+    lowest_kept = score.view(6, -1, of).masked_fill(~stays, torch.inf).amin(-1)
+    assert (lowest_kept >= score.view(6, -1, of).masked_fill(stays, -torch.inf).amax(-1)).all()
+    with pytest.raises(CellFailed, match="groups of"):
+        mask_of(torch.randn(2, of + 1), ratio=0.5, pattern=pattern, within="row")
+
+
+def test_equal_scores_go_by_position_and_nothing_may_go_whole():
+    assert mask_of(torch.ones(2, 4), ratio=0.5, pattern="unstructured", within="row").tolist() == [[False, False, True, True]] * 2
+    with pytest.raises(CellFailed, match="leaves nothing"):
+        mask_of(torch.ones(2, 4), ratio=0.9, pattern="unstructured", within="row")
+
+
+def test_wanda_by_hand_prefers_a_small_weight_behind_a_large_input():
+    score = wanda_score(torch.tensor([[1.0, -0.5], [0.1, 0.2]]), torch.tensor([1.0, 100.0]))
+    assert score.tolist() == [[1.0, 5.0], [pytest.approx(0.1), pytest.approx(2.0)]]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("columns", [8, 128])
+def test_sparse_gpt_loses_less_on_real_inputs_than_magnitude_and_wanda(pattern, columns):
+    torch.manual_seed(2)
+    x = torch.randn(400, 32) @ torch.randn(32, 32)
+    w, gram = torch.randn(24, 32), x.T @ x
+
+    def error(found):
+        gap = (w - found).double()
+        return float((gap @ gram.double() * gap).sum())
+
+    ours = sparse_gpt(w, gram, ratio=0.5, pattern=pattern, damp=0.01, columns=columns)
+    assert float((ours == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    for score, within in ((w.abs(), "layer"), (wanda_score(w, gram.diagonal()), "row")):
+        assert error(ours) < 0.9 * error(w * mask_of(score, ratio=0.5, pattern=pattern, within=within))
+
+
+def test_every_zeroing_method_zeroes_what_it_was_asked_to_and_nothing_else(compress, tiny):
+    from safetensors.torch import load_file
+
+    base = load_file(tiny.path / "model.safetensors")
+    for name in ("prune-magnitude", "prune-random", "prune-wanda", "prune-sparsegpt"):
+        for settings in ({"ratio": 0.3}, {"pattern": "2:4"}):
+            made, told = compress(name, settings)
+            found = load_file(made.path / "model.safetensors")
+            wanted = settings.get("ratio", 0.5)
+            assert told["zeros"] == pytest.approx(wanted, abs=0.01) and told["layers"] == 56
+            assert found["model.embed_tokens.weight"].equal(base["model.embed_tokens.weight"])
+            one = found["model.layers.3.mlp.down_proj.weight"]
+            if name != "prune-sparsegpt":  # it moves what stays
+                assert (one == 0).float().mean().item() == pytest.approx(wanted, abs=0.01)
+                assert one[one != 0].equal(base["model.layers.3.mlp.down_proj.weight"][one != 0])
+
+
+@pytest.mark.parametrize("optimizer_steps", [6_000])
+def test_zeros_stay_zero_through_recovery_with_decay(compress, optimizer_steps):
+    from safetensors.torch import load_file
+
+    pruned, _ = compress("prune-magnitude")
+    recovered, _ = compress("sft", {"weight_decay": 0.1, "learning_rate": 3e-3}, base=pruned, tokens=optimizer_steps)
+    before, after = (load_file(one.path / "model.safetensors") for one in (pruned, recovered))
+    for name, tensor in before.items():
+        if name.endswith("_proj.weight"):
+            assert (after[name][tensor == 0] == 0).all() and not after[name].equal(tensor), name
+    dense, _ = compress("sft", tokens=3_000)  # a model without zeros is held by nothing
+    assert float((load_file(dense.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] == 0).float().mean()) < 0.01
+
+
+def test_depth_drops_the_blocks_of_least_influence_and_counts(compress, tiny):
+    made, told = compress("prune-depth", {"ratio": 0.375})
+    assert len(told["dropped"]) == 3 and told["kept"] == 5
+    lowest = sorted(range(8), key=lambda at: told["influence"][at])[:3]
+    assert told["dropped"] == sorted(lowest)
+    block = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 384 * 128 + 2 * 128
+    assert told["parameters"][0] - told["parameters"][1] == 3 * block
+    together, told = compress("prune-depth", {"ratio": 0.375, "contiguous": True})
+    first = told["dropped"][0]
+    assert told["dropped"] == [first, first + 1, first + 2]
+    drawn = {tuple(compress("prune-depth-random", {"ratio": 0.375}, seed=seed)[1]["dropped"]) for seed in (1, 2, 3)}
+    assert len(drawn) > 1
+    opened = open_model(made)
+    assert [block.self_attn.layer_idx for block in opened.model.model.layers] == list(range(5))  # keys and values are kept by it
+
+
+def test_influence_is_that_of_the_states_in_between(embedded, compress):
+    from methods._calibration import Calibration, influence
+
+    ids = torch.arange(3, 3 + 4 * 32).view(4, 32)
+    scores = influence(embedded, Calibration(ids, {}))
+    with torch.no_grad():
+        states = embedded.model.model(ids, output_hidden_states=True).hidden_states
+    for at in range(7):  # the last of these states has passed the final norm, so the last block's is not among them
+        assert scores[at] == pytest.approx(float((1 - torch.cosine_similarity(states[at], states[at + 1], dim=-1)).mean()), abs=1e-5)
+
+
+def test_a_cut_that_leaves_nothing_is_refused(compress):
+    with pytest.raises(CellFailed, match="leaves none of 8 blocks"):
+        compress("prune-depth", {"ratio": 0.97})
+    with pytest.raises(CellFailed, match="at least one of each must stay"):
+        compress("prune-width", {"groups": 2})
+    with pytest.raises(CellFailed, match="cut nothing"):
+        compress("prune-width", {"ratio": 0})
+
+
+def dead(tiny, folder):
+    """Save `tiny` with a quarter of each feed-forward's channels, and one head group, that give nothing."""
+    from harness.checkpoint import describe
+    from harness.model import open_model
+
+    opened = open_model(tiny)
+    with torch.no_grad():
+        for block in opened.model.model.layers:
+            block.mlp.down_proj.weight[:, ::4] = 0
+            block.self_attn.o_proj.weight[:, 64:] = 0  # queries 2 and 3: the second group
+    opened.model.save_pretrained(folder)
+    opened.tokenizer.save_pretrained(folder)
+    return describe(folder, name="dead")
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_cutting_what_gives_nothing_changes_nothing(allocation, compress, tiny, tmp_path):
+    base = dead(tiny, tmp_path / "dead")
+    made, told = compress("prune-width", {"ratio": 0.25, "groups": 1, "allocation": allocation}, base=base)
+    assert told["channels"] == [384, [288, 288]] and told["head_groups"] == [2, 1]
+    small, whole = open_model(made), open_model(base)
+    ids = torch.arange(2, 60)[None]
+    with torch.no_grad():
+        assert torch.allclose(small.model(ids).logits, whole.model(ids).logits, atol=1e-4)
+    config = json.loads((made.path / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (2, 1, 32)
+    left = sum(parameter.numel() for parameter in small.model.parameters())
+    assert left == told["parameters"][1] == 1024 * 128 + 128 + 8 * (3 * 128 * 288 + 2 * 128 * 64 + 2 * 128 * 32 + 2 * 128)
+
+
+def test_widths_that_differ_reopen_and_can_be_packed_and_trained(compress, tiny):
+    made, told = compress("prune-width", {"ratio": 0.4, "allocation": "global"})
+    narrowest, widest = told["channels"][1]
+    assert narrowest < widest
+    again, _ = compress("sft", base=made)
+    opened = open_model(again)
+    assert {block.mlp.up_proj.out_features for block in opened.model.model.layers} >= {narrowest, widest}
+    small, told = compress("int8", base=again)
+    assert told["packed_layers"] == 56 and open_model(small).model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
