@@ -79,7 +79,7 @@ def related(parts: Sequence[str], methods: Sequence[Any]) -> list[tuple[str, ...
     untrained = tuple(part for part, kind in zip(parts, kinds, strict=True) if kind != "distillation")
     if untrained and len(untrained) < len(parts):
         found.append(untrained)
-    found += [(*parts[:-1], control) for control in methods[-1].controls if control != "untouched"]
+    found += [(*parts[:-1], control) for control in methods[-1].controls if control not in ("untouched", *map(bare, parts))]
     return list(dict.fromkeys(found))
 
 

@@ -16,6 +16,7 @@ weights as they are; many rows (prompts) by a matrix product with weights unpack
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,11 @@ class Int8DynamicLinear(Int8Linear):
         if x.device.type != "cpu":
             return _with_bias(self._on_gpu(x), self.bias)
         if not hasattr(self, "prepared"):
-            codes = torch._make_per_channel_quantized_tensor(
-                self.weight.squeeze(-1), self.scale.double(), torch.zeros(self.out_features, dtype=torch.long), 0
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # its tensors are said to go in a later release; the product has no other door
+                codes = torch._make_per_channel_quantized_tensor(
+                    self.weight.squeeze(-1), self.scale.double(), torch.zeros(self.out_features, dtype=torch.long), 0
+                )
             self.prepared = torch.ops.quantized.linear_prepack(codes, None)
             self.held_bytes = self.weight.numel()  # fbgemm's own copy, which no parameter counts
             self.weight.data = self.weight.data.new_empty(0)

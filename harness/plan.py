@@ -312,7 +312,8 @@ def _beside(
 
 def _handed_on(method: Any) -> dict[str, JsonValue]:
     """Return the settings that a row's controls take over; methods from elsewhere need not have any."""
-    return dict(getattr(method, "hands_on", dict)())
+    handed = dict(getattr(method, "hands_on", dict)())
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in handed.items()}
 
 
 def _label(name: str, method: Any) -> str:

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness import stats
+from harness.claims import CHAINS, CLAIMS, at_chance, cost_order, published, rows_of, spans, verdicts
 from harness.groups import TEACHER, Group, Row, compare, group, ordered
 from harness.record import Cost, Measurement, RunRecord, TaskScore
 from harness.stats import Interval
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 DASH = "-"
+COMPRESSED = ("quantization", "pruning", "low-rank")
 
 GLOSSARY = {
     "row": "the method that made the student; settings that differ from the defaults in brackets",
@@ -71,6 +73,9 @@ GLOSSARY = {
     "rate": "learning rate; chosen on a held-out slice of the training rows, once for all seeds",
     "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
     "its share s": "the same divided by the rows of this table that use it",
+    "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that reaches the low end (retention: by "
+    "the lower end of its interval on every task)",
+    "published": "range over the records in harness/data/published.json: other models, other harnesses, mostly far larger",
     "stage": "a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",
     "of the parts": "product of what the chain before its last stage keeps (or gains) and what the last stage alone does: the measured "
     "whole beside it says whether gains multiply",
@@ -463,6 +468,62 @@ def chains(found: Group) -> Table | None:
     return _table("chains", "Chains, stage by stage", _without_dashes(rows)) if rows else None
 
 
+def _span(values: Sequence[float], form: str, unit: str) -> str:
+    if not values:
+        return DASH
+    low, high = format(min(values), form), format(max(values), form)
+    return f"{low} {unit}".rstrip() if low == high else f"{low} to {high} {unit}".rstrip()
+
+
+def claimed(found: Group) -> Table | None:
+    """The table that comparisons of methods begin with, measured: per family and for chains, beside what is claimed and published."""
+    if not any(row.first.family in (*COMPRESSED, *CHAINS) for row in found.rows):
+        return None
+    rows = []
+    order, chance = cost_order(found), at_chance(found)
+    for claim in CLAIMS:
+        measured = rows_of(found, claim.families)
+        told = verdicts(claim, measured, chance=chance) if measured else {}
+        told["cost"] = order.get(claim.name, "not testable here")
+        values = dict(spans(measured))
+        if chance:
+            values["retention"] = []
+        for column, field, form, unit, ends in (
+            ("retention", "retention_pct", ".1f", "%", claim.retention), ("speed", "speedup", ".2f", "x", claim.speed),
+            ("memory", "memory_ratio", ".2f", "x", claim.memory), ("cost", "", ".1f", "s", None),
+        ):  # fmt: skip
+            others = published(claim.published, field) if field else None
+            shown = {
+                "method": claim.name, "quantity": _QUANTITIES[column], "measured": _span(values[column], form, unit),
+                "claimed": claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {unit}",
+                "published": DASH if others is None else _span(others, form, unit), "verdict": told.get(column, "not testable here"),
+            }  # fmt: skip
+            rows.append((shown, _span_exact(shown, values[column])))
+        shown = {"method": claim.name, "quantity": "all at once", "measured": DASH, "claimed": "the low ends together", "published": DASH,
+                 "verdict": told.get("all at once", "not testable here")}  # fmt: skip
+        rows.append((shown, _span_exact(shown, [])))
+    chained = dict(spans(rows_of(found, CHAINS)))
+    if chance:
+        chained["retention"] = []
+    for column, field, form, unit in (
+        ("retention", "retention_pct", ".1f", "%"), ("speed", "speedup", ".2f", "x"), ("memory", "memory_ratio", ".2f", "x"),
+        ("cost", "", ".1f", "s"),
+    ):  # fmt: skip
+        others = published(("combo", "prune+distil"), field) if field else None
+        shown = {"method": "Chains", "quantity": _QUANTITIES[column], "measured": _span(chained[column], form, unit), "claimed": DASH,
+                 "published": DASH if others is None else _span(others, form, unit), "verdict": DASH}  # fmt: skip
+        rows.append((shown, _span_exact(shown, chained[column])))
+    return _table("claims", "What is claimed, published, and measured here", rows)
+
+
+_QUANTITIES = {"retention": "accuracy retention", "speed": "decode speedup", "memory": "memory reduction (disk)", "cost": "training cost"}
+
+
+def _span_exact(shown: Mapping[str, str], values: Sequence[float]) -> dict[str, object]:
+    ends: dict[str, object] = {"low": min(values) if values else None, "high": max(values) if values else None}
+    return {**shown, **ends}
+
+
 def _product(found: Group, record: RunRecord, task: str) -> float | None:
     """Return retention of the chain without its last stage times that of the last stage alone, where both have rows."""
     parts = (record.stages[-2].label, record.stages[-1].label.removeprefix(record.stages[-2].label + "+"))
@@ -622,12 +683,15 @@ def tables(found: Group, price: float | None = None, references: Sequence[str] =
     """All tables of a group of records; `price` is money per device-hour, `references` are rows to stand every row against."""
     every = (
         quality(found), controls(found), chains(found), speed(found), scenarios(found), memory(found), training(found, price),
-        diagnostics(found), *(against(found, label) for label in references),
+        claimed(found), diagnostics(found), *(against(found, label) for label in references),
     )  # fmt: skip
     return [table for table in every if table is not None]
 
 
-_WORDS = {"row", "stage", "against", "task", "verdict", "correct by", "picked", "keeps 95 %", "scenario"}
+_WORDS = {
+    "row", "stage", "method", "quantity", "claimed", "published", "measured", "against", "task", "verdict", "correct by", "picked",
+    "keeps 95 %", "scenario",
+}  # fmt: skip
 
 
 def markdown(records: Sequence[RunRecord], *, price: float | None = None, references: Sequence[str] = ()) -> str:

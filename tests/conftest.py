@@ -115,8 +115,8 @@ def compress(tiny, tmp_path):
         folder.mkdir()
         job = Job(
             teachers=(tiny,), student=str(base.path), student_base=base, tasks={task: suites.load(task) for task in tasks},
-            source=source or DataSource(), budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder, cache=tmp_path / "cache",
-            **more,
+            source=source or DataSource(), budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder,
+            cache=tmp_path / "cache", **more,
         )  # fmt: skip
         made = Registry("method", methods.METHODS).build(name, settings or {}).compress(job)
         notes = json.loads((folder / "cost.json").read_text())["notes"]

@@ -41,8 +41,8 @@ def test_an_order_that_cannot_work_is_refused_before_anything_is_computed(chain,
 
 @pytest.mark.parametrize(
     "chain",
-    ["response+int8", "prune-depth+response+int8", "prune-wanda+response+int4", "lowrank+response", "lowrank+int4", "prune-width+prune-depth",
-     "response+prune-depth", "prune-depth+lowrank+response+int8-dynamic", "sft+response"],
+    ["response+int8", "prune-depth+response+int8", "prune-wanda+response+int4", "lowrank+response", "lowrank+int4",
+     "prune-width+prune-depth", "response+prune-depth", "prune-depth+lowrank+response+int8-dynamic", "sft+response"],
 )  # fmt: skip
 def test_an_order_that_works_is_planned(chain):
     assert chain in by_label(plan([chain]))
@@ -103,7 +103,7 @@ def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(tmp_path):
 
     given = {
         "suite": "math", "budget": 4_000, "rows": 120, "limit": 40, "out": tmp_path / "runs", "cache": tmp_path / "cache", "grid": "none",
-        "noise": 0, "set": {"prune-depth": {"sequences": 8}},
+        "noise": 0,
     }  # fmt: skip
     first = harness.run("prune-depth+response+int8,fake-int4", **given)
     records = {record.label: record for record in first.records}
@@ -135,7 +135,7 @@ def test_a_torn_stage_is_found_and_made_again(tmp_path):
 
     given = {
         "suite": "math", "limit": 10, "out": tmp_path / "runs", "cache": tmp_path / "cache", "grid": "none", "noise": 0, "controls": False,
-        "set": {"prune-depth": {"sequences": 8}}, "rows": 120,
+        "rows": 120,
     }  # fmt: skip
     assert harness.run("prune-depth+int8", **given).succeeded
     [weights] = [path for path in (tmp_path / "runs" / "students").glob("*/student/model.safetensors") if path.stat().st_size > 2_000_000]

@@ -98,7 +98,7 @@ def test_depth_drops_the_blocks_of_least_influence_and_counts(compress, tiny):
     assert told["dropped"] == sorted(lowest)
     block = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 384 * 128 + 2 * 128
     assert told["parameters"][0] - told["parameters"][1] == 3 * block
-    together, told = compress("prune-depth", {"ratio": 0.375, "contiguous": True})
+    _, told = compress("prune-depth", {"ratio": 0.375, "contiguous": True})
     first = told["dropped"][0]
     assert told["dropped"] == [first, first + 1, first + 2]
     drawn = {tuple(compress("prune-depth-random", {"ratio": 0.375}, seed=seed)[1]["dropped"]) for seed in (1, 2, 3)}

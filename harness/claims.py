@@ -1,0 +1,172 @@
+"""What is claimed of each family of methods, what others published, and what the rows of a table show. No torch.
+
+The claims are those that comparisons of compression methods keep repeating; the published figures stand in
+`harness/data/published.json` with their sources. A measured column is filled by records alone.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean, median
+
+from harness.groups import TEACHER, Group, Row, compare
+from harness.stats import Interval
+
+PUBLISHED = Path(__file__).parent / "data" / "published.json"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the claims: ranges as low and high ends."""
+
+    name: str
+    families: tuple[str, ...]  # of the records' rows
+    published: tuple[str, ...]  # families of the published records
+    retention: tuple[float, float]  # per cent
+    speed: tuple[float, float]  # times the teacher's
+    memory: tuple[float, float]  # times less
+    cost: str
+
+
+CLAIMS = (
+    Claim("Quantization", ("quantization",), ("quantization",), (95, 99), (2, 4), (2, 4), "low"),
+    Claim("Pruning", ("pruning",), ("pruning",), (90, 98), (2, 5), (2, 5), "medium"),
+    Claim("Low-rank", ("low-rank",), ("low_rank",), (85, 95), (2, 3), (2, 3), "medium"),
+    Claim("Distillation", ("distillation",), ("distillation",), (80, 95), (3, 10), (3, 10), "high"),
+)
+CHAINS = ("chain",)
+_COSTS = ("low", "medium", "high")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one row of a table shows of a claim; None where it was not measured."""
+
+    label: str
+    retentions: tuple[Interval, ...]  # by task
+    speed: Interval
+    memory: float | None
+    seconds: float | None
+
+    @property
+    def lowest(self) -> float | None:
+        """The retention of its worst task, per cent."""
+        values = [one.value for one in self.retentions if one.value is not None]
+        return 100 * min(values) if values and len(values) == len(self.retentions) else None
+
+
+def shown(found: Group, row: Row) -> Shown:
+    """Read a row: retention task by task, decode speed against the teacher, bytes on disk, seconds of making."""
+    kept = tuple(compare(row, found.teacher, task, ratio=True) for task in found.tasks if _scored(row, task)) if found.teacher else ()
+    timed = [one for record in row.done if (one := record.measured("decode_speedup")) is not None]
+    speed = Interval(fmean(one.value for one in timed)) if timed else Interval(None)
+    if len(timed) == 1:
+        speed = Interval(timed[0].value, timed[0].low, timed[0].high)
+    own, base = _bytes(row), _bytes(found.teacher)
+    seconds = [record.cost.seconds for record in row.done if record.cost.seconds]
+    return Shown(row.label, kept, speed, base / own if own and base else None, fmean(seconds) if seconds else None)
+
+
+def _scored(row: Row, task: str) -> bool:
+    scores = row.scores(task)
+    return bool(scores) and scores[0].kind != "perplexity"
+
+
+def _bytes(row: Row | None) -> float | None:
+    found = [one.value for record in (row.done if row else ()) if (one := record.measured("weight_bytes_disk")) is not None]
+    return fmean(found) if found else None
+
+
+def rows_of(found: Group, families: Sequence[str]) -> list[Shown]:
+    """Return what the rows of some families show, controls and simulated ones left out."""
+    return [
+        shown(found, row)
+        for row in found.rows
+        if row.done and row.label != TEACHER and row.first.family in families and not row.first.is_control and _bytes(row) is not None
+    ]
+
+
+def at_chance(found: Group) -> bool:
+    """Tell whether the teacher's lower 95 % end lies at chance on every task with a right answer: then retention means nothing."""
+    scores = [
+        score for task in found.tasks for score in (found.teacher.scores(task) if found.teacher else ()) if score.kind != "perplexity"
+    ]
+    return bool(scores) and all(score.value - 1.96 * (score.stderr or 0.0) <= max(score.chance, 0.05) for score in scores)
+
+
+@lru_cache(maxsize=1)
+def _published() -> tuple[dict[str, object], ...]:
+    return tuple(json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"])
+
+
+def published(families: Sequence[str], field: str) -> tuple[float, float] | None:
+    """Return the range of a field over the published records of methods; retentions of kind `retention` alone."""
+    values = [
+        float(str(one[field]))
+        for one in _published()
+        if one["family"] in families and one["role"] == "method" and one[field] is not None
+        and (field != "retention_pct" or one["kind"] == "retention")
+    ]  # fmt: skip
+    return (min(values), max(values)) if values else None
+
+
+def spans(rows: Sequence[Shown]) -> Iterator[tuple[str, list[float]]]:
+    """Yield each measured quantity with its values over rows (retention: over tasks too)."""
+    yield "retention", [100 * one.value for row in rows for one in row.retentions if one.value is not None]
+    yield "speed", [row.speed.value for row in rows if row.speed.value is not None]
+    yield "memory", [row.memory for row in rows if row.memory is not None]
+    yield "cost", [row.seconds for row in rows if row.seconds is not None]
+
+
+def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, str]:
+    """Judge a claim column by column, and all at once: *holds here* names a row that reaches the low end of the claimed range.
+
+    Retention holds by the lower end of the interval on every task; speed and memory by their value.
+    """
+
+    def kept(row: Shown) -> bool:
+        ends = [one.low if one.low is not None else one.value for one in row.retentions]
+        return bool(ends) and all(end is not None and 100 * end >= claim.retention[0] for end in ends)
+
+    def fast(row: Shown) -> bool:
+        return row.speed.value is not None and row.speed.value >= claim.speed[0]
+
+    def small(row: Shown) -> bool:
+        return row.memory is not None and row.memory >= claim.memory[0]
+
+    testable = {
+        "retention": not chance and any(row.lowest is not None for row in rows),
+        "speed": any(row.speed.value is not None for row in rows),
+        "memory": any(row.memory is not None for row in rows),
+    }
+    tests = {"retention": kept, "speed": fast, "memory": small}
+    found = {name: _verdict([row.label for row in rows if test(row)], testable[name]) for name, test in tests.items()}
+    together = [row.label for row in rows if kept(row) and fast(row) and small(row)]
+    found["all at once"] = _verdict(together, all(testable.values()))
+    return found
+
+
+def _verdict(labels: Sequence[str], testable: bool) -> str:
+    if not testable:
+        return "not testable here"
+    if not labels:
+        return "does not"
+    return f"holds here ({labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''})"
+
+
+def cost_order(found: Group) -> dict[str, str]:
+    """Judge the claimed order of costs: a family's median seconds against those of the families claimed cheaper and dearer."""
+    medians = {}
+    for claim in CLAIMS:
+        taken = [row.seconds for row in rows_of(found, claim.families) if row.seconds]
+        if taken:
+            medians[claim.name] = median(taken)
+    ranks = {claim.name: _COSTS.index(claim.cost) for claim in CLAIMS}
+    told = {}
+    for name, seconds in medians.items():
+        others = {other: value for other, value in medians.items() if ranks[other] != ranks[name]}
+        wrong = [other for other, value in others.items() if (value < seconds) != (ranks[other] < ranks[name])]
+        told[name] = "not testable here" if not others else "does not" if wrong else "holds here"
+    return told
