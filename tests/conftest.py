@@ -110,7 +110,7 @@ def compress(tiny, tmp_path):
 
     numbers = count()
 
-    def make(name, settings=None, *, base=tiny, tasks=("gsm8k-mini",), rows=60, seed=1, tokens=1_500, source=None, **more):
+    def make(name, settings=None, *, base=tiny, tasks=("gsm8k-mini",), rows=60, seed=1, tokens=3_000, source=None, **more):
         folder = tmp_path / f"made-{next(numbers)}"
         folder.mkdir()
         job = Job(
