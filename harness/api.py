@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,6 +152,7 @@ def estimate_plans(
     """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no weights, computes nothing."""
     import methods as table
     import suites
+    from harness.chain import check, parts_of
     from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, default_cache, parse_method
     from harness.estimate import estimate
     from harness.hardware import parse_hardware
@@ -180,11 +180,11 @@ def estimate_plans(
     declared = {name: registry.load(name) for name in registry.table}
     found: list[Estimate] = []
     for spec in methods:
-        stages = [parse_method(part) for part in re.split(r"\+(?![^\[]*\])", spec)]
-        for name, settings in stages:
-            if settings and name in registry:
-                registry.build(name, settings)  # refuses what the method would refuse
+        stages = [(registry.canonical(name), settings) for name, settings in map(parse_method, parts_of(spec))]
+        built = [registry.build(name, settings) for name, settings in stages]  # refuses what the method would refuse
         chain = tuple(name for name, _ in stages)
+        if len(chain) > 1:
+            check(chain, built)
         told = {key: value for _, settings in stages for key, value in settings.items()}
         asked = Asked(
             teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),

@@ -16,7 +16,7 @@ from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE, Shape
 from harness.hardware import GIB, Hardware, made_here
 from harness.record import RunRecord
 from harness.scenario import GRIDS, VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
-from harness.workload import DENSE, ITEM_TOKENS, POST_HOC, ROW_TOKENS, TOP_K, TOP_K_BYTES, Asked, Work
+from harness.workload import DENSE, ITEM_TOKENS, ROW_TOKENS, TOP_K, TOP_K_BYTES, Asked, Work
 
 _USABLE = 0.92  # of a GPU's memory: context, libraries, fragments
 _PROCESS_BYTES = {"cpu": 0.74 * GIB, "cuda": 0.6 * GIB}  # imports (CPU: resident; GPU: the context)
@@ -61,7 +61,7 @@ class Estimate:
 def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records: Sequence[RunRecord], *, teacher_row: bool) -> Estimate:
     """Estimate a chain stage by stage; `teacher_row` adds the teacher's own scoring, which a table needs once."""
     stages: list[Stage] = []
-    student = asked.student
+    student = asked.teacher if work[asked.chain[0]].changes else asked.student  # what does not train starts from the teacher
     if teacher_row:
         stages.append(_scoring("score the teacher", asked.teacher, asked, hardware, records))
     for name in asked.chain:
@@ -73,7 +73,7 @@ def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records
             stages.append(_reading(asked, hardware))
         if one.trains:
             stages.append(_training(name, one, student, asked, hardware, live=one.reads_teacher and not cached))
-        elif one.bits or one.calibrates or name in POST_HOC:
+        elif one.changes:
             stages.append(_posthoc(name, one, student, hardware))
     stages.append(_scoring("score and time the student", student, asked, hardware, records, beside=asked.teacher))
     told = advice(asked, work, hardware, fits=all(stage.fits for stage in stages), records=records)

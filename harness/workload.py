@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.arithmetic import Shape, shape_of_size
+from harness.chain import COMPRESSION
 from harness.errors import HarnessError, unknown
 
 DENSE = 2_048  # vocabularies up to this are cached whole
@@ -61,28 +62,24 @@ class Work:
     reads_teacher: bool = False  # a forward pass of the teacher's at every seen token
     reads_inside: bool = False  # its hidden states or attention, which no cache of log-probabilities holds
     writes_traces: bool = False
+    changes: bool = False  # weights without training
     bits: float | None = None  # of a weight afterwards
     calibrates: bool = False
 
 
-_QUANTIZED = {"int8": 8.25, "int8-dynamic": 8.25, "int4": 4.5, "int4-calibrated": 4.5, "nf4": 4.5, "fake-int4": 32.0}
-POST_HOC: dict[str, Work] = {
-    **{name: Work(bits=bits, calibrates="calibrated" in name) for name, bits in _QUANTIZED.items()},
-    "prune-magnitude": Work(), "prune-wanda": Work(calibrates=True), "prune-sparsegpt": Work(calibrates=True),
-    "prune-depth": Work(calibrates=True), "prune-width": Work(calibrates=True), "lowrank": Work(calibrates=True),
-}  # fmt: skip
+BITS = {"int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "gptq": 4.2}  # of a weight
 
 
 def work_of(name: str, registered: Mapping[str, Any]) -> Work:
-    """Return what a method asks for: of a registered one by its own declaration, of the known families by a table."""
-    if name in POST_HOC:
-        return POST_HOC[name]
-    if name in registered:
-        method = registered[name]
-        reads = method.trains and (method.same_vocabulary or getattr(method, "reads_inside", False))
-        inside = getattr(method, "reads_inside", False)
-        return Work(trains=method.trains, reads_teacher=reads, reads_inside=inside, writes_traces=name.startswith("cot"))
-    raise unknown("method", name, {**registered, **POST_HOC})
+    """Return what a method asks for, by its own declaration."""
+    if name not in registered:
+        raise unknown("method", name, registered)
+    method = registered[name]
+    if method.family in COMPRESSION:
+        return Work(changes=True, bits=BITS.get(name), calibrates="sequences" in getattr(method, "__dataclass_fields__", {}))
+    inside = getattr(method, "reads_inside", False)
+    reads = method.trains and (method.same_vocabulary or inside)
+    return Work(trains=method.trains, reads_teacher=reads, reads_inside=inside, writes_traces=name.startswith("cot"))
 
 
 @dataclass(frozen=True, kw_only=True)

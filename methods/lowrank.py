@@ -9,6 +9,7 @@ threshold of dropped energy instead, at the same total. Keys' and values' projec
 The student opens after `import methods.packed`. Cost: one pass of second moments and one SVD a layer. Useful to 20 or 30 % removed.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -59,26 +60,41 @@ class LowRank(Calibrated):
                     f"{name}: rank {self.rank} saves nothing in {one} ({layer.out_features} x {layer.in_features}); "
                     f"give at most {saves_below(layer) - 1}"
                 )
-        data = self.calibrate(job, making.opened)
         spectra: dict[str, Tensor] = {}
         factors: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def read(block: str, flow: Flow) -> None:
-            for one, layer in within(layers, block):
-                spectra[one] = decomposed(layer.weight, flow.sums[one] if self.whitened else None, jitter=self.jitter)[1]
-
-        def cut(block: str, flow: Flow) -> None:
-            for one, layer in within(layers, block):
-                factors[one] = factorised(layer.weight, ranks[one], flow.sums[one] if self.whitened else None, jitter=self.jitter)
-                up, down = factors[one]
-                layer.weight.copy_(up @ down)
-
         ranks = {one: self.rank or rank_of(layer, self.keep) for one, layer in layers.items()}
-        if self.allocation == "energy" and not self.rank:
-            sweep(making.opened, data, layers, kind="gram", visit=read, again=False)
+        by_threshold = self.allocation == "energy" and not self.rank
+
+        def read(one: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
+            spectra[one] = decomposed(layer.weight, gram, jitter=self.jitter)[1]
+
+        def cut(one: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
+            factors[one] = factorised(layer.weight, ranks[one], gram, jitter=self.jitter)
+            layer.weight.copy_(factors[one][0] @ factors[one][1])
+
+        if not self.whitened:  # the weights alone: no text is read
+            for one, layer in layers.items():
+                read(one, layer, None)
+            ranks = by_energy(spectra, layers, self.keep) if by_threshold else ranks
+            for one, layer in layers.items():
+                cut(one, layer, None)
+            return self._saved(job, making, factors, {}, flops=0.0)
+        data = self.calibrate(job, making.opened)
+
+        def swept(do: "Callable[[str, nn.Linear, Tensor | None], None]", *, again: bool) -> None:
+            def visit(block: str, flow: Flow) -> None:
+                for one, layer in within(layers, block):
+                    do(one, layer, flow.sums[one])
+
+            sweep(making.opened, data, layers, kind="gram", visit=visit, progress=job.progress, again=again)
+
+        if by_threshold:
+            swept(read, again=False)
             ranks = by_energy(spectra, layers, self.keep)
-        sweep(making.opened, data, layers, kind="gram", visit=cut, progress=job.progress)
-        return self._saved(job, making, factors, {"calibration": dict(data.told)}, flops=calibration_flops(making, data, 2))
+        swept(cut, again=True)
+        passes = 3 if by_threshold else 2
+        return self._saved(job, making, factors, {"calibration": dict(data.told)}, flops=calibration_flops(making, data, passes))
 
     def _saved(
         self, job: Job, making: Making, factors: "dict[str, tuple[Tensor, Tensor]]", told: dict[str, Any], *, flops: float

@@ -97,49 +97,53 @@ def test_a_simulated_row_is_neither_weighed_nor_timed():
     assert not by_label(plan(["int4"]))["int4"].simulated
 
 
-def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A chain, what it begins with, and a simulated row, run in one store; and what to run more with."""
     import harness
+
+    folder = tmp_path_factory.mktemp("chains")
+    given = {
+        "suite": "math", "budget": 4_000, "rows": 120, "limit": 20, "out": folder / "runs", "cache": folder / "cache", "grid": "none",
+        "noise": 0, "controls": False,
+    }  # fmt: skip
+    done = harness.run("prune-depth,prune-depth+response,prune-depth+response+int8,fake-int4", **given)
+    return done, folder, given
+
+
+def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
     from harness.report import markdown
 
-    given = {
-        "suite": "math", "budget": 4_000, "rows": 120, "limit": 40, "out": tmp_path / "runs", "cache": tmp_path / "cache", "grid": "none",
-        "noise": 0,
-    }  # fmt: skip
-    first = harness.run("prune-depth+response+int8,fake-int4", **given)
-    records = {record.label: record for record in first.records}
-    assert all(record.status == "success" for record in first.records), [record.reason for record in first.records]
+    done, _, _ = finished
+    records = {record.label: record for record in done.records}
+    assert done.succeeded, [record.reason for record in done.records]
     chain = records["prune-depth+response+int8"]
     assert [stage.label for stage in chain.stages] == ["prune-depth", "prune-depth+response", "prune-depth+response+int8"]
     for stage, label in zip(chain.stages, ("prune-depth", "prune-depth+response"), strict=False):
-        assert (
-            stage.scores == {score.task: score.value for score in records[label].scores} and stage.digest == records[label].student.digest
-        )
+        assert stage.scores == {score.task: score.value for score in records[label].scores}
+        assert stage.digest == records[label].student.digest
     assert chain.stages[2].digest == chain.student.digest and chain.student.parents == (chain.stages[1].digest,)
     assert chain.stages[2].weight_bytes < 0.6 * chain.stages[1].weight_bytes < chain.stages[0].weight_bytes
     assert chain.cost.seconds == pytest.approx(sum(stage.cost.seconds for stage in chain.stages))
     assert chain.cost.seen_tokens == records["prune-depth+response"].cost.seen_tokens > 0
     assert chain.student.parameters == records["prune-depth"].student.parameters  # packed ones are counted as what they were
     assert records["fake-int4"].measured("weight_bytes_disk") is None
-    text = markdown(list(first.records))
-    assert "Chains, stage by stage" in text and "retention of the parts" in text
-    students = sorted(path.name for path in (tmp_path / "runs" / "students").iterdir())
-    second = harness.run("prune-depth+response+int4", **given)
-    fresh = [path.name for path in (tmp_path / "runs" / "students").iterdir() if path.name not in students]
-    made = {json.loads((tmp_path / "runs" / "students" / name / "done.json").read_text())["parents"][0] for name in fresh}
-    assert len(fresh) == 3 and chain.stages[1].digest in made  # int4, prune-depth+int4 and the chain: its beginning was there
-    assert [one.cached for one in second.cells if one.cell.label == "prune-depth+response"] == [True]
+    assert chain.path == records["teacher"].path  # one table
+    assert "Chains, stage by stage" in markdown(list(done.records))
 
 
-def test_a_torn_stage_is_found_and_made_again(tmp_path):
+def test_a_second_chain_finds_its_beginning_made_and_a_torn_stage_is_found_and_made_again(finished):
     import harness
 
-    given = {
-        "suite": "math", "limit": 10, "out": tmp_path / "runs", "cache": tmp_path / "cache", "grid": "none", "noise": 0, "controls": False,
-        "rows": 120,
-    }  # fmt: skip
-    assert harness.run("prune-depth+int8", **given).succeeded
-    [weights] = [path for path in (tmp_path / "runs" / "students").glob("*/student/model.safetensors") if path.stat().st_size > 2_000_000]
+    done, folder, given = finished
+    chain = next(record for record in done.records if record.label == "prune-depth+response+int8")
+    students = {path.name for path in (folder / "runs" / "students").iterdir()}
+    assert harness.run("prune-depth+response+int4", **given).succeeded
+    [fresh] = {path.name for path in (folder / "runs" / "students").iterdir()} - students
+    assert json.loads((folder / "runs" / "students" / fresh / "done.json").read_text())["parents"] == [chain.stages[1].digest]
+    weights = folder / "runs" / "students" / chain.stages[1].key[:24] / "student" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    torn = harness.run("prune-depth+int4", **given)
+    torn = harness.run("prune-depth+response+int8-dynamic", **given)
     assert "is damaged" in torn.records[-1].reason
-    assert harness.run("prune-depth+int4", **given).succeeded
+    again = harness.run("prune-depth+response+int8-dynamic", **given)
+    assert again.succeeded and again.records[-1].stages[1].digest == chain.stages[1].digest  # the same bytes again

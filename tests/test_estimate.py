@@ -16,7 +16,7 @@ from harness.hardware import GIB, parse_hardware
 from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, processor
 from harness.registry import Registry
 from harness.watch import threads_asked
-from harness.workload import ITEMS, POST_HOC, work_of
+from harness.workload import ITEMS, work_of
 
 
 def stage(found, name):
@@ -96,7 +96,7 @@ def test_the_layout_is_the_simplest_that_fits():
     assert "GiB of cache" in stage(found, "teacher reads").note
     assert all(one.fits for one in found.stages)
     assert stage(found, "score the teacher").layout.startswith("tensor parallel over")  # 141 GB of bf16 are no 80
-    assert "4.5 bits" in stage(found, "compress: int4").note
+    assert "4.25 bits" in stage(found, "compress: int4").note
     [small] = estimate_plans(["response"], teacher="135M", student="135M", hardware="8xH100", budget=100_000)
     assert stage(small, "train").layout == "DDP over 8, teacher beside it"
     [alone] = estimate_plans(["response"], teacher="70B", student="7B", hardware="1x80GB", budget=100_000)
@@ -169,7 +169,8 @@ def test_every_method_and_task_is_known_to_the_plan():
         and work_of("response", declared).reads_teacher
         and not work_of("sft", declared).reads_teacher
     )
-    assert work_of("int4", declared).bits == 4.5 and "int4-calibrated" in POST_HOC
+    assert work_of("int4", declared).bits == 4.25 and work_of("int4-calibrated", declared).calibrates
+    assert work_of("prune-magnitude", declared).changes and not work_of("prune-magnitude", declared).calibrates
     assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
 
 

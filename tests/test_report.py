@@ -321,3 +321,92 @@ def test_every_row_stands_against_a_named_one(tmp_path):
     assert report.against(found, "nothing") is None
     names = [path.name for path in report.write_tables(RECORDS, tmp_path, references=["cot"])]
     assert "against-cot.csv" in names and "Against cot" in (tmp_path / "table.md").read_text()
+
+
+def weighed(label, family, share, *, decode, megabytes, seconds, **more):
+    made = make(label, share, family=family, **more)
+    measured = (
+        Measurement(name="decode_speedup", value=decode, unit="ratio", higher_is_better=True, low=decode - 0.1, high=decode + 0.1),
+        Measurement(name="weight_bytes_disk", value=2**20 * megabytes, unit="bytes", higher_is_better=False),
+    )
+    return made.model_copy(update={"measurements": measured, "cost": Cost(seconds=seconds)})
+
+
+def good(label, like, lost, **more):
+    """A record that misses so many of the items that another one has right."""
+    marks = list(like.scores[0].outcomes["strict-match"])
+    for at in [at for at, mark in enumerate(marks) if mark == "1"][:lost]:
+        marks[at] = "0"
+    score = like.scores[0].model_copy(update={"outcomes": {"strict-match": "".join(marks)}, "value": marks.count("1") / len(marks)})
+    return weighed(label, share=0.9, **more).model_copy(update={"scores": (score,)})
+
+
+def claims_of(records):
+    [found] = report.group(records)
+    table = report.claimed(found)
+    return {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+def test_claims_are_judged_by_rows_and_named():
+    teacher = weighed("teacher", "teacher", 0.9, decode=1.0, megabytes=8, seconds=0)
+    packed = good("int8", teacher, 2, family="quantization", decode=2.5, megabytes=2, seconds=3)
+    slow = good("int4", teacher, 2, family="quantization", decode=1.2, megabytes=1, seconds=3)
+    zeros = good("prune-wanda", teacher, 100, family="pruning", decode=1.0, megabytes=8, seconds=30)
+    trained = good("response", teacher, 60, family="distillation", decode=2.0, megabytes=4, seconds=200)
+    told = claims_of([teacher, packed, slow, zeros, trained])
+    assert told["Quantization", "accuracy retention"]["verdict"] == "holds here (int4 and 1 more)"
+    assert told["Quantization", "decode speedup"]["verdict"] == "holds here (int8)"
+    assert told["Quantization", "decode speedup"]["measured"] == "1.20 to 2.50 x"
+    assert told["Quantization", "all at once"]["verdict"] == "holds here (int8)"
+    assert {told["Pruning", one]["verdict"] for one in ("accuracy retention", "decode speedup", "memory reduction (disk)")} == {"does not"}
+    assert told["Distillation", "memory reduction (disk)"]["claimed"] == "3 to 10 x"
+    assert told["Low-rank", "accuracy retention"] | {"measured": "-"} == told["Low-rank", "accuracy retention"]
+    assert told["Low-rank", "all at once"]["verdict"] == "not testable here"
+    assert [told[one, "training cost"]["verdict"] for one in ("Quantization", "Pruning", "Distillation")] == ["holds here"] * 3
+    assert "%" in told["Quantization", "accuracy retention"]["published"]
+    dear = claims_of([teacher, packed.model_copy(update={"cost": Cost(seconds=500)}), trained])
+    assert dear["Quantization", "training cost"]["verdict"] == dear["Distillation", "training cost"]["verdict"] == "does not"
+
+
+def test_a_teacher_at_chance_makes_retention_untestable():
+    teacher = weighed("teacher", "teacher", 0.25, decode=1.0, megabytes=8, seconds=0, task="mmlu-mini", chance=0.25)
+    packed = weighed("int8", "quantization", 0.25, decode=2.5, megabytes=2, seconds=3, task="mmlu-mini", chance=0.25)
+    told = claims_of([teacher, packed])
+    assert told["Quantization", "accuracy retention"]["verdict"] == "not testable here"
+    assert told["Quantization", "accuracy retention"]["measured"] == "-"
+    assert told["Quantization", "decode speedup"]["verdict"] == "holds here (int8)"
+    assert told["Quantization", "all at once"]["verdict"] == "not testable here"
+
+
+def test_claims_stand_only_where_something_was_compressed():
+    assert report.claimed(report.group(RECORDS)[0]) is None
+
+
+def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
+    from harness.record import StageRecord
+
+    teacher = make("teacher", 0.9)
+    first, last = good("a", teacher, 90, family="pruning", decode=1.5, megabytes=4, seconds=2), None
+    last = good("b", teacher, 36, family="quantization", decode=2, megabytes=2, seconds=1)
+    whole = good("a+b", teacher, 120, family="chain", decode=2.5, megabytes=1, seconds=3)
+    stages = tuple(
+        StageRecord(label=label, method=label[-1], key=label, digest="d", weight_bytes=size * 2**20, cost=Cost(seconds=seconds))
+        for label, size, seconds in (("a", 4, 2.0), ("a+b", 1, 1.0))
+    )
+    whole = whole.model_copy(update={"stages": stages})
+    [found] = report.group([teacher, first, last, whole])
+    table = report.chains(found)
+    lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [line["stage"] for line in lines] == ["a", "a+b"] and [line["stage s"] for line in lines] == ["2.0", "1.0"]
+    right = teacher.scores[0].outcomes["strict-match"].count("1")
+    product = (right - 90) / right * (right - 36) / right
+    assert lines[1]["retention of the parts"] == f"{100 * product:.1f} %" and lines[0]["retention of the parts"] == "-"
+    assert lines[1]["retention"].startswith(f"{100 * (right - 120) / right:.1f} %")
+
+
+def test_costs_of_stages_add_up():
+    one = Cost(seen_tokens=10, seconds=2.0, flops=5.0, peak_bytes=7, shared=(SharedCost(key="k", seconds=1.0),), notes={"a": 1})
+    two = Cost(seconds=3.0, peak_bytes=9, shared=(SharedCost(key="k", seconds=1.0),), notes={"b": 2})
+    both = one + two
+    assert (both.seen_tokens, both.seconds, both.flops, both.peak_bytes) == (10, 5.0, 5.0, 9)
+    assert len(both.shared) == 1 and both.notes == {"a": 1, "b": 2} and both.energy_joules is None
