@@ -10,7 +10,7 @@ from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
 
 from harness.arithmetic import parameters_on_disk
 
-KEEPS = (0.95, 0.9, 0.8, 0.6)
+KEEPS = (0.9, 0.8, 0.6)
 
 
 def full_rank_gap(folder: Path) -> float:
