@@ -71,7 +71,7 @@ def plan_run(config: RunConfig) -> Plan:
     """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes nothing."""
     import methods
     import suites
-    from harness.data import DataSource
+    from harness.data import C4, DataSource
     from harness.model import is_embedded, resolve
     from harness.registry import Registry
 
@@ -102,6 +102,7 @@ def plan_run(config: RunConfig) -> Plan:
         task_versions=versions,
         data=source.fingerprint(files) if files else "",
         device=choose_device(config.device),
+        text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
     )
 
 

@@ -29,7 +29,7 @@ def card_of(record: RunRecord) -> str:
     ]  # fmt: skip
     name = _name(record)
     head = ModelCardData(
-        model_name=name, base_model=[_shown(record.student_base.name)], library_name="transformers", pipeline_tag="text-generation",
+        model_name=name, base_model=[_shown(_start(record))], library_name="transformers", pipeline_tag="text-generation",
         tags=["compression-harness", record.method, record.family], eval_results=results or None,
     )  # fmt: skip
     return f"---\n{head.to_yaml()}\n---\n\n# {name}\n\n{_lineage(record)}\n\n{_scores(record)}\n\n{_settings(record)}\n"
@@ -41,7 +41,11 @@ def _metric(score: TaskScore) -> str:
 
 def _name(record: RunRecord) -> str:
     seed = f"-seed{record.seed}" if record.seed is not None else ""
-    return f"{_shown(record.student_base.name)}-{record.label}{seed}"
+    return f"{_shown(_start(record))}-{record.label}{seed}"
+
+
+def _start(record: RunRecord) -> str:
+    return record.teachers[0].name if _from_teacher(record) else record.student_base.name
 
 
 def _shown(name: str) -> str:
@@ -55,6 +59,8 @@ def _lineage(record: RunRecord) -> str:
     teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
     start = f"`{_shown(record.student_base.name)}` ({record.student_base.digest[:12]})"
     how = f"as `{record.student_recipe}` of it" if ":" in record.student_recipe else "as it is"
+    if _from_teacher(record):
+        start, how = f"`{_shown(record.teachers[0].name)}` ({record.teachers[0].digest[:12]})", "as it is"
     lines = [
         f"Made by the method `{record.label}` from {start}, started {how}, taught by {teachers}.",
         f"Weights, configuration and tokenizer have the digest `{record.student.digest if record.student else '-'}`.",
@@ -66,6 +72,11 @@ def _lineage(record: RunRecord) -> str:
             f"{record.device} ({record.environment.machine if record.environment else '-'}), seed {record.seed}."
         )
     return " ".join(lines)
+
+
+def _from_teacher(record: RunRecord) -> bool:
+    """Tell whether the first stage changed the teacher's own weights: what does not train starts there."""
+    return not (record.stages[0].cost.seen_tokens if record.stages else record.trains) and record.family != "control"
 
 
 def _scores(record: RunRecord) -> str:

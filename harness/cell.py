@@ -25,7 +25,7 @@ from harness.data import DataSource, examples_digest
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
-from harness.stopwatch import end_with_parent
+from harness.stopwatch import at_rest, end_with_parent
 
 if TYPE_CHECKING:
     from harness.lm import Transformers
@@ -375,7 +375,7 @@ def _student(
         told.append(
             StageRecord(
                 label=stage.label, method=stage.method, key=stage.key, digest=student.digest, weight_bytes=student.bytes_on_disk, cost=cost,
-                scores=_scores_of(job.stage_records[at]),
+                simulated=stage.simulated, scores=_scores_of(job.stage_records[at]),
             )
         )  # fmt: skip
     assert student is not None
@@ -406,8 +406,11 @@ def _staged(
         parent = teachers[0]
     start = parent or job.student_base.checkpoint()
     done = folder / "done.json"
+    if done.exists() and parent is not None and parent.digest not in json.loads(done.read_text(encoding="utf-8"))["parents"]:
+        done.unlink()  # the stage before was made anew, in other bytes
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        _forget_peak(job.device)  # each stage says its own
         registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
         method = registry.build(stage.method, stage.settings)
         made = method.compress(
@@ -437,6 +440,14 @@ def _staged(
         raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
     _changed_something(stage, student, (start, *teachers))
     return student
+
+
+def _forget_peak(device: str) -> None:
+    from harness.stopwatch import reset_peak
+
+    at_rest(device)
+    if not device.startswith("cuda"):
+        reset_peak()
 
 
 def _changed_something(stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]) -> None:

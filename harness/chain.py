@@ -57,6 +57,9 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
             why = _REFUSED.get((kinds[earlier], kinds[later]))
             if kinds[later] == "low-rank" and getattr(methods[earlier], "leaves_zeros", False):
                 why = "the factors of a matrix with zeros have none of them; prune channels or blocks instead"
+            odd = kinds[earlier] == "low-rank" or getattr(methods[earlier], "allocation", "") == "global"
+            if odd and getattr(methods[later], "needs_plain", False):
+                why = "it needs the architecture's own shapes, and those are no longer there"
             if why:
                 ordered = sorted(range(len(names)), key=lambda at: list(_ORDER).index(kinds[at]))
                 better = "+".join(names[at] for at in ordered)

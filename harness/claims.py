@@ -59,7 +59,8 @@ class Shown:
 
 def shown(found: Group, row: Row) -> Shown:
     """Read a row: retention task by task, decode speed against the teacher, bytes on disk, seconds of making."""
-    kept = tuple(compare(row, found.teacher, task, ratio=True) for task in found.tasks if _scored(row, task)) if found.teacher else ()
+    judged = [task for task in found.tasks if _scored(row, task) and means_something(found, task)]
+    kept = tuple(compare(row, found.teacher, task, ratio=True) for task in judged) if found.teacher else ()
     timed = [one for record in row.done if (one := record.measured("decode_speedup")) is not None]
     speed = Interval(fmean(one.value for one in timed)) if timed else Interval(None)
     if len(timed) == 1:
@@ -88,12 +89,16 @@ def rows_of(found: Group, families: Sequence[str]) -> list[Shown]:
     ]
 
 
+def means_something(found: Group, task: str) -> bool:
+    """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
+    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.kind != "perplexity"]
+    return any(score.value - 1.96 * (score.stderr or 0.0) > max(score.chance, 0.05) for score in scores)
+
+
 def at_chance(found: Group) -> bool:
-    """Tell whether the teacher's lower 95 % end lies at chance on every task with a right answer: then retention means nothing."""
-    scores = [
-        score for task in found.tasks for score in (found.teacher.scores(task) if found.teacher else ()) if score.kind != "perplexity"
-    ]
-    return bool(scores) and all(score.value - 1.96 * (score.stderr or 0.0) <= max(score.chance, 0.05) for score in scores)
+    """Tell whether the teacher is at chance on every task with a right answer: then no retention means anything."""
+    asked = [task for task in found.tasks if found.teacher and _scored(found.teacher, task)]
+    return bool(asked) and not any(means_something(found, task) for task in asked)
 
 
 @lru_cache(maxsize=1)

@@ -20,6 +20,9 @@ Row = dict[str, Any]
 _LISTED = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]+)\b")  # a line of a manifest's `| file | rows |` table
 
 
+C4 = "c4_demo/c4_demo.jsonl.gz"  # free text of a data folder, for calibration where tasks have no train split
+
+
 class NoSplit(HarnessError):
     """A task has no such split, or none that may be trained on."""
 
@@ -251,11 +254,15 @@ def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: 
     return found
 
 
-def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> set[int]:
-    """Return the indices of free texts that share a run of `words` words with an evaluation question of tasks read from outside."""
-    outside = [task for task in tasks.values() if getattr(task, "files", ())]
-    runs = {run for task in outside for prompt in _held_out(task, source) for run in _runs(_question(prompt), words)}
-    return {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(" ".join(text.lower().split()), words))}
+def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> tuple[set[int], list[str]]:
+    """Return the indices of free texts that share a run of `words` words with an evaluation question, and the tasks compared with.
+
+    Tasks read from outside that have questions: in generated ones n-grams mean nothing, and a perplexity's text is no question.
+    """
+    outside = {name: task for name, task in tasks.items() if getattr(task, "files", ()) and task.kind != "perplexity"}
+    runs = {run for task in outside.values() for prompt in _held_out(task, source) for run in _runs(_question(prompt), words)}
+    found = {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(" ".join(text.lower().split()), words))}
+    return found, list(outside)
 
 
 def _question(prompt: str) -> str:

@@ -88,7 +88,8 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
     from safetensors.torch import save_file
 
     head = teacher.model.get_output_embeddings()
-    name = _name_of(head.weight, teacher) if head is not None and getattr(head, "bias", None) is None else None
+    plain = head is not None and getattr(head, "bias", None) is None and head.weight.is_floating_point()
+    name = _name_of(head.weight, teacher) if plain else None
     if name is None:
         return
     last: dict[str, torch.Tensor] = {}

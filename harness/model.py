@@ -303,8 +303,9 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True) -> Any:
 
     config = model.config.__class__.from_dict(model.config.to_dict())
     config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in kept]
+    for name, value in model.config.to_dict().items():  # layer_types, no_rope_layers: one entry a block
+        if isinstance(value, list) and len(value) == model.config.num_hidden_layers and hasattr(config, name):
+            setattr(config, name, [getattr(config, name)[index] for index in kept])
     small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     if copy:
         source = model.state_dict()

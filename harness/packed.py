@@ -31,6 +31,7 @@ FORMAT = "compression-harness"
 VERSION = 1
 FEW_ROWS = 8  # up to so many, decoding kernels on a CPU are faster than unpacking (measured: int8-smollm2)
 KERNEL_GROUPS = (32, 64, 128, 256)  # what the int4 kernels know
+CPU_LEVELS = 127 if torch.cpu._is_vnni_supported() else 63  # of an activation in int8, to each side of 0
 
 
 class NotHere(RuntimeError):
@@ -70,7 +71,7 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return `x @ (scale * weight)^T` for x (..., I), weight (O, I, 1) of int8, scale (O,)."""
     rows, codes = x.reshape(-1, x.shape[-1]), weight.squeeze(-1)
-    half = rows.to(torch.bfloat16)
+    half = rows.to(torch.bfloat16).contiguous()
     if rows.shape[0] <= FEW_ROWS:
         out = torch._weight_int8pack_mm(half, codes, scale.to(torch.bfloat16)).to(x.dtype)
     else:  # int8 is exact in bf16; without bf16 instructions the same product is faster in fp32
@@ -80,11 +81,16 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 class Int8Embedding(Int8Linear):
-    """An int8 table of token vectors, one scale a token; the head reads the same bytes where the two are tied."""
+    """An int8 table of token vectors, one scale a token; the head reads the same bytes where the two are tied.
+
+    `times` is what the architecture multiplies its vectors with on the way in (Gemma: the square root of the width), and the head does not.
+    """
+
+    times = 1.0
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of tokens, (..., I)."""
-        return self.weight.squeeze(-1)[ids].to(self.scale.dtype) * self.scale[ids][..., None]
+        return self.weight.squeeze(-1)[ids].to(self.scale.dtype) * (self.scale[ids][..., None] * self.times)
 
 
 class TiedHead(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -108,8 +114,6 @@ class Int8DynamicLinear(Int8Linear):
     there an activation gets seven.
     """
 
-    LEVELS = 127 if torch.cpu._is_vnni_supported() or torch.cuda.is_available() else 63  # of an activation, to each side of 0
-
     def forward(self, x: Tensor) -> Tensor:
         """Return `x_hat @ w_hat^T + bias`."""
         if x.device.type != "cpu":
@@ -126,14 +130,16 @@ class Int8DynamicLinear(Int8Linear):
         rows = x.reshape(-1, x.shape[-1]).float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows / largest, 1.0 / self.LEVELS, self.LEVELS + 1, self.prepared
+            rows / largest, 1.0 / CPU_LEVELS, CPU_LEVELS + 1, self.prepared
         )
         return _with_bias((product * largest).to(x.dtype).view(*x.shape[:-1], -1), self.bias)
 
     def _on_gpu(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float()
-        step = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / self.LEVELS
+        step = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / 127
         codes = (rows / step).round_().to(torch.int8)
+        if self.in_features % 8 or self.out_features % 8:  # shapes that cuBLAS does not take: the same numbers by a float product
+            return F.linear(codes.float() * step, self.dequantized()).to(x.dtype).view(*x.shape[:-1], -1)
         if codes.shape[0] <= 16:  # cuBLAS wants more rows than that
             codes = F.pad(codes, (0, 0, 0, 17 - codes.shape[0]))
         product = torch._int_mm(codes, self.weight.squeeze(-1).t())[: rows.shape[0]]
@@ -153,6 +159,7 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         packed = torch.empty((shape[0], -(-groups // 2)), dtype=torch.uint8)
         self.zero = nn.Parameter(packed, requires_grad=False) if zeros else None
         self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype), requires_grad=False) if bias else None
+        self.padding = 0  # inputs that the kernel's layout adds
         self.laid_out = ""  # the kind of device that the weight is laid out for; "" as it was saved
 
     def dequantized(self) -> Tensor:
@@ -168,17 +175,18 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
             return torch.full_like(self.scale, 8.0, dtype=torch.float32)
         return unpack_nibbles(self.zero, self.scale.shape[1]).float()
 
-    def _kernel_fits(self, device: str) -> bool:
-        whole = self.group in KERNEL_GROUPS and self.in_features % self.group == 0
-        if device == "cuda":
-            return whole and self.in_features % 128 == 0 and self.out_features % 8 == 0
-        return whole and self.out_features % 16 == 0
+    def kernel_fits(self, device: str) -> bool:
+        """Tell whether a kernel multiplies with the packed weights; else they are unpacked for every product. Inputs are padded."""
+        return self.group in KERNEL_GROUPS and self.out_features % (8 if device == "cuda" else 16) == 0
 
     def _lay_out(self, device: str) -> None:
         """Reorder the codes for the device's kernel, in place of the saved ones; scales and zeros become (G, O, 2) of bf16."""
-        codes = unpack_nibbles(self.weight, self.in_features).int()
-        scale = self.scale.float()
-        both = torch.stack((scale, scale * (8 - self._zeros())), dim=-1).transpose(0, 1).contiguous()
+        whole = max(self.group, 128) if device == "cuda" else self.group  # the kernels want whole groups, and on a GPU whole tiles
+        self.padding = -self.in_features % whole
+        codes = F.pad(unpack_nibbles(self.weight, self.in_features).int(), (0, self.padding), value=8)
+        scale, zero = self.scale.float(), self._zeros()
+        more = codes.shape[1] // self.group - scale.shape[1]
+        both = F.pad(torch.stack((scale, scale * (8 - zero)), dim=-1), (0, 0, 0, more)).transpose(0, 1).contiguous()
         if device == "cuda":
             self.weight.data = torch._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
         else:
@@ -189,13 +197,13 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def forward(self, x: Tensor) -> Tensor:
         """Return `x @ w_hat^T + bias`."""
         device = x.device.type
-        if not self.laid_out and self._kernel_fits(device):
+        if not self.laid_out and self.kernel_fits(device):
             self._lay_out(device)
         if not self.laid_out:
             return F.linear(x, self.dequantized().to(x.dtype), self.bias)
         if self.laid_out != device:
             raise NotHere(f"these weights are laid out for {self.laid_out} and the input is on {device}; open the model again")
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        rows = F.pad(x.reshape(-1, x.shape[-1]).to(torch.bfloat16), (0, self.padding)).contiguous()
         kernel = torch._weight_int4pack_mm if device == "cuda" else torch._weight_int4pack_mm_for_cpu
         out = kernel(rows, self.weight, self.group, self.scale)
         return _with_bias(out.to(x.dtype).view(*x.shape[:-1], -1), self.bias)
@@ -226,6 +234,8 @@ def module_of(spec: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
         made = nn.Linear(shape[1], shape[0], bias=bias, dtype=dtype)
     elif kind == "int8":
         made = (Int8Embedding if spec.get("embedding") else Int8Linear)(shape, bias=bias, dtype=dtype)
+        if "times" in spec:
+            made.times = float(spec["times"])
     elif kind == "int8-dynamic":
         made = Int8DynamicLinear(shape, bias=bias, dtype=dtype)
     elif kind == "int4":

@@ -59,6 +59,7 @@ class PlannedStage(BaseModel):
     settings: dict[str, JsonValue]
     family: str
     trains: bool
+    simulated: bool = False
 
 
 class PlannedCell(BaseModel):
@@ -147,11 +148,12 @@ def make_plan(
     task_versions: Mapping[str, str],
     data: str,
     device: str,
+    text: str = "",
 ) -> Plan:
     """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed.
 
     `machinery` is the folder whose underscored modules the methods stand on: a change there makes students anew.
-    `data` is the digest of the files that the tasks read, "" where they read none.
+    `data` is the digest of the files that the tasks read, "" where they read none; `text` that of free text for calibration.
     """
     if not config.methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
@@ -200,7 +202,7 @@ def make_plan(
         scored["backend"] = config.backend
     seen = {**scored, "data": data, "prompting": [prompting.chat, prompting.system]}
     cells = [_teacher_cell(shared, seen, planned, index) for index in range(len(planned))]
-    making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", machinery)
+    making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", machinery, text)
     for row in rows:
         for seed in range(1, config.seeds + 1) if any(map(making.draws, row.names, row.methods)) else (None,):
             stages = making.stages(row, seed)
@@ -236,6 +238,7 @@ class _Making:
     budget: int
     scratch: bool  # the student's shape starts from random weights
     machinery: Path
+    text: str
 
     def draws(self, name: str, method: Any) -> bool:
         """Tell whether a method's student depends on the seed."""
@@ -248,14 +251,17 @@ class _Making:
         for at, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
             drawn = self.draws(name, method) if at == 0 else bool(method.trains or getattr(method, "draws", False))
             parts = [self.shared, name, expanded(method), self.budget if drawn else 0, seed if drawn else None]
+            if self.text and hasattr(method, "calibration"):
+                parts.append(self.text)
             before = ["student"] if at == 0 else ["stage", planned[-1].key]
             key = digest_of(*before, *parts, _code_digest(type(method), self.machinery))
             label = "+".join(map(_label, row.names[: at + 1], row.methods[: at + 1]))
             planned.append(
                 PlannedStage(
-                    key=key, label=label, method=name, settings=expanded(method), family=str(method.family), trains=bool(method.trains)
+                    key=key, label=label, method=name, settings=expanded(method), family=str(method.family), trains=bool(method.trains),
+                    simulated=bool(getattr(method, "simulated", False)),
                 )
-            )
+            )  # fmt: skip
         return tuple(planned)
 
 

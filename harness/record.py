@@ -141,6 +141,7 @@ class StageRecord(_Frozen):
     key: str  # of the student, as chains share it
     digest: str
     weight_bytes: int
+    simulated: bool = False  # floats that stand for packed weights: its bytes say nothing
     cost: Cost
     scores: dict[str, float] = {}  # by task, from the stage's own row; empty where it has none
 

@@ -460,7 +460,7 @@ def chains(found: Group) -> Table | None:
                 line.shown[column], line.exact[column] = _percent(kept_here), kept_here.value
                 last = stage is record.stages[-1]
                 line.add(f"{column} of the parts", _product(found, record, task) if last else None, lambda v: f"{100 * v:.1f} %")
-            line.add("MiB", stage.weight_bytes / _MIB, lambda v: f"{v:,.2f}")
+            line.add("MiB", None if stage.simulated else stage.weight_bytes / _MIB, lambda v: f"{v:,.2f}")
             speed_of = None if own is None else _ratio(own, "decode_speedup").value
             line.add("decode x", speed_of, lambda v: f"{v:.2f}")
             line.add("stage s", stage.cost.seconds or None, lambda v: f"{v:.1f}")
@@ -525,7 +525,12 @@ def _span_exact(shown: Mapping[str, str], values: Sequence[float]) -> dict[str, 
 
 
 def _product(found: Group, record: RunRecord, task: str) -> float | None:
-    """Return retention of the chain without its last stage times that of the last stage alone, where both have rows."""
+    """Return retention of the chain without its last stage times that of the last stage alone, where both have rows.
+
+    None where the last stage trains: alone it would start from another student.
+    """
+    if record.stages[-1].cost.seen_tokens:
+        return None
     parts = (record.stages[-2].label, record.stages[-1].label.removeprefix(record.stages[-2].label + "+"))
     rows = [next((row for row in found.rows if row.label == part), None) for part in parts]
     kept_of = [compare(row, found.teacher, task, ratio=True).value if row and found.teacher else None for row in rows]

@@ -79,8 +79,9 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         folder.mkdir(parents=True, exist_ok=True)
         record_path = folder / "record.json"
         record_path.unlink(missing_ok=True)
-        if plan.config.force and cell.student_key:
-            _forget_student(store.student(cell.student_key))
+        for stage in cell.stages if plan.config.force else ():
+            if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:  # other stages are made anew by their own rows
+                _forget_student(store.student(stage.key))
         job = _job(plan, cell, store)
         (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
         code, tail = _process(folder, lambda one: watcher.alive(cell, one), environment=_environment(plan))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.contract import Checkpoint, Example, Job
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
+Patterns = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
 
 

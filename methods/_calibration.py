@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from harness.checkpoint import digest_of
 from harness.contract import Job, Progress
-from harness.data import NoSplit, contaminated, training_examples
+from harness.data import C4, NoSplit, contaminated, training_examples
 from harness.errors import CellFailed, HarnessError
 from harness.model import LanguageModel
 from methods._layers import blocks_of
 
-C4 = "c4_demo/c4_demo.jsonl.gz"
 AT_ONCE = 2_048  # tokens of one forward pass
 
 
@@ -72,11 +71,13 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     try:
         rows = job.source.rows(C4, fields=("text",))
     except HarnessError as problem:
-        raise CellFailed(f"no text to calibrate on: these tasks have no train split, and {problem}") from problem
+        why = "calibration=c4" if source == "c4" else "these tasks have no train split"
+        raise CellFailed(f"no text to calibrate on: {why}, and {problem}") from problem
     texts = [str(row["text"]) for row in rows]
-    dropped = contaminated(texts, job.tasks, job.source)
+    dropped, compared = contaminated(texts, job.tasks, job.source)
     kept = [text for at, text in enumerate(texts) if at not in dropped]
-    return "C4 sample", kept, {"dropped_for_evaluation_text": len(dropped)}
+    told: dict[str, Any] = {"compared_with": compared, "dropped_for_evaluation_text": len(dropped) if compared else None}
+    return "C4 sample", kept, told
 
 
 Kind = Literal["gram", "squares", "magnitude"]
@@ -139,16 +140,17 @@ def sweep(
     """
     prefix, blocks = blocks_of(opened.model)
     states, given = _entered(opened.model, blocks, data)
+    whole = len(states[0])
     with torch.no_grad():
         for at, block in enumerate(blocks):
             name = f"{prefix}.{at}"
             flow = Flow(kind)
             inside = {one: layer for one, layer in layers.items() if one.startswith(f"{name}.")}
             with watched(flow, inside):
-                after = [_output(block, state, given[at]) for state in states]
+                after = [_output(block, state, given[at], whole) for state in states]
             flow.tokens = int(data.ids.numel())
             visit(name, flow)
-            states = [_output(block, state, given[at]) for state in states] if again else after
+            states = [_output(block, state, given[at], whole) for state in states] if again else after
             progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))
 
 
@@ -187,18 +189,18 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
     return states, given
 
 
-def _output(block: nn.Module, state: Tensor, given: dict[str, Any]) -> Tensor:
-    fitted = {key: _cut(value, len(state)) for key, value in given.items()}
+def _output(block: nn.Module, state: Tensor, given: dict[str, Any], whole: int) -> Tensor:
+    fitted = given if len(state) == whole else {key: _cut(value, whole, len(state)) for key, value in given.items()}
     out = block(state, **fitted)
     found: Tensor = out[0] if isinstance(out, tuple) else out
     return found
 
 
-def _cut(value: Any, rows: int) -> Any:
+def _cut(value: Any, whole: int, rows: int) -> Any:
     """Fit masks and positions made for a whole batch to the last one, which may be smaller."""
     if isinstance(value, tuple):
-        return tuple(_cut(one, rows) for one in value)
-    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] > rows:
+        return tuple(_cut(one, whole, rows) for one in value)
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == whole:
         return value[:rows]
     return value
 

@@ -24,6 +24,7 @@ class Compressed:
     trains: ClassVar[bool] = False
     is_control: ClassVar[bool] = False
     same_vocabulary: ClassVar[bool] = False
+    needs_plain: ClassVar[bool] = False  # works on the architecture's own shapes alone
 
     def hands_on(self) -> Mapping[str, object]:
         """Return settings that this row's controls take over, where they have them."""
@@ -48,7 +49,7 @@ class Calibrated(Compressed):
 class Making:
     """One student in the making: opened in full precision, changed, saved; `cost.json` says what it took."""
 
-    def __init__(self, job: Job, method: str) -> None:
+    def __init__(self, job: Job, method: str, *, plain: bool = False) -> None:
         from harness.arithmetic import parameters_on_disk
         from harness.errors import CellFailed
         from harness.model import open_model, quantized_by
@@ -59,6 +60,8 @@ class Making:
         packed = quantized_by(self.base.path)
         if packed and packed != "float":
             raise CellFailed(f"{method}: {self.base.name} is quantized already ({packed}); start from the floats that it was made of")
+        if plain and packed:
+            raise CellFailed(f"{method}: {self.base.name} has factors or widths of its own; it needs the architecture's own shapes")
         dtype = "float32" if job.device == "cpu" else job.dtype
         self.opened = open_model(self.base, device=job.device, dtype=dtype)
         self.opened.model.requires_grad_(False)

@@ -22,6 +22,7 @@ class Layers:
     table: tuple[str, nn.Embedding]
     head: tuple[str, nn.Linear] | None  # None where the model has none
     tied: bool  # head and table are one matrix
+    left: frozenset[str]  # modules that the patterns leave as they are
 
 
 def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
@@ -30,11 +31,12 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
     names = {id(module): name for name, module in model.named_modules()}
     linear: dict[str, nn.Linear] = {}
     known = {id(table.weight), *([id(head.weight)] if head is not None else [])}
-    used = set()
+    used, left = set(), set()
     for name, module in model.named_modules():
-        left = [pattern for pattern in skip if fnmatch.fnmatch(name, pattern)]
-        used.update(left)
-        if left:
+        matching = [pattern for pattern in skip if fnmatch.fnmatch(name, pattern)]
+        used.update(matching)
+        if matching or name.rpartition(".")[0] in left:  # and all below it
+            left.add(name)
             known.update(id(parameter) for parameter in module.parameters())
         elif type(module) is nn.Linear and module is not head:
             linear[name] = module
@@ -52,7 +54,7 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
     if not linear:
         raise CellFailed(f"{method}: no linear layer is left to work on")
     tied = head is not None and head.weight is table.weight
-    return Layers(linear, (names[id(table)], table), None if head is None else (names[id(head)], head), tied)
+    return Layers(linear, (names[id(table)], table), None if head is None else (names[id(head)], head), tied, frozenset(left))
 
 
 def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:

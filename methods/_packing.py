@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.errors import CellFailed
 from harness.packed import pack_nibbles
 
 
@@ -89,7 +90,7 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
             if int(problem) == 0:
                 return upper, dead
         damp *= 10
-    raise ArithmeticError("the inputs of a layer leave no matrix that can be inverted (are they all the same?)")
+    raise CellFailed("what flows into a layer has no second moments that can be inverted (is a number in it not finite?)")
 
 
 def compensated(

@@ -4,12 +4,12 @@ Legend: O outputs, I inputs. W is (O, I), x (tokens, I) what flows into the laye
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
+from methods._base import Patterns, settings
 from methods._compress import Calibrated, Compressed, Making, calibration_flops
 
 if TYPE_CHECKING:
@@ -26,7 +26,13 @@ class Zeroing(Compressed):
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the weights that go; 2:4 and 4:8 are one half
     pattern: Pattern = "unstructured"  # 2:4: two of every four consecutive inputs stay
-    skip: tuple[str, ...] = ()  # patterns of layers to leave as they are; table and head always are
+    skip: Patterns = ()  # layers to leave as they are, and all below them; table and head always are
+
+    @model_validator(mode="after")
+    def _a_pattern_is_a_half(self) -> Self:
+        if self.pattern != "unstructured" and self.ratio != 0.5:
+            raise ValueError(f"pattern {self.pattern} zeroes one half, not {self.ratio:g}; leave one of the two out")
+        return self
 
     def hands_on(self) -> dict[str, object]:
         """Its controls cut as much, of the same layers."""
@@ -136,5 +142,9 @@ def sparsity_of(layers: "dict[str, nn.Linear]") -> dict[str, Any]:
     shares = {name: float((layer.weight == 0).float().mean()) for name, layer in layers.items()}
     total = sum(layer.weight.numel() for layer in layers.values())
     zeros = sum(int((layer.weight == 0).sum()) for layer in layers.values())
+    if zeros == 0:
+        from harness.errors import CellFailed
+
+        raise CellFailed("no weight became zero: the ratio is below one weight of every layer")
     low, high = min(shares.values()), max(shares.values())
     return {"zeros": round(zeros / total, 5), "zeros_of_a_layer": [round(low, 5), round(high, 5)], "layers": len(shares)}

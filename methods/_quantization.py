@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
+from methods._base import Patterns, settings
 from methods._compress import Compressed, Making
 
 if TYPE_CHECKING:
@@ -21,7 +21,21 @@ class Quantized(Compressed):
     family: ClassVar[str] = "quantization"
 
     embeddings: Literal["int8", "skip"] = "int8"  # token table and head; skip: as they are
-    skip: tuple[str, ...] = ()  # patterns of layers to leave as they are: ["*.down_proj"]
+    skip: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
+
+
+def scaled(table: Any, method: str) -> dict[str, float]:
+    """Return what a table multiplies its vectors with, as its class says; refuses tables that do anything else with them."""
+    from torch import nn
+
+    from harness.errors import CellFailed
+
+    if type(table) is nn.Embedding:
+        return {}
+    factor = getattr(table, "embed_scale", None)
+    if factor is None:
+        raise CellFailed(f"{method} does not know the token table {type(table).__name__}; leave it with --set {method}.embeddings=skip")
+    return {"times": float(factor)}
 
 
 def pack(
@@ -37,6 +51,7 @@ def pack(
 ) -> Checkpoint:
     """Pack every layer by `code`, and table and head to int8 where the method does; save it, and say how many bits that took."""
     from harness.contract import Progress
+    from harness.errors import CellFailed
     from harness.model import stored_dtype
     from harness.packed import save_packed
     from methods._packing import packed, round_to_nearest
@@ -60,15 +75,21 @@ def pack(
     inside = sum(one.numel() * one.element_size() for one in tensors.values())
     if method.embeddings == "int8":
         table, embedding = layers.table
-        add(table, whole_row(embedding.weight), None, kind="int8", embedding=True)
-        if layers.head is not None and layers.tied:
+        if table not in layers.left:
+            add(table, whole_row(embedding.weight), None, kind="int8", embedding=True, **scaled(embedding, making.method))
+        if layers.head is not None and layers.tied and table not in layers.left:
+            if layers.head[1].bias is not None:
+                raise CellFailed(f"{making.method}: a tied head with a bias is not known here; type --set {making.method}.embeddings=skip")
             specs[layers.head[0]] = {"kind": "tied", "table": table}
-        elif layers.head is not None:
+        elif layers.head is not None and not layers.tied and layers.head[0] not in layers.left:
             add(layers.head[0], whole_row(layers.head[1].weight), layers.head[1].bias, kind="int8")
     told = {
         **notes, "packed_layers": len(layers.linear), "packed_weights": count, "bits_of_a_packed_weight": round(8 * inside / count, 3),
         "table_and_head": method.embeddings, "skipped": list(method.skip),
     }  # fmt: skip
+    slow = sum(spec["kind"] == "int4" and spec["shape"][0] % 16 != 0 for spec in specs.values())
+    if slow:
+        told["layers_without_a_cpu_kernel"] = slow  # unpacked for every product: smaller, not faster
     dtype = stored_dtype(making.base)
 
     def write(fresh: Any) -> None:

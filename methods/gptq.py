@@ -14,6 +14,7 @@ from methods._compress import Calibrated
 class Gptq(Calibrated):
     """Weights in 4 or 8 bits by optimum's GPTQ, on a GPU."""
 
+    needs_plain: ClassVar[bool] = True
     family: ClassVar[str] = "quantization"
     controls: ClassVar[tuple[str, ...]] = ("int4",)
 
@@ -36,7 +37,7 @@ class Gptq(Calibrated):
 
         from methods._compress import Making
 
-        making = Making(job, "gptq")
+        making = Making(job, "gptq", plain=True)
         data = self.calibrate(job, making.opened)
         texts = making.opened.tokenizer.batch_decode(data.ids)
         quantizer = GPTQQuantizer(bits=self.bits, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))

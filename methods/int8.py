@@ -5,8 +5,8 @@ part: weights alone need none). `int8-dynamic`: the same weights; every token's 
 O2, Xiao et al., 2023). PyTorch's own dynamic kernel takes one scale for the whole batch, so an answer would depend on its
 neighbours; ours divides each row by its largest magnitude first.
 
-Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`), and gains nothing in prefill (`int8`): prompts are
-bound by arithmetic, not by reading weights.
+Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). Prompts are bound by arithmetic, not by reading weights:
+`int8` gains there only on processors with bf16 instructions.
 """
 
 from typing import ClassVar

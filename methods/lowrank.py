@@ -1,4 +1,4 @@
-"""Low rank: every matrix of the blocks becomes a product of two thinner ones, by singular values.
+"""Low rank: the matrices of the blocks become products of two thinner ones each, by singular values.
 
 Whitened (the default; Wang et al., 2025, SVD-LLM): X^T X = S S^T over calibration text, `svd(W S) = U Sig V^T`, and W' = [U_r sqrt(Sig_r)]
 [sqrt(Sig_r) V_r^T S^-1]: what is lost on that text is exactly the sum of the squares of the dropped singular values, and plain SVD never
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
+from methods._base import Patterns, settings
 from methods._compress import Calibrated, Making, calibration_flops
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class LowRank(Calibrated):
     rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
     allocation: Literal["uniform", "energy"] = "uniform"
     jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
-    skip: tuple[str, ...] = ()  # patterns of layers to leave as they are
+    skip: Patterns = ()  # layers to leave as they are, and all below them
 
     def hands_on(self) -> dict[str, object]:
         """Its control has the same ranks."""
@@ -53,7 +53,7 @@ class LowRank(Calibrated):
         every = layers_of(making.model, skip=self.skip, method=name).linear
         config = making.model.config
         grouped = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
-        layers = {one: layer for one, layer in every.items() if not (grouped and one.endswith(GROUPED))}
+        layers = {one: layer for one, layer in every.items() if not (grouped and one.rpartition(".")[2] in GROUPED)}
         for one, layer in layers.items():
             if self.rank >= saves_below(layer):
                 raise CellFailed(
@@ -148,7 +148,7 @@ def by_energy(spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep
 
     worth, cost, owner = [], [], []
     for at, (name, values) in enumerate(spectra.items()):
-        layer = layers[name]
+        layer, values = layers[name], values.cpu()
         most = saves_below(layer) - 1
         each = layer.out_features + layer.in_features
         worth.append((values.square() / values.square().sum())[:most] / each)
@@ -166,16 +166,19 @@ def decomposed(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> "tuple[T
     """Return (U, singular values, V^T, S) of W, or of W S where X^T X = S S^T, in fp64."""
     import torch
 
+    from harness.errors import CellFailed
+
     if gram is None:
         return *torch.linalg.svd(w.double(), full_matrices=False), None
     h = gram.double()
     mean = h.diagonal().mean().clamp(min=1e-30)
     share = 0.0
-    while True:
+    for _ in range(12):
         lower, problem = torch.linalg.cholesky_ex(h + share * mean * torch.eye(len(h), dtype=h.dtype, device=h.device))
         if int(problem) == 0 and float(lower.diagonal().min()) > 1e-6 * float(mean.sqrt()):
             return *torch.linalg.svd(w.double() @ lower, full_matrices=False), lower
         share = max(jitter * 0.01, share * 10)
+    raise CellFailed("what flows into a layer has no second moments that can be factorised (is a number in it not finite?)")
 
 
 def factorised(w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: float = 1e-4) -> "tuple[Tensor, Tensor]":

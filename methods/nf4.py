@@ -15,6 +15,7 @@ from methods._compress import Compressed
 class Nf4(Compressed):
     """Weights in bitsandbytes' 4-bit NormalFloat."""
 
+    needs_plain: ClassVar[bool] = True
     family: ClassVar[str] = "quantization"
     name: ClassVar[str] = "nf4"
 
@@ -38,7 +39,7 @@ class Nf4(Compressed):
 
         from methods._compress import Making
 
-        making = Making(job, self.name)
+        making = Making(job, self.name, plain=True)
         packed = AutoModelForCausalLM.from_pretrained(
             making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=torch.float32, device_map=job.device
         )

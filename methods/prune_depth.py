@@ -21,6 +21,7 @@ from methods._compress import Calibrated, Compressed, Making, calibration_flops
 class DepthPruning(Calibrated):
     """Drop the blocks that change what passes through them least."""
 
+    needs_plain: ClassVar[bool] = True
     controls: ClassVar[tuple[str, ...]] = ("prune-depth-random",)
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25  # of the blocks that go
@@ -34,7 +35,7 @@ class DepthPruning(Calibrated):
         """Measure every block's influence, drop the least."""
         from methods._calibration import influence
 
-        making = Making(job, "prune-depth")
+        making = Making(job, "prune-depth", plain=True)
         data = self.calibrate(job, making.opened)
         scores = influence(making.opened, data)
         gone = dropped(len(scores), self.ratio)
@@ -51,6 +52,7 @@ class DepthPruning(Calibrated):
 class RandomDepthPruning(Compressed):
     """Drop as many random blocks (control)."""
 
+    needs_plain: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
@@ -60,7 +62,7 @@ class RandomDepthPruning(Compressed):
         """Draw the blocks."""
         import random
 
-        making = Making(job, "prune-depth-random")
+        making = Making(job, "prune-depth-random", plain=True)
         count = int(making.model.config.num_hidden_layers)
         return without(making, sorted(random.Random(job.seed).sample(range(count), dropped(count, self.ratio))), {})
 

@@ -26,6 +26,7 @@ Allocation = Literal["uniform", "global"]
 class WidthPruning(Calibrated):
     """Drop the feed-forward channels (and head groups) through which least flows."""
 
+    needs_plain: ClassVar[bool] = True
     controls: ClassVar[tuple[str, ...]] = ("prune-width-random",)
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of the feed-forward channels that go
@@ -42,7 +43,7 @@ class WidthPruning(Calibrated):
 
         from methods._calibration import Flow, watched
 
-        making = Making(job, "prune-width")
+        making = Making(job, "prune-width", plain=True)
         cut = _Cut(making, self.ratio, self.groups)
         data = self.calibrate(job, making.opened)
         flow = Flow("magnitude")
@@ -60,6 +61,7 @@ class WidthPruning(Calibrated):
 class RandomWidthPruning(Compressed):
     """Drop as many random channels and head groups (control)."""
 
+    needs_plain: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
@@ -70,7 +72,7 @@ class RandomWidthPruning(Compressed):
         """Draw a score for every channel and group."""
         import torch
 
-        making = Making(job, "prune-width-random")
+        making = Making(job, "prune-width-random", plain=True)
         cut = _Cut(making, self.ratio, self.groups)
         draw = torch.Generator().manual_seed(job.seed)
         channels = {name: torch.rand(cut.down(name).shape[1], generator=draw) for name in cut.feed_forwards}
@@ -90,10 +92,12 @@ class _Cut:
         self.feed_forwards = [name.removesuffix(".down_proj") for name in named if name.endswith(".down_proj")]
         self.attentions = [name.removesuffix(".o_proj") for name in named if name.endswith(".o_proj")]
         layers = int(self.config.num_hidden_layers)
-        if len(self.feed_forwards) != layers or len(self.attentions) != layers:
+        needed = [f"{name}.{part}_proj" for name in self.feed_forwards for part in ("gate", "up")]
+        needed += [f"{name}.{part}_proj" for name in self.attentions for part in "qkv"]
+        if len(self.feed_forwards) != layers or len(self.attentions) != layers or not all(one in named for one in needed):
             raise CellFailed(
-                f"{making.method} knows blocks with gate_proj, up_proj, down_proj and o_proj; {type(self.model).__name__} has "
-                f"{len(self.feed_forwards)} and {len(self.attentions)} of them in {layers} blocks; use prune-depth"
+                f"{making.method} knows blocks with q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, and "
+                f"{type(self.model).__name__} has others; use prune-depth"
             )
         if ratio == 0 and groups == 0:
             raise CellFailed(f"{making.method}: ratio=0 and groups=0 cut nothing; give one of them")

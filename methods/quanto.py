@@ -1,7 +1,7 @@
-"""optimum's quanto: weights in 2, 4 or 8 bits, opened again by its own `QuantizedModelForCausalLM`. Needs the `quant` extra.
+"""optimum's quanto: weights in 2, 4 or 8 bits, kept as the floats that they stand for. Needs the `quant` extra.
 
-quanto is in maintenance; its plain `quantize(); save_pretrained()` reloads random weights with only a warning, so the student here is
-written through its own class and compared after it is opened again. Cost: seconds, no data.
+quanto is in maintenance: `quantize(); save_pretrained()` reloads random weights with only a warning, and what its own class writes plain
+transformers cannot open. So this row is about accuracy alone; it prints no size and no speed. Cost: seconds, no data.
 """
 
 from typing import ClassVar, Literal
@@ -15,6 +15,7 @@ from methods._compress import Compressed
 class Quanto(Compressed):
     """Weights in 2, 4 or 8 bits by optimum's quanto, kept as the floats they stand for."""
 
+    needs_plain: ClassVar[bool] = True
     family: ClassVar[str] = "quantization"
     simulated: ClassVar[bool] = True  # transformers cannot save quanto's packed form: accuracy only
 
@@ -30,7 +31,7 @@ class Quanto(Compressed):
 
         from methods._compress import Making
 
-        making = Making(job, "quanto")
+        making = Making(job, "quanto", plain=True)
         quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude="lm_head")
         quanto.freeze(making.model)
         count = 0

@@ -29,7 +29,8 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     with gzip.open(tmp_path / "c4_demo" / "c4_demo.jsonl.gz", "wt") as stream:
         stream.writelines(json.dumps({"text": f"A plain sentence, number {n}, about nothing much at all."}) + "\n" for n in range(200))
     told = compress("prune-wanda", {"sequences": 4, "tokens": 64}, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
-    assert told["calibration"]["name"] == "C4 sample" and told["calibration"]["dropped_for_evaluation_text"] == 0
+    assert told["calibration"]["name"] == "C4 sample"
+    assert told["calibration"]["compared_with"] == [] and told["calibration"]["dropped_for_evaluation_text"] is None  # nothing to compare
 
 
 def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside():
@@ -37,9 +38,9 @@ def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside(
     held = [Example(task="t", prompt=f"before {run} after", completion="", answer="", gold="")]
     task = SimpleNamespace(name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held))
     texts = [f"Here {run.upper()} there", "nothing of it", run.rpartition(" ")[0]]
-    assert contaminated(texts, {"t": task}, DataSource()) == {0}
+    assert contaminated(texts, {"t": task}, DataSource()) == ({0}, ["t"])
     task.files = ()
-    assert contaminated(texts, {"t": task}, DataSource()) == set()
+    assert contaminated(texts, {"t": task}, DataSource()) == (set(), [])
 
 
 def test_too_little_text_is_said(compress):

@@ -28,6 +28,8 @@ def by_label(planned):
         ("prune-wanda+lowrank", r"lowrank cannot follow prune-wanda: the factors of a matrix with zeros"),
         ("prune-depth+int8+response", r"response cannot follow int8: .*; type prune-depth\+response\+int8"),
         ("response+response", r"response stands in it twice"),
+        ("prune-width[allocation=global]+prune-depth", r"needs the architecture's own shapes"),
+        ("lowrank+nf4", r"nf4 cannot follow lowrank: it needs the architecture's own shapes"),
         ("identity+int8", r"identity changes nothing"),
         ("response++int8", r"empty stage"),
         ("response+intt8", r"unknown method 'intt8'; did you mean 'int8'"),
