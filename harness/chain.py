@@ -58,7 +58,7 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
             if kinds[later] == "low-rank" and getattr(methods[earlier], "leaves_zeros", False):
                 why = "the factors of a matrix with zeros have none of them; prune channels or blocks instead"
             odd = kinds[earlier] == "low-rank" or getattr(methods[earlier], "allocation", "") == "global"
-            if odd and getattr(methods[later], "needs_plain", False):
+            if not why and odd and getattr(methods[later], "needs_plain", False):
                 why = "it needs the architecture's own shapes, and those are no longer there"
             if why:
                 ordered = sorted(range(len(names)), key=lambda at: list(_ORDER).index(kinds[at]))
