@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NAME = "harness-shared"
 _SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention does not compute
 _PROBE_TOLERANCE = {"torch.float32": 2e-3, "torch.bfloat16": 0.5, "torch.float16": 0.1}  # of a log-probability
+_PACKED_TOLERANCE = 3.0  # of tokens that the model thinks impossible; a wrong mask moves them by far more
 
 
 class Unshareable(Exception):
@@ -383,8 +384,8 @@ def refusal(opened: LanguageModel) -> str:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
         return f"a probe failed with {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no message'}"
-    packed = getattr(opened.model, "is_quantized", False)  # rounds its activations: to bf16, or to int8
-    if not gap <= (0.5 if packed else _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5)):
+    packed = getattr(opened.model, "is_quantized", False)  # rounds its activations, and few rows by another kernel than many
+    if not gap <= (_PACKED_TOLERANCE if packed else _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5)):
         return f"a probe's log-probabilities moved by {gap:.2g}"
     return ""
 

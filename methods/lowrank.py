@@ -171,4 +171,7 @@ def factorised(w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: 
     down = root[:, None] * vt[:rank]
     if lower is not None:
         down = torch.linalg.solve_triangular(lower.T, down.T, upper=True).T
-    return (u[:, :rank] * root).to(w.dtype), down.to(w.dtype)
+    up = u[:, :rank] * root
+    # Of equal norms component by component: the product is the same, and one learning rate fits both factors in a later training.
+    balance = (down.norm(dim=1) / up.norm(dim=0).clamp(min=1e-30)).sqrt().clamp(min=1e-12)
+    return (up * balance).to(w.dtype), (down / balance[:, None]).to(w.dtype)
