@@ -114,7 +114,7 @@ def test_each_storage_counts_once_and_packed_tensors_by_their_parts():
         def __tensor_flatten__(self):
             return ["values", "scale"], None
 
-    packed = SimpleNamespace(parameters=lambda: iter([Packed(), Packed()]), buffers=lambda: iter(()))
+    packed = SimpleNamespace(modules=list, parameters=lambda: iter([Packed(), Packed()]), buffers=lambda: iter(()))
     assert resident_bytes(packed) == 32 + 16
 
 

@@ -6,7 +6,7 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/lowrank-smollm2.py
 from pathlib import Path
 
 from _form import figure, write
-from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
+from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, workplace
 
 from harness.arithmetic import parameters_on_disk
 
@@ -36,7 +36,7 @@ def main() -> None:
     """Make students of both kinds at every rank, read them, time one."""
     teacher = base()
     count = parameters_on_disk(teacher.path)
-    costs, read = {}, {"base": perplexity(teacher.path)}
+    costs, read = {}, {"windows": WINDOWS, "base": perplexity(teacher.path)}
     ratios = []
     with workplace() as folder:
         for keep in KEEPS:

@@ -6,7 +6,7 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-smollm2.py
 from pathlib import Path
 
 from _form import figure, write
-from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
+from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, workplace
 
 from harness.arithmetic import parameters_on_disk
 
@@ -17,7 +17,7 @@ def main() -> None:
     """Make every student, count, read and time them."""
     teacher = base()
     count = parameters_on_disk(teacher.path)
-    figures, costs, read = [], {}, {"base": perplexity(teacher.path)}
+    figures, costs, read = [], {}, {"windows": WINDOWS, "base": perplexity(teacher.path)}
     with workplace() as folder:
         for name, settings in (("prune-depth", {"ratio": 0.4}), ("prune-width", {"ratio": 0.5, "groups": 1})):
             costs[name] = made(name, settings, folder / name)
