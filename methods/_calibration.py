@@ -147,7 +147,10 @@ def sweep(
             flow = Flow(kind)
             inside = {one: layer for one, layer in layers.items() if one.startswith(f"{name}.")}
             with watched(flow, inside):
-                after = [_output(block, state, given[at], whole) for state in states]
+                after = []
+                for state in states:
+                    out = _output(block, state, given[at], whole)
+                    after += [] if again else [out]  # two copies of all states are not held at once
             flow.tokens = int(data.ids.numel())
             visit(name, flow)
             states = [_output(block, state, given[at], whole) for state in states] if again else after
