@@ -67,7 +67,10 @@ class Console:
         elif record.status != "success":
             outcome = f"{record.status}: {record.reason}"
         else:
-            outcome = ", ".join(f"{score.task} {100 * score.value:.1f} %" for score in record.scores)
+            outcome = ", ".join(
+                f"{score.task} " + (f"{score.value:.2f}" if score.kind == "perplexity" else f"{100 * score.value:.1f} %")
+                for score in record.scores
+            )
         when = "already finished" if finished.cached else f"{time.monotonic() - self._began:.0f} s"
         self.say(f"{self._prefix}: {outcome} ({when})")
 

@@ -199,9 +199,13 @@ class _Cut:
 
         config = self._configured()
         config.intermediate_size = width
-        small = AutoModelForCausalLM.from_config(config, dtype=next(self.model.parameters()).dtype)
+        dtype, generation = next(self.model.parameters()).dtype, self.model.generation_config
+        del self.model
+        self.making.opened = replace(self.making.opened, model=None)  # two whole models are not held at once
+        small = AutoModelForCausalLM.from_config(config, dtype=dtype)
         small.load_state_dict(state)
-        small.generation_config = self.model.generation_config
+        state.clear()
+        small.generation_config = generation
         assert sum(parameter.numel() for parameter in small.parameters()) == parameters, "not the count that the formula says"
         self.making.opened = replace(self.making.opened, model=small.eval())
         return self.making.save(notes=notes, flops=flops)
