@@ -26,17 +26,16 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
     from harness.errors import CellFailed
 
     ids = torch.arange(3, 35, device=packed.device)[None]
-    with torch.inference_mode():
-        before = packed(input_ids=ids).logits.float()
 
     def write(fresh: Any) -> None:
         if save is not None:
             save(fresh)
         else:
-            packed.save_pretrained(fresh)
+            packed.save_pretrained(fresh)  # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
         making.opened.tokenizer.save_pretrained(fresh)
         again = AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype).to(packed.device).eval()
         with torch.inference_mode():
+            before = packed(input_ids=ids).logits.float()
             gap = float((again(input_ids=ids).logits.float() - before).abs().max())
         if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
             raise CellFailed(f"{making.method}: the saved student answers otherwise when it is opened again (logits differ by {gap:.3g})")
