@@ -25,7 +25,7 @@ from harness.data import DataSource, examples_digest
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
-from harness.stopwatch import at_rest, end_with_parent
+from harness.stopwatch import at_rest, end_with_parent, reset_peak
 
 if TYPE_CHECKING:
     from harness.lm import Transformers
@@ -443,8 +443,6 @@ def _staged(
 
 
 def _forget_peak(device: str) -> None:
-    from harness.stopwatch import reset_peak
-
     at_rest(device)
     if not device.startswith("cuda"):
         reset_peak()

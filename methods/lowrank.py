@@ -74,9 +74,10 @@ class LowRank(Calibrated):
             layer.weight.copy_(factors[one][0] @ factors[one][1])
 
         if not self.whitened:  # the weights alone: no text is read
-            for one, layer in layers.items():
-                read(one, layer, None)
-            ranks = by_energy(spectra, layers, self.keep) if by_threshold else ranks
+            if by_threshold:
+                for one, layer in layers.items():
+                    read(one, layer, None)
+                ranks = by_energy(spectra, layers, self.keep)
             for one, layer in layers.items():
                 cut(one, layer, None)
             return self._saved(job, making, factors, {}, flops=0.0)

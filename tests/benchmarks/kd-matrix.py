@@ -1,7 +1,7 @@
 """Eight distillations of one teacher with shared caches against the same eight with the teacher beside each: cost of a matrix of rows.
 
 Response at three temperatures and by JSD, selective by tokens and by rows, two teachers, chain-of-thought; a teacher four times the
-student's size (random weights: what is compared is cost), three passes over 300 problems each, 30 held-out ones. Seconds of whole
+student's size (random weights: what is compared is cost), three passes over 100 problems each, 10 held-out ones. Seconds of whole
 `compress` calls, the cached arm's caches made within it; the two arms alternate row by row, in one process.
 
 python tests/benchmarks/kd-matrix.py
@@ -23,7 +23,7 @@ from harness.contract import Budget, Checkpoint, Job
 from harness.data import DataSource
 from harness.registry import Registry
 
-ROWS, PASSES = 300, 3
+ROWS, PASSES = 100, 3
 MATRIX: list[tuple[str, dict[str, Any]]] = [
     ("response", {"temperature": 1.0}), ("response", {}), ("response", {"temperature": 4.0}), ("response", {"divergence": "jsd"}),
     ("selective", {}), ("selective", {"by": "confidence"}), ("multi-teacher", {}), ("cot", {"longest": 48}),
