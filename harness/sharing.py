@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 NAME = "harness-shared"
 _SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention does not compute
 _PROBE_TOLERANCE = {"torch.float32": 2e-3, "torch.bfloat16": 0.5, "torch.float16": 0.1}  # of a log-probability
-_PACKED_TOLERANCE = 3.0  # of tokens that the model thinks impossible; a wrong mask moves them by far more
+_PACKED_TOLERANCE = 1.0  # few rows and many take two kernels of int8: up to 0.7 on the students of results/compression-tiny
+_LIKELY = -12.0  # log-probability; packed models are judged by likelier tokens: rounded activations move the rest of the tail about
 
 
 class Unshareable(Exception):
@@ -394,6 +395,12 @@ def _probe(opened: LanguageModel) -> float:
     """Return the largest gap of log-probabilities between the model's own attention and ours, in every way we use it."""
     import torch
 
+    floor = _LIKELY if getattr(opened.model, "is_quantized", False) else -torch.inf
+
+    def apart(told: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
+        gap = torch.log_softmax(told.float(), -1) - own
+        return gap.masked_fill(own < floor, 0.0).abs().max()
+
     ids = [index % (opened.model.config.get_text_config().vocab_size - 1) for index in range(3, 3 + 7 * 24, 7)]
     first, second = ids, [*ids[:16], *reversed(ids[16:])]
     with torch.inference_mode():
@@ -404,14 +411,14 @@ def _probe(opened: LanguageModel) -> float:
         prefix = prefix_of(opened, ids[:12], most=8)
         tree = Tree.of([first[12:23], second[12:23]])
         logits, computed = forward_tree(opened, tree, prefix, [tree.paths[0][-1], tree.paths[1][-1]])
-        gaps = [(torch.log_softmax(logits.float(), -1) - own[:, 22]).abs().max()]
+        gaps = [apart(logits, own[:, 22])]
         whole = Tree.of([first[12:23]])
         _, computed = forward_tree(opened, whole, prefix, ())
         slots = Slots(prefix, 2, 12, torch.zeros(0, dtype=torch.long, device=opened.device))
         slots.admit(computed, [(0, 0, 10), (0, 0, 11)])
         stepped = forward_step(opened, [first[22], first[23]], slots)
-        gaps.append((torch.log_softmax(stepped.float(), -1) - own[0, 22:24]).abs().max())
+        gaps.append(apart(stepped, own[0, 22:24]))
         ends, _ = forward_rows(opened, [first[:20], second])
         wanted = torch.stack([own[0, 19], own[1, 23]])
-        gaps.append((torch.log_softmax(ends.float(), -1) - wanted).abs().max())
+        gaps.append(apart(ends, wanted))
     return float(torch.stack(gaps).max())
