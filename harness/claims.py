@@ -5,14 +5,17 @@ The claims are those that comparisons of compression methods keep repeating; the
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, median
 
-from harness.groups import TEACHER, Group, Row, compare
+from harness.costs import speed_ratio
+from harness.groups import TEACHER, Group, Row, compare, ordered
+from harness.record import RunRecord
 from harness.stats import Interval
+from harness.table import DASH, MIB, Line, Table, percent, table_of, without_dashes
 
 PUBLISHED = Path(__file__).parent / "data" / "published.json"
 
@@ -37,6 +40,7 @@ CLAIMS = (
     Claim("Distillation", ("distillation",), ("distillation",), (80, 95), (3, 10), (3, 10), "high"),
 )
 CHAINS = ("chain",)
+_COMPRESSED = ("quantization", "pruning", "low-rank")
 _COSTS = ("low", "medium", "high")
 
 
@@ -175,3 +179,98 @@ def cost_order(found: Group) -> dict[str, str]:
         wrong = [other for other, value in others.items() if (value < seconds) != (ranks[other] < ranks[name])]
         told[name] = "not testable here" if not others else "does not" if wrong else "holds here"
     return told
+
+
+def chains(found: Group) -> Table | None:
+    """Every chain stage by stage, and the product of its parts beside the measured whole."""
+    rows = []
+    for row in ordered(found):
+        record = next((one for one in row.done if one.stages), None)
+        if record is None:
+            continue
+        for stage in record.stages:
+            line = Line(row)
+            line.shown["stage"] = line.exact["stage"] = stage.label
+            own = next((other for other in found.rows if other.label == stage.label), None)
+            for task in found.tasks:
+                column = "retention" if len(found.tasks) == 1 else f"{task} retention"
+                kept_here = compare(own, found.teacher, task, ratio=True) if own is not None and found.teacher else Interval(None)
+                line.shown[column], line.exact[column] = percent(kept_here), kept_here.value
+                last = stage is record.stages[-1]
+                line.add(f"{column} of the parts", _product(found, record, task) if last else None, lambda v: f"{100 * v:.1f} %")
+            line.add("MiB", None if stage.simulated else stage.weight_bytes / MIB, lambda v: f"{v:,.2f}")
+            speed_of = None if own is None else speed_ratio(own, "decode_speedup").value
+            line.add("decode x", speed_of, lambda v: f"{v:.2f}")
+            line.add("stage s", stage.cost.seconds or None, lambda v: f"{v:.1f}")
+            rows.append((line.shown, line.exact))
+    return table_of("chains", "Chains, stage by stage", without_dashes(rows)) if rows else None
+
+
+def _product(found: Group, record: RunRecord, task: str) -> float | None:
+    """Return retention of the chain without its last stage times that of the last stage alone, where both have rows.
+
+    None where the last stage trains: alone it would start from another student.
+    """
+    if record.stages[-1].cost.seen_tokens:
+        return None
+    parts = (record.stages[-2].label, record.stages[-1].label.removeprefix(record.stages[-2].label + "+"))
+    rows = [next((row for row in found.rows if row.label == part), None) for part in parts]
+    kept_of = [compare(row, found.teacher, task, ratio=True).value if row and found.teacher else None for row in rows]
+    first, last = kept_of
+    return None if first is None or last is None else first * last
+
+
+def claimed(found: Group) -> Table | None:
+    """The table that comparisons of methods begin with, measured: per family and for chains, beside what is claimed and published."""
+    if not any(row.first.family in (*_COMPRESSED, *CHAINS) for row in found.rows):
+        return None
+    rows = []
+    order, chance = cost_order(found), at_chance(found)
+    for claim in CLAIMS:
+        measured = rows_of(found, claim.families)
+        told = verdicts(claim, measured, chance=chance) if measured else {}
+        told["cost"] = order.get(claim.name, "not testable here")
+        values = dict(spans(measured))
+        if chance:
+            values["retention"] = []
+        for column, field, form, unit, ends in (
+            ("retention", "retention_pct", ".1f", "%", claim.retention), ("speed", "speedup", ".2f", "x", claim.speed),
+            ("memory", "memory_ratio", ".2f", "x", claim.memory), ("cost", "", ".1f", "s", None),
+        ):  # fmt: skip
+            others = published(claim.published, field) if field else None
+            shown = {
+                "method": claim.name, "quantity": _QUANTITIES[column], "measured": _span(values[column], form, unit),
+                "claimed": claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {unit}",
+                "published": DASH if others is None else _span(others, form, unit), "verdict": told.get(column, "not testable here"),
+            }  # fmt: skip
+            rows.append((shown, _span_exact(shown, values[column])))
+        shown = {"method": claim.name, "quantity": "all at once", "measured": DASH, "claimed": "the low ends together", "published": DASH,
+                 "verdict": told.get("all at once", "not testable here")}  # fmt: skip
+        rows.append((shown, _span_exact(shown, [])))
+    chained = dict(spans(rows_of(found, CHAINS)))
+    if chance:
+        chained["retention"] = []
+    for column, field, form, unit in (
+        ("retention", "retention_pct", ".1f", "%"), ("speed", "speedup", ".2f", "x"), ("memory", "memory_ratio", ".2f", "x"),
+        ("cost", "", ".1f", "s"),
+    ):  # fmt: skip
+        others = published(("combo", "prune+distil"), field) if field else None
+        shown = {"method": "Chains", "quantity": _QUANTITIES[column], "measured": _span(chained[column], form, unit), "claimed": DASH,
+                 "published": DASH if others is None else _span(others, form, unit), "verdict": DASH}  # fmt: skip
+        rows.append((shown, _span_exact(shown, chained[column])))
+    return table_of("claims", "What is claimed, published, and measured here", rows)
+
+
+_QUANTITIES = {"retention": "accuracy retention", "speed": "decode speedup", "memory": "memory reduction (disk)", "cost": "training cost"}
+
+
+def _span(values: Sequence[float], form: str, unit: str) -> str:
+    if not values:
+        return DASH
+    low, high = format(min(values), form), format(max(values), form)
+    return f"{low} {unit}".rstrip() if low == high else f"{low} to {high} {unit}".rstrip()
+
+
+def _span_exact(shown: Mapping[str, str], values: Sequence[float]) -> dict[str, object]:
+    ends: dict[str, object] = {"low": min(values) if values else None, "high": max(values) if values else None}
+    return {**shown, **ends}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cli_check import baseline_app, check, export
 from harness.errors import CellFailed, HarnessError, unknown
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ app = typer.Typer(
     name="harness", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Compress language models in many ways, score every student in one way, and write the tables.",
 )  # fmt: skip
+
+
+app.command()(check)
+app.add_typer(baseline_app)
+app.command()(export)
 
 
 class Listed(StrEnum):
@@ -233,15 +239,22 @@ def report(
     against: Annotated[
         str | None, typer.Option(help="Rows, separated by commas: adds a table of every row's difference from each of them.")
     ] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="Order rows by a column, best first (-COLUMN: worst first); families stay together. [default: score]")
+    ] = None,
+    forms: Annotated[str, typer.Option(help="Which files to write: md, csv, tex, json.")] = "md,csv,tex,json",
+    html: Annotated[bool, typer.Option("--html", help="Write also page.html: one file with tables, pictures and answers.")] = False,
+    plots: Annotated[bool, typer.Option("--plots", help="Write also each picture as PNG and SVG.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness import report as tables
     from harness.config import split_list
+    from harness.glossary import glossary
     from harness.store import keep_records, read_all
 
     if explain:
-        typer.echo(tables.glossary())
+        typer.echo(glossary())
         return 0
     assert place is not None
     records, problems = read_all(place)
@@ -255,8 +268,23 @@ def report(
         unknown_rows = [label for label in references if label not in {record.label for record in records}]
         if unknown_rows:
             raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
-        typer.echo(tables.markdown(records, price=price, references=references))
-        written = tables.write_tables(records, folder, price=price, references=references)
+        asked = tables.Asked(price=price, references=tuple(references), sort=sort)
+        if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(records, asked)):
+            raise unknown("column", sort.removeprefix("-"), known, hint="(in --sort)")
+        wanted = split_list(forms)
+        if wrong := [form for form in wanted if form not in tables.FORMS]:
+            raise unknown("form", wrong[0], tables.FORMS, hint="(in --forms)")
+        typer.echo(tables.markdown(records, asked))
+        written = tables.write_tables(records, folder, asked, forms=wanted)
+        if plots:
+            from harness.plots import write_plots
+
+            written += write_plots(records, folder)
+        if html:
+            from harness.evidence import evidence_of
+            from harness.page import write_page
+
+            written += write_page(records, folder, asked, evidence=evidence_of(place, records))
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
 

@@ -144,13 +144,26 @@ def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
     return pair[0][0], pair[0][1] or 0
 
 
-def ordered(found: Group) -> list[Row]:
-    """Teacher, then methods, then controls; within each by mean score, best first."""
+def block_of(row: Row) -> str:
+    """Return the block of a table that a row stands in: teacher, its family, or control."""
+    return TEACHER if row.first.method == TEACHER else "control" if row.first.is_control else row.first.family
 
-    def place(row: Row) -> tuple[int, float, str]:
-        kind = -1 if row.label == TEACHER else 0 if row.first.method == TEACHER else 2 if row.first.is_control else 1
-        values = [score.value for task in found.tasks for score in row.scores(task)]
-        return kind, -fmean(values) if values else 1.0, row.label
+
+def ordered(found: Group) -> list[Row]:
+    """Teachers, then families of methods with the best row's family first, then controls; within each by mean score, best first."""
+
+    def score(row: Row) -> float:
+        values = [-score.value if score.kind == "perplexity" else score.value for task in found.tasks for score in row.scores(task)]
+        return -fmean(values) if values else float("inf")
+
+    best: dict[str, float] = {}
+    for row in found.rows:
+        best[block_of(row)] = min(score(row), best.get(block_of(row), float("inf")))
+    ends = {TEACHER: 0, "control": 2}
+
+    def place(row: Row) -> tuple[int, float, str, bool, float, str]:
+        block = block_of(row)
+        return ends.get(block, 1), best[block], block, row.label != TEACHER, score(row), row.label
 
     return sorted(found.rows, key=place)
 
@@ -162,13 +175,41 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:
         return Interval(None, reason="scored on different items")
-    left, right = student.by_seed(task), reference.by_seed(task)
+    left, right = paired(student, reference, task)
+    if not left or not right:
+        return Interval(None, reason="no outcomes")
     if len(left) == len(right) == 1:
-        counts = stats.pairs(*right.values(), *left.values())
+        counts = stats.pairs(right[0], left[0])
         if not ratio:
             return stats.difference(counts)
         return stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+    return stats.two_level(left, right, ratio=ratio, chance=chance)
+
+
+def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str]]:
+    """Return both rows' outcomes, seed by seed where they share seeds: what is compared with what."""
+    left, right = student.by_seed(task), reference.by_seed(task)
     shared = sorted(set(left) & set(right), key=str)
-    if len(left) > 1 and len(right) > 1 and shared:  # seeds stand against the same seeds
-        return stats.two_level([left[seed] for seed in shared], [right[seed] for seed in shared], ratio=ratio, chance=chance)
-    return stats.two_level(list(left.values()), list(right.values()), ratio=ratio, chance=chance)
+    if len(left) > 1 and len(right) > 1 and shared:
+        return [left[seed] for seed in shared], [right[seed] for seed in shared]
+    return list(left.values()), list(right.values())
+
+
+def leaders(found: Group, task: str) -> frozenset[str]:
+    """Return the labels of the best row that is no control, and of all that are not significantly worse on the same items.
+
+    One-sided tests against the best row (`stats.worse`), Holm's adjustment over the rows, alpha .05; perplexities by their interval over
+    documents. Nothing is best where there is no choice: fewer than two rows.
+    """
+    rows = [row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)]
+    if len(rows) < 2:
+        return frozenset()
+    if rows[0].scores(task)[0].kind == "perplexity":
+        best = min(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
+        limit = {row.label: stats.perplexity_ratio(row.scores(task)[0].totals, best.scores(task)[0].totals).low for row in rows}
+        return frozenset(row.label for row in rows if row is best or ((low := limit[row.label]) is not None and low <= 1))
+    best = max(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
+    digest = best.scores(task)[0].items_digest
+    others = [row for row in rows if row is not best and all(score.items_digest == digest for score in row.scores(task))]
+    adjusted = stats.holm([stats.worse(*paired(row, best, task)) for row in others])
+    return frozenset([best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > 0.05)])

@@ -46,7 +46,7 @@ class ItemRow:
     tokens: int  # written, the ending one included; 0 for a choice
     stop: str  # eos, stop, length, or "" for a choice
     log_probabilities: tuple[float, ...] = ()  # of the choices, in their order; of a document, one
-    prompt: str = ""  # what was shown, where something was written: for teacher-forced comparisons
+    prompt: str = ""  # what was shown, for teacher-forced comparisons; of a choice its last part, without the shots
     words: float = 0.0  # of a document
     position: int | None = None  # of the chosen choice
 
@@ -199,6 +199,7 @@ def _chosen(task: Task, name: str, item: int, number: int, samples: list[dict[st
         stop="",
         log_probabilities=log_probabilities,
         position=chosen,
+        prompt=str(first["arguments"][0][0]).rpartition("\n\n")[2],
     )
 
 

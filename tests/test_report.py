@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from harness import record, report
+from harness import claims, glossary, groups, quality, record, report
 from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, SharedCost, TaskScore
 from harness.store import read_all
 
@@ -70,7 +70,10 @@ def test_tables_are_the_same_bytes_in_any_order_of_records(tmp_path):
     random.Random(1).shuffle(shuffled)
     report.write_tables(shuffled, tmp_path / "b")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["controls.csv", "diagnostics.csv", "memory.csv", "quality.csv", "speed.csv", "table.md", "training.csv"]
+    assert names == "controls.csv diagnostics.csv memory.csv quality.csv speed.csv table.md tables.json tables.tex training.csv".split()
+            ]
+        )
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -126,7 +129,7 @@ def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
     shared = (SharedCost(key="traces", seconds=30.0),)
     cost = Cost(seen_tokens=990, seconds=5.0, device_seconds=10.0, devices=2, flops=1e9, shared=shared, energy_joules=50.0)
     records = [RECORDS[0], *(make("cot", seed=seed, cost=cost) for seed in (1, 2, 3)), make("sft", seed=1, cost=Cost(seconds=4.0))]
-    text = report.markdown(records, price=3.6)
+    text = report.markdown(records, report.Asked(price=3.6))
     shown = rows_of(text, "Training cost (at 3.6 a device-hour)")
     assert shown["cot"]["shared s"] == "30.0" and shown["cot"]["its share s"] == "10.0" and shown["sft"]["its share s"] == "-"
     assert shown["cot"]["money"] == "0.0200" and shown["cot"]["energy J"] == "50" and shown["sft"]["energy J"] == "-"
@@ -161,8 +164,8 @@ def test_a_method_is_compared_with_its_controls():
     text = report.markdown(RECORDS)
     line = next(line for line in text.splitlines() if line.startswith("| cot") and "answer-only" in line)
     assert "better" in line
-    gap = report.compare(
-        report.Row("cot", tuple(RECORDS[1:4])), report.Row("answer-only", tuple(RECORDS[4:7])), "gsm8k-mini", ratio=False
+    gap = groups.compare(
+        groups.Row("cot", tuple(RECORDS[1:4])), groups.Row("answer-only", tuple(RECORDS[4:7])), "gsm8k-mini", ratio=False
     )  # fmt: skip
     assert 0 < gap.low < gap.value < gap.high
 
@@ -178,26 +181,26 @@ def test_a_method_is_compared_with_its_controls():
 )
 def test_rows_made_under_other_conditions_stand_in_another_table(field, changes):
     other = make("sft", 0.5, seed=1, **changes)
-    groups = report.group([*RECORDS, other])
-    assert len(groups) == 2
-    with_sft = next(group for group in groups if "sft" in {row.label for row in group.rows})
-    without = next(group for group in groups if "cot" in {row.label for row in group.rows})
+    found = groups.group([*RECORDS, other])
+    assert len(found) == 2
+    with_sft = next(group for group in found if "sft" in {row.label for row in group.rows})
+    without = next(group for group in found if "cot" in {row.label for row in group.rows})
     assert with_sft.shared[field] != without.shared[field]
-    assert all({"sft", "cot"} - {row.label for row in group.rows} for group in groups)
+    assert all({"sft", "cot"} - {row.label for row in group.rows} for group in found)
 
 
 def test_one_teacher_and_one_untouched_student_serve_two_budgets():
     other = [make("sft", 0.5, seed=1, budget_tokens=2000), make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",))]
-    groups = report.group([*RECORDS, *other])
-    assert len(groups) == 2 and all(group.teacher for group in groups)
-    assert all("untouched" in {row.label for row in group.rows} for group in groups)
+    found = groups.group([*RECORDS, *other])
+    assert len(found) == 2 and all(group.teacher for group in found)
+    assert all("untouched" in {row.label for row in group.rows} for group in found)
     assert "no retention" not in report.markdown([*RECORDS, *other])
 
 
 def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
     failed = make("cot", seed=1, status="failed", reason="later trouble", created="2026-11-25T08:00:00Z", key="newer")
     text = report.markdown([*RECORDS, failed])
-    assert report.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(RECORDS).count("| cot ")
+    assert groups.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(RECORDS).count("| cot ")
     trial = make("cot", seed=1, status="failed", reason="trial trouble", limited=True)
     tables = report.markdown([*RECORDS, trial]).split("## ")[1:]
     assert len(tables) == 2
@@ -207,15 +210,15 @@ def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
 def test_seeds_are_paired_by_seed():
     cot = [make("cot", 0.6, seed=seed) for seed in (1, 3)]
     sft = [make("sft", 0.3, seed=seed) for seed in (1, 2, 3)]
-    found = report.compare(report.Row("cot", tuple(cot)), report.Row("sft", tuple(sft)), "gsm8k-mini", ratio=False)
-    same = report.compare(report.Row("cot", tuple(cot)), report.Row("sft", (sft[0], sft[2])), "gsm8k-mini", ratio=False)
+    found = groups.compare(groups.Row("cot", tuple(cot)), groups.Row("sft", tuple(sft)), "gsm8k-mini", ratio=False)
+    same = groups.compare(groups.Row("cot", tuple(cot)), groups.Row("sft", (sft[0], sft[2])), "gsm8k-mini", ratio=False)
     assert found == same
 
 
 def test_rows_scored_on_other_items_are_not_paired():
     odd = make("cot", 0.6, seed=1)
     odd = odd.model_copy(update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)})
-    found = report.compare(report.Row("cot", (odd,)), report.Row("teacher", (RECORDS[0],)), "gsm8k-mini", ratio=True)
+    found = groups.compare(groups.Row("cot", (odd,)), groups.Row("teacher", (RECORDS[0],)), "gsm8k-mini", ratio=True)
     assert found.value is None and "different items" in found.reason
 
 
@@ -277,7 +280,7 @@ def test_a_field_that_no_schema_knows_is_refused(tmp_path):
 def test_every_column_is_explained():
     text = report.markdown(RECORDS)
     columns = {cell.strip() for line in text.splitlines() if line.startswith("| row") for cell in line.strip("|").split("|")}
-    known = {*report.GLOSSARY, "against", "task", "difference (points)", "verdict"}
+    known = {*glossary.GLOSSARY, "against", "task", "difference (points)", "verdict"}
     words = {column.removesuffix(" x") for column in known} | known
     assert {column.removesuffix(" MiB").removesuffix(" x") for column in columns} <= words
 
@@ -291,17 +294,17 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
         *(row(f"selective[{s}]", s, controls=("selective-random",), handed_on={"share": s, "unit": "tokens"}) for s in (0.3, 0.5)),
         *(row(f"selective-random[{share}]", share, control=True) for share in (0.3, 0.5)),
     ]
-    [found] = report.group(records)
-    table = report.controls(found)
+    [found] = groups.group(records)
+    table = quality.controls(found)
     pairs = set(zip(table.frame["row"], table.frame["against"], strict=True))
     assert pairs == {("selective[0.3]", "selective-random[0.3]"), ("selective[0.5]", "selective-random[0.5]")}
 
 
 def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     weak = [make("teacher", 0.1), make("untouched", 0.6, control=True), make("response", 0.6, seed=1, family="distillation")]
-    assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(report.group(weak)[0]))
+    assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(groups.group(weak)[0]))
     strong = [make("teacher", 0.9), *weak[1:]]
-    assert not any("WARNING" in line for line in report.notes(report.group(strong)[0]))
+    assert not any("WARNING" in line for line in report.notes(groups.group(strong)[0]))
 
 
 def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
@@ -310,16 +313,16 @@ def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
         make("response", 0.6, seed=1, teachers=both), make("teacher other", 0.7, teachers=both, method="teacher"),
         make("teacher", 0.9, teachers=both),
     ]  # fmt: skip
-    [found] = report.group(records)
-    assert [row.label for row in report.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
+    [found] = groups.group(records)
+    assert [row.label for row in groups.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
 
 
 def test_every_row_stands_against_a_named_one(tmp_path):
-    [found] = report.group(RECORDS)
-    table = report.against(found, "cot")
+    [found] = groups.group(RECORDS)
+    table = quality.against(found, "cot")
     assert table.name == "against-cot" and set(table.frame["row"]) == {"teacher", "answer-only", "untouched"}
-    assert report.against(found, "nothing") is None
-    names = [path.name for path in report.write_tables(RECORDS, tmp_path, references=["cot"])]
+    assert quality.against(found, "nothing") is None
+    names = [path.name for path in report.write_tables(RECORDS, tmp_path, report.Asked(references=("cot",)))]
     assert "against-cot.csv" in names and "Against cot" in (tmp_path / "table.md").read_text()
 
 
@@ -342,8 +345,8 @@ def good(label, like, lost, **more):
 
 
 def claims_of(records):
-    [found] = report.group(records)
-    table = report.claimed(found)
+    [found] = groups.group(records)
+    table = claims.claimed(found)
     return {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
 
@@ -379,7 +382,7 @@ def test_a_teacher_at_chance_makes_retention_untestable():
 
 
 def test_claims_stand_only_where_something_was_compressed():
-    assert report.claimed(report.group(RECORDS)[0]) is None
+    assert claims.claimed(groups.group(RECORDS)[0]) is None
 
 
 def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
@@ -394,8 +397,8 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
         for label, size, seconds in (("a", 4, 2.0), ("a+b", 1, 1.0))
     )
     whole = whole.model_copy(update={"stages": stages})
-    [found] = report.group([teacher, first, last, whole])
-    table = report.chains(found)
+    [found] = groups.group([teacher, first, last, whole])
+    table = claims.chains(found)
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [line["stage"] for line in lines] == ["a", "a+b"] and [line["stage s"] for line in lines] == ["2.0", "1.0"]
     right = teacher.scores[0].outcomes["strict-match"].count("1")

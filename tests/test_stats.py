@@ -23,11 +23,41 @@ def test_pairs_are_counted():
 
 
 def test_retention_by_hand():
-    # a 70, b 10, c 5, d 15: R = 75/80; SE(ln R) = sqrt(15 / (80 * 75)) = .05
-    found = stats.retention(Pairs(70, 10, 5, 15))
+    # a 700, b 100, c 50, d 150: R = 750/800; SE(ln R) = sqrt(150 / (800 * 750)) = .0158: the log ratio's interval is near at this n
+    found = stats.retention(Pairs(700, 100, 50, 150))
     assert found.value == pytest.approx(0.9375)
-    assert found.low == pytest.approx(0.9375 * math.exp(-1.959964 * 0.05), abs=1e-6)
-    assert found.high == pytest.approx(0.9375 * math.exp(1.959964 * 0.05), abs=1e-6)
+    spread = 1.959964 * math.sqrt(150 / (800 * 750))
+    assert found.low == pytest.approx(0.9375 * math.exp(-spread), abs=2e-3)
+    assert found.high == pytest.approx(0.9375 * math.exp(spread), abs=2e-3)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.25])
+@pytest.mark.parametrize("cells", [(70, 10, 5, 15), (60, 3, 0, 37), (60, 0, 3, 37), (98, 2, 0, 0), (40, 30, 12, 18)])
+def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
+    """The restricted likelihood is maximised by scipy over the simplex, which shares no formula with ours; both ends lie at z = 1.96."""
+    from scipy.optimize import minimize
+
+    n, counts = sum(cells), Pairs(*cells)
+    found = stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+
+    def statistic(ratio):
+        values = np.array(
+            [(1 - chance) - ratio * (1 - chance), -chance - ratio * (1 - chance), 1 - chance + ratio * chance, -chance + ratio * chance]
+        )  # fmt: skip  (S - g) - R (T - g)
+        data = np.array(cells) / n
+
+        def loss(p):
+            return -float(np.sum(data[data > 0] * np.log(np.maximum(p[data > 0], 1e-300))))
+
+        fitted = minimize(
+            loss, np.full(4, 0.25), bounds=[(1e-12, 1)] * 4, method="SLSQP", options={"maxiter": 500, "ftol": 1e-15},
+            constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1}, {"type": "eq", "fun": lambda p: float(p @ values)}],
+        )  # fmt: skip
+        return float(data @ values) / math.sqrt(float(fitted.x @ values**2) / n)
+
+    assert statistic(found.low) == pytest.approx(1.96, abs=0.01)
+    assert statistic(found.high) == pytest.approx(-1.96, abs=0.01)
+    assert found.low < found.value < found.high
 
 
 def test_a_model_retains_exactly_all_of_itself():
@@ -42,9 +72,9 @@ def test_above_chance_by_hand():
     assert stats.retention(counts).value == pytest.approx(0.888889, abs=1e-6)
     found = stats.retention_above_chance(counts, 0.25)
     assert found.value == pytest.approx(0.75)
-    # delta method: v_S = .24, v_T = .2475, cov = .3 - .18 = .12, R = .75
+    # delta method, near at this n: v_S = .24, v_T = .2475, cov = .3 - .18 = .12, R = .75
     spread = 1.959964 * math.sqrt((0.24 - 2 * 0.75 * 0.12 + 0.75**2 * 0.2475) / 1000) / 0.2
-    assert found.low == pytest.approx(0.75 - spread, abs=1e-6)
+    assert found.low == pytest.approx(0.75 - spread, abs=6e-3)
 
 
 def test_ratios_to_a_teacher_without_skill_are_undefined():
@@ -133,6 +163,50 @@ def test_bootstrap_over_seeds_is_wider_when_seeds_disagree():
 def test_bootstrap_gives_the_same_numbers_again():
     teacher, student = outcomes(Pairs(60, 10, 5, 25))
     assert stats.two_level([student, student], [teacher], ratio=True) == stats.two_level([student, student], [teacher], ratio=True)
+
+
+def test_mcnemar_is_the_binomial_tail():
+    assert stats.mcnemar(0, 0) == 1.0 and stats.mcnemar(0, 7) == 1.0
+    assert stats.mcnemar(8, 2) == pytest.approx((45 + 10 + 1) / 2**10)  # P(X >= 8) of ten fair throws
+    assert stats.mcnemar(5, 5) == pytest.approx(638 / 1024)
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([]) == [] and stats.holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_a_students_claim_is_judged_at_its_margin():
+    """The score statistic of R = 0.95 by hand: estimate (750 - .95 * 800) / 1000, restricted variance R (p10 + p01)."""
+    met, unmet = stats.keeps(*outcomes_lists(Pairs(740, 60, 55, 145)), 0.95)
+    assert met < 0.01 and unmet > 0.99
+    met, unmet = stats.keeps(*outcomes_lists(Pairs(600, 200, 20, 180)), 0.95)
+    assert met > 0.99 and unmet < 0.01
+    at, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.95)  # exactly at the margin: 760 of 800
+    assert at == pytest.approx(0.5)
+    points, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.04, points=True)  # a loss of 4 points exactly
+    assert points == pytest.approx(0.5)
+
+
+def test_several_seeds_and_one_agree_on_a_claim():
+    student, teacher = outcomes_lists(Pairs(700, 100, 70, 130))
+    one, _ = stats.keeps(student, teacher, 0.95)
+    several, _ = stats.keeps(student * 2, teacher, 0.95)  # the same run twice: no spread between seeds
+    assert several == pytest.approx(one, abs=0.03)
+
+
+def outcomes_lists(counts):
+    teacher, student = outcomes(counts)
+    return [student], [teacher]
+
+
+def test_items_that_would_decide():
+    # evaluation reference, one-sided .05, power .8: flips 10 %, a drop of 2 points takes 1,544 items
+    assert stats.items_for(0.10, 0.02, alpha=0.05) == 1544
+    assert stats.items_for(0.20, 0.05, alpha=0.05) == 493
+    n = stats.items_to_decide(0.1, 500, alpha=0.05)  # z = 1.2816 at 500: (1.6449 + .8416)^2 / 1.2816^2 times as many
+    assert n == pytest.approx(500 * (2.4865 / 1.28155) ** 2, abs=1)
+    assert stats.items_to_decide(0.5, 500, alpha=0.05) is None
 
 
 def test_smallest_drop_agrees_with_the_published_table():

@@ -4,6 +4,7 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-smollm2.py
 """
 
 from pathlib import Path
+from typing import Any
 
 from _form import figure, write
 from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, workplace
@@ -11,6 +12,11 @@ from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, work
 from harness.arithmetic import parameters_on_disk
 
 PEER = "the fp32 base, by turns"
+# Feed-forward channels alone (as Minitron's Llama-3.1 width students keep their heads), and with one of three KV groups.
+CUTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("depth", "prune-depth", {"ratio": 0.4}), ("width", "prune-width", {"ratio": 0.5}),
+    ("width-and-heads", "prune-width", {"ratio": 0.5, "groups": 1}),
+]  # fmt: skip
 
 
 def main() -> None:
@@ -19,17 +25,17 @@ def main() -> None:
     count = parameters_on_disk(teacher.path)
     figures, costs, read = [], {}, {"windows": WINDOWS, "base": perplexity(teacher.path)}
     with workplace() as folder:
-        for name, settings in (("prune-depth", {"ratio": 0.4}), ("prune-width", {"ratio": 0.5, "groups": 1})):
-            costs[name] = made(name, settings, folder / name)
-            student = folder / name / "student"
+        for label, name, settings in CUTS:
+            costs[label] = made(name, settings, folder / label)
+            student = folder / label / "student"
             left = parameters_on_disk(student)
-            read[name] = perplexity(student)
+            read[label] = perplexity(student)
             timed = speeds(student, teacher)
-            assert costs[name]["told"]["parameters"] == [count, left], "not the count that the formula says"
+            assert costs[label]["told"]["parameters"] == [count, left], "not the count that the formula says"
             smaller = count / left
-            details = {"parameters": [count, left], "speed": timed, "perplexity": read, "told": costs[name]["told"]}
+            details = {"parameters": [count, left], "speed": timed, "perplexity": read, "told": costs[label]["told"]}
             figures.append(
-                figure(f"prune-smollm2:{name.removeprefix('prune-')}", [one / smaller for one in timed["decode"]],
+                figure(f"prune-smollm2:{label}", [one / smaller for one in timed["decode"]],
                        unit="decode speedup over parameter ratio", better="higher", target=0.9, peer=PEER, details=details)
             )  # fmt: skip
         for name in ("prune-magnitude", "prune-wanda", "prune-sparsegpt"):

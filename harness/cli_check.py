@@ -1,0 +1,243 @@
+"""The commands that judge and hand on: `harness check`, `harness baseline`, `harness export`. No torch.
+
+Exit codes of `check`: 0 passed, 1 regressed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import HarnessError, unknown
+
+if TYPE_CHECKING:
+    from harness.gate import Rules
+    from harness.record import Measurement, RunRecord
+
+baseline_app = typer.Typer(
+    name="baseline", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    help="Freeze accepted rows item by item, show what is frozen, and what changed.",
+)  # fmt: skip
+
+Records = Annotated[Path, typer.Argument(help="A run file, a store, a study or a folder of records.")]
+Margin = Annotated[
+    str | None, typer.Option(help="Share of the teacher's score that must be kept: 0.95; or what may be lost: 2points.", show_default=False)
+]
+Rows = Annotated[str | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
+
+
+def parse_margin(text: str | None) -> tuple[float | None, bool]:
+    """Read `0.95` or `95%` as a share to keep, `2points` as points that may be lost; (None, False) of None."""
+    if text is None:
+        return None, False
+    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*(%|points?|pp|pt)?\s*", text)
+    value = float(found[1]) if found else -1.0
+    points = bool(found and found[2] and found[2] != "%")
+    share = value / 100 if found and found[2] else value
+    if found is None or not 0 < share < (1 if points else 1.5):
+        raise HarnessError(f"--margin {text}: give the share that must be kept (0.95 or 95%) or what may be lost (2points)")
+    return share, points
+
+
+def _percent_of(name: str, value: float) -> float:
+    """Read an option that is given in points."""
+    if not 0 <= value <= 100:
+        raise HarnessError(f"--{name} {value:g}: give points between 0 and 100")
+    return value / 100
+
+
+def check(
+    place: Records = Path("results/runs"),
+    baseline: Annotated[Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")] = None,
+    margin: Margin = None,
+    rows: Rows = None,
+    alpha: Annotated[float, typer.Option(help="Of the claim against the teacher, one-sided; Holm over rows and tasks.")] = 0.05,
+    frozen_alpha: Annotated[
+        float, typer.Option(help="Of the comparison with the frozen items, one-sided; Holm over rows and tasks.")
+    ] = 0.01,
+    tolerance: Annotated[float, typer.Option(help="Points: a smaller drop against the frozen score is a warning at most.")] = 2.0,
+    detect: Annotated[float, typer.Option(help="Points: a drop that the items must be able to show, else: cannot tell.")] = 5.0,
+    exact: Annotated[bool, typer.Option("--exact", help="Any flipped item is a regression, on the frozen machine and versions.")] = False,
+    faster: Annotated[float | None, typer.Option(help="Decode speed over the teacher's, by turns, that must be reached.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="File of `harness measure OLD NEW`: NEW may not be slower by more than --slower.")
+    ] = None,
+    slower: Annotated[float, typer.Option(help="Slowdown from which it is a regression.")] = 1.05,
+    json_to: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the verdict as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Append Markdown here. [default: $GITHUB_STEP_SUMMARY where it is set]")] = None,
+    annotate: Annotated[
+        bool | None,
+        typer.Option("--annotate/--no-annotate", help="Print annotations for GitHub's log. [default: where GITHUB_ACTIONS is set]"),
+    ] = None,
+) -> int:
+    """Judge records: does every row keep its share of the teacher, and what it had? 0 passed, 1 regressed, 3 cannot tell, 4 not comparable."""
+    from harness import gate, verdicts
+    from harness.baseline import read_baseline, rules_of
+    from harness.config import split_list
+
+    for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
+        if not 0 < value < 0.5:
+            raise HarnessError(f"--{name} {value:g}: give a share between 0 and 0.5, such as 0.05")
+    share, points = parse_margin(margin)
+    rules = gate.Rules(
+        margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=_percent_of("tolerance", tolerance),
+        detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(split_list(rows)) if rows else (),
+    )  # fmt: skip
+    frozen = read_baseline(baseline) if baseline else None
+    if frozen is not None:
+        rules = rules_of(frozen, rules)
+    elif share is None:
+        rules = _replaced(rules, 0.95)
+    records = records_of(place)
+    checked = gate.check(records, rules, frozen, measured=_measured(measured) if measured else None)
+    typer.echo(verdicts.text(checked))
+    for path, form in ((json_to, verdicts.as_json), (junit, verdicts.junit)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(form(checked), encoding="utf-8")
+    summary = markdown or (Path(found) if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
+    if summary:
+        with summary.open("a", encoding="utf-8") as stream:
+            stream.write(verdicts.markdown(checked))
+    if annotate or (annotate is None and os.environ.get("GITHUB_ACTIONS") == "true"):
+        for line in verdicts.annotations(checked):
+            typer.echo(line)
+    return checked.exit_code
+
+
+def _replaced(rules: "Rules", margin: float) -> "Rules":
+    from dataclasses import replace
+
+    return replace(rules, margin=margin)
+
+
+def records_of(place: Path) -> "list[RunRecord]":
+    """Read the records of a place; a file that is no whole record, or a run that lacks cells, is a mistake: a check passes over nothing."""
+    from harness.store import read_all
+
+    records, problems = read_all(place)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise HarnessError(f"{problems[0]}{more}")
+    return records
+
+
+def _measured(path: Path) -> "dict[str, Sequence[Measurement]]":
+    """Read the file of `harness measure`: the models after the first, by name."""
+    from pydantic import ValidationError
+
+    from harness.record import Measurement
+
+    try:
+        models = json.loads(path.read_text(encoding="utf-8"))["models"]
+        found = {one["name"]: [Measurement.model_validate(each) for each in one["measurements"]] for one in models[1:]}
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as problem:
+        raise HarnessError(f"--measured {path}: not a file of harness measure ({problem}); type: harness measure OLD NEW") from problem
+    if not any(each.name == "decode_speedup" for one in found.values() for each in one):
+        raise HarnessError(f"--measured {path}: no model was timed beside the first; type: harness measure OLD NEW")
+    return dict(found)
+
+
+@baseline_app.command("update")
+def baseline_update(
+    place: Records = Path("results/runs"),
+    baseline: Annotated[Path, typer.Option(help="The file that is written.")] = Path("results/baselines/baseline.json"),
+    reason: Annotated[str, typer.Option(help="Why it moves, in a few words; kept in the file.")] = "",
+    rows: Annotated[str | None, typer.Option(help="Move only these rows (and the teacher's). [default: all of the records]")] = None,
+    margin: Margin = None,
+    accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
+) -> int:
+    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, and regressions that nobody accepted."""
+    from harness.baseline import difference, update
+    from harness.config import split_list
+    from harness.gate import Rules
+
+    share, points = parse_margin(margin)
+    made, old, _ = update(
+        baseline, records_of(place), reason=reason, rules=Rules(margin=share, points=points), rows=split_list(rows) if rows else (),
+        accept=accept,
+    )  # fmt: skip
+    _echo(difference(old, made))
+    typer.echo(f"{baseline}: {len(made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
+    return 0
+
+
+@baseline_app.command("show")
+def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
+    """Show what is frozen, and why it moved when."""
+    from harness.baseline import read_baseline, rows_shown
+
+    found = read_baseline(baseline)
+    _echo(rows_shown(found))
+    margin = "none" if found.margin is None else f"{100 * found.margin:g} {'points may be lost' if found.points else '% must be kept'}"
+    typer.echo(f"margin: {margin}")
+    for one in found.history:
+        accepted = f"; accepted: {', '.join(one.accepted)}" if one.accepted else ""
+        typer.echo(f"{one.date} {(one.commit or '-')[:12]}: {one.reason} ({', '.join(one.rows)}){accepted}")
+    return 0
+
+
+@baseline_app.command("diff")
+def baseline_diff(
+    baseline: Annotated[Path, typer.Argument(help="A baseline.")],
+    other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
+) -> int:
+    """Show what changed from a baseline to another one, or to records: scores, items lost and won, bytes."""
+    from harness.baseline import Baseline, difference, freeze, read_baseline
+
+    old = read_baseline(baseline)
+    if other.is_file() and '"baseline"' in other.read_text(encoding="utf-8", errors="replace")[:400]:
+        new = read_baseline(other)
+    else:
+        records = [one for one in records_of(other) if one.status == "success"]
+        new = Baseline(history=(), rows=tuple(freeze(one) for one in records))
+    _echo(difference(old, new))
+    return 0
+
+
+def _echo(lines: Sequence[dict[str, str]]) -> None:
+    from tabulate import tabulate
+
+    rows = [list(line.values()) for line in lines]
+    typer.echo(tabulate(rows, headers=list(lines[0]) if lines else [], tablefmt="plain", disable_numparse=True))
+
+
+class Form(StrEnum):
+    """Where records can be handed on to."""
+
+    lm_eval = "lm-eval"
+    datasets = "datasets"
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+def export(
+    form: Annotated[Form, typer.Argument(help="lm-eval: its result files; datasets: per-item rows; or a tracker that is installed.")],
+    place: Records = Path("results/runs"),
+    out: Annotated[Path, typer.Option(help="Where files are written.")] = Path("results/exported"),
+    project: Annotated[str, typer.Option(help="Project or experiment of a tracker.")] = "compression-harness",
+) -> int:
+    """Hand records on: lm-eval's result JSON, a `datasets` folder of items, or runs of MLflow, W&B or trackio."""
+    from harness import export as handing
+    from harness.evidence import evidence_of
+
+    records = [one for one in records_of(place) if one.status == "success"]
+    if not records:
+        raise HarnessError(f"{place}: no record that succeeded; type: harness run")
+    if form is Form.lm_eval:
+        written = handing.to_lm_eval(records, out)
+    elif form is Form.datasets:
+        written = handing.to_datasets(records, evidence_of(place, records), out)
+    elif form in (Form.mlflow, Form.wandb, Form.trackio):
+        written = handing.to_tracker(form.value, records, project=project)
+    else:
+        raise unknown("form", str(form), [one.value for one in Form])
+    typer.echo(f"written: {', '.join(map(str, written))}")
+    return 0

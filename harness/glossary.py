@@ -1,0 +1,68 @@
+"""What every column of every table means: no word stands in a table without a line here."""
+
+GLOSSARY = {
+    "row": "the method that made the student; settings that differ from the defaults in brackets",
+    "family": "the kind of method; rows of one family stand together, controls last",
+    "seeds": "independent training runs, pooled; 1 for rows without a random draw",
+    "score": "accuracy by the task's primary extractor, mean over seeds; bold: the best row and all not significantly worse",
+    "retention": "student's score / teacher's score on the same items, with its 95 % interval (one seed: paired score interval; several: "
+    "bootstrap over seeds and items)",
+    "above chance": "the same ratio after the chance level is taken from both: what is left of the part above guessing",
+    "lost/won": "items the teacher has right and the student wrong / the reverse, mean over seeds",
+    "KL": "divergence of the student's distributions from the teacher's, nats a question's choices or a token of the teacher's answers, "
+    "with 1.96 standard errors clustered by item",
+    "same top": "share of those in which both put the same choice or token first",
+    "perplexity": "by word, as lm-eval counts words; lower is better",
+    "against teacher": "student's perplexity / teacher's, with its 95 % interval over documents",
+    "correct by": "accuracy by each extractor or metric; the first is the score's own",
+    "macro": "mean accuracy over subjects, or over problems' numbers of steps",
+    "picked": "how often each position was chosen, in percent",
+    "unended": "answers that ran into the longest length",
+    "cut prompts": "requests longer than the context, which lost tokens on the left as in lm-eval",
+    "tokens": "tokens written per answer, the ending one included",
+    "invalid": "share of answers in which the primary extractor finds nothing",
+    "keeps 95 %": "whether the whole retention interval lies above 95 % (yes) or below (no) on every task; speed counts only beside it",
+    "decode x": "teacher's seconds per written token / the student's, by turns in processes of their own: lower quartiles of a round, "
+    "geometric mean and 95 % bootstrap interval over rounds (several seeds: over seeds); in brackets where quality is lost",
+    "prefill x": "the same for reading the prompt and choosing the first token",
+    "decode tok/s": "batch x (new tokens - 1) / (end to end - first token), median; EOS off",
+    "prefill tok/s": "batch x prompt tokens / time to first token, median",
+    "TTFT ms": "time to first token: prefill and the choice of one token, tokenising not in it",
+    "TPOT ms": "time per output token after the first",
+    "s/problem": "seconds per problem of the scored run, batched, natural answer lengths",
+    "s/correct": "the same divided by the share that is right",
+    "length x": "tokens of a student's answer / the teacher's; ! outside 90 to 110 %, the band in which MLPerf takes speeds for comparable",
+    "disk": "bytes of the weight files; (x) the teacher's / the student's",
+    "weights": "bytes of parameters and buffers in memory, each storage once, in the dtype of the table",
+    "KV": "bytes of keys and values at the end of a run, counted, checked against 2 L B T H d",
+    "activations": "the rest of the peak: peak - weights - KV",
+    "peak": "how far a run lifts a fresh process's memory above what it held before the model was opened (CPU: resident; GPU: allocated)",
+    "reserved": "the same of the GPU's caching allocator",
+    "load s": "opening the model in a fresh process, imports not counted, files perhaps in the page cache",
+    "first call s": "the first full run, which pays for what later runs find ready",
+    "seen": "tokens that passed through the student in training, prompts included, padding not",
+    "trained": "tokens that had a loss",
+    "train s": "seconds in the training loop; of methods without training, of making the student; of a chain, all its stages",
+    "device s": "the same times the devices",
+    "FLOPs": "training: 3 x forward (2 per weight outside the embedding, head and attention included) x seen tokens",
+    "energy J": "of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter can be read",
+    "teacher s": "seconds of the teacher's forward passes for this row alone, within train s",
+    "teacher FLOPs": "its forward passes for this row alone",
+    "rate": "learning rate; chosen on a held-out slice of the training rows, once for all seeds",
+    "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
+    "its share s": "the same divided by the rows of this table that use it",
+    "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that reaches the low end (retention: by "
+    "the lower end of its interval on every task)",
+    "published": "range over the records in harness/data/published.json: other models, other harnesses, mostly far larger",
+    "stage": "a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",
+    "of the parts": "product of what the chain before its last stage keeps (or gains) and what the last stage alone does: the measured "
+    "whole beside it says whether gains multiply",
+    "stage s": "seconds that this stage took",
+    "money": "price x (device s + its share s)",
+}
+
+
+def glossary() -> str:
+    """Return the meaning of every column."""
+    width = max(map(len, GLOSSARY))
+    return "\n".join(f"{name:{width}}  {meaning}" for name, meaning in GLOSSARY.items())

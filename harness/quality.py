@@ -1,0 +1,174 @@
+"""Tables of what students can do: scores, retention, flips, what stands behind them, and rows against rows. No torch."""
+
+import re
+from statistics import fmean
+
+from harness import stats
+from harness.groups import TEACHER, Group, Row, block_of, compare, leaders, ordered
+from harness.record import TaskScore
+from harness.stats import Interval
+from harness.table import DASH, Best, Table, percent, points, shown_name, status_of, table_of
+
+_BOLD = ("score", "retention", "above chance", "perplexity", "against teacher")
+
+
+def quality(found: Group) -> Table:
+    """Scores, retention and flips against the teacher, task by task."""
+    rows = []
+    teacher = found.teacher
+    families = len({block_of(row) for row in found.rows} - {TEACHER, "control"})
+    stats.prepare(run for row in found.rows for task in found.tasks for run in row.outcomes(task))
+    leading = {task: leaders(found, task) for task in found.tasks}
+    for row in ordered(found):
+        shown: dict[str, str] = {"row": shown_name(row), "seeds": str(len(row.done))}
+        if families > 1:
+            shown["family"] = block_of(row)
+        exact: dict[str, object] = {
+            "row": row.label,
+            "family": block_of(row),
+            "control": row.first.is_control,
+            "seeds": len(row.done),
+            "status": status_of(row) or "success",
+        }
+        for task in found.tasks:
+            best = row.label in leading[task]
+            exact[f"{task} best"] = best
+            for column, (text, values) in _task_cells(row, teacher, task).items():
+                name = column if len(found.tasks) == 1 else f"{task} {column}"
+                shown[name] = Best(text) if best and column in _BOLD and text != DASH else text
+                exact |= {f"{task} {key}": value for key, value in values.items()}
+        rows.append((shown, exact))
+    tasks = ", ".join(f"{task} (n = {_items(found, task)})" for task in found.tasks)
+    return table_of("quality", f"Quality on {tasks}", rows)
+
+
+def _items(found: Group, task: str) -> int:
+    return next((score.n for row in found.rows for score in row.scores(task)), 0)
+
+
+def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str, dict[str, object]]]:
+    """Return column -> (text, exact values) of one row on one task."""
+    scores = row.scores(task)
+    if not scores:
+        return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
+    if scores[0].kind == "perplexity":
+        return _perplexity_cells(scores, teacher.scores(task) if teacher else [])
+    value = fmean(score.value for score in scores)
+    chance = scores[0].chance
+    against = compare(row, teacher, task, ratio=True) if teacher else Interval(None, reason="no teacher row")
+    cells: dict[str, tuple[str, dict[str, object]]] = {
+        "score": (f"{100 * value:.1f} %", {"score": value}),
+        "retention": (percent(against), {"retention": against.value, "retention low": against.low, "retention high": against.high}),
+    }
+    if chance:
+        above = compare(row, teacher, task, ratio=True, chance=chance) if teacher else Interval(None)
+        cells["above chance"] = (
+            percent(above),
+            {"above chance": above.value, "above chance low": above.low, "above chance high": above.high},
+        )
+    if teacher and teacher.outcomes(task):
+        reference = teacher.outcomes(task)[0]
+        counts = [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
+        if counts:
+            lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
+            cells["lost/won"] = (f"{lost:.0f}/{won:.0f}", {"lost": lost, "won": won})
+    near = [one for record in row.done for one in record.fidelity if one.task == task]
+    if near:
+        kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
+        error = fmean(one.kl_stderr for one in near)
+        cells["KL"] = (f"{kl:.3f} ± {1.96 * error:.3f}", {"KL": kl, "KL stderr": error})
+        cells["same top"] = (f"{100 * agreement:.1f} %", {"same top": agreement})
+    tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
+    if tokens:
+        cells["tokens"] = (f"{fmean(tokens):.1f}", {"tokens": fmean(tokens)})
+        invalid = fmean(score.invalid_share for score in scores)
+        cells["invalid"] = (f"{100 * invalid:.1f} %", {"invalid": invalid})
+    return cells
+
+
+def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> dict[str, tuple[str, dict[str, object]]]:
+    """Return a perplexity, and its ratio to the teacher's with an interval over the documents."""
+    value = fmean(score.value for score in scores)
+    cells: dict[str, tuple[str, dict[str, object]]] = {"perplexity": (f"{value:.2f}", {"perplexity": value})}
+    if len(scores) == len(reference) == 1 and scores[0].items_digest == reference[0].items_digest:
+        ratio = stats.perplexity_ratio(scores[0].totals, reference[0].totals)
+        text = DASH if ratio.value is None else f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        cells["against teacher"] = (text, {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
+    elif reference:
+        cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})
+    return cells
+
+
+def diagnostics(found: Group) -> Table | None:
+    """What stands behind the scores: every extractor, both averages, the choices picked, what was cut."""
+    rows = []
+    for row in ordered(found):
+        for task in found.tasks:
+            scores = [score for score in row.scores(task) if score.outcomes]
+            if not scores:
+                continue
+            first = scores[0]
+            by_extractor = {name: fmean(s.outcomes[name].count("1") / s.n for s in scores) for name in first.outcomes}
+            shown = {
+                "row": shown_name(row),
+                "task": task,
+                "correct by": ", ".join(f"{name} {100 * v:.1f}" for name, v in by_extractor.items()),
+            }
+            exact: dict[str, object] = {"row": row.label, "task": task, **by_extractor}
+            macros = [score.macro for score in scores if score.macro is not None]
+            if macros:
+                shown["macro"] = f"{100 * fmean(macros):.1f} %"
+            picked = {letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen}
+            if picked:
+                shown["picked"] = " ".join(f"{letter} {100 * share:.0f}" for letter, share in picked.items())
+            cut = [score.truncated_share for score in scores if score.truncated_share is not None]
+            if cut:
+                shown["unended"] = f"{100 * fmean(cut):.1f} %"
+            if any(score.cut_prompts for score in scores):
+                shown["cut prompts"] = f"{fmean(score.cut_prompts for score in scores):.0f}"
+            exact |= {"macro": fmean(macros) if macros else None, **{f"picked {letter}": share for letter, share in picked.items()}}
+            exact |= {"unended": fmean(cut) if cut else None, "cut prompts": fmean(score.cut_prompts for score in scores)}
+            rows.append((shown, exact))
+    return table_of("diagnostics", "Behind the scores", rows) if rows else None
+
+
+def controls(found: Group) -> Table | None:
+    """Each method against the controls that it needs: difference in points on the same items."""
+    rows = []
+    for row in ordered(found):
+        for name in row.first.controls:
+            for control in _controls_of(row, [other for other in found.rows if other.first.method == name]):
+                rows += [_gap(row, control, task) for task in found.tasks]
+    return table_of("controls", "Against the controls, on the same items", rows) if rows else None
+
+
+def _gap(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
+    """Return a line of two rows' difference on a task: as shown, and exact."""
+    gap = compare(row, reference, task, ratio=False)
+    if gap.value is None or gap.low is None or gap.high is None:
+        verdict = DASH if not gap.reason else f"- ({gap.reason})"
+    else:
+        verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
+    pair = {"row": row.label, "against": reference.label, "task": task}
+    exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
+    return {**pair, "difference (points)": points(gap), "verdict": verdict}, exact
+
+
+def against(found: Group, label: str) -> Table | None:
+    """Every row against one named row: difference in points on the same items."""
+    named = next((row for row in found.rows if row.label == label), None)
+    others = [row for row in ordered(found) if named is not None and row.label != label and row.done]
+    rows = [_gap(row, named, task) for row in others for task in found.tasks] if named is not None else []
+    name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    return table_of(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
+
+
+def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
+    """Of several rows of one control keep those nearest to this row: the most settings alike, what it handed on first of all."""
+    own = {**row.first.settings, **row.first.handed_on}
+
+    def alike(control: Row) -> int:
+        return sum(own[name] == value for name, value in control.first.settings.items() if name in own)
+
+    most = max(map(alike, candidates), default=0)
+    return [one for one in candidates if alike(one) == most]

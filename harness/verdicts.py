@@ -1,0 +1,104 @@
+"""What a check found, in the forms that people and machines read: text, Markdown, JUnit XML, JSON, annotations of a CI log. No torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
+
+from harness.gate import Checked, Finding, Verdict
+
+_MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED"}
+_ORDER = (Verdict.regressed, Verdict.not_comparable, Verdict.cannot_tell, Verdict.passed)
+
+
+def _sorted(checked: Checked) -> list[Finding]:
+    return sorted(checked.findings, key=lambda one: (_ORDER.index(one.verdict), one.row, one.task, one.layer))
+
+
+def _said(one: Finding) -> str:
+    return f"{one.told} (differs: {one.differs})" if one.differs else one.told
+
+
+def summary(checked: Checked) -> str:
+    """Return the verdict in one line, with how many findings stand behind it."""
+    counts = {verdict: sum(one.verdict is verdict for one in checked.findings) for verdict in _ORDER}
+    told = ", ".join(f"{count} {_MARKS[verdict].lower()}" for verdict, count in counts.items() if count) or "nothing was checked"
+    return f"{checked.verdict.value}: {told}"
+
+
+def text(checked: Checked) -> str:
+    """Return the findings for a terminal, gravest first, the verdict last."""
+    from tabulate import tabulate
+
+    rows = [[_MARKS[one.verdict], one.row, one.task or "-", one.layer, _said(one)] for one in _sorted(checked)]
+    table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="plain", disable_numparse=True) if rows else ""
+    notes = [f"note: {note}" for note in checked.notes]
+    warned = [f"warning: {one.name}: {one.told}" for one in _sorted(checked) if one.warning]
+    lost = [
+        f"items lost: {one.name}: {', '.join(map(str, one.items[:20]))}{' ...' if len(one.items) > 20 else ''}"
+        for one in _sorted(checked) if one.verdict is Verdict.regressed and one.items
+    ]  # fmt: skip
+    return "\n".join(part for part in (table, *warned, *lost, *notes, f"\n{summary(checked)}") if part)
+
+
+def markdown(checked: Checked) -> str:
+    """Return the findings as Markdown, for a job's summary."""
+    from tabulate import tabulate
+
+    rows = [
+        [f"**{_MARKS[one.verdict]}**" if one.verdict is not Verdict.passed else _MARKS[one.verdict], one.row, one.task or "-", one.layer,
+         _said(one).replace("|", r"\|")] for one in _sorted(checked)
+    ]  # fmt: skip
+    table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="pipe", disable_numparse=True)
+    notes = "".join(f"- {note}\n" for note in checked.notes)
+    return f"### compression-harness: {summary(checked)}\n\n{table}\n\n{notes}{_rules(checked)}\n"
+
+
+def _rules(checked: Checked) -> str:
+    rules = checked.rules
+    told = [f"claim: {rules.claim()}, one-sided alpha {rules.alpha:g}"] if rules.margin is not None else []
+    told.append(
+        f"frozen: exact McNemar, alpha {rules.frozen_alpha:g}, tolerance {100 * rules.tolerance:g} points, must be able to show "
+        f"{100 * rules.detect:g} points; Holm over rows and tasks"
+    )
+    return f"- Rules: {'; '.join(told)}."
+
+
+def junit(checked: Checked) -> str:
+    """Return the findings as JUnit XML: a test case each; regressed is a failure, not comparable an error, cannot tell is skipped."""
+    failed, errors, skipped = (
+        sum(one.verdict is verdict for one in checked.findings)
+        for verdict in (Verdict.regressed, Verdict.not_comparable, Verdict.cannot_tell)
+    )
+    suite = ElementTree.Element("testsuite", name="compression-harness", tests=str(len(checked.findings)), failures=str(failed),
+                                errors=str(errors), skipped=str(skipped))  # fmt: skip
+    tags = {Verdict.regressed: "failure", Verdict.not_comparable: "error", Verdict.cannot_tell: "skipped"}
+    for one in _sorted(checked):
+        name = f"{one.task or 'row'} [{one.layer}]"
+        case = ElementTree.SubElement(suite, "testcase", classname=f"harness.{one.row}".replace(" ", "_"), name=name)
+        if one.verdict in tags:
+            ElementTree.SubElement(case, tags[one.verdict], message=_said(one), type=one.verdict.value)
+        ElementTree.SubElement(case, "system-out").text = one.told
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def as_json(checked: Checked) -> str:
+    """Return everything as JSON."""
+    return json.dumps(checked.as_dict(), indent=1, ensure_ascii=False, default=str) + "\n"
+
+
+def annotations(checked: Checked) -> Sequence[str]:
+    """Return GitHub's workflow commands: an error for what regressed or cannot be compared, a warning for what cannot be told."""
+    kinds: Mapping[Verdict, str] = {Verdict.regressed: "error", Verdict.not_comparable: "error", Verdict.cannot_tell: "warning"}
+
+    def escaped(words: str) -> str:
+        return words.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+    def title(one: Finding) -> str:
+        return escaped(f"{one.name}: {one.verdict.value}").replace(":", "%3A").replace(",", "%2C")
+
+    told = [one for one in _sorted(checked) if one.verdict in kinds]
+    warned = [one for one in _sorted(checked) if one.warning and one.verdict is Verdict.passed]
+    return [f"::{kinds[one.verdict]} title={title(one)}::{escaped(_said(one))}" for one in told] + [
+        f"::warning title={title(one)}::{escaped(one.told)}" for one in warned
+    ]
