@@ -76,7 +76,7 @@ def check(
         typer.Option("--annotate/--no-annotate", help="Print annotations for GitHub's log. [default: where GITHUB_ACTIONS is set]"),
     ] = None,
 ) -> int:
-    """Judge records: does every row keep its share of the teacher, and what it had? 0 passed, 1 regressed, 3 cannot tell, 4 not comparable."""
+    """Judge rows: exit code 0 passed, 1 regressed, 3 cannot tell, 4 not comparable, 2 your mistake."""
     from harness import gate, verdicts
     from harness.baseline import read_baseline, rules_of
     from harness.config import split_list
@@ -232,12 +232,12 @@ def export(
     if not records:
         raise HarnessError(f"{place}: no record that succeeded; type: harness run")
     if form is Form.lm_eval:
-        written = handing.to_lm_eval(records, out)
+        written = list(map(str, handing.to_lm_eval(records, out)))
     elif form is Form.datasets:
-        written = handing.to_datasets(records, evidence_of(place, records), out)
+        written = list(map(str, handing.to_datasets(records, evidence_of(place, records), out)))
     elif form in (Form.mlflow, Form.wandb, Form.trackio):
         written = handing.to_tracker(form.value, records, project=project)
     else:
         raise unknown("form", str(form), [one.value for one in Form])
-    typer.echo(f"written: {', '.join(map(str, written))}")
+    typer.echo(f"written: {', '.join(written)}")
     return 0

@@ -1,5 +1,6 @@
 """Records in other projects' forms: lm-eval's result files, a `datasets` folder of items, runs of a tracker. No torch."""
 
+import importlib
 import importlib.util
 import json
 import math
@@ -132,7 +133,7 @@ def settings_of(record: RunRecord) -> dict[str, str]:
 
 
 def to_tracker(name: str, records: Sequence[RunRecord], *, project: str) -> list[str]:
-    """Write a run of MLflow, W&B or trackio for each record; where they write is theirs to be told (MLFLOW_TRACKING_URI, WANDB_MODE ...)."""
+    """Write a run of MLflow, W&B or trackio for each record; their own variables say where (MLFLOW_TRACKING_URI, WANDB_MODE)."""
     if importlib.util.find_spec(name) is None:
         raise HarnessError(f"{name} is not installed; type: pip install {name}")
     done = []
@@ -146,8 +147,6 @@ def to_tracker(name: str, records: Sequence[RunRecord], *, project: str) -> list
                 mlflow.log_params(settings_of(record))
                 mlflow.log_metrics({re.sub(r"[^\w./ -]", "_", key): value for key, value in flat(record).items()})
         else:
-            import importlib
-
             tracker = importlib.import_module(name)
             tracker.init(project=project, name=title, config=settings_of(record))
             tracker.log(flat(record))

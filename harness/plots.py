@@ -1,4 +1,4 @@
-"""Retention against speed and against size, with intervals and the frontier: the points of the pictures, and PNG and SVG of them. No torch."""
+"""Retention against speed and against size, with intervals and the frontier: points, and PNG and SVG of them. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,11 +55,11 @@ def _best(point: Point, points: Sequence[Point]) -> bool:
     if point.block == "control":
         return False
 
+    def place(one: Point) -> tuple[float, float]:
+        return one.kept.value or 0.0, one.gain.value or 0.0
+
     def beats(other: Point) -> bool:
-        assert (
-            other.kept.value is not None and other.gain.value is not None and point.kept.value is not None and point.gain.value is not None
-        )
-        ours, theirs = (point.kept.value, point.gain.value), (other.kept.value, other.gain.value)
+        ours, theirs = place(point), place(other)
         return theirs != ours and theirs[0] >= ours[0] and theirs[1] >= ours[1]
 
     return not any(beats(other) for other in points if other.block != "control")

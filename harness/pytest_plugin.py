@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-class RowItem(pytest.Item):
+class RowItem(pytest.Item):  # type: ignore[misc,unused-ignore]
     """One finding as a test."""
 
     def __init__(self, *, finding: "Finding", skip: bool, **more: Any) -> None:

@@ -145,7 +145,8 @@ def _task_names(found: Group) -> str:
     return ", ".join(task.partition("@")[0] for task in found.shared["tasks"].split(", "))
 
 
-def _heading(found: Group) -> str:
+def heading(found: Group) -> str:
+    """Name a group of tables: its tasks, its teacher and what its students start from."""
     return f"{_task_names(found)}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}"
 
 
@@ -158,7 +159,8 @@ class Asked:
     sort: str | None = None  # a column; best first
 
 
-def _tables(found: Group, asked: Asked) -> list[Table]:
+def tables_of(found: Group, asked: Asked) -> list[Table]:
+    """Return the tables of a group as a reader asked for them."""
     made = tables(found, asked.price, asked.references)
     return [table.ordered_by(asked.sort) for table in made] if asked.sort else made
 
@@ -176,8 +178,8 @@ def markdown(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
     groups = group(records)
     parts = ["\n".join(f"- {line}" for line in lines) + "\n"] if (lines := mixed(groups)) else []
     for found in groups:
-        parts.append(f"## {_heading(found)}\n")
-        for table in _tables(found, asked):
+        parts.append(f"## {heading(found)}\n")
+        for table in tables_of(found, asked):
             alignment = ["left" if column in _WORDS else "right" for column in table.columns]
             rows = [[f"**{cell}**" if isinstance(cell, Best) else cell for cell in row] for row in table.rows]
             text = tabulate(rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
@@ -198,7 +200,7 @@ def latex(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
     """Return every table as LaTeX (booktabs): a rule between families, bold where the others are bold."""
     parts = ["% \\usepackage{booktabs}; made by harness report\n"]
     for found in group(records):
-        for table in _tables(found, asked):
+        for table in tables_of(found, asked):
             layout = "".join("l" if column in _WORDS else "r" for column in table.columns)
             lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule"]
             for at, row in enumerate(table.rows):
@@ -206,7 +208,7 @@ def latex(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
                     lines.append(r"\midrule")
                 lines.append(" & ".join(rf"\textbf{{{_tex(cell)}}}" if isinstance(cell, Best) else _tex(cell) for cell in row) + r" \\")
             lines += [r"\bottomrule", r"\end{tabular}"]
-            parts.append(f"% {_heading(found)}: {table.title}\n" + "\n".join(lines) + "\n")
+            parts.append(f"% {heading(found)}: {table.title}\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -215,7 +217,7 @@ def as_json(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
     groups = group(records)
     told = [
         {
-            "heading": _heading(found),
+            "heading": heading(found),
             "shared": dict(found.shared),
             "notes": notes(found),
             "tables": [
@@ -223,7 +225,7 @@ def as_json(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
                     "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
                     "best": [[isinstance(cell, Best) for cell in row] for row in table.rows], "exact": table.exact,
                 }
-                for table in _tables(found, asked)
+                for table in tables_of(found, asked)
             ],
         }
         for found in groups
@@ -245,7 +247,7 @@ def write_tables(records: Sequence[RunRecord], folder: Path, asked: Asked = Aske
             written[-1].write_text(make(records, asked), encoding="utf-8", newline="\n")
     groups = group(records) if "csv" in forms else []
     for number, found in enumerate(groups, 1):
-        for table in _tables(found, asked):
+        for table in tables_of(found, asked):
             path = folder / (f"{table.name}.csv" if len(groups) == 1 else f"{table.name}-{number}.csv")
             table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
             written.append(path)
