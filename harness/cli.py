@@ -269,13 +269,14 @@ def report(
         if unknown_rows:
             raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
         asked = tables.Asked(price=price, references=tuple(references), sort=sort)
-        if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(records, asked)):
+        made = tables.made_of(records, asked)
+        if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(made)):
             raise unknown("column", sort.removeprefix("-"), known, hint="(in --sort)")
         wanted = split_list(forms)
         if wrong := [form for form in wanted if form not in tables.FORMS]:
             raise unknown("form", wrong[0], tables.FORMS, hint="(in --forms)")
-        typer.echo(tables.markdown(records, asked))
-        written = tables.write_tables(records, folder, asked, forms=wanted)
+        typer.echo(tables.as_markdown(made))
+        written = tables.write_made(made, folder, forms=wanted)
         if plots:
             from harness.plots import write_plots
 
@@ -284,7 +285,7 @@ def report(
             from harness.evidence import evidence_of
             from harness.page import write_page
 
-            written += write_page(records, folder, asked, evidence=evidence_of(place, records))
+            written += write_page(made, folder, evidence=evidence_of(place, records))
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
 

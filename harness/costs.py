@@ -116,6 +116,8 @@ def memory(found: Group) -> Table | None:
     """Bytes: on disk, of weights in memory, of keys and values, of the rest, and at the peak."""
     rows = []
     base = {name: mean_of(found.teacher, name) for name in ("weight_bytes_disk", "weight_bytes_resident")}
+    kinds = (("resident", "peak MiB"), ("allocated", "peak MiB"), ("reserved", "reserved MiB"))
+    peaks = [one for one in kinds if any(mean_of(row, f"decode_peak_bytes:{one[0]}") is not None for row in found.rows)]
     for row in ordered(found):
         line = Line(row)
 
@@ -129,10 +131,9 @@ def memory(found: Group) -> Table | None:
             line.add(f"{column} x", theirs / own if theirs and own else None, lambda v: f"{v:.2f}")
         add("KV MiB", "kv_bytes")
         add("activations MiB", "activation_bytes")
-        for kind, column in (("resident", "peak MiB"), ("allocated", "peak MiB"), ("reserved", "reserved MiB")):
-            if any(mean_of(one, f"decode_peak_bytes:{kind}") is not None for one in found.rows):
-                values = [v for phase in ("prefill", "decode") if (v := mean_of(row, f"{phase}_peak_bytes:{kind}")) is not None]
-                line.add(column, max(values) / MIB if values else None, lambda v: f"{v:,.2f}")
+        for kind, column in peaks:
+            values = [v for phase in ("prefill", "decode") if (v := mean_of(row, f"{phase}_peak_bytes:{kind}")) is not None]
+            line.add(column, max(values) / MIB if values else None, lambda v: f"{v:,.2f}")
         load = mean_of(row, "load_seconds")
         line.add("load s", load, lambda v: f"{v:.3g}")
         line.add("first call s", mean_of(row, "first_call_seconds"), lambda v: f"{v:.3g}")

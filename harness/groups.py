@@ -5,6 +5,7 @@ Rows of one table share teacher, student shape, budget, device, dtype, scoring p
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
 from harness import stats
@@ -22,7 +23,7 @@ class Row:
     label: str
     records: tuple[RunRecord, ...]
 
-    @property
+    @cached_property
     def done(self) -> tuple[RunRecord, ...]:
         """The records that succeeded."""
         return tuple(record for record in self.records if record.status == "success")
@@ -171,6 +172,8 @@ def ordered(found: Group) -> list[Row]:
 def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
     """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
     ours, theirs = student.scores(task), reference.scores(task)
+    if student is reference and ours:
+        return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
     if not ours or not theirs:
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:

@@ -14,10 +14,10 @@ from typing import Any
 
 from harness.evidence import Evidence
 from harness.glossary import GLOSSARY
-from harness.groups import TEACHER, Group, Row, group, ordered
+from harness.groups import TEACHER, Group, Row, ordered
 from harness.plots import AXES, Point, colours, points_of
 from harness.record import RunRecord
-from harness.report import Asked, heading, mixed, notes, tables_of
+from harness.report import Made, mixed
 from harness.table import Best
 
 TEMPLATE = Path(__file__).parent / "data" / "page.html"
@@ -26,13 +26,11 @@ _STEPS = 160  # points of a training curve
 _LONGEST = 600  # letters of a question that are shown
 
 
-def write_page(
-    records: Sequence[RunRecord], folder: Path, asked: Asked = Asked(), *, evidence: Mapping[str, Evidence] | None = None
-) -> list[Path]:
+def write_page(made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evidence] | None = None) -> list[Path]:
     """Write `page.html`, and the answers of further seeds beside it; return what was written."""
     known = evidence or {}
-    groups = group(records)
-    seeds = sorted({record.seed for record in records if record.seed is not None})
+    groups = [one.found for one in made]
+    seeds = sorted({record.seed for found in groups for row in found.rows for record in row.done if record.seed is not None})
     packed = {seed: _packed([_answers(found, known, seed) for found in groups]) for seed in seeds or [0]}
     first = next(iter(packed))
     inside = packed[first] if len(packed[first]) <= LARGEST else ""
@@ -45,11 +43,11 @@ def write_page(
         written.append(folder / f"page-answers-{seed}.js")
         written[-1].write_text(f'harnessAnswers("{seed}", "{text}");\n', encoding="utf-8", newline="\n")
     data = {
-        "groups": [_group(found, known, asked) for found in groups], "mixed": mixed(groups), "glossary": GLOSSARY,
+        "groups": [_group(one, known) for one in made], "mixed": mixed(groups), "glossary": GLOSSARY,
         "seeds": [str(seed) for seed in packed], "inside": str(first) if inside else "",
         "answers": any(one.samples for one in known.values()),
     }  # fmt: skip
-    title = " / ".join(heading(found) for found in groups[:2]) + (" ..." if len(groups) > 2 else "")
+    title = " / ".join(one.heading for one in made[:2]) + (" ..." if len(made) > 2 else "")
     page = TEMPLATE.read_text(encoding="utf-8")
     page = page.replace("{{title}}", html.escape(title)).replace("{{data}}", _embedded(data)).replace("{{answers}}", inside)
     written[0].write_text(page, encoding="utf-8", newline="\n")
@@ -62,18 +60,19 @@ def _embedded(data: object) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _group(found: Group, evidence: Mapping[str, Evidence], asked: Asked) -> dict[str, Any]:
+def _group(made: Made, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
+    found = made.found
     return {
-        "heading": heading(found),
-        "notes": notes(found),
-        "tasks": [task for task in found.tasks],
+        "heading": made.heading,
+        "notes": made.notes,
+        "tasks": list(found.tasks),
         "colours": colours(found),
         "tables": [
             {
                 "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
                 "best": [[isinstance(cell, Best) for cell in row] for row in table.rows],
             }
-            for table in tables_of(found, asked)
+            for table in made.tables
         ],
         "points": {
             task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES} for task in found.tasks

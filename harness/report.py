@@ -159,32 +159,52 @@ class Asked:
     sort: str | None = None  # a column; best first
 
 
-def tables_of(found: Group, asked: Asked) -> list[Table]:
-    """Return the tables of a group as a reader asked for them."""
-    made = tables(found, asked.price, asked.references)
-    return [table.ordered_by(asked.sort) for table in made] if asked.sort else made
+PLAIN = Asked()
 
 
-def columns_of(records: Sequence[RunRecord], asked: Asked = Asked()) -> list[str]:
+@dataclass(frozen=True)
+class Made:
+    """Everything that is said of one group of records."""
+
+    found: Group
+    heading: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def made_of(records: Sequence[RunRecord], asked: Asked = PLAIN) -> list[Made]:
+    """Build every table of these records once, as a reader asked for them; the forms below only write them down."""
+    built = []
+    for found in group(records):
+        every = tables(found, asked.price, asked.references)
+        every = [table.ordered_by(asked.sort) for table in every] if asked.sort else every
+        built.append(Made(found, heading(found), tuple(every), tuple(notes(found))))
+    return built
+
+
+def columns_of(made: Sequence[Made]) -> list[str]:
     """Return the columns that rows can be ordered by: those of tables with blocks."""
-    every = (table for found in group(records) for table in tables(found, asked.price, asked.references) if any(table.blocks))
-    return list(dict.fromkeys(column for table in every for column in table.columns))
+    return list(dict.fromkeys(column for one in made for table in one.tables if any(table.blocks) for column in table.columns))
 
 
-def markdown(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
+def markdown(records: Sequence[RunRecord], asked: Asked = PLAIN) -> str:
     """Return every table of these records as one Markdown page."""
+    return as_markdown(made_of(records, asked))
+
+
+def as_markdown(made: Sequence[Made]) -> str:
+    """Return tables as one Markdown page."""
     from tabulate import tabulate
 
-    groups = group(records)
-    parts = ["\n".join(f"- {line}" for line in lines) + "\n"] if (lines := mixed(groups)) else []
-    for found in groups:
-        parts.append(f"## {heading(found)}\n")
-        for table in tables_of(found, asked):
+    parts = ["\n".join(f"- {line}" for line in lines) + "\n"] if (lines := mixed([one.found for one in made])) else []
+    for one in made:
+        parts.append(f"## {one.heading}\n")
+        for table in one.tables:
             alignment = ["left" if column in _WORDS else "right" for column in table.columns]
             rows = [[f"**{cell}**" if isinstance(cell, Best) else cell for cell in row] for row in table.rows]
             text = tabulate(rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
             parts.append(f"**{table.title}**\n\n{text}\n")
-        parts.append("\n".join(f"- {line}" for line in notes(found)) + "\n")
+        parts.append("\n".join(f"- {line}" for line in one.notes) + "\n")
     return "\n".join(parts)
 
 
@@ -196,11 +216,11 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(letter, letter) for letter in text)
 
 
-def latex(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
-    """Return every table as LaTeX (booktabs): a rule between families, bold where the others are bold."""
+def as_latex(made: Sequence[Made]) -> str:
+    """Return tables as LaTeX (booktabs): a rule between families, bold where the others are bold."""
     parts = ["% \\usepackage{booktabs}; made by harness report\n"]
-    for found in group(records):
-        for table in tables_of(found, asked):
+    for one in made:
+        for table in one.tables:
             layout = "".join("l" if column in _WORDS else "r" for column in table.columns)
             lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule"]
             for at, row in enumerate(table.rows):
@@ -208,47 +228,50 @@ def latex(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
                     lines.append(r"\midrule")
                 lines.append(" & ".join(rf"\textbf{{{_tex(cell)}}}" if isinstance(cell, Best) else _tex(cell) for cell in row) + r" \\")
             lines += [r"\bottomrule", r"\end{tabular}"]
-            parts.append(f"% {heading(found)}: {table.title}\n" + "\n".join(lines) + "\n")
+            parts.append(f"% {one.heading}: {table.title}\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def as_json(records: Sequence[RunRecord], asked: Asked = Asked()) -> str:
-    """Return every table as JSON: what is shown, the exact values behind it, conditions and notes."""
-    groups = group(records)
+def as_json(made: Sequence[Made]) -> str:
+    """Return tables as JSON: what is shown, the exact values behind it, conditions and notes."""
     told = [
         {
-            "heading": heading(found),
-            "shared": dict(found.shared),
-            "notes": notes(found),
+            "heading": one.heading,
+            "shared": dict(one.found.shared),
+            "notes": one.notes,
             "tables": [
                 {
                     "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
                     "best": [[isinstance(cell, Best) for cell in row] for row in table.rows], "exact": table.exact,
                 }
-                for table in tables_of(found, asked)
+                for table in one.tables
             ],
         }
-        for found in groups
+        for one in made
     ]  # fmt: skip
-    text = json.dumps({"schema": 1, "mixed": mixed(groups), "groups": told}, indent=1, ensure_ascii=False, default=str, allow_nan=True)
-    return text + "\n"
+    groups = [one.found for one in made]
+    return json.dumps({"schema": 1, "mixed": mixed(groups), "groups": told}, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 FORMS = ("md", "csv", "tex", "json")
 
 
-def write_tables(records: Sequence[RunRecord], folder: Path, asked: Asked = Asked(), *, forms: Sequence[str] = FORMS) -> list[Path]:
+def write_tables(records: Sequence[RunRecord], folder: Path, asked: Asked = PLAIN, *, forms: Sequence[str] = FORMS) -> list[Path]:
     """Write `table.md`, `tables.tex`, `tables.json` and one CSV per table; return what was written."""
+    return write_made(made_of(records, asked), folder, forms=forms)
+
+
+def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FORMS) -> list[Path]:
+    """Write tables that were built, in the forms asked for; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for form, name, make in (("md", "table.md", markdown), ("tex", "tables.tex", latex), ("json", "tables.json", as_json)):
+    for form, name, make in (("md", "table.md", as_markdown), ("tex", "tables.tex", as_latex), ("json", "tables.json", as_json)):
         if form in forms:
             written.append(folder / name)
-            written[-1].write_text(make(records, asked), encoding="utf-8", newline="\n")
-    groups = group(records) if "csv" in forms else []
-    for number, found in enumerate(groups, 1):
-        for table in tables_of(found, asked):
-            path = folder / (f"{table.name}.csv" if len(groups) == 1 else f"{table.name}-{number}.csv")
+            written[-1].write_text(make(made), encoding="utf-8", newline="\n")
+    for number, one in enumerate(made if "csv" in forms else (), 1):
+        for table in one.tables:
+            path = folder / (f"{table.name}.csv" if len(made) == 1 else f"{table.name}-{number}.csv")
             table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
             written.append(path)
     return written

@@ -145,8 +145,6 @@ def retention(counts: Pairs) -> Interval:
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if teacher == 0:
         return Interval(None, reason="the teacher solves nothing")
-    if counts.teacher_only == counts.student_only == 0:
-        return Interval(1.0, 1.0, 1.0)  # not one item differs: nothing to infer about these items
     if student == 0:
         # No score exists at 0 of n: the interval's upper end is the exact one of 0 successes (Clopper-Pearson).
         return Interval(0.0, 0.0, (1 - 0.025 ** (1 / counts.n)) * counts.n / teacher)
@@ -165,8 +163,6 @@ def retention_above_chance(counts: Pairs, chance: float) -> Interval:
     if room <= 0 or (teacher < 1 and room / math.sqrt(teacher * (1 - teacher) / n) < RESOLVES):
         return Interval(None, reason="the teacher is at chance")
     ratio = (student - chance) / room
-    if counts.teacher_only == counts.student_only == 0:
-        return Interval(ratio, ratio, ratio)
     return Interval(ratio, *_ends(lambda one: score_z(counts, _ratio_weights(one, chance)), ratio, 0.05, -math.inf, math.inf))
 
 
@@ -339,7 +335,7 @@ def ratio_of_rounds(ratios: Sequence[float], *, spread: float = 0.0, resamples: 
     the bootstrap", section 5.2). `spread` is a standard deviation of the log ratio that no round can show, because all of
     them share it; it widens both ends in quadrature. Fewer than three rounds give no interval.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     logs = np.log(np.asarray(ratios, dtype=np.float64))
     count = len(logs)
@@ -348,7 +344,7 @@ def ratio_of_rounds(ratios: Sequence[float], *, spread: float = 0.0, resamples: 
         return Interval(value, reason=f"{count} rounds give no interval")
     draw = np.random.Generator(np.random.PCG64(20261124))
     means = logs[draw.integers(0, count, size=(resamples, count))].mean(axis=1)
-    tail = NormalDist().cdf(math.sqrt(count / (count - 1)) * float(t.ppf(0.025, count - 1)))
+    tail = NormalDist().cdf(math.sqrt(count / (count - 1)) * float(stdtrit(count - 1, 0.025)))
     below, above = (abs(float(end) - math.log(value)) for end in np.quantile(means, [tail, 1 - tail]))
     below, above = math.hypot(below, Z95 * spread), math.hypot(above, Z95 * spread)
     return Interval(value, value * math.exp(-below), value * math.exp(above))
