@@ -334,9 +334,11 @@ def _against_frozen(
     label: str, task: str, alike: Sequence[_Pair], lost: tuple[int, ...], won: int, p: float, tests: int, rules: Rules
 ) -> Finding:
     n = alike[0].now.n
-    before = sum(one.then.outcomes.count("1") for one in alike) / (n * len(alike))
-    after = sum(one.now.value for one in alike) / len(alike)
-    drop, flips = before - after, (len(lost) + won) / n
+    answers = n * len(alike)
+    then = sum(one.then.outcomes.count("1") for one in alike)
+    now = sum(one.now.outcomes[one.now.primary].count("1") for one in alike)
+    before, after = then / answers, now / answers
+    drop, flips = (then - now) / answers, (len(lost) + won) / n
     needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / tests)
     numbers: dict[str, float | int | None] = {
         "n": n, "seeds": len(alike), "lost": len(lost), "won": won, "drop": drop, "p_holm": p, "flips": flips, "needed": needed,

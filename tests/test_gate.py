@@ -1,0 +1,523 @@
+"""The gate: verdicts by hand-counted flips, preconditions named, exit codes, every form of the verdict."""
+
+import json
+import random
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from harness import gate, stats, verdicts
+from harness.baseline import Baseline, Change, freeze, read_baseline, write_baseline
+from harness.cli import app
+from harness.gate import Rules, Verdict, check
+from harness.record import Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore, write
+from harness.store import read_all
+
+ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
+                          versions={"torch": "2"}, commit="c" * 40, dirty=False)  # fmt: skip
+TEACHER = ModelReference(name="tiny", digest="t", weight_bytes=4_000)
+
+
+def marks(right, n=1000):
+    return "1" * right + "0" * (n - right)
+
+
+def score(run, *, task="gsm8k-mini", **changes):
+    fields = {
+        "task": task, "version": "1", "kind": "generate", "primary": "strict-match", "chance": 0.0, "n": len(run),
+        "value": run.count("1") / max(1, len(run)), "stderr": 0.01,
+        "outcomes": {"strict-match": run}, "items_digest": "items",
+        "answers_digest": run, "invalid_share": 0.0, "truncated_share": 0.0, "tokens_per_answer": 40.0, "seconds": 1.0,
+    }  # fmt: skip
+    return TaskScore(**{**fields, **changes})
+
+
+def row(label, outcomes, *, seed=None, scores=None, **changes):
+    fields = {
+        "key": f"{label}-{seed}", "status": "success", "label": label, "method": label, "family": "quantization", "is_control": False,
+        "trains": seed is not None, "suites": ("math",), "tasks": ("gsm8k-mini@1",), "device": "cpu", "dtype": "float32",
+        "teachers": (TEACHER,), "student_recipe": "depth:0.5", "student_base": TEACHER, "seed": seed, "budget_tokens": 1000,
+        "student": ModelReference(name=label, digest=f"d{label}", weight_bytes=4_000 if label == "teacher" else 1_000),
+        "budget_rows": 10, "path": "transformers/shared/1", "scores": scores if scores is not None else (score(outcomes),),
+        "environment": ENVIRONMENT, "created": "2026-11-24T08:00:00Z", "cost": Cost(),
+        "measurements": (Measurement(name="decode_speedup", value=1.9, low=1.8, high=2.0, unit="ratio", higher_is_better=True),),
+    }  # fmt: skip
+    return RunRecord(**{**fields, **changes})
+
+
+def turned(outcomes, *, lose=0, win=0):
+    """Turn the first right items wrong and the last wrong ones right."""
+    found = list(outcomes)
+    for at in [at for at, mark in enumerate(outcomes) if mark == "1"][:lose]:
+        found[at] = "0"
+    for at in [at for at, mark in enumerate(outcomes) if mark == "0"][len(outcomes) - outcomes.count("1") - win :]:
+        found[at] = "1"
+    return "".join(found)
+
+
+def frozen(*records, margin=None):
+    change = Change(reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records))
+    return Baseline(history=(change,), rows=tuple(freeze(one) for one in records), margin=margin)
+
+
+TEACHES = row("teacher", marks(800))
+SAME = row("int8", turned(marks(800), lose=20, win=20))
+
+
+def verdict_of(now, *, rules=None, then=SAME):
+    found = check([now], rules or Rules(), frozen(then))
+    return next(one for one in found.findings if one.layer == "frozen")
+
+
+# The claim against the teacher
+
+
+@pytest.mark.parametrize(
+    ("lose", "win", "expected"),
+    [(10, 8, Verdict.passed), (40, 5, Verdict.cannot_tell), (130, 10, Verdict.regressed)],
+    ids=["keeps 99.75 %", "at 95.6 %", "keeps 85 %"],
+)
+def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
+    student = row("int8", turned(marks(800), lose=lose, win=win))
+    checked = check([TEACHES, student], Rules(margin=0.95))
+    [one] = checked.findings
+    assert one.verdict is expected and checked.exit_code == {"passed": 0, "cannot tell": 3, "regressed": 1}[expected.value]
+    z = stats.score_z(stats.pairs(TEACHES.scores[0].outcomes["strict-match"], student.scores[0].outcomes["strict-match"]),
+                      stats._ratio_weights(0.95, 0.0))  # fmt: skip
+    assert (z > 1.645) == (expected is Verdict.passed) and (z < -1.645) == (expected is Verdict.regressed)
+    if expected is Verdict.cannot_tell:
+        assert one.numbers["needed"] > 1000 and f"{one.numbers['needed']:,} items would decide" in one.told
+
+
+def test_the_number_of_items_that_would_decide_does_decide():
+    student = turned(marks(800), lose=35, win=5)
+    [one] = check([TEACHES, row("int8", student)], Rules(margin=0.95)).findings
+    times = -(-one.numbers["needed"] // 1000)
+    assert one.verdict is Verdict.cannot_tell
+    [more] = check([row("teacher", marks(800) * times), row("int8", student * times)], Rules(margin=0.95)).findings
+    assert more.verdict is Verdict.passed
+
+
+def test_holm_makes_a_claim_harder_among_many_rows():
+    """One row passes alone at p .03 and among four of the same kind no longer, since the smallest is then held to .05 / 4."""
+    student = next(
+        outcomes for lose in range(10, 60)
+        if 0.02 < stats.keeps([outcomes := turned(marks(800), lose=lose, win=5)], [marks(800)], 0.95)[0] < 0.04
+    )  # fmt: skip
+    assert check([TEACHES, row("int8", student)], Rules(margin=0.95)).verdict is Verdict.passed
+    many = [row(name, student) for name in ("a", "b", "c", "d")]
+    assert check([TEACHES, *many], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+
+
+def test_points_and_ratios_are_different_margins():
+    weak = row("teacher", marks(200))
+    student = row("int8", turned(marks(200), lose=15))  # loses 1.5 points: 92.5 % of a weak teacher
+    assert check([weak, student], Rules(margin=0.03, points=True)).verdict is Verdict.passed
+    assert check([weak, student], Rules(margin=0.98)).verdict is Verdict.regressed
+
+
+def test_controls_are_judged_only_when_they_are_named():
+    control = row("untouched", marks(0), is_control=True)
+    assert check([TEACHES, SAME, control], Rules(margin=0.9)).verdict is Verdict.passed
+    assert check([TEACHES, SAME, control], Rules(margin=0.9, rows=("untouched",))).verdict is Verdict.regressed
+    [gone] = check([TEACHES, SAME], Rules(margin=0.9, rows=("int9",))).findings
+    assert gone.verdict is Verdict.not_comparable and gone.differs == "rows"
+
+
+def test_a_teacher_without_skill_gives_no_verdict():
+    assert check([row("teacher", marks(0)), SAME], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+
+
+def test_without_a_teacher_there_is_nothing_to_claim():
+    [one] = check([SAME], Rules(margin=0.95)).findings
+    assert one.verdict is Verdict.not_comparable and one.differs == "teacher"
+
+
+def test_nothing_checked_is_no_pass():
+    assert check([TEACHES], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+
+
+def test_seeds_are_judged_together():
+    records = [TEACHES, *(row("response", turned(marks(800), lose=lose, win=4), seed=seed) for seed, lose in ((1, 12), (2, 14), (3, 16)))]
+    [one] = check(records, Rules(margin=0.95)).findings
+    assert one.verdict is Verdict.passed and one.numbers["seeds"] == 3
+
+
+def test_a_perplexity_may_rise_to_one_over_the_margin():
+    def text(factor):
+        return score("", task="wikitext", kind="perplexity", primary="", outcomes={}, n=50, value=20.0 * factor,
+                     totals=tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(50)))  # fmt: skip
+
+    teacher = row("teacher", "", scores=(text(1.0),))
+    for factor, expected in ((1.001, Verdict.passed), (1.1, Verdict.regressed)):
+        [one] = check([teacher, row("int8", "", scores=(text(factor),))], Rules(margin=0.95)).findings
+        assert one.verdict is expected, one.told
+
+
+# The frozen items
+
+
+def test_equal_answers_pass_at_once():
+    one = verdict_of(SAME)
+    assert one.verdict is Verdict.passed and "not one of 1,000 answers differs" in one.told
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.01, Verdict.passed), (0.02, Verdict.passed), (0.05, Verdict.regressed)])
+def test_injected_flips_give_the_predicted_verdicts(share, expected):
+    """Losing 1 and 2 % of 1,000 items stays within the tolerance of 2 points (2 % is significant: a warning); 5 % is a regression."""
+    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
+    one = verdict_of(now)
+    assert one.verdict is expected and one.numbers["lost"] == 1000 * share and one.numbers["won"] == 0
+    assert one.numbers["p_holm"] == pytest.approx(0.5 ** (1000 * share))
+    assert one.warning == (expected is Verdict.passed)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, Verdict.passed), (0.01, Verdict.passed), (0.05, Verdict.regressed)])
+def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, expected):
+    """Every seedless row of a committed study against itself with right answers turned wrong; rows near zero have none to lose."""
+    records, problems = read_all(Path(__file__).parents[1] / "results" / "compression-tiny")
+    then = [one for one in records if one.seed is None and not one.is_control and one.scores[0].value > 0.7]
+    assert not problems and len(then) >= 8
+
+    def changed(one):
+        if one.method == "teacher" or not share:
+            return one
+        worse = turned(one.scores[0].outcomes[one.scores[0].primary], lose=round(share * one.scores[0].n))
+        value = worse.count("1") / len(worse)
+        outcomes = {**one.scores[0].outcomes, one.scores[0].primary: worse}
+        first = one.scores[0].model_copy(update={"outcomes": outcomes, "value": value, "answers_digest": "changed"})
+        return one.model_copy(update={"scores": (first, *one.scores[1:])})
+
+    checked = check([changed(one) for one in then], Rules(), frozen(*then))
+    touched = [one for one in checked.findings if one.layer == "frozen" and one.task == then[0].scores[0].task and one.row != "teacher"]
+    assert {one.verdict for one in touched} == {expected} and len(touched) >= 7
+    assert checked.verdict is expected
+
+
+def test_flips_both_ways_alike_are_no_regression():
+    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=50, win=50))
+    one = verdict_of(now)
+    assert one.verdict is Verdict.passed and not one.warning and one.numbers["p_holm"] > 0.5
+
+
+def test_few_items_cannot_tell_and_say_how_many_would():
+    then = row("int8", marks(60, 100))
+    now = row("int8", turned(marks(60, 100), lose=6, win=6))
+    one = verdict_of(now, then=then)
+    assert one.verdict is Verdict.cannot_tell
+    assert one.numbers["needed"] == stats.items_for(0.12, 0.05, alpha=0.01) and f"{one.numbers['needed']:,} would" in one.told
+
+
+def test_exact_takes_no_flip_on_the_same_machine_only():
+    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=1))
+    assert verdict_of(now).verdict is Verdict.passed
+    assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed
+    elsewhere = now.model_copy(update={"environment": ENVIRONMENT.model_copy(update={"machine": "another"})})
+    assert verdict_of(elsewhere, rules=Rules(exact=True)).verdict is Verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("differs", "changes"),
+    [
+        ("dtype", {"dtype": "bfloat16"}),
+        ("device", {"device": "cuda"}),
+        ("path", {"path": "transformers/plain/1"}),
+        ("teacher", {"teachers": (ModelReference(name="other", digest="other"),)}),
+        ("student", {"student_recipe": "depth:0.25"}),
+        ("limited", {"limited": True}),
+        ("prompts", {"chat": True}),
+        ("task version", {"scores": (score(marks(800), version="2"),)}),
+        ("n", {"scores": (score(marks(790, 990)),)}),
+        ("items", {"scores": (score(marks(800), items_digest="others"),)}),
+        ("tasks", {"scores": (score(marks(800), task="mmlu-mini"),)}),
+        ("extractor", {"scores": (score(marks(800), primary="numeric", outcomes={"numeric": marks(799)}, answers_digest="x"),)}),
+        ("invalid share", {"scores": (score(marks(799), invalid_share=0.1),)}),
+        ("truncated share", {"scores": (score(marks(799), truncated_share=0.1),)}),
+        ("answer length", {"scores": (score(marks(799), tokens_per_answer=50.0),)}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_named(differs, changes):
+    now = row("int8", marks(800)).model_copy(update=changes)
+    checked = check([now], Rules(), frozen(row("int8", marks(800))))
+    one = next(one for one in checked.findings if one.layer == "frozen")
+    assert one.verdict is Verdict.not_comparable and one.differs == differs, one.told
+    assert checked.exit_code == 4
+
+
+def test_a_missing_row_and_a_failed_one_do_not_pass():
+    [gone] = check([TEACHES], Rules(), frozen(SAME)).findings
+    assert gone.verdict is Verdict.not_comparable and "int8 has no record" in gone.told
+    broken = row("int8", "", scores=(), status="failed", reason="out of memory")
+    checked = check([TEACHES, broken], Rules(), frozen(SAME))
+    assert [one.differs for one in checked.findings] == ["status"] and checked.exit_code == 4
+
+
+def test_a_skipped_row_is_noted_unless_it_was_frozen():
+    skipped = row("int8", "", scores=(), status="skipped", reason="pip install '.[quant]'")
+    checked = check([TEACHES, row("int4", marks(799)), skipped], Rules(margin=0.9))
+    assert checked.verdict is Verdict.passed and any("skipped" in note for note in checked.notes)
+    assert check([TEACHES, skipped], Rules(), frozen(SAME)).verdict is Verdict.not_comparable
+
+
+def test_a_new_row_is_said_and_judged_by_its_claim_alone():
+    checked = check([TEACHES, SAME, row("int4", marks(795))], Rules(margin=0.95), frozen(SAME))
+    assert any("int4" in note and "not in the baseline" in note for note in checked.notes) and checked.verdict is Verdict.passed
+
+
+def test_bytes_are_compared_exactly():
+    for size, expected, warned in ((1_000, Verdict.passed, False), (1_001, Verdict.regressed, False), (999, Verdict.passed, True)):
+        now = SAME.model_copy(update={"student": ModelReference(name="int8", digest="dint8", weight_bytes=size)})
+        one = next(one for one in check([now], Rules(), frozen(SAME)).findings if one.layer == "bytes")
+        assert (one.verdict, one.warning) == (expected, warned)
+
+
+def test_several_seeds_count_an_item_once_by_its_net_loss():
+    then = [row("response", marks(800), seed=seed) for seed in (1, 2)]
+    now = [row("response", turned(marks(800), lose=30), seed=1), row("response", turned(marks(800), lose=20), seed=2)]
+    one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    assert one.numbers["lost"] == 30 and one.numbers["drop"] == pytest.approx(0.025) and one.verdict is Verdict.regressed
+
+
+def test_holm_keeps_an_unchanged_run_of_many_rows_from_alarm():
+    draw = random.Random(3)
+
+    def noise(outcomes):
+        return "".join("01"[mark == "0"] if draw.random() < 0.1 else mark for mark in outcomes)
+
+    base = "".join("1" if draw.random() < 0.5 else "0" for _ in range(1000))
+    then = [row(f"m{at}", base) for at in range(40)]
+    now = [row(f"m{at}", noise(base)) for at in range(40)]
+    assert check(now, Rules(), frozen(*then)).verdict is not Verdict.regressed
+
+
+# Speed
+
+
+@pytest.mark.parametrize(("least", "expected"), [(1.5, Verdict.passed), (1.9, Verdict.cannot_tell), (2.5, Verdict.regressed)])
+def test_speed_is_claimed_by_the_interval_of_its_ratio(least, expected):
+    checked = check([TEACHES, SAME], Rules(faster=least))
+    assert [one.verdict for one in checked.findings] == [expected]
+
+
+def test_a_row_that_was_not_timed_has_no_speed():
+    [one] = check([TEACHES, SAME.model_copy(update={"measurements": ()})], Rules(faster=1.0)).findings
+    assert one.verdict is Verdict.not_comparable and one.differs == "timing"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.97, 1.02, Verdict.passed), (0.90, 1.01, Verdict.cannot_tell), (0.80, 0.90, Verdict.regressed)]
+)
+def test_two_models_timed_by_turns_in_one_job(low, high, expected):
+    one = Measurement(name="decode_speedup", value=(low + high) / 2, low=low, high=high, unit="ratio", higher_is_better=True)
+    assert check([TEACHES, SAME], Rules(), measured={"new": [one]}).verdict is expected
+
+
+# Forms
+
+
+def three():
+    worse = row("int4", turned(marks(800), lose=130))
+    unclear = row("nf4", turned(marks(800), lose=40, win=5))
+    return check([TEACHES, SAME, worse, unclear], Rules(margin=0.95))
+
+
+def test_the_gravest_verdict_is_the_verdict():
+    assert three().verdict is Verdict.regressed and three().exit_code == 1
+
+
+def test_junit_is_read_by_others():
+    tree = ElementTree.fromstring(verdicts.junit(three()).partition("?>")[2])
+    assert (tree.get("tests"), tree.get("failures"), tree.get("skipped"), tree.get("errors")) == ("3", "1", "1", "0")
+    failed = next(case for case in tree if case.find("failure") is not None)
+    assert failed.get("classname") == "harness.int4" and "retention" in failed.find("failure").get("message")
+
+
+def test_json_holds_everything():
+    data = json.loads(verdicts.as_json(three()))
+    assert data["verdict"] == "regressed" and data["exit_code"] == 1 and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
+    assert all(one["numbers"]["n"] == 1000 for one in data["findings"])
+
+
+def test_markdown_and_annotations_name_the_row():
+    text = verdicts.markdown(three())
+    assert re.search(r"\| \*\*REGRESSED\*\* +\| int4", text) and "alpha 0.05" in text
+    lines = verdicts.annotations(three())
+    assert (
+        len(lines) == 2 and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A regressed::") and lines[1].startswith("::warning")
+    )
+    assert verdicts.text(three()).splitlines()[-1] == "regressed: 1 regressed, 1 cannot tell, 1 passed"
+
+
+# The command
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "records"
+    for one in (TEACHES, SAME):
+        write(folder / f"{one.label}.json", one)
+    return folder
+
+
+def harness(*line):
+    return CliRunner().invoke(app, [str(part) for part in line], standalone_mode=False)
+
+
+def test_exit_codes_and_files(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    done = harness("check", place, "--junit", tmp_path / "j.xml", "--json", tmp_path / "v.json", "--annotate")
+    assert done.return_value == 0 and "passed: 1 passed" in done.output
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().get("failures") == "0"
+    assert json.loads((tmp_path / "v.json").read_text())["rules"]["margin"] == 0.95
+    assert "### compression-harness: passed" in (tmp_path / "summary.md").read_text()
+    assert harness("check", place, "--margin", "0.999").return_value == 3
+    write(place / "int8.json", row("int8", turned(marks(800), lose=200)))
+    done = harness("check", place, "--annotate")
+    assert done.return_value == 1 and "::error title=int8" in done.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--margin", "95"], "--margin 95: give the share"),
+        (["--margin", "much"], "--margin much"),
+        (["--alpha", "2"], "--alpha 2: give a share"),
+        (["--tolerance", "-1"], "--tolerance -1: give points"),
+        (["--baseline", "nothing.json"], "no baseline at nothing.json; type: harness baseline update"),
+        (["--measured", "nothing.json"], "not a file of harness measure"),
+    ],
+)
+def test_bad_input_is_one_line(place, given, said):
+    done = harness("check", place, *given)
+    assert said in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_an_empty_folder_and_a_torn_record_are_named(tmp_path, place):
+    (tmp_path / "empty").mkdir()
+    assert "no records in" in str(harness("check", tmp_path / "empty").exception)
+    (place / "torn.json").write_text("{")
+    assert "torn.json: not a whole JSON file" in str(harness("check", place).exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("0.95", (0.95, False)), ("95%", (0.95, False)), ("2points", (0.02, True)), ("1.5 pp", (0.015, True))]
+)
+def test_margins_are_read(text, found):
+    from harness.cli_check import parse_margin
+
+    assert parse_margin(text) == pytest.approx(found)
+
+
+# Baselines
+
+
+def test_a_baseline_is_frozen_shown_compared_and_moved(place, tmp_path):
+    path = tmp_path / "b.json"
+    done = harness("baseline", "update", place, "--baseline", path, "--reason", "first", "--margin", "0.9")
+    assert done.return_value == 0 and "2 rows frozen" in done.output, done.exception
+    before = path.read_bytes()
+    assert (
+        harness("baseline", "update", place, "--baseline", tmp_path / "again.json", "--reason", "first", "--margin", "0.9").return_value
+        == 0
+    )
+    assert (tmp_path / "again.json").read_bytes() == before  # the same records give the same bytes
+    found = read_baseline(path)
+    assert found.margin == 0.9 and found.rows[1].scores[0].outcomes == SAME.scores[0].outcomes["strict-match"]
+    assert harness("check", place, "--baseline", path).return_value == 0
+    shown = harness("baseline", "show", path).output
+    assert "int8" in shown and "first" in shown and "90 % must be kept" in shown
+    write(place / "int8.json", row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=60)))
+    diff = harness("baseline", "diff", path, place).output
+    assert "60/0" in diff and "0.8000 -> 0.7400" in diff
+    checked = harness("check", place, "--baseline", path)
+    assert checked.return_value == 1 and "60 lost and 0 won" in checked.output
+    refused = harness("baseline", "update", place, "--baseline", path, "--reason", "worse")
+    assert "does not move" in str(refused.exception) and path.read_bytes() == before
+    assert harness("baseline", "update", place, "--baseline", path, "--reason", "worse, and why", "--accept-regression").return_value == 0
+    moved = read_baseline(path)
+    assert [one.reason for one in moved.history] == ["first", "worse, and why"] and moved.history[1].accepted == (
+        "int8 gsm8k-mini [frozen]",
+    )
+    assert moved.margin == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"limited": True}, "run it again without --limit"),
+        ({"environment": ENVIRONMENT.model_copy(update={"dirty": True})}, "working tree with changes"),
+        ({"status": "failed", "reason": "nan at step 3", "scores": ()}, "nan at step 3"),
+        ({"teachers": (ModelReference(name="o", digest="o"),)}, "2 different teachers"),
+    ],
+)
+def test_no_baseline_is_made_of_what_nobody_should_trust(place, tmp_path, changes, said):
+    write(place / "response.json", row("response", marks(700)).model_copy(update=changes))
+    done = harness("baseline", "update", place, "--baseline", tmp_path / "b.json", "--reason", "x")
+    assert said in str(done.exception) and not (tmp_path / "b.json").exists()
+
+
+def test_a_reason_is_asked_for(place, tmp_path):
+    assert "--reason is empty" in str(harness("baseline", "update", place, "--baseline", tmp_path / "b.json").exception)
+
+
+def test_an_edited_baseline_is_found(tmp_path):
+    path = tmp_path / "b.json"
+    write_baseline(path, frozen(SAME, margin=0.95))
+    path.write_text(path.read_text().replace('"margin": 0.95', '"margin": 0.5'))
+    assert "edited by hand" in str(harness("check", tmp_path, "--baseline", path).exception)
+
+
+def test_a_baseline_of_one_row_moves_that_row_alone(place, tmp_path):
+    path = tmp_path / "b.json"
+    write(place / "int4.json", row("int4", marks(790)))
+    harness("baseline", "update", place, "--baseline", path, "--reason", "first")
+    write(place / "int4.json", row("int4", marks(795)))
+    write(place / "int8.json", row("int8", marks(799)))
+    assert harness("baseline", "update", place, "--baseline", path, "--reason", "better int4", "--rows", "int4").return_value == 0
+    values = {one.label: one.scores[0].value for one in read_baseline(path).rows}
+    assert values == {"teacher": 0.8, "int4": 0.795, "int8": 0.8}
+
+
+def test_ten_methods_fit_into_git(tmp_path):
+    draw = random.Random(1)
+    rows = [row(f"m{at}", "".join(draw.choice("01") for _ in range(1319))) for at in range(10)]
+    write_baseline(tmp_path / "b.json", frozen(TEACHES, *rows))
+    assert (tmp_path / "b.json").stat().st_size < 200_000
+
+
+# pytest's plugin
+
+
+def test_rows_are_tests(place, tmp_path, pytester_run):
+    path = tmp_path / "b.json"
+    harness("baseline", "update", place, "--baseline", path, "--reason", "first", "--margin", "0.9")
+    done = pytester_run("--harness-baseline", path, "--harness-records", place, "-v")
+    assert done.returncode == 0 and "int8 gsm8k-mini [frozen] PASSED" in done.stdout, done.stdout
+    write(place / "int8.json", row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=60)))
+    done = pytester_run("--harness-baseline", path, "--harness-records", place)
+    assert done.returncode == 1 and "regressed: 80.0 % -> 74.0 %, 60 lost and 0 won" in done.stdout, done.stdout
+    done = pytester_run("--harness-records", place, "--harness-margin", "0.925", "--harness-cannot-tell", "skip")
+    assert done.returncode == 0 and "skipped" in done.stdout, done.stdout
+    assert pytester_run("--harness-records", tmp_path / "none", "--harness-margin", "0.9").returncode == 4
+
+
+@pytest.fixture
+def pytester_run(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "pytest.ini").write_text("[pytest]\n")
+
+    def run(*line):
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *map(str, line)]
+        return subprocess.run(command, cwd=tmp_path / "users", capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_findings_have_names_that_say_what_was_checked():
+    assert gate.Finding(layer="claim", row="int8", task="t", verdict=Verdict.passed, told="x").name == "int8 t [claim]"
