@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from harness.checkpoint import write_whole
+from harness.checkpoint import digest_of, write_whole
 
-SCHEMA = 5
+SCHEMA = 6
 Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -214,11 +214,13 @@ class RunRecord(_Frozen):
         return next((one for one in self.measurements if one.name == name), None)
 
 
+_SIGNED = 6  # the first schema whose files hold their own digest
 _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
     1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
     2: lambda old: {**old, "schema": 3},  # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
     3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
     4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
+    5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
 }
 
 
@@ -234,6 +236,9 @@ def read(path: Path) -> RunRecord:
         raise BadRecord(f"{path}: not a whole JSON file ({problem}); delete it and run again") from problem
     if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
         raise BadRecord(f"{path}: not a record of this harness (no schema number)")
+    stated = data.pop("digest", None)
+    if isinstance(data["schema"], int) and data["schema"] in range(_SIGNED, SCHEMA + 1) and stated != _digest(data):
+        raise BadRecord(f"{path}: edited after it was written (its digest differs); take it back from git, or run again")
     while data["schema"] != SCHEMA:
         if data["schema"] not in _MIGRATIONS:
             raise BadRecord(f"{path}: schema {data['schema']}, this version reads up to {SCHEMA}; upgrade compression-harness")
@@ -246,8 +251,13 @@ def read(path: Path) -> RunRecord:
 
 
 def write(path: Path, record: RunRecord) -> None:
-    """Write a record whole or not at all."""
-    write_whole(path, json.dumps(record.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False) + "\n")
+    """Write a record whole or not at all, with the digest of everything else in it."""
+    data = record.model_dump(mode="json", by_alias=True)
+    write_whole(path, json.dumps({**data, "digest": _digest(data)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _digest(data: Mapping[str, JsonValue]) -> str:
+    return digest_of(json.loads(json.dumps(data)))
 
 
 _PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")

@@ -18,7 +18,8 @@ ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="mad
 TINY = ModelReference(name="tiny", digest="t", parameters=1_700_000, weight_bytes=4_000)
 ITEMS = [
     {"task": "gsm8k-mini", "item": at, "group": "2", "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "gold": "7",
-     "text": f" #### {at}", "extracted": {"strict-match": str(at)}, "correct": {"strict-match": at == 7}, "tokens": 5, "stop": "eos", "log_probabilities": [],
+     "text": f" #### {at}", "extracted": {"strict-match": str(at)}, "correct": {"strict-match": at == 7}, "tokens": 5, "stop": "eos",
+     "log_probabilities": [],
      "prompt": f"A shot.\n\nQuestion: how many {at}?\nAnswer:", "words": 0.0, "position": None}
     for at in range(10)
 ]  # fmt: skip

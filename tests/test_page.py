@@ -299,24 +299,7 @@ def test_every_control_and_picture_has_a_name(shown):
 
 def test_a_page_of_thirty_methods_and_three_seeds(browser, tmp_path):
     """30 methods x 3 seeds x 1,319 items: at most 8 MB, the first view drawn within a second by the browser's own clock."""
-    words = [
-        "Lena",
-        "Omar",
-        "finds",
-        "buys",
-        "sells",
-        "gives",
-        "twelve",
-        "pens",
-        "nuts",
-        "boxes",
-        "then",
-        "together",
-        "each",
-        "half",
-        "more",
-        "than",
-    ]
+    words = ["Lena", "Omar", "finds", "buys", "sells", "gives", "twelve", "pens", "nuts", "boxes", "then"]
     every = [record("teacher", 0.9, n=1319, speed=1.0)]
     for at in range(30):
         every += [record(f"response[temperature={at}]", 0.6 + at / 100, seed=seed, n=1319) for seed in (1, 2, 3)]
@@ -331,13 +314,14 @@ def test_a_page_of_thirty_methods_and_three_seeds(browser, tmp_path):
                 stream.write(json.dumps(item) + "\n")
         evidence[one.key] = Evidence(path, None)
     page.write_page(report.made_of(every), tmp_path / "out", evidence=evidence)
-    assert (tmp_path / "out" / "page.html").stat().st_size <= 8_000_000
+    size = (tmp_path / "out" / "page.html").stat().st_size
+    assert size <= 8_000_000
     tab = browser.new_page()
     began = time.monotonic()
     tab.goto((tmp_path / "out" / "page.html").as_uri())
     tab.wait_for_selector("html[data-ready]")
     assert tab.locator(f"{QUALITY} tbody tr").count() == 31
-    print(f"first view: {time.monotonic() - began:.2f} s, {tab.evaluate('performance.now()'):.0f} ms since navigation")
+    print(f"{size:,} bytes, first view: {time.monotonic() - began:.2f} s, {tab.evaluate('performance.now()'):.0f} ms since navigation")
     tab.get_by_role("button", name="Show answers").click()
     tab.wait_for_selector("[data-side=left]", timeout=60_000)
     tab.close()

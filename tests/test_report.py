@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +154,84 @@ def test_a_grid_of_several_scenarios_has_a_table_of_its_own():
     assert "Speed by scenario" in text and "| batch 8" in text and "Speed by scenario" not in report.markdown(RECORDS)
 
 
+def test_forms_agree_and_latex_is_whole(tmp_path):
+    report.write_tables(RECORDS, tmp_path)
+    data = json.loads((tmp_path / "tables.json").read_text())
+    [group] = data["groups"]
+    text, tex = (tmp_path / "table.md").read_text(), (tmp_path / "tables.tex").read_text()
+    for table in group["tables"]:
+        assert all(cell in text for row in table["rows"] for cell in row) and f"**{table['title']}**" in text
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == len(group["tables"])
+    for line in tex.splitlines():
+        if line.endswith(r"\\"):
+            assert not re.search(r"(?<!\\)[%#_$]", line.replace(r"$\pm$", "")), line
+    quality = next(table for table in group["tables"] if table["name"] == "quality")
+    assert quality["blocks"] == ["teacher", "x", "x", "control", "control"]
+
+
+def test_the_best_and_all_that_are_not_worse_are_bold():
+    near, far, best = make("near", 0.6), make("far", 0.2), make("best", 0.6)
+    marks = best.scores[0].outcomes["strict-match"]
+    turned = marks.replace("1", "0", 3)  # three items worse of 400: exact McNemar p .125
+    score = best.scores[0].model_copy(update={"outcomes": {"strict-match": turned}, "value": turned.count("1") / 400})
+    near = near.model_copy(update={"scores": (score,)})
+    control = make("control", 0.99, control=True)
+    text = report.markdown([RECORDS[0], near, far, best, control])
+    bold = {line.split("|")[1].strip() for line in text.split("**Speed")[0].splitlines() if line.startswith("|") and "**" in line}
+    assert bold == {"near", "best"} and "Bold: the best row that is no control" in text
+
+
+def test_rows_are_ordered_by_a_column_within_their_family():
+    def fast(label, speed, family):
+        return weighed(label, family, 0.6, decode=speed, megabytes=1, seconds=1)
+
+    records = [RECORDS[0], fast("a", 1.0, "x"), fast("b", 3.0, "x"), fast("c", 2.0, "y"), fast("d", 9.0, "z")]
+    controls = [make("untouched", 0.05, control=True, family="control")]
+    [made] = report.made_of([*records, *controls], report.Asked(sort="decode x"))
+    speed = next(table for table in made.tables if table.name == "speed")
+    assert [row[0] for row in speed.rows] == ["teacher", "d", "b", "a", "c", "untouched (control)"]
+    [made] = report.made_of([*records, *controls], report.Asked(sort="-decode x"))
+    assert [row[0] for row in next(table for table in made.tables if table.name == "speed").rows][1:3] == ["a", "b"]
+
+
+def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
+    other = make("sft", 0.6, seed=1).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"machine": "another, 8 cores"})})
+    text = report.markdown([*RECORDS, other])
+    assert "stand in 2 tables, since a column never mixes: machine (another, 8 cores | made up, 2 cores)" in text
+    newer = make("sft", 0.6, seed=1, tasks=("gsm8k-mini@2",))
+    assert "tasks (gsm8k-mini@1 | gsm8k-mini@2)" in report.markdown([*RECORDS, newer])
+    assert "never mixes" not in report.markdown(RECORDS)
+
+
+def test_tables_are_the_same_bytes_on_another_processor(tmp_path):
+    """Another BLAS kernel, no vector instructions, one thread or two: whole numbers up to the last division."""
+    study = Path(__file__).parents[1] / "results" / "embedded"
+    seen = set()
+    plain = {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F", "OMP_NUM_THREADS": "2"}
+    for number, more in enumerate(({}, plain)):
+        folder = tmp_path / str(number)
+        line = [sys.executable, "-c", "from harness.cli import main; main()", "report", str(study), "--out", str(folder)]
+        done = subprocess.run(line, env={**os.environ, **more}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        seen.add(tuple(path.read_bytes() for path in sorted(folder.iterdir())))
+    assert len(seen) == 1
+    assert (tmp_path / "0" / "table.md").read_bytes() == (study / "tables" / "table.md").read_bytes()
+
+
+def test_report_needs_no_torch(tmp_path):
+    study = Path(__file__).parents[1] / "results" / "embedded"
+    code = f"""
+import sys
+sys.argv = ["harness", "report", {str(study)!r}, "--out", {str(tmp_path)!r}, "--html"]
+from harness.cli import app
+app(standalone_mode=False)
+assert "torch" not in sys.modules and "lm_eval" not in sys.modules
+"""
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_retention_in_the_csv_is_the_ratio_of_the_records(tmp_path):
     report.write_tables(RECORDS, tmp_path)
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "quality.csv").open())}
@@ -268,9 +351,28 @@ def test_a_file_that_is_no_record_is_named_and_skipped(tmp_path, content, said):
     assert "bad.json" in problems[0] and said in problems[0]
 
 
+def test_a_record_that_was_edited_by_hand_is_refused(tmp_path):
+    record.write(tmp_path / "a.json", RECORDS[0])
+    assert read_all(tmp_path) == ([RECORDS[0]], [])
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"tokens_per_answer": 31.5', '"tokens_per_answer": 21.5'))
+    [problem] = read_all(tmp_path)[1]
+    assert "a.json: edited after it was written" in problem
+    (tmp_path / "a.json").write_text(re.sub(r',\s*"digest": "\w{64}"\s*}\s*$', "}", text))
+    assert "edited after it was written" in read_all(tmp_path)[1][0]
+
+
+def test_every_older_schema_is_read(tmp_path):
+    data = json.loads(json.dumps(RECORDS[0].model_dump(mode="json", by_alias=True)))
+    for schema in range(1, record.SCHEMA):
+        (tmp_path / f"{schema}.json").write_text(json.dumps({**data, "schema": schema}))
+    found, problems = read_all(tmp_path)
+    assert not problems and len(found) == record.SCHEMA - 1 and {one.schema_number for one in found} == {record.SCHEMA}
+
+
 def test_a_field_that_no_schema_knows_is_refused(tmp_path):
     data = json.loads(RECORDS[0].model_dump_json(by_alias=True))
-    (tmp_path / "x.json").write_text(json.dumps({**data, "accuracy": 1.0}))
+    (tmp_path / "x.json").write_text(json.dumps({**data, "schema": 5, "accuracy": 1.0}))
     with pytest.raises(BadRecord, match="accuracy"):
         record.read(tmp_path / "x.json")
 
