@@ -43,7 +43,8 @@ def desk(tmp_path_factory):
     from harness.model import EMBEDDED
 
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "results" / "embedded", folder / "results" / "embedded")
+    for name in ("embedded", "compression-tiny", "baselines"):
+        shutil.copytree(ROOT / "results" / name, folder / "results" / name)
     for name in ("my-7b", "my-0.5b"):
         shutil.copytree(EMBEDDED / "tiny", folder / name)
     (folder / "run.toml").write_text(blocks("toml")[0])
