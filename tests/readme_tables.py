@@ -1,27 +1,41 @@
-"""Copies the generated tables into README.md, between `<!-- table: FILE -->` and `<!-- end -->`.
+"""Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!-- end -->`.
 
     python tests/readme_tables.py
 
-A test holds README to what this writes.
+A test holds the pages to what this writes.
 """
 
+import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md")
 
 
-def filled(readme: str) -> str:
-    """Return README's text with every table taken from its file, headings of that file left out."""
+def filled(page: str) -> str:
+    """Return a page's text with every table taken from its file (headings left out) and every figure from its program's JSON."""
 
     def table(match: re.Match[str]) -> str:
         lines = (ROOT / match[1]).read_text(encoding="utf-8").splitlines()
         text = "\n".join(line for line in lines if not line.startswith("#") and not line.startswith("Generated")).strip()
         return f"<!-- table: {match[1]} -->\n\n{text}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, readme, flags=re.S)
+    def figures(match: re.Match[str]) -> str:
+        found = json.loads((ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8"))
+        lines = ["| figure | value | target |", "|:--|--:|--:|"]
+        for one in found if isinstance(found, list) else [found]:
+            ours = one["name"].count(":") < 2
+            target = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if ours else ""
+            lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
+            if one["peer"] and ours:
+                lines.append(f"| beside it | {one['peer']} | |")
+        return f"<!-- figures: {match[1]} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
+
+    page = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page, flags=re.S)
+    return re.sub(r"<!-- figures: (\S+) -->.*?<!-- end -->", figures, page, flags=re.S)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -67,9 +67,8 @@ def _mark_clean(path):
 def test_the_page_reads_what_a_run_wrote(desk):
     done = harness(desk, "report", "runs", "--html", "--out", "tables", "--forms", "md")
     assert done.returncode == 0, done.stderr
-    data = json.loads(
-        re.search(r'<script id="data" type="application/json">(.*?)</script>', (desk / "tables" / "page.html").read_text())[1]
-    )
+    page = (desk / "tables" / "page.html").read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
     assert data["answers"] is True and {table["name"] for table in data["groups"][0]["tables"]} >= {"quality", "diagnostics"}
 
 
