@@ -12,6 +12,7 @@ from harness.cli_check import baseline_app, check, export
 from harness.errors import CellFailed, HarnessError, unknown
 
 if TYPE_CHECKING:
+    from harness.api import Run
     from harness.plan import Plan
 
 app = typer.Typer(
@@ -150,11 +151,7 @@ def run(
         return _print_plan(plan)
     with Console() as console:
         ended, path = run_plan(plan, watcher=console.watcher())
-    finished = Run(plan, tuple(ended), path)
-    typer.echo("\n" + finished.markdown())
-    tables = path.with_suffix("")
-    _write_tables(list(finished.records), tables)
-    typer.echo(f"tables: {tables}  records: {path} (again: harness report {path})")
+    _show(Run(plan, tuple(ended), path))
     broken = failures(ended)
     for line in broken:
         typer.echo(line, err=True)
@@ -190,10 +187,18 @@ def _print_plan(plan: "Plan") -> int:
     return 0
 
 
-def _write_tables(records: list[Any], folder: Path) -> list[Path]:
-    from harness.report import write_tables
+def _show(finished: "Run") -> None:
+    """Print a run's tables, write them and the page beside its file."""
+    from harness.evidence import evidence_of
+    from harness.page import write_page
+    from harness.report import as_markdown, made_of, write_made
 
-    return write_tables(records, folder)
+    path, records = finished.path, list(finished.records)
+    made, folder = made_of(records), path.with_suffix("")
+    typer.echo("\n" + as_markdown(made))
+    write_made(made, folder)
+    [page, *_] = write_page(made, folder, evidence=evidence_of(path, records))
+    typer.echo(f"tables: {folder}  page: {page}  records: {path} (again: harness report {path})")
 
 
 @app.command("list")

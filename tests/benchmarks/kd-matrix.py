@@ -1,8 +1,9 @@
 """Eight distillations of one teacher with shared caches against the same eight with the teacher beside each: cost of a matrix of rows.
 
 Response at three temperatures and by JSD, selective by tokens and by rows, two teachers, chain-of-thought; a teacher four times the
-student's size (random weights: what is compared is cost), three passes over 100 problems each, 10 held-out ones. Seconds of whole
-`compress` calls, the cached arm's caches made within it; the two arms alternate row by row, in one process.
+student's size (random weights: what is compared is cost), three passes over 300 problems each, 30 held-out ones. Seconds of whole
+`compress` calls, the cached arm's caches made within it; the two arms alternate row by row, in one process, after a short training
+that is not timed (imports, first calls).
 
 python tests/benchmarks/kd-matrix.py
 """
@@ -23,7 +24,7 @@ from harness.contract import Budget, Checkpoint, Job
 from harness.data import DataSource
 from harness.registry import Registry
 
-ROWS, PASSES = 100, 3
+ROWS, PASSES = 300, 3
 MATRIX: list[tuple[str, dict[str, Any]]] = [
     ("response", {"temperature": 1.0}), ("response", {}), ("response", {"temperature": 4.0}), ("response", {"divergence": "jsd"}),
     ("selective", {}), ("selective", {"by": "confidence"}), ("multi-teacher", {}), ("cot", {"longest": 48}),
@@ -39,6 +40,14 @@ def main() -> None:
         teacher, student, ratio = random_pair(folder)
         second = Checkpoint(path=teacher.path, name="second", digest="of its own", bytes_on_disk=teacher.bytes_on_disk)
         spent: dict[str, list[float]] = {"cached": [], "live": []}
+        warm = Job(
+            teachers=(teacher, second), student=str(student.path), student_base=student, tasks=tasks, source=DataSource(),
+            budget=Budget(seen_tokens=2_000, rows=20), seed=1, workdir=folder / "warm-up", cache=folder / "warm-up",
+        )  # fmt: skip
+        warm.workdir.mkdir()
+        for cached in ("on", "off"):
+            registry.build("response", {"cache": cached, "validation_rows": 2}).compress(warm)
+            (warm.workdir / "student").rename(folder / f"warm-{cached}")
         for number, (name, settings) in enumerate(MATRIX):
             for arm in ("cached", "live") if number % 2 == 0 else ("live", "cached"):
                 workdir = folder / f"{arm}-{number}"
