@@ -58,6 +58,8 @@ class FrozenRow(_Frozen):
     label: str
     seed: int | None
     key: str
+    control: bool = False
+    trains: bool = False
     student_digest: str | None
     weight_bytes: int | None
     conditions: dict[str, str]
@@ -117,7 +119,8 @@ def freeze(record: RunRecord) -> FrozenRow:
     """Freeze one record that succeeded."""
     speed = record.measured("decode_speedup")
     return FrozenRow(
-        label=record.label, seed=record.seed, key=record.key, student_digest=record.student.digest if record.student else None,
+        label=record.label, seed=record.seed, key=record.key, control=record.is_control, trains=record.trains,
+        student_digest=record.student.digest if record.student else None,
         weight_bytes=record.student.weight_bytes if record.student else None, conditions=FrozenRow.conditions_of(record),
         machine=FrozenRow.machine_of(record), scores=tuple(map(_freeze_score, record.scores)),
         decode_speedup=(speed.value, speed.low, speed.high) if speed else None,
@@ -159,9 +162,7 @@ def read_baseline(path: Path) -> Baseline:
     if data.get("schema") != SCHEMA:
         raise HarnessError(f"{path}: schema {data.get('schema')}, this version reads {SCHEMA}; upgrade compression-harness")
     if data.get("digest") != _digest(data):
-        raise HarnessError(
-            f"{path}: edited by hand (its digest differs); take it back from git, or move it: harness baseline update --reason ..."
-        )
+        raise HarnessError(f"{path}: edited by hand (its digest differs); take it back from git, or delete it and freeze the rows anew")
     try:
         return Baseline.model_validate(data)
     except ValidationError as problem:
@@ -177,12 +178,19 @@ def rules_of(baseline: Baseline, rules: Rules) -> Rules:
 
 
 def update(
-    path: Path, records: Sequence[RunRecord], *, reason: str, rules: Rules, rows: Sequence[str] = (), accept: bool = False
+    path: Path,
+    records: Sequence[RunRecord],
+    *,
+    reason: str,
+    rules: Rules,
+    rows: Sequence[str] = (),
+    accept: bool = False,
+    drop: bool = False,
 ) -> tuple[Baseline, Baseline | None, Checked | None]:
     """Freeze records into `path`; return the new baseline, the old one, and what the check against the old one said.
 
-    Refuses without a reason, from failed, limited or dirty runs, two records of one row and seed, and, unless `accept`, from a run that
-    the old baseline calls regressed. With `rows` only these (and the teacher) move; the others stay as they are.
+    Refuses without a reason, from failed, limited or dirty runs, two records of one row and seed, two teachers, and, unless `accept`, from
+    a run that the old baseline calls regressed, unless `drop`, one that lacks frozen rows. With `rows` only these (and the teacher) move.
     """
     if not reason.strip():
         raise HarnessError("--reason is empty; say in a few words why the baseline moves")
@@ -199,7 +207,15 @@ def update(
             f"{path} does not move: {regressed[0].name} regressed ({regressed[0].told}); mend it, or accept it with --accept-regression"
         )
     fresh = {(row.label, row.seed): row for row in map(freeze, wanted)}
-    stay = [row for row in (old.rows if old and rows else ()) if (row.label, row.seed) not in fresh]
+    left = [row for row in (old.rows if old else ()) if (row.label, row.seed) not in fresh]
+    if left and not rows and not drop:
+        raise HarnessError(
+            f"{path} holds {left[0].label}, of which there is no record here; move single rows with --rows, or drop it with --drop"
+        )
+    stay = left if rows else []
+    teachers = {row.conditions["teacher"] for row in (*stay, *fresh.values())}
+    if len(teachers) > 1:
+        raise HarnessError(f"{path}: its other rows have another teacher than these records; freeze all rows of the new teacher together")
     frozen = sorted([*stay, *fresh.values()], key=lambda row: (row.label != TEACHER, row.label, row.seed or 0))
     environment = next((one.environment for one in wanted if one.environment), None)
     change = Change(

@@ -46,7 +46,7 @@ def parse_margin(text: str | None) -> tuple[float | None, bool]:
 
 def _percent_of(name: str, value: float) -> float:
     """Read an option that is given in points."""
-    if not 0 <= value <= 100:
+    if not (0 if name == "tolerance" else 1e-9) <= value <= 100:
         raise HarnessError(f"--{name} {value:g}: give points between 0 and 100")
     return value / 100
 
@@ -95,20 +95,25 @@ def check(
     elif share is None:
         rules = _replaced(rules, 0.95)
     records = records_of(place)
-    checked = gate.check(records, rules, frozen, measured=_measured(measured) if measured else None)
+    checked = gate.check(records, rules, frozen, measured=_measured(measured) if measured else ())
     typer.echo(verdicts.text(checked))
-    for path, form in ((json_to, verdicts.as_json), (junit, verdicts.junit)):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(form(checked), encoding="utf-8")
     summary = markdown or (Path(found) if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
-    if summary:
-        with summary.open("a", encoding="utf-8") as stream:
-            stream.write(verdicts.markdown(checked))
+    for path, form, mode in ((json_to, verdicts.as_json, "w"), (junit, verdicts.junit, "w"), (summary, verdicts.markdown, "a")):
+        if path:
+            _written(path, form(checked), mode)
     if annotate or (annotate is None and os.environ.get("GITHUB_ACTIONS") == "true"):
         for line in verdicts.annotations(checked):
             typer.echo(line)
     return checked.exit_code
+
+
+def _written(path: Path, text: str, mode: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+    except OSError as problem:
+        raise HarnessError(f"cannot write {path} ({problem.strerror}); give another file") from problem
 
 
 def _replaced(rules: "Rules", margin: float) -> "Rules":
@@ -118,17 +123,23 @@ def _replaced(rules: "Rules", margin: float) -> "Rules":
 
 
 def records_of(place: Path) -> "list[RunRecord]":
-    """Read the records of a place; a file that is no whole record, or a run that lacks cells, is a mistake: a check passes over nothing."""
-    from harness.store import read_all
+    """Read the records of a place, of a store those of its newest run.
 
+    A file that is no whole record, a run that lacks cells, and two records of one row and seed are mistakes: a check passes over nothing.
+    """
+    from harness.store import newest_run, read_all, twice
+
+    place = newest_run(place)
     records, problems = read_all(place)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise HarnessError(f"{problems[0]}{more}")
+    if double := twice(records):
+        raise HarnessError(f"{place}: two records of {double}; name one run's file (results/runs/runs/NAME.json)")
     return records
 
 
-def _measured(path: Path) -> "dict[str, Sequence[Measurement]]":
+def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     """Read the file of `harness measure`: the models after the first, by name."""
     from pydantic import ValidationError
 
@@ -136,12 +147,12 @@ def _measured(path: Path) -> "dict[str, Sequence[Measurement]]":
 
     try:
         models = json.loads(path.read_text(encoding="utf-8"))["models"]
-        found = {one["name"]: [Measurement.model_validate(each) for each in one["measurements"]] for one in models[1:]}
+        found = [(str(one["name"]), [Measurement.model_validate(each) for each in one["measurements"]]) for one in models[1:]]
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as problem:
         raise HarnessError(f"--measured {path}: not a file of harness measure ({problem}); type: harness measure OLD NEW") from problem
-    if not any(each.name == "decode_speedup" for one in found.values() for each in one):
-        raise HarnessError(f"--measured {path}: no model was timed beside the first; type: harness measure OLD NEW")
-    return dict(found)
+    if not found:
+        raise HarnessError(f"--measured {path}: no model stands beside the first; type: harness measure OLD NEW")
+    return [*found]
 
 
 @baseline_app.command("update")
@@ -152,6 +163,7 @@ def baseline_update(
     rows: Annotated[str | None, typer.Option(help="Move only these rows (and the teacher's). [default: all of the records]")] = None,
     margin: Margin = None,
     accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")] = False,
 ) -> int:
     """Freeze rows that were accepted. Refuses failed, limited and dirty runs, and regressions that nobody accepted."""
     from harness.baseline import difference, update
@@ -161,9 +173,11 @@ def baseline_update(
     share, points = parse_margin(margin)
     made, old, _ = update(
         baseline, records_of(place), reason=reason, rules=Rules(margin=share, points=points), rows=split_list(rows) if rows else (),
-        accept=accept,
+        accept=accept, drop=drop,
     )  # fmt: skip
     _echo(difference(old, made))
+    if made.history[-1].commit is None:
+        typer.echo("note: these records name no commit (an installed package); the file cannot say which code it is of")
     typer.echo(f"{baseline}: {len(made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
     return 0
 

@@ -1,11 +1,12 @@
 """Tables of what students cost: seconds and bytes of using them, seconds, tokens and energy of making them. No torch."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from harness import stats
 from harness.groups import TEACHER, Group, Row, compare, ordered
-from harness.record import Cost
+from harness.record import Cost, Measurement, RunRecord
 from harness.stats import Interval
 from harness.table import DASH, MIB, Line, Table, mean_of, table_of, without_dashes
 
@@ -18,8 +19,11 @@ _BAND = (0.9, 1.1)
 def speed(found: Group) -> Table:
     """Speed beside the verdict on quality: ratios to the teacher by turns, and what a problem takes."""
     rows = []
+    title = timed_under(found)
     for row in ordered(found):
         line = Line(row)
+        if row.done and timing_of(row) not in ("", title):  # a column never mixes scenarios: a note says so
+            row = replace(row, records=tuple(record.model_copy(update={"measurements": _untimed(record)}) for record in row.records))
         verdict = kept(found, row)
         line.shown["keeps 95 %"] = line.exact["keeps 95 %"] = verdict
         for name in ("decode", "prefill"):
@@ -78,9 +82,20 @@ def speed_ratio(row: Row, name: str) -> Interval:
 
 
 def timed_under(found: Group) -> str:
-    """Name the scenario that the speed columns stand for."""
-    conditions = [one.condition for row in found.rows for record in row.done if (one := record.measured("decode_tokens_per_second"))]
-    return conditions[0] if conditions else "not timed"
+    """Name the scenario that the speed columns stand for: the teacher's first one, else any row's."""
+    rows = [*([found.teacher] if found.teacher else []), *found.rows]
+    return next((condition for row in rows if (condition := timing_of(row))), "not timed")
+
+
+def timing_of(row: Row) -> str:
+    """Name the scenario that a row's speeds stand for, "" where it was not timed."""
+    return next((one.condition for record in row.done if (one := record.measured("decode_tokens_per_second"))), "")
+
+
+def _untimed(record: RunRecord) -> tuple[Measurement, ...]:
+    """Return a record's measurements without those of a scenario."""
+    names = ("decode_", "prefill_", "ttft_", "tpot_")
+    return tuple(one for one in record.measurements if not one.name.startswith(names))
 
 
 def scenarios(found: Group) -> Table | None:

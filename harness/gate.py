@@ -3,18 +3,21 @@
 Three layers, each with its own preconditions. *Identity*: a row whose answers are the frozen ones to the last is done. *Claim*: a row
 keeps at least the margin of its teacher's score on the same items (non-inferiority). *Frozen*: a row has lost no more items than it won
 against its own frozen outcomes (exact one-sided McNemar), or less than the tolerance. P values are adjusted by Holm over all rows and
-tasks of a layer. Bytes are compared exactly; speed only by ratios of two models timed by turns in one job, never by stored seconds.
+tasks of a layer. A row that nothing judged is never a pass. Bytes are compared exactly; speed only by ratios of two models timed by
+turns in one job, never by stored seconds.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from harness import stats
-from harness.groups import TEACHER, Group, Row, compare, group, paired
+from harness.errors import HarnessError
+from harness.groups import TEACHER, Group, Row, compare, conditions_of, group, paired, pooled
 from harness.record import Measurement, RunRecord, TaskScore
+from harness.store import twice
 
 if TYPE_CHECKING:
     from harness.baseline import Baseline, FrozenRow, FrozenScore
@@ -107,25 +110,32 @@ class Checked:
 
 def check(
     records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | None" = None, *,
-    measured: Mapping[str, Sequence[Measurement]] | None = None,
+    measured: Sequence[tuple[str, Sequence[Measurement]]] = (),
 ) -> Checked:  # fmt: skip
-    """Check records by the rules, against a baseline where one is given; `measured`: speed ratios of models timed in one job."""
-    findings: list[Finding] = []
+    """Check one run's records by the rules, against a baseline where one is given; `measured`: speed ratios of models timed in one job.
+
+    Raises `HarnessError` where a row and seed has two records: which of them is judged would be a matter of chance.
+    """
+    if double := twice(records):
+        raise HarnessError(f"two records of {double}: a check judges one run; name its file")
     notes: list[str] = []
     groups = group(records)
-    judged = [record for record in records if _judged(record, rules)]
-    for label in dict.fromkeys(record.label for record in judged):
-        findings += _broken(label, [record for record in judged if record.label == label], baseline, notes)
+    findings = [one for record in records if _judged(record, rules) for one in _broken(record, rules, baseline, notes)]
     if rules.margin is not None:
-        findings += _claims(groups, rules)
+        findings += _claims(groups, records, rules)
     if baseline is not None:
-        findings += _frozen(records, baseline, rules, notes)
+        findings += _frozen(records, baseline, rules)
     if rules.faster is not None:
         findings += [one for found in groups for one in _speed(found, rules, rules.faster)]
-    findings += _beside(measured or {}, rules)
-    for row in [row for row in rules.rows if row not in {record.label for record in records}]:
-        findings.append(_unlike("row", row, "", "rows", f"no record of the row {row}"))
-    return Checked(findings=tuple(findings), notes=tuple(dict.fromkeys(notes)), rules=rules)
+    findings += [one for name, found in measured for one in _beside(name, found, rules)]
+    findings += [
+        _unlike("row", row, "", "rows", f"no record of the row {row}") for row in rules.rows if row not in {one.label for one in records}
+    ]
+    findings += _unjudged(records, findings, rules, baseline)
+    if any(record.limited and _judged(record, rules) for record in records):
+        notes.append("a trial: these rows were scored on a sample of the items (--limit)")
+    distinct = {(one.layer, one.row, one.task, one.told): one for one in findings}
+    return Checked(findings=tuple(distinct.values()), notes=tuple(dict.fromkeys(notes)), rules=rules)
 
 
 def _judged(record: RunRecord, rules: Rules) -> bool:
@@ -136,56 +146,119 @@ def _unlike(layer: str, row: str, task: str, what: str, told: str) -> Finding:
     return Finding(layer=layer, row=row, task=task, verdict=Verdict.not_comparable, differs=what, told=told)
 
 
-def _broken(label: str, records: Sequence[RunRecord], baseline: "Baseline | None", notes: list[str]) -> list[Finding]:
-    """A row that failed is not comparable: a check never passes over it. A skipped one only where the baseline has it."""
-    newest: dict[int | None, RunRecord] = {}
-    for record in sorted(records, key=lambda one: (one.status == "success", one.created)):
-        newest[record.seed] = record
+def _broken(record: RunRecord, rules: Rules, baseline: "Baseline | None", notes: list[str]) -> list[Finding]:
+    """A row that failed is not comparable: a check never passes over it. A skipped one where it was named or frozen."""
+    if record.status == "failed":
+        return [_unlike("row", record.label, "", "status", f"failed: {record.reason}")]
+    if record.status == "skipped" and (record.label in rules.rows or (baseline is not None and record.label in baseline.labels)):
+        return [_unlike("row", record.label, "", "status", f"skipped: {record.reason}")]
+    if record.status == "skipped":
+        notes.append(f"{record.label} was skipped: {record.reason}")
+    return []
+
+
+def _unjudged(records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules, baseline: "Baseline | None") -> list[Finding]:
+    """Say of every row and seed that neither its claim nor its frozen items judged that nothing is known of it."""
+    claimed = {one.row for one in findings if one.layer == "claim"}
+    told = {one.row for one in findings if one.layer in ("row", "frozen")}
+    known = {(row.label, row.seed) for row in baseline.rows} if baseline is not None else set()
     found = []
-    for record in newest.values():
-        if record.status == "failed" or (record.status == "skipped" and baseline is not None and label in baseline.labels):
-            found.append(_unlike("row", label, "", "status", f"{record.status}: {record.reason}"))
-        elif record.status == "skipped":
-            notes.append(f"{label} was skipped: {record.reason}")
+    for record in records:
+        named = f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
+        judged = record.label in claimed or (record.label in told and (record.label, record.seed) in known) or record.status != "success"
+        if not judged and _judged(record, rules) and (baseline is not None or rules.faster is None):
+            why = f"{named} is not in the baseline and there is no --margin: nothing says what it must keep"
+            found.append(Finding(layer="row", row=record.label, verdict=Verdict.cannot_tell, told=why))
     return found
 
 
-def _claims(groups: Sequence[Group], rules: Rules) -> list[Finding]:
+@dataclass(frozen=True)
+class _Claim:
+    """A row and a task whose claim is tested: p of "it does not keep the margin", p of "it does"."""
+
+    row: Row
+    score: TaskScore
+    unmet_if_large: float
+    met_if_large: float
+    told: str
+    numbers: dict[str, float | int | None]
+
+
+def _claims(groups: Sequence[Group], records: Sequence[RunRecord], rules: Rules) -> list[Finding]:
     """Judge every row and task against the teacher's outcomes on the same items; Holm over all of them."""
-    asked: list[tuple[Row, Row, TaskScore, list[str], list[str]]] = []
     found: list[Finding] = []
+    tested: dict[tuple[str, str], _Claim] = {}
+    stats.prepare(run for one in groups for row in one.rows for score in row.first.scores for run in row.outcomes(score.task))
     for one in groups:
         for row in one.rows:
             if not _judged(row.first, rules) or not row.done or row.first.method == TEACHER:
                 continue
             for score in row.done[0].scores:
-                teacher = one.teacher
-                if teacher is None or not teacher.scores(score.task):
-                    found.append(_unlike("claim", row.label, score.task, "teacher", "the teacher has no score under these conditions"))
-                elif any(each.items_digest != teacher.scores(score.task)[0].items_digest for each in row.scores(score.task)):
-                    found.append(_unlike("claim", row.label, score.task, "items", "scored on other items than the teacher"))
-                elif score.kind == "perplexity":
-                    found.append(_perplexity_claim(row, teacher, score.task, rules))
-                elif not any("1" in run for run in teacher.outcomes(score.task)):
-                    told = "the teacher solves nothing: there is no retention"
-                    found.append(Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=told))
-                else:
-                    asked.append((row, teacher, score, *paired(row, teacher, score.task)))
-    stats.prepare(run for *_, ours, theirs in asked for run in (*ours, *theirs))
-    assert rules.margin is not None
-    tests = [stats.keeps(ours, theirs, rules.margin, points=rules.points) for *_, ours, theirs in asked]
-    met, unmet = (stats.holm([test[side] for test in tests]) for side in (0, 1))
-    for (row, teacher, score, ours, _), test, kept, lost in zip(asked, tests, met, unmet, strict=True):
-        value = compare(row, teacher, score.task, ratio=not rules.points)
+                reason = _no_claim(row, one.teacher, score, records, rules)
+                if reason is not None:
+                    found.append(reason)
+                elif (row.label, score.task) not in tested and one.teacher is not None:
+                    tested[row.label, score.task] = _claim(row, one.teacher, score, rules)
+    claims = list(tested.values())
+    met = stats.holm([one.unmet_if_large for one in claims])
+    unmet = stats.holm([one.met_if_large for one in claims])
+    for claim, kept, lost in zip(claims, met, unmet, strict=True):
         verdict = Verdict.passed if kept <= rules.alpha else Verdict.regressed if lost <= rules.alpha else Verdict.cannot_tell
-        needed = stats.items_to_decide(test[0], score.n, alpha=rules.alpha / len(asked)) if verdict is Verdict.cannot_tell else None
-        told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
+        told, numbers = claim.told, {**claim.numbers, "p_met_holm": kept, "p_unmet_holm": lost, "needed": None}
         if verdict is Verdict.cannot_tell:
+            needed = stats.items_to_decide(claim.unmet_if_large, claim.score.n, alpha=rules.alpha / len(claims))
+            numbers["needed"] = needed
             told += f"; about {needed:,} items would decide" if needed else "; it stands exactly at the margin"
-        numbers = {"value": value.value, "low": value.low, "high": value.high, "p_met": test[0], "p_met_holm": kept, "p_unmet": test[1],
-                   "p_unmet_holm": lost, "n": score.n, "seeds": len(ours), "needed": needed}  # fmt: skip
-        found.append(Finding(layer="claim", row=row.label, task=score.task, verdict=verdict, told=told, numbers=numbers))
+        found.append(Finding(layer="claim", row=claim.row.label, task=claim.score.task, verdict=verdict, told=told, numbers=numbers))
     return found
+
+
+def _no_claim(row: Row, teacher: Row | None, score: TaskScore, records: Sequence[RunRecord], rules: Rules) -> Finding | None:
+    """Return why a row's claim on a task cannot be tested, None where it can."""
+    if teacher is None or not teacher.scores(score.task):
+        return _unlike("claim", row.label, score.task, *_apart(row.done[0], records))
+    theirs = teacher.scores(score.task)[0]
+    if any(each.items_digest != theirs.items_digest for each in row.scores(score.task)):
+        return _unlike("claim", row.label, score.task, "items", "scored on other items than the teacher")
+    why = ""
+    if score.kind == "perplexity":
+        ratio = stats.perplexity_ratio(pooled(row, score.task), pooled(teacher, score.task))
+        why = "perplexities have no points; give a ratio" if rules.points else ratio.reason
+        why = why or ("one document gives no interval" if ratio.low is None else "")
+    elif not any("1" in run for run in teacher.outcomes(score.task)):
+        why = "the teacher solves nothing: there is no retention"
+    return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why) if why else None
+
+
+def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
+    """Return the first condition in which the nearest teacher's record differs from a row's, and how."""
+    teachers = [one for one in records if one.method == TEACHER and one.status == "success"]
+    if not teachers:
+        return "teacher", "there is no record of the teacher that succeeded"
+    own = conditions_of(record)
+    gaps = [[name for name, value in conditions_of(one).items() if own.get(name) != value] for one in teachers]
+    nearest = min(range(len(gaps)), key=lambda at: len(gaps[at]))
+    if not gaps[nearest]:
+        return "teacher", "the teacher was not scored on this task"
+    name = gaps[nearest][0]
+    return name, f"{name} differs: {_short(conditions_of(teachers[nearest])[name])} of the teacher, {_short(own.get(name))} of the row"
+
+
+def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:
+    assert rules.margin is not None
+    if score.kind == "perplexity":
+        ratio, limit = stats.perplexity_ratio(pooled(row, score.task), pooled(teacher, score.task)), 1 / rules.margin
+        p, other = stats.perplexity_keeps(pooled(row, score.task), pooled(teacher, score.task), limit)
+        told = f"perplexity x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the teacher's on {score.n} documents"
+        told += f"; at most x{limit:.3f}"
+        numbers: dict[str, float | int | None] = {"value": ratio.value, "low": ratio.low, "high": ratio.high, "n": score.n}
+        return _Claim(row, score, p, other, told, numbers)
+    ours, theirs = paired(row, teacher, score.task)
+    p, other = stats.keeps(ours, theirs, rules.margin, points=rules.points)
+    value = compare(row, teacher, score.task, ratio=not rules.points)
+    told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
+    numbers = {"value": value.value, "low": value.low, "high": value.high, "p_met": p, "p_unmet": other, "n": score.n, "seeds": len(ours)}
+    return _Claim(row, score, p, other, told, numbers)
 
 
 def _shown(value: stats.Interval, *, points: bool) -> str:
@@ -195,31 +268,6 @@ def _shown(value: stats.Interval, *, points: bool) -> str:
     unit = " points" if points else " %"
     text = f"{word} {100 * value.value:{form}}{unit}"
     return text if value.low is None or value.high is None else f"{text} [{100 * value.low:{form}}, {100 * value.high:{form}}]"
-
-
-def _perplexity_claim(row: Row, teacher: Row, task: str, rules: Rules) -> Finding:
-    """A perplexity's claim: no more than 1 / margin times the teacher's, by the interval over documents."""
-    assert rules.margin is not None
-    if rules.points:
-        return Finding(
-            layer="claim", row=row.label, task=task, verdict=Verdict.cannot_tell, told="a perplexity has no points; give a ratio"
-        )
-    return _perplexities("claim", row.label, row.scores(task)[0], teacher.scores(task)[0].totals, 1 / rules.margin, "the teacher's")
-
-
-def _perplexities(layer: str, label: str, score: TaskScore, before: Sequence[tuple[float, float]], limit: float, whose: str) -> Finding:
-    found = stats.perplexity_ratio(score.totals, before)
-    low, high = found.low, found.high
-    if found.value is None or low is None or high is None:
-        return Finding(layer=layer, row=label, task=score.task, verdict=Verdict.cannot_tell, told=found.reason or "one document only")
-    verdict = Verdict.passed if high <= limit else Verdict.regressed if low > limit else Verdict.cannot_tell
-    told = f"perplexity x{found.value:.3f} [{low:.3f}, {high:.3f}] of {whose} on {score.n} documents; at most x{limit:.3f}"
-    numbers: dict[str, float | int | None] = {"value": found.value, "low": low, "high": high, "n": score.n}
-    if verdict is Verdict.cannot_tell:
-        gap, half = abs(math.log(found.value / limit)), math.log(high / low) / 2
-        numbers["needed"] = math.ceil(score.n * (half / gap) ** 2) if gap > 1e-6 else None
-        told += f"; about {numbers['needed']:,} documents would decide" if numbers["needed"] else "; it stands at the limit"
-    return Finding(layer=layer, row=label, task=score.task, verdict=verdict, told=told, numbers=numbers)
 
 
 @dataclass(frozen=True)
@@ -232,23 +280,19 @@ class _Pair:
     now: TaskScore
 
 
-def _frozen(records: Sequence[RunRecord], baseline: "Baseline", rules: Rules, notes: list[str]) -> list[Finding]:
-    """Judge every frozen row by its own outcomes of then; seeds of a row are judged together, item by item."""
+def _frozen(records: Sequence[RunRecord], baseline: "Baseline", rules: Rules) -> list[Finding]:
+    """Judge every frozen row by its own outcomes of then; seeds of a row are judged together, item by item. Controls only when named."""
     found: list[Finding] = []
-    known = {(row.label, row.seed) for row in baseline.rows}
-    new = dict.fromkeys(record.label for record in records if record.status == "success" and (record.label, record.seed) not in known)
-    if new:
-        notes.append(f"not in the baseline: {', '.join(new)} (freeze them: harness baseline update)")
     pairs: dict[tuple[str, str], list[_Pair]] = {}
     for row in baseline.rows:
-        if rules.rows and row.label not in rules.rows and row.label != TEACHER:
+        if (row.label not in rules.rows) if rules.rows and row.label != TEACHER else (row.control and row.label not in rules.rows):
             continue
-        record = _standing_for(row, records)
-        if record is None:
-            failed = any(one.label == row.label and one.seed == row.seed for one in records)
-            if not failed or row.label == TEACHER:  # a failed row that is judged is told by `_broken`
-                seed = f" (seed {row.seed})" if row.seed is not None else ""
-                found.append(_unlike("frozen", row.label, "", "rows", f"the baseline's row {row.label}{seed} has no record that succeeded"))
+        record = next((one for one in records if (one.label, one.seed) == (row.label, row.seed)), None)
+        seed = f" (seed {row.seed})" if row.seed is not None else ""
+        if record is None or record.status != "success":
+            if record is None or not _judged(record, rules):  # a judged row that failed is told by `_broken`
+                told = f"the baseline's row {row.label}{seed} has no record" + (f" that succeeded: {record.reason}" if record else "")
+                found.append(_unlike("frozen", row.label, "", "rows" if record is None else "status", told))
             continue
         unlike = _conditions(row, record)
         if unlike:
@@ -263,12 +307,6 @@ def _frozen(records: Sequence[RunRecord], baseline: "Baseline", rules: Rules, no
             else:
                 pairs.setdefault((row.label, then.task), []).append(_Pair(row, then, record, now))
     return found + _regressions(pairs, rules)
-
-
-def _standing_for(row: "FrozenRow", records: Iterable[RunRecord]) -> RunRecord | None:
-    """Return the newest record of a frozen row that succeeded, the one made under its conditions first."""
-    alike = [one for one in records if (one.label, one.seed) == (row.label, row.seed) and one.status == "success"]
-    return max(alike, key=lambda one: (_conditions(row, one) is None, one.created), default=None)
 
 
 def _conditions(row: "FrozenRow", record: RunRecord) -> tuple[str, str] | None:
@@ -300,68 +338,97 @@ def _scores_unlike(then: "FrozenScore", now: TaskScore | None) -> tuple[str, str
 
 
 def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules) -> list[Finding]:
-    """Judge by exact McNemar over items, Holm over rows and tasks; several seeds: an item counts by its net loss over the seeds."""
+    """Judge what changed: Holm over rows and tasks together, perplexities among them."""
     found: list[Finding] = []
-    tested: list[tuple[str, str, Sequence[_Pair], tuple[int, ...], int]] = []
+    tested: list[tuple[str, str, Sequence[_Pair], float]] = []
     for (label, task), alike in pairs.items():
+        n = alike[0].then.n
         if all(one.now.answers_digest == one.then.answers_digest for one in alike):
-            numbers: dict[str, float | int | None] = {"n": alike[0].then.n, "lost": 0, "won": 0, "drop": 0.0}
-            told = f"not one of {alike[0].then.n:,} answers differs"
+            numbers: dict[str, float | int | None] = {"n": n, "lost": 0, "won": 0, "drop": 0.0}
+            told = f"not one of {n:,} answers differs"
             found.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.passed, told=told, numbers=numbers))
         elif alike[0].now.kind == "perplexity":
-            one = alike[0]
-            found.append(_perplexities("frozen", label, one.now, one.then.totals, 1 + rules.perplexity, "the frozen one"))
+            tested.append((label, task, alike, stats.perplexity_keeps(*_documents(alike), 1 + rules.perplexity)[1]))
         else:
-            lost, won = _net_flips(alike)
-            tested.append((label, task, alike, lost, won))
-    adjusted = stats.holm([stats.mcnemar(len(lost), won) for *_, lost, won in tested])
-    for (label, task, alike, lost, won), p in zip(tested, adjusted, strict=True):
-        found.append(_against_frozen(label, task, alike, lost, won, p, len(tested), rules))
+            tested.append((label, task, alike, stats.net_loss(*_runs(alike))[1]))
+    adjusted = stats.holm([p for *_, p in tested])
+    for (label, task, alike, _), p in zip(tested, adjusted, strict=True):
+        judge = _perplexity_against_frozen if alike[0].now.kind == "perplexity" else _against_frozen
+        found.append(judge(label, task, alike, p, len(tested), rules))
     return found
 
 
-def _net_flips(alike: Sequence[_Pair]) -> tuple[tuple[int, ...], int]:
-    """Return the items that were lost over all seeds of a row together, and the number of those won."""
-    totals = [0] * alike[0].now.n
-    for one in alike:
-        for at, (then, now) in enumerate(zip(one.then.outcomes, one.now.outcomes[one.now.primary], strict=True)):
-            if then != now:
-                totals[at] += 1 if now == "1" else -1
-    return tuple(at for at, net in enumerate(totals) if net < 0), sum(net > 0 for net in totals)
+def _runs(alike: Sequence[_Pair]) -> tuple[list[str], list[str]]:
+    """Return the outcomes of then and now, run by run."""
+    return [one.then.outcomes for one in alike], [one.now.outcomes[one.now.primary] for one in alike]
 
 
-def _against_frozen(
-    label: str, task: str, alike: Sequence[_Pair], lost: tuple[int, ...], won: int, p: float, tests: int, rules: Rules
-) -> Finding:
-    n = alike[0].now.n
-    answers = n * len(alike)
-    then = sum(one.then.outcomes.count("1") for one in alike)
-    now = sum(one.now.outcomes[one.now.primary].count("1") for one in alike)
-    before, after = then / answers, now / answers
-    drop, flips = (then - now) / answers, (len(lost) + won) / n
+def _documents(alike: Sequence[_Pair]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return the documents of now and then, means over the seeds."""
+    sides = [[one.now.totals for one in alike], [one.then.totals for one in alike]]
+    now, then = ([(fmean(one[0] for one in document), document[0][1]) for document in zip(*side, strict=True)] for side in sides)
+    return now, then
+
+
+def _perplexity_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
+    now, then = _documents(alike)
+    found, limit = stats.perplexity_ratio(now, then), 1 + rules.perplexity
+    if found.value is None or found.low is None or found.high is None:
+        return Finding(
+            layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=found.reason or "one document gives no interval"
+        )
+    fine = stats.perplexity_keeps(now, then, limit)[0]
+    verdict = Verdict.regressed if p < rules.frozen_alpha else Verdict.passed if fine * tests <= rules.alpha else Verdict.cannot_tell
+    told = (
+        f"perplexity x{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of the frozen one on {len(now)} documents; at most x{limit:.3f}"
+    )
+    numbers: dict[str, float | int | None] = {"value": found.value, "low": found.low, "high": found.high, "n": len(now), "p_holm": p}
+    if verdict is Verdict.cannot_tell:
+        numbers["needed"] = stats.items_to_decide(fine, len(now), alpha=rules.alpha / tests)
+        told += f"; about {numbers['needed']:,} documents would decide" if numbers["needed"] else "; it stands at the limit"
+    return Finding(layer="frozen", row=label, task=task, verdict=verdict, told=told, numbers=numbers)
+
+
+def _against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
+    then, now = _runs(alike)
+    n, seeds = len(now[0]), len(now)
+    net, _ = stats.net_loss(then, now)
+    lost, won = tuple(at for at, one in enumerate(net) if one < 0), sum(one > 0 for one in net)
+    right = [(sum(run.count("1") for run in side)) for side in (then, now)]
+    drop, flips = (right[0] - right[1]) / (n * seeds), sum(one * one for one in net) / (n * seeds**2)
     needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / tests)
     numbers: dict[str, float | int | None] = {
-        "n": n, "seeds": len(alike), "lost": len(lost), "won": won, "drop": drop, "p_holm": p, "flips": flips, "needed": needed,
+        "n": n, "seeds": seeds, "lost": len(lost), "won": won, "drop": drop, "p_holm": p, "flips": flips, "needed": needed,
     }  # fmt: skip
-    seeds = f" (net over {len(alike)} seeds)" if len(alike) > 1 else ""
-    told = f"{100 * before:.1f} % -> {100 * after:.1f} %, {len(lost)} lost and {won} won of {n:,}{seeds}, p {p:.2g}"
+    net_over = f" (net over {seeds} seeds)" if seeds > 1 else ""
+    shown = [f"{100 * one / (n * seeds):.1f} %" for one in right]
+    told = f"{shown[0]} -> {shown[1]}, {len(lost)} lost and {won} won of {n:,}{net_over}, p {p:.2g}"
 
     def said(verdict: Verdict, told: str, *, differs: str = "", warning: bool = False) -> Finding:
         return Finding(
             layer="frozen", row=label, task=task, verdict=verdict, told=told, differs=differs, numbers=numbers, warning=warning, items=lost
         )
 
-    if rules.exact and lost and all(each.row.machine == each.row.machine_of(each.record) for each in alike):
+    if rules.exact and then != now and all(each.row.machine == each.row.machine_of(each.record) for each in alike):
         return said(Verdict.regressed, f"{told}; --exact: no item may flip on the same machine and versions")
     significant = p < rules.frozen_alpha
+    anew = any(one.row.trains and one.record.student and one.record.student.digest != one.row.student_digest for one in alike)
     if significant and drop > rules.tolerance:
-        return said(Verdict.regressed, told)
+        if not anew:
+            return said(Verdict.regressed, told)
+        if seeds == 1:
+            return said(Verdict.regressed, f"{told}; trained anew: one seed may be an unlucky training, freeze three")
+        if stats.mean_below([a.count("1") - b.count("1") for a, b in zip(now, then, strict=True)]) < rules.alpha:
+            return said(Verdict.regressed, told)
+        return said(Verdict.cannot_tell, f"{told}; trained anew, and the {seeds} seeds do not agree; more would decide")
     unlike = _drifted(alike, rules)
     if unlike:
         return said(Verdict.not_comparable, f"{told}; {unlike[1]}", differs=unlike[0])
     if needed > n:
         told += f"; {n:,} items cannot show a drop of {100 * rules.detect:g} points at {100 * flips:.1f} % flips, {needed:,} would"
         return said(Verdict.cannot_tell, told)
+    if drop > rules.detect:
+        return said(Verdict.cannot_tell, f"{told}; a drop of more than {100 * rules.detect:g} points that the flips both ways hide")
     if significant:
         told += f"; significant, but within the tolerance of {100 * rules.tolerance:g} points"
     return said(Verdict.passed, told, warning=significant)
@@ -395,23 +462,24 @@ def _bytes(row: "FrozenRow", record: RunRecord) -> list[Finding]:
 
 
 def _speed(found: Group, rules: Rules, least: float) -> list[Finding]:
-    """Judge decode speed over the teacher's, which was timed by turns with it in one job."""
+    """Judge decode speed over the teacher's, timed by turns with it in one job, in every scenario."""
     told = []
     for row in found.rows:
         if not _judged(row.first, rules) or not row.done:
             continue
-        ratios = [one for record in row.done if (one := record.measured("decode_speedup")) is not None]
-        if not ratios:
+        every = [one for record in row.done for one in record.measurements if one.name == "decode_speedup"]
+        if not every:
             told.append(_unlike("speed", row.label, "", "timing", "was not timed beside its teacher (--grid none?)"))
-            continue
-        value = stats.ratio_of_rounds([one.value for one in ratios]) if len(ratios) > 1 else stats.Interval(
-            ratios[0].value, ratios[0].low, ratios[0].high
-        )  # fmt: skip
-        told.append(_ratio_finding(row.label, value, least))
+        for condition in dict.fromkeys(one.condition for one in every):
+            ratios = [one for one in every if one.condition == condition]
+            value = stats.Interval(ratios[0].value, ratios[0].low, ratios[0].high)
+            if len(ratios) > 1:
+                value = stats.ratio_of_rounds([one.value for one in ratios])
+            told.append(_ratio_finding(row.label, condition, value, least))
     return told
 
 
-def _ratio_finding(label: str, value: stats.Interval, least: float) -> Finding:
+def _ratio_finding(label: str, condition: str, value: stats.Interval, least: float) -> Finding:
     assert value.value is not None
     low, high = value.low, value.high
     numbers: dict[str, float | int | None] = {"value": value.value, "low": low, "high": high}
@@ -420,26 +488,22 @@ def _ratio_finding(label: str, value: stats.Interval, least: float) -> Finding:
     else:
         verdict = Verdict.passed if low >= least else Verdict.regressed if high < least else Verdict.cannot_tell
         ends = f"[{low:.2f}, {high:.2f}]"
-    told = f"decodes {value.value:.2f} times as fast {ends}; at least {least:g} by turns in one job"
+    told = f"decodes {value.value:.2f} times as fast {ends}{f' ({condition})' if condition else ''}; at least {least:g} by turns in one job"
     return Finding(layer="speed", row=label, verdict=verdict, told=told, numbers=numbers)
 
 
-def _beside(measured: Mapping[str, Sequence[Measurement]], rules: Rules) -> list[Finding]:
-    """Judge models of `harness measure BASE NEW`: regressed where the lower end of the slowdown exceeds what is tolerated."""
+def _beside(name: str, measurements: Sequence[Measurement], rules: Rules) -> list[Finding]:
+    """Judge a model of `harness measure BASE NEW`: regressed where the lower end of the slowdown exceeds what is tolerated."""
     found = []
-    for name, measurements in measured.items():
-        for one in measurements:
-            if one.name != "decode_speedup":
-                continue
-            low, high = one.low, one.high
-            if low is None or high is None:
-                verdict, ends = Verdict.cannot_tell, "no interval"
-            else:
-                slow, fast = 1 / high, 1 / low
-                verdict = Verdict.regressed if slow > rules.slower else Verdict.passed if fast <= rules.slower else Verdict.cannot_tell
-                ends = f"[{slow:.3f}, {fast:.3f}]"
-            told = f"slowdown {1 / one.value:.3f} {ends} beside the first model ({one.condition}); at most {rules.slower:g}"
-            found.append(
-                Finding(layer="speed", row=name, verdict=verdict, told=told, numbers={"value": one.value, "low": low, "high": high})
-            )
-    return found
+    for one in [one for one in measurements if one.name == "decode_speedup"]:
+        low, high = one.low, one.high
+        if low is None or high is None or low <= 0:
+            verdict, ends = Verdict.cannot_tell, "no interval"
+        else:
+            slow, fast = 1 / high, 1 / low
+            verdict = Verdict.regressed if slow > rules.slower else Verdict.passed if fast <= rules.slower else Verdict.cannot_tell
+            ends = f"[{slow:.3f}, {fast:.3f}]"
+        told = f"slowdown {1 / one.value:.3f} {ends} beside the first model ({one.condition}); at most {rules.slower:g}"
+        numbers: dict[str, float | int | None] = {"value": one.value, "low": low, "high": high}
+        found.append(Finding(layer="speed", row=name, verdict=verdict, told=told, numbers=numbers))
+    return found or [_unlike("speed", name, "", "timing", "was not timed beside the first model")]

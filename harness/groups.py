@@ -198,6 +198,17 @@ def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str
     return list(left.values()), list(right.values())
 
 
+def pooled(row: Row, task: str) -> list[tuple[float, float]]:
+    """Return a perplexity task's documents as (log-likelihood, words), means over the row's seeds."""
+    runs = [score.totals for score in row.scores(task)]
+    return [(fmean(one[0] for one in document), document[0][1]) for document in zip(*runs, strict=False)]
+
+
+def conditions_of(record: RunRecord) -> dict[str, str]:
+    """Return everything that rows of one table share, of one record that succeeded."""
+    return {**_scored_under(record), **_measured_under(record)}
+
+
 def leaders(found: Group, task: str) -> frozenset[str]:
     """Return the labels of the best row that is no control, and of all that are not significantly worse on the same items.
 
@@ -209,7 +220,7 @@ def leaders(found: Group, task: str) -> frozenset[str]:
         return frozenset()
     if rows[0].scores(task)[0].kind == "perplexity":
         best = min(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
-        limit = {row.label: stats.perplexity_ratio(row.scores(task)[0].totals, best.scores(task)[0].totals).low for row in rows}
+        limit = {row.label: stats.perplexity_ratio(pooled(row, task), pooled(best, task)).low for row in rows}
         return frozenset(row.label for row in rows if row is best or ((low := limit[row.label]) is not None and low <= 1))
     best = max(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
     digest = best.scores(task)[0].items_digest

@@ -8,17 +8,18 @@ import base64
 import gzip
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.evidence import Evidence
 from harness.glossary import GLOSSARY
-from harness.groups import TEACHER, Group, Row, ordered
+from harness.groups import TEACHER, Group, Row, block_of, compare, ordered
 from harness.plots import AXES, Point, colours, points_of
 from harness.record import RunRecord
 from harness.report import Made, mixed
-from harness.table import Best
+from harness.table import Best, less_is_better, percent, shown_name, status_of
 
 TEMPLATE = Path(__file__).parent / "data" / "page.html"
 LARGEST = 5_500_000  # bytes of compressed answers that stand in the page itself
@@ -43,11 +44,12 @@ def write_page(made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evi
         written.append(folder / f"page-answers-{seed}.js")
         written[-1].write_text(f'harnessAnswers("{seed}", "{text}");\n', encoding="utf-8", newline="\n")
     data = {
-        "groups": [_group(one, known) for one in made], "mixed": mixed(groups), "glossary": GLOSSARY,
+        "groups": [_group(one, title, known) for one, title in zip(made, _titles(made), strict=True)],
+        "mixed": mixed(groups), "glossary": GLOSSARY,
         "seeds": [str(seed) for seed in packed], "inside": str(first) if inside else "",
         "answers": any(one.samples for one in known.values()),
     }  # fmt: skip
-    title = " / ".join(one.heading for one in made[:2]) + (" ..." if len(made) > 2 else "")
+    title = " / ".join(dict.fromkeys(one.heading for one in made[:2])) + (" ..." if len(made) > 2 else "")
     page = TEMPLATE.read_text(encoding="utf-8")
     page = page.replace("{{title}}", html.escape(title)).replace("{{data}}", _embedded(data)).replace("{{answers}}", inside)
     written[0].write_text(page, encoding="utf-8", newline="\n")
@@ -57,31 +59,80 @@ def write_page(made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evi
 def _embedded(data: object) -> str:
     """Return JSON that may stand inside a script element, whatever its texts hold."""
     text = json.dumps(data, ensure_ascii=False, default=str, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair, which JSON lets in, is no text
 
 
-def _group(made: Made, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
+def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
     found = made.found
+    asked = [task for task in found.tasks if not _read_only(found, task)]
     return {
-        "heading": made.heading,
+        "heading": title,
         "notes": made.notes,
-        "tasks": list(found.tasks),
+        "tasks": asked,
+        "items": {task: next((score.n for row in found.rows for score in row.scores(task)), 0) for task in asked},
         "colours": colours(found),
+        "failed": {row.label: reason for row in found.rows if (reason := status_of(row))},
         "tables": [
             {
                 "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
                 "best": [[isinstance(cell, Best) for cell in row] for row in table.rows],
+                "less": [less_is_better(column) for column in table.columns],
             }
             for table in made.tables
         ],
-        "points": {
-            task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES} for task in found.tasks
-        },
+        "points": {task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES} for task in asked},
         "axes": AXES,
-        "flips": {task: _flips(found, task) for task in found.tasks},
-        "parts": {task: _parts(found, task) for task in found.tasks},
+        "why": {task: {axis: _why(found, task, axis) for axis in AXES} for task in asked},
+        "kept": _kept(found, asked),
+        "flips": {task: _flips(found, task) for task in asked},
+        "parts": {task: _parts(found, task) for task in asked},
         "curves": _curves(found, evidence),
     }  # fmt: skip
+
+
+def _read_only(found: Group, task: str) -> bool:
+    """Tell whether a task has no right and wrong items: a perplexity."""
+    return any(score.kind == "perplexity" for row in found.rows for score in row.scores(task))
+
+
+def _why(found: Group, task: str, axis: str) -> str:
+    """Say why there is no picture of a task, "" where there is one."""
+    if found.teacher is None:
+        return "the teacher has no row under these conditions"
+    if len(points_of(found, task, axis)) > 1:
+        return ""
+    others = [row for row in found.rows if row.done and row is not found.teacher]
+    if not others:
+        return "there is no row but the teacher's"
+    reason = compare(others[0], found.teacher, task, ratio=True).reason
+    missing = {"speed": "nothing was timed beside the teacher", "memory": "no bytes on disk were measured", "weights": "no bytes in memory"}
+    return f"no retention: {reason}" if reason else missing[axis]
+
+
+def _kept(found: Group, asked: Sequence[str]) -> list[list[Any]]:
+    """Return (row, block, retention by task as shown, as numbers)."""
+    teacher = found.teacher
+    if teacher is None:
+        return []
+    lines = []
+    for row in ordered(found):
+        kept = [compare(row, teacher, task, ratio=True) for task in asked]
+        numbers = [None if one.value is None else round(one.value, 4) for one in kept]
+        lines.append([shown_name(row), block_of(row), [percent(one) for one in kept], numbers])
+    return lines
+
+
+def _titles(made: Sequence[Made]) -> list[str]:
+    """Return the headings; those of several groups alike tell what differs."""
+    every = [one.heading for one in made]
+    titles = []
+    for one in made:
+        alike = [other for other in made if other.heading == one.heading]
+        differing = [name for name in one.found.shared if len({other.found.shared.get(name) for other in alike}) > 1]
+        shown = ", ".join(f"{name} {one.found.shared[name][:40] or 'none'}" for name in differing if name != "items")
+        titles.append(one.heading if every.count(one.heading) == 1 else f"{one.heading} ({shown or 'other items'})")
+    return titles
 
 
 def _point(one: Point) -> list[Any]:
@@ -118,22 +169,28 @@ def _parts(found: Group, task: str) -> dict[str, dict[str, float]]:
     return told
 
 
-def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, dict[str, Any]]:
-    """Return what was logged of each trained record: seen tokens, and every loss term at some of its steps."""
-    told: dict[str, dict[str, Any]] = {}
+def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[dict[str, Any]]]:
+    """Return what was logged of each trained row, a run a seed: every term's seen tokens and values, each thinned by itself."""
+    told: dict[str, list[dict[str, Any]]] = {}
     for row in ordered(found):
         for record in row.done:
             steps = list(evidence[record.key].steps()) if record.key in evidence else []
             steps = [one for one in steps if isinstance(one.get("seen"), (int, float))]
-            if not steps:
+            names = dict.fromkeys(name for one in steps for name in one if name not in ("step", "epoch", "seen"))
+            if not names:
                 continue
-            kept = steps[:: max(1, len(steps) // _STEPS)]
-            names = [name for name in dict.fromkeys(name for one in kept for name in one) if name not in ("step", "epoch", "seen")]
-            name = row.label if record.seed is None else f"{row.label}, seed {record.seed}"
-            told[name] = {
-                "seen": [one["seen"] for one in kept], "series": {name: [_short(one.get(name)) for one in kept] for name in names}
-            }  # fmt: skip
+            series = {name: _thinned([(one["seen"], _short(one[name])) for one in steps if name in one]) for name in names}
+            told.setdefault(row.label, []).append({"run": f"seed {record.seed}", "series": series})
     return told
+
+
+def _thinned(pairs: Sequence[tuple[float, float | None]]) -> list[list[float | None]]:
+    """Keep at most some points of a curve, its last one among them."""
+    apart = max(1, math.ceil(len(pairs) / _STEPS))
+    kept = list(pairs[::apart])
+    if (len(pairs) - 1) % apart:
+        kept.append(pairs[-1])
+    return [[seen for seen, _ in kept], [value for _, value in kept]]
 
 
 def _short(value: object) -> float | None:
@@ -176,4 +233,4 @@ def _question(prompt: str) -> str:
 def _packed(answers: Iterable[dict[str, Any]]) -> str:
     """Return answers as base64 of gzip of JSON; the same answers give the same bytes."""
     text = json.dumps(list(answers), ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode()

@@ -22,7 +22,12 @@ class Point:
     frontier: bool = False
 
 
-AXES = {"speed": "decode speed over the teacher's", "memory": "teacher's weight bytes on disk over the student's"}
+AXES = {
+    "speed": "decode speed over the teacher's",
+    "memory": "teacher's weight bytes on disk over the student's",
+    "weights": "teacher's weight bytes in memory over the student's",
+}
+_BYTES = {"memory": "weight_bytes_disk", "weights": "weight_bytes_resident"}
 
 
 def points_of(found: Group, task: str, axis: str) -> list[Point]:
@@ -47,7 +52,7 @@ def points_of(found: Group, task: str, axis: str) -> list[Point]:
 def _gain(row: Row, teacher: Row, axis: str) -> Interval:
     if axis == "speed":
         return speed_ratio(row, "decode_speedup")
-    own, base = mean_of(row, "weight_bytes_disk"), mean_of(teacher, "weight_bytes_disk")
+    own, base = mean_of(row, _BYTES[axis]), mean_of(teacher, _BYTES[axis])
     return Interval(base / own) if own and base else Interval(None)
 
 
@@ -65,7 +70,7 @@ def _best(point: Point, points: Sequence[Point]) -> bool:
     return not any(beats(other) for other in points if other.block != "control")
 
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")  # Okabe & Ito: told apart by everybody
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#3388bb", "#777711")  # near Okabe & Ito's, darker: 3:1 on white
 
 
 def colours(found: Group) -> dict[str, str]:
@@ -102,7 +107,9 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
                         ms=5, elinewidth=0.8, label=block,
                     )  # fmt: skip
                 front = sorted((p.gain.value or 0.0, 100 * (p.kept.value or 0.0)) for p in points if p.frontier)
-                axes.plot([x for x, _ in front], [y for _, y in front], color="#555555", lw=0.8, ls="--", label="frontier", zorder=0)
+                axes.step(
+                    [x for x, _ in front], [y for _, y in front], where="pre", color="#555555", lw=0.8, ls="--", label="frontier", zorder=0
+                )
                 for point in points:
                     axes.annotate(point.label, (point.gain.value or 0.0, 100 * (point.kept.value or 0.0)), fontsize=6, xytext=(4, 3),
                                   textcoords="offset points")  # fmt: skip

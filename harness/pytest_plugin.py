@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from harness.gate import Finding
 
 
+_FOUND: "pytest.StashKey[tuple[Finding, ...]]" = pytest.StashKey()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     options = parser.getgroup("compression-harness", "retention of compressed models")
@@ -50,10 +53,26 @@ class RowItem(pytest.Item):  # type: ignore[misc,unused-ignore]
         return self.path, None, self.name
 
 
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add a test for each finding."""
-    baseline, place, margin = (config.getoption(f"--harness-{name}") for name in ("baseline", "records", "margin"))
-    if not (baseline or place or margin):
+class NothingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
+    """What stands where the records hold no row to judge: a check of nothing is no pass."""
+
+    def runtest(self) -> None:
+        """Fail."""
+        pytest.fail("cannot tell: no row was checked", pytrace=False)
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        """Say so, no traceback."""
+        return str(excinfo.value)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Name it."""
+        return self.path, None, self.name
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the records once; a mistake in what was typed is one line, under pytest-xdist too."""
+    options = {name: config.getoption(f"--harness-{name}") for name in ("baseline", "records", "margin", "rows")}
+    if not any(options.values()):
         return
     from harness.baseline import read_baseline, rules_of
     from harness.cli_check import parse_margin, records_of
@@ -62,16 +81,24 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     from harness.gate import Rules, check
 
     try:
-        share, points = parse_margin(margin)
-        rows = config.getoption("--harness-rows")
-        rules = Rules(margin=share, points=points, rows=tuple(split_list(rows)) if rows else ())
-        frozen = read_baseline(Path(baseline)) if baseline else None
+        share, points = parse_margin(options["margin"])
+        rules = Rules(margin=share, points=points, rows=tuple(split_list(options["rows"])) if options["rows"] else ())
+        frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None
         if frozen is not None:
             rules = rules_of(frozen, rules)
         elif share is None:
             rules = Rules(margin=0.95, rows=rules.rows)
-        checked = check(records_of(Path(place or "results/runs")), rules, frozen)
+        config.stash[_FOUND] = check(records_of(Path(options["records"] or "results/runs")), rules, frozen).findings
     except HarnessError as problem:
         raise pytest.UsageError(str(problem)) from problem
+
+
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add a test for each finding."""
+    found = config.stash.get(_FOUND, None)
+    if found is None:
+        return
     skip = config.getoption("--harness-cannot-tell") == "skip"
-    items += [RowItem.from_parent(session, name=one.name, finding=one, skip=skip) for one in checked.findings]
+    items += [RowItem.from_parent(session, name=one.name, finding=one, skip=skip) for one in found]
+    if not found:
+        items.append(NothingItem.from_parent(session, name="harness check"))

@@ -92,7 +92,8 @@ def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> di
     cells: dict[str, tuple[str, dict[str, object]]] = {"perplexity": (f"{value:.2f}", {"perplexity": value})}
     if len(scores) == len(reference) == 1 and scores[0].items_digest == reference[0].items_digest:
         ratio = stats.perplexity_ratio(scores[0].totals, reference[0].totals)
-        text = DASH if ratio.value is None else f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+        text = DASH if ratio.value is None else f"x{ratio.value:.3f}{ends}"
         cells["against teacher"] = (text, {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
     elif reference:
         cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})

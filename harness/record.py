@@ -232,12 +232,15 @@ def read(path: Path) -> RunRecord:
     """Read one record, migrating older schemas. Raises `BadRecord` naming the file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise BadRecord(f"{path}: cannot be read ({problem.strerror})") from problem
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise BadRecord(f"{path}: not a whole JSON file ({problem}); delete it and run again") from problem
     if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
         raise BadRecord(f"{path}: not a record of this harness (no schema number)")
     stated = data.pop("digest", None)
-    if isinstance(data["schema"], int) and data["schema"] in range(_SIGNED, SCHEMA + 1) and stated != _digest(data):
+    signed = isinstance(data["schema"], int) and data["schema"] in range(_SIGNED, SCHEMA + 1)
+    if (signed and stated != _digest(data)) or (stated is not None and not signed and data["schema"] in _MIGRATIONS):
         raise BadRecord(f"{path}: edited after it was written (its digest differs); take it back from git, or run again")
     while data["schema"] != SCHEMA:
         if data["schema"] not in _MIGRATIONS:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from harness import stats
 from harness.claims import chains, claimed
-from harness.costs import memory, scenarios, speed, training
+from harness.costs import memory, scenarios, speed, timed_under, timing_of, training
 from harness.groups import TEACHER, Group, compare, group, leaders
 from harness.quality import against, controls, diagnostics, quality
 from harness.record import Measurement, RunRecord
 from harness.stats import Interval
-from harness.table import DASH, MIB, Best, Table
+from harness.table import DASH, MIB, Best, Table, finite
 
 
 def notes(found: Group) -> list[str]:
@@ -65,6 +65,10 @@ def notes(found: Group) -> list[str]:
     if found.superseded:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
     lines += _remarks(found)
+    others = [row.label for row in found.rows if timing_of(row) not in ("", timed_under(found))]
+    if others:
+        said = f" ({', '.join(dict.fromkeys(timing_of(row) for row in found.rows if row.label in others))})"
+        lines.append(f"{', '.join(others)}: timed under another scenario than the table's{said}: dashes.")
     for row in found.rows:
         for task in found.tasks:
             against = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
@@ -249,8 +253,8 @@ def as_json(made: Sequence[Made]) -> str:
         }
         for one in made
     ]  # fmt: skip
-    groups = [one.found for one in made]
-    return json.dumps({"schema": 1, "mixed": mixed(groups), "groups": told}, indent=1, ensure_ascii=False, default=str) + "\n"
+    whole = finite({"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told})
+    return json.dumps(whole, indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
 
 
 FORMS = ("md", "csv", "tex", "json")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Z95 = NormalDist().inv_cdf(0.975)
 RESAMPLES = 4_000
+_FARTHEST = 1e6  # a score interval that reaches so far has no end
 RESOLVES = 4.0  # a teacher's distance from chance, in standard errors, below which a ratio to it means nothing
 
 
@@ -121,7 +122,7 @@ def _ends(statistic: Callable[[float], float], observed: float, step: float, low
         inside, width = observed, step
         outside = observed
         while abs(statistic(outside)) < Z95:
-            if outside == limit:
+            if outside == limit or width > _FARTHEST:
                 return limit
             inside, width = outside, 2 * width
             outside = max(limit, observed - width) if direction < 0 else min(limit, observed + width)
@@ -160,7 +161,8 @@ def retention_above_chance(counts: Pairs, chance: float) -> Interval:
     n = counts.n
     teacher, student = (counts.both + counts.teacher_only) / n, (counts.both + counts.student_only) / n
     room = teacher - chance
-    if room <= 0 or (teacher < 1 and room / math.sqrt(teacher * (1 - teacher) / n) < RESOLVES):
+    shrunk = (n * teacher + 0.5) / (n + 1)  # a perfect teacher of few items has an error too
+    if room <= 0 or room / math.sqrt(shrunk * (1 - shrunk) / n) < RESOLVES:
         return Interval(None, reason="the teacher is at chance")
     ratio = (student - chance) / room
     return Interval(ratio, *_ends(lambda one: score_z(counts, _ratio_weights(one, chance)), ratio, 0.05, -math.inf, math.inf))
@@ -194,15 +196,69 @@ def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: 
 
     Returns (p of "it does not", p of "it does"): the first small means *passed*, the second small *regressed*, neither that these items
     cannot tell. One run each: score statistic with the variance under "exactly at the margin" (Nam & Blackwelder, 2002; Tango, 1998).
-    Several: shares of the two-level bootstrap's draws.
+    Several: Student's t of the mean gap. Its variance is that of the two-level bootstrap, in which the spread between s seeds, which draws
+    with replacement make too small, is widened by s / (s - 1); the degrees of freedom are Satterthwaite's.
     """
     if len(row) == len(teacher) == 1:
         z = score_z(pairs(teacher[0], row[0]), _difference_weights(-margin) if points else _ratio_weights(margin, 0.0))
         return NormalDist().cdf(-z), NormalDist().cdf(z)
     ours, theirs, of_ours, of_theirs = _resampled(row, teacher)
     gap = ours / of_ours - theirs / of_theirs + margin if points else ours / of_ours - margin * (theirs / of_theirs)
-    draws = RESAMPLES + 1
-    return float((np.count_nonzero(gap < 0) + 1) / draws), float((np.count_nonzero(gap > 0) + 1) / draws)
+    from scipy.special import stdtr
+
+    teachers = [run.count("1") / len(run) for run in teacher]
+    base = sum(teachers) / len(teachers)
+    seeds = np.array([run.count("1") / len(run) for run in row]) - base + margin if points else np.array(
+        [run.count("1") / len(run) for run in row]
+    ) - margin * base  # fmt: skip
+    count = len(seeds)
+    between = float(seeds.var(ddof=1)) / count if count > 1 else 0.0
+    variance = float(gap.var()) + between / count
+    if variance <= 0:
+        return (0.0, 1.0) if seeds.mean() > 0 else (1.0, 0.0)
+    freedom = (count - 1) * (variance / between) ** 2 if between > 0 else 1e6
+    t = float(seeds.mean()) / math.sqrt(variance)
+    return float(stdtr(freedom, -t)), float(stdtr(freedom, t))
+
+
+def net_loss(before: Sequence[str], after: Sequence[str]) -> tuple[list[int], float]:
+    """Compare several runs with the same runs of before: each item's net change over the runs, and the one-sided p of "nothing was lost".
+
+    One run: exact McNemar. Several: an item is a cluster; under the hypothesis the signs of the net changes are a matter of chance, so
+    their sum has the variance of the sum of their squares (normal approximation of the sign-flip test, with continuity correction).
+    """
+    totals = [0] * len(after[0])
+    for then, now in zip(before, after, strict=True):
+        if then != now:
+            for at, (old, new) in enumerate(zip(then, now, strict=True)):
+                if old != new:
+                    totals[at] += 1 if new == "1" else -1
+    if len(after) == 1:
+        return totals, mcnemar(sum(net < 0 for net in totals), sum(net > 0 for net in totals))
+    squares = sum(net * net for net in totals)
+    return totals, 1.0 if squares == 0 else NormalDist().cdf(-(-sum(totals) - 0.5) / math.sqrt(squares))
+
+
+def mean_below(values: Sequence[float]) -> float:
+    """Return the one-sided p of "the mean is not below zero" by Student's t over few values (seeds); 1 of fewer than two."""
+    from scipy.special import stdtr
+
+    if len(values) < 2:
+        return 1.0
+    found = np.asarray(values, dtype=np.float64)
+    error = float(found.std(ddof=1)) / math.sqrt(len(found))
+    if error == 0:
+        return 0.0 if found.mean() < 0 else 1.0
+    return float(stdtr(len(found) - 1, found.mean() / error))
+
+
+def perplexity_keeps(student: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]], limit: float) -> tuple[float, float]:
+    """Test whether a perplexity is at most `limit` times the reference's; (p of "it is not", p of "it is"), documents as clusters."""
+    found = perplexity_ratio(student, reference)
+    if found.value is None or found.low is None or found.high is None or not 0 < found.low < found.high < math.inf:
+        return 1.0, 1.0
+    z = (math.log(limit) - math.log(found.value)) / (math.log(found.high / found.low) / (2 * Z95))
+    return NormalDist().cdf(-z), NormalDist().cdf(z)
 
 
 def items_for(flips: float, drop: float, *, alpha: float, power: float = 0.8) -> int:
@@ -227,12 +283,14 @@ _KEPT = 200_000_000  # bytes of them
 
 def prepare(runs: Iterable[str]) -> None:
     """Draw the items of many runs again at once, which costs little more than one run's draw: later comparisons find theirs made."""
-    by_length: dict[int, list[str]] = {}
-    for run in dict.fromkeys(runs):
-        if run and run not in _totals:
-            by_length.setdefault(len(run), []).append(run)
-    if 8 * RESAMPLES * (len(_totals) + sum(map(len, by_length.values()))) > _KEPT:
+    asked = [run for run in dict.fromkeys(runs) if run]
+    fresh = [run for run in asked if run not in _totals]
+    if fresh and 8 * RESAMPLES * (len(_totals) + len(fresh)) > _KEPT:
         _totals.clear()
+        fresh = asked
+    by_length: dict[int, list[str]] = {}
+    for run in fresh:
+        by_length.setdefault(len(run), []).append(run)
     for length, alike in by_length.items():
         marks = np.stack([np.frombuffer(run.encode(), dtype=np.uint8) for run in alike], axis=1).astype(np.float32) - ord("0")
         _totals.update(zip(alike, _drawn_again(length, marks).T, strict=True))
@@ -317,6 +375,8 @@ def perplexity_ratio(student: Sequence[tuple[float, float]], teacher: Sequence[t
     """
     if len(student) != len(teacher) or not student:
         return Interval(None, reason="scored on different items")
+    if not all(math.isfinite(total) for total, _ in (*student, *teacher)):
+        return Interval(None, reason="a document has no finite likelihood")
     gaps = [theirs[0] - ours[0] for ours, theirs in zip(student, teacher, strict=True)]
     words = [ours[1] for ours in student]
     mean = sum(gaps) / sum(words)

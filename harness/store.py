@@ -150,6 +150,22 @@ def _files_of(place: Path) -> tuple[list[Path], list[str]]:
     return [path for path in paths if path.exists()], lacking
 
 
+def newest_run(place: Path) -> Path:
+    """Return a store's newest run file; any other place comes back as it is."""
+    runs = sorted((place / "runs").glob("*.json")) if (place / "cells").is_dir() else []
+    return runs[-1] if runs else place
+
+
+def twice(records: Sequence[RunRecord]) -> str:
+    """Name the first row and seed of which there are two records, "" where there is none."""
+    seen: set[tuple[str, int | None]] = set()
+    for record in records:
+        if (record.label, record.seed) in seen:
+            return f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
+        seen.add((record.label, record.seed))
+    return ""
+
+
 def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
     """Copy records into a study's folder, each under its row and seed; what stood there goes."""
     named: dict[str, RunRecord] = {}

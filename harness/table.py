@@ -1,5 +1,6 @@
 """One table: header cells, rows of text, the exact numbers behind them, and which cells are the best. No torch."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ DASH = "-"
 MIB = 2**20
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 _LESS_IS_BETTER = re.compile(
-    r"perplexity|against teacher|\bKL$|MiB$|\bm?s$|s/problem|s/correct|invalid|tokens$|lost/won|FLOPs|energy|seen|trained|money"
+    r"perplexity|against teacher|\bKL$|MiB$|(?<!/)\bm?s$|s/problem|s/correct|invalid|lost/won|FLOPs|energy|seen|trained|money"
 )
 
 
@@ -51,7 +52,7 @@ class Table:
         name, reverse = (column[1:], True) if column.startswith("-") else (column, False)
         if name not in self.columns or not any(self.blocks) or len({row[0] for row in self.rows}) < len(self.rows):
             return self
-        at, sign = self.columns.index(name), (1 if _LESS_IS_BETTER.search(name) else -1) * (-1 if reverse else 1)
+        at, sign = self.columns.index(name), (1 if less_is_better(name) else -1) * (-1 if reverse else 1)
 
         def key(line: int) -> tuple[bool, float]:
             found = number_in(self.rows[line][at])
@@ -67,6 +68,20 @@ class Table:
             self, rows=tuple(self.rows[line] for line in lines), blocks=tuple(self.blocks[line] for line in lines),
             exact=tuple(self.exact[line] for line in lines),
         )  # fmt: skip
+
+
+def finite(value: Any) -> Any:
+    """Return JSON-like data with what is no finite number as null: NaN and infinity are no JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def less_is_better(column: str) -> bool:
+    """Tell whether a column's smaller numbers are the better ones."""
+    return bool(_LESS_IS_BETTER.search(column))
 
 
 def number_in(text: str) -> float | None:

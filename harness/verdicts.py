@@ -1,10 +1,12 @@
 """What a check found, in the forms that people and machines read: text, Markdown, JUnit XML, JSON, annotations of a CI log. No torch."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from harness.gate import Checked, Finding, Verdict
+from harness.table import finite
 
 _MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED"}
 _ORDER = (Verdict.regressed, Verdict.not_comparable, Verdict.cannot_tell, Verdict.passed)
@@ -15,7 +17,12 @@ def _sorted(checked: Checked) -> list[Finding]:
 
 
 def _said(one: Finding) -> str:
-    return f"{one.told} (differs: {one.differs})" if one.differs else one.told
+    told = f"{one.told} (differs: {one.differs})" if one.differs else one.told
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", told)  # a reason may hold a terminal's colours, which no XML takes
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def summary(checked: Checked) -> str:
@@ -44,10 +51,8 @@ def markdown(checked: Checked) -> str:
     """Return the findings as Markdown, for a job's summary."""
     from tabulate import tabulate
 
-    rows = [
-        [f"**{_MARKS[one.verdict]}**" if one.verdict is not Verdict.passed else _MARKS[one.verdict], one.row, one.task or "-", one.layer,
-         _said(one).replace("|", r"\|")] for one in _sorted(checked)
-    ]  # fmt: skip
+    marks = {one: f"**{mark}**" if one is not Verdict.passed else mark for one, mark in _MARKS.items()}
+    rows = [[marks[one.verdict], _cell(one.row), one.task or "-", one.layer, _cell(_said(one))] for one in _sorted(checked)]
     table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="pipe", disable_numparse=True)
     notes = "".join(f"- {note}\n" for note in checked.notes)
     return f"### compression-harness: {summary(checked)}\n\n{table}\n\n{notes}{_rules(checked)}\n"
@@ -77,14 +82,14 @@ def junit(checked: Checked) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname=f"harness.{one.row}".replace(" ", "_"), name=name)
         if one.verdict in tags:
             ElementTree.SubElement(case, tags[one.verdict], message=_said(one), type=one.verdict.value)
-        ElementTree.SubElement(case, "system-out").text = one.told
+        ElementTree.SubElement(case, "system-out").text = _said(one)
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
 def as_json(checked: Checked) -> str:
     """Return everything as JSON."""
-    return json.dumps(checked.as_dict(), indent=1, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(finite(checked.as_dict()), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
 
 
 def annotations(checked: Checked) -> Sequence[str]:

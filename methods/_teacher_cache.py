@@ -39,6 +39,7 @@ CHECKED_ROWS = 20
 TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
 BF16_TOLERANCE = 0.5  # a logit between 32 and 64 has steps of 0.25, and another company of rows another rounding
 _LOGIT_BYTES = 2**28  # of one forward pass
+_CPU_TOKENS = 2_048
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
                 waiting_p.clear()
                 waiting_ids.clear()
 
-        for batch in _batches(ordered, width):
+        for batch in _batches(ordered, width, job.device):
             for row, log_p in zip(batch, _live(head, batch, teacher.pad_id, width), strict=True):
                 if held + len(log_p) > SHARD_TOKENS:
                     flush()
@@ -194,11 +195,13 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
         raise
 
 
-def _batches(ordered: Sequence[Row], width: int) -> Any:
-    """Cut rows (longest first) into batches whose logits stay within 256 MiB."""
+def _batches(ordered: Sequence[Row], width: int, device: str) -> Any:
+    """Cut rows (longest first) into batches whose logits stay within 256 MiB; on a CPU also into what its caches hold."""
+    tokens = 64 * len(ordered[0].ids) if device.startswith("cuda") else _CPU_TOKENS
     start = 0
     while start < len(ordered):
-        size = max(1, min(64, _LOGIT_BYTES // (4 * width * len(ordered[start].ids))))  # more than it needs: prompts have no logits
+        longest = len(ordered[start].ids)
+        size = max(1, min(64, tokens // longest, _LOGIT_BYTES // (4 * width * longest)))  # more than it needs: prompts have no logits
         yield ordered[start : start + size]
         start += size
 

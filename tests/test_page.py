@@ -72,6 +72,8 @@ def store(folder, every):
             student = folder / "students" / one.key[:24]
             student.mkdir(parents=True)
             steps = [{"step": at, "epoch": 0, "seen": 100 * at, "rate": 1e-3, "kl": 2.0 / at, "ce": 3.0 / at} for at in range(1, 400)]
+            steps[199]["validation_ce"] = 0.5
+            steps[299]["ce"] = float("nan")
             (student / "training.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 400, "se')
             (cell / "job.json").write_text(json.dumps({"stage_folders": [f"/elsewhere/students/{one.key[:24]}"]}))
     return folder
@@ -107,8 +109,12 @@ def test_the_page_holds_what_the_tables_hold(made):
     assert [tuple(map(tuple, table["rows"])) for table in group["tables"]] == [tuple(map(tuple, table.rows)) for table in expected.tables]
     kept = {one[0]: one for one in group["points"]["gsm8k-mini"]["speed"]}
     assert kept["teacher"][2][0] == 1.0 and kept["untouched"][4] is False and kept["response"][3][0] == 2.0
-    assert set(group["curves"]) == {"response, seed 1", "response, seed 2", "cot, seed 1", "cot, seed 2"}
-    assert len(group["curves"]["cot, seed 1"]["seen"]) <= 320 and set(group["curves"]["cot, seed 1"]["series"]) == {"rate", "kl", "ce"}
+    assert [(row, [run["run"] for run in runs]) for row, runs in group["curves"].items()] == [
+        (row, ["seed 1", "seed 2"]) for row in ("response", "cot")
+    ]
+    series = group["curves"]["cot"][0]["series"]
+    assert set(series) == {"rate", "kl", "ce", "validation_ce"} and len(series["kl"][0]) <= 161 and series["kl"][0][-1] == 39900
+    assert series["validation_ce"] == [[20000], [0.5]]  # logged once: thinning never loses a term
 
 
 def test_the_frontier_holds_what_nothing_beats():
@@ -139,6 +145,28 @@ def test_without_answers_the_page_says_so(tmp_path):
     page.write_page(report.made_of(records()), tmp_path)
     data = data_of(tmp_path / "page.html")
     assert data["answers"] is False and data["groups"][0]["curves"] == {}
+
+
+def test_half_a_surrogate_pair_stops_nothing(tmp_path):
+    [one, *others] = records()
+    (tmp_path / "s.jsonl").write_text('{"task": "gsm8k-mini", "item": 0, "gold": "\\ud800", "text": "\\ud83d", "correct": {"s": true}}\n')
+    broken = one.model_copy(update={"label": "x", "method": "x", "status": "failed", "reason": "a \ud800 b", "scores": ()})
+    page.write_page(report.made_of([one, broken, *others]), tmp_path, evidence={one.key: Evidence(tmp_path / "s.jsonl", None)})
+    assert data_of(tmp_path / "page.html")["groups"][0]["failed"] == {"x": "failed: a ? b"}
+
+
+def test_what_cannot_be_drawn_has_its_reason():
+    def why(every):
+        return [group["why"] for group in [page._group(one, "x", {}) for one in report.made_of(every)]]
+
+    [first, *others] = records()
+    assert why([first])[0]["gsm8k-mini"]["speed"] == "there is no row but the teacher's"
+    assert "the teacher has no row" in why(others)[0]["gsm8k-mini"]["speed"]
+    untimed = [one.model_copy(update={"measurements": ()}) for one in records()]
+    assert why(untimed)[0]["gsm8k-mini"] == {
+        "speed": "nothing was timed beside the teacher", "memory": "no bytes on disk were measured", "weights": "no bytes in memory",
+    }  # fmt: skip
+    assert why(records())[0]["gsm8k-mini"]["speed"] == ""
 
 
 def test_the_command_writes_page_and_pictures(made, tmp_path):
@@ -195,7 +223,7 @@ def test_sorting(shown):
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "descending" and names(shown)[-1] == "untouched (control)"
     head.locator("button").click()
-    assert head.get_attribute("aria-sort") == "ascending" and names(shown)[0] == "untouched (control)"
+    assert head.get_attribute("aria-sort") == "ascending" and names(shown)[:2] == ["teacher", "untouched (control)"]
     shown.locator(f"{QUALITY} button", has_text="as made").click()
     assert names(shown)[0] == "teacher" and head.get_attribute("aria-sort") == "none"
 
@@ -216,6 +244,8 @@ def test_hovering_and_the_keyboard_say_what_a_point_is(shown):
     assert tip.is_hidden()
     point.focus()
     assert tip.is_visible() and "decodes 2.00x" in tip.inner_text()
+    shown.keyboard.press("ArrowLeft")  # one tab stop a picture, arrows between its rows
+    assert "decodes 2.00x" not in tip.inner_text()
     shown.keyboard.press("Escape")
     assert tip.is_hidden()
 
@@ -223,7 +253,7 @@ def test_hovering_and_the_keyboard_say_what_a_point_is(shown):
 def test_a_table_is_sorted_by_keyboard_alone(shown):
     shown.locator(f"{QUALITY} thead button", has_text="row").focus()
     shown.keyboard.press("Enter")
-    assert names(shown) == sorted(names(shown))
+    assert names(shown) == ["teacher", *sorted(names(shown)[1:])]
 
 
 def test_dark_mode(shown, browser, made):
@@ -257,33 +287,43 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser, made):
 def test_answers_side_by_side(shown):
     shown.get_by_role("button", name="Show answers").click()
     shown.wait_for_selector("[data-side=left]")
-    tools = shown.locator("#answers-section .tools")
+    tools = shown.locator(".answers .tools")
     assert re.search(r"1 of \d+", tools.inner_text())
     tools.get_by_label("items").select_option("all")
     tools.get_by_label("right").select_option("cot")
     assert (
-        "\u2028" in shown.locator("#answers-section .answer").first.inner_text()
-        or "<b>bold</b>" in shown.locator("#answers-section .answer").first.inner_text()
+        "\u2028" in shown.locator(".answers .answer").first.inner_text()
+        or "<b>bold</b>" in shown.locator(".answers .answer").first.inner_text()
     )
     assert shown.evaluate("window.broken") is None  # what a model wrote is text, never markup
     tools.get_by_label("items").select_option("lost")
     left, right = (shown.locator(f"[data-side={side}]") for side in ("left", "right"))
     assert "and more" in left.inner_text() and "or more" in right.inner_text()
     assert "or" in right.locator("mark").all_inner_texts()
-    before = shown.locator("#answers-section strong").first.inner_text()
+    before = shown.locator(".answers strong").first.inner_text()
     shown.get_by_role("button", name="next").click()
-    assert shown.locator("#answers-section strong").first.inner_text() != before
-    tools.get_by_label("seed").select_option("2")  # the other seed's file stands beside the page
-    shown.wait_for_function("document.querySelector('#answers-section select').value === '2'")
-    assert shown.locator("[data-side=left]").is_visible()
+    assert shown.locator(".answers strong").first.inner_text() != before
+    place = shown.locator(".answers strong").first.inner_text(), tools.get_by_label("right").input_value()
+    tools.get_by_label("seed").select_option("2")  # the other seed's file stands beside the page; the place is kept
+    shown.wait_for_function("document.querySelector('.answers select').value === '2'")
+    assert shown.locator("[data-side=left]").is_visible() and tools.get_by_label("right").input_value() == place[1]
+    tools.get_by_label("items").select_option("all")
+    tools.get_by_label("item", exact=True).fill("7")
+    tools.get_by_label("item", exact=True).press("Enter")
+    assert shown.locator(".answers strong").first.inner_text() == "Item 7"
 
 
-def test_training_curves_show_every_term(shown):
+def test_training_curves_show_every_term_of_every_seed(shown):
     part = shown.locator("section[data-part=curves]")
-    terms = part.get_by_label("value").locator("option").all_inner_texts()
-    assert terms == ["rate", "kl", "ce"] and part.locator("svg").get_attribute("aria-label").startswith("kl of")
-    part.get_by_label("value").select_option("ce")
-    assert part.locator("svg").get_attribute("aria-label").startswith("ce of")
+    figures = part.locator("figure[data-term]")
+    assert [one.get_attribute("data-term") for one in figures.all()] == ["kl", "ce", "validation_ce", "rate"]
+    assert part.locator("figure[data-term=kl] polyline").count() == 2  # two seeds
+    assert part.locator("figure[data-term=ce] polyline").count() == 4  # broken where a value was no number, and said so
+    assert "2 values not finite" in part.locator("figure[data-term=ce]").inner_text()
+    assert part.locator("figure[data-term=validation_ce] circle").count() == 2
+    part.get_by_label("row").select_option("cot")
+    part.get_by_label("logarithmic").check()
+    assert part.locator("figure[data-term=kl] svg").get_attribute("aria-label").startswith("kl of cot")
 
 
 def test_every_control_and_picture_has_a_name(shown):
