@@ -132,6 +132,10 @@ def check(
         _unlike("row", row, "", "rows", f"no record of the row {row}") for row in rules.rows if row not in {one.label for one in records}
     ]
     findings += _unjudged(records, findings, rules, baseline)
+    if baseline is not None and (
+        new := dict.fromkeys(one.label for one in records if one.label not in baseline.labels and not one.is_control)
+    ):
+        notes.append(f"not in the baseline: {', '.join(new)} (freeze them: harness baseline update)")
     if any(record.limited and _judged(record, rules) for record in records):
         notes.append("a trial: these rows were scored on a sample of the items (--limit)")
     distinct = {(one.layer, one.row, one.task, one.told): one for one in findings}

@@ -185,11 +185,9 @@ def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[di
 
 
 def _thinned(pairs: Sequence[tuple[float, float | None]]) -> list[list[float | None]]:
-    """Keep at most some points of a curve, its last one among them."""
+    """Keep some points of a curve: its last one, and every one that is no number, among them."""
     apart = max(1, math.ceil(len(pairs) / _STEPS))
-    kept = list(pairs[::apart])
-    if (len(pairs) - 1) % apart:
-        kept.append(pairs[-1])
+    kept = [pair for at, pair in enumerate(pairs) if at % apart == 0 or at == len(pairs) - 1 or pair[1] is None]
     return [[seen for seen, _ in kept], [value for _, value in kept]]
 
 

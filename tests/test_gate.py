@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from harness import gate, stats, verdicts
+from harness import gate, report, stats, verdicts
 from harness.baseline import Baseline, Change, freeze, read_baseline, write_baseline
 from harness.cli import app
+from harness.errors import HarnessError
 from harness.gate import Rules, Verdict, check
 from harness.record import Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore, write
 from harness.store import read_all
@@ -293,6 +294,163 @@ def test_holm_keeps_an_unchanged_run_of_many_rows_from_alarm():
     assert check(now, Rules(), frozen(*then)).verdict is not Verdict.regressed
 
 
+# What a reader with fresh eyes found
+
+
+def test_a_store_is_judged_by_its_newest_run(tmp_path):
+    """A store keeps every older success; a newer failure of the same row must not hide behind it."""
+    broken = row("int8", "", scores=(), status="failed", reason="out of memory", key="new")
+    for one in (TEACHES, SAME, broken):
+        write(tmp_path / "cells" / one.key[:24] / "record.json", one)
+    (tmp_path / "runs").mkdir()
+    for name, keys in (("20260101-000000-1", ["teacher-None", "int8-None"]), ("20260102-000000-1", ["teacher-None", "new"])):
+        (tmp_path / "runs" / f"{name}.json").write_text(json.dumps({"kind": "run", "cells": keys}))
+    done = harness("check", tmp_path, "--margin", "0.9")
+    assert done.return_value == 4 and "out of memory" in done.output
+    assert harness("check", tmp_path / "runs" / "20260101-000000-1.json", "--margin", "0.9").return_value == 0
+
+
+def test_two_records_of_one_row_and_seed_are_refused(place):
+    write(place / "again.json", row("int8", marks(100), key="again"))
+    done = harness("check", place)
+    assert "two records of int8; name one run's file" in str(done.exception)
+    with pytest.raises(HarnessError, match="two records of int8"):
+        check([SAME, SAME], Rules(margin=0.9))
+
+
+def test_a_row_that_nothing_judged_is_no_pass():
+    bad = row("int3", marks(100))
+    checked = check([TEACHES, SAME, bad], Rules(), frozen(TEACHES, SAME))
+    assert checked.exit_code == 3 and any(one.row == "int3" and "no --margin" in one.told for one in checked.findings)
+    assert check([TEACHES, SAME, bad], Rules(rows=("int3",)), frozen(TEACHES, SAME)).exit_code == 3
+    skipped = row("int3", "", scores=(), status="skipped", reason="pip install x")
+    assert check([TEACHES, skipped], Rules(rows=("int3",)), frozen(TEACHES)).exit_code == 4
+    seeds = [row("response", marks(800), seed=seed) for seed in (1, 2)]
+    assert check([TEACHES, *seeds], Rules(), frozen(TEACHES, seeds[0])).exit_code == 3
+
+
+def text(factor, *, documents=50):
+    totals = tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(documents))
+    return score("", task="wikitext", kind="perplexity", primary="", outcomes={}, n=documents, value=20.0 * factor, totals=totals,
+                 answers_digest=str(factor))  # fmt: skip
+
+
+def test_perplexities_of_all_seeds_are_judged():
+    teacher = row("teacher", "", scores=(text(1.0),))
+    seeds = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.0001), (2, 1.1), (3, 1.2))]
+    assert check([teacher, *seeds], Rules(margin=0.95)).verdict is Verdict.regressed
+    then = [row("response", "", seed=seed, scores=(text(1.0),)) for seed in (1, 2, 3)]
+    one = next(one for one in check(seeds, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    assert one.verdict is Verdict.regressed
+    same = next(one for one in check(then, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    assert same.verdict is Verdict.passed
+
+
+def test_a_document_without_a_likelihood_gives_no_verdict_and_valid_json():
+    bad = text(1.0)
+    bad = bad.model_copy(update={"totals": ((float("-inf"), 100.0), *bad.totals[1:]), "value": float("inf"), "answers_digest": "x"})
+    records = [row("teacher", "", scores=(text(1.0),)), row("int8", "", scores=(bad,))]
+    checked = check(records, Rules(margin=0.95), frozen(row("int8", "", scores=(text(1.0),))))
+    assert checked.verdict is Verdict.cannot_tell
+    assert "NaN" not in verdicts.as_json(checked) and "Infinity" not in verdicts.as_json(checked)
+    assert "Infinity" not in report.as_json(report.made_of(records))
+
+
+def test_one_document_and_one_item_break_nothing():
+    records = [row("teacher", "", scores=(text(1.0, documents=1),)), row("int8", "", scores=(text(1.1, documents=1),))]
+    assert check(records, Rules(margin=0.95)).verdict is Verdict.cannot_tell and "x" in report.markdown(records)
+    choices = [row(label, "", scores=(score(run, chance=0.25, kind="choose"),)) for label, run in (("teacher", "1"), ("int8", "0"))]
+    assert "int8" in report.markdown(choices)
+    for counts in (stats.Pairs(0, 1, 0, 0), stats.Pairs(1, 0, 0, 0), stats.Pairs(0, 3, 0, 0)):
+        assert stats.retention_above_chance(counts, 0.25).reason and stats.retention(counts) is not None
+
+
+def test_many_runs_more_than_the_draws_that_are_kept(monkeypatch):
+    monkeypatch.setattr(stats, "_KEPT", 8 * stats.RESAMPLES * 3)
+    records = [row("teacher", marks(90, 100)), *(row(f"m{at}", marks(60 + at, 100), seed=seed) for at in range(4) for seed in (1, 2))]
+    assert "m3" in report.markdown(records) and check(records, Rules(margin=0.5)).findings
+
+
+def test_net_losses_count_by_their_size():
+    """110 items lost by all five seeds, 160 won by one seed each: the score fell by 6.5 points, whatever the signs' numbers are."""
+    then = [row("response", marks(900, 1200), seed=seed) for seed in range(1, 6)]
+    lost = turned(marks(900, 1200), lose=110)
+    gains = [lost[:900] + "".join("1" if 32 * seed <= at < 32 * (seed + 1) else "0" for at in range(300)) for seed in range(5)]
+    now = [row("response", run, seed=seed + 1) for seed, run in enumerate(gains)]
+    one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    assert (one.numbers["lost"], one.numbers["won"]) == (110, 160) and one.verdict is Verdict.regressed
+
+
+def test_seeds_that_were_trained_anew_must_agree():
+    def made(loses, digest):
+        return [
+            row("response", turned(marks(800), lose=lose), seed=seed,
+                student=ModelReference(name="r", digest=f"{digest}{seed}", weight_bytes=1))
+            for seed, lose in enumerate(loses, 1)
+        ]  # fmt: skip
+
+    then = frozen(*made((0, 0, 0), "old"))
+    apart = next(one for one in check(made((150, 0, 0), "new"), Rules(), then).findings if one.layer == "frozen")
+    assert apart.verdict is Verdict.cannot_tell and "do not agree" in apart.told
+    together = next(one for one in check(made((50, 55, 48), "new"), Rules(), then).findings if one.layer == "frozen")
+    assert together.verdict is Verdict.regressed
+
+
+def test_few_seeds_widen_a_claim():
+    """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing one in nine; here it cannot tell."""
+    one, other = turned(marks(800), lose=4), turned(marks(800), lose=40)
+    assert check([TEACHES, row("r", one, seed=1), row("r", other, seed=2)], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+
+
+def test_frozen_controls_are_judged_only_when_they_are_named():
+    then = row("untouched", marks(300), is_control=True)
+    now = row("untouched", marks(100), is_control=True)
+    assert check([TEACHES, SAME, now], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
+    assert check([TEACHES, SAME], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
+    assert check([TEACHES, now], Rules(rows=("untouched",)), frozen(TEACHES, SAME, then)).verdict is Verdict.regressed
+
+
+def test_a_teacher_under_other_conditions_is_named_by_what_differs():
+    four = TEACHES.model_copy(update={"environment": ENVIRONMENT.model_copy(update={"threads": 4})})
+    [one] = check([four, SAME], Rules(margin=0.95)).findings
+    assert one.verdict is Verdict.not_comparable and one.differs == "threads" and "4 of the teacher, 2 of the row" in one.told
+
+
+def test_exact_takes_a_won_item_for_a_flip_too():
+    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], win=1))
+    assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed
+
+
+def test_every_scenario_must_be_fast():
+    slow = Measurement(name="decode_speedup", value=0.5, low=0.4, high=0.6, unit="ratio", higher_is_better=True, condition="batch 64")
+    both = SAME.model_copy(update={"measurements": (*SAME.measurements, slow)})
+    assert check([TEACHES, both], Rules(faster=1.5)).verdict is Verdict.regressed
+    assert check([TEACHES, SAME], Rules(margin=0.5), measured=[("new", [])]).verdict is Verdict.not_comparable
+
+
+def test_a_terminals_colours_break_no_xml():
+    checked = check([TEACHES, row("int8", "", scores=(), status="failed", reason="\x1b[31mred\x1b[0m | pipe")], Rules(margin=0.9))
+    assert ElementTree.fromstring(verdicts.junit(checked).partition("?>")[2]).get("errors") == "1"
+    assert r"\| pipe" in verdicts.markdown(checked)
+
+
+def test_a_defect_of_ours_is_no_regression(place, monkeypatch, capsys):
+    from harness import cli
+
+    monkeypatch.setattr(gate, "check", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr("sys.argv", ["harness", "check", str(place)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in str(harness("check", place, "--junit", tmp_path / "file" / "j.xml").exception)
+    (place / "folder.json").mkdir()
+    assert "folder.json: cannot be read" in str(harness("check", place).exception)
+
+
 # Speed
 
 
@@ -312,7 +470,7 @@ def test_a_row_that_was_not_timed_has_no_speed():
 )
 def test_two_models_timed_by_turns_in_one_job(low, high, expected):
     one = Measurement(name="decode_speedup", value=(low + high) / 2, low=low, high=high, unit="ratio", higher_is_better=True)
-    assert check([TEACHES, SAME], Rules(), measured={"new": [one]}).verdict is expected
+    assert check([TEACHES, SAME], Rules(margin=0.9), measured=[("new", [one])]).verdict is expected
 
 
 # Forms
@@ -459,6 +617,28 @@ def test_no_baseline_is_made_of_what_nobody_should_trust(place, tmp_path, change
     assert said in str(done.exception) and not (tmp_path / "b.json").exists()
 
 
+def test_rows_of_another_teacher_never_join_a_baseline(place, tmp_path):
+    path = tmp_path / "b.json"
+    write(place / "int4.json", row("int4", marks(790)))
+    harness("baseline", "update", place, "--baseline", path, "--reason", "first")
+    other = ModelReference(name="other", digest="o", weight_bytes=4_000)
+    for label in ("teacher", "int8", "int4"):
+        write(place / f"{label}.json", row(label, marks(800), teachers=(other,)))
+    done = harness("baseline", "update", place, "--baseline", path, "--reason", "x", "--rows", "int4")
+    assert "another teacher than these records" in str(done.exception)
+
+
+def test_frozen_rows_are_dropped_only_when_asked(place, tmp_path):
+    path = tmp_path / "b.json"
+    write(place / "int4.json", row("int4", marks(790)))
+    harness("baseline", "update", place, "--baseline", path, "--reason", "first")
+    (place / "int4.json").unlink()
+    done = harness("baseline", "update", place, "--baseline", path, "--reason", "fewer")
+    assert "holds int4, of which there is no record" in str(done.exception)
+    assert harness("baseline", "update", place, "--baseline", path, "--reason", "fewer", "--drop").return_value == 0
+    assert {one.label for one in read_baseline(path).rows} == {"teacher", "int8"}
+
+
 def test_a_reason_is_asked_for(place, tmp_path):
     assert "--reason is empty" in str(harness("baseline", "update", place, "--baseline", tmp_path / "b.json").exception)
 
@@ -502,6 +682,10 @@ def test_rows_are_tests(place, tmp_path, pytester_run):
     done = pytester_run("--harness-records", place, "--harness-margin", "0.925", "--harness-cannot-tell", "skip")
     assert done.returncode == 0 and "skipped" in done.stdout, done.stdout
     assert pytester_run("--harness-records", tmp_path / "none", "--harness-margin", "0.9").returncode == 4
+    assert pytester_run("--harness-rows", "int8").returncode == 4  # results/runs is not there
+    (place / "int8.json").unlink()
+    done = pytester_run("--harness-records", place, "--harness-margin", "0.9")
+    assert done.returncode == 1 and "no row was checked" in done.stdout  # a check of nothing is no pass
 
 
 @pytest.fixture

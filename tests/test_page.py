@@ -245,7 +245,7 @@ def test_hovering_and_the_keyboard_say_what_a_point_is(shown):
     point.focus()
     assert tip.is_visible() and "decodes 2.00x" in tip.inner_text()
     shown.keyboard.press("ArrowLeft")  # one tab stop a picture, arrows between its rows
-    assert "decodes 2.00x" not in tip.inner_text()
+    assert tip.is_visible() and not tip.inner_text().startswith("response")
     shown.keyboard.press("Escape")
     assert tip.is_hidden()
 
@@ -328,7 +328,7 @@ def test_training_curves_show_every_term_of_every_seed(shown):
 
 def test_every_control_and_picture_has_a_name(shown):
     unnamed = shown.evaluate(
-        """() => [...document.querySelectorAll("button, select, input, svg, [role=region]")].filter((one) =>
+        """() => [...document.querySelectorAll("button, select, input, svg:not([aria-hidden]), [role=region]")].filter((one) =>
         !(one.getAttribute("aria-label") || one.textContent.trim() || one.closest("label"))).map((one) => one.outerHTML.slice(0, 80))"""
     )
     assert unnamed == []

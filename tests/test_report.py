@@ -194,6 +194,25 @@ def test_rows_are_ordered_by_a_column_within_their_family():
     assert [row[0] for row in next(table for table in made.tables if table.name == "speed").rows][1:3] == ["a", "b"]
 
 
+def test_more_tokens_a_second_are_better_and_more_seconds_are_not():
+    from harness.table import less_is_better
+
+    assert not any(map(less_is_better, ("decode tok/s", "prefill tok/s", "tokens", "score", "decode x", "same top")))
+    assert all(map(less_is_better, ("TTFT ms", "train s", "s/problem", "disk MiB", "KL", "lost/won", "mmlu perplexity")))
+
+
+def test_rows_timed_under_another_scenario_have_dashes():
+    def timed(label, condition):
+        speeds = [Measurement(name=name, value=5.0, unit="x", higher_is_better=True, condition=condition)
+                  for name in ("decode_tokens_per_second", "decode_speedup")]  # fmt: skip
+        return make(label, 0.9).model_copy(update={"measurements": tuple(speeds)})
+
+    text = report.markdown([timed("teacher", "batch 1"), timed("int8", "batch 1"), timed("int4", "batch 64")])
+    speed = rows_of(text, "Speed")
+    assert "5" in speed["int8"]["decode tok/s"] and speed["int4"]["decode tok/s"] == "-"
+    assert "- int4: timed under another scenario than the table's (batch 64): dashes." in text
+
+
 def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
     other = make("sft", 0.6, seed=1).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"machine": "another, 8 cores"})})
     text = report.markdown([*RECORDS, other])
@@ -359,6 +378,8 @@ def test_a_record_that_was_edited_by_hand_is_refused(tmp_path):
     [problem] = read_all(tmp_path)[1]
     assert "a.json: edited after it was written" in problem
     (tmp_path / "a.json").write_text(re.sub(r',\s*"digest": "\w{64}"\s*}\s*$', "}", text))
+    assert "edited after it was written" in read_all(tmp_path)[1][0]
+    (tmp_path / "a.json").write_text(text.replace(f'"schema": {record.SCHEMA}', '"schema": 5'))  # an older schema has no digest
     assert "edited after it was written" in read_all(tmp_path)[1][0]
 
 
