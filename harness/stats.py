@@ -93,19 +93,18 @@ def score_z(counts: Pairs, weights: _Weights) -> float:
     elif all(weight < largest for _, weight in seen) and slope(low) <= 0:
         at, empty = low, largest
     else:
-        for _ in range(100):  # Newton's step where it stays inside, else halving: the slope falls between two poles
-            value = slope(at)
+        for _ in range(200):  # Newton's step where it stays inside, else halving: the slope falls between two poles
+            parts = [count * weight / (1 + at * weight) for count, weight in seen]
+            value, size = math.fsum(parts), math.fsum(map(abs, parts))
             if value > 0:
                 low = at
-            elif value < 0:
-                high = at
             else:
+                high = at
+            if abs(value) <= 1e-12 * size or high - low <= 1e-15 * max(abs(low), abs(high)):
                 break
-            step = value / math.fsum(count * (weight / (1 + at * weight)) ** 2 for count, weight in seen)
-            moved = at + step if low < at + step < high else (low + high) / 2
-            if abs(moved - at) <= 1e-13 * max(1.0, abs(at)):
-                break
-            at = moved
+            step = value / math.fsum(part**2 / count for part, (count, _) in zip(parts, seen, strict=True))
+            # Beside a pole Newton's steps are tiny and lead nowhere: what does not move is halved too.
+            at = at + step if low < at + step < high and abs(step) > 1e-9 * (high - low) else (low + high) / 2
     shares = [(count / (n * (1 + at * weight)), weight) for count, weight in seen]
     variance = math.fsum(share * weight**2 for share, weight in shares)
     if empty is not None:

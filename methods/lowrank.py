@@ -45,6 +45,7 @@ class LowRank(Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
         from harness.errors import CellFailed
+        from harness.model import stored_dtype
         from methods._calibration import Flow, sweep
         from methods._layers import layers_of, within
 
@@ -69,9 +70,12 @@ class LowRank(Calibrated):
         def read(one: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
             spectra[one] = decomposed(layer.weight, gram, jitter=self.jitter)[1]
 
+        dtype = stored_dtype(making.base)
+
         def cut(one: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
-            factors[one] = factorised(layer.weight, ranks[one], gram, jitter=self.jitter)
-            layer.weight.copy_(factors[one][0] @ factors[one][1])
+            up, down = factorised(layer.weight, ranks[one], gram, jitter=self.jitter)
+            factors[one] = (up.to(dtype), down.to(dtype))  # as they will be saved: half the memory, and what later blocks will see
+            layer.weight.copy_(factors[one][0].to(layer.weight.dtype) @ factors[one][1].to(layer.weight.dtype))
 
         if not self.whitened:  # the weights alone: no text is read
             if by_threshold:
@@ -108,10 +112,12 @@ class LowRank(Calibrated):
         tensors: dict[str, Any] = {}
         before = after = 0
         for name, (up, down) in factors.items():
-            bias = making.model.get_submodule(name).bias
+            layer = making.model.get_submodule(name)
+            layer.weight.data = layer.weight.data.new_empty(0)  # stands in the file as its factors
+            bias = layer.bias
             specs[name] = {"kind": "float", "shape": list(down.shape), "factors": True}
             specs[f"{name}.up"] = {"kind": "float", "shape": list(up.shape), **({"bias": True} if bias is not None else {})}
-            tensors |= {f"{name}.weight": down.to(dtype), f"{name}.up.weight": up.to(dtype)}
+            tensors |= {f"{name}.weight": down, f"{name}.up.weight": up}
             if bias is not None:
                 tensors[f"{name}.up.bias"] = bias.to(dtype)
             before, after = before + up.shape[0] * down.shape[1], after + up.numel() + down.numel()

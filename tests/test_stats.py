@@ -166,6 +166,32 @@ def test_bootstrap_gives_the_same_numbers_again():
     assert stats.two_level([student, student], [teacher], ratio=True) == stats.two_level([student, student], [teacher], ratio=True)
 
 
+def test_the_score_statistic_has_no_holes():
+    """Newton's first step landed within an ulp of a pole at exactly R = 2/3 of these counts, and the statistic read 0 there."""
+    counts = Pairs(80, 10, 0, 10)
+    for ratio in (0.6 / 0.9, 2 / 3, 0.66666667, 0.6666):
+        assert stats.score_z(counts, stats._ratio_weights(ratio, 0.0)) == pytest.approx(4.472, abs=2e-3)
+    from scipy.optimize import brentq
+
+    draw = np.random.default_rng(5)
+    compared = 0
+    for _ in range(400):
+        cells = draw.multinomial(draw.integers(5, 400), draw.dirichlet([0.6] * 4))
+        for ratio, chance in ((draw.uniform(0.05, 1.6), 0.0), (draw.integers(1, 13) / 9, 0.0), (draw.uniform(0.05, 1.6), 0.25)):
+            weights = np.array(stats._ratio_weights(float(ratio), chance))
+            seen = weights[cells > 0]
+            if not (seen.min() == weights.min() < 0 < weights.max() == seen.max()):
+                continue  # an end without items: the other branch, tested by hand above
+            ends = -1 / weights.max(), -1 / weights.min()
+            root = brentq(lambda at, w=weights, c=cells: float(np.sum(c * w / (1 + at * w))), ends[0] * (1 - 1e-12), ends[1] * (1 - 1e-12),
+                          xtol=1e-14, rtol=1e-14, maxiter=500)  # fmt: skip
+            shares = cells / (cells.sum() * (1 + root * weights))
+            expected = float(cells @ weights) / cells.sum() / math.sqrt(float(shares @ weights**2) / cells.sum())
+            assert stats.score_z(Pairs(*map(int, cells)), tuple(map(float, weights))) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            compared += 1
+    assert compared > 300
+
+
 def test_mcnemar_is_the_binomial_tail():
     assert stats.mcnemar(0, 0) == 1.0 and stats.mcnemar(0, 7) == 1.0
     assert stats.mcnemar(8, 2) == pytest.approx((45 + 10 + 1) / 2**10)  # P(X >= 8) of ten fair throws
