@@ -176,7 +176,9 @@ def test_injected_flips_give_the_predicted_verdicts(share, expected):
     assert one.warning == (expected is Verdict.passed)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, Verdict.passed), (0.01, Verdict.passed), (0.05, Verdict.regressed)])
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, Verdict.passed), (0.01, Verdict.passed), (0.02, Verdict.passed), (0.05, Verdict.regressed)]
+)
 def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, expected):
     """Every seedless row of a committed study against itself with right answers turned wrong; rows near zero have none to lose."""
     records, problems = read_all(Path(__file__).parents[1] / "results" / "compression-tiny")
