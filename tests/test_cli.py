@@ -1,6 +1,7 @@
 """The command line: its surface, its exit codes, and what it does not import."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,11 @@ OPTIONS = {
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
     "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
-    "report": "--against --explain --help --keep --out --price",
+    "check": "--baseline --margin --rows --alpha --frozen-alpha --tolerance --detect --exact --faster --measured --slower --json --junit "
+    "--markdown --annotate --no-annotate",
+    "baseline": "",
+    "export": "--out --project",
+    "report": "--out --keep --price --against --sort --forms --html --plots --explain",
     "train-tiny": "--budget --help --only --out",
 }
 
@@ -34,6 +39,10 @@ def test_the_surface_is_this_and_no_more():
 
     commands = get_command(app).commands
     assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
+    inner = {name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params]))) for name, one in commands["baseline"].commands.items()}
+    assert inner == {
+        "update": {"--baseline", "--reason", "--rows", "--margin", "--accept-regression", "--drop"}, "show": set(), "diff": set(),
+    }  # fmt: skip
     for name, command in commands.items():
         found = {
             option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("--")
@@ -56,7 +65,7 @@ print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & {"torc
     ("arguments", "allowed"),
     [
         (["--help"], []), (["run", "--help"], []), (["list", "methods"], []), (["list", "suites"], []), (["list", "tasks"], []),
-        (["list", "models"], []), (["plan"], []), (["run", "--dry-run"], []), (["report", "--explain"], []),
+        (["list", "models"], []), (["plan"], []), (["run", "--dry-run"], []), (["report", "--explain"], []), (["check", "--help"], []),
         (["cache", "ls", "--cache", "."], []),
     ],
 )  # fmt: skip
