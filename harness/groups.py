@@ -172,7 +172,7 @@ def ordered(found: Group) -> list[Row]:
 def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
     """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
     ours, theirs = student.scores(task), reference.scores(task)
-    if student is reference and ours:
+    if student is reference and ours and not (ratio and chance):
         return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
     if not ours or not theirs:
         return Interval(None, reason="not scored")
@@ -185,7 +185,8 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
         counts = stats.pairs(right[0], left[0])
         if not ratio:
             return stats.difference(counts)
-        return stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+        found = stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+        return Interval(1.0, 1.0, 1.0) if student is reference and found.value is not None else found
     return stats.two_level(left, right, ratio=ratio, chance=chance)
 
 

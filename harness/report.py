@@ -72,7 +72,8 @@ def notes(found: Group) -> list[str]:
     for row in found.rows:
         for task in found.tasks:
             against = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
-            if row.done and against.reason:
+            asked = any(score.kind != "perplexity" for score in row.scores(task))
+            if row.done and asked and against.reason:
                 lines.append(f"{row.label}, {task}: no retention, {against.reason}.")
     if any(leaders(found, task) for task in found.tasks):
         lines.append("Bold: the best row that is no control, and all that are not significantly worse on the same items (alpha .05, Holm).")
