@@ -48,7 +48,7 @@ def test_identity_keeps_everything_and_flips_nothing(finished):
     assert scores["identity"].outcomes == scores["teacher"].outcomes
     assert scores["identity"].answers_digest == scores["teacher"].answers_digest
     line = next(line for line in done.markdown().splitlines() if line.startswith("| identity"))
-    assert "100.0 % [100.0, 100.0]" in line and "0/0" in line
+    assert "100.0 % [" in line and "0/0" in line  # with an interval: 100 items without a flip leave room for a few among all
 
 
 def test_records_say_everything_about_a_cell(finished):
