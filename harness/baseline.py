@@ -8,6 +8,7 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from harness.gate import Checked, Rules, Verdict, check
 from harness.groups import TEACHER
 from harness.record import RunRecord, TaskScore
 from harness.stats import pairs
+from harness.store import twice
 
 SCHEMA = 1
 
@@ -170,11 +172,14 @@ def read_baseline(path: Path) -> Baseline:
         raise HarnessError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from problem
 
 
-def rules_of(baseline: Baseline, rules: Rules) -> Rules:
-    """Take the margin of the baseline where the rules have none."""
-    from dataclasses import replace
+CLAIM = 0.95  # of the teacher's score: what is asked where neither a margin nor a baseline says
 
-    return rules if rules.margin is not None else replace(rules, margin=baseline.margin, points=baseline.points)
+
+def rules_of(baseline: Baseline | None, rules: Rules) -> Rules:
+    """Take the margin of the baseline where the rules have none, the usual claim where there is no baseline either."""
+    if rules.margin is not None:
+        return rules
+    return replace(rules, margin=CLAIM) if baseline is None else replace(rules, margin=baseline.margin, points=baseline.points)
 
 
 def update(
@@ -235,7 +240,8 @@ def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
     """Refuse what no baseline may be made of, naming the first reason."""
     if not any(one.status == "success" and one.method != TEACHER for one in records):
         raise HarnessError("there is no row that succeeded to freeze; type first: harness run --methods ...")
-    seen: set[tuple[str, int | None]] = set()
+    if double := twice(records):
+        raise HarnessError(f"two records of {double}; name one run's file (results/runs/runs/NAME.json) in place of the store")
     for one in records:
         name = f"{one.label}{f' (seed {one.seed})' if one.seed is not None else ''}"
         if one.status != "success":
@@ -244,9 +250,6 @@ def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
             raise HarnessError(f"{name} was scored on a sample of the items; run it again without --limit before you freeze it")
         if one.environment and one.environment.dirty:
             raise HarnessError(f"{name} was made from a working tree with changes; commit them and run again: its code must be found")
-        if (one.label, one.seed) in seen:
-            raise HarnessError(f"two records of {name}; name one run's file (results/runs/runs/NAME.json) in place of the store")
-        seen.add((one.label, one.seed))
     teachers = {" ".join(teacher.digest for teacher in one.teachers) for one in records}
     if len(teachers) > 1:
         raise HarnessError(f"the records have {len(teachers)} different teachers; a baseline has one: name one run's file")

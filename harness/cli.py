@@ -268,8 +268,6 @@ def report(
         typer.echo(f"skipped {line}", err=True)
     if records:
         folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
-        if keep:
-            keep_records(records, keep / "records")
         references = split_list(against) if against else []
         unknown_rows = [label for label in references if label not in {record.label for record in records}]
         if unknown_rows:
@@ -281,6 +279,8 @@ def report(
         wanted = split_list(forms)
         if wrong := [form for form in wanted if form not in tables.FORMS]:
             raise unknown("form", wrong[0], tables.FORMS, hint="(in --forms)")
+        if keep:
+            keep_records(records, keep / "records")
         typer.echo(tables.as_markdown(made))
         written = tables.write_made(made, folder, forms=wanted)
         if plots:

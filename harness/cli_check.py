@@ -16,7 +16,6 @@ import typer
 from harness.errors import HarnessError, unknown
 
 if TYPE_CHECKING:
-    from harness.gate import Rules
     from harness.record import Measurement, RunRecord
 
 baseline_app = typer.Typer(
@@ -90,10 +89,7 @@ def check(
         detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(split_list(rows)) if rows else (),
     )  # fmt: skip
     frozen = read_baseline(baseline) if baseline else None
-    if frozen is not None:
-        rules = rules_of(frozen, rules)
-    elif share is None:
-        rules = _replaced(rules, 0.95)
+    rules = rules_of(frozen, rules)
     records = records_of(place)
     checked = gate.check(records, rules, frozen, measured=_measured(measured) if measured else ())
     typer.echo(verdicts.text(checked))
@@ -114,12 +110,6 @@ def _written(path: Path, text: str, mode: str) -> None:
             stream.write(text)
     except OSError as problem:
         raise HarnessError(f"cannot write {path} ({problem.strerror}); give another file") from problem
-
-
-def _replaced(rules: "Rules", margin: float) -> "Rules":
-    from dataclasses import replace
-
-    return replace(rules, margin=margin)
 
 
 def records_of(place: Path) -> "list[RunRecord]":

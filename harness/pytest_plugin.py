@@ -84,10 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
         share, points = parse_margin(options["margin"])
         rules = Rules(margin=share, points=points, rows=tuple(split_list(options["rows"])) if options["rows"] else ())
         frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None
-        if frozen is not None:
-            rules = rules_of(frozen, rules)
-        elif share is None:
-            rules = Rules(margin=0.95, rows=rules.rows)
+        rules = rules_of(frozen, rules)
         config.stash[_FOUND] = check(records_of(Path(options["records"] or "results/runs")), rules, frozen).findings
     except HarnessError as problem:
         raise pytest.UsageError(str(problem)) from problem

@@ -213,8 +213,9 @@ def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: 
     count = len(seeds)
     between = float(seeds.var(ddof=1)) / count if count > 1 else 0.0
     variance = float(gap.var()) + between / count
-    if variance <= 0:
-        return (0.0, 1.0) if seeds.mean() > 0 else (1.0, 0.0)
+    if variance <= 0:  # not one item differs in any run
+        mean = float(seeds.mean())
+        return (0.5, 0.5) if mean == 0 else (0.0, 1.0) if mean > 0 else (1.0, 0.0)
     freedom = (count - 1) * (variance / between) ** 2 if between > 0 else 1e6
     t = float(seeds.mean()) / math.sqrt(variance)
     return float(stdtr(freedom, -t)), float(stdtr(freedom, t))

@@ -398,6 +398,12 @@ def test_seeds_that_were_trained_anew_must_agree():
     assert together.verdict is Verdict.regressed
 
 
+def test_equal_answers_at_a_margin_of_all_are_neither_kept_nor_lost():
+    same = [row("r", marks(800), seed=seed) for seed in (1, 2)]
+    assert check([TEACHES, *same], Rules(margin=1.0)).verdict is Verdict.cannot_tell
+    assert check([TEACHES, row("r", marks(800))], Rules(margin=1.0)).verdict is Verdict.cannot_tell
+
+
 def test_few_seeds_widen_a_claim():
     """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing one in nine; here it cannot tell."""
     one, other = turned(marks(800), lose=4), turned(marks(800), lose=40)

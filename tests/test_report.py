@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness import claims, glossary, groups, quality, record, report
+from harness.cli import app
 from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, SharedCost, TaskScore
 from harness.store import read_all
 
@@ -192,6 +194,20 @@ def test_rows_are_ordered_by_a_column_within_their_family():
     assert [row[0] for row in speed.rows] == ["teacher", "d", "b", "a", "c", "untouched (control)"]
     [made] = report.made_of([*records, *controls], report.Asked(sort="-decode x"))
     assert [row[0] for row in next(table for table in made.tables if table.name == "speed").rows][1:3] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--sort", "retentoin"], "did you mean 'retention'"),
+        (["--forms", "pdf"], "unknown form 'pdf'"),
+        (["--against", "nobody"], "nobody"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_kept(tmp_path, given, said):
+    record.write(tmp_path / "records" / "a.json", RECORDS[0])
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--keep", str(tmp_path / "study"), *given], standalone_mode=False)
+    assert said in str(done.exception) and "\n" not in str(done.exception) and not (tmp_path / "study").exists()
 
 
 def test_more_tokens_a_second_are_better_and_more_seconds_are_not():
