@@ -14,6 +14,7 @@ KINDS = {
     "answers": "a model's answers to a task's questions, as they came",
     "traces": "worked answers that a teacher wrote for training",
     "teachers": "a teacher's distributions over training rows",
+    "rates": "learning rates that --tune has chosen",
     "gguf": "models unpacked from GGUF files",
 }
 
@@ -57,6 +58,8 @@ def damage_of(entry: Entry) -> str:
             return "" if whole else "its digest does not match"
         if entry.kind == "answers":
             return _bad_line(entry.path)
+        if entry.kind == "rates":
+            return "" if json.loads(entry.path.read_text(encoding="utf-8"))["losses"] else "no rate in it"
         missing = not (entry.path / "config.json").is_file() or not any(entry.path.glob("*.safetensors"))
         return "no whole model" if missing else ""
     except (OSError, ValueError, KeyError, TypeError) as problem:

@@ -5,14 +5,14 @@ The claims are those that comparisons of compression methods keep repeating; the
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, median
 
 from harness.costs import speed_ratio
-from harness.groups import TEACHER, Group, Row, compare, ordered
+from harness.groups import TEACHER, Group, Row, by_chance, compare, means_something, ordered
 from harness.record import RunRecord
 from harness.stats import Interval
 from harness.table import DASH, MIB, Line, Table, percent, table_of, without_dashes
@@ -91,12 +91,6 @@ def rows_of(found: Group, families: Sequence[str]) -> list[Shown]:
         for row in found.rows
         if row.done and row.label != TEACHER and row.first.family in families and not row.first.is_control and _bytes(row) is not None
     ]
-
-
-def means_something(found: Group, task: str) -> bool:
-    """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
-    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.kind != "perplexity"]
-    return any(score.value - 1.96 * (score.stderr or 0.0) > max(score.chance, 0.05) for score in scores)
 
 
 def at_chance(found: Group) -> bool:
@@ -188,35 +182,46 @@ def chains(found: Group) -> Table | None:
         record = next((one for one in row.done if one.stages), None)
         if record is None:
             continue
+        base = _bytes(found.teacher)
         for stage in record.stages:
-            line = Line(row)
+            line, last = Line(row), stage is record.stages[-1]
             line.shown["stage"] = line.exact["stage"] = stage.label
             own = next((other for other in found.rows if other.label == stage.label), None)
             for task in found.tasks:
                 column = "retention" if len(found.tasks) == 1 else f"{task} retention"
-                kept_here = compare(own, found.teacher, task, ratio=True) if own is not None and found.teacher else Interval(None)
+                kept_here = _kept(found, own, task)
                 line.shown[column], line.exact[column] = percent(kept_here), kept_here.value
-                last = stage is record.stages[-1]
-                line.add(f"{column} of the parts", _product(found, record, task) if last else None, lambda v: f"{100 * v:.1f} %")
+                parts = _product(found, record, lambda row, task=task: _kept(found, row, task).value) if last else None  # type: ignore[misc]
+                line.add(f"{column} of the parts", parts, lambda v: f"{100 * v:.1f} %")
             line.add("MiB", None if stage.simulated else stage.weight_bytes / MIB, lambda v: f"{v:,.2f}")
-            speed_of = None if own is None else speed_ratio(own, "decode_speedup").value
-            line.add("decode x", speed_of, lambda v: f"{v:.2f}")
+            product = _product(found, record, _bytes) if last else None  # of two sizes: over the teacher's, a size again
+            line.add("MiB of the parts", product / base / MIB if base and product else None, lambda v: f"{v:,.2f}")
+            line.add("decode x", _decode(own), lambda v: f"{v:.2f}")
+            line.add("decode x of the parts", _product(found, record, _decode) if last else None, lambda v: f"{v:.2f}")
             line.add("stage s", stage.cost.seconds or None, lambda v: f"{v:.1f}")
             rows.append((line.shown, line.exact))
     return table_of("chains", "Chains, stage by stage", without_dashes(rows)) if rows else None
 
 
-def _product(found: Group, record: RunRecord, task: str) -> float | None:
-    """Return retention of the chain without its last stage times that of the last stage alone, where both have rows.
+def _kept(found: Group, row: Row | None, task: str) -> Interval:
+    """Return a row's retention on a task; none where there is no row, or where the teacher is at chance."""
+    known = row is not None and found.teacher is not None and not by_chance(found, task)
+    return compare(row, found.teacher, task, ratio=True) if known else Interval(None)  # type: ignore[arg-type]
+
+
+def _decode(row: Row | None) -> float | None:
+    return None if row is None else speed_ratio(row, "decode_speedup").value
+
+
+def _product(found: Group, record: RunRecord, of: Callable[[Row], float | None]) -> float | None:
+    """Return a ratio of the chain without its last stage times that of the last stage alone, where both have rows.
 
     None where the last stage trains: alone it would start from another student.
     """
     if record.stages[-1].cost.seen_tokens:
         return None
     parts = (record.stages[-2].label, record.stages[-1].label.removeprefix(record.stages[-2].label + "+"))
-    rows = [next((row for row in found.rows if row.label == part), None) for part in parts]
-    kept_of = [compare(row, found.teacher, task, ratio=True).value if row and found.teacher else None for row in rows]
-    first, last = kept_of
+    first, last = (next((of(row) for row in found.rows if row.label == part), None) for part in parts)
     return None if first is None or last is None else first * last
 
 

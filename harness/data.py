@@ -248,7 +248,7 @@ def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: 
         held_out = {_question(prompt) for prompt in _held_out(task, source)}
         runs = {run for text in held_out for run in _runs(text, words)} if getattr(task, "files", ()) else set()
         for example in own:
-            question = _question(example.prompt)
+            question = _question(example.asked)  # as the task has it, not in a chat template
             if question in held_out or (runs and not runs.isdisjoint(_runs(question, words))):
                 found.add(example.prompt)
     return found

@@ -210,14 +210,28 @@ def conditions_of(record: RunRecord) -> dict[str, str]:
     return {**_scored_under(record), **_measured_under(record)}
 
 
+def by_chance(found: Group, task: str) -> bool:
+    """Tell whether a task with right answers was scored and its teacher is at chance there: no retention means anything."""
+    scores = found.teacher.scores(task) if found.teacher else []
+    return bool(scores) and scores[0].kind != "perplexity" and not means_something(found, task)
+
+
+def means_something(found: Group, task: str) -> bool:
+    """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
+    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.kind != "perplexity"]
+    return any(score.value - 1.96 * (score.stderr or 0.0) > max(score.chance, 0.05) for score in scores)
+
+
 def leaders(found: Group, task: str) -> frozenset[str]:
     """Return the labels of the best row that is no control, and of all that are not significantly worse on the same items.
 
     One-sided tests against the best row (`stats.worse`), Holm's adjustment over the rows, alpha .05; perplexities by their interval over
-    documents. Nothing is best where there is no choice: fewer than two rows.
+    documents. Nothing is best where there is no choice (fewer than two rows) or no difference that counts (a teacher at chance).
     """
     rows = [row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)]
     if len(rows) < 2:
+        return frozenset()
+    if by_chance(found, task):
         return frozenset()
     if rows[0].scores(task)[0].kind == "perplexity":
         best = min(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from harness.errors import HarnessError, unknown
-from harness.record import RunRecord, processor
+from harness.record import RunRecord, machine
 from harness.watch import allowed_cpus, threads_asked
 
 GIB = 2**30
@@ -76,12 +76,12 @@ def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
 
 def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the records that were made on a machine like this one, on its CPU, at its number of threads."""
-    machine = f"{processor()}, {os.cpu_count()} cores"
+    here = machine()
     threads = threads_asked()
 
     def fits(one: RunRecord) -> bool:
         made = one.environment
-        return one.status == "success" and one.device == "cpu" and made is not None and (made.machine, made.threads) == (machine, threads)
+        return one.status == "success" and one.device == "cpu" and made is not None and (made.machine, made.threads) == (here, threads)
 
     return [one for one in records if fits(one)]
 

@@ -100,8 +100,7 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
-        packed = quantized_by(path)
-        return describe(path, name=path.resolve().name, note=f"quantized ({packed})" if packed not in ("", "float") else "")
+        return describe(path, name=path.resolve().name, note=_packed_note(path))
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise unknown(
             "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
@@ -142,7 +141,8 @@ def _from_hub(name: str) -> Checkpoint:
         ) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size)
+    note = _packed_note(folder)
+    return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size, note=note)
 
 
 def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
@@ -211,6 +211,11 @@ def quantized_by(folder: Path) -> str:
         kinds = sorted({spec["kind"] for spec in told["modules"].values()})
         return "float" if kinds == ["float"] else "+".join(kinds)
     return str(told.get("quant_method") or "")
+
+
+def _packed_note(folder: Path) -> str:
+    packed = quantized_by(folder)
+    return f"quantized ({packed})" if packed not in ("", "float") else ""
 
 
 def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:

@@ -114,6 +114,12 @@ class Int8DynamicLinear(Int8Linear):
     there an activation gets seven.
     """
 
+    def dequantized(self) -> Tensor:
+        """Return w_hat, (O, I) in fp32."""
+        if hasattr(self, "prepared"):
+            raise NotHere("these weights were laid out for a kernel already; open the model again")
+        return super().dequantized()
+
     def forward(self, x: Tensor) -> Tensor:
         """Return `x_hat @ w_hat^T + bias`."""
         if x.device.type != "cpu":

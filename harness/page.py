@@ -15,10 +15,11 @@ from typing import Any
 
 from harness.evidence import Evidence
 from harness.glossary import GLOSSARY
-from harness.groups import TEACHER, Group, Row, block_of, compare, ordered
+from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, ordered
 from harness.plots import AXES, Point, colours, points_of
 from harness.record import RunRecord
 from harness.report import Made, mixed
+from harness.stats import Interval
 from harness.table import Best, less_is_better, percent, shown_name, status_of
 
 TEMPLATE = Path(__file__).parent / "data" / "page.html"
@@ -102,6 +103,8 @@ def _why(found: Group, task: str, axis: str) -> str:
         return "the teacher has no row under these conditions"
     if len(points_of(found, task, axis)) > 1:
         return ""
+    if by_chance(found, task):
+        return "the teacher is at chance here, so no retention means anything"
     others = [row for row in found.rows if row.done and row is not found.teacher]
     if not others:
         return "there is no row but the teacher's"
@@ -117,7 +120,7 @@ def _kept(found: Group, asked: Sequence[str]) -> list[list[Any]]:
         return []
     lines = []
     for row in ordered(found):
-        kept = [compare(row, teacher, task, ratio=True) for task in asked]
+        kept = [Interval(None) if by_chance(found, task) else compare(row, teacher, task, ratio=True) for task in asked]
         numbers = [None if one.value is None else round(one.value, 4) for one in kept]
         lines.append([shown_name(row), block_of(row), [percent(one) for one in kept], numbers])
     return lines

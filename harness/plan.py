@@ -16,7 +16,7 @@ from harness.checkpoint import digest_of, file_digest
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
 from harness.contract import Checkpoint, Prompting, Suite
 from harness.errors import HarnessError, unknown
-from harness.model import is_embedded, parse_recipe, resolve
+from harness.model import is_embedded, parse_recipe, quantized_by, resolve
 from harness.record import processor
 from harness.registry import Registry, expanded
 from harness.scenario import GRIDS, parse_grid
@@ -171,6 +171,12 @@ def make_plan(
     named = config.student if recipe else base.name  # never a path: it stands in records and tables
     for one in planned:
         _check_vocabularies(rows, one, base)
+    starting = next((row.label for row in rows if row.methods[0].trains or (recipe and row.names[0] == "untouched")), "")
+    if starting and (packed := quantized_by(base.path)) not in ("", "float"):
+        raise HarnessError(
+            f"{starting} starts from {base.name}, which is quantized ({packed}) and can be neither cut nor trained; "
+            "type --student with a model in floats"
+        )
     budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET)
     prompting = Prompting(chat=_chat(config, planned[0], base), system=config.system)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.costs import speed_ratio
-from harness.groups import TEACHER, Group, Row, block_of, compare, group, ordered
+from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, group, ordered
 from harness.record import RunRecord
 from harness.stats import Interval
 from harness.table import mean_of
@@ -33,7 +33,7 @@ _BYTES = {"memory": "weight_bytes_disk", "weights": "weight_bytes_resident"}
 def points_of(found: Group, task: str, axis: str) -> list[Point]:
     """Return the rows that have both figures; the frontier holds those that no other row beats in both (controls stand apart)."""
     teacher = found.teacher
-    if teacher is None:
+    if teacher is None or by_chance(found, task):
         return []
     points = []
     for row in ordered(found):

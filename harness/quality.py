@@ -4,7 +4,7 @@ import re
 from statistics import fmean
 
 from harness import stats
-from harness.groups import TEACHER, Group, Row, block_of, compare, leaders, ordered
+from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered
 from harness.record import TaskScore
 from harness.stats import Interval
 from harness.table import DASH, Best, Table, percent, points, shown_name, status_of, table_of
@@ -33,7 +33,7 @@ def quality(found: Group) -> Table:
         for task in found.tasks:
             best = row.label in leading[task]
             exact[f"{task} best"] = best
-            for column, (text, values) in _task_cells(row, teacher, task).items():
+            for column, (text, values) in _task_cells(row, teacher, task, chance=by_chance(found, task)).items():
                 name = column if len(found.tasks) == 1 else f"{task} {column}"
                 shown[name] = Best(text) if best and column in _BOLD and text != DASH else text
                 exact |= {f"{task} {key}": value for key, value in values.items()}
@@ -46,22 +46,22 @@ def _items(found: Group, task: str) -> int:
     return next((score.n for row in found.rows for score in row.scores(task)), 0)
 
 
-def _task_cells(row: Row, teacher: Row | None, task: str) -> dict[str, tuple[str, dict[str, object]]]:
-    """Return column -> (text, exact values) of one row on one task."""
+def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> dict[str, tuple[str, dict[str, object]]]:
+    """Return column -> (text, exact values) of one row on one task; no retention of a teacher that is at chance itself."""
     scores = row.scores(task)
     if not scores:
         return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
     if scores[0].kind == "perplexity":
         return _perplexity_cells(scores, teacher.scores(task) if teacher else [])
     value = fmean(score.value for score in scores)
-    chance = scores[0].chance
-    against = compare(row, teacher, task, ratio=True) if teacher else Interval(None, reason="no teacher row")
+    guessing = scores[0].chance
+    against = compare(row, teacher, task, ratio=True) if teacher and not chance else Interval(None)
     cells: dict[str, tuple[str, dict[str, object]]] = {
         "score": (f"{100 * value:.1f} %", {"score": value}),
         "retention": (percent(against), {"retention": against.value, "retention low": against.low, "retention high": against.high}),
     }
-    if chance:
-        above = compare(row, teacher, task, ratio=True, chance=chance) if teacher else Interval(None)
+    if guessing:
+        above = compare(row, teacher, task, ratio=True, chance=guessing) if teacher and not chance else Interval(None)
         cells["above chance"] = (
             percent(above),
             {"above chance": above.value, "above chance low": above.low, "above chance high": above.high},

@@ -279,7 +279,7 @@ def environment(*, device: str, dtype: str, threads: int) -> Environment:
         device=device,
         dtype=dtype,
         threads=threads,
-        machine=f"{processor()}, {os.cpu_count()} cores",
+        machine=machine(),
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions,
@@ -288,13 +288,28 @@ def environment(*, device: str, dtype: str, threads: int) -> Environment:
     )
 
 
+# What decides how fast a product of matrices is, from the oldest to the newest: two processors of one name may differ in them.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
+
+
+def machine() -> str:
+    """Return the kind of machine, never its name: processor, its instruction sets that count, cores."""
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
 def processor() -> str:
-    """Return the kind of processor; never a machine's name."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """Return the kind of processor and its instruction sets that count; never a machine's name."""
+    known = processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")) if sys.platform == "linux" else ""
+    return known or platform.processor() or platform.machine()
+
+
+def processor_in(cpuinfo: str) -> str:
+    """Return the same from what Linux tells of its first processor; "" where it names neither model nor instructions."""
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())}
+    has = (told.get("flags") or told.get("Features") or "").split()
+    known = " ".join(one for one in _INSTRUCTIONS if one in has)
+    name = told.get("model name") or (platform.machine() if known else "")
+    return f"{name} ({known})" if known else name
 
 
 def _commit() -> tuple[str | None, bool | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import stats
 from harness.claims import chains, claimed
 from harness.costs import memory, scenarios, speed, timed_under, timing_of, training
-from harness.groups import TEACHER, Group, compare, group, leaders
+from harness.groups import TEACHER, Group, by_chance, compare, group, leaders
 from harness.quality import against, controls, diagnostics, quality
 from harness.record import Measurement, RunRecord
 from harness.stats import Interval
@@ -64,6 +64,7 @@ def notes(found: Group) -> list[str]:
                 lines.append(f"{row.label}{seed} {record.status}: {record.reason}")
     if found.superseded:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
+    lines += _packed(found)
     lines += _remarks(found)
     others = [row.label for row in found.rows if timing_of(row) not in ("", timed_under(found))]
     if others:
@@ -81,6 +82,21 @@ def notes(found: Group) -> list[str]:
     return lines
 
 
+def _packed(found: Group) -> list[str]:
+    """Say of every row whose weights were packed how many bits they take, and what table and head became."""
+    lines = []
+    for row in found.rows:
+        for told in row.done[0].cost.notes.values() if row.done else ():
+            if not isinstance(told, dict) or "bits_per_weight" not in told:
+                continue
+            each = f" ({told['bits_of_a_packed_weight']:g} in the blocks)" if "bits_of_a_packed_weight" in told else ""
+            head = {"int8": "; table and head in int8", "skip": "; table and head as they were"}.get(str(told.get("table_and_head")), "")
+            skipped = told.get("skipped")
+            left = f"; left as they were: {', '.join(map(str, skipped))}" if isinstance(skipped, list) and skipped else ""
+            lines.append(f"{row.label}: {told['bits_per_weight']:g} bits on disk for each weight of the model{each}{head}{left}.")
+    return lines
+
+
 def _remarks(found: Group) -> list[str]:
     """Say which measurements are doubtful and why, each reason once with the rows that it concerns."""
     rows: dict[str, list[str]] = {}
@@ -93,16 +109,42 @@ def _remarks(found: Group) -> list[str]:
     return [f"Measured, {', '.join(names)}: {reason}." for reason, names in dirty]
 
 
+def _nothing_to_teach(found: Group, task: str) -> list[str]:
+    """Warn of distilled rows whose teachers were, on this task, no better than the student before any training."""
+    before = next((score for row in found.rows if row.first.method == "untouched" for score in row.scores(task)), None)
+    teachers = {
+        record.teachers[0].name if row is found.teacher and record.teachers else row.label.removeprefix("teacher "): score
+        for row in found.rows
+        if row.first.method == TEACHER and row.done
+        for record, score in zip(row.done[:1], row.scores(task)[:1], strict=False)
+    }
+    if before is None or not before.primary or before.kind == "perplexity":
+        return []
+    poor: dict[str, list[str]] = {}
+    for row in found.rows:
+        told = row.done[0].cost.notes.get("taught_by") if row.done else []
+        if not isinstance(told, list):  # a record of before this was noted
+            told = [row.first.settings.get("teacher") or next(iter(teachers), "")] if row.first.family == "distillation" else []
+        known = [teachers[name] for name in told if isinstance(name, str) and name in teachers and row.first.family != "chain"]
+        best = max(known, key=lambda score: score.value, default=None)
+        if best is not None and best.value <= before.value:
+            name = next(name for name, score in teachers.items() if score is best)
+            poor.setdefault(f"{name} ({100 * best.value:.1f} %)", []).append(row.label)
+    return [
+        f"{task}, {', '.join(rows)}: WARNING: the teacher {teacher} is not better than the student was before any training "
+        f"({100 * before.value:.1f} %), so it has little to teach here."
+        for teacher, rows in poor.items()
+    ]
+
+
 def _warnings(found: Group, task: str) -> list[str]:
     """Say what else bears on a task's figures: a teacher with nothing to teach, the noise floor, cut prompts, what the scorer told."""
-    lines = []
-    before = next((score for row in found.rows if row.first.method == "untouched" for score in row.scores(task)), None)
-    best = next((score for score in (found.teacher.scores(task) if found.teacher else ())), None)
-    if before is not None and best is not None and best.primary and best.value <= before.value and before.kind != "perplexity":
-        taught = [row.label for row in found.rows if row.first.family == "distillation" and row.done]
+    lines = _nothing_to_teach(found, task)
+    if found.teacher and by_chance(found, task):
+        score = found.teacher.scores(task)[0]
         lines.append(
-            f"{task}, {', '.join(taught)}: WARNING: the teacher ({100 * best.value:.1f} %) is not better than the student was before any "
-            f"training ({100 * before.value:.1f} %), so it has little to teach here."
+            f"{task}: teacher at chance ({100 * score.value:.1f} % of {score.n}, guessing gives {100 * score.chance:.1f} %): no retention "
+            "means anything, and none is shown; read KL, same top, perplexity, speed and bytes."
         )
     floor = next((one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"noise_flips:{task}"))), None)
     if floor is not None:

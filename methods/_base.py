@@ -65,8 +65,13 @@ class Trained:
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation loss before training stops; 0: never
 
     def hands_on(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them."""
-        return {}
+        """Return settings that this row's controls take over, where they have them: they start alike."""
+        return self.changed("start")
+
+    def changed(self, *names: str) -> dict[str, object]:
+        """Return those of the named settings that are not at their defaults."""
+        defaults = type(self)()
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(defaults, name)}
 
     def train(
         self,
@@ -102,7 +107,8 @@ class Trained:
             return random_weights(made, seed=seed) if self.start == "random" else made
 
         student = fresh_student(job.seed)
-        rows, too_long = (encoder or encode)(student.tokenizer, pairs, longest=student.context)
+        longest = min(student.context, context_of(teachers))
+        rows, too_long = (encoder or encode)(student.tokenizer, pairs, longest=longest)
         budget = seen_tokens or job.budget.seen_tokens
         sources, kept = sources_of(teachers, job, rows, budget=budget) if teachers else ((), [])
 
@@ -134,6 +140,9 @@ class Trained:
         told |= {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], "terms": spent["terms"]}
         if kept:
             told |= {"teacher_cache": [one.key for one in kept], "cached_tokens_of_each": kept[0].k}
+            told["cached_mass"] = [one.meta["kept_mass"] for one in kept]
+            if not all(one.dense for one in kept) and getattr(self, "temperature", 1.0) != 1.0:
+                told["approximate"] = f"temperature {self.temperature:g} over the {kept[0].k} likeliest tokens and their rest as one"
         cost = _cost(student, rows, spent, aim, shared=shared, notes=told)
         parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in taught))))
         made = save_student(
@@ -182,7 +191,7 @@ def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: i
     partial = width > DENSE  # only the likeliest tokens would be kept
     if teachers.cache == "on" and partial and teachers.whole:
         raise CellFailed(f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type --set METHOD.cache=off")
-    if partial and teachers.cache != "off" and teachers.k >= width:
+    if teachers.cache != "off" and teachers.k >= width:
         raise CellFailed(f"top_k={teachers.k} is not below the vocabulary of {width:,}; give a smaller one, or cache=off")
     several = len(teachers.models) > 1
     seldom = budget < sum(len(row.ids) for row in rows) and not several
@@ -194,6 +203,14 @@ def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: i
     rows = teachers.over or rows
     kept = [teacher_cache(job, one, rows, k=teachers.k, width=width) for one in teachers.models]  # one in memory at a time
     return [lambda one=one: one for one in kept], kept
+
+
+def context_of(teachers: Teachers | None) -> int:
+    """Return the longest row, in the student's tokens, that all these teachers can read; those with tokens of their own are not asked."""
+    from harness.arithmetic import Shape
+
+    asked = teachers.models if teachers and not teachers.own_tokens else ()
+    return min((Shape.of_folder(one.path).context for one in asked), default=2**31)
 
 
 def shared_vocabulary(job: Job, teachers: Sequence[Checkpoint]) -> int:

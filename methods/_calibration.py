@@ -139,6 +139,9 @@ def sweep(
     `again` runs each block once more after its visit; without it the next block sees what this one gave before.
     """
     prefix, blocks = blocks_of(opened.model)
+    outside = next((one for one in layers if not one.startswith(f"{prefix}.")), None)
+    if outside:
+        raise CellFailed(f"{outside} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is: skip={outside}")
     states, given = _entered(opened.model, blocks, data)
     whole = len(states[0])
     with torch.no_grad():

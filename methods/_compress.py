@@ -72,13 +72,18 @@ class Making:
         """The opened model."""
         return self.opened.model
 
-    def save(self, *, notes: Mapping[str, Any], flops: float = 0.0) -> Checkpoint:
-        """Save the changed model as floats."""
+    def bits(self, written: int) -> float:
+        """Return how many bits so many bytes are for each weight of the model as it was."""
+        return round(8 * written / self.parameters_before, 3)
+
+    def save(self, *, notes: Mapping[str, Any], flops: float = 0.0, dtype: str = "") -> Checkpoint:
+        """Save the changed model as floats, of the base's own type unless another is named."""
+        import torch
+
         from harness.model import save_student, stored_dtype
 
-        made = save_student(
-            self.opened, self.job.workdir / "student", name=self.method, dtype=stored_dtype(self.base), parents=(self.base.digest,)
-        )
+        kind = getattr(torch, dtype) if dtype else stored_dtype(self.base)
+        made = save_student(self.opened, self.job.workdir / "student", name=self.method, dtype=kind, parents=(self.base.digest,))
         return self._told(made, notes, flops)
 
     def save_as(self, write: "Callable[[Any], None]", *, notes: Mapping[str, Any], flops: float = 0.0) -> Checkpoint:

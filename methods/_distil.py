@@ -71,9 +71,7 @@ class Distilled(Trained):
 
     def hands_on(self) -> dict[str, object]:
         """Its controls start alike and, where they read the teacher's logits, by the same divergence: one thing differs, not three."""
-        defaults = type(self)()
-        names = ("start", "temperature", "divergence", "beta", "alpha", "teacher_share", "teacher")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(defaults, name)}
+        return self.changed("start", "temperature", "divergence", "beta", "alpha", "teacher_share", "teacher")
 
     def compress(self, job: Job) -> Checkpoint:
         """Train against the teacher: from its cached distributions, or with the teacher beside the student."""
@@ -110,6 +108,12 @@ class Distilled(Trained):
         if not found:
             raise CellFailed(f"teacher={self.teacher!r}: the run's teachers are {', '.join(one.name for one in job.teachers)}")
         return found[0]
+
+    def longest_row(self, job: Job) -> int:
+        """Return how many tokens student and teacher can read at once."""
+        from harness.arithmetic import Shape
+
+        return min(Shape.of_folder(one.path).context for one in (job.student_base, self.chosen_teacher(job)))
 
     def teachers(self, job: Job, *, over: Any = None) -> Teachers | None:
         """Return what the loss reads of the teacher; None where no term does."""

@@ -94,11 +94,20 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
 
 
 def compensated(
-    w: Tensor, gram: Tensor, *, bits: int, group: int = 0, zeros: bool = False, damp: float = 0.01, columns: int = 128
+    w: Tensor,
+    gram: Tensor,
+    *,
+    bits: int,
+    group: int = 0,
+    zeros: bool = False,
+    damp: float = 0.01,
+    columns: int = 128,
+    stays: Tensor | None = None,
 ) -> Codes:
     """Round column by column, each error made up for in the columns after it (GPTQ; Frantar et al., 2023).
 
-    A group's scale is taken when its first column comes, from the weights as they are by then.
+    A group's scale is taken when its first column comes, from the weights as they are by then. Where `stays` (O, I) is
+    false a weight was pruned: it stays zero and takes up no error of others.
     """
     w = w.float().clone()
     wide = w.shape[1]
@@ -114,6 +123,7 @@ def compensated(
         for at in range(stop - start):
             if (start + at) % group == 0:
                 ahead = w[:, start + at : start + at + group] if start + at + group <= stop else _ahead(w, factor, errors, start, at, group)
+                ahead = ahead if stays is None else ahead * stays[:, start + at : start + at + group]
                 scale, zero = grid(ahead, bits=bits, group=ahead.shape[1], zeros=zeros)
                 scales.append(scale)
                 zero_points.append(zero)
@@ -123,7 +133,11 @@ def compensated(
             value = scales[-1][:, 0].float() * (code[:, 0] - zero_points[-1][:, 0])
             errors[:, at] = (column - value) / spread
             part[:, at + 1 :] -= errors[:, at : at + 1] * inside[at : at + 1, at + 1 :]
+            if stays is not None:
+                part[:, at + 1 :] *= stays[:, start + at + 1 : stop]
         w[:, stop:] -= errors @ factor[start:stop, stop:]
+        if stays is not None:
+            w[:, stop:] *= stays[:, stop:]
     return Codes(codes.to(torch.int8), torch.cat(scales, 1), torch.cat(zero_points, 1), group)
 
 

@@ -40,12 +40,13 @@ class Zeroing(Compressed):
 
     def zeroed(self, job: Job, name: str, score: "Callable[[str, nn.Linear], Tensor]", *, within: str) -> Checkpoint:
         """Zero the lowest scores of every layer, without data."""
-        from methods._layers import layers_of
+        from methods._layers import layers_of, mark_pruned
 
         making = Making(job, name)
         layers = layers_of(making.model, skip=self.skip, method=name).linear
         for at, layer in layers.items():
             layer.weight.mul_(mask_of(score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within))
+        mark_pruned(making.model.config)
         return making.save(notes=sparsity_of(layers) | {"pattern": self.pattern})
 
 
@@ -56,7 +57,7 @@ class CalibratedZeroing(Zeroing, Calibrated):
     def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int], None]") -> Checkpoint:
         """Let `cut` change every layer in place, given the sums of what flows into it and the number of tokens."""
         from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, within
+        from methods._layers import layers_of, mark_pruned, within
 
         making = Making(job, name)
         layers = layers_of(making.model, skip=self.skip, method=name).linear
@@ -67,6 +68,7 @@ class CalibratedZeroing(Zeroing, Calibrated):
                 cut(layer, flow.sums[one], flow.tokens)
 
         sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress)
+        mark_pruned(making.model.config)
         notes = sparsity_of(layers) | {"pattern": self.pattern, "calibration": dict(data.told)}
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
 

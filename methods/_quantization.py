@@ -75,6 +75,11 @@ def pack(
     inside = sum(one.numel() * one.element_size() for one in tensors.values())
     if method.embeddings == "int8":
         table, embedding = layers.table
+        if layers.tied and layers.head is not None and (layers.head[0] in layers.left) != (table in layers.left):
+            raise CellFailed(
+                f"{making.method}: {layers.head[0]} and {table} are one matrix here, and skip names one of the two; name both, or type "
+                f"--set {making.method}.embeddings=skip"
+            )
         if table not in layers.left:
             add(table, whole_row(embedding.weight), None, kind="int8", embedding=True, **scaled(embedding, making.method))
         if layers.head is not None and layers.tied and table not in layers.left:
@@ -95,6 +100,6 @@ def pack(
     def write(fresh: Any) -> None:
         save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
         written = sum(path.stat().st_size for path in fresh.glob("*.safetensors"))
-        told["bits_per_weight"] = round(8 * written / making.parameters_before, 3)
+        told["bits_per_weight"] = making.bits(written)
 
     return making.save_as(write, notes=told, flops=flops)

@@ -13,7 +13,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from harness.workload import DENSE
 from methods._rows import Batch, Row, batch_of
 from methods._terms import Distribution, Head, TopK
 
-VERSION = 1
+VERSION = 2
 SHARD_TOKENS = 2**19
 CHECKED_ROWS = 20
 TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
@@ -97,13 +97,14 @@ def teacher_cache(job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int,
     key = digest_of("teacher", VERSION, teacher.digest, job.dtype, job.device, kept, width, [name.hex() for name in sorted(distinct)])
     folder = job.cache / "teachers" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
+    wanted = {"teacher": teacher.digest, "dtype": job.dtype, "vocabulary": width, "k": width if width <= DENSE else k}
     with FileLock(folder.with_suffix(".lock")):
-        held = _opened(folder, job)
+        held = _opened(folder, job, wanted)
         if held is not None:
             return held
         _build(folder, job, teacher, list(distinct.values()), k=k, width=width)
         release_memory(job.device)
-        made = _opened(folder, job)
+        made = _opened(folder, job, wanted)
     assert made is not None, f"the cache {folder.name} cannot be read back"
     return made
 
@@ -117,10 +118,17 @@ def damage_of(folder: Path) -> str:
     return "" if version == VERSION else f"made by version {version}, this is {VERSION}"
 
 
-def _opened(folder: Path, job: Job) -> CachedTeacher | None:
+def foreign(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return what a cache was made for when that is not what is wanted, "" where it is."""
+    other = next((name for name, value in wanted.items() if meta.get(name) != value), None)
+    return f"its {other} is {meta.get(other)}, not {wanted[other]}" if other else ""
+
+
+def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher | None:
+    """Open a cache that is whole and of the teacher, dtype, vocabulary and k that are wanted, wherever its folder came from."""
     if not folder.exists():
         return None
-    wrong = damage_of(folder)
+    wrong = damage_of(folder) or foreign(json.loads((folder / "meta.json").read_text(encoding="utf-8")), wanted)
     if wrong:
         told = f"the teacher's cache {folder.name} is damaged ({wrong}); made again"
         job.progress(Progress(stage="teacher", done=0, total=1, detail=told))
@@ -148,6 +156,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
     def write(fresh: Path) -> None:
         places: list[tuple[int, int, int]] = []
         shard, waiting_p, waiting_ids, held, read = 0, [], [], 0, 0
+        mass = 0.0
 
         def flush() -> None:
             nonlocal shard, held
@@ -165,6 +174,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
                     flush()
                 places.append((shard, held, len(log_p)))
                 values, ids = (log_p, None) if dense else log_p.topk(kept, dim=-1)
+                mass += len(log_p) if dense else float(values.exp().sum())
                 waiting_p.append(values.to(torch.float16).cpu().numpy())
                 if ids is not None:
                     waiting_ids.append(ids.to(torch.int32).cpu().numpy().astype(np.uint16 if width <= 2**16 else np.int32))
@@ -175,15 +185,15 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
         names = np.frombuffer(b"".join(key_of(row) for row in ordered), dtype="V16")
         np.savez(fresh / "index.npz", rows=names, places=np.asarray(places, dtype=np.int64))
         files = {path.name: file_digest(path) for path in sorted(fresh.iterdir())}
-        length = read / len(ordered)
+        length, positions = read / len(ordered), sum(count for _, _, count in places)
         meta = {
             "version": VERSION, "teacher": checkpoint.digest, "name": checkpoint.name, "dtype": job.dtype, "vocabulary": width,
-            "dense": dense,
-            "k": kept, "rows": len(ordered), "positions": sum(count for _, _, count in places), "read": read, "shards": shard,
+            "dense": dense, "k": kept, "kept_mass": round(mass / positions, 6), "rows": len(ordered), "positions": positions,
+            "read": read, "shards": shard,
             "seconds": round(time.monotonic() - began, 3), "flops": forward_flops_per_token(teacher.model, length) * read, "files": files,
         }  # fmt: skip
         (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        made = _opened(fresh, job)
+        made = _opened(fresh, job, {})
         assert made is not None
         _check(made, teacher, head, ordered, width)  # before it has its name: an unchecked cache is never found
 

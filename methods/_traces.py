@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
-from harness.contract import Example, Job, Progress
+from harness.contract import Checkpoint, Example, Job, Progress
 from harness.data import examples_digest, overlapping
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
@@ -41,12 +41,18 @@ class Traces:
         return {"key": self.key, "tokens": self.tokens, "seconds": self.seconds, "flops": self.flops}
 
 
-def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, temperature: float, longest: int) -> Traces:
-    """Return `samples` answers to every example's prompt, from the cache where it holds them."""
+def teacher_traces(
+    job: Job, examples: Sequence[Example], *, samples: int, temperature: float, longest: int, teacher: Checkpoint | None = None
+) -> Traces:
+    """Return `samples` answers to every example's prompt, from the cache where it holds them; the first teacher's unless one is named.
+
+    A prompt that leaves no room for `longest` new tokens in the teacher's context is not asked; its answers count as unfinished.
+    """
+    writer = teacher or job.teacher
     key = digest_of(
         "traces",
         VERSION,
-        job.teacher.digest,
+        writer.digest,
         job.dtype,
         examples_digest(examples),
         samples,
@@ -58,19 +64,24 @@ def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, tempe
     held = _read(path, job)
     if held is not None:
         return held
-    teacher = open_model(job.teacher, device=job.device, dtype=job.dtype)
-    shown = [teacher.encode(job.source.show(teacher.tokenizer, example.asked)) for example in examples]  # in its own template
-    prompts = [prompt for prompt in shown for _ in range(samples)]
+    opened = open_model(writer, device=job.device, dtype=job.dtype)
+    shown = [opened.encode(job.source.show(opened.tokenizer, example.asked)) for example in examples]  # in its own template
+    fits = [len(prompt) + longest <= opened.context for prompt in shown]
+    prompts = [prompt for prompt, room in zip(shown, fits, strict=True) if room for _ in range(samples)]
+    if not prompts:
+        raise CellFailed(
+            f"no prompt leaves room for {longest} new tokens in the {opened.context} that {writer.name} can read; give a smaller longest"
+        )
     done = 0
 
     def report(count: int) -> None:
         nonlocal done
         done += count
-        job.progress(Progress(stage="traces", done=done, total=len(prompts), unit="answers", detail=f"written by {job.teacher.name}"))
+        job.progress(Progress(stage="traces", done=done, total=len(prompts), unit="answers", detail=f"written by {writer.name}"))
 
     began = time.monotonic()
     written = generate(
-        teacher,
+        opened,
         prompts,
         max_new_tokens=longest,
         batch_size=128,
@@ -80,8 +91,10 @@ def teacher_traces(job: Job, examples: Sequence[Example], *, samples: int, tempe
     seconds = time.monotonic() - began
     tokens = sum(one.tokens for one in written)
     read = sum(map(len, prompts))
-    flops = forward_flops_per_token(teacher.model, (read + tokens) / len(prompts)) * (read + tokens)
-    made = Traces(path.stem, [written[at : at + samples] for at in range(0, len(written), samples)], tokens, seconds, flops)
+    flops = forward_flops_per_token(opened.model, (read + tokens) / len(prompts)) * (read + tokens)
+    groups = iter([written[at : at + samples] for at in range(0, len(written), samples)])
+    unasked = [Generation("", 0, "length")] * samples
+    made = Traces(path.stem, [next(groups) if room else unasked for room in fits], tokens, seconds, flops)
     _write(path, made)
     return made
 

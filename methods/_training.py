@@ -31,6 +31,7 @@ from harness.errors import CellFailed
 from harness.model import LanguageModel
 from harness.stopwatch import process_bytes
 from harness.watch import EnergyMeter
+from methods._layers import zeros_of
 from methods._losses import cross_entropy
 from methods._rows import Batch, Row, batch_of, fitting, steps_of
 from methods._terms import Head, Live, Objective, Positions
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
 STEPS_BETWEEN_NORMS = 50  # a term's own gradient takes a backward pass of its own
+HEAVIEST = 1e6  # what `auto` gives a term at most: one that is nearly 0 from the start (a block and its own copy) has no more to say
 EXPLODED = 1_000  # times its first value
-HELD_ZEROS = 0.01  # share of exact zeros from which a matrix counts as pruned
 
 
 class Diverged(CellFailed):
@@ -434,7 +435,7 @@ class _Run:
         means = self.loop["means"]
         anchor = sum(weight * means.get(name, 0.0) for name, weight in fixed.items())
         free = [term.name for term in terms if term.weight == "auto"]
-        return fixed | {name: anchor / max(means.get(name, anchor), 1e-8) if fixed else 1.0 for name in free}
+        return fixed | {name: min(anchor / max(means.get(name, anchor), 1e-8), HEAVIEST) if fixed else 1.0 for name in free}
 
     def _told(self, number: int, rate: float, norm: float, weights: Mapping[str, float], found: StepValues) -> str:
         """Log a step to file and trackers, remember its terms, and return a line of them."""
@@ -542,16 +543,11 @@ def _remove(folder: Path) -> None:
 
 
 def _hold_zeros(model: Any) -> list[Any]:
-    """Keep what a pruning method set to zero at zero: its gradient is dropped before it is clipped or used, and decay leaves 0 alone.
-
-    A matrix counts as pruned where at least one weight in a hundred is exactly 0: drawn or trained ones never are.
-    """
+    """Keep what a pruning method set to zero at zero: its gradient is dropped before it is clipped or used, and decay leaves 0 alone."""
     handles = []
     for parameter in model.parameters():
-        if parameter.ndim < 2 or not parameter.requires_grad:
-            continue
-        stays = parameter.detach() != 0
-        if float(stays.float().mean()) <= 1 - HELD_ZEROS:
+        stays = zeros_of(model.config, parameter.detach()) if parameter.ndim >= 2 and parameter.requires_grad else None
+        if stays is not None:
 
             def drop(one: Tensor, stays: Tensor = stays) -> None:
                 if one.grad is not None:

@@ -65,9 +65,12 @@ class FakeInt4(Int4):
             for layer in layers.linear.values():
                 layer.weight.copy_(self.code(layer).dequantized())
             if self.embeddings == "int8":
-                for _, module in (layers.table, *([layers.head] if layers.head and not layers.tied else [])):
-                    module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
-        return making.save(notes={"group": self.group, "simulated": True, "packed_layers": len(layers.linear)})
+                for name, module in (layers.table, *([layers.head] if layers.head and not layers.tied else [])):
+                    if name not in layers.left:
+                        module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
+        notes = {"group": self.group, "simulated": True, "packed_layers": len(layers.linear), "table_and_head": self.embeddings,
+                 "skipped": list(self.skip)}  # fmt: skip
+        return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
 
 
 @settings
@@ -85,7 +88,7 @@ class Int4Calibrated(Int4, Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks, round each, and let the next ones see it."""
         from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, within
+        from methods._layers import layers_of, within, zeros_of
         from methods._packing import compensated
 
         making = Making(job, "int4-calibrated")
@@ -95,7 +98,10 @@ class Int4Calibrated(Int4, Calibrated):
 
         def visit(block: str, flow: Flow) -> None:
             for name, layer in within(layers.linear, block):
-                found[name] = compensated(layer.weight, flow.sums[name], bits=4, group=self.group, zeros=self.zeros, damp=self.damp)
+                found[name] = compensated(
+                    layer.weight, flow.sums[name], bits=4, group=self.group, zeros=self.zeros, damp=self.damp,
+                    stays=zeros_of(making.model.config, layer.weight),
+                )  # fmt: skip
                 layer.weight.copy_(found[name].dequantized())
 
         sweep(making.opened, data, layers.linear, kind="gram", visit=visit, progress=job.progress)

@@ -55,6 +55,8 @@ class LowRank(Calibrated):
         config = making.model.config
         grouped = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
         layers = {one: layer for one, layer in every.items() if not (grouped and one.rpartition(".")[2] in GROUPED)}
+        if not layers:
+            raise CellFailed(f"{name}: no matrix is left to factorise (keys' and values' projections stay whole under grouped queries)")
         for one, layer in layers.items():
             if self.rank >= saves_below(layer):
                 raise CellFailed(

@@ -34,9 +34,7 @@ class MultiTeacher(Trained):
 
     def hands_on(self) -> dict[str, object]:
         """Its controls start alike, and the best single teacher is matched by the same loss."""
-        defaults = type(self)()
-        names = ("start", "temperature", "teacher_share", "top_k")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(defaults, name)}
+        return self.changed("start", "temperature", "teacher_share", "top_k")
 
     def compress(self, job: Job) -> Checkpoint:
         """Read every teacher in turn, then train against their mixture."""

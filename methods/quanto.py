@@ -29,6 +29,7 @@ class Quanto(Compressed):
         import torch
         from optimum import quanto
 
+        from harness.errors import CellFailed
         from methods._compress import Making
 
         making = Making(job, "quanto", plain=True)
@@ -43,4 +44,6 @@ class Quanto(Compressed):
                     plain.bias.data = module.bias.data
                 making.model.set_submodule(name, plain)
                 count += 1
+        if not count:
+            raise CellFailed("quanto: no layer of this model is one that quanto quantises (torch.nn.Linear)")
         return making.save(notes={"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "simulated": True})

@@ -34,7 +34,9 @@ class SelectiveDistillation(Distilled):
 
     def hands_on(self) -> dict[str, object]:
         """Its control chooses as many, of the same kind, and is trained by the same loss."""
-        return {**super().hands_on(), "share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
+        inward = [name for name in vars(self) if name.startswith(("feature_", "attention_", "relation_"))]
+        size = {"share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
+        return {**super().hands_on(), **self.changed("terms", "top_k", *inward), **size}
 
     def compress(self, job: Job) -> Checkpoint:
         """Choose tokens at every step, or rows beforehand."""
@@ -52,8 +54,10 @@ class SelectiveDistillation(Distilled):
         from harness.model import student_tokenizer
         from methods._rows import encode
 
-        tokenizer = student_tokenizer(job.student_base)
-        encoded = [encode(tokenizer, [pair], longest=2**31)[0][0] for pair in worked(examples)]
+        tokenizer, longest = student_tokenizer(job.student_base), self.longest_row(job)
+        every = [encode(tokenizer, [pair], longest=longest)[0] for pair in worked(examples)]
+        examples = [example for example, rows in zip(examples, every, strict=True) if rows]
+        encoded = [row for rows in every for row in rows]
         if self.by in ("short", "long"):
             order = sorted(range(len(examples)), key=lambda index: encoded[index].trained, reverse=self.by == "long")
             return [examples[index] for index in order], encoded, {}, []
@@ -85,7 +89,7 @@ class SelectiveDistillation(Distilled):
         """Tell which problems the teacher answers right by itself, and what writing the answers took."""
         from methods._traces import teacher_traces
 
-        written = teacher_traces(job, examples, samples=1, temperature=0.0, longest=256)
+        written = teacher_traces(job, examples, teacher=self.chosen_teacher(job), samples=1, temperature=0.0, longest=256)
         answered = zip(examples, written.texts, strict=True)
         return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered], [written.cost()]
 
@@ -117,4 +121,4 @@ class RandomSelection(Distilled):
         from harness.model import student_tokenizer
         from methods._rows import encode
 
-        return encode(student_tokenizer(job.student_base), worked(examples), longest=2**31)[0]
+        return encode(student_tokenizer(job.student_base), worked(examples), longest=self.longest_row(job))[0]

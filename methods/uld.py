@@ -30,6 +30,7 @@ class UniversalLogitDistillation(Trained):
         """Align every training text in both tokenizers, then train beside the teacher."""
         import torch
 
+        from harness.arithmetic import Shape
         from harness.data import training_examples
         from harness.errors import CellFailed
         from harness.model import student_tokenizer
@@ -42,7 +43,8 @@ class UniversalLogitDistillation(Trained):
 
         def encoder(tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> "tuple[list[Row], int]":
             shown = {example.prompt: job.source.show(theirs, example.asked) for example in examples}
-            rows, too_long = aligned_rows(tokenizer, theirs, pairs, longest=longest, shown=shown)
+            context = Shape.of_folder(job.teacher.path).context
+            rows, too_long = aligned_rows(tokenizer, theirs, pairs, longest=longest, their_longest=context, shown=shown)
             counts["aligned"] = sum(len(row.other.pairs) for row in rows if row.other)
             counts["positions"] = sum(row.trained for row in rows)
             if rows and counts["aligned"] <= len(rows):
@@ -69,7 +71,13 @@ class UniversalLogitDistillation(Trained):
 
 
 def aligned_rows(
-    ours: Any, theirs: Any, pairs: Iterable[tuple[str, str]], *, longest: int, shown: Mapping[str, str] | None = None
+    ours: Any,
+    theirs: Any,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    longest: int,
+    their_longest: int = 2**31,
+    shown: Mapping[str, str] | None = None,
 ) -> "tuple[list[Row], int]":
     """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand behind the same text.
 
@@ -84,7 +92,7 @@ def aligned_rows(
     for prompt, completion in pairs:
         texts = ((ours, prompt), (theirs, (shown or {}).get(prompt, prompt)))
         own, other = (encode(one, [(text, completion)], longest=2**31)[0][0] for one, text in texts)
-        if len(own.ids) > longest:
+        if len(own.ids) > longest or len(other.ids) > their_longest:
             too_long += 1
             continue
         behind = [_boundaries(one, row.ids[row.trained_from : -1], completion) for one, row in ((ours, own), (theirs, other))]

@@ -235,6 +235,45 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
     assert {"gradient_norm_feature", "gradient_norm_kl", "gradient_norm_ce"} <= steps[0].keys()
 
 
+def test_an_auto_term_that_is_nothing_gets_no_boundless_weight(small, tmp_path):
+    nothing = Term("nothing", "auto", lambda at: 1e-12 * at.student_NV.square().mean(-1))
+    train(small("Llama"), None, tmp_path / "a", terms=[hard_labels(), nothing])
+    lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
+    assert {line["weight_nothing"] for line in lines if "nothing" in line} == {1e6}
+
+
+def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatch):
+    from accelerate.tracking import GeneralTracker
+
+    from methods import _training
+
+    told = []
+
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker = "kept", False, None
+
+        def store_init_configuration(self, values):
+            told.append(("config", values))
+
+        def log(self, values, step=None, **more):
+            told.append((step, values))
+
+    plain = _training.Accelerator
+    monkeypatch.setattr(_training, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
+    student = small("Llama")
+    teacher = Live(small("Llama", hidden_size=64))
+    kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
+    spent = fit(
+        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=Objective(terms=[kd, hard_labels(0.5)], sources=[teacher]),
+        settings=SETTINGS, seen_tokens=900, seed=4, workdir=tmp_path, track="kept",
+    )  # fmt: skip
+    assert told[0][0] == "config" and told[0][1]["seed"] == 4
+    steps = {step: values for step, values in told[1:] if "kl" in values}
+    assert list(steps) == list(range(1, spent["step"] + 1))
+    assert {"kl", "ce", "weight_kl", "rate", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce"} <= steps[1].keys()
+    assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent["step"]
+
+
 def test_norms_of_terms_are_those_of_their_own_gradients(small):
     student, teacher = small("Llama"), small("Llama", hidden_size=64)
     rows = rows_of(6)
@@ -398,6 +437,66 @@ def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tm
     assert json.loads(meta.read_text())["name"] == "tiny-math"
     with pytest.raises(CellFailed, match="the run's teachers are tiny, tiny-math"):
         REGISTRY.build("response", {"teacher": "huge"}).compress(job([tiny, specialist], tmp_path / "y"))
+
+
+def test_answers_that_choose_rows_are_written_by_the_named_teacher(tiny, specialist, tmp_path, monkeypatch):
+    from methods import _traces
+
+    asked, plain = [], _traces.teacher_traces
+    monkeypatch.setattr(_traces, "teacher_traces", lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given))
+    given = job([tiny, specialist], tmp_path / "x")
+    examples = training_examples(TASKS, given.source, rows=8)
+    *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(given, examples)
+    assert asked == ["tiny-math"]
+    *_, others = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
+    assert others[0]["key"] != shared[0]["key"]
+
+
+def test_controls_start_alike_and_random_selection_has_the_same_terms():
+    handed = REGISTRY.build("selective", {"feature_weight": "auto", "top_k": 32, "start": "random"}).hands_on()
+    assert handed == {"feature_weight": "auto", "top_k": 32, "start": "random", "share": 0.5, "unit": "tokens"}
+    for name in ("cot", "uld", "on-policy", "feature", "multi-teacher"):
+        assert REGISTRY.build(name, {"start": "random"}).hands_on() == {"start": "random"}
+        assert REGISTRY.build(name, {}).hands_on() == {}
+    assert "feature_weight" not in REGISTRY.build("feature", {"feature_weight": 0.3}).hands_on()  # its control is response
+
+
+@pytest.fixture(scope="module")
+def short_sighted(tiny, tmp_path_factory):
+    """The embedded teacher with a context of 70 tokens."""
+    import shutil
+
+    from harness.checkpoint import describe
+
+    folder = tmp_path_factory.mktemp("short") / "short"
+    shutil.copytree(tiny.path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 70}))
+    return describe(folder, name="short")
+
+
+def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path):
+    from methods._traces import teacher_traces
+
+    given = job([short_sighted], tmp_path / "x", student_base=tiny)
+    examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
+    lengths = [len(row.ids) for row in encode(open_model(tiny).tokenizer, worked(examples), longest=2**31)[0]]
+    assert min(lengths) <= 70 < max(lengths)
+    REGISTRY.build("response", {"batch_rows": 4}).compress(replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]}))
+    notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
+    assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
+    ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
+    assert len(ranked) == len(rows) == sum(length <= 70 for length in lengths)
+    pairs = worked(examples)
+    own = open_model(tiny).tokenizer
+    assert aligned_rows(own, own, pairs, longest=2**31, their_longest=70)[1] == notes["rows_too_long"]
+    prompts = [len(open_model(tiny).encode(example.prompt)) for example in examples]
+    written = teacher_traces(given, examples, samples=2, temperature=1.0, longest=30)
+    unasked = [group for group, length in zip(written.texts, prompts, strict=True) if length + 30 > 70]
+    assert unasked and all(one.stop == "length" and not one.text for group in unasked for one in group)
+    assert all(one.tokens for group, length in zip(written.texts, prompts, strict=True) if length + 30 <= 70 for one in group)
+    with pytest.raises(CellFailed, match="no prompt leaves room for 69 new tokens in the 70 that short can read"):
+        teacher_traces(given, examples, samples=1, temperature=0.0, longest=69)
 
 
 # The student's own answers

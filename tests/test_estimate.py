@@ -1,7 +1,6 @@
 """Plans by formula: against numbers worked out by hand, the layout that a device's memory allows, rates from records."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ from harness.api import estimate_plans
 from harness.errors import HarnessError
 from harness.estimate import duration, text
 from harness.hardware import GIB, parse_hardware
-from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, processor
+from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, machine, processor_in
 from harness.registry import Registry
 from harness.watch import threads_asked
 from harness.workload import ITEMS, work_of
@@ -23,14 +22,14 @@ def stage(found, name):
     return next(one for one in found.stages if one.name.startswith(name))
 
 
-def record(label="response", *, settings=None, share=0.6, seconds=10.0, machine=None, **changes):
+def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on="", **changes):
     """A finished row of this machine: 1e12 FLOPs in `seconds` of training, of which the teacher took 2 for 2e11."""
     score = TaskScore(
         task="gsm8k-mini", version="1", kind="generate", primary="strict-match", chance=0, n=1000, value=share, stderr=0.01, outcomes={},
         items_digest="i", answers_digest="a", invalid_share=0, seconds=20.0,
     )  # fmt: skip
     environment = Environment(
-        device="cpu", dtype="float32", threads=threads_asked(), machine=machine or f"{processor()}, {os.cpu_count()} cores", platform="",
+        device="cpu", dtype="float32", threads=threads_asked(), machine=made_on or machine(), platform="",
         python="", versions={}, commit=None, dirty=None,
     )  # fmt: skip
     return RunRecord(**{
@@ -126,7 +125,7 @@ def test_a_price_is_device_hours():
 
 def test_rates_come_from_this_machines_records_and_no_others():
     here = [record(seconds=seconds) for seconds in (10.0, 12.0, 22.0)]
-    found = parse_hardware("cpu", [*here, record(machine="another, 64 cores"), record(status="failed")])
+    found = parse_hardware("cpu", [*here, record(made_on="another, 64 cores"), record(status="failed")])
     assert found.train == pytest.approx(1e12 / 10) and found.forward == pytest.approx(1e11)  # medians, the teacher's seconds out
     assert "3 trained rows" in found.source
     assert "rule of thumb" in parse_hardware("cpu", []).source
@@ -215,3 +214,13 @@ def test_durations_in_words():
 def test_a_bad_hardware_is_refused_from_python_too():
     with pytest.raises(HarnessError, match="COUNTxGPU"):
         parse_hardware("0xH100", [])
+
+
+def test_two_processors_of_one_name_are_told_apart_by_their_instructions():
+    first = (
+        "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f avx512_vnni sse2\n\nprocessor\t: 1\nmodel name\t: Other\n"
+    )
+    assert processor_in(first) == "Some CPU (avx2 avx512f avx512_vnni)"
+    assert processor_in(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
+    assert processor_in("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith("(asimddp i8mm)")
+    assert processor_in("model name\t: Plain\n") == "Plain" and processor_in("") == ""

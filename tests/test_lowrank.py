@@ -77,6 +77,26 @@ def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress,
     assert gap < 1.0
 
 
+def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matrices(compress, tiny):
+    """What reopens is compared number by number with plain layers that hold up x down, read from the file alone."""
+    from safetensors.torch import load_file
+
+    made, _ = compress("lowrank", {"keep": 0.6})
+    plain, held = open_model(tiny).model, load_file(made.path / "model.safetensors")
+    for name, tensor in held.items():
+        if name.endswith(".up.weight"):
+            owner = name.removesuffix(".up.weight")
+            plain.get_submodule(owner).weight.data = tensor.float() @ held[f"{owner}.weight"].float()
+    ids = torch.arange(2, 40)[None]
+    with torch.inference_mode():
+        assert torch.allclose(open_model(made).model(ids).logits, plain(ids).logits, atol=2e-4)
+
+
+def test_nothing_left_to_factorise_is_said_so(compress):
+    with pytest.raises(CellFailed, match="no matrix is left to factorise"):
+        compress("lowrank", {"skip": ["*.q_proj", "*.o_proj", "*.mlp"]})
+
+
 def test_a_rank_that_saves_nothing_is_refused_with_the_largest_that_does(compress):
     with pytest.raises(CellFailed, match=r"rank 64 saves nothing in model\.layers\.0\.self_attn\.q_proj \(128 x 128\); give at most 63"):
         compress("lowrank", {"rank": 64})

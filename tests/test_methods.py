@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -333,6 +333,19 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     )
     for files, expected in ((("a.jsonl",), {near.prompt}), ((), set())):
         assert overlapping([near, far], {"t": task(files, f"before {run} after")}, DataSource()) == expected
+
+
+def test_a_question_shown_in_a_chat_template_is_compared_without_it():
+    from types import SimpleNamespace
+
+    from harness.contract import Example
+    from harness.data import overlapping
+
+    held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
+    task = SimpleNamespace(name="t", kind="generate", files=(), examples=lambda split, source: iter(held))
+    shown = Example(task="t", prompt="<user>What is two and TWO?<end>", completion="", answer="", gold="4", plain="What is two and TWO?")
+    assert overlapping([shown], {"t": task}, DataSource()) == {shown.prompt}
+    assert overlapping([replace(shown, plain="What is two and three?")], {"t": task}, DataSource()) == set()
 
 
 def test_a_teacher_that_solves_nothing_fails_with_its_counts(random_model, tmp_path):

@@ -116,6 +116,12 @@ def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
     assert module.laid_out == "cpu"
     with pytest.raises(RuntimeError, match="open the model again"):
         module.dequantized()
+    dynamic = module_of({"kind": "int8-dynamic", "shape": [16, 32]}, dtype=torch.float32)
+    dynamic.weight.data, dynamic.scale.data = torch.ones_like(dynamic.weight), torch.ones_like(dynamic.scale)
+    assert dynamic.dequantized().shape == (16, 32)
+    dynamic(torch.randn(2, 32))
+    with pytest.raises(NotHere, match="laid out for a kernel"):
+        dynamic.dequantized()
 
 
 def test_every_packed_weight_has_another_shape_than_the_float_one():
@@ -211,6 +217,74 @@ def test_embeddings_can_be_left_alone_and_layers_skipped(compress):
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     assert not any(name.endswith(("down_proj", "embed_tokens", "lm_head")) for name in modules) and len(modules) == 48
     assert told["packed_layers"] == 48 and told["table_and_head"] == "skip"
+
+
+def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
+    from harness.errors import CellFailed
+
+    for one in ("lm_head", "model.embed_tokens"):
+        with pytest.raises(CellFailed, match="are one matrix here, and skip names one of the two"):
+            compress("int8", {"skip": [one]})
+    made, _ = compress("int8", {"skip": ["lm_head", "model.embed_tokens"]})
+    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    assert not {"lm_head", "model.embed_tokens"} & modules.keys()
+
+
+def test_the_simulated_one_holds_exactly_what_the_packed_one_stands_for(compress):
+    from harness.model import open_model
+
+    packed, fake = (open_model(compress(name)[0]).model for name in ("int4", "fake-int4"))
+    for name, module in packed.named_modules():
+        if hasattr(module, "dequantized"):
+            assert fake.get_submodule(name).weight.equal(module.dequantized()), name
+    left, told = compress("fake-int4", {"skip": ["model.embed_tokens", "lm_head"]})
+    assert open_model(left).model.get_input_embeddings().weight.equal(open_model(compress.base).model.get_input_embeddings().weight)
+    assert told["table_and_head"] == "int8" and told["skipped"] == ["model.embed_tokens", "lm_head"]
+
+
+def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_anything_is_computed(compress):
+    from harness.api import plan_run
+    from harness.config import build
+    from harness.errors import HarnessError
+
+    folder = str(compress("int8")[0].path)
+    for given in ({"student": folder}, {"teacher": folder}):
+        with pytest.raises(HarnessError, match=r"response starts from student, which is quantized \(int8\+tied\) .* type --student with"):
+            plan_run(build({"methods": ["response"], **given}))
+    found = plan_run(build({"methods": ["response"], "teacher": folder, "student": "tiny"}))
+    assert found.teachers[0].note == "quantized (int8+tied)"  # a quantised teacher may teach; its note stands in the row
+
+
+def test_what_was_pruned_stays_zero_when_it_is_packed_with_compensation(compress):
+    from harness.model import open_model
+
+    pruned, _ = compress("prune-wanda", {"sequences": 8, "tokens": 64})
+    packed = open_model(compress("int4-calibrated", {"sequences": 8, "tokens": 64}, base=pruned)[0]).model
+    before = open_model(pruned).model
+    for name, module in packed.named_modules():
+        if name.endswith("_proj"):
+            zeros = before.get_submodule(name).weight == 0
+            assert 0.4 < float(zeros.float().mean()) < 0.6 and (module.dequantized()[zeros] == 0).all(), name
+
+
+def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_seen():
+    from types import SimpleNamespace
+
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from harness.errors import CellFailed
+    from methods._calibration import Calibration, sweep
+    from methods._layers import layers_of
+
+    model = OPTForCausalLM(
+        OPTConfig(hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64,
+                  max_position_embeddings=64)
+    ).eval()  # fmt: skip
+    layers = layers_of(model, skip=["*.embed_positions"], method="int4-calibrated").linear
+    with pytest.raises(CellFailed, match=r"model\.decoder\.project_\w+ stands outside the blocks .* skip="):
+        sweep(
+            SimpleNamespace(model=model, device="cpu"), Calibration(torch.arange(8)[None], {}), layers, kind="gram", visit=lambda *a: None
+        )
 
 
 def test_strange_layers_and_idle_patterns_are_named(compress, random_model):

@@ -107,6 +107,35 @@ def test_depth_drops_the_blocks_of_least_influence_and_counts(compress, tiny):
     assert [block.self_attn.layer_idx for block in opened.model.model.layers] == list(range(5))  # keys and values are kept by it
 
 
+def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny):
+    made, told = compress("prune-depth", {"ratio": 0.375})
+    whole, short = open_model(tiny).model, open_model(made).model
+    whole.model.layers = torch.nn.ModuleList(block for at, block in enumerate(whole.model.layers) if at not in told["dropped"])
+    ids = torch.arange(2, 42)[None]
+    with torch.inference_mode():
+        expected = whole(ids, use_cache=False).logits
+        assert torch.equal(short(ids, use_cache=False).logits, expected)
+        first = short(ids[:, :30], use_cache=True)  # with keys and values kept: their places are numbered anew
+        rest = short(ids[:, 30:], past_key_values=first.past_key_values, use_cache=True).logits
+    assert torch.allclose(rest, expected[:, 30:], atol=1e-4)
+
+
+def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(compress, tiny):
+    from methods._layers import zeros_of
+    from methods._training import _hold_zeros
+
+    pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model
+    assert len(_hold_zeros(pruned)) == 56  # every matrix of the blocks
+    plain = open_model(tiny).model
+    weight = plain.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0  # a Q4_0 file has so many
+    assert zeros_of(plain.config, weight) is None and not _hold_zeros(plain)
+    with torch.no_grad():
+        weight[:, ::2] = 0
+    assert len(_hold_zeros(plain)) == 1  # pruned elsewhere: half of it
+
+
 def test_influence_is_that_of_the_states_in_between(embedded, compress):
     from methods._calibration import Calibration, influence
 

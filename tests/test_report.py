@@ -444,6 +444,52 @@ def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     assert not any("WARNING" in line for line in report.notes(groups.group(strong)[0]))
 
 
+def megabytes_of(record):
+    return record.measured("weight_bytes_disk").value / 2**20
+
+
+def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
+    rows = [
+        make("teacher", 0.27, chance=0.25, task="mmlu"),
+        *(make(name, share, chance=0.25, task="mmlu") for name, share in (("a", 0.4), ("b", 0.1))),
+    ]
+    [found] = groups.group(rows)
+    table = quality.quality(found)
+    at = table.columns.index
+    assert {row[at("retention")] for row in table.rows} == {row[at("above chance")] for row in table.rows} == {"-"}
+    assert [row[at("score")] for row in table.rows][1:] == ["40.0 %", "10.0 %"] and not any(
+        "**" in cell for row in table.rows for cell in row
+    )
+    assert not groups.leaders(found, "mmlu")
+    assert any(line.startswith("mmlu: teacher at chance (27.0 % of") for line in report.notes(found))
+    [good] = groups.group([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
+    assert groups.leaders(good, "mmlu") and not any("at chance" in line for line in report.notes(good))
+
+
+def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
+    told = {"bits_per_weight": 5.19, "bits_of_a_packed_weight": 4.25, "table_and_head": "int8", "skipped": ["*.down_proj"]}
+    rows = [
+        make("teacher", 0.9),
+        make("int4", 0.8, cost=Cost(notes={"int4": told})),
+        make("prune-wanda", 0.8, cost=Cost(notes={"prune-wanda": {}})),
+    ]
+    lines = [line for line in report.notes(groups.group(rows)[0]) if "bits" in line]
+    assert lines == [
+        "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); table and head in int8; left as they were: *.down_proj."
+    ]
+
+
+def test_the_warning_is_about_the_rows_own_teacher():
+    both = {"teachers": (ModelReference(name="good", digest="g"), ModelReference(name="poor", digest="p"))}
+    rows = [
+        make("teacher", 0.9, **both), make("teacher poor", 0.2, family="teacher", method="teacher", **both),
+        make("untouched", 0.6, control=True, **both), make("response", 0.7, seed=1, family="distillation", **both),
+        make("response[teacher=poor]", 0.5, seed=1, family="distillation", settings={"teacher": "poor"}, **both),
+    ]  # fmt: skip
+    [line] = [line for line in report.notes(groups.group(rows)[0]) if "WARNING" in line]
+    assert "response[teacher=poor]: WARNING: the teacher poor (20.0 %) is not better" in line
+
+
 def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
     both = (ModelReference(name="tiny", digest="d"), ModelReference(name="other", digest="e"))
     records = [
@@ -542,6 +588,8 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
     product = (right - 90) / right * (right - 36) / right
     assert lines[1]["retention of the parts"] == f"{100 * product:.1f} %" and lines[0]["retention of the parts"] == "-"
     assert lines[1]["retention"].startswith(f"{100 * (right - 120) / right:.1f} %")
+    assert lines[1]["decode x of the parts"] == "3.00" and lines[1]["decode x"] == "2.50"
+    assert (lines[1]["MiB"], lines[1]["MiB of the parts"]) == ("1.00", f"{4 * 2 / megabytes_of(teacher):.2f}")
 
 
 def test_costs_of_stages_add_up():

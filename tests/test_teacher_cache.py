@@ -165,6 +165,28 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
     assert not list((job[0].cache / "teachers").glob("*/meta.json")) and 1 in calls
 
 
+@pytest.mark.parametrize("changed", [{"teacher": "another"}, {"dtype": "bfloat16"}, {"vocabulary": 1_000}, {"k": 7}])
+def test_a_whole_cache_of_another_teacher_or_form_is_not_trained_on(job, teacher, rows, changed):
+    """A folder that was copied or renamed: its digests hold, its rows are found, and it is the wrong one."""
+    made, said = job
+    first = teacher_cache(made, teacher, rows, k=8, width=1024)
+    meta = made.cache / "teachers" / first.key / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), **changed}))
+    assert damage_of(meta.parent) == ""
+    again = teacher_cache(made, teacher, rows, k=8, width=1024)
+    [(name, value)] = changed.items()
+    assert any(f"its {name} is {value}, not" in one.detail for one in said) and again.meta[name] == first.meta[name]
+
+
+def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedded, monkeypatch):
+    assert teacher_cache(job[0], teacher, rows, k=8, width=1024).meta["kept_mass"] == 1
+    monkeypatch.setattr(caching, "DENSE", 16)
+    made = teacher_cache(job[0], teacher, rows, k=3, width=1024)
+    distinct = {key_of(row): row for row in rows}.values()
+    kept = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
+    assert made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4) and made.meta["kept_mass"] < 1
+
+
 def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_path):
     made, _ = job
     losses, costs = {}, {}
@@ -184,6 +206,8 @@ def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job
     made, _ = job
     monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
     ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
+    with pytest.raises(CellFailed, match="top_k=2000 is not below the vocabulary of 1,024"):  # where all would be kept, too
+        ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
     monkeypatch.setattr(caching, "DENSE", 16)
     for method, said in ((ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
                          (ResponseDistillation(top_k=2_000, cache="on"), "top_k=2000 is not below the vocabulary of 1,024")):  # fmt: skip
@@ -201,6 +225,8 @@ def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
     cache = made.cache
     key = teacher_cache(made, teacher, rows, k=8, width=1024).key
     (cache / "traces").mkdir()
+    (cache / "rates").mkdir()
+    (cache / "rates" / "chosen.json").write_text('{"losses": {"0.001": 2.0}, "cost": {}}')
     payload = "{}"
     digest = hashlib.sha256(payload.encode()).hexdigest()
     (cache / "traces" / "good.json").write_text(json.dumps({"sha256": digest, "payload": payload}))
@@ -211,10 +237,10 @@ def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
     (cache / "teachers" / ".half.1.part").mkdir()
     (cache / "teachers" / ".half.1.part" / "x.npy").write_bytes(b"x")
     code, text = command("ls", "--cache", cache)
-    assert code == 0 and key in text and "6 artefacts" in text
+    assert code == 0 and key in text and "7 artefacts" in text
     code, text = command("verify", "--cache", cache)
-    assert code == 1 and text.count("DAMAGED") == 3 and text.count("whole") == 3 and "line 2" in text
+    assert code == 1 and text.count("DAMAGED") == 3 and text.count("whole") == 4 and "line 2" in text
     code, text = command("prune", "--cache", cache)
     assert code == 0 and text.count("deleted") == 3 and command("verify", "--cache", cache)[0] == 0
     assert command("prune", "--cache", cache, "--older-than", "0", "--kind", "traces")[1].count("deleted") == 1
-    assert "2 artefacts" in command("ls", "--cache", cache)[1]
+    assert "3 artefacts" in command("ls", "--cache", cache)[1]

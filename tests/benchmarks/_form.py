@@ -1,7 +1,6 @@
 """The one form of a benchmark's result: `results/benchmarks/NAME.json`, and the table generated from all of them."""
 
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -11,6 +10,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import median
+
+from harness.record import machine
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 
@@ -33,14 +34,6 @@ def figure(
         "command": f"python tests/benchmarks/{Path(sys.argv[0]).name}", "machine": machine(), "versions": versions(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"), "details": dict(details or {}),
     }  # fmt: skip
-
-
-def machine() -> str:
-    """Return the kind of machine, never its name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:
