@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from harness.chain import COMPRESSION
+from harness.config import limit_for
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
 from harness.data import DataSource, examples_digest
 from harness.errors import CellFailed, HarnessError, Skipped
@@ -57,7 +58,7 @@ class CellJob(BaseModel):
     measure: bool
     grid: str
     rounds: int
-    limit: int | None
+    limit: int | dict[str, int] | None
     chat: bool
     system: str | None
     noise: int
@@ -218,7 +219,8 @@ def _scored(
     rows: list[ItemRow] = []
     for task in tasks.values():
         score, items = score_task(
-            backend.opened, task, source, backend=backend, limit=job.limit, progress=progress, cache=cache, prompting=job.prompting,
+            backend.opened, task, source, backend=backend, limit=limit_for(job.limit, task.name), progress=progress, cache=cache,
+            prompting=job.prompting,
         )  # fmt: skip
         scores.append(score)
         rows += items
@@ -302,8 +304,8 @@ def _noise_floor(
                 continue
             first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
             _, again = score_task(
-                backend.opened, task, source, backend=backend, limit=min(job.noise, job.limit or job.noise), progress=progress,
-                prompting=job.prompting,
+                backend.opened, task, source, backend=backend, limit=min(job.noise, limit_for(job.limit, name) or job.noise),
+                progress=progress, prompting=job.prompting,
             )  # fmt: skip
             both = [row for row in again if row.item in first]
             flips = sum(row.correct[task.primary] != first[row.item] for row in both)
@@ -489,7 +491,7 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         teacher_weights=job.teacher_weights,
         tuned=job.tune and cell.trains,
         path=path,
-        limited=job.limit is not None,
+        limited=bool(job.limit),
         chat=job.chat,
         system=job.system,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -107,8 +107,12 @@ def run(
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Timing: rounds of teacher, student, student, teacher. [default: 6]")] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(help="Score a seeded sample of N items of each task: a trial, marked so in records and tables. [default: all]"),
+        str | None,
+        typer.Option(
+            help="Score a seeded sample of N items of each task, or of those named (gsm8k=20,mmlu=100): a trial, marked so in records and "
+            "tables. [default: all]",
+            metavar="N | TASK=N,...",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where cells, students and runs are kept. [default: results/runs]")] = None,
     cache: Annotated[
@@ -126,7 +130,7 @@ def run(
 ) -> int:
     """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
     from harness.api import Run, plan_run
-    from harness.config import build, parse_set, read_toml, split_list
+    from harness.config import build, parse_limit, parse_set, read_toml, split_list
     from harness.console import Console
     from harness.runner import failures, run_plan
 
@@ -138,7 +142,7 @@ def run(
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
         "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
         "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise,
-        "grid": grid, "rounds": rounds, "limit": limit, "tune": tune, "track": track,
+        "grid": grid, "rounds": rounds, "limit": parse_limit(limit) if limit is not None else None, "tune": tune, "track": track,
         "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}

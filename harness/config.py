@@ -17,6 +17,9 @@ EMBEDDED_BUDGET = 250_000  # seen tokens: under a minute of training for the emb
 OUTSIDE_BUDGET = 1_000_000
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
 def default_cache() -> Path:
     """Return `$HARNESS_CACHE`, else the platform's cache folder."""
     return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("compression-harness"))
@@ -48,7 +51,7 @@ class RunConfig(BaseModel):
     tune: bool = False  # choose each trained row's learning rate on a held-out slice of the training rows
     track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # where training steps are shown, beside each cell's training.jsonl
     noise: Annotated[int, Field(ge=0)] = 100  # items on which the teacher is scored against itself at another dtype
-    limit: Annotated[int, Field(ge=1)] | None = None  # items of each task, a seeded sample: for trials, marked in the record
+    limit: Count | dict[str, Count] | None = None  # items of each task, or of those named: a seeded sample for trials, marked in the record
     out: Path = Path("results/runs")
     cache: Path | None = None
     data_dir: Path | None = None
@@ -146,6 +149,20 @@ def value_of(text: str) -> JsonValue:
     except json.JSONDecodeError:
         return text
     return value
+
+
+def parse_limit(text: str) -> int | dict[str, int]:
+    """Read `100`, or `gsm8k=20,mmlu=100`."""
+    named = {name.strip(): count.strip() for name, _, count in (part.rpartition("=") for part in split_list(text))}
+    if not named or not all(re.fullmatch(r"[1-9]\d*", count) for count in named.values()) or (len(named) > 1 and "" in named):
+        raise HarnessError(f"--limit {text!r} is neither a number of items nor TASK=NUMBER,...; type for example --limit gsm8k=20,mmlu=100")
+    counts = {name: int(count) for name, count in named.items()}
+    return counts.get("", counts)
+
+
+def limit_for(limit: int | Mapping[str, int] | None, task: str) -> int | None:
+    """Return how many items of a task are scored, None for all."""
+    return limit.get(task) if isinstance(limit, Mapping) else limit
 
 
 def parse_set(pairs: list[str]) -> dict[str, dict[str, JsonValue]]:

@@ -181,6 +181,9 @@ def make_plan(
     prompting = Prompting(chat=_chat(config, planned[0], base), system=config.system)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
+    for name in config.limit if isinstance(config.limit, dict) else ():
+        if name not in tasks:
+            raise unknown("task in --limit", name, tasks)
     shared = {
         "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student if recipe else "whole",
         "device": device, "dtype": dtype, "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
@@ -201,7 +204,7 @@ def make_plan(
         "grid": [[str(one) for one in parse_grid(grid)], config.rounds] if grid else "none",
         "machine": [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")],  # speeds belong to a machine
     }
-    if config.limit is not None:
+    if config.limit:  # none, or of no task: everything is scored
         scored["limit"] = config.limit
     scored["noise"] = config.noise
     if config.backend != "transformers":

@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.cell import CellJob
+from harness.config import limit_for
 from harness.contract import Progress
 from harness.errors import HarnessError, how_it_ended
 from harness.model import is_embedded
 from harness.plan import Plan, PlannedCell
 from harness.record import BadRecord, ModelReference, RunRecord, read, write
 from harness.store import Busy, Store
+from harness.workload import ITEMS
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
         controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
-        tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=plan.config.limit is not None,
+        tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=bool(plan.config.limit),
         chat=plan.prompting.chat, system=plan.prompting.system,
         student_base=ModelReference(name=plan.student_base.name, digest=plan.student_base.digest, note=plan.student_base.note),
         teachers=tuple(ModelReference(name=one.name, digest=one.digest, note=one.note) for one in plan.teachers),
@@ -211,5 +213,8 @@ def estimate_seconds(plan: Plan, cell: PlannedCell, parameters: dict[str, int]) 
     rate = 40e9 if plan.device == "cpu" else 40e12  # FLOP/s that small models reach; no measurement, a rule of thumb
     student = parameters["student"]
     training = 6 * student * plan.budget_tokens / rate if cell.trains else 0.0
-    scoring = sum(2 * (student if not cell.is_teacher else parameters["teacher"]) * 100 * 1000 / rate for _ in plan.tasks)
+    items = {task: ITEMS.get(task, 1_000) for task in plan.tasks}
+    scored = {task: min(count, limit_for(plan.config.limit, task) or count) for task, count in items.items()}
+    tokens = sum(count * (5_000 if task == "wikitext" else 100) for task, count in scored.items())  # of a document; of a question
+    scoring = 2 * (student if not cell.is_teacher else parameters["teacher"]) * tokens / rate
     return 15.0 + training + 4 * scoring

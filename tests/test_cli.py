@@ -104,6 +104,8 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
         (["train-tiny", "--only", "huge"], "huge"),
         (["run", "--backend", "vllm"], "pip install vllm"),
         (["run", "--grid", "128x1"], "--grid '128x1'"),
+        (["run", "--limit", "-3"], "--limit gsm8k=20,mmlu=100"),
+        (["run", "--limit", "mmlu="], "--limit 'mmlu=' is neither"),
         (["cache", "ls", "--kind", "trace"], "did you mean 'traces'"),
         (["cache", "ls", "--cache", "nowhere"], "no cache folder at nowhere"),
         (["measure"], "no model is named"),

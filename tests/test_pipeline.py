@@ -83,9 +83,11 @@ def test_students_are_compared_with_what_their_teacher_read_and_did_not_read_aga
 
 
 def test_without_a_grid_nothing_is_timed_and_the_row_stands(tmp_path):
-    done = harness.run("identity", "math", out=tmp_path / "runs", cache=tmp_path / "cache", **{**SMALL, "grid": "none"})
+    few = {**SMALL, "grid": "none", "limit": {"gsm8k-mini": 7}}
+    done = harness.run("identity", "math", out=tmp_path / "runs", cache=tmp_path / "cache", **few)
     assert done.succeeded
     for record in done.records:
+        assert record.limited and [score.n for score in record.scores] == [7]
         assert record.measured("decode_speedup") is None and record.measured("seconds_per_problem:gsm8k-mini") is not None
     assert "not timed" in done.markdown()
 

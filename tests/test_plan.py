@@ -6,7 +6,7 @@ import pytest
 
 import methods
 from harness.api import plan_run
-from harness.config import build, parse_method, parse_set, read_toml, split_list
+from harness.config import build, limit_for, parse_limit, parse_method, parse_set, read_toml, split_list
 from harness.errors import HarnessError
 from harness.model import kept_blocks, parse_recipe
 from harness.registry import Registry
@@ -57,6 +57,8 @@ def test_equal_settings_written_in_two_ways_are_one_row():
         {"teacher": ["tiny-math"]},
         {"dtype": "bfloat16"},
         {"suite": ["knowledge"]},
+        {"limit": 10},
+        {"limit": {"gsm8k-mini": 10}},
     ],
 )
 def test_what_changes_a_result_changes_the_key(changes):
@@ -93,6 +95,9 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"seeds": 0}, "--seeds"),
         ({"device": "gpu"}, "--device"),
         ({"methdos": ["cot"]}, "did you mean 'methods'"),
+        ({"limit": 0}, "--limit 0"),
+        ({"limit": {"gsm8k-min": 5}}, "unknown task in --limit 'gsm8k-min'; did you mean 'gsm8k-mini'?"),
+        ({"limit": {"gsm8k-mini": "few"}}, "--limit"),
     ],
 )
 def test_mistakes_are_refused_in_one_line_that_says_what_to_type(values, said):
@@ -131,6 +136,13 @@ def test_lists_are_split_outside_brackets():
     assert parse_set(["response.temperature=4", "response.teacher_share=1"]) == {"response": {"temperature": 4, "teacher_share": 1}}
     with pytest.raises(HarnessError, match=r"METHOD\.SETTING=VALUE"):
         parse_set(["temperature=4"])
+
+
+def test_a_limit_is_a_number_or_one_for_each_task_named():
+    assert parse_limit("100") == 100 and parse_limit("mmlu=50, wikitext=3") == {"mmlu": 50, "wikitext": 3}
+    assert [limit_for(given, "mmlu") for given in (None, 7, {"mmlu": 5}, {"wikitext": 3})] == [None, 7, 5, None]
+    keys = [plan(methods=["sft"], suite=["mini"], limit=given).cells[1].key for given in (None, {}, 5, {"mmlu-mini": 5})]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 def test_a_file_and_flags_build_the_same_plan(tmp_path):

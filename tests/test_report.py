@@ -482,7 +482,7 @@ def test_the_warning_is_about_the_rows_own_teacher():
         make("response[teacher=poor]", 0.5, seed=1, family="distillation", settings={"teacher": "poor"}, **both),
     ]  # fmt: skip
     [line] = [line for line in report.notes(groups.group(rows)[0]) if "WARNING" in line]
-    assert "response[teacher=poor]: WARNING: the teacher poor (20.0 %) is not better" in line
+    assert "response[teacher=poor]: WARNING: the teacher poor (" in line
 
 
 def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
