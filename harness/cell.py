@@ -183,7 +183,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         fidelity=fidelity,
         measurements=measurements,
         cost=cost,
-        stages=stages if len(stages) > 1 else (),
+        stages=_with_last_scores(stages, scores) if len(stages) > 1 else (),
         data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
         environment=environment(device=job.device, dtype=job.dtype, threads=threads),
     )
@@ -382,6 +382,11 @@ def _student(
         )  # fmt: skip
     assert student is not None
     return student, total, tuple(told)
+
+
+def _with_last_scores(stages: tuple[StageRecord, ...], scores: "list[TaskScore]") -> tuple[StageRecord, ...]:
+    """Fill in what the last stage scored: the row's own scores."""
+    return (*stages[:-1], stages[-1].model_copy(update={"scores": {score.task: score.value for score in scores}}))
 
 
 def _scores_of(path: Path | None) -> dict[str, float]:

@@ -55,6 +55,8 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
     for later in range(len(kinds)):
         for earlier in range(later):
             why = _REFUSED.get((kinds[earlier], kinds[later]))
+            if getattr(methods[earlier], "leaves_zeros", False) and getattr(methods[later], "leaves_zeros", False):
+                why = "the zeros would be chosen again among zeros; set one ratio"
             if kinds[later] == "low-rank" and getattr(methods[earlier], "leaves_zeros", False):
                 why = "the factors of a matrix with zeros have none of them; prune channels or blocks instead"
             odd = kinds[earlier] == "low-rank" or getattr(methods[earlier], "allocation", "") == "global"

@@ -88,10 +88,11 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Draw instead of taking the likeliest token. Row r always draws from the stream of (seed, r)."""
+    """Draw instead of taking the likeliest token. Row r always draws from the stream of (seed, r), or (seed, numbers[r]) where given."""
 
     temperature: float
     seed: int
+    numbers: Sequence[int] = ()
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
@@ -308,7 +309,7 @@ class _Decoding:
 def _stream(sampling: Sampling, row: int, device: str) -> "torch.Generator":
     import torch
 
-    digest = hashlib.sha256(f"{sampling.seed}/{row}".encode()).digest()
+    digest = hashlib.sha256(f"{sampling.seed}/{sampling.numbers[row] if sampling.numbers else row}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 

@@ -183,7 +183,8 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def kernel_fits(self, device: str) -> bool:
         """Tell whether a kernel multiplies with the packed weights; else they are unpacked for every product. Inputs are padded."""
-        return self.group in KERNEL_GROUPS and self.out_features % (8 if device == "cuda" else 16) == 0
+        multiple = {"cpu": 16, "cuda": 8}.get(device)
+        return multiple is not None and self.group in KERNEL_GROUPS and self.out_features % multiple == 0
 
     def _lay_out(self, device: str) -> None:
         """Reorder the codes for the device's kernel, in place of the saved ones; scales and zeros become (G, O, 2) of bf16."""

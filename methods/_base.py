@@ -173,8 +173,9 @@ def _cost(
     if aim.rollout is not None:
         cost["notes"] |= {"student_wrote_tokens": spent["written"], "student_wrote_seconds": round(spent["writing_seconds"], 2)}
     if aim.live:
-        cost["teacher_tokens"] = spent["seen"]
-        cost["teacher_flops"] = sum(forward_flops_per_token(one.model, length) for one in aim.live) * spent["seen"]
+        cost["teacher_tokens"] = spent["teacher_tokens"]  # of all teachers together; they read the same rows
+        each = spent["teacher_tokens"] / len(aim.live)
+        cost["teacher_flops"] = sum(forward_flops_per_token(one.model, length) for one in aim.live) * each
         cost["teacher_seconds"] = spent["teacher_seconds"]
     return cost
 
@@ -191,8 +192,8 @@ def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: i
     partial = width > DENSE  # only the likeliest tokens would be kept
     if teachers.cache == "on" and partial and teachers.whole:
         raise CellFailed(f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type --set METHOD.cache=off")
-    if teachers.cache != "off" and teachers.k >= width:
-        raise CellFailed(f"top_k={teachers.k} is not below the vocabulary of {width:,}; give a smaller one, or cache=off")
+    if teachers.cache != "off" and teachers.k > width:
+        raise CellFailed(f"top_k={teachers.k} is above the vocabulary of {width:,}; give a smaller one, or cache=off")
     several = len(teachers.models) > 1
     seldom = budget < sum(len(row.ids) for row in rows) and not several
     live = teachers.cache == "off" or (teachers.cache == "auto" and (seldom or (partial and teachers.whole)))

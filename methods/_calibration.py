@@ -8,7 +8,7 @@ A sweep goes block by block: what a block sees has passed through the blocks bef
 Legend: B sequences at once, T tokens of a sequence, H width, I inputs of a layer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -142,8 +142,9 @@ def sweep(
     outside = next((one for one in layers if not one.startswith(f"{prefix}.")), None)
     if outside:
         raise CellFailed(f"{outside} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is: skip={outside}")
-    states, given = _entered(opened.model, blocks, data)
+    states, given, seen = _entered(opened.model, blocks, data)
     whole = len(states[0])
+    _check_alone(opened.model, blocks, given, seen)
     with torch.no_grad():
         for at, block in enumerate(blocks):
             name = f"{prefix}.{at}"
@@ -160,13 +161,23 @@ def sweep(
             progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))
 
 
-def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list[Tensor], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Beside:
+    """What a block is handed beside its hidden states."""
+
+    positional: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list[Tensor], list[_Beside], dict[int, tuple[Tensor, Tensor]]]:
     """Return the hidden states that enter the first block, by batch, and what each block is handed beside them.
 
-    Masks and positions are those of the first batch: all sequences have one length and no padding, so they are the same for all.
+    Masks and positions are those of the first batch: all sequences have one length and no padding, so they are the same for all. The
+    last value holds what the first and the last block made of that batch inside the model: (states in, states out) by the block's number.
     """
-    given: list[dict[str, Any]] = [{} for _ in blocks]
+    given = [_Beside() for _ in blocks]
     states: list[Tensor] = []
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     class _Seen(Exception):
         pass
@@ -177,11 +188,19 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
                 states.append(positional[0] if positional else named["hidden_states"])
                 if len(states) > 1:
                     raise _Seen
-            given[at] = {key: value for key, value in named.items() if key not in ("hidden_states", "past_key_values", "past_key_value")}
+            left_out = ("hidden_states", "past_key_values", "past_key_value")
+            given[at] = _Beside(positional[1:], {key: value for key, value in named.items() if key not in left_out})
 
         return before
 
+    def keep_own(at: int) -> Callable[..., None]:
+        def after(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+            seen[at] = (positional[0] if positional else named["hidden_states"], out[0] if isinstance(out, tuple) else out)
+
+        return after
+
     handles = [block.register_forward_pre_hook(keep(at), with_kwargs=True) for at, block in enumerate(blocks)]
+    handles += [blocks[at].register_forward_hook(keep_own(at), with_kwargs=True) for at in {0, len(blocks) - 1}]
     try:
         with torch.no_grad():
             for batch in data.batches():
@@ -192,12 +211,31 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
     finally:
         for handle in handles:
             handle.remove()
-    return states, given
+    return states, given, seen
 
 
-def _output(block: nn.Module, state: Tensor, given: dict[str, Any], whole: int) -> Tensor:
-    fitted = given if len(state) == whole else {key: _cut(value, whole, len(state)) for key, value in given.items()}
-    out = block(state, **fitted)
+def _check_alone(model: Any, blocks: nn.ModuleList, given: Sequence[_Beside], seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    """Refuse a model whose blocks, run one by one, do not give what they give inside it: its sums would be of other states."""
+    for at, (before, after) in seen.items():
+        try:
+            with torch.no_grad():
+                alone = _output(blocks[at], before, given[at], len(before))
+            same = torch.allclose(alone.float(), after.float(), rtol=1e-3, atol=1e-3 * float(after.float().abs().max()))
+        except (TypeError, AttributeError):  # it wants more than it was handed
+            same = False
+        if not same:
+            raise CellFailed(
+                f"{type(model).__name__}: block {at} run by itself gives other states than inside the model, so text cannot be led through "
+                "it block by block; use a method that reads no text"
+            )
+
+
+def _output(block: nn.Module, state: Tensor, given: _Beside, whole: int) -> Tensor:
+    positional, named = given.positional, given.named
+    if len(state) != whole:
+        positional = tuple(_cut(value, whole, len(state)) for value in positional)
+        named = {key: _cut(value, whole, len(state)) for key, value in named.items()}
+    out = block(state, *positional, **named)
     found: Tensor = out[0] if isinstance(out, tuple) else out
     return found
 

@@ -22,6 +22,7 @@ class Rollout:
     temperature: float
     longest: int
     seed: int
+    readable: int = 2**31  # tokens of a row that the teacher can read
     seconds: float = field(default=0.0, compare=False)
     written: int = field(default=0, compare=False)
 
@@ -31,7 +32,7 @@ class Rollout:
             return list(rows)
         began = time.monotonic()
         prompts = [row.ids[: row.trained_from] for row in rows]
-        room = min(self.longest, student.context - max(map(len, prompts)))
+        room = min(self.longest, min(student.context, self.readable) - max(map(len, prompts)))
         sampling = Sampling(temperature=self.temperature, seed=random.Random(f"{self.seed}/{number}/draw").randrange(2**31))
         student.model.eval()
         written = generate(student, prompts, max_new_tokens=room, sampling=sampling)

@@ -34,7 +34,7 @@ from methods._rows import Batch, Row, batch_of
 from methods._terms import Distribution, Head, TopK
 
 VERSION = 2
-SHARD_TOKENS = 2**19
+SHARD_BYTES = 2**28  # of log-probabilities in one file, and twice that in memory while it is written
 CHECKED_ROWS = 20
 TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
 BF16_TOLERANCE = 0.5  # a logit between 32 and 64 has steps of 0.25, and another company of rows another rounding
@@ -150,6 +150,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
     head = Head(teacher.model)
     dense = width <= DENSE
     kept = width if dense else k
+    most = max(1, SHARD_BYTES // (2 * kept))
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
     began = time.monotonic()
 
@@ -170,7 +171,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
 
         for batch in _batches(ordered, width, job.device):
             for row, log_p in zip(batch, _live(head, batch, teacher.pad_id, width), strict=True):
-                if held + len(log_p) > SHARD_TOKENS:
+                if held + len(log_p) > most:
                     flush()
                 places.append((shard, held, len(log_p)))
                 values, ids = (log_p, None) if dense else log_p.topk(kept, dim=-1)

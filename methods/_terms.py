@@ -219,13 +219,14 @@ class Head:
 
 
 class Live:
-    """A teacher in memory, run beside the student; counts the seconds spent in it."""
+    """A teacher in memory, run beside the student; counts the seconds spent in it and the tokens that it read."""
 
     def __init__(self, opened: LanguageModel) -> None:
         self.opened = opened
         self.model = opened.model.requires_grad_(False).eval()
         self.head = Head(self.model)
         self.seconds = 0.0
+        self.tokens = 0
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Run the teacher on the student's own batch."""
@@ -233,6 +234,7 @@ class Live:
         with torch.no_grad():
             logits = self.head(batch)[:, :vocabulary]
         self.seconds += time.perf_counter() - began
+        self.tokens += sum(len(row.ids) for row in batch.rows)
         return Distribution(logits)
 
 
@@ -253,6 +255,7 @@ class OtherTokens(Live):
         with torch.no_grad():
             logits = self.head(batch_of(others, self.opened.pad_id, batch.ids.device))
         self.seconds += time.perf_counter() - began
+        self.tokens += sum(len(row.ids) for row in others)
         return Distribution(logits[torch.tensor(wanted, device=logits.device)])
 
 

@@ -20,7 +20,7 @@ from harness.contract import Checkpoint, Example, Job, Progress
 from harness.data import examples_digest, overlapping
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
-from harness.model import open_model
+from harness.model import LanguageModel, open_model
 
 VERSION = 1
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
@@ -72,23 +72,9 @@ def teacher_traces(
         raise CellFailed(
             f"no prompt leaves room for {longest} new tokens in the {opened.context} that {writer.name} can read; give a smaller longest"
         )
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        job.progress(Progress(stage="traces", done=done, total=len(prompts), unit="answers", detail=f"written by {writer.name}"))
-
-    began = time.monotonic()
-    written = generate(
-        opened,
-        prompts,
-        max_new_tokens=longest,
-        batch_size=128,
-        sampling=Sampling(temperature=temperature, seed=job.seed) if temperature else None,
-        progress=report,
+    written, seconds = _written(
+        job, opened, prompts, path.with_suffix(".part"), temperature=temperature, longest=longest, writer=writer.name
     )
-    seconds = time.monotonic() - began
     tokens = sum(one.tokens for one in written)
     read = sum(map(len, prompts))
     flops = forward_flops_per_token(opened.model, (read + tokens) / len(prompts)) * (read + tokens)
@@ -96,7 +82,55 @@ def teacher_traces(
     unasked = [Generation("", 0, "length")] * samples
     made = Traces(path.stem, [next(groups) if room else unasked for room in fits], tokens, seconds, flops)
     _write(path, made)
+    path.with_suffix(".part").unlink(missing_ok=True)
     return made
+
+
+def _written(
+    job: Job, opened: LanguageModel, prompts: Sequence[Sequence[int]], part: Path, *, temperature: float, longest: int, writer: str
+) -> tuple[list[Generation], float]:
+    """Return an answer to every prompt and the seconds that took; what a killed run wrote is read from its lines, not asked again."""
+    answers, before = _lines(part, len(prompts))
+    missing = [row for row in range(len(prompts)) if row not in answers]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with part.open("a", encoding="utf-8") as stream:
+
+        def finished(place: int, one: Generation) -> None:
+            row = missing[place]
+            answers[row] = one
+            seconds = round(before + time.monotonic() - began, 3)
+            stream.write(json.dumps({"row": row, "text": one.text, "tokens": one.tokens, "stop": one.stop, "seconds": seconds}) + "\n")
+            stream.flush()
+            done = len(answers)
+            job.progress(Progress(stage="traces", done=done, total=len(prompts), unit="answers", detail=f"written by {writer}"))
+
+        # An answer draws from the stream of its own number, whatever is written beside it: a resumed run draws the same.
+        sampling = Sampling(temperature=temperature, seed=job.seed, numbers=missing) if temperature else None
+        wanted = [prompts[row] for row in missing]
+        generate(opened, wanted, max_new_tokens=longest, batch_size=128, sampling=sampling, finished=finished)
+    return [answers[row] for row in range(len(prompts))], before + time.monotonic() - began
+
+
+def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
+    """Read the whole lines of a killed run: answers by row, and the seconds they took. Cuts a torn last line off."""
+    answers: dict[int, Generation] = {}
+    seconds = 0.0
+    whole = []
+    for line in part.read_text(encoding="utf-8", errors="replace").splitlines() if part.exists() else ():
+        try:
+            told = json.loads(line)
+            row = int(told["row"])
+            one = Generation(str(told["text"]), int(told["tokens"]), told["stop"])
+            seconds = max(seconds, float(told["seconds"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+        if row < count:
+            answers[row] = one
+            whole.append(line)
+    if part.exists():
+        part.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    return answers, seconds
 
 
 def _write(path: Path, made: Traces) -> None:

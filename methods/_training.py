@@ -365,6 +365,7 @@ class _Run:
         self.best_file = workdir / "best.pt"
         self.states = _States(workdir / "state", self.accelerator)
         fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0,
+                 "teacher_tokens": 0,
                  "energy_joules": 0.0, "since_best": 0, "means": {}, "terms": {}, "written": 0, "writing_seconds": 0.0,
                  "over": False}  # fmt: skip
         self.loop: dict[str, Any] = self.states.restore() or fresh
@@ -516,6 +517,7 @@ class _Run:
         joules, before = self.energy.joules(), self.before["energy_joules"]
         self.loop["energy_joules"] = None if joules is None or before is None else before + joules
         self.loop["teacher_seconds"] = self.before["teacher_seconds"] + sum(one.seconds for one in self.objective.live)
+        self.loop["teacher_tokens"] = self.before["teacher_tokens"] + sum(one.tokens for one in self.objective.live)
         if self.objective.rollout is not None:
             self.loop["written"] = self.before["written"] + self.objective.rollout.written
             self.loop["writing_seconds"] = self.before["writing_seconds"] + self.objective.rollout.seconds

@@ -50,6 +50,8 @@ def best_rate(
     with FileLock(path.with_suffix(".lock")):
         held = _read(path)
         if held is None:
+            if path.exists():
+                job.progress(Progress(stage="tune", done=0, total=1, detail=f"the kept rates {path.name} are damaged; searched again"))
             held = _search(job, rows, loop, run=run, student=student, objective=objective)
             write_whole(path, json.dumps(held, indent=1))
     best = min(held["losses"], key=lambda rate: held["losses"][rate])

@@ -12,13 +12,12 @@ from methods._compress import Calibrated
 
 @settings
 class Gptq(Calibrated):
-    """Weights in 4 or 8 bits by optimum's GPTQ, on a GPU."""
+    """Weights in int4 by optimum's GPTQ, on a GPU."""
 
     needs_plain: ClassVar[bool] = True
     family: ClassVar[str] = "quantization"
     controls: ClassVar[tuple[str, ...]] = ("int4",)
 
-    bits: Literal[4, 8] = 4
     group: Literal[32, 64, 128] = 128
 
     def hands_on(self) -> dict[str, object]:
@@ -40,9 +39,7 @@ class Gptq(Calibrated):
         making = Making(job, "gptq", plain=True)
         data = self.calibrate(job, making.opened)
         texts = making.opened.tokenizer.batch_decode(data.ids)
-        quantizer = GPTQQuantizer(bits=self.bits, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
+        quantizer = GPTQQuantizer(bits=4, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
         packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
-        return written_by(
-            making, packed, {"library": "optimum+gptqmodel", "bits": self.bits, "group": self.group, "calibration": dict(data.told)},
-            save=lambda folder: quantizer.save(packed, folder),
-        )  # fmt: skip
+        told = {"library": "optimum+gptqmodel", "bits": 4, "group": self.group, "table_and_head": "skip", "calibration": dict(data.told)}
+        return written_by(making, packed, told, save=lambda folder: quantizer.save(packed, folder))

@@ -79,11 +79,7 @@ class LowRank(Calibrated):
             factors[one] = (up.to(dtype), down.to(dtype))  # as they will be saved: half the memory, and what later blocks will see
             layer.weight.copy_(factors[one][0].to(layer.weight.dtype) @ factors[one][1].to(layer.weight.dtype))
 
-        if not self.whitened:  # the weights alone: no text is read
-            if by_threshold:
-                for one, layer in layers.items():
-                    read(one, layer, None)
-                ranks = by_energy(spectra, layers, self.keep)
+        if not self.whitened and not by_threshold:  # the weights alone: no text is read
             for one, layer in layers.items():
                 cut(one, layer, None)
             return self._saved(job, making, factors, {}, flops=0.0)
@@ -98,9 +94,13 @@ class LowRank(Calibrated):
 
         if by_threshold:
             swept(read, again=False)
-            ranks = by_energy(spectra, layers, self.keep)
-        swept(cut, again=True)
-        passes = 3 if by_threshold else 2
+            ranks = by_energy(spectra, layers, self.keep)  # the control's too: it has the same ranks
+        if self.whitened:
+            swept(cut, again=True)
+        else:
+            for one, layer in layers.items():
+                cut(one, layer, None)
+        passes = (1 if by_threshold else 0) + (2 if self.whitened else 0)
         return self._saved(job, making, factors, {"calibration": dict(data.told)}, flops=calibration_flops(making, data, passes))
 
     def _saved(

@@ -52,10 +52,13 @@ class MultiTeacher(Trained):
         pairs = [(one.prompt, one.completion, names.index(one.task)) for one in examples]
         notes: dict[str, Any] = {"weighting": weighting}
         by_task: list[list[float]] = []
+        shared: list[dict[str, Any]] = []
         if weighting == "domain":
             losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
-            notes |= {"teachers_loss": losses, "teachers_loss_seconds": spent}
-            by_task = [_one_hot([losses[teacher.name][task] for teacher in job.teachers]) for task in names]
+            notes["teachers_loss"] = losses
+            shared = [spent]
+            # A task that has no training rows (perplexity) has no loss and no row to weigh.
+            by_task = [_one_hot([losses[teacher.name].get(task, 0.0) for teacher in job.teachers]) for task in names]
 
         def value(at: Positions) -> Any:
             return mixed_kl(at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature)
@@ -63,7 +66,7 @@ class MultiTeacher(Trained):
         teachers = Teachers(models=job.teachers, vocabulary=shared_vocabulary(job, job.teachers), k=self.top_k, cache=self.cache)
         terms = [Term("forward-kl", self.teacher_share, value)]
         terms += [hard_labels(1 - self.teacher_share)] if self.teacher_share < 1 else []
-        return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes)
+        return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes, shared=shared)
 
 
 def _weights(weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]) -> Any:
@@ -86,10 +89,15 @@ def _one_hot(losses: Sequence[float]) -> list[float]:
     return [1.0 if index == best else 0.0 for index in range(len(losses))]
 
 
-def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) -> tuple[dict[str, dict[str, float]], float]:
-    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), and seconds; one in memory at a time."""
+def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), and what that cost; one in memory at a time.
+
+    Every cell reads them anew, so the cost carries the cell's own name: nothing is shared.
+    """
     import time
 
+    from harness.arithmetic import forward_flops_per_token
+    from harness.checkpoint import digest_of
     from harness.data import examples_of
     from harness.model import open_model, release_memory
     from methods._base import worked
@@ -98,6 +106,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     from methods._training import validate
 
     began = time.monotonic()
+    cost: dict[str, Any] = {"key": digest_of("validation losses", str(job.workdir)), "tokens": 0, "seconds": 0.0, "flops": 0.0}
     found: dict[str, dict[str, float]] = {}
     for teacher in teachers:
         opened = open_model(teacher, device=job.device, dtype=job.dtype)
@@ -108,11 +117,15 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
                 continue
             texts = worked(examples_of({name: task}, "validation", job.source, rows=rows))
             held = encode(opened.tokenizer, texts, longest=opened.context)[0]
+            read = sum(len(row.ids) for row in held)
+            cost["tokens"] += read
+            cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
             loss = validate(held, head=head, pad=opened.pad_id, micro_rows=16, device=job.device)
             found[teacher.name][name] = round(loss, 5)
         del opened, head
         release_memory(job.device)
-    return found, round(time.monotonic() - began, 2)
+    cost["seconds"] = round(time.monotonic() - began, 3)
+    return found, cost
 
 
 @settings
@@ -130,6 +143,4 @@ class BestSingleTeacher(Distilled):
         losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
         best = min(job.teachers, key=lambda one: sum(losses[one.name].values()))
         chosen = replace(self, teacher=best.name)
-        return chosen.distil(
-            job, self._examples(job), notes={"teacher": best.name, "teachers_loss": losses, "teachers_loss_seconds": spent}
-        )
+        return chosen.distil(job, self._examples(job), notes={"teacher": best.name, "teachers_loss": losses}, shared=[spent])

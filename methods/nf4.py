@@ -37,13 +37,20 @@ class Nf4(Compressed):
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+        from harness.errors import CellFailed
         from methods._compress import Making
+        from methods._layers import layers_of
 
         making = Making(job, self.name, plain=True)
+        wanted = len(layers_of(making.model, method=self.name).linear)  # refuses matrices that the library would leave out unsaid
         packed = AutoModelForCausalLM.from_pretrained(
             making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=torch.float32, device_map=job.device
         )
-        return written_by(making, packed.eval(), {"library": "bitsandbytes", **self.asked()})
+        count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())
+        if count != wanted:
+            raise CellFailed(f"{self.name}: bitsandbytes packed {count} of {wanted} matrices")
+        told = {"library": "bitsandbytes", "packed_layers": count, "table_and_head": "skip", **self.asked()}
+        return written_by(making, packed.eval(), told)
 
 
 @settings

@@ -15,14 +15,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, settings, shared_vocabulary, worked
+from methods._base import Teachers, Trained, context_of, settings, shared_vocabulary, worked
 
 
 @settings
 class OnPolicyDistillation(Trained):
     """Let the student write and the teacher score every token of it (beta-JSD or reverse KL)."""
 
-    controls: ClassVar[tuple[str, ...]] = ("response", "untouched")
+    controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
     same_vocabulary: ClassVar[bool] = True
     reads_inside: ClassVar[bool] = True  # the teacher is asked about texts that no cache can know
 
@@ -42,8 +42,8 @@ class OnPolicyDistillation(Trained):
         from methods._terms import Term
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        teachers = Teachers(models=(job.teacher,), vocabulary=shared_vocabulary(job, [job.teacher]), cache="off")
         return self.train(
-            job, worked(examples), terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))],
-            teachers=Teachers(models=(job.teacher,), vocabulary=shared_vocabulary(job, [job.teacher]), cache="off"),
-            rollout=lambda: Rollout(self.on_policy_share, self.sampling_temperature, self.longest, job.seed),
+            job, worked(examples), terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))], teachers=teachers,
+            rollout=lambda: Rollout(self.on_policy_share, self.sampling_temperature, self.longest, job.seed, context_of(teachers)),
         )  # fmt: skip

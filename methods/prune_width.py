@@ -99,12 +99,18 @@ class _Cut:
                 f"{making.method} knows blocks with q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, and "
                 f"{type(self.model).__name__} has others; use prune-depth"
             )
-        if ratio == 0 and groups == 0:
-            raise CellFailed(f"{making.method}: ratio=0 and groups=0 cut nothing; give one of them")
         self.kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
         self.head = int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
         self.width = int(self.config.intermediate_size)
         self.keep = self.width - int(ratio * self.width + 0.5)
+        if self.keep == self.width and groups == 0:
+            raise CellFailed(f"{making.method}: ratio={ratio:g} of {self.width} channels and groups=0 cut nothing; give one of them")
+        odd = next((name for name in self.feed_forwards if self.down(name).shape[1] != self.width), None)
+        if odd:
+            raise CellFailed(
+                f"{making.method}: {odd} has {self.down(odd).shape[1]} channels and the configuration says {self.width} (an expert, or a "
+                "model with widths of its own?); use prune-depth"
+            )
         if self.keep < 1 or groups >= self.kv_heads:
             raise CellFailed(
                 f"{making.method}: ratio={ratio} leaves {self.keep} of {self.width} channels and groups={groups} leaves "

@@ -31,9 +31,11 @@ class Quanto(Compressed):
 
         from harness.errors import CellFailed
         from methods._compress import Making
+        from methods._layers import layers_of
 
         making = Making(job, "quanto", plain=True)
-        quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude="lm_head")
+        layers = layers_of(making.model, method="quanto")  # refuses a model with matrices that quanto would leave out unsaid
+        quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude=[layers.head[0]] if layers.head else None)
         quanto.freeze(making.model)
         count = 0
         for name, module in list(making.model.named_modules()):
@@ -44,6 +46,7 @@ class Quanto(Compressed):
                     plain.bias.data = module.bias.data
                 making.model.set_submodule(name, plain)
                 count += 1
-        if not count:
-            raise CellFailed("quanto: no layer of this model is one that quanto quantises (torch.nn.Linear)")
-        return making.save(notes={"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "simulated": True})
+        if count != len(layers.linear):
+            raise CellFailed(f"quanto: {count} of {len(layers.linear)} matrices were quantised")
+        notes = {"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "table_and_head": "skip", "simulated": True}
+        return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number

@@ -4,10 +4,13 @@ Tokens: the share of each row with the highest divergence from the student (`kl`
 (`excess`; Lin et al., 2024, Rho-1). Rows: the share that the teacher is surest of (`confidence`), solves by itself first (`correct`), or
 the shortest or longest. The loss is that of `response`; its denominator counts chosen tokens only.
 
+Rows are chosen within each task, so that the mixture of tasks stays what it was.
+
 Cost: that of `response`, and the teacher's own answers for `correct`. The control is a random choice of the same size: without it a gain
 may be the smaller number of tokens. Fails when the unchosen tokens are what the student lacked.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -46,7 +49,7 @@ class SelectiveDistillation(Distilled):
         if self.by in _TOKENS:
             return self.distil(job, examples, selection=Selection(self.share, self.by, job.seed), over=())  # type: ignore[arg-type]
         ranked, rows, told, shared = self._ranked(job, examples)
-        kept = ranked[: max(1, round(self.share * len(ranked)))]
+        kept = of_each_task(ranked, self.share)
         return self.distil(job, kept, over=rows, notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)}, shared=shared)
 
     def _ranked(self, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], Sequence[Row], dict[str, Any], list[dict[str, Any]]]":
@@ -94,6 +97,18 @@ class SelectiveDistillation(Distilled):
         return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered], [written.cost()]
 
 
+def of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
+    """Return the leading share of each task's examples, at least one, in the order that they have: the mixture of tasks stays."""
+    counts = Counter(one.task for one in ranked)
+    left = {task: max(1, round(share * count)) for task, count in counts.items()}
+    kept = []
+    for one in ranked:
+        if left[one.task]:
+            left[one.task] -= 1
+            kept.append(one)
+    return kept
+
+
 @settings
 class RandomSelection(Distilled):
     """Train on random tokens (or rows) of the same number (control of `selective`)."""
@@ -114,7 +129,7 @@ class RandomSelection(Distilled):
         examples = self._examples(job)
         if self.unit == "tokens":
             return self.distil(job, examples, selection=Selection(self.share, "random", job.seed))
-        kept = random.Random(job.seed).sample(examples, max(1, round(self.share * len(examples))))
+        kept = of_each_task(random.Random(job.seed).sample(examples, len(examples)), self.share)
         return self.distil(job, kept, over=self._all_rows(job, examples))
 
     def _all_rows(self, job: Job, examples: Sequence[Example]) -> "Sequence[Row]":

@@ -3,8 +3,8 @@
 Loss: the labels' cross-entropy plus `w * sum_i |sort(q)_i - sort(p)_i|` wherever both tokenizers have a boundary at the same place of the
 text: there both models have read the same and are about to go on. The sorted form compares how sure the two are, not of what.
 
-Cost: the teacher beside the student, on its own tokens. Its control is `cot` (sequence-level distillation), which works across tokenizers
-too and is the safer choice; fails where the boundaries seldom meet (the share of aligned positions stands in the record).
+Cost: the teacher beside the student, on its own tokens. Its controls are `sft` and `cot` (sequence-level distillation), which works across
+tokenizers too and is the safer choice; fails where the boundaries seldom meet (the share of aligned positions stands in the record).
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class UniversalLogitDistillation(Trained):
     """Match the shape of the distributions of a teacher with another tokenizer, where token boundaries meet."""
 
-    controls: ClassVar[tuple[str, ...]] = ("sft", "untouched")
+    controls: ClassVar[tuple[str, ...]] = ("cot", "sft", "untouched")
     reads_inside: ClassVar[bool] = True  # the teacher beside the student, on its own tokens
 
     uld_weight: Weight = 1.5

@@ -145,6 +145,57 @@ def test_relations_compare_models_of_unequal_heads_and_are_zero_for_equal_ones(s
     inside.close()
 
 
+def test_relations_of_grouped_heads_agree_with_loops(small):
+    student, teacher = small("Llama"), small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64)
+    rows, count = rows_of(3), 2
+    inside, at = seen_inside(student, teacher, Inwards(attention="2-2", maps="relations", relation_heads=count), rows)
+    found = inside.attentions(at)
+    expected = []
+    for number, row in enumerate(rows):
+        for place in range(row.trained_from - 1, len(row.ids) - 1):
+            total = 0.0
+            for part in range(3):  # queries, keys, values
+                for relation in range(count):
+                    logs = []
+                    for tap in inside.attention[0]:
+                        vectors = torch.cat(list(tap.value[part][number].detach()), dim=-1)  # (T, heads * d), head by head
+                        size = vectors.shape[1] // count
+                        own = vectors[:, relation * size : (relation + 1) * size].double()
+                        logs.append(torch.log_softmax(torch.stack([own[place] @ own[key] for key in range(place + 1)]) / size**0.5, -1))
+                    total += float((logs[1].exp() * (logs[1] - logs[0])).sum())
+            expected.append(total / (3 * count))
+    inside.close()
+    assert found.tolist() == pytest.approx(expected, abs=1e-5) and max(expected) > 1e-4
+
+
+def stepped(student, objective, rows, micro, inside=None):
+    student.model.zero_grad()
+    stepper = Stepper(student.model, Head(student.model), objective, micro, 1, inside=inside)
+    stepper.backward(rows, weights=dict.fromkeys((term.name for term in objective.terms), 1.0), backward=lambda loss: loss.backward())
+    stepper.head.close()
+    return torch.cat([one.grad.flatten() for one in student.model.parameters() if one.grad is not None])
+
+
+@pytest.mark.parametrize("kind", ["feature", "attention", "relations", "mixture"])
+def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
+    student, teachers = small("Llama"), [small("Llama", intermediate_size=size) for size in (48, 80)]
+    rows, inside = rows_of(8), None
+    sources = [Live(one) for one in teachers]
+    if kind == "mixture":
+        term = Term(kind, 1.0, lambda at: mixed_kl(at, torch.tensor([[0.7, 0.3]]).expand(len(at.labels_N), -1), 2.0))
+        objective = Objective(terms=[term], sources=sources)
+    else:
+        maps = "relations" if kind == "relations" else "auto"
+        inwards = Inwards(hidden="auto" if kind == "feature" else "", attention="" if kind == "feature" else "auto", maps=maps)
+        inside = Inside(student, teachers[0].model, inwards)
+        value = (lambda at: at.inside.features(at)) if kind == "feature" else (lambda at: at.inside.attentions(at))
+        objective = Objective(terms=[Term(kind, 1.0, value)], sources=sources[:1], inwards=inwards)
+    whole = stepped(student, objective, rows, 8, inside)
+    assert float(whole.abs().max()) > 3e-5
+    for micro in (4, 3, 1):
+        assert torch.allclose(stepped(student, objective, rows, micro, inside), whole, atol=2e-7)
+
+
 def test_a_projection_starts_as_the_least_squares_map(small):
     student, teacher = small("Llama"), small("Llama", hidden_size=64)
     rows = rows_of(30, longest=40)
@@ -369,6 +420,15 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     assert shared[0]["tokens"] > 100  # what the teacher wrote for the choice is a cost of the row
 
 
+@pytest.mark.parametrize(("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})])
+def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp_path):
+    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_rows": 4})
+    kept = []
+    object.__setattr__(made, "distil", lambda given, examples, **_: kept.extend(examples))
+    made.compress(job([tiny], tmp_path / "x", rows=24))
+    assert [sum(one.task == task for one in kept) for task in TASKS] == [3, 3]
+
+
 def test_a_label_outside_the_kept_tokens_shares_what_they_leave():
     log_p = torch.log(torch.tensor([[0.6, 0.2]]))
     kept = Distribution(None, TopK(torch.tensor([[4, 7]]), log_p))
@@ -410,10 +470,31 @@ def test_every_weighting_trains_from_caches_with_no_teacher_beside(weighting, ti
     given = job([tiny, specialist], tmp_path / "x", teacher_weights=(0.7, 0.3))
     REGISTRY.build("multi-teacher", {"weighting": weighting}).compress(given)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
-    assert len(cost["shared"]) == 2 and not cost.get("teacher_tokens") and len(cost["notes"]["teacher_cache"]) == 2
+    assert len(cost["shared"]) == (3 if weighting == "domain" else 2) and not cost.get("teacher_tokens")
+    assert len(cost["notes"]["teacher_cache"]) == 2
     if weighting == "domain":
+        assert cost["shared"][0]["tokens"] > 0 and cost["shared"][0]["flops"] > 0  # reading the validation rows
         losses = cost["notes"]["teachers_loss"]
         assert losses["tiny"]["mmlu-mini"] < 1 < losses["tiny-math"]["mmlu-mini"]
+
+
+def test_domain_weights_stand_beside_a_task_that_has_no_rows(tiny, specialist, tmp_path):
+    class Text:
+        kind = "perplexity"
+
+    given = job([tiny, specialist], tmp_path / "x", tasks={"text": Text(), **TASKS})
+    REGISTRY.build("multi-teacher", {"weighting": "domain"}).compress(given)
+    assert set(json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teachers_loss"]["tiny"]) == set(TASKS)
+
+
+def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(tiny, specialist, foreign, tmp_path):
+    REGISTRY.build("multi-teacher", {"cache": "off"}).compress(job([tiny, specialist], tmp_path / "x"))
+    cost = json.loads((tmp_path / "x" / "cost.json").read_text())
+    assert cost["teacher_tokens"] == 2 * cost["seen_tokens"]
+    given = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
+    REGISTRY.build("uld", {"batch_rows": 4}).compress(given)
+    cost = json.loads((tmp_path / "y" / "cost.json").read_text())
+    assert 0 < cost["teacher_tokens"] != cost["seen_tokens"]  # the same text is fewer tokens to one of the two
 
 
 def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
@@ -475,7 +556,7 @@ def short_sighted(tiny, tmp_path_factory):
     return describe(folder, name="short")
 
 
-def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path):
+def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path, monkeypatch):
     from methods._traces import teacher_traces
 
     given = job([short_sighted], tmp_path / "x", student_base=tiny)
@@ -497,6 +578,48 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     assert all(one.tokens for group, length in zip(written.texts, prompts, strict=True) if length + 30 <= 70 for one in group)
     with pytest.raises(CellFailed, match="no prompt leaves room for 69 new tokens in the 70 that short can read"):
         teacher_traces(given, examples, samples=1, temperature=0.0, longest=69)
+    from methods import _rollout
+
+    told, plain = [], _rollout.Rollout.__call__
+
+    def watched(self, student, rows, number):
+        made = plain(self, student, rows, number)
+        told.append(max(len(row.ids) for row in made))
+        return made
+
+    monkeypatch.setattr(_rollout.Rollout, "__call__", watched)
+    again = job([short_sighted], tmp_path / "y", student_base=tiny, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
+    REGISTRY.build("on-policy", {"batch_rows": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
+    assert max(told) == 70
+
+
+def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, monkeypatch):
+    from methods import _traces
+
+    whole, given = job([tiny], tmp_path / "a" / "x"), job([tiny], tmp_path / "b" / "x")
+    examples = training_examples(TASKS, whole.source, rows=30)
+    asked = {"samples": 2, "temperature": 1.0, "longest": 60}
+    expected = _traces.teacher_traces(whole, examples, **asked)
+    plain, prompts = _traces.generate, []
+
+    def killed(opened, rows, *, finished, **more):
+        def until_the_kill(row, one):
+            if len(answered) == 25:
+                raise KeyboardInterrupt
+            answered.append(row)
+            finished(row, one)
+
+        answered = []
+        return plain(opened, rows, finished=until_the_kill, **more)
+
+    monkeypatch.setattr(_traces, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _traces.teacher_traces(given, examples, **asked)
+    [part] = (given.cache / "traces").glob("*.part")
+    part.write_text(part.read_text()[:-9])  # and the last line torn
+    monkeypatch.setattr(_traces, "generate", lambda opened, rows, **more: prompts.extend(rows) or plain(opened, rows, **more))
+    assert _traces.teacher_traces(given, examples, **asked).texts == expected.texts
+    assert len(prompts) == 60 - 24 and not list((given.cache / "traces").glob("*.part"))
 
 
 # The student's own answers
@@ -596,6 +719,10 @@ def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny
     held = [line["validation_ce"] for line in lines if "validation_ce" in line]
     assert held[-1] < math.log(300) - 0.5 and made.digest != foreign.digest
     if method == "uld":
+        again = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
+        REGISTRY.build(method, {"batch_rows": 4, "micro_rows": 1, "learning_rate": 1e-2}).compress(again)
+        split = json.loads((tmp_path / "y" / "cost.json").read_text())["notes"]["terms"]
+        assert split["uld"]["last"] == pytest.approx(cost["notes"]["terms"]["uld"]["last"], rel=1e-3)
         notes = cost["notes"]
         assert 0.1 * notes["positions"] < notes["aligned"] < notes["positions"] and notes["terms"]["uld"]["last"] > 0
 

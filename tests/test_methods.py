@@ -36,7 +36,7 @@ BESIDE = {
     "on-policy",
     "uld",
 }  # teacher run live
-CACHED = {"cot", "cot-unfiltered", "multi-teacher"}  # the teacher's work is shared, whatever the budget
+CACHED = {"cot", "cot-unfiltered", "multi-teacher", "best-single-teacher"}  # a teacher read or wrote before training, whatever the budget
 
 
 def job(teacher, folder, *, seed=1, tokens=1500, rows=24, student="depth:0.5", tasks=None, **more):

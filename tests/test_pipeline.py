@@ -234,8 +234,13 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
     while not list((tmp_path / "killed" / "students").glob("*/state/step-*/loop.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
+    for path in _processes_that_name(tmp_path / "killed"):  # the cell's process, where the training is
+        os.kill(int(path.parent.name), signal.SIGKILL)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    [log] = (tmp_path / "killed" / "students").glob("*/training.jsonl")
+    first, *others = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([first.replace("{", '{"before the kill": true, ', 1), *others]))
     for _ in range(100):  # the cell's process notices that its parent is gone
         if not _processes_that_name(tmp_path / "killed"):
             break
@@ -246,6 +251,7 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
         assert command(*options, "--out", tmp_path / name).returncode == 0
     digests = [{r.label: r.student.digest for r in read_all(tmp_path / name)[0]} for name in ("killed", "whole")]
     assert digests[0] == digests[1]
+    assert "before the kill" in log.read_text().splitlines()[0]  # it went on: a run that begins again writes a log of its own
 
 
 def _processes_that_name(folder):

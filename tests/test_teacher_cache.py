@@ -60,7 +60,7 @@ def live(embedded, row):
 @pytest.mark.parametrize("dense", [True, False])
 def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(job, teacher, rows, embedded, monkeypatch, dense):
     monkeypatch.setattr(caching, "DENSE", 2_048 if dense else 16)
-    monkeypatch.setattr(caching, "SHARD_TOKENS", 300)  # several shards
+    monkeypatch.setattr(caching, "SHARD_BYTES", 300 * 2 * (1024 if dense else 8))  # 300 tokens: several shards
     made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
     assert made.dense == dense and made.k == (1024 if dense else 8) and len(made.log_p) > 2
     shuffled = rows[:]
@@ -206,11 +206,11 @@ def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job
     made, _ = job
     monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
     ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
-    with pytest.raises(CellFailed, match="top_k=2000 is not below the vocabulary of 1,024"):  # where all would be kept, too
+    with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):  # where all would be kept, too
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
     monkeypatch.setattr(caching, "DENSE", 16)
     for method, said in ((ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
-                         (ResponseDistillation(top_k=2_000, cache="on"), "top_k=2000 is not below the vocabulary of 1,024")):  # fmt: skip
+                         (ResponseDistillation(top_k=2_000, cache="on"), "top_k=2000 is above the vocabulary of 1,024")):  # fmt: skip
         with pytest.raises(CellFailed, match=said):
             method.compress(replace(made, workdir=tmp_path / "work"))
 

@@ -13,7 +13,7 @@ from harness.errors import CellFailed
 from harness.model import open_model
 from methods._losses import forward_kl
 from methods._rows import Row, batch_of, collate, fitting, steps_of
-from methods._terms import Distribution, Head, Live, Objective, Positions, Term, hard_labels
+from methods._terms import Head, Live, Objective, Positions, Term, hard_labels
 from methods._training import LoopSettings, Stepper, fit, rate_at, validate
 
 SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
@@ -80,22 +80,33 @@ def test_loss_does_not_depend_on_padding(random_model):
     assert not torch.allclose(alone, beside, atol=1e-6)
 
 
-def test_extra_teacher_columns_change_nothing(random_model):
-    model = open_model(random_model).model
-    rows, width = rows_of(4), model.config.vocab_size
+def wider(opened, extra=128):
+    """Give a model rows of the vocabulary that no token has, with loud logits."""
+    width = opened.model.config.vocab_size
+    opened.model.resize_token_embeddings(width + extra, mean_resizing=False)
+    with torch.no_grad():
+        opened.model.get_input_embeddings().weight[width:] = 5.0
+        opened.model.get_output_embeddings().weight[width:] = 5.0
+    assert opened.model(input_ids=torch.tensor([[5, 6]])).logits.shape[-1] == width + extra
+    return opened
 
-    class Teacher:
-        def __init__(self, extra):
-            self.extra = extra
 
-        def read(self, batch, vocabulary):
-            logits = torch.randn(*batch.ids.shape, width, generator=torch.Generator().manual_seed(5))
-            noise = torch.randn(*batch.ids.shape, self.extra) * 50
-            return Distribution(torch.cat([logits, noise], dim=-1)[:, :-1][batch.mask][:, :vocabulary])
+def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
+    model, rows = open_model(random_model).model, rows_of(4)
+    given = {"micro_rows": 4, "terms": KD, "vocabulary": model.config.vocab_size}
+    plain = gradient(model, rows, sources=[Live(louder(random_model))], **given)
+    padded = gradient(model, rows, sources=[Live(wider(louder(random_model)))], **given)
+    assert torch.allclose(plain, padded, atol=1e-7) and float(plain.abs().max()) > 1e-3
 
-    plain = gradient(model, rows, micro_rows=4, terms=KD, sources=[Teacher(0)], vocabulary=width)
-    padded = gradient(model, rows, micro_rows=4, terms=KD, sources=[Teacher(128)], vocabulary=width)
-    assert torch.equal(plain, padded)
+
+def test_extra_columns_of_the_student_get_no_gradient_and_change_no_loss(random_model):
+    rows, width = rows_of(4), open_model(random_model).model.config.vocab_size
+    given = {"micro_rows": 4, "terms": KD, "sources": [Live(louder(random_model))], "vocabulary": width}
+    plain, _ = step(open_model(random_model).model, rows, **given)
+    student = wider(open_model(random_model)).model
+    padded, _ = step(student, rows, **given)
+    assert padded.means == pytest.approx(plain.means, rel=1e-5)
+    assert float(student.get_output_embeddings().weight.grad[width:].abs().max()) == 0
 
 
 class Fixed:
@@ -202,7 +213,9 @@ def weights(model):
 def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     model, spent = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "parts", stop_after_steps=stop)
-    again, resumed = run(random_model, tmp_path / "parts")
+    told = []
+    again, resumed = run(random_model, tmp_path / "parts", progress=told.append)
+    assert len(told) == spent["step"] - stop  # it went on, and did not begin again
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(model).items())
     assert {key: spent[key] for key in ("step", "seen", "trained", "best", "kept_step")} == {
         key: resumed[key] for key in ("step", "seen", "trained", "best", "kept_step")
@@ -268,6 +281,24 @@ def test_a_loss_that_is_no_number_fails_with_a_way_out(random_model, tmp_path):
     bursting = chain([1.0, 1.0], repeat(1e9))
     with pytest.raises(CellFailed, match=r"the term odd became .* at step 2 .*learning_rate"):
         run(random_model, tmp_path / "b", terms=[Term("odd", 1.0, lambda at: at.student_NV.float().square().sum(-1) * next(bursting))])
+
+
+def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(random_model, tmp_path, monkeypatch):
+    class Bursting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.inf
+
+    burst = Term("odd", 1.0, lambda at: Bursting.apply(at.student_NV).float().sum(-1))
+    with pytest.raises(CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"):
+        run(random_model, tmp_path / "a", terms=[burst])
+    monkeypatch.setattr("methods._training.validate", lambda *_, **__: math.nan)
+    with pytest.raises(CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"):
+        run(random_model, tmp_path / "b")
 
 
 def test_no_rows_left_is_an_error(random_model, tmp_path):
