@@ -5,6 +5,7 @@ The claims are those that comparisons of compression methods keep repeating; the
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from harness.record import RunRecord
 from harness.stats import Interval
 from harness.table import DASH, MIB, Line, Table, percent, table_of, without_dashes
 
+_FIRST_HAND = ("read: first-party document", "read: copy of the first-party text")
 PUBLISHED = Path(__file__).parent / "data" / "published.json"
 
 
@@ -104,15 +106,27 @@ def _published() -> tuple[dict[str, object], ...]:
     return tuple(json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"])
 
 
-def published(families: Sequence[str], field: str) -> tuple[float, float] | None:
-    """Return the range of a field over the published records of methods; retentions of kind `retention` alone."""
-    values = [
-        float(str(one[field]))
-        for one in _published()
-        if one["family"] in families and one["role"] == "method" and one[field] is not None
-        and (field != "retention_pct" or one["kind"] == "retention")
-    ]  # fmt: skip
-    return (min(values), max(values)) if values else None
+def published(families: Sequence[str], field: str, form: str, unit: str) -> str:
+    """Return the ranges of a field over the published records of methods that were read first-hand, and the sizes of their models.
+
+    Retentions (of kind `retention` alone) stand apart by benchmark: MMLU and GSM8K part company under every method.
+    """
+    by: dict[str, list[float]] = {"MMLU": [], "GSM8K": [], "other": []}
+    sizes: list[float] = []
+    for one in _published():
+        asked = one["family"] in families and one["role"] == "method" and one["status"] in _FIRST_HAND and one[field] is not None
+        if not asked or (field == "retention_pct" and one["kind"] != "retention"):
+            continue
+        name = next((name for name in ("MMLU", "GSM8K") if name in str(one["metric"])), "other") if field == "retention_pct" else "other"
+        by[name].append(float(str(one[field])))
+        sizes += [float(size) for size in re.findall(r"(\d+(?:\.\d+)?)B\b(?! tokens)", str(one["model"]))]
+    if not any(by.values()):
+        return DASH
+    apart = sum(map(bool, by.values())) > 1
+    told = ", ".join(f"{name} {_span(values, form, unit)}" if apart else _span(values, form, unit) for name, values in by.items() if values)
+    if sizes:
+        told += f" ({min(sizes):g}B)" if min(sizes) == max(sizes) else f" ({min(sizes):g}B to {max(sizes):g}B)"
+    return told
 
 
 def spans(rows: Sequence[Shown]) -> Iterator[tuple[str, list[float]]]:
@@ -149,6 +163,23 @@ def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, 
     together = [row.label for row in rows if kept(row) and fast(row) and small(row)]
     found["all at once"] = _verdict(together, all(testable.values()))
     return found
+
+
+def _undominated(found: Group) -> str:
+    """Judge that combining is best: a chain beside which no single method takes as few bytes and keeps as much of its worst task.
+
+    A chain that keeps less than the least that is claimed of any family does not count.
+    """
+
+    def known(families: Sequence[str]) -> list[tuple[str, float, float]]:
+        found_here = [(row.label, row.memory, row.lowest) for row in rows_of(found, families)]
+        return [(label, memory, kept) for label, memory, kept in found_here if memory is not None and kept is not None]
+
+    chained, single = known(CHAINS), known((*_COMPRESSED, "distillation"))
+    least = min(claim.retention[0] for claim in CLAIMS)
+    good = [one for one in chained if one[2] >= least]
+    best = [label for label, memory, kept in good if not any(other >= memory and left >= kept for _, other, left in single)]
+    return _verdict(sorted(best), bool(chained and single) and not at_chance(found))
 
 
 def _verdict(labels: Sequence[str], testable: bool) -> str:
@@ -242,11 +273,11 @@ def claimed(found: Group) -> Table | None:
             ("retention", "retention_pct", ".1f", "%", claim.retention), ("speed", "speedup", ".2f", "x", claim.speed),
             ("memory", "memory_ratio", ".2f", "x", claim.memory), ("cost", "", ".1f", "s", None),
         ):  # fmt: skip
-            others = published(claim.published, field) if field else None
+            others = published(claim.published, field, form, unit) if field else DASH
             shown = {
                 "method": claim.name, "quantity": _QUANTITIES[column], "measured": _span(values[column], form, unit),
                 "claimed": claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {unit}",
-                "published": DASH if others is None else _span(others, form, unit), "verdict": told.get(column, "not testable here"),
+                "published": others, "verdict": told.get(column, "not testable here"),
             }  # fmt: skip
             rows.append((shown, _span_exact(shown, values[column])))
         shown = {"method": claim.name, "quantity": "all at once", "measured": DASH, "claimed": "the low ends together", "published": DASH,
@@ -259,10 +290,13 @@ def claimed(found: Group) -> Table | None:
         ("retention", "retention_pct", ".1f", "%"), ("speed", "speedup", ".2f", "x"), ("memory", "memory_ratio", ".2f", "x"),
         ("cost", "", ".1f", "s"),
     ):  # fmt: skip
-        others = published(("combo", "prune+distil"), field) if field else None
+        others = published(("combo", "prune+distil"), field, form, unit) if field else DASH
         shown = {"method": "Chains", "quantity": _QUANTITIES[column], "measured": _span(chained[column], form, unit), "claimed": DASH,
-                 "published": DASH if others is None else _span(others, form, unit), "verdict": DASH}  # fmt: skip
+                 "published": others, "verdict": DASH}  # fmt: skip
         rows.append((shown, _span_exact(shown, chained[column])))
+    shown = {"method": "Chains", "quantity": "all at once", "measured": DASH, "claimed": "no single method is as small and keeps as much",
+             "published": DASH, "verdict": _undominated(found)}  # fmt: skip
+    rows.append((shown, _span_exact(shown, [])))
     return table_of("claims", "What is claimed, published, and measured here", rows)
 
 

@@ -53,7 +53,8 @@ GLOSSARY = {
     "its share s": "the same divided by the rows of this table that use it",
     "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that reaches the low end (retention: by "
     "the lower end of its interval on every task)",
-    "published": "range over the records in harness/data/published.json: other models, other harnesses, mostly far larger",
+    "published": "ranges over the records in harness/data/published.json that were read first-hand, with the models' sizes in parameters; "
+    "other harnesses, other ways of timing, other kinds of memory",
     "stage": "a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",
     "of the parts": "product of what the chain before its last stage keeps (or gains) and what the last stage alone does: the measured "
     "whole beside it says whether gains multiply",

@@ -65,6 +65,53 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
             assert torch.allclose(found[name], plain.sums[name], rtol=1e-3, atol=1e-3 * float(plain.sums[name].abs().max())), name
 
 
+class Block(torch.nn.Module):
+    """Takes a factor by place, or from elsewhere: a state that the model sets while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+        self.elsewhere = 1.0
+
+    def forward(self, hidden_states, factor=1.0, **_):
+        return hidden_states + self.linear(hidden_states) * factor * self.elsewhere
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, *, by_place):
+        super().__init__()
+        self.by_place = by_place
+        self.table = torch.nn.Embedding(50, 8)
+        self.layers = torch.nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, input_ids, **_):
+        states = self.table(input_ids)
+        for block in self.layers:
+            block.elsewhere = 1.0 if self.by_place else 3.0
+            states = block(states, 3.0) if self.by_place else block(states)
+            block.elsewhere = 1.0
+        return states
+
+
+def test_what_a_model_hands_a_block_by_place_goes_along():
+    torch.manual_seed(0)
+    model, data = Decoder(by_place=True), Calibration(torch.randint(0, 50, (2, 16)), {})
+    layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
+    seen, now = {}, Flow("squares")
+    sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: seen.update(flow.sums))
+    with torch.no_grad(), watched(now, layers):
+        model(data.ids)
+    assert all(torch.allclose(seen[name], now.sums[name], rtol=1e-4) for name in layers) and len(seen) == 3
+
+
+def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_is_summed():
+    torch.manual_seed(0)
+    model, data = Decoder(by_place=False), Calibration(torch.randint(0, 50, (2, 16)), {})
+    layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
+    with pytest.raises(CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model"):
+        sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
+
+
 def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
     from harness.model import open_model
 

@@ -113,6 +113,10 @@ def finished(tmp_path_factory):
     return done, folder, given
 
 
+def _student(finished, record):
+    return finished[1] / "runs" / "students" / record.stages[-1].key[:24] / "student"
+
+
 def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
     from harness.report import markdown
 
@@ -124,6 +128,9 @@ def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
     for stage, label in zip(chain.stages, ("prune-depth", "prune-depth+response"), strict=False):
         assert stage.scores == {score.task: score.value for score in records[label].scores}
         assert stage.digest == records[label].student.digest
+    assert chain.stages[2].scores == {score.task: score.value for score in chain.scores}  # the last stage's are the row's own
+    card = (_student(finished, chain) / "README.md").read_text()
+    assert "model-index:" in card and chain.student.digest in card and "prune-depth+response+int8" in card
     assert chain.stages[2].digest == chain.student.digest and chain.student.parents == (chain.stages[1].digest,)
     assert chain.stages[2].weight_bytes < 0.6 * chain.stages[1].weight_bytes < chain.stages[0].weight_bytes
     assert chain.cost.seconds == pytest.approx(sum(stage.cost.seconds for stage in chain.stages))

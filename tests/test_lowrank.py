@@ -1,5 +1,7 @@
 """Factors: the law of what is lost, the full rank, ranks and their allocation, and what is refused."""
 
+import json
+
 import pytest
 import torch
 
@@ -90,6 +92,16 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
     ids = torch.arange(2, 40)[None]
     with torch.inference_mode():
         assert torch.allclose(open_model(made).model(ids).logits, plain(ids).logits, atol=2e-4)
+
+
+def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
+    given = {"keep": 0.6, "allocation": "energy", "sequences": 8, "tokens": 64}
+    ranks = []
+    for name in ("lowrank", "lowrank-plain"):
+        made, _ = compress(name, given)
+        modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+        ranks.append({one: spec["shape"][0] for one, spec in modules.items() if spec.get("factors")})
+    assert ranks[0] == ranks[1] and len(set(ranks[0].values())) > 5
 
 
 def test_nothing_left_to_factorise_is_said_so(compress):

@@ -214,6 +214,49 @@ def test_a_missing_library_is_a_skipped_row_that_says_what_to_type(name, teacher
         REGISTRY.build(name, {}).compress(job(teacher, tmp_path / "x"))
 
 
+OPENED = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+with torch.no_grad():
+    save_file({"logits": model(torch.arange(3, 43)[None]).logits.float().contiguous()}, sys.argv[2])
+assert not {"harness", "methods"} & set(sys.modules)
+"""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("nf4", {}), ("nf4", {"double": True}), ("bnb-int8", {}), ("quanto", {"bits": 8}), ("quanto", {"bits": 4}), ("quanto", {"bits": 2})],
+)
+def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings, teacher, tmp_path):
+    """Libraries have saved integers that reopen as other numbers, and random weights with a mere warning: seen, not trusted."""
+    import torch
+    from safetensors.torch import load_file
+
+    from harness.model import open_model, quantized_by
+
+    pytest.importorskip(EXTRAS[name], reason=f"{EXTRAS[name]} is not installed here")
+    made, again = (REGISTRY.build(name, settings).compress(job(teacher, tmp_path / place)) for place in ("a", "b"))
+    assert made.digest == again.digest and made.bytes_on_disk == sum(one.stat().st_size for one in made.path.glob("*.safetensors"))
+    subprocess.run([sys.executable, "-P", "-c", OPENED, str(made.path), str(tmp_path / "out")], capture_output=True, check=True)
+    fresh = load_file(tmp_path / "out")["logits"]
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        here, base = (open_model(one).model(ids).logits.float() for one in (made, teacher))
+    assert (fresh - here).abs().max() <= 1e-3 * max(1.0, float(here.abs().max()))
+    apart = float((here - base).abs().mean() / base.std())
+    assert 1e-4 < apart < {"nf4": 0.4, "bnb-int8": 0.1, "quanto": {8: 0.05, 4: 0.6, 2: 3.0}.get(settings.get("bits"))}[name]
+    notes = json.loads((made.path.parent / "cost.json").read_text())["notes"][name]
+    assert notes["packed_layers"] == 56 and notes["table_and_head"] == "skip"
+    if name == "quanto":  # floats that stand for so many levels of each group
+        row = load_file(made.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"][0]
+        assert row.dtype == torch.float32 and 2 < len(row.unique()) <= 2 ** settings["bits"]
+    else:
+        assert quantized_by(made.path) == "bitsandbytes" and made.bytes_on_disk < 0.75 * teacher.bytes_on_disk
+
+
 def test_students_hold_half_the_blocks_and_nothing_else(students, teacher):
     from safetensors.torch import load_file
 

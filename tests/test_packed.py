@@ -64,7 +64,22 @@ def test_rounding_is_within_half_a_step_and_again_changes_nothing(bits, zeros):
     step = found.scale.float().repeat_interleave(16, dim=1)
     assert ((found.dequantized() - w).abs() <= step * (0.51 if not zeros else 0.76)).all()  # bf16 scales clamp the extremes a little
     again = round_to_nearest(found.dequantized(), bits=bits, group=16, zeros=zeros)
-    assert (again.dequantized() - found.dequantized()).abs().max() <= float(step.max()) * 0.02 * (1 if not zeros else 40)
+    codes = found.codes.view(6, -1, 16)
+    spanned = (codes.amin(-1) == 0) & (codes.amax(-1) == 2**bits - 1) if zeros else torch.ones(6, 4, dtype=torch.bool)
+    assert spanned.any() and (again.dequantized() == found.dequantized()).view(6, -1, 16)[spanned].all()  # twice is once
+
+
+def test_the_golden_numbers_of_rounding():
+    assert round_to_nearest(torch.tensor([[0.5, -1.27, 0.01]]), bits=8).codes.tolist() == [[50, -127, 1]]
+    assert (round_to_nearest(torch.tensor([[0.7, -0.32, 0.11]]), bits=4).codes - 8).tolist() == [[7, -3, 1]]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_group_of_zeros_stays_zero(zeros):
+    w = torch.randn(3, 24)
+    w[:, 8:16] = 0
+    found = round_to_nearest(w, bits=4, group=8, zeros=zeros).dequantized()
+    assert torch.isfinite(found).all() and (found[:, 8:16] == 0).all() and (found[:, :8] != 0).any()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
@@ -194,6 +209,94 @@ def test_the_factor_is_that_of_the_inverse_and_dead_inputs_are_told():
     assert (compensated(w, x.T @ x, bits=8).dequantized()[:, 2] == 0).all()
 
 
+def header_of(folder):
+    """Return what a safetensors file says of its tensors, and the bytes of that header; nothing else in the folder holds weights."""
+    assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    raw = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    told = json.loads(raw[8 : 8 + length])
+    told.pop("__metadata__", None)
+    return told, 8 + length
+
+
+CLAIMS = {  # bytes of a packed matrix (O, I), its scales in bf16
+    "int8": lambda o, i, spec: o * i + 2 * o,
+    "int4": lambda o, i, spec: (
+        o * -(-i // 2) + -(-i // spec["group"]) * 2 * o + (o * -(-i // spec["group"] // 2) if spec.get("zeros") else 0)
+    ),
+    "float": lambda o, i, spec: 2 * o * i,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("int8", {}), ("int8-dynamic", {}), ("int4", {}), ("int4", {"group": 32, "zeros": True}), ("lowrank", {"sequences": 8, "tokens": 64}),
+     ("prune-width", {"allocation": "global", "sequences": 8, "tokens": 64})],
+)  # fmt: skip
+def test_every_byte_on_disk_is_one_that_a_formula_claims(name, settings, compress):
+    made, _ = compress(name, settings)
+    tensors, header = header_of(made.path)
+    sizes = {one: told["data_offsets"][1] - told["data_offsets"][0] for one, told in tensors.items()}
+    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    for module, spec in modules.items():
+        if spec["kind"] != "tied":
+            own = [size for one, size in sizes.items() if one.rpartition(".")[0] == module]
+            assert sum(own) == CLAIMS[spec["kind"].removesuffix("-dynamic")](*spec["shape"], spec), module
+    rest = {one: told for one, told in tensors.items() if one.rpartition(".")[0] not in modules}
+    assert all(told["dtype"] == "BF16" for told in rest.values())
+    assert made.bytes_on_disk == header + sum(sizes.values()) == (made.path / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int4"])
+def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
+    """Few rows at once: above eight the int8 product takes another kernel, whose last bits differ (docs/design.md)."""
+    import suites
+    from harness.data import DataSource
+    from harness.model import open_model
+    from harness.score import score_task
+
+    opened = open_model(compress(name)[0])
+    for task in ("gsm8k-mini", "mmlu-mini"):
+        found = [
+            score_task(opened, suites.load(task), DataSource(), batch_size=size, limit=24, progress=lambda one: None)[1] for size in (1, 8)
+        ]
+        assert [(row.text, row.correct) for row in found[0]] == [(row.text, row.correct) for row in found[1]]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("width", [128, 96])
+@pytest.mark.parametrize("spec", [{"kind": "int8"}, {"kind": "int8-dynamic"}, {"kind": "int4", "group": 32}, {"kind": "int4", "group": 64}])
+def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
+    """Shapes and types alone, on no device: our modules on torch's own description of its CUDA kernels."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(), torch.device("cuda"):
+        module = module_of({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
+        told = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
+    assert told.shape == (1, rows, 48) and told.dtype == torch.bfloat16 and told.device.type == "cuda"
+    if spec["kind"] == "int4":
+        assert module.laid_out == "cuda" and (module.in_features + module.padding) % 128 == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 8, 9, 40])
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "int4", "int4 zeros"])
+@pytest.mark.parametrize("width", [128, 96])
+def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    torch.manual_seed(2)
+    w, bias, x = torch.randn(48, width), torch.randn(48), torch.randn(1, rows, width)
+    name, _, zeros = kind.partition(" ")
+    found = round_to_nearest(w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros))
+    module = filled(*packed("m", found, bias, kind=name)).cuda()
+    expected = x @ found.dequantized().T + bias
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            told = module(x.cuda().to(dtype)).cpu().float()
+        assert (told - expected).abs().max() < 0.03 * expected.abs().max()
+
+
 def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp_path):
     from harness.model import open_model, quantized_by
 
@@ -205,7 +308,7 @@ def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp
     assert told["bits_of_a_packed_weight"] == 4 + 16 / 32 + 4 / 32
     body = 8 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 384 * 128)
     claimed = body * told["bits_of_a_packed_weight"] / 8 + 1024 * (128 + 2) + 17 * 128 * 2
-    assert made.bytes_on_disk == pytest.approx(claimed, abs=40_000)  # and the header
+    assert made.bytes_on_disk == claimed + header_of(made.path)[1]
     with pytest.raises(ValueError, match="not serializable"):
         open_model(made).model.save_pretrained(tmp_path / "again")
 
@@ -314,8 +417,10 @@ def test_transposed_layers_of_an_older_family_are_refused_by_name(tmp_path):
     from methods._layers import layers_of
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32))
-    with pytest.raises(CellFailed, match=r"int8 does not know the layer transformer\.wpe\.weight|c_attn.*Conv1D"):
+    with pytest.raises(CellFailed, match=r"int8 does not know the layer transformer\.wpe\.weight \(Embedding\) .*skip=\*\.wpe"):
         layers_of(model, method="int8")
+    with pytest.raises(CellFailed, match=r"int8 does not know the layer transformer\.h\.0\.attn\.c_attn\.weight \(Conv1D\)"):
+        layers_of(model, skip=["*.wpe"], method="int8")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"methods": ["sft"], "set": {"response": {"temperature": 1}}}, "which no row of this run uses"),
         ({"methods": []}, "no method"),
         ({"methods": ["int8+response"]}, "type response+int8"),
+        ({"methods": ["prune-magnitude+prune-wanda"]}, "chosen again among zeros"),
         ({"suite": ["maths"]}, "did you mean 'math'"),
         ({"teacher": ["tinny"]}, "did you mean 'tiny'"),
         ({"teacher": ["./nowhere"]}, "./nowhere"),

@@ -43,6 +43,13 @@ def test_wanda_by_hand_prefers_a_small_weight_behind_a_large_input():
     assert score.tolist() == [[1.0, 5.0], [pytest.approx(0.1), pytest.approx(2.0)]]
 
 
+def test_the_golden_row_of_wanda_drops_what_magnitude_keeps():
+    row, squares = torch.tensor([[4.0, -3.0, 2.0, 1.0]]), torch.tensor([0.1, 1.0, 2.0, 5.0]).square()
+    asked = {"ratio": 0.5, "pattern": "unstructured", "within": "row"}
+    assert mask_of(wanda_score(row, squares), **asked).tolist() == [[False, False, True, True]]
+    assert mask_of(row.abs(), **asked).tolist() == [[True, True, False, False]]
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 @pytest.mark.parametrize("columns", [8, 128])
 def test_sparse_gpt_loses_less_on_real_inputs_than_magnitude_and_wanda(pattern, columns):
@@ -77,16 +84,21 @@ def test_every_zeroing_method_zeroes_what_it_was_asked_to_and_nothing_else(compr
                 assert one[one != 0].equal(base["model.layers.3.mlp.down_proj.weight"][one != 0])
 
 
-@pytest.mark.parametrize("optimizer_steps", [6_000])
-def test_zeros_stay_zero_through_recovery_with_decay(compress, optimizer_steps):
+@pytest.mark.parametrize("name", ["prune-magnitude", "prune-wanda", "prune-sparsegpt"])
+def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     from safetensors.torch import load_file
 
-    pruned, _ = compress("prune-magnitude")
-    recovered, _ = compress("sft", {"weight_decay": 0.1, "learning_rate": 3e-3}, base=pruned, tokens=optimizer_steps)
+    pruned, _ = compress(name, {"pattern": "2:4"})
+    recovered, _ = compress("sft", {"weight_decay": 0.1, "learning_rate": 3e-3}, base=pruned, tokens=6_000)
     before, after = (load_file(one.path / "model.safetensors") for one in (pruned, recovered))
     for name, tensor in before.items():
         if name.endswith("_proj.weight"):
             assert (after[name][tensor == 0] == 0).all() and not after[name].equal(tensor), name
+    for settings in ({}, {"group": 32, "zeros": True}):  # and through rounding, symmetric or not
+        packed = open_model(compress("int4" if settings else "int8", settings, base=recovered)[0]).model
+        for name, tensor in after.items():
+            if name.endswith("_proj.weight"):
+                assert (packed.get_submodule(name.removesuffix(".weight")).dequantized()[tensor == 0] == 0).all(), name
     dense, _ = compress("sft", tokens=3_000)  # a model without zeros is held by nothing
     assert float((load_file(dense.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] == 0).float().mean()) < 0.01
 
@@ -152,8 +164,68 @@ def test_a_cut_that_leaves_nothing_is_refused(compress):
         compress("prune-depth", {"ratio": 0.97})
     with pytest.raises(CellFailed, match="at least one of each must stay"):
         compress("prune-width", {"groups": 2})
-    with pytest.raises(CellFailed, match="cut nothing"):
-        compress("prune-width", {"ratio": 0})
+    for ratio in (0, 0.001):
+        with pytest.raises(CellFailed, match="of 384 channels and groups=0 cut nothing"):
+            compress("prune-width", {"ratio": ratio})
+
+
+def saved(opened, folder, name):
+    from harness.checkpoint import describe
+
+    opened.model.save_pretrained(folder)
+    opened.tokenizer.save_pretrained(folder)
+    return describe(folder, name=name)
+
+
+def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small, compress, tmp_path):
+    base = saved(small("Llama"), tmp_path / "base", "odd")
+    config = json.loads((base.path / "config.json").read_text())
+    opened = open_model(base)
+    opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
+    from types import SimpleNamespace
+
+    from methods.prune_width import _Cut
+
+    with pytest.raises(CellFailed, match=r"mlp has 64 channels and the configuration says 100 .*use prune-depth"):
+        _Cut(SimpleNamespace(model=opened.model, method="prune-width"), 0.2, 0)
+    assert config["intermediate_size"] == 64
+
+
+FEW = {"sequences": 6, "tokens": 48}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group": 32}), ("lowrank", {**FEW, "keep": 0.7}),
+     ("prune-depth", {**FEW, "ratio": 0.5}), ("prune-width", {**FEW, "ratio": 0.25, "groups": 1})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Gemma2", "GPTNeoX"])
+def test_cuts_of_other_architectures_reopen_and_keep_their_law(name, settings, kind, small, compress, tmp_path):
+    """Biases, norms of queries, alternating layer types, parallel blocks: each by something that must hold of what reopens."""
+    base = saved(small(kind), tmp_path / kind, kind)
+    if name == "prune-width" and kind == "GPTNeoX":
+        with pytest.raises(CellFailed, match="use prune-depth"):
+            compress(name, settings, base=base)
+        return
+    made, told = compress(name, settings, base=base)
+    before, after = open_model(base).model, open_model(made).model
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        logits, whole = after(ids, use_cache=False).logits, before(ids, use_cache=False).logits
+        kept = after(ids[:, :30], use_cache=True)
+        rest = after(ids[:, 30:], past_key_values=kept.past_key_values, use_cache=True).logits
+    assert torch.allclose(rest, logits[:, 30:], atol=0.02 if name == "int4-calibrated" else 1e-4)  # cached is uncached
+    assert not torch.equal(logits, whole)
+    if name in ("prune-wanda", "prune-sparsegpt"):
+        assert told["zeros"] == pytest.approx(0.5, abs=0.02)
+    elif name == "prune-depth":
+        assert len(told["dropped"]) == 1 and after.config.num_hidden_layers == 1
+        assert len(getattr(after.config, "layer_types", None) or [0]) == 1
+    elif name == "prune-width":
+        assert sum(one.numel() for one in after.parameters()) == told["parameters"][1] < told["parameters"][0]
+    elif name == "lowrank":
+        assert told["kept_of_them"] == pytest.approx(0.7, abs=0.05)
 
 
 def dead(tiny, folder):

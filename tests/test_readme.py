@@ -33,6 +33,15 @@ def test_tables_are_the_generated_ones():
         assert filled(text) == text, "type: python tests/readme_tables.py"
 
 
+def test_the_table_of_figures_is_what_the_programs_wrote():
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    try:
+        from _form import RESULTS, table
+    finally:
+        sys.path.pop(0)
+    assert table() in (RESULTS / "README.md").read_text(encoding="utf-8"), "a figure was changed by hand, or its page was not made again"
+
+
 def test_the_first_two_blocks_are_the_two_commands():
     found = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", README, re.S | re.M)
     assert "harness run --methods cot,response --suite math" in found[0]

@@ -82,23 +82,29 @@ def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]
     return found
 
 
-def perplexity(folder: Path) -> float:
-    """Return the perplexity per token of a model folder on the windows, each read from its beginning."""
+def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> float:
+    """Return the perplexity per token of a model folder on the windows, each read from its beginning.
+
+    Windows are many rows, which int8 weights multiply by another kernel than the few of decoding; that one is asked for by name.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import harness.packed  # noqa: F401
+    import harness.packed
     from harness.data import DataSource
 
     text = DataSource.from_environment(None).text("wikitext2/wiki.test.raw")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text[: WINDOWS * LENGTH * 8])["input_ids"][: WINDOWS * LENGTH]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    total = 0.0
+    total, usual = 0.0, harness.packed.FEW_ROWS
+    if by_the_kernel_that_decodes:
+        harness.packed.FEW_ROWS = 2**31
     with torch.inference_mode():
         for window in torch.tensor(ids).view(-1, LENGTH).split(4):
             logits = model(input_ids=window, use_cache=False).logits[:, :-1]
             total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"))
+    harness.packed.FEW_ROWS = usual
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
