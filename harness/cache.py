@@ -47,6 +47,8 @@ def entries(cache: Path) -> Iterator[Entry]:
 
 def damage_of(entry: Entry) -> str:
     """Return what is wrong with an artefact, "" where nothing is: by the digests that it carries, else by its form."""
+    if entry.kind == "traces" and entry.path.suffix == ".part":
+        return ""  # a run that was killed, or still runs, goes on from it
     if entry.path.name.endswith(".part") or entry.path.name.startswith("."):
         return "half written"
     try:

@@ -55,8 +55,9 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
     for later in range(len(kinds)):
         for earlier in range(later):
             why = _REFUSED.get((kinds[earlier], kinds[later]))
-            if getattr(methods[earlier], "leaves_zeros", False) and getattr(methods[later], "leaves_zeros", False):
-                why = "the zeros would be chosen again among zeros; set one ratio"
+            both = [one for one in (methods[earlier], methods[later]) if getattr(one, "leaves_zeros", False)]
+            if len(both) == 2 and both[1].ratio <= both[0].ratio:
+                why = f"the zeros of {names[earlier]} are as many already; give {names[later]} a larger ratio, or drop one"
             if kinds[later] == "low-rank" and getattr(methods[earlier], "leaves_zeros", False):
                 why = "the factors of a matrix with zeros have none of them; prune channels or blocks instead"
             odd = kinds[earlier] == "low-rank" or getattr(methods[earlier], "allocation", "") == "global"

@@ -109,7 +109,8 @@ def _published() -> tuple[dict[str, object], ...]:
 def published(families: Sequence[str], field: str, form: str, unit: str) -> str:
     """Return the ranges of a field over the published records of methods that were read first-hand, and the sizes of their models.
 
-    Retentions (of kind `retention` alone) stand apart by benchmark: MMLU and GSM8K part company under every method.
+    Sizes are the students' where a record names both. Retentions (of kind `retention` alone) stand apart by benchmark: MMLU and GSM8K
+    part company under every method.
     """
     by: dict[str, list[float]] = {"MMLU": [], "GSM8K": [], "other": []}
     sizes: list[float] = []
@@ -119,7 +120,7 @@ def published(families: Sequence[str], field: str, form: str, unit: str) -> str:
             continue
         name = next((name for name in ("MMLU", "GSM8K") if name in str(one["metric"])), "other") if field == "retention_pct" else "other"
         by[name].append(float(str(one[field])))
-        sizes += [float(size) for size in re.findall(r"(\d+(?:\.\d+)?)B\b(?! tokens)", str(one["model"]))]
+        sizes += [float(size) for size in re.findall(r"(\d+(?:\.\d+)?)B\b(?! tokens)", str(one["model"]).rpartition("->")[2])]
     if not any(by.values()):
         return DASH
     apart = sum(map(bool, by.values())) > 1

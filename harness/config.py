@@ -153,8 +153,10 @@ def value_of(text: str) -> JsonValue:
 
 def parse_limit(text: str) -> int | dict[str, int]:
     """Read `100`, or `gsm8k=20,mmlu=100`."""
-    named = {name.strip(): count.strip() for name, _, count in (part.rpartition("=") for part in split_list(text))}
-    if not named or not all(re.fullmatch(r"[1-9]\d*", count) for count in named.values()) or (len(named) > 1 and "" in named):
+    parts = [part.rpartition("=") for part in split_list(text)]
+    named = {name.strip(): count.strip() for name, _, count in parts}
+    plain = len(parts) == 1 and "=" not in text
+    if not all(re.fullmatch(r"[1-9]\d*", count) for count in named.values()) or len(named) < max(1, len(parts)) or ("" in named) != plain:
         raise HarnessError(f"--limit {text!r} is neither a number of items nor TASK=NUMBER,...; type for example --limit gsm8k=20,mmlu=100")
     counts = {name: int(count) for name, count in named.items()}
     return counts.get("", counts)

@@ -56,7 +56,8 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
 
 def score_limit(record: RunRecord) -> int | None:
     """Return the number of items of a record that was scored on a sample, None of a whole one."""
-    return max((score.n for score in record.scores), default=None) if record.limited else None
+    counts = {score.n for score in record.scores}
+    return counts.pop() if record.limited and len(counts) == 1 else None
 
 
 def _shots(version: str) -> int:

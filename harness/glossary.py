@@ -52,7 +52,8 @@ GLOSSARY = {
     "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
     "its share s": "the same divided by the rows of this table that use it",
     "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that reaches the low end (retention: by "
-    "the lower end of its interval on every task)",
+    "the lower end of its interval on every task; chains by their values: one that keeps 80 % of its worst task, and no single method "
+    "keeps as much in as few bytes)",
     "published": "ranges over the records in harness/data/published.json that were read first-hand, with the models' sizes in parameters; "
     "other harnesses, other ways of timing, other kinds of memory",
     "stage": "a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",

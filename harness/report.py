@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from harness import stats
 from harness.claims import chains, claimed
@@ -111,10 +110,7 @@ def _remarks(found: Group) -> list[str]:
 
 
 def _nothing_to_teach(found: Group, task: str) -> list[str]:
-    """Warn of distilled rows whose teachers were, on this task, no better than the student before any training.
-
-    Where no `untouched` row says what that was, the student as it became is compared: a weaker warning, of fewer cases.
-    """
+    """Warn of distilled rows whose teachers were, on this task, no better than the student before any training."""
     before = next((score for row in found.rows if row.first.method == "untouched" for score in row.scores(task)), None)
     teachers = {
         record.teachers[0].name if row is found.teacher and record.teachers else row.label.removeprefix("teacher "): score
@@ -122,24 +118,22 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
         if row.first.method == TEACHER and row.done
         for record, score in zip(row.done[:1], row.scores(task)[:1], strict=False)
     }
-    if any(score.kind == "perplexity" for score in teachers.values()):
+    if before is None or not before.primary or before.kind == "perplexity":
         return []
-    poor: dict[tuple[str, str], list[str]] = {}
+    poor: dict[str, list[str]] = {}
     for row in found.rows:
         told = row.done[0].cost.notes.get("taught_by") if row.done else []
         if not isinstance(told, list):  # a record of before this was noted
             told = [row.first.settings.get("teacher") or next(iter(teachers), "")] if row.first.family == "distillation" else []
         known = [teachers[name] for name in told if isinstance(name, str) and name in teachers and row.first.family != "chain"]
         best = max(known, key=lambda score: score.value, default=None)
-        own = [score.value for score in row.scores(task)]
-        bar = before.value if before is not None else fmean(own) if own else None
-        if best is not None and bar is not None and best.value <= bar:
+        if best is not None and best.value <= before.value:
             name = next(name for name, score in teachers.items() if score is best)
-            when = "was before any training" if before is not None else "is after it"
-            poor.setdefault((f"{name} ({100 * best.value:.1f} %)", f"{when} ({100 * bar:.1f} %)"), []).append(row.label)
+            poor.setdefault(f"{name} ({100 * best.value:.1f} %)", []).append(row.label)
     return [
-        f"{task}, {', '.join(rows)}: WARNING: the teacher {teacher} is not better than the student {student}: it has little to teach here."
-        for (teacher, student), rows in poor.items()
+        f"{task}, {', '.join(rows)}: WARNING: the teacher {teacher} is not better than the student was before any training "
+        f"({100 * before.value:.1f} %), so it has little to teach here."
+        for teacher, rows in poor.items()
     ]
 
 

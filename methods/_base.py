@@ -41,6 +41,12 @@ class Teachers:
     over: Any = None  # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share one
 
 
+def changed(method: Any, *names: str) -> dict[str, object]:
+    """Return those of a method's named settings that are not at their defaults."""
+    defaults = type(method)()
+    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(defaults, name)}
+
+
 @settings
 class Trained:
     """Settings of the one training loop; the defaults are the same for every method."""
@@ -70,8 +76,7 @@ class Trained:
 
     def changed(self, *names: str) -> dict[str, object]:
         """Return those of the named settings that are not at their defaults."""
-        defaults = type(self)()
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(defaults, name)}
+        return changed(self, *names)
 
     def train(
         self,

@@ -144,7 +144,7 @@ def sweep(
         raise CellFailed(f"{outside} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is: skip={outside}")
     states, given, seen = _entered(opened.model, blocks, data)
     whole = len(states[0])
-    _check_alone(opened.model, blocks, given, seen)
+    _check_alone(opened.model, blocks, given, seen, whole)
     with torch.no_grad():
         for at, block in enumerate(blocks):
             name = f"{prefix}.{at}"
@@ -173,7 +173,8 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
     """Return the hidden states that enter the first block, by batch, and what each block is handed beside them.
 
     Masks and positions are those of the first batch: all sequences have one length and no padding, so they are the same for all. The
-    last value holds what the first and the last block made of that batch inside the model: (states in, states out) by the block's number.
+    last value holds what the first and the last block made of the *second* batch inside the model (of the first where there is no other):
+    (states in, states out) by the block's number.
     """
     given = [_Beside() for _ in blocks]
     states: list[Tensor] = []
@@ -186,8 +187,10 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
         def before(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             if at == 0:
                 states.append(positional[0] if positional else named["hidden_states"])
-                if len(states) > 1:
+                if len(states) > 2:
                     raise _Seen
+            if len(states) > 1:
+                return
             left_out = ("hidden_states", "past_key_values", "past_key_value")
             given[at] = _Beside(positional[1:], {key: value for key, value in named.items() if key not in left_out})
 
@@ -214,14 +217,20 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
     return states, given, seen
 
 
-def _check_alone(model: Any, blocks: nn.ModuleList, given: Sequence[_Beside], seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-    """Refuse a model whose blocks, run one by one, do not give what they give inside it: its sums would be of other states."""
+def _check_alone(
+    model: Any, blocks: nn.ModuleList, given: Sequence[_Beside], seen: Mapping[int, tuple[Tensor, Tensor]], whole: int
+) -> None:
+    """Refuse a model whose blocks, run one by one with what they were handed for the first batch, do not give what they give inside it."""
     for at, (before, after) in seen.items():
+        if not bool(torch.isfinite(after).all()):
+            raise CellFailed(
+                f"{type(model).__name__}: what leaves block {at} is not finite on the calibration text; no method can read that"
+            )
         try:
             with torch.no_grad():
-                alone = _output(blocks[at], before, given[at], len(before))
+                alone = _output(blocks[at], before, given[at], whole)
             same = torch.allclose(alone.float(), after.float(), rtol=1e-3, atol=1e-3 * float(after.float().abs().max()))
-        except (TypeError, AttributeError):  # it wants more than it was handed
+        except (TypeError, AttributeError, RuntimeError):  # it wants more than it was handed, or something of another shape
             same = False
         if not same:
             raise CellFailed(

@@ -15,6 +15,26 @@ def require(package: str, extra: str) -> None:
         raise Skipped(f"{package} is not installed; type: pip install 'compression-harness[{extra}]'")
 
 
+def matrices_of(model: Any, method: str) -> int:
+    """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any that it would leave out unsaid."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from harness.errors import CellFailed
+
+    head = model.get_output_embeddings()
+    plain = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head]
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    known = {id(module.weight) for module in (*plain, *tables, *([head] if head is not None else []))}
+    strange = next((name for name, one in model.named_parameters() if one.ndim >= 2 and id(one) not in known), None)
+    if strange:
+        owner = type(model.get_submodule(strange.rpartition(".")[0])).__name__
+        raise CellFailed(
+            f"{method} does not know the layer {strange} ({owner}), which would stay as it is unsaid; use int8 or int4 with skip"
+        )
+    return len(plain)
+
+
 def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None) -> Checkpoint:
     """Save a model that a library packed, and compare what a fresh opening answers with what it answered before.
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
 from harness.contract import Checkpoint, Example, Job, Progress
@@ -61,9 +63,15 @@ def teacher_traces(
         job.seed if temperature else 0,
     )
     path = job.cache / "traces" / f"{key[:32]}.json"
-    held = _read(path, job)
-    if held is not None:
-        return held
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # two runs that share a cache write it once
+        return _read(path, job) or _made(path, job, examples, writer, samples=samples, temperature=temperature, longest=longest)
+
+
+def _made(
+    path: Path, job: Job, examples: Sequence[Example], writer: Checkpoint, *, samples: int, temperature: float, longest: int
+) -> Traces:
+    """Let the teacher write, and keep it."""
     opened = open_model(writer, device=job.device, dtype=job.dtype)
     shown = [opened.encode(job.source.show(opened.tokenizer, example.asked)) for example in examples]  # in its own template
     fits = [len(prompt) + longest <= opened.context for prompt in shown]
@@ -92,7 +100,6 @@ def _written(
     """Return an answer to every prompt and the seconds that took; what a killed run wrote is read from its lines, not asked again."""
     answers, before = _lines(part, len(prompts))
     missing = [row for row in range(len(prompts)) if row not in answers]
-    part.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with part.open("a", encoding="utf-8") as stream:
 
@@ -116,10 +123,11 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
     """Read the whole lines of a killed run: answers by row, and the seconds they took. Cuts a torn last line off."""
     answers: dict[int, Generation] = {}
     seconds = 0.0
+    lines = part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if part.exists() else []
     whole = []
-    for line in part.read_text(encoding="utf-8", errors="replace").splitlines() if part.exists() else ():
+    for line in lines:
         try:
-            told = json.loads(line)
+            told = json.loads(line) if line.endswith("\n") else {}
             row = int(told["row"])
             one = Generation(str(told["text"]), int(told["tokens"]), told["stop"])
             seconds = max(seconds, float(told["seconds"]))
@@ -128,8 +136,8 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
         if row < count:
             answers[row] = one
             whole.append(line)
-    if part.exists():
-        part.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    if whole != lines:
+        write_whole(part, "".join(whole))
     return answers, seconds
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Patterns, settings
+from methods._base import Patterns, changed, settings
 from methods._compress import Calibrated, Making, calibration_flops
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class LowRank(Calibrated):
 
     def hands_on(self) -> dict[str, object]:
         """Its control has the same ranks."""
-        return {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
+        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
+        return ranks | (changed(self, "calibration", "sequences", "tokens", "jitter") if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""

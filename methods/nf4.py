@@ -31,7 +31,7 @@ class Nf4(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
-        from methods._extras import require, written_by
+        from methods._extras import matrices_of, require, written_by
 
         require("bitsandbytes", "quant")
         import torch
@@ -39,10 +39,9 @@ class Nf4(Compressed):
 
         from harness.errors import CellFailed
         from methods._compress import Making
-        from methods._layers import layers_of
 
         making = Making(job, self.name, plain=True)
-        wanted = len(layers_of(making.model, method=self.name).linear)  # refuses matrices that the library would leave out unsaid
+        wanted = matrices_of(making.model, self.name)
         packed = AutoModelForCausalLM.from_pretrained(
             making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=torch.float32, device_map=job.device
         )

@@ -23,7 +23,7 @@ class Quanto(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Quantise with quanto, write the values that it stands for."""
-        from methods._extras import require
+        from methods._extras import matrices_of, require
 
         require("optimum.quanto", "quant")
         import torch
@@ -31,11 +31,12 @@ class Quanto(Compressed):
 
         from harness.errors import CellFailed
         from methods._compress import Making
-        from methods._layers import layers_of
 
         making = Making(job, "quanto", plain=True)
-        layers = layers_of(making.model, method="quanto")  # refuses a model with matrices that quanto would leave out unsaid
-        quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude=[layers.head[0]] if layers.head else None)
+        wanted = matrices_of(making.model, "quanto")
+        head = making.model.get_output_embeddings()
+        left = [name for name, module in making.model.named_modules() if module is head]
+        quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude=left or None)
         quanto.freeze(making.model)
         count = 0
         for name, module in list(making.model.named_modules()):
@@ -46,7 +47,7 @@ class Quanto(Compressed):
                     plain.bias.data = module.bias.data
                 making.model.set_submodule(name, plain)
                 count += 1
-        if count != len(layers.linear):
-            raise CellFailed(f"quanto: {count} of {len(layers.linear)} matrices were quantised")
+        if count != wanted:
+            raise CellFailed(f"quanto: {count} of {wanted} matrices were quantised; use int8 or int4")
         notes = {"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "table_and_head": "skip", "simulated": True}
         return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number

@@ -54,13 +54,7 @@ class SelectiveDistillation(Distilled):
 
     def _ranked(self, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], Sequence[Row], dict[str, Any], list[dict[str, Any]]]":
         """Return examples best first, every row (for the teacher's cache), counts, and what the teacher wrote for it."""
-        from harness.model import student_tokenizer
-        from methods._rows import encode
-
-        tokenizer, longest = student_tokenizer(job.student_base), self.longest_row(job)
-        every = [encode(tokenizer, [pair], longest=longest)[0] for pair in worked(examples)]
-        examples = [example for example, rows in zip(examples, every, strict=True) if rows]
-        encoded = [row for rows in every for row in rows]
+        examples, encoded = readable(self, job, examples)
         if self.by in ("short", "long"):
             order = sorted(range(len(examples)), key=lambda index: encoded[index].trained, reverse=self.by == "long")
             return [examples[index] for index in order], encoded, {}, []
@@ -97,6 +91,16 @@ class SelectiveDistillation(Distilled):
         return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered], [written.cost()]
 
 
+def readable(method: Distilled, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], list[Row]]":
+    """Return the examples that student and teacher can read whole, and each one's row."""
+    from harness.model import student_tokenizer
+    from methods._rows import encode
+
+    tokenizer, longest = student_tokenizer(job.student_base), method.longest_row(job)
+    every = [encode(tokenizer, [pair], longest=longest)[0] for pair in worked(examples)]
+    return [example for example, rows in zip(examples, every, strict=True) if rows], [row for rows in every for row in rows]
+
+
 def of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
     """Return the leading share of each task's examples, at least one, in the order that they have: the mixture of tasks stays."""
     counts = Counter(one.task for one in ranked)
@@ -126,14 +130,7 @@ class RandomSelection(Distilled):
 
         from methods._terms import Selection
 
-        examples = self._examples(job)
         if self.unit == "tokens":
-            return self.distil(job, examples, selection=Selection(self.share, "random", job.seed))
-        kept = of_each_task(random.Random(job.seed).sample(examples, len(examples)), self.share)
-        return self.distil(job, kept, over=self._all_rows(job, examples))
-
-    def _all_rows(self, job: Job, examples: Sequence[Example]) -> "Sequence[Row]":
-        from harness.model import student_tokenizer
-        from methods._rows import encode
-
-        return encode(student_tokenizer(job.student_base), worked(examples), longest=self.longest_row(job))[0]
+            return self.distil(job, self._examples(job), selection=Selection(self.share, "random", job.seed))
+        examples, rows = readable(self, job, self._examples(job))
+        return self.distil(job, of_each_task(random.Random(job.seed).sample(examples, len(examples)), self.share), over=rows)

@@ -78,17 +78,20 @@ class Block(torch.nn.Module):
 
 
 class Decoder(torch.nn.Module):
-    def __init__(self, *, by_place):
+    """Hands its blocks a factor by place, sets one aside, or hands each batch one of its own."""
+
+    def __init__(self, *, by_place=False, of_the_batch=False):
         super().__init__()
-        self.by_place = by_place
+        self.by_place, self.of_the_batch = by_place, of_the_batch
         self.table = torch.nn.Embedding(50, 8)
         self.layers = torch.nn.ModuleList(Block() for _ in range(3))
 
     def forward(self, input_ids, **_):
         states = self.table(input_ids)
         for block in self.layers:
-            block.elsewhere = 1.0 if self.by_place else 3.0
-            states = block(states, 3.0) if self.by_place else block(states)
+            block.elsewhere = 1.0 if self.by_place or self.of_the_batch else 3.0
+            factor = self.table(input_ids) if self.of_the_batch else 3.0
+            states = block(states, factor) if self.by_place or self.of_the_batch else block(states)
             block.elsewhere = 1.0
         return states
 
@@ -104,11 +107,22 @@ def test_what_a_model_hands_a_block_by_place_goes_along():
     assert all(torch.allclose(seen[name], now.sums[name], rtol=1e-4) for name in layers) and len(seen) == 3
 
 
-def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_is_summed():
+def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_is_summed(monkeypatch):
+    from methods import _calibration
+
     torch.manual_seed(0)
-    model, data = Decoder(by_place=False), Calibration(torch.randint(0, 50, (2, 16)), {})
+    model, data = Decoder(), Calibration(torch.randint(0, 50, (2, 16)), {})
     layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
-    with pytest.raises(CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model"):
+    refused = pytest.raises(CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model")
+    with refused:
+        sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
+    model.of_the_batch = True  # the first batch's would be right for the first batch alone
+    monkeypatch.setattr(_calibration, "AT_ONCE", 16)
+    with refused:
+        sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
+    with torch.no_grad():
+        model.table.weight[:] = torch.nan
+    with pytest.raises(CellFailed, match="is not finite on the calibration text"):
         sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
 
 

@@ -87,7 +87,7 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"methods": ["sft"], "set": {"response": {"temperature": 1}}}, "which no row of this run uses"),
         ({"methods": []}, "no method"),
         ({"methods": ["int8+response"]}, "type response+int8"),
-        ({"methods": ["prune-magnitude+prune-wanda"]}, "chosen again among zeros"),
+        ({"methods": ["prune-magnitude+prune-wanda"]}, "are as many already"),
         ({"suite": ["maths"]}, "did you mean 'math'"),
         ({"teacher": ["tinny"]}, "did you mean 'tiny'"),
         ({"teacher": ["./nowhere"]}, "./nowhere"),
@@ -141,6 +141,9 @@ def test_lists_are_split_outside_brackets():
 
 def test_a_limit_is_a_number_or_one_for_each_task_named():
     assert parse_limit("100") == 100 and parse_limit("mmlu=50, wikitext=3") == {"mmlu": 50, "wikitext": 3}
+    for bad in ("", "100,200", "a=1,a=2", "=5", "a=0", "-3", "5,a=3", "a="):
+        with pytest.raises(HarnessError, match="--limit gsm8k=20,mmlu=100"):
+            parse_limit(bad)
     assert [limit_for(given, "mmlu") for given in (None, 7, {"mmlu": 5}, {"wikitext": 3})] == [None, 7, 5, None]
     keys = [plan(methods=["sft"], suite=["mini"], limit=given).cells[1].key for given in (None, {}, 5, {"mmlu-mini": 5})]
     assert keys[0] == keys[1] and len(set(keys)) == 3

@@ -177,10 +177,8 @@ def saved(opened, folder, name):
     return describe(folder, name=name)
 
 
-def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small, compress, tmp_path):
-    base = saved(small("Llama"), tmp_path / "base", "odd")
-    config = json.loads((base.path / "config.json").read_text())
-    opened = open_model(base)
+def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
+    opened = small("Llama")
     opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
     from types import SimpleNamespace
 
@@ -188,7 +186,6 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small, 
 
     with pytest.raises(CellFailed, match=r"mlp has 64 channels and the configuration says 100 .*use prune-depth"):
         _Cut(SimpleNamespace(model=opened.model, method="prune-width"), 0.2, 0)
-    assert config["intermediate_size"] == 64
 
 
 FEW = {"sequences": 6, "tokens": 48}

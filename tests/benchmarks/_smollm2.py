@@ -100,11 +100,13 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
     total, usual = 0.0, harness.packed.FEW_ROWS
     if by_the_kernel_that_decodes:
         harness.packed.FEW_ROWS = 2**31
-    with torch.inference_mode():
-        for window in torch.tensor(ids).view(-1, LENGTH).split(4):
-            logits = model(input_ids=window, use_cache=False).logits[:, :-1]
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"))
-    harness.packed.FEW_ROWS = usual
+    try:
+        with torch.inference_mode():
+            for window in torch.tensor(ids).view(-1, LENGTH).split(4):
+                logits = model(input_ids=window, use_cache=False).logits[:, :-1]
+                total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"))
+    finally:
+        harness.packed.FEW_ROWS = usual
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
