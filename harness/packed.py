@@ -30,6 +30,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 FORMAT = "compression-harness"
 VERSION = 1
 FEW_ROWS = 8  # up to so many, decoding kernels on a CPU are faster than unpacking (measured: int8-smollm2)
+ALIGNED = 16  # inputs of which the int8 kernel of few rows reads whole multiples only: on others it crashes
 KERNEL_GROUPS = (32, 64, 128, 256)  # what the int4 kernels know
 CPU_LEVELS = 127 if torch.cpu._is_vnni_supported() else 63  # of an activation in int8, to each side of 0
 
@@ -61,7 +62,13 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def dequantized(self) -> Tensor:
         """Return w_hat, (O, I) in fp32."""
-        return self.weight.squeeze(-1).float() * self.scale.float()[:, None]
+        return self.weight.squeeze(-1)[:, : self.in_features].float() * self.scale.float()[:, None]
+
+    def align(self) -> None:
+        """Lay a CPU's weights out as its kernel of few rows reads them: from a multiple of 64 bytes on, inputs filled up with zeros."""
+        padding = -self.in_features % ALIGNED
+        if self.weight.device.type == "cpu" and (padding or self.weight.data_ptr() % 64):
+            self.weight.data = F.pad(self.weight.data, (0, 0, 0, padding)) if padding else self.weight.data.clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x @ w_hat^T + bias`."""
@@ -69,10 +76,12 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Return `x @ (scale * weight)^T` for x (..., I), weight (O, I, 1) of int8, scale (O,)."""
-    rows, codes = x.reshape(-1, x.shape[-1]), weight.squeeze(-1)
+    """Return `x @ (scale * weight)^T` for x (..., I), weight (O, I, 1) of int8 (or more inputs than I, filled up with 0), scale (O,)."""
+    codes = weight.squeeze(-1)
+    rows = F.pad(x.reshape(-1, x.shape[-1]), (0, codes.shape[1] - x.shape[-1]))
     half = rows.to(torch.bfloat16).contiguous()
-    if rows.shape[0] <= FEW_ROWS:
+    readable = x.device.type != "cpu" or (codes.shape[1] % ALIGNED == 0 and codes.data_ptr() % 64 == 0)
+    if rows.shape[0] <= FEW_ROWS and readable:
         out = torch._weight_int8pack_mm(half, codes, scale.to(torch.bfloat16)).to(x.dtype)
     else:  # int8 is exact in bf16; without bf16 instructions the same product is faster in fp32
         kind = torch.bfloat16 if x.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() else torch.float32
@@ -90,7 +99,8 @@ class Int8Embedding(Int8Linear):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of tokens, (..., I)."""
-        return self.weight.squeeze(-1)[ids].to(self.scale.dtype) * (self.scale[ids][..., None] * self.times)
+        vectors = self.weight.squeeze(-1)[ids][..., : self.in_features]
+        return vectors.to(self.scale.dtype) * (self.scale[ids][..., None] * self.times)
 
 
 class TiedHead(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -281,11 +291,9 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        # Tensors mapped from a file begin at any byte, and the int8 kernel reads whole vectors: it crashes on such ones from 5 rows on.
         for name, spec in self.quantization_config.modules.items():
-            weight = model.get_submodule(name).weight if spec["kind"] == "int8" else None
-            if weight is not None and weight.device.type == "cpu" and weight.data_ptr() % 64:
-                weight.data = weight.data.clone()
+            if spec["kind"] == "int8":  # tensors mapped from a file begin at any byte
+                model.get_submodule(name).align()
         return model
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:

@@ -99,6 +99,47 @@ def test_kernels_compute_what_the_weights_stand_for_for_any_number_of_rows(kind,
     assert (told - expected).abs().max() < tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("rows", [1, 5, 8, 9])
+@pytest.mark.parametrize("width", [57, 24, 8])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligned, width, rows):
+    """PyTorch's int8 kernel of few rows reads 16 inputs at a time and kills the process on other numbers."""
+    torch.manual_seed(7)
+    found = round_to_nearest(torch.randn(40, width), bits=8)
+    module = filled(*packed("m", found, None, kind="int8"))
+    table = filled(*packed("m", found, None, kind="int8", embedding=True))
+    if aligned:
+        module.align(), table.align()
+        assert module.weight.shape == (40, width + -width % 16, 1) and module.weight.data_ptr() % 64 == 0
+    assert module.dequantized().equal(found.dequantized())
+    assert table(torch.tensor([3, 39])).equal(found.dequantized()[[3, 39]])
+    x = torch.randn(rows, width)
+    with torch.inference_mode():
+        for one in (module, TiedHead(table)):
+            assert (one(x) - x @ found.dequantized().T).abs().max() < 0.02 * (x @ found.dequantized().T).abs().max()
+
+
+@pytest.mark.parametrize(("cut", "settings"), [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2})])
+def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
+    """One token at a time, in a process of its own: what it guards against is a crash."""
+    import subprocess
+    import sys
+
+    base, _ = compress(cut, {**settings, "sequences": 8, "tokens": 64})
+    made, _ = compress("int8", base=base)
+    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    assert any(spec["kind"] == "int8" and spec["shape"][1] % 16 for spec in modules.values())
+    code = (
+        "import sys, torch, methods.packed\nfrom transformers import AutoModelForCausalLM\n"
+        "a, b = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval() for one in sys.argv[1:])\n"
+        "ids = torch.arange(5, 9)[None]\n"
+        "with torch.inference_mode():\n    x, y = (model(ids).logits for model in (a, b))\n"
+        "assert float((x - y).abs().max()) < 1.0, float((x - y).abs().max())"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(made.path), str(base.path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 def test_a_dynamic_row_does_not_depend_on_its_neighbours():
     torch.manual_seed(3)
     spec, tensors = packed("m", round_to_nearest(torch.randn(32, 64), bits=8), None, kind="int8-dynamic")
