@@ -35,12 +35,6 @@ def main() -> None:
                 figure(f"{mark}disk", [costs[name]["bytes"] / fp32], unit="of the fp32 bytes", better="lower", target=targets[2]),
                 figure(f"{mark}perplexity", [read / reference], unit="times the base's", better="lower", target=targets[3]),
             ]  # fmt: skip
-            if name == "int8":
-                decoding = perplexity(student, by_the_kernel_that_decodes=True)
-                figures.append(
-                    figure(f"{mark}perplexity-decoding", [decoding / reference], unit="times the base's, by the kernel that decodes",
-                           better="lower", target=targets[3])
-                )  # fmt: skip
     write(Path(__file__).stem, [*figures, *cost_figures("int8-smollm2", costs, fp32)])
 
 

@@ -1,0 +1,30 @@
+"""Perplexity of int8 SmolLM2-135M by the kernel that decodes: windows of text are many rows, which another kernel multiplies.
+
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-few-rows.py
+"""
+
+from pathlib import Path
+
+from _form import figure, write
+from _smollm2 import WINDOWS, base, made, perplexity, workplace
+
+
+def main() -> None:
+    """Make the student, read the text three times: base, many rows, few rows."""
+    teacher = base()
+    with workplace() as folder:
+        made("int8", {}, folder / "int8")
+        student = folder / "int8" / "student"
+        read = {
+            "windows": WINDOWS, "base": perplexity(teacher.path), "many rows": perplexity(student),
+            "few rows": perplexity(student, by_the_kernel_that_decodes=True),
+        }  # fmt: skip
+    ratio = read["few rows"] / read["base"]
+    told = figure(
+        "int8-few-rows", [ratio], unit="times the base's perplexity", better="lower", target=1.01, peer="the fp32 base", details=read
+    )
+    write(Path(__file__).stem, [told])
+
+
+if __name__ == "__main__":
+    main()
