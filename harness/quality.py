@@ -4,7 +4,7 @@ import re
 from statistics import fmean
 
 from harness import stats
-from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered
+from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered, pooled
 from harness.record import TaskScore
 from harness.stats import Interval
 from harness.table import DASH, Best, Table, percent, points, shown_name, status_of, table_of
@@ -92,12 +92,19 @@ def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> di
     cells: dict[str, tuple[str, dict[str, object]]] = {"perplexity": (f"{value:.2f}", {"perplexity": value})}
     if len(scores) == len(reference) == 1 and scores[0].items_digest == reference[0].items_digest:
         ratio = stats.perplexity_ratio(scores[0].totals, reference[0].totals)
-        ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
-        text = DASH if ratio.value is None else f"x{ratio.value:.3f}{ends}"
-        cells["against teacher"] = (text, {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
+        cells["against teacher"] = (_times(ratio), {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
     elif reference:
         cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})
     return cells
+
+
+def _times(ratio: Interval) -> str:
+    """Write a ratio with its interval: x0.898 [0.880, 0.917]; of more than a thousand in powers of ten."""
+    if ratio.value is None:
+        return DASH
+    form = ".3f" if max(ratio.value, ratio.high or 0.0) < 1_000 else ".2g"
+    ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:{form}}, {ratio.high:{form}}]"
+    return f"x{ratio.value:{form}}{ends}"
 
 
 def diagnostics(found: Group) -> Table | None:
@@ -144,7 +151,10 @@ def controls(found: Group) -> Table | None:
 
 
 def _gap(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
-    """Return a line of two rows' difference on a task: as shown, and exact."""
+    """Return a line of two rows' difference on a task: as shown, and exact. Perplexities are compared by their ratio, below 1 is better."""
+    scores = [score for one in (row, reference) for score in one.scores(task)]
+    if len(scores) > 1 and all(score.kind == "perplexity" for score in scores) and len({score.items_digest for score in scores}) == 1:
+        return _ratio(row, reference, task)
     gap = compare(row, reference, task, ratio=False)
     if gap.value is None or gap.low is None or gap.high is None:
         verdict = DASH if not gap.reason else f"- ({gap.reason})"
@@ -153,6 +163,17 @@ def _gap(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str,
     pair = {"row": row.label, "against": reference.label, "task": task}
     exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
     return {**pair, "difference (points)": points(gap), "verdict": verdict}, exact
+
+
+def _ratio(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
+    found = stats.perplexity_ratio(pooled(row, task), pooled(reference, task))
+    verdict = DASH
+    if found.low is not None and found.high is not None:
+        verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "cannot tell"
+    pair = {"row": row.label, "against": reference.label, "task": task}
+    exact: dict[str, object] = {**pair, "difference": None, "low": None, "high": None, "verdict": verdict}
+    exact |= {"ratio": found.value, "ratio low": found.low, "ratio high": found.high}
+    return {**pair, "difference (points)": _times(found), "verdict": verdict}, exact
 
 
 def against(found: Group, label: str) -> Table | None:

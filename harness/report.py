@@ -22,10 +22,11 @@ from harness.table import DASH, MIB, Best, Table, finite
 def notes(found: Group) -> list[str]:
     """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
     shared = found.shared
-    student, budget = shared.get("student", "none"), shared.get("budget", "nothing was trained")
+    student, budget = shared.get("student", "none"), shared.get("budget")
+    fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
+    trained = f", student {student}; {budget} for each trained row {fewer}" if budget else "; nothing was trained"
     lines = [
-        f"Teacher {shared['teacher']}, student {student}; {budget} for each trained row "
-        "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens).",
+        f"Teacher {shared['teacher']}{trained}.",
         f"Device {shared['device']} ({shared.get('machine', '-')}, {shared.get('threads', '-')} threads), {shared['dtype']}; "
         f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import re
@@ -594,6 +595,23 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
     assert lines[1]["retention"].startswith(f"{100 * (right - 120) / right:.1f} %")
     assert lines[1]["decode x of the parts"] == "3.00" and lines[1]["decode x"] == "2.50"
     assert (lines[1]["MiB"], lines[1]["MiB of the parts"]) == ("1.00", f"{4 * 2 / megabytes_of(teacher):.2f}")
+
+
+def test_perplexities_stand_against_controls_by_their_ratio():
+    def read(label, factor, **more):
+        one = make(label, 0.5, task="wikitext", **more)
+        totals = tuple((-100.0 - at - 50 * math.log(factor), 50.0) for at in range(20))
+        score = one.scores[0].model_copy(update={"kind": "perplexity", "totals": totals, "outcomes": {}, "value": 8.0 * factor})
+        return one.model_copy(update={"scores": (score,)})
+
+    rows = [read("teacher", 1.0), read("good", 1.1, controls=("plain",)), read("plain", 2e4, control=True)]
+    [found] = groups.group(rows)
+    [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
+    assert line["difference (points)"].startswith("x0.000 [0.000") and line["verdict"] == "better"
+    [other] = [row for row in quality.against(found, "good").rows if row[0] == "plain"]
+    assert other[-2].startswith("x1.8e+04 [1.8e+04, 1.8e+04]") and other[-1] == "worse"
+    [note] = [line for line in report.notes(found) if line.startswith("Teacher ")]
+    assert note.endswith("; nothing was trained.")
 
 
 STUDIES = {
