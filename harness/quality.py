@@ -99,10 +99,10 @@ def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> di
 
 
 def _times(ratio: Interval) -> str:
-    """Write a ratio with its interval: x0.898 [0.880, 0.917]; of more than a thousand in powers of ten."""
+    """Write a ratio with its interval: x0.898 [0.880, 0.917]; very large and very small ones in powers of ten."""
     if ratio.value is None:
         return DASH
-    form = ".3f" if max(ratio.value, ratio.high or 0.0) < 1_000 else ".2g"
+    form = ".3f" if 0.01 <= ratio.value < 1_000 else ".2g"
     ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:{form}}, {ratio.high:{form}}]"
     return f"x{ratio.value:{form}}{ends}"
 

@@ -607,7 +607,7 @@ def test_perplexities_stand_against_controls_by_their_ratio():
     rows = [read("teacher", 1.0), read("good", 1.1, controls=("plain",)), read("plain", 2e4, control=True)]
     [found] = groups.group(rows)
     [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
-    assert line["difference (points)"].startswith("x0.000 [0.000") and line["verdict"] == "better"
+    assert line["difference (points)"].startswith("x5.5e-05 [5.5e-05") and line["verdict"] == "better"
     [other] = [row for row in quality.against(found, "good").rows if row[0] == "plain"]
     assert other[-2].startswith("x1.8e+04 [1.8e+04, 1.8e+04]") and other[-1] == "worse"
     [note] = [line for line in report.notes(found) if line.startswith("Teacher ")]
