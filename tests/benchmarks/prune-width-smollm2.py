@@ -1,0 +1,38 @@
+"""Width cuts of SmolLM2-135M at the method's own default (a fifth of the channels), without and with one of three KV groups.
+
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-width-smollm2.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from _form import figure, write
+from _smollm2 import base, made, speeds, workplace
+
+from harness.arithmetic import parameters_on_disk
+
+CUTS: list[tuple[str, dict[str, Any]]] = [("channels", {}), ("channels-and-heads", {"groups": 1})]
+
+
+def main() -> None:
+    """Make both students, count and time them."""
+    teacher = base()
+    count = parameters_on_disk(teacher.path)
+    figures = []
+    with workplace() as folder:
+        for label, settings in CUTS:
+            told = made("prune-width", settings, folder / label)["told"]
+            student = folder / label / "student"
+            left = parameters_on_disk(student)
+            assert told["parameters"] == [count, left], "not the count that the formula says"
+            timed = speeds(student, teacher)
+            figures.append(
+                figure(f"prune-width-smollm2:{label}", [one * left / count for one in timed["decode"]],
+                       unit="decode speedup over parameter ratio", better="higher", target=0.9, peer="the fp32 base, by turns",
+                       details={"parameters": [count, left], "speed": timed})
+            )  # fmt: skip
+    write(Path(__file__).stem, figures)
+
+
+if __name__ == "__main__":
+    main()
