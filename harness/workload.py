@@ -67,7 +67,7 @@ class Work:
     calibrates: bool = False
 
 
-BITS = {"int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "gptq": 4.2}  # of a weight
+BITS = {"int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "torchao": 8.1, "gptq": 4.2}  # of a weight
 
 
 def work_of(name: str, registered: Mapping[str, Any]) -> Work:

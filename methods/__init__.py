@@ -28,6 +28,7 @@ METHODS: dict[str, str] = {
     "fake-int4": "methods.int4:FakeInt4",
     "nf4": "methods.nf4:Nf4",
     "bnb-int8": "methods.nf4:BitsAndBytesInt8",
+    "torchao": "methods.torchao:TorchAo",
     "quanto": "methods.quanto:Quanto",
     "gptq": "methods.gptq:Gptq",
     "prune-magnitude": "methods.prune_magnitude:MagnitudePruning",

@@ -22,7 +22,7 @@ TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
 TRAINED = [name for name in methods.METHODS if REGISTRY.load(name).trains and REGISTRY.canonical(name) == name]
 
 
-EXTRAS = {"nf4": "bitsandbytes", "bnb-int8": "bitsandbytes", "quanto": "optimum.quanto", "gptq": "gptqmodel"}
+EXTRAS = {"nf4": "bitsandbytes", "bnb-int8": "bitsandbytes", "torchao": "torchao", "quanto": "optimum.quanto", "gptq": "gptqmodel"}
 CANONICAL = [name for name in methods.METHODS if REGISTRY.canonical(name) == name and name not in EXTRAS]
 COMPRESSING = [name for name in CANONICAL if REGISTRY.load(name).family in ("quantization", "pruning", "low-rank")]
 PACKED = ["int8", "int8-dynamic", "int4", "int4-calibrated", "lowrank", "lowrank-plain"]
@@ -228,8 +228,11 @@ assert not {"harness", "methods"} & set(sys.modules)
 @pytest.mark.peer
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("nf4", {}), ("nf4", {"double": True}), ("bnb-int8", {}), ("quanto", {"bits": 8}), ("quanto", {"bits": 4}), ("quanto", {"bits": 2})],
-)
+    [
+        ("nf4", {}), ("nf4", {"double": True}), ("bnb-int8", {}), ("torchao", {}), ("torchao", {"scheme": "int8-dynamic"}),
+        ("quanto", {"bits": 8}), ("quanto", {"bits": 4}), ("quanto", {"bits": 2}),
+    ],
+)  # fmt: skip
 def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings, teacher, tmp_path):
     """Libraries have saved integers that reopen as other numbers, and random weights with a mere warning: seen, not trusted."""
     import torch
@@ -247,14 +250,14 @@ def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings
         here, base = (open_model(one).model(ids).logits.float() for one in (made, teacher))
     assert (fresh - here).abs().max() <= 1e-3 * max(1.0, float(here.abs().max()))
     apart = float((here - base).abs().mean() / base.std())
-    assert 1e-4 < apart < {"nf4": 0.4, "bnb-int8": 0.1, "quanto": {8: 0.05, 4: 0.6, 2: 3.0}.get(settings.get("bits"))}[name]
+    assert 1e-4 < apart < {"nf4": 0.4, "bnb-int8": 0.1, "torchao": 0.1, "quanto": {8: 0.05, 4: 0.6, 2: 3.0}.get(settings.get("bits"))}[name]
     notes = json.loads((made.path.parent / "cost.json").read_text())["notes"][name]
     assert notes["packed_layers"] == 56 and notes["table_and_head"] == "skip"
     if name == "quanto":  # floats that stand for so many levels of each group
         row = load_file(made.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"][0]
         assert row.dtype == torch.float32 and 2 < len(row.unique()) <= 2 ** settings["bits"]
     else:
-        assert quantized_by(made.path) == "bitsandbytes" and made.bytes_on_disk < 0.75 * teacher.bytes_on_disk
+        assert quantized_by(made.path) == EXTRAS[name] and made.bytes_on_disk < 0.75 * teacher.bytes_on_disk
 
 
 def test_students_hold_half_the_blocks_and_nothing_else(students, teacher):

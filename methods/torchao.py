@@ -1,0 +1,67 @@
+"""torchao's formats through transformers: int8 weights, the same with int8 activations a token, and int4 in groups on a GPU.
+
+Needs the `quant` extra. The same roundings as `int8`, `int8-dynamic` and `int4` in the library's own checkpoint and kernels, for who
+serves that format. Table and head stay floats, as transformers leaves them. Cost: seconds, no data. Fails at speed on a CPU: without
+torch.compile its int8 weights are turned into floats before every product. Source: https://github.com/pytorch/ao
+"""
+
+from typing import Any, ClassVar, Literal
+
+from harness.contract import Checkpoint, Job
+from methods._base import settings
+from methods._compress import Compressed
+
+
+@settings
+class TorchAo(Compressed):
+    """Weights in torchao's int8 or int4."""
+
+    needs_plain: ClassVar[bool] = True
+    family: ClassVar[str] = "quantization"
+
+    scheme: Literal["int8", "int8-dynamic", "int4"] = "int8"  # int4 needs a GPU
+    group: Literal[32, 64, 128, 256] = 64  # of int4: weights that share a scale
+
+    def compress(self, job: Job) -> Checkpoint:
+        """Let transformers pack the model while it opens it."""
+        from harness.errors import CellFailed, Skipped
+        from methods._extras import matrices_of, require, written_by
+
+        require("torchao", "quant")
+        if self.scheme == "int4" and not job.device.startswith("cuda"):
+            raise Skipped("torchao's int4 kernels run on a GPU; int4 is the same rounding on any machine")
+        import torch
+        from transformers import AutoModelForCausalLM, TorchAoConfig
+
+        from methods._compress import Making
+
+        making = Making(job, "torchao", plain=True)
+        wanted = matrices_of(making.model, "torchao")
+        dtype = torch.float32 if job.device == "cpu" else torch.bfloat16  # int4's kernel multiplies bf16 alone
+        packed = AutoModelForCausalLM.from_pretrained(
+            making.base.path, quantization_config=TorchAoConfig(self._asked()), dtype=dtype, device_map=job.device
+        )
+        count = sum(type(module.weight.data).__module__.startswith("torchao.") for module in packed.modules() if _is_matrix(module))
+        if count != wanted:
+            raise CellFailed(
+                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group} must divide every "
+                "row); use int8 or int4"
+            )
+        told: dict[str, Any] = {"library": "torchao", "scheme": self.scheme, "packed_layers": count, "table_and_head": "skip"}
+        return written_by(making, packed.eval(), told | ({"group": self.group} if self.scheme == "int4" else {}))
+
+    def _asked(self) -> Any:
+        """Return the library's own settings; its changes of torch's global ones (float32 precision) are refused."""
+        from torchao.quantization import Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, PerRow
+
+        if self.scheme == "int4":
+            # the layout of PyTorch's own kernel; torchao's default layout needs another package
+            return Int4WeightOnlyConfig(group_size=self.group, int4_packing_format="tile_packed_to_4d", set_inductor_config=False)
+        kind = Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
+        return kind(granularity=PerRow(), set_inductor_config=False)  # an activation's row is a token
+
+
+def _is_matrix(module: Any) -> bool:
+    from torch import nn
+
+    return isinstance(module, nn.Linear)
