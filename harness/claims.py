@@ -276,7 +276,7 @@ def claimed(found: Group) -> Table | None:
         ):  # fmt: skip
             others = published(claim.published, field, form, unit) if field else DASH
             shown = {
-                "method": claim.name, "quantity": _QUANTITIES[column], "measured": _span(values[column], form, unit),
+                "method": claim.name, "quantity": _quantity(found, column), "measured": _span(values[column], form, unit),
                 "claimed": claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {unit}",
                 "published": others, "verdict": told.get(column, "not testable here"),
             }  # fmt: skip
@@ -292,7 +292,7 @@ def claimed(found: Group) -> Table | None:
         ("cost", "", ".1f", "s"),
     ):  # fmt: skip
         others = published(("combo", "prune+distil"), field, form, unit) if field else DASH
-        shown = {"method": "Chains", "quantity": _QUANTITIES[column], "measured": _span(chained[column], form, unit), "claimed": DASH,
+        shown = {"method": "Chains", "quantity": _quantity(found, column), "measured": _span(chained[column], form, unit), "claimed": DASH,
                  "published": others, "verdict": DASH}  # fmt: skip
         rows.append((shown, _span_exact(shown, chained[column])))
     shown = {"method": "Chains", "quantity": "all at once", "measured": DASH, "claimed": "no single method is as small and keeps as much",
@@ -302,6 +302,11 @@ def claimed(found: Group) -> Table | None:
 
 
 _QUANTITIES = {"retention": "accuracy retention", "speed": "decode speedup", "memory": "memory reduction (disk)", "cost": "training cost"}
+
+
+def _quantity(found: Group, column: str) -> str:
+    """Name a quantity; a speedup with the type in which the teacher ran beside it: packed kernels compute in bf16 whatever that is."""
+    return f"{_QUANTITIES[column]} (over {found.shared['dtype']})" if column == "speed" else _QUANTITIES[column]
 
 
 def _span(values: Sequence[float], form: str, unit: str) -> str:

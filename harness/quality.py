@@ -1,7 +1,9 @@
 """Tables of what students can do: scores, retention, flips, what stands behind them, and rows against rows. No torch."""
 
 import re
+from collections.abc import Mapping
 from statistics import fmean
+from typing import cast
 
 from harness import stats
 from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered, pooled
@@ -146,18 +148,23 @@ def controls(found: Group) -> Table | None:
     for row in ordered(found):
         for name in row.first.controls:
             for control in _controls_of(row, [other for other in found.rows if other.first.method == name]):
-                rows += [_gap(row, control, task) for task in found.tasks]
+                rows += [_gap(found, row, control, task) for task in found.tasks]
     return table_of("controls", "Against the controls, on the same items", rows) if rows else None
 
 
-def _gap(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
-    """Return a line of two rows' difference on a task: as shown, and exact. Perplexities are compared by their ratio, below 1 is better."""
+def _gap(found: Group, row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
+    """Return a line of two rows' difference on a task: as shown, and exact. Perplexities are compared by their ratio, below 1 is better.
+
+    Where the teacher is at chance a difference is shown and not judged: students that guess otherwise are no better and no worse.
+    """
     scores = [score for one in (row, reference) for score in one.scores(task)]
     if len(scores) > 1 and all(score.kind == "perplexity" for score in scores) and len({score.items_digest for score in scores}) == 1:
         return _ratio(row, reference, task)
     gap = compare(row, reference, task, ratio=False)
     if gap.value is None or gap.low is None or gap.high is None:
         verdict = DASH if not gap.reason else f"- ({gap.reason})"
+    elif by_chance(found, task):
+        verdict = f"{DASH} (teacher at chance)"
     else:
         verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
     pair = {"row": row.label, "against": reference.label, "task": task}
@@ -180,17 +187,31 @@ def against(found: Group, label: str) -> Table | None:
     """Every row against one named row: difference in points on the same items."""
     named = next((row for row in found.rows if row.label == label), None)
     others = [row for row in ordered(found) if named is not None and row.label != label and row.done]
-    rows = [_gap(row, named, task) for row in others for task in found.tasks] if named is not None else []
+    rows = [_gap(found, row, named, task) for row in others for task in found.tasks] if named is not None else []
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     return table_of(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
 
 
 def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
-    """Of several rows of one control keep those nearest to this row: the most settings alike, what it handed on first of all."""
-    own = {**row.first.settings, **row.first.handed_on}
+    """Of several rows of one control keep those nearest to this row: the most settings alike, stage by stage.
+
+    A stage that this row has not stands in the place of its last one, and is compared with what that one handed on first of all.
+    """
+    own = _by_stage(row)
+    replaced = {**next(reversed(own.values())), **row.first.handed_on}
 
     def alike(control: Row) -> int:
-        return sum(own[name] == value for name, value in control.first.settings.items() if name in own)
+        count = 0
+        for stage, settings in _by_stage(control).items():
+            mine = own.get(stage, replaced)
+            count += sum(name in mine and mine[name] == value for name, value in settings.items())
+        return count
 
     most = max(map(alike, candidates), default=0)
     return [one for one in candidates if alike(one) == most]
+
+
+def _by_stage(row: Row) -> dict[str, Mapping[str, object]]:
+    """Return the settings of a row's stages by their methods' names."""
+    first = row.first
+    return dict(cast("Mapping[str, Mapping[str, object]]", first.settings)) if "+" in first.method else {first.method: first.settings}

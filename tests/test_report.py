@@ -439,6 +439,33 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
     assert pairs == {("selective[0.3]", "selective-random[0.3]"), ("selective[0.5]", "selective-random[0.5]")}
 
 
+def test_a_chain_stands_beside_the_variant_that_it_holds():
+    wanda = {name: {"ratio": 0.5, "pattern": name} for name in ("unstructured", "2:4")}
+    training = {"learning_rate": 1e-3}
+    chain = make(
+        "prune-wanda+response", 0.5, seed=1, method="prune-wanda+response", family="chain", controls=("prune-wanda", "prune-wanda+sft"),
+        settings={"prune-wanda": wanda["unstructured"], "response": {**training, "alpha": 0.1}}, handed_on={"learning_rate": 1e-3},
+    )  # fmt: skip
+    others = [
+        make("prune-wanda", 0.4, settings=wanda["unstructured"]),
+        make("prune-wanda[pattern=2:4]", 0.3, method="prune-wanda", settings=wanda["2:4"]),
+        *(
+            make(f"prune-wanda{pattern}+sft{rate}", 0.4, seed=1, method="prune-wanda+sft", control=True, family="chain",
+                 settings={"prune-wanda": wanda[name], "sft": {"learning_rate": value}})
+            for pattern, name in (("", "unstructured"), ("[pattern=2:4]", "2:4")) for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
+        ),
+    ]  # fmt: skip
+    [found] = groups.group([make("teacher", 0.9), chain, *others])
+    assert set(quality.controls(found).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
+
+
+def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
+    rows = [make("teacher", 0.26, chance=0.25), make("good", 0.5, chance=0.25, controls=("plain",)), make("plain", 0.2, chance=0.25, control=True)]
+    [found] = groups.group(rows)
+    [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
+    assert line["verdict"] == "- (teacher at chance)" and line["difference (points)"].startswith("+30")
+
+
 def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     weak = [make("teacher", 0.1), make("untouched", 0.6, control=True), make("response", 0.6, seed=1, family="distillation")]
     assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(groups.group(weak)[0]))
