@@ -58,6 +58,9 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
             both = [one for one in (methods[earlier], methods[later]) if getattr(one, "leaves_zeros", False)]
             if len(both) == 2 and both[1].ratio <= both[0].ratio:
                 why = f"the zeros of {names[earlier]} are as many already; give {names[later]} a larger ratio, or drop one"
+            pattern = getattr(methods[earlier], "pattern", "unstructured")
+            if pattern != "unstructured" and getattr(methods[later], "drops_inputs", False):
+                why = f"dropping channels would break its groups of pattern {pattern}; put {names[later]} first"
             if kinds[later] == "low-rank" and getattr(methods[earlier], "leaves_zeros", False):
                 why = "the factors of a matrix with zeros have none of them; prune channels or blocks instead"
             odd = kinds[earlier] == "low-rank" or getattr(methods[earlier], "allocation", "") == "global"

@@ -255,14 +255,23 @@ def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: 
 
 
 def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> tuple[set[int], list[str]]:
-    """Return the indices of free texts that share a run of `words` words with an evaluation question, and the tasks compared with.
+    """Return the indices of free texts that share a run of `words` words with evaluation text, and the tasks compared with.
 
-    Tasks read from outside that have questions: in generated ones n-grams mean nothing, and a perplexity's text is no question.
+    Questions and whole documents of tasks read from outside: in generated ones n-grams mean nothing.
     """
-    outside = {name: task for name, task in tasks.items() if getattr(task, "files", ()) and task.kind != "perplexity"}
-    runs = {run for task in outside.values() for prompt in _held_out(task, source) for run in _runs(_question(prompt), words)}
+    outside = {name: task for name, task in tasks.items() if getattr(task, "files", ())}
+    runs = {run for task in outside.values() for text in _evaluated(task, source) for run in _runs(text, words)}
     found = {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(" ".join(text.lower().split()), words))}
     return found, list(outside)
+
+
+def _evaluated(task: Task, source: DataSource) -> Iterator[str]:
+    """Yield a task's evaluation text in lower case and single spaces: its questions, or the documents whose perplexity is measured."""
+    if task.kind != "perplexity":
+        yield from (_question(prompt) for prompt in _held_out(task, source))
+        return
+    for one in task.lm_eval_tasks(source).values():
+        yield from (" ".join(str(one.doc_to_target(doc)).lower().split()) for doc in one.eval_docs)
 
 
 def _question(prompt: str) -> str:

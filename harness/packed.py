@@ -32,6 +32,8 @@ VERSION = 1
 FEW_ROWS = 8  # up to so many, decoding kernels on a CPU are faster than unpacking (measured: int8-smollm2)
 ALIGNED = 16  # inputs of which the int8 kernel of few rows reads whole multiples only: on others it crashes
 KERNEL_GROUPS = (32, 64, 128, 256)  # what the int4 kernels know
+KERNEL_OUTPUTS = {"cpu": 16, "cuda": 8}  # and whole multiples of how many outputs
+FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines  # x86 alone
 CPU_LEVELS = 127 if torch.cpu._is_vnni_supported() else 63  # of an activation in int8, to each side of 0
 
 
@@ -85,7 +87,7 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         out = torch._weight_int8pack_mm(half, codes, scale.to(torch.bfloat16)).to(x.dtype)
     else:  # int8 is exact in bf16; without bf16 instructions the same product is faster in fp32
         kind = torch.bfloat16 if x.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() else torch.float32
-        out = F.linear(half.to(kind), codes.to(kind)).to(x.dtype) * scale.to(x.dtype)
+        out = (F.linear(half.to(kind), codes.to(kind)).float() * scale.float()).to(x.dtype)  # sums over codes are too large for fp16
     return out.view(*x.shape[:-1], -1)
 
 
@@ -121,7 +123,7 @@ class Int8DynamicLinear(Int8Linear):
 
     PyTorch's fbgemm product takes one scale for a whole tensor, so every row is first divided by its own largest magnitude. On a
     processor without VNNI instructions fbgemm adds pairs of products in 16 bits, which eight bits of activation would overflow:
-    there an activation gets seven.
+    there an activation gets seven. Where there is no fbgemm (ARM) the same numbers come from a float product, which is not faster.
     """
 
     def dequantized(self) -> Tensor:
@@ -134,6 +136,8 @@ class Int8DynamicLinear(Int8Linear):
         """Return `x_hat @ w_hat^T + bias`."""
         if x.device.type != "cpu":
             return _with_bias(self._on_gpu(x), self.bias)
+        if not FBGEMM:
+            return _with_bias(self._by_floats(*_steps(x, CPU_LEVELS)).to(x.dtype).view(*x.shape[:-1], -1), self.bias)
         if not hasattr(self, "prepared"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # its tensors are said to go in a later release; the product has no other door
@@ -151,15 +155,24 @@ class Int8DynamicLinear(Int8Linear):
         return _with_bias((product * largest).to(x.dtype).view(*x.shape[:-1], -1), self.bias)
 
     def _on_gpu(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).float()
-        step = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / 127
-        codes = (rows / step).round_().to(torch.int8)
-        if self.in_features % 8 or self.out_features % 8:  # shapes that cuBLAS does not take: the same numbers by a float product
-            return F.linear(codes.float() * step, self.dequantized()).to(x.dtype).view(*x.shape[:-1], -1)
-        if codes.shape[0] <= 16:  # cuBLAS wants more rows than that
-            codes = F.pad(codes, (0, 0, 0, 17 - codes.shape[0]))
-        product = torch._int_mm(codes, self.weight.squeeze(-1).t())[: rows.shape[0]]
+        codes, step = _steps(x, 127)
+        if self.in_features % 8 or self.out_features % 8:  # shapes that cuBLAS does not take
+            return self._by_floats(codes, step).to(x.dtype).view(*x.shape[:-1], -1)
+        few = codes.shape[0] <= 16  # cuBLAS wants more rows than that
+        padded = F.pad(codes, (0, 0, 0, 17 - codes.shape[0])) if few else codes
+        product = torch._int_mm(padded, self.weight.squeeze(-1).t())[: codes.shape[0]]
         return (product.float() * step * self.scale.float()).to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _by_floats(self, codes: Tensor, step: Tensor) -> Tensor:
+        """Return the same numbers where no integer kernel takes the shapes or the processor: smaller, not faster."""
+        return F.linear(codes.float() * step, self.dequantized())
+
+
+def _steps(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Return an input's rows (N, I) as int8 and the size of one step of each, (N, 1): its largest magnitude is the last level."""
+    rows = x.reshape(-1, x.shape[-1]).float()
+    step = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / levels
+    return (rows / step).round_().to(torch.int8), step
 
 
 class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -192,18 +205,18 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return unpack_nibbles(self.zero, self.scale.shape[1]).float()
 
     def kernel_fits(self, device: str) -> bool:
-        """Tell whether a kernel multiplies with the packed weights; else they are unpacked for every product. Inputs are padded."""
-        multiple = {"cpu": 16, "cuda": 8}.get(device)
-        return multiple is not None and self.group in KERNEL_GROUPS and self.out_features % multiple == 0
+        """Tell whether a kernel multiplies with the packed weights; else they are unpacked for every product. Odd shapes are padded."""
+        return device in KERNEL_OUTPUTS and self.group in KERNEL_GROUPS
 
     def _lay_out(self, device: str) -> None:
         """Reorder the codes for the device's kernel, in place of the saved ones; scales and zeros become (G, O, 2) of bf16."""
         whole = max(self.group, 128) if device == "cuda" else self.group  # the kernels want whole groups, and on a GPU whole tiles
         self.padding = -self.in_features % whole
-        codes = F.pad(unpack_nibbles(self.weight, self.in_features).int(), (0, self.padding), value=8)
+        below = -self.out_features % KERNEL_OUTPUTS[device]
+        codes = F.pad(unpack_nibbles(self.weight, self.in_features).int(), (0, self.padding, 0, below), value=8)
         scale, zero = self.scale.float(), self._zeros()
         more = codes.shape[1] // self.group - scale.shape[1]
-        both = F.pad(torch.stack((scale, scale * (8 - zero)), dim=-1), (0, 0, 0, more)).transpose(0, 1).contiguous()
+        both = F.pad(torch.stack((scale, scale * (8 - zero)), dim=-1), (0, 0, 0, more, 0, below)).transpose(0, 1).contiguous()
         if device == "cuda":
             self.weight.data = torch._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
         else:
@@ -222,8 +235,8 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
             raise NotHere(f"these weights are laid out for {self.laid_out} and the input is on {device}; open the model again")
         rows = F.pad(x.reshape(-1, x.shape[-1]).to(torch.bfloat16), (0, self.padding)).contiguous()
         kernel = torch._weight_int4pack_mm if device == "cuda" else torch._weight_int4pack_mm_for_cpu
-        out = kernel(rows, self.weight, self.group, self.scale)
-        return _with_bias(out.to(x.dtype).view(*x.shape[:-1], -1), self.bias)
+        out = kernel(rows, self.weight, self.group, self.scale)[:, : self.out_features]
+        return _with_bias(out.to(x.dtype).reshape(*x.shape[:-1], -1), self.bias)
 
 
 def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
@@ -276,6 +289,10 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
     """Puts the packed modules into a model's skeleton before transformers fills in the weights."""
 
     requires_calibration = True  # a plain model is packed by a method, not while it is opened
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Open in bf16 what is asked for in fp16: that holds neither small scales nor large activations, and the kernels take bf16."""
+        return torch.bfloat16 if dtype == torch.float16 else dtype
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         dtype = model.dtype

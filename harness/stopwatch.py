@@ -257,8 +257,21 @@ def _storages(tensor: Any) -> Iterator[tuple[int, int]]:
         for name in names:
             yield from _storages(getattr(tensor, name))
     else:
+        yield from _scales_beside(tensor)
         storage = tensor.untyped_storage()
         yield storage.data_ptr(), storage.nbytes()
+
+
+def _scales_beside(tensor: Any) -> Iterator[tuple[int, int]]:
+    """Yield what bitsandbytes hangs on its parameters as attributes, which no list of parameters or buffers names."""
+    state = getattr(tensor, "quant_state", None)
+    beside = [getattr(tensor, "SCB", None)]
+    while state is not None:
+        beside += [state.absmax, state.code, getattr(state, "offset", None)]
+        state = getattr(state, "state2", None)
+    for one in beside:
+        if hasattr(one, "untyped_storage"):
+            yield from _storages(one)
 
 
 def _unique(tensors: Iterator[Any]) -> int:

@@ -67,7 +67,9 @@ class Work:
     calibrates: bool = False
 
 
-BITS = {"int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "torchao": 8.1, "gptq": 4.2}  # of a weight
+BITS = {  # of a weight
+    "int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "torchao": 8.1, "gptq": 4.2,
+}  # fmt: skip
 
 
 def work_of(name: str, registered: Mapping[str, Any]) -> Work:

@@ -1,8 +1,8 @@
 """Calibration: text of the training side, cut into sequences of equal length, and sums over it of what flows into each layer.
 
 The text is the tasks' own train split, each item once, or C4 from the data folder where a task has none; never an evaluation
-item: found by exact question in the train split, by a run of 13 words in C4 (n-grams mean nothing in the generated tasks,
-which share templates and facts by design). Name, digest and size stand in the record.
+item: found by exact question everywhere, by a run of 13 words in text from outside (n-grams mean nothing in the generated tasks,
+which share templates and facts by design). Name, digest, size and what was dropped stand in the record.
 
 A sweep goes block by block: what a block sees has passed through the blocks before it as they are by then, cut and packed.
 Legend: B sequences at once, T tokens of a sequence, H width, I inputs of a layer.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint import digest_of
 from harness.contract import Job, Progress
-from harness.data import C4, NoSplit, contaminated, training_examples
+from harness.data import C4, NoSplit, contaminated, overlapping, training_examples
 from harness.errors import CellFailed, HarnessError
 from harness.model import LanguageModel
 from methods._layers import blocks_of
@@ -63,8 +63,11 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     if source in ("auto", "train"):
         try:
             examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-            names = "+".join(dict.fromkeys(example.task for example in examples))
-            return f"train split of {names}", [example.prompt + example.completion for example in examples], {}
+            names = list(dict.fromkeys(example.task for example in examples))
+            held_out = overlapping(examples, job.tasks, job.source)
+            left = [example.prompt + example.completion for example in examples if example.prompt not in held_out]
+            told = {"compared_with": names, "dropped_for_evaluation_text": len(examples) - len(left)}
+            return f"train split of {'+'.join(names)}", left, told
         except NoSplit:
             if source == "train":
                 raise
@@ -76,7 +79,7 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     texts = [str(row["text"]) for row in rows]
     dropped, compared = contaminated(texts, job.tasks, job.source)
     kept = [text for at, text in enumerate(texts) if at not in dropped]
-    told: dict[str, Any] = {"compared_with": compared, "dropped_for_evaluation_text": len(dropped) if compared else None}
+    told = {"compared_with": compared, "dropped_for_evaluation_text": len(dropped) if compared else None}
     return "C4 sample", kept, told
 
 
@@ -85,15 +88,22 @@ Kind = Literal["gram", "squares", "magnitude"]
 
 @dataclass
 class Flow:
-    """Sums over the tokens that went into layers: X^T X (I, I), squares (I,) or magnitudes (I,), in fp32; and how many tokens."""
+    """Sums over the tokens that went into layers: X^T X (I, I), squares (I,) or magnitudes (I,), in fp32; and how many tokens.
+
+    `alike` divides every token's input by its norm first. The few tokens that attention rests on (sinks: the first of a sequence, as a
+    rule) are hundreds of times larger than all others in some layers, and would decide the sums alone.
+    """
 
     kind: Kind
+    alike: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
     def add(self, name: str, x: Tensor) -> None:
         """Add a layer's input (..., I)."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
+        if self.alike:
+            rows = nn.functional.normalize(rows, dim=-1)
         value = rows.T @ rows if self.kind == "gram" else rows.square().sum(0) if self.kind == "squares" else rows.abs().sum(0)
         if name in self.sums:
             self.sums[name] += value
@@ -130,11 +140,12 @@ def sweep(
     layers: Mapping[str, nn.Module],
     *,
     kind: Kind,
+    alike: bool = False,
     visit: Callable[[str, Flow], None],
     progress: Callable[[Progress], None] = lambda _: None,
     again: bool = True,
 ) -> None:
-    """Visit every block with the sums of what flows into its layers; a visit may change the block, and the next ones see that.
+    """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change the block, and the next ones see that.
 
     `again` runs each block once more after its visit; without it the next block sees what this one gave before.
     """
@@ -148,7 +159,7 @@ def sweep(
     with torch.no_grad():
         for at, block in enumerate(blocks):
             name = f"{prefix}.{at}"
-            flow = Flow(kind)
+            flow = Flow(kind, alike)
             inside = {one: layer for one, layer in layers.items() if one.startswith(f"{name}.")}
             with watched(flow, inside):
                 after = []

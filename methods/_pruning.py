@@ -44,32 +44,34 @@ class Zeroing(Compressed):
 
         making = Making(job, name)
         layers = layers_of(making.model, skip=self.skip, method=name).linear
+        before = zeros_in(layers)
         for at, layer in layers.items():
             layer.weight.mul_(mask_of(score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within))
         mark_pruned(making.model.config)
-        return making.save(notes=sparsity_of(layers) | {"pattern": self.pattern})
+        return making.save(notes=sparsity_of(layers, before) | {"pattern": self.pattern})
 
 
 @settings
 class CalibratedZeroing(Zeroing, Calibrated):
     """Zeroes by what flows through the layers, block by block, each block seeing the cut ones before it."""
 
-    def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int], None]") -> Checkpoint:
-        """Let `cut` change every layer in place, given the sums of what flows into it and the number of tokens."""
+    def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]") -> Checkpoint:
+        """Let `cut` change every layer in place, given the sums of what flows into it, the number of tokens and an earlier mask."""
         from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, mark_pruned, within
+        from methods._layers import layers_of, mark_pruned, within, zeros_of
 
         making = Making(job, name)
         layers = layers_of(making.model, skip=self.skip, method=name).linear
+        before = zeros_in(layers)
         data = self.calibrate(job, making.opened)
 
         def visit(block: str, flow: Flow) -> None:
             for one, layer in within(layers, block):
-                cut(layer, flow.sums[one], flow.tokens)
+                cut(layer, flow.sums[one], flow.tokens, zeros_of(making.model.config, layer.weight))
 
         sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress)
         mark_pruned(making.model.config)
-        notes = sparsity_of(layers) | {"pattern": self.pattern, "calibration": dict(data.told)}
+        notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told)}
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
 
 
@@ -105,11 +107,13 @@ def wanda_score(w: "Tensor", squares: "Tensor") -> "Tensor":
     return w.abs().float() * squares.sqrt()
 
 
-def sparse_gpt(w: "Tensor", gram: "Tensor", *, ratio: float, pattern: str, damp: float, columns: int = 128) -> "Tensor":
+def sparse_gpt(
+    w: "Tensor", gram: "Tensor", *, ratio: float, pattern: str, damp: float, columns: int = 128, stays: "Tensor | None" = None
+) -> "Tensor":
     """Return W with zeros, each cut made up for in the columns after it (Frantar and Alistarh, 2023, SparseGPT).
 
     A weight's error is `w_j^2 / [H^-1]_jj^2` by the factor's diagonal; masks are chosen for each part of `columns` columns (and for
-    each group of a pattern) when its first column comes.
+    each group of a pattern) when its first column comes. Where `stays` (O, I) is false a weight is zero already and remains so.
     """
     import torch
 
@@ -123,9 +127,10 @@ def sparse_gpt(w: "Tensor", gram: "Tensor", *, ratio: float, pattern: str, damp:
         stop = min(start + columns, w.shape[1])
         part, inside = w[:, start:stop], factor[start:stop, start:stop]
         spread = inside.diagonal()
-        stays = None if of else mask_of(part.square() / spread.square(), ratio=ratio, pattern="unstructured", within="layer")
         errors = torch.zeros_like(part)
-        chosen = torch.ones_like(part, dtype=torch.bool) if stays is None else stays
+        chosen = torch.ones_like(part, dtype=torch.bool)
+        if not of:
+            chosen = mask_of(part.square() / spread.square(), ratio=ratio, pattern="unstructured", within="layer")
         for at in range(stop - start):
             if of and at % of == 0:
                 score = part[:, at : at + of].square() / spread[at : at + of].square()
@@ -134,19 +139,28 @@ def sparse_gpt(w: "Tensor", gram: "Tensor", *, ratio: float, pattern: str, damp:
             errors[:, at] = (part[:, at] - kept) / spread[at]
             part[:, at] = kept
             part[:, at + 1 :] -= errors[:, at : at + 1] * inside[at : at + 1, at + 1 :]
+            if stays is not None:
+                part[:, at + 1 :] *= stays[:, start + at + 1 : stop]
         part.mul_(chosen)
         w[:, stop:] -= errors @ factor[start:stop, stop:]
+        if stays is not None:
+            w[:, stop:] *= stays[:, stop:]
     return w
 
 
-def sparsity_of(layers: "dict[str, nn.Linear]") -> dict[str, Any]:
+def zeros_in(layers: "dict[str, nn.Linear]") -> int:
+    """Return how many weights are zero: a file of few bits, unpacked, has some before anything is pruned."""
+    return sum(int((layer.weight == 0).sum()) for layer in layers.values())
+
+
+def sparsity_of(layers: "dict[str, nn.Linear]", before: int) -> dict[str, Any]:
     """Return the share of zeros over all layers, and its extremes: what was done, counted in the weights themselves."""
     shares = {name: float((layer.weight == 0).float().mean()) for name, layer in layers.items()}
     total = sum(layer.weight.numel() for layer in layers.values())
-    zeros = sum(int((layer.weight == 0).sum()) for layer in layers.values())
-    if zeros == 0:
+    zeros = zeros_in(layers)
+    if zeros <= before:
         from harness.errors import CellFailed
 
-        raise CellFailed("no weight became zero: the ratio is below one weight of every layer")
+        raise CellFailed("no weight became zero that was not; give a larger ratio")
     low, high = min(shares.values()), max(shares.values())
     return {"zeros": round(zeros / total, 5), "zeros_of_a_layer": [round(low, 5), round(high, 5)], "layers": len(shares)}

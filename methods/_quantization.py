@@ -92,9 +92,6 @@ def pack(
         **notes, "packed_layers": len(layers.linear), "packed_weights": count, "bits_of_a_packed_weight": round(8 * inside / count, 3),
         "table_and_head": method.embeddings, "skipped": list(method.skip),
     }  # fmt: skip
-    slow = sum(spec["kind"] == "int4" and spec["shape"][0] % 16 != 0 for spec in specs.values())
-    if slow:
-        told["layers_without_a_cpu_kernel"] = slow  # unpacked for every product: smaller, not faster
     dtype = stored_dtype(making.base)
 
     def write(fresh: Any) -> None:

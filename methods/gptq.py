@@ -26,20 +26,29 @@ class Gptq(Calibrated):
 
     def compress(self, job: Job) -> Checkpoint:
         """Hand the model and the text to optimum."""
-        from harness.errors import Skipped
-        from methods._extras import require, written_by
+        from harness.errors import CellFailed, Skipped
+        from methods._extras import matrices_of, require, written_by
 
         if not job.device.startswith("cuda"):
             raise Skipped("gptq runs on a GPU; int4-calibrated is the same rounding on any machine")
         require("gptqmodel", "gptq")
         from optimum.gptq import GPTQQuantizer
+        from torch import nn
 
         from methods._compress import Making
 
         making = Making(job, "gptq", plain=True)
+        count = matrices_of(making.model, "gptq")
         data = self.calibrate(job, making.opened)
         texts = making.opened.tokenizer.batch_decode(data.ids)
         quantizer = GPTQQuantizer(bits=4, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
         packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
-        told = {"library": "optimum+gptqmodel", "bits": 4, "group": self.group, "table_and_head": "skip", "calibration": dict(data.told)}
+        head = packed.get_output_embeddings()
+        left = [name for name, module in packed.named_modules() if type(module) is nn.Linear and module is not head]
+        if left:
+            raise CellFailed(f"gptq: {len(left)} of {count} matrices were left as they are, for example {left[0]}; use int4-calibrated")
+        told = {
+            "library": "optimum+gptqmodel", "bits": 4, "group": self.group, "packed_layers": count, "table_and_head": "skip",
+            "calibration": dict(data.told),
+        }  # fmt: skip
         return written_by(making, packed, told, save=lambda folder: quantizer.save(packed, folder))

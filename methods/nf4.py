@@ -34,17 +34,17 @@ class Nf4(Compressed):
         from methods._extras import matrices_of, require, written_by
 
         require("bitsandbytes", "quant")
-        import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         from harness.errors import CellFailed
+        from harness.model import stored_dtype
         from methods._compress import Making
 
         making = Making(job, self.name, plain=True)
         wanted = matrices_of(making.model, self.name)
         packed = AutoModelForCausalLM.from_pretrained(
-            making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=torch.float32, device_map=job.device
-        )
+            making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=stored_dtype(making.base), device_map=job.device
+        )  # what is left alone is saved in the base's own type
         count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())
         if count != wanted:
             raise CellFailed(f"{self.name}: bitsandbytes packed {count} of {wanted} matrices")

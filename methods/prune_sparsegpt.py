@@ -28,7 +28,7 @@ class SparseGptPruning(CalibratedZeroing):
         """Sweep over the blocks."""
         from methods._pruning import sparse_gpt
 
-        def cut(layer: "nn.Linear", gram: "Tensor", tokens: int) -> None:
-            layer.weight.copy_(sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.damp))
+        def cut(layer: "nn.Linear", gram: "Tensor", tokens: int, stays: "Tensor | None") -> None:
+            layer.weight.copy_(sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.damp, stays=stays))
 
         return self.swept(job, "prune-sparsegpt", kind="gram", cut=cut)

@@ -23,7 +23,7 @@ class WandaPruning(CalibratedZeroing):
         """Compare within each output's row."""
         from methods._pruning import mask_of, wanda_score
 
-        def cut(layer: "nn.Linear", squares: "Tensor", tokens: int) -> None:
+        def cut(layer: "nn.Linear", squares: "Tensor", tokens: int, stays: "Tensor | None") -> None:
             layer.weight.mul_(mask_of(wanda_score(layer.weight, squares), ratio=self.ratio, pattern=self.pattern, within="row"))
 
         return self.swept(job, "prune-wanda", kind="squares", cut=cut)

@@ -23,19 +23,28 @@ Allocation = Literal["uniform", "global"]
 
 
 @settings
-class WidthPruning(Calibrated):
-    """Drop the feed-forward channels (and head groups) through which least flows."""
+class Narrowing(Compressed):
+    """Settings of both rows: what is dropped, and how much of it."""
 
     needs_plain: ClassVar[bool] = True
-    controls: ClassVar[tuple[str, ...]] = ("prune-width-random",)
+    drops_inputs: ClassVar[bool] = True
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of the feed-forward channels that go
     groups: Annotated[int, Field(ge=0)] = 0  # KV groups that go from every block
+    multiple: Annotated[int, Field(ge=1)] = 16  # channels that stay, rounded to the nearest of it: what kernels take without filling up
+
+
+@settings
+class WidthPruning(Narrowing, Calibrated):
+    """Drop the feed-forward channels (and head groups) through which least flows."""
+
+    controls: ClassVar[tuple[str, ...]] = ("prune-width-random",)
+
     allocation: Allocation = "uniform"  # global: channels of all blocks are compared; widths differ
 
     def hands_on(self) -> dict[str, object]:
         """Its control drops as many."""
-        return {"ratio": self.ratio, "groups": self.groups}
+        return {"ratio": self.ratio, "groups": self.groups, "multiple": self.multiple}
 
     def compress(self, job: Job) -> Checkpoint:
         """Sum what flows into every down and output projection, keep the largest."""
@@ -44,7 +53,7 @@ class WidthPruning(Calibrated):
         from methods._calibration import Flow, watched
 
         making = Making(job, "prune-width", plain=True)
-        cut = _Cut(making, self.ratio, self.groups)
+        cut = _Cut(making, self)
         data = self.calibrate(job, making.opened)
         flow = Flow("magnitude")
         with torch.no_grad(), watched(flow, cut.readers()):
@@ -58,22 +67,18 @@ class WidthPruning(Calibrated):
 
 
 @settings
-class RandomWidthPruning(Compressed):
+class RandomWidthPruning(Narrowing):
     """Drop as many random channels and head groups (control)."""
 
-    needs_plain: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
     draws: ClassVar[bool] = True
-
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    groups: Annotated[int, Field(ge=0)] = 0
 
     def compress(self, job: Job) -> Checkpoint:
         """Draw a score for every channel and group."""
         import torch
 
         making = Making(job, "prune-width-random", plain=True)
-        cut = _Cut(making, self.ratio, self.groups)
+        cut = _Cut(making, self)
         draw = torch.Generator().manual_seed(job.seed)
         channels = {name: torch.rand(cut.down(name).shape[1], generator=draw) for name in cut.feed_forwards}
         heads = {name: torch.rand(cut.out(name).shape[1], generator=draw) for name in cut.attentions}
@@ -83,11 +88,12 @@ class RandomWidthPruning(Compressed):
 class _Cut:
     """Cuts the same parts out of every matrix that they run through."""
 
-    def __init__(self, making: Making, ratio: float, groups: int) -> None:
+    def __init__(self, making: Making, asked: Narrowing) -> None:
         from harness.errors import CellFailed
 
         self.making, self.model, self.config = making, making.model, making.model.config
-        self.ratio, self.groups = ratio, groups
+        ratio, groups, multiple = asked.ratio, asked.groups, asked.multiple
+        self.groups = groups
         named = dict(self.model.named_modules())
         self.feed_forwards = [name.removesuffix(".down_proj") for name in named if name.endswith(".down_proj")]
         self.attentions = [name.removesuffix(".o_proj") for name in named if name.endswith(".o_proj")]
@@ -102,9 +108,13 @@ class _Cut:
         self.kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
         self.head = int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
         self.width = int(self.config.intermediate_size)
-        self.keep = self.width - int(ratio * self.width + 0.5)
-        if self.keep == self.width and groups == 0:
-            raise CellFailed(f"{making.method}: ratio={ratio:g} of {self.width} channels and groups=0 cut nothing; give one of them")
+        self.keep = int((1 - ratio) * self.width / multiple + 0.5) * multiple if ratio else self.width
+        if self.keep >= self.width and groups == 0:
+            raise CellFailed(
+                f"{making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; give "
+                "one of them, or a smaller multiple"
+            )
+        self.keep = min(self.keep, self.width)
         odd = next((name for name in self.feed_forwards if self.down(name).shape[1] != self.width), None)
         if odd:
             raise CellFailed(
@@ -134,6 +144,7 @@ class _Cut:
         self, channels: "dict[str, Tensor]", heads: "dict[str, Tensor]", allocation: str, told: dict[str, Any], *, flops: float = 0.0
     ) -> Checkpoint:
         """Keep the highest scores, and save."""
+        self._refuse_strangers()
         state = dict(self.model.state_dict())
         before = sum(parameter.numel() for parameter in self.model.parameters())
         kept = self._kept(channels, allocation)
@@ -151,6 +162,24 @@ class _Cut:
         if len(set(widths)) == 1:
             return self._even(state, widths[0], before - gone, notes, flops)
         return self._uneven(state, dict(zip(kept, widths, strict=True)), notes, flops)
+
+    def _refuse_strangers(self) -> None:
+        """Refuse weights that run along the heads and are none of the matrices that are cut (a norm over all heads' queries)."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from harness.errors import CellFailed
+
+        with torch.device("meta"):
+            small = AutoModelForCausalLM.from_config(self._configured())
+        own = dict(self.model.named_parameters())
+        cut = tuple(f"{name}.{part}_proj." for name in self.attentions for part in "qkvo")
+        odd = next((name for name, one in small.named_parameters() if own[name].shape != one.shape and not name.startswith(cut)), None)
+        if odd:
+            raise CellFailed(
+                f"{self.making.method}: groups={self.groups} does not know {odd}, which runs along the heads too; give groups=0 or use "
+                "prune-depth"
+            )
 
     def _kept(self, channels: "dict[str, Tensor]", allocation: str) -> "dict[str, Tensor]":
         import torch

@@ -33,11 +33,12 @@ class TorchAo(Compressed):
         import torch
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
+        from harness.model import stored_dtype
         from methods._compress import Making
 
         making = Making(job, "torchao", plain=True)
         wanted = matrices_of(making.model, "torchao")
-        dtype = torch.float32 if job.device == "cpu" else torch.bfloat16  # int4's kernel multiplies bf16 alone
+        dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(making.base)  # int4's kernel multiplies bf16 alone
         packed = AutoModelForCausalLM.from_pretrained(
             making.base.path, quantization_config=TorchAoConfig(self._asked()), dtype=dtype, device_map=job.device
         )

@@ -18,6 +18,7 @@ def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compr
     told = [compress("prune-wanda", {"sequences": 6, "tokens": 64})[1]["calibration"] for _ in range(2)]
     assert told[0] == told[1] and told[0]["name"] == "train split of gsm8k-mini"
     assert (told[0]["sequences"], told[0]["tokens_each"]) == (6, 64) and len(told[0]["digest"]) == 64
+    assert told[0]["compared_with"] == ["gsm8k-mini"] and told[0]["dropped_for_evaluation_text"] == 0
     other = compress("prune-wanda", {"sequences": 6, "tokens": 64}, tasks=("mmlu-mini",))[1]["calibration"]
     assert other["digest"] != told[0]["digest"] and other["name"] == "train split of mmlu-mini"
 
@@ -28,9 +29,13 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     (tmp_path / "c4_demo").mkdir()
     with gzip.open(tmp_path / "c4_demo" / "c4_demo.jsonl.gz", "wt") as stream:
         stream.writelines(json.dumps({"text": f"A plain sentence, number {n}, about nothing much at all."}) + "\n" for n in range(200))
+        stream.write(json.dumps({"text": "Somebody has copied this: " + " ".join(f"word{n}" for n in range(13))}) + "\n")
+    (tmp_path / "wikitext2").mkdir()
+    page = f" = A title = \n \n Before it , {' '.join(f'word{n}' for n in range(13))} and behind .\n"
+    (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
     told = compress("prune-wanda", {"sequences": 4, "tokens": 64}, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
     assert told["calibration"]["name"] == "C4 sample"
-    assert told["calibration"]["compared_with"] == [] and told["calibration"]["dropped_for_evaluation_text"] is None  # nothing to compare
+    assert told["calibration"]["compared_with"] == ["wikitext"] and told["calibration"]["dropped_for_evaluation_text"] == 1
 
 
 def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside():

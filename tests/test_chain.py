@@ -30,6 +30,7 @@ def by_label(planned):
         ("response+response", r"response stands in it twice"),
         ("prune-width[allocation=global]+prune-depth", r"needs the architecture's own shapes"),
         ("lowrank+nf4", r"nf4 cannot follow lowrank: it needs the architecture's own shapes"),
+        ("prune-wanda[pattern=2:4]+prune-width", r"dropping channels would break its groups of pattern 2:4; put prune-width first"),
         ("identity+int8", r"identity changes nothing"),
         ("response++int8", r"empty stage"),
         ("response+intt8", r"unknown method 'intt8'; did you mean 'int8'"),
@@ -44,7 +45,9 @@ def test_an_order_that_cannot_work_is_refused_before_anything_is_computed(chain,
 @pytest.mark.parametrize(
     "chain",
     ["response+int8", "prune-depth+response+int8", "prune-wanda+response+int4", "lowrank+response", "lowrank+int4",
-     "prune-width+prune-depth", "response+prune-depth", "prune-depth+lowrank+response+int8-dynamic", "sft+response"],
+     "prune-width+prune-depth",
+     "prune-wanda+prune-width", "prune-width+prune-wanda[pattern=2:4]",
+     "response+prune-depth", "prune-depth+lowrank+response+int8-dynamic", "sft+response"],
 )  # fmt: skip
 def test_an_order_that_works_is_planned(chain):
     assert chain in by_label(plan([chain]))

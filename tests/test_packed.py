@@ -119,7 +119,62 @@ def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligne
             assert (one(x) - x @ found.dequantized().T).abs().max() < 0.02 * (x @ found.dequantized().T).abs().max()
 
 
-@pytest.mark.parametrize(("cut", "settings"), [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2})])
+@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("outputs", [40, 57, 8])
+def test_any_number_of_outputs_takes_the_int4_kernel(outputs, rows):
+    torch.manual_seed(8)
+    found = round_to_nearest(torch.randn(outputs, 96), bits=4, group=32, zeros=True)
+    module = filled(*packed("m", found, torch.randn(outputs), kind="int4"))
+    x = torch.randn(2, rows, 96)
+    expected = x @ found.dequantized().T + module.bias
+    with torch.inference_mode():
+        told = module(x)
+    assert module.laid_out == "cpu" and told.shape == expected.shape
+    assert (told - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_large_activations_and_small_scales_survive_in_half_precision(rows):
+    """Sums over int8 codes pass 65,504 long before the output does, and fp16 has no numbers as small as a scale may be."""
+    torch.manual_seed(9)
+    w = torch.randn(32, 64) * 1e-3
+    x = torch.randn(rows, 64) * 20_000
+    for name in ("int8", "int8-dynamic"):
+        found = round_to_nearest(w, bits=8)
+        module = filled(*packed("m", found, None, kind=name))
+        expected = x @ found.dequantized().T
+        assert 100 < expected.abs().max() < 65_504
+        with torch.inference_mode():
+            told = module(x.half())
+        assert told.dtype == torch.float16 and (told.float() - expected).abs().max() < 0.03 * expected.abs().max(), name
+
+
+def test_a_packed_student_of_half_precision_opens_in_bf16(compress, tmp_path):
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    made, _ = compress("int8")
+    shutil.copytree(made.path, tmp_path / "half")
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    assert model.model.layers[0].mlp.up_proj.scale.dtype == model.model.norm.weight.dtype == torch.bfloat16
+
+
+def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
+    torch.manual_seed(10)
+    spec, tensors = packed("m", round_to_nearest(torch.randn(24, 64), bits=8), torch.randn(24), kind="int8-dynamic")
+    x = torch.randn(2, 5, 64)
+    with torch.inference_mode():
+        kernel = filled(spec, tensors)(x)
+        monkeypatch.setattr("harness.packed.FBGEMM", False)
+        module = filled(spec, tensors)
+        floats = module(x)
+    assert not hasattr(module, "prepared") and torch.allclose(kernel, floats, atol=1e-3 * float(kernel.abs().max()))
+
+
+@pytest.mark.parametrize(("cut", "settings"), [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2, "multiple": 1})])
 def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
     """One token at a time, in a process of its own: what it guards against is a crash."""
     import subprocess

@@ -165,7 +165,7 @@ def test_a_cut_that_leaves_nothing_is_refused(compress):
     with pytest.raises(CellFailed, match="at least one of each must stay"):
         compress("prune-width", {"groups": 2})
     for ratio in (0, 0.001):
-        with pytest.raises(CellFailed, match="of 384 channels and groups=0 cut nothing"):
+        with pytest.raises(CellFailed, match=r"of 384 channels \(in multiples of 16\) and groups=0 cut nothing"):
             compress("prune-width", {"ratio": ratio})
 
 
@@ -182,10 +182,35 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
     opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
     from types import SimpleNamespace
 
-    from methods.prune_width import _Cut
+    from methods.prune_width import WidthPruning, _Cut
 
     with pytest.raises(CellFailed, match=r"mlp has 64 channels and the configuration says 100 .*use prune-depth"):
-        _Cut(SimpleNamespace(model=opened.model, method="prune-width"), 0.2, 0)
+        _Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning())
+
+
+def test_channels_stay_in_multiples_that_kernels_take(compress):
+    for settings, left in (({"ratio": 0.2}, 304), ({"ratio": 0.2, "multiple": 1}, 307), ({"ratio": 0.2, "multiple": 64}, 320)):
+        for name in ("prune-width", "prune-width-random"):
+            assert compress(name, settings)[1]["channels"] == [384, [left, left]], (name, settings)
+
+
+def test_a_norm_over_all_heads_is_named_and_nothing_is_cut(small, compress, tmp_path):
+    base = saved(small("Olmo2"), tmp_path / "olmo", "Olmo2")
+    with pytest.raises(CellFailed, match=r"groups=1 does not know model\.layers\.0\.self_attn\.q_norm\.weight, .*give groups=0"):
+        compress("prune-width", {**FEW, "ratio": 0.25, "groups": 1}, base=base)
+    assert compress("prune-width", {**FEW, "ratio": 0.25}, base=base)[1]["channels"] == [64, [48, 48]]
+
+
+def test_what_was_zero_stays_zero_behind_sparse_gpt(compress):
+    base, _ = compress("prune-magnitude", {"ratio": 0.3})
+    made, told = compress("prune-sparsegpt", FEW, base=base)
+    before, after = (open_model(one).model.state_dict() for one in (base, made))
+    assert told["zeros"] == pytest.approx(0.5, abs=0.01)
+    for name, tensor in before.items():
+        if name.endswith("_proj.weight"):
+            assert (after[name][tensor == 0] == 0).all(), name
+    with pytest.raises(CellFailed, match="no weight became zero that was not"):
+        compress("prune-magnitude", {"ratio": 0.2}, base=made)
 
 
 FEW = {"sequences": 6, "tokens": 48}

@@ -452,7 +452,8 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
         *(
             make(f"prune-wanda{pattern}+sft{rate}", 0.4, seed=1, method="prune-wanda+sft", control=True, family="chain",
                  settings={"prune-wanda": wanda[name], "sft": {"learning_rate": value}})
-            for pattern, name in (("", "unstructured"), ("[pattern=2:4]", "2:4")) for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
+            for pattern, name in (("", "unstructured"), ("[pattern=2:4]", "2:4"))
+            for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
         ),
     ]  # fmt: skip
     [found] = groups.group([make("teacher", 0.9), chain, *others])
@@ -460,7 +461,8 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
 
 
 def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
-    rows = [make("teacher", 0.26, chance=0.25), make("good", 0.5, chance=0.25, controls=("plain",)), make("plain", 0.2, chance=0.25, control=True)]
+    good, plain = make("good", 0.5, chance=0.25, controls=("plain",)), make("plain", 0.2, chance=0.25, control=True)
+    rows = [make("teacher", 0.26, chance=0.25), good, plain]
     [found] = groups.group(rows)
     [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
     assert line["verdict"] == "- (teacher at chance)" and line["difference (points)"].startswith("+30")

@@ -22,15 +22,16 @@ def figure(
     *,
     unit: str,
     better: str,
-    target: float,
+    target: float | None,
     peer: str = "",
     details: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Return one figure: the median of its runs, their range, and whether the target is met."""
+    """Return one figure: the median of its runs, their range, and whether the target is met (None: it has none, it explains another)."""
     value = median(values)
+    met = None if target is None else value >= target if better == "higher" else value <= target
     return {
         "name": name, "value": round(value, 4), "low": round(min(values), 4), "high": round(max(values), 4), "unit": unit, "better": better,
-        "target": target, "met": value >= target if better == "higher" else value <= target, "peer": peer,
+        "target": target, "met": met, "peer": peer,
         "command": f"python tests/benchmarks/{Path(sys.argv[0]).name}", "machine": machine(), "versions": versions(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"), "details": dict(details or {}),
     }  # fmt: skip
@@ -63,7 +64,7 @@ def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "README.md").write_text(f"# Benchmarks\n\nGenerated from the JSON files beside it.\n\n{table()}\n", encoding="utf-8")
     for one in figures:
-        verdict = "met" if one["met"] else "NOT met"
+        verdict = {True: "met", False: "NOT met", None: "none"}[one["met"]]
         print(f"{one['name']}: {one['value']} {one['unit']} [{one['low']}, {one['high']}], target {one['target']}: {verdict}")
 
 
@@ -74,8 +75,10 @@ def table() -> str:
         body = json.loads(path.read_text(encoding="utf-8"))
         for one in body if isinstance(body, list) else [body]:
             sign = ">=" if one["better"] == "higher" else "<="
+            target = "-" if one["target"] is None else f"{sign} {one['target']:g}"
+            met = {True: "yes", False: "no", None: "-"}[one["met"]]
             lines.append(
-                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to {one['high']:g} | {sign} {one['target']:g} | "
-                f"{'yes' if one['met'] else 'no'} | {one['machine']} | {one['date']} |"
+                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to {one['high']:g} | {target} | "
+                f"{met} | {one['machine']} | {one['date']} |"
             )
     return "\n".join(lines)

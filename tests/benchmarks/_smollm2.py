@@ -110,8 +110,11 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
-def speeds(folder: Path, teacher: Any) -> dict[str, list[float]]:
-    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens, prefill at 512."""
+def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
+    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens, prefill at 512.
+
+    `wrap` is put around the student when it is open (`module:function`).
+    """
     import torch
 
     from harness.checkpoint import describe
@@ -120,7 +123,7 @@ def speeds(folder: Path, teacher: Any) -> dict[str, list[float]]:
 
     settings = Settings(grid=tuple(one for part in GRID for one in parse_grid(part)), rounds=ROUNDS, threads=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as place:
-        found = measure(Subject(describe(folder, name="student")), Subject(teacher), settings, folder=Path(place)).measurements
+        found = measure(Subject(describe(folder, name="student"), wrap), Subject(teacher), settings, folder=Path(place)).measurements
     by = {(one.name, one.condition.split()[0]): list(one.values) for one in found if one.name.endswith("_speedup")}
     conditions = list(dict.fromkeys(one.condition for one in found if one.name == "decode_speedup"))
     first, second = (one.split()[0] for one in conditions)

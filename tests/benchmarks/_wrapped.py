@@ -1,4 +1,4 @@
-"""What `measure-planted` puts around a model: a sleep after each forward pass, or a buffer that nobody needs."""
+"""What benchmarks put around a model: a sleep after each forward pass, a buffer that nobody needs, floats of another type."""
 
 import time
 from typing import Any
@@ -24,6 +24,11 @@ def slower(model: Any) -> Any:
 
     model.forward = forward
     return model
+
+
+def in_bf16(model: Any) -> Any:
+    """Let the model compute in bf16."""
+    return model.to(torch.bfloat16)
 
 
 def heavier(model: Any) -> Any:
