@@ -15,7 +15,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods._base import settings
-from methods._compress import Calibrated, Making, calibration_flops
+from methods._compress import Making, Moments, calibration_flops
 from methods._quantization import Quantized, pack
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class FakeInt4(Int4):
 
 
 @settings
-class Int4Calibrated(Int4, Calibrated):
+class Int4Calibrated(Int4, Moments):
     """Weights in int4 by GPTQ: every rounding error made up for in the columns after it."""
 
     controls: ClassVar[tuple[str, ...]] = ("int4",)
@@ -104,7 +104,7 @@ class Int4Calibrated(Int4, Calibrated):
                 )  # fmt: skip
                 layer.weight.copy_(found[name].dequantized())
 
-        sweep(making.opened, data, layers.linear, kind="gram", visit=visit, progress=job.progress)
-        notes = {"group": self.group, "calibration": dict(data.told)}
+        sweep(making.opened, data, layers.linear, kind="gram", alike=self.alike, visit=visit, progress=job.progress)
+        notes = {"group": self.group, "weighting": self.weighting, "calibration": dict(data.told)}
         flops = calibration_flops(making, data, 2)
         return pack(job, making, self, layers, lambda name, layer: found[name], kind="int4", notes=notes, flops=flops)

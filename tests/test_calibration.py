@@ -70,6 +70,41 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
             assert torch.allclose(found[name], plain.sums[name], rtol=1e-3, atol=1e-3 * float(plain.sums[name].abs().max())), name
 
 
+def test_tokens_count_alike_whatever_their_size():
+    torch.manual_seed(3)
+    rows = torch.randn(40, 6)
+    larger = rows * torch.logspace(-2, 4, 40)[:, None]
+    for kind in ("gram", "squares"):
+        sums = {}
+        for name, x, alike in (("plain", rows, True), ("sized", larger, True), ("raw", larger, False), ("zero", torch.zeros(1, 6), True)):
+            flow = Flow(kind, alike)
+            flow.add("x", x)
+            sums[name] = flow.sums["x"]
+        assert torch.allclose(sums["plain"], sums["sized"], atol=1e-5)
+        trace = float(sums["plain"].diagonal().sum() if kind == "gram" else sums["plain"].sum())
+        assert trace == pytest.approx(40, rel=1e-5)  # each token adds one
+        assert float(sums["raw"].abs().max()) > 1e6 and (sums["zero"] == 0).all()
+
+
+def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded():
+    """An attention sink: one direction, thousands of times larger. As published the error of all other tokens hardly counts."""
+    from methods._packing import compensated, round_to_nearest
+
+    torch.manual_seed(4)
+    x = torch.randn(400, 32) @ torch.randn(32, 32)
+    sink = torch.zeros(4, 32)
+    sink[:, 5] = 30_000
+    w = torch.randn(24, 32)
+    errors = {}
+    for name, alike in (("alike", True), ("raw", False)):
+        flow = Flow("gram", alike)
+        flow.add("w", torch.cat([sink, x]))
+        found = compensated(w, flow.sums["w"], bits=4, group=16).dequantized()
+        errors[name] = float(((w - found) @ x.T).square().sum())
+    nearest = float(((w - round_to_nearest(w, bits=4, group=16).dequantized()) @ x.T).square().sum())
+    assert errors["alike"] < 0.7 * errors["raw"] and errors["alike"] < 0.7 * nearest
+
+
 class Block(torch.nn.Module):
     """Takes a factor by place, or from elsewhere: a state that the model sets while it runs."""
 
