@@ -170,6 +170,7 @@ class Stepper:
                 continue
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
             squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            del gradients  # as large as the model: gone before the next term's are made
             found[term.name] = float(torch.stack(squares).sum().sqrt()) / share
         return found
 

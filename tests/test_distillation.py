@@ -341,6 +341,25 @@ def test_norms_of_terms_are_those_of_their_own_gradients(small):
     assert norms["ce"] == pytest.approx(norm({"kl": 0.0, "ce": 0.3})[1], rel=1e-4)
 
 
+def test_norms_of_terms_hold_one_set_of_gradients_at_a_time(small, monkeypatch):
+    import weakref
+
+    plain, held = torch.autograd.grad, []
+
+    def watched(*arguments, **options):
+        assert not any(one() is not None for one in held)
+        found = plain(*arguments, **options)
+        held.extend(weakref.ref(one) for one in found if one is not None)
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    student = small("Llama")
+    stepper = Stepper(student.model, Head(student.model), Objective(terms=[hard_labels(0.5), hard_labels(0.5, tag=0)]), 6, 1)
+    weights = {term.name: term.weight for term in stepper.objective.terms}
+    stepper.backward(rows_of(6), weights=weights, backward=lambda loss: loss.backward(), norms=True)
+    assert len(weights) == 2 and len(held) > 20 and not any(one() is not None for one in held)
+
+
 def test_recomputed_activations_change_no_weight(small, tmp_path):
     plain, _ = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto", attention="auto"))
     again, _ = train(
