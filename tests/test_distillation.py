@@ -888,6 +888,27 @@ def _made(folder):
     folder.mkdir()
     return folder
 
+@pytest.mark.parametrize(
+    ("better", "farthest"), [(lambda rate: 1 / rate, 64), (lambda rate: rate, 1 / 64), (lambda rate: abs(rate - 0.02), 4)]
+)
+def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from methods import _tuning
+
+    def spent(*_, settings, **__):
+        return {"best": better(settings.learning_rate), "seen": 0, "written": 0}
+
+    monkeypatch.setattr(_tuning, "fit", spent)
+    monkeypatch.setattr(_tuning, "forward_flops_per_token", lambda *_: 0.0)
+    found = _tuning._search(
+        SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, run={}, student=lambda _: SimpleNamespace(model=None),
+        objective=lambda: SimpleNamespace(live=()),
+    )  # fmt: skip
+    tried = [float(rate) for rate in found["losses"]]
+    assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(farthest * SETTINGS.learning_rate)
+
+
 
 def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
     """The control of the cache: the right distributions at the wrong rows must show."""
