@@ -16,6 +16,7 @@ from harness.errors import CellFailed, HarnessError
 from harness.generate import Generation
 from harness.model import resolve
 from harness.registry import Registry, expanded
+from methods._base import rate_for
 
 REGISTRY = Registry("method", methods.METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
@@ -89,6 +90,16 @@ def test_refuses_settings_out_of_range_and_unknown_ones(name):
         REGISTRY.build(name, {"learning_rat": 1e-3})
     with pytest.raises(Exception, match=r"frozen|cannot assign"):
         REGISTRY.build(name, {}).learning_rate = 1.0
+
+
+def test_the_learning_rate_follows_the_students_size_unless_it_is_set():
+    assert [rate_for(size) for size in (918_656, 10_000_000, 134_515_008, 1_000_000_000, 8_030_000_000)] == [
+        1e-3, 1e-3, 1.8e-4, 4.6e-5, 1.2e-5,
+    ]  # fmt: skip
+    assert [rate_for(size, scratch=True) for size in (918_656, 1_000_000_000)] == [1e-3, 2.2e-4]
+    assert REGISTRY.build("sft", {}).learning_rate == "auto" and REGISTRY.build("sft", {"learning_rate": 3e-3}).learning_rate == 3e-3
+    with pytest.raises(HarnessError, match=r"sft\.learning_rate: .*; write for example --set sft\.learning_rate=VALUE"):
+        REGISTRY.build("sft", {"learning_rate": 2})
 
 
 def test_importing_every_method_imports_no_torch():
