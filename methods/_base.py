@@ -156,6 +156,7 @@ class Trained:
         taught = teachers.models if teachers else (job.teacher,) if written else ()
         told["taught_by"] = [one.name for one in taught]
         told |= {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], "terms": spent["terms"]}
+        told |= {"start_ce": round(spent["start_ce"], 6), "best_ce": round(spent["best"], 6)}
         if kept:
             told |= {"teacher_cache": [one.key for one in kept], "cached_tokens_of_each": kept[0].k}
             told["cached_mass"] = [one.meta["kept_mass"] for one in kept]

@@ -761,7 +761,7 @@ def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
     by_list = REGISTRY.build("response", {"terms": ["jsd=0.7", "ce=0.3", "attention=auto"]})
     assert by_list.weights() == [("jsd", 0.7), ("ce", 0.3), ("attention", "auto")]
     by_list.compress(job([tiny], tmp_path / "x"))
-    line = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
+    line = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[1])
     assert {"jsd", "ce", "attention", "weight_attention", "gradient_norm_attention"} <= line.keys()
     same = REGISTRY.build("feature", {"terms": ["forward-kl=0.5", "ce=0.5"]})
     assert same.weights() == REGISTRY.build("response", {}).weights()
@@ -812,10 +812,14 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
     assert notes["rows"] == 2 * notes["traces_kept"] and set(notes["terms"]) == {"ce-0", "ce-1"}
 
 
-def test_training_from_random_weights_starts_at_chance(tiny, tmp_path):
+def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("methods._base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
     REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
-    first = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
-    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3)
+    start, first = (json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2])
+    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start["validation_ce"] == pytest.approx(math.log(1024), abs=0.3)
+    notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
+    assert asked == [(918_656, True)] and notes["learning_rate"] == 7e-4 and notes["start_ce"] == round(start["validation_ce"], 6)
 
 
 def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
@@ -884,10 +888,6 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, t
         REGISTRY.build("sft", {"batch_rows": 8}).compress(replace(given, workdir=_made(tmp_path / "three")))
 
 
-def _made(folder):
-    folder.mkdir()
-    return folder
-
 @pytest.mark.parametrize(
     ("better", "farthest"), [(lambda rate: 1 / rate, 64), (lambda rate: rate, 1 / 64), (lambda rate: abs(rate - 0.02), 4)]
 )
@@ -909,6 +909,10 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, 
     assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(farthest * SETTINGS.learning_rate)
 
 
+def _made(folder):
+    folder.mkdir()
+    return folder
+
 
 def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
     """The control of the cache: the right distributions at the wrong rows must show."""
@@ -929,7 +933,7 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
         REGISTRY.build("response", {"teacher_share": 1.0, "batch_rows": 4}).compress(given)
         monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-        return min(line["validation_ce"] for line in lines if "validation_ce" in line)
+        return min(line["validation_ce"] for line in lines if "validation_ce" in line and line["step"])
 
     right = last(tmp_path / "right", False)  # makes the cache, which the other reads: wrong rows do not pass the check at building
     assert last(tmp_path / "wrong", True) > 1.5 * right

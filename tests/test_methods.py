@@ -151,6 +151,7 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
         assert cost["seen_tokens"] > most - 200
     assert (cost.get("teacher_tokens", 0) > 0) == (name in BESIDE) and bool(cost["shared"]) == (name in CACHED)
     terms = cost["notes"]["terms"]
+    assert cost["notes"]["learning_rate"] == 1e-3 and min(cost["notes"]["best_ce"], cost["notes"]["start_ce"]) > 0
     assert terms and all({"weight", "first", "last", "gradient_norm"} <= held.keys() for held in terms.values())
     assert cost["devices"] == 1 and cost["device_seconds"] == cost["seconds"] and cost["peak_bytes"] > 100 * 2**20
 
@@ -160,7 +161,7 @@ def test_every_divergence_trains_a_student_of_its_own_and_is_logged_by_name(dive
     made = REGISTRY.build("response", {"divergence": divergence}).compress(job(teacher, tmp_path / "x"))
     assert made.digest != students["response"][0].digest
     steps = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
-    assert steps[0][divergence] > 0 and "ce" in steps[0] and "forward-kl" not in steps[0]
+    assert steps[1][divergence] > 0 and "ce" in steps[1] and "forward-kl" not in steps[1]
 
 
 def test_trained_rows_see_equal_tokens(students):
