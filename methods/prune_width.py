@@ -19,6 +19,8 @@ from methods._compress import Calibrated, Compressed, Making, calibration_flops
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.arithmetic import Shape
+
 Allocation = Literal["uniform", "global"]
 
 
@@ -36,6 +38,9 @@ class WidthPruning(Calibrated):
     def hands_on(self) -> dict[str, object]:
         """Its control drops as many."""
         return {"ratio": self.ratio, "groups": self.groups}
+
+    def shaped(self, before: "Shape") -> "Shape":
+        return narrower(before, self.ratio, self.groups)
 
     def compress(self, job: Job) -> Checkpoint:
         """Sum what flows into every down and output projection, keep the largest."""
@@ -68,6 +73,9 @@ class RandomWidthPruning(Compressed):
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
     groups: Annotated[int, Field(ge=0)] = 0
 
+    def shaped(self, before: "Shape") -> "Shape":
+        return narrower(before, self.ratio, self.groups)
+
     def compress(self, job: Job) -> Checkpoint:
         """Draw a score for every channel and group."""
         import torch
@@ -78,6 +86,15 @@ class RandomWidthPruning(Compressed):
         channels = {name: torch.rand(cut.down(name).shape[1], generator=draw) for name in cut.feed_forwards}
         heads = {name: torch.rand(cut.out(name).shape[1], generator=draw) for name in cut.attentions}
         return cut.saved(channels, heads, "uniform", {})
+
+
+def narrower(before: "Shape", ratio: float, groups: int) -> "Shape":
+    """Return the shape of a model without a ratio of its channels and so many of its KV groups; at least one of each stays."""
+    from dataclasses import replace
+
+    kept = max(1, before.kv_heads - groups)
+    channels = max(1, before.intermediate - int(ratio * before.intermediate + 0.5))
+    return replace(before, intermediate=channels, kv_heads=kept, heads=before.heads // before.kv_heads * kept)
 
 
 class _Cut:
