@@ -37,7 +37,7 @@ def advice(asked: Asked, work: Mapping[str, Work], hardware: Hardware, *, fits: 
     if any(work[name].writes_traces for name in asked.chain):
         lines.append("Traces are written once and shared by every row, seed and run that asks the same teacher the same questions.")
     if hardware.count > 1:
-        lines.append(f"The layouts over {hardware.count} devices are what formulas allow; this version's `harness run` uses one of them.")
+        lines.append(f"The layouts over {hardware.count} devices are arithmetic: this version trains in one process, on one device.")
     if not fits:
         lines.append("NOT EVERYTHING FITS: see the stages marked so.")
     if reading:

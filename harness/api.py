@@ -1,17 +1,18 @@
 """The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives a pandas frame."""
 
+import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import RunConfig, build
+from harness.config import RunConfig, build, limit_for
 from harness.contract import Progress
 from harness.errors import HarnessError, unknown
-from harness.plan import Plan, make_plan
+from harness.plan import TEACHER, Plan, PlannedCell, make_plan
 from harness.record import RunRecord
 from harness.runner import Finished, Watcher, run_plan
 
@@ -159,6 +160,7 @@ def estimate_plans(
     from harness.hardware import parse_hardware
     from harness.model import configuration_of, is_embedded, parse_recipe
     from harness.registry import Registry
+    from harness.scenario import GRIDS
     from harness.workload import ITEMS, Asked, is_size, parse_model, student_shape, work_of
 
     if not methods:
@@ -178,7 +180,6 @@ def estimate_plans(
     tasks = dict.fromkeys(task for one in named.values() for task in one.tasks)
     items = {task: min(ITEMS.get(task, 1_000), limit or 10**9) for task in tasks}
     registry = Registry.with_entry_points("method", table.METHODS, "harness.methods")
-    declared = {name: registry.load(name) for name in registry.table}
     found: list[Estimate] = []
     for spec in methods:
         stages = [(registry.canonical(name), settings) for name, settings in map(parse_method, parts_of(spec))]
@@ -190,11 +191,75 @@ def estimate_plans(
         asked = Asked(
             teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),
             budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_rows=int(str(told.get("micro_rows", 16))),
-            samples=int(str(told.get("samples", 1))),
+            samples=int(str(told.get("samples", 1))), grid=GRIDS[place.kind],
         )  # fmt: skip
-        work = {name: work_of(name, declared) for name in chain}
+        work = {name: work_of(name, method) for name, method in zip(chain, built, strict=True)}
         found.append(estimate(asked, work, place, records, teacher_row=not found))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a planned cell will take on this machine, by formula."""
+
+    seconds: float
+    states: float = 0.0  # bytes that its training holds whatever the batches; 0 where nothing trains
+    memory: float = 0.0  # bytes of the device
+    verdict: str = ""  # whether its training fits, batches included
+
+
+def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
+    """Estimate every cell of a plan, given the keys of those that are finished; what cells share counts in the first that makes it."""
+    import methods
+    from harness.arithmetic import Shape
+    from harness.estimate import Stage, making, scoring
+    from harness.hardware import this_machine
+    from harness.model import parse_recipe
+    from harness.registry import Registry
+    from harness.store import read_all
+    from harness.workload import ITEMS, Asked, cut_parameters, student_shape, training_bytes, work_of
+
+    registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+    records: list[RunRecord] = []
+    with contextlib.suppress(HarnessError):  # no record yet
+        records, _ = read_all(plan.config.out)
+    place = this_machine(plan.device, records)
+    teachers = [Shape.of_folder(one.path, name=one.name) for one in plan.teachers]
+    folders = [one.path for one in plan.teachers]
+    recipe, base = parse_recipe(plan.config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
+    asked = Asked(
+        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=plan.budget_tokens,
+        rows=plan.config.rows, mini=all(task.endswith("-mini") for task in plan.tasks), rounds=plan.config.rounds,
+        items={task: min(ITEMS.get(task, 1_000), limit_for(plan.config.limit, task) or 10**9) for task in plan.tasks},
+        grid=plan.grid if any(suite.measure for suite in plan.suites.values()) else "",
+    )  # fmt: skip
+    made: set[str] = set()
+
+    def expected(cell: PlannedCell) -> Expected:
+        folder, shape = folders[cell.teacher], teachers[cell.teacher]
+        seconds, states, trainings = 0.0, 0.0, list[Stage]()
+        for at, stage in enumerate(cell.stages):
+            method = registry.build(stage.method, stage.settings)
+            work = work_of(stage.method, method)
+            if at == 0 and not work.of_teacher:
+                folder, shape = plan.student_base.path, asked.student
+            own = replace(asked, micro_rows=getattr(method, "micro_rows", 16), samples=getattr(method, "samples", 1))
+            parts = making(stage.method, work, shape, own, place)
+            for key, one in ((one.name if one.shared else stage.key, one) for one in parts):
+                seconds += 0.0 if key in made else one.seconds
+                made.add(key)
+            if work.trains:
+                states = max(states, training_bytes(work, cut_parameters(folder, shape), folders, plan.dtype))
+                trainings.append(parts[-1])
+            shape = work.shaped(shape)
+        own = replace(asked, grid="") if cell.simulated else asked
+        seconds += scoring(cell.label, shape, own, place, records, beside=shape if cell.method == TEACHER else teachers[0]).seconds
+        how = " ".join(dict.fromkeys(one.note for one in trainings if one.note))
+        fits = states <= place.memory and all(one.fits for one in trainings)
+        verdict = f"fits{how and f' with {how}'}" if fits else "DOES NOT FIT, give a smaller student or a larger device"
+        return Expected(seconds=0.0 if cell.key in finished else seconds, states=states, memory=place.memory, verdict=verdict)
+
+    return [expected(cell) for cell in plan.cells]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from harness.checkpoint import weight_files
 from harness.errors import HarnessError
 
 ROWS_AT_ONCE = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
+STATE_BYTES = 16  # of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al., 2020)
 CPU_CACHE = 2**28  # bytes of keys and values in use on a CPU: more rows at once than fit help it little
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED = {

@@ -27,6 +27,7 @@ from harness.errors import CellFailed, HarnessError, Skipped
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
 from harness.stopwatch import at_rest, end_with_parent, reset_peak
+from harness.watch import device_bytes
 
 if TYPE_CHECKING:
     from harness.lm import Transformers
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> int:
     try:
         record = _compute(job, progress, began)
     except Exception as problem:  # noqa: BLE001  a method may raise anything; the other cells must go on
-        reason, trace = _reason(problem)
+        reason, trace = _reason(job, problem)
         record = _record(job, began, status="skipped" if isinstance(problem, Skipped) else "failed", reason=reason, trace=trace)
     write(job.cell_folder / "record.json", record)
     _leave_card(job, record)
@@ -109,18 +110,32 @@ def _leave_card(job: CellJob, record: RunRecord) -> None:
             print(f"no model card: {problem}", file=sys.stderr)
 
 
-def _reason(problem: Exception) -> tuple[str, str]:
+def _reason(job: CellJob, problem: Exception) -> tuple[str, str]:
     """Return one line for the table and the traceback for the record."""
+    from harness.generate import is_out_of_memory
+
     if isinstance(problem, (CellFailed, HarnessError)):
         return str(problem), ""
     if isinstance(problem, OSError) and problem.errno == 28:
         return f"no space left on the device ({problem.filename or 'cell folder'}); free some and run again", ""
-    if isinstance(problem, MemoryError) or "out of memory" in str(problem).lower():
-        return f"out of memory ({problem}); try a smaller --batch-size or --set METHOD.micro_rows=1", traceback.format_exc()
+    if is_out_of_memory(problem):
+        return f"out of memory {_at_what(job)} ({problem})", traceback.format_exc()
     return (
         f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no message'}",
         traceback.format_exc(),
     )
+
+
+def _at_what(job: CellJob) -> str:
+    """Say what a cell that ran out of memory was at, and what makes that smaller: the first stage without a student, else scoring."""
+    unmade = (stage for stage, folder in zip(job.cell.stages, job.stage_folders, strict=True) if not (folder / "done.json").exists())
+    stage = next(unmade, None)
+    if stage is None:
+        return "in scoring; type a smaller --batch-size"
+    if not stage.trains:
+        return f"in {stage.method}; give a smaller model, or a larger device"
+    name = stage.method
+    return f"in training; type --set {name}.micro_rows=1 and --set {name}.checkpointing=true, or give a smaller --student"
 
 
 def _own_standard_output() -> Callable[[dict[str, Any]], None]:
@@ -420,6 +435,8 @@ def _staged(
         _forget_peak(job.device)  # each stage says its own
         registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
         method = registry.build(stage.method, stage.settings)
+        if stage.trains:
+            _refuse_what_cannot_fit(job, stage, method, start, job.student_recipe if parent is None else "")
         made = method.compress(
             Job(
                 teachers=teachers,
@@ -447,6 +464,28 @@ def _staged(
         raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
     _changed_something(stage, student, (start, *teachers))
     return student
+
+
+def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str) -> None:
+    """Fail before a teacher is asked anything where what training holds whatever its batches is more than the device has."""
+    from harness.arithmetic import STATE_BYTES, Shape, parameters_on_disk
+    from harness.hardware import GIB
+    from harness.model import parse_recipe
+    from harness.workload import cut_parameters, student_shape, training_bytes, work_of
+
+    work, folders, memory = work_of(stage.method, method), [one.path for one in job.teachers], device_bytes(job.device)
+    if training_bytes(work, parameters_on_disk(start.path), folders, job.dtype) <= memory:
+        return  # before any cut
+    cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
+    parameters = cut_parameters(start.path, student_shape(whole, cut) if cut else whole)
+    need = training_bytes(work, parameters, folders, job.dtype)
+    if need > memory:
+        beside = ", and the teacher beside it" if need > STATE_BYTES * parameters else ""
+        smaller = "a smaller --student" if start.digest == job.student_base.digest else "a student that was cut further before"
+        raise CellFailed(
+            f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} parameters{beside} are {need / GIB:,.1f} GiB, "
+            f"and this {job.device} has {memory / GIB:,.1f} GiB; give {smaller}"
+        )
 
 
 def _forget_peak(device: str) -> None:

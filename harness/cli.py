@@ -164,30 +164,27 @@ def run(
 
 
 def _print_plan(plan: "Plan") -> int:
+    from harness.api import expect
     from harness.arithmetic import parameters_on_disk
-    from harness.runner import estimate_seconds
+    from harness.hardware import GIB
     from harness.store import Store
 
     store = Store(plan.config.out)
-    teacher = parameters_on_disk(plan.teachers[0].path)
-    share = float(plan.student_recipe.partition(":")[2]) if ":" in plan.student_recipe else 1.0
-    parameters = {"teacher": teacher, "student": round(parameters_on_disk(plan.student_base.path) * share)}
+    finished = {cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)}
+    expected = expect(plan, finished)
     typer.echo(
-        f"teacher {plan.teachers[0].name} ({teacher:,} parameters), student {plan.student_recipe}, "
+        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} parameters), student {plan.student_recipe}, "
         f"{plan.budget_tokens:,} seen tokens for each trained row, {plan.device}, {plan.dtype}; tasks: {', '.join(plan.tasks)}"
     )
-    total = 0.0
-    for cell in plan.cells:
-        held = None if plan.config.force else store.finished(cell.key)
-        before = held.seconds if held else None
-        guess = 0.0 if before is not None else estimate_seconds(plan, cell, parameters)
-        total += guess
-        state = "finished" if before is not None else f"to compute, about {guess:.0f} s"
+    for cell, one in zip(plan.cells, expected, strict=True):
+        state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
+        if one.states and cell.key not in finished:
+            state += f"; training states {one.states / GIB:,.2f} of {one.memory / GIB:,.1f} GiB: {one.verdict}"
         seed = f" seed {cell.seed}" if cell.seed is not None else ""
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
     typer.echo(
-        f"{len(plan.cells)} cells, about {total / 60:.0f} min to compute "
-        f"(a rule of thumb: FLOPs over what small models reach on a {plan.device})"
+        f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to compute "
+        f"(by the formulas of harness plan, on this {plan.device})"
     )
     return 0
 

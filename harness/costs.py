@@ -177,7 +177,7 @@ def training(found: Group, price: float | None = None) -> Table | None:
 
         line.add("seen", mean(lambda one: one.seen_tokens or None), lambda v: f"{v:,.0f}")
         line.add("trained", mean(lambda one: one.trained_tokens or None), lambda v: f"{v:,.0f}")
-        if any(record.tuned for each in found.rows for record in each.records):
+        if any("learning_rate" in record.cost.notes for each in found.rows for record in each.records):
             line.add("rate", _rate(row), lambda v: f"{v:g}")
         line.add("train s", mean(lambda one: one.seconds), lambda v: f"{v:.1f}")
         line.add("device s", mean(lambda one: one.device_seconds or None), lambda v: f"{v:.1f}")

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from harness.advice import advice
-from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE, Shape
+from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE, STATE_BYTES, Shape
 from harness.hardware import GIB, Hardware, made_here
 from harness.record import RunRecord
-from harness.scenario import GRIDS, VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
+from harness.scenario import VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
 from harness.workload import DENSE, ITEM_TOKENS, ROW_TOKENS, TOP_K, TOP_K_BYTES, Asked, Work
 
 _USABLE = 0.92  # of a GPU's memory: context, libraries, fragments
@@ -35,6 +35,7 @@ class Stage:
     layout: str  # how it lies on the devices
     tokens: float = 0.0
     fits: bool = True
+    shared: bool = False  # made once for all rows
     note: str = ""
 
 
@@ -61,23 +62,28 @@ class Estimate:
 def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records: Sequence[RunRecord], *, teacher_row: bool) -> Estimate:
     """Estimate a chain stage by stage; `teacher_row` adds the teacher's own scoring, which a table needs once."""
     stages: list[Stage] = []
-    student = asked.teacher if work[asked.chain[0]].changes else asked.student  # what does not train starts from the teacher
+    shape = asked.teacher if work[asked.chain[0]].of_teacher else asked.student
     if teacher_row:
-        stages.append(_scoring("score the teacher", asked.teacher, asked, hardware, records))
+        stages.append(scoring("score the teacher", asked.teacher, asked, hardware, records))
     for name in asked.chain:
-        one = work[name]
-        if one.writes_traces:
-            stages.append(_traces(asked, hardware))
-        cached = _is_cached(one, asked)
-        if cached:
-            stages.append(_reading(asked, hardware))
-        if one.trains:
-            stages.append(_training(name, one, student, asked, hardware, live=one.reads_teacher and not cached))
-        elif one.changes:
-            stages.append(_posthoc(name, one, student, hardware))
-    stages.append(_scoring("score and time the student", student, asked, hardware, records, beside=asked.teacher))
+        stages += making(name, work[name], shape, asked, hardware)
+        shape = work[name].shaped(shape)
+    stages.append(scoring("score and time the student", shape, asked, hardware, records, beside=asked.teacher))
     told = advice(asked, work, hardware, fits=all(stage.fits for stage in stages), records=records)
     return Estimate(asked=asked, hardware=hardware, stages=tuple(stages), advice=tuple(told))
+
+
+def making(name: str, work: Work, shape: Shape, asked: Asked, hardware: Hardware) -> list[Stage]:
+    """Return what one method of a chain takes, given a model of a shape: the teacher's part, which rows share, then its own."""
+    stages = [_traces(asked, hardware)] if work.writes_traces else []
+    cached = _is_cached(work, asked)
+    if cached:
+        stages.append(_reading(asked, hardware))
+    if work.trains:
+        stages.append(_training(name, work, shape, asked, hardware, live=work.reads_teacher and not cached))
+    elif work.changes:
+        stages.append(_posthoc(name, work, shape, hardware))
+    return stages
 
 
 def _item(hardware: Hardware) -> int:
@@ -121,7 +127,7 @@ def _reading(asked: Asked, hardware: Hardware) -> Stage:
     each = asked.teacher.vocabulary * 2 if asked.teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
     return Stage(
         name="teacher reads the rows (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
-        tokens=float(tokens), fits=fits, note=f"{tokens * share * each / GIB:.2f} GiB of cache",
+        tokens=float(tokens), fits=fits, shared=True, note=f"{tokens * share * each / GIB:.2f} GiB of cache",
     )  # fmt: skip
 
 
@@ -130,7 +136,7 @@ def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Har
     tokens = asked.micro_rows * long  # rows lie beside rows of their own length: the longest batch decides the memory
     vocabulary = max(student.vocabulary, asked.teacher.vocabulary) if work.reads_teacher else student.vocabulary
     need = _Need(
-        states=16.0 * student.parameters,
+        states=float(STATE_BYTES * student.parameters),
         activations=activation_bytes(student, tokens, _item(hardware)),
         logits=logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher),
         teacher=float(asked.teacher.parameters * _item(hardware)) if live else 0.0,
@@ -141,14 +147,14 @@ def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Har
     way = _layout(need, student, room, hardware)
     flops = 3 * way.compute * student.forward_flops(length) * asked.budget
     seconds = flops / (hardware.train * hardware.count)
-    held_out = (1 + asked.budget // (asked.rows * length)) * asked.validation_rows * length
+    held_out = (2 + asked.budget // (asked.rows * length)) * asked.validation_rows * length
     seconds += held_out * student.forward_flops(length) / (hardware.forward * hardware.count)
     if live:  # a cache would read each row once, and the budget reads fewer than all
         read = asked.rows * length if way.cached else asked.budget
         seconds += asked.teacher.forward_flops(length) * read / (hardware.forward * hardware.count)
     return Stage(
         name=f"train: {name}", seconds=seconds + _START_SECONDS, memory=base + way.memory, layout=way.layout, tokens=float(asked.budget),
-        fits=way.memory <= room, note=way.note if way.memory <= room else "more devices, a smaller student, or LoRA",
+        fits=way.memory <= room, note=way.note.replace("METHOD", name) if way.memory <= room else "a smaller student, or a larger device",
     )  # fmt: skip
 
 
@@ -237,7 +243,7 @@ def _traces(asked: Asked, hardware: Hardware) -> Stage:
     mebibytes = asked.rows * asked.samples * length * 6 / 2**20
     return Stage(
         name="teacher writes traces (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
-        tokens=float(asked.rows * asked.samples * written), fits=fits, note=f"{mebibytes:.1f} MiB of text",
+        tokens=float(asked.rows * asked.samples * written), fits=fits, shared=True, note=f"{mebibytes:.1f} MiB of text",
     )  # fmt: skip
 
 
@@ -258,9 +264,11 @@ def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
 
 
 def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -> float:
-    """Return what the stopwatches take for the default grid: two starts, warm-ups, and two visits of each model a round."""
+    """Return what the stopwatches take for the grid: two starts, warm-ups, and two visits of each model a round."""
+    if not asked.grid:
+        return 0.0
     total = _STOPWATCH_SECONDS
-    for scenario in parse_grid(GRIDS[hardware.kind]):
+    for scenario in parse_grid(asked.grid):
         for shape in shapes:
             tokens = scenario.batch * scenario.prompt_tokens
             run = tokens * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
@@ -271,8 +279,8 @@ def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -
     return total
 
 
-def _scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records: Sequence[RunRecord], beside: Shape | None = None) -> Stage:
-    """Score every task; from a record of the task on this machine where there is one, scaled by the FLOPs of a token."""
+def scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records: Sequence[RunRecord], beside: Shape | None = None) -> Stage:
+    """Score every task and time the model; seconds an item by this machine's records where it has some, scaled by the FLOPs of a token."""
     seconds, tokens = _START_SECONDS + _timing_seconds((shape, beside or shape), asked, hardware), 0.0
     known = 0
     for task, count in asked.items.items():

@@ -48,7 +48,7 @@ GLOSSARY = {
     "energy J": "of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter can be read",
     "teacher s": "seconds of the teacher's forward passes for this row alone, within train s",
     "teacher FLOPs": "its forward passes for this row alone",
-    "rate": "learning rate; chosen on a held-out slice of the training rows, once for all seeds",
+    "rate": "learning rate: as set, or by the student's size; with --tune chosen on held-out training rows, once for all seeds",
     "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
     "its share s": "the same divided by the rows of this table that use it",
     "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that reaches the low end (retention: by "

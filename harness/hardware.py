@@ -1,6 +1,5 @@
 """Where a plan shall run: a GPU's data sheet, or this machine's CPU with the rates that its own records show. No torch."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from statistics import median
 
 from harness.errors import HarnessError, unknown
 from harness.record import RunRecord, machine
-from harness.watch import allowed_cpus, threads_asked
+from harness.watch import allowed_cpus, device_bytes, threads_asked
 
 GIB = 2**30
 
@@ -44,7 +43,7 @@ def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
         raise HarnessError(f"--hardware {text!r}: a machine has cores and memory; write for example cpu:8x32GB")
     if cpu:
         cores = int(cpu[1]) if cpu[1] else len(allowed_cpus())
-        memory = float(cpu[2]) * GIB if cpu[2] else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        memory = float(cpu[2]) * GIB if cpu[2] else float(device_bytes("cpu"))
         plain = Hardware(
             name=f"CPU, {cores} cores", kind="cpu", count=1, memory=memory, train=cores * _CPU_FLOPS, forward=1.2 * cores * _CPU_FLOPS,
             bandwidth=_CPU_BANDWIDTH, source=f"a rule of thumb, {_CPU_FLOPS / 1e9:.0f} GFLOP/s a core: no record of this machine",
@@ -72,6 +71,14 @@ def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
         source=f"its data sheet ({teraflops:g} TFLOP/s, {bandwidth:g} GB/s) times {_TRAIN_SHARE:.0%} in training, {_FORWARD_SHARE:.0%} in "
         f"forward passes, {_BANDWIDTH_SHARE:.0%} of the bandwidth in decoding",
     )  # fmt: skip
+
+
+def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
+    """Return this machine's CPU, or its GPU with the rates of the listed one that is nearest in memory."""
+    if device == "cpu":
+        return parse_hardware("cpu", records)
+    memory = float(device_bytes(device))
+    return replace(parse_hardware(f"1x{memory / GIB:.0f}GB", records), memory=memory)
 
 
 def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:

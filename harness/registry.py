@@ -83,7 +83,7 @@ class Registry:
             return TypeAdapter(found).validate_python(dict(settings))
         except ValidationError as problem:
             first = problem.errors()[0]
-            where = ".".join(map(str, first["loc"])) or name
+            where = str(first["loc"][0]) if first["loc"] else name
             message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
             given = first["input"]
             raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem

@@ -66,6 +66,7 @@ def notes(found: Group) -> list[str]:
     if found.superseded:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
     lines += _packed(found)
+    lines += _no_better(found)
     lines += _remarks(found)
     others = [row.label for row in found.rows if timing_of(row) not in ("", timed_under(found))]
     if others:
@@ -95,6 +96,21 @@ def _packed(found: Group) -> list[str]:
             skipped = told.get("skipped")
             left = f"; left as they were: {', '.join(map(str, skipped))}" if isinstance(skipped, list) and skipped else ""
             lines.append(f"{row.label}: {told['bits_per_weight']:g} bits on disk for each weight of the model{each}{head}{left}.")
+    return lines
+
+
+def _no_better(found: Group) -> list[str]:
+    """Name the trained rows that no epoch made better, on held-out rows, than they were before the first step."""
+    lines = []
+    for row in found.rows:
+        for record in row.done:
+            start, best = (record.cost.notes.get(name) for name in ("start_ce", "best_ce"))
+            if isinstance(start, float) and isinstance(best, float) and best >= start:
+                seed = f" (seed {record.seed})" if record.seed is not None else ""
+                lines.append(
+                    f"{row.label}{seed}: no epoch's held-out loss was below that of the untouched start ({best:.4g} against {start:.4g})"
+                    f"{'' if record.tuned else '; try --tune'}."
+                )
     return lines
 
 

@@ -11,14 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.cell import CellJob
-from harness.config import limit_for
 from harness.contract import Progress
 from harness.errors import HarnessError, how_it_ended
 from harness.model import is_embedded
 from harness.plan import Plan, PlannedCell
 from harness.record import BadRecord, ModelReference, RunRecord, read, write
 from harness.store import Busy, Store
-from harness.workload import ITEMS
 
 
 @dataclass(frozen=True)
@@ -206,15 +204,3 @@ def failures(ended: Sequence[Finished]) -> list[str]:
         elif one.record.status != "success":
             lines.append(f"{one.cell.label}{seed}: {one.record.status}: {one.record.reason}")
     return lines
-
-
-def estimate_seconds(plan: Plan, cell: PlannedCell, parameters: dict[str, int]) -> float:
-    """Guess a cell's seconds on this kind of machine from token counts: an order of magnitude, said as such."""
-    rate = 40e9 if plan.device == "cpu" else 40e12  # FLOP/s that small models reach; no measurement, a rule of thumb
-    student = parameters["student"]
-    training = 6 * student * plan.budget_tokens / rate if cell.trains else 0.0
-    items = {task: ITEMS.get(task, 1_000) for task in plan.tasks}
-    scored = {task: min(count, limit_for(plan.config.limit, task) or count) for task, count in items.items()}
-    tokens = sum(count * (5_000 if task == "wikitext" else 100) for task, count in scored.items())  # of a document; of a question
-    scoring = 2 * (student if not cell.is_teacher else parameters["teacher"]) * tokens / rate
-    return 15.0 + training + 4 * scoring

@@ -25,6 +25,15 @@ def allowed_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+def device_bytes(device: str) -> int:
+    """Return the memory that a device has in all: a GPU's own, or the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def threads_asked() -> int:
     """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be used."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]

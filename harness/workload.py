@@ -1,14 +1,14 @@
 """What a plan is asked about: the pair of models, the chain's stages and what each of them asks for, the data, the tasks."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.arithmetic import Shape, shape_of_size
+from harness.arithmetic import STATE_BYTES, Shape, parameters_on_disk, shape_of_size, weight_bytes
 from harness.chain import COMPRESSION
-from harness.errors import HarnessError, unknown
+from harness.errors import HarnessError
 
 DENSE = 2_048  # vocabularies up to this are cached whole
 TOP_K, TOP_K_BYTES = 64, 6  # log-probabilities kept of a teacher's distribution: an fp16 value and an int32 id each
@@ -54,34 +54,72 @@ def student_shape(teacher: Shape, recipe: tuple[str, float]) -> Shape:
     return teacher.narrower(share) if kind == "width" else teacher.shallower(share)
 
 
+def cut_parameters(folder: Path, shape: Shape) -> float:
+    """Return the parameters of a stored model once it is cut to a shape: the stored ones, by the ratio of the two shapes.
+
+    Never more than the shape's own, for a folder may hold its weights twice; only that of a mixture does not count its experts.
+    """
+    stored = parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters
+    return stored if shape.experts > 1 else min(stored, shape.parameters)
+
+
+def _unchanged(shape: Shape) -> Shape:
+    return shape
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What one stage of a chain asks of the machine."""
 
     trains: bool = False
     reads_teacher: bool = False  # a forward pass of the teacher's at every seen token
-    reads_inside: bool = False  # its hidden states or attention, which no cache of log-probabilities holds
+    reads_inside: bool = False  # what no cache holds: its hidden states, its view of the student's own texts; or none is wanted
+    several_teachers: bool = False  # all of them are read
     writes_traces: bool = False
     changes: bool = False  # weights without training
     bits: float | None = None  # of a weight afterwards
     calibrates: bool = False
+    of_teacher: bool = False  # it starts from the teacher where it stands first
+    shaped: Callable[[Shape], Shape] = _unchanged  # from the shape that it is given to that of its student
 
 
+<<<<<<< HEAD
 BITS = {  # of a weight
     "int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "torchao": 8.1, "gptq": 4.2,
 }  # fmt: skip
+=======
+BITS = {
+    "int8": 8.1,
+    "int8-dynamic": 8.1,
+    "int4": 4.25,
+    "int4-calibrated": 4.25,
+    "nf4": 4.5,
+    "bnb-int8": 8.1,
+    "torchao": 8.1,
+    "gptq": 4.2,
+}  # of a weight
+>>>>>>> side-c
 
 
-def work_of(name: str, registered: Mapping[str, Any]) -> Work:
-    """Return what a method asks for, by its own declaration."""
-    if name not in registered:
-        raise unknown("method", name, registered)
-    method = registered[name]
+def work_of(name: str, method: Any) -> Work:
+    """Return what a method with its settings asks for, by its own declaration."""
     if method.family in COMPRESSION:
-        return Work(changes=True, bits=BITS.get(name), calibrates="sequences" in getattr(method, "__dataclass_fields__", {}))
+        return Work(
+            changes=True, bits=BITS.get(name), calibrates=hasattr(method, "sequences"), of_teacher=True,
+            shaped=getattr(method, "shaped", _unchanged),
+        )  # fmt: skip
     inside = getattr(method, "reads_inside", False)
     reads = method.trains and (method.same_vocabulary or inside)
-    return Work(trains=method.trains, reads_teacher=reads, reads_inside=inside, writes_traces=name.startswith("cot"))
+    return Work(
+        trains=method.trains, reads_teacher=reads, reads_inside=inside or (reads and getattr(method, "cache", "") == "off"),
+        several_teachers=getattr(method, "several_teachers", False), writes_traces=name.startswith("cot"), of_teacher=name == "identity",
+    )  # fmt: skip
+
+
+def training_bytes(work: Work, parameters: float, teachers: Sequence[Path], dtype: str) -> float:
+    """Return the bytes that training holds whatever its batches: the states of a student, and teachers that no cache stands for."""
+    beside = [weight_bytes(folder, dtype) for folder in teachers] if work.reads_inside else [0]
+    return STATE_BYTES * parameters + (sum(beside) if work.several_teachers else min(beside))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,4 +136,5 @@ class Asked:
     items: Mapping[str, int]  # task -> items to score
     mini: bool = False  # all tasks are the generated ones: short rows
     validation_rows: int = 200
+    grid: str = ""  # of the stopwatches; "": nothing is timed
     rounds: int = 6

@@ -47,6 +47,15 @@ def changed(method: Any, *names: str) -> dict[str, object]:
     return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(defaults, name)}
 
 
+def rate_for(parameters: int, *, scratch: bool = False) -> float:
+    """Return a learning rate for a student of so many parameters: 1e-3 up to 10 million, then falling as their number to the power 2/3.
+
+    A rule of thumb between what reports of pretraining and of full fine-tuning use (135M: 1.8e-4, 1B: 4.6e-5, 8B: 1.2e-5); from random
+    weights (`scratch`) the power is 1/3. It was not tuned: `--tune` searches.
+    """
+    return float(f"{1e-3 * min(1.0, 1e7 / parameters) ** (1 / 3 if scratch else 2 / 3):.2g}")
+
+
 @settings
 class Trained:
     """Settings of the one training loop; the defaults are the same for every method."""
@@ -60,7 +69,7 @@ class Trained:
     several_teachers: ClassVar[bool] = False
 
     start: Literal["student", "random"] = "student"  # random: the student's shape with weights drawn from the seed
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"  # auto: by the student's size, see `rate_for`
     batch_rows: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
     micro_rows: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass (accumulation); changes memory, not the gradient
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
@@ -123,8 +132,12 @@ class Trained:
                 selection=selection, inwards=inwards, rollout=rollout() if rollout else None,
             )  # fmt: skip
 
-        loop = LoopSettings(**{field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)})
-        told: dict[str, Any] = dict(notes or {})
+        scratch = self.start == "random" or job.student.startswith("scratch:")
+        size = sum(parameter.numel() for parameter in student.model.parameters())
+        rate = rate_for(size, scratch=scratch) if self.learning_rate == "auto" else self.learning_rate
+        given = {field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)}
+        loop = LoopSettings(**{**given, "learning_rate": rate})
+        told: dict[str, Any] = {**(notes or {}), "learning_rate": rate}
         written = list(shared)  # what the method itself had a teacher do: traces, or losses on validation rows
         shared = [*shared, *(one.cost() for one in kept)]
         run = {"seen_tokens": budget, "mixed_precision": "bf16" if job.dtype == "bfloat16" else "no"}
@@ -143,6 +156,7 @@ class Trained:
         taught = teachers.models if teachers else (job.teacher,) if written else ()
         told["taught_by"] = [one.name for one in taught]
         told |= {"rows": len(rows), "rows_too_long": too_long, "kept_step": spent["kept_step"], "terms": spent["terms"]}
+        told |= {"start_ce": round(spent["start_ce"], 6), "best_ce": round(spent["best"], 6)}
         if kept:
             told |= {"teacher_cache": [one.key for one in kept], "cached_tokens_of_each": kept[0].k}
             told["cached_mass"] = [one.meta["kept_mass"] for one in kept]

@@ -7,7 +7,7 @@ for all of them, so that a table compares methods and not loops. The rules:
 - The normaliser is the number of trained tokens of the whole optimiser step, known before its first backward.
 - Logits are made at trained positions only.
 - The budget counts *seen* tokens (prompt and completion, no padding) and is spent to the last row that fits.
-- The validation split is scored each epoch; the best weights are what is saved.
+- The validation split is scored before the first step and after each epoch; the best weights of an epoch are what is saved.
 - State is written every few seconds; a run that was killed goes on from it and ends in the same bytes.
 """
 
@@ -170,6 +170,7 @@ class Stepper:
                 continue
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
             squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            del gradients  # as large as the model: gone before the next term's are made
             found[term.name] = float(torch.stack(squares).sum().sqrt()) / share
         return found
 
@@ -280,6 +281,8 @@ def fit(
 def _steps(
     run: "_Run", rows: Sequence[Row], seen_tokens: int, seed: int, progress: Callable[[Progress], None], stop_after_steps: int | None
 ) -> dict[str, Any]:
+    if run.loop["step"] == 0:
+        run.start()
     for number, (epoch, planned) in enumerate(steps_of(rows, batch_rows=run.settings.batch_rows, seed=seed), 1):
         if run.loop["over"]:
             break
@@ -364,8 +367,8 @@ class _Run:
         )  # fmt: skip
         self.best_file = workdir / "best.pt"
         self.states = _States(workdir / "state", self.accelerator)
-        fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "best": math.inf, "kept_step": 0, "seconds": 0.0, "teacher_seconds": 0.0,
-                 "teacher_tokens": 0,
+        fresh = {"step": 0, "epoch": 0, "seen": 0, "trained": 0, "start_ce": math.inf, "best": math.inf, "kept_step": 0, "seconds": 0.0,
+                 "teacher_seconds": 0.0, "teacher_tokens": 0,
                  "energy_joules": 0.0, "since_best": 0, "means": {}, "terms": {}, "written": 0, "writing_seconds": 0.0,
                  "over": False}  # fmt: skip
         self.loop: dict[str, Any] = self.states.restore() or fresh
@@ -467,14 +470,23 @@ class _Run:
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm became {norm} at step {number} (terms: {dict(values)}); try a lower learning_rate")
 
-    def hold_out(self) -> None:
-        """Score the validation rows and keep the weights when they are the best so far."""
+    def start(self) -> None:
+        """Score the validation rows before the first step: the loss that training has to beat."""
+        self.loop["start_ce"] = self._held_out()
+
+    def _held_out(self) -> float:
+        """Return the loss on the validation rows, logged."""
         self.model.eval()
         loss = validate(self.validation, head=self.head, pad=self.pad, micro_rows=self.settings.micro_rows, device=self.accelerator.device)
         self.model.train()
         self.log.write(step=self.loop["step"], epoch=self.loop["epoch"], seen=self.loop["seen"], validation_ce=loss)
         if self.tracked:
             self.accelerator.log({"validation_ce": loss}, step=self.loop["step"])
+        return loss
+
+    def hold_out(self) -> None:
+        """Score the validation rows and keep the weights when they are the best so far."""
+        loss = self._held_out()
         if not math.isfinite(loss):
             raise Diverged(f"the validation loss became {loss} at step {self.loop['step']}; try a lower learning_rate")
         self.loop["since_best"] += 1

@@ -20,9 +20,9 @@ from methods._rows import Row
 from methods._terms import Objective
 from methods._training import Diverged, LoopSettings, fit, forget_state
 
-VERSION = 1
+VERSION = 2
 HELD_OUT = 0.1  # of the training rows
-FURTHEST = 16.0  # times or parts of the rate that the search begins with
+FURTHEST = 64.0  # times or parts of the rate that the search begins with
 
 
 def best_rate(
@@ -106,7 +106,7 @@ def _search(
         attempt(rate)
     for step in (2.0, 0.5):
         best = min(losses, key=losses.__getitem__)
-        while best == (max if step > 1 else min)(losses) and 1 / FURTHEST < best * step / start < FURTHEST:
+        while best == (max if step > 1 else min)(losses) and 1 / FURTHEST <= best * step / start <= FURTHEST:
             attempt(best * step)
             best = min(losses, key=losses.__getitem__)
     cost["seconds"] = round(time.monotonic() - began, 3)

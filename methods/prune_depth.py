@@ -8,13 +8,16 @@ off a cliff on long answers while multiple choice hides it (36 to 32 blocks: 98.
 behind it, `prune-depth+response`.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods._base import settings
 from methods._compress import Calibrated, Compressed, Making, calibration_flops
+
+if TYPE_CHECKING:
+    from harness.arithmetic import Shape
 
 
 @settings
@@ -30,6 +33,9 @@ class DepthPruning(Calibrated):
     def hands_on(self) -> dict[str, object]:
         """Its control drops as many."""
         return {"ratio": self.ratio}
+
+    def shaped(self, before: "Shape") -> "Shape":
+        return fewer(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
         """Measure every block's influence, drop the least."""
@@ -58,6 +64,9 @@ class RandomDepthPruning(Compressed):
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
+    def shaped(self, before: "Shape") -> "Shape":
+        return fewer(before, self.ratio)
+
     def compress(self, job: Job) -> Checkpoint:
         """Draw the blocks."""
         import random
@@ -75,6 +84,13 @@ def dropped(count: int, ratio: float) -> int:
     if gone >= count:
         raise CellFailed(f"ratio {ratio} leaves none of {count} blocks; give at most {(count - 1) / count:.2f}")
     return gone
+
+
+def fewer(before: "Shape", ratio: float) -> "Shape":
+    """Return the shape of a model without the blocks that a ratio drops."""
+    from dataclasses import replace
+
+    return replace(before, layers=before.layers - dropped(before.layers, ratio))
 
 
 def without(making: Making, drop: list[int], told: dict[str, Any], *, flops: float = 0.0) -> Checkpoint:

@@ -19,6 +19,8 @@ from methods._compress import Calibrated, Compressed, Making, calibration_flops
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.arithmetic import Shape
+
 Allocation = Literal["uniform", "global"]
 
 
@@ -32,6 +34,14 @@ class Narrowing(Compressed):
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of the feed-forward channels that go
     groups: Annotated[int, Field(ge=0)] = 0  # KV groups that go from every block
     multiple: Annotated[int, Field(ge=1)] = 16  # channels that stay, rounded to the nearest of it: what kernels take without filling up
+
+    def shaped(self, before: "Shape") -> "Shape":
+        """Return the shape of what is left of a model; at least one channel and one group stays."""
+        from dataclasses import replace
+
+        kept = max(1, before.kv_heads - self.groups)
+        channels = max(1, kept_channels(before.intermediate, self.ratio, self.multiple))
+        return replace(before, intermediate=channels, kv_heads=kept, heads=before.heads // before.kv_heads * kept)
 
 
 @settings
@@ -85,6 +95,11 @@ class RandomWidthPruning(Narrowing):
         return cut.saved(channels, heads, "uniform", {})
 
 
+def kept_channels(width: int, ratio: float, multiple: int) -> int:
+    """Return how many of so many channels stay: the share, rounded to the nearest multiple; all of them for a ratio of 0."""
+    return min(width, int((1 - ratio) * width / multiple + 0.5) * multiple) if ratio else width
+
+
 class _Cut:
     """Cuts the same parts out of every matrix that they run through."""
 
@@ -108,13 +123,12 @@ class _Cut:
         self.kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
         self.head = int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
         self.width = int(self.config.intermediate_size)
-        self.keep = int((1 - ratio) * self.width / multiple + 0.5) * multiple if ratio else self.width
-        if self.keep >= self.width and groups == 0:
+        self.keep = kept_channels(self.width, ratio, multiple)
+        if self.keep == self.width and groups == 0:
             raise CellFailed(
                 f"{making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; give "
                 "one of them, or a smaller multiple"
             )
-        self.keep = min(self.keep, self.width)
         odd = next((name for name in self.feed_forwards if self.down(name).shape[1] != self.width), None)
         if odd:
             raise CellFailed(

@@ -140,6 +140,8 @@ def test_dry_run_prints_every_cell_and_computes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     for row in ("teacher", "cot seed 1", "cot seed 2", "answer-only seed 1 (control)", "untouched (control)", "sft seed 2 (control)"):
         assert f"  {row}:" in done.stdout
+    lines = {line.strip().partition(":")[0]: line for line in done.stdout.splitlines()}
+    assert "; training states 0.01 of " in lines["cot seed 1"] and "training" not in lines["teacher"]
     assert "10 cells" in done.stdout and not any(tmp_path.iterdir())
 
 

@@ -341,6 +341,25 @@ def test_norms_of_terms_are_those_of_their_own_gradients(small):
     assert norms["ce"] == pytest.approx(norm({"kl": 0.0, "ce": 0.3})[1], rel=1e-4)
 
 
+def test_norms_of_terms_hold_one_set_of_gradients_at_a_time(small, monkeypatch):
+    import weakref
+
+    plain, held = torch.autograd.grad, []
+
+    def watched(*arguments, **options):
+        assert not any(one() is not None for one in held)
+        found = plain(*arguments, **options)
+        held.extend(weakref.ref(one) for one in found if one is not None)
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    student = small("Llama")
+    stepper = Stepper(student.model, Head(student.model), Objective(terms=[hard_labels(0.5), hard_labels(0.5, tag=0)]), 6, 1)
+    weights = {term.name: term.weight for term in stepper.objective.terms}
+    stepper.backward(rows_of(6), weights=weights, backward=lambda loss: loss.backward(), norms=True)
+    assert len(weights) == 2 and len(held) > 20 and not any(one() is not None for one in held)
+
+
 def test_recomputed_activations_change_no_weight(small, tmp_path):
     plain, _ = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto", attention="auto"))
     again, _ = train(
@@ -742,7 +761,7 @@ def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
     by_list = REGISTRY.build("response", {"terms": ["jsd=0.7", "ce=0.3", "attention=auto"]})
     assert by_list.weights() == [("jsd", 0.7), ("ce", 0.3), ("attention", "auto")]
     by_list.compress(job([tiny], tmp_path / "x"))
-    line = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
+    line = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[1])
     assert {"jsd", "ce", "attention", "weight_attention", "gradient_norm_attention"} <= line.keys()
     same = REGISTRY.build("feature", {"terms": ["forward-kl=0.5", "ce=0.5"]})
     assert same.weights() == REGISTRY.build("response", {}).weights()
@@ -793,10 +812,14 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
     assert notes["rows"] == 2 * notes["traces_kept"] and set(notes["terms"]) == {"ce-0", "ce-1"}
 
 
-def test_training_from_random_weights_starts_at_chance(tiny, tmp_path):
+def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("methods._base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
     REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
-    first = json.loads((tmp_path / "x" / "training.jsonl").read_text().splitlines()[0])
-    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3)
+    start, first = (json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2])
+    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start["validation_ce"] == pytest.approx(math.log(1024), abs=0.3)
+    notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
+    assert asked == [(918_656, True)] and notes["learning_rate"] == 7e-4 and notes["start_ce"] == round(start["validation_ce"], 6)
 
 
 def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
@@ -865,6 +888,27 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, t
         REGISTRY.build("sft", {"batch_rows": 8}).compress(replace(given, workdir=_made(tmp_path / "three")))
 
 
+@pytest.mark.parametrize(
+    ("better", "farthest"), [(lambda rate: 1 / rate, 64), (lambda rate: rate, 1 / 64), (lambda rate: abs(rate - 0.02), 4)]
+)
+def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from methods import _tuning
+
+    def spent(*_, settings, **__):
+        return {"best": better(settings.learning_rate), "seen": 0, "written": 0}
+
+    monkeypatch.setattr(_tuning, "fit", spent)
+    monkeypatch.setattr(_tuning, "forward_flops_per_token", lambda *_: 0.0)
+    found = _tuning._search(
+        SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, run={}, student=lambda _: SimpleNamespace(model=None),
+        objective=lambda: SimpleNamespace(live=()),
+    )  # fmt: skip
+    tried = [float(rate) for rate in found["losses"]]
+    assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(farthest * SETTINGS.learning_rate)
+
+
 def _made(folder):
     folder.mkdir()
     return folder
@@ -889,7 +933,7 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
         REGISTRY.build("response", {"teacher_share": 1.0, "batch_rows": 4}).compress(given)
         monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-        return min(line["validation_ce"] for line in lines if "validation_ce" in line)
+        return min(line["validation_ce"] for line in lines if "validation_ce" in line and line["step"])
 
     right = last(tmp_path / "right", False)  # makes the cache, which the other reads: wrong rows do not pass the check at building
     assert last(tmp_path / "wrong", True) > 1.5 * right

@@ -3,19 +3,23 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 import methods
 import suites
-from harness.api import estimate_plans
+from harness.api import estimate_plans, expect, plan_run
+from harness.arithmetic import Shape
+from harness.config import build
 from harness.errors import HarnessError
-from harness.estimate import duration, text
-from harness.hardware import GIB, parse_hardware
+from harness.estimate import activation_bytes, duration, text
+from harness.hardware import GIB, parse_hardware, this_machine
+from harness.model import EMBEDDED
 from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, machine, processor_in
 from harness.registry import Registry
 from harness.watch import threads_asked
-from harness.workload import ITEMS, work_of
+from harness.workload import ITEMS, cut_parameters, work_of
 
 
 def stage(found, name):
@@ -49,7 +53,7 @@ def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
     one, shape = stage(found, "train"), found.asked.student
     attention = 4 * shape.layers * shape.heads * shape.head_size * 190 / 2
     forward = 2 * (shape.body + shape.embedding) + attention
-    held_out = (1 + 10_000_000 // (2_000 * 190)) * 200 * 190 * forward / (0.45 * 989e12)
+    held_out = (2 + 10_000_000 // (2_000 * 190)) * 200 * 190 * forward / (0.45 * 989e12)
     assert one.seconds == pytest.approx(14 + 3 * forward * 1e7 / (0.35 * 989e12) + held_out)
     tokens = 16 * 380  # the longest batch
     activations = tokens * 28 * (8 * 3072 + 2 * (24 + 8) * 128 + 4 * 8_192) * 2
@@ -101,6 +105,8 @@ def test_the_layout_is_the_simplest_that_fits():
     [alone] = estimate_plans(["response"], teacher="70B", student="7B", hardware="1x80GB", budget=100_000)
     assert not stage(alone, "train").fits and "DOES NOT FIT" in text(alone) and any("NOT EVERYTHING FITS" in line for line in alone.advice)
     assert stage(alone, "train").memory / GIB > 0.92 * 80
+    assert stage(alone, "train").note == "a smaller student, or a larger device"
+    assert any("over 8 devices are arithmetic: this version trains in one process" in line for line in found.advice)
 
 
 def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a_cache():
@@ -160,16 +166,13 @@ def test_every_quoted_publication_is_in_the_file():
 
 def test_every_method_and_task_is_known_to_the_plan():
     registry = Registry("method", methods.METHODS)
-    declared = {name: registry.load(name) for name in registry.table}
-    for name, method in declared.items():
-        assert work_of(name, declared).trains == method.trains
-    assert (
-        work_of("cot", declared).writes_traces
-        and work_of("response", declared).reads_teacher
-        and not work_of("sft", declared).reads_teacher
-    )
-    assert work_of("int4", declared).bits == 4.25 and work_of("int4-calibrated", declared).calibrates
-    assert work_of("prune-magnitude", declared).changes and not work_of("prune-magnitude", declared).calibrates
+    found = {name: work_of(name, registry.build(name, {})) for name in registry.table}
+    assert all(work.trains == registry.load(name).trains for name, work in found.items())
+    assert found["cot"].writes_traces and found["response"].reads_teacher and not found["sft"].reads_teacher
+    assert found["int4"].bits == 4.25 and found["int4-calibrated"].calibrates
+    assert found["prune-magnitude"].changes and not found["prune-magnitude"].calibrates
+    assert found["on-policy"].reads_inside and not found["response"].reads_inside
+    assert work_of("response", registry.build("response", {"cache": "off"})).reads_inside
     assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
 
 
@@ -200,6 +203,80 @@ def test_what_does_not_fit_ends_with_exit_code_1(tmp_path):
     line = [sys.executable, "-P", "-m", "harness.cli", "plan", "--teacher", "70B", "--student", "7B", "--hardware", "1x80GB"]
     done = subprocess.run([*line, "--methods", "response"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
+
+
+def test_a_stage_behind_a_cut_has_the_size_that_is_left():
+    asked = {"teacher": "8B", "hardware": "1xB200"}
+    [plain] = estimate_plans(["sft"], student="depth:0.5", **asked)
+    [half] = estimate_plans(["prune-depth[ratio=0.5]+sft"], student="depth:0.75", **asked)
+    assert (
+        stage(half, "train").memory == stage(plain, "train").memory and stage(half, "score and").memory == stage(plain, "score and").memory
+    )
+    [narrow] = estimate_plans(["prune-width[ratio=0.5,groups=2]+sft"], student="depth:0.75", **asked)
+    left = replace(plain.asked.teacher, intermediate=7_168, kv_heads=6, heads=24)
+    assert stage(narrow, "train").memory - stage(plain, "train").memory == pytest.approx(
+        16 * (left.parameters - plain.asked.student.parameters)
+        + activation_bytes(left, 16 * 380, 2) - activation_bytes(plain.asked.student, 16 * 380, 2)
+    )  # fmt: skip
+    [whole] = estimate_plans(["identity"], student="depth:0.5", **asked)
+    assert stage(whole, "score and").memory == stage(whole, "score the teacher").memory
+
+
+def expected(methods, *, finished=(), **settings):
+    """Return what the cells of a run would take, by label and seed, and their keys."""
+    plan = plan_run(build({"methods": methods, "controls": False, **settings}))
+    told = expect(plan, finished)
+    return {(cell.label, cell.seed): one for cell, one in zip(plan.cells, told, strict=True)}, [cell.key for cell in plan.cells]
+
+
+def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
+    rows = ["int8", "untouched", "fake-int4", "prune-depth[ratio=0.5]+sft"]
+    found, _ = expected(rows, out=tmp_path)
+    untimed, _ = expected(rows, out=tmp_path, grid="none")
+    teacher = Shape.of_folder(EMBEDDED / "tiny")
+    run = {key: one.seconds for key, one in untimed.items()}
+    scored = {key: run[key, None] for key in ("teacher", "untouched")}
+    assert scored["untouched"] < scored["teacher"] < run["int8", None]  # scored at the teacher's size, and packed before
+    assert all(found[key].seconds > one.seconds + 9 for key, one in untimed.items() if key[0] != "fake-int4")  # which is not timed
+    assert found["fake-int4", None].seconds == run["fake-int4", None]
+    chain = found["prune-depth[ratio=0.5]+sft", 1]
+    assert chain.states == 16 * replace(teacher, layers=4).parameters and chain.verdict == "fits" and not found["int8", None].states
+    beside, _ = expected(["feature", "response"], out=tmp_path)
+    assert beside["feature", 1].states - beside["response", 1].states == 4 * teacher.parameters
+
+
+def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
+    found, keys = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path)
+    seconds = {key: one.seconds for key, one in found.items()}
+    assert seconds["cot", 1] > seconds["cot", 2] and list(found)[1:4] == [("cot", 1), ("cot", 2), ("prune-depth", None)]
+    assert seconds["prune-depth+sft", 1] == seconds["prune-depth+sft", 2]  # the cut is the row's before it
+    rest, _ = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path, finished=keys[1:2])
+    assert rest["cot", 1].seconds == 0 and rest["cot", 2].seconds == seconds["cot", 2]
+
+
+def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.hardware.device_bytes", lambda device: 2**23)
+    found, _ = expected(["sft"], out=tmp_path)
+    assert found["sft", 1].verdict == "DOES NOT FIT, give a smaller student or a larger device" and found["teacher", None].states == 0
+
+
+def test_a_gpu_is_taken_for_the_listed_one_of_its_size(monkeypatch):
+    monkeypatch.setattr("harness.hardware.device_bytes", lambda device: 79.6 * GIB)
+    found = this_machine("cuda", [])
+    assert found.kind == "cuda" and found.memory == 79.6 * GIB and "taken for 80GB" in found.name
+
+
+def test_weights_that_lie_twice_in_a_folder_are_not_counted_twice(tmp_path):
+    import shutil
+
+    folder = shutil.copytree(EMBEDDED / "tiny", tmp_path / "twice")
+    whole = Shape.of_folder(folder)
+    assert cut_parameters(folder, whole.shallower(0.5)) == whole.shallower(0.5).parameters
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert cut_parameters(folder, whole) == whole.parameters
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
+    assert cut_parameters(folder, Shape.of_folder(folder)) == 2 * whole.parameters  # as stored: the shape knows no experts
 
 
 def test_sizes_share_the_teachers_vocabulary():

@@ -16,6 +16,7 @@ from harness.errors import CellFailed, HarnessError
 from harness.generate import Generation
 from harness.model import resolve
 from harness.registry import Registry, expanded
+from methods._base import rate_for
 
 REGISTRY = Registry("method", methods.METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
@@ -91,6 +92,16 @@ def test_refuses_settings_out_of_range_and_unknown_ones(name):
         REGISTRY.build(name, {}).learning_rate = 1.0
 
 
+def test_the_learning_rate_follows_the_students_size_unless_it_is_set():
+    assert [rate_for(size) for size in (918_656, 10_000_000, 134_515_008, 1_000_000_000, 8_030_000_000)] == [
+        1e-3, 1e-3, 1.8e-4, 4.6e-5, 1.2e-5,
+    ]  # fmt: skip
+    assert [rate_for(size, scratch=True) for size in (918_656, 1_000_000_000)] == [1e-3, 2.2e-4]
+    assert REGISTRY.build("sft", {}).learning_rate == "auto" and REGISTRY.build("sft", {"learning_rate": 3e-3}).learning_rate == 3e-3
+    with pytest.raises(HarnessError, match=r"sft\.learning_rate: .*; write for example --set sft\.learning_rate=VALUE"):
+        REGISTRY.build("sft", {"learning_rate": 2})
+
+
 def test_importing_every_method_imports_no_torch():
     code = (
         "import sys, methods\nfrom harness.registry import Registry, expanded\nr = Registry('method', methods.METHODS)\n"
@@ -140,6 +151,7 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
         assert cost["seen_tokens"] > most - 200
     assert (cost.get("teacher_tokens", 0) > 0) == (name in BESIDE) and bool(cost["shared"]) == (name in CACHED)
     terms = cost["notes"]["terms"]
+    assert cost["notes"]["learning_rate"] == 1e-3 and min(cost["notes"]["best_ce"], cost["notes"]["start_ce"]) > 0
     assert terms and all({"weight", "first", "last", "gradient_norm"} <= held.keys() for held in terms.values())
     assert cost["devices"] == 1 and cost["device_seconds"] == cost["seconds"] and cost["peak_bytes"] > 100 * 2**20
 
@@ -149,7 +161,7 @@ def test_every_divergence_trains_a_student_of_its_own_and_is_logged_by_name(dive
     made = REGISTRY.build("response", {"divergence": divergence}).compress(job(teacher, tmp_path / "x"))
     assert made.digest != students["response"][0].digest
     steps = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
-    assert steps[0][divergence] > 0 and "ce" in steps[0] and "forward-kl" not in steps[0]
+    assert steps[1][divergence] > 0 and "ce" in steps[1] and "forward-kl" not in steps[1]
 
 
 def test_trained_rows_see_equal_tokens(students):

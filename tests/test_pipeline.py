@@ -8,13 +8,20 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import harness
-from harness import report
+from harness import cell, report, runner
+from harness.api import plan_run
+from harness.config import build
+from harness.data import DataSource
+from harness.errors import CellFailed
+from harness.registry import Registry
 from harness.store import Busy, Store, read_all
+from methods import METHODS
 
 SMALL = {"budget": 2_000, "rows": 40, "limit": 100, "grid": "16x1x4", "rounds": 1}
 SMALL_OPTIONS = ["--budget", "2000", "--rows", "40", "--limit", "100", "--grid", "16x1x4", "--rounds", "1"]
@@ -252,6 +259,51 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
     digests = [{r.label: r.student.digest for r in read_all(tmp_path / name)[0]} for name in ("killed", "whole")]
     assert digests[0] == digests[1]
     assert "before the kill" in log.read_text().splitlines()[0]  # it went on: a run that begins again writes a log of its own
+
+
+def cell_job(folder, methods, label, **settings):
+    """Return what the process of a cell would be told."""
+    plan = plan_run(build({"methods": methods, "out": folder / "runs", "cache": folder / "cache", **settings}))
+    return runner._job(plan, next(cell for cell in plan.cells if cell.label == label), Store(folder / "runs"))
+
+
+def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, monkeypatch):
+    need = 16 * 918_656
+
+    def refuse(method, memory, *, recipe="depth:0.5", **start):
+        monkeypatch.setattr(cell, "device_bytes", lambda device: memory)
+        job = cell_job(tmp_path, [method], method)
+        built = Registry("method", METHODS).build(method, {})
+        cell._refuse_what_cannot_fit(job, job.cell.stages[0], built, replace(job.student_base.checkpoint(), **start), recipe)
+
+    refuse("cot", need)
+    refuse("response", need)  # a cache can stand for its teacher
+    with pytest.raises(CellFailed, match="x 918,656 parameters, and the teacher beside it are"):
+        refuse("feature", need)
+    with pytest.raises(CellFailed, match=r"x 1,706,112 parameters are .*; give a student that was cut further before"):
+        refuse("sft", need, recipe="", digest="of the stage before")
+    monkeypatch.setattr(cell, "device_bytes", lambda device: need - 1)
+    job = cell_job(tmp_path, ["cot"], "cot")
+    with pytest.raises(CellFailed, match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller --student$"):
+        cell._staged(job, job.cell.stages[0], job.stage_folders[0], None, {}, DataSource(), lambda _: None)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_out_of_memory_says_what_makes_that_work_smaller(tmp_path):
+    problem = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    job = cell_job(tmp_path, ["prune-depth+response+int8"], "prune-depth+response+int8")
+
+    def said():
+        return cell._reason(job, problem)[0]
+
+    assert said().startswith("out of memory in prune-depth; give a smaller model")
+    for folder, expected in zip(job.stage_folders, (
+        "in training; type --set response.micro_rows=1 and --set response.checkpointing=true, or give a smaller --student (CUDA out",
+        "in int8; give a smaller model", "in scoring; type a smaller --batch-size (CUDA out",
+    ), strict=True):  # fmt: skip
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text("{}")
+        assert said().startswith(f"out of memory {expected}") and "--batch-size" not in said().partition("in scoring")[0]
 
 
 def _processes_that_name(folder):

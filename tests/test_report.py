@@ -110,6 +110,19 @@ def timed(value, low, high, **changes):
     return Measurement(name="decode_speedup", value=value, unit="ratio", higher_is_better=True, low=low, high=high, **changes)
 
 
+def test_a_row_that_no_epoch_made_better_is_named_and_its_rate_is_shown():
+    def trained(label, start, best, **changes):
+        return make(
+            label, 0.6, seed=1, cost=Cost(seconds=3, notes={"learning_rate": 1.8e-4, "start_ce": start, "best_ce": best}), **changes
+        )
+
+    text = report.markdown([RECORDS[0], trained("response", 2.28, 2.31), trained("cot", 2.28, 1.5)])
+    assert "- response (seed 1): no epoch's held-out loss was below that of the untouched start (2.31 against 2.28); try --tune." in text
+    assert "cot (seed 1): no epoch" not in text and rows_of(text, "Training cost")["cot"]["rate"] == "0.00018"
+    assert "(2.31 against 2.28).\n" in report.markdown([RECORDS[0], trained("response", 2.28, 2.31, tuned=True)])
+    assert "rate" not in rows_of(report.markdown(RECORDS), "Training cost")["cot"]  # records of before have none to show
+
+
 def test_a_speedup_counts_only_beside_its_verdict_on_quality():
     alike = RECORDS[0].scores[0].outcomes["strict-match"]
     same = make("identity")

@@ -232,6 +232,15 @@ def test_a_state_torn_by_a_kill_is_passed_over(random_model, tmp_path):
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
 
 
+def test_a_run_killed_before_its_first_state_scores_its_start_once(random_model, tmp_path):
+    run(random_model, tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "training.jsonl").write_text('{"step": 0, "epoch": 0, "seen": 0, "validation_ce": 9.9}\n')
+    run(random_model, tmp_path / "killed")
+    logs = [(tmp_path / name / "training.jsonl").read_text() for name in ("whole", "killed")]
+    assert logs[0] == logs[1] and json.loads(logs[0].splitlines()[0]).keys() == {"step", "epoch", "seen", "validation_ce"}
+
+
 def test_a_run_killed_after_its_last_step_ends_the_same(random_model, tmp_path):
     """The state stands until the student is saved, so the end can be done again."""
     first, _ = run(random_model, tmp_path / "a")
@@ -257,7 +266,8 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     model, spent = run(random_model, tmp_path / "a", settings=rough)
     lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
     held_out = {line["step"]: line["validation_ce"] for line in lines if "validation_ce" in line}
-    assert len(held_out) >= 3
+    assert len(held_out) >= 4
+    assert held_out.pop(0) == spent["start_ce"] < spent["best"]  # the untouched start is compared with, and never kept
     assert spent["best"] == min(held_out.values()) == held_out[spent["kept_step"]]
     now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_rows=2, device="cpu")
     assert now == pytest.approx(spent["best"], rel=1e-5)
@@ -266,7 +276,7 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
 def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
     told = []
     _, spent = run(random_model, tmp_path / "a", terms=KD, sources=[Live(open_model(random_model))], progress=told.append)
-    first = json.loads((tmp_path / "a" / "training.jsonl").read_text().splitlines()[0])
+    first = json.loads((tmp_path / "a" / "training.jsonl").read_text().splitlines()[1])
     assert {"kl", "ce", "weight_kl", "weight_ce", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce", "seen"} <= set(first)
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # the student starts as the teacher
     assert first["gradient_norm_kl"] == pytest.approx(0, abs=1e-5) and first["gradient_norm_ce"] > 0.01
