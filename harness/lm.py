@@ -17,7 +17,7 @@ from harness.errors import CellFailed
 from harness.generate import BatchSize, Generation, generate, why_plain
 from harness.journal import Journal, asked
 from harness.likelihood import Answer, Scored, log_likelihoods
-from harness.model import LanguageModel
+from harness.model import LanguageModel, as_chat
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
 
@@ -134,10 +134,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation as the tokenizer's template does; an open answer is continued, not closed."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
-        )
-        return text
+        return as_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Encode as the tokenizer would by default; a text that already starts with BOS gets no second one."""

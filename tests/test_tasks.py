@@ -626,3 +626,29 @@ def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source,
     text, ids = next(one for one in shown if "<assistant>" in one[0])
     assert text.startswith(f"{tokenizer.bos_token}<system>Be brief.") and text.count("<user>") > 2 and score.n == 2
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}", "26 Jul 2024"),
+        ("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}", "26 Jul 2024"),
+        ("{% macro day() %}{{ strftime_now('%Y-%m-%d, %-m %B') }}{% endmacro %}{{ day() }}", "2024-07-26, 07 July"),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template, told, small):
+    """In what is scored and in what teacher and student are trained on alike."""
+    from types import SimpleNamespace
+
+    from harness.cell import _renderer
+    from harness.lm import HarnessLM
+
+    opened = small("Llama")
+    opened.tokenizer.chat_template = template + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    lm = HarnessLM(opened)
+    turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "Answer:"}]
+    assert lm.apply_chat_template(turns[:1]) == f"{told}<user>2 and 2?"
+    assert lm.apply_chat_template(turns, add_generation_prompt=False) == f"{told}<user>2 and 2?<assistant>Answer:"
+    base = SimpleNamespace(checkpoint=lambda: opened.checkpoint)
+    _, show = _renderer(SimpleNamespace(chat=True, system=None, student_base=base))
+    assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"
