@@ -340,6 +340,24 @@ def test_rows_scored_on_other_items_are_not_paired():
     assert found.value is None and "different items" in found.reason
 
 
+def test_models_with_different_chat_templates_are_paired_on_the_same_items(small):
+    from harness.contract import Prompting
+    from harness.data import DataSource
+    from harness.score import score_task
+    from suites.mmlu_mini import MmluMini
+
+    def row(label, template, **changes):
+        opened = small("Llama")
+        opened.tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+        given = {"limit": 40, "progress": lambda one: None, "prompting": Prompting(chat=True)}
+        score, _ = score_task(opened, MmluMini(), DataSource(), **given)
+        return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
+
+    [found] = groups.group([row("teacher", "<{{ m.role }}>{{ m.content }}"), row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1)])
+    student = next(one for one in found.rows if one.label == "uld")
+    assert groups.compare(student, found.teacher, "mmlu-mini", ratio=True).value is not None
+
+
 def test_above_chance_stands_beside_plain_retention_for_choices():
     records = [make("teacher", 0.9, task="mmlu-mini", chance=0.25), make("cot", 0.5, seed=1, task="mmlu-mini", chance=0.25)]
     text = report.markdown(records)

@@ -652,3 +652,44 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template,
     base = SimpleNamespace(checkpoint=lambda: opened.checkpoint)
     _, show = _renderer(SimpleNamespace(chat=True, system=None, student_base=base))
     assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"
+
+
+def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_shots(small, folder, source):
+    from harness.contract import Prompting
+    from harness.score import score_task
+
+    opened = small("Llama", max_position_embeddings=2048)
+
+    class Fewer(type(suites.load("gsm8k"))):
+        def lm_eval_tasks(self, source):
+            found = super().lm_eval_tasks(source)
+            found["gsm8k"].set_config("num_fewshot", 3)
+            return found
+
+    def scored(template, task=None, **prompting):
+        opened.tokenizer.chat_template = template
+        given = {"limit": 2, "progress": lambda one: None, "prompting": Prompting(chat=template is not None, **prompting)}
+        return score_task(opened, task or suites.load("gsm8k"), DataSource(folder=folder), **given)
+
+    angles = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    headed = "{% for m in messages %}## {{ m.role }}\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}## assistant\n{% endif %}"
+    one, rows = scored(angles)
+    other, others = scored(headed)
+    assert one.items_digest == other.items_digest and rows[0].prompt_hash != others[0].prompt_hash
+    plain, _ = scored(None)
+    fewer, told = scored(angles, Fewer()), scored(angles, system="Be brief.")
+    digests = [one.items_digest, plain.items_digest, fewer[0].items_digest, told[0].items_digest]
+    for split, count in (("train", 40), ("test", 12)):
+        path = folder / f"gsm8k/{split}.jsonl{'.gz' if split == 'train' else ''}"
+        write_rows(path, [row | {"question": row["question"].replace("figs", "nuts")} for row in gsm8k_rows(split, count)])
+        digests.append(scored(angles)[0].items_digest)
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_plain_prompt_counts_as_it_is_shown(small, source):
+    """Committed records were digested so."""
+    from harness.checkpoint import digest_of
+    from harness.score import score_task
+
+    score, rows = score_task(small("Llama", max_position_embeddings=2048), suites.load("gsm8k"), source, limit=2, progress=lambda one: None)
+    assert score.items_digest == digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows])
