@@ -464,6 +464,13 @@ def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     assert not any("WARNING" in line for line in report.notes(groups.group(strong)[0]))
 
 
+def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
+    lost = Cost(notes={"tasks_without_trace": {"gsm8k-mini": "of 20 answers by the teacher 20 were wrong"}})
+    rows = [make("teacher", 0.9), *(make("cot", 0.6, seed=seed, cost=lost) for seed in (1, 2)), make("sft", 0.6, seed=1)]
+    [line] = [line for line in report.notes(groups.group(rows)[0]) if "no trace survived" in line]
+    assert line == "gsm8k-mini, cot: WARNING: not trained, no trace survived: of 20 answers by the teacher 20 were wrong."
+
+
 def megabytes_of(record):
     return record.measured("weight_bytes_disk").value / 2**20
 

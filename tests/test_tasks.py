@@ -176,6 +176,7 @@ def test_training_prompts_are_lm_evals_without_shots(name, source):
         assert all(grade.correct for grade in task.grade(example.gold, example.completion))
         assert all(grade.correct for grade in task.grade(example.gold, example.answer))
         assert not any(grade.correct for grade in task.grade(example.gold, ""))
+        assert task.kind == "choose" or task.grade(example.gold, f"So it is that.\n{example.ending}")[0].correct
 
 
 def test_training_forms(source):
@@ -233,6 +234,35 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
         for grade in grades[:2]:
             theirs = instance.filtered_resps[grade.extractor]
             assert (theirs, bool(task.process_results(doc, [theirs])["exact_match"])) == (grade.extracted or "[invalid]", grade.correct)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"), ("The answer is (B).", "B"), ("The answer is: B. Lima", "B"), ("**Answer:** B", "B"), ("Rome is A.\n\n**B**", "B"),
+        ("Answer: B\nAnswer: C", None), ("The answer is B or C.", None), ("The answer is Bern.", None), ("A is wrong, B may be.", None),
+        ("the answer is a.", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_letter_is_read_out_of_prose_that_states_one(text, letter):
+    primary, stated = suites.load("mmlu").grade(letter or "B", text)
+    assert stated.extracted == letter and stated.correct == (letter is not None)
+    assert primary.extracted == ("B" if text == "B" else None)
+
+
+def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
+    from types import SimpleNamespace
+
+    from harness.generate import Generation
+    from methods._traces import surviving
+
+    example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
+    examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]
+    said = ["(B)", "It is Lima. Answer: B", "It is Lima.\nThe answer is (B).", "The answer is C.", "B. Lima"]
+    given = SimpleNamespace(tasks={"mmlu": suites.load("mmlu")}, source=source, seed=1, progress=lambda one: None)
+    kept, counts = surviving(examples, [[Generation(text, 9, "eos")] for text in said], given)
+    assert [text for _, text in kept] == [" B", "It is Lima. Answer: B", "It is Lima.\nThe answer is (B).\nB"]
+    assert (counts["kept_in_another_form"], counts["dropped_wrong"], counts["dropped_unreadable"]) == (3, 1, 1)
 
 
 # Versions and rows
