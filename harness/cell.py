@@ -337,15 +337,13 @@ def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any
     """Return how training items are shown to the student, and prompts to a model by its tokenizer: as the scorer shows them."""
     if not job.chat:
         return (lambda example: example), (lambda tokenizer, prompt: prompt)
-    from transformers import AutoTokenizer
+    from harness.model import as_chat, student_tokenizer
 
-    own = AutoTokenizer.from_pretrained(job.student_base.path)
+    own = student_tokenizer(job.student_base.checkpoint())
     system = [{"role": "system", "content": job.system}] if job.system else []
 
     def show(tokenizer: Any, prompt: str) -> str:
-        turns = [*system, {"role": "user", "content": prompt}]
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
+        return as_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
 
     def render(example: Example) -> Example:
         completion, answer = example.completion.lstrip(), example.answer.lstrip()

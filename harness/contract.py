@@ -38,6 +38,7 @@ class Example:
     answer: str  # the same without the work: what `answer-only` trains on
     gold: str  # what a grader compares with
     plain: str = ""  # the prompt before it was shown in a chat template; "" where it was not
+    ending: str = ""  # what closes an answer written in another form, so that the scorer reads it; "" where the task has none
 
     @property
     def asked(self) -> str:
@@ -81,7 +82,7 @@ class Task(Protocol):
         ...
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade one output with every extractor of the task; the primary one comes first."""
+        """Grade one output with every extractor of the task; the primary one comes first, the most lenient one last."""
         ...
 
 

@@ -12,12 +12,14 @@ from typing import Any, Protocol
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import hash_string
 
+from harness.checkpoint import digest_of
 from harness.errors import CellFailed
 from harness.generate import BatchSize, Generation, generate, why_plain
 from harness.journal import Journal, asked
 from harness.likelihood import Answer, Scored, log_likelihoods
-from harness.model import LanguageModel
+from harness.model import LanguageModel, as_chat
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
 
@@ -96,6 +98,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self.notes: list[str] = []
         self._say = say
         self.generations: dict[tuple[str, int], Generation] = {}  # (task, item) -> what was written
+        self.conversations: dict[str, str] = {}  # lm-eval's hash of a rendered prompt -> digest of the conversation, in any template
         self.requests = 0
         self.seconds = 0.0  # of computing, those of answers from the journal as they were then
         self.cut_prompts = 0  # requests that lost tokens on the left
@@ -134,9 +137,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation as the tokenizer's template does; an open answer is continued, not closed."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
-        )
+        text = as_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
+        self.conversations[hash_string(text)] = digest_of(chat_history)
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:

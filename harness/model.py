@@ -6,6 +6,7 @@ torch and transformers are imported inside the functions, so that planning and r
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_MODELS = ("tiny", "tiny-math")
 RECIPES = ("depth", "width", "scratch")
+TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
+_DATE_CODES = "aAbBcdFHIjmMpSTuUwWxXyYZ"  # of strftime
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,26 @@ def encoded(tokenizer: Any, text: str, *, special: bool | None = None) -> list[i
     bos = tokenizer.bos_token
     add = True if special is None else special
     return list(tokenizer(text, add_special_tokens=add and not (bos and text.startswith(bos)))["input_ids"])
+
+
+def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
+    """Render a conversation as the tokenizer's template does, the same on every day; `goes_on` leaves the last turn open to be continued.
+
+    A template that asks for the date is told `TODAY`: with the real one, yesterday's prompts, digests and caches would not be today's.
+    """
+    told: dict[str, str] = {}
+    if tokenizer.chat_template:  # mistral-common's tokenizers have none and write no date
+        told = {"chat_template": _clock() + tokenizer.get_chat_template(), "date_string": TODAY.strftime("%d %b %Y")}
+    text: str = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on, **told
+    )  # fmt: skip
+    return text
+
+
+def _clock() -> str:
+    """Return a Jinja macro that hides the template's `strftime_now`: transformers passes texts to a template, and no functions."""
+    codes = "".join(f".replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in _DATE_CODES)
+    return "{% macro strftime_now(format) %}{{ format.replace('%-', '%')" + codes + " }}{% endmacro %}\n"
 
 
 def is_embedded(name: str) -> bool:

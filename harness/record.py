@@ -49,7 +49,7 @@ class TaskScore(_Frozen):
     value: Annotated[float, Field(ge=0)]  # accuracy, or a perplexity
     stderr: float | None
     outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
-    items_digest: str  # of doc, prompt and target hashes: equal digests may be paired
+    items_digest: str  # of doc, prompt (or conversation) and target hashes: equal digests may be paired
     answers_digest: str  # of what was written: equal digests, not one answer differs
     groups: dict[str, Share] = {}  # accuracy by subject, or by number of steps
     macro: Share | None = None  # mean over the groups

@@ -233,11 +233,15 @@ def _read(task: Task, name: str, item: int, number: int, samples: list[dict[str,
 
 
 def summarise(task: Task, rows: Sequence[ItemRow], *, model: Any) -> TaskScore:
-    """Derive a task's figures from its rows; `model` is the one that answered, for its counts."""
+    """Derive a task's figures from its rows; `model` is the one that answered, for its counts and for what its prompts say.
+
+    Items are the same where the conversations are, whatever template each model is shown them in.
+    """
     count = len(rows)
+    asked = [model.conversations.get(row.prompt_hash, row.prompt_hash) for row in rows]
     shared = {
         "task": task.name, "version": task.version, "kind": task.kind, "primary": task.primary, "chance": task.chance, "n": count,
-        "items_digest": digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows]),
+        "items_digest": digest_of([(row.item, row.doc_hash, text, row.target_hash) for row, text in zip(rows, asked, strict=True)]),
         "answers_digest": digest_of([row.text or row.log_probabilities for row in rows]),
         "cut_prompts": model.cut_prompts, "seconds": model.seconds, "from_journal": model.journal.read, "notes": tuple(model.notes),
     }  # fmt: skip

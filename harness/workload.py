@@ -83,22 +83,9 @@ class Work:
     shaped: Callable[[Shape], Shape] = _unchanged  # from the shape that it is given to that of its student
 
 
-<<<<<<< HEAD
 BITS = {  # of a weight
     "int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "torchao": 8.1, "gptq": 4.2,
 }  # fmt: skip
-=======
-BITS = {
-    "int8": 8.1,
-    "int8-dynamic": 8.1,
-    "int4": 4.25,
-    "int4-calibrated": 4.25,
-    "nf4": 4.5,
-    "bnb-int8": 8.1,
-    "torchao": 8.1,
-    "gptq": 4.2,
-}  # of a weight
->>>>>>> side-c
 
 
 def work_of(name: str, method: Any) -> Work:

@@ -9,7 +9,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from filelock import FileLock
 
 from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
-from harness.contract import Checkpoint, Example, Job, Progress
+from harness.contract import Checkpoint, Example, Job, Progress, Task
 from harness.data import examples_digest, overlapping
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
 from harness.model import LanguageModel, open_model
 
 VERSION = 1
+_COUNTS = (
+    "traces_written", "traces_kept", "kept_in_another_form", "dropped_wrong", "dropped_unreadable", "dropped_in_another_form",
+    "dropped_unfinished", "dropped_short", "dropped_repeats", "dropped_contaminated", "problems_without_trace",
+)  # fmt: skip
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
 
 
@@ -166,29 +170,58 @@ def _read(path: Path, job: Job) -> Traces | None:
     return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
 
 
+def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
+    """Return what an answer counts as, and the answer as it is trained.
+
+    Where the task's primary extractor finds nothing, its most lenient one decides, and a right answer is closed as the task closes its own.
+    """
+    grades = task.grade(example.gold, text)
+    if grades[0].correct:
+        return "traces_kept", text
+    if grades[0].extracted is None and grades[-1].correct:
+        return ("kept_in_another_form", _closed(text, example)) if example.ending else ("dropped_in_another_form", text)
+    return ("dropped_unreadable" if all(grade.extracted is None for grade in grades) else "dropped_wrong"), text
+
+
+def _closed(text: str, example: Example) -> str:
+    """End an answer as the task's own end, unless it does; one that says nothing else becomes the task's own bare answer."""
+    if re.sub(r"\W", "", text) == re.sub(r"\W", "", example.ending):
+        return example.answer
+    ends = f" {' '.join(text.split())}".endswith(f" {example.ending}")
+    return text if ends else f"{text.rstrip()}\n{example.ending}"
+
+
+def _lost(counts: Mapping[str, int], longest: int) -> str:
+    """Say what became of answers of which none is trained, and what to do; the longest one has `longest` tokens."""
+    cut = 2 * counts["dropped_unfinished"] > counts["traces_written"]
+    remedy = f"most did not end: --set cot.longest={2 * longest}" if cut else "use a teacher that solves this task, or --methods sft"
+    return (
+        f"of {counts['traces_written']} answers by the teacher {counts['dropped_wrong']} were wrong, {counts['dropped_unreadable']} had no "
+        f"readable answer, {counts['dropped_in_another_form']} were right in another form, {counts['dropped_unfinished']} did not end, "
+        f"{counts['dropped_short']} were too short and {counts['dropped_contaminated']} belong to evaluation items; {remedy}"
+    )
+
+
 def surviving(
     examples: Sequence[Example], texts: Sequence[Sequence[Generation]], job: Job, *, shortest: int = 0, rejects: bool = True
 ) -> tuple[list[tuple[Example, str]], dict[str, Any]]:
     """Keep the distinct answers that ended and are right; return them with their problems, and the counts of what was dropped.
 
-    Right means: the task's primary extractor finds the gold answer. Problems that also stand in an evaluation split are dropped whole.
-    Without `rejects` wrong answers stay, and as many are drawn from all as the filter would have kept. Raises `CellFailed` when none is
-    left.
+    Right means: the task's primary extractor finds the gold answer, or finds none where the most lenient one does (see `_judged`).
+    Problems that also stand in an evaluation split are dropped whole. Without `rejects` wrong answers stay, and as many are drawn from all
+    as the filter would have kept. A task without any trace is named in the counts; raises `CellFailed` when none is left at all.
     """
-    counts = dict.fromkeys(
-        ("traces_written", "traces_kept", "dropped_wrong", "dropped_unfinished", "dropped_short", "dropped_repeats",
-         "dropped_contaminated", "problems_without_trace"), 0,
-    )  # fmt: skip
+    by_task = {example.task: dict.fromkeys(_COUNTS, 0) for example in examples}
     held_out = overlapping(examples, job.tasks, job.source)
     right: list[tuple[Example, str]] = []
     ended: list[tuple[Example, str]] = []
     for example, group in zip(examples, texts, strict=True):
+        counts = by_task[example.task]
         kept: set[str] = set()
         solved = False
         for one in group:
             counts["traces_written"] += 1
-            text = _CALCULATOR.sub("", one.text)
-            correct = job.tasks[example.task].grade(example.gold, text)[0].correct
+            found, text = _judged(job.tasks[example.task], example, _CALCULATOR.sub("", one.text))
             if example.prompt in held_out:
                 counts["dropped_contaminated"] += 1
             elif one.stop != "eos":
@@ -199,19 +232,21 @@ def surviving(
                 counts["dropped_repeats"] += 1
             else:
                 kept.add(text)
+                counts[found] += 1
                 ended.append((example, text))
-                counts["dropped_wrong"] += not correct
-                if correct:
+                if not found.startswith("dropped"):
                     right.append((example, text))
                     solved = True
         counts["problems_without_trace"] += not solved
+    total = {name: sum(counts[name] for counts in by_task.values()) for name in _COUNTS}
+    longest = max(one.tokens for group in texts for one in group)
     if not right:
-        raise CellFailed(
-            f"no trace survived: of {counts['traces_written']} answers by the teacher {counts['dropped_wrong']} were wrong, "
-            f"{counts['dropped_unfinished']} did not end, {counts['dropped_short']} were too short and {counts['dropped_contaminated']} "
-            "belong to evaluation items; use a teacher that solves this task, or --methods sft"
-        )
+        raise CellFailed(f"no trace survived: {_lost(total, longest)}")
     chosen = right if rejects else random.Random(job.seed).sample(ended, len(right))
-    wrong = sum(one not in right for one in chosen) if not rejects else 0
-    told = {**counts, "traces_kept": len(chosen), "keep_rate": round(len(right) / counts["traces_written"], 4)}
-    return chosen, told if rejects else {**told, "wrong_among_kept": wrong}
+    told: dict[str, Any] = {**total, "traces_kept": len(chosen), "keep_rate": round(len(right) / total["traces_written"], 4)}
+    without = {name: _lost(by_task[name], longest) for name in by_task if all(example.task != name for example, _ in chosen)}
+    for name, why in without.items():
+        job.progress(Progress(stage="traces", done=1, total=1, detail=f"no trace of {name} survived, and it is not trained: {why}"))
+    if without:
+        told["tasks_without_trace"] = without
+    return chosen, told if rejects else {**told, "wrong_among_kept": sum(one not in right for one in chosen)}

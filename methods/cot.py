@@ -1,8 +1,9 @@
 """Chain-of-thought distillation: the teacher writes worked answers, the right ones are trained (sequence-level KD).
 
 For each training problem the teacher writes `samples` answers; those that end by themselves and whose extracted
-answer equals the gold one are kept (rejection sampling), repeats dropped. Traces are cached by content: teacher,
-problems, sampling. Drop counts go into the record.
+answer equals the gold one are kept (rejection sampling), repeats dropped. A right answer in another form than the scorer's (an instruct
+teacher was shown none) is closed as the task closes its own. Traces are cached by content: teacher, problems, sampling. Counts of what was
+kept and dropped go into the record.
 
 Form `traces` trains the worked answer. Form `step-by-step` (Hsieh et al., 2023) trains two texts a problem: the bare answer behind the
 scorer's own prompt, and the worked answer behind the same prompt with a line before it; each is divided by its own tokens. The student

@@ -59,7 +59,7 @@ def _examples(task: str, split: Split, source: DataSource, write: Callable[[str,
     for row in rows(split, source, task=task):
         gold = final_number(row["answer"])
         prompt, completion, answer = write(row["question"], without_marks(row["answer"]))
-        yield Example(task=task, prompt=prompt, completion=completion, answer=answer, gold=gold)
+        yield Example(task=task, prompt=prompt, completion=completion, answer=answer, gold=gold, ending=answer.strip())
 
 
 class Gsm8k:

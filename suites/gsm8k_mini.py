@@ -237,8 +237,9 @@ class Gsm8kMini:
             worked = without_marks(item["answer"])
             gold = final_number(item["answer"])
             yield Example(
-                task=self.name, prompt=f"Question: {item['question']}\nAnswer:", completion=f" {worked}", answer=f" #### {gold}", gold=gold
-            )
+                task=self.name, prompt=f"Question: {item['question']}\nAnswer:", completion=f" {worked}", answer=f" #### {gold}", gold=gold,
+                ending=f"#### {gold}",
+            )  # fmt: skip
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `#### N` (strict), the last number (flexible) and numeric equality, as lm-eval and we do."""

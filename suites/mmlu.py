@@ -5,6 +5,7 @@ The files name the answer by its letter; everything behind `rows` sees 0 to 3, b
 score an oracle 0.0 on letters without an error.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ FIELDS = ("subject", "question", "choices", "answer")
 PUBLISHED = {"dev": 285, "validation": 1_531, "test": 14_042}
 SHOTS = 5
 LETTERS = "ABCD"
+_STATED = re.compile(r"(?i:\banswer)[ *]*(?:is|:)[ *:(]*([A-D])(?:[*).:;]|[ ]*$)", re.MULTILINE)  # The answer is (B). **Answer:** B
 _STEMS = {"dev": "dev", "validation": "val", "test": "test"}
 
 
@@ -65,6 +67,13 @@ def _by_subject(found: Iterable[Row]) -> dict[str, list[Row]]:
     for row in found:
         groups.setdefault(row["subject"], []).append(row)
     return groups
+
+
+def stated_letter(text: str) -> str | None:
+    """Return the letter that a text states (`The answer is (B).`, `Answer: B`, a last line that is the letter), if it states only one."""
+    last = re.fullmatch(r"\W*([A-D])\W*", text.rstrip().rpartition("\n")[2])
+    found = {*_STATED.findall(text), *(last.groups() if last else ())}
+    return found.pop() if len(found) == 1 else None
 
 
 class Mmlu:
@@ -130,7 +139,7 @@ class Mmlu:
 
     def _example(self, row: Row) -> Example:
         gold = self._gold(row)
-        return Example(task=self.name, prompt=self._prompt(row), completion=f" {gold}", answer=f" {gold}", gold=gold)
+        return Example(task=self.name, prompt=self._prompt(row), completion=f" {gold}", answer=f" {gold}", gold=gold, ending=gold)
 
     def _prompt(self, row: Row) -> str:
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True)]
@@ -140,9 +149,12 @@ class Mmlu:
         return LETTERS[row["answer"]]
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written answer (used where a teacher writes; scores come from log-probabilities)."""
-        found = text.strip() or None
-        return (Grade(extractor=self.primary, extracted=found, correct=found == gold.strip()),)
+        """Grade a written answer by the bare letter, and by the one that its prose states (scores come from log-probabilities)."""
+        bare, stated = text.strip() if text.strip() in tuple(LETTERS) else None, stated_letter(text)
+        return (
+            Grade(extractor=self.primary, extracted=bare, correct=bare == gold.strip()),
+            Grade(extractor="stated", extracted=stated, correct=stated == gold.strip()),
+        )
 
 
 class MmluCloze(Mmlu):
@@ -156,3 +168,8 @@ class MmluCloze(Mmlu):
 
     def _gold(self, row: Row) -> str:
         return str(row["choices"][row["answer"]])
+
+    def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
+        """Grade a written answer by the choice's text (scores come from log-probabilities)."""
+        found = text.strip() or None
+        return (Grade(extractor=self.primary, extracted=found, correct=found == gold.strip()),)

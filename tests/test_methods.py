@@ -350,14 +350,51 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
     kept, counts = surviving(examples, texts, given)
     assert kept == [(examples[0], examples[0].completion), (examples[0], examples[0].answer), (examples[2], examples[2].completion)]
     assert counts == {
-        "traces_written": 12, "traces_kept": 3, "dropped_wrong": 3, "dropped_unfinished": 1, "dropped_short": 0, "dropped_repeats": 5,
-        "dropped_contaminated": 0, "problems_without_trace": 2, "keep_rate": 0.25,
+        "traces_written": 12, "traces_kept": 3, "kept_in_another_form": 0, "dropped_wrong": 1, "dropped_unreadable": 2,
+        "dropped_in_another_form": 0, "dropped_unfinished": 1, "dropped_short": 0, "dropped_repeats": 5, "dropped_contaminated": 0,
+        "problems_without_trace": 2, "keep_rate": 0.25,
     }  # fmt: skip
     long_enough, counts = surviving(examples, texts, given, shortest=5)
     assert len(long_enough) == 2 and counts["dropped_short"] == 5
     drawn, counts = surviving(examples, texts, given, rejects=False)  # as many, right or wrong, always the same for a seed
     assert len(drawn) == counts["traces_kept"] == 3 and drawn == surviving(examples, texts, given, rejects=False)[0]
     assert counts["wrong_among_kept"] == sum(one not in kept for one in drawn)
+
+
+def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(teacher, tmp_path):
+    from methods._traces import surviving
+
+    given = job(teacher, tmp_path / "x")
+    examples = examples_of(given.tasks, "train", given.source, rows=5)
+    golds = [example.gold for example in examples]
+    said = [
+        f"So the answer is **{golds[0]}**.\n",
+        f" {golds[1]}.",
+        f"#### 0\nNo, the answer is {golds[2]}.",
+        f"It is {golds[3]}1.",
+        "Who knows?",
+    ]
+    texts = [[Generation(text, 9, "eos")] for text in said]
+    kept, counts = surviving(examples, texts, given)
+    assert kept == [(examples[0], f"So the answer is **{golds[0]}**.\n#### {golds[0]}"), (examples[1], examples[1].answer)]
+    assert (counts["kept_in_another_form"], counts["dropped_wrong"], counts["dropped_unreadable"]) == (2, 2, 1)
+    silent = [replace(example, ending="") for example in examples]  # a task that cannot say how its answers end
+    with pytest.raises(CellFailed, match="by the teacher 2 were wrong, 1 had no readable answer, 2 were right in another form"):
+        surviving(silent, texts, given)
+
+
+def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teacher, tmp_path):
+    from methods._traces import surviving
+
+    told = []
+    given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
+    examples = examples_of(TASKS, "train", given.source, rows=4)
+    texts = [[Generation(one.completion, 30, "eos" if one.task == "gsm8k-mini" else "length")] for one in examples]
+    kept, counts = surviving(examples, texts, given)
+    assert {example.task for example, _ in kept} == {"gsm8k-mini"} == set(TASKS) - set(counts["tasks_without_trace"])
+    assert "of 2 answers" in counts["tasks_without_trace"]["mmlu-mini"] and "mmlu-mini" in told[-1].detail
+    with pytest.raises(CellFailed, match=r"2 did not end, .*; most did not end: --set cot.longest=60$"):
+        surviving(examples[1::2], texts[1::2], given)
 
 
 def test_calculator_marks_are_not_trained(teacher, tmp_path):

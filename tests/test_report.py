@@ -353,6 +353,24 @@ def test_rows_scored_on_other_items_are_not_paired():
     assert found.value is None and "different items" in found.reason
 
 
+def test_models_with_different_chat_templates_are_paired_on_the_same_items(small):
+    from harness.contract import Prompting
+    from harness.data import DataSource
+    from harness.score import score_task
+    from suites.mmlu_mini import MmluMini
+
+    def row(label, template, **changes):
+        opened = small("Llama")
+        opened.tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+        given = {"limit": 40, "progress": lambda one: None, "prompting": Prompting(chat=True)}
+        score, _ = score_task(opened, MmluMini(), DataSource(), **given)
+        return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
+
+    [found] = groups.group([row("teacher", "<{{ m.role }}>{{ m.content }}"), row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1)])
+    student = next(one for one in found.rows if one.label == "uld")
+    assert groups.compare(student, found.teacher, "mmlu-mini", ratio=True).value is not None
+
+
 def test_above_chance_stands_beside_plain_retention_for_choices():
     records = [make("teacher", 0.9, task="mmlu-mini", chance=0.25), make("cot", 0.5, seed=1, task="mmlu-mini", chance=0.25)]
     text = report.markdown(records)
@@ -486,6 +504,13 @@ def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(groups.group(weak)[0]))
     strong = [make("teacher", 0.9), *weak[1:]]
     assert not any("WARNING" in line for line in report.notes(groups.group(strong)[0]))
+
+
+def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
+    lost = Cost(notes={"tasks_without_trace": {"gsm8k-mini": "of 20 answers by the teacher 20 were wrong"}})
+    rows = [make("teacher", 0.9), *(make("cot", 0.6, seed=seed, cost=lost) for seed in (1, 2)), make("sft", 0.6, seed=1)]
+    [line] = [line for line in report.notes(groups.group(rows)[0]) if "no trace survived" in line]
+    assert line == "gsm8k-mini, cot: WARNING: not trained, no trace survived: of 20 answers by the teacher 20 were wrong."
 
 
 def megabytes_of(record):

@@ -176,6 +176,7 @@ def test_training_prompts_are_lm_evals_without_shots(name, source):
         assert all(grade.correct for grade in task.grade(example.gold, example.completion))
         assert all(grade.correct for grade in task.grade(example.gold, example.answer))
         assert not any(grade.correct for grade in task.grade(example.gold, ""))
+        assert task.kind == "choose" or task.grade(example.gold, f"So it is that.\n{example.ending}")[0].correct
 
 
 def test_training_forms(source):
@@ -233,6 +234,35 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
         for grade in grades[:2]:
             theirs = instance.filtered_resps[grade.extractor]
             assert (theirs, bool(task.process_results(doc, [theirs])["exact_match"])) == (grade.extracted or "[invalid]", grade.correct)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"), ("The answer is (B).", "B"), ("The answer is: B. Lima", "B"), ("**Answer:** B", "B"), ("Rome is A.\n\n**B**", "B"),
+        ("Answer: B\nAnswer: C", None), ("The answer is B or C.", None), ("The answer is Bern.", None), ("A is wrong, B may be.", None),
+        ("the answer is a.", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_letter_is_read_out_of_prose_that_states_one(text, letter):
+    primary, stated = suites.load("mmlu").grade(letter or "B", text)
+    assert stated.extracted == letter and stated.correct == (letter is not None)
+    assert primary.extracted == ("B" if text == "B" else None)
+
+
+def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
+    from types import SimpleNamespace
+
+    from harness.generate import Generation
+    from methods._traces import surviving
+
+    example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
+    examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]
+    said = ["(B)", "It is Lima. Answer: B", "It is Lima.\nThe answer is (B).", "The answer is C.", "B. Lima"]
+    given = SimpleNamespace(tasks={"mmlu": suites.load("mmlu")}, source=source, seed=1, progress=lambda one: None)
+    kept, counts = surviving(examples, [[Generation(text, 9, "eos")] for text in said], given)
+    assert [text for _, text in kept] == [" B", "It is Lima. Answer: B", "It is Lima.\nThe answer is (B).\nB"]
+    assert (counts["kept_in_another_form"], counts["dropped_wrong"], counts["dropped_unreadable"]) == (3, 1, 1)
 
 
 # Versions and rows
@@ -626,3 +656,70 @@ def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source,
     text, ids = next(one for one in shown if "<assistant>" in one[0])
     assert text.startswith(f"{tokenizer.bos_token}<system>Be brief.") and text.count("<user>") > 2 and score.n == 2
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}", "26 Jul 2024"),
+        ("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}", "26 Jul 2024"),
+        ("{% macro day() %}{{ strftime_now('%Y-%m-%d, %-m %B') }}{% endmacro %}{{ day() }}", "2024-07-26, 07 July"),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template, told, small):
+    """In what is scored and in what teacher and student are trained on alike."""
+    from types import SimpleNamespace
+
+    from harness.cell import _renderer
+    from harness.lm import HarnessLM
+
+    opened = small("Llama")
+    opened.tokenizer.chat_template = template + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    lm = HarnessLM(opened)
+    turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "Answer:"}]
+    assert lm.apply_chat_template(turns[:1]) == f"{told}<user>2 and 2?"
+    assert lm.apply_chat_template(turns, add_generation_prompt=False) == f"{told}<user>2 and 2?<assistant>Answer:"
+    base = SimpleNamespace(checkpoint=lambda: opened.checkpoint)
+    _, show = _renderer(SimpleNamespace(chat=True, system=None, student_base=base))
+    assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"
+
+
+def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_shots(small, folder, source):
+    from harness.contract import Prompting
+    from harness.score import score_task
+
+    opened = small("Llama", max_position_embeddings=2048)
+
+    class Fewer(type(suites.load("gsm8k"))):
+        def lm_eval_tasks(self, source):
+            found = super().lm_eval_tasks(source)
+            found["gsm8k"].set_config("num_fewshot", 3)
+            return found
+
+    def scored(template, task=None, **prompting):
+        opened.tokenizer.chat_template = template
+        given = {"limit": 2, "progress": lambda one: None, "prompting": Prompting(chat=template is not None, **prompting)}
+        return score_task(opened, task or suites.load("gsm8k"), DataSource(folder=folder), **given)
+
+    angles = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    headed = "{% for m in messages %}## {{ m.role }}\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}## assistant\n{% endif %}"
+    one, rows = scored(angles)
+    other, others = scored(headed)
+    assert one.items_digest == other.items_digest and rows[0].prompt_hash != others[0].prompt_hash
+    plain, _ = scored(None)
+    fewer, told = scored(angles, Fewer()), scored(angles, system="Be brief.")
+    digests = [one.items_digest, plain.items_digest, fewer[0].items_digest, told[0].items_digest]
+    for split, count in (("train", 40), ("test", 12)):
+        path = folder / f"gsm8k/{split}.jsonl{'.gz' if split == 'train' else ''}"
+        write_rows(path, [row | {"question": row["question"].replace("figs", "nuts")} for row in gsm8k_rows(split, count)])
+        digests.append(scored(angles)[0].items_digest)
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_plain_prompt_counts_as_it_is_shown(small, source):
+    """Committed records were digested so."""
+    from harness.checkpoint import digest_of
+    from harness.score import score_task
+
+    score, rows = score_task(small("Llama", max_position_embeddings=2048), suites.load("gsm8k"), source, limit=2, progress=lambda one: None)
+    assert score.items_digest == digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows])
