@@ -1,5 +1,6 @@
 """The command `harness`: options in, exit code out. 0 done, 1 a cell failed, 2 a user's mistake, 130 stopped."""
 
+import logging
 import os
 import sys
 import traceback
@@ -433,6 +434,7 @@ def train_tiny(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # where torchao is installed, its enums are announced at every start
     try:
         code = app(standalone_mode=False)
     except HarnessError as problem:
