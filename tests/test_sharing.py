@@ -283,6 +283,22 @@ def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model,
     assert recall(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
 
 
+def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
+    from harness.fidelity import _recalled
+
+    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(3)]
+    remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+    crossed = []
+
+    class Head:
+        def to(self, device, dtype):
+            crossed.append(device)
+            return embedded.model.get_output_embeddings().weight.detach()
+
+    names = {f"t/{index}/hidden" for index in range(3)}
+    assert len(list(_recalled(tmp_path / "reads.safetensors", "t", Head(), names, "cpu"))) == 3 and crossed == ["cpu"]
+
+
 def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(embedded, tmp_path, monkeypatch):
     rows = [row_of(0, prompt="Question: 1 plus 1?\nAnswer:", text=" It is 2.")]
     head = embedded.model.get_output_embeddings()
