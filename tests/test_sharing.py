@@ -66,6 +66,21 @@ def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
     assert "moved by" in sharing.refusal(opened)
 
 
+@pytest.mark.parametrize(("dtype", "refused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_tail_that_moves_refuses_a_model_only_where_its_numbers_are_exact(small, dtype, refused):
+    opened = small("Llama")
+    opened.model.to(dtype)
+    calls = []
+
+    def move_the_tail(module, given, logits):
+        calls.append(1)
+        logits[..., 100:] = -50 - 3 * len(calls)
+        return logits
+
+    opened.model.get_output_embeddings().register_forward_hook(move_the_tail)
+    assert ("moved by" in refusal(opened)) == refused
+
+
 def test_the_models_own_attention_comes_back(small):
     opened = small("Llama")
     with shared_attention(opened):
