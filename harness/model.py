@@ -121,10 +121,8 @@ def configuration_of(name: str, *, cache: Path) -> Path:
         try:
             return Path(hf_hub_download(name, "config.json")).parent
         except Exception as problem:
-            reason = str(problem).splitlines()[0][:120]
-            raise HarnessError(
-                f"the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
-            ) from problem
+            told = "the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
+            raise _refused_by_hub(name, problem, told) from problem
     return resolve(name, cache=cache).path  # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
 
 
@@ -135,14 +133,20 @@ def _from_hub(name: str) -> Checkpoint:
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
-        reason = str(problem).splitlines()[0][:120]
-        raise HarnessError(
-            f"model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
-        ) from problem
+        told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
+        raise _refused_by_hub(name, problem, told) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     note = _packed_note(folder)
     return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size, note=note)
+
+
+def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(problem, GatedRepoError):
+        return HarnessError(f"model {name!r} is gated; accept its licence at https://huggingface.co/{name}, then type: hf auth login")
+    return HarnessError(told.format(name=name, reason=str(problem).splitlines()[0][:120]))
 
 
 def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
