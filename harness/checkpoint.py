@@ -7,12 +7,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from harness.contract import Checkpoint
+from harness.errors import HarnessError
 
-# What decides how a model answers; logs, scores and cards beside it do not.
+INDEX = "model.safetensors.index.json"
+_LONGEST_HEADER = 100_000_000  # bytes, by the safetensors format
+# What decides how a model answers; logs, scores and cards beside it do not, nor a second copy of the weights that transformers never opens.
 _MODEL_FILES = re.compile(
-    r".*\.(safetensors|model|jinja|py)|(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template"
+    r"(?!consolidated).*\.safetensors|.*\.(model|jinja|py)|(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template"
     r"|model\.safetensors\.index)\.json|(merges|vocab)\.txt"
 )
 
@@ -28,9 +32,55 @@ def digest_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a model folder says; refuses one that is torn."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise HarnessError(f"{path} is damaged (it holds no JSON object); download or save the model again")
+    return told
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model folder, in name order."""
-    return sorted(folder.glob("*.safetensors"))
+    """Return the weight files that transformers opens in a model folder, in name order."""
+    found, named = sorted(folder.glob("*.safetensors")), _named_weights(folder)
+    return [path for path in found if path.name in named] if named else found
+
+
+def _named_weights(folder: Path) -> set[str]:
+    """Return the names by which a folder's weights are looked for, as transformers does; none where any name will do."""
+    if (folder / "model.safetensors").is_file():
+        return {"model.safetensors"}
+    return set(read_object(folder / INDEX).get("weight_map", {}).values()) if (folder / INDEX).is_file() else set()
+
+
+def tensors_in(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what a safetensors file's header says of each tensor; refuses a file that does not end where its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, _LONGEST_HEADER))
+    try:
+        found = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
+    except (ValueError, AttributeError, LookupError, TypeError):
+        raise HarnessError(f"{path} is damaged (it has no safetensors header); download or save the model again") from None
+    if size != end:
+        raise HarnessError(f"{path} is damaged ({size:,} bytes, its header says {end:,}); download or save the model again")
+    return found
+
+
+def refuse_torn(folder: Path) -> None:
+    """Refuse a model folder whose configuration or weights are torn or missing; no tensor is read."""
+    read_object(folder / "config.json")
+    files = weight_files(folder)
+    missing = sorted(_named_weights(folder) - {path.name for path in files})
+    if missing:
+        raise HarnessError(f"{folder / missing[0]} is missing, which {INDEX} lists; download or save the model again")
+    for path in files:
+        tensors_in(path)
 
 
 def weights_digest(folder: Path) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.checkpoint import describe, digest_of, file_digest, save_atomically, weight_files
+from harness.arithmetic import stored_tensors
+from harness.checkpoint import describe, digest_of, file_digest, read_object, refuse_torn, save_atomically, weight_files
 from harness.contract import Checkpoint
 from harness.errors import HarnessError, unknown
 
@@ -100,6 +101,7 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
+        refuse_torn(path)
         return describe(path, name=path.resolve().name, note=_packed_note(path))
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise unknown(
@@ -131,12 +133,13 @@ def _from_hub(name: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
+        wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
         raise _refused_by_hub(name, problem, told) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
     return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size, note=note)
 
@@ -208,9 +211,7 @@ def _remembered_digest(path: Path, cache: Path) -> str:
 
 def quantized_by(folder: Path) -> str:
     """Return which library packed a model folder's weights, as its configuration says; "" for plain floats."""
-    import json
-
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    told = read_object(folder / "config.json").get("quantization_config") or {}
     if told.get("quant_method") == "compression-harness":
         kinds = sorted({spec["kind"] for spec in told["modules"].values()})
         return "float" if kinds == ["float"] else "+".join(kinds)
@@ -254,15 +255,12 @@ def student_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
-    """Return the dtype in which a checkpoint's weights lie on disk: a student is saved in its base's."""
+    """Return the dtype in which a checkpoint's largest matrix of floats lies on disk: a student is saved in its base's."""
     import torch
-    from safetensors import safe_open
 
-    first = min(checkpoint.path.glob("*.safetensors"))
-    with safe_open(first, framework="pt") as tensors:
-        name = next(iter(tensors.keys()))
-        dtype: torch.dtype = tensors.get_tensor(name).dtype
-    return dtype
+    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    _, kind = max((count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in floats)
+    return floats[kind]
 
 
 def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str) -> LanguageModel:

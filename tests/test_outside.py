@@ -91,6 +91,21 @@ def test_a_gated_model_says_where_its_licence_is_accepted(tmp_path, monkeypatch)
         assert str(caught.value) == told
 
 
+def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    offered = ["config.json", "consolidated.safetensors", "model.safetensors", "pytorch_model.bin"]
+    fetched = []
+
+    def download(name, *, allow_patterns, ignore_patterns):
+        fetched.extend(filter_repo_objects(offered, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(random_model.path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("org/name", cache=tmp_path).bytes_on_disk == random_model.bytes_on_disk
+    assert fetched == ["config.json", "model.safetensors"]
+
+
 def test_a_hub_id_without_network_is_refused_in_one_line(tmp_path, no_network):
     with pytest.raises(HarnessError, match="neither a folder here nor to be had from the Hub") as caught:
         resolve("nobody/nothing", cache=tmp_path)
