@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def file_digest(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remembered_digest(path: Path, cache: Path) -> str:
+    """Return the sha256 of a large file, remembered in the cache by its path, size and time of change."""
+    status = path.stat()
+    note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if note.exists():
+        return note.read_text().strip()
+    digest = file_digest(path)
+    with suppress(OSError):  # a cache that cannot be written to costs a second reading
+        write_whole(note, digest)
+    return digest
 
 
 def digest_of(*parts: object) -> str:
@@ -83,23 +96,47 @@ def refuse_torn(folder: Path) -> None:
         tensors_in(path)
 
 
-def weights_digest(folder: Path) -> str:
-    """Return the content digest of a model folder's weights alone."""
-    return digest_of([file_digest(path) for path in weight_files(folder)])
+def same_weights(left: Path, right: Path) -> bool:
+    """Tell whether two model folders hold the same numbers under the same names, in whatever types and files; one tensor at a time."""
+    import torch
+    from safetensors import safe_open
+
+    with ExitStack() as opened:
+        ours, theirs = (
+            {
+                name: tensors
+                for tensors in [opened.enter_context(safe_open(path, framework="pt")) for path in weight_files(folder)]
+                for name in tensors.keys()  # noqa: SIM118  no mapping
+            }
+            for folder in (left, right)
+        )
+
+        def same(name: str) -> bool:
+            one, other = ours[name].get_tensor(name), theirs[name].get_tensor(name)
+            return bool(torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.float(), other.float()))
+
+        return ours.keys() == theirs.keys() and all(map(same, ours))
 
 
-def folder_digest(folder: Path) -> str:
-    """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes."""
+def folder_digest(folder: Path, *, cache: Path | None = None) -> str:
+    """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes.
+
+    Weights are read now, or remembered where a `cache` is given.
+    """
     files = (path for path in sorted(folder.iterdir()) if _MODEL_FILES.fullmatch(path.name))
-    return digest_of([(path.name, file_digest(path)) for path in files])
+    return digest_of([(path.name, _digest(path, cache)) for path in files])
 
 
-def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str = "") -> Checkpoint:
-    """Return the `Checkpoint` of a saved model folder; the digest is computed from its bytes now."""
+def _digest(path: Path, cache: Path | None) -> str:
+    return file_digest(path) if cache is None or path.suffix != ".safetensors" else remembered_digest(path, cache)
+
+
+def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str = "", cache: Path | None = None) -> Checkpoint:
+    """Return the `Checkpoint` of a saved model folder; the digest is computed from its bytes now, or remembered in `cache`."""
     return Checkpoint(
         path=folder,
         name=name,
-        digest=folder_digest(folder),
+        digest=folder_digest(folder, cache=cache),
         parents=tuple(parents),
         bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
         note=note,

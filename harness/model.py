@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
-from harness.checkpoint import describe, digest_of, file_digest, read_object, refuse_torn, save_atomically, weight_files
+from harness.checkpoint import describe, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
 from harness.errors import HarnessError, unknown
 
@@ -102,7 +102,7 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
         if not any(path.glob("*.safetensors")):
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
         refuse_torn(path)
-        return describe(path, name=path.resolve().name, note=_packed_note(path))
+        return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise unknown(
             "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
@@ -158,7 +158,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         import gguf  # noqa: F401
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
-    key = _remembered_digest(path, cache)
+    key = remembered_digest(path, cache)
     folder = cache / "gguf" / key[:32]
     note = f"unpacked from GGUF {_gguf_kind(path)}"
     if not (folder / "config.json").exists():
@@ -184,7 +184,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(folder, write)
-    return describe(folder, name=path.stem, note=note)
+    return describe(folder, name=path.stem, note=note, cache=cache)
 
 
 def _gguf_kind(path: Path) -> str:
@@ -195,18 +195,6 @@ def _gguf_kind(path: Path) -> str:
 
     counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
     return str(counts.most_common(1)[0][0])
-
-
-def _remembered_digest(path: Path, cache: Path) -> str:
-    """Return the sha256 of a large file, remembered by its path, size and time of change."""
-    status = path.stat()
-    note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    if note.exists():
-        return note.read_text().strip()
-    digest = file_digest(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest)
-    return digest
 
 
 def quantized_by(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """From options to cells: names, settings, controls, keys, and what is refused before anything is computed."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -161,6 +162,22 @@ def test_a_torn_configuration_cannot_be_planned_for(sharded):
     (sharded / "config.json").write_text("{")
     with pytest.raises(HarnessError, match=r"config\.json is damaged"):
         estimate_plans(["int8"], teacher=str(sharded))
+
+
+def test_weights_are_read_once_and_remembered_until_they_change(sharded, tmp_path, monkeypatch):
+    from harness import checkpoint
+
+    first = resolve(str(sharded), cache=tmp_path / "cache")
+    assert first.digest == checkpoint.folder_digest(sharded)
+    read = checkpoint.file_digest
+    asked = []
+    monkeypatch.setattr(checkpoint, "file_digest", lambda path: asked.append(path.name) or read(path))
+    assert resolve(str(sharded), cache=tmp_path / "cache") == first
+    assert "config.json" in asked and not any(name.endswith(".safetensors") for name in asked)
+    weights = sharded / "model-00002-of-00002.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    os.utime(weights, ns=(0, 0))
+    assert resolve(str(sharded), cache=tmp_path / "cache").digest != first.digest
 
 
 @pytest.mark.parametrize("whole", [True, False])
