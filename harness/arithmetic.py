@@ -5,14 +5,13 @@ FLOPs: one multiply-add is 2; a forward pass costs 2 for each weight outside the
 a backward pass twice that (Kaplan et al., 2020, section 2.1).
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import weight_files
+from harness.checkpoint import read_object, tensors_in, weight_files
 from harness.errors import HarnessError
 
 ROWS_AT_ONCE = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
@@ -63,8 +62,7 @@ class Shape:
     @classmethod
     def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
         """Read a model folder's configuration."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls.of_config(config, name=name or folder.name)
+        return cls.of_config(read_object(folder / "config.json"), name=name or folder.name)
 
     @classmethod
     def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
@@ -174,11 +172,8 @@ def shape_of_size(parameters: float) -> Shape:
 def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
     """Yield (name, stored type, number of values) of every tensor, from the safetensors headers alone."""
     for path in weight_files(folder):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield name, entry["dtype"], math.prod(entry["shape"])
+        for name, entry in tensors_in(path).items():
+            yield name, entry["dtype"], math.prod(entry["shape"])
 
 
 def parameters_on_disk(folder: Path) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.checkpoint import file_digest
+from harness.checkpoint import file_digest, weight_files
+from harness.errors import HarnessError
 
 KINDS = {
     "answers": "a model's answers to a task's questions, as they came",
@@ -62,9 +63,9 @@ def damage_of(entry: Entry) -> str:
             return _bad_line(entry.path)
         if entry.kind == "rates":
             return "" if json.loads(entry.path.read_text(encoding="utf-8"))["losses"] else "no rate in it"
-        missing = not (entry.path / "config.json").is_file() or not any(entry.path.glob("*.safetensors"))
+        missing = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
         return "no whole model" if missing else ""
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, HarnessError) as problem:
         return str(problem) or type(problem).__name__
 
 

@@ -494,11 +494,11 @@ def _forget_peak(device: str) -> None:
 
 def _changed_something(stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]) -> None:
     """Refuse a method that trained, cut or packed nothing: it would return the teacher and look brilliant."""
-    from harness.checkpoint import weights_digest
+    from harness.checkpoint import same_weights
 
     works = stage.trains or stage.family in COMPRESSION
-    if works and weights_digest(student.path) in {weights_digest(one.path) for one in others}:
-        raise CellFailed(f"{stage.label} changed no weight: its student is byte for byte the model that it started from")
+    if works and any(same_weights(student.path, path) for path in {one.path for one in others}):
+        raise CellFailed(f"{stage.label} changed no weight: its student is, number by number, a model that it started from")
 
 
 def _reference(checkpoint: Checkpoint, parameters: int | None = None) -> ModelReference:

@@ -6,13 +6,18 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from harness.contract import Checkpoint
+from harness.errors import HarnessError
 
-# What decides how a model answers; logs, scores and cards beside it do not.
+INDEX = "model.safetensors.index.json"
+_LONGEST_HEADER = 100_000_000  # bytes, by the safetensors format
+# What decides how a model answers; logs, scores and cards beside it do not, nor a second copy of the weights that transformers never opens.
 _MODEL_FILES = re.compile(
-    r".*\.(safetensors|model|jinja|py)|(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template"
+    r"(?!consolidated).*\.safetensors|.*\.(model|jinja|py)|(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template"
     r"|model\.safetensors\.index)\.json|(merges|vocab)\.txt"
 )
 
@@ -23,33 +28,115 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def remembered_digest(path: Path, cache: Path) -> str:
+    """Return the sha256 of a large file, remembered in the cache by its path, size and time of change."""
+    status = path.stat()
+    note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if note.exists():
+        return note.read_text().strip()
+    digest = file_digest(path)
+    with suppress(OSError):  # a cache that cannot be written to costs a second reading
+        write_whole(note, digest)
+    return digest
+
+
 def digest_of(*parts: object) -> str:
     """Return a sha256 over JSON-serialisable parts, independent of dictionary order."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a model folder says; refuses one that is torn."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise HarnessError(f"{path} is damaged (it holds no JSON object); download or save the model again")
+    return told
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model folder, in name order."""
-    return sorted(folder.glob("*.safetensors"))
+    """Return the weight files that transformers opens in a model folder, in name order."""
+    found, named = sorted(folder.glob("*.safetensors")), _named_weights(folder)
+    return [path for path in found if path.name in named] if named else found
 
 
-def weights_digest(folder: Path) -> str:
-    """Return the content digest of a model folder's weights alone."""
-    return digest_of([file_digest(path) for path in weight_files(folder)])
+def _named_weights(folder: Path) -> set[str]:
+    """Return the names by which a folder's weights are looked for, as transformers does; none where any name will do."""
+    if (folder / "model.safetensors").is_file():
+        return {"model.safetensors"}
+    return set(read_object(folder / INDEX).get("weight_map", {}).values()) if (folder / INDEX).is_file() else set()
 
 
-def folder_digest(folder: Path) -> str:
-    """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes."""
+def tensors_in(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what a safetensors file's header says of each tensor; refuses a file that does not end where its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, _LONGEST_HEADER))
+    try:
+        found = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
+    except (ValueError, AttributeError, LookupError, TypeError):
+        raise HarnessError(f"{path} is damaged (it has no safetensors header); download or save the model again") from None
+    if size != end:
+        raise HarnessError(f"{path} is damaged ({size:,} bytes, its header says {end:,}); download or save the model again")
+    return found
+
+
+def refuse_torn(folder: Path) -> None:
+    """Refuse a model folder whose configuration or weights are torn or missing; no tensor is read."""
+    read_object(folder / "config.json")
+    files = weight_files(folder)
+    missing = sorted(_named_weights(folder) - {path.name for path in files})
+    if missing:
+        raise HarnessError(f"{folder / missing[0]} is missing, which {INDEX} lists; download or save the model again")
+    for path in files:
+        tensors_in(path)
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    """Tell whether two model folders hold the same numbers under the same names, in whatever types and files; one tensor at a time."""
+    import torch
+    from safetensors import safe_open
+
+    with ExitStack() as opened:
+        ours, theirs = (
+            {
+                name: tensors
+                for tensors in [opened.enter_context(safe_open(path, framework="pt")) for path in weight_files(folder)]
+                for name in tensors.keys()  # noqa: SIM118  no mapping
+            }
+            for folder in (left, right)
+        )
+
+        def same(name: str) -> bool:
+            one, other = ours[name].get_tensor(name), theirs[name].get_tensor(name)
+            return bool(torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.float(), other.float()))
+
+        return ours.keys() == theirs.keys() and all(map(same, ours))
+
+
+def folder_digest(folder: Path, *, cache: Path | None = None) -> str:
+    """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes.
+
+    Weights are read now, or remembered where a `cache` is given.
+    """
     files = (path for path in sorted(folder.iterdir()) if _MODEL_FILES.fullmatch(path.name))
-    return digest_of([(path.name, file_digest(path)) for path in files])
+    return digest_of([(path.name, _digest(path, cache)) for path in files])
 
 
-def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str = "") -> Checkpoint:
-    """Return the `Checkpoint` of a saved model folder; the digest is computed from its bytes now."""
+def _digest(path: Path, cache: Path | None) -> str:
+    return file_digest(path) if cache is None or path.suffix != ".safetensors" else remembered_digest(path, cache)
+
+
+def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str = "", cache: Path | None = None) -> Checkpoint:
+    """Return the `Checkpoint` of a saved model folder; the digest is computed from its bytes now, or remembered in `cache`."""
     return Checkpoint(
         path=folder,
         name=name,
-        digest=folder_digest(folder),
+        digest=folder_digest(folder, cache=cache),
         parents=tuple(parents),
         bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
         note=note,

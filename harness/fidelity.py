@@ -156,7 +156,8 @@ def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], de
             hidden = kept.get_tensor(f"{task}/{index}/hidden")
             ids = kept.get_tensor(f"{task}/{index}/ids").tolist()
             cut = len(ids) - int(kept.get_tensor(f"{task}/{index}/written"))
-            logits = torch.nn.functional.linear(hidden.to(device), weight.to(device, hidden.dtype))
+            weight = weight.to(device, hidden.dtype)  # crosses once: every item has the same type
+            logits = torch.nn.functional.linear(hidden.to(device), weight)
             yield Read(tuple(ids[:cut]), tuple(ids[cut:]), logits)
             index += 1
 

@@ -10,7 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.checkpoint import describe, digest_of, file_digest, save_atomically, weight_files
+from harness.arithmetic import stored_tensors
+from harness.checkpoint import describe, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
 from harness.errors import HarnessError, unknown
 
@@ -123,7 +124,8 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
-        return describe(path, name=path.resolve().name, note=_packed_note(path))
+        refuse_torn(path)
+        return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise unknown(
             "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
@@ -144,10 +146,8 @@ def configuration_of(name: str, *, cache: Path) -> Path:
         try:
             return Path(hf_hub_download(name, "config.json")).parent
         except Exception as problem:
-            reason = str(problem).splitlines()[0][:120]
-            raise HarnessError(
-                f"the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
-            ) from problem
+            told = "the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
+            raise _refused_by_hub(name, problem, told) from problem
     return resolve(name, cache=cache).path  # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
 
 
@@ -156,16 +156,23 @@ def _from_hub(name: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"]))
+        wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
-        reason = str(problem).splitlines()[0][:120]
-        raise HarnessError(
-            f"model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
-        ) from problem
+        told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
+        raise _refused_by_hub(name, problem, told) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
     return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size, note=note)
+
+
+def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(problem, GatedRepoError):
+        return HarnessError(f"model {name!r} is gated; accept its licence at https://huggingface.co/{name}, then type: hf auth login")
+    return HarnessError(told.format(name=name, reason=str(problem).splitlines()[0][:120]))
 
 
 def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
@@ -174,7 +181,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         import gguf  # noqa: F401
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
-    key = _remembered_digest(path, cache)
+    key = remembered_digest(path, cache)
     folder = cache / "gguf" / key[:32]
     note = f"unpacked from GGUF {_gguf_kind(path)}"
     if not (folder / "config.json").exists():
@@ -200,7 +207,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(folder, write)
-    return describe(folder, name=path.stem, note=note)
+    return describe(folder, name=path.stem, note=note, cache=cache)
 
 
 def _gguf_kind(path: Path) -> str:
@@ -213,23 +220,9 @@ def _gguf_kind(path: Path) -> str:
     return str(counts.most_common(1)[0][0])
 
 
-def _remembered_digest(path: Path, cache: Path) -> str:
-    """Return the sha256 of a large file, remembered by its path, size and time of change."""
-    status = path.stat()
-    note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    if note.exists():
-        return note.read_text().strip()
-    digest = file_digest(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest)
-    return digest
-
-
 def quantized_by(folder: Path) -> str:
     """Return which library packed a model folder's weights, as its configuration says; "" for plain floats."""
-    import json
-
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    told = read_object(folder / "config.json").get("quantization_config") or {}
     if told.get("quant_method") == "compression-harness":
         kinds = sorted({spec["kind"] for spec in told["modules"].values()})
         return "float" if kinds == ["float"] else "+".join(kinds)
@@ -273,15 +266,12 @@ def student_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
-    """Return the dtype in which a checkpoint's weights lie on disk: a student is saved in its base's."""
+    """Return the dtype in which a checkpoint's largest matrix of floats lies on disk: a student is saved in its base's."""
     import torch
-    from safetensors import safe_open
 
-    first = min(checkpoint.path.glob("*.safetensors"))
-    with safe_open(first, framework="pt") as tensors:
-        name = next(iter(tensors.keys()))
-        dtype: torch.dtype = tensors.get_tensor(name).dtype
-    return dtype
+    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    _, kind = max((count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in floats)
+    return floats[kind]
 
 
 def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str) -> LanguageModel:

@@ -25,7 +25,7 @@ NAME = "harness-shared"
 _SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention does not compute
 _PROBE_TOLERANCE = {"torch.float32": 2e-3, "torch.bfloat16": 0.5, "torch.float16": 0.1}  # of a log-probability
 _PACKED_TOLERANCE = 1.0  # few rows and many take two kernels of int8: up to 0.7 on the students of results/compression-tiny
-_LIKELY = -12.0  # log-probability; packed models are judged by likelier tokens: rounded activations move the rest of the tail about
+_LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens: rounded activations move the rest of the tail about
 
 
 class Unshareable(Exception):
@@ -385,17 +385,21 @@ def refusal(opened: LanguageModel) -> str:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
         return f"a probe failed with {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no message'}"
-    packed = getattr(opened.model, "is_quantized", False)  # rounds its activations, and few rows by another kernel than many
-    if not gap <= (_PACKED_TOLERANCE if packed else _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5)):
+    if not gap <= (_PACKED_TOLERANCE if _is_packed(opened) else _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5)):
         return f"a probe's log-probabilities moved by {gap:.2g}"
     return ""
+
+
+def _is_packed(opened: LanguageModel) -> bool:
+    """Tell whether a model rounds its activations, and few rows by another kernel than many."""
+    return bool(getattr(opened.model, "is_quantized", False))
 
 
 def _probe(opened: LanguageModel) -> float:
     """Return the largest gap of log-probabilities between the model's own attention and ours, in every way we use it."""
     import torch
 
-    floor = _LIKELY if getattr(opened.model, "is_quantized", False) else -torch.inf
+    floor = -torch.inf if opened.model.dtype == torch.float32 and not _is_packed(opened) else _LIKELY
 
     def apart(told: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
         gap = torch.log_softmax(told.float(), -1) - own

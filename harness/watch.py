@@ -194,17 +194,20 @@ def rapl_joules(root: Path = Path("/sys/class/powercap")) -> float | None:
 
 
 class EnergyMeter:
-    """Joules since it was made: NVML's counter on a GPU, RAPL's on a CPU; None where neither can be read."""
+    """Joules by NVML's counter on a GPU, by RAPL's on a CPU; None where it cannot be read: a CPU's joules are not those of a GPU."""
 
     def __init__(self, device: str) -> None:
-        self._nvml = Nvml.open() if device.startswith("cuda") else None
-        self.source = "NVML" if self._nvml else "RAPL"
+        on_gpu = device.startswith("cuda")
+        self._nvml = Nvml.open() if on_gpu else None
+        self.source = "NVML" if self._nvml else "" if on_gpu else "RAPL"
         self._before = self._read()
 
     def _read(self) -> float | None:
-        return self._nvml.joules() if self._nvml else rapl_joules()
+        if self._nvml:
+            return self._nvml.joules()
+        return rapl_joules() if self.source else None
 
     def joules(self) -> float | None:
-        """Return the energy since the start; None where it was not counted, or the counter wrapped."""
-        now = self._read()
-        return None if now is None or self._before is None or now < self._before else now - self._before
+        """Return the energy since this was last asked, or since the start; None where it was not counted, or the counter wrapped."""
+        before, self._before = self._before, self._read()
+        return None if self._before is None or before is None or self._before < before else self._before - before

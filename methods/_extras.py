@@ -43,6 +43,7 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
     import torch
     from transformers import AutoModelForCausalLM
 
+    from harness.checkpoint import weight_files
     from harness.errors import CellFailed
 
     ids = torch.arange(3, 35, device=packed.device)[None]
@@ -60,6 +61,6 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
         if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
             raise CellFailed(f"{making.method}: the saved student answers otherwise when it is opened again (logits differ by {gap:.3g})")
 
-        told["bits_per_weight"] = making.bits(sum(path.stat().st_size for path in fresh.glob("*.safetensors")))
+        told["bits_per_weight"] = making.bits(sum(path.stat().st_size for path in weight_files(fresh)))
 
     return making.save_as(write, notes=told)

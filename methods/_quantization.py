@@ -50,6 +50,7 @@ def pack(
     flops: float = 0.0,
 ) -> Checkpoint:
     """Pack every layer by `code`, and table and head to int8 where the method does; save it, and say how many bits that took."""
+    from harness.checkpoint import weight_files
     from harness.contract import Progress
     from harness.errors import CellFailed
     from harness.model import stored_dtype
@@ -96,7 +97,7 @@ def pack(
 
     def write(fresh: Any) -> None:
         save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
-        written = sum(path.stat().st_size for path in fresh.glob("*.safetensors"))
+        written = sum(path.stat().st_size for path in weight_files(fresh))
         told["bits_per_weight"] = making.bits(written)
 
     return making.save_as(write, notes=told, flops=flops)

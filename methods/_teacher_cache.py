@@ -225,7 +225,11 @@ def _live(head: Head, rows: Sequence[Row], pad: int, width: int) -> list[Tensor]
 
 
 def _check(made: CachedTeacher, teacher: LanguageModel, head: Head, rows: Sequence[Row], width: int) -> None:
-    """Compare twenty rows with a live forward pass, each alone: other company than when they were written."""
+    """Compare twenty rows with a live forward pass, each alone: other company than when they were written.
+
+    bf16 is judged by what all but a thousandth of its values keep, and by their mean: among so many, one or two always round far away.
+    """
+    gaps = []
     for row in random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows))):
         [live] = _live(head, [row], teacher.pad_id, width)
         if made.dense:
@@ -234,6 +238,14 @@ def _check(made: CachedTeacher, teacher: LanguageModel, head: Head, rows: Sequen
             top = made.top([row], teacher.device)
             held, there = top.log_p_NK, live.gather(1, top.ids_NK)
         likely = there > -12  # fp16 is coarse far out, where nothing is trained
-        gap = float((held - there)[likely].abs().max()) if bool(likely.any()) else 0.0
-        if gap > (BF16_TOLERANCE if teacher.model.dtype == torch.bfloat16 else TOLERANCE):
-            raise CellFailed(f"the teacher's cache differs from a live forward pass by {gap:.3f} nats; it was not kept")
+        gaps.append((held - there)[likely].abs().cpu().numpy())
+    together = np.concatenate(gaps)
+    if not len(together):
+        return
+    coarse = teacher.model.dtype == torch.bfloat16
+    gap, mean = float(np.quantile(together, 0.999 if coarse else 1.0)), float(together.mean())
+    if not (gap <= BF16_TOLERANCE and mean <= BF16_TOLERANCE / 10 if coarse else gap <= TOLERANCE):
+        raise CellFailed(
+            f"the teacher's cache differs from a live forward pass by {gap:.3f} nats at {'the 99.9th percentile' if coarse else 'most'} "
+            f"and by {mean:.3f} on average; it was not kept"
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.model import LanguageModel
+from harness.stopwatch import synchronise
 from methods._losses import cross_entropy, ensemble, entropy, forward_kl, top_k_entropy, top_k_kl
 from methods._rows import Batch, Row, batch_of
 
@@ -230,12 +231,18 @@ class Live:
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Run the teacher on the student's own batch."""
+        return Distribution(self._run(batch)[:, :vocabulary])
+
+    def _run(self, batch: Batch) -> Tensor:
+        """Return the teacher's logits; the seconds are its own: what a GPU was asked before is waited for."""
+        synchronise(self.opened.device)
         began = time.perf_counter()
         with torch.no_grad():
-            logits = self.head(batch)[:, :vocabulary]
+            logits = self.head(batch)
+        synchronise(self.opened.device)
         self.seconds += time.perf_counter() - began
         self.tokens += sum(len(row.ids) for row in batch.rows)
-        return Distribution(logits)
+        return logits
 
 
 class OtherTokens(Live):
@@ -251,11 +258,7 @@ class OtherTokens(Live):
             others.append(Row(row.other.ids, row.other.trained_from))
             wanted += [start + theirs for _, theirs in row.other.pairs]
             start += others[-1].trained
-        began = time.perf_counter()
-        with torch.no_grad():
-            logits = self.head(batch_of(others, self.opened.pad_id, batch.ids.device))
-        self.seconds += time.perf_counter() - began
-        self.tokens += sum(len(row.ids) for row in others)
+        logits = self._run(batch_of(others, self.opened.pad_id, batch.ids.device))
         return Distribution(logits[torch.tensor(wanted, device=logits.device)])
 
 

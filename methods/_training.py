@@ -8,7 +8,8 @@ for all of them, so that a table compares methods and not loops. The rules:
 - Logits are made at trained positions only.
 - The budget counts *seen* tokens (prompt and completion, no padding) and is spent to the last row that fits.
 - The validation split is scored before the first step and after each epoch; the best weights of an epoch are what is saved.
-- State is written every few seconds; a run that was killed goes on from it and ends in the same bytes.
+- State is written every few seconds, less often where that takes long; a run that was killed goes on from it and ends in the same bytes.
+- What saving takes is no part of the seconds and joules of training.
 """
 
 import json
@@ -18,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +41,8 @@ from methods._terms import Head, Live, Objective, Positions
 if TYPE_CHECKING:
     from methods._inside import Inside
 
-SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # what a killed run loses at most
+SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # 0: a state after each step
+SAVES_BETWEEN_STATES = 20  # in times of the last save, so that a large model's states take a twentieth of its training at most
 STEPS_BETWEEN_NORMS = 50  # a term's own gradient takes a backward pass of its own
 HEAVIEST = 1e6  # what `auto` gives a term at most: one that is nearly 0 from the start (a block and its own copy) has no more to say
 EXPLODED = 1_000  # times its first value
@@ -221,6 +224,7 @@ class _States:
         self.folder = folder
         self.accelerator = accelerator
         self.saved_at = time.monotonic()
+        self.pause = SECONDS_BETWEEN_STATES
 
     def restore(self) -> dict[str, Any] | None:
         for torn in self.folder.glob("*.part"):
@@ -233,7 +237,8 @@ class _States:
         return state
 
     def save(self, loop: dict[str, Any], *, force: bool = False) -> None:
-        if not force and time.monotonic() - self.saved_at < SECONDS_BETWEEN_STATES:
+        began = time.monotonic()
+        if not force and began - self.saved_at < self.pause:
             return
         target = self.folder / f"step-{loop['step']}"
         fresh = target.with_suffix(".part")
@@ -246,6 +251,8 @@ class _States:
             if old != target and old.suffix != ".part":
                 _remove(old)
         self.saved_at = time.monotonic()
+        if SECONDS_BETWEEN_STATES:
+            self.pause = max(SECONDS_BETWEEN_STATES, SAVES_BETWEEN_STATES * (self.saved_at - began))
 
 
 def fit(
@@ -299,7 +306,8 @@ def _steps(
         if step_rows:
             told = run.step(number, step_rows, rate=rate_at(run.loop["seen"] / seen_tokens, run.settings))
             progress(Progress(stage="train", done=run.loop["seen"], total=seen_tokens, unit="tokens", detail=told))
-            run.states.save(run.loop, force=number == stop_after_steps)
+            with run.uncounted():
+                run.states.save(run.loop, force=number == stop_after_steps)
         if number == stop_after_steps:
             return run.loop
         if run.loop["over"]:
@@ -343,7 +351,6 @@ class _Run:
         for term in objective.terms:
             if not any(objective.counts(term, row) for row in rows):
                 raise CellFailed(f"the term {term.name} counts no position of any training row (is attention_tokens below the prompts?)")
-        self.energy = EnergyMeter(student.device)
         _silence_dropout(student.model)
         self.zeros = _hold_zeros(student.model)
         student.model.train()
@@ -373,7 +380,7 @@ class _Run:
                  "over": False}  # fmt: skip
         self.loop: dict[str, Any] = self.states.restore() or fresh
         self.log = _Log(workdir / "training.jsonl", self.loop["step"])
-        self.before, self.began = dict(self.loop), time.monotonic()
+        self.before, self.counted_until, self.energy = dict(self.loop), time.monotonic(), EnergyMeter(student.device)
         self.trained = self.loop["step"] > 1  # the first step of a warm-up has rate 0
 
     def _look_inside(self, rows: Sequence[Row], seed: int) -> "Inside | None":
@@ -425,7 +432,6 @@ class _Run:
         self.loop["step"] = number
         self.loop["seen"] += sum(len(row.ids) for row in rows)
         self.loop["trained"] += sum(self.objective.trained(row) for row in rows)
-        self._count_seconds()
         return self._told(number, rate, norm, weights, found if several else StepValues(found.means, dict.fromkeys(found.means, norm)))
 
     def _weights(self, rows: Sequence[Row], number: int) -> dict[str, float]:
@@ -494,7 +500,8 @@ class _Run:
             self.loop["best"], self.loop["kept_step"], self.loop["since_best"] = loss, self.loop["step"], 0
             if self.accelerator.is_main_process:
                 fresh = self.best_file.with_suffix(".part")
-                torch.save(self.accelerator.unwrap_model(self.model).state_dict(), fresh)
+                with self.uncounted():
+                    torch.save(self.accelerator.unwrap_model(self.model).state_dict(), fresh)
                 fresh.replace(self.best_file)
 
     def stops_early(self) -> bool:
@@ -503,8 +510,8 @@ class _Run:
 
     def finish(self) -> None:
         """Put the best weights into the model."""
+        self._count()
         self.accelerator.unwrap_model(self.model).load_state_dict(torch.load(self.best_file, weights_only=True))
-        self._count_seconds()
         self.loop |= {
             "devices": self.accelerator.num_processes, "device_seconds": self.loop["seconds"] * self.accelerator.num_processes,
             "energy_source": self.energy.source if self.loop["energy_joules"] is not None else "", "peak_bytes": peak_bytes(self.device),
@@ -524,9 +531,19 @@ class _Run:
         if self.settings.checkpointing:
             self.student.model.gradient_checkpointing_disable()
 
-    def _count_seconds(self) -> None:
-        self.loop["seconds"] = self.before["seconds"] + time.monotonic() - self.began
-        joules, before = self.energy.joules(), self.before["energy_joules"]
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Bring the counts up to date, and leave out of them what is done inside."""
+        self._count()
+        yield
+        self.counted_until = time.monotonic()
+        self.energy.joules()
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self.loop["seconds"] += now - self.counted_until
+        self.counted_until = now
+        joules, before = self.energy.joules(), self.loop["energy_joules"]
         self.loop["energy_joules"] = None if joules is None or before is None else before + joules
         self.loop["teacher_seconds"] = self.before["teacher_seconds"] + sum(one.seconds for one in self.objective.live)
         self.loop["teacher_tokens"] = self.before["teacher_tokens"] + sum(one.tokens for one in self.objective.live)

@@ -116,6 +116,28 @@ def finished(tmp_path_factory):
     return done, folder, given
 
 
+def test_a_student_in_another_type_and_other_files_is_still_the_model_it_started_from(tmp_path, random_model):
+    import torch
+
+    from harness.cell import _changed_something
+    from harness.checkpoint import describe
+    from harness.errors import CellFailed
+    from harness.model import open_model
+
+    model = open_model(random_model).model.to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "start")
+    model.to(torch.float32).save_pretrained(tmp_path / "same", max_shard_size="140KB")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[-1, -1] += 1e-3
+    model.save_pretrained(tmp_path / "changed", max_shard_size="140KB")
+    start, same, changed = (describe(tmp_path / name, name=name) for name in ("start", "same", "changed"))
+    assert start.digest != same.digest
+    stage = by_label(plan(["fake-int4"]))["fake-int4"].stages[0]
+    with pytest.raises(CellFailed, match="fake-int4 changed no weight"):
+        _changed_something(stage, same, (random_model, start))
+    _changed_something(stage, changed, (random_model, start))
+
+
 def _student(finished, record):
     return finished[1] / "runs" / "students" / record.stages[-1].key[:24] / "student"
 

@@ -284,11 +284,11 @@ def test_energy_and_throttling_counters_are_read_where_they_are(tmp_path):
     assert watch.throttle_events(tmp_path) == 5 and watch.throttle_events(tmp_path / "none") is None
 
 
-def test_energy_is_a_difference_and_none_where_the_counter_wrapped(monkeypatch):
-    readings = iter([10.0, 12.5, 3.0, None])
+def test_energy_is_counted_piece_by_piece_and_none_where_the_counter_wrapped(monkeypatch):
+    readings = iter([10.0, 12.5, 13.0, 3.0, None])
     monkeypatch.setattr(watch, "rapl_joules", lambda: next(readings))
     meter = watch.EnergyMeter("cpu")
-    assert (meter.joules(), meter.joules(), meter.joules()) == (2.5, None, None) and meter.source == "RAPL"
+    assert [meter.joules() for _ in range(4)] == [2.5, 0.5, None, None] and meter.source == "RAPL"
 
 
 class Refused(Exception):
@@ -319,6 +319,13 @@ def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
     assert found.complaints(before, before, {70, 71}) == []
     assert found.complaints(before, found.sample(), {70, 71}) == ["1 other processes were on the GPU"]
     assert watch.EnergyMeter("cuda").source == "NVML"
+
+
+def test_a_gpus_energy_is_not_read_from_the_cpus_counter(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(watch, "rapl_joules", lambda: 5.0)
+    meter = watch.EnergyMeter("cuda")
+    assert meter.joules() is None and meter.source == "" and watch.EnergyMeter("cpu").joules() == 0.0
 
 
 def test_a_process_counts_its_own_cpu_seconds():

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import harness
 from harness.errors import HarnessError
-from harness.model import resolve
+from harness.model import configuration_of, resolve
 
 pytestmark = pytest.mark.weights
 needs_weights = pytest.mark.skipif(not os.environ.get("HARNESS_GGUF"), reason="needs real weights: set HARNESS_GGUF to a GGUF file")
@@ -73,6 +74,36 @@ def test_response_runs_to_a_table_that_names_the_model_and_cot_says_that_no_trac
 def test_a_missing_gguf_file_is_refused(tmp_path):
     with pytest.raises(HarnessError, match="no GGUF file"):
         resolve(str(tmp_path / "x.gguf"), cache=tmp_path)
+
+
+def test_a_gated_model_says_where_its_licence_is_accepted(tmp_path, monkeypatch):
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_, **__):
+        raise GatedRepoError("401 Client Error.\n\nCannot access gated repo", response=SimpleNamespace(headers={}, request=None))
+
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", gated)
+    for ask in (resolve, configuration_of):
+        with pytest.raises(HarnessError) as caught:
+            ask("org/name", cache=tmp_path)
+        told = "model 'org/name' is gated; accept its licence at https://huggingface.co/org/name, then type: hf auth login"
+        assert str(caught.value) == told
+
+
+def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    offered = ["config.json", "consolidated.safetensors", "model.safetensors", "pytorch_model.bin"]
+    fetched = []
+
+    def download(name, *, allow_patterns, ignore_patterns):
+        fetched.extend(filter_repo_objects(offered, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(random_model.path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("org/name", cache=tmp_path).bytes_on_disk == random_model.bytes_on_disk
+    assert fetched == ["config.json", "model.safetensors"]
 
 
 def test_a_hub_id_without_network_is_refused_in_one_line(tmp_path, no_network):

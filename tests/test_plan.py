@@ -1,6 +1,8 @@
 """From options to cells: names, settings, controls, keys, and what is refused before anything is computed."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -8,7 +10,7 @@ import methods
 from harness.api import plan_run
 from harness.config import build, limit_for, parse_limit, parse_method, parse_set, read_toml, split_list
 from harness.errors import HarnessError
-from harness.model import kept_blocks, parse_recipe
+from harness.model import kept_blocks, parse_recipe, resolve
 from harness.registry import Registry
 
 
@@ -116,9 +118,95 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         plan(teacher=[str(tmp_path)])
 
 
-def test_a_student_with_another_vocabulary_is_refused_before_anything_is_computed(tmp_path, random_model):
-    import shutil
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
 
+
+TORN = {
+    "an empty configuration": ("config.json", lambda path: path.write_text("")),
+    "a cut configuration": ("config.json", lambda path: path.write_text('{"model_type": "lla')),
+    "a list for a configuration": ("config.json", lambda path: path.write_text("[]")),
+    "cut weights": ("model-00002-of-00002.safetensors", cut),
+    "a pointer for weights": ("model-00001-of-00002.safetensors", lambda path: path.write_text("version https://git-lfs")),
+    "empty weights": ("model-00002-of-00002.safetensors", lambda path: path.write_bytes(b"")),
+    "missing weights": ("model-00002-of-00002.safetensors", lambda path: path.unlink()),
+    "a cut index": ("model.safetensors.index.json", cut),
+}
+
+
+@pytest.fixture
+def sharded(tmp_path, random_model):
+    """Return a model folder in two files of weights."""
+    from harness.model import open_model
+
+    opened = open_model(random_model)
+    opened.model.save_pretrained(tmp_path / "sharded", max_shard_size="140KB")
+    opened.tokenizer.save_pretrained(tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) == 2
+    return tmp_path / "sharded"
+
+
+@pytest.mark.parametrize("harm", TORN)
+def test_a_torn_model_folder_is_refused_by_the_name_of_the_file(sharded, tmp_path, harm):
+    name, break_it = TORN[harm]
+    assert resolve(str(sharded), cache=tmp_path / "cache").bytes_on_disk
+    break_it(sharded / name)
+    with pytest.raises(HarnessError, match=rf"{name} is (damaged|missing).*; download or save the model again") as caught:
+        resolve(str(sharded), cache=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_configuration_cannot_be_planned_for(sharded):
+    from harness.api import estimate_plans
+
+    (sharded / "config.json").write_text("{")
+    with pytest.raises(HarnessError, match=r"config\.json is damaged"):
+        estimate_plans(["int8"], teacher=str(sharded))
+
+
+def test_weights_are_read_once_and_remembered_until_they_change(sharded, tmp_path, monkeypatch):
+    from harness import checkpoint
+
+    first = resolve(str(sharded), cache=tmp_path / "cache")
+    assert first.digest == checkpoint.folder_digest(sharded)
+    read = checkpoint.file_digest
+    asked = []
+    monkeypatch.setattr(checkpoint, "file_digest", lambda path: asked.append(path.name) or read(path))
+    assert resolve(str(sharded), cache=tmp_path / "cache") == first
+    assert "config.json" in asked and not any(name.endswith(".safetensors") for name in asked)
+    weights = sharded / "model-00002-of-00002.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    os.utime(weights, ns=(0, 0))
+    assert resolve(str(sharded), cache=tmp_path / "cache").digest != first.digest
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_second_copy_of_the_weights_is_not_counted(sharded, random_model, tmp_path, whole):
+    from harness.arithmetic import parameters_on_disk
+
+    folder = sharded
+    if whole:
+        folder = tmp_path / "whole"
+        shutil.copytree(random_model.path, folder)
+    alone = resolve(str(folder), cache=tmp_path / "cache")
+    shutil.copy(random_model.path / "model.safetensors", folder / "consolidated.safetensors")
+    assert resolve(str(folder), cache=tmp_path / "cache") == alone
+    assert parameters_on_disk(folder) == parameters_on_disk(random_model.path)
+
+
+def test_a_students_type_is_that_of_its_bases_matrices_not_of_a_norm(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from harness.checkpoint import describe
+    from harness.model import stored_dtype
+
+    tensors = {"a_norm": torch.ones(8), "packed": torch.zeros(90, dtype=torch.int8), "up": torch.zeros(8, 8, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert stored_dtype(describe(tmp_path, name="mixed")) == torch.bfloat16
+
+
+def test_a_student_with_another_vocabulary_is_refused_before_anything_is_computed(tmp_path, random_model):
     other = tmp_path / "other"
     shutil.copytree(random_model.path, other)
     tokens = json.loads((other / "tokenizer.json").read_text())

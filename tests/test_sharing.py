@@ -66,6 +66,21 @@ def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
     assert "moved by" in sharing.refusal(opened)
 
 
+@pytest.mark.parametrize(("dtype", "refused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_tail_that_moves_refuses_a_model_only_where_its_numbers_are_exact(small, dtype, refused):
+    opened = small("Llama")
+    opened.model.to(dtype)
+    calls = []
+
+    def move_the_tail(module, given, logits):
+        calls.append(1)
+        logits[..., 100:] = -50 - 3 * len(calls)
+        return logits
+
+    opened.model.get_output_embeddings().register_forward_hook(move_the_tail)
+    assert ("moved by" in refusal(opened)) == refused
+
+
 def test_the_models_own_attention_comes_back(small):
     opened = small("Llama")
     with shared_attention(opened):
@@ -281,6 +296,22 @@ def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model,
     assert again.kl == pytest.approx(fresh.kl, rel=1e-5) and again.agreement == fresh.agreement and again.items == fresh.items
     assert recall(kept, student.checkpoint, "t", device="cpu") is None  # of another teacher
     assert recall(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
+
+
+def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
+    from harness.fidelity import _recalled
+
+    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(3)]
+    remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+    crossed = []
+
+    class Head:
+        def to(self, device, dtype):
+            crossed.append(device)
+            return embedded.model.get_output_embeddings().weight.detach()
+
+    names = {f"t/{index}/hidden" for index in range(3)}
+    assert len(list(_recalled(tmp_path / "reads.safetensors", "t", Head(), names, "cpu"))) == 3 and crossed == ["cpu"]
 
 
 def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(embedded, tmp_path, monkeypatch):

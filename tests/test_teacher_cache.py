@@ -5,8 +5,10 @@ import json
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,6 +165,27 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
     with pytest.raises(CellFailed, match=r"differs from a live forward pass by 0\.5"):
         teacher_cache(job[0], teacher, rows, k=8, width=1024)
     assert not list((job[0].cache / "teachers").glob("*/meta.json")) and 1 in calls
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "share", "said"),
+    [
+        (torch.bfloat16, 3.0, 0.0005, ""),  # a few values of very many round far away
+        (torch.bfloat16, 3.0, 0.005, r"by 3\.000 nats at the 99\.9th percentile and by 0\.015 on average"),
+        (torch.bfloat16, 0.1, 1.0, r"by 0\.100 nats at the 99\.9th percentile and by 0\.100 on average"),
+        (torch.float32, 3.0, 0.0005, r"by 3\.000 nats at most and by 0\.00\d on average"),
+    ],
+)
+def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype, gap, share, said):
+    there = torch.full((40, 500), -6.0)
+    held = there.clone()
+    held.flatten()[: int(share * held.numel())] += gap
+    monkeypatch.setattr(caching, "_live", lambda *_: [there])
+    made = SimpleNamespace(dense=True, logits=lambda rows, device: held)
+    teacher = SimpleNamespace(pad_id=0, device="cpu", model=SimpleNamespace(dtype=dtype))
+
+    with pytest.raises(CellFailed, match=said) if said else nullcontext():
+        caching._check(made, teacher, None, [Row((1, 2), 1)], 500)
 
 
 @pytest.mark.parametrize("changed", [{"teacher": "another"}, {"dtype": "bfloat16"}, {"vocabulary": 1_000}, {"k": 7}])

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 from itertools import chain, pairwise, repeat, takewhile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from harness.contract import Progress
 from harness.errors import CellFailed
 from harness.model import open_model
+from methods import _training as training
 from methods._losses import forward_kl
 from methods._rows import Row, batch_of, collate, fitting, steps_of
 from methods._terms import Head, Live, Objective, Positions, Term, hard_labels
@@ -246,6 +249,71 @@ def test_a_run_killed_after_its_last_step_ends_the_same(random_model, tmp_path):
     first, _ = run(random_model, tmp_path / "a")
     again, _ = run(random_model, tmp_path / "a")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(first).items())
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a clock of one number; each save of a state or of the best weights takes 100 seconds, nothing else takes any."""
+    now = [0.0]
+    save = torch.save
+
+    def slow(*given, **told):
+        now[0] += 100
+        save(*given, **told)
+
+    monkeypatch.setattr(torch, "save", slow)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(random_model, tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr("harness.watch.rapl_joules", lambda: 7 * clock[0])
+
+    def a_second_a_step(_):
+        clock[0] += 1
+
+    _, whole = run(random_model, tmp_path / "whole", progress=a_second_a_step)
+    run(random_model, tmp_path / "parts", progress=a_second_a_step, stop_after_steps=5)
+    _, parts = run(random_model, tmp_path / "parts", progress=a_second_a_step)
+    for spent in (whole, parts):
+        assert (spent["seconds"], spent["device_seconds"], spent["energy_joules"]) == (spent["step"], spent["step"], 7 * spent["step"])
+
+
+@pytest.mark.parametrize(("between", "takes", "written"), [(20, 1, [20, 41, 62]), (20, 3, [20, 83]), (0, 3, [0, 4, 8, 12, 16])])
+def test_a_state_that_takes_long_is_saved_less_often(tmp_path, monkeypatch, between, takes, written):
+    now, saved = [0.0], []
+
+    def save(folder):
+        Path(folder).mkdir(parents=True)
+        saved.append(now[0])
+        now[0] += takes
+
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", between)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    states = training._States(tmp_path, SimpleNamespace(save_state=save))
+    for step in range(100 if between else 5):
+        states.save({"step": step})
+        now[0] += 1
+    assert saved[: len(written)] == written
+
+
+def test_a_live_teachers_seconds_are_its_own(random_model, monkeypatch):
+    """What the device was asked before is waited for first, and the teacher's own work before the clock is read again."""
+    now, queued = [0.0], [5.0]  # the student's kernels
+
+    def wait(device):
+        now[0] += sum(queued)
+        queued.clear()
+
+    monkeypatch.setattr("methods._terms.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("methods._terms.synchronise", wait)
+    teacher = Live(open_model(random_model))
+    teacher.model.register_forward_hook(lambda *_: queued.append(2.0))
+    for _ in range(3):
+        teacher.read(batch_of(rows_of(2), 1), None)
+        queued.append(5.0)
+    assert teacher.seconds == 6.0
 
 
 def test_a_budget_that_moves_no_weight_is_an_error(random_model, tmp_path):
