@@ -46,21 +46,6 @@ class Calibrated(Compressed):
         return calibration(job, opened, source=self.calibration, sequences=self.sequences, tokens=self.tokens)
 
 
-@settings
-class Moments(Calibrated):
-    """A method that reads the second moments of what flows into its layers.
-
-    As published every token's input counts by its size, and in models with attention sinks a handful of tokens then decide alone.
-    """
-
-    weighting: Literal["alike", "raw"] = "alike"  # alike: each token's input is divided by its norm first; raw: as published
-
-    @property
-    def alike(self) -> bool:
-        """Tell whether tokens count alike."""
-        return self.weighting == "alike"
-
-
 class Making:
     """One student in the making: opened in full precision, changed, saved; `cost.json` says what it took."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Job
 from methods._base import Patterns, settings
-from methods._compress import Compressed, Making, Moments, calibration_flops
+from methods._compress import Calibrated, Compressed, Making, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Zeroing(Compressed):
 
 
 @settings
-class CalibratedZeroing(Zeroing, Moments):
+class CalibratedZeroing(Zeroing, Calibrated):
     """Zeroes by what flows through the layers, block by block, each block seeing the cut ones before it."""
 
     def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]") -> Checkpoint:
@@ -69,9 +69,9 @@ class CalibratedZeroing(Zeroing, Moments):
             for one, layer in within(layers, block):
                 cut(layer, flow.sums[one], flow.tokens, zeros_of(making.model.config, layer.weight))
 
-        sweep(making.opened, data, layers, kind=kind, alike=self.alike, visit=visit, progress=job.progress)
+        sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress)
         mark_pruned(making.model.config)
-        notes = sparsity_of(layers, before) | {"pattern": self.pattern, "weighting": self.weighting, "calibration": dict(data.told)}
+        notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told)}
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
 
 

@@ -2,8 +2,9 @@
 
 `int4`: round to nearest, symmetric unless `zeros`: the floor. `int4-calibrated`: GPTQ (Frantar et al., 2023): columns are rounded one
 after the other, each one's error made up for in the columns after it, by the second moments of what flows into the layer; block by
-block, each block seeing the packed ones before it. `fake-int4`: the rounded values kept as floats, for accuracy alone: it saves no
-byte and no second, and its row prints neither.
+block, each block seeing the packed ones before it. Tokens count alike: as published each counts by its size, and in models with
+attention sinks a handful of them decides alone (docs/design.md). `fake-int4`: the rounded values kept as floats, for accuracy alone:
+it saves no byte and no second, and its row prints neither.
 
 Effective bits: 4 + 16 / group, and 4 / group for zeros; table and head are int8. Cost: seconds; calibrated, two passes over the
 calibration text and one factorisation a layer. Fails on small models with large groups; the control of the calibrated one is `int4`.
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods._base import settings
-from methods._compress import Making, Moments, calibration_flops
+from methods._compress import Calibrated, Making, calibration_flops
 from methods._quantization import Quantized, pack
 
 if TYPE_CHECKING:
@@ -74,12 +75,13 @@ class FakeInt4(Int4):
 
 
 @settings
-class Int4Calibrated(Int4, Moments):
+class Int4Calibrated(Int4, Calibrated):
     """Weights in int4 by GPTQ: every rounding error made up for in the columns after it."""
 
     controls: ClassVar[tuple[str, ...]] = ("int4",)
 
     damp: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the mean of the second moments, added to each
+    weighting: Literal["alike", "raw"] = "alike"  # alike: each token's input is divided by its norm first; raw: as published
 
     def hands_on(self) -> dict[str, object]:
         """Its control rounds the same groups of the same layers."""
@@ -104,7 +106,7 @@ class Int4Calibrated(Int4, Moments):
                 )  # fmt: skip
                 layer.weight.copy_(found[name].dequantized())
 
-        sweep(making.opened, data, layers.linear, kind="gram", alike=self.alike, visit=visit, progress=job.progress)
+        sweep(making.opened, data, layers.linear, kind="gram", alike=self.weighting == "alike", visit=visit, progress=job.progress)
         notes = {"group": self.group, "weighting": self.weighting, "calibration": dict(data.told)}
         flops = calibration_flops(making, data, 2)
         return pack(job, making, self, layers, lambda name, layer: found[name], kind="int4", notes=notes, flops=flops)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods._base import Patterns, changed, settings
-from methods._compress import Making, Moments, calibration_flops
+from methods._compress import Calibrated, Making, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ GROUPED = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
 
 
 @settings
-class LowRank(Moments):
+class LowRank(Calibrated):
     """Replace every matrix by two thinner factors, by the singular values of what it does to real inputs."""
 
     family: ClassVar[str] = "low-rank"
@@ -41,7 +41,7 @@ class LowRank(Moments):
     def hands_on(self) -> dict[str, object]:
         """Its control has the same ranks."""
         ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
-        return ranks | (changed(self, "calibration", "sequences", "tokens", "weighting", "jitter") if self.allocation == "energy" else {})
+        return ranks | (changed(self, "calibration", "sequences", "tokens", "jitter") if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
@@ -91,7 +91,7 @@ class LowRank(Moments):
                 for one, layer in within(layers, block):
                     do(one, layer, flow.sums[one])
 
-            sweep(making.opened, data, layers, kind="gram", alike=self.alike, visit=visit, progress=job.progress, again=again)
+            sweep(making.opened, data, layers, kind="gram", visit=visit, progress=job.progress, again=again)
 
         if by_threshold:
             swept(read, again=False)
@@ -102,7 +102,7 @@ class LowRank(Moments):
             for one, layer in layers.items():
                 cut(one, layer, None)
         flops = calibration_flops(making, data, (1 if by_threshold else 0) + (2 if self.whitened else 0))
-        return self._saved(job, making, factors, {"weighting": self.weighting, "calibration": dict(data.told)}, flops=flops)
+        return self._saved(job, making, factors, {"calibration": dict(data.told)}, flops=flops)
 
     def _saved(
         self, job: Job, making: Making, factors: "dict[str, tuple[Tensor, Tensor]]", told: dict[str, Any], *, flops: float
