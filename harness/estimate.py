@@ -248,18 +248,19 @@ def _traces(asked: Asked, hardware: Hardware) -> Stage:
 
 
 def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
-    """Quantise, prune or factorise: read and write every weight; with calibration, forward passes over 128 x 2,048 tokens."""
+    """Quantise, prune or factorise: read and write every weight; with calibration, two forward passes over its text."""
     item = _item(hardware)
     seconds = 3 * shape.parameters * item / hardware.bandwidth + _START_SECONDS
-    if work.calibrates:
-        seconds += 128 * 2_048 * shape.forward_flops(2_048) / (hardware.forward * hardware.count) * 2
+    sequences, length = work.calibrates
+    if sequences:
+        seconds += sequences * length * shape.forward_flops(length) / (hardware.forward * hardware.count) * 2
         seconds += 20 * shape.parameters * shape.hidden / hardware.train  # second-moment matrices and their factors
     extra = activation_bytes(replace(shape, layers=1), 2_048, item) + 4.0 * shape.hidden**2
     layout, memory, fits = _sharded(shape, hardware, extra)
     note = f"{work.bits:g} bits a weight: {shape.parameters * work.bits / 8 / GIB:.2f} GiB" if work.bits else ""
     return Stage(
         name=f"compress: {name}", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout, fits=fits, note=note,
-        tokens=128.0 * 2_048 if work.calibrates else 0.0,
+        tokens=float(sequences * length),
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class Work:
     writes_traces: bool = False
     changes: bool = False  # weights without training
     bits: float | None = None  # of a weight afterwards
-    calibrates: bool = False
+    calibrates: tuple[int, int] = (0, 0)  # sequences and the tokens of each that are read first
     of_teacher: bool = False  # it starts from the teacher where it stands first
     shaped: Callable[[Shape], Shape] = _unchanged  # from the shape that it is given to that of its student
 
@@ -92,7 +92,7 @@ def work_of(name: str, method: Any) -> Work:
     """Return what a method with its settings asks for, by its own declaration."""
     if method.family in COMPRESSION:
         return Work(
-            changes=True, bits=BITS.get(name), calibrates=hasattr(method, "sequences"), of_teacher=True,
+            changes=True, bits=BITS.get(name), calibrates=(getattr(method, "sequences", 0), getattr(method, "tokens", 0)), of_teacher=True,
             shaped=getattr(method, "shaped", _unchanged),
         )  # fmt: skip
     inside = getattr(method, "reads_inside", False)
