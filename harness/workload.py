@@ -55,12 +55,8 @@ def student_shape(teacher: Shape, recipe: tuple[str, float]) -> Shape:
 
 
 def cut_parameters(folder: Path, shape: Shape) -> float:
-    """Return the parameters of a stored model once it is cut to a shape: the stored ones, by the ratio of the two shapes.
-
-    Never more than the shape's own, for a folder may hold its weights twice; only that of a mixture does not count its experts.
-    """
-    stored = parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters
-    return stored if shape.experts > 1 else min(stored, shape.parameters)
+    """Return the parameters of a stored model once it is cut to a shape: the stored ones, by the ratio of the two shapes."""
+    return parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters
 
 
 def _unchanged(shape: Shape) -> Shape:
