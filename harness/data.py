@@ -261,17 +261,19 @@ def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSo
     """
     outside = {name: task for name, task in tasks.items() if getattr(task, "files", ())}
     runs = {run for task in outside.values() for text in _evaluated(task, source) for run in _runs(text, words)}
-    found = {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(" ".join(text.lower().split()), words))}
+    found = {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(text, words))}
     return found, list(outside)
 
 
 def _evaluated(task: Task, source: DataSource) -> Iterator[str]:
-    """Yield a task's evaluation text in lower case and single spaces: its questions, or the documents whose perplexity is measured."""
+    """Yield a task's evaluation text: its questions, or the documents whose perplexity is measured."""
     if task.kind != "perplexity":
         yield from (_question(prompt) for prompt in _held_out(task, source))
-        return
-    for one in task.lm_eval_tasks(source).values():
-        yield from (" ".join(str(one.doc_to_target(doc)).lower().split()) for doc in one.eval_docs)
+    elif hasattr(task, "texts"):
+        yield from task.texts(source)
+    else:
+        for one in task.lm_eval_tasks(source).values():
+            yield from (str(one.doc_to_target(doc)) for doc in one.eval_docs)
 
 
 def _question(prompt: str) -> str:
@@ -280,7 +282,8 @@ def _question(prompt: str) -> str:
 
 
 def _runs(text: str, words: int) -> set[tuple[str, ...]]:
-    parts = text.split()
+    """Return every run of so many words, in lower case and without what stands between them: punctuation is set apart in some texts."""
+    parts = re.findall(r"\w+", text.lower())
     return {tuple(parts[at : at + words]) for at in range(len(parts) - words + 1)}
 
 

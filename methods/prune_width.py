@@ -244,6 +244,7 @@ class _Cut:
     def _even(self, state: dict[str, Any], width: int, parameters: int, notes: dict[str, Any], flops: float) -> Checkpoint:
         from dataclasses import replace
 
+        from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
         config = self._configured()
@@ -251,8 +252,10 @@ class _Cut:
         dtype, generation = next(self.model.parameters()).dtype, self.model.generation_config
         del self.model
         self.making.opened = replace(self.making.opened, model=None)  # two whole models are not held at once
-        small = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        small.load_state_dict(state)
+        with init_empty_weights(include_buffers=False):
+            small = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        small.load_state_dict(state, assign=True)
+        small.tie_weights()
         state.clear()
         small.generation_config = generation
         assert sum(parameter.numel() for parameter in small.parameters()) == parameters, "not the count that the formula says"

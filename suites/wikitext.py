@@ -47,6 +47,14 @@ class WikiText:
         task = configurable_task(base, rows=lambda _: pages, splits=("test",), training_split=None, validation_split=None)
         return {self.name: task}
 
+    def texts(self, source: DataSource) -> Iterator[str]:
+        """Yield the documents: what training text is compared with."""
+        if source.folder is None:
+            [task] = self.lm_eval_tasks(source).values()
+            yield from (str(task.doc_to_target(doc)) for doc in task.eval_docs)
+        else:
+            yield from documents(source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES))
+
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
         """Raise `NoSplit`: a text has no prompt and no answer to train on."""
         raise NoSplit("wikitext has no training form: it measures perplexity only; train on another suite, for example --suite math")
