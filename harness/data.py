@@ -281,10 +281,10 @@ def _question(prompt: str) -> str:
     return " ".join(prompt.strip().rsplit("\n\n", 1)[-1].lower().split())
 
 
-def _runs(text: str, words: int) -> set[tuple[str, ...]]:
-    """Return every run of so many words, in lower case and without what stands between them: punctuation is set apart in some texts."""
+def _runs(text: str, words: int) -> set[int]:
+    """Return the hashes (this process's) of every run of so many words, in lower case and without what stands between them."""
     parts = re.findall(r"\w+", text.lower())
-    return {tuple(parts[at : at + words]) for at in range(len(parts) - words + 1)}
+    return {hash(tuple(parts[at : at + words])) for at in range(len(parts) - words + 1)}
 
 
 def examples_digest(examples: Iterable[Example]) -> str:

@@ -22,20 +22,18 @@ def main() -> None:
     fp32 = 4 * parameters_on_disk(teacher.path)
     costs, read = {}, {"base": perplexity(teacher.path)}
     with workplace() as folder:
-        for label, settings in (("int4", {}), ("int4-calibrated", {}), ("int4-calibrated raw", {"weighting": "raw"})):
-            costs[label] = made(label.partition(" ")[0], {"group": 64, **settings}, folder / label)
-            read[label] = perplexity(folder / label / "student")
+        for name in ("int4", "int4-calibrated"):
+            costs[name] = made(name, {"group": 64}, folder / name)
+            read[name] = perplexity(folder / name / "student")
         timed = speeds(folder / "int4" / "student", teacher)
     details = {"perplexity": read, "told": {name: one["told"] for name, one in costs.items()}}
-    ratios = {name: read[name] / read["int4"] for name in ("int4-calibrated", "int4-calibrated raw")}
+    ratio = read["int4-calibrated"] / read["int4"]
     figures = [
         figure("int4-smollm2:decode", timed["decode"], unit="times fp32", better="higher", target=1.5, peer=PEER, details=details),
         figure("int4-smollm2:prefill", timed["prefill"], unit="times fp32, 128 tokens", better="higher", target=0.7, peer=PEER),
         figure("int4-smollm2:disk", [costs["int4"]["bytes"] / fp32], unit="of the fp32 bytes", better="lower", target=0.20),
-        figure("int4-smollm2:calibrated", [ratios["int4-calibrated"]], unit="times the perplexity of rounding to nearest, g64",
-               better="lower", target=1.0, peer="int4, ours"),
-        figure("int4-smollm2:calibrated-as-published", [ratios["int4-calibrated raw"]],
-               unit="times the perplexity of rounding to nearest, g64", better="lower", target=None, peer="int4, ours"),
+        figure("int4-smollm2:calibrated", [ratio], unit="times the perplexity of rounding to nearest, g64", better="lower", target=1.0,
+               peer="int4, ours"),
     ]  # fmt: skip
     write(Path(__file__).stem, [*figures, *cost_figures("int4-smollm2", costs, fp32)])
 
