@@ -1,7 +1,9 @@
 """Quantisation by other libraries: what is not installed is skipped with the command that installs it. No torch at import."""
 
 import importlib.util
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from harness.contract import Checkpoint
@@ -54,6 +56,8 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
         else:
             packed.save_pretrained(fresh)  # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
         making.opened.tokenizer.save_pretrained(fresh)
+        for path in weight_files(fresh):
+            _in_order(path)
         again = AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype).to(packed.device).eval()
         with torch.inference_mode():
             before = packed(input_ids=ids).logits.float()
@@ -64,3 +68,15 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
         told["bits_per_weight"] = making.bits(sum(path.stat().st_size for path in weight_files(fresh)))
 
     return making.save_as(write, notes=told)
+
+
+def _in_order(path: Path) -> None:
+    """Sort what a safetensors file notes beside its tensors: it is written in a random order, and the same student has the same bytes."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            stream.seek(8)
+            stream.write(text.ljust(length))
