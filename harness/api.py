@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import RunConfig, build, limit_for
 from harness.contract import Progress
 from harness.errors import HarnessError, unknown
+from harness.gpu import choose_device, default_dtype
 from harness.plan import TEACHER, Plan, PlannedCell, make_plan
 from harness.record import RunRecord
 from harness.runner import Finished, Watcher, run_plan
@@ -55,21 +57,11 @@ class Run:
         return _frame(self.records)
 
 
-def choose_device(asked: str) -> str:
-    """Turn `auto` into cuda where a GPU is there, without importing torch where none can be."""
-    if asked == "cpu" or (asked == "auto" and not any(Path("/dev").glob("nvidia[0-9]*"))):
-        return "cpu"
-    import torch
+def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> Plan:
+    """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes nothing.
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise HarnessError("--device cuda: torch sees no GPU here; type --device cpu, or install a CUDA build of torch")
-    return "cpu"
-
-
-def plan_run(config: RunConfig) -> Plan:
-    """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes nothing."""
+    `say` is told what a user should know about the device that `auto` chose.
+    """
     import methods
     import suites
     from harness.data import C4, DataSource
@@ -94,6 +86,7 @@ def plan_run(config: RunConfig) -> Plan:
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
     versions = {name: task.version for name, task in tasks.items()}
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
+    device = choose_device(config.device, say=say)
     return make_plan(
         config,
         teachers=teachers,
@@ -102,7 +95,8 @@ def plan_run(config: RunConfig) -> Plan:
         suites=found,
         task_versions=versions,
         data=source.fingerprint(files) if files else "",
-        device=choose_device(config.device),
+        device=device,
+        dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
     )
 
@@ -281,6 +275,7 @@ def measure_models(
     cache: Path | None = None,
     out: Path = Path("results/runs/measured"),
     progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> tuple[list[Weighed], Path]:
     """Time and weigh models; each after the first by turns with it. Return what was found and the file with every raw stamp."""
     import tempfile
@@ -296,10 +291,10 @@ def measure_models(
 
     if not models:
         raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
-    place = choose_device(device)
+    place = choose_device(device, say=say)
     settings = Settings(
         grid=parse_grid(grid or GRIDS[place]), rounds=ROUNDS if rounds is None else rounds, device=place,
-        dtype=dtype if dtype != "auto" else "bfloat16" if place == "cuda" else "float32",
+        dtype=dtype if dtype != "auto" else default_dtype(place, say=say),
         threads=threads or threads_asked(),
     )  # fmt: skip
     subjects = [Subject(resolve(name, cache=cache or default_cache())) for name in models]

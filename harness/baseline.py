@@ -82,12 +82,13 @@ class FrozenRow(_Frozen):
 
     @staticmethod
     def machine_of(record: RunRecord) -> dict[str, str]:
-        """Return within what answers must agree to the last: processor, platform, threads, versions."""
+        """Return within what answers must agree to the last: processor, GPU, platform, threads, versions."""
         known = record.environment
         if known is None:
             return {}
         versions = {name: known.versions.get(name, "") for name in ("torch", "transformers", "tokenizers")}
-        return {"machine": known.machine, "platform": known.platform, "threads": str(known.threads), **versions}
+        gpu = {"gpu": str(known.gpu)} if known.gpu else {}
+        return {"machine": known.machine, "platform": known.platform, "threads": str(known.threads), **gpu, **versions}
 
 
 class Change(_Frozen):

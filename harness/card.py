@@ -69,9 +69,15 @@ def _lineage(record: RunRecord) -> str:
         cost = record.cost
         lines.append(
             f"Training saw {cost.seen_tokens:,} tokens ({cost.trained_tokens:,} trained) in {cost.steps:,} steps, {cost.seconds:.0f} s on "
-            f"{record.device} ({record.environment.machine if record.environment else '-'}), seed {record.seed}."
+            f"{record.device} ({_where(record)}), seed {record.seed}."
         )
     return " ".join(lines)
+
+
+def _where(record: RunRecord) -> str:
+    """Return the GPU, else the machine, that a record was made on."""
+    known = record.environment
+    return "-" if known is None else str(known.gpu) if known.gpu else known.machine
 
 
 def _from_teacher(record: RunRecord) -> bool:

@@ -152,7 +152,7 @@ def run(
         for name, given in parse_set(setting).items():
             values["set"][name] = {**values["set"].get(name, {}), **given}
     values.setdefault("data_dir", os.environ.get("HARNESS_DATA_DIR"))
-    plan = plan_run(build(values, where=str(file) if file else ""))
+    plan = plan_run(build(values, where=str(file) if file else ""), say=lambda line: typer.echo(line, err=True))
     if dry_run:
         return _print_plan(plan)
     with Console() as console:
@@ -322,7 +322,7 @@ def measure(
     with Console() as console:
         found, path = measure_models(
             models or [], grid=grid, rounds=rounds, device=device, dtype=dtype, threads=threads, cache=cache, out=out,
-            progress=console.progress,
+            progress=console.progress, say=console.say,
         )  # fmt: skip
     typer.echo(weighed_tables([(one.name, one.found.measurements, one.found.skipped) for one in found]))
     typer.echo(f"every raw value: {path}")

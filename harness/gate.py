@@ -240,12 +240,12 @@ def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
     if not teachers:
         return "teacher", "there is no record of the teacher that succeeded"
     own = conditions_of(record)
-    gaps = [[name for name, value in conditions_of(one).items() if own.get(name) != value] for one in teachers]
+    gaps = [[name for name in {**conditions_of(one), **own} if own.get(name) != conditions_of(one).get(name)] for one in teachers]
     nearest = min(range(len(gaps)), key=lambda at: len(gaps[at]))
     if not gaps[nearest]:
         return "teacher", "the teacher was not scored on this task"
     name = gaps[nearest][0]
-    return name, f"{name} differs: {_short(conditions_of(teachers[nearest])[name])} of the teacher, {_short(own.get(name))} of the row"
+    return name, f"{name} differs: {_short(conditions_of(teachers[nearest]).get(name))} of the teacher, {_short(own.get(name))} of the row"
 
 
 def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:

@@ -1,6 +1,6 @@
 """Which records may stand in one table, and how two of its rows are compared. No torch.
 
-Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine and task versions.
+Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine, GPU with driver and CUDA, and task versions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,6 +86,7 @@ def _measured_under(record: RunRecord) -> dict[str, str]:
         "items": digest_of([score.items_digest for score in record.scores]),
         "threads": str(environment.threads) if environment else "",
         "machine": environment.machine if environment else "",
+        **({"gpu": str(environment.gpu)} if environment and environment.gpu else {}),
     }
 
 

@@ -132,8 +132,9 @@ def _titles(made: Sequence[Made]) -> list[str]:
     titles = []
     for one in made:
         alike = [other for other in made if other.heading == one.heading]
-        differing = [name for name in one.found.shared if len({other.found.shared.get(name) for other in alike}) > 1]
-        shown = ", ".join(f"{name} {one.found.shared[name][:40] or 'none'}" for name in differing if name != "items")
+        conditions = dict.fromkeys(name for other in alike for name in other.found.shared)
+        differing = [name for name in conditions if len({other.found.shared.get(name) for other in alike}) > 1]
+        shown = ", ".join(f"{name} {one.found.shared.get(name, '')[:40] or 'none'}" for name in differing if name != "items")
         titles.append(one.heading if every.count(one.heading) == 1 else f"{one.heading} ({shown or 'other items'})")
     return titles
 

@@ -16,6 +16,7 @@ from harness.checkpoint import digest_of, file_digest
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
 from harness.contract import Checkpoint, Prompting, Suite
 from harness.errors import HarnessError, unknown
+from harness.gpu import device_label, gpu_of
 from harness.model import is_embedded, parse_recipe, quantized_by, resolve
 from harness.record import processor
 from harness.registry import Registry, expanded
@@ -148,6 +149,7 @@ def make_plan(
     task_versions: Mapping[str, str],
     data: str,
     device: str,
+    dtype: str,
     text: str = "",
 ) -> Plan:
     """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed.
@@ -179,14 +181,13 @@ def make_plan(
         )
     budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET)
     prompting = Prompting(chat=_chat(config, planned[0], base), system=config.system)
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
     for name in config.limit if isinstance(config.limit, dict) else ():
         if name not in tasks:
             raise unknown("task in --limit", name, tasks)
     shared = {
         "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student if recipe else "whole",
-        "device": device, "dtype": dtype, "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
+        "device": device_label(device), "dtype": dtype, "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
     }  # fmt: skip
     if data:
         shared["data"] = data
@@ -202,7 +203,7 @@ def make_plan(
         "scoring": SCORING,
         "measure": any(suite.measure for suite in suites.values()),
         "grid": [[str(one) for one in parse_grid(grid)], config.rounds] if grid else "none",
-        "machine": [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")],  # speeds belong to a machine
+        "machine": _machine(device),  # speeds belong to a machine
     }
     if config.limit:  # none, or of no task: everything is scored
         scored["limit"] = config.limit
@@ -228,6 +229,12 @@ def make_plan(
         student_recipe=named, student_base=base,
         budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, grid=grid, cells=tuple(cells),
     )  # fmt: skip
+
+
+def _machine(device: str) -> list[str | int | None]:
+    """Return what of this machine a cell's key holds: the processor and, on a GPU, the card, its driver and torch's CUDA."""
+    gpu = gpu_of(device)
+    return [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS"), *([str(gpu)] if gpu else [])]
 
 
 def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object], teachers: Sequence[PlannedModel], index: int) -> PlannedCell:

@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.checkpoint import digest_of, write_whole
+from harness.gpu import Gpu, gpu_of
 
-SCHEMA = 6
+SCHEMA = 7
 Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -153,6 +154,7 @@ class Environment(_Frozen):
     dtype: str
     threads: int
     machine: str
+    gpu: Gpu | None = None
     platform: str
     python: str
     versions: dict[str, str]
@@ -221,6 +223,7 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
     4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
     5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
+    6: lambda old: {**old, "schema": 7},  # 7 added fields with defaults: the GPU, its driver and CUDA
 }
 
 
@@ -280,6 +283,7 @@ def environment(*, device: str, dtype: str, threads: int) -> Environment:
         dtype=dtype,
         threads=threads,
         machine=machine(),
+        gpu=gpu_of(device),
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions,

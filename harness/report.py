@@ -25,9 +25,10 @@ def notes(found: Group) -> list[str]:
     student, budget = shared.get("student", "none"), shared.get("budget")
     fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
     trained = f", student {student}; {budget} for each trained row {fewer}" if budget else "; nothing was trained"
+    gpu = f"{shared['gpu']}; " if shared.get("gpu") else ""
     lines = [
         f"Teacher {shared['teacher']}{trained}.",
-        f"Device {shared['device']} ({shared.get('machine', '-')}, {shared.get('threads', '-')} threads), {shared['dtype']}; "
+        f"Device {shared['device']} ({gpu}{shared.get('machine', '-')}, {shared.get('threads', '-')} threads), {shared['dtype']}; "
         f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]
     for task in found.tasks:
@@ -132,7 +133,7 @@ def _remarks(found: Group) -> list[str]:
     for row in found.rows:
         for record in row.done:
             for one in record.measurements:
-                if one.remark and row.label not in rows.setdefault(one.remark, []):
+                if one.remark and not one.name.startswith("noise_flips") and row.label not in rows.setdefault(one.remark, []):
                     rows[one.remark].append(row.label)
     dirty = [(reason, names) for reason, names in sorted(rows.items())]
     return [f"Measured, {', '.join(names)}: {reason}." for reason, names in dirty]
@@ -176,7 +177,9 @@ def _warnings(found: Group, task: str) -> list[str]:
             "means anything, and none is shown; read KL, same top, perplexity, speed and bytes."
         )
     floor = next((one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"noise_flips:{task}"))), None)
-    if floor is not None:
+    if floor is not None and not floor.values:
+        lines.append(f"{task}: no noise floor: {floor.remark}.")
+    elif floor is not None:
         items = int(floor.values[0])
         lines.append(
             f"{task}: noise floor: the teacher against itself ({floor.condition}) flips {floor.value * items:.0f} of {items} items."

@@ -19,6 +19,7 @@ from harness.contract import Progress, Prompting, Task
 from harness.data import DataSource
 from harness.errors import CellFailed
 from harness.generate import BatchSize
+from harness.gpu import device_label
 from harness.journal import Journal
 from harness.model import LanguageModel
 from harness.record import TaskScore
@@ -112,7 +113,7 @@ def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache:
     here = Path(__file__).parent
     code = [file_digest(here / name) for name in ("lm.py", "likelihood.py", "generate.py", "sharing.py", "journal.py", "vllm.py")]
     key = digest_of(
-        opened.checkpoint.digest, str(opened.model.dtype), opened.device.partition(":")[0], path, code, task.name, task.version,
+        opened.checkpoint.digest, str(opened.model.dtype), device_label(opened.device), path, code, task.name, task.version,
         asdict(prompting),
     )  # fmt: skip
     return cache / "answers" / key[:2] / f"{key[:32]}.jsonl"

@@ -153,6 +153,20 @@ class Nvml:
             return None
         return cls(library, handle)
 
+    def identity(self) -> dict[str, str]:
+        """Return the GPU's name, its driver and its compute capability, as far as NVML says them; no context is made."""
+        readings = {
+            "name": lambda: self.library.nvmlDeviceGetName(self.handle),
+            "driver": self.library.nvmlSystemGetDriverVersion,
+            "capability": lambda: ".".join(map(str, self.library.nvmlDeviceGetCudaComputeCapability(self.handle))),
+        }
+        told: dict[str, str] = {}
+        for word, reading in readings.items():
+            with contextlib.suppress(self.library.NVMLError, AttributeError):
+                value = reading()
+                told[word] = value.decode() if isinstance(value, bytes) else str(value)
+        return told
+
     def sample(self) -> tuple[dict[str, int], frozenset[int]]:
         """Return the nanoseconds for which the GPU has been held back, by cause, and the processes on it."""
         held: dict[str, int] = {}

@@ -28,6 +28,7 @@ from harness.cache import described_damage
 from harness.checkpoint import digest_of, file_digest, save_atomically
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
+from harness.gpu import device_label
 from harness.model import LanguageModel, open_model, release_memory
 from harness.workload import DENSE
 from methods._rows import Batch, Row, batch_of
@@ -94,7 +95,9 @@ def teacher_cache(job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int,
     """
     distinct = {key_of(row): row for row in rows}
     kept = "all" if width <= DENSE else k
-    key = digest_of("teacher", VERSION, teacher.digest, job.dtype, job.device, kept, width, [name.hex() for name in sorted(distinct)])
+    key = digest_of(
+        "teacher", VERSION, teacher.digest, job.dtype, device_label(job.device), kept, width, [name.hex() for name in sorted(distinct)]
+    )
     folder = job.cache / "teachers" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"teacher": teacher.digest, "dtype": job.dtype, "vocabulary": width, "k": width if width <= DENSE else k}

@@ -22,6 +22,7 @@ from harness.contract import Checkpoint, Example, Job, Progress, Task
 from harness.data import examples_digest, overlapping
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
+from harness.gpu import device_label
 from harness.model import LanguageModel, open_model
 
 VERSION = 1
@@ -65,6 +66,7 @@ def teacher_traces(
         temperature,
         longest,
         job.seed if temperature else 0,
+        *([device_label(job.device)] if job.device != "cpu" else []),  # a GPU rounds otherwise and takes other seconds
     )
     path = job.cache / "traces" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from harness.checkpoint import digest_of, write_whole
 from harness.contract import Job, Progress
 from harness.data import examples_digest, training_examples
 from harness.errors import CellFailed
+from harness.gpu import device_label
 from harness.model import LanguageModel, release_memory
 from harness.registry import expanded
 from methods._rows import Row
@@ -44,7 +45,9 @@ def best_rate(
     own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
     data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
     models = [job.student, job.student_base.digest, [one.digest for one in job.teachers], list(job.teacher_weights)]
-    key = digest_of("rate", VERSION, type(method).__name__, own, loop.learning_rate, models, data, dict(run), job.device, job.dtype)
+    key = digest_of(
+        "rate", VERSION, type(method).__name__, own, loop.learning_rate, models, data, dict(run), device_label(job.device), job.dtype
+    )
     path = job.cache / "rates" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
