@@ -169,6 +169,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     render, show = _renderer(job)
     source = DataSource(folder=job.data_dir, render=render, show=show)
     student, cost, stages = _student(job, tasks, source, progress)
+    release_memory(job.device)  # what training left with the allocator would be missing for the answers' keys and values
     with _backend(job, student, job.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
     opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)
@@ -205,13 +206,14 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
 
 
 @contextmanager
-def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str) -> "Iterator[Transformers | Vllm]":
-    """Open what scores a model; vLLM's engine is stopped again, and its memory given back, at the end."""
+def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | None = None) -> "Iterator[Transformers | Vllm]":
+    """Open what scores a model, `few` rows at once where that is given; vLLM's engine gives its memory back at the end."""
     from harness.lm import Transformers
     from harness.model import open_model
 
     if job.backend == "transformers":
-        yield Transformers(open_model(checkpoint, device=job.device, dtype=dtype), job.batch_size)
+        pack = few * _TOKENS_OF_FEW if few else None
+        yield Transformers(open_model(checkpoint, device=job.device, dtype=dtype), few or job.batch_size, pack=pack)
         return
     from harness.vllm import Vllm
 
@@ -308,15 +310,44 @@ def _fidelity(
 def _noise_floor(
     job: CellJob, tasks: dict[str, Task], source: DataSource, rows: "list[ItemRow]", progress: Callable[[Progress], None]
 ) -> tuple[Measurement, ...]:
-    """Score the teacher against itself at another dtype, on a sample: flips that no student can be blamed for."""
+    """Score the teacher against itself on a sample: flips by rounding, that no student can be blamed for.
+
+    It never takes more memory than the score did: a float32 teacher is asked in bfloat16, any other at its own dtype a few rows at
+    once, which sums in another order. It is no part of the score: whatever stops it is a remark beside a row that stands.
+    """
+    from harness.model import release_memory
+
+    measured: list[Measurement] = []
+    asked = [name for name, task in tasks.items() if task.kind != "perplexity"]
+    try:
+        for measurement in _flips(job, {name: tasks[name] for name in asked}, source, rows, progress):
+            measured.append(measurement)
+    except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
+        traceback.print_exc()
+        reason, _ = _reason(job, problem)
+        for name in asked[len(measured) :]:
+            measured.append(
+                Measurement(name=f"noise_flips:{name}", value=0, unit="fraction", higher_is_better=False, remark=f"not measured: {reason}")
+            )
+    release_memory(job.device)
+    return tuple(measured)
+
+
+FEW_ROWS = 8  # scored at once for the noise floor: few enough that a GPU takes other kernels than for a full batch
+_TOKENS_OF_FEW = 64  # of a packed forward, for each of these rows
+
+
+def _flips(
+    job: CellJob, tasks: dict[str, Task], source: DataSource, rows: "list[ItemRow]", progress: Callable[[Progress], None]
+) -> Iterator[Measurement]:
     from harness.score import score_task
 
-    other = "bfloat16" if job.dtype == "float32" else "float32"
-    found = []
-    with _backend(job, job.teachers[0].checkpoint(), other) as backend:
+    halved = job.dtype == "float32"
+    dtype = "bfloat16" if halved or job.backend == "transformers" else "float32"
+    few = None if halved or job.backend != "transformers" else 1 if job.batch_size == FEW_ROWS else FEW_ROWS
+    condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.dtype}"
+    with _backend(job, job.teachers[0].checkpoint(), dtype, few=few) as backend:
         for name, task in tasks.items():
-            if task.kind == "perplexity":
-                continue
             first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
             _, again = score_task(
                 backend.opened, task, source, backend=backend, limit=min(job.noise, limit_for(job.limit, name) or job.noise),
@@ -324,13 +355,10 @@ def _noise_floor(
             )  # fmt: skip
             both = [row for row in again if row.item in first]
             flips = sum(row.correct[task.primary] != first[row.item] for row in both)
-            found.append(
-                Measurement(
-                    name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False,
-                    values=(float(len(both)),), condition=f"{other} against {job.dtype}",
-                )
+            yield Measurement(
+                name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False,
+                values=(float(len(both)),), condition=condition,
             )  # fmt: skip
-    return tuple(found)
 
 
 def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:

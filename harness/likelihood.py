@@ -35,12 +35,13 @@ def log_likelihoods(
     rows: Sequence[Scored],
     *,
     batch_size: BatchSize = "auto",
+    pack: int | None = None,
     finished: Callable[[int, Answer], None] = lambda row, answer: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
     """Score every row; answers in the given order, `finished` called as they come.
 
-    On the shared path the batch size is given in tokens by the device; `batch_size` counts the rows of the plain one.
+    On the shared path a forward takes `pack` tokens (None: by the device); `batch_size` counts the rows of the plain one.
     Out of memory halves either and tells `say`.
     """
     found: dict[int, Answer] = {}
@@ -50,7 +51,7 @@ def log_likelihoods(
         finished(row, answer)
 
     plain = bool(why_plain(opened))
-    size = (PLAIN_ROWS if batch_size == "auto" else batch_size) if plain else pack_tokens(opened)
+    size = (PLAIN_ROWS if batch_size == "auto" else batch_size) if plain else pack or pack_tokens(opened)
     with nullcontext() if plain else shared_attention(opened):
         while len(found) < len(rows):
             left = [row for row in range(len(rows)) if row not in found]

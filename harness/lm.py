@@ -47,15 +47,15 @@ class Backend(Protocol):
 class Transformers:
     """The default backend: the opened model itself, on the shared path or its own."""
 
-    def __init__(self, opened: LanguageModel, batch_size: BatchSize = "auto") -> None:
-        self.opened, self.batch_size = opened, batch_size
+    def __init__(self, opened: LanguageModel, batch_size: BatchSize = "auto", *, pack: int | None = None) -> None:
+        self.opened, self.batch_size, self.pack = opened, batch_size, pack
         self.path, self.max_length = path_of(opened), opened.context
 
     def log_likelihoods(
         self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
     ) -> list[Answer]:
         """Score the continuation of every row."""
-        return log_likelihoods(self.opened, rows, batch_size=self.batch_size, finished=finished, say=say)
+        return log_likelihoods(self.opened, rows, batch_size=self.batch_size, pack=self.pack, finished=finished, say=say)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: tuple[str, ...], progress: Callable[[int], None],
