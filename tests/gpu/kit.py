@@ -1,0 +1,183 @@
+"""What the steps share: where they run, at which sizes, how a part is run and kept, models of real shapes with random weights."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = Path(__file__).parent / "stand_in"
+GIB = 2**30
+Figures = dict[str, Any]
+
+# Public configurations: hidden, layers, heads, key heads, feed-forward, vocabulary, tied head.
+SHAPES: Mapping[str, tuple[int, int, int, int, int, int, bool]] = {
+    "8B": (4096, 32, 32, 8, 14336, 128256, False),  # Llama-3.1-8B
+    "7B": (3584, 28, 28, 4, 18944, 152064, False),  # Qwen2.5-7B
+    "1.5B": (1536, 28, 12, 2, 8960, 151936, True),  # Qwen2.5-1.5B
+}
+TOY = {"8B": (64, 2, 4, 2, 128, 2048, False), "7B": (64, 2, 4, 2, 128, 2048, False), "1.5B": (32, 2, 4, 2, 64, 2048, True)}
+
+
+class Skip(Exception):
+    """A part that this machine cannot run; the message gives the numbers."""
+
+
+@dataclass
+class Kit:
+    """One call: its device, its sizes, its folder, and the parts that are finished."""
+
+    out: Path
+    dry: bool
+    conditions: dict[str, Any]
+    site: Path | None = None  # the packed folder with what a bare machine lacks
+    force: bool = False
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    device = "cuda"
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int, int, int, int, int, bool]]:
+        """The shapes of this call: real ones on a card, toys in a dry run."""
+        return TOY if self.dry else SHAPES
+
+    @property
+    def dtype(self) -> str:
+        """The type that models compute in: bfloat16 where the card has it."""
+        from harness.gpu import default_dtype
+
+        return default_dtype(self.device)
+
+    def open_step(self, step: int) -> None:
+        """Read the parts of a step that an earlier call under the same conditions finished."""
+        self.step = step
+        self.file = self.out / f"step-{step}.json"
+        self.parts = {}
+        if self.file.exists() and not self.force:
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+            if kept.get("conditions") == self.conditions:
+                self.parts = {name: part for name, part in kept["parts"].items() if part["status"] == "done"}
+
+    def part(self, name: str, work: Callable[[], Figures], *, needs: float = 0.0) -> None:
+        """Run one part unless it is finished; keep its figures, or why it was skipped or failed, before the next begins.
+
+        `needs` is device memory in bytes; with less free memory the part is skipped and says both numbers.
+        """
+        if name in self.parts:
+            print(f"step {self.step} {name}: finished before", flush=True)
+            return
+        began = time.monotonic()
+        try:
+            self._require(needs)
+            told: dict[str, Any] = {"status": "done", "figures": work()}
+        except Skip as reason:
+            told = {"status": "skipped", "reason": str(reason)}
+        except Exception as problem:  # noqa: BLE001  the next part must have its turn
+            told = {"status": "failed", "reason": f"{type(problem).__name__}: {problem}"[:2000], "trace": traceback.format_exc()[-4000:]}
+        told["seconds"] = round(time.monotonic() - began, 2)
+        self.parts[name] = told
+        body = {"step": self.step, "conditions": self.conditions, "parts": self.parts}
+        self.file.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        shown = json.dumps(told.get("figures", told.get("reason")))
+        print(f"step {self.step} {name}: {told['status']} in {told['seconds']} s: {shown[:600]}", flush=True)
+        release()
+
+    def _require(self, needs: float) -> None:
+        import torch
+
+        free = torch.cuda.mem_get_info()[0]
+        if not self.dry and needs > 0.95 * free:
+            raise Skip(f"about {needs / GIB:.1f} GiB would be needed and {free / GIB:.1f} GiB are free")
+
+    def python(self, *arguments: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with the packed folder and this tree in front of everything else; its output comes back as text."""
+        held = self.environment(**environment)
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=held, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return a child's environment: the packed folder and this tree first on the path, in a dry run the stand-in card."""
+        paths = [str(path) for path in (self.site, STAND_IN if self.dry else None, ROOT, Path(__file__).parent) if path is not None]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **more}
+
+    def harness(self, *arguments: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line of this tree."""
+        return self.python("-P", "-m", "harness.cli", *arguments, timeout=timeout, **environment)
+
+    def model(self, name: str) -> Any:
+        """Build a model of a named shape on the card, its weights random."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            return AutoModelForCausalLM.from_config(configuration(name, self.shapes), dtype=getattr(torch, self.dtype)).eval()
+
+    def opened(self, name: str) -> Any:
+        """Build the same as the scorer holds it, with the embedded tokenizer."""
+        from transformers import AutoTokenizer
+
+        from harness.contract import Checkpoint
+        from harness.model import EMBEDDED, LanguageModel
+
+        tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
+        checkpoint = Checkpoint(path=EMBEDDED / "tiny", name=name, digest=f"random {name}")
+        return LanguageModel(self.model(name), tokenizer, self.device, checkpoint)
+
+    def bytes_of(self, *names: str) -> float:
+        """Return the bytes of models of these shapes at the type of this call."""
+        item = 2 if self.dtype == "bfloat16" else 4
+        return float(sum(item * parameters_of(name, self.shapes) for name in names))
+
+
+def configuration(name: str, shapes: Mapping[str, tuple[int, int, int, int, int, int, bool]]) -> Any:
+    """Return transformers' configuration of a shape (Qwen2; Llama for the 8B)."""
+    from transformers import AutoConfig
+
+    hidden, layers, heads, key_heads, intermediate, vocabulary, tied = shapes[name]
+    return AutoConfig.for_model(
+        "llama" if name == "8B" else "qwen2", hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, intermediate_size=intermediate, vocab_size=vocabulary, tie_word_embeddings=tied,
+        max_position_embeddings=8192, bos_token_id=None, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+
+
+def parameters_of(name: str, shapes: Mapping[str, tuple[int, int, int, int, int, int, bool]]) -> int:
+    """Return the parameters of a shape: attention, feed-forward, table and head."""
+    hidden, layers, heads, key_heads, intermediate, vocabulary, tied = shapes[name]
+    attention = 2 * hidden * hidden + 2 * hidden * hidden * key_heads // heads
+    return layers * (attention + 3 * hidden * intermediate) + (1 if tied else 2) * vocabulary * hidden
+
+
+def release() -> None:
+    """Give back what a part has left on the card."""
+    from harness.model import release_memory
+
+    release_memory("cuda")
+
+
+def seconds_of(work: Callable[[], object], *, runs: int = 3) -> list[float]:
+    """Time some work on the card, `runs` times after one that is not counted."""
+    import torch
+
+    work()
+    seconds = []
+    for _ in range(runs):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def last_lines(done: subprocess.CompletedProcess[str], count: int = 12) -> str:
+    """Return the end of what a process printed."""
+    return "\n".join((done.stdout + done.stderr).strip().splitlines()[-count:])

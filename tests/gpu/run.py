@@ -1,0 +1,92 @@
+"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`. What each step shows stands in README.md beside this.
+
+Each step writes `step-N.json` into the folder of `--out`, part by part; the same command goes on where it was stopped. Exits 0 when
+every part is done or was skipped with its numbers, 1 when one failed, 2 for a mistake in what was typed or a machine without a GPU.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STEPS = {0: "step0", 1: "step1", 3: "step3", 6: "step6"}
+# What must import before anything is tried, the packed ones first: a broken wheel is named, not met in the middle of a step.
+NEEDED = (
+    "pydantic", "platformdirs", "dill", "multiprocess", "datasets", "lm_eval", "torch", "transformers", "accelerate", "pandas", "tabulate",
+    "typer", "rich", "scipy", "matplotlib", "safetensors", "huggingface_hub", "filelock", "pytest", "harness.cli", "methods", "suites",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Run the steps that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="+", type=int, choices=sorted(STEPS), metavar="STEP", help=f"of {', '.join(map(str, STEPS))}")
+    parser.add_argument("--dry", action="store_true", help="toy sizes on the CPU, which plays the card: shows that every line runs")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"), help="where the figures go")
+    parser.add_argument("--pack", type=Path, help="the folder that pack.py made, on a machine that lacks what is in it")
+    parser.add_argument("--force", action="store_true", help="run finished parts again")
+    asked = parser.parse_args()
+    if asked.pack is not None and not asked.pack.is_dir():
+        parser.error(f"no folder at {asked.pack}; make it with: python tests/gpu/pack.py --out {asked.pack}")
+    _prepare(asked.pack)
+    broken = _broken_imports()
+    if broken:
+        print("\n".join(broken), file=sys.stderr)
+        return 2
+    if asked.dry:
+        os.environ["HARNESS_STAND_IN_CARD"] = "1"
+        importlib.import_module("stand_in.card")
+    reason = _no_card()
+    if reason:
+        print(f"no GPU can be used here: {reason}; add --dry to see every step run on the CPU", file=sys.stderr)
+        return 2
+    return _run(asked)
+
+
+def _prepare(pack: Path | None) -> None:
+    """Put the packed folder and this tree in front of the import path, and keep everything off the network."""
+    sys.path[:0] = [str(path) for path in (pack, ROOT, Path(__file__).parent) if path is not None]
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
+def _broken_imports() -> list[str]:
+    lines = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except Exception as problem:  # noqa: BLE001  a wheel built for another machine may raise anything
+            lines.append(f"{name} does not import: {type(problem).__name__}: {problem}; pack it again for this Python: tests/gpu/pack.py")
+    return lines
+
+
+def _no_card() -> str:
+    from harness.gpu import signs_of_gpu, why_unusable
+
+    return why_unusable(signs_of_gpu())
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from kit import Kit
+
+    from harness.gpu import gpu_of
+    from harness.record import environment
+
+    asked.out.mkdir(parents=True, exist_ok=True)
+    known = environment(device="cuda", dtype="", threads=0)
+    conditions = {"gpu": str(gpu_of("cuda")), "dry": asked.dry, "commit": known.commit, "dirty": known.dirty, "versions": known.versions}
+    kit = Kit(out=asked.out.resolve(), dry=asked.dry, conditions=conditions, site=asked.pack and asked.pack.resolve(), force=asked.force)
+    failed = []
+    for number in dict.fromkeys(asked.steps):
+        kit.open_step(number)
+        importlib.import_module(STEPS[number]).run(kit)
+        failed += [f"step {number} {name}: {part['reason']}" for name, part in kit.parts.items() if part["status"] == "failed"]
+    print("\n".join(failed) or "every part is done, or was skipped with its numbers")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

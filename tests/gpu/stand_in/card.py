@@ -1,0 +1,265 @@
+"""A stand-in for a GPU, for machines without one: tensors that say `cuda:0`, compute on the CPU, and refuse the CPU's own as a GPU does.
+
+`install()` gives this process such a card: `torch.cuda` answers, `device="cuda"` works in every factory and `.to`, an operation over
+tensors of both places raises as CUDA would, and a tensor must be brought back before numpy or the disk sees it. What runs on it has
+met every line that a GPU would run, in order, with real numbers; it proves nothing about kernels, speed, memory or rounding there.
+
+How: a wrapper tensor holds the CPU's tensor, and a dispatch mode sees every operation. To C++ the wrapper is a CPU tensor (autograd
+needs no streams so); only Python sees `cuda:0`. The mode takes the place of fake tensors' mode, for which torch skips starting CUDA.
+"""
+
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+PLACE = torch.device("cuda:0")
+NAME = "stand-in card"
+_TAKES_BOTH = ("aten::copy_", "aten::_foreach_copy_", "aten::index_put", "aten::_index_put_impl_", "aten::index.Tensor")  # as CUDA's do
+
+
+class OnCard(torch.Tensor):
+    """A tensor that says it lies on the card; `inner` is the CPU's tensor behind it."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "OnCard":
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, layout=inner.layout,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+        made.inner = inner
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = property(lambda self: PLACE)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The same tensor outside autograd; setting it changes what lies there."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: "OnCard") -> None:
+        torch.Tensor.data.__set__(self, value)
+        self.inner = value.inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(function, args, kwargs or {})
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:  # modules then swap parameters in place, so that tied ones stay tied
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, torch.Tensor], meta: Any, size: Any, stride: Any) -> "OnCard":
+        return OnCard(inner["inner"])
+
+    def to(self, *args: Any, copy: bool = False, **kwargs: Any) -> torch.Tensor:
+        """Move or convert; C++ would take a move to the CPU for nothing to do."""
+        if args and isinstance(args[0], torch.Tensor):
+            device, dtype = args[0].device, args[0].dtype
+        else:
+            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype = torch.device(device or PLACE), dtype or self.dtype
+        if device.type == "cuda" and dtype == self.dtype and not copy:
+            return self
+        # Memory of its own kind says that Python asks: autograd's own copies name the CPU too, where C++ thinks that this tensor is.
+        away = {"pin_memory": False} if device.type == "cpu" else {}
+        return torch.ops.aten._to_copy.default(self, dtype=dtype, device=device, **away)
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Bring it back."""
+        return self.to("cpu")
+
+    def cuda(self, *_: Any, **__: Any) -> torch.Tensor:
+        """It is there."""
+        return self
+
+    def get_device(self) -> int:
+        """Return the card's index."""
+        return 0
+
+    def tolist(self) -> Any:
+        """Return its values, which a GPU would send."""
+        return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        """Refuse, as a GPU's tensor does."""
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self.numpy()
+
+    def untyped_storage(self) -> Any:
+        """Return the storage behind it: what weighing counts."""
+        return self.inner.untyped_storage()
+
+    def storage(self) -> Any:
+        """Return the storage behind it."""
+        return self.inner.storage()
+
+    def data_ptr(self) -> int:
+        """Return where it lies."""
+        return self.inner.data_ptr()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _loaded, (self.inner,)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"OnCard({self.inner!r})"
+
+
+_LOAD_TO = {"place": "cuda"}  # where `torch.load` puts what was saved from the card
+
+
+def _loaded(inner: torch.Tensor) -> torch.Tensor:
+    return OnCard(inner) if _LOAD_TO["place"] == "cuda" else inner
+
+
+class Card(TorchDispatchMode):
+    """Sees the factories: `torch.empty(device="cuda")` has no argument that is on the card."""
+
+    _mode_key = torch._C._TorchDispatchModeKey.FAKE
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(function, args, kwargs or {})
+
+
+def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Compute an operation on the CPU's tensors; its results lie on the card where its arguments do, or where it is told to."""
+    name, asked = function.name(), kwargs.get("device")
+    on_card: list[OnCard] = []
+    on_host: list[torch.Tensor] = []
+
+    def sort(value: Any) -> None:
+        if isinstance(value, OnCard):
+            on_card.append(value)
+        elif isinstance(value, torch.Tensor) and value.dim() > 0:  # CUDA takes the CPU's scalars
+            on_host.append(value)
+
+    tree_map(sort, (args, kwargs))
+    if on_card and on_host and not name.startswith(_TAKES_BOTH):
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})")
+    away = kwargs.get("pin_memory") is not None or not on_card
+    there = torch.device(asked).type == "cuda" or not away if asked is not None else bool(on_card)
+    if asked is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    inner_args, inner_kwargs = tree_map(lambda value: value.inner if isinstance(value, OnCard) else value, (args, kwargs))
+    with no_dispatch():
+        result = _KERNELS.get(name, function)(*inner_args, **inner_kwargs)
+    if name.startswith("aten::copy_"):
+        return args[0]
+    known = {id(value.inner): value for value in on_card}  # in-place operations return what they were given
+
+    def wrap(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or isinstance(value, OnCard):
+            return value
+        if id(value) in known:
+            return known[id(value)]
+        return OnCard(value) if there else value
+
+    return tree_map(wrap, result)
+
+
+def _pack_int4(codes: torch.Tensor, tiles: int) -> torch.Tensor:
+    """Lay bytes of two codes (N, K / 2) into the shape of CUDA's tiles (N / 8, K / 16 tiles, 32, tiles / 2), as ours to read again."""
+    rows, half = codes.shape
+    return codes.contiguous().view(torch.int32).reshape(rows // 8, 2 * half // (16 * tiles), 32, tiles // 2)
+
+
+def _int4_product(x: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
+    """Multiply as CUDA's kernel does: (code - 8) times its group's scale, plus its group's shift; scales are (groups, N, 2)."""
+    pairs = packed.contiguous().view(torch.uint8).reshape(scales.shape[1], -1)
+    codes = torch.stack((pairs >> 4, pairs & 15), dim=-1).flatten(1).float() - 8
+    scale, shift = (scales[..., at].float().T.repeat_interleave(group, dim=1) for at in (0, 1))
+    return (x.float() @ (codes * scale + shift).T).to(x.dtype)
+
+
+_KERNELS = {"aten::_convert_weight_to_int4pack": _pack_int4, "aten::_weight_int4pack_mm": _int4_product}  # the CPU has none of that name
+
+
+class _Event:
+    """A time stamp, as `torch.cuda.Event`."""
+
+    def __init__(self, **_: Any) -> None:
+        self.stamp = 0.0
+
+    def record(self, *_: Any) -> None:
+        """Take the time."""
+        self.stamp = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Everything here is done when it returns."""
+
+    def elapsed_time(self, later: "_Event") -> float:
+        """Return milliseconds."""
+        return 1e3 * (later.stamp - self.stamp)
+
+
+_MEMORY = 8 * 2**30
+
+
+def install() -> None:
+    """Give this process the card. There is no way back: for processes of their own."""
+    properties = SimpleNamespace(name=NAME, total_memory=_MEMORY, major=9, minor=0, multi_processor_count=1)
+    nothing = lambda *_, **__: None  # noqa: E731
+    zero = lambda *_, **__: 0  # noqa: E731
+    answers = {
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": zero, "is_initialized": lambda: True,
+        "get_device_properties": lambda *_: properties, "get_device_name": lambda *_: NAME, "get_device_capability": lambda *_: (9, 0),
+        "get_arch_list": lambda: ["sm_90"], "is_bf16_supported": lambda *_, **__: True, "mem_get_info": lambda *_: (_MEMORY, _MEMORY),
+        "init": nothing, "_lazy_init": nothing, "set_device": nothing, "synchronize": nothing, "empty_cache": nothing,
+        "ipc_collect": nothing,
+        "reset_peak_memory_stats": nothing, "memory_allocated": zero, "memory_reserved": zero, "max_memory_allocated": zero,
+        "max_memory_reserved": zero, "manual_seed": nothing, "manual_seed_all": nothing, "seed_all": nothing,
+        "get_rng_state": lambda *_: torch.get_rng_state(), "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state": nothing, "set_rng_state_all": nothing, "Event": _Event,
+    }  # fmt: skip
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer if isinstance(answer, type) else _own(answer))
+    torch.version.cuda = torch.version.cuda or "0.0"
+    _on_cpu_instead()
+    torch._C._ensureCUDADeviceGuardSet()  # autograd asks the device of a move for its stream
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes on the CPU and moves: the move is seen here
+    Card().__enter__()
+
+
+def _own(answer: Any) -> Any:
+    """Return a function object of its own: torch keeps rules by object, and two names may not share one."""
+    return lambda *args, **kwargs: answer(*args, **kwargs)
+
+
+def _on_cpu_instead() -> None:
+    """Let random streams and autocast, which C++ keeps by device, be the CPU's, and inference tensors, which no wrapper is, plain ones."""
+    generator, autocast, load = torch.Generator, torch.autocast, torch.load
+
+    class Generator:  # a class, since annotations join it with `|`
+        def __new__(cls, device: Any = "cpu") -> torch.Generator:  # type: ignore[misc]
+            return generator("cpu")
+
+    class Autocast(autocast):  # type: ignore[misc,valid-type]
+        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+            super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    def load_to(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        _LOAD_TO["place"] = "cuda" if map_location is None else torch.device(map_location).type
+        return load(*args, map_location="cpu", **kwargs)
+
+    torch.serialization.add_safe_globals([_loaded])
+    torch.load = torch.serialization.load = load_to
+    torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]
+    torch.Generator = Generator  # type: ignore[misc,assignment]
+    torch.autocast = torch.amp.autocast = torch.amp.autocast_mode.autocast = Autocast  # type: ignore[misc]
+
+
+if os.environ.get("HARNESS_STAND_IN_CARD"):
+    install()

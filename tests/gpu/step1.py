@@ -1,0 +1,178 @@
+"""Step 1: the embedded pair through the command line on the card, against the CPU, killed and gone on with, reported and checked."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from kit import ROOT, Figures, Kit, last_lines
+
+METHODS = "cot,response,on-policy,feature,int8,int4,prune-depth"
+DRY_METHODS = "response,on-policy,feature,int4,prune-depth"  # of each kind one: a minute of CI less
+
+
+def run(kit: Kit) -> None:
+    """Run the step's parts; stores and caches lie beside the figures, so that a run that was stopped goes on."""
+    kit.part("run", lambda: whole_run(kit))
+    kit.part("fp32 against the CPU", lambda: against_cpu(kit))
+    kit.part("bf16 against fp32", lambda: flips(kit))
+    kit.part("kill and resume", lambda: killed(kit))
+    kit.part("report and check", lambda: judged(kit))
+    kit.part("records", lambda: keep_records(kit))
+
+
+def _sizes(kit: Kit) -> list[str]:
+    return ["--budget", "1200", "--rows", "30", "--limit", "4"] if kit.dry else ["--limit", "200"]
+
+
+def _command(kit: Kit, store: str, *more: str) -> list[str]:
+    return [
+        "run", "--suite", "mini", "--no-controls", "--grid", "none", "--out", str(kit.out / "work" / store), "--cache",
+        str(kit.out / "work" / "cache"), *_sizes(kit), *more,
+    ]  # fmt: skip
+
+
+def _records(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(store.glob("cells/*/record.json"))]
+
+
+def _samples(store: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the teacher's rows of a store, by task and item."""
+    [folder] = [path.parent for path in store.glob("cells/*/record.json") if json.loads(path.read_text())["method"] == "teacher"]
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    return {(row["task"], row["item"]): row for row in rows}
+
+
+def _succeeded(done: subprocess.CompletedProcess[str], store: Path) -> list[dict[str, Any]]:
+    """Return a run's records; raise with its last lines and the rows that failed where it did not end well."""
+    records = _records(store)
+    bad = [f"{record['label']}: {record['status']}: {record['reason']}" for record in records if record["status"] != "success"]
+    if done.returncode or bad:
+        traces = [record["trace"][-1500:] for record in records if record["status"] == "failed"]
+        raise RuntimeError(f"exit {done.returncode}; {'; '.join(bad)}; {last_lines(done)}; {' | '.join(traces)}")
+    return records
+
+
+def whole_run(kit: Kit) -> Figures:
+    """Every kind of row once: written answers, distributions, its own text, hidden states, two packed, one cut."""
+    began = time.monotonic()
+    done = kit.harness(
+        *_command(kit, "pair", "--methods", DRY_METHODS if kit.dry else METHODS, "--device", "cuda", "--noise", "4" if kit.dry else "100")
+    )
+    records = _succeeded(done, kit.out / "work" / "pair")
+    gpus = {str(record["environment"]["gpu"]) for record in records}
+    paths = {record["path"] for record in records}
+    assert len(gpus) == 1 and "None" not in gpus, f"records that do not name the GPU: {gpus}"
+    return {
+        "seconds": round(time.monotonic() - began, 1), "rows": {record["label"]: _row(record) for record in records},
+        "gpu in the records": gpus.pop(), "paths": sorted(paths), "dtype": records[0]["dtype"],
+    }  # fmt: skip
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    cost = record["cost"]
+    return {
+        "scores": {score["task"]: score["value"] for score in record["scores"]}, "seconds": record["seconds"],
+        "training tokens/s": round(cost["seen_tokens"] / cost["seconds"]) if cost["seen_tokens"] and cost["seconds"] else None,
+        "peak_bytes": cost["peak_bytes"], "energy_joules": cost["energy_joules"],
+        "notes": [score["notes"] for score in record["scores"] if score["notes"]],
+    }  # fmt: skip
+
+
+def against_cpu(kit: Kit) -> Figures:
+    """The teacher at float32 on the card and on the CPU: the same answers, log-probabilities within rounding."""
+    rows = {}
+    for device in ("cuda", "cpu"):
+        store = kit.out / "work" / f"fp32-{device}"
+        done = kit.harness(
+            *_command(kit, f"fp32-{device}", "--methods", "identity", "--noise", "0", "--device", device, "--dtype", "float32"),
+            **({"HARNESS_STAND_IN_CARD": ""} if device == "cpu" else {}),
+        )
+        _succeeded(done, store)
+        rows[device] = _samples(store)
+    pairs = [(row, rows["cpu"][key]) for key, row in rows["cuda"].items()]
+    other = [ours["item"] for ours, theirs in pairs if ours["text"] != theirs["text"]]
+    gaps = [
+        abs(left - right) for ours, theirs in pairs
+        for left, right in zip(ours["log_probabilities"], theirs["log_probabilities"], strict=True)
+    ]  # fmt: skip
+    figures = {"items": len(pairs), "other answers": len(other), "largest gap in nats": max(gaps, default=None)}
+    if len(other) > 0.01 * len(pairs) or max(gaps, default=0.0) > 5e-3:
+        raise RuntimeError(f"the card's float32 answers are not the CPU's: {figures}, items {other[:10]}")
+    return figures
+
+
+def flips(kit: Kit) -> Figures:
+    """The bfloat16 teacher of the run against the float32 one, beside the noise floor that the run itself measured."""
+    half, full = _samples(kit.out / "work" / "pair"), _samples(kit.out / "work" / "fp32-cuda")
+    [teacher] = [record for record in _records(kit.out / "work" / "pair") if record["method"] == "teacher"]
+    floors = {one["name"].partition(":")[2]: one for one in teacher["measurements"] if one["name"].startswith("noise_flips")}
+    figures: Figures = {}
+    for task, floor in floors.items():
+        keys = [key for key in full if key[0] == task and key in half]
+        changed = [key for key in keys if full[key]["correct"] != half[key]["correct"]]
+        figures[task] = {
+            "items": len(keys), "flips": len(changed), "noise floor": floor["value"], "how": floor["condition"], "remark": floor["remark"],
+        }  # fmt: skip
+        if floor["remark"]:
+            raise RuntimeError(f"the noise floor was not measured: {floor['remark']}")
+    return figures
+
+
+def killed(kit: Kit) -> Figures:
+    """A training that is killed without warning goes on from its last saved state, and its row ends well."""
+    store = kit.out / "work" / "killed"
+    shutil.rmtree(store, ignore_errors=True)
+    command = _command(kit, "killed", "--methods", "response", "--noise", "0", "--device", "cuda")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "harness.cli", *command], cwd=ROOT, env=kit.environment(HARNESS_STATE_SECONDS="0"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < until and not list(store.glob("students/*/state/*")):
+        time.sleep(0.02)
+    saved = bool(list(store.glob("students/*/state/*")))
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    records = _succeeded(kit.harness(*command), store)
+    [row] = [record for record in records if record["method"] == "response"]
+    same = next((r["student"]["digest"] for r in _records(kit.out / "work" / "pair") if r["label"] == "response"), None)
+    return {
+        "killed while training": saved, "steps": row["cost"]["steps"], "seen tokens": row["cost"]["seen_tokens"],
+        "the same bytes as the run that was not killed": row["student"]["digest"] == same,
+    }  # fmt: skip
+
+
+def judged(kit: Kit) -> Figures:
+    """Tables and verdicts from the records alone."""
+    [listing] = sorted((kit.out / "work" / "pair" / "runs").glob("*.json"))[-1:]
+    report = kit.harness("report", str(listing))
+    check = kit.harness("check", str(listing))
+    if report.returncode or check.returncode not in (0, 1, 3):  # 2: a mistake or a defect, 4: records that do not fit together
+        raise RuntimeError(
+            f"report exited with {report.returncode}, check with {check.returncode}: {last_lines(report)}; {last_lines(check)}"
+        )
+    device = next((line for line in report.stdout.splitlines() if line.startswith("- Device cuda")), "")
+    if str(kit.conditions["gpu"]).partition(",")[0] not in device:
+        raise RuntimeError(f"the table does not name the card: {device}")
+    return {"device line": device, "check": check.returncode, "verdict": last_lines(check, 6)}
+
+
+def keep_records(kit: Kit) -> Figures:
+    """Put the run's records and the teacher's rows into one file."""
+    store, packed = kit.out / "work" / "pair", kit.out / "step-1-records.tar.gz"
+    with tarfile.open(packed, "w:gz") as archive:
+        files = [
+            path for pattern in ("cells/*/record.json", "cells/*/samples.jsonl", "runs/*.json") for path in sorted(store.glob(pattern))
+        ]
+        for path in files:
+            archive.add(path, arcname=str(path.relative_to(store)))
+    return {"files": len(files), "bytes": packed.stat().st_size, "file": packed.name}

@@ -1,0 +1,194 @@
+"""Step 6: the stopwatch on the card. A model against itself, 7B against 1.5B, a planted wait, a planted buffer, and what a graph gives.
+
+The measured processes open a folder as they always do. It holds the configuration and one small tensor's worth of model; what is put
+around it (`step6:large`) builds the large model of random weights on the card, so that no 16 GB lie on a disk for half a minute of timing.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kit import GIB, SHAPES, TOY, Figures, Kit, configuration, seconds_of
+
+ROOM = 6 * GIB
+BUFFER = 64 * 2**20
+SLOWER = 0.10
+
+
+def run(kit: Kit) -> None:
+    """Run the step's parts."""
+    kit.part("A/A", lambda: ratio(kit, "8B", "8B"), needs=2 * kit.bytes_of("8B") + ROOM)
+    kit.part("7B against 1.5B", lambda: ratio(kit, "1.5B", "7B"), needs=kit.bytes_of("7B", "1.5B") + ROOM)
+    kit.part("planted wait", lambda: planted_wait(kit), needs=2 * kit.bytes_of("1.5B") + ROOM)
+    kit.part("planted buffer", lambda: planted_buffer(kit), needs=kit.bytes_of("1.5B") + ROOM)
+    kit.part("captured step", lambda: captured(kit), needs=kit.bytes_of("7B") + ROOM)
+
+
+def large(model: Any) -> Any:
+    """Return the large model that a folder stands for; called in the measured process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name, shapes = json.loads((Path(model.config._name_or_path) / "stands-for.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    with torch.device(model.device):
+        return AutoModelForCausalLM.from_config(configuration(name, TOY if shapes == "toy" else SHAPES), dtype=model.dtype).eval()
+
+
+def slower(model: Any) -> Any:
+    """Return the large model with each forward pass a tenth longer, waiting on the host after the card is done."""
+    import torch
+
+    model = large(model)
+    plain = model.forward
+
+    def forward(*given: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        out = plain(*given, **named)
+        torch.cuda.synchronize()
+        until = time.perf_counter() + SLOWER * (time.perf_counter() - began)
+        while time.perf_counter() < until:
+            pass
+        return out
+
+    model.forward = forward
+    return model
+
+
+def heavier(model: Any) -> Any:
+    """Return the large model with 64 MiB more, written to."""
+    import torch
+
+    model = large(model)
+    model.register_buffer("needless", torch.ones(BUFFER, dtype=torch.uint8, device=model.device), persistent=False)
+    return model
+
+
+def _folder(kit: Kit, name: str) -> Any:
+    """Return a folder that stands for a large model: a real configuration's context and vocabulary, toy weights."""
+    from transformers import AutoModelForCausalLM
+
+    from harness.checkpoint import describe
+
+    folder = kit.out / "work" / f"stands-for-{name}"
+    if not (folder / "stands-for.json").exists():
+        AutoModelForCausalLM.from_config(configuration(name, TOY)).save_pretrained(folder)
+        (folder / "stands-for.json").write_text(json.dumps([name, "toy" if kit.dry else "real"]), encoding="utf-8")
+    return describe(folder, name=name)
+
+
+def _measured(kit: Kit, student: str, base: str | None, *, wrap: str = "large", grid: str = "") -> dict[str, Any]:
+    from harness.measure import Settings, Subject, measure
+    from harness.scenario import parse_grid
+
+    os.environ["PYTHONPATH"] = kit.environment()["PYTHONPATH"]  # the measured processes find this file there
+    settings = Settings(
+        grid=parse_grid(grid or ("8x1x4" if kit.dry else "512x1,32x64")), rounds=3 if kit.dry else 6, device=kit.device, dtype=kit.dtype,
+        threads=1,
+    )  # fmt: skip
+    subjects = Subject(_folder(kit, student), f"step6:{wrap}"), Subject(_folder(kit, base), "step6:large") if base else None
+    done = measure(*subjects, settings, folder=kit.out / "work" / f"timed-{student}-{base}-{wrap}")
+    return {"done": done, "by": {(one.name, one.condition): one for one in done.measurements}}
+
+
+def _speedups(told: dict[str, Any]) -> Figures:
+    return {
+        f"{name}, {condition}": [one.low, one.value, one.high, one.remark]
+        for (name, condition), one in told["by"].items() if name.endswith("_speedup")
+    } | {
+        f"{name}, {condition}": one.value for (name, condition), one in told["by"].items() if name in ("tpot_seconds", "ttft_seconds")
+    } | {"skipped": list(told["done"].skipped)}  # fmt: skip
+
+
+def ratio(kit: Kit, student: str, base: str) -> Figures:
+    """Time one shape against another by turns; a shape against itself must give an interval that holds 1."""
+    told = _measured(kit, student, base)
+    figures = _speedups(told)
+    if student == base:
+        figures["intervals that miss 1"] = [key for key, one in figures.items() if "speedup" in key and not one[0] <= 1 <= one[2]]
+    return figures
+
+
+def planted_wait(kit: Kit) -> Figures:
+    """A model that waits a tenth longer a step must be found slower: the whole interval of its decode ratio below 1."""
+    told = _measured(kit, "1.5B", "1.5B", wrap="slower", grid="8x1x4" if kit.dry else "128x1x64")
+    [decode] = [one for (name, _), one in told["by"].items() if name == "decode_speedup"]
+    figures = {"decode": [decode.low, decode.value, decode.high], "found": decode.high < 1, "remark": decode.remark}
+    if not figures["found"] and not kit.dry:
+        raise RuntimeError(f"a tenth of waiting was not found: {figures}")
+    return figures
+
+
+def planted_buffer(kit: Kit) -> Figures:
+    """A model that holds 64 MiB more must weigh 64 MiB more."""
+    weights = {}
+    for wrap in ("large", "heavier"):
+        told = _measured(kit, "1.5B", None, wrap=wrap, grid="8x1x2")
+        weights[wrap] = next(one.value for (name, _), one in told["by"].items() if name == "weight_bytes_resident")
+    more = weights["heavier"] - weights["large"]
+    if abs(more - BUFFER) > 2**16:
+        raise RuntimeError(f"{BUFFER} bytes were planted and {more} were counted")
+    return {"planted": BUFFER, "counted": more}
+
+
+def captured(kit: Kit) -> Figures:
+    """One decoding step over a static cache, launched kernel by kernel and as a captured graph: what launches cost at batch 1."""
+    told: Figures = {}
+    seconds: dict[tuple[str, str], float] = {}
+    for name in ("7B", "1.5B"):
+        model = kit.model(name)
+        step = _step(kit, model)
+        seconds["eager", name] = statistics.median(seconds_of(step, runs=5 if kit.dry else 50))
+        if not kit.dry:
+            seconds["captured", name] = statistics.median(seconds_of(_graph(step), runs=50))
+        del model, step
+        from kit import release
+
+        release()
+    for how in ("eager",) if kit.dry else ("eager", "captured"):
+        told[how] = {**{f"{name}: ms a step": round(1e3 * seconds[how, name], 4) for name in ("7B", "1.5B")},
+                     "7B over 1.5B": round(seconds[how, "7B"] / seconds[how, "1.5B"], 3)}  # fmt: skip
+    if not kit.dry and told["captured"]["7B over 1.5B"] < 3:
+        raise RuntimeError(f"the captured steps are less than 3 apart: {told}")
+    return told
+
+
+def _step(kit: Kit, model: Any) -> Callable[[], None]:
+    """Return a function that decodes one token behind 128 that are held, always at the same place."""
+    import torch
+    from transformers import StaticCache
+
+    held = 8 if kit.dry else 128
+    cache = StaticCache(config=model.config, max_cache_len=2 * held)
+    ids = torch.full((1, held), 5, device=kit.device)
+    with torch.inference_mode():
+        model(
+            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, position_ids=torch.arange(held, device=kit.device)[None]
+        )
+    token, place = ids[:, :1].clone(), torch.full((1, 1), held, device=kit.device)
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1, position_ids=place)
+
+    return step
+
+
+def _graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Capture a step as a CUDA graph and return its replay."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
