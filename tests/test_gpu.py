@@ -239,6 +239,71 @@ def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monk
     assert order[:3] == ["make", "release", "open"] and order[order.index("time") - 1] == "release"
 
 
+@pytest.fixture
+def on_card():
+    """Return the embedded teacher on the card, in float32."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    from harness.model import open_model, release_memory, resolve
+
+    yield open_model(resolve("tiny", cache=Path("unused")), device="cuda", dtype="float32")
+    release_memory("cuda")
+
+
+PROMPTS = ("Question: 2 + 3?\nAnswer:", "Question: Tom has 5 apples and buys 7 more. How many are there?\nAnswer:", "A")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card, embedded):
+    from harness.generate import generate, why_plain
+    from harness.likelihood import Scored, log_likelihoods
+
+    assert why_plain(on_card) == ""
+    prompts = [on_card.encode(prompt) for prompt in PROMPTS]
+    ours, theirs = (generate(opened, prompts, max_new_tokens=24) for opened in (on_card, embedded))
+    assert [one.ids for one in ours] == [one.ids for one in theirs]
+    assert [one.ids for one in ours] == [one.ids for one in generate(on_card, prompts, max_new_tokens=24, batch_size=1)]
+    rows = [Scored([*prompt, *answer.ids], len(answer.ids)) for prompt, answer in zip(prompts, ours, strict=True)]
+    for (value, _), (other, _) in zip(log_likelihoods(on_card, rows), log_likelihoods(embedded, rows), strict=True):
+        assert value == pytest.approx(other, abs=2e-3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
+    from harness.generate import Sampling, generate
+
+    prompts = [on_card.encode(prompt) for prompt in PROMPTS]
+    drawn = [
+        [one.ids for one in generate(on_card, prompts, max_new_tokens=16, sampling=Sampling(temperature=1.0, seed=3), batch_size=size)]
+        for size in (3, 3, 1)
+    ]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
+    from harness.model import open_model, release_memory, resolve
+
+    before = torch.cuda.memory_allocated()
+    more = open_model(resolve("tiny-math", cache=Path("unused")), device="cuda", dtype="bfloat16")
+    assert torch.cuda.memory_allocated() > before
+    del more
+    release_memory("cuda")
+    assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_environment_names_it():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    from harness.record import environment
+
+    gpus._first_gpu.cache_clear()
+    gpu = environment(device="cuda", dtype="bfloat16", threads=1).gpu
+    assert gpu is not None and gpu.name == torch.cuda.get_device_name(0) and gpu.cuda
+    assert choose_device("auto" if signs_of_gpu() else "cuda") == "cuda"
+
+
 def _python(*arguments, **environment):
     held = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HARNESS_STAND_IN_CARD")}
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env={**held, **environment}, check=False)

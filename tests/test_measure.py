@@ -352,7 +352,7 @@ def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_memory_is_counted_by_phase_and_time_by_events(embedded, tmp_path):
+def test_on_a_gpu_memory_is_what_the_allocator_counted_and_time_is_by_events(embedded, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     same = Subject(embedded.checkpoint)

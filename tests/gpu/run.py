@@ -69,6 +69,18 @@ def _no_card() -> str:
     return why_unusable(signs_of_gpu())
 
 
+def _say_what_is_odd() -> None:
+    """Say beforehand what makes figures of this card doubtful: others on it, no bf16."""
+    import torch
+
+    from harness.gpu import default_dtype
+
+    default_dtype("cuda", say=print)
+    free, total = torch.cuda.mem_get_info()
+    if free < 0.9 * total:
+        print(f"the card is busy: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; timings are doubtful", flush=True)
+
+
 def _run(asked: argparse.Namespace) -> int:
     from kit import Kit
 
@@ -76,6 +88,7 @@ def _run(asked: argparse.Namespace) -> int:
     from harness.record import environment
 
     asked.out.mkdir(parents=True, exist_ok=True)
+    _say_what_is_odd()
     known = environment(device="cuda", dtype="", threads=0)
     conditions = {"gpu": str(gpu_of("cuda")), "dry": asked.dry, "commit": known.commit, "dirty": known.dirty, "versions": known.versions}
     kit = Kit(out=asked.out.resolve(), dry=asked.dry, conditions=conditions, site=asked.pack and asked.pack.resolve(), force=asked.force)
