@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
-from harness.checkpoint import describe, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
+from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
-from harness.errors import HarnessError, unknown
+from harness.errors import CellFailed, HarnessError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -244,7 +244,17 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     model.to(device).eval()
+    refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+def refuse_non_finite(model: Any, name: str) -> None:
+    """Refuse a model that holds a number which is none: whatever is computed with it would be noise that looks like a result."""
+    kept = model.state_dict(keep_vars=True).keys()  # a buffer that is never saved may hold a mask of infinities
+    buffers = ((key, buffer) for key, buffer in model.named_buffers() if key in kept)
+    place = first_non_finite((*model.named_parameters(), *buffers))
+    if place:
+        raise CellFailed(f"{name} holds numbers that are not finite: {place}; save or download it again")
 
 
 def release_memory(device: str) -> None:
