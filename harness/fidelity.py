@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint
+from harness.encoding import as_written, encoded_pair
 from harness.generate import left_padded
 from harness.model import LanguageModel
 from harness.record import Fidelity
@@ -67,7 +68,8 @@ def texts_to_read(teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]") 
     """Draw the answers that are compared, as (prompt, answer) ids: a seeded sample, those longer than the context left out."""
     written = [row for row in rows if row.prompt and row.text]
     random.Random(f"fidelity/{task}").shuffle(written)
-    texts = [(teacher.encode(row.prompt), teacher.encode(row.text, special=False)) for row in written[: 2 * TOKEN_ITEMS]]
+    tokenizer = teacher.tokenizer
+    texts = [encoded_pair(tokenizer, row.prompt, as_written(tokenizer, row.prompt, row.text)) for row in written[: 2 * TOKEN_ITEMS]]
     return [(before, after) for before, after in texts if after and len(before) + len(after) <= teacher.context][:TOKEN_ITEMS]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
+from harness.encoding import shared_length
 from harness.model import LanguageModel
 from harness.sharing import (
     KeyValues,
@@ -26,7 +27,6 @@ from harness.sharing import (
     prefix_of,
     refusal,
     shared_attention,
-    shared_length,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     """Return how many rows of `tokens` tokens may be decoded at once: by the device's free memory, and no more than helps."""
     import torch
 
-    config = opened.model.config.get_text_config()
+    config = opened.text_config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row: int = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize

@@ -10,9 +10,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.encoding import shared_length
 from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, left_padded, pack_tokens, why_plain
 from harness.model import LanguageModel
-from harness.sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention, shared_length
+from harness.sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +110,7 @@ def _packs(
 ) -> None:
     """Score rows behind a prefix, as many at once as a pack holds."""
     skipped = prefix.length
-    most_logits = max(1, _LOGIT_VALUES // int(opened.model.config.get_text_config().vocab_size))
+    most_logits = max(1, _LOGIT_VALUES // int(opened.text_config.vocab_size))
     pack: list[int] = []
     size, logits = 0, 0
     before: Sequence[int] = ()
