@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint
 from harness.encoding import as_written, encoded_pair
-from harness.generate import left_padded
 from harness.model import LanguageModel
+from harness.plain import last_logits, one_row
 from harness.record import Fidelity
 
 if TYPE_CHECKING:
@@ -94,10 +94,11 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
     name = _name_of(head.weight, teacher) if plain else None
     if name is None:
         return
-    last: dict[str, torch.Tensor] = {}
+    seen: list[torch.Tensor] = []  # of the rows read last
 
     def watch(module: Any, inputs: tuple[Any, ...]) -> None:
-        last["hidden"] = inputs[0].detach()
+        seen.extend(inputs[0].detach())
+        del seen[:-_ROWS]
 
     watching = head.register_forward_pre_hook(watch)
     kept: dict[str, torch.Tensor] = {}
@@ -105,7 +106,8 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
         for task in tasks:
             texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
             for index, ((before, after), one) in enumerate(zip(texts, reads(teacher, texts), strict=True)):
-                hidden = last["hidden"][index % _ROWS, -len(after) - 1 : -1]
+                batch = min(_ROWS, len(texts) - index // _ROWS * _ROWS)
+                hidden = seen[index % _ROWS - batch][-len(after) - 1 : -1]
                 if not torch.allclose(torch.nn.functional.linear(hidden, head.weight.detach()), one.logits, atol=1e-2, rtol=1e-2):
                     return
                 kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
@@ -192,12 +194,10 @@ def token_fidelity(
 
 def _logits(opened: LanguageModel, batch: "Sequence[tuple[Sequence[int], Sequence[int]]]") -> "list[torch.Tensor]":
     """Return the logits (len(after), V) that predict each answer's tokens."""
-    import torch
-
     keep = max(len(after) for _, after in batch) + 1
-    ids, mask, positions = left_padded([[*before, *after] for before, after in batch], opened.pad_id, opened.device)
-    with torch.inference_mode():
-        logits = opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+    texts = [[*before, *after] for before, after in batch]
+    batches = [[text] for text in texts] if one_row(opened) else [texts]
+    logits = [told for part in batches for told in last_logits(opened, part, keep)]
     return [one[-len(after) - 1 : -1] for one, (_, after) in zip(logits, batch, strict=True)]
 
 

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
 from harness.model import LanguageModel
+from harness.plain import Continuing, note_of, writing_of
 from harness.sharing import (
     KeyValues,
     Slots,
@@ -64,16 +65,25 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     """Return how many rows of `tokens` tokens may be decoded at once: by the device's free memory, and no more than helps."""
     import torch
 
-    config = opened.text_config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row: int = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize
+    row = max(1, _bytes_of_row(opened, tokens))
     if opened.device.startswith("cuda"):
         free, most = torch.cuda.mem_get_info()[0], ROWS_AT_ONCE["cuda"]
     else:
         free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ROWS_AT_ONCE["cpu"]
     share = int(free * 0.4) if opened.device.startswith("cuda") else min(int(free * 0.4), CPU_CACHE)
     return max(1, min(most, share // row))
+
+
+def _bytes_of_row(opened: LanguageModel, tokens: int) -> int:
+    """Return the bytes of a row's keys and values; of models without heads, whose state does not grow, what heads of their width would."""
+    config = opened.text_config
+    layers, hidden = int(getattr(config, "num_hidden_layers", 0) or 1), int(getattr(config, "hidden_size", 0) or 1)
+    all_heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(all_heads, int) or not all_heads:
+        return int(2 * layers * hidden * tokens * opened.model.dtype.itemsize)
+    heads = getattr(config, "num_key_value_heads", None)
+    width = getattr(config, "head_dim", None) or hidden // all_heads
+    return int(2 * layers * (heads if isinstance(heads, int) else all_heads) * width * tokens * opened.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -93,20 +103,6 @@ class Sampling:
     temperature: float
     seed: int
     numbers: Sequence[int] = ()
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """Return ids, attention mask and positions (B, T) with the padding on the left."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return ids.to(device), mask.to(device), positions.to(device)
 
 
 def generate(
@@ -132,6 +128,8 @@ def generate(
     size = rows_by_memory(opened, longest) if batch_size == "auto" else batch_size
     decoding = _Decoding(opened, prompts, max_new_tokens, _StopRule.of(opened, stop), sampling, size, progress, finished)
     run, inside = (decoding.padded, nullcontext()) if why_plain(opened) else (decoding.shared, shared_attention(opened))
+    if why_plain(opened) and (note := note_of(opened, writes=True)):
+        say(note)
     with inside:
         while decoding.waiting:
             try:
@@ -279,30 +277,21 @@ class _Decoding:
         return ends, computed, [(0, path[0], path[-1] + 1) for path in side_by_side.paths]
 
     def padded(self) -> None:
-        """Decode the next batch of rows by the model's own attention: left-padded, finished rows leave."""
-        import torch
-
-        rows = [self.waiting.popleft() for _ in range(min(self.size, len(self.waiting)))]
+        """Decode the next rows by the model's own attention, as many at once as it can be asked; finished rows leave."""
+        way = writing_of(self.opened)
+        count = self.size if way.together else 1
+        rows = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
         self.begin(rows)
-        ids, mask, positions = left_padded([self.prompts[row] for row in rows], self.opened.pad_id, self.opened.device)
-        cache: Any = None
-        with torch.inference_mode():
-            while rows:
-                out = self.opened.model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-                cache = out.past_key_values
-                chosen = self.choose(out.logits[:, -1], rows)
-                over = set(self.take(rows, chosen))
-                kept = [index for index in range(len(rows)) if index not in over]
-                if over and kept:
-                    keep = torch.tensor(kept, device=self.opened.device)
-                    cache.batch_select_indices(keep)
-                    mask, positions = mask[keep], positions[keep]
-                rows = [rows[index] for index in kept]
-                ids = torch.tensor([chosen[index] for index in kept], device=self.opened.device)[:, None]
-                mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-                positions = positions[:, -1:] + 1
+        going = Continuing(self.opened, [self.prompts[row] for row in rows], way)
+        logits = going.begin()
+        while True:
+            chosen = self.choose(logits, rows)
+            over = set(self.take(rows, chosen))
+            kept = [index for index in range(len(rows)) if index not in over]
+            rows = [rows[index] for index in kept]
+            if not rows:
+                break
+            logits = going.go_on(kept, [chosen[index] for index in kept])
         self.active = []
 
 

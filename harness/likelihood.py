@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.encoding import shared_length
-from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, left_padded, pack_tokens, why_plain
+from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, pack_tokens, why_plain
 from harness.model import LanguageModel
+from harness.plain import last_logits, note_of, one_row
 from harness.sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def log_likelihoods(
         finished(row, answer)
 
     plain = bool(why_plain(opened))
+    if plain and rows and (note := note_of(opened, writes=False)):
+        say(note)
     size = (PLAIN_ROWS if batch_size == "auto" else batch_size) if plain else pack_tokens(opened)
     with nullcontext() if plain else shared_attention(opened):
         while len(found) < len(rows):
@@ -186,13 +189,11 @@ def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Sequence[int], 
     for row in left:
         sharing.setdefault(tuple(rows[row].ids[:-1]), []).append(row)
     keys = sorted(sharing, key=len, reverse=True)
-    for start in range(0, len(keys), size):
-        batch = keys[start : start + size]
+    at_once = 1 if one_row(opened) else size
+    for start in range(0, len(keys), at_once):
+        batch = keys[start : start + at_once]
         longest = max(rows[row].count for key in batch for row in sharing[key])
-        ids, mask, positions = left_padded(batch, opened.pad_id, opened.device)
-        with torch.inference_mode():
-            out = opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest)
-        for key, logits_KV in zip(batch, out.logits, strict=True):
+        for key, logits_KV in zip(batch, last_logits(opened, batch, longest), strict=True):
             for row in sharing[key]:
                 count = rows[row].count
                 wanted = torch.tensor(rows[row].ids[len(rows[row].ids) - count :], device=logits_KV.device)
