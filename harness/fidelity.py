@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint
 from harness.encoding import as_written, encoded_pair
+from harness.errors import CellFailed
 from harness.model import LanguageModel
 from harness.plain import last_logits, one_row
 from harness.record import Fidelity
@@ -35,6 +36,8 @@ def choice_fidelity(task: str, teacher: "Sequence[ItemRow]", student: "Sequence[
     pairs = [(left, right) for left, right in pairs if left and len(left) == len(right)]
     if not pairs:
         return None
+    if any(not math.isfinite(value) for pair in pairs for values in pair for value in values):
+        raise CellFailed(f"{task}: a log-probability of a choice is no number; score the models again (--force)")
     divergences = [_divergence(_softmax(left), _softmax(right)) for left, right in pairs]
     same = [float(_first_largest(left) == _first_largest(right)) for left, right in pairs]
     return _summary(task, "choices", [(value, 1.0) for value in divergences], [(value, 1.0) for value in same])
@@ -207,6 +210,10 @@ def _compared(left: Any, right: Any) -> tuple[float, float]:
 
     width = min(left.shape[-1], right.shape[-1])  # padded vocabularies: no token lives beyond the shorter one
     theirs, ours = (torch.log_softmax(part[:, :width].float(), dim=-1) for part in (left, right))
+    for which, logs in (("the teacher's", theirs), ("the student's", ours)):
+        if bool(torch.isnan(logs).any()):
+            token = int(torch.isnan(logs).any(dim=-1).nonzero()[0])
+            raise CellFailed(f"{which} logits at token {token + 1} of an answer are no numbers (NaN); see its row, and score it in float32")
     kl = (theirs.exp() * (theirs - ours)).sum(dim=-1)
     return float(kl.sum()), float((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).sum())
 

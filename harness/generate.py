@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
+from harness.finite import not_finite
 from harness.model import LanguageModel
 from harness.plain import Continuing, note_of, writing_of
 from harness.sharing import (
@@ -191,8 +192,13 @@ class _Decoding:
         """Choose each row's next token: the likeliest, or one drawn from the row's own stream."""
         import torch
 
+        chosen = logits_BV.argmax(dim=-1)
+        best = logits_BV.gather(-1, chosen[:, None])[:, 0]  # a NaN counts as the largest
+        if not bool(torch.isfinite(best).all()):
+            row = rows[int((~torch.isfinite(best)).nonzero()[0])]
+            raise not_finite(self.opened, [*self.prompts[row], *self.written[row]])
         if self.sampling is None:
-            return logits_BV.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+            return chosen.tolist()  # type: ignore[no-any-return]
         weights = torch.softmax(logits_BV.float() / self.sampling.temperature, dim=-1)
         return [int(torch.multinomial(weights[index], 1, generator=self.draws[row])) for index, row in enumerate(rows)]
 

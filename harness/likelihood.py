@@ -5,12 +5,14 @@ as a tree: the choices of a question share the question, the questions of a subj
 positions that are scored reach the language-model head.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.encoding import shared_length
+from harness.finite import not_finite
 from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, pack_tokens, why_plain
 from harness.model import LanguageModel
 from harness.plain import last_logits, note_of, one_row
@@ -48,6 +50,8 @@ def log_likelihoods(
     found: dict[int, Answer] = {}
 
     def keep(row: int, answer: Answer) -> None:
+        if not math.isfinite(answer[0]):
+            raise not_finite(opened, rows[row].ids[:-1])
         found[row] = answer
         finished(row, answer)
 

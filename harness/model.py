@@ -69,6 +69,13 @@ class LanguageModel:
         return text_config(self.model.config)
 
     @property
+    def placeholders(self) -> frozenset[int]:
+        """Ids that stand for an image or a sound: a text that holds one is refused by the model for want of it."""
+        named = {key: value for key, value in self.model.config.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
+        spoken = ("bos_", "eos_", "pad_", "sep_", "unk_", "decoder_")
+        return frozenset(value for key, value in named.items() if isinstance(value, int) and not key.startswith(spoken))
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the embedding table: the ids that the model can be shown."""
         table = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
@@ -262,15 +269,24 @@ def _packed_note(folder: Path) -> str:
 def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
     """Open a checkpoint with plain transformers, in eval mode."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     import harness.packed  # noqa: F401  the formats of our own students
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
+    model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+def model_class(folder: Path) -> Any:
+    """Return the class that opens a folder's model: for causal language models, else for models that read images beside text."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(folder))
+    image = kind not in AutoModelForCausalLM._model_mapping and kind in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if image else AutoModelForCausalLM
 
 
 def refuse_non_finite(model: Any, name: str) -> None:

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -178,9 +179,15 @@ class Continuing:
 
 def _rows(opened: LanguageModel) -> list[list[int]]:
     """Return the probe's rows: made-up tokens, of several lengths."""
-    draw = random.Random("probe")
     longest = max(2, opened.context - _STEPS - 1)
-    return [[draw.randrange(opened.vocabulary) for _ in range(min(length, longest))] for length in _LENGTHS]
+    return [_made_up(opened, min(length, longest), seed=length) for length in _LENGTHS]
+
+
+def _made_up(opened: LanguageModel, count: int, *, seed: int) -> list[int]:
+    """Return random tokens, none that stands for an image."""
+    draw, without = random.Random(f"probe/{seed}"), opened.placeholders
+    ids = (draw.randrange(opened.vocabulary) for _ in range(100 * count + 1_000))
+    return list(islice((token for token in ids if token not in without), count))
 
 
 def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: str) -> str:
@@ -225,12 +232,11 @@ def _padded_gaps(opened: LanguageModel) -> "list[torch.Tensor]":
 
 def _decoded_gaps(opened: LanguageModel, way: Writing) -> "list[torch.Tensor]":
     """Read rows, go on with made-up tokens, let the middle one leave; compare each step with the whole text read anew."""
-    draw = random.Random("steps")
     going = Continuing(opened, _rows(opened)[: None if way.together else 1], way)
     logits, gaps = going.begin(), []
     for step in range(_STEPS + 1):
         gaps += [_apart(opened, told[None], _alone(opened, row, 1)) for told, row in zip(logits, going.rows, strict=True)]
         if step < _STEPS:
             kept = [index for index in range(len(going.rows)) if not (step == 1 and index == 1)]
-            logits = going.go_on(kept, [draw.randrange(opened.vocabulary) for _ in kept])
+            logits = going.go_on(kept, _made_up(opened, len(kept), seed=-step))
     return gaps

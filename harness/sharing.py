@@ -218,7 +218,7 @@ def shared_attention(opened: LanguageModel) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
-    before = opened.model.config._attn_implementation
+    before = opened.text_config._attn_implementation
     if before == NAME:
         yield
         return
@@ -399,6 +399,7 @@ def _probe(opened: LanguageModel) -> float:
         return gap.masked_fill(own < floor, 0.0).abs().max()
 
     ids = [index % (opened.vocabulary - 1) for index in range(3, 3 + 7 * 24, 7)]
+    ids = [token if token not in opened.placeholders else 3 for token in ids]
     first, second = ids, [*ids[:16], *reversed(ids[16:])]
     with torch.inference_mode():
         own = torch.log_softmax(
