@@ -310,22 +310,27 @@ def _stream(sampling: Sampling, row: int, device: str) -> "torch.Generator":
 
 @dataclass
 class _StopRule:
-    """When a row is over, decided from that row alone."""
+    """When a row is over, decided from that row alone, as lm-eval decides it."""
 
     tokenizer: Any
     ids: frozenset[int]
     strings: tuple[str, ...]
+    cuts: tuple[str, ...]  # what the text is cut before, in this order: the strings, and special tokens that were spelled out
     tail: int  # enough tokens to hold any stop string
+    windows: dict[str, int]  # stop string -> the last tokens in which lm-eval looks for it: a window may read bytes that the text does not
     completing: dict[int, bool] = field(default_factory=dict)  # token -> whether a stop string may end in it
 
     @classmethod
     def of(cls, opened: LanguageModel, stop: Sequence[str]) -> "_StopRule":
         # A stop string that is one special token would be gone from the decoded text: it stops by its id.
-        special_ids = set(opened.tokenizer.all_special_ids)
-        special = {text: i for text, i in opened.tokenizer.get_vocab().items() if text in stop and i in special_ids}
+        tokenizer = opened.tokenizer
+        special_ids = set(tokenizer.all_special_ids)
+        special = {text: i for text, i in tokenizer.get_vocab().items() if text in stop and i in special_ids}
         strings = tuple(text for text in stop if text and text not in special)
         longest = max((len(text.encode()) for text in strings), default=0)
-        return cls(opened.tokenizer, opened.eos_ids | frozenset(special.values()), strings, longest + 1)
+        windows = {text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 2 for text in strings}
+        ends = opened.eos_ids | frozenset(special.values())
+        return cls(tokenizer, ends, strings, tuple(text for text in stop if text), longest + 1, windows)
 
     def ended(self, rows: Sequence[list[int]], most: int) -> list[int]:
         """Return the indices of the rows whose last token ends them."""
@@ -340,19 +345,27 @@ class _StopRule:
         known = self.completing.get(token)
         if known is None:
             text = self.tokenizer.decode([token])
-            known = "\ufffd" in text or any(
-                stop in text or any(text.startswith(stop[-size:]) for size in range(1, len(stop) + 1)) for stop in self.strings
+            behind = self.tokenizer.decode([token, token])  # where a word decoded alone loses its space, the second has it
+            known = (
+                "\ufffd" in text
+                or not text
+                or any(
+                    stop in behind or any(part.startswith(stop[-size:]) for part in (text, f" {text}") for size in range(1, len(stop) + 1))
+                    for stop in self.strings
+                )
             )
             self.completing[token] = known
         return known
 
     def _has_stop(self, row: list[int]) -> bool:
         tail = self.tokenizer.decode(row[-self.tail :], skip_special_tokens=True)
-        return any(text in tail for text in self.strings)
+        return any(text in tail or text in self.tokenizer.decode(row[-self.windows[text] :]) for text in self.strings)
 
     def finish(self, ids: list[int]) -> Generation:
         by_id = ids[-1] in self.ids
-        text = self.tokenizer.decode(ids[:-1] if by_id else ids, skip_special_tokens=True)
-        cut = min((at for at in (text.find(stop) for stop in self.strings) if at >= 0), default=-1)
-        reason: StopReason = "eos" if by_id else "stop" if cut >= 0 else "length"
-        return Generation(text[:cut] if cut >= 0 else text, len(ids), reason, tuple(ids))
+        whole = text = self.tokenizer.decode(ids[:-1] if by_id else ids, skip_special_tokens=True)
+        for stop in self.cuts:  # one after the other, as lm-eval cuts
+            text = text.partition(stop)[0]
+        stopped = text != whole or (not by_id and bool(self.strings) and self._has_stop(ids))
+        reason: StopReason = "eos" if by_id else "stop" if stopped else "length"
+        return Generation(text, len(ids), reason, tuple(ids))
