@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # bytes, by the safetensors format
@@ -116,6 +119,46 @@ def same_weights(left: Path, right: Path) -> bool:
             return bool(torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.float(), other.float()))
 
         return ours.keys() == theirs.keys() and all(map(same, ours))
+
+
+def first_non_finite(tensors: "Iterable[tuple[str, torch.Tensor]]") -> str | None:
+    """Return where the first NaN or infinity stands among named tensors, as `name[row, column] is nan (n of m numbers)`; None without one.
+
+    One pass over the numbers, no copy of them. Integers are always finite; what a library packed is looked at unpacked.
+    """
+    for name, tensor in tensors:
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not _all_finite(tensor):
+            return _non_finite_in(name, tensor)
+    return None
+
+
+def _all_finite(tensor: "torch.Tensor") -> bool:
+    """Tell whether a tensor's numbers are all finite: NaN and infinities both show in the extremes."""
+    import torch
+
+    tensor = _plain(tensor)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _plain(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return a tensor whose numbers torch can compare: a library's packed subclass unpacked, eight-bit floats widened."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "dequantize") and type(tensor).__module__.partition(".")[0] != "torch":
+        tensor = tensor.dequantize()
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+
+
+def _non_finite_in(name: str, tensor: "torch.Tensor") -> str:
+    import torch
+
+    plain = _plain(tensor)
+    bad = ~torch.isfinite(plain)
+    place = [int(index) for index in bad.nonzero()[0]]
+    value = plain[tuple(place)].item()
+    return f"{name}{place if place else ''} is {value} ({int(bad.sum()):,} of its {plain.numel():,} numbers are not finite)"
 
 
 def folder_digest(folder: Path, *, cache: Path | None = None) -> str:

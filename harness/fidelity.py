@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint
-from harness.generate import left_padded
+from harness.encoding import as_written, encoded_pair
+from harness.errors import CellFailed
 from harness.model import LanguageModel
+from harness.plain import last_logits, one_row
 from harness.record import Fidelity
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ def choice_fidelity(task: str, teacher: "Sequence[ItemRow]", student: "Sequence[
     pairs = [(left, right) for left, right in pairs if left and len(left) == len(right)]
     if not pairs:
         return None
+    if any(not math.isfinite(value) for pair in pairs for values in pair for value in values):
+        raise CellFailed(f"{task}: a log-probability of a choice is no number; score the models again (--force)")
     divergences = [_divergence(_softmax(left), _softmax(right)) for left, right in pairs]
     same = [float(_first_largest(left) == _first_largest(right)) for left, right in pairs]
     return _summary(task, "choices", [(value, 1.0) for value in divergences], [(value, 1.0) for value in same])
@@ -67,7 +71,8 @@ def texts_to_read(teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]") 
     """Draw the answers that are compared, as (prompt, answer) ids: a seeded sample, those longer than the context left out."""
     written = [row for row in rows if row.prompt and row.text]
     random.Random(f"fidelity/{task}").shuffle(written)
-    texts = [(teacher.encode(row.prompt), teacher.encode(row.text, special=False)) for row in written[: 2 * TOKEN_ITEMS]]
+    tokenizer = teacher.tokenizer
+    texts = [encoded_pair(tokenizer, row.prompt, as_written(tokenizer, row.prompt, row.text)) for row in written[: 2 * TOKEN_ITEMS]]
     return [(before, after) for before, after in texts if after and len(before) + len(after) <= teacher.context][:TOKEN_ITEMS]
 
 
@@ -92,10 +97,11 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
     name = _name_of(head.weight, teacher) if plain else None
     if name is None:
         return
-    last: dict[str, torch.Tensor] = {}
+    seen: list[torch.Tensor] = []  # of the rows read last
 
     def watch(module: Any, inputs: tuple[Any, ...]) -> None:
-        last["hidden"] = inputs[0].detach()
+        seen.extend(inputs[0].detach())
+        del seen[:-_ROWS]
 
     watching = head.register_forward_pre_hook(watch)
     kept: dict[str, torch.Tensor] = {}
@@ -103,7 +109,8 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
         for task in tasks:
             texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
             for index, ((before, after), one) in enumerate(zip(texts, reads(teacher, texts), strict=True)):
-                hidden = last["hidden"][index % _ROWS, -len(after) - 1 : -1]
+                batch = min(_ROWS, len(texts) - index // _ROWS * _ROWS)
+                hidden = seen[index % _ROWS - batch][-len(after) - 1 : -1]
                 if not torch.allclose(torch.nn.functional.linear(hidden, head.weight.detach()), one.logits, atol=1e-2, rtol=1e-2):
                     return
                 kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
@@ -190,12 +197,10 @@ def token_fidelity(
 
 def _logits(opened: LanguageModel, batch: "Sequence[tuple[Sequence[int], Sequence[int]]]") -> "list[torch.Tensor]":
     """Return the logits (len(after), V) that predict each answer's tokens."""
-    import torch
-
     keep = max(len(after) for _, after in batch) + 1
-    ids, mask, positions = left_padded([[*before, *after] for before, after in batch], opened.pad_id, opened.device)
-    with torch.inference_mode():
-        logits = opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+    texts = [[*before, *after] for before, after in batch]
+    batches = [[text] for text in texts] if one_row(opened) else [texts]
+    logits = [told for part in batches for told in last_logits(opened, part, keep)]
     return [one[-len(after) - 1 : -1] for one, (_, after) in zip(logits, batch, strict=True)]
 
 
@@ -205,6 +210,10 @@ def _compared(left: Any, right: Any) -> tuple[float, float]:
 
     width = min(left.shape[-1], right.shape[-1])  # padded vocabularies: no token lives beyond the shorter one
     theirs, ours = (torch.log_softmax(part[:, :width].float(), dim=-1) for part in (left, right))
+    for which, logs in (("the teacher's", theirs), ("the student's", ours)):
+        if bool(torch.isnan(logs).any()):
+            token = int(torch.isnan(logs).any(dim=-1).nonzero()[0])
+            raise CellFailed(f"{which} logits at token {token + 1} of an answer are no numbers (NaN); see its row, and score it in float32")
     kl = (theirs.exp() * (theirs - ours)).sum(dim=-1)
     return float(kl.sum()), float((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).sum())
 

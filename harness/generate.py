@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
+from harness.encoding import shared_length
+from harness.finite import not_finite
 from harness.model import LanguageModel
+from harness.plain import Continuing, note_of, writing_of
 from harness.sharing import (
     KeyValues,
     Slots,
@@ -26,7 +29,6 @@ from harness.sharing import (
     prefix_of,
     refusal,
     shared_attention,
-    shared_length,
 )
 
 if TYPE_CHECKING:
@@ -64,16 +66,25 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     """Return how many rows of `tokens` tokens may be decoded at once: by the device's free memory, and no more than helps."""
     import torch
 
-    config = opened.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row: int = 2 * config.num_hidden_layers * heads * width * tokens * opened.model.dtype.itemsize
+    row = max(1, _bytes_of_row(opened, tokens))
     if opened.device.startswith("cuda"):
         free, most = torch.cuda.mem_get_info()[0], ROWS_AT_ONCE["cuda"]
     else:
         free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ROWS_AT_ONCE["cpu"]
     share = int(free * 0.4) if opened.device.startswith("cuda") else min(int(free * 0.4), CPU_CACHE)
     return max(1, min(most, share // row))
+
+
+def _bytes_of_row(opened: LanguageModel, tokens: int) -> int:
+    """Return the bytes of a row's keys and values; of models without heads, whose state does not grow, what heads of their width would."""
+    config = opened.text_config
+    layers, hidden = int(getattr(config, "num_hidden_layers", 0) or 1), int(getattr(config, "hidden_size", 0) or 1)
+    all_heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(all_heads, int) or not all_heads:
+        return int(2 * layers * hidden * tokens * opened.model.dtype.itemsize)
+    heads = getattr(config, "num_key_value_heads", None)
+    width = getattr(config, "head_dim", None) or hidden // all_heads
+    return int(2 * layers * (heads if isinstance(heads, int) else all_heads) * width * tokens * opened.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -93,20 +104,6 @@ class Sampling:
     temperature: float
     seed: int
     numbers: Sequence[int] = ()
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """Return ids, attention mask and positions (B, T) with the padding on the left."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return ids.to(device), mask.to(device), positions.to(device)
 
 
 def generate(
@@ -132,6 +129,8 @@ def generate(
     size = rows_by_memory(opened, longest) if batch_size == "auto" else batch_size
     decoding = _Decoding(opened, prompts, max_new_tokens, _StopRule.of(opened, stop), sampling, size, progress, finished)
     run, inside = (decoding.padded, nullcontext()) if why_plain(opened) else (decoding.shared, shared_attention(opened))
+    if why_plain(opened) and (note := note_of(opened, writes=True)):
+        say(note)
     with inside:
         while decoding.waiting:
             try:
@@ -193,8 +192,13 @@ class _Decoding:
         """Choose each row's next token: the likeliest, or one drawn from the row's own stream."""
         import torch
 
+        chosen = logits_BV.argmax(dim=-1)
+        best = logits_BV.gather(-1, chosen[:, None])[:, 0]  # a NaN counts as the largest
+        if not bool(torch.isfinite(best).all()):
+            row = rows[int((~torch.isfinite(best)).nonzero()[0])]
+            raise not_finite(self.opened, [*self.prompts[row], *self.written[row]])
         if self.sampling is None:
-            return logits_BV.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+            return chosen.tolist()  # type: ignore[no-any-return]
         weights = torch.softmax(logits_BV.float() / self.sampling.temperature, dim=-1)
         return [int(torch.multinomial(weights[index], 1, generator=self.draws[row])) for index, row in enumerate(rows)]
 
@@ -279,30 +283,21 @@ class _Decoding:
         return ends, computed, [(0, path[0], path[-1] + 1) for path in side_by_side.paths]
 
     def padded(self) -> None:
-        """Decode the next batch of rows by the model's own attention: left-padded, finished rows leave."""
-        import torch
-
-        rows = [self.waiting.popleft() for _ in range(min(self.size, len(self.waiting)))]
+        """Decode the next rows by the model's own attention, as many at once as it can be asked; finished rows leave."""
+        way = writing_of(self.opened)
+        count = self.size if way.together else 1
+        rows = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
         self.begin(rows)
-        ids, mask, positions = left_padded([self.prompts[row] for row in rows], self.opened.pad_id, self.opened.device)
-        cache: Any = None
-        with torch.inference_mode():
-            while rows:
-                out = self.opened.model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-                cache = out.past_key_values
-                chosen = self.choose(out.logits[:, -1], rows)
-                over = set(self.take(rows, chosen))
-                kept = [index for index in range(len(rows)) if index not in over]
-                if over and kept:
-                    keep = torch.tensor(kept, device=self.opened.device)
-                    cache.batch_select_indices(keep)
-                    mask, positions = mask[keep], positions[keep]
-                rows = [rows[index] for index in kept]
-                ids = torch.tensor([chosen[index] for index in kept], device=self.opened.device)[:, None]
-                mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-                positions = positions[:, -1:] + 1
+        going = Continuing(self.opened, [self.prompts[row] for row in rows], way)
+        logits = going.begin()
+        while True:
+            chosen = self.choose(logits, rows)
+            over = set(self.take(rows, chosen))
+            kept = [index for index in range(len(rows)) if index not in over]
+            rows = [rows[index] for index in kept]
+            if not rows:
+                break
+            logits = going.go_on(kept, [chosen[index] for index in kept])
         self.active = []
 
 
@@ -315,22 +310,27 @@ def _stream(sampling: Sampling, row: int, device: str) -> "torch.Generator":
 
 @dataclass
 class _StopRule:
-    """When a row is over, decided from that row alone."""
+    """When a row is over, decided from that row alone, as lm-eval decides it."""
 
     tokenizer: Any
     ids: frozenset[int]
     strings: tuple[str, ...]
+    cuts: tuple[str, ...]  # what the text is cut before, in this order: the strings, and special tokens that were spelled out
     tail: int  # enough tokens to hold any stop string
+    windows: dict[str, int]  # stop string -> the last tokens in which lm-eval looks for it: a window may read bytes that the text does not
     completing: dict[int, bool] = field(default_factory=dict)  # token -> whether a stop string may end in it
 
     @classmethod
     def of(cls, opened: LanguageModel, stop: Sequence[str]) -> "_StopRule":
         # A stop string that is one special token would be gone from the decoded text: it stops by its id.
-        special_ids = set(opened.tokenizer.all_special_ids)
-        special = {text: i for text, i in opened.tokenizer.get_vocab().items() if text in stop and i in special_ids}
+        tokenizer = opened.tokenizer
+        special_ids = set(tokenizer.all_special_ids)
+        special = {text: i for text, i in tokenizer.get_vocab().items() if text in stop and i in special_ids}
         strings = tuple(text for text in stop if text and text not in special)
         longest = max((len(text.encode()) for text in strings), default=0)
-        return cls(opened.tokenizer, opened.eos_ids | frozenset(special.values()), strings, longest + 1)
+        windows = {text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 2 for text in strings}
+        ends = opened.eos_ids | frozenset(special.values())
+        return cls(tokenizer, ends, strings, tuple(text for text in stop if text), longest + 1, windows)
 
     def ended(self, rows: Sequence[list[int]], most: int) -> list[int]:
         """Return the indices of the rows whose last token ends them."""
@@ -345,19 +345,27 @@ class _StopRule:
         known = self.completing.get(token)
         if known is None:
             text = self.tokenizer.decode([token])
-            known = "\ufffd" in text or any(
-                stop in text or any(text.startswith(stop[-size:]) for size in range(1, len(stop) + 1)) for stop in self.strings
+            behind = self.tokenizer.decode([token, token])  # where a word decoded alone loses its space, the second has it
+            known = (
+                "\ufffd" in text
+                or not text
+                or any(
+                    stop in behind or any(part.startswith(stop[-size:]) for part in (text, f" {text}") for size in range(1, len(stop) + 1))
+                    for stop in self.strings
+                )
             )
             self.completing[token] = known
         return known
 
     def _has_stop(self, row: list[int]) -> bool:
         tail = self.tokenizer.decode(row[-self.tail :], skip_special_tokens=True)
-        return any(text in tail for text in self.strings)
+        return any(text in tail or text in self.tokenizer.decode(row[-self.windows[text] :]) for text in self.strings)
 
     def finish(self, ids: list[int]) -> Generation:
         by_id = ids[-1] in self.ids
-        text = self.tokenizer.decode(ids[:-1] if by_id else ids, skip_special_tokens=True)
-        cut = min((at for at in (text.find(stop) for stop in self.strings) if at >= 0), default=-1)
-        reason: StopReason = "eos" if by_id else "stop" if cut >= 0 else "length"
-        return Generation(text[:cut] if cut >= 0 else text, len(ids), reason, tuple(ids))
+        whole = text = self.tokenizer.decode(ids[:-1] if by_id else ids, skip_special_tokens=True)
+        for stop in self.cuts:  # one after the other, as lm-eval cuts
+            text = text.partition(stop)[0]
+        stopped = text != whole or (not by_id and bool(self.strings) and self._has_stop(ids))
+        reason: StopReason = "eos" if by_id else "stop" if stopped else "length"
+        return Generation(text, len(ids), reason, tuple(ids))

@@ -5,14 +5,18 @@ as a tree: the choices of a question share the question, the questions of a subj
 positions that are scored reach the language-model head.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, left_padded, pack_tokens, why_plain
+from harness.encoding import shared_length
+from harness.finite import not_finite
+from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, pack_tokens, why_plain
 from harness.model import LanguageModel
-from harness.sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention, shared_length
+from harness.plain import last_logits, note_of, one_row
+from harness.sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +51,14 @@ def log_likelihoods(
     found: dict[int, Answer] = {}
 
     def keep(row: int, answer: Answer) -> None:
+        if not math.isfinite(answer[0]):
+            raise not_finite(opened, rows[row].ids[:-1])
         found[row] = answer
         finished(row, answer)
 
     plain = bool(why_plain(opened))
+    if plain and rows and (note := note_of(opened, writes=False)):
+        say(note)
     size = (PLAIN_ROWS if batch_size == "auto" else batch_size) if plain else pack or pack_tokens(opened)
     with nullcontext() if plain else shared_attention(opened):
         while len(found) < len(rows):
@@ -110,7 +118,7 @@ def _packs(
 ) -> None:
     """Score rows behind a prefix, as many at once as a pack holds."""
     skipped = prefix.length
-    most_logits = max(1, _LOGIT_VALUES // int(opened.model.config.get_text_config().vocab_size))
+    most_logits = max(1, _LOGIT_VALUES // int(opened.text_config.vocab_size))
     pack: list[int] = []
     size, logits = 0, 0
     before: Sequence[int] = ()
@@ -186,13 +194,11 @@ def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Sequence[int], 
     for row in left:
         sharing.setdefault(tuple(rows[row].ids[:-1]), []).append(row)
     keys = sorted(sharing, key=len, reverse=True)
-    for start in range(0, len(keys), size):
-        batch = keys[start : start + size]
+    at_once = 1 if one_row(opened) else size
+    for start in range(0, len(keys), at_once):
+        batch = keys[start : start + at_once]
         longest = max(rows[row].count for key in batch for row in sharing[key])
-        ids, mask, positions = left_padded(batch, opened.pad_id, opened.device)
-        with torch.inference_mode():
-            out = opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest)
-        for key, logits_KV in zip(batch, out.logits, strict=True):
+        for key, logits_KV in zip(batch, last_logits(opened, batch, longest), strict=True):
             for row in sharing[key]:
                 count = rows[row].count
                 wanted = torch.tensor(rows[row].ids[len(rows[row].ids) - count :], device=logits_KV.device)

@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import lm_eval.models  # noqa: F401  registers lm-eval's own models, which it does by itself only while it knows none
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import hash_string
 
 from harness.checkpoint import digest_of
+from harness.encoding import brings_bos
 from harness.errors import CellFailed
 from harness.generate import BatchSize, Generation, generate, why_plain
+from harness.greedy import greedy_settings, notes_of
 from harness.journal import Journal, asked
 from harness.likelihood import Answer, Scored, log_likelihoods
 from harness.model import LanguageModel, as_chat
-
-DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
 
 
 class Backend(Protocol):
@@ -76,7 +77,9 @@ def path_of(opened: LanguageModel) -> str:
 class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     """Answers lm-eval's requests with a model of ours.
 
-    `opened` gives tokenizer, context and identity; `backend` computes, `Transformers(opened, batch_size)` unless given.
+    `opened` gives tokenizer, context and identity; `backend` computes, `Transformers(opened, batch_size)` unless given. It is kept as
+    `engine`: lm-eval asks its models for a `backend` of another meaning, and encodes context and continuation as one text where that
+    says "causal".
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         super().__init__()
         self.opened = opened
         self.tokenizer = opened.tokenizer
-        self.backend: Backend = backend or Transformers(opened, batch_size)
+        self.engine: Backend = backend or Transformers(opened, batch_size)
         self.journal = journal or Journal()
         self.progress = progress
         self.notes: list[str] = []
@@ -103,6 +106,9 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self.seconds = 0.0  # of computing, those of answers from the journal as they were then
         self.cut_prompts = 0  # requests that lost tokens on the left
         self._since = 0.0
+        self._context: tuple[str, list[int]] | None = None  # the last one that was encoded
+        for line in notes_of(opened):
+            self.say(line)
 
     def say(self, line: str) -> None:
         """Keep and pass on a line worth reading, once."""
@@ -111,20 +117,27 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             self._say(line)
 
     @property
-    def eot_token_id(self) -> int:
-        """The token that ends a text; stands before an empty context."""
-        return int(self.tokenizer.eos_token_id)
+    def eot_token_id(self) -> int | None:
+        """The token that ends a text; None where the tokenizer has none."""
+        eos = self.tokenizer.eos_token_id
+        return None if eos is None else int(eos)
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text scored from its first token: BOS, else the end of the text before."""
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
+        ids = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        token = next((int(one) for one in ids if one is not None), None)
+        if token is None:
+            raise CellFailed(
+                f"the tokenizer of {self.opened.checkpoint.name} has neither BOS nor EOS, so nothing can stand before a text that is "
+                "scored from its first token; set bos_token or eos_token in its tokenizer_config.json"
+            )
+        return token
 
     @property
     def max_length(self) -> int:
         """The longest input in tokens."""
-        return self.backend.max_length
+        return self.engine.max_length
 
     @property
     def tokenizer_name(self) -> str:
@@ -138,12 +151,44 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation as the tokenizer's template does; an open answer is continued, not closed."""
         text = as_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
+        if text[:1].isspace() and brings_bos(self.tokenizer, text):
+            self.say("the chat template writes white space before its BOS; the tokenizer's own BOS before that is left out")
         self.conversations[hash_string(text)] = digest_of(chat_history)
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Encode as the tokenizer would by default; a text that already starts with BOS gets no second one."""
-        return self.opened.encode(string, special=add_special_tokens)
+        """Encode as the tokenizer would by default; a text that starts with BOS (EOS where there is none) gets no second."""
+        eos = self.tokenizer.eos_token
+        if add_special_tokens is None and not self.tokenizer.bos_token and eos and string.startswith(eos):
+            add_special_tokens = False
+        ids = self.opened.encode(string, special=add_special_tokens)
+        self.opened.refuse_unknown(ids)
+        return ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Encode as lm-eval does, the context of a question's choices once."""
+        kept = context.rstrip()
+        if self._context is None or self._context[0] != kept:
+            self._context = kept, self.tok_encode(kept)
+        before = self._context[1]
+        return before, self.tok_encode(context + continuation)[len(before) :]
+
+    def _encoded(self, request: Instance) -> tuple[tuple[str, str], list[int], list[int]]:
+        """Encode one request; neither side may be without tokens."""
+        context, continuation = (str(part) for part in request.args)
+        if context:
+            before, after = self._encode_pair(context, continuation)
+        else:
+            before, after = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+            if before == after[:1]:
+                before, after = after[:1], after[1:]
+        for ids, what, text in ((after, "continuation", continuation), (before, "context", context)):
+            if not ids:
+                raise CellFailed(
+                    f"task {request.task_name}, item {request.doc_id}: the {what} {text[-40:]!r} becomes no token of its own in the "
+                    f"tokenizer of {self.opened.checkpoint.name}, and has no probability; give it a text, or leave the item out"
+                )
+        return (context, continuation), before, after
 
     def _left_truncated(self, ids: list[int], most: int) -> list[int]:
         """Cut on the left, as lm-eval does; counted, and told with the score."""
@@ -167,7 +212,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return (log-probability, is the greedy choice) of each continuation; our progress instead of tqdm's."""
         self.requests += len(requests)
-        return list(super().loglikelihood(requests, disable_tqdm=True))
+        return self._loglikelihood_tokens([self._encoded(request) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return the log-likelihood of whole texts, in disjoint windows of the context, as lm-eval cuts them."""
@@ -177,7 +222,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
-            tokens = self.tok_encode(str(request.args[0]), add_special_tokens=False)
+            tokens = self.tok_encode(str(request.args[0]))
             cuts = get_rolling_token_windows(
                 token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
             )
@@ -213,7 +258,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             self.journal.put(keys[missing[row]], list(answer), self._tick())
             self.progress(1)
 
-        fresh = self.backend.log_likelihoods([rows[index] for index in missing], finished=finished, say=self.say)
+        fresh = self.engine.log_likelihoods([rows[index] for index in missing], finished=finished, say=self.say)
         answers = {index: (float(str(held[0])), bool(held[1])) for index, (held, _) in known.items()}
         return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]
 
@@ -222,12 +267,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self.requests += len(requests)
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for index, request in enumerate(requests):
-            settings = request.args[1]
-            if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
-                raise CellFailed(f"task {request.task_name} asks for sampling or beams ({settings}); only greedy decoding is scored")
-            until = settings.get("until") or []
-            stop = (until,) if isinstance(until, str) else tuple(until)
-            groups.setdefault((int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)), stop), []).append(index)
+            settings = greedy_settings(request.args[1], task=str(request.task_name), eos=self.tokenizer.eos_token)
+            groups.setdefault(settings, []).append(index)
         answers = [""] * len(requests)
         for (new_tokens, stop), members in groups.items():
             prompts = [self._prompt(requests[index], new_tokens) for index in members]
@@ -243,7 +284,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
                 f"task {request.task_name} writes up to {new_tokens} tokens and {self.opened.checkpoint.name} has a context of "
                 f"{self.max_length}: there is no room for a prompt longer than the context of {self.max_length} tokens allows"
             )
-        ids = self.tok_encode(request.args[0])
+        ids = self.opened.encode(request.args[0])
+        self.opened.refuse_unknown(ids)
         self._one_bos(ids)
         return self._left_truncated(ids, room)
 
@@ -258,7 +300,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         def finished(row: int, one: Generation) -> None:
             self.journal.put(keys[missing[row]], [one.text, one.tokens, one.stop], self._tick())
 
-        fresh = self.backend.generate(
+        fresh = self.engine.generate(
             [prompts[index] for index in missing], max_new_tokens=new_tokens, stop=stop, progress=self.progress, finished=finished,
             say=self.say,
         )  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
-from harness.checkpoint import describe, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
+from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
-from harness.errors import HarnessError, unknown
+from harness.encoding import encoded
+from harness.errors import CellFailed, HarnessError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_MODELS = ("tiny", "tiny-math")
 RECIPES = ("depth", "width", "scratch")
 TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
+DEFAULT_CONTEXT = 2048  # tokens, where neither configuration nor tokenizer tells: lm-eval's own
+_ENDLESS = 10**18  # what transformers gives for a tokenizer without a longest text is above
 _DATE_CODES = "aAbBcdFHIjmMpSTuUwWxXyYZ"  # of strftime
 
 
@@ -36,9 +39,9 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The padding id; EOS where the tokenizer has none (masks are built from lengths, so that is safe)."""
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
+        """An id for padding, which is always masked: the tokenizer's where the embedding table has it, else any that it has."""
+        listed = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(token) for token in listed if token is not None and 0 <= token < self.vocabulary), 0)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -51,17 +54,46 @@ class LanguageModel:
         """Encode as the tokenizer would by default; a text that already starts with BOS (a chat template's) gets no second one."""
         return encoded(self.tokenizer, text, special=special)
 
+    def refuse_unknown(self, ids: Sequence[int]) -> None:
+        """Refuse token ids that the embedding table does not have, as a tokenizer gives them that was added to without resizing."""
+        if ids and max(ids) >= self.vocabulary:
+            token = max(ids)
+            raise CellFailed(
+                f"the tokenizer of {self.checkpoint.name} writes {self.tokenizer.convert_ids_to_tokens(token)!r} as id {token:,}, and its "
+                f"embedding table has {self.vocabulary:,} rows; save the model again after model.resize_token_embeddings(len(tokenizer))"
+            )
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the language model, which models with a vision or audio tower keep inside their own."""
+        return text_config(self.model.config)
+
+    @property
+    def placeholders(self) -> frozenset[int]:
+        """Ids that stand for an image or a sound: a text that holds one is refused by the model for want of it."""
+        named = {key: value for key, value in self.model.config.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
+        spoken = ("bos_", "eos_", "pad_", "sep_", "unk_", "decoder_")
+        return frozenset(value for key, value in named.items() if isinstance(value, int) and not key.startswith(spoken))
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table: the ids that the model can be shown."""
+        table = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
+        return int(self.text_config.vocab_size if table is None else table.weight.shape[0])
+
     @property
     def context(self) -> int:
-        """The longest sequence that the model was built for, in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+        """The longest sequence that the model was built for, in tokens, by lm-eval's rule: configuration, tokenizer, 2,048."""
+        told = (getattr(self.text_config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+        length = next((value for value in told if value is not None), None)
+        if length is None:
+            length = self.tokenizer.model_max_length
+        return int(length) if length is not None and length < _ENDLESS else DEFAULT_CONTEXT
 
 
-def encoded(tokenizer: Any, text: str, *, special: bool | None = None) -> list[int]:
-    """Encode a prompt: special tokens as the tokenizer adds them, but no second BOS before a text that starts with one."""
-    bos = tokenizer.bos_token
-    add = True if special is None else special
-    return list(tokenizer(text, add_special_tokens=add and not (bos and text.startswith(bos)))["input_ids"])
+def text_config(config: Any) -> Any:
+    """Return the part of a configuration that describes the language model: itself, unless there are towers beside it."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
@@ -237,14 +269,33 @@ def _packed_note(folder: Path) -> str:
 def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
     """Open a checkpoint with plain transformers, in eval mode."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     import harness.packed  # noqa: F401  the formats of our own students
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
+    model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     model.to(device).eval()
+    refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+def model_class(folder: Path) -> Any:
+    """Return the class that opens a folder's model: for causal language models, else for models that read images beside text."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(folder))
+    image = kind not in AutoModelForCausalLM._model_mapping and kind in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if image else AutoModelForCausalLM
+
+
+def refuse_non_finite(model: Any, name: str) -> None:
+    """Refuse a model that holds a number which is none: whatever is computed with it would be noise that looks like a result."""
+    kept = model.state_dict(keep_vars=True).keys()  # a buffer that is never saved may hold a mask of infinities
+    buffers = ((key, buffer) for key, buffer in model.named_buffers() if key in kept)
+    place = first_non_finite((*model.named_parameters(), *buffers))
+    if place:
+        raise CellFailed(f"{name} holds numbers that are not finite: {place}; save or download it again")
 
 
 def release_memory(device: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.encoding import shared_length
 from harness.model import LanguageModel
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def shared_attention(opened: LanguageModel) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
-    before = opened.model.config._attn_implementation
+    before = opened.text_config._attn_implementation
     if before == NAME:
         yield
         return
@@ -292,14 +293,6 @@ class Tree:
         return torch.from_numpy(seen)
 
 
-def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many tokens two sequences share at their beginning."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
-
-
 def forward_tree(opened: LanguageModel, tree: Tree, prefix: KeyValues, logits_at: Sequence[int]) -> "tuple[torch.Tensor, KeyValues]":
     """Run a tree behind a prefix; return logits (len(logits_at), V) at those nodes, and the tree's keys and values.
 
@@ -368,7 +361,7 @@ def refusal(opened: LanguageModel) -> str:
     """Return why a model cannot take the shared path, "" when it can: by its configuration, then by a probe."""
     import torch
 
-    config = opened.model.config.get_text_config() if hasattr(opened.model.config, "get_text_config") else opened.model.config
+    config = opened.text_config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if kinds:
         return f"its layers are {', '.join(sorted(kinds))}"
@@ -405,7 +398,8 @@ def _probe(opened: LanguageModel) -> float:
         gap = torch.log_softmax(told.float(), -1) - own
         return gap.masked_fill(own < floor, 0.0).abs().max()
 
-    ids = [index % (opened.model.config.get_text_config().vocab_size - 1) for index in range(3, 3 + 7 * 24, 7)]
+    ids = [index % (opened.vocabulary - 1) for index in range(3, 3 + 7 * 24, 7)]
+    ids = [token if token not in opened.placeholders else 3 for token in ids]
     first, second = ids, [*ids[:16], *reversed(ids[16:])]
     with torch.inference_mode():
         own = torch.log_softmax(

@@ -42,11 +42,12 @@ def calibration(job: Job, opened: LanguageModel, *, source: str, sequences: int,
     """Return up to `sequences` sequences of `tokens` tokens (the model's context, where that is shorter)."""
     name, texts, told = _texts(job, source)
     length = min(tokens, opened.context)
-    end = [int(opened.tokenizer.eos_token_id)]
+    eos = opened.tokenizer.eos_token_id
     stream: list[int] = []
     used = 0
     for text in texts:
-        stream += opened.encode(text) + end
+        ids = opened.encode(text)
+        stream += ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
         used += 1
         if len(stream) >= sequences * length:
             break

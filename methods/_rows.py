@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.model import encoded
+from harness.encoding import encoded_pair
+from harness.errors import CellFailed
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,25 @@ class Batch:
 def encode(tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int) -> tuple[list[Row], int]:
     """Tokenise (prompt, completion[, tag]), EOS appended; return rows and the number left out as too long.
 
-    Prompt and completion are encoded apart, as at scoring time, where the model continues the encoded prompt.
+    Prompt and completion are encoded as one text, which is what the scorer reads and what the model goes on from.
     """
+    end = end_of(tokenizer)
     rows: list[Row] = []
     too_long = 0
     for prompt, completion, *tag in pairs:
-        before = encoded(tokenizer, prompt)
-        after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        if len(before) + len(after) > longest:
+        before, after = encoded_pair(tokenizer, prompt, completion)
+        if len(before) + len(after) + 1 > longest:
             too_long += 1
             continue
-        rows.append(Row((*before, *after), len(before), *tag))
+        rows.append(Row((*before, *after, end), len(before), *tag))
     return rows, too_long
+
+
+def end_of(tokenizer: Any) -> int:
+    """Return the token that ends a text: what a model must learn to write behind its answer."""
+    if tokenizer.eos_token_id is None:
+        raise CellFailed("the student's tokenizer has no EOS, so no answer could end; set eos_token in its tokenizer_config.json")
+    return int(tokenizer.eos_token_id)
 
 
 def collate(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
 from harness.contract import Checkpoint, Example, Job, Progress, Task
 from harness.data import examples_digest, overlapping
+from harness.encoding import written_text
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
 from harness.gpu import device_label
@@ -111,6 +112,8 @@ def _written(
 
         def finished(place: int, one: Generation) -> None:
             row = missing[place]
+            ids = one.ids[:-1] if one.stop == "eos" else one.ids
+            one = replace(one, text=written_text(opened.tokenizer, wanted[place], ids))  # trained behind its prompt: with its first space
             answers[row] = one
             seconds = round(before + time.monotonic() - began, 3)
             stream.write(json.dumps({"row": row, "text": one.text, "tokens": one.tokens, "stop": one.stop, "seconds": seconds}) + "\n")

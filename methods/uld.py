@@ -95,18 +95,37 @@ def aligned_rows(
         if len(own.ids) > longest or len(other.ids) > their_longest:
             too_long += 1
             continue
-        behind = [_boundaries(one, row.ids[row.trained_from : -1], completion) for one, row in ((ours, own), (theirs, other))]
+        behind = [_boundaries(one, row, text, completion) for (one, text), row in zip(texts, (own, other), strict=True)]
         shared = sorted(behind[0].keys() & behind[1].keys())
         matched = tuple((behind[0][at], behind[1][at]) for at in shared)
         rows.append(replace(own, other=OtherText(other.ids, other.trained_from, matched)))
     return rows, too_long
 
 
-def _boundaries(tokenizer: Any, ids: tuple[int, ...], text: str) -> dict[int, int]:
-    """Return, by the number of characters read, the position that stands there; a token that ends inside a character is none."""
+def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dict[int, int]:
+    """Return, by the number of the completion's characters read, the position that stands there; inside a character stands none."""
+    from harness.encoding import ends_of
+
+    ends = ends_of(tokenizer, prompt + completion)
+    if ends is None:
+        return _decoded_boundaries(tokenizer, row, completion)
+    ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS gives its place too
+    start = row.trained_from
+    found = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
+    for position, end in enumerate(ends[start:], start=1):
+        if end >= len(prompt):
+            found[end - len(prompt)] = position  # of tokens that end in one character, the last has read it whole
+    return found
+
+
+def _decoded_boundaries(tokenizer: Any, row: "Row", completion: str) -> dict[int, int]:
+    """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer beginnings."""
+    from harness.encoding import written_text
+
     found = {0: 0}
-    for count in range(1, len(ids) + 1):
-        read = tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False)
-        if text.startswith(read):
+    before = row.ids[: row.trained_from]
+    for count in range(1, len(row.ids) - row.trained_from):
+        read = written_text(tokenizer, before, row.ids[row.trained_from : row.trained_from + count])
+        if completion.startswith(read):
             found[len(read)] = count
     return found

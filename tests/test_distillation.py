@@ -848,7 +848,7 @@ def test_a_term_that_counts_nothing_is_refused(small, tmp_path):
 
 def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_path):
     from harness.contract import Example
-    from harness.model import encoded
+    from harness.encoding import encoded
     from methods._rows import encode as rows_from
 
     class Begins:
@@ -859,7 +859,7 @@ def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_
             return {"input_ids": ([7] if add_special_tokens else []) + body}
 
     assert encoded(Begins(), "<s>hello") == [7, 5] and encoded(Begins(), "hello") == [7, 5]
-    [row], _ = rows_from(Begins(), [("<s>hello", "there")], longest=9)
+    [row], _ = rows_from(Begins(), [("<s>hello", " there")], longest=9)
     assert row.ids == (7, 5, 5, 9) and row.trained_from == 2
     shown = []
     source = DataSource(show=lambda tokenizer, prompt: shown.append((type(tokenizer).__name__, prompt)) or prompt)

@@ -78,3 +78,71 @@ def test_finished_rows_leave_the_batch(opened, monkeypatch):
 def test_length_is_the_reason_of_an_answer_that_did_not_end(opened):
     assert all(answer.stop in {"length", "eos"} for answer in generate(opened, prompts_of(4), max_new_tokens=2))
     assert all(answer.tokens <= 2 for answer in generate(opened, prompts_of(4), max_new_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens"),
+    [
+        ({}, 256), ({"max_gen_toks": 3, "max_new_tokens": 9}, 3), ({"max_new_tokens": 5}, 5), ({"max_tokens": 6}, 6),
+        ({"max_completion_tokens": 7}, 7), ({"max_new_tokens": 9, "max_tokens": 2}, 9),
+    ],
+)  # fmt: skip
+def test_lengths_have_lm_evals_names(asked, tokens):
+    from harness.greedy import greedy_settings
+
+    assert greedy_settings({**asked, "until": [""], "temperature": 0.0, "top_p": 0.9}, task="t", eos="</s>") == (tokens, ("</s>",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"do_sample": True}, "only greedy"), ({"temperature": 0.7}, "only greedy"), ({"num_beams": 4}, "only greedy"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty"), ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
+        ({"max_length": 50}, "max_length"), ({"max_tokens": 0}, "answers of 0 tokens"),
+    ],
+)  # fmt: skip
+def test_what_greedy_decoding_cannot_do_is_refused_by_name(asked, why):
+    from harness.errors import CellFailed
+    from harness.greedy import greedy_settings
+
+    with pytest.raises(CellFailed, match=why):
+        greedy_settings(asked, task="t", eos=None)
+
+
+def test_stop_strings_are_those_of_lm_eval():
+    from harness.greedy import greedy_settings
+
+    told = [greedy_settings({"until": until}, task="t", eos="</s>")[1] for until in ("Q:", ["Q:", ""], None, [], ["</s>", "Q:"])]
+    assert told == [("Q:", "</s>"), ("Q:", "</s>"), ("</s>",), ("</s>",), ("</s>", "Q:")]
+    assert greedy_settings({"repetition_penalty": 1.0, "num_beams": 1, "min_length": 0}, task="t", eos=None) == (256, ())
+
+
+def test_stop_strings_cut_one_after_the_other(opened):
+    """As lm-eval cuts: of two that overlap, the one that is listed first decides."""
+    from harness.generate import _StopRule
+
+    ids = opened.tokenizer("red fox", add_special_tokens=False)["input_ids"]
+    for stop, wanted in (((" f", "d "), "red"), (("d ", " f"), "re"), ((" f",), "red"), (("z", ""), "red fox")):
+        found = _StopRule.of(opened, stop).finish(ids)
+        assert (found.text, found.stop) == (wanted, "stop" if wanted != "red fox" else "length")
+
+
+def test_settings_of_a_generation_config_that_greedy_decoding_leaves_out_are_said(random_model):
+    from harness.lm import HarnessLM
+
+    opened = open_model(random_model)
+    assert not HarnessLM(opened).notes
+    opened.model.generation_config.repetition_penalty = 1.3
+    opened.model.generation_config.no_repeat_ngram_size = 2
+    opened.model.generation_config.temperature, opened.model.generation_config.do_sample = 0.6, True  # sampling: lm-eval is greedy too
+    [note] = HarnessLM(opened).notes
+    assert "repetition_penalty=1.3" in note and "no_repeat_ngram_size=2" in note and "temperature" not in note
+
+
+def test_importing_our_model_hides_none_of_lm_evals_own():
+    import subprocess
+    import sys
+
+    code = "import harness.lm; from lm_eval.api.registry import get_model; print(get_model('hf').__name__, get_model('harness').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["HFLM", "LmEvalModel"]

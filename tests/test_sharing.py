@@ -346,7 +346,7 @@ def test_lm_evals_own_command_knows_the_model():
     import harness.lm  # noqa: F401  registers it
 
     model = get_model("harness").create_from_arg_string("pretrained=tiny", {"batch_size": 8, "device": "cpu"})
-    assert model.opened.checkpoint.name == "tiny" and model.backend.batch_size == 8
+    assert model.opened.checkpoint.name == "tiny" and model.engine.batch_size == 8 and model.backend == "causal"
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):

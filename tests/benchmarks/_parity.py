@@ -1,0 +1,147 @@
+"""One cell of the parity design: a model, a tokenizer, a task form and a batch size, scored by us and by lm-eval's own command."""
+
+import logging
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import _architectures
+import _tokenizers
+from _forms import FORMS
+
+from harness.checkpoint import describe
+from harness.data import DataSource
+from harness.errors import CellFailed, HarnessError
+from harness.model import LanguageModel
+
+BATCHES = (1, 3, 16)
+GAP = 2e-3  # nats of a continuation, in float32
+FACTORS: tuple[tuple[Any, ...], ...] = (tuple(_architectures.ARCHITECTURES), tuple(_tokenizers.TOKENIZERS), tuple(FORMS), BATCHES)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One combination of the design."""
+
+    architecture: str
+    tokenizer: str
+    form: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}/{self.tokenizer}/{self.form}/{self.batch}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability, and a refusal's line."""
+
+    items: int
+    alike: int
+    gap: float
+    refused: str = ""
+    differs: tuple[str, ...] = ()
+
+
+def design(seed: int = 0) -> list[Cell]:
+    """Return cells in which every pair of values of two factors meets at least once; greedy, the same every time."""
+    draw = random.Random(seed)
+    pairs = {(a, x, b, y) for a, b in combinations(range(len(FACTORS)), 2) for x, y in product(FACTORS[a], FACTORS[b])}
+    cells: list[Cell] = []
+    while pairs:
+        a, x, b, y = min(draw.sample(sorted(pairs, key=repr), min(3, len(pairs))), key=repr)
+        best, most = None, -1
+        for _ in range(40):
+            values = [draw.choice(factor) for factor in FACTORS]
+            values[a], values[b] = x, y
+            new = sum((i, values[i], j, values[j]) in pairs for i, j in combinations(range(len(FACTORS)), 2))
+            if new > most:
+                best, most = values, new
+        assert best is not None
+        pairs -= {(i, best[i], j, best[j]) for i, j in combinations(range(len(FACTORS)), 2)}
+        cells.append(Cell(*best))
+    return cells
+
+
+def opened(cell: Cell, folder: Path) -> LanguageModel:
+    """Build a cell's model with its tokenizer, saved so that it has a digest."""
+    tokenizer = _tokenizers.made(cell.tokenizer)
+    model = _architectures.built(cell.architecture, vocabulary=len(tokenizer))
+    place = folder / "model"
+    model.config.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return LanguageModel(model, tokenizer, "cpu", describe(place, name=f"{cell.architecture} with {cell.tokenizer}"))
+
+
+def compared(cell: Cell, tasks: Path) -> Outcome:
+    """Score a cell's task on both sides and compare item by item."""
+    with tempfile.TemporaryDirectory() as place:
+        model = opened(cell, Path(place))
+        theirs = peers(model, cell, tasks)
+        try:
+            mine = ours(model, cell, tasks)
+        except (CellFailed, HarnessError) as problem:
+            return Outcome(len(theirs), 0, 0.0, refused=str(problem))
+    if len(mine) != len(theirs):
+        return Outcome(len(theirs), 0, 0.0, differs=(f"{len(mine)} items came back",))
+    checked = [_alike(left, right) for left, right in zip(mine, theirs, strict=True)]
+    differs = tuple(f"{left} for {right}" for left, right, (same, _) in zip(mine, theirs, checked, strict=True) if not same)[:2]
+    return Outcome(len(theirs), sum(same for same, _ in checked), max(gap for _, gap in checked), differs=differs)
+
+
+Answer = tuple[str, tuple[float, ...] | str]  # hash of the prompt; log-probabilities, or the text
+
+
+def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
+    """Tell whether an item has the same prompt and prediction, and by how much its log-probabilities differ."""
+    if mine[0] != theirs[0]:
+        return False, 0.0
+    left, right = mine[1], theirs[1]
+    if isinstance(left, str) or isinstance(right, str):
+        return left == right, 0.0
+    if len(left) != len(right):
+        return False, 0.0
+    gap = max(abs(a - b) for a, b in zip(left, right, strict=True))
+    same = left.index(max(left)) == right.index(max(right))
+    return same and gap <= GAP * max(1.0, abs(max(right, key=abs)) / 100), gap
+
+
+def ours(model: LanguageModel, cell: Cell, tasks: Path) -> list[Answer]:
+    """Return our scorer's answers, in item order."""
+    from harness.score import score_task
+    from suites._outside import OutsideTask
+
+    task = OutsideTask(f"lm-eval:form-{cell.form}", tasks)
+    _, rows = score_task(model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch)
+    return [(row.prompt_hash, row.text if task.kind == "generate" else tuple(row.log_probabilities)) for row in rows]
+
+
+def peers(model: LanguageModel, cell: Cell, tasks: Path) -> list[Answer]:
+    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    backend = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    name = f"form-{cell.form}"
+    told = simple_evaluate(backend, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
+    samples = sorted(told["samples"][name], key=lambda one: one["doc_id"])
+    return list(_answers(samples))
+
+
+def _answers(samples: list[dict[str, Any]]) -> Iterator[Answer]:
+    for one in samples:
+        first = one["resps"][0][0]
+        if isinstance(first, str):
+            yield one["prompt_hash"], first
+        elif isinstance(first, float):
+            yield one["prompt_hash"], (first,)
+        else:
+            yield one["prompt_hash"], tuple(float(pair[0][0]) for pair in one["resps"])

@@ -1,0 +1,96 @@
+"""Our scorer beside lm-eval's own evaluation, item by item: architectures, tokenizers, task forms and batch sizes, every pair of them.
+
+lm-eval's `simple_evaluate` with its own Hugging Face backend runs in float32, one row at a time; ours runs at three batch sizes. An item
+is alike where the prompt is the same and so are the answer written, or the choice and every log-probability within 2e-3 nats. Cells are
+kept as they come, under the digest of the code that made them, so that a stopped run goes on: give it seconds, and run it again.
+
+python tests/benchmarks/parity.py [SECONDS]
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import _parity
+from _form import figure, write
+from _forms import write_tasks
+
+from harness.checkpoint import digest_of, file_digest
+
+ROOT = Path(__file__).parents[2]
+
+
+def kept() -> Path:
+    """Name the file of finished cells: by all code that a cell's outcome depends on."""
+    here = Path(__file__).parent
+    files = [*sorted((ROOT / "harness").glob("*.py")), *sorted((ROOT / "suites").glob("*.py"))]
+    files += [here / f"_{name}.py" for name in ("parity", "forms", "tokenizers", "architectures")]
+    key = digest_of([(path.name, file_digest(path)) for path in files])[:16]
+    return Path(os.environ.get("HARNESS_CACHE", ROOT / "results/runs")) / "parity" / f"{key}.jsonl"
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the outcomes of finished cells by name."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return dict(json.loads(line) for line in lines if line)
+
+
+def main() -> None:
+    """Run the cells that are missing, and write the figures once none is."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
+    path, cells, began = kept(), _parity.design(), time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tasks = path.parent / "tasks"
+    write_tasks(tasks)
+    done = read(path)
+    with path.open("a", encoding="utf-8") as stream:
+        for cell in cells:
+            if cell.name in done:
+                continue
+            if time.monotonic() - began > seconds:
+                break
+            done[cell.name] = asdict(_parity.compared(cell, tasks))
+            stream.write(json.dumps([cell.name, done[cell.name]], ensure_ascii=False) + "\n")
+            stream.flush()
+    report([done[cell.name] | {"name": cell.name} for cell in cells if cell.name in done], len(cells))
+
+
+def report(outcomes: list[dict[str, Any]], whole: int) -> None:
+    """Print what differs, and write the figures of a whole design."""
+    refused = [one for one in outcomes if one["refused"]]
+    answered = [one for one in outcomes if not one["refused"]]
+    for one in refused:
+        print(f"refused: {one['name']}: {one['refused']}")
+    for one in answered:
+        if one["alike"] < one["items"]:
+            print(f"differs: {one['name']}: {one['items'] - one['alike']} of {one['items']}: {'; '.join(one['differs'])[:600]}")
+    items, alike = (sum(one[key] for one in answered) for key in ("items", "alike"))
+    print(f"{len(outcomes)} of {whole} cells, {alike} of {items} items alike, {len(refused)} refused")
+    if len(outcomes) < whole:
+        return
+    factors = dict(zip(("architectures", "tokenizers", "forms", "batch sizes"), map(len, _parity.FACTORS), strict=True))
+    details = {
+        "cells": whole, "items": items, **factors, "widest gap of a log-probability": max(one["gap"] for one in answered),
+        "refusals": sorted({one["refused"] for one in refused}),
+    }  # fmt: skip
+    peer = "lm-eval simple_evaluate, hf backend, float32, batch 1"
+    figures = [
+        figure("parity:predictions", [alike / items], unit="of the items", better="higher", target=1.0, peer=peer, details=details),
+        figure("parity:refused", [len(refused) / whole], unit="of the cells", better="lower", target=0.05),
+    ]
+    write(Path(__file__).stem, figures)
+
+
+if __name__ == "__main__":
+    main()
