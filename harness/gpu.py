@@ -91,8 +91,8 @@ def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None)
 
 
 def signs_of_gpu(root: Path = Path("/")) -> list[str]:
-    """Return the device files that say that a GPU is there: NVIDIA's, WSL's with its CUDA library, AMD's."""
-    signs = sorted(str(path) for path in (root / "dev").glob("nvidia[0-9]*"))
+    """Return the device files that say that a GPU is there: NVIDIA's (a Jetson's too), WSL's with its CUDA library, AMD's."""
+    signs = sorted(str(path) for pattern in ("nvidia[0-9]*", "nvhost-gpu") for path in (root / "dev").glob(pattern))
     wsl = root / "dev/dxg"
     if wsl.exists() and any((root / "usr/lib/wsl/lib").glob("libcuda.so*")):
         signs.append(str(wsl))

@@ -5,6 +5,7 @@ counts it), asks a backend (`harness/likelihood.py` and `harness/generate.py`, o
 tokens, stop reasons, the seconds, the answers (in a journal).
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from harness.checkpoint import digest_of
 from harness.encoding import brings_bos
 from harness.errors import CellFailed
 from harness.generate import BatchSize, Generation, generate, why_plain
+from harness.gpu import choose_device, default_dtype
 from harness.greedy import greedy_settings, notes_of
 from harness.journal import Journal, asked
 from harness.likelihood import Answer, Scored, log_likelihoods
@@ -321,11 +323,14 @@ class LmEvalModel(HarnessLM):
         for key, value in unknown.items():
             if value and key not in ignored:
                 raise HarnessError(f"--model harness takes pretrained, device, dtype and batch_size; {key}={value!r} is none of them")
-        import torch
-
         # lm-eval's own default is cuda:0 everywhere; its backend falls back to the CPU where there is none, and so do we.
         wanted = "cuda" if device in ("auto", None, "") else str(device)
-        place = wanted if torch.cuda.is_available() or not wanted.startswith("cuda") else "cpu"
-        kind = ("bfloat16" if place.startswith("cuda") else "float32") if dtype in ("auto", None, "") else dtype
+        usable = wanted if not wanted.startswith("cuda") else choose_device("auto", say=self._warn)
+        place = wanted if usable == "cuda" else usable
+        kind = default_dtype(place, say=self._warn) if dtype in ("auto", None, "") else dtype
         opened = open_model(resolve(pretrained, cache=default_cache()), device=place, dtype=kind)
         super().__init__(opened, batch_size="auto" if batch_size in ("auto", None) else int(batch_size))
+
+    @staticmethod
+    def _warn(line: str) -> None:
+        print(line, file=sys.stderr)

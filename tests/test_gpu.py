@@ -45,6 +45,7 @@ def card(monkeypatch):
         (("dev/dxg",), []),  # every WSL has it, whatever the GPU
         (("dev/dxg", "usr/lib/wsl/lib/libcuda.so.1"), ["dev/dxg"]),
         (("dev/kfd",), ["dev/kfd"]),
+        (("dev/nvhost-gpu",), ["dev/nvhost-gpu"]),
     ],
 )
 def test_signs_of_a_gpu_are_device_files(files, signs, tmp_path):
