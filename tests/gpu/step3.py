@@ -118,7 +118,7 @@ def reading(kit: Kit) -> Figures:
     """A teacher's distributions over training rows as the cache reads them, its 64 likeliest kept; beside a bare forward pass."""
     import torch
 
-    from harness.generate import left_padded
+    from harness.plain import left_padded
     from methods import _teacher_cache as cache
     from methods._training import Head
 
