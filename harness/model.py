@@ -36,6 +36,12 @@ class LanguageModel:
     tokenizer: Any
     device: str
     checkpoint: Checkpoint
+    autocast: str = ""  # the type of its products under mixed precision, where that is not its weights'
+
+    @property
+    def dtype(self) -> str:
+        """The type that it computes in: "float32", "bfloat16"; what a comparison of two ways to compute must allow for follows from it."""
+        return self.autocast or str(self.model.dtype).removeprefix("torch.")
 
     @property
     def pad_id(self) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")  # as transformers' versions and families call it
-_TOLERANCE = {"torch.float32": 2e-3, "torch.bfloat16": 0.5, "torch.float16": 0.1}  # of a log-probability
+_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
 _LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens
 _LENGTHS = (29, 18, 5)  # of the probe's rows: beyond the windows of small models, and one of a few tokens
 _STEPS = 3
@@ -204,7 +204,7 @@ def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: 
             raise
         lines = str(problem).splitlines() or ["no message"]
         return f"{what} fails with {type(problem).__name__}: {lines[0][:100]}"
-    tolerance = 1.0 if getattr(opened.model, "is_quantized", False) else _TOLERANCE.get(str(opened.model.dtype), 0.5)
+    tolerance = 1.0 if getattr(opened.model, "is_quantized", False) else _TOLERANCE.get(opened.dtype, 0.5)
     return "" if widest <= tolerance else f"{what} moves its log-probabilities by {widest:.2g}"
 
 
@@ -218,7 +218,7 @@ def _apart(opened: LanguageModel, told: "torch.Tensor", own: "torch.Tensor") -> 
     """Return the widest gap between logits and log-probabilities, of likely tokens alone where floats are short."""
     import torch
 
-    whole = opened.model.dtype == torch.float32 and not getattr(opened.model, "is_quantized", False)
+    whole = opened.dtype == "float32" and not getattr(opened.model, "is_quantized", False)
     gap = torch.log_softmax(told.float(), -1) - own
     return gap.masked_fill(own < (-torch.inf if whole else _LIKELY), 0.0).abs().max()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "harness-shared"
 _SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention does not compute
-_PROBE_TOLERANCE = {"torch.float32": 2e-3, "torch.bfloat16": 0.5, "torch.float16": 0.1}  # of a log-probability
+_PROBE_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
 _PACKED_TOLERANCE = 1.0  # few rows and many take two kernels of int8: up to 0.7 on the students of results/compression-tiny
 _LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens: rounded activations move the rest of the tail about
 
@@ -378,7 +378,7 @@ def refusal(opened: LanguageModel) -> str:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
         return f"a probe failed with {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no message'}"
-    if not gap <= (_PACKED_TOLERANCE if _is_packed(opened) else _PROBE_TOLERANCE.get(str(opened.model.dtype), 0.5)):
+    if not gap <= (_PACKED_TOLERANCE if _is_packed(opened) else _PROBE_TOLERANCE.get(opened.dtype, 0.5)):
         return f"a probe's log-probabilities moved by {gap:.2g}"
     return ""
 
@@ -392,7 +392,7 @@ def _probe(opened: LanguageModel) -> float:
     """Return the largest gap of log-probabilities between the model's own attention and ours, in every way we use it."""
     import torch
 
-    floor = -torch.inf if opened.model.dtype == torch.float32 and not _is_packed(opened) else _LIKELY
+    floor = -torch.inf if opened.dtype == "float32" and not _is_packed(opened) else _LIKELY
 
     def apart(told: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
         gap = torch.log_softmax(told.float(), -1) - own

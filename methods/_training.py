@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -346,7 +346,8 @@ class _Run:
         self.tracked = bool(track)
         if track:
             self.accelerator.init_trackers("compression-harness", config={**asdict(settings), "seed": seed})
-        self.objective, self.settings, self.validation, self.student = objective, settings, validation, student
+        self.objective, self.settings, self.validation = objective, settings, validation
+        self.student = replace(student, autocast="bfloat16" if mixed_precision == "bf16" else "")
         self.pad, self.device = student.pad_id, student.device
         for term in objective.terms:
             if not any(objective.counts(term, row) for row in rows):

@@ -356,3 +356,22 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     write_rows(tmp_path / "samples.jsonl", rows)
     assert read_rows(tmp_path / "samples.jsonl") == rows
     assert json.loads((tmp_path / "samples.jsonl").read_text())["text"] == "ä"
+
+
+def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_products(embedded):
+    import copy
+    from dataclasses import replace
+
+    from accelerate import Accelerator
+
+    from harness.generate import generate, why_plain
+
+    model = copy.deepcopy(embedded.model)
+    wrapped = replace(embedded, model=Accelerator(cpu=True, mixed_precision="bf16").prepare(model))
+    assert "moved by" in why_plain(wrapped)  # by its weights' type it would be held to float32
+    mixed = replace(
+        embedded, model=Accelerator(cpu=True, mixed_precision="bf16").prepare(copy.deepcopy(embedded.model)), autocast="bfloat16"
+    )
+    assert why_plain(mixed) == "" and mixed.dtype == "bfloat16" and embedded.dtype == "float32"
+    prompts = [embedded.encode("Question: 2 + 3?\nAnswer:"), embedded.encode("A")]
+    assert [one.tokens for one in generate(mixed, prompts, max_new_tokens=8)]

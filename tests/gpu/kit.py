@@ -38,9 +38,12 @@ class Kit:
     conditions: dict[str, Any]
     site: Path | None = None  # the packed folder with what a bare machine lacks
     force: bool = False
+    deadline: float = float("inf")  # on the steady clock: no part begins that would not end before
+    work: Path = ROOT / "build" / "gpu-work"  # stores, caches and folders of models: never among the figures, which are few and flat
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     device = "cuda"
+    lost = False  # a kernel failed in this process: everything after it on the card would, with a message that misleads
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int, int, int, int, int, bool]]:
@@ -64,17 +67,17 @@ class Kit:
             if kept.get("conditions") == self.conditions:
                 self.parts = {name: part for name, part in kept["parts"].items() if part["status"] == "done"}
 
-    def part(self, name: str, work: Callable[[], Figures], *, needs: float = 0.0) -> None:
+    def part(self, name: str, work: Callable[[], Figures], *, needs: float = 0.0, seconds: float = 30) -> None:
         """Run one part unless it is finished; keep its figures, or why it was skipped or failed, before the next begins.
 
-        `needs` is device memory in bytes; with less free memory the part is skipped and says both numbers.
+        `needs` is device memory in bytes, `seconds` what the part takes on a card; with less left of either it is skipped and says both.
         """
         if name in self.parts:
             print(f"step {self.step} {name}: finished before", flush=True)
             return
         began = time.monotonic()
         try:
-            self._require(needs)
+            self._require(needs, seconds)
             told: dict[str, Any] = {"status": "done", "figures": work()}
         except Skip as reason:
             told = {"status": "skipped", "reason": str(reason)}
@@ -84,28 +87,39 @@ class Kit:
         self.parts[name] = told
         body = {"step": self.step, "conditions": self.conditions, "parts": self.parts}
         self.file.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        self.lost = self.lost or (told["status"] == "failed" and not _usable())
         shown = json.dumps(told.get("figures", told.get("reason")))
         print(f"step {self.step} {name}: {told['status']} in {told['seconds']} s: {shown[:600]}", flush=True)
-        release()
+        if not self.lost:
+            release()
 
-    def _require(self, needs: float) -> None:
+    def _require(self, needs: float, seconds: float) -> None:
         import torch
 
+        if self.lost:
+            raise Skip("the part before left the card's context unusable; type the same command again")
+        left = self.deadline - time.monotonic()
+        if left < seconds:
+            raise Skip(f"about {seconds:.0f} s would be needed and {max(0, left):.0f} s are left of --minutes; type the same command again")
         free = torch.cuda.mem_get_info()[0]
         if not self.dry and needs > 0.95 * free:
             raise Skip(f"about {needs / GIB:.1f} GiB would be needed and {free / GIB:.1f} GiB are free")
 
     def python(self, *arguments: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python with the packed folder and this tree in front of everything else; its output comes back as text."""
-        held = self.environment(**environment)
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=held, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        command, held = [sys.executable, *arguments], self.environment(**environment)
+        timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
+        try:
+            return subprocess.run(command, cwd=ROOT, env=held, capture_output=True, text=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired as problem:  # its output is the only witness
+            told = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part or "" for part in (problem.stdout, problem.stderr)]
+            raise RuntimeError(f"not over after {timeout:.0f} s: {' '.join(arguments)[:200]}: {''.join(told)[-1500:]}") from None
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return a child's environment: the packed folder and this tree first on the path, in a dry run the stand-in card."""
         paths = [str(path) for path in (self.site, STAND_IN if self.dry else None, ROOT, Path(__file__).parent) if path is not None]
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **more}
+        given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in paths]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *given]), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **more}
 
     def harness(self, *arguments: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line of this tree."""
@@ -154,6 +168,18 @@ def parameters_of(name: str, shapes: Mapping[str, tuple[int, int, int, int, int,
     hidden, layers, heads, key_heads, intermediate, vocabulary, tied = shapes[name]
     attention = 2 * hidden * hidden + 2 * hidden * hidden * key_heads // heads
     return layers * (attention + 3 * hidden * intermediate) + (1 if tied else 2) * vocabulary * hidden
+
+
+def _usable() -> bool:
+    """Tell whether this process can still compute on the card."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda").item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def release() -> None:

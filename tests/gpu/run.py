@@ -8,14 +8,18 @@ import argparse
 import importlib
 import os
 import sys
+import time
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STEPS = {0: "step0", 1: "step1", 3: "step3", 6: "step6"}
 # What must import before anything is tried, the packed ones first: a broken wheel is named, not met in the middle of a step.
 NEEDED = (
-    "pydantic", "platformdirs", "dill", "multiprocess", "datasets", "lm_eval", "torch", "transformers", "accelerate", "pandas", "tabulate",
-    "typer", "rich", "scipy", "matplotlib", "safetensors", "huggingface_hub", "filelock", "pytest", "harness.cli", "methods", "suites",
+    "pydantic", "platformdirs", "dill", "multiprocess", "datasets", "lm_eval", "lm_eval.evaluator", "lm_eval.tasks",
+    "torch", "transformers", "accelerate", "pandas", "tabulate",
+    "typer", "rich", "scipy", "matplotlib", "safetensors", "huggingface_hub", "filelock", "pytest", "harness.cli", "harness.cell",
+    "harness.stopwatch", "methods", "suites",
 )  # fmt: skip
 
 
@@ -26,6 +30,7 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="toy sizes on the CPU, which plays the card: shows that every line runs")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"), help="where the figures go")
     parser.add_argument("--pack", type=Path, help="the folder that pack.py made, on a machine that lacks what is in it")
+    parser.add_argument("--minutes", type=float, default=9.5, help="no part begins that would not end by then [default: 9.5]")
     parser.add_argument("--force", action="store_true", help="run finished parts again")
     asked = parser.parse_args()
     if asked.pack is not None and not asked.pack.is_dir():
@@ -81,6 +86,21 @@ def _say_what_is_odd() -> None:
         print(f"the card is busy: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; timings are doubtful", flush=True)
 
 
+def _code() -> str:
+    """Return the digest of the code that is tried: a tree that was copied to the machine has no commit."""
+    from harness.checkpoint import digest_of, file_digest
+
+    files = [path for folder in ("harness", "methods", "suites", "tests/gpu") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return digest_of([(str(path.relative_to(ROOT)), file_digest(path)) for path in files])[:16]
+
+
+def _work(asked: argparse.Namespace) -> Path:
+    """Return the folder of stores and models: the figures' neighbour, so that a run that was stopped goes on."""
+    folder: Path = asked.out.resolve().with_name(f"{asked.out.resolve().name}-work")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _run(asked: argparse.Namespace) -> int:
     from kit import Kit
 
@@ -90,8 +110,13 @@ def _run(asked: argparse.Namespace) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     _say_what_is_odd()
     known = environment(device="cuda", dtype="", threads=0)
-    conditions = {"gpu": str(gpu_of("cuda")), "dry": asked.dry, "commit": known.commit, "dirty": known.dirty, "versions": known.versions}
-    kit = Kit(out=asked.out.resolve(), dry=asked.dry, conditions=conditions, site=asked.pack and asked.pack.resolve(), force=asked.force)
+    versions = {**known.versions, **{name: metadata.version(name) for name in ("pyarrow", "huggingface_hub")}}
+    conditions = {"gpu": str(gpu_of("cuda")), "dry": asked.dry, "commit": known.commit, "code": _code(), "versions": versions}
+    deadline = time.monotonic() + (60 * asked.minutes if not asked.dry else float("inf"))
+    kit = Kit(
+        out=asked.out.resolve(), dry=asked.dry, conditions=conditions, site=asked.pack and asked.pack.resolve(), force=asked.force,
+        deadline=deadline, work=_work(asked),
+    )  # fmt: skip
     failed = []
     for number in dict.fromkeys(asked.steps):
         kit.open_step(number)
