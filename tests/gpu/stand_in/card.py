@@ -216,7 +216,8 @@ def install() -> None:
     answers = {
         "is_available": lambda: True, "device_count": lambda: 1, "current_device": zero, "is_initialized": lambda: True,
         "get_device_properties": lambda *_: properties, "get_device_name": lambda *_: NAME, "get_device_capability": lambda *_: (9, 0),
-        "get_arch_list": lambda: ["sm_90"], "is_current_stream_capturing": lambda: False, "is_bf16_supported": lambda *_, **__: True, "mem_get_info": lambda *_: (_MEMORY, _MEMORY),
+        "get_arch_list": lambda: ["sm_90"],
+        "is_current_stream_capturing": lambda: False, "is_bf16_supported": lambda *_, **__: True, "mem_get_info": lambda *_: (_MEMORY, _MEMORY),
         "init": nothing, "_lazy_init": nothing, "set_device": nothing, "synchronize": nothing, "empty_cache": nothing,
         "ipc_collect": nothing,
         "reset_peak_memory_stats": nothing, "memory_allocated": zero, "memory_reserved": zero, "max_memory_allocated": zero,

@@ -1,4 +1,7 @@
-"""Installs the stand-in card in every Python process of a run as soon as torch is imported there (`PYTHONPATH=tests/gpu/stand_in`)."""
+"""Installs the stand-in card in every Python process of a run as soon as torch is imported there (`PYTHONPATH=tests/gpu/stand_in`).
+
+`HARNESS_LACKS=nltk,evaluate` lets these packages be missing, as they are on a bare machine.
+"""
 
 import importlib.abc
 import importlib.util
@@ -25,5 +28,17 @@ class _AfterTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         import card  # noqa: F401  installs itself
 
 
+class _Missing(importlib.abc.MetaPathFinder):
+    """Finds none of the packages that this machine shall lack."""
+
+    lacks = frozenset(filter(None, os.environ.get("HARNESS_LACKS", "").split(",")))
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.lacks:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+if _Missing.lacks:
+    sys.meta_path.insert(0, _Missing())
 if os.environ.get("HARNESS_STAND_IN_CARD"):
     sys.meta_path.insert(0, _AfterTorch())
