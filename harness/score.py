@@ -5,7 +5,6 @@ numeric extractor and the diagnostics, and derive every figure from the rows. Ne
 ours is a journal keyed by what the model is and what it was asked.
 """
 
-import json
 import logging
 import math
 import random
@@ -20,6 +19,7 @@ from harness.data import DataSource
 from harness.errors import CellFailed
 from harness.generate import BatchSize
 from harness.journal import Journal
+from harness.lines import json_lines, write_json_lines
 from harness.model import LanguageModel
 from harness.record import TaskScore
 
@@ -276,10 +276,9 @@ def _share(flags: Sequence[bool]) -> float:
 
 def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
     """Write item rows as JSON lines."""
-    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(path, map(asdict, rows))
 
 
 def read_rows(path: Path) -> list[ItemRow]:
     """Read what `write_rows` wrote."""
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in found]
+    return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in json_lines(path)]
