@@ -309,6 +309,7 @@ def _noise_floor(
     job: CellJob, tasks: dict[str, Task], source: DataSource, rows: "list[ItemRow]", progress: Callable[[Progress], None]
 ) -> tuple[Measurement, ...]:
     """Score the teacher against itself at another dtype, on a sample: flips that no student can be blamed for."""
+    from harness.outcomes import changed
     from harness.score import score_task
 
     other = "bfloat16" if job.dtype == "float32" else "float32"
@@ -317,17 +318,15 @@ def _noise_floor(
         for name, task in tasks.items():
             if task.kind == "perplexity":
                 continue
-            first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
-            _, again = score_task(
+            figure, again = score_task(
                 backend.opened, task, source, backend=backend, limit=min(job.noise, limit_for(job.limit, name) or job.noise),
                 progress=progress, prompting=job.prompting,
             )  # fmt: skip
-            both = [row for row in again if row.item in first]
-            flips = sum(row.correct[task.primary] != first[row.item] for row in both)
+            flips = changed([row for row in rows if row.task == name], again, figure.primary)
             found.append(
                 Measurement(
-                    name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False,
-                    values=(float(len(both)),), condition=f"{other} against {job.dtype}",
+                    name=f"noise_flips:{name}", value=sum(flips) / len(flips), unit="fraction", higher_is_better=False,
+                    values=(float(len(flips)),), condition=f"{other} against {job.dtype}",
                 )
             )  # fmt: skip
     return tuple(found)

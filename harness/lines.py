@@ -1,4 +1,4 @@
-"""JSON lines, read and written in one way: a line ends at `\\n` alone, whatever other line breaks stand inside its texts. No torch.
+r"""JSON lines, read and written in one way: a line ends at `\n` alone, whatever other line breaks stand inside its texts. No torch.
 
 `str.splitlines` also cuts at U+0085, U+2028, U+2029 and form feeds, which JSON leaves unescaped inside a string.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def lines_of(text: str) -> list[str]:
-    """Split at `\\n` alone; a text that ends in one has no empty last line."""
+    r"""Split at `\n` alone; a text that ends in one has no empty last line."""
     parts = text.split("\n")
     return parts[:-1] if parts[-1] == "" else parts
 
@@ -21,8 +21,7 @@ def json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
 
     Raises `ValueError` for a line that is no JSON; with `torn` such lines are left out: what a killed process leaves behind.
     """
-    stream = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with stream:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
         for line in stream:  # bytes: lines end at `\n`
             if not line.strip():
                 continue
@@ -34,7 +33,7 @@ def json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
 
 
 def json_line(value: object) -> str:
-    """Return a value as one line with its `\\n`; half of a surrogate pair, which no UTF-8 takes, is escaped."""
+    r"""Return a value as one line with its `\n`; half of a surrogate pair, which no UTF-8 takes, is escaped."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

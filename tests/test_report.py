@@ -435,7 +435,9 @@ def test_a_record_that_was_edited_by_hand_is_refused(tmp_path):
 def test_every_older_schema_is_read(tmp_path):
     data = json.loads(json.dumps(RECORDS[0].model_dump(mode="json", by_alias=True)))
     for schema in range(1, record.SCHEMA):
-        (tmp_path / f"{schema}.json").write_text(json.dumps({**data, "schema": schema}))
+        old = {**data, "schema": schema}
+        signed = {"digest": record._digest(old)} if schema >= record._SIGNED else {}
+        (tmp_path / f"{schema}.json").write_text(json.dumps({**old, **signed}))
     found, problems = read_all(tmp_path)
     assert not problems and len(found) == record.SCHEMA - 1 and {one.schema_number for one in found} == {record.SCHEMA}
 

@@ -498,10 +498,12 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
 
 
 def test_unknown_outside_names_are_guessed_from_the_users_folder(monkeypatch):
-    from suites import _outside
+    from suites import _definition
 
-    real = _outside._index
-    monkeypatch.setattr(_outside, "_index", lambda path, defaults: {} if defaults else real(path, False))  # lm-eval's own scan takes 20 s
+    real = _definition._index
+    monkeypatch.setattr(
+        _definition, "_index", lambda path, defaults: {} if defaults else real(path, False)
+    )  # lm-eval's own scan takes 20 s
     refused(lambda: suites.load("lm-eval:ark_style", include_path=LOCAL), "did you mean 'arc_style'")
     refused(lambda: suites.load("lm-eval:nothing"), "lm-eval ls tasks", "--include-path")
 
