@@ -6,7 +6,9 @@ ours is a journal keyed by what the model is and what it was asked.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +78,7 @@ def score_task(
         say=lambda line: progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line)),
     )  # fmt: skip
     total = items * _choices(picked.tasks) if task.kind == "choose" else items
-    with seeded_as_lm_eval():
+    with seeded_as_lm_eval(), _told(task.name):
         result = evaluate(
             model, dict(picked.tasks), bootstrap_iters=0, log_samples=True, apply_chat_template=prompting.chat,
             fewshot_as_multiturn=prompting.chat, system_instruction=prompting.system,
@@ -94,6 +96,19 @@ def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache:
         asdict(prompting),
     )  # fmt: skip
     return cache / "answers" / key[:2] / f"{key[:32]}.jsonl"
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what a task's own code or metric raises into a line; what our code raises below it stays as it is."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as problem:
+        frames = traceback.extract_tb(problem.__traceback__)[2:]  # behind this function and the call
+        if any(Path(frame.filename).parent == Path(__file__).parent for frame in frames):
+            raise
+        told = " ".join(str(problem).split())[:160] or "no message"
+        raise CellFailed(f"{name}: lm-eval cannot compute its figures ({type(problem).__name__}: {told}); correct the task") from problem
 
 
 def _figures(task: Task, picked: Picked, result: Mapping[str, Any], model: Any) -> tuple[TaskScore, list[ItemRow]]:

@@ -12,9 +12,8 @@ from harness.errors import HarnessError, unknown
 from suites._lm_eval import read_yaml
 
 PREFIX = "lm-eval:"
-LOCAL_FORMATS = frozenset(
-    {"json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset"}
-)  # readers of files, no names on the Hub
+# Readers of files, no names on the Hub.
+LOCAL_FORMATS = frozenset({"json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset"})
 DEFAULTS = {
     "choose": ["acc", "acc_norm"], "generate": ["exact_match"], "perplexity": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
 }  # fmt: skip

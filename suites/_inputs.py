@@ -21,7 +21,8 @@ _READS = frozenset({
     "genfromtxt", "from_json", "from_csv", "from_parquet", "from_text", "glob", "rglob", "iterdir", "listdir", "scandir", "walk",
 })  # fmt: skip
 _NEVER_KNOWN = frozenset({
-    "urlopen", "urlretrieve", "getenv", "environ", "hf_hub_download", "snapshot_download", "check_output", "Popen", "now", "today", "urandom",
+    "urlopen", "urlretrieve", "getenv", "environ", "hf_hub_download", "snapshot_download", "check_output", "Popen", "now", "today",
+    "urandom",
 })  # fmt: skip
 _NETWORK = frozenset({"requests", "httpx", "urllib", "subprocess", "socket", "boto3"})
 _LARGEST = 100_000  # files of a folder that are looked at
