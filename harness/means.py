@@ -57,15 +57,41 @@ def _covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
 
 
 @dataclass(frozen=True)
-class _Moments:
-    """Means of student and reference, their variances and covariance, and the degrees of freedom."""
+class _Spread:
+    """Variances of two means and their covariance."""
 
     student: float
     reference: float
-    of_student: float
-    of_reference: float
     together: float
-    freedom: float
+
+    def of(self, share: float) -> float:
+        """Return the variance of student's mean - share x reference's."""
+        return max(0.0, self.student + share**2 * self.reference - 2 * share * self.together)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Means of student and reference, and how they scatter: over items, and over runs."""
+
+    student: float
+    reference: float
+    items: _Spread
+    runs: _Spread
+    of_items: int  # degrees of freedom
+    of_runs: int
+
+    @property
+    def spread(self) -> _Spread:
+        """Both together."""
+        a, b = self.items, self.runs
+        return _Spread(a.student + b.student, a.reference + b.reference, a.together + b.together)
+
+    def freedom(self, share: float) -> float:
+        """Return Satterthwaite's degrees of freedom of student's mean - share x reference's."""
+        items, runs = self.items.of(share), self.runs.of(share)
+        if runs <= 0 or self.of_runs < 1:
+            return float(self.of_items)
+        return (items + runs) ** 2 / (items**2 / self.of_items + runs**2 / self.of_runs)
 
 
 def _moments(student: Runs, reference: Runs, parts: Parts) -> _Moments:
@@ -81,29 +107,20 @@ def _moments(student: Runs, reference: Runs, parts: Parts) -> _Moments:
     weights = _weights(len(s), parts)
     low, high = min(0.0, float(min(ours.min(), theirs.min()))), float(max(ours.max(), theirs.max()))
     unseen = 0.5 * (high - low) ** 2 * float((weights**2).sum()) ** 2
-    seeds = _between(ours @ weights, theirs @ weights)
-    items = [_covariance(a, b, parts) for a, b in ((s, s), (t, t), (s, t))]
-    freedom = _freedom(items[0] + items[1] - 2 * items[2] + 2 * unseen, seeds[0] + seeds[1] - 2 * seeds[2], len(s) - max(1, len(parts)),
-                       max(len(ours), len(theirs)) - 1)  # fmt: skip
-    return _Moments(float(s @ weights), float(t @ weights), items[0] + unseen + seeds[0], items[1] + unseen + seeds[1], items[2] + seeds[2],
-                    freedom)  # fmt: skip
+    items = _Spread(_covariance(s, s, parts) + unseen, _covariance(t, t, parts) + unseen, _covariance(s, t, parts))
+    free = max(1, len(s) - max(1, len(parts)))
+    runs = _between(ours @ weights, theirs @ weights)
+    return _Moments(float(s @ weights), float(t @ weights), items, runs, free, max(len(ours), len(theirs)) - 1)
 
 
-def _between(ours: _Numbers, theirs: _Numbers) -> tuple[float, float, float]:
+def _between(ours: _Numbers, theirs: _Numbers) -> _Spread:
     """Return the variances of the means over runs, and their covariance where runs of one position are one seed."""
 
     def variance(side: _Numbers) -> float:
         return float(side.var(ddof=1)) / len(side) if len(side) > 1 else 0.0
 
     paired = len(ours) == len(theirs) > 1
-    return variance(ours), variance(theirs), float(np.cov(ours, theirs)[0, 1]) / len(ours) if paired else 0.0
-
-
-def _freedom(items: float, seeds: float, of_items: int, of_seeds: int) -> float:
-    """Return Satterthwaite's degrees of freedom of a sum of two variances."""
-    if seeds <= 0 or of_seeds < 1:
-        return float(max(1, of_items))
-    return (items + seeds) ** 2 / (items**2 / max(1, of_items) + seeds**2 / of_seeds)
+    return _Spread(variance(ours), variance(theirs), float(np.cov(ours, theirs)[0, 1]) / len(ours) if paired else 0.0)
 
 
 def _quantile(freedom: float) -> float:
@@ -121,7 +138,7 @@ def difference(student: Runs, reference: Runs, parts: Parts = ()) -> Interval:
     if len(student[0]) < 2:
         return Interval(weighted(student[0], parts) - weighted(reference[0], parts), reason="one item gives no interval")
     found = _moments(student, reference, parts)
-    half = _quantile(found.freedom) * math.sqrt(max(0.0, found.of_student + found.of_reference - 2 * found.together))
+    half = _quantile(found.freedom(1.0)) * math.sqrt(found.spread.of(1.0))
     gap = found.student - found.reference
     return Interval(gap, gap - half, gap + half)
 
@@ -135,11 +152,12 @@ def ratio(student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 
         base = weighted(reference[0], parts) - chance
         return Interval((weighted(student[0], parts) - chance) / base if base > 0 else None, reason="one item gives no interval")
     found = _moments(student, reference, parts)
-    s, t, z = found.student - chance, found.reference - chance, _quantile(found.freedom)
+    s, t, spread = found.student - chance, found.reference - chance, found.spread
     why = "the teacher is at chance" if chance else "the teacher scores nothing"
-    if t <= 0 or (chance and t < RESOLVES * math.sqrt(found.of_reference)):
+    if t <= 0 or (chance and t < RESOLVES * math.sqrt(spread.reference)):
         return Interval(None, reason=why)
-    a, b, c = t * t - z * z * found.of_reference, s * t - z * z * found.together, s * s - z * z * found.of_student
+    z = _quantile(found.freedom(s / t))
+    a, b, c = t * t - z * z * spread.reference, s * t - z * z * spread.together, s * s - z * z * spread.student
     if a <= 0:
         return Interval(s / t, reason="the teacher's own score is too uncertain for an interval")
     root = math.sqrt(max(0.0, b * b - a * c))
@@ -159,17 +177,16 @@ def keeps(
     found = _moments(student, reference, parts)
     share = 1.0 if points else 1 / margin if lower else margin
     gap = found.student - share * found.reference + (0.0 if not points else -margin if lower else margin)
-    variance = found.of_student + share**2 * found.of_reference - 2 * share * found.together
+    variance, freedom = found.spread.of(share), found.freedom(share)
     if variance <= 0:
         return (0.5, 0.5) if gap == 0 else (0.0, 1.0) if (gap > 0) != lower else (1.0, 0.0)
     t = (-gap if lower else gap) / math.sqrt(variance)
-    return float(stdtr(found.freedom, -t)), float(stdtr(found.freedom, t))
+    return float(stdtr(freedom, -t)), float(stdtr(freedom, t))
 
 
 def error_of_difference(student: Runs, reference: Runs, parts: Parts = ()) -> float:
     """Return the standard error of student's mean - reference's."""
-    found = _moments(student, reference, parts)
-    return math.sqrt(max(0.0, found.of_student + found.of_reference - 2 * found.together))
+    return math.sqrt(_moments(student, reference, parts).spread.of(1.0))
 
 
 def worse(row: Runs, best: Runs, parts: Parts = (), *, lower: bool = False) -> float:
