@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.chain import COMPRESSION
 from harness.config import limit_for
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
-from harness.data import DataSource, examples_digest
+from harness.data import DataSource, examples_digest, untrained
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
@@ -169,6 +169,8 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     render, show = _renderer(job)
     source = DataSource(folder=job.data_dir, render=render, show=show)
     student, cost, stages = _student(job, tasks, source, progress)
+    if job.cell.trains and (without := untrained(tasks, source)):
+        cost = cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": without}})
     with _backend(job, student, job.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
     opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)

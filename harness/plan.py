@@ -104,6 +104,7 @@ class Plan:
     prompting: Prompting
     grid: str
     cells: tuple[PlannedCell, ...]
+    hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def notes(found: Group) -> list[str]:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
     lines += _packed(found)
     lines += _no_better(found)
-    lines += _untaught(found)
+    lines += _untaught(found, "tasks_without_trace", "WARNING: not trained, no trace survived: ")
+    lines += _untaught(found, "tasks_without_split", "not trained on: ")
     lines += _remarks(found)
     others = [row.label for row in found.rows if timing_of(row) not in ("", timed_under(found))]
     if others:
@@ -130,12 +131,12 @@ def _no_better(found: Group) -> list[str]:
     return lines
 
 
-def _untaught(found: Group) -> list[str]:
-    """Warn of rows that were trained without one of the table's tasks, since no trace of their teacher survived there."""
-    told = [(row.label, record.cost.notes.get("tasks_without_trace")) for row in found.rows for record in row.done]
+def _untaught(found: Group, note: str, said: str) -> list[str]:
+    """Name the rows that were trained without one of the table's tasks: no trace survived there, or it has no train split."""
+    told = [(row.label, record.cost.notes.get(note)) for row in found.rows for record in row.done]
     return list(
         dict.fromkeys(
-            f"{task}, {label}: WARNING: not trained, no trace survived: {why}."
+            f"{task}, {label}: {said}{why}."
             for label, tasks in told if isinstance(tasks, dict) for task, why in tasks.items()
         )
     )  # fmt: skip

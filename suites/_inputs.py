@@ -136,8 +136,7 @@ def _named(text: str, folder: Path) -> set[Path]:
 def _of_code(code: Path, changed: int, given: bool) -> Inputs:
     """Return the files that a module's calls read; `given`: its caller hands it files by name."""
     tree = _parsed(code)
-    values = {target.id: node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets
-              if isinstance(target, ast.Name)}  # fmt: skip
+    values = dict(_bound(tree))
     files: set[Path] = set()
     for node in ast.walk(tree):  # texts that name a file are inputs wherever they stand
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
@@ -154,6 +153,21 @@ def _of_code(code: Path, changed: int, given: bool) -> Inputs:
                 told = " ".join(ast.unparse(node).split())[:60]
                 return Inputs(tuple(files), f"{code.name}, line {node.lineno}, reads what only running it tells ({told})")
     return Inputs(tuple(files), "")
+
+
+def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names of a module with what they are set to, loop over or are opened as."""
+    for node in ast.walk(tree):
+        pairs: list[tuple[ast.expr | None, ast.expr | None]] = []
+        if isinstance(node, ast.Assign):
+            pairs = [(target, node.value) for target in node.targets]
+        elif isinstance(node, ast.AnnAssign):
+            pairs = [(node.target, node.value)]
+        elif isinstance(node, (ast.For, ast.comprehension)):
+            pairs = [(node.target, node.iter)]
+        elif isinstance(node, ast.withitem):
+            pairs = [(node.optional_vars, node.context_expr)]
+        yield from ((target.id, value) for target, value in pairs if isinstance(target, ast.Name) and value is not None)
 
 
 def _names_a_data_set(name: str, texts: set[str]) -> bool:
