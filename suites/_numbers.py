@@ -9,7 +9,11 @@ HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")  # `strict-match` of lm-eval's gsm8
 SENTENCE = re.compile(r"The answer is (\-?[0-9\.\,]+).")  # of its gsm8k-cot; without a period after it the last digit is lost, as there
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 # A sign (also the typographic minus) before or behind a currency, digits with or without a whole part, and a fraction's denominator.
-_AMOUNT = r"(?P<sign>[-\u2212]?)(?:[$€£]\s*)?(?P<minus>[-\u2212]?)(?P<digits>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?P<below>\s*/\s*[1-9][0-9]*(?![0-9.,/]*[0-9/]))?"
+_AMOUNT = (
+    r"(?P<sign>[-\u2212]?)(?:[$€£]\s*)?(?P<minus>[-\u2212]?)(?P<digits>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?P<below>\s*/\s*[1-9][0-9]*(?![0-9.,/]*[0-9/]))?"
+)
+_DATE = re.compile(r"[0-9]+/[0-9]+/[0-9]+")
 _BOXED = re.compile(r"\\boxed\{\s*" + _AMOUNT)
 _STATED = re.compile(r"(?:####|answer is:?)\s*" + _AMOUNT, re.IGNORECASE)
 _ANY = re.compile(_AMOUNT)
@@ -50,6 +54,7 @@ def numeric(text: str) -> str | None:
     Unlike the two of lm-eval it is compared as a number, so `$18.00` and `18` are equal and format drift is
     told apart from lost ability.
     """
+    text = _DATE.sub(lambda date: date[0].replace("/", " "), text)
     for pattern in (_STATED, _BOXED):
         found = pattern.search(text)
         if found:

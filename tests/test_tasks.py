@@ -237,6 +237,21 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
 
 
 @pytest.mark.parametrize(
+    ("text", "number", "equal"),
+    [
+        ("-$5", "-5", "-5"), ("$-5", "-5", "-5"), (".5", ".5", "0.5"), ("\u22125", "-5", "-5.0"), ("1/2", "1/2", ".5"),
+        ("50/2=25", "25", "25"),
+        ("#### -$5,000.50", "-5,000.50", "-5000.5"), (r"\boxed{-.5}", "-.5", "-1/2"), ("The answer is \u22123/4.", "-3/4", "-0.75"),
+        ("on 12/25/2020", "2020", "2020"), ("1/0", "0", "0"), ("\u20ac 7", "7", "7"), ("18...", "18", "18.00"), ("3 - 2 = 1", "1", "1"),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_they_are_written(text, number, equal):
+    assert _numbers.numeric(text) == number
+    assert _numbers.grade_number(equal, text)[2].correct and not _numbers.grade_number("77", text)[2].correct
+    assert not _numbers.grade_number(equal, "no number")[2].correct
+
+
+@pytest.mark.parametrize(
     ("text", "letter"),
     [
         ("B", "B"), ("The answer is (B).", "B"), ("The answer is: B. Lima", "B"), ("**Answer:** B", "B"), ("Rome is A.\n\n**B**", "B"),
