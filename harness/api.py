@@ -429,7 +429,14 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
             "device": record.environment.device if record.environment else None,
         }  # fmt: skip
         metrics: list[dict[str, object]] = [
-            {"metric": score.primary, "task": score.task, "value": score.value, "stderr": score.stderr, "n": score.n, "unit": "fraction"}
+            {
+                "metric": score.primary,
+                "task": score.task,
+                "value": score.value,
+                "stderr": score.stderr,
+                "n": score.n,
+                "unit": "fraction" if score.unit == "share" else "number",
+            }
             for score in record.scores
         ]
         metrics += [

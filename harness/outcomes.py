@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ class Leaf:
         """Under what name its rows carry the figure's outcomes."""
         return self.filter if self.scored.task.kind == "generate" else self.scored.metric
 
-    @property
+    @cached_property
     def numbers(self) -> list[float]:
         """Each item's value, where their mean is the figure; else empty."""
         found = [row.value(self.extractor) for row in self.rows]

@@ -23,7 +23,7 @@ from harness.scenario import GRIDS, parse_grid
 from harness.vocabulary import common_vocabulary, token_map
 
 TEACHER = "teacher"  # the label of the row that every other row is compared with
-SCORING = 3  # version of scoring and measuring: part of every cell's key
+SCORING = 4  # version of scoring and measuring: part of every cell's key
 
 
 class PlannedModel(BaseModel):

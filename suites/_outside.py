@@ -122,6 +122,8 @@ class OutsideTask:
         upstream = "/".join(sorted({str(one.get("version", "Yaml")) for one in stated}))  # "Yaml" is lm-eval's word for none
         local = [leaf for leaf in self._leaves if leaf.local]
         digests = [digest_of_leaf(leaf, inputs) for leaf, inputs in zip(local, self._inputs, strict=True)]
+        if digests and self.aggregated:  # the group's own file says how it averages
+            digests.append(repr((self.metric, self.by_size)))
         own = f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""
         return f"{upstream}+lm-eval{own}"
 

@@ -351,3 +351,13 @@ def test_a_metric_that_lm_eval_cannot_compute_is_a_line(scored):
         scored("uneven_brier")
     with pytest.raises(CellFailed, match="unheard gives its items no metric"):
         scored("unheard")
+
+
+def test_how_a_group_averages_is_in_its_version(place, tmp_path):
+    for file in place.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (place / "alike.yaml").read_text(encoding="utf-8")
+    before = suites.load("lm-eval:alike", include_path=tmp_path).version
+    (tmp_path / "alike.yaml").write_text(text.replace("false", "true"), encoding="utf-8")
+    assert suites.load("lm-eval:alike", include_path=tmp_path).version != before

@@ -368,3 +368,23 @@ def test_a_searched_rate_and_a_tracker_that_is_missing():
     assert plain != tuned
     with pytest.raises(HarnessError, match=r"--track trackio: that package is not installed; type: pip install trackio"):
         plan(methods=["sft"], track="trackio")
+
+
+def test_local_models_keep_the_hub_out_only_where_the_items_are_here_too(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from harness.runner import _environment
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HARNESS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    generated = plan_run(build({"suite": ("mini",), "methods": ("int8",)}))
+    assert not generated.hub_data and _environment(generated)["HF_HUB_OFFLINE"] == "1"
+    real = plan_run(build({"suite": (str(own_suite(tmp_path)),), "methods": ("int8",)}))
+    assert real.hub_data and "HF_HUB_OFFLINE" not in _environment(real) and "HF_DATASETS_OFFLINE" not in _environment(real)
+    assert _environment(replace(real, hub_data=False))["HF_DATASETS_OFFLINE"] == "1"
+
+
+def own_suite(folder):
+    file = folder / "own.toml"
+    file.write_text('name = "own"\ntasks = ["mmlu"]\n', encoding="utf-8")
+    return file

@@ -1,6 +1,6 @@
 """Full MMLU, end to end and offline: a small random model as teacher and two students, every item of `--data-dir`, no row failed.
 
-python tests/benchmarks/full-mmlu.py --data-dir DATA [--subjects anatomy,marketing] [--limit N]
+python tests/benchmarks/full-mmlu.py --data-dir DATA [--subjects anatomy,marketing] [--limit N] [--keep FOLDER]
 """
 
 import argparse
@@ -16,7 +16,9 @@ from harness.lines import json_lines
 
 
 def random_teacher(folder: Path) -> Path:
-    """Save a model of one block with random weights and the embedded tokenizer."""
+    """Save a model of one block with random weights and the embedded tokenizer, unless it is there."""
+    if (folder / "config.json").exists():
+        return folder
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -36,7 +38,7 @@ def random_teacher(folder: Path) -> Path:
 
 def subset(data: Path, folder: Path, subjects: list[str]) -> Path:
     """Copy the rows of some subjects into a data folder of their own."""
-    (folder / "mmlu").mkdir(parents=True)
+    (folder / "mmlu").mkdir(parents=True, exist_ok=True)
     for stem in ("dev", "val", "test"):
         packed = data / "mmlu" / f"{stem}.jsonl.gz"
         rows = [row for row in json_lines(packed if packed.exists() else packed.with_suffix("")) if row["subject"] in subjects]
@@ -51,8 +53,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--subjects", default="")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--keep", type=Path, help="a folder that stays: a run that was stopped goes on there")
     asked = parser.parse_args()
-    place = Path(tempfile.mkdtemp())
+    place = asked.keep or Path(tempfile.mkdtemp())
     try:
         data = subset(asked.data_dir, place / "data", asked.subjects.split(",")) if asked.subjects else asked.data_dir
         began = time.monotonic()
@@ -70,7 +73,8 @@ def main() -> None:
         assert done.succeeded, [record.reason for record in done.records]
         assert "retention" in done.markdown()
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if asked.keep is None:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":
