@@ -51,7 +51,7 @@ def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: s
     alike: dict[str, dict[object, list[RunRecord]]] = {}
     for record in records:
         usable = record.method == "response" and record.status == "success" and not record.limited and record.scores
-        if not usable or name not in record.settings or record.scores[0].kind == "perplexity":
+        if not usable or name not in record.settings or not record.scores[0].retains:
             continue
         others = {key: value for key, value in record.settings.items() if key != name}
         same = digest_of(
@@ -64,7 +64,8 @@ def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: s
         return f"{name.replace('_', ' ')}: {default} ({otherwise})."
     means = {value: fmean(r.scores[0].value for r in each) for value, each in tried.items()}
     best = max(means, key=lambda value: means[value])
-    told = ", ".join(f"{value} {100 * mean:.1f} %" for value, mean in sorted(means.items(), key=lambda pair: str(pair[0])))
+    ordered = sorted(means.items(), key=lambda pair: str(pair[0]))
+    told = ", ".join(f"{value} {tried[value][0].scores[0].shown(mean)}" for value, mean in ordered)
     keys = ", ".join(record.key[:12] for record in tried[best])
     return f"{name.replace('_', ' ')}: {best}, the best measured here on {tried[best][0].scores[0].task} ({told}; records {keys})."
 

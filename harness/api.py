@@ -5,13 +5,14 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import RunConfig, build, limit_for
-from harness.contract import Progress
+from harness.checkpoint import digest_of
+from harness.config import RunConfig, build, limit_for, parse_method
+from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
 from harness.gpu import choose_device, default_dtype
 from harness.plan import TEACHER, Plan, PlannedCell, make_plan
@@ -21,8 +22,10 @@ from harness.runner import Finished, Watcher, run_plan
 if TYPE_CHECKING:
     import pandas
 
+    from harness.data import DataSource
     from harness.estimate import Estimate
     from harness.measure import Measured
+    from harness.registry import Registry
 
 
 FRAME_COLUMNS = "key row method control seed status reason teacher student suite budget device metric task value stderr n unit"
@@ -85,20 +88,57 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
     versions = {name: task.version for name, task in tasks.items()}
+    _refuse_training_on_nothing(config, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
-    return make_plan(
+    plan = make_plan(
         config,
         teachers=teachers,
         methods=registry,
         machinery=Path(methods.__file__).parent,
         suites=found,
         task_versions=versions,
-        data=source.fingerprint(files) if files else "",
+        data=_data_of(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
     )
+    return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
+
+
+def _needs_hub(task: Task, source: "DataSource") -> bool:
+    """Tell whether a task's items come from the Hub: its own files are not here."""
+    return bool(getattr(task, "needs_hub", bool(getattr(task, "files", ())) and source.folder is None))
+
+
+def _data_of(tasks: Mapping[str, Task], files: str) -> str:
+    """Return the digest of what tasks read; one of its own for every plan where a task may read what nobody can know beforehand."""
+    if not any(getattr(task, "unknown_inputs", "") for task in tasks.values()):
+        return files
+    return digest_of(files, os.urandom(16).hex())
+
+
+def _refuse_training_on_nothing(config: RunConfig, registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
+    """Refuse rows that train where no task has a training item, as far as its definition tells."""
+    from harness.chain import parts_of
+
+    names = [registry.canonical(parse_method(part)[0]) for spec in config.methods for part in parts_of(spec)]
+    trains = next((name for name in names if registry.load(name).trains), "")
+    reasons = {name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()}
+    if trains and reasons and all(reasons.values()):
+        told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise HarnessError(f"{trains} has nothing to train on ({told}); add a suite with a train split, for example --suite math")
+
+
+def _items_of(name: str, include_path: Path | None) -> int:
+    """Return how many items a task has: as published, or as its data files have lines; 1,000 where neither is known."""
+    import suites
+    from harness.workload import ITEMS
+
+    if name in ITEMS or not name.startswith(suites.OUTSIDE):
+        return ITEMS.get(name, 1_000)
+    counted: int | None = suites.load(name, include_path=include_path).count()
+    return 1_000 if counted is None else counted
 
 
 def run(
@@ -118,13 +158,14 @@ def run(
     (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
     A cell that fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
     """
-    from harness.config import split_list
+    from harness.config import split_list, split_teachers
 
     def names(given: str | Sequence[str]) -> tuple[str, ...]:
         return tuple(split_list(given)) if isinstance(given, str) else tuple(given)
 
     values = {
-        "methods": names(methods), "suite": names(suite), "teacher": names(teacher), "student": student, "seeds": seeds,
+        "methods": names(methods), "suite": names(suite),
+        "teacher": tuple(split_teachers(teacher)) if isinstance(teacher, str) else tuple(teacher), "student": student, "seeds": seeds,
         "budget": budget, **settings,
     }  # fmt: skip
     plan = plan_run(build(values))
@@ -155,7 +196,7 @@ def estimate_plans(
     from harness.model import configuration_of, is_embedded, parse_recipe
     from harness.registry import Registry
     from harness.scenario import GRIDS
-    from harness.workload import ITEMS, Asked, is_size, parse_model, student_shape, work_of
+    from harness.workload import Asked, is_size, parse_model, student_shape, work_of
 
     if not methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response+int4")
@@ -172,7 +213,7 @@ def estimate_plans(
     embedded = is_embedded(teacher)
     named = suites.resolve(list(suite), embedded=embedded)
     tasks = dict.fromkeys(task for one in named.values() for task in one.tasks)
-    items = {task: min(ITEMS.get(task, 1_000), limit or 10**9) for task in tasks}
+    items = {task: min(_items_of(task, None), limit or 10**9) for task in tasks}
     registry = Registry.with_entry_points("method", table.METHODS, "harness.methods")
     found: list[Estimate] = []
     for spec in methods:
@@ -211,7 +252,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     from harness.model import parse_recipe
     from harness.registry import Registry
     from harness.store import read_all
-    from harness.workload import ITEMS, Asked, cut_parameters, student_shape, training_bytes, work_of
+    from harness.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
 
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     records: list[RunRecord] = []
@@ -224,7 +265,9 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     asked = Asked(
         teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=plan.budget_tokens,
         rows=plan.config.rows, mini=all(task.endswith("-mini") for task in plan.tasks), rounds=plan.config.rounds,
-        items={task: min(ITEMS.get(task, 1_000), limit_for(plan.config.limit, task) or 10**9) for task in plan.tasks},
+        items={
+            task: min(_items_of(task, plan.config.include_path), limit_for(plan.config.limit, task) or 10**9) for task in plan.tasks
+        },
         grid=plan.grid if any(suite.measure for suite in plan.suites.values()) else "",
     )  # fmt: skip
     made: set[str] = set()
@@ -381,7 +424,14 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
             "device": record.environment.device if record.environment else None,
         }  # fmt: skip
         metrics: list[dict[str, object]] = [
-            {"metric": score.primary, "task": score.task, "value": score.value, "stderr": score.stderr, "n": score.n, "unit": "fraction"}
+            {
+                "metric": score.primary,
+                "task": score.task,
+                "value": score.value,
+                "stderr": score.stderr,
+                "n": score.n,
+                "unit": "fraction" if score.unit == "share" else "number",
+            }
             for score in record.scores
         ]
         metrics += [

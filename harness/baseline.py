@@ -43,6 +43,11 @@ class FrozenScore(_Frozen):
     answers_digest: str
     packed: str = ""  # outcomes of the primary extractor: bits, deflated, base64
     totals: tuple[tuple[float, float], ...] = ()
+    values: tuple[float, ...] = ()  # of items that carry numbers
+    parts: tuple[tuple[int, float], ...] = ()
+    metric: str = ""
+    unit: Literal["share", "number"] = "share"
+    unpaired: str = ""
     invalid_share: float = 0.0
     truncated_share: float | None = None
     tokens: float | None = None  # an answer, mean
@@ -52,6 +57,15 @@ class FrozenScore(_Frozen):
         """Per-item outcomes, "1" right and "0" wrong."""
         bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(self.packed)), dtype=np.uint8), count=self.n)
         return (bits + ord("0")).tobytes().decode()
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The value of every item; empty where items have none."""
+        return self.values or (tuple(float(mark == "1") for mark in self.outcomes) if self.packed else ())
+
+    def shown(self) -> str:
+        """Write the figure as tables do."""
+        return f"{100 * self.value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{self.value:.3f}"
 
 
 class FrozenRow(_Frozen):
@@ -131,13 +145,14 @@ def freeze(record: RunRecord) -> FrozenRow:
 
 
 def _freeze_score(score: TaskScore) -> FrozenScore:
-    marks = score.outcomes.get(score.primary, "")
+    marks = score.outcomes.get(score.primary, "") if score.primary not in score.values else ""
     bits = np.packbits(np.frombuffer(marks.encode(), dtype=np.uint8) - ord("0")).tobytes() if marks else b""
     return FrozenScore(
         task=score.task, version=score.version, kind=score.kind, primary=score.primary, n=score.n, value=score.value,
         items_digest=score.items_digest, answers_digest=score.answers_digest, invalid_share=score.invalid_share,
         packed=base64.b64encode(zlib.compress(bits, 9)).decode() if marks else "", totals=score.totals,
-        truncated_share=score.truncated_share, tokens=score.tokens_per_answer,
+        truncated_share=score.truncated_share, tokens=score.tokens_per_answer, values=score.values.get(score.primary, ()),
+        parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired,
     )  # fmt: skip
 
 
@@ -264,7 +279,7 @@ def rows_shown(baseline: Baseline) -> list[Line]:
     lines: list[Line] = []
     for row in baseline.rows:
         for score in row.scores:
-            shown = f"{score.value:.3f}" if score.kind == "perplexity" else f"{100 * score.value:.1f} %"
+            shown = score.shown()
             speed = "-" if row.decode_speedup is None else f"{row.decode_speedup[0]:.2f}"
             size = "-" if row.weight_bytes is None else f"{row.weight_bytes:,}"
             seed = "-" if row.seed is None else str(row.seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.checkpoint import file_digest, weight_files
 from harness.errors import HarnessError
+from harness.lines import lines_of
 
 KINDS = {
     "answers": "a model's answers to a task's questions, as they came",
@@ -71,7 +72,7 @@ def damage_of(entry: Entry) -> str:
 
 def _bad_line(path: Path) -> str:
     """Return the first line that is no JSON; a torn last one is what a kill leaves, and is asked again."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[:-1], 1):
+    for number, line in enumerate(lines_of(path.read_text(encoding="utf-8"))[:-1], 1):
         try:
             json.loads(line)
         except ValueError as problem:

@@ -36,7 +36,7 @@ def card_of(record: RunRecord) -> str:
 
 
 def _metric(score: TaskScore) -> str:
-    return _METRICS[score.kind]
+    return score.metric or _METRICS[score.kind]
 
 
 def _name(record: RunRecord) -> str:
@@ -88,7 +88,7 @@ def _from_teacher(record: RunRecord) -> bool:
 def _scores(record: RunRecord) -> str:
     lines = ["| task | score | items |", "|:--|--:|--:|"]
     for score in record.scores:
-        shown = f"{score.value:.3f}" if score.kind == "perplexity" else f"{100 * score.value:.1f} %"
+        shown = score.shown(score.value)
         lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
     told = f"Scored by compression-harness on the path `{record.path}`, {record.dtype}."
     if record.limited:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.chain import COMPRESSION
 from harness.config import limit_for
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
-from harness.data import DataSource, examples_digest
+from harness.data import DataSource, examples_digest, untrained
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
@@ -170,6 +170,8 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     source = DataSource(folder=job.data_dir, render=render, show=show)
     student, cost, stages = _student(job, tasks, source, progress)
     release_memory(job.device)  # what training left with the allocator would be missing for the answers' keys and values
+    if job.cell.trains and (without := untrained(tasks, source)):
+        cost = cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": without}})
     with _backend(job, student, job.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
     opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)
@@ -340,6 +342,7 @@ _TOKENS_OF_FEW = 64  # of a packed forward, for each of these rows
 def _flips(
     job: CellJob, tasks: dict[str, Task], source: DataSource, rows: "list[ItemRow]", progress: Callable[[Progress], None]
 ) -> Iterator[Measurement]:
+    from harness.outcomes import changed
     from harness.score import score_task
 
     halved = job.dtype == "float32"
@@ -348,16 +351,14 @@ def _flips(
     condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.dtype}"
     with _backend(job, job.teachers[0].checkpoint(), dtype, few=few) as backend:
         for name, task in tasks.items():
-            first = {row.item: row.correct[task.primary] for row in rows if row.task == name}
-            _, again = score_task(
+            figure, again = score_task(
                 backend.opened, task, source, backend=backend, limit=min(job.noise, limit_for(job.limit, name) or job.noise),
                 progress=progress, prompting=job.prompting,
             )  # fmt: skip
-            both = [row for row in again if row.item in first]
-            flips = sum(row.correct[task.primary] != first[row.item] for row in both)
+            flips = changed([row for row in rows if row.task == name], again, figure.primary)
             yield Measurement(
-                name=f"noise_flips:{name}", value=flips / len(both), unit="fraction", higher_is_better=False,
-                values=(float(len(both)),), condition=condition,
+                name=f"noise_flips:{name}", value=sum(flips) / len(flips), unit="fraction", higher_is_better=False,
+                values=(float(len(flips)),), condition=condition,
             )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def shown(found: Group, row: Row) -> Shown:
 
 def _scored(row: Row, task: str) -> bool:
     scores = row.scores(task)
-    return bool(scores) and scores[0].kind != "perplexity"
+    return bool(scores) and scores[0].retains
 
 
 def _bytes(row: Row | None) -> float | None:

@@ -51,13 +51,14 @@ def run(
         Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")
+        list[str] | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]")
+        list[str] | None,
+        typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]"),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id; several: a=0.7,b=0.3. [default: tiny]")
+        list[str] | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id; several: a=0.7,b=0.3. [default: tiny]")
     ] = None,
     student: Annotated[
         str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")
@@ -108,7 +109,7 @@ def run(
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Timing: rounds of teacher, student, student, teacher. [default: 6]")] = None,
     limit: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Score a seeded sample of N items of each task, or of those named (gsm8k=20,mmlu=100): a trial, marked so in records and "
             "tables. [default: all]",
@@ -131,19 +132,18 @@ def run(
 ) -> int:
     """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
     from harness.api import Run, plan_run
-    from harness.config import build, parse_limit, parse_set, read_toml, split_list
+    from harness.config import build, listed, parse_limit, parse_set, read_toml, split_teachers
     from harness.console import Console
     from harness.runner import failures, run_plan
 
     values: dict[str, Any] = read_toml(file) if file else {}
     typed: dict[str, Any] = {
-        "methods": split_list(methods) if methods is not None else None,
-        "suite": split_list(suite) if suite is not None else None,
-        "teacher": split_list(teacher) if teacher is not None else None,
+        "methods": listed(methods), "suite": listed(suite),
+        "teacher": [one for text in teacher for one in split_teachers(text)] if teacher else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
         "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
         "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise,
-        "grid": grid, "rounds": rounds, "limit": parse_limit(limit) if limit is not None else None, "tune": tune, "track": track,
+        "grid": grid, "rounds": rounds, "limit": parse_limit(",".join(limit)) if limit else None, "tune": tune, "track": track,
         "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}
@@ -245,19 +245,21 @@ def report(
     ] = None,
     price: Annotated[float | None, typer.Option(help="Money per device-hour: adds what each training cost.", min=0)] = None,
     against: Annotated[
-        str | None, typer.Option(help="Rows, separated by commas: adds a table of every row's difference from each of them.")
+        list[str] | None, typer.Option(help="Rows, separated by commas: adds a table of every row's difference from each of them.")
     ] = None,
     sort: Annotated[
         str | None, typer.Option(help="Order rows by a column, best first (-COLUMN: worst first); families stay together. [default: score]")
     ] = None,
-    forms: Annotated[str, typer.Option(help="Which files to write: md, csv, tex, json.")] = "md,csv,tex,json",
+    forms: Annotated[
+        list[str] | None, typer.Option(help="Which files to write: md, csv, tex, json. [default: md,csv,tex,json]", show_default=False)
+    ] = None,
     html: Annotated[bool, typer.Option("--html", help="Write also page.html: one file with tables, pictures and answers.")] = False,
     plots: Annotated[bool, typer.Option("--plots", help="Write also each picture as PNG and SVG.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness import report as tables
-    from harness.config import split_list
+    from harness.config import listed
     from harness.glossary import glossary
     from harness.store import keep_records, read_all
 
@@ -270,7 +272,7 @@ def report(
         typer.echo(f"skipped {line}", err=True)
     if records:
         folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
-        references = split_list(against) if against else []
+        references = listed(against) or []
         unknown_rows = [label for label in references if label not in {record.label for record in records}]
         if unknown_rows:
             raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
@@ -278,7 +280,7 @@ def report(
         made = tables.made_of(records, asked)
         if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(made)):
             raise unknown("column", sort.removeprefix("-"), known, hint="(in --sort)")
-        wanted = split_list(forms)
+        wanted = listed(forms) or list(tables.FORMS)
         if wrong := [form for form in wanted if form not in tables.FORMS]:
             raise unknown("form", wrong[0], tables.FORMS, hint="(in --forms)")
         if keep:
@@ -331,11 +333,13 @@ def measure(
 
 @app.command()
 def plan(
-    methods: Annotated[str, typer.Option(help="Chains, separated by commas: cot,response+int4.")] = "cot,response",
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Chains, separated by commas: cot,response+int4. [default: cot,response]", show_default=False)
+    ] = None,
     teacher: Annotated[str, typer.Option(help="A model, or a size as the nearest public shape: 70B.")] = "tiny",
     student: Annotated[str, typer.Option(help="depth:S, width:S of the teacher, a model, or a size: 7B.")] = "depth:0.5",
     hardware: Annotated[str, typer.Option(help="cpu (this machine), cpu:CORESxMEMORYGB, 8xH100, or by memory: 8x80GB.")] = "cpu",
-    suite: Annotated[str, typer.Option(help="Suites or tasks that are scored.")] = "math",
+    suite: Annotated[list[str] | None, typer.Option(help="Suites or tasks that are scored. [default: math]", show_default=False)] = None,
     budget: Annotated[
         int | None, typer.Option(help="Seen tokens of a trained row. [default: 250000 for the embedded pair, else 1000000]", min=100)
     ] = None,
@@ -349,7 +353,7 @@ def plan(
 ) -> int:
     """Estimate memory, time, tokens and money of chains on some hardware before anything is spent; computes nothing."""
     from harness.api import estimate_plans
-    from harness.config import split_list
+    from harness.config import listed
     from harness.estimate import text
     from harness.store import read_all
 
@@ -361,7 +365,8 @@ def plan(
         for line in problems:
             typer.echo(f"skipped {line}", err=True)
     found = estimate_plans(
-        split_list(methods), teacher=teacher, student=student, hardware=hardware, suite=split_list(suite), budget=budget, rows=rows,
+        listed(methods) or ["cot", "response"], teacher=teacher, student=student, hardware=hardware, suite=listed(suite) or ["math"],
+        budget=budget, rows=rows,
         limit=limit, records=known, cache=cache,
     )  # fmt: skip
     for one in found:

@@ -27,7 +27,7 @@ Records = Annotated[Path, typer.Argument(help="A run file, a store, a study or a
 Margin = Annotated[
     str | None, typer.Option(help="Share of the teacher's score that must be kept: 0.95; or what may be lost: 2points.", show_default=False)
 ]
-Rows = Annotated[str | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
+Rows = Annotated[list[str] | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
 
 
 def parse_margin(text: str | None) -> tuple[float | None, bool]:
@@ -78,7 +78,7 @@ def check(
     """Judge rows: exit code 0 passed, 1 regressed, 3 cannot tell, 4 not comparable, 2 your mistake."""
     from harness import gate, verdicts
     from harness.baseline import read_baseline, rules_of
-    from harness.config import split_list
+    from harness.config import listed
 
     for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
         if not 0 < value < 0.5:
@@ -86,7 +86,7 @@ def check(
     share, points = parse_margin(margin)
     rules = gate.Rules(
         margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=_percent_of("tolerance", tolerance),
-        detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(split_list(rows)) if rows else (),
+        detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(listed(rows) or ()),
     )  # fmt: skip
     frozen = read_baseline(baseline) if baseline else None
     rules = rules_of(frozen, rules)
@@ -150,19 +150,19 @@ def baseline_update(
     place: Records = Path("results/runs"),
     baseline: Annotated[Path, typer.Option(help="The file that is written.")] = Path("results/baselines/baseline.json"),
     reason: Annotated[str, typer.Option(help="Why it moves, in a few words; kept in the file.")] = "",
-    rows: Annotated[str | None, typer.Option(help="Move only these rows (and the teacher's). [default: all of the records]")] = None,
+    rows: Annotated[list[str] | None, typer.Option(help="Move only these rows (and the teacher's). [default: all of the records]")] = None,
     margin: Margin = None,
     accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")] = False,
 ) -> int:
     """Freeze rows that were accepted. Refuses failed, limited and dirty runs, and regressions that nobody accepted."""
     from harness.baseline import difference, update
-    from harness.config import split_list
+    from harness.config import listed
     from harness.gate import Rules
 
     share, points = parse_margin(margin)
     made, old, _ = update(
-        baseline, records_of(place), reason=reason, rules=Rules(margin=share, points=points), rows=split_list(rows) if rows else (),
+        baseline, records_of(place), reason=reason, rules=Rules(margin=share, points=points), rows=listed(rows) or (),
         accept=accept, drop=drop,
     )  # fmt: skip
     _echo(difference(old, made))

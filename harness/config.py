@@ -98,9 +98,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise HarnessError(f"no run file at {path}; give a TOML file with for example: methods = ['cot', 'response']") from problem
     except tomllib.TOMLDecodeError as problem:
         raise HarnessError(f"{path}: {problem}") from problem
-    for key in ("methods", "suite", "teacher"):
+    for key, split in (("methods", split_list), ("suite", split_list), ("teacher", split_teachers)):
         if isinstance(values.get(key), str):
-            values[key] = split_list(values[key])
+            values[key] = split(values[key])
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
@@ -108,7 +108,8 @@ def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, 
     """Read `tiny=0.7,tiny-math=0.3` into names and weights (none where none is given); weights sum to 1 afterwards."""
     names, weights = [], []
     for spec in specs:
-        name, equals, weight = spec.rpartition("=") if re.search(r"=[\d.]+$", spec) else (spec, "", "")
+        weighted = re.search(r"=[\d.]+$", spec) and not Path(spec).exists()  # a path that is there wins
+        name, equals, weight = spec.rpartition("=") if weighted else (spec, "", "")
         names.append(name)
         if equals:
             weights.append(float(weight) if re.fullmatch(r"\d*\.?\d+", weight) else -1.0)
@@ -119,9 +120,33 @@ def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, 
     return tuple(names), tuple(weight / sum(weights) for weight in weights)
 
 
+def split_teachers(text: str) -> list[str]:
+    """Split `a=0.7,b=0.3` at the commas; the longest part that is a path that is here, weighted or not, stays whole."""
+    found: list[str] = []
+    rest = text.split(",")
+    while rest:
+        counts = range(len(rest), 0, -1)
+        joined = next((count for count in counts if _is_here(",".join(rest[:count]))), 0)
+        if not joined:  # no path: at the next comma outside brackets
+            joined = split_list(",".join(rest))[0].count(",") + 1 if ",".join(rest).strip(", ") else len(rest)
+        found.append(",".join(rest[:joined]).strip())
+        rest = rest[joined:]
+    return [one for one in found if one]
+
+
+def _is_here(spec: str) -> bool:
+    path = spec.strip()
+    return bool(path) and (Path(path).exists() or Path(re.sub(r"=[\d.]+$", "", path)).exists())
+
+
 def split_list(text: str) -> list[str]:
     """Split `cot,response[temperature=1,teacher_share=1]` at the commas outside brackets."""
     return [part.strip() for part in _parts(text, lambda rest: True) if part.strip()]
+
+
+def listed(given: Sequence[str] | None) -> list[str] | None:
+    """Join an option's lists, typed once or several times: what was typed adds up. None where it was not typed."""
+    return None if not given else [one for text in given for one in split_list(text)]
 
 
 def split_outside_brackets(text: str, separator: str) -> list[str]:

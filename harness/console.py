@@ -68,7 +68,7 @@ class Console:
             outcome = f"{record.status}: {record.reason}"
         else:
             outcome = ", ".join(
-                f"{score.task} " + (f"{score.value:.2f}" if score.kind == "perplexity" else f"{100 * score.value:.1f} %")
+                f"{score.task} " + (f"{score.value:.2f}" if score.kind == "perplexity" else score.shown(score.value))
                 for score in record.scores
             )
         when = "already finished" if finished.cached else f"{time.monotonic() - self._began:.0f} s"

@@ -56,7 +56,7 @@ def kept(found: Group, row: Row) -> str:
     verdicts = []
     for task in found.tasks:
         scores = row.scores(task)
-        if not scores or scores[0].kind == "perplexity" or found.teacher is None:
+        if not scores or not scores[0].retains or found.teacher is None:
             continue
         interval = compare(row, found.teacher, task, ratio=True)
         if interval.low is not None and interval.high is not None:

@@ -144,7 +144,7 @@ def _unpacked(path: Path) -> tuple[bytes, bool]:
 
 def _decoded(path: Path, data: bytes) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as problem:
         line = data.count(b"\n", 0, problem.start) + 1
         raise HarnessError(f"{path}, line {line}: not UTF-8 ({problem.reason}); save the file as UTF-8") from problem
@@ -198,6 +198,7 @@ def _taken(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows:
     asked = [task for task in tasks.values() if task.kind != "perplexity"]
     if not asked:
         raise NoSplit(f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such as math")
+    asked = _with_rows(asked, split, source)
     share, rest = divmod(rows, len(asked))
     taken = list(
         interleaved([list(islice(task.examples(split, source), share + (index < rest))) for index, task in enumerate(asked)])
@@ -205,6 +206,34 @@ def _taken(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows:
     if not taken:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
     return taken
+
+
+def _with_rows(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
+    """Return the tasks that take part: those with a train split, of which validation is held out too; raises `NoSplit` where none has one.
+
+    Where no task can be trained on, the validation items of all of them are what there is.
+    """
+    reasons = {task.name: _without(task, "train", source) for task in asked}
+    able = [task for task in asked if not reasons[task.name]]
+    if able or split not in ("train", "validation"):
+        return able if split in ("train", "validation") else asked
+    if split == "train":
+        raise NoSplit(next(iter(reasons.values())))
+    return asked
+
+
+def _without(task: Task, split: Split, source: DataSource) -> str:
+    """Say why a task has no items of a split, "" where it has."""
+    try:
+        next(iter(task.examples(split, source)), None)
+    except NoSplit as problem:
+        return str(problem)
+    return ""
+
+
+def untrained(tasks: Mapping[str, Task], source: DataSource) -> dict[str, str]:
+    """Return the tasks that no training row is of, though others give some, and why; those that only measure a perplexity left out."""
+    return {name: why for name, task in tasks.items() if task.kind != "perplexity" and (why := _without(task, "train", source))}
 
 
 def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:

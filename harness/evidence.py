@@ -3,13 +3,13 @@
 A study keeps records alone, so both may be missing; then pages and exports say so.
 """
 
-import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.lines import json_lines
 from harness.record import RunRecord
 
 
@@ -32,14 +32,9 @@ class Evidence:
 def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
     if path is None or not path.exists():
         return
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
-        for line in stream:
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a torn last line of a run that was killed
-            if isinstance(found, dict):
-                yield found
+    for found in json_lines(path, torn=True):  # a run that was killed leaves a torn last line
+        if isinstance(found, dict):
+            yield found
 
 
 def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evidence]:

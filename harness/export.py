@@ -12,6 +12,7 @@ from typing import Any
 from harness.checkpoint import write_whole
 from harness.errors import HarnessError
 from harness.evidence import Evidence
+from harness.means import standard_error, weighted
 from harness.record import RunRecord, TaskScore
 
 _METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
@@ -29,7 +30,7 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
     better: dict[str, dict[str, bool]] = {}
     for score in record.scores:
         results[score.task] = {"alias": score.task, **_metrics(score)}
-        better[score.task] = {key.partition(",")[0]: score.kind != "perplexity" for key in results[score.task] if "," in key}
+        better[score.task] = {key.partition(",")[0]: not score.lower_is_better for key in results[score.task] if "," in key}
     environment = record.environment
     return {
         "results": results,
@@ -66,12 +67,25 @@ def _shots(version: str) -> int:
 
 
 def _metrics(score: TaskScore) -> dict[str, float | str]:
-    if score.kind == "perplexity":
-        return {"word_perplexity,none": score.value, "word_perplexity_stderr,none": "N/A"}
+    name = score.metric or _METRICS[score.kind]
+    if score.kind == "perplexity" or score.unpaired:
+        filtered = score.primary if score.kind == "generate" else "none"
+        return {f"{name},{filtered}": score.value, f"{name}_stderr,{filtered}": "N/A"}
     found: dict[str, float | str] = {}
+    for extractor, values in score.values.items():
+        metric, filtered = (extractor, "none") if score.kind == "choose" else (name, extractor)
+        found[f"{metric},{filtered}"] = weighted(values, score.parts)
+        error = standard_error(values, score.parts)
+        found[f"{metric}_stderr,{filtered}"] = "N/A" if error is None else error
     for extractor, marks in score.outcomes.items():
         share = marks.count("1") / score.n
-        metric, filtered = (extractor, "none") if score.kind == "choose" else ("exact_match", extractor)
+        metric, filtered = (extractor, "none") if score.kind == "choose" else (name, extractor)
+        if score.parts:
+            hits = [float(mark == "1") for mark in marks]
+            error = standard_error(hits, score.parts)
+            found[f"{metric},{filtered}"] = weighted(hits, score.parts)
+            found[f"{metric}_stderr,{filtered}"] = "N/A" if error is None else error
+            continue
         found[f"{metric},{filtered}"] = share
         # of the mean of 0 and 1 with n - 1 in the denominator, as lm-eval's mean_stderr
         found[f"{metric}_stderr,{filtered}"] = math.sqrt(share * (1 - share) / (score.n - 1)) if score.n > 1 else "N/A"

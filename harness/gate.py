@@ -10,12 +10,12 @@ turns in one job, never by stored seconds.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
-from harness import stats
+from harness import means, stats
 from harness.errors import HarnessError
-from harness.groups import TEACHER, Group, Row, compare, conditions_of, group, paired, pooled
+from harness.groups import TEACHER, Group, Row, compare, conditions_of, group, of_documents, paired, paired_numbers, times_of
 from harness.record import Measurement, RunRecord, TaskScore
 from harness.store import twice
 
@@ -224,11 +224,18 @@ def _no_claim(row: Row, teacher: Row | None, score: TaskScore, records: Sequence
     theirs = teacher.scores(score.task)[0]
     if any(each.items_digest != theirs.items_digest for each in row.scores(score.task)):
         return _unlike("claim", row.label, score.task, "items", "scored on other items than the teacher")
-    why = ""
-    if score.kind == "perplexity":
-        ratio = stats.perplexity_ratio(pooled(row, score.task), pooled(teacher, score.task))
+    why = theirs.unpaired or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "")
+    if why:
+        pass
+    elif score.kind == "perplexity":
+        ratio = times_of(row, teacher, score.task)
         why = "perplexities have no points; give a ratio" if rules.points else ratio.reason
         why = why or ("one document gives no interval" if ratio.low is None else "")
+    elif not theirs.hit_or_miss or not score.hit_or_miss:
+        ratio = compare(row, teacher, score.task, ratio=True)
+        number = rules.points and score.unit == "number"
+        why = f"{score.metric or score.primary} is no share and has no points; give a ratio" if number else ""
+        why = why or ("" if rules.points else ratio.reason)
     elif not any("1" in run for run in teacher.outcomes(score.task)):
         why = "the teacher solves nothing: there is no retention"
     return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why) if why else None
@@ -251,17 +258,34 @@ def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
 def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:
     assert rules.margin is not None
     if score.kind == "perplexity":
-        ratio, limit = stats.perplexity_ratio(pooled(row, score.task), pooled(teacher, score.task)), 1 / rules.margin
-        p, other = stats.perplexity_keeps(pooled(row, score.task), pooled(teacher, score.task), limit)
+        ratio, limit = times_of(row, teacher, score.task), 1 / rules.margin
+        p, other = stats.ratio_keeps(ratio, limit)
         told = f"perplexity x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the teacher's on {score.n} documents"
         told += f"; at most x{limit:.3f}"
         numbers: dict[str, float | int | None] = {"value": ratio.value, "low": ratio.low, "high": ratio.high, "n": score.n}
         return _Claim(row, score, p, other, told, numbers)
+    if not score.hit_or_miss or not teacher.scores(score.task)[0].hit_or_miss:
+        return _claim_of_means(row, teacher, score, rules.margin, rules)
     ours, theirs = paired(row, teacher, score.task)
     p, other = stats.keeps(ours, theirs, rules.margin, points=rules.points)
     value = compare(row, teacher, score.task, ratio=not rules.points)
     told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
     numbers = {"value": value.value, "low": value.low, "high": value.high, "p_met": p, "p_unmet": other, "n": score.n, "seeds": len(ours)}
+    return _Claim(row, score, p, other, told, numbers)
+
+
+def _claim_of_means(row: Row, teacher: Row, score: TaskScore, margin: float, rules: Rules) -> _Claim:
+    """Test the claim on items that carry numbers; of a figure that is better when lower, at most 1 / margin of the teacher's."""
+    ours, theirs = paired_numbers(row, teacher, score.task)
+    p, other = means.keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
+    value = compare(row, teacher, score.task, ratio=not rules.points)
+    told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
+    if score.lower_is_better and not rules.points:
+        ends = "" if value.low is None or value.high is None else f" [{value.low:.3f}, {value.high:.3f}]"
+        told = f"{score.metric or score.primary} x{value.value:.3f}{ends} of the teacher's on {score.n:,} items; at most x{1 / margin:.3f}"
+    numbers: dict[str, float | int | None] = {
+        "value": value.value, "low": value.low, "high": value.high, "p_met": p, "p_unmet": other, "n": score.n, "seeds": len(ours),
+    }  # fmt: skip
     return _Claim(row, score, p, other, told, numbers)
 
 
@@ -351,15 +375,65 @@ def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules)
             numbers: dict[str, float | int | None] = {"n": n, "lost": 0, "won": 0, "drop": 0.0}
             told = f"not one of {n:,} answers differs"
             found.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.passed, told=told, numbers=numbers))
+        elif why := alike[0].now.unpaired or alike[0].then.unpaired:
+            told = f"{alike[0].then.value:.4g} -> {alike[0].now.value:.4g}; {why}"
+            found.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=told))
         elif alike[0].now.kind == "perplexity":
-            tested.append((label, task, alike, stats.perplexity_keeps(*_documents(alike), 1 + rules.perplexity)[1]))
+            now, then = _documents(alike)
+            p = stats.ratio_keeps(of_documents(now, then, alike[0].now), 1 + rules.perplexity)[1]
+            tested.append((label, task, alike, p))
+        elif not _hits(alike):
+            before, after = _numbers(alike)
+            lower = alike[0].now.lower_is_better
+            tested.append((label, task, alike, means.worse(after, before, alike[0].now.parts, lower=lower)))
         else:
             tested.append((label, task, alike, stats.net_loss(*_runs(alike))[1]))
     adjusted = stats.holm([p for *_, p in tested])
     for (label, task, alike, _), p in zip(tested, adjusted, strict=True):
-        judge = _perplexity_against_frozen if alike[0].now.kind == "perplexity" else _against_frozen
+        judge = _against_frozen if _hits(alike) else _means_against_frozen
+        judge = _perplexity_against_frozen if alike[0].now.kind == "perplexity" else judge
         found.append(judge(label, task, alike, p, len(tested), rules))
     return found
+
+
+def _hits(alike: Sequence[_Pair]) -> bool:
+    return all(one.now.hit_or_miss and one.then.packed and not one.then.parts for one in alike)
+
+
+def _numbers(alike: Sequence[_Pair]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    """Return the items' numbers of then and now, run by run."""
+    return [one.then.numbers for one in alike], [one.now.numbers for one in alike]
+
+
+def _means_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
+    """Judge items that carry numbers: tolerance and detectable drop are shares of 1, or of the frozen figure where it is no share."""
+    before, after = _numbers(alike)
+    score, n = alike[0].now, len(after[0])
+    figures = [fmean(means.weighted(run, score.parts) for run in side) for side in (before, after)]
+    drop = (figures[0] - figures[1]) * (-1 if score.lower_is_better else 1)
+    unit = 1.0 if score.unit == "share" else abs(figures[0])
+    error = means.error_of_difference(after, before, score.parts)
+    reach = (NormalDist().inv_cdf(1 - rules.frozen_alpha / tests) + NormalDist().inv_cdf(0.8)) * error
+    sign = -1 if score.lower_is_better else 1
+    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in zip(after, before, strict=True)) < 0)
+    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {len(items)} of {n:,} items worse, p {p:.2g}"
+    numbers: dict[str, float | int | None] = {"n": n, "seeds": len(after), "lost": len(items), "drop": drop, "p_holm": p, "reach": reach}
+
+    def said(verdict: Verdict, told: str, *, differs: str = "", warning: bool = False) -> Finding:
+        return Finding(layer="frozen", row=label, task=task, verdict=verdict, told=told, differs=differs, numbers=numbers, warning=warning,
+                       items=items)  # fmt: skip
+
+    if rules.exact and before != after and all(each.row.machine == each.row.machine_of(each.record) for each in alike):
+        return said(Verdict.regressed, f"{told}; --exact: no item may change on the same machine and versions")
+    significant = p < rules.frozen_alpha
+    if significant and drop > rules.tolerance * unit:
+        return said(Verdict.regressed, told)
+    if unlike := _drifted(alike, rules):
+        return said(Verdict.not_comparable, f"{told}; {unlike[1]}", differs=unlike[0])
+    if reach > rules.detect * unit:
+        asked = score.shown(rules.detect * unit)
+        return said(Verdict.cannot_tell, f"{told}; {n:,} items show drops from {score.shown(reach)} on, not from {asked}")
+    return said(Verdict.passed, f"{told}; significant, but within the tolerance" if significant else told, warning=significant)
 
 
 def _runs(alike: Sequence[_Pair]) -> tuple[list[str], list[str]]:
@@ -376,12 +450,12 @@ def _documents(alike: Sequence[_Pair]) -> tuple[list[tuple[float, float]], list[
 
 def _perplexity_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
     now, then = _documents(alike)
-    found, limit = stats.perplexity_ratio(now, then), 1 + rules.perplexity
+    found, limit = of_documents(now, then, alike[0].now), 1 + rules.perplexity
     if found.value is None or found.low is None or found.high is None:
         return Finding(
             layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=found.reason or "one document gives no interval"
         )
-    fine = stats.perplexity_keeps(now, then, limit)[0]
+    fine = stats.ratio_keeps(found, limit)[0]
     verdict = Verdict.regressed if p < rules.frozen_alpha else Verdict.passed if fine * tests <= rules.alpha else Verdict.cannot_tell
     told = (
         f"perplexity x{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of the frozen one on {len(now)} documents; at most x{limit:.3f}"

@@ -4,16 +4,19 @@ GLOSSARY = {
     "row": "the method that made the student; settings that differ from the defaults in brackets",
     "family": "the kind of method; rows of one family stand together, controls last",
     "seeds": "independent training runs, pooled; 1 for rows without a random draw",
-    "score": "accuracy by the task's primary extractor, mean over seeds; bold: the best row and all not significantly worse",
+    "score": "accuracy, or the task's own metric, by its primary extractor, mean over seeds; bold: the best row and all not significantly "
+    "worse",
+    "error": "the same of a metric that is better when lower",
     "retention": "student's score / teacher's score on the same items, with its 95 % interval (one seed: paired score interval; several: "
-    "bootstrap over seeds and items)",
+    "bootstrap over seeds and items; items that carry numbers: paired means)",
     "above chance": "the same ratio after the chance level is taken from both: what is left of the part above guessing",
     "lost/won": "items the teacher has right and the student wrong / the reverse, mean over seeds",
     "KL": "divergence of the student's distributions from the teacher's, nats a question's choices or a token of the teacher's answers, "
     "with 1.96 standard errors clustered by item",
     "same top": "share of those in which both put the same choice or token first",
-    "perplexity": "by word, as lm-eval counts words; lower is better",
-    "against teacher": "student's perplexity / teacher's, with its 95 % interval over documents",
+    "perplexity": "by word, as lm-eval counts words, or by byte where that is the task's metric; lower is better",
+    "bits per byte": "the same text in bits for each of its bytes; lower is better",
+    "against teacher": "student's perplexity (or error) / teacher's, with its 95 % interval over documents (or items)",
     "correct by": "accuracy by each extractor or metric; the first is the score's own",
     "macro": "mean accuracy over subjects, or over problems' numbers of steps",
     "picked": "how often each position was chosen, in percent",

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
+from typing import TypeVar
 
-from harness import stats
+from harness import means, stats
 from harness.checkpoint import digest_of
 from harness.record import RunRecord, TaskScore
 from harness.stats import Interval
 
 TEACHER = "teacher"
+BITS = "bits_per_byte"  # the one figure of documents that is no exponential
+_Run = TypeVar("_Run")
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,17 @@ class Row:
         return [score for record in self.done if (score := record.score(task)) is not None]
 
     def by_seed(self, task: str) -> dict[int | None, str]:
-        """Per-item outcomes by seed."""
-        return {
-            record.seed: score.outcomes[score.primary]
-            for record in self.done
-            if (score := record.score(task)) is not None and score.primary in score.outcomes
-        }
+        """Per-item outcomes by seed, where every item is hit or miss."""
+        scores = [(record.seed, score) for record in self.done if (score := record.score(task)) is not None]
+        return {seed: score.outcomes[score.primary] for seed, score in scores if score.hit_or_miss}
 
     def outcomes(self, task: str) -> list[str]:
-        """Per-item outcomes of the primary extractor, one string a seed."""
+        """Per-item outcomes of the primary extractor, one string a seed; none where items are no hits or misses."""
         return list(self.by_seed(task).values())
+
+    def numbers(self, task: str) -> dict[int | None, tuple[float, ...]]:
+        """Per-item values of the primary extractor by seed: 1 and 0 where every item is hit or miss."""
+        return {record.seed: score.numbers for record in self.done if (score := record.score(task)) is not None and score.numbers}
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def ordered(found: Group) -> list[Row]:
     """Teachers, then families of methods with the best row's family first, then controls; within each by mean score, best first."""
 
     def score(row: Row) -> float:
-        values = [-score.value if score.kind == "perplexity" else score.value for task in found.tasks for score in row.scores(task)]
+        values = [-score.value if score.lower_is_better else score.value for task in found.tasks for score in row.scores(task)]
         return -fmean(values) if values else float("inf")
 
     best: dict[str, float] = {}
@@ -173,12 +177,16 @@ def ordered(found: Group) -> list[Row]:
 def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
     """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
     ours, theirs = student.scores(task), reference.scores(task)
+    if why := next((score.unpaired for score in [*ours, *theirs] if score.unpaired), ""):
+        return Interval(None, reason=why)
     if student is reference and ours and not (ratio and chance):
         return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
     if not ours or not theirs:
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:
         return Interval(None, reason="scored on different items")
+    if not all(score.hit_or_miss for score in [*ours, *theirs]):
+        return _compare_means(student, reference, task, ratio=ratio, chance=chance)
     left, right = paired(student, reference, task)
     if not left or not right:
         return Interval(None, reason="no outcomes")
@@ -191,9 +199,29 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
     return stats.two_level(left, right, ratio=ratio, chance=chance)
 
 
+def _compare_means(student: Row, reference: Row, task: str, *, ratio: bool, chance: float) -> Interval:
+    """Compare two rows whose items carry numbers, or do not count alike."""
+    left, right = paired_numbers(student, reference, task)
+    if not left or not right:
+        return Interval(None, reason="no outcomes")
+    parts = student.scores(task)[0].parts
+    if not ratio:
+        return means.difference(left, right, parts)
+    found = means.ratio(left, right, parts, chance=chance)
+    return Interval(1.0, 1.0, 1.0) if student is reference and found.value is not None else found
+
+
 def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str]]:
     """Return both rows' outcomes, seed by seed where they share seeds: what is compared with what."""
-    left, right = student.by_seed(task), reference.by_seed(task)
+    return _by_shared_seeds(student.by_seed(task), reference.by_seed(task))
+
+
+def paired_numbers(student: Row, reference: Row, task: str) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    """Return the same of rows whose items carry numbers."""
+    return _by_shared_seeds(student.numbers(task), reference.numbers(task))
+
+
+def _by_shared_seeds(left: Mapping[int | None, _Run], right: Mapping[int | None, _Run]) -> tuple[list[_Run], list[_Run]]:
     shared = sorted(set(left) & set(right), key=str)
     if len(left) > 1 and len(right) > 1 and shared:
         return [left[seed] for seed in shared], [right[seed] for seed in shared]
@@ -206,6 +234,28 @@ def pooled(row: Row, task: str) -> list[tuple[float, float]]:
     return [(fmean(one[0] for one in document), document[0][1]) for document in zip(*runs, strict=False)]
 
 
+def lower_is_better(row: Row, task: str) -> bool:
+    """Tell whether smaller figures of a task are the better ones."""
+    return any(score.lower_is_better for score in row.scores(task))
+
+
+def times_of(row: Row, reference: Row, task: str) -> Interval:
+    """Return a row's figure over a reference's where lower is better: below 1 is better."""
+    scores = [*row.scores(task), *reference.scores(task)]
+    if why := next((score.unpaired for score in scores if score.unpaired), ""):
+        return Interval(None, reason=why)
+    if scores[0].kind != "perplexity":
+        return compare(row, reference, task, ratio=True)
+    return of_documents(pooled(row, task), pooled(reference, task), scores[0])
+
+
+def of_documents(
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], score: TaskScore
+) -> Interval:  # fmt: skip
+    """Return a perplexity over another's on the same documents; of bits per byte the ratio of the bits."""
+    return means.ratio_of_sums(ours, theirs) if score.metric == BITS else stats.perplexity_ratio(ours, theirs)
+
+
 def conditions_of(record: RunRecord) -> dict[str, str]:
     """Return everything that rows of one table share, of one record that succeeded."""
     return {**_scored_under(record), **_measured_under(record)}
@@ -214,13 +264,13 @@ def conditions_of(record: RunRecord) -> dict[str, str]:
 def by_chance(found: Group, task: str) -> bool:
     """Tell whether a task with right answers was scored and its teacher is at chance there: no retention means anything."""
     scores = found.teacher.scores(task) if found.teacher else []
-    return bool(scores) and scores[0].kind != "perplexity" and not means_something(found, task)
+    return bool(scores) and scores[0].retains and not means_something(found, task)
 
 
 def means_something(found: Group, task: str) -> bool:
     """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
-    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.kind != "perplexity"]
-    return any(score.value - 1.96 * (score.stderr or 0.0) > max(score.chance, 0.05) for score in scores)
+    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.retains]
+    return any(score.value - 1.96 * (score.stderr or 0.0) > (max(score.chance, 0.05) if score.unit == "share" else 0) for score in scores)
 
 
 def leaders(found: Group, task: str) -> frozenset[str]:
@@ -234,12 +284,23 @@ def leaders(found: Group, task: str) -> frozenset[str]:
         return frozenset()
     if by_chance(found, task):
         return frozenset()
+    if any(score.unpaired for row in rows for score in row.scores(task)):
+        return frozenset()
     if rows[0].scores(task)[0].kind == "perplexity":
         best = min(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
-        limit = {row.label: stats.perplexity_ratio(pooled(row, task), pooled(best, task)).low for row in rows}
+        limit = {row.label: times_of(row, best, task).low for row in rows}
         return frozenset(row.label for row in rows if row is best or ((low := limit[row.label]) is not None and low <= 1))
-    best = max(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
+    sign = -1 if lower_is_better(rows[0], task) else 1
+    best = max(rows, key=lambda row: (sign * fmean(score.value for score in row.scores(task)), row.label))
     digest = best.scores(task)[0].items_digest
     others = [row for row in rows if row is not best and all(score.items_digest == digest for score in row.scores(task))]
-    adjusted = stats.holm([stats.worse(*paired(row, best, task)) for row in others])
+    adjusted = stats.holm([_worse(row, best, task) for row in others])
     return frozenset([best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > 0.05)])
+
+
+def _worse(row: Row, best: Row, task: str) -> float:
+    """Return the one-sided p of "the row is no worse than the best one"."""
+    scores = [*row.scores(task), *best.scores(task)]
+    if all(score.hit_or_miss for score in scores):
+        return stats.worse(*paired(row, best, task))
+    return means.worse(*paired_numbers(row, best, task), scores[0].parts, lower=scores[0].lower_is_better)

@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.lines import json_line, json_lines
+
 
 def asked(ids: Sequence[int], *settings: object) -> str:
     """Return the key of one request: its exact tokens and how it is to be answered."""
@@ -25,12 +27,9 @@ class Journal:
         self._held: dict[str, tuple[list[object], float]] = {}
         self._fresh: set[str] = set()
         if path is not None and path.exists():
-            for line in path.read_bytes().splitlines():
-                try:
-                    key, answer, seconds = json.loads(line)
-                except ValueError:  # the last line of a killed process
-                    continue
-                self._held[key] = (answer, seconds)
+            for found in json_lines(path, torn=True):  # the last line of a killed process is left out
+                if isinstance(found, list) and len(found) == 3:
+                    self._held[str(found[0])] = (found[1], found[2])
 
     def get(self, key: str) -> tuple[list[object], float] | None:
         """Return (answer, the seconds that it took), None for a question not asked before."""
@@ -48,7 +47,7 @@ class Journal:
         if not self.path.parent.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and self.path.stat().st_size and not self._ends_whole()
-        line = ("\n" if torn else "") + json.dumps([key, answer, round(seconds, 6)], ensure_ascii=False) + "\n"
+        line = ("\n" if torn else "") + json_line([key, answer, round(seconds, 6)])
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())  # one write: two processes may append to one journal

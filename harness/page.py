@@ -93,8 +93,8 @@ def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str
 
 
 def _read_only(found: Group, task: str) -> bool:
-    """Tell whether a task has no right and wrong items: a perplexity."""
-    return any(score.kind == "perplexity" for row in found.rows for score in row.scores(task))
+    """Tell whether nothing of a task is kept or lost: a perplexity, an error rate, a figure of all items together."""
+    return any(not score.retains for row in found.rows for score in row.scores(task))
 
 
 def _why(found: Group, task: str, axis: str) -> str:

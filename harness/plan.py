@@ -24,7 +24,7 @@ from harness.scenario import GRIDS, parse_grid
 from harness.vocabulary import common_vocabulary, token_map
 
 TEACHER = "teacher"  # the label of the row that every other row is compared with
-SCORING = 3  # version of scoring and measuring: part of every cell's key
+SCORING = 4  # version of scoring and measuring: part of every cell's key
 
 
 class PlannedModel(BaseModel):
@@ -105,6 +105,7 @@ class Plan:
     prompting: Prompting
     grid: str
     cells: tuple[PlannedCell, ...]
+    hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
 
 
 @dataclass(frozen=True)

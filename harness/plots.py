@@ -40,7 +40,7 @@ def points_of(found: Group, task: str, axis: str) -> list[Point]:
         if block_of(row) == TEACHER and row is not teacher:
             continue
         scores = row.scores(task)
-        if not scores or scores[0].kind == "perplexity":
+        if not scores or not scores[0].retains:
             continue
         kept = compare(row, teacher, task, ratio=True)
         gain = Interval(1.0) if row is teacher else _gain(row, teacher, axis)

@@ -6,12 +6,16 @@ from statistics import fmean
 from typing import cast
 
 from harness import stats
-from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered, pooled
+from harness.groups import BITS, TEACHER, Group, Row, block_of, by_chance, compare, leaders, of_documents, ordered, times_of
+from harness.means import weighted
 from harness.record import TaskScore
 from harness.stats import Interval
-from harness.table import DASH, Best, Table, percent, points, shown_name, status_of, table_of
+from harness.table import DASH, Best, Table, percent, plain, points, shown_name, status_of, table_of
 
-_BOLD = ("score", "retention", "above chance", "perplexity", "against teacher")
+_BOLD = ("score", "retention", "above chance", "perplexity", "bits per byte", "error", "against teacher")
+
+
+_Cells = dict[str, tuple[str, dict[str, object]]]  # column -> (text, exact values)
 
 
 def quality(found: Group) -> Table:
@@ -48,18 +52,20 @@ def _items(found: Group, task: str) -> int:
     return next((score.n for row in found.rows for score in row.scores(task)), 0)
 
 
-def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> dict[str, tuple[str, dict[str, object]]]:
+def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _Cells:
     """Return column -> (text, exact values) of one row on one task; no retention of a teacher that is at chance itself."""
     scores = row.scores(task)
     if not scores:
         return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
-    if scores[0].kind == "perplexity":
+    if scores[0].kind == "perplexity" and not scores[0].unpaired:
         return _perplexity_cells(scores, teacher.scores(task) if teacher else [])
     value = fmean(score.value for score in scores)
+    if scores[0].lower_is_better:
+        return _error_cells(row, teacher, task, value) | _fidelity_cells(row, task) | _written_cells(scores)
     guessing = scores[0].chance
     against = compare(row, teacher, task, ratio=True) if teacher and not chance else Interval(None)
-    cells: dict[str, tuple[str, dict[str, object]]] = {
-        "score": (f"{100 * value:.1f} %", {"score": value}),
+    cells: _Cells = {
+        "score": (scores[0].shown(value), {"score": value}),
         "retention": (percent(against), {"retention": against.value, "retention low": against.low, "retention high": against.high}),
     }
     if guessing:
@@ -74,12 +80,24 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> di
         if counts:
             lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
             cells["lost/won"] = (f"{lost:.0f}/{won:.0f}", {"lost": lost, "won": won})
+    return cells | _fidelity_cells(row, task) | _written_cells(scores)
+
+
+def _fidelity_cells(row: Row, task: str) -> _Cells:
+    """Return how near the row's distributions are to the teacher's."""
+    cells: _Cells = {}
     near = [one for record in row.done for one in record.fidelity if one.task == task]
     if near:
         kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
         error = fmean(one.kl_stderr for one in near)
         cells["KL"] = (f"{kl:.3f} ± {1.96 * error:.3f}", {"KL": kl, "KL stderr": error})
         cells["same top"] = (f"{100 * agreement:.1f} %", {"same top": agreement})
+    return cells
+
+
+def _written_cells(scores: list[TaskScore]) -> _Cells:
+    """Return what is known of written answers: their length, and how many cannot be read."""
+    cells: _Cells = {}
     tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
     if tokens:
         cells["tokens"] = (f"{fmean(tokens):.1f}", {"tokens": fmean(tokens)})
@@ -88,15 +106,27 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> di
     return cells
 
 
-def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> dict[str, tuple[str, dict[str, object]]]:
+def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> _Cells:
     """Return a perplexity, and its ratio to the teacher's with an interval over the documents."""
     value = fmean(score.value for score in scores)
-    cells: dict[str, tuple[str, dict[str, object]]] = {"perplexity": (f"{value:.2f}", {"perplexity": value})}
+    bits = scores[0].metric == BITS
+    cells: _Cells = {"bits per byte": (f"{value:.3f}", {"bits per byte": value})} if bits else {}
+    cells = cells or {"perplexity": (f"{value:.2f}", {"perplexity": value})}
     if len(scores) == len(reference) == 1 and scores[0].items_digest == reference[0].items_digest:
-        ratio = stats.perplexity_ratio(scores[0].totals, reference[0].totals)
+        ratio = of_documents(scores[0].totals, reference[0].totals, scores[0])
         cells["against teacher"] = (_times(ratio), {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
     elif reference:
         cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})
+    return cells
+
+
+def _error_cells(row: Row, teacher: Row | None, task: str, value: float) -> _Cells:
+    """Return a figure that is better when lower, and its ratio to the teacher's on the same items: nothing is retained of it."""
+    name = "perplexity" if row.scores(task)[0].kind == "perplexity" else "error"
+    cells: _Cells = {name: (row.scores(task)[0].shown(value), {name: value})}
+    if teacher is not None and teacher.scores(task):
+        ratio = times_of(row, teacher, task)
+        cells["against teacher"] = (_times(ratio), {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
     return cells
 
 
@@ -114,20 +144,21 @@ def diagnostics(found: Group) -> Table | None:
     rows = []
     for row in ordered(found):
         for task in found.tasks:
-            scores = [score for score in row.scores(task) if score.outcomes]
+            scores = [score for score in row.scores(task) if score.outcomes or score.values]
             if not scores:
                 continue
             first = scores[0]
-            by_extractor = {name: fmean(s.outcomes[name].count("1") / s.n for s in scores) for name in first.outcomes}
+            names = dict.fromkeys(name for score in scores for name in by_extractor_of(score))
+            by_extractor = {name: fmean(known[name] for s in scores if name in (known := by_extractor_of(s))) for name in names}
             shown = {
                 "row": shown_name(row),
                 "task": task,
-                "correct by": ", ".join(f"{name} {100 * v:.1f}" for name, v in by_extractor.items()),
+                "correct by": ", ".join(f"{name} {100 * v if first.unit == 'share' else v:.1f}" for name, v in by_extractor.items()),
             }
             exact: dict[str, object] = {"row": row.label, "task": task, **by_extractor}
             macros = [score.macro for score in scores if score.macro is not None]
             if macros:
-                shown["macro"] = f"{100 * fmean(macros):.1f} %"
+                shown["macro"] = first.shown(fmean(macros))
             picked = {letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen}
             if picked:
                 shown["picked"] = " ".join(f"{letter} {100 * share:.0f}" for letter, share in picked.items())
@@ -140,6 +171,19 @@ def diagnostics(found: Group) -> Table | None:
             exact |= {"unended": fmean(cut) if cut else None, "cut prompts": fmean(score.cut_prompts for score in scores)}
             rows.append((shown, exact))
     return table_of("diagnostics", "Behind the scores", rows) if rows else None
+
+
+def by_extractor_of(score: TaskScore) -> dict[str, float]:
+    """Return the figure by every extractor (of a choice: every metric) that gives items a value, the score's own first."""
+    names = sorted([*score.outcomes, *score.values], key=lambda name: name != score.primary)
+    return {name: _figure(score, name) for name in names}
+
+
+def _figure(score: TaskScore, name: str) -> float:
+    if name in score.values:
+        return weighted(score.values[name], score.parts)
+    marks = score.outcomes[name]
+    return weighted([float(mark == "1") for mark in marks], score.parts) if score.parts else marks.count("1") / score.n
 
 
 def controls(found: Group) -> Table | None:
@@ -158,7 +202,8 @@ def _gap(found: Group, row: Row, reference: Row, task: str) -> tuple[dict[str, s
     Where the teacher is at chance a difference is shown and not judged: students that guess otherwise are no better and no worse.
     """
     scores = [score for one in (row, reference) for score in one.scores(task)]
-    if len(scores) > 1 and all(score.kind == "perplexity" for score in scores) and len({score.items_digest for score in scores}) == 1:
+    digests = {score.items_digest for score in scores}
+    if len(scores) > 1 and len(digests) == 1 and all(score.lower_is_better and not score.unpaired for score in scores):
         return _ratio(row, reference, task)
     gap = compare(row, reference, task, ratio=False)
     if gap.value is None or gap.low is None or gap.high is None:
@@ -169,11 +214,12 @@ def _gap(found: Group, row: Row, reference: Row, task: str) -> tuple[dict[str, s
         verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
     pair = {"row": row.label, "against": reference.label, "task": task}
     exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
-    return {**pair, "difference (points)": points(gap), "verdict": verdict}, exact
+    numbered = any(score.unit == "number" for score in scores)
+    return {**pair, "difference (points)": plain(gap) if numbered else points(gap), "verdict": verdict}, exact
 
 
 def _ratio(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
-    found = stats.perplexity_ratio(pooled(row, task), pooled(reference, task))
+    found = times_of(row, reference, task)
     verdict = DASH
     if found.low is not None and found.high is not None:
         verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "cannot tell"

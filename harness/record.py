@@ -39,21 +39,31 @@ class ModelReference(_Frozen):
 
 
 class TaskScore(_Frozen):
-    """Accuracy on one task with its per-item outcomes, in item order, for pairing."""
+    """The figure of one task with its per-item outcomes, in item order, for pairing.
+
+    An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part of a perplexity (`totals`); a figure
+    that only all items together have is `unpaired`.
+    """
 
     task: str
     version: str
     kind: Literal["generate", "choose", "perplexity"]
-    primary: str  # the extractor that `value` is made from
+    primary: str  # the extractor (of a choice: the metric) that `value` is made from
     chance: Share
     n: int
-    value: Annotated[float, Field(ge=0)]  # accuracy, or a perplexity
+    value: float  # accuracy, another metric's figure, or a perplexity
     stderr: float | None
     outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
     items_digest: str  # of doc, prompt (or conversation) and target hashes: equal digests may be paired
     answers_digest: str  # of what was written: equal digests, not one answer differs
-    groups: dict[str, Share] = {}  # accuracy by subject, or by number of steps
-    macro: Share | None = None  # mean over the groups
+    values: dict[str, tuple[float, ...]] = {}  # extractor -> a number an item; empty where every item is hit or miss
+    parts: tuple[tuple[int, float], ...] = ()  # (items, weight of each one), in item order; empty: all items count alike
+    metric: str = ""  # lm-eval's name of the figure; "" in records of schema 6 and before
+    higher_is_better: bool = True  # of the figure; a perplexity's is known by its kind
+    unit: Literal["share", "number"] = "share"  # a share of 1 is shown in per cent
+    unpaired: str = ""  # why the figure cannot be compared item by item; "" where it can
+    groups: dict[str, float] = {}  # the figure by subject, or by number of steps
+    macro: float | None = None  # mean over the groups
     chosen: dict[str, Share] = {}  # how often each choice's position was picked
     invalid_share: Share
     truncated_share: Share | None = None  # answers that ran into the longest length
@@ -63,6 +73,30 @@ class TaskScore(_Frozen):
     seconds: float  # of computing; answers from the journal count with the seconds they took then
     from_journal: int = 0  # requests that were not computed again
     notes: tuple[str, ...] = ()
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Tell whether smaller figures are the better ones."""
+        return self.kind == "perplexity" or not self.higher_is_better
+
+    @property
+    def retains(self) -> bool:
+        """Tell whether a student's figure over its teacher's says how much was kept: larger is better, and items can be paired."""
+        return not self.lower_is_better and not self.unpaired
+
+    @property
+    def hit_or_miss(self) -> bool:
+        """Tell whether every item is right or wrong and all count alike: what flips and McNemar's test are made for."""
+        return self.retains and self.primary in self.outcomes and self.primary not in self.values and not self.parts
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The value of every item; empty where items have none."""
+        return self.values.get(self.primary) or tuple(float(mark == "1") for mark in self.outcomes.get(self.primary, ""))
+
+    def shown(self, value: float) -> str:
+        """Write a figure of this task: a share in per cent, anything else as a number."""
+        return f"{100 * value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{value:.3f}"
 
 
 class Fidelity(_Frozen):
@@ -223,7 +257,8 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
     4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
     5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
-    6: lambda old: {**old, "schema": 7},  # 7 added fields with defaults: the GPU, its driver and CUDA
+    # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction, weights, why items cannot be paired
+    6: lambda old: {**old, "schema": 7},
 }
 
 

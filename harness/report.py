@@ -16,7 +16,7 @@ from harness.groups import TEACHER, Group, by_chance, compare, group, leaders
 from harness.quality import against, controls, diagnostics, quality
 from harness.record import Measurement, RunRecord
 from harness.stats import Interval
-from harness.table import DASH, MIB, Best, Table, finite
+from harness.table import DASH, MIB, Best, Table, cell_of, finite
 
 
 def notes(found: Group) -> list[str]:
@@ -37,6 +37,7 @@ def notes(found: Group) -> list[str]:
             lines.append("The teacher's row did not succeed: no retention can be given.")
             break
         reference = next(iter(teacher.outcomes(task)), "")
+        lines += _kind_of_figure(found, task)
         lines += _warnings(found, task)
         flips = [
             (counts.teacher_only + counts.student_only) / counts.n
@@ -68,7 +69,8 @@ def notes(found: Group) -> list[str]:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
     lines += _packed(found)
     lines += _no_better(found)
-    lines += _untaught(found)
+    lines += _untaught(found, "tasks_without_trace", "WARNING: not trained, no trace survived: ")
+    lines += _untaught(found, "tasks_without_split", "not trained on: ")
     lines += _remarks(found)
     others = [row.label for row in found.rows if timing_of(row) not in ("", timed_under(found))]
     if others:
@@ -77,12 +79,26 @@ def notes(found: Group) -> list[str]:
     for row in found.rows:
         for task in found.tasks:
             against = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
-            asked = any(score.kind != "perplexity" for score in row.scores(task))
+            asked = any(score.retains for score in row.scores(task))
             if row.done and asked and against.reason:
                 lines.append(f"{row.label}, {task}: no retention, {against.reason}.")
     if any(leaders(found, task) for task in found.tasks):
         lines.append("Bold: the best row that is no control, and all that are not significantly worse on the same items (alpha .05, Holm).")
     lines.append("A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there.")
+    return lines
+
+
+def _kind_of_figure(found: Group, task: str) -> list[str]:
+    """Say of a task what is not as it is with right and wrong answers: why nothing is paired, which way is better, what counts how much."""
+    scores = [score for row in found.rows for score in row.scores(task)]
+    lines = [f"{task}: no retention and no flips: {why}." for why in dict.fromkeys(score.unpaired for score in scores) if why]
+    first = scores[0] if scores else None
+    if first is not None and first.kind != "perplexity" and first.lower_is_better:
+        lines.append(f"{task}: {first.metric or first.primary} is better when lower: it stands under error, and a ratio below 1 is better.")
+    if any(score.values for score in scores) and not any(score.unpaired for score in scores):
+        lines.append(f"{task}: items carry numbers, so intervals are those of paired means and there are no flips.")
+    if any(score.parts for score in scores):
+        lines.append(f"{task}: its {len(next(score.parts for score in scores if score.parts))} tasks count alike, whatever their size.")
     return lines
 
 
@@ -116,12 +132,12 @@ def _no_better(found: Group) -> list[str]:
     return lines
 
 
-def _untaught(found: Group) -> list[str]:
-    """Warn of rows that were trained without one of the table's tasks, since no trace of their teacher survived there."""
-    told = [(row.label, record.cost.notes.get("tasks_without_trace")) for row in found.rows for record in row.done]
+def _untaught(found: Group, note: str, said: str) -> list[str]:
+    """Name the rows that were trained without one of the table's tasks: no trace survived there, or it has no train split."""
+    told = [(row.label, record.cost.notes.get(note)) for row in found.rows for record in row.done]
     return list(
         dict.fromkeys(
-            f"{task}, {label}: WARNING: not trained, no trace survived: {why}."
+            f"{task}, {label}: {said}{why}."
             for label, tasks in told if isinstance(tasks, dict) for task, why in tasks.items()
         )
     )  # fmt: skip
@@ -148,7 +164,7 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
         if row.first.method == TEACHER and row.done
         for record, score in zip(row.done[:1], row.scores(task)[:1], strict=False)
     }
-    if before is None or not before.primary or before.kind == "perplexity":
+    if before is None or not before.primary or before.lower_is_better:
         return []
     poor: dict[str, list[str]] = {}
     for row in found.rows:
@@ -159,10 +175,10 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
         best = max(known, key=lambda score: score.value, default=None)
         if best is not None and best.value <= before.value:
             name = next(name for name, score in teachers.items() if score is best)
-            poor.setdefault(f"{name} ({100 * best.value:.1f} %)", []).append(row.label)
+            poor.setdefault(f"{name} ({best.shown(best.value)})", []).append(row.label)
     return [
         f"{task}, {', '.join(rows)}: WARNING: the teacher {teacher} is not better than the student was before any training "
-        f"({100 * before.value:.1f} %), so it has little to teach here."
+        f"({before.shown(before.value)}), so it has little to teach here."
         for teacher, rows in poor.items()
     ]
 
@@ -173,7 +189,7 @@ def _warnings(found: Group, task: str) -> list[str]:
     if found.teacher and by_chance(found, task):
         score = found.teacher.scores(task)[0]
         lines.append(
-            f"{task}: teacher at chance ({100 * score.value:.1f} % of {score.n}, guessing gives {100 * score.chance:.1f} %): no retention "
+            f"{task}: teacher at chance ({score.shown(score.value)} of {score.n}, guessing gives {100 * score.chance:.1f} %): no retention "
             "means anything, and none is shown; read KL, same top, perplexity, speed and bytes."
         )
     floor = next((one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"noise_flips:{task}"))), None)
@@ -280,8 +296,9 @@ def as_markdown(made: Sequence[Made]) -> str:
         parts.append(f"## {one.heading}\n")
         for table in one.tables:
             alignment = ["left" if column in _WORDS else "right" for column in table.columns]
-            rows = [[f"**{cell}**" if isinstance(cell, Best) else cell for cell in row] for row in table.rows]
-            text = tabulate(rows, headers=table.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+            rows = [[f"**{cell_of(cell)}**" if isinstance(cell, Best) else cell_of(cell) for cell in row] for row in table.rows]
+            headers = [*map(cell_of, table.columns)]
+            text = tabulate(rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
             parts.append(f"**{table.title}**\n\n{text}\n")
         parts.append("\n".join(f"- {line}" for line in one.notes) + "\n")
     return "\n".join(parts)
@@ -369,7 +386,7 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
             return DASH if one is None else format(one.value * scale, form)
 
         for condition in dict.fromkeys(one.condition for one in found if one.name == "decode_tokens_per_second"):
-            row: dict[str, str] = {"model": name, "scenario": condition}
+            row: dict[str, str] = {"model": cell_of(name), "scenario": condition}
             for column, key, form, scale in (
                 ("TTFT ms", "ttft_seconds", ".3g", 1000.0), ("TPOT ms", "tpot_seconds", ".3g", 1000.0),
                 ("p90 gap ms", "itl_p90_seconds", ".3g", 1000.0),
@@ -387,7 +404,7 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
         columns = (("disk MiB", "weight_bytes_disk", ",.2f", 1 / MIB), ("weights MiB", "weight_bytes_resident", ",.2f", 1 / MIB),
                    ("activations MiB", "activation_bytes", ",.2f", 1 / MIB), ("load s", "load_seconds", ".3g", 1.0),
                    ("first call s", "first_call_seconds", ".3g", 1.0))  # fmt: skip
-        weighed.append({"model": name, **{column: show(first.get(key), form, scale) for column, key, form, scale in columns}})
+        weighed.append({"model": cell_of(name), **{column: show(first.get(key), form, scale) for column, key, form, scale in columns}})
         remarks = dict.fromkeys(one.remark for one in found if one.remark)
         lines += [f"- {name}: doubtful: {remark}" for remark in remarks] + [f"- {name}: skipped: {reason}" for reason in skipped]
     parts = [tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True) for rows in (timed, weighed) if rows]

@@ -147,11 +147,11 @@ def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
 
 
 def _environment(plan: Plan) -> dict[str, str]:
-    """Return the child's environment; the Hub is not asked for anything that a run on local models does not need."""
+    """Return the child's environment; the Hub is not asked for anything where models and items are here."""
     settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # fmt: skip
     names = [*plan.config.teacher_names, plan.config.student]
-    if all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
+    if not plan.hub_data and all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return {**os.environ, **settings}
 

@@ -254,7 +254,11 @@ def mean_below(values: Sequence[float]) -> float:
 
 def perplexity_keeps(student: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]], limit: float) -> tuple[float, float]:
     """Test whether a perplexity is at most `limit` times the reference's; (p of "it is not", p of "it is"), documents as clusters."""
-    found = perplexity_ratio(student, reference)
+    return ratio_keeps(perplexity_ratio(student, reference), limit)
+
+
+def ratio_keeps(found: Interval, limit: float) -> tuple[float, float]:
+    """Test by its interval whether a ratio is at most `limit`; (p of "it is not", p of "it is"), both 1 where it has no interval."""
     if found.value is None or found.low is None or found.high is None or not 0 < found.low < found.high < math.inf:
         return 1.0, 1.0
     z = (math.log(limit) - math.log(found.value)) / (math.log(found.high / found.low) / (2 * Z95))

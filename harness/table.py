@@ -17,7 +17,8 @@ DASH = "-"
 MIB = 2**20
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 _LESS_IS_BETTER = re.compile(
-    r"perplexity|against teacher|\bKL$|MiB$|(?<!/)\bm?s$|s/problem|s/correct|invalid|lost/won|FLOPs|energy|seen|trained|money"
+    r"perplexity|bits per byte|\berror$|against teacher|\bKL$|MiB$|(?<!/)\bm?s$|s/problem|s/correct|invalid|lost/won|FLOPs|energy|seen|"
+    r"trained|money"
 )
 
 
@@ -79,6 +80,11 @@ def finite(value: Any) -> Any:
     return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+def cell_of(text: str) -> str:
+    """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that would end the cell."""
+    return " ".join(re.split(r"[\r\n]+", text)).replace("|", r"\|")
+
+
 def less_is_better(column: str) -> bool:
     """Tell whether a column's smaller numbers are the better ones."""
     return bool(_LESS_IS_BETTER.search(column))
@@ -104,6 +110,14 @@ def points(found: Interval) -> str:
         return DASH
     text = f"{100 * found.value:+.1f}"
     return text if found.low is None or found.high is None else f"{text} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def plain(found: Interval) -> str:
+    """Show a difference of figures that are no shares, signed, with its interval."""
+    if found.value is None:
+        return DASH
+    text = f"{found.value:+.3f}"
+    return text if found.low is None or found.high is None else f"{text} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def status_of(row: Row) -> str:

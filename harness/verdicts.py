@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from harness.gate import Checked, Finding, Verdict
-from harness.table import finite
+from harness.table import cell_of, finite
 
 _MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED"}
 _ORDER = (Verdict.regressed, Verdict.not_comparable, Verdict.cannot_tell, Verdict.passed)
@@ -19,10 +19,6 @@ def _sorted(checked: Checked) -> list[Finding]:
 def _said(one: Finding) -> str:
     told = f"{one.told} (differs: {one.differs})" if one.differs else one.told
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", told)  # a reason may hold a terminal's colours, which no XML takes
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def summary(checked: Checked) -> str:
@@ -52,7 +48,7 @@ def markdown(checked: Checked) -> str:
     from tabulate import tabulate
 
     marks = {one: f"**{mark}**" if one is not Verdict.passed else mark for one, mark in _MARKS.items()}
-    rows = [[marks[one.verdict], _cell(one.row), one.task or "-", one.layer, _cell(_said(one))] for one in _sorted(checked)]
+    rows = [[marks[one.verdict], *map(cell_of, (one.row, one.task or "-", one.layer, _said(one)))] for one in _sorted(checked)]
     table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="pipe", disable_numparse=True)
     notes = "".join(f"- {note}\n" for note in checked.notes)
     return f"### compression-harness: {summary(checked)}\n\n{table}\n\n{notes}{_rules(checked)}\n"

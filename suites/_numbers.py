@@ -1,16 +1,22 @@
 """Reads numbers out of model answers: lm-eval's two GSM8K extractors and a numeric one, as pure functions."""
 
 import re
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from harness.contract import Grade
 
 HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")  # `strict-match` of lm-eval's gsm8k
 SENTENCE = re.compile(r"The answer is (\-?[0-9\.\,]+).")  # of its gsm8k-cot; without a period after it the last digit is lost, as there
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_BOXED = re.compile(r"\\boxed\{\s*\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)")
-_STATED = re.compile(r"(?:####|answer is:?)\s*\$?\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)", re.IGNORECASE)
-_ANY = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
+# A sign (also the typographic minus) before or behind a currency, digits with or without a whole part, and a fraction's denominator.
+_AMOUNT = (
+    r"(?P<sign>[-\u2212]?)(?:[$€£]\s*)?(?P<minus>[-\u2212]?)(?P<digits>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?P<below>\s*/\s*[1-9][0-9]*(?![0-9.,/]*[0-9/]))?"
+)
+_DATE = re.compile(r"[0-9]+/[0-9]+/[0-9]+")
+_BOXED = re.compile(r"\\boxed\{\s*" + _AMOUNT)
+_STATED = re.compile(r"(?:####|answer is:?)\s*" + _AMOUNT, re.IGNORECASE)
+_ANY = re.compile(_AMOUNT)
 
 
 def final_number(answer: str) -> str:
@@ -48,19 +54,33 @@ def numeric(text: str) -> str | None:
     Unlike the two of lm-eval it is compared as a number, so `$18.00` and `18` are equal and format drift is
     told apart from lost ability.
     """
+    text = _DATE.sub(lambda date: date[0].replace("/", " "), text)
     for pattern in (_STATED, _BOXED):
         found = pattern.search(text)
         if found:
-            return found[1]
-    every = _ANY.findall(text)
-    return every[-1] if every else None
+            return _written(found)
+    every = list(_ANY.finditer(text))
+    return _written(every[-1]) if every else None
+
+
+def _written(found: re.Match[str]) -> str:
+    """Return a number without its currency, with a plain minus."""
+    sign = "-" if found["sign"] or found["minus"] else ""
+    return f"{sign}{found['digits']}{''.join((found['below'] or '').split())}"
+
+
+def _value(text: str) -> Fraction | None:
+    """Read a number as it is written: 1,800.50, .5, -3, 1/2; None where it is none."""
+    found = _ANY.fullmatch(text.strip().rstrip("."))
+    if found is None:
+        return None
+    above, _, below = _written(found).replace(",", "").partition("/")
+    return Fraction(above) / Fraction(below or "1")
 
 
 def _equal(left: str | None, right: str) -> bool:
-    try:
-        return left is not None and Decimal(left.replace(",", "")) == Decimal(right.replace(",", ""))
-    except InvalidOperation:
-        return False
+    value = None if left is None else _value(left)
+    return value is not None and value == _value(right)
 
 
 def grade_number(gold: str, text: str, *, stated: re.Pattern[str] = HASHES) -> tuple[Grade, ...]:

@@ -3,188 +3,71 @@
 Kind, version and primary figure are read from the YAML alone, so that planning a run downloads nothing.
 """
 
-import difflib
 import hashlib
-import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.contract import Example, Grade, Split
 from harness.data import DataSource, NoSplit, interleaved
-from harness.errors import HarnessError, unknown
-from suites._lm_eval import built, from_hub, read_yaml
+from harness.errors import HarnessError
+from harness.items import number_of
+from harness.means import weighted
+from harness.seeding import seeded_as_lm_eval
+from suites._definition import PREFIX, Averages, Leaf, find, metrics_of, reads_files
+from suites._inputs import digest_of_leaf, inputs_of
+from suites._lm_eval import built, from_hub
 
-PREFIX = "lm-eval:"
 _KINDS: dict[str, Literal["generate", "choose", "perplexity"]] = {
     "multiple_choice": "choose",
     "generate_until": "generate",
     "loglikelihood_rolling": "perplexity",
 }
-_LOCAL_FORMATS = {"json", "csv", "parquet", "text", "arrow"}  # readers of files, not names on the Hub
 _HELD_OUT = 500
+_COUNTED = 50_000_000  # bytes of a data file whose lines are counted while planning
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Leaf:
-    """One task without children: where it is defined and what the groups above it change."""
+class _Gold(str):
+    """A gold answer that knows its item: graded by it, not by the first item whose answer reads alike."""
 
-    name: str
-    path: Path
-    changes: Mapping[str, Any]
-    local: bool  # from the user's folder, so its text is part of its version
+    __slots__ = ("doc", "task")
+    task: Any
+    doc: Mapping[str, Any]
 
-    def settings(self, *, functions: bool = False) -> dict[str, Any]:
-        """Return the YAML with the groups' changes and with data files as absolute paths."""
-        config = read_yaml(self.path, functions=functions) | dict(self.changes) | {"task": self.name}
-        if config.get("dataset_path") in _LOCAL_FORMATS and "data_files" in (config.get("dataset_kwargs") or {}):
-            config["dataset_kwargs"] = config["dataset_kwargs"] | {"data_files": self._absolute(config["dataset_kwargs"]["data_files"])}
-        return config
-
-    def _absolute(self, files: Any) -> Any:
-        """Resolve relative data files against the YAML's folder; `datasets` would use the working directory."""
-        if isinstance(files, Mapping):
-            return {split: self._absolute(given) for split, given in files.items()}
-        if isinstance(files, list):
-            return [self._absolute(given) for given in files]
-        return files if "://" in str(files) else str(self.path.parent / files)
-
-    def data_files(self) -> list[Path]:
-        """Return the local data files that the task names, in name order."""
-        config = self.settings()
-        given = (config.get("dataset_kwargs") or {}).get("data_files") if config.get("dataset_path") in _LOCAL_FORMATS else None
-        found: set[Path] = set()
-        for file in (Path(one) for one in _strings(given) if "://" not in one):
-            matches = list(file.parent.glob(file.name))  # a pattern stands for several files
-            if not matches:
-                raise HarnessError(f"{PREFIX}{self.name}: no data file {file}, which {self.path} names; correct data_files or add the file")
-            found.update(matches)
-        return sorted(found)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(part)
-
-
-def _definition_files(path: Path) -> set[Path]:
-    """Return a YAML file, those it includes and the Python files whose functions it names."""
-    text = path.read_text(encoding="utf-8")
-    found = {path}
-    for module in re.findall(r"!function\s+([\w.]+)\.\w+", text):
-        code = path.parent / f"{module.replace('.', '/')}.py"
-        found |= {code} if code.is_file() else set()
-    included = read_yaml_alone(text).get("include")
-    for name in _strings(included):
-        found |= _definition_files(path.parent / name)
-    return found
-
-
-def read_yaml_alone(text: str) -> dict[str, Any]:
-    """Parse YAML text with tags such as `!function` ignored and nothing included."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_multi_constructor("!", lambda loader, tag, node: None)
-    return dict(yaml.load(text, Loader=Loader))  # a SafeLoader
-
-
-def _leaf_digest(leaf: _Leaf) -> str:
-    """Return the digest of all that defines a task of the user's: YAML, code and data, wherever the folder stands."""
-    files = sorted(_definition_files(leaf.path)) + leaf.data_files()
-    changes = {key: value for key, value in leaf.changes.items() if not callable(value)}
-    parts = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
-    return hashlib.sha256(repr((parts, sorted(changes.items(), key=lambda pair: pair[0]))).encode()).hexdigest()
-
-
-@lru_cache(maxsize=8)
-def _index(include_path: str | None, defaults: bool) -> dict[str, Any]:
-    """Return lm-eval's index of names; with its own tasks it takes about 20 s, so once per process."""
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return dict(TaskManager(include_path=include_path, include_defaults=defaults).task_index)
-
-
-def _leaves(index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None) -> Iterator[_Leaf]:
-    """Yield the tasks behind a name: itself, or a group's or tag's, in lm-eval's order. Raises `KeyError` for an unknown member."""
-    entry = index[name]
-    kind = entry.kind.name
-    if kind == "TAG":
-        for child in sorted(entry.tags):
-            yield from _leaves(index, child, changes, folder)
-    elif kind == "GROUP":
-        yield from _members(index, read_yaml(entry.yaml_path), changes, folder)
-    elif kind == "TASK":
-        local = folder is not None and folder in entry.yaml_path.resolve().parents
-        yield _Leaf(name=name, path=entry.yaml_path, changes=changes, local=local)
-    else:
-        raise HarnessError(f"{PREFIX}{name} is a Python class, and only tasks written in YAML can be scored here; pick another task")
-
-
-def _members(index: Mapping[str, Any], group: Mapping[str, Any], changes: Mapping[str, Any], folder: Path | None) -> Iterator[_Leaf]:
-    from dataclasses import fields
-
-    from lm_eval.config.group import GroupConfig
-
-    structural = {field.name for field in fields(GroupConfig)}
-    passed = {key: value for key, value in group.items() if key not in structural} | dict(changes)
-    members = group["task"] if isinstance(group["task"], list) else [group["task"]]
-    for member in members:
-        if isinstance(member, str):
-            yield from _leaves(index, member, passed, folder)
-        elif "group" in member and member["group"] not in index:
-            yield from _members(index, member, passed, folder)
-        else:
-            name = member.get("group") or member["task"]
-            own = {key: value for key, value in member.items() if key not in {"group", "task"}}
-            yield from _leaves(index, name, passed | own, folder)
-
-
-def _find(name: str, include_path: Path | None) -> list[_Leaf]:
-    """Return the tasks behind a name, from the user's folder if it is known there, else from lm-eval's own."""
-    given = str(include_path) if include_path else None
-    for defaults in (False, True) if given else (True,):  # the user's folder alone takes a moment, lm-eval's own 20 s
-        index = _index(given, defaults)
-        if name in index:
-            try:
-                return list(_leaves(index, name, {}, include_path))
-            except KeyError as missing:  # a group of the user's may name tasks of lm-eval
-                if defaults:
-                    raise HarnessError(f"{PREFIX}{name} names {missing}, which lm-eval does not know; correct the group") from missing
-    names = _index(given, False) if given else index
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near or given:
-        raise unknown("lm-eval task", name, names, hint=f"(in {given})" if given else "(type: lm-eval ls tasks)")
-    raise HarnessError(f"unknown lm-eval task {name!r}; type: lm-eval ls tasks, or give --include-path the folder of your own YAML files")
+    @classmethod
+    def of(cls, text: str, task: Any, doc: Mapping[str, Any]) -> "_Gold":
+        gold = cls(text)
+        gold.task, gold.doc = task, doc
+        return gold
 
 
 class OutsideTask:
     """A task or group of lm-eval by its name there; a group counts as one task of many parts."""
 
     domain = "other"
+    judged_upstream = True  # its filters and metric are lm-eval's: there is nothing to grade beside them
 
     def __init__(self, name: str, include_path: str | Path | None = None) -> None:
         folder = Path(include_path).resolve() if include_path is not None else None
         if folder is not None and not folder.is_dir():
             raise HarnessError(f"no folder at {include_path}; give --include-path a folder with lm-eval task files (.yaml)")
         self.name = name
-        self._leaves = _find(name.removeprefix(PREFIX), folder)
+        self._leaves, averages = find(name.removeprefix(PREFIX), folder)
         if not self._leaves:
             raise HarnessError(f"{name} is an empty group; pick another task")
         self._settings = [leaf.settings() for leaf in self._leaves]
         self.kind = self._one_kind()
-        self.metric = self._metrics()[0]  # the figure that an answer is judged by
+        self._refuse_what_cannot_be_asked()
+        self.notes: tuple[str, ...] = ()
+        self.metric, self.by_size, self.aggregated = self._judged_by(averages)
         self.primary = self._primary()
+        self._inputs = [inputs_of(leaf) for leaf in self._leaves if leaf.local]
+        self.unknown_inputs = next((one.unknown for one in self._inputs if one.unknown), "")
+        if self.unknown_inputs:
+            self.notes += (f"{self.unknown_inputs}, so nothing of this task is kept from run to run",)
+        self.needs_hub = not all(reads_files(one) or one.get("custom_dataset") is not None for one in self._settings)
         self.version = self._version()
         self._chance: float | None = None
         self._docs: dict[str, tuple[Any, Any]] = {}  # gold -> task and doc, for `grade`
@@ -197,11 +80,35 @@ class OutsideTask:
             raise HarnessError(f"{self.name} has output_type {types[0]}; tasks of {', '.join(_KINDS)} can be scored, pick one of those")
         return _KINDS[types[0]]
 
-    def _metrics(self) -> list[str]:
-        defaults = {"choose": ["acc"], "generate": ["exact_match"], "perplexity": ["word_perplexity"]}[self.kind]
-        listed = self._settings[0].get("metric_list")
-        names = [str(one["metric"]) for one in listed] if listed else defaults
-        return ["acc", *names] if self.kind == "choose" and "acc" in names else names
+    def _refuse_what_cannot_be_asked(self) -> None:
+        for settings in self._settings:
+            if settings.get("unsafe_code"):
+                raise HarnessError(f"{self.name} runs code that a model wrote (unsafe_code), which is not done here; pick another task")
+            if settings.get("doc_to_image") or settings.get("doc_to_audio"):
+                raise HarnessError(f"{self.name} shows pictures or sounds, and texts alone are scored here; pick another task")
+
+    def _judged_by(self, averages: Sequence[Averages]) -> tuple[str, bool, bool]:
+        """Return the metric of the figure, whether a group weighs its tasks by their items, and whether its file says how.
+
+        A group's own `aggregate_metric_list` decides; tasks without that metric are left out, as lm-eval leaves them out of its figure.
+        Else the first metric that all tasks have (of choices `acc`, where all have it), else each task's own.
+        """
+        own = [metrics_of(settings, self.kind) for settings in self._settings]
+        stated = [one for one in averages if any(one.metric in names for names in own)]
+        if stated:
+            chosen = next((one for one in stated if self.kind == "choose" and one.metric == "acc"), stated[0])
+            self._leave_out([chosen.metric in names for names in own], chosen.metric)
+            return chosen.metric, chosen.by_size, True
+        common = [name for name in own[0] if all(name in names for names in own)] or own[0]
+        return "acc" if self.kind == "choose" and "acc" in common else common[0], True, False
+
+    def _leave_out(self, kept: Sequence[bool], metric: str) -> None:
+        """Drop the tasks that a group's figure is not made of, and say so."""
+        dropped = [leaf.name for leaf, keep in zip(self._leaves, kept, strict=True) if not keep]
+        if dropped:
+            self.notes += (f"without {', '.join(dropped[:6])}{' ...' if len(dropped) > 6 else ''}, which have no {metric}",)
+            self._leaves = [leaf for leaf, keep in zip(self._leaves, kept, strict=True) if keep]
+            self._settings = [one for one, keep in zip(self._settings, kept, strict=True) if keep]
 
     def _primary(self) -> str:
         """Return the name of the first filter of a generating task, else of the metric."""
@@ -213,17 +120,20 @@ class OutsideTask:
     def _version(self) -> str:
         stated = [settings["metadata"] if isinstance(settings.get("metadata"), dict) else {} for settings in self._settings]
         upstream = "/".join(sorted({str(one.get("version", "Yaml")) for one in stated}))  # "Yaml" is lm-eval's word for none
-        digests = [_leaf_digest(leaf) for leaf in self._leaves if leaf.local]
+        local = [leaf for leaf in self._leaves if leaf.local]
+        digests = [digest_of_leaf(leaf, inputs) for leaf, inputs in zip(local, self._inputs, strict=True)]
+        if digests and self.aggregated:  # the group's own file says how it averages
+            digests.append(repr((self.metric, self.by_size)))
         own = f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""
         return f"{upstream}+lm-eval{own}"
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing: one over the mean number of choices; builds the task if nobody has yet."""
+        """Accuracy of guessing: the mean over items of right choices over choices; builds the task if nobody has yet."""
         if self.kind != "choose":
             return 0.0
         if self._chance is None:
-            self._chance = _chance(self._built)
+            self._chance = _chance(self._built, by_size=self.by_size)
         return self._chance
 
     @cached_property
@@ -232,14 +142,24 @@ class OutsideTask:
         return self._build()
 
     def _build(self) -> dict[str, Any]:
-        return {leaf.name: _build(leaf) for leaf in self._leaves}
+        with seeded_as_lm_eval():
+            return {leaf.name: _build(leaf) for leaf in self._leaves}
+
+    def no_training(self, source: DataSource) -> str:
+        """Say why there is nothing to train on, as far as the definition tells; "" where there is."""
+        if self.kind == "perplexity":
+            return "it measures perplexity only"
+        without = [leaf.name for leaf, one in zip(self._leaves, self._settings, strict=True) if not one.get("training_split")]
+        return f"{without[0]} has no training split" if without else ""
+
+    def count(self) -> int | None:
+        """Return how many items are scored, where that is known by counting the lines of data files; else None."""
+        counts = [_counted(leaf, one) for leaf, one in zip(self._leaves, self._settings, strict=True)]
+        return sum(known) if len(known := [one for one in counts if one is not None]) == len(counts) else None
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's tasks by name, a group's every member, each over its own data set; `source` is not used."""
-        made = self._build()
-        if self.kind == "choose" and self._chance is None:
-            self._chance = _chance(made)
-        return made
+        return self._build()
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
         """Yield items without shots, a group's members in turn.
@@ -254,14 +174,13 @@ class OutsideTask:
 
     def _example(self, task: Any, doc: Mapping[str, Any]) -> Example:
         gold, text = self._gold(task, doc)
-        self._docs.setdefault(gold.strip(), (task, doc))
         prompt = task.doc_to_text(doc)
         if not isinstance(prompt, str):
             raise NoSplit(
                 f"{self.name} has a prompt for each choice, and none to train on; train on another suite, for example --suite math"
             )
         completion = f"{task.config.target_delimiter}{text}"
-        return Example(task=self.name, prompt=prompt, completion=completion, answer=completion, gold=gold)
+        return Example(task=self.name, prompt=prompt, completion=completion, answer=completion, gold=_Gold.of(gold, task, doc))
 
     def _gold(self, task: Any, doc: Mapping[str, Any]) -> tuple[str, str]:
         """Return what a grader compares with, and the text of the right answer."""
@@ -273,14 +192,16 @@ class OutsideTask:
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade one answer: a generated one by every filter of the task and its metric, as lm-eval does; a choice by its text.
 
-        A metric that looks at more than the gold sees the first item with this gold.
+        The gold of an example knows its item; of a bare text the metric sees the first item with this gold.
         """
         if self.kind == "perplexity":
             return ()
         if self.kind == "choose":
             found = text.strip() or None
             return (Grade(extractor=self.primary, extracted=found, correct=found == gold.strip()),)
-        return tuple(self._grade(ensemble, *self._doc_of(gold), text) for ensemble in self._doc_of(gold)[0]._filters)
+        task, doc = (gold.task, gold.doc) if isinstance(gold, _Gold) else self._doc_of(gold)
+        ensembles = sorted(task._filters, key=lambda one: one.name != self.primary)
+        return tuple(self._grade(ensemble, task, doc, text) for ensemble in ensembles)
 
     def _doc_of(self, gold: str) -> tuple[Any, Any]:
         """Return a task and an item of it whose gold this is."""
@@ -300,22 +221,28 @@ class OutsideTask:
         )
         ensemble.apply([instance])
         filtered = instance.filtered_resps[ensemble.name]
-        value = task.process_results(doc, [filtered]).get(self.metric, 0)
+        given = task.process_results(doc, [filtered])
+        metric = self.metric if self.metric in given else next(iter(given), "")
+        value = number_of(given.get(metric))
+        lower = task.higher_is_better().get(metric) is False
         extracted = next((str(one) for one in ([filtered] if isinstance(filtered, str) else filtered or [])), "")
         return Grade(
             extractor=ensemble.name,
             extracted=None if extracted.strip() in {"", "[invalid]"} else extracted,  # "[invalid]": lm-eval's word for no match
-            correct=_is_right(value),
+            correct=value is not None and (value <= 0 if lower else value >= 1),  # full marks
         )
 
 
-def _build(leaf: _Leaf) -> Any:
+def _build(leaf: Leaf) -> Any:
     """Build one task over its own data set; a `HarnessError` tells an unreachable Hub from a mistake in local files."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
 
-    settings = leaf.settings(functions=True)
-    if settings.get("dataset_path") not in _LOCAL_FORMATS:
+    try:
+        settings = leaf.settings(functions=True)
+    except (AttributeError, ImportError, SyntaxError, NameError, TypeError, ValueError) as problem:
+        raise HarnessError(f"{PREFIX}{leaf.name} cannot be built: {_first_line(problem)}; correct {leaf.path} or its code") from problem
+    if not reads_files(settings) and settings.get("custom_dataset") is None:
         with from_hub(
             f"{PREFIX}{leaf.name}", "run it once with a network, or give --include-path a folder whose YAML names local data_files"
         ):
@@ -323,24 +250,42 @@ def _build(leaf: _Leaf) -> Any:
     leaf.data_files()  # raises for one that is not there
     try:
         return built(settings)
-    except (OSError, ValueError, KeyError, TypeError, DatasetsError, TemplateError) as problem:
-        told = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, NameError, AssertionError, DatasetsError,
+            TemplateError) as problem:  # fmt: skip
         raise HarnessError(
-            f"{PREFIX}{leaf.name} cannot be built: {told[:200]}; correct {leaf.path} or the data files it names"
+            f"{PREFIX}{leaf.name} cannot be built: {_first_line(problem)}; correct {leaf.path} or the data files it names"
         ) from problem
 
 
-def _is_right(value: Any) -> bool:
-    """Take a metric's full marks as right; a metric over several items at once says nothing about one."""
-    try:
-        return float(value) >= 1.0
-    except (TypeError, ValueError):
-        return False
+def _first_line(problem: Exception) -> str:
+    return (next(iter(str(problem).splitlines()), "") or type(problem).__name__)[:200]
 
 
-def _chance(tasks: Mapping[str, Any]) -> float:
-    counts = [len(task.doc_to_choice(doc)) for task in tasks.values() for doc in task.eval_docs]
-    return len(counts) / sum(counts)
+def _chance(tasks: Mapping[str, Any], *, by_size: bool) -> float:
+    """Return the mean over items of right choices over choices; `by_size`: every item counts alike, else every task does."""
+    shares = [[_guessed(task, doc) for doc in task.eval_docs] for task in tasks.values()]
+    parts = [] if by_size else [(len(one), 1 / (len(shares) * len(one))) for one in shares]
+    return weighted([share for one in shares for share in one], parts)
+
+
+def _guessed(task: Any, doc: Mapping[str, Any]) -> float:
+    choices, target = len(task.doc_to_choice(doc)), task.doc_to_target(doc)
+    return max(1, len(set(target)) if isinstance(target, list) else 1) / choices
+
+
+def _counted(leaf: Leaf, settings: Mapping[str, Any]) -> int | None:
+    """Count the lines of a task's test file; None where documents are processed, or the data is no plain file of lines."""
+    given = (settings.get("dataset_kwargs") or {}).get("data_files")
+    split = settings.get("test_split") or settings.get("validation_split")
+    file = given.get(split) if isinstance(given, Mapping) else None
+    plain = settings.get("dataset_path") in ("json", "text") and isinstance(file, str) and Path(file).is_file()
+    if not plain or settings.get("process_docs") or Path(str(file)).stat().st_size > _COUNTED:
+        return None
+    lines = [line for line in Path(str(file)).read_bytes().split(b"\n") if line.strip()]
+    packed = str(file).endswith((".gz", ".zip", ".json")) and not (
+        lines and lines[0].lstrip().startswith(b"{") and lines[0].rstrip().endswith(b"}")
+    )
+    return None if packed else len(lines)
 
 
 def _docs(name: str, task: Any, split: Split) -> Iterable[Mapping[str, Any]]:

@@ -31,9 +31,17 @@ def _problem(row: Row) -> str | None:
     if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
         count = f"{len(choices)} given" if isinstance(choices, list) else f"given {choices!r:.40}"
         return f"choices must be a list of four texts, {count}"
-    if not isinstance(answer, str) or len(answer) != 1 or answer not in LETTERS:
-        return f"answer must be one of the letters A, B, C, D, given {answer!r:.40}"
+    if _position(answer) is None:
+        return f"answer must be its position, 0 to 3, or one of the letters A, B, C, D, given {answer!r:.40}"
     return None
+
+
+def _position(answer: object) -> int | None:
+    """Read an answer that is a letter, or as the Hub's own files have it its position, 0 to 3; None for anything else."""
+    if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
+        return LETTERS.index(answer)
+    position = int(answer) if isinstance(answer, str) and len(answer) == 1 and answer.isdecimal() else answer
+    return position if isinstance(position, int) and not isinstance(position, bool) and position in range(len(LETTERS)) else None
 
 
 def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
@@ -45,7 +53,7 @@ def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
         f"mmlu/{_STEMS[split]}.jsonl", fields=FIELDS, expected=PUBLISHED[split], check=_problem, wanted=FILES
     )  # fmt: skip
     return [
-        {"question": row["question"], "subject": row["subject"], "choices": row["choices"], "answer": LETTERS.index(row["answer"])}
+        {"question": row["question"], "subject": row["subject"], "choices": row["choices"], "answer": _position(row["answer"])}
         for row in found
     ]
 
@@ -136,6 +144,10 @@ class Mmlu:
             return map(self._example, _training_rows(source, task=self.name))
         groups = _by_subject(rows(split, source, task=self.name))
         return map(self._example, interleaved(list(groups.values())))
+
+    def no_training(self, source: DataSource) -> str:
+        """Say why there is nothing to train on, "" where there is."""
+        return f"mmlu in {source.folder} holds dev, val and test only, which are never trained on" if source.folder is not None else ""
 
     def _example(self, row: Row) -> Example:
         gold = self._gold(row)

@@ -47,6 +47,10 @@ class WikiText:
         task = configurable_task(base, rows=lambda _: pages, splits=("test",), training_split=None, validation_split=None)
         return {self.name: task}
 
+    def no_training(self, source: DataSource) -> str:
+        """Say why there is nothing to train on."""
+        return "it measures perplexity only"
+
     def texts(self, source: DataSource) -> Iterator[str]:
         """Yield the documents: what training text is compared with."""
         if source.folder is None:

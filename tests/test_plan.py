@@ -22,6 +22,23 @@ def labels(**values):
     return [cell.label for cell in plan(**values).cells]
 
 
+def test_repeated_lists_add_up_and_a_path_that_is_there_wins(tmp_path, monkeypatch):
+    from harness.config import listed, parse_teachers, split_teachers
+
+    assert listed(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == ["int8", "response[temperature=1,teacher_share=0.5]", "sft"]
+    assert listed(None) is None and listed([]) is None
+    monkeypatch.chdir(tmp_path)
+    for name in ("lr=0.5", "a,b", "c,d=0.25", "plain"):
+        (tmp_path / name).mkdir()
+    assert parse_teachers(["lr=0.5"]) == (("lr=0.5",), ()) and parse_teachers(["./lr=0.5=0.25", "plain=0.75"])[1] == (0.25, 0.75)
+    assert split_teachers("a,b") == ["a,b"] and split_teachers("a,b,plain") == ["a,b", "plain"]
+    assert split_teachers("a,b=0.3,c,d=0.25=0.7") == ["a,b=0.3", "c,d=0.25=0.7"] and split_teachers(f"{tmp_path}/a,b") == [
+        f"{tmp_path}/a,b"
+    ]
+    assert parse_teachers(split_teachers("a,b=0.3,c,d=0.25=0.7"))[0] == ("a,b", "c,d=0.25")
+    assert split_teachers("tiny=0.7, tiny-math=0.3,") == ["tiny=0.7", "tiny-math=0.3"]
+
+
 def test_controls_stand_beside_the_methods_that_need_them():
     assert labels(methods=["cot", "response"]) == ["teacher", "cot", "response", "answer-only", "untouched", "sft"]
     assert labels(methods=["cot", "response"], controls=False) == ["teacher", "cot", "response"]
@@ -351,3 +368,23 @@ def test_a_searched_rate_and_a_tracker_that_is_missing():
     assert plain != tuned
     with pytest.raises(HarnessError, match=r"--track trackio: that package is not installed; type: pip install trackio"):
         plan(methods=["sft"], track="trackio")
+
+
+def test_local_models_keep_the_hub_out_only_where_the_items_are_here_too(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from harness.runner import _environment
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HARNESS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    generated = plan_run(build({"suite": ("mini",), "methods": ("int8",)}))
+    assert not generated.hub_data and _environment(generated)["HF_HUB_OFFLINE"] == "1"
+    real = plan_run(build({"suite": (str(own_suite(tmp_path)),), "methods": ("int8",)}))
+    assert real.hub_data and "HF_HUB_OFFLINE" not in _environment(real) and "HF_DATASETS_OFFLINE" not in _environment(real)
+    assert _environment(replace(real, hub_data=False))["HF_DATASETS_OFFLINE"] == "1"
+
+
+def own_suite(folder):
+    file = folder / "own.toml"
+    file.write_text('name = "own"\ntasks = ["mmlu"]\n', encoding="utf-8")
+    return file

@@ -713,3 +713,99 @@ def test_costs_of_stages_add_up():
     both = one + two
     assert (both.seen_tokens, both.seconds, both.flops, both.peak_bytes) == (10, 5.0, 5.0, 9)
     assert len(both.shared) == 1 and both.notes == {"a": 1, "b": 2} and both.energy_joules is None
+
+
+# Outcomes that are numbers
+
+
+def numbered(label, numbers, **changes):
+    """Return a record whose items carry numbers."""
+    seed = None if label == "teacher" else 1
+    record = make(label, 0.5, seed=seed)
+    value = sum(numbers) / len(numbers)
+    given = {
+        "outcomes": {},
+        "values": {"strict-match": tuple(numbers)},
+        "value": value,
+        "stderr": 0.01,
+        "metric": "f1",
+        "n": len(numbers),
+        **changes,
+    }
+    return record.model_copy(update={"scores": (record.scores[0].model_copy(update=given),)})
+
+
+TEACHERS = [(at % 10) / 10 for at in range(400)]
+
+
+def test_fractions_have_retention_with_an_interval_and_no_flips():
+    text = report.markdown([numbered("teacher", TEACHERS), numbered("int8", [0.9 * value for value in TEACHERS])])
+    assert "90.0 % [" in text and "lost/won" not in text and "items carry numbers, so intervals are those of paired means" in text
+    assert "no retention" not in text
+
+
+def test_a_figure_that_is_better_when_lower_is_no_retention():
+    given = {"higher_is_better": False, "unit": "number", "metric": "wer"}
+    records = [numbered("teacher", TEACHERS, **given), *(numbered(name, [share * v for v in TEACHERS], **given) for name, share in
+                                                         (("worse", 1.5), ("better", 0.5)))]  # fmt: skip
+    text = report.markdown(records)
+    assert "x1.500 [" in text and "x0.500 [" in text and "retention" not in text.partition("- Teacher")[0]
+    assert "wer is better when lower" in text
+    [found] = groups.group(records)
+    assert groups.leaders(found, found.tasks[0]) == {"better"}
+    assert [row.label for row in groups.ordered(found)][1] == "better"
+
+
+def test_what_cannot_be_paired_is_shown_without_retention_and_says_why():
+    given = {
+        "values": {},
+        "unpaired": "mcc is one figure of all items together, and no item has one",
+        "unit": "number",
+        "metric": "mcc",
+        "value": -0.25,
+    }
+    text = report.markdown([numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)])
+    assert "-0.250" in text and "no retention and no flips: mcc is one figure of all items together, and no item has one." in text
+    assert "100.0 %" not in text
+
+
+def test_bars_and_line_breaks_stay_inside_their_cells():
+    records = [make("teacher", 0.9), make("response[terms=a|b]", 0.5, seed=1)]
+    lines = [line for line in report.markdown(records).splitlines() if line.startswith("|")]
+    assert any(r"a\|b" in line for line in lines)
+    for block in report.markdown(records).split("\n\n"):
+        counts = {line.replace(r"\|", "").count("|") for line in block.splitlines() if line.startswith("|")}
+        assert len(counts) <= 1
+
+
+def test_parts_that_count_alike_are_weighed_in_every_table():
+    parts = ((10, 1 / 20), (390, 1 / 780))
+    hits = {"values": {}, "outcomes": {"strict-match": "1" * 10 + "0" * 390}, "parts": parts, "value": 0.5, "metric": "acc"}
+    half = {**hits, "outcomes": {"strict-match": "10" * 5 + "0" * 390}, "value": 0.25}
+    text = report.markdown([numbered("teacher", TEACHERS, **hits), numbered("int8", TEACHERS, **half)])
+    assert "50.0 % [" in text and "its 2 tasks count alike, whatever their size" in text
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
+    from harness.baseline import Baseline, freeze
+    from harness.gate import Rules, Verdict, check
+
+    given = {"higher_is_better": not lower, "unit": "number" if lower else "share"}
+    teacher, same = numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)
+    bad = numbered("int8", [value * (1.4 if lower else 0.7) for value in TEACHERS], answers_digest="other", **given)
+    claims = [check([teacher, row], Rules(margin=0.95)).verdict for row in (same, bad)]
+    assert claims == [Verdict.passed, Verdict.regressed]
+    frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
+    assert Baseline.model_validate_json(frozen.model_dump_json(by_alias=True)).rows[1].scores[0].numbers == tuple(TEACHERS)
+    assert check([teacher, same], Rules(), frozen).verdict is Verdict.passed
+    found = check([teacher, bad], Rules(), frozen)
+    assert found.verdict is Verdict.regressed and "items worse" in " ".join(one.told for one in found.findings)
+
+
+def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
+    from harness.gate import Rules, Verdict, check
+
+    given = {"values": {}, "unpaired": "mcc is one figure of all items together"}
+    found = check([numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)], Rules(margin=0.95))
+    assert found.verdict is Verdict.cannot_tell and "mcc is one figure" in found.findings[0].told

@@ -237,6 +237,21 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
 
 
 @pytest.mark.parametrize(
+    ("text", "number", "equal"),
+    [
+        ("-$5", "-5", "-5"), ("$-5", "-5", "-5"), (".5", ".5", "0.5"), ("\u22125", "-5", "-5.0"), ("1/2", "1/2", ".5"),
+        ("50/2=25", "25", "25"),
+        ("#### -$5,000.50", "-5,000.50", "-5000.5"), (r"\boxed{-.5}", "-.5", "-1/2"), ("The answer is \u22123/4.", "-3/4", "-0.75"),
+        ("on 12/25/2020", "2020", "2020"), ("1/0", "0", "0"), ("\u20ac 7", "7", "7"), ("18...", "18", "18.00"), ("3 - 2 = 1", "1", "1"),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_they_are_written(text, number, equal):
+    assert _numbers.numeric(text) == number
+    assert _numbers.grade_number(equal, text)[2].correct and not _numbers.grade_number("77", text)[2].correct
+    assert not _numbers.grade_number(equal, "no number")[2].correct
+
+
+@pytest.mark.parametrize(
     ("text", "letter"),
     [
         ("B", "B"), ("The answer is (B).", "B"), ("The answer is: B. Lima", "B"), ("**Answer:** B", "B"), ("Rome is A.\n\n**B**", "B"),
@@ -325,6 +340,47 @@ def change(path, row, **values):
     write_rows(path, [{key: value for key, value in one.items() if value is not ...} for one in rows])
 
 
+def test_answers_by_position_and_files_with_a_byte_order_mark_are_read(folder, source):
+    letters = [dict(doc) for task in suites.load("mmlu").lm_eval_tasks(source).values() for doc in task.eval_docs]
+    found = mmlu_rows("test", 8)
+    odd = [row | {"answer": (n, str(n), row["answer"])[at % 3]} for at, row in enumerate(found) for n in ["ABCD".index(row["answer"])]]
+    text = "\ufeff" + "".join(json.dumps(row) + "\n" for row in odd)
+    (folder / "mmlu/test.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert [dict(doc) for task in suites.load("mmlu").lm_eval_tasks(source).values() for doc in task.eval_docs] == letters
+
+
+def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, source):
+    from harness.data import untrained
+
+    tasks = {name: suites.load(name) for name in ("gsm8k", "mmlu", "wikitext")}
+    rows = training_examples(tasks, source, rows=6)
+    assert [row.task for row in rows] == ["gsm8k"] * 6 and {row.task for row in examples_of(tasks, "validation", source, rows=2)} == {
+        "gsm8k"
+    }
+    assert list(untrained(tasks, source)) == ["mmlu"] and "never trained on" in untrained(tasks, source)["mmlu"]
+    with pytest.raises(NoSplit, match="never trained on"):
+        training_examples({"mmlu": tasks["mmlu"]}, source, rows=6)
+    assert {row.task for row in examples_of({"mmlu": tasks["mmlu"]}, "validation", source, rows=2)} == {"mmlu"}
+
+
+def test_training_on_nothing_is_refused_while_planning(folder, no_network):
+    import harness.api
+    from harness.config import build
+
+    asked = {"suite": ("knowledge",), "teacher": ("tiny",), "data_dir": folder}
+    asked["suite"] = (str(folder / "own.toml"),)
+    (folder / "own.toml").write_text('name = "own"\ntasks = ["mmlu", "wikitext"]\n')
+    refused(
+        lambda: harness.api.plan_run(build({**asked, "methods": ("response",)})),
+        "response has nothing to train on",
+        "mmlu: ",
+        "--suite math",
+    )
+    assert harness.api.plan_run(build({**asked, "methods": ("int8",)})).hub_data is False
+    (folder / "own.toml").write_text('name = "own"\ntasks = ["mmlu", "gsm8k"]\n')
+    assert harness.api.plan_run(build({**asked, "methods": ("response",)})).cells
+
+
 def test_missing_files_are_named(folder, source):
     (folder / "gsm8k/test.jsonl").unlink()
     refused(lambda: suites.load("gsm8k").lm_eval_tasks(source), str(folder), "gsm8k/train.jsonl.gz and gsm8k/test.jsonl", "--data-dir")
@@ -337,7 +393,9 @@ def test_bad_rows_are_named_by_file_and_line(folder, source):
     path, mmlu = folder / "mmlu/test.jsonl.gz", suites.load("mmlu")
     for values, told in (
         ({"answer": "E"}, "A, B, C, D, given 'E'"),
-        ({"answer": 1}, "given 1"),
+        ({"answer": 4}, "given 4"),
+        ({"answer": True}, "given True"),
+        ({"answer": -1}, "given -1"),
         ({"answer": "AB"}, "given 'AB'"),
         ({"choices": ["a", "b", "c"]}, "four texts, 3 given"),
         ({"choices": "abcd"}, "four texts"),
@@ -465,6 +523,90 @@ def test_an_edited_yaml_or_data_file_is_another_version(outside, tmp_path):
     assert version(first).startswith("1.0+lm-eval+")
 
 
+CODE = {
+    "constant": ("open('golds.json').read()", "golds.json", ""),
+    "beside": ("(Path(__file__).parent / 'data' / 'golds.json').read_text()", "data/golds.json", ""),
+    "named": ("FILE.read_text()", "golds.json", ""),
+    "folder": ("[one.read_text() for one in Path('data').glob('*.json')]", "data/golds.json", ""),
+    "imported": ("deeper.read()", "golds.json", ""),
+    "put together": ("open('gold' + str(1) + '.json').read()", "", "only running it tells"),
+    "environment": ("open(os.environ['GOLDS']).read()", "", "os.environ"),
+    "address": ("urllib.request.urlopen('http://x.y/z').read()", "", "urlopen"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", CODE)
+def test_what_code_reads_is_in_the_version_or_said_to_be_unknown(form, tmp_path):
+    call, file, why = CODE[form]
+    place = shutil.copytree(LOCAL, tmp_path / "place")
+    (place / "data").mkdir()
+    for name in ("golds.json", "data/golds.json"):
+        (place / name).write_text('{"a": 1}', encoding="utf-8")
+    (place / "deeper.py").write_text(
+        "from pathlib import Path\ndef read():\n    return (Path(__file__).parent / 'golds.json').read_text()\n"
+    )
+    constant = "FILE = Path(__file__).parent / 'golds.json'\n" if form == "named" else ""
+    head = f"import os, urllib.request\nfrom pathlib import Path\nimport deeper\n{constant}"
+    (place / "code.py").write_text(f"{head}def docs(dataset):\n    {call}\n    return dataset\n", encoding="utf-8")
+    (place / "arc_style.yaml").write_text((place / "arc_style.yaml").read_text() + "process_docs: !function code.docs\n", encoding="utf-8")
+    task = suites.load("lm-eval:arc_style", include_path=place)
+    assert why in task.unknown_inputs and bool(task.unknown_inputs) == bool(why)
+    assert not why or any("nothing of this task is kept from run to run" in note for note in task.notes)
+    for changed in filter(None, (file, "code.py", "deeper.py")):
+        (place / changed).write_text((place / changed).read_text() + "\n", encoding="utf-8")
+        fresh = suites.load("lm-eval:arc_style", include_path=place)
+        assert fresh.version != task.version, changed
+        task = fresh
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("folder", {}), ("./folder", {}), ("json", {"data_dir": "folder"}), ("json", {"data_files": {"test": "folder/*.jsonl"}})],
+)
+def test_local_data_of_every_form_is_found_beside_the_yaml_and_in_the_version(path, more, tmp_path, monkeypatch, no_network):
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
+    (place / "folder").mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    shutil.copy(LOCAL / "arc_style_test.jsonl", place / "folder" / "test.jsonl")
+    base = {
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": 0,
+        "doc_to_choice": ["a", "b"],
+    }
+    write_yaml(place, "own", task="own", dataset_path=path, dataset_kwargs=more or None, **base)
+    task = suites.load("lm-eval:own", include_path=place)
+    assert len(task.lm_eval_tasks(DataSource())["own"].eval_docs) == 12 and not task.needs_hub
+    (place / "folder" / "test.jsonl").write_text((place / "folder" / "test.jsonl").read_text() + "\n", encoding="utf-8")
+    assert suites.load("lm-eval:own", include_path=place).version != task.version
+
+
+def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
+    import harness.api
+    from harness.config import build
+
+    place = shutil.copytree(LOCAL, tmp_path / "place")
+    asked = {"suite": ("lm-eval:arc_style",), "methods": ("int8",), "include_path": place}
+
+    def keys():
+        return [cell.key for cell in harness.api.plan_run(build(asked)).cells]
+
+    assert keys() == keys()
+    (place / "code.py").write_text("import os\ndef docs(dataset):\n    os.environ.get('X')\n    return dataset\n", encoding="utf-8")
+    (place / "arc_style.yaml").write_text((place / "arc_style.yaml").read_text() + "process_docs: !function code.docs\n", encoding="utf-8")
+    assert not set(keys()) & set(keys())
+
+
+def test_ones_own_items_are_counted_where_that_is_cheap(outside, tmp_path):
+    assert [task.count() for task in outside.values()] == [12, 12]
+    place = shutil.copytree(LOCAL, tmp_path / "place")
+    (place / "code.py").write_text("def docs(dataset):\n    return dataset\n", encoding="utf-8")
+    (place / "arc_style.yaml").write_text((place / "arc_style.yaml").read_text() + "process_docs: !function code.docs\n", encoding="utf-8")
+    assert suites.load("lm-eval:arc_style", include_path=place).count() is None
+
+
 def write_yaml(folder, name, **keys):
     (folder / f"{name}.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()), encoding="utf-8")
 
@@ -498,10 +640,12 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
 
 
 def test_unknown_outside_names_are_guessed_from_the_users_folder(monkeypatch):
-    from suites import _outside
+    from suites import _definition
 
-    real = _outside._index
-    monkeypatch.setattr(_outside, "_index", lambda path, defaults: {} if defaults else real(path, False))  # lm-eval's own scan takes 20 s
+    real = _definition._index
+    monkeypatch.setattr(
+        _definition, "_index", lambda path, defaults: {} if defaults else real(path, False)
+    )  # lm-eval's own scan takes 20 s
     refused(lambda: suites.load("lm-eval:ark_style", include_path=LOCAL), "did you mean 'arc_style'")
     refused(lambda: suites.load("lm-eval:nothing"), "lm-eval ls tasks", "--include-path")
 

@@ -1,0 +1,53 @@
+"""Lines of JSON end at `\\n` alone, whatever stands inside their texts."""
+
+import gzip
+import json
+
+import pytest
+
+from harness.cache import Entry, damage_of
+from harness.data import DataSource
+from harness.evidence import Evidence
+from harness.journal import Journal
+from harness.lines import json_lines, lines_of, write_json_lines
+from harness.score import ItemRow, read_rows, write_rows
+
+BREAKS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\r\n", "\n"]
+
+
+def row(text):
+    return ItemRow(
+        task="t", item=0, group="", doc_hash="d", prompt_hash="p", target_hash="t", gold=text, text=text, extracted={"acc": text},
+        correct={"acc": True}, tokens=1, stop="eos", log_probabilities=(-1.0, -2.0), prompt=text,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", BREAKS)
+def test_a_text_with_a_rare_line_break_is_read_back_by_every_reader(sign, tmp_path):
+    text = f"one{sign}two"
+    write_rows(tmp_path / "samples.jsonl", [row(text), row("x")])
+    assert read_rows(tmp_path / "samples.jsonl") == [row(text), row("x")]
+    assert [one["text"] for one in Evidence(tmp_path / "samples.jsonl", None).answers()] == [text, "x"]
+    journal = tmp_path / "answers.jsonl"
+    for key in "ab":
+        Journal(journal).put(key, [text, 3, "eos"], 0.5)
+    again = Journal(journal)
+    assert again.get("a") == again.get("b") == ([text, 3, "eos"], 0.5)
+    assert damage_of(Entry(kind="answers", path=journal, bytes=1, changed=0.0)) == ""
+    (tmp_path / "data.jsonl").write_text(json.dumps({"q": text}, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    assert DataSource(folder=tmp_path).rows("data.jsonl", fields=("q",)) == [{"q": text}]
+
+
+def test_half_of_a_surrogate_pair_is_written_and_read(tmp_path):
+    write_rows(tmp_path / "samples.jsonl", [row("broken \ud800 text")])
+    assert read_rows(tmp_path / "samples.jsonl")[0].text == "broken \ud800 text"
+
+
+def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
+    write_json_lines(tmp_path / "a.jsonl", [{"a": 1}, [2]])
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes() + b"\n" + b'{"torn": '))
+    assert list(json_lines(tmp_path / "a.jsonl")) == [{"a": 1}, [2]] == list(json_lines(packed, torn=True))
+    with pytest.raises(ValueError, match="Expecting value"):
+        list(json_lines(packed))
+    assert lines_of("a\nb") == lines_of("a\nb\n") == ["a", "b"] and lines_of("") == [] and lines_of("\n") == [""]

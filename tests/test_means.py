@@ -1,0 +1,99 @@
+"""Paired means against independent computations, and how often their intervals hold."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from harness import means
+
+
+def draw(seed, n=60, seeds=1):
+    rng = np.random.default_rng(seed)
+    skill = rng.beta(0.8, 0.6, n)
+    teacher = np.clip(skill + rng.normal(0, 0.05, n), 0, 1)
+    students = [np.clip(skill * 0.9 + rng.normal(0, 0.1, n), 0, 1) for _ in range(seeds)]
+    return [list(teacher)], [list(one) for one in students]
+
+
+def test_a_difference_is_students_t_of_the_gaps_but_for_half_an_item():
+    teacher, student = draw(1, n=4_000)
+    found = means.difference(student, teacher)
+    gaps = np.array(student[0]) - np.array(teacher[0])
+    low, high = scipy_stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    assert found.value == pytest.approx(gaps.mean()) and (found.low, found.high) == pytest.approx((low, high), rel=1e-2)
+    met, unmet = means.keeps(student, teacher, 0.0, points=True)
+    assert unmet == pytest.approx(
+        scipy_stats.ttest_rel(student[0], teacher[0], alternative="less").pvalue, abs=1e-3
+    ) and met + unmet == pytest.approx(1)
+
+
+def test_a_ratio_is_fiellers_and_agrees_with_the_bootstrap():
+    teacher, student = draw(2, n=3_000)
+    found = means.ratio(student, teacher)
+    t, s = np.array(teacher[0]), np.array(student[0])
+    rng = np.random.default_rng(0)
+    taken = rng.integers(0, len(t), (4_000, len(t)))
+    low, high = np.quantile(s[taken].mean(axis=1) / t[taken].mean(axis=1), [0.025, 0.975])
+    assert found.value == pytest.approx(s.mean() / t.mean()) and (found.low, found.high) == pytest.approx((low, high), abs=1.5e-3)
+    assert means.keeps(student, teacher, found.low)[1] == pytest.approx(0.975, abs=2e-3)  # Fieller's end is where the test turns
+    above = means.ratio(student, teacher, chance=0.25)
+    assert above.value == pytest.approx((s.mean() - 0.25) / (t.mean() - 0.25)) and above.low < above.value < above.high
+
+
+def test_parts_that_count_alike_are_strata():
+    rng = np.random.default_rng(3)
+    values = [*rng.random(10), *rng.random(1_000)]
+    parts = ((10, 1 / 20), (1_000, 1 / 2_000))
+    assert means.weighted(values, parts) == pytest.approx((np.mean(values[:10]) + np.mean(values[10:])) / 2)
+    squared = np.var(values[:10], ddof=1) / 10 / 4 + np.var(values[10:], ddof=1) / 1_000 / 4
+    assert means.standard_error(values, parts) == pytest.approx(np.sqrt(squared))
+    assert means.standard_error([0.5]) is None and means.standard_error([1.0, 0.0, 1.0], ((1, 0.5), (2, 0.25))) > 0
+
+
+def test_no_item_that_differs_leaves_room_for_one():
+    teacher = [[0.5] * 20 + [1.0] * 80]
+    found = means.difference(teacher, teacher)
+    assert found.value == 0 and -0.05 < found.low < 0 < found.high < 0.05
+    ratio = means.ratio(teacher, teacher)
+    assert ratio.value == 1 and 0.95 < ratio.low < 1 < ratio.high < 1.05
+    assert means.worse(teacher, teacher) == 1.0
+
+
+def test_direction_turns_the_tests():
+    teacher, worse = [[0.2, 0.4, 0.3, 0.5] * 30], [[0.3, 0.6, 0.4, 0.6] * 30]  # an error rate
+    assert means.worse(worse, teacher, lower=True) < 1e-6 < 0.5 < means.worse(worse, teacher)
+    assert means.keeps(worse, teacher, 0.95, lower=True)[1] < 1e-6 and means.keeps(teacher, worse, 0.95, lower=True)[0] < 1e-6
+
+
+def test_what_has_no_ratio_says_why():
+    assert "scores nothing" in means.ratio([[0.5, 0.1]], [[0.0, 0.0]]).reason
+    assert "at chance" in means.ratio([[0.5, 0.1, 0.3]], [[0.3, 0.2, 0.3]], chance=0.25).reason
+    assert means.ratio([[0.5]], [[1.0]]).value == 0.5 and means.ratio([[0.5]], [[1.0]]).low is None
+    with pytest.raises(ValueError, match="not the same items"):
+        means.difference([[0.1, 0.2]], [[0.1, 0.2, 0.3]])
+
+
+@pytest.mark.parametrize(("n", "seeds", "mass"), [(30, 1, 0.0), (100, 1, 0.7), (200, 3, 0.0), (100, 1, 0.95)])
+def test_intervals_hold_as_often_as_they_say(n, seeds, mass):
+    """`mass`: share of items on which both are exactly 0 or 1, as F1 and ROUGE have many."""
+    rng = np.random.default_rng(n + seeds)
+    held, trials = 0, 800
+    truth = 0.5 * (1 - mass) * 0.8 + mass * 0.5
+    for _ in range(trials):
+        fixed = rng.random(n) < mass
+        base = np.where(fixed, rng.random(n) < 0.5, rng.random(n))
+        drift = rng.normal(0, 0.02, seeds) if seeds > 1 else [0.0]
+        runs = [np.where(fixed, base, np.clip(base * (0.6 + 0.4 * rng.random(n)), 0, 1)) + shift for shift in drift]
+        found = means.ratio([list(one) for one in runs], [list(base)])
+        held += found.low <= truth / 0.5 <= found.high
+    assert held / trials >= 0.925
+
+
+def test_bits_per_byte_are_compared_by_their_ratio():
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(50, 500, 200)
+    theirs = [(-1.0 * size * (1 + 0.1 * rng.normal()), float(size)) for size in sizes]
+    ours = [(1.1 * total * (1 + 0.02 * rng.normal()), size) for total, size in theirs]
+    found = means.ratio_of_sums(ours, theirs)
+    assert found.value == pytest.approx(sum(a for a, _ in ours) / sum(a for a, _ in theirs)) and found.low < 1.1 < found.high < 1.11
+    assert means.ratio_of_sums(ours, theirs[1:]).reason and means.ratio_of_sums([(-np.inf, 1.0)], [(-1.0, 1.0)]).reason
