@@ -118,6 +118,16 @@ def same_weights(left: Path, right: Path) -> bool:
         return ours.keys() == theirs.keys() and all(map(same, ours))
 
 
+def first_non_finite(model: Any) -> str:
+    """Return the name of a model's first tensor that holds NaN or an infinity; "" where every number is finite."""
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all()):
+            return str(name)
+    return ""
+
+
 def folder_digest(folder: Path, *, cache: Path | None = None) -> str:
     """Return the content digest of a model folder: weights, configuration and tokenizer, by name and bytes.
 
@@ -156,7 +166,11 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write(fresh)
+    try:
+        write(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     fresh.replace(folder)

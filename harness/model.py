@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
-from harness.checkpoint import describe, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
+from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
-from harness.errors import HarnessError, unknown
+from harness.errors import CellFailed, HarnessError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -279,17 +279,29 @@ def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: 
 
     depth:s keeps a share s of the blocks, evenly spaced, first and last among them; width:s keeps the share s of
     each feed-forward's channels with the largest weight norms; scratch:s has the shape of depth:s and random
-    weights drawn from `seed`.
+    weights drawn from `seed`. Raises `CellFailed` where a cut is not what its recipe says.
     """
     import torch
 
+    from harness.blocks import blocks_of
+    from harness.depth import with_blocks
+    from harness.width import narrowed
+
     opened = open_model(base, device=device, dtype=dtype)
+    refuse_not_finite(opened.model, base.name)
     parsed = parse_recipe(recipe)
     if parsed is None:
         return opened
     kind, share = parsed
+    packed = quantized_by(base.path)
+    if packed:
+        raise CellFailed(f"student {recipe}: {base.name} is packed ({packed}) and cannot be cut; start from the floats that it was made of")
     torch.manual_seed(seed)
-    model = _narrowed(opened.model, share) if kind == "width" else _shallower(opened.model, share, copy=kind == "depth")
+    if kind == "width":
+        model = narrowed(opened.model, share, cut=recipe)
+    else:
+        _, blocks = blocks_of(opened.model)
+        model = with_blocks(opened.model, kept_blocks(len(blocks), share), copy=kind == "depth", cut=recipe)
     model.generation_config = opened.model.generation_config
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 
@@ -311,69 +323,49 @@ def kept_blocks(count: int, share: float) -> list[int]:
     return [int(i * (count - 1) / (keep - 1) + 0.5) for i in range(keep)] if keep > 1 else [0]
 
 
-def _shallower(model: Any, share: float, *, copy: bool) -> Any:
-    return with_blocks(model, kept_blocks(model.config.num_hidden_layers, share), copy=copy)
-
-
-def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True) -> Any:
-    """Return a model of these blocks alone, in this order, renumbered (keys and values are cached by number); random without `copy`."""
-    from transformers import AutoModelForCausalLM
-
-    config = model.config.__class__.from_dict(model.config.to_dict())
-    config.num_hidden_layers = len(kept)
-    for name, value in model.config.to_dict().items():  # layer_types, no_rope_layers: one entry a block
-        if isinstance(value, list) and len(value) == model.config.num_hidden_layers and hasattr(config, name):
-            setattr(config, name, [getattr(config, name)[index] for index in kept])
-    small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
-    if copy:
-        source = model.state_dict()
-        renamed = {
-            re.sub(r"\.(layers|h|blocks)\.(\d+)\.", lambda m: f".{m[1]}.{kept[int(m[2])]}.", name, count=1): name
-            for name in small.state_dict()
-        }
-        small.load_state_dict({new: source[old] for old, new in renamed.items()})
-    return small
-
-
-def _narrowed(model: Any, share: float) -> Any:
-    """Keep the feed-forward channels with the largest product of norms |gate_i| |up_i| |down_i| (SwiGLU models)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = model.config.__class__.from_dict(model.config.to_dict())
-    if not hasattr(config, "intermediate_size"):
-        raise HarnessError(f"student width:{share}: {type(model).__name__} has no gated feed-forward to narrow; use depth:{share}")
-    keep = max(1, int(config.intermediate_size * share + 0.5))
-    config.intermediate_size = keep
-    weights = dict(model.state_dict())
-    for name in [name for name in weights if name.endswith("mlp.gate_proj.weight")]:
-        stem = name.removesuffix("gate_proj.weight")
-        gate, up, down = (weights[f"{stem}{part}_proj.weight"] for part in ("gate", "up", "down"))
-        norms = gate.float().norm(dim=1) * up.float().norm(dim=1) * down.float().norm(dim=0)
-        channels = torch.topk(norms, keep).indices.sort().values
-        weights |= {
-            f"{stem}gate_proj.weight": gate[channels],
-            f"{stem}up_proj.weight": up[channels],
-            f"{stem}down_proj.weight": down[:, channels],
-        }
-    small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
-    small.load_state_dict(weights)
-    return small
+def refuse_not_finite(model: Any, name: str) -> None:
+    """Raise `CellFailed` for a model that holds a number that is none: whatever is made of it would be worthless, and might not show it."""
+    tensor = first_non_finite(model)
+    if tensor:
+        raise CellFailed(f"{name}: {tensor} holds numbers that are not finite (NaN or infinite); download or train that model again")
 
 
 def save_student(student: LanguageModel, folder: Path, *, name: str, dtype: "torch.dtype", parents: tuple[str, ...]) -> Checkpoint:
-    """Save a student whole or not at all, with its tokenizer; return its checkpoint.
+    """Save a student whole or not at all, with its tokenizer; return its checkpoint. What is saved is opened again and compared.
 
     The digest is the digest of the bytes written: same seed, same machine, same digest.
     """
+    from harness.blocks import is_tied
+    from harness.packed import is_plain, refuse_otherwise
+
     model = student.model.to(dtype)
     model.config.dtype = dtype
+    if not is_plain(model):
+        raise CellFailed(f"{name}: {student.checkpoint.name} is quantized, and packed weights are not written again; copy its folder")
+    refuse_not_finite(model, name)
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", None) and not is_tied(model):
+            config.tie_word_embeddings = False  # the file held a head of its own, and the configuration said otherwise
 
     def write(fresh: Path) -> None:
         model.save_pretrained(fresh)
         student.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
             path.chmod(0o644)  # safetensors writes for the owner alone
+        refuse_otherwise(fresh, model.state_dict(), name=name, dtype=dtype, tied=is_tied(model))
 
     save_atomically(folder, write)
     return describe(folder, name=name, parents=parents)
+
+
+def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:
+    """Copy a checkpoint's files whole: what is packed is not written again, since kernels lay its weights out anew."""
+    import shutil
+
+    def write(fresh: Path) -> None:
+        for path in base.path.iterdir():
+            if path.is_file():
+                shutil.copyfile(path, fresh / path.name)
+
+    save_atomically(folder, write)
+    return describe(folder, name=name, parents=(base.digest,))

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.blocks import blocks_of
 from harness.checkpoint import digest_of
 from harness.contract import Job, Progress
 from harness.data import C4, NoSplit, contaminated, overlapping, training_examples
 from harness.errors import CellFailed, HarnessError
 from harness.model import LanguageModel
-from methods._layers import blocks_of
 
 AT_ONCE = 2_048  # tokens of one forward pass
 

@@ -52,7 +52,7 @@ class Making:
     def __init__(self, job: Job, method: str, *, plain: bool = False) -> None:
         from harness.arithmetic import parameters_on_disk
         from harness.errors import CellFailed
-        from harness.model import open_model, quantized_by
+        from harness.model import open_model, quantized_by, refuse_not_finite
 
         self.job, self.method = job, method
         self.base = job.student_base
@@ -64,6 +64,7 @@ class Making:
             raise CellFailed(f"{method}: {self.base.name} has factors or widths of its own; it needs the architecture's own shapes")
         dtype = "float32" if job.device == "cpu" else job.dtype
         self.opened = open_model(self.base, device=job.device, dtype=dtype)
+        refuse_not_finite(self.opened.model, self.base.name)
         self.opened.model.requires_grad_(False)
         self.parameters_before = parameters_on_disk(self.base.path)
 

@@ -70,7 +70,7 @@ class FakeInt4(Int4):
                     if name not in layers.left:
                         module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
         notes = {"group": self.group, "simulated": True, "packed_layers": len(layers.linear), "table_and_head": self.embeddings,
-                 "skipped": list(self.skip)}  # fmt: skip
+                 "skipped": list(self.skip), **layers.told}  # fmt: skip
         return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
 
 
