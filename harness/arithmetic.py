@@ -195,10 +195,12 @@ def forward_flops_per_token(model: Any, length: float) -> float:
 
     Attention adds 4 * heads * head size * (length / 2) per block: scores and mixture over half the sequence on average.
     """
-    config = model.config
+    config = model.config.get_text_config()
     embeddings = {id(model.get_input_embeddings().weight)}
     head = model.get_output_embeddings()
     body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings and (head is None or p is not head.weight))
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * length / 2
-    return float(2 * body + 2 * config.hidden_size * config.vocab_size + attention)
+    hidden = int(config.hidden_size)
+    heads = int(getattr(config, "num_attention_heads", None) or 0)  # none where a state is all that is carried along
+    width = int(getattr(config, "head_dim", None) or hidden // max(1, heads))
+    attention = 4 * config.num_hidden_layers * heads * width * length / 2
+    return float(2 * body + 2 * hidden * config.vocab_size + attention)

@@ -3,6 +3,7 @@
 torch and transformers are imported inside the functions, so that planning and reporting start without them.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_MODELS = ("tiny", "tiny-math")
 RECIPES = ("depth", "width", "scratch")
+EXACT_KINDS = ("F32", "F16", "BF16", "Q8_0")  # of a GGUF file that is kept to the last bit; what has fewer bits was rounded far more than bf16 is
 TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
 _DATE_CODES = "aAbBcdFHIjmMpSTuUwWxXyYZ"  # of strftime
 
@@ -126,11 +128,32 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
         refuse_torn(path)
         return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
-    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise unknown(
-            "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
-        )
+    if not _is_hub_id(name):
+        raise _unknown_model(name)
     return _from_hub(name)
+
+
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+def _is_hub_id(name: str) -> bool:
+    """Tell whether a name may be a Hub id: org/name, or a single name (gpt2) that is not nearly an embedded one, @revision behind it."""
+    alone = "/" not in name.partition("@")[0]
+    return _HUB_ID.fullmatch(name) is not None and not (alone and difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.5))
+
+
+def _unknown_model(name: str) -> HarnessError:
+    return unknown(
+        "model", name, EMBEDDED_MODELS,
+        hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name, gpt2 or org/name@revision)",
+    )  # fmt: skip
+
+
+def _at_revision(name: str) -> tuple[str, dict[str, str]]:
+    """Split a Hub id into its repository and the revision that is asked for, if any."""
+    found = _HUB_ID.fullmatch(name)
+    assert found is not None
+    return found["id"], {"revision": found["revision"]} if found["revision"] else {}
 
 
 def configuration_of(name: str, *, cache: Path) -> Path:
@@ -140,11 +163,12 @@ def configuration_of(name: str, *, cache: Path) -> Path:
         return EMBEDDED / name
     if path.is_dir() and (path / "config.json").is_file():
         return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
+    if _is_hub_id(name) and path.suffix != ".gguf" and not path.exists():
         from huggingface_hub import hf_hub_download
 
+        repository, revision = _at_revision(name)
         try:
-            return Path(hf_hub_download(name, "config.json")).parent
+            return Path(hf_hub_download(repository, "config.json", **revision)).parent
         except Exception as problem:
             told = "the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
             raise _refused_by_hub(name, problem, told) from problem
@@ -157,14 +181,17 @@ def _from_hub(name: str) -> Checkpoint:
 
     try:
         wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
-        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"]))
+        repository, revision = _at_revision(name)
+        folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["consolidated*"], **revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
+        if "/" not in name:
+            raise _unknown_model(name) from problem
         told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
         raise _refused_by_hub(name, problem, told) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
-    return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size, note=note)
+    return Checkpoint(path=folder, name=name, digest=f"hub:{repository}@{folder.name}", bytes_on_disk=size, note=note)
 
 
 def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
@@ -182,8 +209,10 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
     key = remembered_digest(path, cache)
-    folder = cache / "gguf" / key[:32]
-    note = f"unpacked from GGUF {_gguf_kind(path)}"
+    kind = _gguf_kind(path)
+    exact = kind in EXACT_KINDS
+    folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
+    note = f"unpacked from GGUF {kind}" + ("" if exact else ", rounded to bfloat16")
     if not (folder / "config.json").exists():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -198,8 +227,9 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         model.quantization_method = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model = model.to(torch.bfloat16)
-        model.config.dtype = torch.bfloat16
+        dtype = smallest_exact(model) if exact else torch.bfloat16
+        model = model.to(dtype)
+        model.config.dtype = dtype
 
         def write(fresh: Path) -> None:
             model.save_pretrained(fresh)
@@ -208,6 +238,16 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(folder, write)
     return describe(folder, name=path.stem, note=note, cache=cache)
+
+
+def smallest_exact(model: Any) -> "torch.dtype":
+    """Return the smallest type of floats that holds every weight of a model as it is: bfloat16 or float16, else float32."""
+    import torch
+
+    def holds(dtype: "torch.dtype") -> bool:
+        return all(bool(torch.equal(one.to(dtype).to(one.dtype), one)) for one in model.state_dict().values() if one.is_floating_point())
+
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
 def _gguf_kind(path: Path) -> str:

@@ -28,7 +28,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, regis
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from harness.blocks import is_tied, probe_of
+from harness.blocks import hooked, is_tied, probe_of
 from harness.checkpoint import first_non_finite
 from harness.errors import CellFailed
 
@@ -341,7 +341,7 @@ def modules_of(model: Any) -> dict[str, Any]:
 
 def save_packed(
     model: Any, tokenizer: Any, folder: Path, *, specs: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype,
-    state: dict[str, Tensor] | None = None, config: Any = None,
+    state: dict[str, Tensor] | None = None, config: Any = None, method: str = "",
 ) -> None:  # fmt: skip
     """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others come from `model`.
 
@@ -371,7 +371,7 @@ def save_packed(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    refuse_otherwise(folder, state, name=type(model).__name__, dtype=dtype, tied=is_tied(model))
+    refuse_otherwise(folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model))
 
 
 def _tied_names(model: Any) -> set[str]:
@@ -400,21 +400,6 @@ def refuse_other_codes(name: str, spec: dict[str, Any], tensors: Mapping[str, Te
         raise CellFailed(f"{name}: what was packed does not stand for its codes")
 
 
-def refuse_idle(folder: Path, name: str) -> None:
-    """Raise `CellFailed` where a packed student cannot be run, or gives no numbers: an architecture's code may read a weight that was packed."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=probe_of(model), use_cache=False).logits
-    except Exception as problem:  # whatever a class raises
-        line = " ".join(str(problem).split())[:200]
-        raise CellFailed(f"{name}: a packed {type(model).__name__} cannot be run ({type(problem).__name__}: {line}); use prune-magnitude") from problem
-    if not bool(torch.isfinite(logits).all()):
-        raise CellFailed(f"{name}: the packed student's logits are not finite; leave layers as they are with skip")
-
-
 def refuse_otherwise(folder: Path, state: Mapping[str, Tensor], *, name: str, dtype: torch.dtype, tied: bool) -> None:
     """Open what was saved again, and raise `CellFailed` where a tensor or the tie of head and table is not what was in memory.
 
@@ -423,7 +408,12 @@ def refuse_otherwise(folder: Path, state: Mapping[str, Tensor], *, name: str, dt
     from transformers import AutoModelForCausalLM
 
     # in fp16 a packed model is opened as bf16, which would round what is compared
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if dtype == torch.float16 else dtype)
+    kind = torch.float32 if dtype == torch.float16 else dtype
+    try:
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    except Exception as problem:  # whatever its class raises
+        line = " ".join(str(problem).split())[:200]
+        raise CellFailed(f"{name}: the saved student cannot be opened again ({type(problem).__name__}: {line})") from problem
     found = again.state_dict()
     missing = next((key for key in state if key not in found), None)
     if missing:
@@ -436,6 +426,56 @@ def refuse_otherwise(folder: Path, state: Mapping[str, Tensor], *, name: str, dt
     broken = first_non_finite(again)
     if broken:
         raise CellFailed(f"{name}: {broken} holds numbers that are not finite (NaN or infinite)")
+    if modules_of(again):
+        _refuse_misread(again.eval(), name)
+
+
+def _refuse_misread(model: Any, name: str) -> None:
+    """Raise `CellFailed` where a packed student cannot be run, or a packed layer does not compute what its codes stand for inside it.
+
+    An architecture's code may read a packed weight itself, or cast what it hands a layer to the type of the layer's weight.
+    """
+    cast: list[str] = []
+    other: list[str] = []
+    packed = {at: one for at, one in model.named_modules() if isinstance(one, Int8Linear | Int4Linear | TiedHead)}
+    handles = [one.register_forward_pre_hook(_checking(at, cast, other)) for at, one in packed.items() if not isinstance(one, Int8Embedding)]
+    try:
+        with hooked(handles), torch.no_grad():
+            logits = model(input_ids=probe_of(model), use_cache=False).logits
+    except Exception as problem:  # whatever a class raises
+        line = " ".join(str(problem).split())[:200]
+        raise CellFailed(f"{name}: a packed {type(model).__name__} cannot be run ({type(problem).__name__}: {line}); use prune-magnitude") from problem
+    if cast:
+        head = next((at for at, one in packed.items() if one is model.get_output_embeddings()), "")
+        setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.skip={json.dumps(cast)}'"
+        raise CellFailed(
+            f"{name}: {type(model).__name__} casts what it hands {', '.join(cast)} to the integers of the packed weight; leave that as it is with "
+            f"--set {setting}"
+        )
+    if other or not bool(torch.isfinite(logits).all()):
+        raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with skip")
+
+
+def _checking(name: str, cast: list[str], other: list[str]) -> Any:
+    """Return a hook that compares a layer's first product with that of its dequantized weight, before a kernel lays the codes out."""
+    seen = []
+
+    def before(module: Any, given: tuple[Any, ...]) -> None:
+        x = given[0]
+        if seen:
+            return
+        seen.append(name)
+        if not x.is_floating_point():
+            cast.append(name)
+            return
+        source = module.table[0] if isinstance(module, TiedHead) else module
+        expected = F.linear(x.float(), source.dequantized(), None)
+        bias = getattr(module, "bias", None)
+        ours = type(module).forward(module, x).float() - (0 if bias is None else bias.float())
+        if not float((ours - expected).abs().max()) <= 0.1 * float(expected.abs().max()) + 1e-6:
+            other.append(name)
+
+    return before
 
 
 def _same(found: Tensor, tensor: Tensor) -> bool:

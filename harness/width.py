@@ -47,7 +47,7 @@ def narrower_config(model: Any, keep: Callable[[int], int], *, cut: str) -> Any:
         if new == width or any(one.shape != shapes.get(at) for at, one in empty_model(model, config, cut).named_parameters()):
             return config
     raise CellFailed(
-        f"{cut}: no setting of {type(model.config).__name__} says how wide the feed-forwards of {type(model).__name__} are; use {instead(cut)}"
+        f"{cut}: no setting of {type(model.config).__name__} narrows {shortened(_left_whole(model, []))} of {type(model).__name__}; use {instead(cut)}"
     )
 
 

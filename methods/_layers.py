@@ -137,9 +137,10 @@ def is_stranger(model: Any, name: str) -> bool:
         return False
     if "proj" not in leaf and _ROUTER.search(f"{owner_name.rpartition('.')[2]} {type(owner).__name__} {leaf}".lower()):
         return False
-    return len(shape) > 2 or leaf == "weight" or "proj" in leaf
+    return len(shape) > 2 or leaf == "weight" or "expert" in name or _MATRIX.search(leaf) is not None
 
 
+_MATRIX = re.compile(r"proj|^[wv]\d$")  # parameters of no layer that are matrices all the same
 _ROUTER = re.compile(r"rout|gat(e|ing)\b|gate_|topk")
 
 
@@ -154,8 +155,13 @@ def _strangers(model: Any, strange: Sequence[str], method: str) -> str:
     shorts = short_names(strange)
     patterns = short_names(owners)
     classes = ", ".join(dict.fromkeys(type(model.get_submodule(owner)).__name__ for owner in owners))
-    setting = f"{method}.skip={patterns[0]}" if len(patterns) == 1 else f"'{method}.skip={json.dumps(patterns)}'"
-    return f"{method} does not know {', '.join(shorts)} ({classes}); leave {'it' if len(shorts) == 1 else 'them'} as floats with --set {setting}"
+    them = "it" if len(shorts) == 1 else "them"
+    return f"{method} does not know {', '.join(shorts)} ({classes}); leave {them} as floats with --set {skipping(method, patterns)}"
+
+
+def skipping(method: str, patterns: Sequence[str]) -> str:
+    """Return the setting that leaves layers as they are, to paste behind --set."""
+    return f"{method}.skip={patterns[0]}" if len(patterns) == 1 else f"'{method}.skip={json.dumps(list(patterns))}'"
 
 
 def never_called(model: Any, layers: Mapping[str, Any]) -> list[str]:

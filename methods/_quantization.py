@@ -54,7 +54,7 @@ def pack(
     from harness.contract import Progress
     from harness.errors import CellFailed
     from harness.model import stored_dtype
-    from harness.packed import refuse_idle, refuse_other_codes, save_packed
+    from harness.packed import refuse_other_codes, save_packed
     from methods._packing import packed, round_to_nearest
 
     specs: dict[str, Any] = {}
@@ -97,8 +97,7 @@ def pack(
     dtype = stored_dtype(making.base)
 
     def write(fresh: Any) -> None:
-        save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
-        refuse_idle(fresh, making.method)
+        save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, method=making.method)
         written = sum(path.stat().st_size for path in weight_files(fresh))
         told["bits_per_weight"] = making.bits(written)
 

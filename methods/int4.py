@@ -106,7 +106,10 @@ class Int4Calibrated(Int4, Calibrated):
                 )  # fmt: skip
                 layer.weight.copy_(found[name].dequantized())
 
-        sweep(making.opened, data, layers.linear, kind="gram", alike=self.weighting == "alike", visit=visit, progress=job.progress)
+        sweep(
+            making.opened, data, layers.linear, kind="gram", alike=self.weighting == "alike", visit=visit, progress=job.progress,
+            method="int4-calibrated",
+        )  # fmt: skip
         notes = {"group": self.group, "weighting": self.weighting, "calibration": dict(data.told)}
         flops = calibration_flops(making, data, 2)
         return pack(job, making, self, layers, lambda name, layer: found[name], kind="int4", notes=notes, flops=flops)

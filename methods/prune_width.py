@@ -314,7 +314,7 @@ class _Cut:
         def write(fresh: Any) -> None:
             save_packed(
                 self.model, self.making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, state=changed,
-                config=self._configured(narrow=False),
+                config=self._configured(narrow=False), method=self.making.method,
             )  # fmt: skip
             again = AutoModelForCausalLM.from_pretrained(fresh, dtype=next(self.model.parameters()).dtype)
             refuse_unlike(again.to(self.making.job.device).eval(), base, cut=self.making.method)
