@@ -30,7 +30,7 @@ def text_part(model: Any) -> tuple[str, Any]:
 
 
 def blocks_of(model: Any) -> "tuple[str, nn.ModuleList]":
-    """Return the name and the list of a decoder's blocks: the heaviest list of modules of its text model, of the configured length if any."""
+    """Return the name and the list of a decoder's blocks: its text model's heaviest list of modules, of the configured length if any."""
     from torch import nn
 
     prefix, part = text_part(model)
@@ -146,7 +146,7 @@ def steps_of(model: Any, ids: "Tensor", among: Collection[int], *contexts: Any) 
 
 
 def difference(student: Steps, base: Steps, kept: Sequence[int], *, dtype: str) -> str:
-    """Say where a student's steps are not those of the model that it was cut from (its block `kept[i]` for the student's i); "" if nowhere."""
+    """Say where a student's steps are not those of the model that it was cut from (block `kept[i]` for the student's i); "" if nowhere."""
     import torch
 
     pairs = [(f"block {old}", student.by_block[new], base.by_block[old]) for new, old in enumerate(kept)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.blocks import blocks_of, bypass, difference, edited, is_tied, probe_of, steps_of, unlike
-from harness.errors import CellFailed
+from harness.errors import CellFailed, in_one_line
 
 # Settings that list block numbers; others that hold one entry a block are told by their length.
 NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "attention_layers_idx")
@@ -28,7 +28,9 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str 
     try:
         small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     except Exception as problem:  # a configuration that its class does not take: whatever it raises
-        raise CellFailed(f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of {len(blocks)}: {_line(problem)}") from problem
+        raise CellFailed(
+            f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of {len(blocks)}: {in_one_line(problem)}"
+        ) from problem
     small = small.to(next(model.parameters()).device).eval()
     if not copy:
         return small
@@ -42,15 +44,11 @@ def instead(cut: str) -> str:
     return "prune-width" if cut.startswith("prune") else cut.replace("depth", "width").replace("scratch", "width")
 
 
-def _line(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200]
-
-
 def _configured(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
     text = model.config.get_text_config()
     if text.num_hidden_layers != count:
         raise CellFailed(
-            f"{cut}: {type(model).__name__} has a list of {count} blocks and its configuration says {text.num_hidden_layers}; no block of it "
+            f"{cut}: {type(model).__name__} has a list of {count} blocks and its configuration says {text.num_hidden_layers}; none of them "
             "can be dropped here"
         )
     told = text.to_dict()
@@ -129,8 +127,8 @@ def _fill(model: Any, small: Any, prefix: str, kept: Sequence[int], cut: str) ->
     if odd:
         there = f"of shape {tuple(source[renamed[odd]].shape)}" if renamed[odd] in source else "missing"
         raise CellFailed(
-            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has {odd} of shape {tuple(wanted[odd].shape)}, and {renamed[odd]} is {there} "
-            f"in the model that it is cut from: what a block is depends on its place; keep other blocks, or use {instead(cut)}"
+            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has {odd} of shape {tuple(wanted[odd].shape)}, and {renamed[odd]} is "
+            f"{there} in the model that it is cut from: what a block is depends on its place; keep other blocks, or use {instead(cut)}"
         )
     dropped = tuple(f"{prefix}.{at}." for at in range(len(blocks_of(model)[1])) if at not in kept)
     lost = {name for name in source.keys() - set(renamed.values()) if not name.startswith(dropped)}
@@ -161,6 +159,6 @@ def _compare(model: Any, small: Any, kept: Sequence[int], cut: str) -> None:
         told = difference(ours, base, kept, dtype=str(next(model.parameters()).dtype).removeprefix("torch."))
     if told:
         raise CellFailed(
-            f"{cut}: {type(model).__name__} without its blocks {dropped} is not that model with those blocks bypassed ({told}): what a block "
-            f"does depends on its place; keep other blocks, or use {instead(cut)}"
+            f"{cut}: {type(model).__name__} without its blocks {dropped} is not that model with those blocks bypassed ({told}): what a "
+            f"block does depends on its place; keep other blocks, or use {instead(cut)}"
         )

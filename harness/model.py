@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_MODELS = ("tiny", "tiny-math")
 RECIPES = ("depth", "width", "scratch")
-EXACT_KINDS = ("F32", "F16", "BF16", "Q8_0")  # of a GGUF file that is kept to the last bit; what has fewer bits was rounded far more than bf16 is
+EXACT_KINDS = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+)  # of a GGUF file that is kept to the last bit; what has fewer bits was rounded far more than bf16 is
 TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
 _DATE_CODES = "aAbBcdFHIjmMpSTuUwWxXyYZ"  # of strftime
 

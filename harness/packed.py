@@ -30,7 +30,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from harness.blocks import hooked, is_tied, probe_of
 from harness.checkpoint import first_non_finite
-from harness.errors import CellFailed
+from harness.errors import CellFailed, in_one_line
 
 FORMAT = "compression-harness"
 VERSION = 1
@@ -396,7 +396,7 @@ def refuse_other_codes(name: str, spec: dict[str, Any], tensors: Mapping[str, Te
     own = dict(alone.named_parameters())
     for full, tensor in tensors.items():
         own[full.removeprefix(f"{name}.")].data = tensor.cpu()
-    if not torch.equal(alone.dequantized(), w_hat.cpu()):  # type: ignore[operator]
+    if not torch.equal(alone.dequantized(), w_hat.cpu()):
         raise CellFailed(f"{name}: what was packed does not stand for its codes")
 
 
@@ -412,8 +412,7 @@ def refuse_otherwise(folder: Path, state: Mapping[str, Tensor], *, name: str, dt
     try:
         again = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
     except Exception as problem:  # whatever its class raises
-        line = " ".join(str(problem).split())[:200]
-        raise CellFailed(f"{name}: the saved student cannot be opened again ({type(problem).__name__}: {line})") from problem
+        raise CellFailed(f"{name}: the saved student cannot be opened again ({in_one_line(problem)})") from problem
     found = again.state_dict()
     missing = next((key for key in state if key not in found), None)
     if missing:
@@ -438,19 +437,22 @@ def _refuse_misread(model: Any, name: str) -> None:
     cast: list[str] = []
     other: list[str] = []
     packed = {at: one for at, one in model.named_modules() if isinstance(one, Int8Linear | Int4Linear | TiedHead)}
-    handles = [one.register_forward_pre_hook(_checking(at, cast, other)) for at, one in packed.items() if not isinstance(one, Int8Embedding)]
+    handles = [
+        one.register_forward_pre_hook(_checking(at, cast, other)) for at, one in packed.items() if not isinstance(one, Int8Embedding)
+    ]
     try:
         with hooked(handles), torch.no_grad():
             logits = model(input_ids=probe_of(model), use_cache=False).logits
     except Exception as problem:  # whatever a class raises
-        line = " ".join(str(problem).split())[:200]
-        raise CellFailed(f"{name}: a packed {type(model).__name__} cannot be run ({type(problem).__name__}: {line}); use prune-magnitude") from problem
+        raise CellFailed(
+            f"{name}: a packed {type(model).__name__} cannot be run ({in_one_line(problem)}); use prune-magnitude"
+        ) from problem
     if cast:
         head = next((at for at, one in packed.items() if one is model.get_output_embeddings()), "")
         setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.skip={json.dumps(cast)}'"
         raise CellFailed(
-            f"{name}: {type(model).__name__} casts what it hands {', '.join(cast)} to the integers of the packed weight; leave that as it is with "
-            f"--set {setting}"
+            f"{name}: {type(model).__name__} casts what it hands {', '.join(cast)} to the integers of the packed weight; leave that as "
+            f"it is with --set {setting}"
         )
     if other or not bool(torch.isfinite(logits).all()):
         raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with skip")
@@ -458,7 +460,7 @@ def _refuse_misread(model: Any, name: str) -> None:
 
 def _checking(name: str, cast: list[str], other: list[str]) -> Any:
     """Return a hook that compares a layer's first product with that of its dequantized weight, before a kernel lays the codes out."""
-    seen = []
+    seen: list[str] = []
 
     def before(module: Any, given: tuple[Any, ...]) -> None:
         x = given[0]
@@ -485,7 +487,7 @@ def _same(found: Tensor, tensor: Tensor) -> bool:
         found = found[:, : tensor.shape[1]]
     if found.shape != tensor.shape:
         return False
-    return torch.equal(found, tensor) if found.dtype == tensor.dtype else torch.equal(found.float(), tensor.float())
+    return bool(torch.equal(found, tensor) if found.dtype == tensor.dtype else torch.equal(found.float(), tensor.float()))
 
 
 def is_packed(folder: Path) -> bool:

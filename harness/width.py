@@ -13,12 +13,18 @@ from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from harness.blocks import Steps, blocks_of, difference, edited, is_tied, masked, probe_of, steps_of
-from harness.errors import CellFailed
+from harness.errors import CellFailed, in_one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "shared_intermediate_size")  # that say how many channels there are
+SETTINGS = (
+    "intermediate_size",
+    "ffn_dim",
+    "n_inner",
+    "ffn_hidden_size",
+    "shared_intermediate_size",
+)  # that say how many channels there are
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ def narrower_config(model: Any, keep: Callable[[int], int], *, cut: str) -> Any:
         if new == width or any(one.shape != shapes.get(at) for at, one in empty_model(model, config, cut).named_parameters()):
             return config
     raise CellFailed(
-        f"{cut}: no setting of {type(model.config).__name__} narrows {shortened(_left_whole(model, []))} of {type(model).__name__}; use {instead(cut)}"
+        f"{cut}: no setting of {type(model.config).__name__} narrows {shortened(_left_whole(model, []))} of {type(model).__name__}; "
+        f"use {instead(cut)}"
     )
 
 
@@ -65,8 +72,9 @@ def empty_model(model: Any, config: Any, cut: str) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except Exception as problem:  # whatever a class raises at a width that it does not take
-        line = " ".join(str(problem).split())[:200]
-        raise CellFailed(f"{cut}: {type(model).__name__} cannot be built with fewer channels: {line}; use {instead(cut)}") from problem
+        raise CellFailed(
+            f"{cut}: {type(model).__name__} cannot be built with fewer channels: {in_one_line(problem)}; use {instead(cut)}"
+        ) from problem
 
 
 def outputs_axis(layer: Any) -> int | None:

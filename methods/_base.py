@@ -180,7 +180,7 @@ def _no_rows(too_long: int, longest: int, context: int) -> str:
     if not too_long:
         return "there are no training rows; give more --rows, or another task"
     whose = "the student reads" if longest == context else "student and teachers can all read"
-    return f"all {too_long:,} training rows are longer than the {longest:,} tokens that {whose}; give a student with more context, or other tasks"
+    return f"all {too_long:,} training rows are longer than the {longest:,} tokens that {whose}; give one with more context, or other tasks"
 
 
 def _cost(

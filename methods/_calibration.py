@@ -175,7 +175,7 @@ def sweep(
             unread = [one for one in inside if one not in flow.sums]
             if unread:  # an expert that no token was sent to
                 raise CellFailed(
-                    f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more layers of {name}; give more text with "
+                    f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of {name}; give more text with "
                     f"--set {method}.sequences={4 * len(data.ids)}"
                 )
             visit(name, flow)

@@ -35,13 +35,12 @@ def matrices_of(model: Any, method: str) -> int:
 
 def packed_by_library(method: str, pack: Callable[[], Any]) -> Any:
     """Let a library pack a model; what it raises on a model that it does not take becomes the row's reason."""
-    from harness.errors import CellFailed
+    from harness.errors import CellFailed, in_one_line
 
     try:
         return pack()
     except (NotImplementedError, AttributeError, RuntimeError, TypeError, ValueError, KeyError) as problem:
-        line = " ".join(str(problem).split())[:200]
-        raise CellFailed(f"{method}: the library does not take this model ({type(problem).__name__}: {line}); use int8 or int4") from problem
+        raise CellFailed(f"{method}: the library does not take this model ({in_one_line(problem)}); use int8 or int4") from problem
 
 
 def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None) -> Checkpoint:

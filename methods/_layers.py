@@ -86,13 +86,17 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
         if matching or name.rpartition(".")[0] in left:  # and all below it
             left.add(name)
             known.update(id(parameter) for parameter in module.parameters())
-        elif module is not head and f"{name}.".startswith(f"{prefix}." if prefix else "") and (matrix := seen_as_linear(module)) is not None:
+        elif (
+            module is not head and f"{name}.".startswith(f"{prefix}." if prefix else "") and (matrix := seen_as_linear(module)) is not None
+        ):
             linear[name] = matrix
             known.add(id(module.weight))
     unused = [pattern for pattern in skip if pattern not in used]
     if unused:
         raise CellFailed(f"{method}: skip={unused[0]!r} matches no layer; names look like {next(iter(linear), 'none')}")
-    others = [name for name, one in model.named_parameters() if id(one) not in known and f"{name}.".startswith(f"{prefix}." if prefix else "")]
+    others = [
+        name for name, one in model.named_parameters() if id(one) not in known and f"{name}.".startswith(f"{prefix}." if prefix else "")
+    ]
     strange = [name for name in others if is_stranger(model, name)]
     if strange:
         raise CellFailed(_strangers(model, strange, method))
@@ -119,7 +123,7 @@ def seen_as_linear(module: Any) -> Any:
     try:
         with torch.no_grad():
             out, expected = module(x), nn.functional.linear(x, module.weight, module.bias)
-    except Exception:  # it takes something else: no linear layer
+    except Exception:  # noqa: BLE001  it takes something else: no linear layer
         return None
     same = isinstance(out, Tensor) and out.shape == expected.shape and torch.allclose(out.float(), expected.float(), rtol=1e-2, atol=1e-2)
     return module if same else None

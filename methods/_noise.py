@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harness.blocks import probe_of
-from harness.errors import CellFailed
+from harness.errors import CellFailed, in_one_line
 
 _NOISE = re.compile(r"drop|jitter|noise")
 AGREE = 1e-4  # of the largest logit: the order of sums alone
@@ -52,13 +52,12 @@ def refuse_noise(model: Any) -> None:
             model.train()
             first, second = (model(input_ids=ids, use_cache=False).logits.float() for _ in range(2))
     except Exception as problem:  # whatever its class raises in train mode alone
-        line = " ".join(str(problem).split())[:200]
-        raise CellFailed(f"{type(model).__name__} cannot be trained on text alone ({type(problem).__name__}: {line})") from problem
+        raise CellFailed(f"{type(model).__name__} cannot be trained on text alone ({in_one_line(problem)})") from problem
     finally:
         model.train(was_training)
     gap = float((first - second).abs().max()) / max(float(first.abs().max()), 1e-6)
     if gap > AGREE:
         raise CellFailed(
-            f"{type(model).__name__} draws something at random while it trains that goes by no name known here (two passes differ by {gap:.2g} of "
-            "the largest logit), so its gradient would depend on the batch; use a method that does not train"
+            f"{type(model).__name__} draws something at random while it trains that goes by no name known here (two passes differ by "
+            f"{gap:.2g} of the largest logit), so its gradient would depend on the batch; use a method that does not train"
         )

@@ -45,7 +45,10 @@ class Nf4(Compressed):
         packed = packed_by_library(
             self.name,
             lambda: AutoModelForCausalLM.from_pretrained(
-                making.base.path, quantization_config=BitsAndBytesConfig(**self.asked()), dtype=stored_dtype(making.base), device_map=job.device
+                making.base.path,
+                quantization_config=BitsAndBytesConfig(**self.asked()),
+                dtype=stored_dtype(making.base),
+                device_map=job.device,
             ),
         )  # what is left alone is saved in the base's own type
         count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())

@@ -132,8 +132,8 @@ class _Cut:
         ratio, multiple = self.asked.ratio, self.asked.multiple
         if self.keep == self.width and self.groups == 0:
             raise CellFailed(
-                f"{self.making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; give "
-                "one of them, or a smaller multiple"
+                f"{self.making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; "
+                "give one of them, or a smaller multiple"
             )
         if self.keep < 1 or (self.groups and self.groups >= self.kv_heads):
             raise CellFailed(
@@ -150,11 +150,13 @@ class _Cut:
         named = dict(self.model.named_modules())
         found = [name.removesuffix(".o_proj") for name in named if name.startswith(f"{prefix}.") and name.endswith(".o_proj")]
         sizes = {name: [self._outputs(named.get(f"{name}.{part}_proj")) for part in "qkv"] for name in found}
-        fit = [size[0] == self.reads(f"{name}.o_proj").shape[1] and size[1:] == [self.kv_heads * self.head] * 2 for name, size in sizes.items()]
+        fit = [
+            size[0] == self.reads(f"{name}.o_proj").shape[1] and size[1:] == [self.kv_heads * self.head] * 2 for name, size in sizes.items()
+        ]
         if len(found) != len(blocks) or not all(fit):
             raise CellFailed(
-                f"{self.making.method}: groups={self.groups} knows attentions of q_proj, k_proj, v_proj and o_proj, and {type(self.model).__name__} "
-                "has others; give groups=0"
+                f"{self.making.method}: groups={self.groups} knows attentions of q_proj, k_proj, v_proj and o_proj, and "
+                f"{type(self.model).__name__} has others; give groups=0"
             )
         return found
 
@@ -202,7 +204,7 @@ class _Cut:
         return self._uneven(state, base, notes, flops)
 
     def _refuse_strangers(self, state: "dict[str, Tensor]") -> None:
-        """Refuse weights that run along the heads or channels and are none of the matrices that are cut (a norm over all heads' queries)."""
+        """Refuse weights that run along the heads and are none of the matrices that are cut (a norm over all heads' queries)."""
         from harness.errors import CellFailed
         from harness.width import empty_model
 
@@ -257,7 +259,11 @@ class _Cut:
         if not self.groups:
             return config
         left = self.kv_heads - self.groups
-        changes = {"head_dim": self.head, "num_attention_heads": text.num_attention_heads * left // self.kv_heads, "num_key_value_heads": left}
+        changes = {
+            "head_dim": self.head,
+            "num_attention_heads": text.num_attention_heads * left // self.kv_heads,
+            "num_key_value_heads": left,
+        }
         return edited(config, changes, tied=is_tied(self.model))
 
     def _across(self, layer: str, weight: "Tensor") -> "Tensor":
@@ -305,7 +311,11 @@ class _Cut:
         dtype = stored_dtype(self.making.base)
         for layer in (layer for part in self.parts for layer in (*part.writers, part.reader)):
             weight, bias = state[f"{layer}.weight"], state.get(f"{layer}.bias")
-            specs[layer] = {"kind": "float", "shape": list(self._across(layer, weight).shape), **({"bias": True} if bias is not None else {})}
+            specs[layer] = {
+                "kind": "float",
+                "shape": list(self._across(layer, weight).shape),
+                **({"bias": True} if bias is not None else {}),
+            }
             tensors[f"{layer}.weight"] = self._across(layer, weight).to(dtype)
             if bias is not None:
                 tensors[f"{layer}.bias"] = bias.to(dtype)
