@@ -22,7 +22,8 @@ HALF = 0.05  # in types of 16 bits
 
 def text_part(model: Any) -> tuple[str, Any]:
     """Return the name and the module of the text model; ("", the model itself) where it is nothing else."""
-    if model.config.get_text_config() is model.config:
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config() is config:
         return "", model
     decoder = model.get_decoder()
     name = next((name for name, module in model.named_modules() if module is decoder), "")
@@ -35,7 +36,7 @@ def blocks_of(model: Any) -> "tuple[str, nn.ModuleList]":
 
     prefix, part = text_part(model)
     lists = [(name, one) for name, one in part.named_modules() if isinstance(one, nn.ModuleList) and len(one)]
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    count = getattr(getattr(part, "config", None), "num_hidden_layers", None)
     lists = [pair for pair in lists if len(pair[1]) == count] or lists
     if not lists:
         raise CellFailed(f"{type(model).__name__} has no list of blocks that is known here")
