@@ -199,7 +199,11 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write(fresh)
+    try:
+        write(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     fresh.replace(folder)

@@ -25,6 +25,11 @@ def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> H
     return HarnessError(f"unknown {what} {given!r}{guess}{' ' + hint if hint else ''}")
 
 
+def in_one_line(problem: BaseException) -> str:
+    """Say what a library raised in one line: its kind, and its first 200 characters."""
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+
+
 def how_it_ended(code: int, log: str) -> str:
     """Say in one line how a process ended that left no answer: by which signal, or with which last words."""
     if code < 0:

@@ -3,6 +3,7 @@
 torch and transformers are imported inside the functions, so that planning and reporting start without them.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_MODELS = ("tiny", "tiny-math")
 RECIPES = ("depth", "width", "scratch")
+EXACT_KINDS = ("F32", "F16", "BF16", "Q8_0")  # of a GGUF file, kept to the last bit; fewer bits were rounded far more than bf16 is
 TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
 DEFAULT_CONTEXT = 2048  # tokens, where neither configuration nor tokenizer tells: lm-eval's own
 _ENDLESS = 10**18  # what transformers gives for a tokenizer without a longest text is above
@@ -164,11 +166,32 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
         refuse_torn(path)
         return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
-    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise unknown(
-            "model", name, EMBEDDED_MODELS, hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name)"
-        )
+    if not _is_hub_id(name):
+        raise _unknown_model(name)
     return _from_hub(name)
+
+
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+def _is_hub_id(name: str) -> bool:
+    """Tell whether a name may be a Hub id: org/name, or a single name (gpt2) that is not nearly an embedded one, @revision behind it."""
+    alone = "/" not in name.partition("@")[0]
+    return _HUB_ID.fullmatch(name) is not None and not (alone and difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.5))
+
+
+def _unknown_model(name: str) -> HarnessError:
+    return unknown(
+        "model", name, EMBEDDED_MODELS,
+        hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name, gpt2 or org/name@revision)",
+    )  # fmt: skip
+
+
+def _at_revision(name: str) -> tuple[str, dict[str, str]]:
+    """Split a Hub id into its repository and the revision that is asked for, if any."""
+    found = _HUB_ID.fullmatch(name)
+    assert found is not None
+    return found["id"], {"revision": found["revision"]} if found["revision"] else {}
 
 
 def configuration_of(name: str, *, cache: Path) -> Path:
@@ -178,11 +201,12 @@ def configuration_of(name: str, *, cache: Path) -> Path:
         return EMBEDDED / name
     if path.is_dir() and (path / "config.json").is_file():
         return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
+    if _is_hub_id(name) and path.suffix != ".gguf" and not path.exists():
         from huggingface_hub import hf_hub_download
 
+        repository, revision = _at_revision(name)
         try:
-            return Path(hf_hub_download(name, "config.json")).parent
+            return Path(hf_hub_download(repository, "config.json", **revision)).parent
         except Exception as problem:
             told = "the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
             raise _refused_by_hub(name, problem, told) from problem
@@ -195,14 +219,17 @@ def _from_hub(name: str) -> Checkpoint:
 
     try:
         wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
-        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"]))
+        repository, revision = _at_revision(name)
+        folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["consolidated*"], **revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
+        if "/" not in name:
+            raise _unknown_model(name) from problem
         told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
         raise _refused_by_hub(name, problem, told) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
-    return Checkpoint(path=folder, name=name, digest=f"hub:{name}@{folder.name}", bytes_on_disk=size, note=note)
+    return Checkpoint(path=folder, name=name, digest=f"hub:{repository}@{folder.name}", bytes_on_disk=size, note=note)
 
 
 def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
@@ -220,8 +247,10 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
     key = remembered_digest(path, cache)
-    folder = cache / "gguf" / key[:32]
-    note = f"unpacked from GGUF {_gguf_kind(path)}"
+    kind = _gguf_kind(path)
+    exact = kind in EXACT_KINDS
+    folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
+    note = f"unpacked from GGUF {kind}" + ("" if exact else ", rounded to bfloat16")
     if not (folder / "config.json").exists():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -236,8 +265,9 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         model.quantization_method = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model = model.to(torch.bfloat16)
-        model.config.dtype = torch.bfloat16
+        dtype = smallest_exact(model) if exact else torch.bfloat16
+        model = model.to(dtype)
+        model.config.dtype = dtype
 
         def write(fresh: Path) -> None:
             model.save_pretrained(fresh)
@@ -246,6 +276,16 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(folder, write)
     return describe(folder, name=path.stem, note=note, cache=cache)
+
+
+def smallest_exact(model: Any) -> "torch.dtype":
+    """Return the smallest type of floats that holds every weight of a model as it is: bfloat16 or float16, else float32."""
+    import torch
+
+    def holds(dtype: "torch.dtype") -> bool:
+        return all(bool(torch.equal(one.to(dtype).to(one.dtype), one)) for one in model.state_dict().values() if one.is_floating_point())
+
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
 def _gguf_kind(path: Path) -> str:
@@ -301,7 +341,7 @@ def refuse_non_finite(model: Any, name: str) -> None:
     buffers = ((key, buffer) for key, buffer in model.named_buffers() if key in kept)
     place = first_non_finite((*model.named_parameters(), *buffers))
     if place:
-        raise CellFailed(f"{name} holds numbers that are not finite: {place}; save or download it again")
+        raise CellFailed(f"{name} holds numbers that are not finite: {place}; train, save or download it again")
 
 
 def release_memory(device: str) -> None:
@@ -336,17 +376,28 @@ def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: 
 
     depth:s keeps a share s of the blocks, evenly spaced, first and last among them; width:s keeps the share s of
     each feed-forward's channels with the largest weight norms; scratch:s has the shape of depth:s and random
-    weights drawn from `seed`.
+    weights drawn from `seed`. Raises `CellFailed` where a cut is not what its recipe says.
     """
     import torch
+
+    from harness.blocks import blocks_of
+    from harness.depth import with_blocks
+    from harness.width import narrowed
 
     opened = open_model(base, device=device, dtype=dtype)
     parsed = parse_recipe(recipe)
     if parsed is None:
         return opened
     kind, share = parsed
+    packed = quantized_by(base.path)
+    if packed:
+        raise CellFailed(f"student {recipe}: {base.name} is packed ({packed}) and cannot be cut; start from the floats that it was made of")
     torch.manual_seed(seed)
-    model = _narrowed(opened.model, share) if kind == "width" else _shallower(opened.model, share, copy=kind == "depth")
+    if kind == "width":
+        model = narrowed(opened.model, share, cut=recipe)
+    else:
+        _, blocks = blocks_of(opened.model)
+        model = with_blocks(opened.model, kept_blocks(len(blocks), share), copy=kind == "depth", cut=recipe)
     model.generation_config = opened.model.generation_config
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 
@@ -368,69 +419,42 @@ def kept_blocks(count: int, share: float) -> list[int]:
     return [int(i * (count - 1) / (keep - 1) + 0.5) for i in range(keep)] if keep > 1 else [0]
 
 
-def _shallower(model: Any, share: float, *, copy: bool) -> Any:
-    return with_blocks(model, kept_blocks(model.config.num_hidden_layers, share), copy=copy)
-
-
-def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True) -> Any:
-    """Return a model of these blocks alone, in this order, renumbered (keys and values are cached by number); random without `copy`."""
-    from transformers import AutoModelForCausalLM
-
-    config = model.config.__class__.from_dict(model.config.to_dict())
-    config.num_hidden_layers = len(kept)
-    for name, value in model.config.to_dict().items():  # layer_types, no_rope_layers: one entry a block
-        if isinstance(value, list) and len(value) == model.config.num_hidden_layers and hasattr(config, name):
-            setattr(config, name, [getattr(config, name)[index] for index in kept])
-    small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
-    if copy:
-        source = model.state_dict()
-        renamed = {
-            re.sub(r"\.(layers|h|blocks)\.(\d+)\.", lambda m: f".{m[1]}.{kept[int(m[2])]}.", name, count=1): name
-            for name in small.state_dict()
-        }
-        small.load_state_dict({new: source[old] for old, new in renamed.items()})
-    return small
-
-
-def _narrowed(model: Any, share: float) -> Any:
-    """Keep the feed-forward channels with the largest product of norms |gate_i| |up_i| |down_i| (SwiGLU models)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = model.config.__class__.from_dict(model.config.to_dict())
-    if not hasattr(config, "intermediate_size"):
-        raise HarnessError(f"student width:{share}: {type(model).__name__} has no gated feed-forward to narrow; use depth:{share}")
-    keep = max(1, int(config.intermediate_size * share + 0.5))
-    config.intermediate_size = keep
-    weights = dict(model.state_dict())
-    for name in [name for name in weights if name.endswith("mlp.gate_proj.weight")]:
-        stem = name.removesuffix("gate_proj.weight")
-        gate, up, down = (weights[f"{stem}{part}_proj.weight"] for part in ("gate", "up", "down"))
-        norms = gate.float().norm(dim=1) * up.float().norm(dim=1) * down.float().norm(dim=0)
-        channels = torch.topk(norms, keep).indices.sort().values
-        weights |= {
-            f"{stem}gate_proj.weight": gate[channels],
-            f"{stem}up_proj.weight": up[channels],
-            f"{stem}down_proj.weight": down[:, channels],
-        }
-    small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
-    small.load_state_dict(weights)
-    return small
-
-
 def save_student(student: LanguageModel, folder: Path, *, name: str, dtype: "torch.dtype", parents: tuple[str, ...]) -> Checkpoint:
-    """Save a student whole or not at all, with its tokenizer; return its checkpoint.
+    """Save a student whole or not at all, with its tokenizer; return its checkpoint. What is saved is opened again and compared.
 
     The digest is the digest of the bytes written: same seed, same machine, same digest.
     """
+    from harness.blocks import is_tied
+    from harness.packed import is_plain, refuse_otherwise
+
     model = student.model.to(dtype)
     model.config.dtype = dtype
+    if not is_plain(model):
+        raise CellFailed(f"{name}: {student.checkpoint.name} is quantized, and packed weights are not written again; copy its folder")
+    refuse_non_finite(model, name)
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", None) and not is_tied(model):
+            config.tie_word_embeddings = False  # the file held a head of its own, and the configuration said otherwise
 
     def write(fresh: Path) -> None:
         model.save_pretrained(fresh)
         student.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
             path.chmod(0o644)  # safetensors writes for the owner alone
+        refuse_otherwise(fresh, model.state_dict(), name=name, dtype=dtype, tied=is_tied(model))
 
     save_atomically(folder, write)
     return describe(folder, name=name, parents=parents)
+
+
+def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:
+    """Copy a checkpoint's files whole: what is packed is not written again, since kernels lay its weights out anew."""
+    import shutil
+
+    def write(fresh: Path) -> None:
+        for path in base.path.iterdir():
+            if path.is_file():
+                shutil.copyfile(path, fresh / path.name)
+
+    save_atomically(folder, write)
+    return describe(folder, name=name, parents=(base.digest,))

@@ -17,6 +17,7 @@ weights as they are; many rows (prompts) by a matrix product with weights unpack
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from torch.nn import functional as F
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from harness.blocks import hooked, is_tied, probe_of
+from harness.checkpoint import first_non_finite
+from harness.errors import CellFailed, in_one_line
 
 FORMAT = "compression-harness"
 VERSION = 1
@@ -336,7 +341,7 @@ def modules_of(model: Any) -> dict[str, Any]:
 
 def save_packed(
     model: Any, tokenizer: Any, folder: Path, *, specs: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype,
-    state: dict[str, Tensor] | None = None, config: Any = None,
+    state: dict[str, Tensor] | None = None, config: Any = None, method: str = "",
 ) -> None:  # fmt: skip
     """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others come from `model`.
 
@@ -346,7 +351,7 @@ def save_packed(
     from huggingface_hub import save_torch_state_dict
 
     replaced = tuple(f"{name}.{leaf}" for name in specs for leaf in ("weight", "bias"))
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {}) if model.config.tie_word_embeddings else set()
+    tied = _tied_names(model)
     config = config or model.config
     state = {
         name: tensor.detach().to(dtype).cpu() if tensor.is_floating_point() else tensor.detach().cpu()
@@ -359,10 +364,130 @@ def save_packed(
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     config.quantization_config = {"quant_method": FORMAT, "version": VERSION, "modules": {**modules_of(model), **specs}}
+    for part in (config, config.get_text_config()):
+        if getattr(part, "tie_word_embeddings", None) and not is_tied(model):
+            part.tie_word_embeddings = False  # the file that was opened held a head of its own
     config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    refuse_otherwise(folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model))
+
+
+def _tied_names(model: Any) -> set[str]:
+    """Return the names under which the opened model holds a tensor that it holds under an earlier name too."""
+    seen: set[int] = set()
+    every = set(getattr(model, "all_tied_weights_keys", None) or {})
+    named = list(model.named_parameters(remove_duplicate=False))
+    seen = {id(one) for name, one in named if name not in every}
+    return {name for name, one in named if name in every and id(one) in seen}
+
+
+def is_plain(model: Any) -> bool:
+    """Tell whether an opened model can be saved as it is: it holds floats, of whatever shapes."""
+    return all(spec["kind"] == "float" for spec in modules_of(model).values()) and not (
+        getattr(model, "hf_quantizer", None) is not None and not modules_of(model)
+    )
+
+
+def refuse_other_codes(name: str, spec: dict[str, Any], tensors: Mapping[str, Tensor], w_hat: Tensor) -> None:
+    """Raise `CellFailed` where a module filled with these packed tensors does not stand for the weight that its codes do, (O, I)."""
+    alone = module_of({**spec, "factors": False}, torch.float32)
+    own = dict(alone.named_parameters())
+    for full, tensor in tensors.items():
+        own[full.removeprefix(f"{name}.")].data = tensor.cpu()
+    if not torch.equal(alone.dequantized(), w_hat.cpu()):
+        raise CellFailed(f"{name}: what was packed does not stand for its codes")
+
+
+def refuse_otherwise(folder: Path, state: Mapping[str, Tensor], *, name: str, dtype: torch.dtype, tied: bool) -> None:
+    """Open what was saved again, and raise `CellFailed` where a tensor or the tie of head and table is not what was in memory.
+
+    Weights that a kernel wants filled up with zeros are compared without them; floats as what they stand for, whatever their type.
+    """
+    from transformers import AutoModelForCausalLM
+
+    # in fp16 a packed model is opened as bf16, which would round what is compared
+    kind = torch.float32 if dtype == torch.float16 else dtype
+    try:
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    except Exception as problem:  # whatever its class raises
+        raise CellFailed(f"{name}: the saved student cannot be opened again ({in_one_line(problem)})") from problem
+    found = again.state_dict()
+    missing = next((key for key in state if key not in found), None)
+    if missing:
+        raise CellFailed(f"{name}: {missing} is lost when the saved student is opened again")
+    odd = next((key for key, tensor in state.items() if not _same(found[key], tensor)), None)
+    if odd:
+        raise CellFailed(f"{name}: {odd} holds other numbers when the saved student is opened again")
+    if is_tied(again) != tied:
+        raise CellFailed(f"{name}: head and table are {'one matrix' if tied else 'two'}, and not so when the saved student is opened again")
+    broken = first_non_finite(again.state_dict().items())
+    if broken:
+        raise CellFailed(f"{name}: the saved student holds a number that is not finite: {broken}")
+    if modules_of(again):
+        _refuse_misread(again.eval(), name)
+
+
+def _refuse_misread(model: Any, name: str) -> None:
+    """Raise `CellFailed` where a packed student cannot be run, or a packed layer does not compute what its codes stand for inside it.
+
+    An architecture's code may read a packed weight itself, or cast what it hands a layer to the type of the layer's weight.
+    """
+    cast: list[str] = []
+    other: list[str] = []
+    packed = {at: one for at, one in model.named_modules() if isinstance(one, Int8Linear | Int4Linear | TiedHead)}
+    handles = [
+        one.register_forward_pre_hook(_checking(at, cast, other)) for at, one in packed.items() if not isinstance(one, Int8Embedding)
+    ]
+    try:
+        with hooked(handles), torch.no_grad():
+            logits = model(input_ids=probe_of(model), use_cache=False).logits
+    except Exception as problem:  # whatever a class raises
+        raise CellFailed(
+            f"{name}: a packed {type(model).__name__} cannot be run ({in_one_line(problem)}); use prune-magnitude"
+        ) from problem
+    if cast:
+        head = next((at for at, one in packed.items() if one is model.get_output_embeddings()), "")
+        setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.skip={json.dumps(cast)}'"
+        raise CellFailed(
+            f"{name}: {type(model).__name__} casts what it hands {', '.join(cast)} to the integers of the packed weight; leave that as "
+            f"it is with --set {setting}"
+        )
+    if other or not bool(torch.isfinite(logits).all()):
+        raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with skip")
+
+
+def _checking(name: str, cast: list[str], other: list[str]) -> Any:
+    """Return a hook that compares a layer's first product with that of its dequantized weight, before a kernel lays the codes out."""
+    seen: list[str] = []
+
+    def before(module: Any, given: tuple[Any, ...]) -> None:
+        x = given[0]
+        if seen:
+            return
+        seen.append(name)
+        if not x.is_floating_point():
+            cast.append(name)
+            return
+        source = module.table[0] if isinstance(module, TiedHead) else module
+        expected = F.linear(x.float(), source.dequantized(), None)
+        bias = getattr(module, "bias", None)
+        ours = type(module).forward(module, x).float() - (0 if bias is None else bias.float())
+        if not float((ours - expected).abs().max()) <= 0.1 * float(expected.abs().max()) + 1e-6:
+            other.append(name)
+
+    return before
+
+
+def _same(found: Tensor, tensor: Tensor) -> bool:
+    """Compare a tensor with what was saved, (O, I, ...) each; further inputs of the first are a kernel's zeros."""
+    tensor = tensor.detach().cpu()
+    if found.ndim == 3 and found.shape != tensor.shape:
+        found = found[:, : tensor.shape[1]]
+    if found.shape != tensor.shape:
+        return False
+    return bool(torch.equal(found, tensor) if found.dtype == tensor.dtype else torch.equal(found.float(), tensor.float()))
 
 
 def is_packed(folder: Path) -> bool:

@@ -111,6 +111,7 @@ class Trained:
         """
         from harness.checkpoint import write_whole
         from harness.data import examples_of
+        from harness.errors import CellFailed
         from harness.model import random_weights, save_student, stored_dtype, student_of
         from methods._rows import encode
         from methods._terms import Objective
@@ -123,6 +124,8 @@ class Trained:
         student = fresh_student(job.seed)
         longest = min(student.context, context_of(teachers))
         rows, too_long = (encoder or encode)(student.tokenizer, pairs, longest=longest)
+        if not rows:
+            raise CellFailed(_no_rows(too_long, longest, student.context))
         budget = seen_tokens or job.budget.seen_tokens
         sources, kept = sources_of(teachers, job, rows, budget=budget) if teachers else ((), [])
 
@@ -170,6 +173,14 @@ class Trained:
         write_whole(job.workdir / "cost.json", json.dumps(cost, indent=1))
         forget_state(job.workdir)
         return made
+
+
+def _no_rows(too_long: int, longest: int, context: int) -> str:
+    """Say why nothing is left to train on."""
+    if not too_long:
+        return "there are no training rows; give more --rows, or another task"
+    whose = "the student reads" if longest == context else "student and teachers can all read"
+    return f"all {too_long:,} training rows are longer than the {longest:,} tokens that {whose}; give one with more context, or other tasks"
 
 
 def _cost(

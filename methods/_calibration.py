@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.blocks import blocks_of
 from harness.checkpoint import digest_of
 from harness.contract import Job, Progress
 from harness.data import C4, NoSplit, contaminated, overlapping, training_examples
 from harness.errors import CellFailed, HarnessError
 from harness.model import LanguageModel
-from methods._layers import blocks_of
+from methods._layers import skipping
 
 AT_ONCE = 2_048  # tokens of one forward pass
 
@@ -145,15 +146,19 @@ def sweep(
     visit: Callable[[str, Flow], None],
     progress: Callable[[Progress], None] = lambda _: None,
     again: bool = True,
+    method: str = "METHOD",
 ) -> None:
     """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change the block, and the next ones see that.
 
     `again` runs each block once more after its visit; without it the next block sees what this one gave before.
     """
     prefix, blocks = blocks_of(opened.model)
-    outside = next((one for one in layers if not one.startswith(f"{prefix}.")), None)
+    outside = [one for one in layers if not one.startswith(f"{prefix}.")]
     if outside:
-        raise CellFailed(f"{outside} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is: skip={outside}")
+        raise CellFailed(
+            f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is with --set "
+            + skipping(method, outside)
+        )
     states, given, seen = _entered(opened.model, blocks, data)
     whole = len(states[0])
     _check_alone(opened.model, blocks, given, seen, whole)
@@ -168,6 +173,12 @@ def sweep(
                     out = _output(block, state, given[at], whole)
                     after += [] if again else [out]  # two copies of all states are not held at once
             flow.tokens = int(data.ids.numel())
+            unread = [one for one in inside if one not in flow.sums]
+            if unread:  # an expert that no token was sent to
+                raise CellFailed(
+                    f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of {name}; give more text with "
+                    f"--set {method}.sequences={4 * len(data.ids)}"
+                )
             visit(name, flow)
             states = [_output(block, state, given[at], whole) for state in states] if again else after
             progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))

@@ -19,22 +19,28 @@ def require(package: str, extra: str) -> None:
 
 def matrices_of(model: Any, method: str) -> int:
     """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any that it would leave out unsaid."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     from harness.errors import CellFailed
+    from methods._layers import is_stranger, seen_as_linear, short_names
 
     head = model.get_output_embeddings()
-    plain = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head]
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    known = {id(module.weight) for module in (*plain, *tables, *([head] if head is not None else []))}
-    strange = next((name for name, one in model.named_parameters() if one.ndim >= 2 and id(one) not in known), None)
+    matrices = [module for module in model.modules() if module is not head and seen_as_linear(module) is not None]
+    known = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
+    strange = [name for name, one in model.named_parameters() if id(one) not in known and is_stranger(model, name)]
     if strange:
-        owner = type(model.get_submodule(strange.rpartition(".")[0])).__name__
         raise CellFailed(
-            f"{method} does not know the layer {strange} ({owner}), which would stay as it is unsaid; use int8 or int4 with skip"
+            f"{method} does not know {', '.join(short_names(strange))}, which would stay as they are unsaid; use int8 or int4 with skip"
         )
-    return len(plain)
+    return len(matrices)
+
+
+def packed_by_library(method: str, pack: Callable[[], Any]) -> Any:
+    """Let a library pack a model; what it raises on a model that it does not take becomes the row's reason."""
+    from harness.errors import CellFailed, in_one_line
+
+    try:
+        return pack()
+    except (NotImplementedError, AttributeError, RuntimeError, TypeError, ValueError, KeyError) as problem:
+        raise CellFailed(f"{method}: the library does not take this model ({in_one_line(problem)}); use int8 or int4") from problem
 
 
 def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None) -> Checkpoint:
@@ -58,10 +64,14 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
         making.opened.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
             _in_order(path)
-        again = AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype).to(packed.device).eval()
-        with torch.inference_mode():
-            before = packed(input_ids=ids).logits.float()
-            gap = float((again(input_ids=ids).logits.float() - before).abs().max())
+
+        def answers() -> tuple[Any, Any]:
+            again = AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype).to(packed.device).eval()
+            with torch.inference_mode():
+                return packed(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
+
+        before, after = packed_by_library(making.method, answers)
+        gap = float((after - before).abs().max())
         if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
             raise CellFailed(f"{making.method}: the saved student answers otherwise when it is opened again (logits differ by {gap:.3g})")
 

@@ -43,12 +43,13 @@ class Zeroing(Compressed):
         from methods._layers import layers_of, mark_pruned
 
         making = Making(job, name)
-        layers = layers_of(making.model, skip=self.skip, method=name).linear
+        found = layers_of(making.model, skip=self.skip, method=name)
+        layers = found.linear
         before = zeros_in(layers)
         for at, layer in layers.items():
             layer.weight.mul_(mask_of(score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within))
         mark_pruned(making.model.config)
-        return making.save(notes=sparsity_of(layers, before) | {"pattern": self.pattern})
+        return making.save(notes=sparsity_of(layers, before) | {"pattern": self.pattern, **found.told})
 
 
 @settings
@@ -61,7 +62,8 @@ class CalibratedZeroing(Zeroing, Calibrated):
         from methods._layers import layers_of, mark_pruned, within, zeros_of
 
         making = Making(job, name)
-        layers = layers_of(making.model, skip=self.skip, method=name).linear
+        found = layers_of(making.model, skip=self.skip, method=name)
+        layers = found.linear
         before = zeros_in(layers)
         data = self.calibrate(job, making.opened)
 
@@ -69,9 +71,9 @@ class CalibratedZeroing(Zeroing, Calibrated):
             for one, layer in within(layers, block):
                 cut(layer, flow.sums[one], flow.tokens, zeros_of(making.model.config, layer.weight))
 
-        sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress)
+        sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress, method=name)
         mark_pruned(making.model.config)
-        notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told)}
+        notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told), **found.told}
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
 
 

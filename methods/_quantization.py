@@ -54,7 +54,7 @@ def pack(
     from harness.contract import Progress
     from harness.errors import CellFailed
     from harness.model import stored_dtype
-    from harness.packed import save_packed
+    from harness.packed import refuse_other_codes, save_packed
     from methods._packing import packed, round_to_nearest
 
     specs: dict[str, Any] = {}
@@ -62,6 +62,7 @@ def pack(
 
     def add(name: str, found: "Codes", bias: Any, **more: Any) -> None:
         specs[name], own = packed(name, found, bias, **more)
+        refuse_other_codes(name, specs[name], own, found.dequantized())
         tensors.update(own)
 
     def whole_row(weight: Any) -> "Codes":
@@ -91,12 +92,12 @@ def pack(
             add(layers.head[0], whole_row(layers.head[1].weight), layers.head[1].bias, kind="int8")
     told = {
         **notes, "packed_layers": len(layers.linear), "packed_weights": count, "bits_of_a_packed_weight": round(8 * inside / count, 3),
-        "table_and_head": method.embeddings, "skipped": list(method.skip),
+        "table_and_head": method.embeddings, "skipped": list(method.skip), **layers.told,
     }  # fmt: skip
     dtype = stored_dtype(making.base)
 
     def write(fresh: Any) -> None:
-        save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
+        save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, method=making.method)
         written = sum(path.stat().st_size for path in weight_files(fresh))
         told["bits_per_weight"] = making.bits(written)
 

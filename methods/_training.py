@@ -35,6 +35,7 @@ from harness.stopwatch import process_bytes
 from harness.watch import EnergyMeter
 from methods._layers import zeros_of
 from methods._losses import cross_entropy
+from methods._noise import refuse_noise, restored, silence_noise
 from methods._rows import Batch, Row, batch_of, fitting, steps_of
 from methods._terms import Head, Live, Objective, Positions
 
@@ -352,7 +353,8 @@ class _Run:
         for term in objective.terms:
             if not any(objective.counts(term, row) for row in rows):
                 raise CellFailed(f"the term {term.name} counts no position of any training row (is attention_tokens below the prompts?)")
-        _silence_dropout(student.model)
+        self.noise = silence_noise(student.model)
+        refuse_noise(student.model)
         self.zeros = _hold_zeros(student.model)
         student.model.train()
         if settings.checkpointing:
@@ -525,6 +527,7 @@ class _Run:
         self.head.close()
         for handle in self.zeros:
             handle.remove()
+        restored(self.noise)
         if self.inside is not None:
             self.inside.close()
         for source in self.objective.live:
@@ -587,11 +590,3 @@ def _hold_zeros(model: Any) -> list[Any]:
 
             handles.append(parameter.register_post_accumulate_grad_hook(drop))
     return handles
-
-
-def _silence_dropout(model: Any) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0

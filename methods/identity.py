@@ -21,8 +21,10 @@ class Identity:
 
     def compress(self, job: Job) -> Checkpoint:
         """Open the teacher, save it as a student is saved."""
-        from harness.model import open_model, save_student, stored_dtype
+        from harness.model import copy_student, open_model, quantized_by, save_student, stored_dtype
 
+        if quantized_by(job.teacher.path) not in ("", "float"):
+            return copy_student(job.teacher, job.workdir / "student", name="identity")
         opened = open_model(job.teacher, device="cpu", dtype=job.dtype)
         return save_student(
             opened, job.workdir / "student", name="identity", dtype=stored_dtype(job.teacher), parents=(job.teacher.digest,)

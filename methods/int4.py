@@ -70,7 +70,7 @@ class FakeInt4(Int4):
                     if name not in layers.left:
                         module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
         notes = {"group": self.group, "simulated": True, "packed_layers": len(layers.linear), "table_and_head": self.embeddings,
-                 "skipped": list(self.skip)}  # fmt: skip
+                 "skipped": list(self.skip), **layers.told}  # fmt: skip
         return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
 
 
@@ -106,7 +106,10 @@ class Int4Calibrated(Int4, Calibrated):
                 )  # fmt: skip
                 layer.weight.copy_(found[name].dequantized())
 
-        sweep(making.opened, data, layers.linear, kind="gram", alike=self.weighting == "alike", visit=visit, progress=job.progress)
+        sweep(
+            making.opened, data, layers.linear, kind="gram", alike=self.weighting == "alike", visit=visit, progress=job.progress,
+            method="int4-calibrated",
+        )  # fmt: skip
         notes = {"group": self.group, "weighting": self.weighting, "calibration": dict(data.told)}
         flops = calibration_flops(making, data, 2)
         return pack(job, making, self, layers, lambda name, layer: found[name], kind="int4", notes=notes, flops=flops)

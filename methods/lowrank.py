@@ -52,9 +52,11 @@ class LowRank(Calibrated):
 
         name = "lowrank" if self.whitened else "lowrank-plain"
         making = Making(job, name)
-        every = layers_of(making.model, skip=self.skip, method=name).linear
-        config = making.model.config
-        grouped = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads
+        found = layers_of(making.model, skip=self.skip, method=name)
+        every = found.linear
+        config = making.model.config.get_text_config()
+        heads = int(getattr(config, "num_attention_heads", None) or 0)
+        grouped = int(getattr(config, "num_key_value_heads", None) or heads) < heads
         layers = {one: layer for one, layer in every.items() if not (grouped and one.rpartition(".")[2] in GROUPED)}
         if not layers:
             raise CellFailed(f"{name}: no matrix is left to factorise (keys' and values' projections stay whole under grouped queries)")
@@ -83,7 +85,7 @@ class LowRank(Calibrated):
         if not self.whitened and not by_threshold:  # the weights alone: no text is read
             for one, layer in layers.items():
                 cut(one, layer, None)
-            return self._saved(job, making, factors, {}, flops=0.0)
+            return self._saved(job, making, factors, found.told, flops=0.0)
         data = self.calibrate(job, making.opened)
 
         def swept(do: "Callable[[str, nn.Linear, Tensor | None], None]", *, again: bool) -> None:
@@ -91,7 +93,7 @@ class LowRank(Calibrated):
                 for one, layer in within(layers, block):
                     do(one, layer, flow.sums[one])
 
-            sweep(making.opened, data, layers, kind="gram", visit=visit, progress=job.progress, again=again)
+            sweep(making.opened, data, layers, kind="gram", visit=visit, progress=job.progress, again=again, method=name)
 
         if by_threshold:
             swept(read, again=False)
@@ -102,7 +104,7 @@ class LowRank(Calibrated):
             for one, layer in layers.items():
                 cut(one, layer, None)
         flops = calibration_flops(making, data, (1 if by_threshold else 0) + (2 if self.whitened else 0))
-        return self._saved(job, making, factors, {"calibration": dict(data.told)}, flops=flops)
+        return self._saved(job, making, factors, {"calibration": dict(data.told), **found.told}, flops=flops)
 
     def _saved(
         self, job: Job, making: Making, factors: "dict[str, tuple[Tensor, Tensor]]", told: dict[str, Any], *, flops: float
@@ -128,7 +130,7 @@ class LowRank(Calibrated):
         notes = {"matrices": len(factors), "ranks": [min(ranks), max(ranks)], "kept_of_them": round(after / before, 4), **told}
 
         def write(fresh: Any) -> None:
-            save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype)
+            save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, method=making.method)
 
         return making.save_as(write, notes=notes, flops=flops)
 

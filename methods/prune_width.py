@@ -70,8 +70,8 @@ class WidthPruning(Narrowing, Calibrated):
             for batch in data.batches():
                 making.model(input_ids=batch, use_cache=False, logits_to_keep=1)
         tokens = int(data.ids.numel())
-        channels = {name: flow.sums[f"{name}.down_proj"] / tokens * cut.down(name).float().norm(dim=0) for name in cut.feed_forwards}
-        heads = {name: flow.sums[f"{name}.o_proj"] / tokens * cut.out(name).float().norm(dim=0) for name in cut.attentions}
+        channels = {part.name: flow.sums[part.reader] / tokens * cut.reads(part.reader).float().norm(dim=0) for part in cut.parts}
+        heads = {name: flow.sums[f"{name}.o_proj"] / tokens * cut.reads(f"{name}.o_proj").float().norm(dim=0) for name in cut.attentions}
         told = {"calibration": dict(data.told), "allocation": self.allocation}
         return cut.saved(channels, heads, self.allocation, told, flops=calibration_flops(making, data, 1))
 
@@ -90,8 +90,8 @@ class RandomWidthPruning(Narrowing):
         making = Making(job, "prune-width-random", plain=True)
         cut = _Cut(making, self)
         draw = torch.Generator().manual_seed(job.seed)
-        channels = {name: torch.rand(cut.down(name).shape[1], generator=draw) for name in cut.feed_forwards}
-        heads = {name: torch.rand(cut.out(name).shape[1], generator=draw) for name in cut.attentions}
+        channels = {part.name: torch.rand(part.width, generator=draw) for part in cut.parts}
+        heads = {name: torch.rand(cut.reads(f"{name}.o_proj").shape[1], generator=draw) for name in cut.attentions}
         return cut.saved(channels, heads, "uniform", {})
 
 
@@ -104,151 +104,184 @@ class _Cut:
     """Cuts the same parts out of every matrix that they run through."""
 
     def __init__(self, making: Making, asked: Narrowing) -> None:
+        from harness.width import feed_forwards, narrower_config
+
+        self.making, self.model, self.asked = making, making.model, asked
+        self.groups = asked.groups
+        text = self.model.config.get_text_config()
+        heads = int(getattr(text, "num_attention_heads", 0) or 0)
+        self.kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+        self.head = int(getattr(text, "head_dim", None) or text.hidden_size // max(1, heads))
+        widths: list[int] = []
+
+        def keep(width: int) -> int:
+            widths.append(width)
+            return max(1, kept_channels(width, asked.ratio, asked.multiple))
+
+        self.config = narrower_config(self.model, keep, cut=making.method)
+        self.width = widths[-1]
+        self.keep = kept_channels(self.width, asked.ratio, asked.multiple)
+        self._refuse_sizes()
+        cuts = self.keep < self.width
+        self.parts = feed_forwards(self.model, self.config, cut=making.method) if cuts else []
+        self.attentions = self._attentions() if self.groups else []
+
+    def _refuse_sizes(self) -> None:
         from harness.errors import CellFailed
 
-        self.making, self.model, self.config = making, making.model, making.model.config
-        ratio, groups, multiple = asked.ratio, asked.groups, asked.multiple
-        self.groups = groups
+        ratio, multiple = self.asked.ratio, self.asked.multiple
+        if self.keep == self.width and self.groups == 0:
+            raise CellFailed(
+                f"{self.making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; "
+                "give one of them, or a smaller multiple"
+            )
+        if self.keep < 1 or (self.groups and self.groups >= self.kv_heads):
+            raise CellFailed(
+                f"{self.making.method}: ratio={ratio} leaves {self.keep} of {self.width} channels and groups={self.groups} leaves "
+                f"{self.kv_heads - self.groups} of {self.kv_heads} head groups; at least one of each must stay"
+            )
+
+    def _attentions(self) -> list[str]:
+        """Return the attentions by name; refuses those whose heads do not run through four projections of the known names alone."""
+        from harness.blocks import blocks_of
+        from harness.errors import CellFailed
+
+        prefix, blocks = blocks_of(self.model)
         named = dict(self.model.named_modules())
-        self.feed_forwards = [name.removesuffix(".down_proj") for name in named if name.endswith(".down_proj")]
-        self.attentions = [name.removesuffix(".o_proj") for name in named if name.endswith(".o_proj")]
-        layers = int(self.config.num_hidden_layers)
-        needed = [f"{name}.{part}_proj" for name in self.feed_forwards for part in ("gate", "up")]
-        needed += [f"{name}.{part}_proj" for name in self.attentions for part in "qkv"]
-        if len(self.feed_forwards) != layers or len(self.attentions) != layers or not all(one in named for one in needed):
+        found = [name.removesuffix(".o_proj") for name in named if name.startswith(f"{prefix}.") and name.endswith(".o_proj")]
+        sizes = {name: [self._outputs(named.get(f"{name}.{part}_proj")) for part in "qkv"] for name in found}
+        fit = [
+            size[0] == self.reads(f"{name}.o_proj").shape[1] and size[1:] == [self.kv_heads * self.head] * 2 for name, size in sizes.items()
+        ]
+        if len(found) != len(blocks) or not all(fit):
             raise CellFailed(
-                f"{making.method} knows blocks with q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, and "
-                f"{type(self.model).__name__} has others; use prune-depth"
+                f"{self.making.method}: groups={self.groups} knows attentions of q_proj, k_proj, v_proj and o_proj, and "
+                f"{type(self.model).__name__} has others; give groups=0"
             )
-        self.kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
-        self.head = int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
-        self.width = int(self.config.intermediate_size)
-        self.keep = kept_channels(self.width, ratio, multiple)
-        if self.keep == self.width and groups == 0:
-            raise CellFailed(
-                f"{making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; give "
-                "one of them, or a smaller multiple"
-            )
-        odd = next((name for name in self.feed_forwards if self.down(name).shape[1] != self.width), None)
-        if odd:
-            raise CellFailed(
-                f"{making.method}: {odd} has {self.down(odd).shape[1]} channels and the configuration says {self.width} (an expert, or a "
-                "model with widths of its own?); use prune-depth"
-            )
-        if self.keep < 1 or groups >= self.kv_heads:
-            raise CellFailed(
-                f"{making.method}: ratio={ratio} leaves {self.keep} of {self.width} channels and groups={groups} leaves "
-                f"{self.kv_heads - groups} of {self.kv_heads} head groups; at least one of each must stay"
-            )
+        return found
 
-    def down(self, name: str) -> "Tensor":
-        weight: Tensor = self.model.get_submodule(f"{name}.down_proj").weight
-        return weight
+    @staticmethod
+    def _outputs(layer: Any) -> int:
+        return 0 if layer is None else int(layer.weight.shape[0])
 
-    def out(self, name: str) -> "Tensor":
-        weight: Tensor = self.model.get_submodule(f"{name}.o_proj").weight
+    def reads(self, name: str) -> "Tensor":
+        """Return a layer's matrix, (O, I)."""
+        from harness.width import outputs_axis
+
+        layer = self.model.get_submodule(name)
+        weight: Tensor = layer.weight if outputs_axis(layer) == 0 else layer.weight.T
         return weight
 
     def readers(self) -> dict[str, Any]:
         """Return the layers whose inputs are the channels and the heads."""
-        names = [*(f"{name}.down_proj" for name in self.feed_forwards), *(f"{name}.o_proj" for name in self.attentions)]
+        names = [*(part.reader for part in self.parts), *(f"{name}.o_proj" for name in self.attentions)]
         return {name: self.model.get_submodule(name) for name in names}
 
     def saved(
         self, channels: "dict[str, Tensor]", heads: "dict[str, Tensor]", allocation: str, told: dict[str, Any], *, flops: float = 0.0
     ) -> Checkpoint:
-        """Keep the highest scores, and save."""
-        self._refuse_strangers()
+        """Keep the highest scores, compare with the model whose other channels are masked, and save."""
+        from harness.width import keep_channels, mask_of, masked_steps
+
         state = dict(self.model.state_dict())
         before = sum(parameter.numel() for parameter in self.model.parameters())
         kept = self._kept(channels, allocation)
-        gone = 0
-        for name, chosen in kept.items():
-            gone += self._take(state, name, ("gate_proj", "up_proj"), "down_proj", chosen)
-        if self.groups:
-            for name, score in heads.items():
-                gone += self._take_heads(state, name, score)
-        widths = [len(chosen) for chosen in kept.values()]
+        masks = {part.reader: mask_of(part.width, kept[part.name]) for part in self.parts}
+        gone = sum(keep_channels(self.model, state, part, kept[part.name]) for part in self.parts)
+        for name, score in heads.items():
+            queries, keys = self._heads(score)
+            masks[f"{name}.o_proj"] = mask_of(len(score), queries)
+            gone += self._take_heads(state, name, queries, keys)
+        self._refuse_strangers(state)
+        base = masked_steps(self.model, masks)
+        widths = [len(chosen) for chosen in kept.values()] or [self.width]
         notes = {
             "channels": [self.width, [min(widths), max(widths)]], "head_groups": [self.kv_heads, self.kv_heads - self.groups],
             "parameters": [before, before - gone], **told,
         }  # fmt: skip
-        if len(set(widths)) == 1:
-            return self._even(state, widths[0], before - gone, notes, flops)
-        return self._uneven(state, dict(zip(kept, widths, strict=True)), notes, flops)
+        if allocation == "uniform" or len(set(widths)) == 1:
+            return self._even(state, before - gone, base, notes, flops)
+        return self._uneven(state, base, notes, flops)
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_strangers(self, state: "dict[str, Tensor]") -> None:
         """Refuse weights that run along the heads and are none of the matrices that are cut (a norm over all heads' queries)."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
         from harness.errors import CellFailed
+        from harness.width import empty_model
 
-        with torch.device("meta"):
-            small = AutoModelForCausalLM.from_config(self._configured())
-        own = dict(self.model.named_parameters())
-        cut = tuple(f"{name}.{part}_proj." for name in self.attentions for part in "qkvo")
-        odd = next((name for name, one in small.named_parameters() if own[name].shape != one.shape and not name.startswith(cut)), None)
+        own = {layer for part in self.parts for layer in (*part.writers, part.reader)}
+        shapes = {name: one.shape for name, one in empty_model(self.model, self._configured(), self.making.method).named_parameters()}
+        odd = [name for name, shape in shapes.items() if name.rpartition(".")[0] not in own and state[name].shape != shape]
         if odd:
             raise CellFailed(
-                f"{self.making.method}: groups={self.groups} does not know {odd}, which runs along the heads too; give groups=0 or use "
+                f"{self.making.method}: groups={self.groups} does not know {odd[0]}, which runs along the heads too; give groups=0 or use "
                 "prune-depth"
             )
 
     def _kept(self, channels: "dict[str, Tensor]", allocation: str) -> "dict[str, Tensor]":
         import torch
 
-        if allocation == "uniform":
-            return {name: score.topk(self.keep).indices.sort().values for name, score in channels.items()}
+        if allocation == "uniform" or not channels:
+            return {part.name: channels[part.name].topk(part.kept).indices.sort().values for part in self.parts}
         # Scores of a block are divided by their mean first: blocks differ in scale, not in how much they matter.
         alike = {name: score / score.mean() for name, score in channels.items()}
         lowest = torch.cat(list(alike.values())).sort(descending=True).values[self.keep * len(alike) - 1]
         kept = {name: (score >= lowest).nonzero().flatten() for name, score in alike.items()}
         return {name: chosen if len(chosen) else alike[name].argmax().view(1) for name, chosen in kept.items()}
 
-    def _take(self, state: "dict[str, Any]", name: str, rows: tuple[str, ...], columns: str, chosen: "Tensor") -> int:
-        """Keep the chosen outputs of some layers and the same inputs of another; return how many parameters went."""
-        before = 0
-        for layer in rows:
-            for leaf in ("weight", "bias"):
-                if (tensor := state.get(f"{name}.{layer}.{leaf}")) is not None:
-                    state[f"{name}.{layer}.{leaf}"] = tensor[chosen]
-                    before += tensor.numel() - state[f"{name}.{layer}.{leaf}"].numel()
-        tensor = state[f"{name}.{columns}.weight"]
-        state[f"{name}.{columns}.weight"] = tensor[:, chosen]
-        return before + tensor.numel() - state[f"{name}.{columns}.weight"].numel()
-
-    def _take_heads(self, state: "dict[str, Any]", name: str, score: "Tensor") -> int:
+    def _heads(self, score: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return which outputs of the queries and of the keys stay: whole groups, those with the largest sums."""
         import torch
 
         each = len(score) // self.kv_heads  # outputs of a group's query heads, side by side
         best = score.view(self.kv_heads, each).sum(1).topk(self.kv_heads - self.groups).indices.sort().values
         queries = torch.cat([torch.arange(int(at) * each, int(at + 1) * each) for at in best])
         keys = torch.cat([torch.arange(int(at) * self.head, int(at + 1) * self.head) for at in best])
-        gone = self._take(state, name, ("q_proj",), "o_proj", queries)
-        for layer in ("k_proj", "v_proj"):
+        return queries, keys
+
+    def _take_heads(self, state: "dict[str, Tensor]", name: str, queries: "Tensor", keys: "Tensor") -> int:
+        """Cut an attention's projections down to these outputs; return how many weights went."""
+        before = after = 0
+        for layer, axis, index in (("q_proj", 0, queries), ("k_proj", 0, keys), ("v_proj", 0, keys), ("o_proj", 1, queries)):
             for leaf in ("weight", "bias"):
-                if (tensor := state.get(f"{name}.{layer}.{leaf}")) is not None:
-                    state[f"{name}.{layer}.{leaf}"] = tensor[keys]
-                    gone += tensor.numel() - state[f"{name}.{layer}.{leaf}"].numel()
-        return gone
+                full = f"{name}.{layer}.{leaf}"
+                if full in state and not (axis and leaf == "bias"):
+                    before += state[full].numel()
+                    state[full] = state[full].index_select(axis, index.to(state[full].device))
+                    after += state[full].numel()
+        return before - after
 
-    def _configured(self) -> Any:
-        config = self.config.__class__.from_dict(self.config.to_dict())
-        if self.groups:
-            config.head_dim = self.head
-            config.num_attention_heads = config.num_attention_heads * (self.kv_heads - self.groups) // self.kv_heads
-            config.num_key_value_heads = self.kv_heads - self.groups
-        return config
+    def _configured(self, *, narrow: bool = True) -> Any:
+        """Return the configuration of what is left; without `narrow` of the heads alone (widths that differ stand beside it)."""
+        from harness.blocks import edited, is_tied
 
-    def _even(self, state: dict[str, Any], width: int, parameters: int, notes: dict[str, Any], flops: float) -> Checkpoint:
+        config = self.config if narrow else self.model.config
+        text = config.get_text_config()
+        if not self.groups:
+            return config
+        left = self.kv_heads - self.groups
+        changes = {
+            "head_dim": self.head,
+            "num_attention_heads": text.num_attention_heads * left // self.kv_heads,
+            "num_key_value_heads": left,
+        }
+        return edited(config, changes, tied=is_tied(self.model))
+
+    def _across(self, layer: str, weight: "Tensor") -> "Tensor":
+        """Return a cut matrix as (O, I): the form of the file's own layers."""
+        from harness.width import outputs_axis
+
+        return weight if outputs_axis(self.model.get_submodule(layer)) == 0 else weight.T.contiguous()
+
+    def _even(self, state: dict[str, Any], parameters: int, base: Any, notes: dict[str, Any], flops: float) -> Checkpoint:
         from dataclasses import replace
 
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
+        from harness.errors import CellFailed
+        from harness.width import refuse_unlike
+
         config = self._configured()
-        config.intermediate_size = width
         dtype, generation = next(self.model.parameters()).dtype, self.model.generation_config
         del self.model
         self.making.opened = replace(self.making.opened, model=None)  # two whole models are not held at once
@@ -257,32 +290,43 @@ class _Cut:
         small.load_state_dict(state, assign=True)
         small.tie_weights()
         state.clear()
+        small = small.to(self.making.job.device).eval()
         small.generation_config = generation
-        assert sum(parameter.numel() for parameter in small.parameters()) == parameters, "not the count that the formula says"
-        self.making.opened = replace(self.making.opened, model=small.eval())
+        left = sum(parameter.numel() for parameter in small.parameters())
+        if left != parameters:
+            raise CellFailed(f"{self.making.method}: {left:,} weights are left and {parameters:,} should be; use prune-depth")
+        refuse_unlike(small, base, cut=self.making.method)
+        self.making.opened = replace(self.making.opened, model=small)
         return self.making.save(notes=notes, flops=flops)
 
-    def _uneven(self, state: dict[str, Any], widths: dict[str, int], notes: dict[str, Any], flops: float) -> Checkpoint:
+    def _uneven(self, state: dict[str, Any], base: Any, notes: dict[str, Any], flops: float) -> Checkpoint:
+        from transformers import AutoModelForCausalLM
+
         from harness.model import stored_dtype
         from harness.packed import save_packed
+        from harness.width import refuse_unlike
 
         specs: dict[str, Any] = {}
         tensors: dict[str, Any] = {}
         dtype = stored_dtype(self.making.base)
-        for name in widths:
-            for layer in ("gate_proj", "up_proj", "down_proj"):
-                weight = state[f"{name}.{layer}.weight"]
-                bias = state.get(f"{name}.{layer}.bias")
-                specs[f"{name}.{layer}"] = {"kind": "float", "shape": list(weight.shape), **({"bias": True} if bias is not None else {})}
-                tensors[f"{name}.{layer}.weight"] = weight.to(dtype)
-                if bias is not None:
-                    tensors[f"{name}.{layer}.bias"] = bias.to(dtype)
+        for layer in (layer for part in self.parts for layer in (*part.writers, part.reader)):
+            weight, bias = state[f"{layer}.weight"], state.get(f"{layer}.bias")
+            specs[layer] = {
+                "kind": "float",
+                "shape": list(self._across(layer, weight).shape),
+                **({"bias": True} if bias is not None else {}),
+            }
+            tensors[f"{layer}.weight"] = self._across(layer, weight).to(dtype)
+            if bias is not None:
+                tensors[f"{layer}.bias"] = bias.to(dtype)
         changed = {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in specs}
 
         def write(fresh: Any) -> None:
             save_packed(
                 self.model, self.making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, state=changed,
-                config=self._configured(),
+                config=self._configured(narrow=False), method=self.making.method,
             )  # fmt: skip
+            again = AutoModelForCausalLM.from_pretrained(fresh, dtype=next(self.model.parameters()).dtype)
+            refuse_unlike(again.to(self.making.job.device).eval(), base, cut=self.making.method)
 
         return self.making.save_as(write, notes=notes, flops=flops)

@@ -23,7 +23,7 @@ class Quanto(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Quantise with quanto, write the values that it stands for."""
-        from methods._extras import matrices_of, require
+        from methods._extras import matrices_of, packed_by_library, require
 
         require("optimum.quanto", "quant")
         import torch
@@ -36,8 +36,12 @@ class Quanto(Compressed):
         wanted = matrices_of(making.model, "quanto")
         head = making.model.get_output_embeddings()
         left = [name for name, module in making.model.named_modules() if module is head]
-        quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude=left or None)
-        quanto.freeze(making.model)
+
+        def quantized() -> None:
+            quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude=left or None)
+            quanto.freeze(making.model)
+
+        packed_by_library("quanto", quantized)
         count = 0
         for name, module in list(making.model.named_modules()):
             if isinstance(module, quanto.QLinear):

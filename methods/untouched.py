@@ -18,8 +18,10 @@ class Untouched:
 
     def compress(self, job: Job) -> Checkpoint:
         """Shape the student and save it."""
-        from harness.model import save_student, stored_dtype, student_of
+        from harness.model import copy_student, parse_recipe, quantized_by, save_student, stored_dtype, student_of
 
+        if parse_recipe(job.student) is None and quantized_by(job.student_base.path) not in ("", "float"):
+            return copy_student(job.student_base, job.workdir / "student", name="untouched")
         student = student_of(job.student, job.student_base, seed=job.seed, device="cpu", dtype=job.dtype)
         return save_student(
             student, job.workdir / "student", name="untouched", dtype=stored_dtype(job.student_base), parents=(job.student_base.digest,)

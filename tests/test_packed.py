@@ -490,7 +490,7 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
                   max_position_embeddings=64)
     ).eval()  # fmt: skip
     layers = layers_of(model, skip=["*.embed_positions"], method="int4-calibrated").linear
-    with pytest.raises(CellFailed, match=r"model\.decoder\.project_\w+ stands outside the blocks .* skip="):
+    with pytest.raises(CellFailed, match=r"model\.decoder\.project_\w+, .* stands outside the blocks .*METHOD\.skip=\["):
         sweep(
             SimpleNamespace(model=model, device="cpu"), Calibration(torch.arange(8)[None], {}), layers, kind="gram", visit=lambda *a: None
         )
@@ -506,17 +506,24 @@ def test_strange_layers_and_idle_patterns_are_named(compress, random_model):
         compress("int4", base=packed_once)
 
 
-def test_transposed_layers_of_an_older_family_are_refused_by_name(tmp_path):
+def test_transposed_layers_of_an_older_family_are_seen_as_the_linear_layers_that_they_are():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from harness.errors import CellFailed
     from methods._layers import layers_of
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32))
-    with pytest.raises(CellFailed, match=r"int8 does not know the layer transformer\.wpe\.weight \(Embedding\) .*skip=\*\.wpe"):
-        layers_of(model, method="int8")
-    with pytest.raises(CellFailed, match=r"int8 does not know the layer transformer\.h\.0\.attn\.c_attn\.weight \(Conv1D\)"):
-        layers_of(model, skip=["*.wpe"], method="int8")
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32, bos_token_id=0, eos_token_id=0)
+    ).eval()
+    layers = layers_of(model, method="int8")
+    assert layers.alone == ("transformer.wpe.weight",)  # a table of positions is no matrix of a linear layer
+    x = torch.randn(3, 32)
+    for name, layer in layers.linear.items():
+        inputs = x if layer.in_features == 32 else torch.randn(3, layer.in_features)
+        expected = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+        assert torch.allclose(model.get_submodule(name)(inputs), expected, atol=1e-6), name
+    with torch.no_grad():
+        layers.linear["transformer.h.0.mlp.c_fc"].weight.mul_(0)
+    assert not model.transformer.h[0].mlp.c_fc.weight.any()  # what is written into the view is written into the layer
 
 
 @pytest.mark.parametrize(
