@@ -19,6 +19,10 @@ CELLS = (
     Cell("mixtral", "metaspace-always", "rolling", 1),
     Cell("qwen3_next", "appends-eos", "unspaced", 3),
     Cell("rwkv", "byte-bpe-bos", "one-continuation", 16),
+    Cell("qwen2", "prepend", "fractional", 3),
+    Cell("llama", "byte-fallback", "lower-is-better", 1),
+    Cell("llama", "metaspace-never", "corpus", 16),
+    Cell("llama", "prepend", "group-of-equals", 3),
 )
 
 

@@ -27,6 +27,14 @@ def behind(doc):
 
 def contexts(doc):
     return [doc["sentence"].split("_")[0] + word for word in doc["options"]]
+
+def near(doc, results):
+    values = [value for value, _ in results]
+    return {"acc": 1 / (1 + sum(value > values[doc["gold"]] for value in values))}
+
+def shared_words(doc, results):
+    written, wanted = set(results[0].split()), set(doc["answer"].split())
+    return {"f1": 2 * len(written & wanted) / max(1, len(written) + len(wanted)), "misses": len(wanted - written)}
 """
 
 _CHOOSE = """output_type: multiple_choice
@@ -41,6 +49,7 @@ doc_to_target: "{{answer}}"
 metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """
+_OF_ALL = _CHOOSE.partition("metric_list")[0] + "metric_list:\n  - {metric: mcc}\n"
 _TEXTS = {"question": '"Question: {{question}}?\\nAnswer:"', "lettered": '"{{question}}\\nA. {{options[0]}}\\nB. {{options[1]}}\\nAnswer:"'}
 FORMS: dict[str, str] = {
     "letters": f'{_CHOOSE}doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B", "C", "D"]\n',
@@ -60,9 +69,19 @@ FORMS: dict[str, str] = {
     "stops": f'{_WRITE}generation_kwargs: {{until: ["\\n", " the", "?"], max_gen_toks: 10}}\n',
     "max-new-tokens": f"{_WRITE}generation_kwargs: {{until: [], max_new_tokens: 5, do_sample: false, temperature: 0.0}}\n",
     "written-shots": f'{_WRITE}num_fewshot: 1\nfewshot_split: train\ngeneration_kwargs: {{until: "\\n\\n", max_tokens: 6}}\n',
+    "fractional": f'{_CHOOSE}process_results: !function forms_code.near\ndoc_to_text: {_TEXTS["question"]}\n'
+    'doc_to_choice: "{{options}}"\n',
+    "written-fractional": _WRITE.replace("exact_match", "f1") + "process_results: !function forms_code.shared_words\n"
+    'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n',
+    "lower-is-better": _WRITE.replace("exact_match", "misses").replace("true", "false")
+    + 'process_results: !function forms_code.shared_words\ngeneration_kwargs: {until: ["\\n"], max_gen_toks: 8}\n',
+    "corpus": f'{_OF_ALL}doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B"]\n',
     "rolling": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{page}}"\n'
     "metric_list:\n  - {metric: word_perplexity}\n",
 }  # fmt: skip
+
+
+GROUPS = {"group-by-size": ("true", ("letters", "filtered")), "group-of-equals": ("false", ("letters", "filtered"))}
 
 
 def document(number: int, split: str) -> dict[str, Any]:
@@ -81,7 +100,7 @@ def document(number: int, split: str) -> dict[str, Any]:
 
 
 def write_tasks(folder: Path) -> None:
-    """Write every form as a task `form-NAME` with its data."""
+    """Write every form as a task `form-NAME` with its data, and every group of them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "forms_code.py").write_text(_CODE, encoding="utf-8")
     for split, count in (("train", 12), ("test", ITEMS)):
@@ -91,3 +110,8 @@ def write_tasks(folder: Path) -> None:
     for form, body in FORMS.items():
         head = f"task: form-{form}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n{files}\ntraining_split: train\ntest_split: test\n"
         (folder / f"form_{form}.yaml").write_text(f"{head}{body}metadata: {{version: 1}}\n", encoding="utf-8")
+    for form, (by_size, members) in GROUPS.items():
+        listed = "".join(f"  - form-{member}\n" for member in members)
+        weights = f"aggregate_metric_list:\n  - {{metric: acc, aggregation: mean, weight_by_size: {by_size}}}\n"
+        text = f"group: form-{form}\ntask:\n{listed}{weights}metadata: {{version: 1}}\n"
+        (folder / f"form_{form}.yaml").write_text(text, encoding="utf-8")

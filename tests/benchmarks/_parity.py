@@ -1,6 +1,7 @@
 """One cell of the parity design: a model, a tokenizer, a task form and a batch size, scored by us and by lm-eval's own command."""
 
 import logging
+import math
 import random
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import _architectures
 import _tokenizers
-from _forms import FORMS
+from _forms import FORMS, GROUPS
 
 from harness.checkpoint import describe
 from harness.data import DataSource
@@ -20,7 +21,7 @@ from harness.model import LanguageModel
 
 BATCHES = (1, 3, 16)
 GAP = 2e-3  # nats of a continuation, in float32
-FACTORS: tuple[tuple[Any, ...], ...] = (tuple(_architectures.ARCHITECTURES), tuple(_tokenizers.TOKENIZERS), tuple(FORMS), BATCHES)
+FACTORS: tuple[tuple[Any, ...], ...] = (tuple(_architectures.ARCHITECTURES), tuple(_tokenizers.TOKENIZERS), (*FORMS, *GROUPS), BATCHES)
 
 
 @dataclass(frozen=True, order=True)
@@ -39,7 +40,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability, and a refusal's line."""
+    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability, and a refusal's line.
+
+    Where the task's figure is not lm-eval's, no item counts as alike.
+    """
 
     items: int
     alike: int
@@ -82,15 +86,18 @@ def compared(cell: Cell, tasks: Path) -> Outcome:
     """Score a cell's task on both sides and compare item by item."""
     with tempfile.TemporaryDirectory() as place:
         model = opened(cell, Path(place))
-        theirs = peers(model, cell, tasks)
+        theirs, figures = peers(model, cell, tasks)
         try:
-            mine = ours(model, cell, tasks)
+            mine, metric, value = ours(model, cell, tasks)
         except (CellFailed, HarnessError) as problem:
             return Outcome(len(theirs), 0, 0.0, refused=str(problem))
     if len(mine) != len(theirs):
         return Outcome(len(theirs), 0, 0.0, differs=(f"{len(mine)} items came back",))
     checked = [_alike(left, right) for left, right in zip(mine, theirs, strict=True)]
     differs = tuple(f"{left} for {right}" for left, right, (same, _) in zip(mine, theirs, checked, strict=True) if not same)[:2]
+    figure = next((given for name, given in figures.items() if name.partition(",")[0] == metric), math.nan)
+    if not math.isclose(value, figure, rel_tol=1e-3, abs_tol=1e-9):
+        return Outcome(len(theirs), 0, 0.0, differs=(f"the figure is {value} for {figure}", *differs))
     return Outcome(len(theirs), sum(same for same, _ in checked), max(gap for _, gap in checked), differs=differs)
 
 
@@ -111,18 +118,22 @@ def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
     return same and gap <= GAP * max(1.0, abs(max(right, key=abs)) / 100), gap
 
 
-def ours(model: LanguageModel, cell: Cell, tasks: Path) -> list[Answer]:
-    """Return our scorer's answers, in item order."""
+def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
+    """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
     from harness.score import score_task
     from suites._outside import OutsideTask
 
     task = OutsideTask(f"lm-eval:form-{cell.form}", tasks)
-    _, rows = score_task(model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch)
-    return [(row.prompt_hash, row.text if task.kind == "generate" else tuple(row.log_probabilities)) for row in rows]
+    score, rows = score_task(model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch)
+    return (
+        [(row.prompt_hash, row.text if task.kind == "generate" else tuple(row.log_probabilities)) for row in rows],
+        score.metric,
+        score.value,
+    )
 
 
-def peers(model: LanguageModel, cell: Cell, tasks: Path) -> list[Answer]:
-    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time."""
+def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], dict[str, Any]]:
+    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time, and its figures."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -132,8 +143,9 @@ def peers(model: LanguageModel, cell: Cell, tasks: Path) -> list[Answer]:
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     name = f"form-{cell.form}"
     told = simple_evaluate(backend, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
-    samples = sorted(told["samples"][name], key=lambda one: one["doc_id"])
-    return list(_answers(samples))
+    members = [f"form-{member}" for member in GROUPS[cell.form][1]] if cell.form in GROUPS else [name]
+    samples = [one for member in members for one in sorted(told["samples"][member], key=lambda one: one["doc_id"])]
+    return list(_answers(samples)), {key: value for key, value in told["results"][name].items() if "," in key and "stderr" not in key}
 
 
 def _answers(samples: list[dict[str, Any]]) -> Iterator[Answer]:
