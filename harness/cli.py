@@ -365,7 +365,8 @@ def plan(
         for line in problems:
             typer.echo(f"skipped {line}", err=True)
     found = estimate_plans(
-        listed(methods) or ["cot", "response"], teacher=teacher, student=student, hardware=hardware, suite=listed(suite) or ["math"],
+        ["cot", "response"] if methods is None else listed(methods) or [],
+        teacher=teacher, student=student, hardware=hardware, suite=listed(suite) or ["math"],
         budget=budget, rows=rows,
         limit=limit, records=known, cache=cache,
     )  # fmt: skip

@@ -233,10 +233,13 @@ def _from_hub(name: str) -> Checkpoint:
 
 
 def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
+    """Return the line for a model that the Hub does not give: a name without a slash is more likely a slip than one of the Hub's few."""
     from huggingface_hub.errors import GatedRepoError
 
     if isinstance(problem, GatedRepoError):
         return HarnessError(f"model {name!r} is gated; accept its licence at https://huggingface.co/{name}, then type: hf auth login")
+    if "/" not in name.partition("@")[0]:
+        return _unknown_model(name)
     return HarnessError(told.format(name=name, reason=str(problem).splitlines()[0][:120]))
 
 

@@ -208,6 +208,19 @@ def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: 
     return "" if widest <= tolerance else f"{what} moves its log-probabilities by {widest:.2g}"
 
 
+def own_gap(opened: LanguageModel) -> float:
+    """Return how far a model's own attention is from itself between one pass and steps from its cache, in nats: rounding alone.
+
+    Likely tokens count alone; 0 for a model that cannot go on from a cache.
+    """
+    gaps: list[torch.Tensor] = []
+    for row in _rows(opened)[:2]:
+        going, own = Continuing(opened, [row[:4]], Writing(masked=True, cached=True)), _alone(opened, row, len(row) - 3)
+        logits = [going.begin(), *(going.go_on([0], [token]) for token in row[4:])]
+        gaps += [_apart(opened, told, alone[None]) for told, alone in zip(logits, own, strict=True)]
+    return max(map(float, gaps))
+
+
 def _alone(opened: LanguageModel, row: Sequence[int], count: int) -> "torch.Tensor":
     import torch
 

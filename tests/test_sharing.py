@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import suites
+from harness import sharing
 from harness.data import DataSource
 from harness.errors import CellFailed
 from harness.fidelity import choice_fidelity, clustered_mean, reads, recall, remember, texts_to_read, token_fidelity
@@ -217,6 +218,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import suites
+from harness import sharing
 from harness.data import DataSource
 from harness.model import open_model, resolve
 from harness.score import score_task
@@ -363,15 +365,44 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
     from dataclasses import replace
 
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     from harness.generate import generate, why_plain
 
-    model = copy.deepcopy(embedded.model)
-    wrapped = replace(embedded, model=Accelerator(cpu=True, mixed_precision="bf16").prepare(model))
-    assert "moved by" in why_plain(wrapped)  # by its weights' type it would be held to float32
-    mixed = replace(
-        embedded, model=Accelerator(cpu=True, mixed_precision="bf16").prepare(copy.deepcopy(embedded.model)), autocast="bfloat16"
-    )
-    assert why_plain(mixed) == "" and mixed.dtype == "bfloat16" and embedded.dtype == "float32"
-    prompts = [embedded.encode("Question: 2 + 3?\nAnswer:"), embedded.encode("A")]
-    assert [one.tokens for one in generate(mixed, prompts, max_new_tokens=8)]
+    def prepared(autocast):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model = Accelerator(cpu=True, mixed_precision="bf16").prepare(copy.deepcopy(embedded.model))
+        return replace(embedded, model=model, autocast=autocast)
+
+    try:
+        assert "moved by" in why_plain(prepared(""))  # by its weights' type it would be held to float32
+        mixed = prepared("bfloat16")
+        assert why_plain(mixed) == "" and mixed.dtype == "bfloat16" and embedded.dtype == "float32"
+        prompts = [embedded.encode("Question: 2 + 3?\nAnswer:"), embedded.encode("A")]
+        assert all(one.tokens for one in generate(mixed, prompts, max_new_tokens=8))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(("own", "allowed"), [(0.1, False), (0.3, True)])
+def test_a_bf16_path_is_held_to_what_the_models_own_attention_keeps(own, allowed, embedded, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(sharing, "_probe", lambda opened: 0.55)
+    half = replace(embedded, autocast="bfloat16")
+    assert (sharing.refusal(half, own_gap=lambda opened: own) == "") is allowed
+    assert "moved by 0.55" in sharing.refusal(embedded, own_gap=lambda opened: own)  # float32 keeps its own bound
+
+
+def test_the_own_gap_of_a_model_is_rounding_and_a_wrong_attention_is_beyond_it(embedded, monkeypatch):
+    from harness.plain import own_gap
+
+    half = open_model(embedded.checkpoint, dtype="bfloat16")
+    assert own_gap(embedded) < 1e-3 < own_gap(half) < 0.5
+    plain = sharing._attention
+
+    def sharper(*given, scaling=None, **named):
+        return plain(*given, scaling=1.2 * scaling, **named)
+
+    monkeypatch.setattr(sharing, "_attention", sharper)
+    assert "moved by" in sharing.refusal(half, own_gap=own_gap)
