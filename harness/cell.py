@@ -179,7 +179,8 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
     parameters = _parameters(job, opened)
     measurements = tuple(per_problem(scores))
-    fidelity = _fidelity(job, tasks, opened, rows, progress)
+    fidelity, remarks = _compared(job, tasks, opened, rows, progress)
+    measurements += remarks
     if job.cell.is_teacher:
         _remember(job, tasks, opened, rows)
     path = backend.path
@@ -272,10 +273,32 @@ _TEACHER_READS = "teacher-reads.safetensors"  # in the teacher's cell, beside it
 
 
 def _remember(job: CellJob, tasks: dict[str, Task], teacher: "LanguageModel", rows: "list[ItemRow]") -> None:
+    """Keep what the teacher reads for its students; a student whose teacher could not keep it opens the teacher itself."""
     from harness.fidelity import remember
 
     written = [name for name, task in tasks.items() if task.kind == "generate"]
-    remember(job.cell_folder / _TEACHER_READS, teacher, rows, written)
+    try:
+        remember(job.cell_folder / _TEACHER_READS, teacher, rows, written)
+    except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
+        traceback.print_exc()
+        print(f"what the teacher reads is not kept: {_reason(job, problem)[0]}", file=sys.stderr)
+
+
+def _compared(
+    job: CellJob, tasks: dict[str, Task], student: "LanguageModel", rows: "list[ItemRow]", progress: Callable[[Progress], None]
+) -> tuple[tuple[Fidelity, ...], tuple[Measurement, ...]]:
+    """Return the distances to the teacher, or a remark why there are none: a row that is scored stands without them.
+
+    Numbers that are none are another thing: they fail the row.
+    """
+    try:
+        return _fidelity(job, tasks, student, rows, progress), ()
+    except (CellFailed, HarnessError):
+        raise
+    except Exception as problem:  # noqa: BLE001  out of memory beside the teacher, most likely
+        traceback.print_exc()
+        remark = f"its distance to the teacher was not measured: {_reason(job, problem)[0]}"
+        return (), (Measurement(name="skipped_fidelity", value=0, unit="", higher_is_better=False, remark=remark),)
 
 
 def _fidelity(

@@ -217,6 +217,29 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teach
     assert len(lines) == 2 and all(": no noise floor: not measured: " in line for line in lines)
 
 
+def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that_are_none_do_not(teacher_job, monkeypatch):
+    from harness import cell, fidelity
+    from harness.errors import CellFailed
+
+    def out_of_memory(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fidelity, "remember", out_of_memory)
+    monkeypatch.setattr(cell, "_fidelity", out_of_memory)
+    job = teacher_job.model_copy(update={"noise": 0})
+    record = cell._compute(job, lambda _: None, time.monotonic())
+    assert record.status == "success" and [score.n for score in record.scores] == [6, 6] and record.fidelity == ()
+    remark = record.measured("skipped_fidelity").remark
+    assert remark.startswith("its distance to the teacher was not measured: out of memory")
+
+    def not_a_number(*given, **named):
+        raise CellFailed("answers with NaN")
+
+    monkeypatch.setattr(cell, "_fidelity", not_a_number)
+    with pytest.raises(CellFailed, match="NaN"):
+        cell._compute(job, lambda _: None, time.monotonic())
+
+
 def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teacher_job):
     from harness import cell
 
