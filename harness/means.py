@@ -165,18 +165,18 @@ def ratio(student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 
 
 
 def keeps(
-    student: Runs, reference: Runs, margin: float, parts: Parts = (), *, points: bool = False, lower: bool = False
+    student: Runs, reference: Runs, margin: float, parts: Parts = (), *, points: bool = False, lower: bool = False, chance: float = 0.0
 ) -> tuple[float, float]:
     """Test a margin: (p of "it does not keep it", p of "it does"), one-sided Student's t; as `stats.keeps` does for hits.
 
-    Kept is `margin` of the reference's mean, or (`points`) all but `margin`; of a figure that is better when lower, at most
-    1 / `margin` of it, or `margin` more.
+    Kept is `margin` of what the reference's mean has above `chance`, or (`points`) all but `margin`; of a figure that is better when
+    lower, at most 1 / `margin` of it, or `margin` more.
     """
     from scipy.special import stdtr
 
     found = _moments(student, reference, parts)
     share = 1.0 if points else 1 / margin if lower else margin
-    gap = found.student - share * found.reference + (0.0 if not points else -margin if lower else margin)
+    gap = found.student - share * found.reference - (1 - share) * chance + (0.0 if not points else -margin if lower else margin)
     variance, freedom = found.spread.of(share), found.freedom(share)
     if variance <= 0:
         return (0.5, 0.5) if gap == 0 else (0.0, 1.0) if (gap > 0) != lower else (1.0, 0.0)

@@ -190,8 +190,8 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: bool = False) -> tuple[float, float]:
-    """Test whether a student keeps `margin` of its teacher's score, or (`points`) loses less than that share of the items.
+def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: bool = False, chance: float = 0.0) -> tuple[float, float]:
+    """Test whether a student keeps `margin` of what its teacher has above `chance`, or (`points`) loses less than that share of the items.
 
     Returns (p of "it does not", p of "it does"): the first small means *passed*, the second small *regressed*, neither that these items
     cannot tell. One run each: score statistic with the variance under "exactly at the margin" (Nam & Blackwelder, 2002; Tango, 1998).
@@ -199,17 +199,18 @@ def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: 
     with replacement make too small, is widened by s / (s - 1); the degrees of freedom are Satterthwaite's.
     """
     if len(row) == len(teacher) == 1:
-        z = score_z(pairs(teacher[0], row[0]), _difference_weights(-margin) if points else _ratio_weights(margin, 0.0))
+        z = score_z(pairs(teacher[0], row[0]), _difference_weights(-margin) if points else _ratio_weights(margin, chance))
         return NormalDist().cdf(-z), NormalDist().cdf(z)
     ours, theirs, of_ours, of_theirs = _resampled(row, teacher)
-    gap = ours / of_ours - theirs / of_theirs + margin if points else ours / of_ours - margin * (theirs / of_theirs)
+    above = (1 - margin) * chance
+    gap = ours / of_ours - theirs / of_theirs + margin if points else ours / of_ours - margin * (theirs / of_theirs) - above
     from scipy.special import stdtr
 
     teachers = [run.count("1") / len(run) for run in teacher]
     base = sum(teachers) / len(teachers)
     seeds = np.array([run.count("1") / len(run) for run in row]) - base + margin if points else np.array(
         [run.count("1") / len(run) for run in row]
-    ) - margin * base  # fmt: skip
+    ) - margin * base - above  # fmt: skip
     count = len(seeds)
     between = float(seeds.var(ddof=1)) / count if count > 1 else 0.0
     variance = float(gap.var()) + between / count
