@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness import means, stats
 from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, short
+from harness.gate_pooled import frozen_pools, judged_pools
 from harness.groups import TEACHER, of_documents
 from harness.record import RunRecord, TaskScore
 
@@ -77,7 +78,7 @@ def _scores_unlike(then: "FrozenScore", now: TaskScore | None) -> tuple[str, str
 
 
 def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules) -> list[Finding]:
-    """Judge what changed: Holm over rows and tasks together, perplexities among them."""
+    """Judge what changed: Holm over rows and tasks together, perplexities and pooled tests among them."""
     found: list[Finding] = []
     tested: list[tuple[str, str, Sequence[_Pair], float]] = []
     for (label, task), alike in pairs.items():
@@ -99,12 +100,14 @@ def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules)
             tested.append((label, task, alike, means.worse(after, before, alike[0].now.parts, lower=lower)))
         else:
             tested.append((label, task, alike, stats.net_loss(*_runs(alike))[1]))
-    adjusted = stats.holm([p for *_, p in tested])
-    for (label, task, alike, _), p in zip(tested, adjusted, strict=True):
+    pools = frozen_pools(pairs, rules)
+    adjusted = stats.holm([*(p for *_, p in tested), *(pool.p for pool in pools)])
+    tests = len(adjusted)
+    for (label, task, alike, _), p in zip(tested, adjusted[: len(tested)], strict=True):
         judge = _against_frozen if _hits(alike) else _means_against_frozen
         judge = _perplexity_against_frozen if alike[0].now.kind == "perplexity" else judge
-        found.append(judge(label, task, alike, p, len(tested), rules))
-    return found
+        found.append(judge(label, task, alike, p, tests, rules))
+    return found + judged_pools(pools, adjusted[len(tested) :], tests, rules)
 
 
 def _hits(alike: Sequence[_Pair]) -> bool:

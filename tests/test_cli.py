@@ -16,7 +16,7 @@ OPTIONS = {
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
     "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
-    "check": "--baseline --margin --rows --alpha --frozen-alpha --tolerance --detect --exact --faster --measured --slower --json --junit "
+    "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha --tolerance --detect --exact --faster --measured --slower --json --junit "
     "--markdown --annotate --no-annotate",
     "baseline": "",
     "export": "--out --project",
