@@ -87,11 +87,11 @@ def claims_of(asked: Sequence[Asked], records: Sequence[RunRecord], rules: Rules
     tested: dict[tuple[str, str], Claim] = {}
     for one in asked:
         for score in one.row.first.scores:
-            reason = _no_claim(one, score, records, rules)
-            if reason is not None:
-                untold.append(reason)
-            elif (one.row.label, score.task) not in tested:
-                tested[one.row.label, score.task] = _claim(one, score, rules)
+            outcome = _no_claim(one, score, records, rules) or _claim(one, score, rules)
+            if isinstance(outcome, Finding):
+                untold.append(outcome)
+            else:
+                tested.setdefault((one.row.label, score.task), outcome)
     return list(tested.values()), untold
 
 
@@ -135,17 +135,19 @@ def _no_claim(one: Asked, score: TaskScore, records: Sequence[RunRecord], rules:
     theirs = teacher.scores(score.task)[0]
     if any(each.items_digest != theirs.items_digest for each in row.scores(score.task)):
         return not_comparable("claim", row.label, score.task, "items", "scored on other items than the teacher")
-    why = theirs.unpaired or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "")
-    why = why or at_chance(one.group, score) or _no_figure(row, teacher, score, rules)
-    return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why) if why else None
-
-
-def _no_figure(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> str:
-    """Return why a row's figure against the teacher's has no interval, "" where it has one: what has none is not judged."""
-    if rules.points and (score.kind == "perplexity" or score.unit == "number"):
+    why = theirs.unpaired or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "") or at_chance(one.group, score)
+    if not why and rules.points and (score.kind == "perplexity" or score.unit == "number"):
         name = "perplexities have" if score.kind == "perplexity" else f"{score.metric or score.primary} is no share and has"
-        return f"{name} no points; give a ratio"
-    figure = _figure(row, teacher, score, rules)
+        why = f"{name} no points; give a ratio"
+    return _untold(row, score, why) if why else None
+
+
+def _untold(row: Row, score: TaskScore, why: str) -> Finding:
+    return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why)
+
+
+def _no_interval(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
+    """Return why a figure has no interval, "" where it has one: what has none is not judged."""
     if figure.value is not None and figure.low is not None:
         return ""
     if figure.value is None and score.chance and not rules.points:
@@ -180,9 +182,12 @@ def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
     return name, f"{name} differs: {short(conditions_of(teachers[nearest]).get(name))} of the teacher, {short(own.get(name))} of the row"
 
 
-def _claim(one: Asked, score: TaskScore, rules: Rules) -> Claim:
+def _claim(one: Asked, score: TaskScore, rules: Rules) -> Claim | Finding:
+    """Test one claim; the finding that it cannot be told where its figure has no interval."""
     assert rules.margin is not None and one.teacher is not None
     figure, chance = _figure(one.row, one.teacher, score, rules), _chance(score, rules)
+    if why := _no_interval(figure, score, rules):
+        return _untold(one.row, score, why)
     numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": score.n, "seeds": len(one.row.records)}
     if score.kind == "perplexity":
         p, other = stats.ratio_keeps(figure, 1 / rules.margin)

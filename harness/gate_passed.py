@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
 from harness import stats
 from harness.findings import Finding, Rules, Verdict
@@ -77,19 +78,37 @@ def frozen_passes(n: int, flips: float, drop: float, tests: int, rules: Rules) -
     It passes where these K flips can show a drop of `detect`, the drop seen is at most that, and it is not both significant (McNemar at
     alpha over the number of tests, Holm's level of the first) and above the tolerance. Given K, all of this bounds L from above.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
-    flips = max(flips, drop)
+    flips, alpha = max(flips, drop), rules.frozen_alpha / tests
     middle, spread = n * flips, math.sqrt(n * flips * (1 - flips))
-    counts = np.arange(max(1, math.floor(middle - _FAR * spread)), min(n, math.ceil(middle + _FAR * spread)) + 1)
-    alpha = rules.frozen_alpha / tests
-    critical = binom.isf(alpha, counts, 0.5) + 1  # the fewest losses with P(X >= L) < alpha, X of fair coins
+    counts = np.arange(max(0, math.floor(middle - _FAR * spread)), min(n, math.ceil(middle + _FAR * spread)) + 1)
     tolerated = np.floor((counts + rules.tolerance * n) / 2 + 1e-9)
-    most = np.minimum(np.maximum(critical - 1, tolerated), np.floor((counts + rules.detect * n) / 2 + 1e-9))
+    most = np.minimum(np.maximum(_critical(counts, alpha) - 1, tolerated), np.floor((counts + rules.detect * n) / 2 + 1e-9))
     shown = np.array([stats.items_for(int(count) / n, rules.detect, alpha=alpha) <= n for count in counts])
-    lost = binom.cdf(most, counts, (flips + drop) / (2 * flips))
-    none = binom.pmf(0, n, flips) if stats.items_for(0.0, rules.detect, alpha=alpha) <= n else 0.0
-    return float((binom.pmf(counts, n, flips) * lost * shown).sum() + none)
+    lost = bdtr(np.minimum(most, counts), counts, (flips + drop) / (2 * flips))
+    return float((_probabilities(counts, n, flips) * lost * shown).sum())
+
+
+def _critical(counts: npt.NDArray[np.int64], alpha: float) -> npt.NDArray[np.int64]:
+    """Return for each number of flips the fewest lost items of which McNemar's p is below alpha (one more than there are, if none is)."""
+    from scipy.special import bdtrc
+
+    low, high = counts // 2, counts + 1  # at half of them p is above .5
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        small = bdtrc(middle - 1, counts, 0.5) < alpha
+        low, high = np.where(small, low, middle), np.where(small, middle, high)
+    return high
+
+
+def _probabilities(counts: npt.NDArray[np.int64], n: int, share: float) -> npt.NDArray[np.float64]:
+    """Return the binomial probabilities of these counts."""
+    from scipy.special import gammaln, xlog1py, xlogy
+
+    ways = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
+    chances: npt.NDArray[np.float64] = np.exp(ways + xlogy(counts, share) + xlog1py(n - counts, -share))
+    return chances
 
 
 def claim_passes(n: int, flips: float, drop: float, teacher: float, tests: int, rules: Rules, *, chance: float = 0.0) -> float:

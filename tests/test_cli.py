@@ -16,8 +16,8 @@ OPTIONS = {
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
     "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
-    "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha --tolerance --detect --exact --faster --measured --slower --json --junit "
-    "--markdown --annotate --no-annotate",
+    "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha --tolerance --detect --exact --faster --measured "
+    "--slower --json --junit --markdown --annotate --no-annotate",
     "baseline": "",
     "export": "--out --project",
     "report": "--out --keep --price --against --sort --forms --html --plots --explain",
