@@ -436,6 +436,16 @@ def test_more_tests_and_fewer_flips_change_what_a_pass_means():
     assert frozen_passes(14_042, 0.1, 0.0, 1, rules) > 0.98
 
 
+def test_the_page_on_ci_says_what_is_computed():
+    """Its rates in words: one in three, six in ten, hardly ever; and below about 200 items only equal answers."""
+    rules = Rules()
+    assert frozen_passes(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)
+    assert frozen_passes(250, 0.04, 0.03, 1, rules) == pytest.approx(0.6, abs=0.05)
+    assert frozen_passes(1000, 0.12, 0.05, 1, rules) < 0.02
+    assert stats.items_for(0.0, rules.detect, alpha=rules.frozen_alpha) == pytest.approx(200, abs=5)
+    assert all(frozen_passes(n, 0.01, 0.0, 1, rules) == 0 for n in (100, 190))
+
+
 # Margins and weights as they are typed
 
 
