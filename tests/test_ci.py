@@ -75,8 +75,8 @@ def test_the_page_reads_what_a_run_wrote(desk):
 @pytest.mark.parametrize(
     ("margin", "cannot_tell", "code", "verdict"),
     [
-        ("0.9", "fail", 0, "passed"), ("0.9999", "fail", 3, "cannot tell"), ("0.9999", "pass", 0, "cannot tell"), ("9", "fail", 2, "mistake"),
-        ("0.97", "pass", 1, "missed"),
+        ("0.9", "fail", 0, "passed"), ("0.9999", "fail", 3, "cannot tell"), ("0.9999", "pass", 0, "cannot tell"),
+        ("9", "fail", 2, "mistake"), ("0.97", "pass", 1, "missed"),
     ],
 )  # fmt: skip
 def test_the_action_does_what_it_says(desk, tmp_path, margin, cannot_tell, code, verdict):
