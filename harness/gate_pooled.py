@@ -151,34 +151,37 @@ def _joined(row: Row, scores: Sequence[TaskScore], *, above: bool) -> Outcomes:
 
 @dataclass(frozen=True)
 class Pool:
-    """A row's frozen tasks together: outcomes of then and now, run by run, and the p of "nothing was lost"."""
+    """A row's frozen tasks together: how they changed, and the p of "nothing was lost"."""
 
     label: str
-    tasks: tuple[str, ...]
-    before: Outcomes
-    after: Outcomes
-    parts: tuple[tuple[int, float], ...]
-    marks: tuple[list[str], list[str]] | None  # hits that all count alike: what McNemar's test is made of
-    shares: Mapping[str, float]
-    there: int | None
+    shares: Mapping[str, float]  # weight of each task
+    figures: tuple[list[float], list[float]]  # of then and now, a run each
+    net: Sequence[float]  # each item's change, summed over the runs
+    error: float | None  # standard error of the change; None of hits that all count alike, of which McNemar's test is made
+    there: int | None  # items that these tasks have
     anew: bool  # trained again: its spread between trainings is part of the question
     p: float
 
     @property
     def n(self) -> int:
         """Items of all tasks."""
-        return len(self.before[0])
+        return len(self.net)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.shares)
 
 
 def frozen_pools(pairs: Mapping[tuple[str, str], Sequence[Pair]], rules: Rules) -> list[Pool]:
     """Return the tests of the frozen layer over all tasks of a row, where it has two that can be pooled and an answer changed."""
     by_row: dict[str, dict[str, Sequence[Pair]]] = {}
     for (label, task), alike in pairs.items():
-        score = alike[0].now
-        if score.retains and score.unit == "share" and score.numbers and alike[0].then.numbers:
+        score, then = alike[0].now, alike[0].then
+        if score.retains and score.unit == "share" and (score.outcomes or score.values) and (then.packed or then.values):
             by_row.setdefault(label, {})[task] = alike
     pools = [_pool(label, tasks, rules) for label, tasks in by_row.items()]
-    return [pool for pool in pools if pool is not None and pool.before != pool.after]
+    return [pool for pool in pools if pool is not None and any(pool.net)]
 
 
 def _pool(label: str, tasks: Mapping[str, Sequence[Pair]], rules: Rules) -> Pool | None:
@@ -188,21 +191,34 @@ def _pool(label: str, tasks: Mapping[str, Sequence[Pair]], rules: Rules) -> Pool
     if len(shares) < 2 or not seeds:
         return None
     runs = [[kept[task][seed] for task in shares] for seed in seeds]
-    before = [tuple(chain.from_iterable(each.then.numbers for each in run)) for run in runs]
-    after = [tuple(chain.from_iterable(each.now.numbers for each in run)) for run in runs]
-    parts = tuple(_parts(shares, {task: (tasks[task][0].now.n, tasks[task][0].now.parts) for task in shares}))
-    marks: tuple[list[str], list[str]] | None = None
-    if rules.task_weights == "items" and all(each.now.hit_or_miss for run in runs for each in run):
-        marks = _marks(before), _marks(after)
-    there = [task_items(runs[0][at].now, limited=runs[0][at].record.limited) for at in range(len(shares))]
+    hits = rules.task_weights == "items" and all(each.now.hit_or_miss and each.then.packed for run in runs for each in run)
+    parts = _parts(shares, {task: (tasks[task][0].now.n, tasks[task][0].now.parts) for task in shares})
+    figures, net, error, p = _of_hits(runs) if hits else _of_numbers(runs, parts)
+    there = [task_items(each.now, limited=each.record.limited) for each in runs[0]]
     return Pool(
-        label, tuple(shares), before, after, parts, marks, shares, sum(count or 0 for count in there) if all(there) else None,
-        any(_trained_anew(each) for run in runs for each in run), stats.net_loss(*marks)[1] if marks else means.worse(after, before, parts),
+        label, shares, figures, net, error, sum(count or 0 for count in there) if all(there) else None,
+        any(_trained_anew(each) for run in runs for each in run), p,
     )  # fmt: skip
 
 
-def _marks(runs: Outcomes) -> list[str]:
-    return ["".join("1" if value else "0" for value in run) for run in runs]
+_Change = tuple[tuple[list[float], list[float]], Sequence[float], float | None, float]  # figures, net change of items, error, p
+
+
+def _of_hits(runs: Sequence[Sequence[Pair]]) -> _Change:
+    """McNemar over all items: lost and won ones."""
+    then = ["".join(each.then.outcomes for each in run) for run in runs]
+    now = ["".join(each.now.outcomes[each.now.primary] for each in run) for run in runs]
+    net, p = stats.net_loss(then, now)
+    return ([run.count("1") / len(run) for run in then], [run.count("1") / len(run) for run in now]), net, None, p
+
+
+def _of_numbers(runs: Sequence[Sequence[Pair]], parts: Sequence[tuple[int, float]]) -> _Change:
+    """Student's t of the weighted change."""
+    then = [tuple(chain.from_iterable(each.then.numbers for each in run)) for run in runs]
+    now = [tuple(chain.from_iterable(each.now.numbers for each in run)) for run in runs]
+    net = [sum(new) - sum(old) for old, new in zip(zip(*then, strict=True), zip(*now, strict=True), strict=True)]
+    figures = [means.weighted(run, parts) for run in then], [means.weighted(run, parts) for run in now]
+    return figures, net, means.error_of_difference(now, then, parts), means.worse(now, then, parts)
 
 
 def judged_pools(pools: Sequence[Pool], adjusted: Sequence[float], tests: int, rules: Rules) -> list[Finding]:
@@ -211,11 +227,9 @@ def judged_pools(pools: Sequence[Pool], adjusted: Sequence[float], tests: int, r
 
 
 def _judged_pool(pool: Pool, p: float, tests: int, rules: Rules) -> Finding:
-    sides = [[means.weighted(run, pool.parts) for run in side] for side in (pool.before, pool.after)]
-    then, now = (sum(side) / len(side) for side in sides)
-    drop, seeds = then - now, len(pool.before)
-    net = [sum(new[at] - old[at] for old, new in zip(pool.before, pool.after, strict=True)) for at in range(pool.n)]
-    lost, won = sum(one < 0 for one in net), sum(one > 0 for one in net)
+    then, now = (sum(side) / len(side) for side in pool.figures)
+    drop, seeds = then - now, len(pool.figures[0])
+    lost, won = sum(one < 0 for one in pool.net), sum(one > 0 for one in pool.net)
     told = (
         f"{' and '.join(pool.tasks)}, {_weighing(rules, pool.shares)}: {100 * then:.1f} % -> {100 * now:.1f} %, {lost} lost and {won} won "
         f"of {pool.n:,}{f' (net over {seeds} seeds)' if seeds > 1 else ''}, p {p:.2g}"
@@ -223,8 +237,8 @@ def _judged_pool(pool: Pool, p: float, tests: int, rules: Rules) -> Finding:
     numbers: Numbers = {"n": pool.n, "seeds": seeds, "lost": lost, "won": won, "drop": drop, "p_holm": p, "needed": None}
     said = Finding(layer="pooled frozen", row=pool.label, verdict=Verdict.passed, told=told, numbers=numbers, speaks_for=pool.tasks)
     if p < rules.frozen_alpha and drop > rules.tolerance:
-        return _fallen(pool, said, [after - before for before, after in zip(*sides, strict=True)], rules)
-    flips = sum(one * one for one in net) / (pool.n * seeds**2)
+        return _fallen(pool, said, [after - before for before, after in zip(*pool.figures, strict=True)], rules)
+    flips = sum(one * one for one in pool.net) / (pool.n * seeds**2)
     if why := _hidden(pool, flips, drop, tests, rules, numbers):
         return replace(said, verdict=Verdict.cannot_tell, told=f"{told}; {why}")
     if p < rules.frozen_alpha:
@@ -248,9 +262,8 @@ def _fallen(pool: Pool, said: Finding, changes: Sequence[float], rules: Rules) -
 def _hidden(pool: Pool, flips: float, drop: float, tests: int, rules: Rules, numbers: Numbers) -> str:
     """Return why these items cannot show a drop that matters, "" where they can; notes in `numbers` how many would."""
     asked = f"a drop of {100 * rules.detect:g} points"
-    if pool.marks is None:
-        error = means.error_of_difference(pool.after, pool.before, pool.parts)
-        reach = (NormalDist().inv_cdf(1 - rules.frozen_alpha / tests) + NormalDist().inv_cdf(0.8)) * error
+    if pool.error is not None:
+        reach = (NormalDist().inv_cdf(1 - rules.frozen_alpha / tests) + NormalDist().inv_cdf(0.8)) * pool.error
         numbers["reach"] = reach
         return f"{pool.n:,} items cannot show {asked}, only from {100 * reach:.1f} on" if reach > rules.detect else ""
     needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / tests)
