@@ -24,8 +24,9 @@ def passed_means(findings: Sequence[Finding], rules: Rules) -> str:
     told = []
     if rules.margin is not None and any(one.layer == "claim" for one in findings):
         above = " (of choices: above chance)" if any(one.numbers.get("chance") for one in findings) else ""
+        where = " over its tasks together, of which a single one may be unknown" if rules.decide == "pooled" else ""
         told.append(
-            f"claims: shown that every row {rules.claim()}{above}, wrongly in at most {100 * rules.alpha:g} % of checks"
+            f"claims: shown that every row {rules.claim()}{above}{where}, wrongly in at most {100 * rules.alpha:g} % of checks"
             f"{_rates(findings, 'claim', rules)}"
         )
     frozen = [one for one in findings if one.layer == "frozen" and one.task]
