@@ -16,7 +16,7 @@ from harness.findings import EXIT, Checked, Finding, Rules, Verdict, is_judged, 
 from harness.gate_claims import asked_rows, claims_of, judged
 from harness.gate_frozen import frozen_findings
 from harness.gate_passed import passed_means
-from harness.gate_pooled import check_weights, pooled_claims
+from harness.gate_pooled import check_rules, pooled_claims
 from harness.gate_speed import measured_findings, speed_findings
 from harness.groups import Group, group
 from harness.record import Measurement, RunRecord
@@ -34,12 +34,12 @@ def check(
 ) -> Checked:  # fmt: skip
     """Check one run's records by the rules, against a baseline where one is given; `measured`: speed ratios of models timed in one job.
 
-    Raises `HarnessError` where a row and seed has two records (which of them is judged would be a matter of chance), and where a weight
-    is given to a task that no record has.
+    Raises `HarnessError` where a row and seed has two records (which of them is judged would be a matter of chance), and where the rules
+    ask what cannot be: a margin above 1, a weight of a task that no record has.
     """
     if double := twice(records):
         raise HarnessError(f"two records of {double}: a check judges one run; name its file")
-    check_weights(rules, {score.task for record in records for score in record.scores})
+    check_rules(rules, {score.task for record in records for score in record.scores})
     notes: list[str] = []
     groups, held = group(records), baseline.labels if baseline is not None else frozenset()
     findings = [one for record in records if is_judged(record, rules) for one in _broken(record, rules, baseline, notes)]

@@ -48,9 +48,17 @@ def _trained_anew(pair: Pair) -> bool:
     return bool(pair.row.trains and pair.record.student and pair.record.student.digest != pair.row.student_digest)
 
 
-def check_weights(rules: Rules, tasks: Collection[str]) -> None:
-    """Refuse weights of tasks that are not there, and of fewer than two; `tasks` are those of the records."""
+def check_rules(rules: Rules, tasks: Collection[str]) -> None:
+    """Refuse what no command line would let through, and weights of tasks that are not there; `tasks` are those of the records."""
+    if rules.margin is not None and not 0 < rules.margin <= 1:
+        raise HarnessError(
+            f"a margin of {rules.margin:g}: give the share that must be kept, between 0 and 1, or what may be lost (2points)"
+        )
+    if rules.decide not in ("tasks", "pooled"):
+        raise unknown("way to decide", rules.decide, ("tasks", "pooled"))
     if isinstance(rules.task_weights, str):
+        if rules.task_weights not in ("items", "tasks"):
+            raise unknown("task weights", rules.task_weights, ("items", "tasks"))
         return
     for name, _ in rules.task_weights:
         if name not in tasks:

@@ -486,6 +486,17 @@ def test_all_of_it_can_be_shown_by_no_number_of_items(text):
         parse_margin(text)
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [Rules(margin=1.2), Rules(margin=0.0), Rules(margin=-0.5), Rules(margin=1.5, points=True), Rules(decide="pool"),
+     Rules(task_weights="mmlu=2"), Rules(task_weights=(("gsm8k-mini", 1.0), ("nothing", 1.0)))],
+)  # fmt: skip
+def test_rules_that_ask_what_cannot_be_are_refused_in_one_line(rules):
+    with pytest.raises(HarnessError) as told:
+        check([GOOD, BAD], rules, frozen(BAD))
+    assert "\n" not in str(told.value)
+
+
 def test_margins_that_mean_something_are_read():
     assert [parse_margin(text) for text in (None, ".95", "95%", "2points", "1.5 pp", "0.5")] == [
         (None, False), (0.95, False), (0.95, False), (0.02, True), (0.015, True), (0.5, False),
