@@ -25,7 +25,6 @@ def claim_findings(groups: Sequence[Group], records: Sequence[RunRecord], rules:
     """Judge every row and task against the teacher's outcomes on the same items; Holm over all of them."""
     found: list[Finding] = []
     tested: dict[tuple[str, str], _Claim] = {}
-    stats.prepare(run for one in groups for row in one.rows for score in row.first.scores for run in row.outcomes(score.task))
     for one in groups:
         for row in one.rows:
             if not is_judged(row.first, rules) or not row.done or row.first.method == TEACHER:
@@ -109,7 +108,7 @@ def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:
 
 def _claim_of_means(row: Row, teacher: Row, score: TaskScore, margin: float, rules: Rules) -> _Claim:
     """Test the claim on items that carry numbers; of a figure that is better when lower, at most 1 / margin of the teacher's."""
-    ours, theirs = paired_numbers(row, teacher, score.task)
+    ours, theirs, _ = paired_numbers(row, teacher, score.task)
     p, other = means.keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
     value = compare(row, teacher, score.task, ratio=not rules.points)
     told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
