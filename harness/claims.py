@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import fmean, median
 
 from harness.costs import speed_ratio
-from harness.groups import TEACHER, Group, Row, by_chance, compare, means_something, ordered
+from harness.groups import ALPHA, TEACHER, Group, Row, by_chance, compare, keeps, means_something, ordered
+from harness.intervals import Interval
 from harness.record import RunRecord
-from harness.stats import Interval
+from harness.stats import holm
 from harness.table import DASH, MIB, Line, Table, percent, table_of, without_dashes
 
 _FIRST_HAND = ("read: first-party document", "read: copy of the first-party text")
@@ -42,6 +43,8 @@ CLAIMS = (
     Claim("Distillation", ("distillation",), ("distillation",), (80, 95), (3, 10), (3, 10), "high"),
 )
 CHAINS = ("chain",)
+KEPT = {family: claim.retention[0] / 100 for claim in CLAIMS for family in claim.families}
+KEPT |= dict.fromkeys(CHAINS, min(KEPT.values()))  # what a chain must keep to count: the least that is claimed of any family
 _COMPRESSED = ("quantization", "pruning", "low-rank")
 _COSTS = ("low", "medium", "high")
 
@@ -55,6 +58,8 @@ class Shown:
     speed: Interval
     memory: float | None
     seconds: float | None
+    unkept: float | None = None  # p of "it does not keep the low end of its family's range on every task"
+    keeps: float | None = None  # p of "it does"
 
     @property
     def lowest(self) -> float | None:
@@ -67,13 +72,15 @@ def shown(found: Group, row: Row) -> Shown:
     """Read a row: retention task by task, decode speed against the teacher, bytes on disk, seconds of making."""
     judged = [task for task in found.tasks if _scored(row, task) and means_something(found, task)]
     kept = tuple(compare(row, found.teacher, task, ratio=True) for task in judged) if found.teacher else ()
-    timed = [one for record in row.done if (one := record.measured("decode_speedup")) is not None]
-    speed = Interval(fmean(one.value for one in timed)) if timed else Interval(None)
-    if len(timed) == 1:
-        speed = Interval(timed[0].value, timed[0].low, timed[0].high)
+    tests = (
+        [keeps(row, found.teacher, task, KEPT[row.first.family]) for task in judged] if found.teacher and row.first.family in KEPT else []
+    )
     own, base = _bytes(row), _bytes(found.teacher)
     seconds = [record.cost.seconds for record in row.done if record.cost.seconds]
-    return Shown(row.label, kept, speed, base / own if own and base else None, fmean(seconds) if seconds else None)
+    return Shown(
+        row.label, kept, speed_ratio(row, "decode_speedup"), base / own if own and base else None, fmean(seconds) if seconds else None,
+        max((p for p, _ in tests), default=None), min(1.0, len(tests) * min(p for _, p in tests)) if tests else None,
+    )  # fmt: skip
 
 
 def _scored(row: Row, task: str) -> bool:
@@ -139,56 +146,92 @@ def spans(rows: Sequence[Shown]) -> Iterator[tuple[str, list[float]]]:
 
 
 def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, str]:
-    """Judge a claim column by column, and all at once: *holds here* names a row that reaches the low end of the claimed range.
+    """Judge a claim column by column, and all at once: *holds here* names a row that was shown to reach the low end of the claimed range.
 
-    Retention holds by the lower end of the interval on every task; speed and memory by their value.
+    Retention by the test of the gate (alpha .05, Holm over the family's rows; every task must keep it), speed by its interval, memory
+    exactly. What neither one row shows nor every row contradicts is *cannot tell*.
     """
-
-    def kept(row: Shown) -> bool:
-        ends = [one.low if one.low is not None else one.value for one in row.retentions]
-        return bool(ends) and all(end is not None and 100 * end >= claim.retention[0] for end in ends)
-
-    def fast(row: Shown) -> bool:
-        return row.speed.value is not None and row.speed.value >= claim.speed[0]
-
-    def small(row: Shown) -> bool:
-        return row.memory is not None and row.memory >= claim.memory[0]
-
+    unkept, keeping = (
+        _adjusted([getattr(row, name) for row in rows]) for name in ("unkept", "keeps")
+    )  # fmt: skip
+    kept = [_shown_by(no, yes) for no, yes in zip(unkept, keeping, strict=True)]
+    fast = [_reaches(row.speed, claim.speed[0]) for row in rows]
+    small = [None if row.memory is None else row.memory >= claim.memory[0] for row in rows]
     testable = {
         "retention": not chance and any(row.lowest is not None for row in rows),
         "speed": any(row.speed.value is not None for row in rows),
         "memory": any(row.memory is not None for row in rows),
     }
-    tests = {"retention": kept, "speed": fast, "memory": small}
-    found = {name: _verdict([row.label for row in rows if test(row)], testable[name]) for name, test in tests.items()}
-    together = [row.label for row in rows if kept(row) and fast(row) and small(row)]
-    found["all at once"] = _verdict(together, all(testable.values()))
-    return found
+    judged = {"retention": kept, "speed": fast, "memory": small}
+    labels = [row.label for row in rows]
+    told = {name: _verdict(labels, reached, testable[name]) for name, reached in judged.items()}
+    together = [_all(three) for three in zip(kept, fast, small, strict=True)]
+    return {**told, "all at once": _verdict(labels, together, all(testable.values()))}
+
+
+_Reached = bool | None  # shown, shown not to be, or neither
+
+
+def _adjusted(values: Sequence[float | None]) -> list[float | None]:
+    """Return Holm's adjusted p values of those that were tested."""
+    adjusted = iter(holm([p for p in values if p is not None]))
+    return [None if p is None else next(adjusted) for p in values]
+
+
+def _shown_by(unkept: float | None, keeps: float | None) -> _Reached:
+    if unkept is None or keeps is None:
+        return None
+    return True if unkept <= ALPHA else False if keeps <= ALPHA else None
+
+
+def _reaches(ratio: Interval, least: float) -> _Reached:
+    """Tell by its interval whether a ratio reaches a value; a ratio without an interval shows nothing."""
+    if ratio.low is None or ratio.high is None:
+        return None
+    return True if ratio.low >= least else False if ratio.high < least else None
+
+
+def _all(three: Sequence[_Reached]) -> _Reached:
+    return False if False in three else None if None in three else True
 
 
 def _undominated(found: Group) -> str:
-    """Judge that combining is best: a chain beside which no single method takes as few bytes and keeps as much of its worst task.
+    """Judge that combining is best: a chain beside which no single method takes as few bytes and keeps as much.
 
-    A chain that keeps less than the least that is claimed of any family does not count.
+    A chain is beaten by a single method that is as small, shown to be better on a task and on none shown to be worse; it stands where
+    every single method as small is shown to be worse on a task. A chain that is not shown to keep the least that is claimed of any family
+    does not count.
     """
+    singles = [row for row in rows_of(found, (*_COMPRESSED, "distillation")) if row.memory is not None]
+    chained = [row for row in rows_of(found, CHAINS) if row.memory is not None and row.lowest is not None]
+    kept = [_shown_by(*pair) for pair in zip(_adjusted([row.unkept for row in chained]), _adjusted([row.keeps for row in chained]),
+                                             strict=True)]  # fmt: skip
+    stands = [
+        _all([good, *(_outdoes(found, row.label, other.label) for other in singles if (other.memory or 0) >= (row.memory or 0))])
+        for row, good in zip(chained, kept, strict=True)
+    ]
+    return _verdict([row.label for row in chained], stands, bool(chained and singles) and not at_chance(found))
 
-    def known(families: Sequence[str]) -> list[tuple[str, float, float]]:
-        found_here = [(row.label, row.memory, row.lowest) for row in rows_of(found, families)]
-        return [(label, memory, kept) for label, memory, kept in found_here if memory is not None and kept is not None]
 
-    chained, single = known(CHAINS), known((*_COMPRESSED, "distillation"))
-    least = min(claim.retention[0] for claim in CLAIMS)
-    good = [one for one in chained if one[2] >= least]
-    best = [label for label, memory, kept in good if not any(other >= memory and left >= kept for _, other, left in single)]
-    return _verdict(sorted(best), bool(chained and single) and not at_chance(found))
+def _outdoes(found: Group, label: str, other: str) -> _Reached:
+    """Tell whether a row is shown to be better than another on a task; False where it is shown to be worse on one and better on none."""
+    rows = {row.label: row for row in found.rows}
+    if rows[label].trained_once or rows[other].trained_once:
+        return None
+    gaps = [compare(rows[label], rows[other], task, ratio=False) for task in found.tasks if means_something(found, task)]
+    better = any(gap.low is not None and gap.low > 0 for gap in gaps)
+    worse = any(gap.high is not None and gap.high < 0 for gap in gaps)
+    return True if better else False if worse else None
 
 
-def _verdict(labels: Sequence[str], testable: bool) -> str:
+def _verdict(labels: Sequence[str], reached: Sequence[_Reached], testable: bool) -> str:
+    """Say of rows whether one of them reaches what is claimed; how many were tried stands beside the one that is named."""
     if not testable:
         return "not testable here"
-    if not labels:
-        return "does not"
-    return f"holds here ({labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''})"
+    good = [label for label, one in zip(labels, reached, strict=True) if one]
+    if good:
+        return f"holds here ({good[0]}{f', {len(good)} of {len(labels)} rows' if len(labels) > 1 else ''})"
+    return "cannot tell" if None in reached else "does not"
 
 
 def cost_order(found: Group) -> dict[str, str]:

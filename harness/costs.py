@@ -5,9 +5,9 @@ from dataclasses import replace
 from statistics import fmean
 
 from harness import stats
-from harness.groups import TEACHER, Group, Row, compare, ordered
+from harness.groups import TEACHER, Group, Row, by_chance, compare, ordered
+from harness.intervals import Interval
 from harness.record import Cost, Measurement, RunRecord
-from harness.stats import Interval
 from harness.table import DASH, MIB, Line, Table, mean_of, table_of, without_dashes
 
 KEEP = 0.95
@@ -50,18 +50,24 @@ def _timed(found: Group) -> bool:
 
 
 def kept(found: Group, row: Row) -> str:
-    """Tell whether a row keeps 95 % of the teacher's score on every task: yes, no, cannot tell; a dash without a retention."""
+    """Tell whether a row keeps 95 % of the teacher's score on every task, of a choice task 95 % of what the teacher has above chance.
+
+    yes, no, cannot tell; *not judged* where the teacher is at chance on every task; a dash without a retention.
+    """
     if row.label == TEACHER:
         return "yes" if row.done else DASH
-    verdicts = []
+    verdicts, at_chance = [], False
     for task in found.tasks:
         scores = row.scores(task)
         if not scores or not scores[0].retains or found.teacher is None:
             continue
-        interval = compare(row, found.teacher, task, ratio=True)
+        if by_chance(found, task):
+            at_chance = True
+            continue
+        interval = compare(row, found.teacher, task, ratio=True, chance=scores[0].chance)
         if interval.low is not None and interval.high is not None:
             verdicts.append("yes" if interval.low >= KEEP else "no" if interval.high < KEEP else "cannot tell")
-    return next((one for one in ("no", "cannot tell", "yes") if one in verdicts), DASH)
+    return next((one for one in ("no", "cannot tell", "yes") if one in verdicts), "not judged" if at_chance else DASH)
 
 
 def _length_ratio(row: Row, teacher: Row | None, task: str) -> float | None:

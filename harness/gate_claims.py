@@ -77,8 +77,7 @@ def asked_rows(groups: Sequence[Group], rules: Rules) -> list[Asked]:
 
 def one_a_student(row: Row) -> Row:
     """Return a row with one record a student: seeds that gave equal students are one training, and a teacher is one model."""
-    alike = {record.student.digest if record.student else record.key: record for record in reversed(row.done)}
-    return Row(row.label, tuple(reversed(alike.values())))
+    return Row(row.label, row.trainings)
 
 
 def claims_of(asked: Sequence[Asked], records: Sequence[RunRecord], rules: Rules) -> tuple[list[Claim], list[Finding]]:

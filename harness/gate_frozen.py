@@ -92,7 +92,7 @@ def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules)
             found.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=told))
         elif alike[0].now.kind == "perplexity":
             now, then = _documents(alike)
-            p = stats.ratio_keeps(of_documents(now, then, alike[0].now), 1 + rules.perplexity)[1]
+            p = stats.ratio_keeps(of_documents([now], [then], alike[0].now), 1 + rules.perplexity)[1]
             tested.append((label, task, alike, p))
         elif not _hits(alike):
             before, after = _numbers(alike)
@@ -164,7 +164,7 @@ def _documents(alike: Sequence[_Pair]) -> tuple[list[tuple[float, float]], list[
 
 def _perplexity_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
     now, then = _documents(alike)
-    found, limit = of_documents(now, then, alike[0].now), 1 + rules.perplexity
+    found, limit = of_documents([now], [then], alike[0].now), 1 + rules.perplexity
     if found.value is None or found.low is None or found.high is None:
         return Finding(
             layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=found.reason or "one document gives no interval"

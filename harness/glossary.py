@@ -7,12 +7,12 @@ GLOSSARY = {
     "score": "accuracy, or the task's own metric, by its primary extractor, mean over seeds; bold: the best row and all not significantly "
     "worse",
     "error": "the same of a metric that is better when lower",
-    "retention": "student's score / teacher's score on the same items, with its 95 % interval (one seed: paired score interval; several: "
-    "bootstrap over seeds and items; items that carry numbers: paired means)",
+    "retention": "student's score / teacher's score on the same items, with its 95 % interval (one training: paired score interval over "
+    "items, of this checkpoint; several: Student's t over trainings and items, of the method; items that carry numbers: paired means)",
     "above chance": "the same ratio after the chance level is taken from both: what is left of the part above guessing",
     "lost/won": "items the teacher has right and the student wrong / the reverse, mean over seeds",
     "KL": "divergence of the student's distributions from the teacher's, nats a question's choices or a token of the teacher's answers, "
-    "with 1.96 standard errors clustered by item",
+    "with the half-width of its 95 % interval over items and seeds",
     "same top": "share of those in which both put the same choice or token first",
     "perplexity": "by word, as lm-eval counts words, or by byte where that is the task's metric; lower is better",
     "bits per byte": "the same text in bits for each of its bytes; lower is better",
@@ -24,7 +24,8 @@ GLOSSARY = {
     "cut prompts": "requests longer than the context, which lost tokens on the left as in lm-eval",
     "tokens": "tokens written per answer, the ending one included",
     "invalid": "share of answers in which the primary extractor finds nothing",
-    "keeps 95 %": "whether the whole retention interval lies above 95 % (yes) or below (no) on every task; speed counts only beside it",
+    "keeps 95 %": "whether the whole retention interval (of a choice task that above chance) lies above 95 % (yes) or below (no) on every "
+    "task; not judged where the teacher is at chance; speed counts only beside it",
     "decode x": "teacher's seconds per written token / the student's, by turns in processes of their own: lower quartiles of a round, "
     "geometric mean and 95 % bootstrap interval over rounds (several seeds: over seeds); in brackets where quality is lost",
     "prefill x": "the same for reading the prompt and choosing the first token",
@@ -54,11 +55,17 @@ GLOSSARY = {
     "rate": "learning rate: as set, or by the student's size; with --tune chosen on held-out training rows, once for all seeds",
     "shared s": "seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
     "its share s": "the same divided by the rows of this table that use it",
-    "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that reaches the low end (retention: by "
-    "the lower end of its interval on every task; chains by their values: one that keeps 80 % of its worst task, and no single method "
-    "keeps as much in as few bytes)",
+    "claimed": "what comparisons of compression methods keep repeating; *holds here* names a row that was shown to reach the low end "
+    "(retention: the gate's test on every task, Holm over the family's rows; speed: its interval; a chain: it keeps 80 % and every single "
+    "method as small is shown to be worse on a task), *does not*: every row was shown not to; else *cannot tell*",
     "published": "ranges over the records in harness/data/published.json that were read first-hand, with the models' sizes in parameters; "
     "other harnesses, other ways of timing, other kinds of memory",
+    "difference (points)": "row's score - the other row's on the same items, with the 95 % interval of this line alone; perplexities and "
+    "errors: their ratio, below 1 is better",
+    "p (Holm)": "two-sided p of no difference, adjusted over the lines of the table that are judged",
+    "verdict": "better or worse at p (Holm) <= .05, else cannot tell; a method trained (or drawn) once is not judged: one training says "
+    "nothing of the next",
+    "drop shown": "the smallest true drop that these items show with power .8 (one-sided .05) at this row's own share of flips, in points",
     "stage": "a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",
     "of the parts": "product of what the chain before its last stage keeps (or gains) and what the last stage alone does: the measured "
     "whole beside it says whether gains multiply",

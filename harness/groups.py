@@ -3,18 +3,20 @@
 Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine, GPU with driver and CUDA, and task versions.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from harness import means, stats
 from harness.checkpoint import digest_of
+from harness.intervals import Interval, one_sided, two_sided
 from harness.record import RunRecord, TaskScore
-from harness.stats import Interval
 
 TEACHER = "teacher"
+ALPHA = 0.05  # of a verdict in a table
 BITS = "bits_per_byte"  # the one figure of documents that is no exponential
 _Run = TypeVar("_Run")
 
@@ -36,13 +38,23 @@ class Row:
         """Any record of the row, for what all of them share."""
         return self.records[0]
 
+    @cached_property
+    def trainings(self) -> tuple[RunRecord, ...]:
+        """The records that succeeded, one a student: seeds that gave the same student are one training."""
+        return tuple({record.student.digest if record.student else record.key: record for record in reversed(self.done)}.values())[::-1]
+
+    @property
+    def trained_once(self) -> bool:
+        """Tell whether a draw was made (a training, a random control) and made only once: then nothing is known of its spread."""
+        return bool(self.done) and self.done[0].seed is not None and len(self.trainings) < 2
+
     def scores(self, task: str) -> list[TaskScore]:
         """The row's scores on a task, one a seed."""
         return [score for record in self.done if (score := record.score(task)) is not None]
 
     def by_seed(self, task: str) -> dict[int | None, str]:
-        """Per-item outcomes by seed, where every item is hit or miss."""
-        scores = [(record.seed, score) for record in self.done if (score := record.score(task)) is not None]
+        """Per-item outcomes by seed, one a training, where every item is hit or miss."""
+        scores = [(record.seed, score) for record in self.trainings if (score := record.score(task)) is not None]
         return {seed: score.outcomes[score.primary] for seed, score in scores if score.hit_or_miss}
 
     def outcomes(self, task: str) -> list[str]:
@@ -50,8 +62,8 @@ class Row:
         return list(self.by_seed(task).values())
 
     def numbers(self, task: str) -> dict[int | None, tuple[float, ...]]:
-        """Per-item values of the primary extractor by seed: 1 and 0 where every item is hit or miss."""
-        return {record.seed: score.numbers for record in self.done if (score := record.score(task)) is not None and score.numbers}
+        """Per-item values of the primary extractor by seed, one a training: 1 and 0 where every item is hit or miss."""
+        return {record.seed: score.numbers for record in self.trainings if (score := record.score(task)) is not None and score.numbers}
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ def ordered(found: Group) -> list[Row]:
 
 
 def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
-    """Compare two rows on a task, on the same items: analytic for one seed against one, bootstrap otherwise."""
+    """Compare two rows on a task, on the same items: score intervals of one run against one, Student's t over runs and items otherwise."""
     ours, theirs = student.scores(task), reference.scores(task)
     if why := next((score.unpaired for score in [*ours, *theirs] if score.unpaired), ""):
         return Interval(None, reason=why)
@@ -185,53 +197,96 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:
         return Interval(None, reason="scored on different items")
-    if not all(score.hit_or_miss for score in [*ours, *theirs]):
-        return _compare_means(student, reference, task, ratio=ratio, chance=chance)
-    left, right = paired(student, reference, task)
-    if not left or not right:
+    runs = paired_numbers(student, reference, task)
+    if not runs.left or not runs.right:
         return Interval(None, reason="no outcomes")
-    if len(left) == len(right) == 1:
-        counts = stats.pairs(right[0], left[0])
-        if not ratio:
-            return stats.difference(counts)
-        found = stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
-        return Interval(1.0, 1.0, 1.0) if student is reference and found.value is not None else found
-    return stats.two_level(left, right, ratio=ratio, chance=chance)
+    if runs.single and all(score.hit_or_miss for score in [*ours, *theirs]):
+        counts = stats.pairs(*(next(iter(row.by_seed(task).values())) for row in (reference, student)))
+        found = stats.difference(counts) if not ratio else stats.retention(counts)
+        found = stats.retention_above_chance(counts, chance) if ratio and chance else found
+    elif ratio:
+        found = means.ratio(runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together)
+    else:
+        found = means.difference(runs.left, runs.right, ours[0].parts, paired=runs.together)
+    if student is reference and found.value is not None:
+        return Interval(1.0, 1.0, 1.0)
+    nothing_below = ratio and not chance and all(score.unit == "share" for score in [*ours, *theirs])  # no share is negative
+    return replace(found, low=max(0.0, found.low)) if nothing_below and found.low is not None else found
 
 
-def _compare_means(student: Row, reference: Row, task: str, *, ratio: bool, chance: float) -> Interval:
-    """Compare two rows whose items carry numbers, or do not count alike."""
-    left, right = paired_numbers(student, reference, task)
-    if not left or not right:
-        return Interval(None, reason="no outcomes")
-    parts = student.scores(task)[0].parts
-    if not ratio:
-        return means.difference(left, right, parts)
-    found = means.ratio(left, right, parts, chance=chance)
-    return Interval(1.0, 1.0, 1.0) if student is reference and found.value is not None else found
+class Runs(NamedTuple):
+    """What is compared with what: the numbers of both rows' items, run by run."""
+
+    left: list[tuple[float, ...]]
+    right: list[tuple[float, ...]]
+    together: bool  # runs of one position are one training: one row was made from the other
+
+    @property
+    def single(self) -> bool:
+        """Tell whether one run stands against one."""
+        return len(self.left) == len(self.right) == 1
 
 
 def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str]]:
-    """Return both rows' outcomes, seed by seed where they share seeds: what is compared with what."""
-    return _by_shared_seeds(student.by_seed(task), reference.by_seed(task))
+    """Return both rows' outcomes, run by run."""
+    left, right, _ = _runs(student, student.by_seed(task), reference, reference.by_seed(task))
+    return left, right
 
 
-def paired_numbers(student: Row, reference: Row, task: str) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Return the same of rows whose items carry numbers."""
-    return _by_shared_seeds(student.numbers(task), reference.numbers(task))
+def paired_numbers(student: Row, reference: Row, task: str) -> Runs:
+    """Return the numbers of both rows' items, run by run."""
+    return Runs(*_runs(student, student.numbers(task), reference, reference.numbers(task)))
 
 
-def _by_shared_seeds(left: Mapping[int | None, _Run], right: Mapping[int | None, _Run]) -> tuple[list[_Run], list[_Run]]:
+def _runs(
+    student: Row, left: Mapping[int | None, _Run], reference: Row, right: Mapping[int | None, _Run]
+) -> tuple[list[_Run], list[_Run], bool]:  # fmt: skip
+    """Return all runs of both rows; of rows of which one was made from the other's students those of the seeds that they share.
+
+    Equal seeds alone make no pairs: two methods draw their trainings each for itself.
+    """
     shared = sorted(set(left) & set(right), key=str)
-    if len(left) > 1 and len(right) > 1 and shared:
-        return [left[seed] for seed in shared], [right[seed] for seed in shared]
-    return list(left.values()), list(right.values())
+    if len(shared) > 1 and _made_from(student.label, reference.label):
+        return [left[seed] for seed in shared], [right[seed] for seed in shared], True
+    return list(left.values()), list(right.values()), False
 
 
-def pooled(row: Row, task: str) -> list[tuple[float, float]]:
-    """Return a perplexity task's documents as (log-likelihood, words), means over the row's seeds."""
-    runs = [score.totals for score in row.scores(task)]
-    return [(fmean(one[0] for one in document), document[0][1]) for document in zip(*runs, strict=False)]
+def _made_from(one: str, other: str) -> bool:
+    """Tell whether one row's students are the other's with a further stage."""
+    return one.startswith(f"{other}+") or other.startswith(f"{one}+")
+
+
+def keeps(row: Row, reference: Row, task: str, margin: float, *, points: bool = False, chance: float = 0.0) -> tuple[float, float]:
+    """Test whether a row keeps `margin` of what a reference has above `chance` (or, `points`, all but `margin`) on the same items.
+
+    Returns the one-sided (p of "it does not", p of "it does"): the same test for tables and gate. Of figures that are better when lower,
+    at most 1 / `margin` of the reference's.
+    """
+    score = row.scores(task)[0]
+    if score.kind == "perplexity":
+        return stats.ratio_keeps(times_of(row, reference, task), 1 / margin)
+    runs = paired_numbers(row, reference, task)
+    if runs.single and all(one.hit_or_miss for one in [*row.scores(task), *reference.scores(task)]):
+        return stats.keeps(*paired(row, reference, task), margin, points=points, chance=chance)
+    return means.keeps(runs.left, runs.right, margin, score.parts, points=points, lower=score.lower_is_better, chance=chance,
+                       paired=runs.together)  # fmt: skip
+
+
+def unequal(row: Row, other: Row, task: str) -> float | None:
+    """Return the two-sided p of "both rows score alike" on the same items; None where they cannot be compared."""
+    scores = [*row.scores(task), *other.scores(task)]
+    if not row.scores(task) or not other.scores(task) or len({score.items_digest for score in scores}) > 1:
+        return None
+    if any(score.unpaired for score in scores):
+        return None
+    if scores[0].kind == "perplexity":
+        ratio = times_of(row, other, task)
+        return two_sided(math.log(ratio.value), ratio.sources) if ratio.value and ratio.sources and ratio.value < math.inf else None
+    runs = paired_numbers(row, other, task)
+    if runs.single and all(score.hit_or_miss for score in scores):
+        left, right = paired(row, other, task)
+        return stats.unequal(left, right)
+    return means.unequal(runs.left, runs.right, scores[0].parts, paired=runs.together) if runs.left and runs.right else None
 
 
 def lower_is_better(row: Row, task: str) -> bool:
@@ -246,14 +301,17 @@ def times_of(row: Row, reference: Row, task: str) -> Interval:
         return Interval(None, reason=why)
     if scores[0].kind != "perplexity":
         return compare(row, reference, task, ratio=True)
-    return of_documents(pooled(row, task), pooled(reference, task), scores[0])
+    ours, theirs = ([score.totals for score in _of_trainings(one, task)] for one in (row, reference))
+    return of_documents(ours, theirs, scores[0])
 
 
-def of_documents(
-    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], score: TaskScore
-) -> Interval:  # fmt: skip
-    """Return a perplexity over another's on the same documents; of bits per byte the ratio of the bits."""
-    return means.ratio_of_sums(ours, theirs) if score.metric == BITS else stats.perplexity_ratio(ours, theirs)
+def _of_trainings(row: Row, task: str) -> list[TaskScore]:
+    return [score for record in row.trainings if (score := record.score(task)) is not None]
+
+
+def of_documents(ours: Sequence[means.Documents], theirs: Sequence[means.Documents], score: TaskScore) -> Interval:
+    """Return a perplexity over another's on the same documents, run by run; of bits per byte the ratio of the bits."""
+    return means.ratio_of_documents(ours, theirs, bits=score.metric == BITS)
 
 
 def conditions_of(record: RunRecord) -> dict[str, str]:
@@ -276,31 +334,29 @@ def means_something(found: Group, task: str) -> bool:
 def leaders(found: Group, task: str) -> frozenset[str]:
     """Return the labels of the best row that is no control, and of all that are not significantly worse on the same items.
 
-    One-sided tests against the best row (`stats.worse`), Holm's adjustment over the rows, alpha .05; perplexities by their interval over
-    documents. Nothing is best where there is no choice (fewer than two rows) or no difference that counts (a teacher at chance).
+    One-sided tests against the best row (exact McNemar of one run each, else Student's t), Holm's adjustment over the rows, alpha .05.
+    Nothing is best where there is no choice (fewer than two rows), no difference that counts (a teacher at chance), or where a row was
+    trained once: of its method nothing is known.
     """
     rows = [row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)]
-    if len(rows) < 2:
+    unknown = by_chance(found, task) or any(row.trained_once or score.unpaired for row in rows for score in row.scores(task))
+    if len(rows) < 2 or unknown:
         return frozenset()
-    if by_chance(found, task):
-        return frozenset()
-    if any(score.unpaired for row in rows for score in row.scores(task)):
-        return frozenset()
-    if rows[0].scores(task)[0].kind == "perplexity":
-        best = min(rows, key=lambda row: (fmean(score.value for score in row.scores(task)), row.label))
-        limit = {row.label: times_of(row, best, task).low for row in rows}
-        return frozenset(row.label for row in rows if row is best or ((low := limit[row.label]) is not None and low <= 1))
     sign = -1 if lower_is_better(rows[0], task) else 1
     best = max(rows, key=lambda row: (sign * fmean(score.value for score in row.scores(task)), row.label))
     digest = best.scores(task)[0].items_digest
     others = [row for row in rows if row is not best and all(score.items_digest == digest for score in row.scores(task))]
     adjusted = stats.holm([_worse(row, best, task) for row in others])
-    return frozenset([best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > 0.05)])
+    return frozenset([best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA)])
 
 
 def _worse(row: Row, best: Row, task: str) -> float:
     """Return the one-sided p of "the row is no worse than the best one"."""
     scores = [*row.scores(task), *best.scores(task)]
-    if all(score.hit_or_miss for score in scores):
+    if scores[0].kind == "perplexity":
+        ratio = times_of(row, best, task)
+        return one_sided(math.log(ratio.value), ratio.sources) if ratio.value and ratio.sources and ratio.value < math.inf else 1.0
+    runs = paired_numbers(row, best, task)
+    if runs.single and all(score.hit_or_miss for score in scores):
         return stats.worse(*paired(row, best, task))
-    return means.worse(*paired_numbers(row, best, task), scores[0].parts, lower=scores[0].lower_is_better)
+    return means.worse(runs.left, runs.right, scores[0].parts, lower=scores[0].lower_is_better, paired=runs.together)

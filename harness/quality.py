@@ -1,15 +1,16 @@
 """Tables of what students can do: scores, retention, flips, what stands behind them, and rows against rows. No torch."""
 
 import re
-from collections.abc import Mapping
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
 from typing import cast
 
 from harness import stats
-from harness.groups import BITS, TEACHER, Group, Row, block_of, by_chance, compare, leaders, of_documents, ordered, times_of
+from harness.groups import ALPHA, BITS, TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered, times_of, unequal
+from harness.intervals import Interval, Source, half_width
 from harness.means import weighted
 from harness.record import TaskScore
-from harness.stats import Interval
 from harness.table import DASH, Best, Table, percent, plain, points, shown_name, status_of, table_of
 
 _BOLD = ("score", "retention", "above chance", "perplexity", "bits per byte", "error", "against teacher")
@@ -23,7 +24,6 @@ def quality(found: Group) -> Table:
     rows = []
     teacher = found.teacher
     families = len({block_of(row) for row in found.rows} - {TEACHER, "control"})
-    stats.prepare(run for row in found.rows for task in found.tasks for run in row.outcomes(task))
     leading = {task: leaders(found, task) for task in found.tasks}
     for row in ordered(found):
         shown: dict[str, str] = {"row": shown_name(row), "seeds": str(len(row.done))}
@@ -58,7 +58,7 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _C
     if not scores:
         return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
     if scores[0].kind == "perplexity" and not scores[0].unpaired:
-        return _perplexity_cells(scores, teacher.scores(task) if teacher else [])
+        return _perplexity_cells(row, teacher, task)
     value = fmean(score.value for score in scores)
     if scores[0].lower_is_better:
         return _error_cells(row, teacher, task, value) | _fidelity_cells(row, task) | _written_cells(scores)
@@ -89,10 +89,18 @@ def _fidelity_cells(row: Row, task: str) -> _Cells:
     near = [one for record in row.done for one in record.fidelity if one.task == task]
     if near:
         kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
-        error = fmean(one.kl_stderr for one in near)
-        cells["KL"] = (f"{kl:.3f} ± {1.96 * error:.3f}", {"KL": kl, "KL stderr": error})
+        error = _error_over_seeds([one.kl for one in near], [one.kl_stderr for one in near], near[0].items)
+        cells["KL"] = (f"{kl:.3f} ± {error:.3f}", {"KL": kl, "KL half-width": error})
         cells["same top"] = (f"{100 * agreement:.1f} %", {"same top": agreement})
     return cells
+
+
+def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: int) -> float:
+    """Return the half-width of a mean over seeds: its error over items, which the seeds share, and the scatter of the seeds."""
+    sources = [Source(fmean(error**2 for error in errors), max(1, items - 1))]
+    if len(values) > 1:
+        sources.append(Source(variance(values) / len(values), len(values) - 1))
+    return half_width(sources)
 
 
 def _written_cells(scores: list[TaskScore]) -> _Cells:
@@ -106,14 +114,15 @@ def _written_cells(scores: list[TaskScore]) -> _Cells:
     return cells
 
 
-def _perplexity_cells(scores: list[TaskScore], reference: list[TaskScore]) -> _Cells:
-    """Return a perplexity, and its ratio to the teacher's with an interval over the documents."""
+def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _Cells:
+    """Return a perplexity, and its ratio to the teacher's with an interval over documents and trainings."""
+    scores, reference = row.scores(task), teacher.scores(task) if teacher else []
     value = fmean(score.value for score in scores)
     bits = scores[0].metric == BITS
     cells: _Cells = {"bits per byte": (f"{value:.3f}", {"bits per byte": value})} if bits else {}
     cells = cells or {"perplexity": (f"{value:.2f}", {"perplexity": value})}
-    if len(scores) == len(reference) == 1 and scores[0].items_digest == reference[0].items_digest:
-        ratio = of_documents(scores[0].totals, reference[0].totals, scores[0])
+    if teacher is not None and reference and len({score.items_digest for score in (*scores, *reference)}) == 1:
+        ratio = Interval(1.0, 1.0, 1.0) if row is teacher else times_of(row, teacher, task)
         cells["against teacher"] = (_times(ratio), {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
     elif reference:
         cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})
@@ -165,12 +174,25 @@ def diagnostics(found: Group) -> Table | None:
             cut = [score.truncated_share for score in scores if score.truncated_share is not None]
             if cut:
                 shown["unended"] = f"{100 * fmean(cut):.1f} %"
+            drop = _drop_shown(found, row, task)
+            if drop is not None:
+                shown["drop shown"] = f"{100 * drop:.1f}"
+            exact["drop shown"] = drop
             if any(score.cut_prompts for score in scores):
                 shown["cut prompts"] = f"{fmean(score.cut_prompts for score in scores):.0f}"
             exact |= {"macro": fmean(macros) if macros else None, **{f"picked {letter}": share for letter, share in picked.items()}}
             exact |= {"unended": fmean(cut) if cut else None, "cut prompts": fmean(score.cut_prompts for score in scores)}
             rows.append((shown, exact))
     return table_of("diagnostics", "Behind the scores", rows) if rows else None
+
+
+def _drop_shown(found: Group, row: Row, task: str) -> float | None:
+    """Return the smallest true drop that the items show at a row's own share of flips against the teacher; None where there are none."""
+    teacher = found.teacher.outcomes(task) if found.teacher else []
+    counts = [stats.pairs(teacher[0], run) for run in row.outcomes(task) if len(run) == len(teacher[0])] if teacher else []
+    if not counts or row is found.teacher:
+        return None
+    return stats.smallest_drop(counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts))
 
 
 def by_extractor_of(score: TaskScore) -> dict[str, float]:
@@ -186,54 +208,84 @@ def _figure(score: TaskScore, name: str) -> float:
     return weighted([float(mark == "1") for mark in marks], score.parts) if score.parts else marks.count("1") / score.n
 
 
+@dataclass(frozen=True)
+class _Gap:
+    """Two rows on one task: what parts them, and the p of "nothing does"; `why` says why the pair is not judged."""
+
+    row: str
+    reference: str
+    task: str
+    shown: str
+    sign: float  # above 0: the row is the better one
+    exact: Mapping[str, object]
+    p: float | None
+    why: str = ""
+
+
 def controls(found: Group) -> Table | None:
-    """Each method against the controls that it needs: difference in points on the same items."""
-    rows = []
-    for row in ordered(found):
-        for name in row.first.controls:
-            for control in _controls_of(row, [other for other in found.rows if other.first.method == name]):
-                rows += [_gap(found, row, control, task) for task in found.tasks]
-    return table_of("controls", "Against the controls, on the same items", rows) if rows else None
+    """Each method against the controls that it needs: difference in points on the same items, verdicts adjusted over the table."""
+    gaps = [
+        _gap(found, row, control, task)
+        for row in ordered(found)
+        for name in row.first.controls
+        for control in _controls_of(row, [other for other in found.rows if other.first.method == name])
+        for task in found.tasks
+    ]
+    return table_of("controls", "Against the controls, on the same items", _judged(gaps)) if gaps else None
 
 
-def _gap(found: Group, row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
-    """Return a line of two rows' difference on a task: as shown, and exact. Perplexities are compared by their ratio, below 1 is better.
+def _judged(gaps: Sequence[_Gap]) -> list[tuple[dict[str, str], dict[str, object]]]:
+    """Return a line a gap with its verdict: two-sided alpha .05, Holm over the lines that are judged."""
+    tested = [gap for gap in gaps if gap.p is not None and not gap.why]
+    adjusted = dict(zip(map(id, tested), stats.holm([gap.p for gap in tested if gap.p is not None]), strict=True))
+    lines = []
+    for gap in gaps:
+        p = adjusted.get(id(gap))
+        verdict = gap.why or DASH
+        if p is not None:
+            verdict = "cannot tell" if p > ALPHA or gap.sign == 0 else "better" if gap.sign > 0 else "worse"
+        pair = {"row": gap.row, "against": gap.reference, "task": gap.task}
+        shown = {**pair, "difference (points)": gap.shown, "p (Holm)": DASH if p is None else f"{p:.2g}", "verdict": verdict}
+        exact: dict[str, object] = {**pair, **gap.exact, "p": gap.p, "p (Holm)": p, "verdict": verdict}
+        lines.append((shown, exact))
+    return lines
 
-    Where the teacher is at chance a difference is shown and not judged: students that guess otherwise are no better and no worse.
-    """
+
+def _gap(found: Group, row: Row, reference: Row, task: str) -> _Gap:
+    """Return two rows' difference on a task. Perplexities and errors are compared by their ratio, below 1 is better."""
     scores = [score for one in (row, reference) for score in one.scores(task)]
-    digests = {score.items_digest for score in scores}
-    if len(scores) > 1 and len(digests) == 1 and all(score.lower_is_better and not score.unpaired for score in scores):
-        return _ratio(row, reference, task)
-    gap = compare(row, reference, task, ratio=False)
-    if gap.value is None or gap.low is None or gap.high is None:
-        verdict = DASH if not gap.reason else f"- ({gap.reason})"
-    elif by_chance(found, task):
-        verdict = f"{DASH} (teacher at chance)"
-    else:
-        verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
-    pair = {"row": row.label, "against": reference.label, "task": task}
-    exact: dict[str, object] = {**pair, "difference": gap.value, "low": gap.low, "high": gap.high, "verdict": verdict}
+    alike = len(scores) > 1 and len({score.items_digest for score in scores}) == 1
+    lower = alike and all(score.lower_is_better and not score.unpaired for score in scores)
+    gap = times_of(row, reference, task) if lower else compare(row, reference, task, ratio=False)
     numbered = any(score.unit == "number" for score in scores)
-    return {**pair, "difference (points)": plain(gap) if numbered else points(gap), "verdict": verdict}, exact
+    shown = _times(gap) if lower else plain(gap) if numbered else points(gap)
+    exact: dict[str, object] = {"difference": gap.value, "low": gap.low, "high": gap.high}
+    if lower:
+        exact = {"difference": None, "low": None, "high": None, "ratio": gap.value, "ratio low": gap.low, "ratio high": gap.high}
+    sign = 0.0 if gap.value is None else 1 - gap.value if lower else gap.value
+    p = unequal(row, reference, task) if gap.value is not None and gap.low is not None else None
+    return _Gap(row.label, reference.label, task, shown, sign, exact, p, _not_judged(found, row, reference, task, gap))
 
 
-def _ratio(row: Row, reference: Row, task: str) -> tuple[dict[str, str], dict[str, object]]:
-    found = times_of(row, reference, task)
-    verdict = DASH
-    if found.low is not None and found.high is not None:
-        verdict = "better" if found.high < 1 else "worse" if found.low > 1 else "cannot tell"
-    pair = {"row": row.label, "against": reference.label, "task": task}
-    exact: dict[str, object] = {**pair, "difference": None, "low": None, "high": None, "verdict": verdict}
-    exact |= {"ratio": found.value, "ratio low": found.low, "ratio high": found.high}
-    return {**pair, "difference (points)": _times(found), "verdict": verdict}, exact
+def _not_judged(found: Group, row: Row, reference: Row, task: str, gap: Interval) -> str:
+    """Return why no verdict is given on two rows, "" where one is.
+
+    Where the teacher is at chance students that guess otherwise are no better and no worse. Of a method that was trained once nothing says
+    how much another training would differ.
+    """
+    if gap.value is None or gap.low is None:
+        return f"- ({gap.reason})" if gap.reason else DASH
+    if by_chance(found, task):
+        return "teacher at chance: not judged"
+    once = [one for one in (row, reference) if one.trained_once]
+    return "one training: not judged" if once else ""
 
 
 def against(found: Group, label: str) -> Table | None:
     """Every row against one named row: difference in points on the same items."""
     named = next((row for row in found.rows if row.label == label), None)
     others = [row for row in ordered(found) if named is not None and row.label != label and row.done]
-    rows = [_gap(found, row, named, task) for row in others for task in found.tasks] if named is not None else []
+    rows = _judged([_gap(found, row, named, task) for row in others for task in found.tasks]) if named is not None else []
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     return table_of(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import stats
 from harness.claims import chains, claimed
 from harness.costs import memory, scenarios, speed, timed_under, timing_of, training
 from harness.groups import TEACHER, Group, by_chance, compare, group, leaders
@@ -36,22 +35,8 @@ def notes(found: Group) -> list[str]:
         if teacher is None:
             lines.append("The teacher's row did not succeed: no retention can be given.")
             break
-        reference = next(iter(teacher.outcomes(task)), "")
         lines += _kind_of_figure(found, task)
         lines += _warnings(found, task)
-        flips = [
-            (counts.teacher_only + counts.student_only) / counts.n
-            for row in found.rows
-            if row.first.method != TEACHER
-            for counts in [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
-        ]
-        if flips:
-            share = sorted(flips)[len(flips) // 2]
-            drop = stats.smallest_drop(len(reference), share)
-            lines.append(
-                f"{task}: with {len(reference)} items and the median share of flips here ({100 * share:.0f} %) one seed shows drops from "
-                f"{100 * (drop or 0):.1f} points on."
-            )
     if shared["prompts"]:
         lines.append(f"Prompts are shown in the {shared['prompts']}.")
     if shared["limited"]:
@@ -68,6 +53,8 @@ def notes(found: Group) -> list[str]:
     if found.superseded:
         lines.append(f"{found.superseded} older records of the same rows are not shown.")
     lines += _packed(found)
+    lines += _trained_once(found)
+    lines += _unequal_to_itself(found)
     lines += _no_better(found)
     lines += _untaught(found, "tasks_without_trace", "WARNING: not trained, no trace survived: ")
     lines += _untaught(found, "tasks_without_split", "not trained on: ")
@@ -84,6 +71,8 @@ def notes(found: Group) -> list[str]:
                 lines.append(f"{row.label}, {task}: no retention, {against.reason}.")
     if any(leaders(found, task) for task in found.tasks):
         lines.append("Bold: the best row that is no control, and all that are not significantly worse on the same items (alpha .05, Holm).")
+    if any(row.first.controls for row in found.rows):
+        lines.append("Verdicts against controls hold for the whole table (Holm, alpha .05); each interval is of its line alone.")
     lines.append("A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there.")
     return lines
 
@@ -128,6 +117,30 @@ def _no_better(found: Group) -> list[str]:
                 lines.append(
                     f"{row.label}{seed}: no epoch's held-out loss was below that of the untouched start ({best:.4g} against {start:.4g})"
                     f"{'' if record.tuned else '; try --tune'}."
+                )
+    return lines
+
+
+def _trained_once(found: Group) -> list[str]:
+    """Name the rows of which one draw was made: their checkpoints are judged, their methods are not."""
+    once = [row.label for row in found.rows if row.trained_once]
+    if not once:
+        return []
+    return [
+        f"{', '.join(once)}: one training (or draw) each. Retention is of this checkpoint; whether the method is better than another one "
+        "is not judged, and nothing stands in bold beside it: --seeds 3 asks for more."
+    ]
+
+
+def _unequal_to_itself(found: Group) -> list[str]:
+    """Say where the teacher, timed by turns with itself, was not as fast as itself: one interval in twenty misses 1 by chance."""
+    lines = []
+    for record in found.teacher.done if found.teacher else ():
+        for one in record.measurements:
+            if one.name.endswith("_speedup") and one.low is not None and one.high is not None and not one.low <= 1 <= one.high:
+                lines.append(
+                    f"The teacher beside itself: {one.name.removesuffix('_speedup')} x{one.value:.4f} [{one.low:.4f}, {one.high:.4f}] "
+                    f"misses 1 ({one.condition}); one in twenty such intervals does by chance, more say that the machine was not quiet."
                 )
     return lines
 

@@ -5,28 +5,19 @@ d: neither. Outcomes are strings of "0" and "1" in item order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
-Z95 = NormalDist().inv_cdf(0.975)
-RESAMPLES = 4_000
+from harness import means
+from harness.intervals import Z95, one_sided
+from harness.intervals import Interval as Interval
+from harness.means import RESOLVES
+
 _FARTHEST = 1e6  # a score interval that reaches so far has no end
-RESOLVES = 4.0  # a teacher's distance from chance, in standard errors, below which a ratio to it means nothing
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval; `low` and `high` are None where it is undefined, `reason` says why."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,31 +186,29 @@ def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: 
 
     Returns (p of "it does not", p of "it does"): the first small means *passed*, the second small *regressed*, neither that these items
     cannot tell. One run each: score statistic with the variance under "exactly at the margin" (Nam & Blackwelder, 2002; Tango, 1998).
-    Several: Student's t of the mean gap. Its variance is that of the two-level bootstrap, in which the spread between s seeds, which draws
-    with replacement make too small, is widened by s / (s - 1); the degrees of freedom are Satterthwaite's.
+    Several: Student's t over runs and items, as the tables' intervals have it (`harness.means`).
     """
     if len(row) == len(teacher) == 1:
         z = score_z(pairs(teacher[0], row[0]), _difference_weights(-margin) if points else _ratio_weights(margin, chance))
         return NormalDist().cdf(-z), NormalDist().cdf(z)
-    ours, theirs, of_ours, of_theirs = _resampled(row, teacher)
-    above = (1 - margin) * chance
-    gap = ours / of_ours - theirs / of_theirs + margin if points else ours / of_ours - margin * (theirs / of_theirs) - above
-    from scipy.special import stdtr
+    return means.keeps(numbers_of(row), numbers_of(teacher), margin, points=points, chance=chance)
 
-    teachers = [run.count("1") / len(run) for run in teacher]
-    base = sum(teachers) / len(teachers)
-    seeds = np.array([run.count("1") / len(run) for run in row]) - base + margin if points else np.array(
-        [run.count("1") / len(run) for run in row]
-    ) - margin * base - above  # fmt: skip
-    count = len(seeds)
-    between = float(seeds.var(ddof=1)) / count if count > 1 else 0.0
-    variance = float(gap.var()) + between / count
-    if variance <= 0:  # not one item differs in any run
-        mean = float(seeds.mean())
-        return (0.5, 0.5) if mean == 0 else (0.0, 1.0) if mean > 0 else (1.0, 0.0)
-    freedom = (count - 1) * (variance / between) ** 2 if between > 0 else 1e6
-    t = float(seeds.mean()) / math.sqrt(variance)
-    return float(stdtr(freedom, -t)), float(stdtr(freedom, t))
+
+def unequal(row: Sequence[str], other: Sequence[str], *, paired: bool = False) -> float:
+    """Return the two-sided p of "both score alike": the score statistic of one run each (Tango's interval), Student's t of several."""
+    if len(row) == len(other) == 1:
+        return 2 * NormalDist().cdf(-abs(score_z(pairs(other[0], row[0]), _difference_weights(0.0))))
+    return means.unequal(numbers_of(row), numbers_of(other), paired=paired)
+
+
+@lru_cache(maxsize=4096)
+def _numbers(run: str) -> tuple[float, ...]:
+    return tuple(float(mark == "1") for mark in run)
+
+
+def numbers_of(runs: Sequence[str]) -> list[tuple[float, ...]]:
+    """Return outcomes as numbers, 1 right and 0 wrong."""
+    return [_numbers(run) for run in runs]
 
 
 def net_loss(before: Sequence[str], after: Sequence[str]) -> tuple[list[int], float]:
@@ -253,17 +242,12 @@ def mean_below(values: Sequence[float]) -> float:
     return float(stdtr(len(found) - 1, found.mean() / error))
 
 
-def perplexity_keeps(student: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]], limit: float) -> tuple[float, float]:
-    """Test whether a perplexity is at most `limit` times the reference's; (p of "it is not", p of "it is"), documents as clusters."""
-    return ratio_keeps(perplexity_ratio(student, reference), limit)
-
-
-def ratio_keeps(found: Interval, limit: float) -> tuple[float, float]:
-    """Test by its interval whether a ratio is at most `limit`; (p of "it is not", p of "it is"), both 1 where it has no interval."""
-    if found.value is None or found.low is None or found.high is None or not 0 < found.low < found.high < math.inf:
+def ratio_keeps(ratio: Interval, limit: float) -> tuple[float, float]:
+    """Test by its errors whether a ratio is at most `limit`; (p of "it is not", p of "it is"), both 1 where it has no interval."""
+    if ratio.value is None or not ratio.sources or not 0 < ratio.value < math.inf:
         return 1.0, 1.0
-    z = (math.log(limit) - math.log(found.value)) / (math.log(found.high / found.low) / (2 * Z95))
-    return NormalDist().cdf(-z), NormalDist().cdf(z)
+    p = one_sided(math.log(limit) - math.log(ratio.value), ratio.sources)
+    return p, 1.0 - p
 
 
 def items_for(flips: float, drop: float, *, alpha: float, power: float = 0.8) -> int:
@@ -281,115 +265,12 @@ def items_to_decide(p: float, n: int, *, alpha: float, power: float = 0.8) -> in
     return math.ceil(n * ((NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(power)) / z) ** 2)
 
 
-_Counts = npt.NDArray[np.int64]
-_totals: dict[str, _Counts] = {}  # of each run's outcomes: right answers in every draw of the items
-_KEPT = 200_000_000  # bytes of them
-
-
-def prepare(runs: Iterable[str]) -> None:
-    """Draw the items of many runs again at once, which costs little more than one run's draw: later comparisons find theirs made."""
-    asked = [run for run in dict.fromkeys(runs) if run]
-    fresh = [run for run in asked if run not in _totals]
-    if fresh and 8 * RESAMPLES * (len(_totals) + len(fresh)) > _KEPT:
-        _totals.clear()
-        fresh = asked
-    by_length: dict[int, list[str]] = {}
-    for run in fresh:
-        by_length.setdefault(len(run), []).append(run)
-    for length, alike in by_length.items():
-        marks = np.stack([np.frombuffer(run.encode(), dtype=np.uint8) for run in alike], axis=1).astype(np.float32) - ord("0")
-        _totals.update(zip(alike, _drawn_again(length, marks).T, strict=True))
-
-
-def _drawn_again(items: int, marks: npt.NDArray[np.float32]) -> _Counts:
-    """Return the right answers of every run (columns of `marks`) in every draw of the items, the same draws for all: (draws, runs).
-
-    Whole numbers below 2^24 are exact in float32 and the generator's bounded integers are integer arithmetic, so no processor and no
-    order of summation shows in a table.
-    """
-    draw = np.random.Generator(np.random.PCG64([20260901, items]))
-    found = np.empty((RESAMPLES, marks.shape[1]), dtype=np.int64)
-    size = max(1, 4_000_000 // items)
-    for start in range(0, RESAMPLES, size):
-        count = min(size, RESAMPLES - start)
-        taken = draw.integers(0, items, size=(count, items), dtype=np.int32) + np.arange(count, dtype=np.int32)[:, None] * np.int32(items)
-        weights = np.bincount(taken.ravel(), minlength=count * items).reshape(count, items).astype(np.float32)
-        found[start : start + count] = weights @ marks
-    return found
-
-
-@lru_cache(maxsize=64)
-def _picks(runs: int, stream: int) -> _Counts:
-    """Return how often each run is drawn, (draws, runs)."""
-    taken = np.random.Generator(np.random.PCG64([20260902, stream, runs])).integers(0, runs, size=(RESAMPLES, runs))
-    return np.stack([(taken == run).sum(axis=1) for run in range(runs)], axis=1)
-
-
-def _resampled(student: Sequence[str], reference: Sequence[str]) -> tuple[_Counts, _Counts, int, int]:
-    """Draw runs and items again; return the right answers of both sides in every draw, and of how many answers they are each."""
-    if len({len(run) for run in (*student, *reference)}) > 1:
-        raise ValueError("runs of other items cannot be paired")
-    prepare([*student, *reference])
-    ours, theirs = (np.stack([_totals[run] for run in side], axis=1) for side in (student, reference))
-    runs, others, items = len(student), len(reference), len(student[0])
-    total_ours = (ours * _picks(runs, 0)).sum(axis=1)
-    if others == 1:
-        return total_ours, theirs[:, 0], runs * items, items
-    stream = 0 if others == runs else 1  # two rows with different seeds are drawn apart
-    return total_ours, (theirs * _picks(others, stream)).sum(axis=1), runs * items, others * items
-
-
-def two_level(student: Sequence[str], reference: Sequence[str], *, ratio: bool, chance: float = 0.0) -> Interval:
-    """Compare several runs (seeds) of a student with a reference on the same items: bootstrap over runs and items.
-
-    `reference` has one run (a teacher), or as many as the student: then runs of one position are one seed and are
-    drawn together; with another number of runs both are drawn apart. Returns the ratio of the parts above `chance`, or the difference.
-    """
-    total_ours, total_theirs, answers_ours, answers_theirs = _resampled(student, reference)
-    mean_ours, mean_theirs = total_ours / answers_ours, total_theirs / answers_theirs
-    items = len(student[0])
-    observed_ours = sum(run.count("1") for run in student) / answers_ours
-    observed_theirs = sum(run.count("1") for run in reference) / answers_theirs
-    if not ratio:
-        low, high = np.quantile(mean_ours - mean_theirs, [0.025, 0.975])
-        return Interval(observed_ours - observed_theirs, float(low), float(high))
-    room = observed_theirs - chance
-    spread = math.sqrt(observed_theirs * (1 - observed_theirs) / items)
-    if room <= 0 or (chance > 0 and spread > 0 and room / spread < RESOLVES):
-        return Interval(None, reason="the teacher is at chance" if chance else "the teacher solves nothing")
-    low, high = np.quantile((mean_ours - chance) / np.maximum(mean_theirs - chance, 1e-12), [0.025, 0.975])
-    return Interval((observed_ours - chance) / room, float(low), float(high))
-
-
 def worse(row: Sequence[str], best: Sequence[str]) -> float:
-    """Return the one-sided p value of "the row is no worse than the best one" on the same items.
-
-    One run each: exact McNemar. Several: the share of the two-level bootstrap's draws in which the row is at least as good.
-    """
+    """Return the one-sided p of "the row is no worse than the best one" on the same items: exact McNemar, of several runs Student's t."""
     if len(row) == len(best) == 1:
         counts = pairs(best[0], row[0])
         return mcnemar(counts.teacher_only, counts.student_only)
-    ours, theirs, of_ours, of_theirs = _resampled(row, best)
-    return float((np.count_nonzero(ours * of_theirs >= theirs * of_ours) + 1) / (RESAMPLES + 1))
-
-
-def perplexity_ratio(student: Sequence[tuple[float, float]], teacher: Sequence[tuple[float, float]]) -> Interval:
-    """Return student's perplexity / teacher's on the same documents, each given as (log-likelihood, words).
-
-    exp of the difference of log-likelihoods per word; the interval takes documents as clusters (ratio estimator).
-    """
-    if len(student) != len(teacher) or not student:
-        return Interval(None, reason="scored on different items")
-    if not all(math.isfinite(total) for total, _ in (*student, *teacher)):
-        return Interval(None, reason="a document has no finite likelihood")
-    gaps = [theirs[0] - ours[0] for ours, theirs in zip(student, teacher, strict=True)]
-    words = [ours[1] for ours in student]
-    mean = sum(gaps) / sum(words)
-    if len(gaps) < 2:
-        return Interval(math.exp(mean))
-    squares = sum((gap - mean * size) ** 2 for gap, size in zip(gaps, words, strict=True))
-    error = math.sqrt(squares * len(gaps) / (len(gaps) - 1)) / sum(words)
-    return Interval(math.exp(mean), math.exp(mean - Z95 * error), math.exp(mean + Z95 * error))
+    return means.worse(numbers_of(row), numbers_of(best))
 
 
 def ratio_of_rounds(ratios: Sequence[float], *, spread: float = 0.0, resamples: int = 10_000) -> Interval:

@@ -94,6 +94,35 @@ def test_bits_per_byte_are_compared_by_their_ratio():
     sizes = rng.integers(50, 500, 200)
     theirs = [(-1.0 * size * (1 + 0.1 * rng.normal()), float(size)) for size in sizes]
     ours = [(1.1 * total * (1 + 0.02 * rng.normal()), size) for total, size in theirs]
-    found = means.ratio_of_sums(ours, theirs)
+    found = means.ratio_of_documents([ours], [theirs], bits=True)
     assert found.value == pytest.approx(sum(a for a, _ in ours) / sum(a for a, _ in theirs)) and found.low < 1.1 < found.high < 1.11
-    assert means.ratio_of_sums(ours, theirs[1:]).reason and means.ratio_of_sums([(-np.inf, 1.0)], [(-1.0, 1.0)]).reason
+    assert means.ratio_of_documents([ours], [theirs[1:]], bits=True).reason
+    assert means.ratio_of_documents([[(-np.inf, 1.0)]], [[(-1.0, 1.0)]], bits=True).reason
+
+
+@pytest.mark.parametrize("bits", [False, True])
+@pytest.mark.parametrize("count", [2, 4, 30])
+def test_documents_are_clusters_corrected_as_bell_and_mccaffrey_do(count, bits):
+    """Variance and degrees of freedom by whole matrices."""
+    rng = np.random.default_rng(count)
+    sizes = np.round(np.exp(rng.normal(7, 0.8, count)))
+    theirs = -sizes * rng.normal(3, 0.3, count)
+    ours = theirs - sizes * rng.gamma(3, 0.02, count)
+    found = means.ratio_of_documents([[*zip(ours, sizes, strict=True)]], [[*zip(theirs, sizes, strict=True)]], bits=bits)
+    weight = -theirs if bits else sizes
+    strayed = (ours - ours.sum() / theirs.sum() * theirs) / -ours.sum() if bits else (
+        (theirs - ours) - (theirs - ours).sum() / sizes.sum() * sizes) / sizes.sum()  # fmt: skip
+    share = weight / weight.sum()
+    scale = np.diag(1 / np.sqrt(1 - share))
+    hat = scale @ (np.eye(count) - np.outer(share, np.ones(count))) @ np.diag(weight)
+    form = hat @ hat.T
+    freedom = np.trace(form) ** 2 / np.trace(form @ form)
+    half = scipy_stats.t.ppf(0.975, max(1.0, freedom)) * np.sqrt(((scale @ strayed) ** 2).sum())
+    assert np.log(found.high / found.value) == pytest.approx(half, rel=1e-6) and np.log(found.value / found.low) == pytest.approx(
+        half, rel=1e-6
+    )
+
+
+def test_one_document_gives_no_interval():
+    found = means.ratio_of_documents([[(-10.0, 3.0)]], [[(-9.0, 3.0)]])
+    assert found.value == pytest.approx(np.exp(1 / 3)) and found.low is None and "one document" in found.reason

@@ -138,34 +138,6 @@ def test_difference_interval_covers_the_truth():
     assert 0.93 <= sum(one.low <= -0.0375 <= one.high for one in found) / len(found) <= 0.97
 
 
-def test_bootstrap_of_one_run_agrees_with_the_formula():
-    teacher, student = outcomes(Pairs(620, 80, 50, 250))
-    drawn = stats.two_level([student], [teacher], ratio=True)
-    formula = stats.retention(Pairs(620, 80, 50, 250))
-    assert drawn.value == pytest.approx(formula.value)
-    assert drawn.low == pytest.approx(formula.low, abs=0.005)
-    assert drawn.high == pytest.approx(formula.high, abs=0.005)
-    gap, exact = stats.two_level([student], [teacher], ratio=False), stats.difference(Pairs(620, 80, 50, 250))
-    assert (gap.low, gap.high) == pytest.approx((exact.low, exact.high), abs=0.004)
-
-
-def test_bootstrap_over_seeds_is_wider_when_seeds_disagree():
-    draw = np.random.default_rng(4)
-    teacher = "".join(draw.choice(["0", "1"], 500, p=[0.2, 0.8]))
-
-    def seed(share):
-        return "".join("1" if mark == "1" and draw.random() < share else "0" for mark in teacher)
-
-    alike = stats.two_level([seed(0.7), seed(0.7), seed(0.7)], [teacher], ratio=True)
-    apart = stats.two_level([seed(0.5), seed(0.7), seed(0.9)], [teacher], ratio=True)
-    assert apart.high - apart.low > 2 * (alike.high - alike.low)
-
-
-def test_bootstrap_gives_the_same_numbers_again():
-    teacher, student = outcomes(Pairs(60, 10, 5, 25))
-    assert stats.two_level([student, student], [teacher], ratio=True) == stats.two_level([student, student], [teacher], ratio=True)
-
-
 def test_the_score_statistic_has_no_holes():
     """Newton's first step landed within an ulp of a pole at exactly R = 2/3 of these counts, and the statistic read 0 there."""
     counts = Pairs(80, 10, 0, 10)
@@ -215,11 +187,20 @@ def test_a_students_claim_is_judged_at_its_margin():
     assert points == pytest.approx(0.5)
 
 
-def test_several_seeds_and_one_agree_on_a_claim():
+def test_several_runs_and_one_agree_on_a_claim():
     student, teacher = outcomes_lists(Pairs(700, 100, 70, 130))
     one, _ = stats.keeps(student, teacher, 0.95)
-    several, _ = stats.keeps(student * 2, teacher, 0.95)  # the same run twice: no spread between seeds
+    several, _ = stats.keeps(student * 2, teacher, 0.95)  # the same run twice: no spread between runs
     assert several == pytest.approx(one, abs=0.03)
+    above, _ = stats.keeps(student, teacher, 0.95, chance=0.25)
+    assert above > one and stats.keeps(student * 2, teacher, 0.95, chance=0.25)[0] == pytest.approx(above, abs=0.03)
+
+
+def test_two_rows_are_unequal_where_the_interval_of_their_difference_misses_zero():
+    for counts in (Pairs(600, 90, 60, 250), Pairs(600, 85, 60, 255), Pairs(100, 9, 0, 20), Pairs(100, 3, 3, 20)):
+        teacher, student = outcomes(counts)
+        gap = stats.difference(counts)
+        assert (stats.unequal([student], [teacher]) < 0.05) == (not gap.low <= 0 <= gap.high)
 
 
 def outcomes_lists(counts):

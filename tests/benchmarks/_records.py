@@ -27,7 +27,8 @@ def record(label: str, seed: int | None = None, *, control: bool = False) -> Run
     return RunRecord(
         key=f"{label}-{seed}", status="success", label=label, method=label.partition("[")[0], family="distillation", is_control=control,
         trains=seed is not None, suites=("made-up",), tasks=("made-up@1",), device="cpu", dtype="float32", teachers=(TEACHER,),
-        student_recipe="depth:0.5", student_base=TEACHER, student=TEACHER if teacher else ModelReference(name=label, digest=label,
+        student_recipe="depth:0.5", student_base=TEACHER,
+        student=TEACHER if teacher else ModelReference(name=label, digest=f"{label}-{seed}",
         weight_bytes=1_000_000), seed=seed, budget_tokens=1000, budget_rows=10, path="transformers/shared/1", environment=ENVIRONMENT,
         created="2026-11-25T00:00:00Z", cost=Cost(seen_tokens=990, seconds=10.0, flops=1e12) if seed is not None else Cost(),
         measurements=(

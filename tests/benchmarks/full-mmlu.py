@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _form import figure, write
+
 import harness
 from harness.lines import json_lines
 
@@ -47,6 +49,17 @@ def subset(data: Path, folder: Path, subjects: list[str]) -> Path:
     return folder
 
 
+def _figure(done: harness.Run) -> dict[str, object]:
+    """Return the share of rows that were scored to their end, with what each took."""
+    scores = {record.label: record.score("mmlu") for record in done.records}
+    rows = {
+        label: {"items": score.n, "subjects": len(score.groups), "accuracy": score.value, "seconds": round(score.seconds)}
+        for label, score in scores.items() if score
+    }  # fmt: skip
+    scored = sum(row["items"] == 14_042 for row in rows.values()) / len(scores)
+    return figure("full-mmlu", [scored], unit="of three rows scored on all 14,042 items", better="higher", target=1.0, details=rows)
+
+
 def main() -> None:
     """Run the teacher and two students, and print a line for each row."""
     parser = argparse.ArgumentParser()
@@ -72,6 +85,8 @@ def main() -> None:
         print(f"{time.monotonic() - began:.0f} s; {'every row scored' if done.succeeded else 'A ROW FAILED'}")
         assert done.succeeded, [record.reason for record in done.records]
         assert "retention" in done.markdown()
+        if not asked.subjects and not asked.limit:
+            write("full-mmlu", [_figure(done)])
     finally:
         if asked.keep is None:
             shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,87 @@
+"""A value with its interval, where the error has several independent sources. Pure functions, no torch.
+
+An error that comes from items alone has as many degrees of freedom as there are items, one that comes from trainings as many as there are
+trainings less one. Adding both variances and giving the sum one number of degrees of freedom (Satterthwaite's) is too sure where the few
+trainings happen to agree: two trainings against a fixed model were called different in 12.9 % of draws that were equal, three in 7.9 %
+(`tests/benchmarks/verdict-oc.py`). So every source keeps its own quantile of Student's t, and the half-widths add in quadrature (Banerjee,
+1960, "Approximate confidence interval for linear functions of means of k populations when the population variances are not equal",
+Sankhya 22, 357-358: the coverage is never below the nominal one).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import NamedTuple
+
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+class Source(NamedTuple):
+    """One independent source of error: its variance, and the degrees of freedom with which that was estimated."""
+
+    variance: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; `low` and `high` are None where it is undefined, `reason` says why.
+
+    `sources` are the errors behind it: of the value, or, where it is a ratio that cannot be negative (`log`), of its logarithm.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)
+
+
+def t_quantile(freedom: float, tail: float = 0.025) -> float:
+    """Return Student's t that is exceeded with probability `tail`."""
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(freedom, tail))
+
+
+def half_width(sources: Sequence[Source], tail: float = 0.025) -> float:
+    """Return the half-width of an interval that either side exceeds with probability `tail`."""
+    return math.sqrt(sum(one.variance * t_quantile(one.freedom, tail) ** 2 for one in sources if one.variance > 0))
+
+
+def one_sided(gap: float, sources: Sequence[Source]) -> float:
+    """Return the one-sided p of "the true value is not above zero" where `gap` was seen: small for a large positive gap.
+
+    It is the level at which the interval's lower end touches zero.
+    """
+    if not any(one.variance > 0 for one in sources):
+        return 0.5 if gap == 0 else 0.0 if gap > 0 else 1.0
+    if gap < 0:
+        return 1.0 - one_sided(-gap, sources)
+    low, high = -230.0, math.log(0.5)  # of the logarithm of p: the half-width falls in it
+    if half_width(sources, math.exp(low)) <= gap:
+        return 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if half_width(sources, math.exp(middle)) > gap else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def two_sided(gap: float, sources: Sequence[Source]) -> float:
+    """Return the two-sided p of "the true value is zero"."""
+    return min(1.0, 2 * one_sided(abs(gap), sources))
+
+
+def around(value: float, sources: Sequence[Source]) -> Interval:
+    """Return a value with its interval."""
+    half = half_width(sources)
+    return Interval(value, value - half, value + half, sources=tuple(sources))
+
+
+def around_ratio(log_value: float, sources: Sequence[Source]) -> Interval:
+    """Return a ratio with its interval, from its logarithm and the errors of that."""
+    half = half_width(sources)
+    value = math.exp(log_value) if log_value < 700 else math.inf
+    low, high = (math.exp(min(end, 700.0)) for end in (log_value - half, log_value + half))
+    return Interval(value, low, high, sources=tuple(sources))
