@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError
 from harness.findings import EXIT, Checked, Finding, Rules, Verdict, is_judged, not_comparable
 from harness.gate_claims import claim_findings
-from harness.gate_frozen import frozen_findings
+from harness.gate_frozen import frozen_findings, frozen_notes
 from harness.gate_speed import measured_findings, speed_findings
 from harness.groups import group
 from harness.record import Measurement, RunRecord
@@ -42,6 +42,7 @@ def check(
         findings += claim_findings(groups, records, rules)
     if baseline is not None:
         findings += frozen_findings(records, baseline, rules)
+        notes += frozen_notes(records, baseline)
     if rules.faster is not None:
         findings += [one for found in groups for one in speed_findings(found, rules, rules.faster)]
     findings += [one for name, found in measured for one in measured_findings(name, found, rules)]

@@ -61,7 +61,8 @@ class TaskScore(_Frozen):
     stderr: float | None
     outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
     items_digest: str  # of doc, prompt (or conversation) and target hashes: equal digests may be paired
-    answers_digest: str  # of what was written: equal digests, not one answer differs
+    answers_digest: str  # of what was written or chosen: equal digests, not one answer differs
+    likelihoods_digest: str = ""  # of log-probabilities and positions to the last bit; "" where none are computed or known
     values: dict[str, tuple[float, ...]] = {}  # extractor -> a number an item; empty where every item is hit or miss
     parts: tuple[tuple[int, float], ...] = ()  # (items, weight of each one), in item order; empty: all items count alike
     metric: str = ""  # lm-eval's name of the figure; "" in records of schema 6 and before
