@@ -208,6 +208,12 @@ def test_seeds_that_were_trained_anew_must_agree_whatever_items_carry(make):
     assert alone.verdict is Verdict.regressed and "trained anew: one seed may be an unlucky training, freeze three" in alone.told
 
 
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_a_lax_alpha_of_the_frozen_layer_does_not_hide_that_seeds_disagree(make):
+    one = anew(make, (0.30, 0.06, 0.0), frozen_alpha=0.4)
+    assert one.verdict is Verdict.cannot_tell and "trained anew, and the 3 seeds do not agree; more would decide" in one.told, one.told
+
+
 @pytest.mark.parametrize("make", [hits_that_fell, documents_that_rose])
 def test_of_the_same_students_items_alone_decide(make):
     """Not trained anew: these checkpoints are worse than they were, whether or not each of them is."""
