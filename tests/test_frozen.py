@@ -10,6 +10,8 @@ from harness.frozen_documents import rise_of
 from harness.frozen_items import Pair
 from harness.gate import check
 from harness.gate_frozen import margin_of
+from harness.items import ItemRow
+from harness.outcomes import _likelihoods_digest
 from harness.record import Environment, ModelReference, RunRecord, TaskScore
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
@@ -140,6 +142,29 @@ def test_log_probabilities_are_said_and_never_judged(then, now, said, equal):
 def test_another_metric_or_weighing_is_not_compared(differs, now):
     one = judged(row(numbers(VALUES)), row(now))
     assert one.verdict is Verdict.not_comparable and one.differs == differs
+
+
+def item(at, position, log_probabilities, *, text="", **more):
+    fields = {"task": "a", "item": at, "group": "", "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "gold": "A", "extracted": {},
+              "correct": {"acc": True}, "tokens": 0, "stop": ""}  # fmt: skip
+    return ItemRow(**{**fields, "text": text, "position": position, "log_probabilities": log_probabilities, **more})
+
+
+def test_a_digest_of_likelihoods_sees_the_last_bit_and_positions_and_nothing_where_answers_are_written():
+    rows = [item(0, 1, (-1.5, -0.25), text="B"), item(1, 0, (-0.5, -2.0), text="A")]
+    digest = _likelihoods_digest(rows)
+    assert digest and digest == _likelihoods_digest([item(0, 1, (-1.5, -0.25), text="other"), rows[1]])
+    assert digest != _likelihoods_digest([item(0, 1, (math.nextafter(-1.5, 0), -0.25), text="B"), rows[1]])
+    assert digest != _likelihoods_digest([item(0, 0, (-1.5, -0.25), text="B"), rows[1]])
+    assert _likelihoods_digest([item(0, None, (-30.0,), words=10.0, correct={})]) not in ("", digest)
+    assert _likelihoods_digest([item(0, None, (), text="#### 7")]) == ""
+
+
+def test_the_answer_to_a_choice_covers_its_position():
+    """By its text where only one choice reads so; else, or where metrics judge otherwise than by the choice, by position and outcomes."""
+    assert item(0, 1, (), text="B").answer != item(0, 0, (), text="A").answer
+    for more in ({"twins": True}, {"correct": {"acc": True, "acc_norm": False}}, {"values": {"acc": 0.5}}):
+        assert item(0, 1, (), text="same", **more).answer != item(0, 0, (), text="same", **more).answer
 
 
 # Conditions
