@@ -204,36 +204,45 @@ def baseline_update(
     margin: Margin = None,
     accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")] = False,
+    own_margin: Annotated[bool, typer.Option("--own-margin", help="Freeze rows that do not keep the margin with what they keep.")] = False,
 ) -> int:
-    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, and regressions that nobody accepted."""
-    from harness.baseline import difference, update
+    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in small steps, and margins not met."""
+    from harness.baseline_shown import difference, judged_scores, reach, reach_shown
+    from harness.baseline_update import update
     from harness.config import listed
     from harness.gate import Rules
 
     share, points = parse_margin(margin)
-    made, old, _ = update(
-        baseline, records_of(place), reason=reason, rules=Rules(margin=share, points=points), rows=listed(rows) or (),
-        accept=accept, drop=drop,
+    rules, records = Rules(margin=share, points=points), records_of(place)
+    moved = update(
+        baseline, records, reason=reason, rules=rules, rows=listed(rows) or (), accept=accept, drop=drop, own_margin=own_margin
     )  # fmt: skip
-    _echo(difference(old, made))
-    if made.history[-1].commit is None:
+    _echo(difference(moved.old, moved.made))
+    if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
+        tests = len(judged_scores(moved.made))
+        typer.echo(f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, Holm over {tests} tests):")
+        _echo(shown)
+    for note in moved.notes:
+        typer.echo(f"note: {note}")
+    if moved.made.history[-1].commit is None:
         typer.echo("note: these records name no commit (an installed package); the file cannot say which code it is of")
-    typer.echo(f"{baseline}: {len(made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
+    typer.echo(f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
     return 0
 
 
 @baseline_app.command("show")
 def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
     """Show what is frozen, and why it moved when."""
-    from harness.baseline import read_baseline, rows_shown
+    from harness.baseline import read_baseline
+    from harness.baseline_shown import margin_shown, rows_shown
 
     found = read_baseline(baseline)
     _echo(rows_shown(found))
-    margin = "none" if found.margin is None else f"{100 * found.margin:g} {'points may be lost' if found.points else '% must be kept'}"
-    typer.echo(f"margin: {margin}")
-    for one in found.history:
-        accepted = f"; accepted: {', '.join(one.accepted)}" if one.accepted else ""
-        typer.echo(f"{one.date} {(one.commit or '-')[:12]}: {one.reason} ({', '.join(one.rows)}){accepted}")
+    typer.echo(f"margin: {'none' if found.margin is None else margin_shown(found)}")
+    for change in found.history:
+        accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
+        anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
+        typer.echo(f"{change.date} {(change.commit or '-')[:12]}: {change.reason} ({', '.join(change.rows)}){accepted}{anew}")
     return 0
 
 
@@ -243,7 +252,8 @@ def baseline_diff(
     other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
 ) -> int:
     """Show what changed from a baseline to another one, or to records: scores, items lost and won, bytes."""
-    from harness.baseline import Baseline, difference, freeze, read_baseline
+    from harness.baseline import Baseline, freeze, read_baseline
+    from harness.baseline_shown import difference
 
     old = read_baseline(baseline)
     if other.is_file() and '"baseline"' in other.read_text(encoding="utf-8", errors="replace")[:400]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError
 from harness.findings import EXIT, Checked, Finding, Rules, Verdict, is_judged, not_comparable
 from harness.gate_claims import asked_rows, claims_of, judged
-from harness.gate_frozen import frozen_findings
+from harness.gate_frozen import frozen_findings, frozen_notes
 from harness.gate_passed import passed_means
 from harness.gate_pooled import check_rules, pooled_claims
 from harness.gate_speed import measured_findings, speed_findings
@@ -46,6 +46,7 @@ def check(
     findings += _claimed(groups, records, rules, held)
     if baseline is not None:
         findings += frozen_findings(records, baseline, rules)
+        notes += frozen_notes(records, baseline)
     if rules.faster is not None:
         findings += [one for found in groups for one in speed_findings(found, rules, rules.faster, held)]
     findings += [one for name, found in measured for one in measured_findings(name, found, rules, held)]

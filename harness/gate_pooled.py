@@ -9,43 +9,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Protocol
 
 from harness import means, stats
 from harness.errors import HarnessError, unknown
 from harness.findings import Finding, Rules, Verdict, decides_among, task_items
+from harness.frozen_items import Pair
 from harness.gate_claims import Asked, Claim, Numbers, at_chance, shown
 from harness.groups import Row
-from harness.record import RunRecord, TaskScore
-
-if TYPE_CHECKING:
-    from harness.baseline import FrozenRow, FrozenScore
+from harness.record import TaskScore
 
 Outcomes = list[tuple[float, ...]]
-
-
-class Pair(Protocol):
-    """A frozen score and the one that stands against it."""
-
-    @property
-    def row(self) -> "FrozenRow":
-        """The row as it was frozen."""
-
-    @property
-    def then(self) -> "FrozenScore":
-        """Its score of then."""
-
-    @property
-    def record(self) -> RunRecord:
-        """The row's record of now."""
-
-    @property
-    def now(self) -> TaskScore:
-        """Its score of now."""
-
-
-def _trained_anew(pair: Pair) -> bool:
-    return bool(pair.row.trains and pair.record.student and pair.record.student.digest != pair.row.student_digest)
 
 
 def check_rules(rules: Rules, tasks: Collection[str]) -> None:
@@ -205,7 +178,7 @@ def _pool(label: str, tasks: Mapping[str, Sequence[Pair]], rules: Rules) -> Pool
     there = [task_items(each.now, limited=each.record.limited) for each in runs[0]]
     return Pool(
         label, shares, figures, net, error, sum(count or 0 for count in there) if all(there) else None,
-        any(_trained_anew(each) for run in runs for each in run), p,
+        any(each.anew for run in runs for each in run), p,
     )  # fmt: skip
 
 
