@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness import stats
-from harness.findings import Finding, Verdict
+from harness.findings import Finding, Verdict, decides
 from harness.frozen_items import Numbers, Pair, Tested
 from harness.groups import BITS
 
@@ -108,6 +108,7 @@ def documents_against_frozen(one: Tested) -> Finding:
         return one.finding(verdict, told + more, numbers)
     if fine * one.tests <= rules.alpha:
         return one.finding(Verdict.passed, told, numbers)
-    numbers["needed"] = needed = stats.items_to_decide(fine, n, alpha=rules.alpha / one.tests)
-    told += f"; about {needed:,} documents would decide" if needed else "; it stands at the limit"
-    return one.finding(Verdict.cannot_tell, told, numbers)
+    needed = stats.items_to_decide(fine, n, alpha=rules.alpha / one.tests)
+    decided = decides(needed, one.seeds[0].now, one.seeds[0].record.limited, what="documents")
+    numbers |= {"needed": decided.needed, "task_items": decided.task_items}
+    return one.finding(Verdict.cannot_tell, f"{told}; {decided.told or 'it stands at the limit'}", numbers)

@@ -7,7 +7,7 @@ from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
 from harness import means, stats
-from harness.findings import Finding, Rules, Verdict
+from harness.findings import Finding, Rules, Verdict, decides
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
@@ -151,15 +151,17 @@ def hits_against_frozen(one: Tested) -> Finding:
         return one.finding(verdict, told + more, numbers, items=lost)
     if unlike := drifted(one.seeds, rules):
         return one.finding(Verdict.not_comparable, f"{told}; {unlike[1]}", numbers, differs=unlike[0], items=lost)
-    verdict, more = _hits_that_did_not_fall(one, n, needed, drop, flips)
+    verdict, more = _hits_that_did_not_fall(one, numbers, needed, drop, flips)
     return one.finding(verdict, told + more, numbers, warning=verdict is Verdict.passed and one.significant, items=lost)
 
 
-def _hits_that_did_not_fall(one: Tested, n: int, needed: int, drop: float, flips: float) -> tuple[Verdict, str]:
-    """Tell whether these items could have shown a fall; the verdict and what is to be added to the line."""
-    detect = f"{100 * one.rules.detect:g} points"
-    if needed > n:
-        told = f"; {n:,} items cannot show a drop of {detect} at {100 * flips:.1f} % flips, {needed:,} would"
+def _hits_that_did_not_fall(one: Tested, numbers: Numbers, needed: int, drop: float, flips: float) -> tuple[Verdict, str]:
+    """Tell whether these items could have shown a fall; the verdict and what is to be added to the line, and to `numbers`."""
+    detect, score = f"{100 * one.rules.detect:g} points", one.seeds[0].now
+    if needed > score.n:
+        decided = decides(needed, score, one.seeds[0].record.limited)
+        numbers |= {"needed": decided.needed, "task_items": decided.task_items}
+        told = f"; {score.n:,} items cannot show a drop of {detect} at {100 * flips:.1f} % flips; {decided.told}"
         return Verdict.cannot_tell, told
     if drop > one.rules.detect:
         return Verdict.cannot_tell, f"; a drop of more than {detect} that the flips both ways hide"

@@ -210,12 +210,15 @@ def test_flips_both_ways_alike_are_no_regression():
     assert one.verdict is Verdict.passed and not one.warning and one.numbers["p_holm"] > 0.5
 
 
-def test_few_items_cannot_tell_and_say_how_many_would():
-    then = row("int8", marks(60, 100))
-    now = row("int8", turned(marks(60, 100), lose=6, win=6))
+@pytest.mark.parametrize("limited", [True, False])
+def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(limited):
+    runs = marks(60, 100), turned(marks(60, 100), lose=6, win=6)
+    then, now = (row("int8", "", limited=limited, scores=(score(run, task="gsm8k"),)) for run in runs)
     one = verdict_of(now, then=then)
     assert one.verdict is Verdict.cannot_tell
-    assert one.numbers["needed"] == stats.items_for(0.12, 0.05, alpha=0.01) and f"{one.numbers['needed']:,} would" in one.told
+    needed = stats.items_for(0.12, 0.05, alpha=0.01)
+    assert (one.numbers["needed"], one.numbers["task_items"]) == ((needed, 1_319) if limited else (None, 100))
+    assert (f"about {needed:,} items would decide" if limited else "more than gsm8k has (100)") in one.told
 
 
 def test_exact_takes_no_flip_on_the_same_machine_only():
