@@ -340,7 +340,9 @@ def text(factor, *, documents=50):
 def test_perplexities_of_all_seeds_are_judged():
     teacher = row("teacher", "", scores=(text(1.0),))
     seeds = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.0001), (2, 1.1), (3, 1.2))]
-    assert check([teacher, *seeds], Rules(margin=0.95)).verdict is Verdict.regressed
+    assert check([teacher, *seeds], Rules(margin=0.95)).verdict is Verdict.cannot_tell  # three trainings that far apart say little
+    agree = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.09), (2, 1.1), (3, 1.11))]
+    assert check([teacher, *agree], Rules(margin=0.95)).verdict is Verdict.regressed
     then = [row("response", "", seed=seed, scores=(text(1.0),)) for seed in (1, 2, 3)]
     one = next(one for one in check(seeds, Rules(), frozen(*then)).findings if one.layer == "frozen")
     assert one.verdict is Verdict.regressed
@@ -365,12 +367,6 @@ def test_one_document_and_one_item_break_nothing():
     assert "int8" in report.markdown(choices)
     for counts in (stats.Pairs(0, 1, 0, 0), stats.Pairs(1, 0, 0, 0), stats.Pairs(0, 3, 0, 0)):
         assert stats.retention_above_chance(counts, 0.25).reason and stats.retention(counts) is not None
-
-
-def test_many_runs_more_than_the_draws_that_are_kept(monkeypatch):
-    monkeypatch.setattr(stats, "_KEPT", 8 * stats.RESAMPLES * 3)
-    records = [row("teacher", marks(90, 100)), *(row(f"m{at}", marks(60 + at, 100), seed=seed) for at in range(4) for seed in (1, 2))]
-    assert "m3" in report.markdown(records) and check(records, Rules(margin=0.5)).findings
 
 
 def test_net_losses_count_by_their_size():
