@@ -40,8 +40,8 @@ class Row:
 
     @cached_property
     def trainings(self) -> tuple[RunRecord, ...]:
-        """The records that succeeded, one a student: seeds that gave the same student are one training."""
-        return tuple({record.student.digest if record.student else record.key: record for record in reversed(self.done)}.values())[::-1]
+        """The records that succeeded, one a student: seeds that gave the same student, and the same answers, are one training."""
+        return tuple({_student_of(record): record for record in reversed(self.done)}.values())[::-1]
 
     @property
     def trained_once(self) -> bool:
@@ -64,6 +64,12 @@ class Row:
     def numbers(self, task: str) -> dict[int | None, tuple[float, ...]]:
         """Per-item values of the primary extractor by seed, one a training: 1 and 0 where every item is hit or miss."""
         return {record.seed: score.numbers for record in self.trainings if (score := record.score(task)) is not None and score.numbers}
+
+
+def _student_of(record: RunRecord) -> tuple[object, ...]:
+    """Return what tells one training's student from another's."""
+    answers = tuple((score.task, score.answers_digest, score.value) for score in record.scores)
+    return (record.student.digest if record.student else record.key, *answers)
 
 
 @dataclass(frozen=True)
