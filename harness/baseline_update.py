@@ -147,8 +147,8 @@ def own_margins(
     met = {label for label, findings in claims.items() if all(one.verdict is Verdict.passed for one in findings)}
     before = {label: kept for label in claims if label not in met and (kept := _kept_before(records, label, rules, old)) is not None}
     refused = {label: finding for label, finding in short.items() if label not in before and not allowed}
-    for finding in refused.values():
-        raise HarnessError(_refusal(path, finding, rules, [name for name in claims if name not in refused], len(refused) - 1))
+    if refused:
+        raise HarnessError(_refusal(path, refused, rules, [name for name in claims if name not in refused], old))
     own = {label: _what_it_keeps(records, claims[label], rules) if allowed and label in short else before[label]
            for label in dict.fromkeys([*short, *before])}  # fmt: skip
     unclear = [finding for label, findings in claims.items() if label not in own for finding in findings
@@ -165,13 +165,15 @@ def _kept_before(records: Sequence[RunRecord], label: str, rules: Rules, old: Ba
     return None if any(one.layer in _CLAIMS and one.verdict.value in _UNMET for one in findings) else asked.margin
 
 
-def _refusal(path: Path, finding: Finding, rules: Rules, others: Sequence[str], more: int) -> str:
+def _refusal(path: Path, refused: Mapping[str, Finding], rules: Rules, others: Sequence[str], old: Baseline | None) -> str:
     """Say which row does not keep the margin, and the two ways out."""
-    margin = f"{rules.margin:g}{'' if not rules.points else ' of the items'}"
+    label, finding = next(iter(refused.items()))
+    asked = margin_of(old, label, rules)
+    margin = f"{rules.margin:g}{' of the items' if rules.points else ''}" + ("" if asked is rules else f", nor its own of {asked.margin:g}")
     leave = f"leave it out (--rows {','.join(others)})" if others else "leave it out with --rows"
-    also = f" (and {more} more)" if more else ""
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     return (
-        f"{path} does not move: {finding.name.rpartition(' [')[0]}{also} does not keep the margin of {margin} ({finding.told}); "
+        f"{path} does not move: {finding.name.rpartition(' [')[0]}{more} does not keep the margin of {margin} ({finding.told}); "
         f"{leave}, or freeze it with what it keeps (--own-margin)"
     )
 
