@@ -19,6 +19,7 @@ from harness.record import RunRecord
 from harness.store import twice
 
 _UNMET = frozenset({"regressed", "missed"})  # what the claim layer says of a row that does not keep the margin
+_CLAIMS = ("claim", "pooled")  # layers: by task, and over all tasks of a row
 Key = tuple[str, int | None]
 
 
@@ -139,19 +140,19 @@ def own_margins(
         return {}, []
     claims: dict[str, list[Finding]] = {}
     for finding in check(records, rules).findings:
-        if finding.layer == "claim":
+        if finding.layer in _CLAIMS:
             claims.setdefault(finding.row, []).append(finding)
     short = {label: next(one for one in findings if one.verdict.value in _UNMET) for label, findings in claims.items()
              if any(one.verdict.value in _UNMET for one in findings)}  # fmt: skip
-    own: dict[str, float] = {}
-    for label, finding in short.items():
-        kept = None if allowed else _kept_before(records, label, rules, old)
-        if kept is None and not allowed:
-            others = [name for name in claims if name not in short]
-            raise HarnessError(_refusal(path, finding, rules, others, len(short) - 1))
-        own[label] = kept if kept is not None else _what_it_keeps(records, claims[label], rules)
+    met = {label for label, findings in claims.items() if all(one.verdict is Verdict.passed for one in findings)}
+    before = {label: kept for label in claims if label not in met and (kept := _kept_before(records, label, rules, old)) is not None}
+    refused = {label: finding for label, finding in short.items() if label not in before and not allowed}
+    if refused:
+        raise HarnessError(_refusal(path, refused, rules, [name for name in claims if name not in refused], old))
+    own = {label: _what_it_keeps(records, claims[label], rules) if allowed and label in short else before[label]
+           for label in dict.fromkeys([*short, *before])}  # fmt: skip
     unclear = [finding for label, findings in claims.items() if label not in own for finding in findings
-               if finding.verdict in (Verdict.cannot_tell, Verdict.not_comparable)]  # fmt: skip
+               if finding.layer == "claim" and finding.verdict in (Verdict.cannot_tell, Verdict.not_comparable)]  # fmt: skip
     return own, [f"{one.row} {one.task}: whether it {rules.claim()} is not known ({one.told})" for one in unclear]
 
 
@@ -161,16 +162,18 @@ def _kept_before(records: Sequence[RunRecord], label: str, rules: Rules, old: Ba
     if asked.margin is None or asked.points != rules.points:
         return None
     findings = check(records, replace(asked, rows=(label,))).findings
-    return None if any(one.layer == "claim" and one.verdict.value in _UNMET for one in findings) else asked.margin
+    return None if any(one.layer in _CLAIMS and one.verdict.value in _UNMET for one in findings) else asked.margin
 
 
-def _refusal(path: Path, finding: Finding, rules: Rules, others: Sequence[str], more: int) -> str:
+def _refusal(path: Path, refused: Mapping[str, Finding], rules: Rules, others: Sequence[str], old: Baseline | None) -> str:
     """Say which row does not keep the margin, and the two ways out."""
-    margin = f"{rules.margin:g}{'' if not rules.points else ' of the items'}"
+    label, finding = next(iter(refused.items()))
+    asked = margin_of(old, label, rules)
+    margin = f"{rules.margin:g}{' of the items' if rules.points else ''}" + ("" if asked is rules else f", nor its own of {asked.margin:g}")
     leave = f"leave it out (--rows {','.join(others)})" if others else "leave it out with --rows"
-    also = f" (and {more} more)" if more else ""
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     return (
-        f"{path} does not move: {finding.row} {finding.task}{also} does not keep the margin of {margin} ({finding.told}); "
+        f"{path} does not move: {finding.name.rpartition(' [')[0]}{more} does not keep the margin of {margin} ({finding.told}); "
         f"{leave}, or freeze it with what it keeps (--own-margin)"
     )
 
@@ -190,7 +193,7 @@ def _kept(records: Sequence[RunRecord], finding: Finding, rules: Rules) -> float
     low, high = finding.numbers["low"], finding.numbers["high"]
     assert low is not None and high is not None
     scores = [score for record in records if record.label == finding.row and (score := record.score(finding.task))]
-    lower = scores[0].lower_is_better
+    lower = any(score.lower_is_better for score in scores)  # what is pooled is better when higher
     if rules.points:
         return -high if lower else low
     return 1 / high if lower and high > 0 else low

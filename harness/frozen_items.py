@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from harness.findings import Finding, Rules, Verdict, decides
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
-    from harness.baseline import FrozenRow, FrozenScore
+    from harness.baseline import Baseline, FrozenRow, FrozenScore
 
 Numbers = dict[str, float | int | None]
 
@@ -81,6 +81,12 @@ class Tested:
         if stats.mean_below(per_seed) < self.rules.alpha:
             return Verdict.regressed, ""
         return Verdict.cannot_tell, f"; trained anew, and the {len(self.seeds)} seeds do not agree; more would decide"
+
+
+def margin_of(baseline: "Baseline | None", label: str, rules: Rules) -> Rules:
+    """Return the rules that a row's claim is held to: its own margin where the baseline keeps one, else what is asked of all rows."""
+    own = next((row for row in (baseline.rows if baseline else ()) if row.label == label and row.margin is not None), None)
+    return replace(rules, margin=own.margin, points=own.points) if own else rules
 
 
 def unlike_figures(then: "FrozenScore", now: TaskScore) -> str:

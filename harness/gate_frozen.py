@@ -5,7 +5,6 @@ scoring, which is not comparable. What changed is tested (exact McNemar, paired 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness import means, stats
@@ -17,6 +16,7 @@ from harness.frozen_items import (
     Tested,
     are_hits,
     hits_against_frozen,
+    margin_of,
     numbers_against_frozen,
     numbers_of,
     runs_of,
@@ -29,6 +29,9 @@ from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
     from harness.baseline import Baseline, FrozenRow, FrozenScore
+
+
+__all__ = ["frozen_findings", "frozen_notes", "margin_of", "unlike_conditions", "unlike_scores"]
 
 
 def frozen_findings(records: Sequence[RunRecord], baseline: "Baseline", rules: Rules) -> list[Finding]:
@@ -69,12 +72,6 @@ def frozen_notes(records: Sequence[RunRecord], baseline: "Baseline") -> list[str
 
 
 LM_EVAL = "lm-eval"  # the condition that baselines of schema 1 do not hold
-
-
-def margin_of(baseline: "Baseline | None", label: str, rules: Rules) -> Rules:
-    """Return the rules that a row's claim is held to: its own margin where the baseline keeps one, else what is asked of all rows."""
-    own = next((row for row in (baseline.rows if baseline else ()) if row.label == label and row.margin is not None), None)
-    return replace(rules, margin=own.margin, points=own.points) if own else rules
 
 
 def _asked(row: "FrozenRow", rules: Rules) -> bool:
