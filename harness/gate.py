@@ -43,7 +43,7 @@ def check(
     notes: list[str] = []
     groups, held = group(records), baseline.labels if baseline is not None else frozenset()
     findings = [one for record in records if is_judged(record, rules) for one in _broken(record, rules, baseline, notes)]
-    findings += _claimed(groups, records, rules, held)
+    findings += _claimed(groups, records, rules, baseline)
     if baseline is not None:
         findings += frozen_findings(records, baseline, rules)
         notes += frozen_notes(records, baseline)
@@ -62,13 +62,11 @@ def check(
     return Checked(findings=tuple(_counted(distinct, rules)), notes=tuple(dict.fromkeys(notes)), rules=rules, passed_means=means)
 
 
-def _claimed(groups: Sequence[Group], records: Sequence[RunRecord], rules: Rules, held: frozenset[str]) -> list[Finding]:
+def _claimed(groups: Sequence[Group], records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | None") -> list[Finding]:
     """Judge the claims, by task and pooled over each row's tasks."""
-    if rules.margin is None:
-        return []
-    asked = asked_rows(groups, rules)
-    claims, untold = claims_of(asked, records, rules)
-    return untold + judged([*claims, *pooled_claims(asked, rules)], rules, held)
+    asked = asked_rows(groups, rules, baseline)
+    claims, untold = claims_of(asked, records)
+    return untold + judged([*claims, *pooled_claims(asked)], rules, baseline.labels if baseline is not None else ())
 
 
 def _counted(findings: Sequence[Finding], rules: Rules) -> list[Finding]:

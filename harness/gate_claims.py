@@ -6,6 +6,7 @@ scores (choices), the margin is asked of what lies above chance; where the teach
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness import means, stats
 from harness.findings import (
@@ -20,8 +21,12 @@ from harness.findings import (
     short,
     unmet,
 )
+from harness.frozen_items import margin_of
 from harness.groups import TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, times_of
 from harness.record import RunRecord, TaskScore
+
+if TYPE_CHECKING:
+    from harness.baseline import Baseline
 
 Numbers = dict[str, float | int | None]
 
@@ -53,12 +58,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Asked:
-    """A row whose claims are asked for, one record a training, and its teacher's."""
+    """A row whose claims are asked for, one record a training, and its teacher's; `rules` hold the row's own margin, where it has one."""
 
     group: Group
     row: Row
     teacher: Row | None
     seeds: int
+    rules: Rules
 
     @property
     def trainings(self) -> str:
@@ -67,12 +73,15 @@ class Asked:
         return f"; {self.seeds} seeds, {count} training{'s' if count > 1 else ''} (equal students)" if count < self.seeds else ""
 
 
-def asked_rows(groups: Sequence[Group], rules: Rules) -> list[Asked]:
-    """Return the rows that are judged, in every table in which they stand."""
-    return [
-        Asked(one, one_a_student(row), one_a_student(one.teacher) if one.teacher else None, len(row.done))
-        for one in groups for row in one.rows if is_judged(row.first, rules) and row.done and row.first.method != TEACHER
+def asked_rows(groups: Sequence[Group], rules: Rules, baseline: "Baseline | None" = None) -> list[Asked]:
+    """Return the rows of which a margin is asked, in every table in which they stand; the baseline may hold one to a margin of its own."""
+    rows = [(one, row) for one in groups for row in one.rows if is_judged(row.first, rules) and row.done and row.first.method != TEACHER]
+    asked = [
+        Asked(one, one_a_student(row), one_a_student(one.teacher) if one.teacher else None, len(row.done),
+              margin_of(baseline, row.label, rules))
+        for one, row in rows
     ]  # fmt: skip
+    return [one for one in asked if one.rules.margin is not None]
 
 
 def one_a_student(row: Row) -> Row:
@@ -80,13 +89,13 @@ def one_a_student(row: Row) -> Row:
     return Row(row.label, row.trainings)
 
 
-def claims_of(asked: Sequence[Asked], records: Sequence[RunRecord], rules: Rules) -> tuple[list[Claim], list[Finding]]:
+def claims_of(asked: Sequence[Asked], records: Sequence[RunRecord]) -> tuple[list[Claim], list[Finding]]:
     """Test every row and task against the teacher's outcomes on the same items; return the tests, and what cannot be tested."""
     untold: list[Finding] = []
     tested: dict[tuple[str, str], Claim] = {}
     for one in asked:
         for score in one.row.first.scores:
-            outcome = _no_claim(one, score, records, rules) or _claim(one, score, rules)
+            outcome = _no_claim(one, score, records) or _claim(one, score)
             if isinstance(outcome, Finding):
                 untold.append(outcome)
             else:
@@ -126,9 +135,9 @@ def at_chance(group: Group, score: TaskScore) -> str:
     return f"teacher at chance: not judged ({seen} is not shown to be above {theirs.shown(floor)})"
 
 
-def _no_claim(one: Asked, score: TaskScore, records: Sequence[RunRecord], rules: Rules) -> Finding | None:
+def _no_claim(one: Asked, score: TaskScore, records: Sequence[RunRecord]) -> Finding | None:
     """Return why a row's claim on a task cannot be tested, None where it can."""
-    row, teacher = one.row, one.teacher
+    row, teacher, rules = one.row, one.teacher, one.rules
     if teacher is None or not teacher.scores(score.task):
         return not_comparable("claim", row.label, score.task, *_apart(row.first, records))
     theirs = teacher.scores(score.task)[0]
@@ -181,8 +190,9 @@ def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
     return name, f"{name} differs: {short(conditions_of(teachers[nearest]).get(name))} of the teacher, {short(own.get(name))} of the row"
 
 
-def _claim(one: Asked, score: TaskScore, rules: Rules) -> Claim | Finding:
+def _claim(one: Asked, score: TaskScore) -> Claim | Finding:
     """Test one claim; the finding that it cannot be told where its figure has no interval."""
+    rules = one.rules
     assert rules.margin is not None and one.teacher is not None
     figure, chance = _figure(one.row, one.teacher, score, rules), _chance(score, rules)
     if why := _no_interval(figure, score, rules):
@@ -200,7 +210,7 @@ def _claim(one: Asked, score: TaskScore, rules: Rules) -> Claim | Finding:
             told = f"{name} {_times(figure)} of the teacher's on {score.n:,} items; at most x{1 / rules.margin:.3f}"
     return Claim(
         label=one.row.label, task=score.task, unmet_if_large=p, met_if_large=other, told=told + one.trainings, n=score.n, score=score,
-        numbers={**numbers, "p_met": p, "p_unmet": other, "chance": chance}, limited=one.row.first.limited,
+        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other}, limited=one.row.first.limited,
     )  # fmt: skip
 
 
@@ -216,6 +226,11 @@ def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[flo
     left, right = paired_numbers(row, teacher, score.task)[:2]
     lower = score.lower_is_better
     return *means.keeps(left, right, margin, score.parts, points=rules.points, lower=lower, chance=chance), {}
+
+
+def asked_of(rules: Rules, chance: float) -> Numbers:
+    """Return what a claim asks, for those who read numbers."""
+    return {"margin": rules.margin, "points": int(rules.points), "chance": chance}
 
 
 def _times(ratio: stats.Interval) -> str:

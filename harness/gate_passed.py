@@ -6,6 +6,7 @@ Both err at rates that follow from n, the share of flips and how many tests shar
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -22,11 +23,14 @@ _FAR = 8.0  # standard deviations of the number of flips that are summed over
 def passed_means(findings: Sequence[Finding], rules: Rules) -> str:
     """Return in one line what a pass of this check shows, and how often a true drop of 3 points passes here; "" where nothing is tested."""
     told = []
-    if rules.margin is not None and any(one.layer == "claim" for one in findings):
-        above = " (of choices: above chance)" if any(one.numbers.get("chance") for one in findings) else ""
+    claims = [one for one in findings if one.layer == "claim"]
+    if claims:
+        above = " (of choices: above chance)" if any(one.numbers.get("chance") for one in claims) else ""
+        kept = rules.claim() if rules.margin is not None else "keeps its margin"
+        own = " or the margin of its own" if any(one.numbers.get("margin") not in (None, rules.margin) for one in claims) else ""
         where = " over its tasks together, of which a single one may be unknown" if rules.decide == "pooled" else ""
         told.append(
-            f"claims: shown that every row {rules.claim()}{above}{where}, wrongly in at most {100 * rules.alpha:g} % of checks"
+            f"claims: shown that every row {kept}{own}{above}{where}, wrongly in at most {100 * rules.alpha:g} % of checks"
             f"{_rates(findings, 'claim', rules)}"
         )
     frozen = [one for one in findings if one.layer == "frozen" and one.task]
@@ -66,7 +70,8 @@ def _passes(one: Finding, tests: int, rules: Rules) -> float:
     n, flips = int(_number(one, "n")), _number(one, "flips")
     if one.layer == "frozen":
         return frozen_passes(n, flips, DROP, tests, rules)
-    return claim_passes(n, flips, DROP, _number(one, "teacher"), tests, rules, chance=_number(one, "chance"))
+    held = replace(rules, margin=_number(one, "margin"), points=bool(_number(one, "points")))
+    return claim_passes(n, flips, DROP, _number(one, "teacher"), tests, held, chance=_number(one, "chance"))
 
 
 def _percent(share: float) -> str:

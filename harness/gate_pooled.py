@@ -14,7 +14,7 @@ from harness import means, stats
 from harness.errors import HarnessError, unknown
 from harness.findings import Finding, Rules, Verdict, decides_among, task_items
 from harness.frozen_items import Pair
-from harness.gate_claims import Asked, Claim, Numbers, at_chance, shown
+from harness.gate_claims import Asked, Claim, Numbers, asked_of, at_chance, shown
 from harness.groups import Row
 from harness.record import TaskScore
 
@@ -70,16 +70,17 @@ def _parts(shares: Mapping[str, float], scores: Mapping[str, tuple[int, Sequence
 # The claim
 
 
-def pooled_claims(asked: Sequence[Asked], rules: Rules) -> list[Claim]:
+def pooled_claims(asked: Sequence[Asked]) -> list[Claim]:
     """Test every row's claim over the items of all its tasks that can be pooled; a row needs two of them."""
     tested: dict[str, Claim] = {}
     for one in asked:
-        if one.row.label not in tested and (claim := _pooled_claim(one, rules)) is not None:
+        if one.row.label not in tested and (claim := _pooled_claim(one)) is not None:
             tested[one.row.label] = claim
     return list(tested.values())
 
 
-def _pooled_claim(one: Asked, rules: Rules) -> Claim | None:
+def _pooled_claim(one: Asked) -> Claim | None:
+    rules = one.rules
     scores = {score.task: score for score in one.row.first.scores if _may_be_pooled(one, score)}
     shares = _shares(rules, {task: score.n for task, score in scores.items()})
     if len(shares) < 2 or one.teacher is None or rules.margin is None:
@@ -100,7 +101,7 @@ def _pooled_claim(one: Asked, rules: Rules) -> Claim | None:
         f"{left_out and f'; without {left_out}'}{one.trainings}"
     )
     numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": n, "seeds": len(one.row.records),
-                        "p_met": p, "p_unmet": other, "chance": chance if above else 0.0}  # fmt: skip
+                        "p_met": p, "p_unmet": other, **asked_of(rules, chance if above else 0.0)}  # fmt: skip
     there = [task_items(scores[task], limited=one.row.first.limited) for task in shares]
     silent = [score.task for score in one.row.first.scores if at_chance(one.group, score)]
     return Claim(

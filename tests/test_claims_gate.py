@@ -205,6 +205,18 @@ def test_missed_without_a_baseline_and_regressed_where_it_holds_the_row(rules, m
     assert {one.verdict for one in beside if one.row == "int4"} & {Verdict.missed, Verdict.regressed} == {Verdict.missed}
 
 
+def test_a_row_with_a_margin_of_its_own_is_held_to_that_by_task_and_pooled():
+    weak = pair(150, 150, n=1000, label="weak")
+    teacher = pair(0, 0, n=1000, label="teacher")
+    held = frozen(teacher, weak, margin=0.95)
+    held = held.model_copy(update={"rows": (held.rows[0], held.rows[1].model_copy(update={"margin": 0.6}))})
+    checked = check([teacher, weak], Rules(margin=0.95), held)
+    assert {one.verdict for one in layer(checked, "claim") + layer(checked, "pooled")} == {Verdict.passed}
+    assert all("keeps 60 %" in one.told and one.numbers["margin"] == 0.6 for one in layer(checked, "claim"))
+    assert "keeps 95 % or the margin of its own" in checked.passed_means
+    assert check([teacher, weak], Rules(margin=0.95)).verdict is Verdict.missed
+
+
 def test_missed_fails_in_every_form():
     checked = check([GOOD, BAD], Rules(margin=0.95))
     tree = ElementTree.fromstring(verdicts.junit(checked).partition("?>")[2])
