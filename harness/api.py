@@ -80,12 +80,15 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
+    _refuse_task_code(config, suites.include_path_of(list(config.suite), config.include_path))
     found = suites.resolve(
         list(config.suite), embedded=all(is_embedded(name) for name in config.teacher_names), include_path=config.include_path
     )
     include_path = suites.include_path_of(list(config.suite), config.include_path)
     config = config.model_copy(update={"include_path": include_path})
     names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
+    if not names:
+        raise HarnessError(f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for example --suite mini")
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
     versions = {name: task.version for name, task in tasks.items()}
     _refuse_training_on_nothing(config, registry, tasks, source)
@@ -104,6 +107,25 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
     )
     return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
+
+
+def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:
+    """Refuse, before anything is opened or computed, folders that a run could not write to; make nothing.
+
+    `say` is told where little space is free.
+    """
+    from harness.places import check_folder
+
+    check_folder(config.out, "--out", say=say)
+    check_folder(config.cache_folder, "--cache", say=say)
+
+
+def _refuse_task_code(config: RunConfig, folder: Path | None) -> None:
+    """Refuse task files of a folder that nobody has allowed to run: their templates and functions are code."""
+    if folder is not None and not config.allow_task_code:
+        raise HarnessError(
+            f"the task files in {folder} are programs (templates, !function): read them, then type --allow-task-code (docs/security.md)"
+        )
 
 
 def _needs_hub(task: Task, source: "DataSource") -> bool:
@@ -168,7 +190,9 @@ def run(
         "teacher": tuple(split_teachers(teacher)) if isinstance(teacher, str) else tuple(teacher), "student": student, "seeds": seeds,
         "budget": budget, **settings,
     }  # fmt: skip
-    plan = plan_run(build(values))
+    config = build(values)
+    check_places(config)
+    plan = plan_run(config)
     ended, path = run_plan(plan, watcher=watcher or Watcher())
     return Run(plan, tuple(ended), path)
 
@@ -200,6 +224,8 @@ def estimate_plans(
 
     if not methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response+int4")
+    if budget is not None and budget < 100:
+        raise HarnessError(f"--budget {budget}: give 100 seen tokens or more")
     place = parse_hardware(hardware, records)
 
     def folder(name: str) -> Path:
@@ -374,6 +400,8 @@ def train_embedded(
     from harness.score import score_task
     from methods._tiny import RECIPES, train_teacher
 
+    if budget is not None and budget < 100:
+        raise HarnessError(f"--budget {budget}: give 100 seen tokens or more, or leave it out for the recipe's own")
     if only is not None and only not in EMBEDDED_MODELS:
         raise unknown("embedded model", only, EMBEDDED_MODELS)
     tasks = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}

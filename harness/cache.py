@@ -90,6 +90,22 @@ def described_damage(folder: Path) -> str:
     return f"{changed} has changed" if changed else ""
 
 
+def sweep(cache: Path) -> list[Path]:
+    """Delete what killed runs left half written in the teachers' folder, and return it; what a living one holds the lock of stays."""
+    from filelock import FileLock, Timeout
+
+    gone = []
+    for torn in sorted((cache / "teachers").glob(".*.part")):
+        lock = FileLock(torn.with_name(f"{torn.name[1:].partition('.')[0]}.lock"))
+        try:
+            with lock.acquire(timeout=0):
+                shutil.rmtree(torn, ignore_errors=True)
+                gone.append(torn)
+        except Timeout:
+            continue
+    return gone
+
+
 def remove(entry: Entry) -> None:
     """Delete an artefact; whoever needs it makes it again."""
     if entry.path.is_dir():

@@ -5,6 +5,7 @@ here. Signs of life go to the original standard output, one JSON object a line; 
 goes to the cell's log.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -23,11 +24,14 @@ from harness.chain import COMPRESSION
 from harness.config import limit_for
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
 from harness.data import DataSource, examples_digest, untrained
-from harness.errors import CellFailed, HarnessError, Skipped
+from harness.errors import CellFailed, HarnessError, Skipped, says_no_memory
+from harness.load import waiting_of
+from harness.places import no_space
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
+from harness.process import end_with_parent
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
-from harness.stopwatch import at_rest, end_with_parent, reset_peak
-from harness.watch import device_bytes
+from harness.stopwatch import at_rest, reset_peak
+from harness.watch import device_bytes, threads_asked
 
 if TYPE_CHECKING:
     from harness.lm import Transformers
@@ -69,6 +73,8 @@ class CellJob(BaseModel):
     cell_folder: Path
     stage_folders: tuple[Path, ...]  # where each stage's student lies; none for a teacher's row
     stage_records: tuple[Path | None, ...]  # where each stage's own row is recorded
+    threads: int
+    cores_in_use: float | None  # by others, when the cell began
     cache: Path
     data_dir: Path | None
 
@@ -81,7 +87,8 @@ class CellJob(BaseModel):
 def main(argv: list[str]) -> int:
     """Run one cell; 0 when its record says success, 1 when it says failed."""
     speak = _own_standard_output()
-    end_with_parent()
+    end_with_parent(int(argv[2]))
+    faulthandler.enable(file=sys.stderr)  # where native code crashes, the log says in which of our lines
     job = CellJob.model_validate_json(Path(argv[1]).read_text(encoding="utf-8"))
     began = time.monotonic()
 
@@ -112,18 +119,21 @@ def _leave_card(job: CellJob, record: RunRecord) -> None:
 
 def _reason(job: CellJob, problem: Exception) -> tuple[str, str]:
     """Return one line for the table and the traceback for the record."""
-    from harness.generate import is_out_of_memory
-
     if isinstance(problem, (CellFailed, HarnessError)):
         return str(problem), ""
-    if isinstance(problem, OSError) and problem.errno == 28:
-        return f"no space left on the device ({problem.filename or 'cell folder'}); free some and run again", ""
-    if is_out_of_memory(problem):
-        return f"out of memory {_at_what(job)} ({problem})", traceback.format_exc()
+    if full := no_space(problem, _places(job)):
+        return f"{full}; free some and run again", ""
+    if isinstance(problem, MemoryError) or says_no_memory(str(problem)):
+        return f"out of memory {_at_what(job)} ({' '.join(str(problem).split())[:300]})", traceback.format_exc()
     return (
         f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no message'}",
         traceback.format_exc(),
     )
+
+
+def _places(job: CellJob) -> dict[str, Path]:
+    """Return the folders that a cell writes to, by what the user calls them."""
+    return {"--out": job.cell_folder, "--cache": job.cache}
 
 
 def _at_what(job: CellJob) -> str:
@@ -164,7 +174,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     from harness.stopwatch import process_bytes
 
     progress(Progress(stage="start", done=0, total=1))
-    threads = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
     tasks = _tasks(job.tasks, job.include_path)
     render, show = _renderer(job)
     source = DataSource(folder=job.data_dir, render=render, show=show)
@@ -189,7 +199,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     if job.cell.is_teacher and job.noise:
         measurements += _noise_floor(job, tasks, source, rows, progress)
     if job.measure:
-        measurements += _measured(job, student, threads, progress)
+        measurements += _measured(job, student, threads_asked(), progress)  # timing keeps its own rule
     if peak is not None:
         measurements += (Measurement(name="peak_process_bytes", value=peak, unit="bytes", higher_is_better=False),)
     return _record(
@@ -204,8 +214,25 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         cost=cost,
         stages=_with_last_scores(stages, scores) if len(stages) > 1 else (),
         data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
-        environment=environment(device=job.device, dtype=job.dtype, threads=threads),
+        environment=environment(
+            device=job.device, dtype=job.dtype, threads=job.threads, waiting=waiting_of(os.environ), cores_in_use=job.cores_in_use
+        ),
     )
+
+
+def score_again(job: CellJob) -> "list[TaskScore]":
+    """Score a finished cell's model once more, from nothing: no answer is read from the journal, nothing is written."""
+    from harness.checkpoint import describe
+
+    tasks = _tasks(job.tasks, job.include_path)
+    render, show = _renderer(job)
+    source = DataSource(folder=job.data_dir, render=render, show=show)
+    folder = job.stage_folders[-1] / "student" if job.stage_folders else None
+    student = describe(folder, name=job.cell.label) if folder is not None else job.teachers[job.cell.teacher].checkpoint()
+    anew = job.model_copy(update={"force": True})
+    with _backend(anew, student, anew.dtype) as backend:
+        scores, _ = _scored(anew, backend, tasks, source, lambda progress: None)
+    return scores
 
 
 @contextmanager
@@ -506,6 +533,7 @@ def _staged(
                 progress=progress,
             )
         )
+        _refuse_no_student(stage.method, made, folder)
         write_whole(done, json.dumps({"path": made.path.name, "parents": made.parents, "digest": made.digest}))
     told = json.loads(done.read_text(encoding="utf-8"))
     student = describe(folder / told["path"], name=stage.label, parents=told["parents"])
@@ -514,6 +542,21 @@ def _staged(
         raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
     _changed_something(stage, student, (start, *teachers))
     return student
+
+
+def _refuse_no_student(method: str, made: object, folder: Path) -> None:
+    """Refuse what a method returned where it is no student that it saved in its own folder."""
+    way_out = "save it in job.workdir / 'student' and return harness.checkpoint.describe(folder, name=...)"
+    if not isinstance(made, Checkpoint):
+        shown = " ".join(repr(made).split())[:60]
+        raise CellFailed(f"{method}.compress returned {_a(type(made).__name__)} ({shown}), and must return a Checkpoint: {way_out}")
+    if made.path.resolve().parent != folder.resolve() or not (made.path / "config.json").is_file():
+        raise CellFailed(f"{method}.compress returned a Checkpoint whose path, {made.path}, is no model folder in job.workdir: {way_out}")
+
+
+def _a(name: str) -> str:
+    """Return a type's name behind its article; None stands alone."""
+    return "None" if name == "NoneType" else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str) -> None:

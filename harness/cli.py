@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from enum import StrEnum
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli_check import baseline_app, check, export
+from harness.cli_check import baseline_app, check, export, verify
+from harness.ending import catch_signals, ended, flushed, guard_streams
 from harness.errors import CellFailed, HarnessError, unknown
+from harness.options import HELP, Command, Group, refuse_doubles
 
 if TYPE_CHECKING:
     from harness.api import Run
@@ -19,13 +22,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="harness", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    cls=Group, context_settings=HELP,
     help="Compress language models in many ways, score every student in one way, and write the tables.",
 )  # fmt: skip
 
 
-app.command()(check)
+app.command(cls=Command)(check)
 app.add_typer(baseline_app)
-app.command()(export)
+app.command(cls=Command)(export)
+app.command(cls=Command)(verify)
 
 
 class Listed(StrEnum):
@@ -45,7 +50,7 @@ class CacheAction(StrEnum):
     prune = "prune"
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     file: Annotated[
         Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)
@@ -122,6 +127,13 @@ def run(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' files. [default: $HARNESS_DATA_DIR]")] = None,
     force: Annotated[bool | None, typer.Option("--force", help="Compute finished cells again.", show_default=False)] = None,
+    cell_timeout: Annotated[
+        str | None, typer.Option(help="End a cell that takes longer: 90s, 30m, 2h. [default: none]", metavar="SECONDS | 30m | 2h")
+    ] = None,
+    allow_task_code: Annotated[
+        bool | None,
+        typer.Option("--allow-task-code", help="Let the task files of --include-path run: they are programs.", show_default=False),
+    ] = None,
     wait: Annotated[
         bool | None,
         typer.Option(
@@ -131,7 +143,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")] = False,
 ) -> int:
     """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
-    from harness.api import Run, plan_run
+    from harness.api import Run, check_places, plan_run
     from harness.config import build, listed, parse_limit, parse_set, read_toml, split_teachers
     from harness.console import Console
     from harness.runner import failures, run_plan
@@ -141,10 +153,11 @@ def run(
         "methods": listed(methods), "suite": listed(suite),
         "teacher": [one for text in teacher for one in split_teachers(text)] if teacher else None,
         "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
-        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
+        "batch_size": int(batch_size) if batch_size and re.fullmatch("[0-9]{1,9}", batch_size) else batch_size,
         "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise,
         "grid": grid, "rounds": rounds, "limit": parse_limit(",".join(limit)) if limit else None, "tune": tune, "track": track,
         "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
+        "cell_timeout": cell_timeout, "allow_task_code": allow_task_code,
     }  # fmt: skip
     values |= {key: value for key, value in typed.items() if value is not None}
     if setting:
@@ -152,7 +165,14 @@ def run(
         for name, given in parse_set(setting).items():
             values["set"][name] = {**values["set"].get(name, {}), **given}
     values.setdefault("data_dir", os.environ.get("HARNESS_DATA_DIR"))
-    plan = plan_run(build(values, where=str(file) if file else ""), say=lambda line: typer.echo(line, err=True))
+    config = build(values, where=str(file) if file else "")
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if not dry_run:
+        check_places(config, say=say)
+    plan = plan_run(config, say=say)
     if dry_run:
         return _print_plan(plan)
     with Console() as console:
@@ -204,7 +224,7 @@ def _show(finished: "Run") -> None:
     typer.echo(f"tables: {folder}  page: {page}  records: {path} (again: harness report {path})")
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
     """List methods, suites, tasks or models with one line each."""
     import methods
@@ -234,7 +254,7 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
     return 0
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     place: Annotated[Path | None, typer.Argument(help="A run file, a store, a study or a folder of records.")] = Path("results/runs"),
     out: Annotated[
@@ -261,12 +281,18 @@ def report(
     from harness import report as tables
     from harness.config import listed
     from harness.glossary import glossary
+    from harness.places import check_folder
     from harness.store import keep_records, read_all
 
     if explain:
         typer.echo(glossary())
         return 0
     assert place is not None
+    for flag, folder in (("--out", out), ("--keep", keep)):
+        if folder is not None:
+            check_folder(folder, flag)
+    refuse_doubles("--against", listed(against) or [])
+    refuse_doubles("--forms", listed(forms) or [])
     records, problems = read_all(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
@@ -300,7 +326,7 @@ def report(
     return 1 if problems else 0
 
 
-@app.command()
+@app.command(cls=Command)
 def measure(
     models: Annotated[list[str] | None, typer.Argument(help="Models; each after the first is timed by turns with it.")] = None,
     grid: Annotated[
@@ -317,10 +343,12 @@ def measure(
     """Time and weigh models: first token, later tokens, bytes of weights, cache and peak; ratios to the first model."""
     from harness.api import measure_models
     from harness.console import Console
+    from harness.places import check_folder
     from harness.report import weighed_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(f"--device {device} --dtype {dtype}: devices are auto, cpu, cuda; dtypes auto, float32, bfloat16")
+    check_folder(out, "--out")
     with Console() as console:
         found, path = measure_models(
             models or [], grid=grid, rounds=rounds, device=device, dtype=dtype, threads=threads, cache=cache, out=out,
@@ -331,7 +359,7 @@ def measure(
     return 0
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     methods: Annotated[
         list[str] | None, typer.Option(help="Chains, separated by commas: cot,response+int4. [default: cot,response]", show_default=False)
@@ -375,7 +403,7 @@ def plan(
     return 0 if all(stage.fits for one in found for stage in one.stages) else 1
 
 
-@app.command()
+@app.command(cls=Command)
 def cache(
     what: Annotated[CacheAction, typer.Argument(help="ls: list; verify: check every digest; prune: delete what is damaged or old.")],
     folder: Annotated[Path | None, typer.Option("--cache", help="The cache folder. [default: as in run]")] = None,
@@ -422,16 +450,19 @@ def lm_eval_(context: typer.Context) -> int:
     return 0
 
 
-@app.command("train-tiny")
+@app.command("train-tiny", cls=Command)
 def train_tiny(
     out: Annotated[Path | None, typer.Option(help="Folder for the models. [default: the package's own embedded/]")] = None,
     only: Annotated[str | None, typer.Option(help="Train one of them: tiny or tiny-math.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Seen tokens, in place of the recipe's (for a trial).")] = None,
+    budget: Annotated[int | None, typer.Option(help="Seen tokens, in place of the recipe's (for a trial).", min=100)] = None,
 ) -> int:
     """Train the embedded teachers from nothing: tokenizer, tiny, tiny-math, and their scores on the test splits."""
     from harness.api import train_embedded
     from harness.console import Console
+    from harness.places import check_folder
 
+    if out is not None:
+        check_folder(out, "--out")
     with Console() as console:
         for line in train_embedded(out, only=only, budget=budget, progress=console.progress):
             console.say(line)
@@ -440,9 +471,16 @@ def train_tiny(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    guard_streams()
+    catch_signals()
+    sys.exit(flushed(ended(_command)))
+
+
+def _command() -> int:
+    """Run the command that was typed and return its exit code."""
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # where torchao is installed, its enums are announced at every start
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False) or 0
     except HarnessError as problem:
         print(f"harness: {problem}", file=sys.stderr)
         code = 2
@@ -450,20 +488,18 @@ def main() -> None:
         print(f"harness: {problem}", file=sys.stderr)
         code = 1
     except typer.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        code = 130
+        raise KeyboardInterrupt from None
+    except OSError:
+        raise
     except Exception as problem:
         if not hasattr(problem, "format_message"):  # a click usage error: unknown option, missing argument
             if sys.argv[1:2] != ["check"]:
                 raise
             traceback.print_exc()  # a defect of ours: 1 would say that a model regressed
-            sys.exit(2)
+            return 2
         print(f"harness: {problem.format_message()} (type: harness --help)", file=sys.stderr)
         code = 2
-    if code == 130:
-        print("\nharness: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

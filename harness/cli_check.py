@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness.errors import HarnessError, unknown
+from harness.options import HELP, Command, Group, refuse_doubles
+from harness.places import check_file, check_folder
 
 if TYPE_CHECKING:
     from harness.record import Measurement, RunRecord
 
 baseline_app = typer.Typer(
-    name="baseline", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    name="baseline", no_args_is_help=True, add_completion=False, rich_markup_mode=None, cls=Group, context_settings=HELP,
     help="Freeze accepted rows item by item, show what is frozen, and what changed.",
 )  # fmt: skip
 
@@ -132,6 +134,12 @@ def check(
     for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
         if not 0 < value < 0.5:
             raise HarnessError(f"--{name} {value:g}: give a share between 0 and 0.5, such as 0.05")
+    _refuse_thresholds(faster, slower)
+    summary = markdown or (Path(found) if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
+    for flag, path in (("--json", json_to), ("--junit", junit), ("--markdown", summary)):
+        if path is not None:
+            check_file(path, flag)
+    refuse_doubles("--rows", listed(rows) or ())
     share, points = parse_margin(margin)
     rules = gate.Rules(
         margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=_percent_of("tolerance", tolerance),
@@ -143,7 +151,6 @@ def check(
     records = records_of(place)
     checked = gate.check(records, rules, frozen, measured=_measured(measured) if measured else ())
     typer.echo(verdicts.text(checked))
-    summary = markdown or (Path(found) if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
     for path, form, mode in ((json_to, verdicts.as_json, "w"), (junit, verdicts.junit, "w"), (summary, verdicts.markdown, "a")):
         if path:
             _written(path, form(checked), mode)
@@ -151,6 +158,14 @@ def check(
         for line in verdicts.annotations(checked):
             typer.echo(line)
     return checked.exit_code
+
+
+def _refuse_thresholds(faster: float | None, slower: float) -> None:
+    """Refuse speeds that no measurement could reach or miss."""
+    if faster is not None and faster <= 0:
+        raise HarnessError(f"--faster {faster:g}: give a ratio of speeds above 0, such as 1.5")
+    if slower < 1:
+        raise HarnessError(f"--slower {slower:g}: give what is tolerated, 1 or more (1.05: five per cent slower)")
 
 
 def _written(path: Path, text: str, mode: str) -> None:
@@ -195,7 +210,7 @@ def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     return [*found]
 
 
-@baseline_app.command("update")
+@baseline_app.command("update", cls=Command)
 def baseline_update(
     place: Records = Path("results/runs"),
     baseline: Annotated[Path, typer.Option(help="The file that is written.")] = Path("results/baselines/baseline.json"),
@@ -212,6 +227,8 @@ def baseline_update(
     from harness.config import listed
     from harness.gate import Rules
 
+    check_file(baseline, "--baseline")
+    refuse_doubles("--rows", listed(rows) or ())
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
     moved = update(
@@ -230,7 +247,7 @@ def baseline_update(
     return 0
 
 
-@baseline_app.command("show")
+@baseline_app.command("show", cls=Command)
 def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
     """Show what is frozen, and why it moved when."""
     from harness.baseline import read_baseline
@@ -246,7 +263,7 @@ def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")])
     return 0
 
 
-@baseline_app.command("diff")
+@baseline_app.command("diff", cls=Command)
 def baseline_diff(
     baseline: Annotated[Path, typer.Argument(help="A baseline.")],
     other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
@@ -272,6 +289,26 @@ def _echo(lines: Sequence[dict[str, str]]) -> None:
     typer.echo(tabulate(rows, headers=list(lines[0]) if lines else [], tablefmt="plain", disable_numparse=True))
 
 
+def verify(
+    place: Annotated[Path, typer.Argument(help="A record, a cell's folder, or what report takes: each record is checked.")],
+    score: Annotated[bool, typer.Option("--score", help="Ask the model every question again, on this machine.")] = False,
+) -> int:
+    """Check records against what stands beside them: digests, items, weights; exit code 1 and the first difference where one differs."""
+    from harness.store import record_files
+    from harness.verify import verify as checked
+
+    own = place / "record.json"
+    paths, problems = ([own], []) if own.is_file() else record_files(place)
+    found = [checked(path, score=score) for path in paths]
+    for one in found:
+        typer.echo(str(one))
+    for line in problems:
+        typer.echo(line, err=True)
+    differing = sum(bool(one.difference) for one in found)
+    typer.echo(f"{len(found)} records, {differing} differ")
+    return 1 if differing or problems else 0
+
+
 class Form(StrEnum):
     """Where records can be handed on to."""
 
@@ -292,6 +329,7 @@ def export(
     from harness import export as handing
     from harness.evidence import evidence_of
 
+    check_folder(out, "--out")
     records = [one for one in records_of(place) if one.status == "success"]
     if not records:
         raise HarnessError(f"{place}: no record that succeeded; type: harness run")

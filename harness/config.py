@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_dir
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from harness.errors import HarnessError, unknown
 
@@ -18,6 +18,17 @@ OUTSIDE_BUDGET = 1_000_000
 
 
 Count = Annotated[int, Field(ge=1)]
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+def parse_seconds(given: object) -> object:
+    """Read `90`, `90s`, `30m` or `2h` as seconds; what is no text comes back as it is."""
+    if not isinstance(given, str):
+        return given
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(s|m|min|h|)\s*", given)
+    if not match:
+        raise ValueError("give seconds, minutes or hours: 90s, 30m, 2h")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def default_cache() -> Path:
@@ -57,6 +68,33 @@ class RunConfig(BaseModel):
     data_dir: Path | None = None
     force: bool = False
     wait: bool = True
+    cell_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_seconds)] | None = (
+        None  # of each cell; None: none
+    )
+    allow_task_code: bool = False  # task files of one's own are programs: they run only where they were asked for by name
+
+    @field_validator("suite", "teacher")
+    @classmethod
+    def _some(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("nothing is named; leave it out for its default")
+        return names
+
+    @field_validator("methods", "suite", "teacher")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not name.strip() for name in names):
+            raise ValueError("a name is empty")
+        if double := next((name for at, name in enumerate(names) if name in names[:at]), ""):
+            raise ValueError(f"{double} is named twice; name it once (more trainings of a row: --seeds 3)")
+        return names
+
+    @field_validator("student")
+    @classmethod
+    def _not_empty(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("it is empty; write for example depth:0.5")
+        return name
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -85,7 +123,7 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
     except ValidationError as problem:
         first = problem.errors()[0]
         name = str(first["loc"][0])
-        told = " or ".join(one["msg"].lower() for one in problem.errors() if one["loc"][0] == name)
+        told = " or ".join(one["msg"].removeprefix("Value error, ").lower() for one in problem.errors() if one["loc"][0] == name)
         flag = f"--{name.replace('_', '-')}"
         raise HarnessError(f"{where + ': ' if where else ''}{flag} {first['input']!r}: {told}; see harness run --help") from problem
 

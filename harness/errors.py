@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: one line that says what was given, what is right and what to type next."""
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 
@@ -34,6 +35,45 @@ def how_it_ended(code: int, log: str) -> str:
     """Say in one line how a process ended that left no answer: by which signal, or with which last words."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        if says_no_memory(log):
+            return f"out of memory ({name}){_limit_of_memory()}"
+        if -code in CRASHES:
+            return f"crashed ({name}{_crashed_at(log)})"
         return f"killed ({name}{', perhaps for want of memory' if -code == signal.SIGKILL else ''})"
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
+    if says_no_memory(log):
+        return f"out of memory ({last[:120]}){_limit_of_memory()}"
     return f"ended with status {code}: {last[:200]}"
+
+
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})  # by the process's own fault
+# What libraries, the loader and the C++ runtime say where an allocation or a mapping fails, or a thread has no room for its stack.
+_NO_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|could not|unable to) allocate|failed to map segment|std::bad_alloc|MemoryError|OpenBLAS.*alloc|"
+    r"can't start new thread|thread creation failed|pthread_create failed|failed to create thread|Errno 12\b|cudaErrorMemoryAllocation",
+    re.IGNORECASE,
+)
+
+
+def says_no_memory(text: str) -> bool:
+    """Tell whether the words of an error, or the last words of a process, are those of one that had no memory left."""
+    return _NO_MEMORY.search(text) is not None
+
+
+def _limit_of_memory() -> str:
+    """Return what bounds this process's memory by the shell's own limits, "" where nothing does."""
+    try:
+        import resource
+
+        soft = min(
+            (one for one in (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)) if one >= 0), default=-1
+        )
+    except (ImportError, AttributeError, OSError):
+        return ""
+    return "" if soft < 0 else f"; this shell allows {soft / 2**30:.1f} GiB to a process: type ulimit -v unlimited, or give a smaller model"
+
+
+def _crashed_at(log: str) -> str:
+    """Return where Python was when native code crashed, as the fault handler has written it; "" where it has not."""
+    said = re.search(r"(?:Current thread|Thread) 0x[0-9a-f]+[^\n]*:\n\s+File \"([^\"]+)\", line (\d+) in (\S+)", log)
+    return f" in {said[3]}, {said[1].rpartition('/')[2]} line {said[2]}" if said else ""

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
+from harness.errors import says_no_memory
 from harness.finite import not_finite
 from harness.model import LanguageModel
 from harness.plain import Continuing, note_of, own_gap, writing_of
@@ -56,10 +57,7 @@ def pack_tokens(opened: LanguageModel) -> int:
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Tell whether an exception says that the device or the machine has no memory left."""
-    text = str(problem).lower()
-    return isinstance(problem, MemoryError) or (
-        isinstance(problem, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
-    )
+    return isinstance(problem, MemoryError) or (isinstance(problem, (RuntimeError, OSError)) and says_no_memory(str(problem)))
 
 
 def rows_by_memory(opened: LanguageModel, tokens: int) -> int:

@@ -82,13 +82,13 @@ def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
 
 
 def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return the records that were made on a machine like this one, on its CPU, at its number of threads."""
+    """Return the records that were made on a machine like this one, on its CPU, at no more threads than are asked for."""
     here = machine()
     threads = threads_asked()
 
     def fits(one: RunRecord) -> bool:
         made = one.environment
-        return one.status == "success" and one.device == "cpu" and made is not None and (made.machine, made.threads) == (here, threads)
+        return one.status == "success" and one.device == "cpu" and made is not None and made.machine == here and made.threads <= threads
 
     return [one for one in records if fits(one)]
 

@@ -152,7 +152,7 @@ def _golds(task: Any, sample: Mapping[str, Any], options: Sequence[str]) -> list
     """Return the positions of the right choices, as lm-eval reads them; none where the target is not among them."""
     told = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
     listed = told if isinstance(told, (list, tuple)) else [told]
-    found = [int(one) if not isinstance(one, str) else options.index(one) if one in options else int(one) if one.isdigit() else -1
+    found = [int(one) if not isinstance(one, str) else options.index(one) if one in options else int(one) if one.isdecimal() else -1
              for one in listed]  # fmt: skip
     return sorted({at for at in found if 0 <= at < len(options)})
 

@@ -26,6 +26,8 @@ from harness.arithmetic import ITEM_BYTES, Shape, weight_bytes
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint, Progress
 from harness.errors import CellFailed, HarnessError, how_it_ended
+from harness.load import without_ours
+from harness.process import tail_of
 from harness.record import Measurement, TaskScore
 from harness.scenario import VISIT_SECONDS, Scenario
 from harness.stopwatch import Job
@@ -75,10 +77,15 @@ class Stopwatch:
         self.log = folder / f"stopwatch-{name}.txt"
         path = folder / f"stopwatch-{name}.json"
         path.write_text(stopwatch.as_json(job), encoding="utf-8")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **without_ours(os.environ),
+            "OMP_NUM_THREADS": str(job.threads),
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_OFFLINE": "1",
+        }
         with self.log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.stopwatch", str(path.resolve())],
+                [sys.executable, "-P", "-m", "harness.stopwatch", str(path.resolve()), str(os.getpid())],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", env=environment,
             )  # fmt: skip
 
@@ -112,7 +119,7 @@ class Stopwatch:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.endswith("\n"):  # its end, or half an answer
-            how = how_it_ended(self.process.wait(), self.log.read_text(encoding="utf-8", errors="replace"))
+            how = how_it_ended(self.process.wait(), tail_of(self.log))
             raise CellFailed(f"the process that measured the {self.name}: {how}")
         answer: dict[str, Any] = json.loads(line)
         return answer

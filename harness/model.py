@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
+from harness.bounded import TooLong, bounded
 from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
 from harness.encoding import encoded
-from harness.errors import CellFailed, HarnessError, unknown
+from harness.errors import CellFailed, HarnessError, in_one_line, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,10 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+TEMPLATE_SECONDS = 10.0  # of one prompt: the longest of real templates takes milliseconds
+TEMPLATE_CHARACTERS = 200_000  # beside ten times what is shown
+
+
 def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
     """Render a conversation as the tokenizer's template does, the same on every day; `goes_on` leaves the last turn open to be continued.
 
@@ -112,9 +117,18 @@ def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = 
     told: dict[str, str] = {}
     if tokenizer.chat_template:  # mistral-common's tokenizers have none and write no date
         told = {"chat_template": _clock() + tokenizer.get_chat_template(), "date_string": TODAY.strftime("%d %b %Y")}
-    text: str = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on, **told
-    )  # fmt: skip
+    try:
+        with bounded(TEMPLATE_SECONDS):
+            text: str = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on, **told
+            )  # fmt: skip
+    except TooLong:
+        raise CellFailed(f"the chat template takes more than {TEMPLATE_SECONDS:g} s for one prompt; type --chat-template off") from None
+    except (MemoryError, RecursionError, OverflowError) as problem:  # Jinja's sandbox bounds ranges, and Python calls
+        raise CellFailed(f"the chat template cannot be used ({in_one_line(problem)}); type --chat-template off") from problem
+    shown = sum(len(str(turn.get("content", ""))) for turn in turns)
+    if len(text) > TEMPLATE_CHARACTERS + 10 * shown:
+        raise CellFailed(f"the chat template writes {len(text):,} characters around {shown:,}; type --chat-template off")
     return text
 
 
@@ -163,12 +177,22 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             hint = f"; it holds {inside[0]}: name that file" if inside else ""
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
-            raise HarnessError(f"folder {name} holds no *.safetensors weights; save it with save_pretrained()")
+            raise _no_safetensors(name, path)
         refuse_torn(path)
         return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
     if not _is_hub_id(name):
         raise _unknown_model(name)
     return _from_hub(name)
+
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")  # opening one runs what it says
+
+
+def _no_safetensors(name: str, folder: Path) -> HarnessError:
+    """Return the line for a folder without safetensors; weights that are pickles are named and never opened."""
+    pickled = next((path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))), "")
+    told = f": {pickled} is a pickle, which is a program, and is not opened" if pickled else ""
+    return HarnessError(f"folder {name} holds no *.safetensors weights{told}; save it with save_pretrained()")
 
 
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
@@ -226,6 +250,8 @@ def _from_hub(name: str) -> Checkpoint:
             raise _unknown_model(name) from problem
         told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
         raise _refused_by_hub(name, problem, told) from problem
+    if not any(folder.glob("*.safetensors")):
+        raise HarnessError(f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are not opened")
     # The snapshot folder is named by the commit: the Hub's own content address.
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)

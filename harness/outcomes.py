@@ -96,7 +96,7 @@ def summarise(task: Task, leaves: Sequence[Leaf], *, model: Any) -> TaskScore:
         "higher_is_better": not lower, "primary": task.primary if task.kind == "generate" else leaves[0].scored.metric,
         "items_digest": digest_of([(row.item, row.doc_hash, text, row.target_hash) for row, text in zip(rows, asked, strict=True)]),
         "answers_digest": digest_of([row.answer for row in rows]),
-        "likelihoods_digest": _likelihoods_digest(rows),
+        "likelihoods_digest": likelihoods_digest(rows),
         "cut_prompts": model.cut_prompts, "seconds": model.seconds, "from_journal": model.journal.read,
         "notes": (*model.notes, *getattr(task, "notes", ()), *_unlike(task, leaves)),
     }  # fmt: skip
@@ -113,7 +113,7 @@ def summarise(task: Task, leaves: Sequence[Leaf], *, model: Any) -> TaskScore:
     return TaskScore(**{**shared, **written, **figures})
 
 
-def _likelihoods_digest(rows: Sequence[ItemRow]) -> str:
+def likelihoods_digest(rows: Sequence[ItemRow]) -> str:
     """Return a digest of what was computed for choices or documents, to the last bit; "" where nothing was (answers are written)."""
     likelihoods = [(row.position, row.log_probabilities) for row in rows]
     return digest_of(likelihoods) if all(numbers for _, numbers in likelihoods) else ""

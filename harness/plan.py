@@ -11,17 +11,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from harness.arithmetic import parameters_on_disk
 from harness.chain import COMPRESSION, bare, check, kind_of, parts_of, related
 from harness.checkpoint import digest_of, file_digest
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
 from harness.contract import Checkpoint, Prompting, Suite
 from harness.errors import HarnessError, unknown
 from harness.gpu import device_label, gpu_of
+from harness.load import threads_for
 from harness.model import is_embedded, parse_recipe, quantized_by, resolve
 from harness.record import processor
 from harness.registry import Registry, expanded
 from harness.scenario import GRIDS, parse_grid
 from harness.vocabulary import common_vocabulary, token_map
+from harness.watch import threads_asked
 
 TEACHER = "teacher"  # the label of the row that every other row is compared with
 SCORING = 4  # version of scoring and measuring: part of every cell's key
@@ -105,6 +108,7 @@ class Plan:
     prompting: Prompting
     grid: str
     cells: tuple[PlannedCell, ...]
+    threads: int = 1  # of each cell
     hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
 
 
@@ -198,13 +202,14 @@ def make_plan(
         shared["tune"] = True
     if prompting != Prompting():
         shared["prompting"] = [prompting.chat, prompting.system]
+    threads = _threads(planned, base, device)
     grid = "" if config.grid == "none" else config.grid or GRIDS[device.partition(":")[0]]
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},
         "scoring": SCORING,
         "measure": any(suite.measure for suite in suites.values()),
         "grid": [[str(one) for one in parse_grid(grid)], config.rounds] if grid else "none",
-        "machine": _machine(device),  # speeds belong to a machine
+        "machine": _machine(device, threads),  # speeds belong to a machine
     }
     if config.limit:  # none, or of no task: everything is scored
         scored["limit"] = config.limit
@@ -228,14 +233,21 @@ def make_plan(
     return Plan(
         config=config, suites=suites, tasks=tasks, task_versions=tuple(f"{task}@{task_versions[task]}" for task in tasks), teachers=planned,
         student_recipe=named, student_base=base,
-        budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, grid=grid, cells=tuple(cells),
+        budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, grid=grid, cells=tuple(cells), threads=threads,
     )  # fmt: skip
 
 
-def _machine(device: str) -> list[str | int | None]:
+def _threads(teachers: Sequence[PlannedModel], base: PlannedModel, device: str) -> int:
+    """Return the threads of a run's cells, one number for all rows of a table: by its largest model; on a GPU as they were."""
+    if device != "cpu":
+        return threads_asked()
+    return threads_for(max(parameters_on_disk(one.path) for one in (*teachers, base)))
+
+
+def _machine(device: str, threads: int) -> list[str | int | None]:
     """Return what of this machine a cell's key holds: the processor and, on a GPU, the card, its driver and torch's CUDA."""
     gpu = gpu_of(device)
-    return [processor(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS"), *([str(gpu)] if gpu else [])]
+    return [processor(), os.cpu_count(), threads, *([str(gpu)] if gpu else [])]
 
 
 def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object], teachers: Sequence[PlannedModel], index: int) -> PlannedCell:

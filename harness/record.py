@@ -207,6 +207,8 @@ class Environment(_Frozen):
     device: str
     dtype: str
     threads: int
+    waiting: str = ""  # how threads waited at their barriers, active or passive; "" where nobody looked
+    cores_in_use: float | None = None  # by others, when the cell began; None where nobody looked
     machine: str
     gpu: Gpu | None = None
     platform: str
@@ -326,7 +328,7 @@ def _digest(data: Mapping[str, JsonValue]) -> str:
 _PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")
 
 
-def environment(*, device: str, dtype: str, threads: int) -> Environment:
+def environment(*, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None) -> Environment:
     """Describe this process's machine and versions. The machine is its kind, never its name."""
     versions = {}
     for name in _PACKAGES:
@@ -339,6 +341,8 @@ def environment(*, device: str, dtype: str, threads: int) -> Environment:
         device=device,
         dtype=dtype,
         threads=threads,
+        waiting=waiting,
+        cores_in_use=cores_in_use,
         machine=machine(),
         gpu=gpu_of(device),
         platform=f"{platform.system()} {platform.machine()}",

@@ -1,6 +1,5 @@
 """Runs a plan: one spawned process per cell, locks, progress, and a record whatever happens to the process."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,11 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.cache import sweep
 from harness.cell import CellJob
 from harness.contract import Progress
-from harness.errors import HarnessError, how_it_ended
+from harness.ending import told_of
+from harness.errors import CRASHES, HarnessError, how_it_ended
+from harness.load import UNSEEN, Load, look, settings_of
 from harness.model import is_embedded
+from harness.places import make_folder
 from harness.plan import Plan, PlannedCell
+from harness.process import Ended, attend
 from harness.record import BadRecord, ModelReference, RunRecord, read, write
 from harness.store import Busy, Store
 
@@ -43,6 +47,8 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
     """Compute every cell that has no record yet; return how each ended and the run's own file."""
     store = Store(plan.config.out)
     store.prepare()
+    make_folder(plan.config.cache_folder, "--cache")
+    sweep(plan.config.cache_folder)
     listing = store.write_run(plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells])
     ended: list[Finished] = []
     for number, cell in enumerate(plan.cells, 1):
@@ -67,6 +73,7 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
             with ExitStack() as locks:
                 for stage in cell.stages:
                     locks.enter_context(store.locked(stage.key, wait=plan.config.wait, on_wait=watcher.say))
+                    _forget_torn(store.student(stage.key))
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
     except Busy as busy:
         return Finished(cell, None, cached=False, note=str(busy))
@@ -78,24 +85,58 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
     try:
         folder.mkdir(parents=True, exist_ok=True)
         record_path = folder / "record.json"
+        before = _reason_before(record_path)
         record_path.unlink(missing_ok=True)
         for stage in cell.stages if plan.config.force else ():
             if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:  # other stages are made anew by their own rows
                 _forget_student(store.student(stage.key))
-        job = _job(plan, cell, store)
+        load = look()
+        if load.busy:
+            watcher.say(f"{cell.label}: the machine is busy ({load}): threads wait passively")
+        job = _job(plan, cell, store, load)
         (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
-        code, tail = _process(folder, lambda one: watcher.alive(cell, one), environment=_environment(plan))
+        ended = _process(
+            folder, lambda one: watcher.alive(cell, one), environment=_environment(plan, load), seconds=plan.config.cell_timeout
+        )  # fmt: skip
         if record_path.exists():
             return read(record_path)
-        record = _died(plan, cell, how_it_ended(code, tail) + ("; run again to go on from its last saved state" if code < 0 else ""))
+        record = _died(plan, cell, _why(ended, before, plan.config.cell_timeout, folder / "log.txt"))
         write(record_path, record)
     except BadRecord as problem:
         return _died(plan, cell, str(problem))
     except OSError as problem:
-        raise HarnessError(
-            f"cannot write to {folder} ({problem.strerror}); what was finished is kept: mend that and run again"
-        ) from problem
+        raise HarnessError(f"{told_of(problem)}; what was finished is kept: mend that and run again") from problem
     return record
+
+
+def _reason_before(record: Path) -> str:
+    """Return why a cell failed when it was tried before; "" where it was not, or where its record cannot be read."""
+    try:
+        return read(record).reason
+    except BadRecord:
+        return ""
+
+
+def _why(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
+    """Say why a process left no record, and what to do: the same crash twice is no accident."""
+    if ended.late:
+        return f"stopped after {seconds:g} s (--cell-timeout); give a longer one: run again to go on from its last saved state"
+    how = how_it_ended(ended.code, ended.log)
+    if -ended.code in CRASHES:
+        if before.startswith(how):
+            return f"{how}, as the time before: running it again will not help; read {log}, and leave the row out or change its settings"
+        return f"{how}; a defect of a library or of this machine, see {log}; run again once"
+    return f"{how}; run again to go on from its last saved state" if ended.code < 0 else how
+
+
+def _forget_torn(folder: Path) -> None:
+    """Delete what a killed run left half saved beside a student; its lock is ours."""
+    import shutil
+
+    for torn in folder.glob(".*.part"):
+        shutil.rmtree(torn, ignore_errors=True)
+        if torn.is_file():
+            torn.unlink(missing_ok=True)
 
 
 def _forget_student(folder: Path) -> None:
@@ -105,7 +146,7 @@ def _forget_student(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
+def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
     return CellJob(
         cell=cell,
         suites=tuple(plan.suites),
@@ -136,6 +177,8 @@ def _job(plan: Plan, cell: PlannedCell, store: Store) -> CellJob:
         cell_folder=store.cell(cell.key).resolve(),
         stage_folders=tuple(store.student(stage.key).resolve() for stage in cell.stages),
         stage_records=tuple(_row_of(plan, stage.key, store) for stage in cell.stages),
+        threads=plan.threads,
+        cores_in_use=None if load.used is None else round(load.used, 2),
         cache=plan.config.cache_folder.resolve(),
         data_dir=plan.config.data_dir.resolve() if plan.config.data_dir else None,
     )
@@ -146,38 +189,28 @@ def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
     return next((store.record_path(cell.key).resolve() for cell in plan.cells if cell.student_key == student_key), None)
 
 
-def _environment(plan: Plan) -> dict[str, str]:
+def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything where models and items are here."""
     settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # fmt: skip
     names = [*plan.config.teacher_names, plan.config.student]
     if not plan.hub_data and all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **settings}
+    return {**os.environ, **settings, **settings_of(load, os.environ)}
 
 
-def _process(folder: Path, alive: Callable[[Progress], None], *, environment: dict[str, str]) -> tuple[int, str]:
-    """Start `python -m harness.cell`, pass its signs of life on, return its exit code and the end of its log."""
+def _process(
+    folder: Path, alive: Callable[[Progress], None], *, environment: dict[str, str], seconds: float | None = None
+) -> Ended:  # fmt: skip
+    """Start `python -m harness.cell`, pass its signs of life on, return how it ended."""
     log = folder / "log.txt"
-    with log.open("wb") as errors:
+    log.unlink(missing_ok=True)
+    with log.open("ab") as errors:  # appended to: what is cut off at its beginning stays cut off
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.cell", str((folder / "job.json").resolve())],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, encoding="utf-8",
+            [sys.executable, "-P", "-m", "harness.cell", str((folder / "job.json").resolve()), str(os.getpid())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                alive(Progress(**json.loads(line)))
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            raise
-    return code, log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    return attend(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
 
 
 def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:

@@ -17,7 +17,6 @@ import os
 import random
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.process import end_with_parent
 from harness.scenario import WARM_UP_SECONDS, Scenario
 
 WARM_UPS = (3, 12)  # full-length runs: at least, at most
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     job = Job(**json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
-    end_with_parent()
+    end_with_parent(int(argv[2]))
     import torch
     import transformers  # noqa: F401  before the baseline
 
@@ -310,18 +310,6 @@ def at_rest(device: str) -> dict[str, int]:
         return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
     _trim()
     return {"resident": process_bytes("VmRSS") or 0}
-
-
-def end_with_parent() -> None:
-    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the machine."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _trim() -> None:

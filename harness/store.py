@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
+from harness.places import make_folder
 from harness.record import BadRecord, RunRecord, read, write
 
 
@@ -49,14 +50,9 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folder and check that it can be written to."""
-        try:
-            for name in ("cells", "students", "runs", "locks"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            probe.write_text("ok")
-            probe.unlink()
-        except OSError as problem:
-            raise HarnessError(f"cannot write to {self.root} ({problem.strerror}); give another folder with --out") from problem
+        make_folder(self.root, "--out")
+        for name in ("cells", "students", "runs", "locks"):
+            make_folder(self.root / name, "--out")
 
     def cell(self, key: str) -> Path:
         """Return a cell's folder."""

@@ -37,7 +37,7 @@ def device_bytes(device: str) -> int:
 def threads_asked() -> int:
     """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be used."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(told) if told.isdigit() and int(told) else len(allowed_cpus())
+    return int(told) if told.isascii() and told.isdigit() and int(told) else len(allowed_cpus())
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Nvml:
         try:
             library.nvmlInit()
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-            by_name = not visible.isdigit()
+            by_name = not (visible.isascii() and visible.isdigit())
             handle = library.nvmlDeviceGetHandleByUUID(visible) if by_name else library.nvmlDeviceGetHandleByIndex(int(visible))
         except library.NVMLError:
             return None

@@ -10,7 +10,7 @@ import pytest
 OPTIONS = {
     "run": "--backend --grid --rounds --batch-size --budget --cache --chat-template --system --track --tune --include-path --noise "
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods --no-controls "
-    "--no-wait --out --rows --seeds --set --student --suite --teacher --wait",
+    "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout --allow-task-code",
     "list": "--help",
     "cache": "--cache --help --kind --older-than",
     "lm-eval": "",
@@ -20,6 +20,7 @@ OPTIONS = {
     "--slower --json --junit --markdown --annotate --no-annotate",
     "baseline": "",
     "export": "--out --project",
+    "verify": "--score",
     "report": "--out --keep --price --against --sort --forms --html --plots --explain",
     "train-tiny": "--budget --help --only --out",
 }

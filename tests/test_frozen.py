@@ -11,7 +11,7 @@ from harness.frozen_items import Pair
 from harness.gate import check
 from harness.gate_frozen import margin_of
 from harness.items import ItemRow
-from harness.outcomes import _likelihoods_digest
+from harness.outcomes import likelihoods_digest
 from harness.record import Environment, ModelReference, RunRecord, TaskScore
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
@@ -152,12 +152,12 @@ def item(at, position, log_probabilities, *, text="", **more):
 
 def test_a_digest_of_likelihoods_sees_the_last_bit_and_positions_and_nothing_where_answers_are_written():
     rows = [item(0, 1, (-1.5, -0.25), text="B"), item(1, 0, (-0.5, -2.0), text="A")]
-    digest = _likelihoods_digest(rows)
-    assert digest and digest == _likelihoods_digest([item(0, 1, (-1.5, -0.25), text="other"), rows[1]])
-    assert digest != _likelihoods_digest([item(0, 1, (math.nextafter(-1.5, 0), -0.25), text="B"), rows[1]])
-    assert digest != _likelihoods_digest([item(0, 0, (-1.5, -0.25), text="B"), rows[1]])
-    assert _likelihoods_digest([item(0, None, (-30.0,), words=10.0, correct={})]) not in ("", digest)
-    assert _likelihoods_digest([item(0, None, (), text="#### 7")]) == ""
+    digest = likelihoods_digest(rows)
+    assert digest and digest == likelihoods_digest([item(0, 1, (-1.5, -0.25), text="other"), rows[1]])
+    assert digest != likelihoods_digest([item(0, 1, (math.nextafter(-1.5, 0), -0.25), text="B"), rows[1]])
+    assert digest != likelihoods_digest([item(0, 0, (-1.5, -0.25), text="B"), rows[1]])
+    assert likelihoods_digest([item(0, None, (-30.0,), words=10.0, correct={})]) not in ("", digest)
+    assert likelihoods_digest([item(0, None, (), text="#### 7")]) == ""
 
 
 def test_the_answer_to_a_choice_covers_its_position():

@@ -588,7 +588,7 @@ def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
     from harness.config import build
 
     place = shutil.copytree(LOCAL, tmp_path / "place")
-    asked = {"suite": ("lm-eval:arc_style",), "methods": ("int8",), "include_path": place}
+    asked = {"suite": ("lm-eval:arc_style",), "methods": ("int8",), "include_path": place, "allow_task_code": True}
 
     def keys():
         return [cell.key for cell in harness.api.plan_run(build(asked)).cells]

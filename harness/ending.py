@@ -1,0 +1,151 @@
+"""How a command ends: errors of the system in one line, a reader that went away, signals that say what is kept. No torch."""
+
+import errno
+import io
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from harness.errors import in_one_line
+
+LONGEST_SHOWN = 120  # characters of a path: an over-long one must not fill the terminal
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space there, or give another folder",
+    errno.EDQUOT: "free some of your quota there, or give another folder",
+    errno.ENOTDIR: "a file stands where a folder should be; give another path",
+    errno.EEXIST: "a file stands where a folder should be; give another path",
+    errno.EISDIR: "a folder stands where a file should be; give another path",
+    errno.EACCES: "give a path that you may use, or its owner's leave",
+    errno.EPERM: "give a path that you may use, or its owner's leave",
+    errno.EROFS: "give a folder that can be written to",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "look whether the path is right",
+    errno.ELOOP: "its links lead in a circle; give another path",
+    errno.EMFILE: "too many files are open: type ulimit -n 4096 and try again",
+    errno.EIO: "the disk does not read or write; give a path on another one",
+}
+KEPT = "what was finished is kept, the same command goes on from there"
+_GOING_ON = ("run", "train-tiny")  # what starts again where it was
+
+
+class Stopped(BaseException):
+    """A signal that asks the program to end: it passes everything that catches exceptions, so that all is put away on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def shown(path: object) -> str:
+    """Return a path as an error shows it: in one line, and its middle left out where it is very long."""
+    text = " ".join(os.fsdecode(path).split()) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 2]} … {text[-half + 2 :]}"
+
+
+def told_of(problem: OSError) -> str:
+    """Say an error of the system in one line: which path, what the system said, what to do about it."""
+    if problem.strerror is None or problem.errno is None:  # a library's own words
+        return in_one_line(problem)
+    name = problem.filename2 if problem.filename is None else problem.filename
+    place = f"{shown(name)}: " if name is not None and not isinstance(name, int) else ""
+    way_out = _WAYS_OUT.get(problem.errno, "")
+    return f"{place}{problem.strerror}{'; ' + way_out if way_out else ''}"
+
+
+class _Patient(io.FileIO):
+    """A stream whose reader may go away (`| head`): what is written then goes nowhere, and the command ends as it would have ended."""
+
+    def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
+        """Write, or drop what nobody reads."""
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+        except OSError as problem:
+            raise OSError(problem.errno, problem.strerror, "standard output" if self.fileno() == 1 else "standard error") from problem
+
+
+def guard_streams() -> None:
+    """Let standard output and standard error outlive their readers: a broken pipe is no verdict."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            number = stream.fileno()
+        except (AttributeError, OSError, ValueError):  # closed, or not a file
+            continue
+        stream.flush()
+        raw = _Patient(number, "w", closefd=False)
+        setattr(
+            sys, name,
+            io.TextIOWrapper(
+                io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=name == "stderr" or raw.isatty()
+            ),
+        )  # fmt: skip
+
+
+def flushed(code: int) -> int:
+    """Write out what is still buffered; a standard output that takes nothing (a full disk) is a mistake of the command line."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as problem:
+        if code != 2:  # it was said already
+            say(told_of(problem))
+        _drop_the_rest()
+        return 2
+    return code
+
+
+def _drop_the_rest() -> None:
+    """Point standard output to nowhere: the interpreter flushes it once more at its end, and would say so again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def catch_signals() -> None:
+    """Turn SIGTERM and SIGHUP into `Stopped`: processes are ended, the cursor comes back, and the last line says what is kept."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so do we
+            signal.signal(number, stop)
+
+
+def stopped_line(by: str, arguments: list[str]) -> str:
+    """Say that a command was stopped, what of it is kept, and what to type to go on."""
+    again = shlex.join(["harness", *arguments])
+    if arguments[:1] and arguments[0] in _GOING_ON:
+        return f"stopped ({by}); {KEPT}: {again}"
+    return f"stopped ({by}); it keeps nothing half done, type it again: {again}"
+
+
+def say(line: str) -> None:
+    """Print the program's last word to standard error."""
+    if sys.stderr is not None:
+        print(f"harness: {line}", file=sys.stderr, flush=True)
+
+
+def ended(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code where the system or a signal ends it: 2, or 128 and the signal's number."""
+    try:
+        return command()
+    except OSError as problem:
+        say(told_of(problem))
+        return 2
+    except KeyboardInterrupt:
+        say(stopped_line("Ctrl-C", sys.argv[1:]))
+        return 130
+    except Stopped as stopped:
+        say(stopped_line(str(stopped), sys.argv[1:]))
+        return 128 + stopped.number

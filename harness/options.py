@@ -1,0 +1,81 @@
+"""What every command's options have in common: nothing empty, no number that is none, `-h`, `--version`. No torch."""
+
+import math
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from harness.errors import HarnessError
+
+# typer brings its own click in some versions and takes the installed one in others: contexts and parameters are typed Any here.
+HELP = {"help_option_names": ["-h", "--help"]}
+_MAY_BE_EMPTY = ("system", "track")  # "" is what they are where they are not given
+
+
+def version_line() -> str:
+    """Return the version as `--version` prints it."""
+    from harness.record import SCHEMA
+
+    try:
+        number = metadata.version("compression-harness")
+    except metadata.PackageNotFoundError:
+        number = "(not installed)"
+    return f"compression-harness {number}, records of schema {SCHEMA}, Python {platform.python_version()}"
+
+
+class Command(TyperCommand):
+    """A command that refuses empty values and numbers that are none before it does anything."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a number."""
+        _say_version(ctx, args)
+        written = list(args)
+        rest = super().parse_args(ctx, args)
+        given, _, _ = self.make_parser(ctx).parse_args(args=written)
+        for parameter in self.params:
+            _refuse_empty(parameter, given.get(parameter.name or ""))
+            _refuse_no_number(parameter, ctx.params.get(parameter.name or ""))
+        return rest
+
+
+class Group(TyperGroup):
+    """The commands together: `harness --version` as each of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer `--version` before a command is looked for."""
+        _say_version(ctx, args[:1])
+        return super().parse_args(ctx, args)
+
+
+def _say_version(ctx: Any, args: Sequence[str]) -> None:
+    if "--version" in args:
+        typer.echo(version_line())
+        ctx.exit(0)
+
+
+def _name_of(parameter: Any) -> str:
+    """Return a parameter as it is typed: its long flag, or an argument's name."""
+    flag: str = max(parameter.opts, key=len)
+    return flag if parameter.param_type_name == "option" else flag.upper()
+
+
+def _refuse_empty(parameter: Any, value: Any) -> None:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if parameter.name not in _MAY_BE_EMPTY and any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
+        raise HarnessError(f"{_name_of(parameter)} is empty; leave it out for its default, or see --help for what it takes")
+
+
+def _refuse_no_number(parameter: Any, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HarnessError(f"{_name_of(parameter)} {value:g}: give a finite number")
+
+
+def refuse_doubles(flag: str, names: Sequence[str], *, hint: str = "") -> None:
+    """Raise `HarnessError` where a list of names holds one twice."""
+    double = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if double is not None:
+        raise HarnessError(f"{flag}: {double} is named twice; name it once{hint}")
