@@ -73,6 +73,13 @@ class RunConfig(BaseModel):
     )
     allow_task_code: bool = False  # task files of one's own are programs: they run only where they were asked for by name
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _writable(cls, value: object) -> object:
+        if any("\0" in str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, (str, Path))):
+            raise ValueError("it holds a NUL character, which no name or path may")
+        return value
+
     @field_validator("suite", "teacher")
     @classmethod
     def _some(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -85,7 +85,9 @@ def guard_streams() -> None:
         setattr(
             sys, name,
             io.TextIOWrapper(
-                io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=name == "stderr" or raw.isatty()
+                io.BufferedWriter(raw), encoding=stream.encoding, line_buffering=name == "stderr" or raw.isatty(),
+                # a path's bytes, or a model's name, need not be text that can be encoded: shown escaped, never a traceback
+                errors="backslashreplace" if stream.errors == "strict" else stream.errors,
             ),
         )  # fmt: skip
 

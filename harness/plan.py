@@ -194,6 +194,9 @@ def make_plan(
         "teachers": [one.digest for one in planned], "base": base.digest, "recipe": config.student if recipe else "whole",
         "device": device_label(device), "dtype": dtype, "rows": config.rows, "train": {task: task_versions[task] for task in tasks},
     }  # fmt: skip
+    threads = _threads(planned, base, device)
+    if device == "cpu":
+        shared["threads"] = threads  # they decide the order of sums
     if data:
         shared["data"] = data
     if config.teacher_weights:
@@ -202,7 +205,6 @@ def make_plan(
         shared["tune"] = True
     if prompting != Prompting():
         shared["prompting"] = [prompting.chat, prompting.system]
-    threads = _threads(planned, base, device)
     grid = "" if config.grid == "none" else config.grid or GRIDS[device.partition(":")[0]]
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},

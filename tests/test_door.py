@@ -258,7 +258,8 @@ def test_repeated_options_add_up():
 
 def test_the_configuration_is_checked_whoever_builds_it():
     for values in ({"suite": ()}, {"teacher": ()}, {"methods": ("a", "a")}, {"student": " "}, {"cell_timeout": float("nan")},
-                   {"cell_timeout": float("inf")}, {"suite": ("",)}):  # fmt: skip
+                   {"cell_timeout": float("inf")}, {"suite": ("",)}, {"out": "a\0b"}, {"student": "\0"},
+                   {"teacher": ("a\0",)}, {"data_dir": Path("\0")}):  # fmt: skip
         with pytest.raises(HarnessError):
             build(values)
 
@@ -542,3 +543,44 @@ def test_a_stage_whose_process_was_killed_leaves_nothing_beside_its_student(tmp_
     (tmp_path / "student").mkdir()
     _forget_torn(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+TTY = "needs a pseudo-terminal"
+
+
+def test_sigterm_ends_every_process_shows_the_cursor_and_says_how_to_go_on(tmp_path):
+    pty = pytest.importorskip("pty", reason=TTY)
+    ours, theirs = pty.openpty()
+    line = ["run", "--methods", "sft", "--no-controls", "--suite", "mini", "--grid", "none", "--noise", "0", "--limit", "2",
+            "--budget", "5000000", "--out", tmp_path / "runs", "--cache", tmp_path / "cache"]  # fmt: skip
+    process = cli_process(*line, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    deadline = time.monotonic() + 120
+    while b" train" not in said:
+        assert time.monotonic() < deadline and process.poll() is None, said[-500:]
+        said += os.read(ours, 65536)
+    process.send_signal(signal.SIGTERM)
+    while chunk := _read(ours):
+        said += chunk
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    text = said.decode()
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is shown again"
+    last = " ".join(text.rsplit("harness: ", 1)[1].split())
+    assert last.startswith("stopped (SIGTERM); what was finished is kept, the same command goes on from there: harness run --methods sft")
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(path)]
+    assert not left
+
+
+def _read(number):
+    try:
+        return os.read(number, 65536)
+    except OSError:  # its other end is closed
+        return b""
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
