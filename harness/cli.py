@@ -385,6 +385,9 @@ def plan(
     from harness.estimate import text
     from harness.store import read_all
 
+    refuse_doubles("--methods", listed(methods) or [])
+    refuse_doubles("--suite", listed(suite) or [])
+
     places = records or [place for place in (Path("results/runs"),) if place.exists()]
     known = []
     for place in places:

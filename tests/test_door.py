@@ -69,6 +69,8 @@ def only_line(told, code=2):
         (["run", "--methods", "int8", "--methods", "int8"], "int8 is named twice"),
         (["run", "--suite", "math,math"], "math is named twice"),
         (["run", "--teacher", "tiny,tiny"], "tiny is named twice"),
+        (["plan", "--methods", "cot", "--methods", "cot"], "--methods: cot is named twice"),
+        (["plan", "--suite", "math,math"], "--suite: math is named twice"),
         (["report", "--against", "cot,cot"], "--against: cot is named twice"),
         (["report", "--forms", "md", "--forms", "md"], "--forms: md is named twice"),
         (["check", "--rows", "a", "--rows", "a"], "--rows: a is named twice"),
