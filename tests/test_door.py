@@ -586,3 +586,17 @@ def _bytes(path):
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_on(tmp_path):
+    import harness
+
+    done = harness.run(
+        ["identity"], "mini", cell_timeout=0.4, out=tmp_path / "runs", cache=tmp_path / "cache", grid="none", noise=0
+    )  # fmt: skip
+    assert [one.record.status for one in done.cells] == ["failed", "failed"]
+    for one in done.cells:
+        assert one.record.reason == "stopped after 0.4 s (--cell-timeout); give a longer one: run again to go on from its last saved state"
+    again = [cell.key for cell in harness.api.plan_run(harness.config.build({"methods": ["identity"], "suite": ["mini"], "grid": "none",
+             "noise": 0, "out": tmp_path / "runs", "cache": tmp_path / "cache"})).cells]  # fmt: skip
+    assert again == [one.cell.key for one in done.cells], "how long a cell may take is no part of its key"
