@@ -4,6 +4,7 @@ A record alone can only be checked against itself. In a store it has company: th
 teacher's weights, what its process was told.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,10 @@ def _checks(record: RunRecord, cell: Path | None, job: "CellJob | None") -> Iter
         yield "its key", "" if record.key[:24] == cell.name else f"its key is {record.key[:24]}, its folder {cell.name}"
         if record.status == "success":
             yield "its items", _of_items(record, cell / "samples.jsonl")
-    if job is not None:
-        yield "what its process was told", "" if job.cell.key == record.key else "job.json is of another cell"
-        yield "its models", _of_models(record, job)
+        if (cell / "job.json").exists():
+            yield "what its process was told", _of_job(record, cell / "job.json")
+    if job is not None and (here := _models_here(record, job)):
+        yield f"the weights of {', '.join(here)}", next(filter(None, (_of_model(name, *one) for name, one in here.items())), "")
 
 
 def _job_of(cell: Path) -> "CellJob | None":
@@ -111,17 +113,24 @@ def _mark(right: bool) -> str:
     return "right" if right else "wrong"
 
 
-def _of_models(record: RunRecord, job: "CellJob") -> str:
-    """Compare the weights that are here with the digests in the record; those that are gone, or the Hub's, are passed over."""
+def _of_job(record: RunRecord, path: Path) -> str:
+    """Compare the key that a cell's process was told; the rest of it changes from version to version."""
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))["cell"]["key"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
+        return f"{path.name} cannot be read ({type(problem).__name__})"
+    return "" if key == record.key else f"{path.name} is of another cell"
+
+
+def _models_here(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str]]:
+    """Return the folders of a record's models and the digests that it gives them; what is gone, or the Hub's, cannot be compared."""
     expected = {f"teacher {told.name}": (planned.path, told.digest) for told, planned in zip(record.teachers, job.teachers, strict=False)}
     if job.stage_folders and record.student is not None:
         expected["student"] = (job.stage_folders[-1] / "student", record.student.digest)
-    return next(filter(None, (_of_model(name, path, digest) for name, (path, digest) in expected.items())), "")
+    return {name: (path, digest) for name, (path, digest) in expected.items() if path.is_dir() and not digest.startswith("hub:")}
 
 
 def _of_model(name: str, path: Path, digest: str) -> str:
-    if digest.startswith("hub:") or not path.is_dir():
-        return ""
     return "" if folder_digest(path) == digest else f"{name}: the weights in {path} are not those of the record (their digest differs)"
 
 
