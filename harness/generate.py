@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from harness.admission import refusal
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
 from harness.finite import not_finite
 from harness.model import LanguageModel
-from harness.plain import Continuing, note_of, own_gap, writing_of
+from harness.plain import Continuing, note_of, writing_of
 from harness.sharing import (
     KeyValues,
     Slots,
@@ -27,7 +28,6 @@ from harness.sharing import (
     forward_step,
     forward_tree,
     prefix_of,
-    refusal,
     shared_attention,
 )
 
@@ -45,7 +45,7 @@ _REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 def why_plain(opened: LanguageModel) -> str:
     """Return why a model is run by its own attention in padded batches, "" where it shares; asked once a model."""
     if opened.model not in _REFUSALS:
-        _REFUSALS[opened.model] = refusal(opened, own_gap=own_gap)
+        _REFUSALS[opened.model] = refusal(opened)
     return _REFUSALS[opened.model]
 
 

@@ -29,7 +29,7 @@ from harness.errors import CellFailed, HarnessError, how_it_ended
 from harness.record import Measurement, TaskScore
 from harness.scenario import VISIT_SECONDS, Scenario
 from harness.stopwatch import Job
-from harness.watch import Watch
+from harness.watch import Watch, free_bytes
 
 ROUNDS = 10
 AGREE = 0.02  # share by which arithmetic and count may differ before the row says so
@@ -209,19 +209,6 @@ def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
     rows = scenario.batch * scenario.prompt_tokens
     block = rows * (4 * shape.hidden + 3 * shape.intermediate + shape.heads * shape.head_size) * item
     return block + scenario.batch * shape.vocabulary * 4
-
-
-def free_bytes(device: str) -> int | None:
-    """Return the memory that is free now, of the GPU or of the machine; None where nothing tells."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def _alternate(held: Mapping[str, Stopwatch], scenario: Scenario, settings: Settings, done: Callable[[int], None]) -> dict[str, Any]:

@@ -94,9 +94,9 @@ def last_logits(opened: LanguageModel, rows: Sequence[Sequence[int]], count: int
     import torch
 
     if len(rows) == 1:
-        return _forward(opened, {"input_ids": torch.tensor([list(rows[0])], device=opened.device)}, count).logits
+        return own_forward(opened, {"input_ids": torch.tensor([list(rows[0])], device=opened.device)}, count).logits
     ids, mask, positions = left_padded(rows, opened.pad_id, opened.device)
-    return _forward(opened, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, count).logits
+    return own_forward(opened, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, count).logits
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Output:
     cache: dict[str, Any] = field(default_factory=dict)  # by the name under which the next step hands it back
 
 
-def _forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, use_cache: bool = False) -> _Output:
+def own_forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, use_cache: bool = False) -> _Output:
     """Call the model with those of the arguments that it names; keep the last `count` positions of its logits, and its cache."""
     import torch
 
@@ -165,7 +165,7 @@ class Continuing:
         given = dict(self._given)
         if not self.way.masked and any(name in given for name in _CACHES):
             del given["attention_mask"]
-        out = _forward(self.opened, given, 1, use_cache=True)
+        out = own_forward(self.opened, given, 1, use_cache=True)
         if not out.cache:
             raise NotImplementedError("its forward returns no cache that it would take back")
         self._given |= out.cache
@@ -206,19 +206,6 @@ def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: 
         return f"{what} fails with {type(problem).__name__}: {lines[0][:100]}"
     tolerance = 1.0 if getattr(opened.model, "is_quantized", False) else _TOLERANCE.get(opened.dtype, 0.5)
     return "" if widest <= tolerance else f"{what} moves its log-probabilities by {widest:.2g}"
-
-
-def own_gap(opened: LanguageModel) -> float:
-    """Return how far a model's own attention is from itself between one pass and steps from its cache, in nats: rounding alone.
-
-    Likely tokens count alone; 0 for a model that cannot go on from a cache.
-    """
-    gaps: list[torch.Tensor] = []
-    for row in _rows(opened)[:2]:
-        going, own = Continuing(opened, [row[:4]], Writing(masked=True, cached=True)), _alone(opened, row, len(row) - 3)
-        logits = [going.begin(), *(going.go_on([0], [token]) for token in row[4:])]
-        gaps += [_apart(opened, told, alone[None]) for told, alone in zip(logits, own, strict=True)]
-    return max(map(float, gaps))
 
 
 def _alone(opened: LanguageModel, row: Sequence[int], count: int) -> "torch.Tensor":
