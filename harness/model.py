@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
-from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
+from harness.checkpoint import (
+    describe,
+    first_non_finite,
+    model_class,
+    read_object,
+    refuse_torn,
+    remembered_digest,
+    save_atomically,
+    weight_files,
+)
 from harness.contract import Checkpoint
 from harness.encoding import encoded
 from harness.errors import CellFailed, HarnessError, unknown
@@ -327,15 +336,6 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
-
-
-def model_class(folder: Path) -> Any:
-    """Return the class that opens a folder's model: for causal language models, else for models that read images beside text."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    kind = type(AutoConfig.from_pretrained(folder))
-    image = kind not in AutoModelForCausalLM._model_mapping and kind in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if image else AutoModelForCausalLM
 
 
 def refuse_non_finite(model: Any, name: str) -> None:

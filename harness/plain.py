@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from harness.model import LanguageModel
+from harness.states import CACHES, handed_back
 
 if TYPE_CHECKING:
     import torch
 
-_CACHES = ("cache", "past_key_values", "cache_params", "state")  # as transformers' versions and families call it
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
 _LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens
 _LENGTHS = (29, 18, 5)  # of the probe's rows: beyond the windows of small models, and one of a few tokens
@@ -117,8 +117,7 @@ def own_forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, 
         arguments["logits_to_keep"] = count
     with torch.inference_mode():
         out = opened.model(**arguments)
-    held = {name: out[name] for name in _CACHES if name in out and out[name] is not None and name in named}
-    return _Output(out.logits[:, -count:], held)
+    return _Output(out.logits[:, -count:], handed_back(out, named))
 
 
 class Continuing:
@@ -157,13 +156,13 @@ class Continuing:
     def _select(self, kept: "torch.Tensor") -> None:
         for name in ("attention_mask", "position_ids"):
             self._given[name] = self._given[name][kept]
-        for name in _CACHES:
+        for name in CACHES:
             if name in self._given:  # batch_select_indices leaves the states of recurrent layers as they are, or lacks them
                 self._given[name].reorder_cache(kept)
 
     def _run(self) -> "torch.Tensor":
         given = dict(self._given)
-        if not self.way.masked and any(name in given for name in _CACHES):
+        if not self.way.masked and any(name in given for name in CACHES):
             del given["attention_mask"]
         out = own_forward(self.opened, given, 1, use_cache=True)
         if not out.cache:
