@@ -6,7 +6,7 @@ torch and transformers are imported inside the functions, so that planning and r
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,7 +262,6 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     kind = _gguf_kind(path)
     exact = kind in EXACT_KINDS
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
-    note = f"unpacked from GGUF {kind}" + ("" if exact else ", rounded to bfloat16")
     if not (folder / "config.json").exists():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -287,7 +286,9 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(folder, write)
-    return describe(folder, name=path.stem, note=note, cache=cache)
+    checkpoint = describe(folder, name=path.stem, cache=cache)
+    floats = str(stored_dtype(checkpoint)).removeprefix("torch.")
+    return replace(checkpoint, note=f"unpacked from GGUF {kind}, {'kept in' if exact else 'rounded to'} {floats}")
 
 
 def smallest_exact(model: Any) -> "torch.dtype":
@@ -306,8 +307,11 @@ def _gguf_kind(path: Path) -> str:
 
     import gguf
 
-    counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
-    return str(counts.most_common(1)[0][0])
+    try:
+        counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
+        return str(counts.most_common(1)[0][0])
+    except (ValueError, IndexError, KeyError, OSError) as problem:  # what the reader raises for a torn file, by where it is torn
+        raise HarnessError(f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); download it again") from problem
 
 
 def quantized_by(folder: Path) -> str:
