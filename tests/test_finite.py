@@ -1,5 +1,7 @@
 """The check of each generated token's logits: what it says, and that it waits for the device no more often than the tokens do."""
 
+import warnings
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -123,10 +125,17 @@ def test_on_a_gpu_a_greedy_step_synchronises_once():
     decoding = deciding(open_model(resolve("tiny", cache=Path("unused")), device="cuda"))
     logits = torch.randn(3, 1024, device="cuda")
     decoding.choose(logits, [0, 1, 2])
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with pytest.warns(UserWarning, match="synchroniz") as told:
-            decoding.choose(logits, [0, 1, 2])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len([one for one in told if "synchroniz" in str(one.message)]) == 1
+
+    def waits(run):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(one.message) and "prototype" not in str(one.message) for one in told)
+
+    if not waits(lambda: logits.sum().item()):
+        pytest.skip("this card does not tell when it is waited for")
+    assert waits(lambda: decoding.choose(logits, [0, 1, 2])) == 1
