@@ -15,6 +15,7 @@ from statistics import quantiles
 import torch
 
 from harness.admission import _TOLERANCE, _answers, _in_float32, _probed, _widest, refusal
+from harness.config import default_cache
 from harness.model import LanguageModel, open_model, resolve, student_of
 from harness.rounding import LIKELY, at_places, deviation, log_probabilities, own_deviation
 
@@ -36,7 +37,7 @@ def models(folders: Sequence[str]) -> Iterator[tuple[str, LanguageModel]]:
         for recipe in ("depth:0.5", "depth:0.25"):
             yield f"{recipe} of {name}", student_of(recipe, base, seed=0, device="cpu", dtype="float32")
     for folder in folders:
-        yield folder, open_model(resolve(folder, cache=Path("unused")))
+        yield folder, open_model(resolve(folder, cache=default_cache()))
 
 
 def judged(opened: LanguageModel) -> tuple[float, float, float]:
