@@ -26,7 +26,8 @@ def filled(page: str) -> str:
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
         every = found if isinstance(found, list) else [found]
         for one in every:
-            ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)  # else a rival of the figure that it is named after
+            # A name that goes on from another's is a rival of that figure: the target is not its own.
+            ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
             aim = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if one["target"] is not None else ""
             target = aim if ours else ""
             lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
