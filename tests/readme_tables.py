@@ -24,9 +24,12 @@ def filled(page: str) -> str:
     def figures(match: re.Match[str]) -> str:
         found = json.loads((ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8"))
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
-        for one in found if isinstance(found, list) else [found]:
-            ours = one["name"].count(":") < 2
-            target = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if ours else ""
+        every = found if isinstance(found, list) else [found]
+        for one in every:
+            # A name that goes on from another's is a rival of that figure: the target is not its own.
+            ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
+            aim = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if one["target"] is not None else ""
+            target = aim if ours else ""
             lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
             if one["peer"] and ours:
                 lines.append(f"| beside it | {one['peer']} | |")
