@@ -55,7 +55,9 @@ def kept(found: Group, row: Row) -> str:
     yes, no, cannot tell; *not judged* where the teacher is at chance on every task; a dash without a retention.
     """
     if row.label == TEACHER:
-        return "yes" if row.done else DASH
+        judged = [task for task in found.tasks if any(score.retains for score in row.scores(task))]
+        at_chance = bool(judged) and all(by_chance(found, task) for task in judged)
+        return DASH if not row.done else "not judged" if at_chance else "yes"
     verdicts, at_chance = [], False
     for task in found.tasks:
         scores = row.scores(task)
