@@ -13,9 +13,23 @@ from enum import StrEnum
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
-from harness import means, stats
+from harness import stats
 from harness.errors import HarnessError
-from harness.groups import TEACHER, Group, Row, compare, conditions_of, group, of_documents, paired, paired_numbers, times_of
+from harness.groups import (
+    TEACHER,
+    Group,
+    Row,
+    Values,
+    compare,
+    conditions_of,
+    group,
+    of_documents,
+    paired,
+    paired_numbers,
+    tests_of,
+    times_of,
+    values_of,
+)
 from harness.record import Measurement, RunRecord, TaskScore
 from harness.store import twice
 
@@ -233,9 +247,9 @@ def _no_claim(row: Row, teacher: Row | None, score: TaskScore, records: Sequence
         why = why or ("one document gives no interval" if ratio.low is None else "")
     elif not theirs.hit_or_miss or not score.hit_or_miss:
         ratio = compare(row, teacher, score.task, ratio=True)
-        number = rules.points and score.unit == "number"
+        number = rules.points and score.unit == "number" and not score.signed
         why = f"{score.metric or score.primary} is no share and has no points; give a ratio" if number else ""
-        why = why or ("" if rules.points else ratio.reason)
+        why = why or ("" if rules.points else f"{ratio.reason}; give --margin 2points" if score.signed else ratio.reason)
     elif not any("1" in run for run in teacher.outcomes(score.task)):
         why = "the teacher solves nothing: there is no retention"
     return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why) if why else None
@@ -277,7 +291,7 @@ def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:
 def _claim_of_means(row: Row, teacher: Row, score: TaskScore, margin: float, rules: Rules) -> _Claim:
     """Test the claim on items that carry numbers; of a figure that is better when lower, at most 1 / margin of the teacher's."""
     ours, theirs = paired_numbers(row, teacher, score.task)
-    p, other = means.keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
+    p, other = tests_of(score).keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
     value = compare(row, teacher, score.task, ratio=not rules.points)
     told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
     if score.lower_is_better and not rules.points:
@@ -385,7 +399,7 @@ def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules)
         elif not _hits(alike):
             before, after = _numbers(alike)
             lower = alike[0].now.lower_is_better
-            tested.append((label, task, alike, means.worse(after, before, alike[0].now.parts, lower=lower)))
+            tested.append((label, task, alike, tests_of(alike[0].now).worse(after, before, alike[0].now.parts, lower=lower)))
         else:
             tested.append((label, task, alike, stats.net_loss(*_runs(alike))[1]))
     adjusted = stats.holm([p for *_, p in tested])
@@ -400,23 +414,25 @@ def _hits(alike: Sequence[_Pair]) -> bool:
     return all(one.now.hit_or_miss and one.then.packed and not one.then.parts for one in alike)
 
 
-def _numbers(alike: Sequence[_Pair]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Return the items' numbers of then and now, run by run."""
-    return [one.then.numbers for one in alike], [one.now.numbers for one in alike]
+def _numbers(alike: Sequence[_Pair]) -> tuple[list[Values], list[Values]]:
+    """Return the items' numbers of then and now, or what they add to the figure, run by run."""
+    return [values_of(one.then) for one in alike], [values_of(one.now) for one in alike]
 
 
 def _means_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
     """Judge items that carry numbers: tolerance and detectable drop are shares of 1, or of the frozen figure where it is no share."""
     before, after = _numbers(alike)
-    score, n = alike[0].now, len(after[0])
-    figures = [fmean(means.weighted(run, score.parts) for run in side) for side in (before, after)]
+    score, n = alike[0].now, alike[0].now.n
+    figures = [fmean(tests_of(score).weighted(run, score.parts) for run in side) for side in (before, after)]
     drop = (figures[0] - figures[1]) * (-1 if score.lower_is_better else 1)
-    unit = 1.0 if score.unit == "share" else abs(figures[0])
-    error = means.error_of_difference(after, before, score.parts)
+    unit = 1.0 if score.unit == "share" or score.signed else abs(figures[0])
+    error = tests_of(score).error_of_difference(after, before, score.parts)
     reach = (NormalDist().inv_cdf(1 - rules.frozen_alpha / tests) + NormalDist().inv_cdf(0.8)) * error
     sign = -1 if score.lower_is_better else 1
-    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in zip(after, before, strict=True)) < 0)
-    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {len(items)} of {n:,} items worse, p {p:.2g}"
+    pairs = [] if score.form else [(one.now.numbers, one.then.numbers) for one in alike]  # of a figure of all items no single one is worse
+    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in pairs) < 0)
+    worse = f"{len(items)} of {n:,} items worse" if not score.form else f"{n:,} items"
+    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {worse}, p {p:.2g}"
     numbers: dict[str, float | int | None] = {"n": n, "seeds": len(after), "lost": len(items), "drop": drop, "p_holm": p, "reach": reach}
 
     def said(verdict: Verdict, told: str, *, differs: str = "", warning: bool = False) -> Finding:

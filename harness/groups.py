@@ -7,16 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TypeVar
+from types import ModuleType
+from typing import Protocol, TypeVar
 
-from harness import means, stats
+from harness import corpus, means, stats
 from harness.checkpoint import digest_of
+from harness.corpus import Corpus
 from harness.record import RunRecord, TaskScore
 from harness.stats import Interval
 
 TEACHER = "teacher"
 BITS = "bits_per_byte"  # the one figure of documents that is no exponential
 _Run = TypeVar("_Run")
+Values = tuple[float, ...] | Corpus  # of one run: a number an item, or what each adds to a figure of all of them
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,31 @@ class Row:
         """Per-item outcomes of the primary extractor, one string a seed; none where items are no hits or misses."""
         return list(self.by_seed(task).values())
 
-    def numbers(self, task: str) -> dict[int | None, tuple[float, ...]]:
-        """Per-item values of the primary extractor by seed: 1 and 0 where every item is hit or miss."""
-        return {record.seed: score.numbers for record in self.done if (score := record.score(task)) is not None and score.numbers}
+    def numbers(self, task: str) -> dict[int | None, Values]:
+        """Per-item values of the primary extractor by seed (1 and 0 where every item is hit or miss), or what items add to its figure."""
+        scores = [(record.seed, score) for record in self.done if (score := record.score(task)) is not None]
+        return {seed: values for seed, score in scores if (values := values_of(score))}
+
+
+class _Carried(Protocol):
+    """A score of a record or of a baseline."""
+
+    @property
+    def form(self) -> str: ...
+    @property
+    def statistics(self) -> tuple[str, ...]: ...
+    @property
+    def numbers(self) -> tuple[float, ...]: ...
+
+
+def values_of(score: _Carried) -> Values:
+    """Return what a score's items carry; empty where they carry nothing."""
+    return Corpus(score.form, score.statistics) if score.form else score.numbers
+
+
+def tests_of(score: TaskScore) -> ModuleType:
+    """Return the functions that compare such values: `harness/corpus.py` or `harness/means.py`, which share names and arguments."""
+    return corpus if score.form else means
 
 
 @dataclass(frozen=True)
@@ -179,7 +204,7 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
     ours, theirs = student.scores(task), reference.scores(task)
     if why := next((score.unpaired for score in [*ours, *theirs] if score.unpaired), ""):
         return Interval(None, reason=why)
-    if student is reference and ours and not (ratio and chance):
+    if student is reference and ours and not (ratio and (chance or ours[0].signed)):
         return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
     if not ours or not theirs:
         return Interval(None, reason="not scored")
@@ -204,10 +229,13 @@ def _compare_means(student: Row, reference: Row, task: str, *, ratio: bool, chan
     left, right = paired_numbers(student, reference, task)
     if not left or not right:
         return Interval(None, reason="no outcomes")
-    parts = student.scores(task)[0].parts
+    score = student.scores(task)[0]
+    if ratio and score.signed:
+        return Interval(None, reason=f"{score.metric} may be below zero, and a ratio of two says nothing; see the difference")
     if not ratio:
-        return means.difference(left, right, parts)
-    found = means.ratio(left, right, parts, chance=chance)
+        apart: Interval = tests_of(score).difference(left, right, score.parts)
+        return apart
+    found: Interval = tests_of(score).ratio(left, right, score.parts, **({"chance": chance} if chance else {}))
     return Interval(1.0, 1.0, 1.0) if student is reference and found.value is not None else found
 
 
@@ -216,8 +244,8 @@ def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str
     return _by_shared_seeds(student.by_seed(task), reference.by_seed(task))
 
 
-def paired_numbers(student: Row, reference: Row, task: str) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Return the same of rows whose items carry numbers."""
+def paired_numbers(student: Row, reference: Row, task: str) -> tuple[list[Values], list[Values]]:
+    """Return the same of rows whose items carry numbers, or add to a figure."""
     return _by_shared_seeds(student.numbers(task), reference.numbers(task))
 
 
@@ -303,4 +331,5 @@ def _worse(row: Row, best: Row, task: str) -> float:
     scores = [*row.scores(task), *best.scores(task)]
     if all(score.hit_or_miss for score in scores):
         return stats.worse(*paired(row, best, task))
-    return means.worse(*paired_numbers(row, best, task), scores[0].parts, lower=scores[0].lower_is_better)
+    p: float = tests_of(scores[0]).worse(*paired_numbers(row, best, task), scores[0].parts, lower=scores[0].lower_is_better)
+    return p
