@@ -899,3 +899,14 @@ def test_records_without_parts_are_read_and_said_unpaired(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(data))
     read = record.read(tmp_path / "old.json")
     assert read.scores[0].form == "" and "f1 is one figure" in report.markdown([read])
+
+
+@pytest.mark.parametrize("names", [("mmlu",), ("mmlu-cloze", "lm-eval:bare"), ()])
+def test_the_table_names_every_task_that_a_row_was_not_trained_on(names):
+    row = make("response", 0.5, seed=1)
+    notes = {"tasks_without_split": {name: f"{name} has no train split" for name in names}} if names else {}
+    row = row.model_copy(update={"cost": row.cost.model_copy(update={"notes": notes})})
+    text = report.markdown([make("teacher", 0.9), row])
+    assert [line for line in text.splitlines() if "not trained on" in line] == [
+        f"- {name}, response: not trained on: {name} has no train split." for name in names
+    ]
