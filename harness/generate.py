@@ -56,10 +56,10 @@ def pack_tokens(opened: LanguageModel) -> int:
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Tell whether an exception says that the device or the machine has no memory left."""
+    if isinstance(problem, MemoryError) or not isinstance(problem, RuntimeError):
+        return isinstance(problem, MemoryError)
     text = str(problem).lower()
-    return isinstance(problem, MemoryError) or (
-        isinstance(problem, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
-    )
+    return "out of memory" in text or "allocate memory" in text
 
 
 def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
