@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
 from harness.finite import not_finite
+from harness.forbidden import Forbidden
 from harness.model import LanguageModel
 from harness.plain import Continuing, note_of, own_gap, writing_of
 from harness.sharing import (
@@ -169,8 +170,10 @@ class _Decoding:
     active: list[int] = field(default_factory=list)
     written: dict[int, list[int]] = field(default_factory=dict)
     draws: "dict[int, torch.Generator]" = field(default_factory=dict)
+    forbidden: Forbidden = field(default_factory=Forbidden)
 
     def __post_init__(self) -> None:
+        self.forbidden = Forbidden.of(self.opened)
         self.start_over(halve=False)
 
     def start_over(self, *, halve: bool = True) -> None:
@@ -192,6 +195,7 @@ class _Decoding:
         """Choose each row's next token: the likeliest, or one drawn from the row's own stream."""
         import torch
 
+        logits_BV = self.forbidden.masked(logits_BV, [self.prompts[row] for row in rows], [self.written[row] for row in rows])
         chosen = logits_BV.argmax(dim=-1)
         best = logits_BV.gather(-1, chosen[:, None])[:, 0]  # a NaN counts as the largest
         if not bool(torch.isfinite(best).all()):
