@@ -48,6 +48,8 @@ class FrozenScore(_Frozen):
     metric: str = ""
     unit: Literal["share", "number"] = "share"
     unpaired: str = ""
+    form: str = ""  # of a figure of all items together
+    statistics: tuple[str, ...] = ()  # what each item adds to it
     invalid_share: float = 0.0
     truncated_share: float | None = None
     tokens: float | None = None  # an answer, mean
@@ -152,7 +154,7 @@ def _freeze_score(score: TaskScore) -> FrozenScore:
         items_digest=score.items_digest, answers_digest=score.answers_digest, invalid_share=score.invalid_share,
         packed=base64.b64encode(zlib.compress(bits, 9)).decode() if marks else "", totals=score.totals,
         truncated_share=score.truncated_share, tokens=score.tokens_per_answer, values=score.values.get(score.primary, ()),
-        parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired,
+        parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired, form=score.form, statistics=score.statistics,
     )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import means, stats
+from harness import stats
 from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, short
-from harness.groups import TEACHER, Group, Row, compare, conditions_of, paired, paired_numbers, times_of
+from harness.groups import TEACHER, Group, Row, compare, conditions_of, paired, paired_numbers, tests_of, times_of
 from harness.record import RunRecord, TaskScore
 
 
@@ -109,7 +109,7 @@ def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:
 def _claim_of_means(row: Row, teacher: Row, score: TaskScore, margin: float, rules: Rules) -> _Claim:
     """Test the claim on items that carry numbers; of a figure that is better when lower, at most 1 / margin of the teacher's."""
     ours, theirs, _ = paired_numbers(row, teacher, score.task)
-    p, other = means.keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
+    p, other = tests_of(score).keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
     value = compare(row, teacher, score.task, ratio=not rules.points)
     told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
     if score.lower_is_better and not rules.points:

@@ -18,6 +18,7 @@ from harness.admission import refusal
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
 from harness.finite import NoNumber, not_finite
+from harness.forbidden import Forbidden
 from harness.model import LanguageModel
 from harness.plain import Continuing, note_of, writing_of
 from harness.sharing import (
@@ -56,10 +57,10 @@ def pack_tokens(opened: LanguageModel) -> int:
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Tell whether an exception says that the device or the machine has no memory left."""
+    if isinstance(problem, MemoryError) or not isinstance(problem, RuntimeError):
+        return isinstance(problem, MemoryError)
     text = str(problem).lower()
-    return isinstance(problem, MemoryError) or (
-        isinstance(problem, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
-    )
+    return "out of memory" in text or "allocate memory" in text
 
 
 def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
@@ -164,8 +165,10 @@ class _Decoding:
     active: list[int] = field(default_factory=list)
     written: dict[int, list[int]] = field(default_factory=dict)
     draws: "dict[int, torch.Generator]" = field(default_factory=dict)
+    forbidden: Forbidden = field(default_factory=Forbidden)
 
     def __post_init__(self) -> None:
+        self.forbidden = Forbidden.of(self.opened)
         self.start_over(halve=False)
 
     def start_over(self, *, halve: bool = True) -> None:
@@ -203,6 +206,7 @@ class _Decoding:
         """
         import torch
 
+        logits_BV = self.forbidden.masked(logits_BV, [self.prompts[row] for row in rows], [self.written[row] for row in rows])
         chosen = logits_BV.argmax(dim=-1)
         finite = torch.isfinite(logits_BV.gather(-1, chosen[:, None])[:, 0])  # a NaN counts as the largest
         if self.sampling is not None:

@@ -364,7 +364,7 @@ def per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
     found = []
     for score in scores:
         found.append(_seconds(f"seconds_per_problem:{score.task}", score.seconds / score.n))
-        right = score.value * score.n if score.retains and score.unit == "share" else 0
+        right = score.value * score.n if score.retains and score.unit == "share" and not score.form else 0
         if right:
             found.append(
                 Measurement(name=f"seconds_per_correct:{score.task}", value=score.seconds / right, unit="s", higher_is_better=False)

@@ -86,7 +86,13 @@ def _kind_of_figure(found: Group, task: str) -> list[str]:
         lines.append(f"{task}: {first.metric or first.primary} is better when lower: it stands under error, and a ratio below 1 is better.")
     if any(score.values for score in scores) and not any(score.unpaired for score in scores):
         lines.append(f"{task}: items carry numbers, so intervals are those of paired means and there are no flips.")
-    if any(score.parts for score in scores):
+    if first is not None and first.form:
+        lines.append(
+            f"{task}: all items make its {first.metric} together; its intervals are of items drawn again, the same for both models."
+        )
+    if first is not None and first.signed:
+        lines.append(f"{task}: no retention: {first.metric} may be below zero, and a ratio of two says nothing; see the difference.")
+    if any(score.parts and (not score.form or len({weight for _, weight in score.parts}) > 1) for score in scores):
         lines.append(f"{task}: its {len(next(score.parts for score in scores if score.parts))} tasks count alike, whatever their size.")
     return lines
 
