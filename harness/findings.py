@@ -101,7 +101,7 @@ class Checked:
     def as_dict(self) -> dict[str, object]:
         """Return everything as JSON-serialisable values."""
         return {
-            "schema": 1, "verdict": self.verdict.value, "exit_code": self.exit_code, "passed_means": self.passed_means,
+            "schema": 2, "verdict": self.verdict.value, "exit_code": self.exit_code, "passed_means": self.passed_means,
             "rules": asdict(self.rules), "notes": self.notes,
             "findings": [{**asdict(one), "verdict": one.verdict.value} for one in self.findings],
         }  # fmt: skip

@@ -57,6 +57,10 @@ def check(
     ]
     findings += _unjudged(records, findings, rules, baseline)
     notes += _noted(records, rules, baseline)
+    if (rules.decide == "pooled" or rules.task_weights != "items") and not any(one.layer.startswith("pooled") for one in findings):
+        notes.append(
+            "nothing was pooled: no row has two tasks with paired shares on which its teacher is above chance, or no answer changed"
+        )
     distinct = list({(one.layer, one.row, one.task, one.told): one for one in findings}.values())
     means = passed_means(distinct, rules)
     return Checked(findings=tuple(_counted(distinct, rules)), notes=tuple(dict.fromkeys(notes)), rules=rules, passed_means=means)

@@ -403,6 +403,13 @@ def test_a_pool_of_rows_trained_anew_needs_seeds_that_agree():
     assert alone.verdict is Verdict.regressed and "freeze three" in alone.told
 
 
+def test_a_pool_that_is_asked_for_and_cannot_be_is_said():
+    for rules in (Rules(margin=0.95, decide="pooled"), Rules(margin=0.95, task_weights="tasks")):
+        assert any("nothing was pooled" in note for note in check([GOOD, BAD], rules).notes)
+        assert not any("pooled" in note for note in check([TWO, NEAR], rules).notes)
+    assert not check([GOOD, BAD], Rules(margin=0.95)).notes
+
+
 # What passed means
 
 
