@@ -15,7 +15,7 @@ from harness.groups import TEACHER, Group, by_chance, compare, group, leaders
 from harness.quality import against, controls, diagnostics, quality
 from harness.record import Measurement, RunRecord
 from harness.stats import Interval
-from harness.table import DASH, MIB, Best, Table, cell_of, finite
+from harness.table import DASH, MIB, Best, Table, cell_of, finite, mebibytes
 
 
 def notes(found: Group) -> list[str]:
@@ -396,7 +396,9 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
         first = {one.name: one for one in reversed(found)}
 
         def show(one: Measurement | None, form: str = ".3g", scale: float = 1.0) -> str:
-            return DASH if one is None else format(one.value * scale, form)
+            if one is None:
+                return DASH
+            return mebibytes(one.value * scale) if form == ",.2f" else format(one.value * scale, form)
 
         for condition in dict.fromkeys(one.condition for one in found if one.name == "decode_tokens_per_second"):
             row: dict[str, str] = {"model": cell_of(name), "scenario": condition}
@@ -418,8 +420,10 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
                    ("activations MiB", "activation_bytes", ",.2f", 1 / MIB), ("load s", "load_seconds", ".3g", 1.0),
                    ("first call s", "first_call_seconds", ".3g", 1.0))  # fmt: skip
         weighed.append({"model": cell_of(name), **{column: show(first.get(key), form, scale) for column, key, form, scale in columns}})
-        remarks = dict.fromkeys(one.remark for one in found if one.remark)
-        lines += [f"- {name}: doubtful: {remark}" for remark in remarks] + [f"- {name}: skipped: {reason}" for reason in skipped]
+        remarks = dict.fromkeys((one.name.startswith("skipped_"), one.remark) for one in found if one.remark)
+        lines += [f"- {name}: {'' if without else 'doubtful: '}{remark}" for without, remark in remarks] + [
+            f"- {name}: skipped: {reason}" for reason in skipped
+        ]
     parts = [tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True) for rows in (timed, weighed) if rows]
     if timed and len(models) > 1:
         lines.append("- A decode x above 1 is faster than the base; an interval that holds 1 shows no difference.")

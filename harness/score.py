@@ -92,7 +92,18 @@ def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache:
     """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code and the task's version."""
     here = Path(__file__).parent
     code = [
-        file_digest(here / name) for name in ("lm.py", "likelihood.py", "generate.py", "plain.py", "sharing.py", "journal.py", "vllm.py")
+        file_digest(here / name)
+        for name in (
+            "lm.py",
+            "likelihood.py",
+            "generate.py",
+            "plain.py",
+            "sharing.py",
+            "admission.py",
+            "rounding.py",
+            "journal.py",
+            "vllm.py",
+        )
     ]
     key = digest_of(
         opened.checkpoint.digest, str(opened.model.dtype), device_label(opened.device), path, code, task.name, task.version,
