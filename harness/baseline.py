@@ -1,37 +1,85 @@
 """Frozen records: per-item outcomes, bytes and conditions of rows that were accepted, in one file small enough for git. No torch.
 
-A file holds the digest of everything else in it, so that an edit by hand is found; it moves by `harness baseline update` with a reason,
-never from a failed, limited or dirty run. 1,000 outcomes are 125 bytes before compression.
+A file holds the digest of everything else in it, so that an edit by hand is found, and the first accepted value of every score, so
+that many small steps down are seen as the fall that they are. 1,000 outcomes are 125 bytes before compression.
 """
 
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness import consistency
 from harness.checkpoint import digest_of, write_whole
+from harness.consistency import Checks, Consistent, not_negative
 from harness.errors import HarnessError
-from harness.gate import Checked, Rules, Verdict, check
+from harness.gate import Rules
+from harness.gate_frozen import LM_EVAL
 from harness.groups import TEACHER
 from harness.record import RunRecord, TaskScore
-from harness.stats import pairs
-from harness.store import twice
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+class _Frozen(Consistent, BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+
+
+ITEMS = ("packed", "totals", "values", "statistics")  # where the items of a frozen score stand, one of them a kind of figure
+
+
+class Origin(_Frozen):
+    """The first accepted value of a score, which every later one is held to; its items stand here once they differ from the frozen ones."""
+
+    value: float
+    date: str
+    reason: str
+    packed: str = ""
+    totals: tuple[tuple[float, float], ...] = ()
+    values: tuple[float, ...] = ()
+    statistics: tuple[str, ...] = ()
+
+
+def _bits(packed: str) -> bytes:
+    """Return outcomes as packed bits; raises `ValueError` for what is none."""
+    try:
+        return zlib.decompress(base64.b64decode(packed, validate=True))
+    except zlib.error as problem:
+        raise ValueError(str(problem)) from problem
+
+
+def _packed_is_whole(score: "FrozenScore") -> str:
+    """Say where packed outcomes are no bits, or not one bit an item."""
+    for packed in (score.packed, score.origin.packed if score.origin else ""):
+        try:
+            count = len(_bits(packed)) if packed else None
+        except ValueError as problem:
+            return f"no outcomes ({problem})"
+        if count is not None and count != -(-score.n // 8):
+            return f"{count:,} bytes of outcomes for {score.n:,} items"
+    return "outcomes and values both" if score.packed and score.values else ""
+
+
+def _origin_is_its_items(score: "FrozenScore") -> str:
+    """Say where the first accepted value is not the one that its items make."""
+    return consistency.value_is_its_items(score.first) or consistency.n_is_its_items(score.first)
 
 
 class FrozenScore(_Frozen):
     """One task of a row: what it scored, item by item."""
+
+    checks: ClassVar[Checks] = (
+        ("packed", _packed_is_whole),
+        *consistency.FIGURE,
+        ("origin", _origin_is_its_items),
+        *not_negative("tokens"),
+    )
 
     task: str
     version: str
@@ -41,6 +89,7 @@ class FrozenScore(_Frozen):
     value: float
     items_digest: str
     answers_digest: str
+    likelihoods_digest: str = ""  # of log-probabilities and positions, to the last bit; "" where not known
     packed: str = ""  # outcomes of the primary extractor: bits, deflated, base64
     totals: tuple[tuple[float, float], ...] = ()
     values: tuple[float, ...] = ()  # of items that carry numbers
@@ -53,11 +102,22 @@ class FrozenScore(_Frozen):
     invalid_share: float = 0.0
     truncated_share: float | None = None
     tokens: float | None = None  # an answer, mean
+    origin: Origin | None = None  # None of a score that no baseline holds yet
+
+    @property
+    def first(self) -> "FrozenScore":
+        """The first accepted score in this one's place: later ones are judged against both."""
+        if self.origin is None:
+            return self
+        items = {name: getattr(self.origin, name) for name in ITEMS}
+        if not any(items.values()):
+            return self.model_copy(update={"value": self.origin.value})
+        return self.model_copy(update={**items, "value": self.origin.value, "answers_digest": "", "likelihoods_digest": ""})
 
     @property
     def outcomes(self) -> str:
         """Per-item outcomes, "1" right and "0" wrong."""
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(self.packed)), dtype=np.uint8), count=self.n)
+        bits = np.unpackbits(np.frombuffer(_bits(self.packed), dtype=np.uint8), count=self.n)
         return (bits + ord("0")).tobytes().decode()
 
     @property
@@ -65,13 +125,30 @@ class FrozenScore(_Frozen):
         """The value of every item; empty where items have none."""
         return self.values or (tuple(float(mark == "1") for mark in self.outcomes) if self.packed else ())
 
-    def shown(self) -> str:
-        """Write the figure as tables do."""
-        return f"{100 * self.value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{self.value:.3f}"
+    def shown(self, value: float | None = None) -> str:
+        """Write the figure, or another one of this task, as tables do."""
+        value = self.value if value is None else value
+        return f"{100 * value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{value:.3f}"
+
+
+def _margin_is_one(given: "FrozenRow | Baseline") -> str:
+    """Say where a margin is no share that could be kept or lost."""
+    if given.margin is None:
+        return ""
+    return "" if 0 < given.margin < (1 if given.points else 1.5) else f"{given.margin:g} is no share that could be kept or lost"
+
+
+def _tasks_are_distinct(row: "FrozenRow") -> str:
+    """Say where a task was frozen twice."""
+    tasks = [score.task for score in row.scores]
+    double = next((task for task in tasks if tasks.count(task) > 1), None)
+    return f"{double} stands there twice" if double else ""
 
 
 class FrozenRow(_Frozen):
     """One record: its row and seed, the conditions it was made and scored under, and its scores."""
+
+    checks: ClassVar[Checks] = (("margin", _margin_is_one), ("scores", _tasks_are_distinct), *not_negative("weight_bytes"))
 
     label: str
     seed: int | None
@@ -84,16 +161,20 @@ class FrozenRow(_Frozen):
     machine: dict[str, str]
     decode_speedup: tuple[float, float | None, float | None] | None = None  # shown, never compared: seconds of two jobs are not
     scores: tuple[FrozenScore, ...]
+    margin: float | None = None  # its own claim, in place of the baseline's, where it never met that
+    points: bool = False  # of its own claim: what may be lost
 
     @staticmethod
     def conditions_of(record: RunRecord) -> dict[str, str]:
         """Return what must be equal before two records of a row are compared."""
         made = {} if record.method == TEACHER else {"student": record.student_recipe, "student base": record.student_base.digest}
         trained = {"budget": f"{record.budget_tokens} tokens, {record.budget_rows} items"} if record.trains else {}
+        version = record.environment.versions.get(LM_EVAL) if record.environment else None
+        scorer = {LM_EVAL: version} if version else {}
         return {
             "teacher": " ".join(one.digest for one in record.teachers), "device": record.device, "dtype": record.dtype, "path": record.path,
             "prompts": f"chat {record.system or ''}" if record.chat else "plain",
-            "limited": "yes" if record.limited else "no", **made, **trained,
+            "limited": "yes" if record.limited else "no", **scorer, **made, **trained,
         }  # fmt: skip
 
     @staticmethod
@@ -115,10 +196,20 @@ class Change(_Frozen):
     commit: str | None
     rows: tuple[str, ...]
     accepted: tuple[str, ...] = ()  # regressions that this move made the new standard
+    anew: tuple[str, ...] = ()  # scores whose first accepted value started anew: other items, another scoring or other conditions
+
+
+def _rows_are_distinct(baseline: "Baseline") -> str:
+    """Say where a row and seed was frozen twice."""
+    names = [(row.label, row.seed) for row in baseline.rows]
+    double = next((name for name in names if names.count(name) > 1), None)
+    return f"{double[0]}{'' if double[1] is None else f' (seed {double[1]})'} stands there twice" if double else ""
 
 
 class Baseline(_Frozen):
     """Everything in the file."""
+
+    checks: ClassVar[Checks] = (("margin", _margin_is_one), ("rows", _rows_are_distinct))
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
     kind: Literal["baseline"] = "baseline"
@@ -132,6 +223,16 @@ class Baseline(_Frozen):
     def labels(self) -> frozenset[str]:
         """Labels of the frozen rows."""
         return frozenset(row.label for row in self.rows)
+
+    @property
+    def first(self) -> "Baseline":
+        """The same rows with their first accepted scores."""
+        rows = tuple(row.model_copy(update={"scores": tuple(score.first for score in row.scores)}) for row in self.rows)
+        return self.model_copy(update={"rows": rows})
+
+    def moved(self, label: str) -> Change:
+        """Return the last move of a row."""
+        return next((change for change in reversed(self.history) if label in change.rows), self.history[-1])
 
 
 def freeze(record: RunRecord) -> FrozenRow:
@@ -151,7 +252,8 @@ def _freeze_score(score: TaskScore) -> FrozenScore:
     bits = np.packbits(np.frombuffer(marks.encode(), dtype=np.uint8) - ord("0")).tobytes() if marks else b""
     return FrozenScore(
         task=score.task, version=score.version, kind=score.kind, primary=score.primary, n=score.n, value=score.value,
-        items_digest=score.items_digest, answers_digest=score.answers_digest, invalid_share=score.invalid_share,
+        items_digest=score.items_digest, answers_digest=score.answers_digest, likelihoods_digest=score.likelihoods_digest,
+        invalid_share=score.invalid_share,
         packed=base64.b64encode(zlib.compress(bits, 9)).decode() if marks else "", totals=score.totals,
         truncated_share=score.truncated_share, tokens=score.tokens_per_answer, values=score.values.get(score.primary, ()),
         parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired, form=score.form, statistics=score.statistics,
@@ -179,139 +281,44 @@ def read_baseline(path: Path) -> Baseline:
         raise HarnessError(f"{path}: not a whole JSON file ({problem}); take it back from git") from problem
     if not isinstance(data, dict) or data.get("kind") != "baseline":
         raise HarnessError(f"{path}: not a baseline; give the file that harness baseline update wrote")
-    if data.get("schema") != SCHEMA:
-        raise HarnessError(f"{path}: schema {data.get('schema')}, this version reads {SCHEMA}; upgrade compression-harness")
+    if data.get("schema") not in range(1, SCHEMA + 1):
+        raise HarnessError(f"{path}: schema {data.get('schema')}, this version reads up to {SCHEMA}; upgrade compression-harness")
     if data.get("digest") != _digest(data):
         raise HarnessError(f"{path}: edited by hand (its digest differs); take it back from git, or delete it and freeze the rows anew")
     try:
-        return Baseline.model_validate(data)
+        while data["schema"] != SCHEMA:
+            data = _MIGRATIONS[data["schema"]](data)
+    except (KeyError, TypeError) as problem:
+        raise HarnessError(f"{path}: not a whole baseline of schema {data['schema']} ({problem}); take it back from git") from problem
+    try:
+        return Baseline.model_validate(data, context=consistency.READING)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        raise HarnessError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from problem
+        told = consistency.what_is_wrong(problem)
+        raise HarnessError(f"{path}: {told}; take it back from git, or delete it and freeze the rows anew") from problem
+
+
+def _with_origins(old: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 keeps first accepted values: of a baseline that did not, those that it holds, since its last move of the row."""
+
+    def origin(row: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
+        since = next((change for change in reversed(old["history"]) if row["label"] in change["rows"]), {"date": "", "reason": ""})
+        return {"value": score["value"], "date": since["date"], "reason": since["reason"]}
+
+    rows = [{**row, "scores": [{**score, "origin": origin(row, score)} for score in row["scores"]]} for row in old["rows"]]
+    return {**old, "schema": 2, "rows": rows}
+
+
+_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_origins}
 
 
 CLAIM = 0.95  # of the teacher's score: what is asked where neither a margin nor a baseline says
 
 
 def rules_of(baseline: Baseline | None, rules: Rules) -> Rules:
-    """Take the margin of the baseline where the rules have none, the usual claim where there is no baseline either."""
+    """Take the margin of the baseline where the rules have none, the usual claim where there is no baseline either.
+
+    A row that keeps a margin of its own is held to that: `gate_frozen.margin_of`.
+    """
     if rules.margin is not None:
         return rules
     return replace(rules, margin=CLAIM) if baseline is None else replace(rules, margin=baseline.margin, points=baseline.points)
-
-
-def update(
-    path: Path,
-    records: Sequence[RunRecord],
-    *,
-    reason: str,
-    rules: Rules,
-    rows: Sequence[str] = (),
-    accept: bool = False,
-    drop: bool = False,
-) -> tuple[Baseline, Baseline | None, Checked | None]:
-    """Freeze records into `path`; return the new baseline, the old one, and what the check against the old one said.
-
-    Refuses without a reason, from failed, limited or dirty runs, two records of one row and seed, two teachers, and, unless `accept`, from
-    a run that the old baseline calls regressed, unless `drop`, one that lacks frozen rows. With `rows` only these (and the teacher) move.
-    """
-    if not reason.strip():
-        raise HarnessError("--reason is empty; say in a few words why the baseline moves")
-    wanted = [one for one in records if not rows or one.label in rows or one.label == TEACHER]
-    for label in rows:
-        if label not in {one.label for one in records}:
-            raise HarnessError(f"no record of the row {label!r}; there are: {', '.join(sorted({one.label for one in records}))}")
-    _fit_to_freeze(wanted)
-    old = read_baseline(path) if path.exists() else None
-    checked = check(wanted, Rules(rows=tuple(rows), exact=False), old) if old is not None else None
-    regressed = [one for one in checked.findings if one.verdict is Verdict.regressed] if checked else []
-    if regressed and not accept:
-        raise HarnessError(
-            f"{path} does not move: {regressed[0].name} regressed ({regressed[0].told}); mend it, or accept it with --accept-regression"
-        )
-    fresh = {(row.label, row.seed): row for row in map(freeze, wanted)}
-    left = [row for row in (old.rows if old else ()) if (row.label, row.seed) not in fresh]
-    if left and not rows and not drop:
-        raise HarnessError(
-            f"{path} holds {left[0].label}, of which there is no record here; move single rows with --rows, or drop it with --drop"
-        )
-    stay = left if rows else []
-    teachers = {row.conditions["teacher"] for row in (*stay, *fresh.values())}
-    if len(teachers) > 1:
-        raise HarnessError(f"{path}: its other rows have another teacher than these records; freeze all rows of the new teacher together")
-    frozen = sorted([*stay, *fresh.values()], key=lambda row: (row.label != TEACHER, row.label, row.seed or 0))
-    environment = next((one.environment for one in wanted if one.environment), None)
-    change = Change(
-        reason=reason.strip(), date=max(one.created for one in wanted), commit=environment.commit if environment else None,
-        rows=tuple(dict.fromkeys(row.label for row in fresh.values())), accepted=tuple(one.name for one in regressed),
-    )  # fmt: skip
-    made = Baseline(
-        margin=rules.margin if rules.margin is not None else old.margin if old else None,
-        points=rules.points if rules.margin is not None else old.points if old else False,
-        history=(*(old.history if old else ()), change), rows=tuple(frozen),
-    )  # fmt: skip
-    write_baseline(path, made)
-    return made, old, checked
-
-
-def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
-    """Refuse what no baseline may be made of, naming the first reason."""
-    if not any(one.status == "success" and one.method != TEACHER for one in records):
-        raise HarnessError("there is no row that succeeded to freeze; type first: harness run --methods ...")
-    if double := twice(records):
-        raise HarnessError(f"two records of {double}; name one run's file (results/runs/runs/NAME.json) in place of the store")
-    for one in records:
-        name = f"{one.label}{f' (seed {one.seed})' if one.seed is not None else ''}"
-        if one.status != "success":
-            raise HarnessError(f"{name} {one.status}: {one.reason}; a baseline is made of whole runs: mend it, or name others with --rows")
-        if one.limited:
-            raise HarnessError(f"{name} was scored on a sample of the items; run it again without --limit before you freeze it")
-        if one.environment and one.environment.dirty:
-            raise HarnessError(f"{name} was made from a working tree with changes; commit them and run again: its code must be found")
-    teachers = {" ".join(teacher.digest for teacher in one.teachers) for one in records}
-    if len(teachers) > 1:
-        raise HarnessError(f"the records have {len(teachers)} different teachers; a baseline has one: name one run's file")
-
-
-Line = dict[str, str]
-
-
-def rows_shown(baseline: Baseline) -> list[Line]:
-    """Return what `harness baseline show` prints, a line a row and task."""
-    lines: list[Line] = []
-    for row in baseline.rows:
-        for score in row.scores:
-            shown = score.shown()
-            speed = "-" if row.decode_speedup is None else f"{row.decode_speedup[0]:.2f}"
-            size = "-" if row.weight_bytes is None else f"{row.weight_bytes:,}"
-            seed = "-" if row.seed is None else str(row.seed)
-            lines.append({"row": row.label, "seed": seed, "task": f"{score.task}@{score.version}", "n": f"{score.n:,}", "score": shown,
-                          "bytes": size, "decode x": speed})  # fmt: skip
-    return lines
-
-
-def difference(old: Baseline | None, new: Baseline) -> list[Line]:
-    """Return what changed between two baselines, a line a row and task: scores, items lost and won, bytes."""
-    before = {(row.label, row.seed, score.task): (row, score) for row in (old.rows if old else ()) for score in row.scores}
-    after = {(row.label, row.seed, score.task): (row, score) for row in new.rows for score in row.scores}
-    lines: list[Line] = []
-    for key in sorted(dict.fromkeys([*before, *after]), key=lambda one: (one[0] != TEACHER, one[0], one[1] or 0, one[2])):
-        label, seed, task = key
-        line = {"row": label, "seed": "-" if seed is None else str(seed), "task": task}
-        then, now = before.get(key), after.get(key)
-        if then is None or now is None:
-            there = now or then
-            assert there is not None
-            lines.append(
-                {**line, "change": "new" if then is None else "gone", "score": f"{there[1].value:.4f}", "lost/won": "-", "bytes": "-"}
-            )
-            continue
-        moved = then[1].answers_digest != now[1].answers_digest or then[1].items_digest != now[1].items_digest
-        flips = "-"
-        if then[1].items_digest == now[1].items_digest and then[1].packed and now[1].packed:
-            counts = pairs(then[1].outcomes, now[1].outcomes)
-            flips = f"{counts.teacher_only}/{counts.student_only}"
-        size = "same" if then[0].weight_bytes == now[0].weight_bytes else f"{then[0].weight_bytes:,} -> {now[0].weight_bytes:,}"
-        change = "other items" if then[1].items_digest != now[1].items_digest else "answers" if moved else "none"
-        lines.append({**line, "change": change, "score": f"{then[1].value:.4f} -> {now[1].value:.4f}", "lost/won": flips, "bytes": size})
-    return lines

@@ -1,15 +1,16 @@
 """The commands that judge and hand on: `harness check`, `harness baseline`, `harness export`. No torch.
 
-Exit codes of `check`: 0 passed, 1 regressed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
+Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,7 +26,12 @@ baseline_app = typer.Typer(
 
 Records = Annotated[Path, typer.Argument(help="A run file, a store, a study or a folder of records.")]
 Margin = Annotated[
-    str | None, typer.Option(help="Share of the teacher's score that must be kept: 0.95; or what may be lost: 2points.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Share of the teacher's score that must be kept: 0.95 (of choices: of what the teacher has above chance); "
+        "or what may be lost: 2points.",
+        show_default=False,
+    ),
 ]
 Rows = Annotated[list[str] | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
 
@@ -34,13 +40,49 @@ def parse_margin(text: str | None) -> tuple[float | None, bool]:
     """Read `0.95` or `95%` as a share to keep, `2points` as points that may be lost; (None, False) of None."""
     if text is None:
         return None, False
-    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*(%|points?|pp|pt)?\s*", text)
-    value = float(found[1]) if found else -1.0
-    points = bool(found and found[2] and found[2] != "%")
-    share = value / 100 if found and found[2] else value
-    if found is None or not 0 < share < (1 if points else 1.5):
-        raise HarnessError(f"--margin {text}: give the share that must be kept (0.95 or 95%) or what may be lost (2points)")
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|points?|pp|pt)?\s*", text)
+    value, unit = (float(match[1]), match[2] or "") if match else (-1.0, "")
+    points = unit not in ("", "%")
+    share = value / 100 if unit else value
+    if match and not points and share == 1:
+        raise HarnessError(
+            f"--margin {text}: that a student keeps all of it can be shown by no number of items, unless it is better than its teacher; "
+            "say how much less would do: 0.95, 95% or 2points"
+        )
+    if not 0 < share < 1 or (unit == "%" and value < 1):
+        near = f" ({value:g}%?)" if match and not unit and 1 < value < 100 else f" ({value:g}?)" if unit == "%" and 0 < value < 1 else ""
+        raise HarnessError(
+            f"--margin {text}: give the share that must be kept, between 0 and 1 (0.95 or 95%){near}, or what may be lost (2points)"
+        )
     return share, points
+
+
+def parse_task_weights(text: str | None) -> str | tuple[tuple[str, float], ...]:
+    """Read `items`, `tasks` or `mmlu=2,gsm8k=1`: how tasks count in the pooled decision; `items` of None."""
+    if text is None or text.strip() in ("items", "tasks"):
+        return (text or "items").strip()
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not equals or not name or not 0 < weight < math.inf or name in weights:
+            raise HarnessError(
+                f"--task-weights {text}: give items, tasks, or a weight above 0 for each task once (mmlu=2,gsm8k=1), not {part.strip()!r}"
+            )
+        weights[name] = weight
+    return tuple(weights.items())
+
+
+def parse_decide(text: str | None) -> Literal["tasks", "pooled"]:
+    """Read `tasks` or `pooled`; `tasks` of None."""
+    if text in (None, "tasks"):
+        return "tasks"
+    if text == "pooled":
+        return "pooled"
+    raise HarnessError(f"--decide {text}: give tasks, or pooled (a pool that passed settles what single tasks cannot tell)")
 
 
 def _percent_of(name: str, value: float) -> float:
@@ -55,9 +97,16 @@ def check(
     baseline: Annotated[Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")] = None,
     margin: Margin = None,
     rows: Rows = None,
-    alpha: Annotated[float, typer.Option(help="Of the claim against the teacher, one-sided; Holm over rows and tasks.")] = 0.05,
+    decide: Annotated[
+        str,
+        typer.Option(help="tasks: each must pass; pooled: a row's pooled items, where they pass, settle what a single task cannot."),
+    ] = "tasks",
+    task_weights: Annotated[
+        str, typer.Option(help="Of the pooled decision: items (each counts alike), tasks (each counts alike), or mmlu=2,gsm8k=1.")
+    ] = "items",
+    alpha: Annotated[float, typer.Option(help="Of the claim against the teacher, one-sided; Holm over rows, tasks and pools.")] = 0.05,
     frozen_alpha: Annotated[
-        float, typer.Option(help="Of the comparison with the frozen items, one-sided; Holm over rows and tasks.")
+        float, typer.Option(help="Of the comparison with the frozen items, one-sided; Holm over rows, tasks and pools.")
     ] = 0.01,
     tolerance: Annotated[float, typer.Option(help="Points: a smaller drop against the frozen score is a warning at most.")] = 2.0,
     detect: Annotated[float, typer.Option(help="Points: a drop that the items must be able to show, else: cannot tell.")] = 5.0,
@@ -66,7 +115,7 @@ def check(
     measured: Annotated[
         Path | None, typer.Option(help="File of `harness measure OLD NEW`: NEW may not be slower by more than --slower.")
     ] = None,
-    slower: Annotated[float, typer.Option(help="Slowdown from which it is a regression.")] = 1.05,
+    slower: Annotated[float, typer.Option(help="Slowdown that is tolerated.")] = 1.05,
     json_to: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdict as JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Append Markdown here. [default: $GITHUB_STEP_SUMMARY where it is set]")] = None,
@@ -75,7 +124,7 @@ def check(
         typer.Option("--annotate/--no-annotate", help="Print annotations for GitHub's log. [default: where GITHUB_ACTIONS is set]"),
     ] = None,
 ) -> int:
-    """Judge rows: exit code 0 passed, 1 regressed, 3 cannot tell, 4 not comparable, 2 your mistake."""
+    """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2 your mistake."""
     from harness import gate, verdicts
     from harness.baseline import read_baseline, rules_of
     from harness.config import listed
@@ -87,6 +136,7 @@ def check(
     rules = gate.Rules(
         margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=_percent_of("tolerance", tolerance),
         detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(listed(rows) or ()),
+        task_weights=parse_task_weights(task_weights), decide=parse_decide(decide),
     )  # fmt: skip
     frozen = read_baseline(baseline) if baseline else None
     rules = rules_of(frozen, rules)
@@ -154,36 +204,45 @@ def baseline_update(
     margin: Margin = None,
     accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")] = False,
+    own_margin: Annotated[bool, typer.Option("--own-margin", help="Freeze rows that do not keep the margin with what they keep.")] = False,
 ) -> int:
-    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, and regressions that nobody accepted."""
-    from harness.baseline import difference, update
+    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in small steps, and margins not met."""
+    from harness.baseline_shown import difference, family_of, reach, reach_shown
+    from harness.baseline_update import update
     from harness.config import listed
     from harness.gate import Rules
 
     share, points = parse_margin(margin)
-    made, old, _ = update(
-        baseline, records_of(place), reason=reason, rules=Rules(margin=share, points=points), rows=listed(rows) or (),
-        accept=accept, drop=drop,
+    rules, records = Rules(margin=share, points=points), records_of(place)
+    moved = update(
+        baseline, records, reason=reason, rules=rules, rows=listed(rows) or (), accept=accept, drop=drop, own_margin=own_margin
     )  # fmt: skip
-    _echo(difference(old, made))
-    if made.history[-1].commit is None:
+    _echo(difference(moved.old, moved.made))
+    if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
+        tests = f"Holm over {family_of(moved.made)} tests"
+        typer.echo(f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, {tests}):")
+        _echo(shown)
+    for note in moved.notes:
+        typer.echo(f"note: {note}")
+    if moved.made.history[-1].commit is None:
         typer.echo("note: these records name no commit (an installed package); the file cannot say which code it is of")
-    typer.echo(f"{baseline}: {len(made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
+    typer.echo(f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
     return 0
 
 
 @baseline_app.command("show")
 def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
     """Show what is frozen, and why it moved when."""
-    from harness.baseline import read_baseline, rows_shown
+    from harness.baseline import read_baseline
+    from harness.baseline_shown import margin_shown, rows_shown
 
     found = read_baseline(baseline)
     _echo(rows_shown(found))
-    margin = "none" if found.margin is None else f"{100 * found.margin:g} {'points may be lost' if found.points else '% must be kept'}"
-    typer.echo(f"margin: {margin}")
-    for one in found.history:
-        accepted = f"; accepted: {', '.join(one.accepted)}" if one.accepted else ""
-        typer.echo(f"{one.date} {(one.commit or '-')[:12]}: {one.reason} ({', '.join(one.rows)}){accepted}")
+    typer.echo(f"margin: {'none' if found.margin is None else margin_shown(found)}")
+    for change in found.history:
+        accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
+        anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
+        typer.echo(f"{change.date} {(change.commit or '-')[:12]}: {change.reason} ({', '.join(change.rows)}){accepted}{anew}")
     return 0
 
 
@@ -193,7 +252,8 @@ def baseline_diff(
     other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
 ) -> int:
     """Show what changed from a baseline to another one, or to records: scores, items lost and won, bytes."""
-    from harness.baseline import Baseline, difference, freeze, read_baseline
+    from harness.baseline import Baseline, freeze, read_baseline
+    from harness.baseline_shown import difference
 
     old = read_baseline(baseline)
     if other.is_file() and '"baseline"' in other.read_text(encoding="utf-8", errors="replace")[:400]:

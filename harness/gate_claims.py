@@ -1,76 +1,181 @@
-"""The claim layer of `harness check`: does a row keep the margin of its teacher's score on the same items (non-inferiority)? No torch."""
+"""The claim layer of `harness check`: does a row keep the margin of its teacher's score on the same items (non-inferiority)? No torch.
 
-from collections.abc import Sequence
+The question is asked of a checkpoint, so items alone decide it, and seeds that gave the same student are one training. Where guessing
+scores (choices), the margin is asked of what lies above chance; where the teacher is at chance, nothing can be kept and nothing is judged.
+"""
+
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness import stats
-from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, short
-from harness.groups import TEACHER, Group, Row, compare, conditions_of, paired, paired_numbers, tests_of, times_of
+from harness.findings import (
+    Decides,
+    Finding,
+    Rules,
+    Verdict,
+    decides,
+    decides_among,
+    is_judged,
+    not_comparable,
+    short,
+    unmet,
+)
+from harness.frozen_items import margin_of
+from harness.groups import TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, tests_of, times_of
 from harness.record import RunRecord, TaskScore
 
+if TYPE_CHECKING:
+    from harness.baseline import Baseline
 
-@dataclass(frozen=True)
-class _Claim:
-    """A row and a task whose claim is tested: p of "it does not keep the margin", p of "it does"."""
+Numbers = dict[str, float | int | None]
 
-    row: Row
-    score: TaskScore
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim that was tested: p of "it does not keep the margin", p of "it does"."""
+
+    layer: str = "claim"
+    label: str
+    task: str = ""  # none: pooled over tasks
     unmet_if_large: float
     met_if_large: float
     told: str
-    numbers: dict[str, float | int | None]
+    numbers: Numbers
+    n: int
+    score: TaskScore | None = None  # None: pooled
+    limited: bool = False
+    tasks: tuple[str, ...] = ()  # pooled: whose items stand in it
+    there: int | None = None  # pooled: how many items these tasks have
+    speaks_for: tuple[str, ...] = ()
+
+    def decides(self, needed: int | None) -> Decides:
+        """Say how many items would decide, never more than there are."""
+        if self.score is None:
+            return decides_among(needed, self.there, " and ".join(self.tasks))
+        return decides(needed, self.score, self.limited, what="documents" if self.score.kind == "perplexity" else "items")
 
 
-def claim_findings(groups: Sequence[Group], records: Sequence[RunRecord], rules: Rules) -> list[Finding]:
-    """Judge every row and task against the teacher's outcomes on the same items; Holm over all of them."""
-    found: list[Finding] = []
-    tested: dict[tuple[str, str], _Claim] = {}
-    for one in groups:
-        for row in one.rows:
-            if not is_judged(row.first, rules) or not row.done or row.first.method == TEACHER:
-                continue
-            for score in row.done[0].scores:
-                reason = _no_claim(row, one.teacher, score, records, rules)
-                if reason is not None:
-                    found.append(reason)
-                elif (row.label, score.task) not in tested and one.teacher is not None:
-                    tested[row.label, score.task] = _claim(row, one.teacher, score, rules)
-    claims = list(tested.values())
+@dataclass(frozen=True)
+class Asked:
+    """A row whose claims are asked for, one record a training, and its teacher's; `rules` hold the row's own margin, where it has one."""
+
+    group: Group
+    row: Row
+    teacher: Row | None
+    seeds: int
+    rules: Rules
+
+    @property
+    def trainings(self) -> str:
+        """Say how many trainings stand behind the seeds, where seeds gave equal students."""
+        count = len(self.row.records)
+        return f"; {self.seeds} seeds, {count} training{'s' if count > 1 else ''} (equal students)" if count < self.seeds else ""
+
+
+def asked_rows(groups: Sequence[Group], rules: Rules, baseline: "Baseline | None" = None) -> list[Asked]:
+    """Return the rows of which a margin is asked, in every table in which they stand; the baseline may hold one to a margin of its own."""
+    rows = [(one, row) for one in groups for row in one.rows if is_judged(row.first, rules) and row.done and row.first.method != TEACHER]
+    asked = [
+        Asked(one, one_a_student(row), one_a_student(one.teacher) if one.teacher else None, len(row.done),
+              margin_of(baseline, row.label, rules))
+        for one, row in rows
+    ]  # fmt: skip
+    return [one for one in asked if one.rules.margin is not None]
+
+
+def one_a_student(row: Row) -> Row:
+    """Return a row with one record a student: seeds that gave equal students are one training, and a teacher is one model."""
+    return Row(row.label, row.trainings)
+
+
+def claims_of(asked: Sequence[Asked], records: Sequence[RunRecord]) -> tuple[list[Claim], list[Finding]]:
+    """Test every row and task against the teacher's outcomes on the same items; return the tests, and what cannot be tested."""
+    untold: list[Finding] = []
+    tested: dict[tuple[str, str], Claim] = {}
+    for one in asked:
+        for score in one.row.first.scores:
+            outcome = _no_claim(one, score, records) or _claim(one, score)
+            if isinstance(outcome, Finding):
+                untold.append(outcome)
+            else:
+                tested.setdefault((one.row.label, score.task), outcome)
+    return list(tested.values()), untold
+
+
+def judged(claims: Sequence[Claim], rules: Rules, held: Collection[str]) -> list[Finding]:
+    """Judge tests: Holm over all of them, rows and tasks and pooled ones alike; `held` are the rows of the baseline."""
     met = stats.holm([one.unmet_if_large for one in claims])
-    unmet = stats.holm([one.met_if_large for one in claims])
-    for claim, kept, lost in zip(claims, met, unmet, strict=True):
-        verdict = Verdict.passed if kept <= rules.alpha else Verdict.regressed if lost <= rules.alpha else Verdict.cannot_tell
-        told, numbers = claim.told, {**claim.numbers, "p_met_holm": kept, "p_unmet_holm": lost, "needed": None}
-        if verdict is Verdict.cannot_tell:
-            needed = stats.items_to_decide(claim.unmet_if_large, claim.score.n, alpha=rules.alpha / len(claims))
-            numbers["needed"] = needed
-            told += f"; about {needed:,} items would decide" if needed else "; it stands exactly at the margin"
-        found.append(Finding(layer="claim", row=claim.row.label, task=claim.score.task, verdict=verdict, told=told, numbers=numbers))
-    return found
+    lost = stats.holm([one.met_if_large for one in claims])
+    return [_judged(claim, p, other, len(claims), rules, held) for claim, p, other in zip(claims, met, lost, strict=True)]
 
 
-def _no_claim(row: Row, teacher: Row | None, score: TaskScore, records: Sequence[RunRecord], rules: Rules) -> Finding | None:
+def _judged(claim: Claim, met: float, lost: float, tests: int, rules: Rules, held: Collection[str]) -> Finding:
+    kept = met <= rules.alpha
+    verdict = Verdict.passed if kept else unmet(claim.label, held) if lost <= rules.alpha else Verdict.cannot_tell
+    numbers: Numbers = {**claim.numbers, "p_met_holm": met, "p_unmet_holm": lost, "tests": tests, "needed": None}
+    told = claim.told
+    if verdict is Verdict.cannot_tell:
+        needed = stats.items_to_decide(claim.unmet_if_large, claim.n, alpha=rules.alpha / tests)
+        decided = claim.decides(needed)
+        numbers |= {"needed": decided.needed, "task_items": decided.task_items}
+        told += f"; {decided.told or 'it stands exactly at the margin'}"
+    return Finding(
+        layer=claim.layer, row=claim.label, task=claim.task, verdict=verdict, told=told, numbers=numbers, speaks_for=claim.speaks_for
+    )
+
+
+def at_chance(group: Group, score: TaskScore) -> str:
+    """Return why nothing can be kept of a teacher's figure that guessing may reach; "" where it is shown to be above chance."""
+    if not by_chance(group, score.task) or group.teacher is None:
+        return ""
+    theirs = group.teacher.scores(score.task)[0]
+    floor = max(theirs.chance, 0.05) if theirs.unit == "share" else 0.0
+    seen = f"{theirs.shown(theirs.value)} on {theirs.n:,} items"
+    return f"teacher at chance: not judged ({seen} is not shown to be above {theirs.shown(floor)})"
+
+
+def _no_claim(one: Asked, score: TaskScore, records: Sequence[RunRecord]) -> Finding | None:
     """Return why a row's claim on a task cannot be tested, None where it can."""
+    row, teacher, rules = one.row, one.teacher, one.rules
     if teacher is None or not teacher.scores(score.task):
-        return not_comparable("claim", row.label, score.task, *_apart(row.done[0], records))
+        return not_comparable("claim", row.label, score.task, *_apart(row.first, records))
     theirs = teacher.scores(score.task)[0]
     if any(each.items_digest != theirs.items_digest for each in row.scores(score.task)):
         return not_comparable("claim", row.label, score.task, "items", "scored on other items than the teacher")
-    why = theirs.unpaired or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "")
-    if why:
-        pass
-    elif score.kind == "perplexity":
-        ratio = times_of(row, teacher, score.task)
-        why = "perplexities have no points; give a ratio" if rules.points else ratio.reason
-        why = why or ("one document gives no interval" if ratio.low is None else "")
-    elif not theirs.hit_or_miss or not score.hit_or_miss:
-        ratio = compare(row, teacher, score.task, ratio=True)
-        number = rules.points and score.unit == "number"
-        why = f"{score.metric or score.primary} is no share and has no points; give a ratio" if number else ""
-        why = why or ("" if rules.points else ratio.reason)
-    elif not any("1" in run for run in teacher.outcomes(score.task)):
-        why = "the teacher solves nothing: there is no retention"
-    return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why) if why else None
+    why = theirs.unpaired or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "") or at_chance(one.group, score)
+    if not why and rules.points and (score.kind == "perplexity" or (score.unit == "number" and not score.signed)):
+        name = "perplexities have" if score.kind == "perplexity" else f"{score.metric or score.primary} is no share and has"
+        why = f"{name} no points; give a ratio"
+    return _untold(row, score, why) if why else None
+
+
+def _untold(row: Row, score: TaskScore, why: str) -> Finding:
+    return Finding(layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why)
+
+
+def _no_interval(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
+    """Return why a figure has no interval, "" where it has one: what has none is not judged."""
+    if figure.value is not None and figure.low is not None:
+        return ""
+    if figure.value is None and score.chance and not rules.points:
+        return f"the teacher stands too near chance ({100 * score.chance:.4g} %) for a retention above it: not judged"
+    if score.signed and not rules.points:
+        return f"{figure.reason}; give --margin 2points"
+    unit = "document" if score.kind == "perplexity" else "item"
+    return figure.reason or f"one {unit} gives no interval"
+
+
+def _figure(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> stats.Interval:
+    """Return the figure of a claim with its interval: what is tested, and nothing else."""
+    if score.kind == "perplexity":
+        return times_of(row, teacher, score.task)
+    return compare(row, teacher, score.task, ratio=not rules.points, chance=_chance(score, rules))
+
+
+def _chance(score: TaskScore, rules: Rules) -> float:
+    """Return above what share a margin is asked; points are points, wherever they lie."""
+    return 0.0 if rules.points or score.lower_is_better or score.unit != "share" else score.chance
 
 
 def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
@@ -87,44 +192,58 @@ def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
     return name, f"{name} differs: {short(conditions_of(teachers[nearest]).get(name))} of the teacher, {short(own.get(name))} of the row"
 
 
-def _claim(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> _Claim:
-    assert rules.margin is not None
+def _claim(one: Asked, score: TaskScore) -> Claim | Finding:
+    """Test one claim; the finding that it cannot be told where its figure has no interval."""
+    rules = one.rules
+    assert rules.margin is not None and one.teacher is not None
+    figure, chance = _figure(one.row, one.teacher, score, rules), _chance(score, rules)
+    if why := _no_interval(figure, score, rules):
+        return _untold(one.row, score, why)
+    numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": score.n, "seeds": len(one.row.records)}
     if score.kind == "perplexity":
-        ratio, limit = times_of(row, teacher, score.task), 1 / rules.margin
-        p, other = stats.ratio_keeps(ratio, limit)
-        told = f"perplexity x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the teacher's on {score.n} documents"
-        told += f"; at most x{limit:.3f}"
-        numbers: dict[str, float | int | None] = {"value": ratio.value, "low": ratio.low, "high": ratio.high, "n": score.n}
-        return _Claim(row, score, p, other, told, numbers)
-    if not score.hit_or_miss or not teacher.scores(score.task)[0].hit_or_miss:
-        return _claim_of_means(row, teacher, score, rules.margin, rules)
-    ours, theirs = paired(row, teacher, score.task)
-    p, other = stats.keeps(ours, theirs, rules.margin, points=rules.points)
-    value = compare(row, teacher, score.task, ratio=not rules.points)
-    told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
-    numbers = {"value": value.value, "low": value.low, "high": value.high, "p_met": p, "p_unmet": other, "n": score.n, "seeds": len(ours)}
-    return _Claim(row, score, p, other, told, numbers)
+        p, other = stats.ratio_keeps(figure, 1 / rules.margin)
+        told = f"perplexity {_times(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
+    else:
+        p, other, flips = _tested(one.row, one.teacher, score, rules)
+        numbers |= flips
+        told = f"{shown(figure, rules, above=bool(chance))} on {score.n:,} items; must show that it {rules.claim(chance)}"
+        if score.lower_is_better and not rules.points:
+            name = score.metric or score.primary
+            told = f"{name} {_times(figure)} of the teacher's on {score.n:,} items; at most x{1 / rules.margin:.3f}"
+    return Claim(
+        label=one.row.label, task=score.task, unmet_if_large=p, met_if_large=other, told=told + one.trainings, n=score.n, score=score,
+        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other}, limited=one.row.first.limited,
+    )  # fmt: skip
 
 
-def _claim_of_means(row: Row, teacher: Row, score: TaskScore, margin: float, rules: Rules) -> _Claim:
-    """Test the claim on items that carry numbers; of a figure that is better when lower, at most 1 / margin of the teacher's."""
-    ours, theirs, _ = paired_numbers(row, teacher, score.task)
-    p, other = tests_of(score).keeps(ours, theirs, margin, score.parts, points=rules.points, lower=score.lower_is_better)
-    value = compare(row, teacher, score.task, ratio=not rules.points)
-    told = f"{_shown(value, points=rules.points)} on {score.n:,} items; must show that it {rules.claim()}"
-    if score.lower_is_better and not rules.points:
-        ends = "" if value.low is None or value.high is None else f" [{value.low:.3f}, {value.high:.3f}]"
-        told = f"{score.metric or score.primary} x{value.value:.3f}{ends} of the teacher's on {score.n:,} items; at most x{1 / margin:.3f}"
-    numbers: dict[str, float | int | None] = {
-        "value": value.value, "low": value.low, "high": value.high, "p_met": p, "p_unmet": other, "n": score.n, "seeds": len(ours),
-    }  # fmt: skip
-    return _Claim(row, score, p, other, told, numbers)
+def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[float, float, Numbers]:
+    """Test hits by the score statistic (or Student's t over seeds), numbers by Student's t; with the flips that were seen of hits."""
+    margin, chance = rules.margin or 0.0, _chance(score, rules)
+    if score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss:
+        ours, theirs = paired(row, teacher, score.task)
+        counts = [stats.pairs(theirs[0], run) for run in ours]
+        flips = sum(one.teacher_only + one.student_only for one in counts) / sum(one.n for one in counts)
+        seen: Numbers = {"flips": flips, "teacher": theirs[0].count("1") / score.n}
+        return *stats.keeps(ours, theirs, margin, points=rules.points, chance=chance), seen
+    left, right = paired_numbers(row, teacher, score.task)[:2]
+    lower = score.lower_is_better
+    return *tests_of(score).keeps(left, right, margin, score.parts, points=rules.points, lower=lower, chance=chance), {}
 
 
-def _shown(value: stats.Interval, *, points: bool) -> str:
+def asked_of(rules: Rules, chance: float) -> Numbers:
+    """Return what a claim asks, for those who read numbers."""
+    return {"margin": rules.margin, "points": int(rules.points), "chance": chance}
+
+
+def _times(ratio: stats.Interval) -> str:
+    ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"x{ratio.value:.3f}{ends}"
+
+
+def shown(value: stats.Interval, rules: Rules, *, above: bool) -> str:
+    """Write the figure of a claim with its interval."""
     if value.value is None:
         return value.reason or "undefined"
-    word, form = ("difference", "+.1f") if points else ("retention", ".1f")
-    unit = " points" if points else " %"
-    text = f"{word} {100 * value.value:{form}}{unit}"
+    word, form, unit = ("difference", "+.1f", " points") if rules.points else ("retention", ".1f", " %")
+    text = f"{word}{' above chance' if above else ''} {100 * value.value:{form}}{unit}"
     return text if value.low is None or value.high is None else f"{text} [{100 * value.low:{form}}, {100 * value.high:{form}}]"

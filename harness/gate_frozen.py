@@ -1,59 +1,96 @@
-"""The frozen layer of `harness check`: has a row lost more items than it won against its own frozen outcomes (McNemar)? No torch."""
+"""The frozen layer of `harness check`: is a row what it was when it was frozen, item by item, under the same conditions? No torch.
+
+Nothing changed where answers *and* what was made of them are the frozen ones. The same answers with other outcomes are another
+scoring, which is not comparable. What changed is tested (exact McNemar, paired means, documents), Holm over rows and tasks.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
-from harness import means, stats
+from harness import stats
 from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, short
-from harness.groups import TEACHER, of_documents
+from harness.frozen_documents import documents_against_frozen, rise_of
+from harness.frozen_items import (
+    Numbers,
+    Pair,
+    Tested,
+    are_hits,
+    hits_against_frozen,
+    margin_of,
+    numbers_against_frozen,
+    numbers_of,
+    runs_of,
+    unchanged,
+    unlike_figures,
+)
+from harness.gate_pooled import frozen_pools, judged_pools
+from harness.groups import TEACHER, tests_of
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
     from harness.baseline import Baseline, FrozenRow, FrozenScore
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A frozen score and the one that stands against it."""
-
-    row: "FrozenRow"
-    then: "FrozenScore"
-    record: RunRecord
-    now: TaskScore
+__all__ = ["frozen_findings", "frozen_notes", "margin_of", "unlike_conditions", "unlike_scores"]
 
 
 def frozen_findings(records: Sequence[RunRecord], baseline: "Baseline", rules: Rules) -> list[Finding]:
     """Judge every frozen row by its own outcomes of then; seeds of a row are judged together, item by item. Controls only when named."""
-    found: list[Finding] = []
-    pairs: dict[tuple[str, str], list[_Pair]] = {}
+    findings: list[Finding] = []
+    pairs: dict[tuple[str, str], list[Pair]] = {}
     for row in baseline.rows:
-        if (row.label not in rules.rows) if rules.rows and row.label != TEACHER else (row.control and row.label not in rules.rows):
+        if not _asked(row, rules):
             continue
-        record = next((one for one in records if (one.label, one.seed) == (row.label, row.seed)), None)
-        seed = f" (seed {row.seed})" if row.seed is not None else ""
+        record = next((known for known in records if (known.label, known.seed) == (row.label, row.seed)), None)
         if record is None or record.status != "success":
-            if record is None or not is_judged(record, rules):  # a judged row that failed is told by `_broken`
-                told = f"the baseline's row {row.label}{seed} has no record" + (f" that succeeded: {record.reason}" if record else "")
-                found.append(not_comparable("frozen", row.label, "", "rows" if record is None else "status", told))
+            findings += _without_record(row, record, rules)
             continue
-        unlike = _conditions(row, record)
-        if unlike:
-            found.append(not_comparable("frozen", row.label, "", *unlike))
+        if unlike := unlike_conditions(row, record):
+            findings.append(not_comparable("frozen", row.label, "", *unlike))
             continue
-        found += _bytes(row, record)
+        findings += _bytes(row, record)
         for then in row.scores:
             now = record.score(then.task)
-            wrong = _scores_unlike(then, now)
-            if wrong or now is None:
-                found.append(not_comparable("frozen", row.label, then.task, *(wrong or ("items", "missing"))))
+            unlike = unlike_scores(then, now)
+            if unlike or now is None:
+                findings.append(not_comparable("frozen", row.label, then.task, *(unlike or ("items", "missing"))))
             else:
-                pairs.setdefault((row.label, then.task), []).append(_Pair(row, then, record, now))
-    return found + _regressions(pairs, rules)
+                pairs.setdefault((row.label, then.task), []).append(Pair(row, then, record, now))
+    return findings + _judged(pairs, rules)
 
 
-def _conditions(row: "FrozenRow", record: RunRecord) -> tuple[str, str] | None:
+def frozen_notes(records: Sequence[RunRecord], baseline: "Baseline") -> list[str]:
+    """Say which conditions a baseline is too old to know: they are not compared."""
+    known = {(record.label, record.seed): record for record in records if record.status == "success"}
+    pairs = [(row, known[row.label, row.seed]) for row in baseline.rows if (row.label, row.seed) in known]
+    silent = dict.fromkeys(
+        row.label for row, record in pairs if LM_EVAL in row.conditions_of(record) and LM_EVAL not in row.conditions
+    )  # fmt: skip
+    if not silent:
+        return []
+    return [f"the baseline does not say which lm-eval scored {', '.join(silent)}: its version is not compared until they are frozen anew"]
+
+
+LM_EVAL = "lm-eval"  # the condition that baselines of schema 1 do not hold
+
+
+def _asked(row: "FrozenRow", rules: Rules) -> bool:
+    """Tell whether a frozen row is judged: the rows named and the teacher's, else every row that is no control."""
+    if rules.rows and row.label != TEACHER:
+        return row.label in rules.rows
+    return not row.control or row.label in rules.rows
+
+
+def _without_record(row: "FrozenRow", record: RunRecord | None, rules: Rules) -> list[Finding]:
+    """Say that a frozen row has no record that succeeded; a judged one that failed is told as a row."""
+    if record is not None and is_judged(record, rules):
+        return []
+    seed = f" (seed {row.seed})" if row.seed is not None else ""
+    told = f"the baseline's row {row.label}{seed} has no record" + (f" that succeeded: {record.reason}" if record else "")
+    return [not_comparable("frozen", row.label, "", "rows" if record is None else "status", told)]
+
+
+def unlike_conditions(row: "FrozenRow", record: RunRecord) -> tuple[str, str] | None:
     """Return the first condition that differs, with both its values; None where the two may be compared."""
     now = row.conditions_of(record)
     for name, then in row.conditions.items():
@@ -62,7 +99,8 @@ def _conditions(row: "FrozenRow", record: RunRecord) -> tuple[str, str] | None:
     return None
 
 
-def _scores_unlike(then: "FrozenScore", now: TaskScore | None) -> tuple[str, str] | None:
+def unlike_scores(then: "FrozenScore", now: TaskScore | None) -> tuple[str, str] | None:
+    """Return in what a score cannot be compared with the frozen one: task, items, or the scoring; None where it can."""
     if now is None:
         return "tasks", f"{then.task} was not scored"
     if now.version != then.version:
@@ -73,170 +111,57 @@ def _scores_unlike(then: "FrozenScore", now: TaskScore | None) -> tuple[str, str
         return "items", "other items, prompts or targets than in the baseline"
     if now.primary != then.primary:
         return "extractor", f"scored by {then.primary} in the baseline, by {now.primary} now"
+    return _unlike_scoring(then, now)
+
+
+def _unlike_scoring(then: "FrozenScore", now: TaskScore) -> tuple[str, str] | None:
+    """Return where answers are judged otherwise than in the baseline; seen for sure where not one of them differs."""
+    if then.metric and now.metric and now.metric != then.metric:
+        return "metric", f"{then.metric} in the baseline, {now.metric} now"
+    if now.answers_digest == then.answers_digest and (unlike := unlike_figures(then, now)):
+        return "scoring", f"the scoring changed: the same answers, {unlike}"
+    if now.parts != then.parts:
+        return "weights", "items count with other weights than in the baseline"
     return None
 
 
-def _regressions(pairs: Mapping[tuple[str, str], Sequence[_Pair]], rules: Rules) -> list[Finding]:
-    """Judge what changed: Holm over rows and tasks together, perplexities among them."""
-    found: list[Finding] = []
-    tested: list[tuple[str, str, Sequence[_Pair], float]] = []
-    for (label, task), alike in pairs.items():
-        n = alike[0].then.n
-        if all(one.now.answers_digest == one.then.answers_digest for one in alike):
-            numbers: dict[str, float | int | None] = {"n": n, "lost": 0, "won": 0, "drop": 0.0}
-            told = f"not one of {n:,} answers differs"
-            found.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.passed, told=told, numbers=numbers))
-        elif why := alike[0].now.unpaired or alike[0].then.unpaired:
-            told = f"{alike[0].then.value:.4g} -> {alike[0].now.value:.4g}; {why}"
-            found.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=told))
-        elif alike[0].now.kind == "perplexity":
-            now, then = _documents(alike)
-            p = stats.ratio_keeps(of_documents([now], [then], alike[0].now), 1 + rules.perplexity)[1]
-            tested.append((label, task, alike, p))
-        elif not _hits(alike):
-            before, after = _numbers(alike)
-            lower = alike[0].now.lower_is_better
-            tested.append((label, task, alike, means.worse(after, before, alike[0].now.parts, lower=lower)))
+def _judged(pairs: Mapping[tuple[str, str], Sequence[Pair]], rules: Rules) -> list[Finding]:
+    """Judge what may be compared: what changed is tested, Holm over rows, tasks and pools together, perplexities among them."""
+    findings: list[Finding] = []
+    changed: list[tuple[str, str, Sequence[Pair]]] = []
+    for (label, task), seeds in pairs.items():
+        if all(pair.same_answers for pair in seeds):
+            findings.append(unchanged(label, task, seeds))
+        elif why := seeds[0].now.unpaired or seeds[0].then.unpaired:
+            told = f"{seeds[0].then.value:.4g} -> {seeds[0].now.value:.4g}; {why}"
+            findings.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=told))
         else:
-            tested.append((label, task, alike, stats.net_loss(*_runs(alike))[1]))
-    adjusted = stats.holm([p for *_, p in tested])
-    for (label, task, alike, _), p in zip(tested, adjusted, strict=True):
-        judge = _against_frozen if _hits(alike) else _means_against_frozen
-        judge = _perplexity_against_frozen if alike[0].now.kind == "perplexity" else judge
-        found.append(judge(label, task, alike, p, len(tested), rules))
-    return found
+            changed.append((label, task, seeds))
+    pools = frozen_pools(pairs, rules)
+    adjusted = stats.holm([*(_p_of_fall(seeds, rules) for *_, seeds in changed), *(pool.p for pool in pools)])
+    alone, together = adjusted[: len(changed)], adjusted[len(changed) :]
+    findings += [
+        _verdict(Tested(label, task, seeds, p, len(adjusted), rules)) for (label, task, seeds), p in zip(changed, alone, strict=True)
+    ]
+    return findings + judged_pools(pools, together, len(adjusted), rules)
 
 
-def _hits(alike: Sequence[_Pair]) -> bool:
-    return all(one.now.hit_or_miss and one.then.packed and not one.then.parts for one in alike)
+def _p_of_fall(seeds: Sequence[Pair], rules: Rules) -> float:
+    """Return the one-sided p of "nothing was lost"."""
+    score = seeds[0].now
+    if score.kind == "perplexity":
+        return rise_of(seeds).keeps(1 + rules.perplexity)[1]
+    if are_hits(seeds):
+        return stats.net_loss(*runs_of(seeds))[1]
+    before, after = numbers_of(seeds)
+    p: float = tests_of(score).worse(after, before, score.parts, lower=score.lower_is_better)
+    return p
 
 
-def _numbers(alike: Sequence[_Pair]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Return the items' numbers of then and now, run by run."""
-    return [one.then.numbers for one in alike], [one.now.numbers for one in alike]
-
-
-def _means_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
-    """Judge items that carry numbers: tolerance and detectable drop are shares of 1, or of the frozen figure where it is no share."""
-    before, after = _numbers(alike)
-    score, n = alike[0].now, len(after[0])
-    figures = [fmean(means.weighted(run, score.parts) for run in side) for side in (before, after)]
-    drop = (figures[0] - figures[1]) * (-1 if score.lower_is_better else 1)
-    unit = 1.0 if score.unit == "share" else abs(figures[0])
-    error = means.error_of_difference(after, before, score.parts)
-    reach = (NormalDist().inv_cdf(1 - rules.frozen_alpha / tests) + NormalDist().inv_cdf(0.8)) * error
-    sign = -1 if score.lower_is_better else 1
-    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in zip(after, before, strict=True)) < 0)
-    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {len(items)} of {n:,} items worse, p {p:.2g}"
-    numbers: dict[str, float | int | None] = {"n": n, "seeds": len(after), "lost": len(items), "drop": drop, "p_holm": p, "reach": reach}
-
-    def said(verdict: Verdict, told: str, *, differs: str = "", warning: bool = False) -> Finding:
-        return Finding(layer="frozen", row=label, task=task, verdict=verdict, told=told, differs=differs, numbers=numbers, warning=warning,
-                       items=items)  # fmt: skip
-
-    if rules.exact and before != after and all(each.row.machine == each.row.machine_of(each.record) for each in alike):
-        return said(Verdict.regressed, f"{told}; --exact: no item may change on the same machine and versions")
-    significant = p < rules.frozen_alpha
-    if significant and drop > rules.tolerance * unit:
-        return said(Verdict.regressed, told)
-    if unlike := _drifted(alike, rules):
-        return said(Verdict.not_comparable, f"{told}; {unlike[1]}", differs=unlike[0])
-    if reach > rules.detect * unit:
-        asked = score.shown(rules.detect * unit)
-        return said(Verdict.cannot_tell, f"{told}; {n:,} items show drops from {score.shown(reach)} on, not from {asked}")
-    return said(Verdict.passed, f"{told}; significant, but within the tolerance" if significant else told, warning=significant)
-
-
-def _runs(alike: Sequence[_Pair]) -> tuple[list[str], list[str]]:
-    """Return the outcomes of then and now, run by run."""
-    return [one.then.outcomes for one in alike], [one.now.outcomes[one.now.primary] for one in alike]
-
-
-def _documents(alike: Sequence[_Pair]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return the documents of now and then, means over the seeds."""
-    sides = [[one.now.totals for one in alike], [one.then.totals for one in alike]]
-    now, then = ([(fmean(one[0] for one in document), document[0][1]) for document in zip(*side, strict=True)] for side in sides)
-    return now, then
-
-
-def _perplexity_against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
-    now, then = _documents(alike)
-    found, limit = of_documents([now], [then], alike[0].now), 1 + rules.perplexity
-    if found.value is None or found.low is None or found.high is None:
-        return Finding(
-            layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=found.reason or "one document gives no interval"
-        )
-    fine = stats.ratio_keeps(found, limit)[0]
-    verdict = Verdict.regressed if p < rules.frozen_alpha else Verdict.passed if fine * tests <= rules.alpha else Verdict.cannot_tell
-    told = (
-        f"perplexity x{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of the frozen one on {len(now)} documents; at most x{limit:.3f}"
-    )
-    numbers: dict[str, float | int | None] = {"value": found.value, "low": found.low, "high": found.high, "n": len(now), "p_holm": p}
-    if verdict is Verdict.cannot_tell:
-        numbers["needed"] = stats.items_to_decide(fine, len(now), alpha=rules.alpha / tests)
-        told += f"; about {numbers['needed']:,} documents would decide" if numbers["needed"] else "; it stands at the limit"
-    return Finding(layer="frozen", row=label, task=task, verdict=verdict, told=told, numbers=numbers)
-
-
-def _against_frozen(label: str, task: str, alike: Sequence[_Pair], p: float, tests: int, rules: Rules) -> Finding:
-    then, now = _runs(alike)
-    n, seeds = len(now[0]), len(now)
-    net, _ = stats.net_loss(then, now)
-    lost, won = tuple(at for at, one in enumerate(net) if one < 0), sum(one > 0 for one in net)
-    right = [(sum(run.count("1") for run in side)) for side in (then, now)]
-    drop, flips = (right[0] - right[1]) / (n * seeds), sum(one * one for one in net) / (n * seeds**2)
-    needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / tests)
-    numbers: dict[str, float | int | None] = {
-        "n": n, "seeds": seeds, "lost": len(lost), "won": won, "drop": drop, "p_holm": p, "flips": flips, "needed": needed,
-    }  # fmt: skip
-    net_over = f" (net over {seeds} seeds)" if seeds > 1 else ""
-    shown = [f"{100 * one / (n * seeds):.1f} %" for one in right]
-    told = f"{shown[0]} -> {shown[1]}, {len(lost)} lost and {won} won of {n:,}{net_over}, p {p:.2g}"
-
-    def said(verdict: Verdict, told: str, *, differs: str = "", warning: bool = False) -> Finding:
-        return Finding(
-            layer="frozen", row=label, task=task, verdict=verdict, told=told, differs=differs, numbers=numbers, warning=warning, items=lost
-        )
-
-    if rules.exact and then != now and all(each.row.machine == each.row.machine_of(each.record) for each in alike):
-        return said(Verdict.regressed, f"{told}; --exact: no item may flip on the same machine and versions")
-    significant = p < rules.frozen_alpha
-    anew = any(one.row.trains and one.record.student and one.record.student.digest != one.row.student_digest for one in alike)
-    if significant and drop > rules.tolerance:
-        if not anew:
-            return said(Verdict.regressed, told)
-        if seeds == 1:
-            return said(Verdict.regressed, f"{told}; trained anew: one seed may be an unlucky training, freeze three")
-        if stats.mean_below([a.count("1") - b.count("1") for a, b in zip(now, then, strict=True)]) < rules.alpha:
-            return said(Verdict.regressed, told)
-        return said(Verdict.cannot_tell, f"{told}; trained anew, and the {seeds} seeds do not agree; more would decide")
-    unlike = _drifted(alike, rules)
-    if unlike:
-        return said(Verdict.not_comparable, f"{told}; {unlike[1]}", differs=unlike[0])
-    if needed > n:
-        told += f"; {n:,} items cannot show a drop of {100 * rules.detect:g} points at {100 * flips:.1f} % flips, {needed:,} would"
-        return said(Verdict.cannot_tell, told)
-    if drop > rules.detect:
-        return said(Verdict.cannot_tell, f"{told}; a drop of more than {100 * rules.detect:g} points that the flips both ways hide")
-    if significant:
-        told += f"; significant, but within the tolerance of {100 * rules.tolerance:g} points"
-    return said(Verdict.passed, told, warning=significant)
-
-
-def _drifted(alike: Sequence[_Pair], rules: Rules) -> tuple[str, str] | None:
-    """Tell whether the form of the answers changed so much that scores stand for something else."""
-    for one in alike:
-        rise = one.now.invalid_share - one.then.invalid_share
-        if rise > rules.invalid:
-            return "invalid share", f"{100 * rise:.1f} points more answers than before cannot be read"
-        cut = (one.now.truncated_share or 0.0) - (one.then.truncated_share or 0.0)
-        if cut > rules.invalid:
-            return "truncated share", f"{100 * cut:.1f} points more answers than before run into the longest length"
-        if one.then.tokens and one.now.tokens_per_answer:
-            ratio = one.now.tokens_per_answer / one.then.tokens
-            if not rules.length[0] <= ratio <= rules.length[1]:
-                return "answer length", f"answers have {ratio:.2f} times the tokens of then (MLPerf's band: 0.9 to 1.1)"
-    return None
+def _verdict(one: Tested) -> Finding:
+    if one.seeds[0].now.kind == "perplexity":
+        return documents_against_frozen(one)
+    return hits_against_frozen(one) if are_hits(one.seeds) else numbers_against_frozen(one)
 
 
 def _bytes(row: "FrozenRow", record: RunRecord) -> list[Finding]:
@@ -246,5 +171,5 @@ def _bytes(row: "FrozenRow", record: RunRecord) -> list[Finding]:
         return []
     told = f"{now:,} bytes of weights" + ("" if now == row.weight_bytes else f", {row.weight_bytes:,} in the baseline")
     verdict = Verdict.regressed if now > row.weight_bytes else Verdict.passed
-    numbers: dict[str, float | int | None] = {"bytes": now, "before": row.weight_bytes}
+    numbers: Numbers = {"bytes": now, "before": row.weight_bytes}
     return [Finding(layer="bytes", row=row.label, verdict=verdict, told=told, numbers=numbers, warning=now < row.weight_bytes)]

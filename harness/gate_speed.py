@@ -1,15 +1,15 @@
 """The speed layer of `harness check`: ratios of two models timed by turns in one job, never stored seconds. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from harness import stats
-from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable
+from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, unmet
 from harness.groups import Group
 from harness.record import Measurement
 
 
-def speed_findings(found: Group, rules: Rules, least: float) -> list[Finding]:
-    """Judge decode speed over the teacher's, timed by turns with it in one job, in every scenario."""
+def speed_findings(found: Group, rules: Rules, least: float, held: Collection[str] = ()) -> list[Finding]:
+    """Judge decode speed over the teacher's, timed by turns with it in one job, in every scenario; `held` are the baseline's rows."""
     told = []
     for row in found.rows:
         if not is_judged(row.first, rules) or not row.done:
@@ -22,25 +22,25 @@ def speed_findings(found: Group, rules: Rules, least: float) -> list[Finding]:
             value = stats.Interval(ratios[0].value, ratios[0].low, ratios[0].high)
             if len(ratios) > 1:
                 value = stats.ratio_of_rounds([one.value for one in ratios])
-            told.append(_ratio_finding(row.label, condition, value, least))
+            told.append(_ratio_finding(row.label, condition, value, least, held))
     return told
 
 
-def _ratio_finding(label: str, condition: str, value: stats.Interval, least: float) -> Finding:
+def _ratio_finding(label: str, condition: str, value: stats.Interval, least: float, held: Collection[str]) -> Finding:
     assert value.value is not None
     low, high = value.low, value.high
     numbers: dict[str, float | int | None] = {"value": value.value, "low": low, "high": high}
     if low is None or high is None:
         verdict, ends = Verdict.cannot_tell, "no interval (three rounds are the fewest)"
     else:
-        verdict = Verdict.passed if low >= least else Verdict.regressed if high < least else Verdict.cannot_tell
+        verdict = Verdict.passed if low >= least else unmet(label, held) if high < least else Verdict.cannot_tell
         ends = f"[{low:.2f}, {high:.2f}]"
     told = f"decodes {value.value:.2f} times as fast {ends}{f' ({condition})' if condition else ''}; at least {least:g} by turns in one job"
     return Finding(layer="speed", row=label, verdict=verdict, told=told, numbers=numbers)
 
 
-def measured_findings(name: str, measurements: Sequence[Measurement], rules: Rules) -> list[Finding]:
-    """Judge a model of `harness measure BASE NEW`: regressed where the lower end of the slowdown exceeds what is tolerated."""
+def measured_findings(name: str, measurements: Sequence[Measurement], rules: Rules, held: Collection[str] = ()) -> list[Finding]:
+    """Judge a model of `harness measure BASE NEW`: missed where the lower end of the slowdown exceeds what is tolerated."""
     found = []
     for one in [one for one in measurements if one.name == "decode_speedup"]:
         low, high = one.low, one.high
@@ -48,7 +48,7 @@ def measured_findings(name: str, measurements: Sequence[Measurement], rules: Rul
             verdict, ends = Verdict.cannot_tell, "no interval"
         else:
             slow, fast = 1 / high, 1 / low
-            verdict = Verdict.regressed if slow > rules.slower else Verdict.passed if fast <= rules.slower else Verdict.cannot_tell
+            verdict = unmet(name, held) if slow > rules.slower else Verdict.passed if fast <= rules.slower else Verdict.cannot_tell
             ends = f"[{slow:.3f}, {fast:.3f}]"
         told = f"slowdown {1 / one.value:.3f} {ends} beside the first model ({one.condition}); at most {rules.slower:g}"
         numbers: dict[str, float | int | None] = {"value": one.value, "low": low, "high": high}

@@ -100,6 +100,7 @@ def summarise(task: Task, leaves: Sequence[Leaf], *, model: Any) -> TaskScore:
         "higher_is_better": not lower, "primary": task.primary if task.kind == "generate" else leaves[0].scored.metric,
         "items_digest": digest_of([(row.item, row.doc_hash, text, row.target_hash) for row, text in zip(rows, asked, strict=True)]),
         "answers_digest": digest_of([row.answer for row in rows]),
+        "likelihoods_digest": _likelihoods_digest(rows),
         "cut_prompts": model.cut_prompts, "seconds": model.seconds, "from_journal": model.journal.read,
         "notes": (*model.notes, *getattr(task, "notes", ()), *_unlike(task, leaves)),
     }  # fmt: skip
@@ -114,6 +115,12 @@ def summarise(task: Task, leaves: Sequence[Leaf], *, model: Any) -> TaskScore:
     }  # fmt: skip
     figures = _of_items(task, leaves, rows, numbers, lower=lower) if numbers else _of_all_together(task, leaves)
     return TaskScore(**{**shared, **written, **figures})
+
+
+def _likelihoods_digest(rows: Sequence[ItemRow]) -> str:
+    """Return a digest of what was computed for choices or documents, to the last bit; "" where nothing was (answers are written)."""
+    likelihoods = [(row.position, row.log_probabilities) for row in rows]
+    return digest_of(likelihoods) if all(numbers for _, numbers in likelihoods) else ""
 
 
 def _direction(task: Task, leaves: Sequence[Leaf]) -> bool:

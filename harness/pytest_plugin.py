@@ -1,6 +1,7 @@
 """A pytest plugin whose tests are the rows: `pytest --harness-baseline FILE --harness-records PLACE`.
 
-Each finding of the check is one test: *regressed* and *not comparable* fail, *cannot tell* fails too unless it is told to skip.
+Each finding of the check is one test: *regressed*, *missed* and *not comparable* fail, *cannot tell* fails too unless it is told to skip;
+what cannot be told and does not count (a pool, or a task that a pool settled) is skipped.
 Without one of the options the plugin does nothing, and imports nothing of ours.
 """
 
@@ -22,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.addoption("--harness-baseline", metavar="FILE", help="frozen rows; each becomes a test")
     options.addoption("--harness-records", metavar="PLACE", help="run file, store, study or folder of records [results/runs]")
     options.addoption("--harness-margin", metavar="M", help="share of the teacher's score that must be kept (0.95), or 2points")
+    options.addoption("--harness-task-weights", metavar="W", help="of the pooled decision: items, tasks, or mmlu=2,gsm8k=1 [items]")
+    options.addoption("--harness-decide", metavar="HOW", help="tasks, or pooled: a pool that passed settles single tasks [tasks]")
     options.addoption("--harness-rows", metavar="ROWS", help="only these rows, separated by commas")
     options.addoption(
         "--harness-cannot-tell", choices=("fail", "skip"), default="fail", help="what becomes of rows that too few items judge [fail]"
@@ -39,7 +42,7 @@ class RowItem(pytest.Item):  # type: ignore[misc,unused-ignore]
         """Fail, skip or pass by the verdict."""
         from harness.gate import Verdict
 
-        if self.finding.verdict is Verdict.cannot_tell and self.skip:
+        if self.finding.verdict is Verdict.cannot_tell and (self.skip or not self.finding.counts):
             pytest.skip(f"cannot tell: {self.finding.told}")
         if self.finding.verdict is not Verdict.passed:
             pytest.fail(f"{self.finding.verdict.value}: {self.finding.told}", pytrace=False)
@@ -71,18 +74,21 @@ class NothingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check the records once; a mistake in what was typed is one line, under pytest-xdist too."""
-    options = {name: config.getoption(f"--harness-{name}") for name in ("baseline", "records", "margin", "rows")}
+    options = {name: config.getoption(f"--harness-{name}") for name in ("baseline", "records", "margin", "rows", "task-weights", "decide")}
     if not any(options.values()):
         return
     from harness.baseline import read_baseline, rules_of
-    from harness.cli_check import parse_margin, records_of
+    from harness.cli_check import parse_decide, parse_margin, parse_task_weights, records_of
     from harness.config import split_list
     from harness.errors import HarnessError
     from harness.gate import Rules, check
 
     try:
         share, points = parse_margin(options["margin"])
-        rules = Rules(margin=share, points=points, rows=tuple(split_list(options["rows"])) if options["rows"] else ())
+        rules = Rules(
+            margin=share, points=points, rows=tuple(split_list(options["rows"])) if options["rows"] else (),
+            task_weights=parse_task_weights(options["task-weights"]), decide=parse_decide(options["decide"]),
+        )  # fmt: skip
         frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None
         rules = rules_of(frozen, rules)
         config.stash[_FOUND] = check(records_of(Path(options["records"] or "results/runs")), rules, frozen).findings

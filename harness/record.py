@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from harness import consistency
 from harness.checkpoint import digest_of, write_whole
+from harness.consistency import Checks, Consistent, not_negative
 from harness.gpu import Gpu, gpu_of
 
 SCHEMA = 7
@@ -23,12 +25,14 @@ Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+class _Frozen(Consistent, BaseModel):
+    """What every part of a record is: frozen, of known fields, checked when it is read."""
 
 
 class ModelReference(_Frozen):
     """Which model, by content."""
+
+    checks: ClassVar[Checks] = not_negative("parameters", "weight_bytes")
 
     name: str
     digest: str
@@ -45,6 +49,8 @@ class TaskScore(_Frozen):
     to a figure that only all items together have (`statistics`); where even those are not known the figure is `unpaired`.
     """
 
+    checks: ClassVar[Checks] = consistency.SCORE
+
     task: str
     version: str
     kind: Literal["generate", "choose", "perplexity"]
@@ -55,7 +61,8 @@ class TaskScore(_Frozen):
     stderr: float | None
     outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
     items_digest: str  # of doc, prompt (or conversation) and target hashes: equal digests may be paired
-    answers_digest: str  # of what was written: equal digests, not one answer differs
+    answers_digest: str  # of what was written or chosen: equal digests, not one answer differs
+    likelihoods_digest: str = ""  # of log-probabilities and positions to the last bit; "" where none are computed or known
     values: dict[str, tuple[float, ...]] = {}  # extractor -> a number an item; empty where every item is hit or miss
     parts: tuple[tuple[int, float], ...] = ()  # (items, weight of each one), in item order; empty: all items count alike
     metric: str = ""  # lm-eval's name of the figure; "" in records of schema 6 and before
@@ -105,6 +112,8 @@ class TaskScore(_Frozen):
 class Fidelity(_Frozen):
     """How near a student's distributions are to its teacher's on one task: means over items, errors clustered by item."""
 
+    checks: ClassVar[Checks] = (*consistency.finite("kl"), *not_negative("items", "kl_stderr", "agreement_stderr"))
+
     task: str
     form: Literal["choices", "tokens"]
     items: int
@@ -116,6 +125,8 @@ class Fidelity(_Frozen):
 
 class Measurement(_Frozen):
     """One measured quantity with its raw values."""
+
+    checks: ClassVar[Checks] = consistency.MEASUREMENT
 
     name: str
     value: float
@@ -131,6 +142,8 @@ class Measurement(_Frozen):
 class SharedCost(_Frozen):
     """What a cached artefact of the teacher's took when it was made; every row that used it names the same key."""
 
+    checks: ClassVar[Checks] = not_negative("tokens", "seconds", "flops")
+
     key: str
     tokens: int = 0
     seconds: float = 0.0
@@ -139,6 +152,11 @@ class SharedCost(_Frozen):
 
 class Cost(_Frozen):
     """What making the student took; the teacher's part apart."""
+
+    checks: ClassVar[Checks] = not_negative(
+        "seen_tokens", "trained_tokens", "steps", "seconds", "devices", "device_seconds", "flops", "teacher_tokens", "teacher_seconds",
+        "teacher_flops", "peak_bytes", "energy_joules",
+    )  # fmt: skip
 
     seen_tokens: int = 0
     trained_tokens: int = 0
@@ -174,6 +192,8 @@ class Cost(_Frozen):
 class StageRecord(_Frozen):
     """One stage of a chain: what it made, what that took, and what its own row scored."""
 
+    checks: ClassVar[Checks] = not_negative("weight_bytes")
+
     label: str  # the chain up to here
     method: str
     key: str  # of the student, as chains share it
@@ -201,6 +221,8 @@ class Environment(_Frozen):
 
 class RunRecord(_Frozen):
     """One finished cell. Methods cannot set its fields; the harness does."""
+
+    checks: ClassVar[Checks] = consistency.RECORD
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
@@ -271,7 +293,7 @@ class BadRecord(Exception):
 
 
 def read(path: Path) -> RunRecord:
-    """Read one record, migrating older schemas. Raises `BadRecord` naming the file."""
+    """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer, edited, or at odds with itself."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -289,10 +311,10 @@ def read(path: Path) -> RunRecord:
             raise BadRecord(f"{path}: schema {data['schema']}, this version reads up to {SCHEMA}; upgrade compression-harness")
         data = _MIGRATIONS[data["schema"]](data)
     try:
-        return RunRecord.model_validate(data)
+        return RunRecord.model_validate(data, context=consistency.READING)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        raise BadRecord(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from problem
+        way_out = consistency.WAY_OUT if consistency.is_contradiction(problem) else ""
+        raise BadRecord(f"{path}: {consistency.what_is_wrong(problem)}{way_out}") from problem
 
 
 def write(path: Path, record: RunRecord) -> None:

@@ -5,31 +5,33 @@ import re
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
-from harness.gate import Checked, Finding, Verdict
+from harness.findings import GRAVEST, Checked, Finding, Verdict
 from harness.table import cell_of, finite
 
-_MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED"}
-_ORDER = (Verdict.regressed, Verdict.not_comparable, Verdict.cannot_tell, Verdict.passed)
+_MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED", Verdict.missed: "MISSED"}
+_FAILED = (Verdict.regressed, Verdict.missed)
 
 
 def _sorted(checked: Checked) -> list[Finding]:
-    return sorted(checked.findings, key=lambda one: (_ORDER.index(one.verdict), one.row, one.task, one.layer))
+    return sorted(checked.findings, key=lambda one: (GRAVEST.index(one.verdict), not one.counts, one.row, one.task, one.layer))
 
 
 def _said(one: Finding) -> str:
     told = f"{one.told} (differs: {one.differs})" if one.differs else one.told
+    told += "" if one.counts else " (information: it does not count)"
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", told)  # a reason may hold a terminal's colours, which no XML takes
 
 
 def summary(checked: Checked) -> str:
     """Return the verdict in one line, with how many findings stand behind it."""
-    counts = {verdict: sum(one.verdict is verdict for one in checked.findings) for verdict in _ORDER}
+    counts = {verdict: sum(one.verdict is verdict and one.counts for one in checked.findings) for verdict in GRAVEST}
     told = ", ".join(f"{count} {_MARKS[verdict].lower()}" for verdict, count in counts.items() if count) or "nothing was checked"
-    return f"{checked.verdict.value}: {told}"
+    silent = sum(not one.counts for one in checked.findings)
+    return f"{checked.verdict.value}: {told}{f'; {silent} cannot tell and do not count' if silent else ''}"
 
 
 def text(checked: Checked) -> str:
-    """Return the findings for a terminal, gravest first, the verdict last."""
+    """Return the findings for a terminal, gravest first, the verdict last and under it what *passed* means."""
     from tabulate import tabulate
 
     rows = [[_MARKS[one.verdict], one.row, one.task or "-", one.layer, _said(one)] for one in _sorted(checked)]
@@ -40,7 +42,7 @@ def text(checked: Checked) -> str:
         f"items lost: {one.name}: {', '.join(map(str, one.items[:20]))}{' ...' if len(one.items) > 20 else ''}"
         for one in _sorted(checked) if one.verdict is Verdict.regressed and one.items
     ]  # fmt: skip
-    return "\n".join(part for part in (table, *warned, *lost, *notes, f"\n{summary(checked)}") if part)
+    return "\n".join(part for part in (table, *warned, *lost, *notes, f"\n{summary(checked)}", checked.passed_means) if part)
 
 
 def markdown(checked: Checked) -> str:
@@ -51,28 +53,29 @@ def markdown(checked: Checked) -> str:
     rows = [[marks[one.verdict], *map(cell_of, (one.row, one.task or "-", one.layer, _said(one)))] for one in _sorted(checked)]
     table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="pipe", disable_numparse=True)
     notes = "".join(f"- {note}\n" for note in checked.notes)
-    return f"### compression-harness: {summary(checked)}\n\n{table}\n\n{notes}{_rules(checked)}\n"
+    means = f"{cell_of(checked.passed_means)}\n\n" if checked.passed_means else ""
+    return f"### compression-harness: {summary(checked)}\n\n{means}{table}\n\n{notes}{_rules(checked)}\n"
 
 
 def _rules(checked: Checked) -> str:
     rules = checked.rules
-    told = [f"claim: {rules.claim()}, one-sided alpha {rules.alpha:g}"] if rules.margin is not None else []
+    told = [f"claim: {rules.claim()} (of choices: above chance), one-sided alpha {rules.alpha:g}"] if rules.margin is not None else []
     told.append(
         f"frozen: exact McNemar, alpha {rules.frozen_alpha:g}, tolerance {100 * rules.tolerance:g} points, must be able to show "
-        f"{100 * rules.detect:g} points; Holm over rows and tasks"
+        f"{100 * rules.detect:g} points; Holm over rows, tasks and pools"
     )
     return f"- Rules: {'; '.join(told)}."
 
 
 def junit(checked: Checked) -> str:
-    """Return the findings as JUnit XML: a test case each; regressed is a failure, not comparable an error, cannot tell is skipped."""
+    """Return the findings as JUnit XML: a test case each; regressed and missed fail, not comparable is an error, cannot tell is skipped."""
     failed, errors, skipped = (
-        sum(one.verdict is verdict for one in checked.findings)
-        for verdict in (Verdict.regressed, Verdict.not_comparable, Verdict.cannot_tell)
+        sum(one.verdict in verdicts for one in checked.findings)
+        for verdicts in (_FAILED, (Verdict.not_comparable,), (Verdict.cannot_tell,))
     )
     suite = ElementTree.Element("testsuite", name="compression-harness", tests=str(len(checked.findings)), failures=str(failed),
                                 errors=str(errors), skipped=str(skipped))  # fmt: skip
-    tags = {Verdict.regressed: "failure", Verdict.not_comparable: "error", Verdict.cannot_tell: "skipped"}
+    tags = {Verdict.regressed: "failure", Verdict.missed: "failure", Verdict.not_comparable: "error", Verdict.cannot_tell: "skipped"}
     for one in _sorted(checked):
         name = f"{one.task or 'row'} [{one.layer}]"
         case = ElementTree.SubElement(suite, "testcase", classname=f"harness.{one.row}".replace(" ", "_"), name=name)
@@ -89,8 +92,11 @@ def as_json(checked: Checked) -> str:
 
 
 def annotations(checked: Checked) -> Sequence[str]:
-    """Return GitHub's workflow commands: an error for what regressed or cannot be compared, a warning for what cannot be told."""
-    kinds: Mapping[Verdict, str] = {Verdict.regressed: "error", Verdict.not_comparable: "error", Verdict.cannot_tell: "warning"}
+    """Return GitHub's workflow commands: an error for what regressed, missed or cannot be compared, a warning for what cannot be told.
+
+    What cannot be told and does not count is a notice.
+    """
+    kinds: Mapping[Verdict, str] = {**dict.fromkeys(_FAILED, "error"), Verdict.not_comparable: "error", Verdict.cannot_tell: "warning"}
 
     def escaped(words: str) -> str:
         return words.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
@@ -100,6 +106,6 @@ def annotations(checked: Checked) -> Sequence[str]:
 
     told = [one for one in _sorted(checked) if one.verdict in kinds]
     warned = [one for one in _sorted(checked) if one.warning and one.verdict is Verdict.passed]
-    return [f"::{kinds[one.verdict]} title={title(one)}::{escaped(_said(one))}" for one in told] + [
+    return [f"::{kinds[one.verdict] if one.counts else 'notice'} title={title(one)}::{escaped(_said(one))}" for one in told] + [
         f"::warning title={title(one)}::{escaped(one.told)}" for one in warned
     ]

@@ -1,5 +1,7 @@
 """Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!-- end -->`.
 
+`<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word.
+
     python tests/readme_tables.py
 
 A test holds the pages to what this writes.
@@ -10,7 +12,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "ci.md")
 
 
 def filled(page: str) -> str:
@@ -25,7 +27,7 @@ def filled(page: str) -> str:
         found = json.loads((ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8"))
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
         every = found if isinstance(found, list) else [found]
-        for one in every:
+        for one in (one for one in every if not match[2] or match[2].strip() in one["name"]):
             # A name that goes on from another's is a rival of that figure: the target is not its own.
             ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
             aim = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if one["target"] is not None else ""
@@ -33,10 +35,10 @@ def filled(page: str) -> str:
             lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
             if one["peer"] and ours:
                 lines.append(f"| beside it | {one['peer']} | |")
-        return f"<!-- figures: {match[1]} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
+        return f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
 
     page = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page, flags=re.S)
-    return re.sub(r"<!-- figures: (\S+) -->.*?<!-- end -->", figures, page, flags=re.S)
+    return re.sub(r"<!-- figures: (\S+)( \S+)? -->.*?<!-- end -->", figures, page, flags=re.S)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ OPTIONS = {
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
     "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
-    "check": "--baseline --margin --rows --alpha --frozen-alpha --tolerance --detect --exact --faster --measured --slower --json --junit "
-    "--markdown --annotate --no-annotate",
+    "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha --tolerance --detect --exact --faster --measured "
+    "--slower --json --junit --markdown --annotate --no-annotate",
     "baseline": "",
     "export": "--out --project",
     "report": "--out --keep --price --against --sort --forms --html --plots --explain",
@@ -41,7 +41,8 @@ def test_the_surface_is_this_and_no_more():
     assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
     inner = {name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params]))) for name, one in commands["baseline"].commands.items()}
     assert inner == {
-        "update": {"--baseline", "--reason", "--rows", "--margin", "--accept-regression", "--drop"}, "show": set(), "diff": set(),
+        "update": {"--baseline", "--reason", "--rows", "--margin", "--own-margin", "--accept-regression", "--drop"},
+        "show": set(), "diff": set(),
     }  # fmt: skip
     for name, command in commands.items():
         found = {

@@ -37,8 +37,8 @@ def record(label, right, seed=None):
     )
     return RunRecord(
         key=f"{label}{seed}".ljust(24, "x"), status="success", label=label, method=label, family="distillation", is_control=False,
-        trains=seed is not None, suites=("mini",), tasks=("gsm8k-mini@1", "mmlu-mini@2"), device="cpu", dtype="float32", teachers=(TINY,),
-        student_recipe="depth:0.5", student_base=TINY, student=TINY, seed=seed, budget_tokens=1000, budget_rows=10,
+        trains=seed is not None, suites=("mini",), tasks=("gsm8k-mini@1+0shot", "mmlu-mini@2"), device="cpu", dtype="float32",
+        teachers=(TINY,), student_recipe="depth:0.5", student_base=TINY, student=TINY, seed=seed, budget_tokens=1000, budget_rows=10,
         path="transformers/shared/1", scores=(score, choice), environment=ENVIRONMENT, created="2026-11-24T08:00:00Z",
     )  # fmt: skip
 

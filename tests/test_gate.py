@@ -41,7 +41,7 @@ def row(label, outcomes, *, seed=None, scores=None, **changes):
         "key": f"{label}-{seed}", "status": "success", "label": label, "method": label, "family": "quantization", "is_control": False,
         "trains": seed is not None, "suites": ("math",), "tasks": ("gsm8k-mini@1",), "device": "cpu", "dtype": "float32",
         "teachers": (TEACHER,), "student_recipe": "depth:0.5", "student_base": TEACHER, "seed": seed, "budget_tokens": 1000,
-        "student": ModelReference(name=label, digest=f"d{label}", weight_bytes=4_000 if label == "teacher" else 1_000),
+        "student": ModelReference(name=label, digest=f"d{label}{seed or ''}", weight_bytes=4_000 if label == "teacher" else 1_000),
         "budget_rows": 10, "path": "transformers/shared/1", "scores": scores if scores is not None else (score(outcomes),),
         "environment": ENVIRONMENT, "created": "2026-11-24T08:00:00Z", "cost": Cost(),
         "measurements": (Measurement(name="decode_speedup", value=1.9, low=1.8, high=2.0, unit="ratio", higher_is_better=True),),
@@ -78,24 +78,28 @@ def verdict_of(now, *, rules=None, then=SAME):
 
 @pytest.mark.parametrize(
     ("lose", "win", "expected"),
-    [(10, 8, Verdict.passed), (40, 5, Verdict.cannot_tell), (130, 10, Verdict.regressed)],
+    [(10, 8, Verdict.passed), (40, 5, Verdict.cannot_tell), (130, 10, Verdict.missed)],
     ids=["keeps 99.75 %", "at 95.6 %", "keeps 85 %"],
 )
 def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
-    student = row("int8", turned(marks(800), lose=lose, win=win))
-    checked = check([TEACHES, student], Rules(margin=0.95))
+    teacher, student = (row(name, "", limited=True, scores=(score(run, task="gsm8k"),))
+                        for name, run in (("teacher", marks(800)), ("int8", turned(marks(800), lose=lose, win=win))))  # fmt: skip
+    checked = check([teacher, student], Rules(margin=0.95))
     [one] = checked.findings
-    assert one.verdict is expected and checked.exit_code == {"passed": 0, "cannot tell": 3, "regressed": 1}[expected.value]
+    assert one.verdict is expected and checked.exit_code == {"passed": 0, "cannot tell": 3, "missed": 1}[expected.value]
     z = stats.score_z(stats.pairs(TEACHES.scores[0].outcomes["strict-match"], student.scores[0].outcomes["strict-match"]),
                       stats._ratio_weights(0.95, 0.0))  # fmt: skip
-    assert (z > 1.645) == (expected is Verdict.passed) and (z < -1.645) == (expected is Verdict.regressed)
-    if expected is Verdict.cannot_tell:
-        assert one.numbers["needed"] > 1000 and f"{one.numbers['needed']:,} items would decide" in one.told
+    assert (z > 1.645) == (expected is Verdict.passed) and (z < -1.645) == (expected is Verdict.missed)
+    if expected is Verdict.cannot_tell:  # a sample of a task that has fewer items than would decide
+        assert one.numbers["needed"] is None and "it would take more than gsm8k has (1,319): this task cannot decide it" in one.told
 
 
 def test_the_number_of_items_that_would_decide_does_decide():
     student = turned(marks(800), lose=35, win=5)
-    [one] = check([TEACHES, row("int8", student)], Rules(margin=0.95)).findings
+    given = {"task": "mmlu-cloze"}
+    pair = [row(label, "", limited=True, scores=(score(run, **given),)) for label, run in (("teacher", marks(800)), ("int8", student))]
+    [one] = check(pair, Rules(margin=0.95)).findings
+    assert one.numbers["needed"] > 1000 and f"{one.numbers['needed']:,} items would decide" in one.told
     times = -(-one.numbers["needed"] // 1000)
     assert one.verdict is Verdict.cannot_tell
     [more] = check([row("teacher", marks(800) * times), row("int8", student * times)], Rules(margin=0.95)).findings
@@ -117,13 +121,13 @@ def test_points_and_ratios_are_different_margins():
     weak = row("teacher", marks(200))
     student = row("int8", turned(marks(200), lose=15))  # loses 1.5 points: 92.5 % of a weak teacher
     assert check([weak, student], Rules(margin=0.03, points=True)).verdict is Verdict.passed
-    assert check([weak, student], Rules(margin=0.98)).verdict is Verdict.regressed
+    assert check([weak, student], Rules(margin=0.98)).verdict is Verdict.missed
 
 
 def test_controls_are_judged_only_when_they_are_named():
     control = row("untouched", marks(0), is_control=True)
     assert check([TEACHES, SAME, control], Rules(margin=0.9)).verdict is Verdict.passed
-    assert check([TEACHES, SAME, control], Rules(margin=0.9, rows=("untouched",))).verdict is Verdict.regressed
+    assert check([TEACHES, SAME, control], Rules(margin=0.9, rows=("untouched",))).verdict is Verdict.missed
     [gone] = check([TEACHES, SAME], Rules(margin=0.9, rows=("int9",))).findings
     assert gone.verdict is Verdict.not_comparable and gone.differs == "rows"
 
@@ -153,7 +157,7 @@ def test_a_perplexity_may_rise_to_one_over_the_margin():
                      totals=tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(50)))  # fmt: skip
 
     teacher = row("teacher", "", scores=(text(1.0),))
-    for factor, expected in ((1.001, Verdict.passed), (1.1, Verdict.regressed)):
+    for factor, expected in ((1.001, Verdict.passed), (1.1, Verdict.missed)):
         [one] = check([teacher, row("int8", "", scores=(text(factor),))], Rules(margin=0.95)).findings
         assert one.verdict is expected, one.told
 
@@ -206,12 +210,15 @@ def test_flips_both_ways_alike_are_no_regression():
     assert one.verdict is Verdict.passed and not one.warning and one.numbers["p_holm"] > 0.5
 
 
-def test_few_items_cannot_tell_and_say_how_many_would():
-    then = row("int8", marks(60, 100))
-    now = row("int8", turned(marks(60, 100), lose=6, win=6))
+@pytest.mark.parametrize("limited", [True, False])
+def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(limited):
+    runs = marks(60, 100), turned(marks(60, 100), lose=6, win=6)
+    then, now = (row("int8", "", limited=limited, scores=(score(run, task="gsm8k"),)) for run in runs)
     one = verdict_of(now, then=then)
     assert one.verdict is Verdict.cannot_tell
-    assert one.numbers["needed"] == stats.items_for(0.12, 0.05, alpha=0.01) and f"{one.numbers['needed']:,} would" in one.told
+    needed = stats.items_for(0.12, 0.05, alpha=0.01)
+    assert (one.numbers["needed"], one.numbers["task_items"]) == ((needed, 1_319) if limited else (None, 100))
+    assert (f"about {needed:,} items would decide" if limited else "more than gsm8k has (100)") in one.told
 
 
 def test_exact_takes_no_flip_on_the_same_machine_only():
@@ -342,7 +349,7 @@ def test_perplexities_of_all_seeds_are_judged():
     seeds = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.0001), (2, 1.1), (3, 1.2))]
     assert check([teacher, *seeds], Rules(margin=0.95)).verdict is Verdict.cannot_tell  # three trainings that far apart say little
     agree = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.09), (2, 1.1), (3, 1.11))]
-    assert check([teacher, *agree], Rules(margin=0.95)).verdict is Verdict.regressed
+    assert check([teacher, *agree], Rules(margin=0.95)).verdict is Verdict.missed
     then = [row("response", "", seed=seed, scores=(text(1.0),)) for seed in (1, 2, 3)]
     one = next(one for one in check(seeds, Rules(), frozen(*then)).findings if one.layer == "frozen")
     assert one.verdict is Verdict.regressed
@@ -428,7 +435,7 @@ def test_exact_takes_a_won_item_for_a_flip_too():
 def test_every_scenario_must_be_fast():
     slow = Measurement(name="decode_speedup", value=0.5, low=0.4, high=0.6, unit="ratio", higher_is_better=True, condition="batch 64")
     both = SAME.model_copy(update={"measurements": (*SAME.measurements, slow)})
-    assert check([TEACHES, both], Rules(faster=1.5)).verdict is Verdict.regressed
+    assert check([TEACHES, both], Rules(faster=1.5)).verdict is Verdict.missed
     assert check([TEACHES, SAME], Rules(margin=0.5), measured=[("new", [])]).verdict is Verdict.not_comparable
 
 
@@ -458,7 +465,7 @@ def test_a_file_that_cannot_be_written_is_one_line(place, tmp_path):
 # Speed
 
 
-@pytest.mark.parametrize(("least", "expected"), [(1.5, Verdict.passed), (1.9, Verdict.cannot_tell), (2.5, Verdict.regressed)])
+@pytest.mark.parametrize(("least", "expected"), [(1.5, Verdict.passed), (1.9, Verdict.cannot_tell), (2.5, Verdict.missed)])
 def test_speed_is_claimed_by_the_interval_of_its_ratio(least, expected):
     checked = check([TEACHES, SAME], Rules(faster=least))
     assert [one.verdict for one in checked.findings] == [expected]
@@ -470,7 +477,7 @@ def test_a_row_that_was_not_timed_has_no_speed():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0.97, 1.02, Verdict.passed), (0.90, 1.01, Verdict.cannot_tell), (0.80, 0.90, Verdict.regressed)]
+    ("low", "high", "expected"), [(0.97, 1.02, Verdict.passed), (0.90, 1.01, Verdict.cannot_tell), (0.80, 0.90, Verdict.missed)]
 )
 def test_two_models_timed_by_turns_in_one_job(low, high, expected):
     one = Measurement(name="decode_speedup", value=(low + high) / 2, low=low, high=high, unit="ratio", higher_is_better=True)
@@ -487,7 +494,7 @@ def three():
 
 
 def test_the_gravest_verdict_is_the_verdict():
-    assert three().verdict is Verdict.regressed and three().exit_code == 1
+    assert three().verdict is Verdict.missed and three().exit_code == 1
 
 
 def test_junit_is_read_by_others():
@@ -499,18 +506,16 @@ def test_junit_is_read_by_others():
 
 def test_json_holds_everything():
     data = json.loads(verdicts.as_json(three()))
-    assert data["verdict"] == "regressed" and data["exit_code"] == 1 and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
+    assert data["verdict"] == "missed" and data["exit_code"] == 1 and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
     assert all(one["numbers"]["n"] == 1000 for one in data["findings"])
 
 
 def test_markdown_and_annotations_name_the_row():
     text = verdicts.markdown(three())
-    assert re.search(r"\| \*\*REGRESSED\*\* +\| int4", text) and "alpha 0.05" in text
+    assert re.search(r"\| \*\*MISSED\*\* +\| int4", text) and "alpha 0.05" in text
     lines = verdicts.annotations(three())
-    assert (
-        len(lines) == 2 and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A regressed::") and lines[1].startswith("::warning")
-    )
-    assert verdicts.text(three()).splitlines()[-1] == "regressed: 1 regressed, 1 cannot tell, 1 passed"
+    assert len(lines) == 2 and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A missed::") and lines[1].startswith("::warning")
+    assert verdicts.text(three()).splitlines()[-2] == "missed: 1 missed, 1 cannot tell, 1 passed"
 
 
 # The command

@@ -28,7 +28,8 @@ def record(label, share, *, seed=None, family="distillation", control=False, n=6
     marks = "".join("1" if draw.random() < share else "0" for _ in range(n))
     score = TaskScore(
         task="gsm8k-mini", version="1", kind="generate", primary="strict-match", chance=0.0, n=n, value=marks.count("1") / n, stderr=0.05,
-        outcomes={"strict-match": marks}, items_digest="i", answers_digest=f"{label}{seed}", groups={"2": 0.5, "3": share},
+        outcomes={"strict-match": marks}, items_digest="i", answers_digest=f"{label}{seed}",
+        groups={steps: half.count("1") / len(half) for steps, half in (("2", marks[: n // 2]), ("3", marks[n // 2 :]))},
         invalid_share=0.0, truncated_share=0.0, tokens_per_answer=12.0, seconds=1.0,
     )  # fmt: skip
     return RunRecord(

@@ -1,0 +1,164 @@
+"""What `harness baseline` prints: what is frozen, what changed, and what a check can show with so many items. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import stats
+from harness.baseline import Baseline, FrozenRow, FrozenScore
+from harness.findings import Rules
+from harness.groups import TEACHER
+from harness.record import RunRecord
+from harness.stats import pairs
+
+Line = dict[str, str]
+UNKNOWN_FLIPS = 0.05  # of the items, where no study has shown how many flip
+
+
+def rows_shown(baseline: Baseline) -> list[Line]:
+    """Return what `harness baseline show` prints, a line a row and task; the first accepted value only where it is another one."""
+    lines: list[Line] = []
+    for row in baseline.rows:
+        for score in row.scores:
+            speed = "-" if row.decode_speedup is None else f"{row.decode_speedup[0]:.2f}"
+            size = "-" if row.weight_bytes is None else f"{row.weight_bytes:,}"
+            seed = "-" if row.seed is None else str(row.seed)
+            lines.append({"row": row.label, "seed": seed, "task": f"{score.task}@{score.version}", "n": f"{score.n:,}",
+                          "score": score.shown(), "first accepted": _first_shown(score), "own margin": margin_shown(row), "bytes": size,
+                          "decode x": speed})  # fmt: skip
+    return lines
+
+
+def _first_shown(score: FrozenScore) -> str:
+    if score.origin is None or score.first == score:
+        return "-"
+    return f"{score.shown(score.origin.value)} ({score.origin.date[:10]}: {score.origin.reason})"
+
+
+def margin_shown(given: FrozenRow | Baseline) -> str:
+    """Write a margin: what must be kept, or what may be lost."""
+    if given.margin is None:
+        return "-"
+    return f"{100 * given.margin:g} {'points may be lost' if given.points else '% must be kept'}"
+
+
+def difference(old: Baseline | None, new: Baseline) -> list[Line]:
+    """Return what changed between two baselines, a line a row and task: scores, items lost and won, first accepted values, bytes."""
+    before = {(row.label, row.seed, score.task): (row, score) for row in (old.rows if old else ()) for score in row.scores}
+    after = {(row.label, row.seed, score.task): (row, score) for row in new.rows for score in row.scores}
+    lines: list[Line] = []
+    for key in sorted(dict.fromkeys([*before, *after]), key=lambda one: (one[0] != TEACHER, one[0], one[1] or 0, one[2])):
+        label, seed, task = key
+        line = {"row": label, "seed": "-" if seed is None else str(seed), "task": task}
+        then, now = before.get(key), after.get(key)
+        if then is None or now is None:
+            there = now or then
+            assert there is not None
+            state = {"change": "new" if then is None else "gone", "score": f"{there[1].value:.4f}"}
+            lines.append({**line, **state, "lost/won": "-", "first accepted": "-", "own margin": margin_shown(there[0]), "bytes": "-"})
+        else:
+            lines.append({**line, **_moved(then, now)})
+    return lines
+
+
+def _moved(then: tuple[FrozenRow, FrozenScore], now: tuple[FrozenRow, FrozenScore]) -> Line:
+    """Return what changed in one score of a row."""
+    flips = "-"
+    if then[1].items_digest == now[1].items_digest and then[1].packed and now[1].packed:
+        counts = pairs(then[1].outcomes, now[1].outcomes)
+        flips = f"{counts.teacher_only}/{counts.student_only}"
+    margins = [margin_shown(row) for row, _ in (then, now)]
+    return {
+        "change": _change(then[1], now[1]), "score": f"{then[1].value:.4f} -> {now[1].value:.4f}", "lost/won": flips,
+        "first accepted": _first_shown(now[1] if now[1].origin else then[1]),
+        "own margin": margins[0] if margins[0] == margins[1] else " -> ".join(margins),
+        "bytes": "same" if then[0].weight_bytes == now[0].weight_bytes else f"{then[0].weight_bytes:,} -> {now[0].weight_bytes:,}",
+    }  # fmt: skip
+
+
+def _change(then: FrozenScore, now: FrozenScore) -> str:
+    if then.items_digest != now.items_digest:
+        return "other items"
+    if then.answers_digest != now.answers_digest:
+        return "answers"
+    same = (then.packed, then.totals, then.values, then.value) == (now.packed, now.totals, now.values, now.value)
+    return "none" if same else "scoring"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a check can show of a row and task: from which true drop on it is seen, and below how many items nothing but equality passes."""
+
+    row: str
+    task: str
+    n: int
+    flips: float
+    source: str
+    drop: float | None
+    least: int
+
+
+def judged_scores(baseline: Baseline) -> dict[tuple[str, str], list[tuple[FrozenRow, FrozenScore]]]:
+    """Return what a check judges of a baseline, seed by seed, by row and task."""
+    judged: dict[tuple[str, str], list[tuple[FrozenRow, FrozenScore]]] = {}
+    for row in baseline.rows:
+        for score in row.scores if not row.control else ():
+            judged.setdefault((row.label, score.task), []).append((row, score))
+    return judged
+
+
+def family_of(baseline: Baseline) -> int:
+    """Return over how many tests Holm's adjustment goes at most: every row and task, and the pool of each row with two tasks of shares."""
+    judged = judged_scores(baseline)
+    shares = [label for (label, _), seeds in judged.items() if seeds[0][1].unit == "share" and seeds[0][1].numbers]
+    return len(judged) + sum(shares.count(label) > 1 for label in set(shares))
+
+
+def reach(made: Baseline, old: Baseline | None, records: Sequence[RunRecord], rules: Rules) -> list[Reach]:
+    """Return what a check of a baseline can show, with power .8, Holm over all that it judges; items that are right or wrong."""
+    judged = judged_scores(made)
+    alpha = rules.frozen_alpha / max(1, family_of(made))
+    found = []
+    for (label, task), seeds in judged.items():
+        score = seeds[0][1]
+        if score.packed and not score.parts and not score.unpaired:
+            flips, source = _flips(seeds, old, records)
+            found.append(Reach(label, task, score.n, flips, source, smallest_drop(score.n, flips, alpha),
+                               stats.items_for(0.0, rules.detect, alpha=alpha)))  # fmt: skip
+    return found
+
+
+def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
+    """Return the smallest true drop that n paired items show at a share of flips (power .8); None where they show none."""
+    if n < 1 or stats.items_for(flips, 1.0, alpha=alpha) > n:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        drop = (low + high) / 2
+        low, high = (low, drop) if stats.items_for(flips, drop, alpha=alpha) <= n else (drop, high)
+    return high
+
+
+def _flips(seeds: Sequence[tuple[FrozenRow, FrozenScore]], old: Baseline | None, records: Sequence[RunRecord]) -> tuple[float, str]:
+    """Return the share of items that flip without a cause: of this row's last move, else the teacher's own by rounding, else a guess."""
+    before = {(row.label, row.seed, score.task): score for row in (old.rows if old else ()) for score in row.scores}
+    shares = []
+    for row, score in seeds:
+        then = before.get((row.label, row.seed, score.task))
+        if then and then.packed and then.items_digest == score.items_digest and then.answers_digest != score.answers_digest:
+            counts = pairs(then.outcomes, score.outcomes)
+            shares.append((counts.teacher_only + counts.student_only) / counts.n)
+    if shares:
+        return max(shares), "since the last move"
+    name = f"noise_flips:{seeds[0][1].task}"
+    noise = next((one for record in records if record.label == TEACHER and (one := record.measured(name)) and not one.remark), None)
+    return (noise.value, "the teacher's, by rounding") if noise else (UNKNOWN_FLIPS, "not known")
+
+
+def reach_shown(lines: Sequence[Reach]) -> list[Line]:
+    """Return what `harness baseline update` says of what n can and cannot show."""
+    return [
+        {"row": one.row, "task": one.task, "n": f"{one.n:,}", "flips": f"{100 * one.flips:.1f} % ({one.source})",
+         "sees drops from": "none" if one.drop is None else f"{100 * one.drop:.1f} points",
+         "only equal answers pass": f"below {one.least:,} items{' (here)' if one.n < one.least else ''}"}
+        for one in lines
+    ]  # fmt: skip
