@@ -161,7 +161,8 @@ def frozen_pools(pairs: Mapping[tuple[str, str], Sequence[Pair]], rules: Rules) 
     by_row: dict[str, dict[str, Sequence[Pair]]] = {}
     for (label, task), alike in pairs.items():
         score, then = alike[0].now, alike[0].then
-        if score.retains and score.unit == "share" and (score.outcomes or score.values) and (then.packed or then.values):
+        itemwise = score.primary in score.outcomes or score.primary in score.values  # not a figure that only all items have
+        if score.retains and score.unit == "share" and itemwise and (then.packed or then.values):
             by_row.setdefault(label, {})[task] = alike
     pools = [_pool(label, tasks, rules) for label, tasks in by_row.items()]
     return [pool for pool in pools if pool is not None and any(pool.net)]
