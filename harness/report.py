@@ -21,7 +21,7 @@ from harness.table import DASH, MIB, Best, Table, cell_of, finite, mebibytes
 def notes(found: Group) -> list[str]:
     """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
     shared = found.shared
-    student, budget = shared.get("student", "none"), shared.get("budget")
+    student, budget = _student(found) or "none", shared.get("budget")
     fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
     trained = f", student {student}; {budget} for each trained row {fewer}" if budget else "; nothing was trained"
     gpu = f"{shared['gpu']}; " if shared.get("gpu") else ""
@@ -260,8 +260,14 @@ def _task_names(found: Group) -> str:
 
 
 def heading(found: Group) -> str:
-    """Name a group of tables: its tasks, its teacher and what its students start from."""
-    return f"{_task_names(found)}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}"
+    """Name a group of tables: its tasks, its teacher and, where a row started from one, the student."""
+    return f"{_task_names(found)}: {found.shared['teacher']}{f' to {student}' if (student := _student(found)) else ''}"
+
+
+def _student(found: Group) -> str:
+    """Name the student that rows of these tables were trained from or are; "" where every row was made from the teacher itself."""
+    started = any(row.first.trains or row.first.method == "untouched" for row in found.rows)
+    return found.shared.get("student", "") if started else ""
 
 
 @dataclass(frozen=True)
