@@ -90,8 +90,8 @@ class Checked:
     @property
     def verdict(self) -> Verdict:
         """The gravest verdict of the findings that count; without any nothing was shown, so it cannot tell."""
-        verdicts = {one.verdict for one in self.findings if one.counts}
-        return next((one for one in GRAVEST if one in verdicts), Verdict.cannot_tell)
+        verdicts = {finding.verdict for finding in self.findings if finding.counts}
+        return next((verdict for verdict in GRAVEST if verdict in verdicts), Verdict.cannot_tell)
 
     @property
     def exit_code(self) -> int:
