@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import stats
-from harness.baseline import Baseline, FrozenRow, FrozenScore
+from harness.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
 from harness.findings import Rules
 from harness.groups import TEACHER
 from harness.record import RunRecord
@@ -80,7 +80,7 @@ def _change(then: FrozenScore, now: FrozenScore) -> str:
         return "other items"
     if then.answers_digest != now.answers_digest:
         return "answers"
-    same = (then.packed, then.totals, then.values, then.value) == (now.packed, now.totals, now.values, now.value)
+    same = all(getattr(then, name) == getattr(now, name) for name in (*ITEMS, "value"))
     return "none" if same else "scoring"
 
 

@@ -97,12 +97,13 @@ def unlike_figures(then: "FrozenScore", now: TaskScore) -> str:
     what = "outcomes" if then.packed and now.hit_or_miss else "values"
     if then.kind == "perplexity":
         before, after, what = then.totals, now.totals, "documents"
-    if len(before) != len(after):
-        return f"{len(before):,} {what} then, {len(after):,} now"
-    if differing := sum(old != new for old, new in zip(before, after, strict=True)):
-        return f"{differing:,} {what} differ"
-    if then.parts != now.parts:
-        return "the items have other weights"
+    if before and after:  # a baseline may be older than what its figure's items are known to add
+        if len(before) != len(after):
+            return f"{len(before):,} {what} then, {len(after):,} now"
+        if differing := sum(old != new for old, new in zip(before, after, strict=True)):
+            return f"{differing:,} {what} differ"
+        if then.parts != now.parts:
+            return "the items have other weights"
     same = math.isclose(then.value, now.value, rel_tol=1e-9, abs_tol=1e-12)
     return "" if same else f"the figure is another one ({then.value:.4g} -> {now.value:.4g})"
 

@@ -863,7 +863,7 @@ def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, ru
         together("int8", metric, guesses(3), answers_digest="other"),
     )
     found = [check([teacher, row], Rules(**rules)) for row in (same, bad)]
-    assert [one.verdict for one in found] == [Verdict.passed, Verdict.regressed] and told in found[1].findings[0].told
+    assert [one.verdict for one in found] == [Verdict.passed, Verdict.missed] and told in found[1].findings[0].told
     frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
     again = Baseline.model_validate_json(frozen.model_dump_json(by_alias=True))
     assert again.rows[1].scores[0].statistics == same.scores[0].statistics
@@ -888,7 +888,7 @@ def test_lower_is_better_of_all_items_is_a_ratio():
     assert "x2.000 [" in report.markdown([one, two])
     from harness.gate import Rules, Verdict, check
 
-    assert check([one, two], Rules(margin=0.9)).verdict is Verdict.regressed
+    assert check([one, two], Rules(margin=0.9)).verdict is Verdict.missed
 
 
 def test_records_without_parts_are_read_and_said_unpaired(tmp_path):
