@@ -37,7 +37,12 @@ _STORED = {
 }
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
-_PLAIN_FEED_FORWARD = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2", "gpt_bigcode"}
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+_HEADLESS = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")  # whatever their configurations call heads divides a state
+_STATE_KINDS = ("linear", "conv", "mamba", "recurrent", "state")  # of layers, in whose stead of keys and values stands a state
+_NO_MIXING = ("mlp", "moe")  # of layers that keep nothing
+_STATES = ("mamba_d_state", "state_size", "ssm_state_size", "lru_width")
+_PLAIN_FEED_FORWARD = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2", "gpt_bigcode", "rwkv"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class Shape:
     window: int | None = None  # of the layers that see only so many tokens
     windowed: int = 0  # how many layers do
     experts: int = 0  # of a mixture: the counts of weights below are those of a dense model
+    stateful: int = 0  # layers that keep a state beside or in place of keys and values; the arithmetic knows no states
+    attending: int | None = None  # layers that keep keys and values, where not all do
 
     @classmethod
     def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
@@ -66,42 +73,57 @@ class Shape:
 
     @classmethod
     def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
-        """Read a transformers configuration; the older names of GPT-2's family are understood."""
+        """Read a transformers configuration; the older names of GPT-2's family are understood, and models without heads have none."""
         config = told.get("text_config") or told
 
         def value(*names: str, default: Any = None) -> Any:
             return next((config[one] for one in names if config.get(one) is not None), default)
 
-        needed = {"a width": value("hidden_size", "n_embd", "d_model"), "a number of layers": value(*_LAYERS), "heads": value(*_HEADS)}
-        missing = next((word for word, found in needed.items() if found is None), None)
+        needed = {"a width": value(*_WIDTHS), "a number of layers": value(*_LAYERS), "a vocabulary": value("vocab_size")}
+        missing = next((word for word, number in needed.items() if number is None), None)
         if missing:
             raise HarnessError(f"the configuration of {name} names {missing} in no form known here: it cannot be measured or planned")
-        hidden, heads = int(value("hidden_size", "n_embd", "d_model")), int(value(*_HEADS))
-        layers = int(value(*_LAYERS))
-        kinds = list(config.get("layer_types") or ())
+        hidden, heads, layers = _number(value(*_WIDTHS)), _heads(config), _number(value(*_LAYERS))
+        kinds = _kinds(config, layers) if heads else ["state"] * layers
         windowed = sum("sliding" in kind for kind in kinds)
-        if not kinds and config.get("sliding_window") and config.get("use_sliding_window", "use_sliding_window" not in config):
+        if (
+            not config.get("layer_types")
+            and config.get("sliding_window")
+            and config.get("use_sliding_window", "use_sliding_window" not in config)
+        ):
             windowed = layers
+        attending = sum(not any(word in kind for word in (*_STATE_KINDS, *_NO_MIXING)) for kind in kinds)
+        both = any(config.get(key) for key in _STATES) and attending == layers  # Falcon-H1: every layer attends and keeps a state
         return cls(
             name=name,
             layers=layers,
             hidden=hidden,
             heads=heads,
-            kv_heads=int(value("num_key_value_heads", default=heads)),
-            head_size=int(value("head_dim", default=hidden // heads)),
-            intermediate=int(value("intermediate_size", "n_inner", default=4 * hidden)),
+            kv_heads=_kv_heads(config, heads),
+            head_size=_number(value("head_dim", default=hidden // heads)) if heads else 0,
+            intermediate=_number(value("intermediate_size", "n_inner", "ffn_dim", default=config.get("expand", 4) * hidden)),
             vocabulary=int(value("vocab_size")),
-            context=int(value("max_position_embeddings", "n_positions", default=2048)),
+            context=int(value("max_position_embeddings", "n_positions", "context_length", default=2048)),
             tied=bool(told.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
             gated=config.get("model_type") not in _PLAIN_FEED_FORWARD,
             window=config.get("sliding_window") if windowed else None,
             windowed=windowed,
-            experts=int(value("num_experts", "num_local_experts", "n_routed_experts", default=0)),
+            experts=_number(value("num_experts", "num_local_experts", "n_routed_experts", default=0)),
+            stateful=layers if both else sum(any(word in kind for word in (*_STATE_KINDS, "hybrid")) for kind in kinds),
+            attending=None if attending == layers else attending,
         )
 
     def shallower(self, share: float) -> "Shape":
-        """Return the shape of a depth cut: a share of the blocks, rounded half up, at least one."""
-        return replace(self, name=f"depth:{share:g} of {self.name}", layers=max(1, int(self.layers * share + 0.5)))
+        """Return the shape of a depth cut: a share of the blocks, rounded half up, at least one, and of each kind as large a share."""
+        kept = max(1, int(self.layers * share + 0.5))
+
+        def part(count: int) -> int:
+            return min(kept, int(count * kept / self.layers + 0.5))
+
+        return replace(
+            self, name=f"depth:{share:g} of {self.name}", layers=kept, windowed=part(self.windowed), stateful=part(self.stateful),
+            attending=None if self.attending is None else part(self.attending),
+        )  # fmt: skip
 
     def narrower(self, share: float) -> "Shape":
         """Return the shape of a width cut: a share of every feed-forward's channels."""
@@ -109,7 +131,10 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Weights of the blocks: attention, feed-forward, norms."""
+        """Weights of the blocks: attention, feed-forward, norms; of a model without heads, what its widest products have."""
+        if not self.heads:  # Mamba: into twice the inner width and out; RWKV: five squares, and a feed-forward of two matrices
+            block = 3 * self.hidden * self.intermediate if self.gated else self.hidden * (5 * self.hidden + 2 * self.intermediate)
+            return self.layers * (block + 2 * self.hidden) + self.hidden
         attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
         feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
         return self.layers * (attention + feed_forward + 2 * self.hidden) + self.hidden
@@ -128,7 +153,8 @@ class Shape:
         """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d bytes; a windowed layer holds its window."""
         row = 2 * self.kv_heads * self.head_size * item * batch
         short = min(tokens, self.window) if self.window else tokens
-        return row * ((self.layers - self.windowed) * tokens + self.windowed * short)
+        attending = self.layers if self.attending is None else self.attending
+        return row * ((attending - self.windowed) * tokens + self.windowed * short)
 
     def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens (half of it seen on average)."""
@@ -138,6 +164,49 @@ class Shape:
     def decode_bytes(self, *, batch: int, tokens: int, item: int) -> int:
         """Return the bytes that one decoding step reads: every weight but the unused embedding rows, and the keys and values."""
         return (self.body + self.embedding) * item + self.kv_bytes(batch=batch, tokens=tokens, item=item)
+
+
+def _number(value: Any) -> int:
+    """Read a number; a list that gives one to each layer counts as its mean, rounded up, and layers without as none."""
+    if isinstance(value, list | tuple):
+        return math.ceil(sum(each or 0 for each in value) / max(1, len(value)))
+    return int(value)
+
+
+def _heads(config: Mapping[str, Any]) -> int:
+    """Return the query heads of an attention layer, 0 where no layer attends."""
+    if config.get("model_type") in _HEADLESS:
+        return 0
+    return _number(next((config[name] for name in _HEADS if config.get(name) is not None), 0))
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    """Return the heads of keys and values; Falcon says it in words of its own."""
+    if not heads:
+        return 0
+    if config.get("model_type") == "falcon":
+        return (
+            int(config.get("num_kv_heads") or heads)
+            if config.get("new_decoder_architecture")
+            else 1
+            if config.get("multi_query")
+            else heads
+        )
+    own = config.get("num_key_value_heads")
+    return _number(heads if own is None else own)
+
+
+def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:
+    """Return what each layer is, in whichever way the configuration says it; attention where it says nothing."""
+    listed = next((config[name] for name in ("layer_types", "layers_block_type", "block_types") if config.get(name)), None)
+    if listed:
+        return [str(listed[index % len(listed)]) for index in range(layers)]
+    if config.get("attn_layer_indices") is not None:
+        return ["attention" if index in config["attn_layer_indices"] else "mamba" for index in range(layers)]
+    if config.get("attn_layer_period"):
+        period, offset = config["attn_layer_period"], config.get("attn_layer_offset") or 0
+        return ["attention" if index % period == offset % period else "mamba" for index in range(layers)]
+    return ["attention"] * layers
 
 
 def _known(

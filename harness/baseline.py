@@ -31,6 +31,9 @@ class _Frozen(Consistent, BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
 
 
+ITEMS = ("packed", "totals", "values", "statistics")  # where the items of a frozen score stand, one of them a kind of figure
+
+
 class Origin(_Frozen):
     """The first accepted value of a score, which every later one is held to; its items stand here once they differ from the frozen ones."""
 
@@ -40,6 +43,7 @@ class Origin(_Frozen):
     packed: str = ""
     totals: tuple[tuple[float, float], ...] = ()
     values: tuple[float, ...] = ()
+    statistics: tuple[str, ...] = ()
 
 
 def _bits(packed: str) -> bytes:
@@ -93,6 +97,8 @@ class FrozenScore(_Frozen):
     metric: str = ""
     unit: Literal["share", "number"] = "share"
     unpaired: str = ""
+    form: str = ""  # of a figure of all items together
+    statistics: tuple[str, ...] = ()  # what each item adds to it
     invalid_share: float = 0.0
     truncated_share: float | None = None
     tokens: float | None = None  # an answer, mean
@@ -103,7 +109,7 @@ class FrozenScore(_Frozen):
         """The first accepted score in this one's place: later ones are judged against both."""
         if self.origin is None:
             return self
-        items = {"packed": self.origin.packed, "totals": self.origin.totals, "values": self.origin.values}
+        items = {name: getattr(self.origin, name) for name in ITEMS}
         if not any(items.values()):
             return self.model_copy(update={"value": self.origin.value})
         return self.model_copy(update={**items, "value": self.origin.value, "answers_digest": "", "likelihoods_digest": ""})
@@ -250,7 +256,7 @@ def _freeze_score(score: TaskScore) -> FrozenScore:
         invalid_share=score.invalid_share,
         packed=base64.b64encode(zlib.compress(bits, 9)).decode() if marks else "", totals=score.totals,
         truncated_share=score.truncated_share, tokens=score.tokens_per_answer, values=score.values.get(score.primary, ()),
-        parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired,
+        parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired, form=score.form, statistics=score.statistics,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import stats
-from harness.baseline import Baseline, FrozenRow, FrozenScore
+from harness.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
 from harness.findings import Rules
 from harness.groups import TEACHER
 from harness.record import RunRecord
@@ -80,7 +80,7 @@ def _change(then: FrozenScore, now: FrozenScore) -> str:
         return "other items"
     if then.answers_digest != now.answers_digest:
         return "answers"
-    same = (then.packed, then.totals, then.values, then.value) == (now.packed, now.totals, now.values, now.value)
+    same = all(getattr(then, name) == getattr(now, name) for name in (*ITEMS, "value"))
     return "none" if same else "scoring"
 
 
@@ -98,7 +98,7 @@ class Reach:
 
 
 def judged_scores(baseline: Baseline) -> dict[tuple[str, str], list[tuple[FrozenRow, FrozenScore]]]:
-    """Return what a check judges of a baseline, seed by seed, by row and task: so many tests Holm's adjustment goes over."""
+    """Return what a check judges of a baseline, seed by seed, by row and task."""
     judged: dict[tuple[str, str], list[tuple[FrozenRow, FrozenScore]]] = {}
     for row in baseline.rows:
         for score in row.scores if not row.control else ():
@@ -106,10 +106,17 @@ def judged_scores(baseline: Baseline) -> dict[tuple[str, str], list[tuple[Frozen
     return judged
 
 
+def family_of(baseline: Baseline) -> int:
+    """Return over how many tests Holm's adjustment goes at most: every row and task, and the pool of each row with two tasks of shares."""
+    judged = judged_scores(baseline)
+    shares = [label for (label, _), seeds in judged.items() if seeds[0][1].unit == "share" and seeds[0][1].numbers]
+    return len(judged) + sum(shares.count(label) > 1 for label in set(shares))
+
+
 def reach(made: Baseline, old: Baseline | None, records: Sequence[RunRecord], rules: Rules) -> list[Reach]:
     """Return what a check of a baseline can show, with power .8, Holm over all that it judges; items that are right or wrong."""
     judged = judged_scores(made)
-    alpha = rules.frozen_alpha / max(1, len(judged))
+    alpha = rules.frozen_alpha / max(1, family_of(made))
     found = []
     for (label, task), seeds in judged.items():
         score = seeds[0][1]

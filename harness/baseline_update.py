@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.baseline import Baseline, Change, FrozenRow, FrozenScore, Origin, freeze, read_baseline, write_baseline
+from harness.baseline import ITEMS, Baseline, Change, FrozenRow, FrozenScore, Origin, freeze, read_baseline, write_baseline
 from harness.errors import HarnessError
 from harness.findings import Finding, Rules, Verdict
 from harness.gate import check
@@ -254,7 +254,7 @@ def _held_to(score: FrozenScore, then: FrozenScore, moved: Change) -> FrozenScor
     """Return a score that is held to what the one before it was held to; the items stand there only where they differ from its own."""
     first = then.first
     since = then.origin or Origin(value=then.value, date=moved.date, reason=moved.reason)
-    items = {name: getattr(first, name) for name in ("packed", "totals", "values")}
+    items = {name: getattr(first, name) for name in ITEMS}
     if all(getattr(score, name) == value for name, value in items.items()):
-        items = {"packed": "", "totals": (), "values": ()}
+        items = {name: getattr(Origin(value=0.0, date="", reason=""), name) for name in ITEMS}
     return score.model_copy(update={"origin": since.model_copy(update=items)})

@@ -207,3 +207,12 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     fresh.replace(folder)
+
+
+def model_class(folder: Path) -> Any:
+    """Return the class that opens a folder's model: for causal language models, else for models that read images beside text."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(folder))
+    image = kind not in AutoModelForCausalLM._model_mapping and kind in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if image else AutoModelForCausalLM

@@ -222,7 +222,7 @@ def baseline_update(
     own_margin: Annotated[bool, typer.Option("--own-margin", help="Freeze rows that do not keep the margin with what they keep.")] = False,
 ) -> int:
     """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in small steps, and margins not met."""
-    from harness.baseline_shown import difference, judged_scores, reach, reach_shown
+    from harness.baseline_shown import difference, family_of, reach, reach_shown
     from harness.baseline_update import update
     from harness.config import listed
     from harness.gate import Rules
@@ -236,8 +236,8 @@ def baseline_update(
     )  # fmt: skip
     _echo(difference(moved.old, moved.made))
     if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
-        tests = len(judged_scores(moved.made))
-        typer.echo(f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, Holm over {tests} tests):")
+        tests = f"Holm over {family_of(moved.made)} tests"
+        typer.echo(f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, {tests}):")
         _echo(shown)
     for note in moved.notes:
         typer.echo(f"note: {note}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from harness import corpus
+
 if TYPE_CHECKING:
     from harness.record import Measurement, RunRecord, TaskScore
 
@@ -99,6 +101,10 @@ class Figure(Protocol):
     @property
     def parts(self) -> tuple[tuple[int, float], ...]: ...  # noqa: D102
     @property
+    def form(self) -> str: ...  # noqa: D102
+    @property
+    def statistics(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
     def unpaired(self) -> str: ...  # noqa: D102
 
 
@@ -122,7 +128,11 @@ def _of_documents(metric: str, totals: Sequence[tuple[float, float]]) -> float:
 
 def value_is_its_items(score: Figure) -> str:
     """Say where a figure is not the one that its items make."""
-    made = figure_of(score.kind, score.metric, score.numbers, score.totals, score.parts)
+    try:
+        together = corpus.weighted(corpus.Corpus(score.form, score.statistics), score.parts) if score.form else None
+    except (KeyError, ValueError, IndexError) as problem:
+        return f"its items' statistics make no {score.form} ({problem})"
+    made = together if score.form else figure_of(score.kind, score.metric, score.numbers, score.totals, score.parts)
     if made is None:
         return "" if score.unpaired else f"{score.value:.6g}, and no item of {score.primary or score.kind} says so"
     if math.isclose(score.value, made, rel_tol=_REL, abs_tol=1e-12):
@@ -134,7 +144,7 @@ def n_is_its_items(score: Figure) -> str:
     """Say where a number of items is not that of the numbers or documents that are there."""
     if score.n < 1:
         return f"{score.n}; a score has an item"
-    counts = {"documents": len(score.totals), "items": len(score.numbers)}
+    counts = {"documents": len(score.totals), "items": len(score.numbers), "statistics of items": len(score.statistics)}
     return next((f"{score.n:,}, and there are {count:,} {what}" for what, count in counts.items() if count not in (0, score.n)), "")
 
 

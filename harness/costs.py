@@ -8,7 +8,7 @@ from harness import stats
 from harness.groups import TEACHER, Group, Row, by_chance, compare, ordered
 from harness.intervals import Interval
 from harness.record import Cost, Measurement, RunRecord
-from harness.table import DASH, MIB, Line, Table, mean_of, table_of, without_dashes
+from harness.table import DASH, MIB, Line, Table, mean_of, mebibytes, table_of, without_dashes
 
 KEEP = 0.95
 
@@ -55,7 +55,9 @@ def kept(found: Group, row: Row) -> str:
     yes, no, cannot tell; *not judged* where the teacher is at chance on every task; a dash without a retention.
     """
     if row.label == TEACHER:
-        return "yes" if row.done else DASH
+        judged = [task for task in found.tasks if any(score.retains for score in row.scores(task))]
+        at_chance = bool(judged) and all(by_chance(found, task) for task in judged)
+        return DASH if not row.done else "not judged" if at_chance else "yes"
     verdicts, at_chance = [], False
     for task in found.tasks:
         scores = row.scores(task)
@@ -127,7 +129,7 @@ def scenarios(found: Group) -> Table | None:
             for name in ("decode", "prefill", "end_to_end"):
                 line.add_ratio(f"{name.replace('_', ' ')} x", Interval(value(f"{name}_speedup")), kept(found, row))
             kv = value("kv_bytes")
-            line.add("KV MiB", None if kv is None else kv / MIB, lambda v: f"{v:.2f}")
+            line.add("KV MiB", None if kv is None else kv / MIB, mebibytes)
             rows.append((line.shown, line.exact))
     distinct = {shown["scenario"] for shown, _ in rows}
     return table_of("scenarios", "Speed by scenario", rows) if len(distinct) > 1 else None
@@ -144,7 +146,7 @@ def memory(found: Group) -> Table | None:
 
         def add(column: str, name: str, line: Line = line, row: Row = row) -> None:
             value = mean_of(row, name)
-            line.add(column, None if value is None else value / MIB, lambda v: f"{v:,.2f}")
+            line.add(column, None if value is None else value / MIB, mebibytes)
 
         for column, name in (("disk", "weight_bytes_disk"), ("weights", "weight_bytes_resident")):
             add(f"{column} MiB", name)

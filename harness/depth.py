@@ -10,6 +10,7 @@ from typing import Any
 from harness.blocks import blocks_of, bypass, difference, edited, is_tied, probe_of, steps_of, unlike
 from harness.errors import CellFailed, in_one_line
 
+COUNTS = ("num_blocks", "num_layers", "n_layers", "n_layer")  # settings that count blocks beside `num_hidden_layers` (xLSTM)
 # Settings that list block numbers; others that hold one entry a block are told by their length.
 NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "attention_layers_idx")
 # Settings that hold for the blocks before a number (or from it on): how many of the kept ones stand before it is the new number.
@@ -31,6 +32,11 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str 
         raise CellFailed(
             f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of {len(blocks)}: {in_one_line(problem)}"
         ) from problem
+    if len(blocks_of(small)[1]) != len(kept):
+        raise CellFailed(
+            f"{cut}: {type(model).__name__} counts its blocks by another setting than num_hidden_layers and was built with "
+            f"{len(blocks_of(small)[1])} for {len(kept)}; use {instead(cut)}"
+        )
     small = small.to(next(model.parameters()).device).eval()
     if not copy:
         return small
@@ -60,7 +66,9 @@ def _by_place(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[
     """Return those settings of a configuration that speak of single blocks, for the kept ones alone."""
     changes: dict[str, Any] = {}
     for name, value in told.items():
-        if name in FIRST and isinstance(value, int):
+        if name in COUNTS and value == count:
+            changes[name] = len(kept)
+        elif name in FIRST and isinstance(value, int):
             changes[name] = sum(at < value for at in kept)
         elif isinstance(value, list | tuple) and value:
             new = _renumbered(name, list(value), kept, count)

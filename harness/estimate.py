@@ -226,7 +226,9 @@ def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hard
     """Return (seconds, rows at once) of writing `written` tokens behind `prompt` for every row, on all devices together."""
     item = _item(hardware)
     share = min(0.3 * hardware.memory, float(CPU_CACHE) if hardware.kind == "cpu" else math.inf)
-    batch = int(max(1, min(rows, ROWS_AT_ONCE[hardware.kind], share // shape.kv_bytes(batch=1, tokens=prompt + written, item=item))))
+    batch = int(
+        max(1, min(rows, ROWS_AT_ONCE[hardware.kind], share // max(1, shape.kv_bytes(batch=1, tokens=prompt + written, item=item))))
+    )
     steps = math.ceil(rows / batch) * written
     reading = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=item) / (hardware.bandwidth * hardware.count)
     computing = batch * shape.forward_flops(prompt + written / 2) / (hardware.forward * hardware.count)

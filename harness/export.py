@@ -68,9 +68,9 @@ def _shots(version: str) -> int:
 
 def _metrics(score: TaskScore) -> dict[str, float | str]:
     name = score.metric or _METRICS[score.kind]
-    if score.kind == "perplexity" or score.unpaired:
+    if score.kind == "perplexity" or score.unpaired or score.form:
         filtered = score.primary if score.kind == "generate" else "none"
-        return {f"{name},{filtered}": score.value, f"{name}_stderr,{filtered}": "N/A"}
+        return {f"{name},{filtered}": score.value, f"{name}_stderr,{filtered}": "N/A" if score.stderr is None else score.stderr}
     found: dict[str, float | str] = {}
     for extractor, values in score.values.items():
         metric, filtered = (extractor, "none") if score.kind == "choose" else (name, extractor)

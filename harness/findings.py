@@ -90,8 +90,8 @@ class Checked:
     @property
     def verdict(self) -> Verdict:
         """The gravest verdict of the findings that count; without any nothing was shown, so it cannot tell."""
-        verdicts = {one.verdict for one in self.findings if one.counts}
-        return next((one for one in GRAVEST if one in verdicts), Verdict.cannot_tell)
+        verdicts = {finding.verdict for finding in self.findings if finding.counts}
+        return next((verdict for verdict in GRAVEST if verdict in verdicts), Verdict.cannot_tell)
 
     @property
     def exit_code(self) -> int:
@@ -101,7 +101,7 @@ class Checked:
     def as_dict(self) -> dict[str, object]:
         """Return everything as JSON-serialisable values."""
         return {
-            "schema": 1, "verdict": self.verdict.value, "exit_code": self.exit_code, "passed_means": self.passed_means,
+            "schema": 2, "verdict": self.verdict.value, "exit_code": self.exit_code, "passed_means": self.passed_means,
             "rules": asdict(self.rules), "notes": self.notes,
             "findings": [{**asdict(one), "verdict": one.verdict.value} for one in self.findings],
         }  # fmt: skip

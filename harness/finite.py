@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 
+class NoNumber(Exception):
+    """The logits behind a text are not numbers; `not_finite` tells it once the model has its own attention back."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(f"a text of {len(ids)} tokens")
+        self.ids = ids
+
+
 def not_finite(opened: LanguageModel, ids: Sequence[int]) -> CellFailed:
     """Return the error for a text whose logits are not all numbers; reads it once more, watching every module."""
     place = first_module(opened, ids)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
-from harness import means, stats
+from harness import stats
 from harness.findings import Finding, Rules, Verdict, decides
+from harness.groups import Values, tests_of, values_of
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
@@ -91,17 +92,18 @@ def margin_of(baseline: "Baseline | None", label: str, rules: Rules) -> Rules:
 
 def unlike_figures(then: "FrozenScore", now: TaskScore) -> str:
     """Say in what two scores of the same answers differ: outcomes, values, documents, weights or the figure itself; "" where in nothing."""
-    before: Sequence[object] = then.numbers
-    after: Sequence[object] = now.numbers
+    before: Sequence[object] = then.statistics or then.numbers
+    after: Sequence[object] = now.statistics or now.numbers
     what = "outcomes" if then.packed and now.hit_or_miss else "values"
     if then.kind == "perplexity":
         before, after, what = then.totals, now.totals, "documents"
-    if len(before) != len(after):
-        return f"{len(before):,} {what} then, {len(after):,} now"
-    if differing := sum(old != new for old, new in zip(before, after, strict=True)):
-        return f"{differing:,} {what} differ"
-    if then.parts != now.parts:
-        return "the items have other weights"
+    if before and after:  # a baseline may be older than what its figure's items are known to add
+        if len(before) != len(after):
+            return f"{len(before):,} {what} then, {len(after):,} now"
+        if differing := sum(old != new for old, new in zip(before, after, strict=True)):
+            return f"{differing:,} {what} differ"
+        if then.parts != now.parts:
+            return "the items have other weights"
     same = math.isclose(then.value, now.value, rel_tol=1e-9, abs_tol=1e-12)
     return "" if same else f"the figure is another one ({then.value:.4g} -> {now.value:.4g})"
 
@@ -129,9 +131,9 @@ def runs_of(seeds: Sequence[Pair]) -> tuple[list[str], list[str]]:
     return [pair.then.outcomes for pair in seeds], [pair.now.outcomes[pair.now.primary] for pair in seeds]
 
 
-def numbers_of(seeds: Sequence[Pair]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Return the items' numbers of then and now, run by run."""
-    return [pair.then.numbers for pair in seeds], [pair.now.numbers for pair in seeds]
+def numbers_of(seeds: Sequence[Pair]) -> tuple[list[Values], list[Values]]:
+    """Return the items' numbers of then and now, or what they add to the figure, run by run."""
+    return [values_of(pair.then) for pair in seeds], [values_of(pair.now) for pair in seeds]
 
 
 def hits_against_frozen(one: Tested) -> Finding:
@@ -178,15 +180,18 @@ def _hits_that_did_not_fall(one: Tested, numbers: Numbers, needed: int, drop: fl
 def numbers_against_frozen(one: Tested) -> Finding:
     """Judge items that carry numbers: tolerance and detectable drop are shares of 1, or of the frozen figure where it is no share."""
     rules, (before, after) = one.rules, numbers_of(one.seeds)
-    score, n = one.seeds[0].now, len(after[0])
+    score, n = one.seeds[0].now, one.seeds[0].now.n
+    tests = tests_of(score)
     sign = -1 if score.lower_is_better else 1
-    by_seed = [[means.weighted(run, score.parts) for run in side] for side in (before, after)]
+    by_seed = [[tests.weighted(run, score.parts) for run in side] for side in (before, after)]
     figures = [fmean(side) for side in by_seed]
-    drop, unit = sign * (figures[0] - figures[1]), 1.0 if score.unit == "share" else abs(figures[0])
-    error = means.error_of_difference(after, before, score.parts)
+    drop, unit = sign * (figures[0] - figures[1]), 1.0 if score.unit == "share" or score.signed else abs(figures[0])
+    error = tests.error_of_difference(after, before, score.parts)
     reach = (NormalDist().inv_cdf(1 - rules.frozen_alpha / one.tests) + NormalDist().inv_cdf(0.8)) * error
-    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in zip(after, before, strict=True)) < 0)
-    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {len(items)} of {n:,} items worse, p {one.p:.2g}"
+    runs = [] if score.form else [(pair.now.numbers, pair.then.numbers) for pair in one.seeds]  # no item alone is worse in such a figure
+    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in runs) < 0)
+    counted = f"{n:,} items" if score.form else f"{len(items)} of {n:,} items worse"
+    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {counted}, p {one.p:.2g}"
     numbers: Numbers = {"n": n, "seeds": len(after), "lost": len(items), "drop": drop, "p_holm": one.p, "reach": reach}
     if one.changed_where_nothing_may and before != after:
         told += "; --exact: no item may change on the same machine and versions"

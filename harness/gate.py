@@ -57,6 +57,10 @@ def check(
     ]
     findings += _unjudged(records, findings, rules, baseline)
     notes += _noted(records, rules, baseline)
+    if (rules.decide == "pooled" or rules.task_weights != "items") and not any(one.layer.startswith("pooled") for one in findings):
+        notes.append(
+            "nothing was pooled: no row has two tasks with paired shares on which its teacher is above chance, or no answer changed"
+        )
     distinct = list({(one.layer, one.row, one.task, one.told): one for one in findings}.values())
     means = passed_means(distinct, rules)
     return Checked(findings=tuple(_counted(distinct, rules)), notes=tuple(dict.fromkeys(notes)), rules=rules, passed_means=means)
@@ -72,21 +76,23 @@ def _claimed(groups: Sequence[Group], records: Sequence[RunRecord], rules: Rules
 def _counted(findings: Sequence[Finding], rules: Rules) -> list[Finding]:
     """Mark what is information: a pool that cannot tell; with `decide` pooled also the single tasks that a passed pool speaks for."""
     settled = {
-        (one.layer.removeprefix("pooled").strip() or "claim", one.row, task)
-        for one in findings if one.layer.startswith("pooled") and one.verdict is Verdict.passed and rules.decide == "pooled"
-        for task in one.speaks_for
+        (finding.layer.removeprefix("pooled").strip() or "claim", finding.row, task)
+        for finding in findings if finding.layer.startswith("pooled") and finding.verdict is Verdict.passed and rules.decide == "pooled"
+        for task in finding.speaks_for
     }  # fmt: skip
 
-    def counts(one: Finding) -> bool:
-        return one.verdict is not Verdict.cannot_tell or not (one.layer.startswith("pooled") or (one.layer, one.row, one.task) in settled)
+    def counts(finding: Finding) -> bool:
+        return finding.verdict is not Verdict.cannot_tell or not (
+            finding.layer.startswith("pooled") or (finding.layer, finding.row, finding.task) in settled
+        )
 
-    return [one if counts(one) else replace(one, counts=False) for one in findings]
+    return [finding if counts(finding) else replace(finding, counts=False) for finding in findings]
 
 
 def _noted(records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | None") -> list[str]:
     """Return what is to be known of the whole check."""
     notes = []
-    fresh = [one.label for one in records if baseline is not None and one.label not in baseline.labels and not one.is_control]
+    fresh = [each.label for each in records if baseline is not None and each.label not in baseline.labels and not each.is_control]
     if fresh:
         notes.append(f"not in the baseline: {', '.join(dict.fromkeys(fresh))} (freeze them: harness baseline update)")
     if any(record.limited and is_judged(record, rules) for record in records):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import means, stats
+from harness import stats
 from harness.findings import (
     Decides,
     Finding,
@@ -22,7 +22,7 @@ from harness.findings import (
     unmet,
 )
 from harness.frozen_items import margin_of
-from harness.groups import TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, times_of
+from harness.groups import TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, tests_of, times_of
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
@@ -75,13 +75,15 @@ class Asked:
 
 def asked_rows(groups: Sequence[Group], rules: Rules, baseline: "Baseline | None" = None) -> list[Asked]:
     """Return the rows of which a margin is asked, in every table in which they stand; the baseline may hold one to a margin of its own."""
-    rows = [(one, row) for one in groups for row in one.rows if is_judged(row.first, rules) and row.done and row.first.method != TEACHER]
+    rows = [
+        (table, row) for table in groups for row in table.rows if is_judged(row.first, rules) and row.done and row.first.method != TEACHER
+    ]
     asked = [
-        Asked(one, one_a_student(row), one_a_student(one.teacher) if one.teacher else None, len(row.done),
+        Asked(table, one_a_student(row), one_a_student(table.teacher) if table.teacher else None, len(row.done),
               margin_of(baseline, row.label, rules))
-        for one, row in rows
+        for table, row in rows if is_judged(row.first, rules)
     ]  # fmt: skip
-    return [one for one in asked if one.rules.margin is not None]
+    return [candidate for candidate in asked if candidate.rules.margin is not None]
 
 
 def one_a_student(row: Row) -> Row:
@@ -93,20 +95,20 @@ def claims_of(asked: Sequence[Asked], records: Sequence[RunRecord]) -> tuple[lis
     """Test every row and task against the teacher's outcomes on the same items; return the tests, and what cannot be tested."""
     untold: list[Finding] = []
     tested: dict[tuple[str, str], Claim] = {}
-    for one in asked:
-        for score in one.row.first.scores:
-            outcome = _no_claim(one, score, records) or _claim(one, score)
+    for candidate in asked:
+        for score in candidate.row.first.scores:
+            outcome = _no_claim(candidate, score, records) or _claim(candidate, score)
             if isinstance(outcome, Finding):
                 untold.append(outcome)
             else:
-                tested.setdefault((one.row.label, score.task), outcome)
+                tested.setdefault((candidate.row.label, score.task), outcome)
     return list(tested.values()), untold
 
 
 def judged(claims: Sequence[Claim], rules: Rules, held: Collection[str]) -> list[Finding]:
     """Judge tests: Holm over all of them, rows and tasks and pooled ones alike; `held` are the rows of the baseline."""
-    met = stats.holm([one.unmet_if_large for one in claims])
-    lost = stats.holm([one.met_if_large for one in claims])
+    met = stats.holm([claim.unmet_if_large for claim in claims])
+    lost = stats.holm([claim.met_if_large for claim in claims])
     return [_judged(claim, p, other, len(claims), rules, held) for claim, p, other in zip(claims, met, lost, strict=True)]
 
 
@@ -114,14 +116,14 @@ def _judged(claim: Claim, met: float, lost: float, tests: int, rules: Rules, hel
     kept = met <= rules.alpha
     verdict = Verdict.passed if kept else unmet(claim.label, held) if lost <= rules.alpha else Verdict.cannot_tell
     numbers: Numbers = {**claim.numbers, "p_met_holm": met, "p_unmet_holm": lost, "tests": tests, "needed": None}
-    told = claim.told
+    line = claim.told
     if verdict is Verdict.cannot_tell:
         needed = stats.items_to_decide(claim.unmet_if_large, claim.n, alpha=rules.alpha / tests)
         decided = claim.decides(needed)
         numbers |= {"needed": decided.needed, "task_items": decided.task_items}
-        told += f"; {decided.told or 'it stands exactly at the margin'}"
+        line += f"; {decided.told or 'it stands exactly at the margin'}"
     return Finding(
-        layer=claim.layer, row=claim.label, task=claim.task, verdict=verdict, told=told, numbers=numbers, speaks_for=claim.speaks_for
+        layer=claim.layer, row=claim.label, task=claim.task, verdict=verdict, told=line, numbers=numbers, speaks_for=claim.speaks_for
     )
 
 
@@ -135,16 +137,20 @@ def at_chance(group: Group, score: TaskScore) -> str:
     return f"teacher at chance: not judged ({seen} is not shown to be above {theirs.shown(floor)})"
 
 
-def _no_claim(one: Asked, score: TaskScore, records: Sequence[RunRecord]) -> Finding | None:
+def _no_claim(candidate: Asked, score: TaskScore, records: Sequence[RunRecord]) -> Finding | None:
     """Return why a row's claim on a task cannot be tested, None where it can."""
-    row, teacher, rules = one.row, one.teacher, one.rules
+    row, teacher, rules = candidate.row, candidate.teacher, candidate.rules
     if teacher is None or not teacher.scores(score.task):
         return not_comparable("claim", row.label, score.task, *_apart(row.first, records))
     theirs = teacher.scores(score.task)[0]
     if any(each.items_digest != theirs.items_digest for each in row.scores(score.task)):
         return not_comparable("claim", row.label, score.task, "items", "scored on other items than the teacher")
-    why = theirs.unpaired or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "") or at_chance(one.group, score)
-    if not why and rules.points and (score.kind == "perplexity" or score.unit == "number"):
+    why = (
+        theirs.unpaired
+        or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "")
+        or at_chance(candidate.group, score)
+    )
+    if not why and rules.points and (score.kind == "perplexity" or (score.unit == "number" and not score.signed)):
         name = "perplexities have" if score.kind == "perplexity" else f"{score.metric or score.primary} is no share and has"
         why = f"{name} no points; give a ratio"
     return _untold(row, score, why) if why else None
@@ -160,6 +166,8 @@ def _no_interval(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
         return ""
     if figure.value is None and score.chance and not rules.points:
         return f"the teacher stands too near chance ({100 * score.chance:.4g} %) for a retention above it: not judged"
+    if score.signed and not rules.points:
+        return f"{figure.reason}; give --margin 2points"
     unit = "document" if score.kind == "perplexity" else "item"
     return figure.reason or f"one {unit} gives no interval"
 
@@ -190,27 +198,28 @@ def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
     return name, f"{name} differs: {short(conditions_of(teachers[nearest]).get(name))} of the teacher, {short(own.get(name))} of the row"
 
 
-def _claim(one: Asked, score: TaskScore) -> Claim | Finding:
+def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
     """Test one claim; the finding that it cannot be told where its figure has no interval."""
-    rules = one.rules
-    assert rules.margin is not None and one.teacher is not None
-    figure, chance = _figure(one.row, one.teacher, score, rules), _chance(score, rules)
+    rules = candidate.rules
+    assert rules.margin is not None and candidate.teacher is not None
+    figure, chance = _figure(candidate.row, candidate.teacher, score, rules), _chance(score, rules)
     if why := _no_interval(figure, score, rules):
-        return _untold(one.row, score, why)
-    numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": score.n, "seeds": len(one.row.records)}
+        return _untold(candidate.row, score, why)
+    numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": score.n, "seeds": len(candidate.row.records)}
     if score.kind == "perplexity":
         p, other = stats.ratio_keeps(figure, 1 / rules.margin)
-        told = f"perplexity {_times(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
+        line = f"perplexity {_times(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
     else:
-        p, other, flips = _tested(one.row, one.teacher, score, rules)
+        p, other, flips = _tested(candidate.row, candidate.teacher, score, rules)
         numbers |= flips
-        told = f"{shown(figure, rules, above=bool(chance))} on {score.n:,} items; must show that it {rules.claim(chance)}"
+        line = f"{shown(figure, rules, above=bool(chance))} on {score.n:,} items; must show that it {rules.claim(chance)}"
         if score.lower_is_better and not rules.points:
             name = score.metric or score.primary
-            told = f"{name} {_times(figure)} of the teacher's on {score.n:,} items; at most x{1 / rules.margin:.3f}"
+            line = f"{name} {_times(figure)} of the teacher's on {score.n:,} items; at most x{1 / rules.margin:.3f}"
     return Claim(
-        label=one.row.label, task=score.task, unmet_if_large=p, met_if_large=other, told=told + one.trainings, n=score.n, score=score,
-        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other}, limited=one.row.first.limited,
+        label=candidate.row.label, task=score.task, unmet_if_large=p, met_if_large=other, told=line + candidate.trainings,
+        n=score.n, score=score,
+        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other}, limited=candidate.row.first.limited,
     )  # fmt: skip
 
 
@@ -220,12 +229,12 @@ def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[flo
     if score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss:
         ours, theirs = paired(row, teacher, score.task)
         counts = [stats.pairs(theirs[0], run) for run in ours]
-        flips = sum(one.teacher_only + one.student_only for one in counts) / sum(one.n for one in counts)
+        flips = sum(pair.teacher_only + pair.student_only for pair in counts) / sum(pair.n for pair in counts)
         seen: Numbers = {"flips": flips, "teacher": theirs[0].count("1") / score.n}
         return *stats.keeps(ours, theirs, margin, points=rules.points, chance=chance), seen
     left, right = paired_numbers(row, teacher, score.task)[:2]
     lower = score.lower_is_better
-    return *means.keeps(left, right, margin, score.parts, points=rules.points, lower=lower, chance=chance), {}
+    return *tests_of(score).keeps(left, right, margin, score.parts, points=rules.points, lower=lower, chance=chance), {}
 
 
 def asked_of(rules: Rules, chance: float) -> Numbers:

@@ -7,7 +7,7 @@ scoring, which is not comparable. What changed is tested (exact McNemar, paired 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness import means, stats
+from harness import stats
 from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, short
 from harness.frozen_documents import documents_against_frozen, rise_of
 from harness.frozen_items import (
@@ -24,7 +24,7 @@ from harness.frozen_items import (
     unlike_figures,
 )
 from harness.gate_pooled import frozen_pools, judged_pools
-from harness.groups import TEACHER
+from harness.groups import TEACHER, tests_of
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _unlike_scoring(then: "FrozenScore", now: TaskScore) -> tuple[str, str] | No
         return "metric", f"{then.metric} in the baseline, {now.metric} now"
     if now.answers_digest == then.answers_digest and (unlike := unlike_figures(then, now)):
         return "scoring", f"the scoring changed: the same answers, {unlike}"
-    if now.parts != then.parts:
+    if now.parts != then.parts and not (now.unpaired or then.unpaired):
         return "weights", "items count with other weights than in the baseline"
     return None
 
@@ -154,7 +154,8 @@ def _p_of_fall(seeds: Sequence[Pair], rules: Rules) -> float:
     if are_hits(seeds):
         return stats.net_loss(*runs_of(seeds))[1]
     before, after = numbers_of(seeds)
-    return means.worse(after, before, score.parts, lower=score.lower_is_better)
+    p: float = tests_of(score).worse(after, before, score.parts, lower=score.lower_is_better)
+    return p
 
 
 def _verdict(one: Tested) -> Finding:

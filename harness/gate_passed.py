@@ -22,56 +22,62 @@ _FAR = 8.0  # standard deviations of the number of flips that are summed over
 
 def passed_means(findings: Sequence[Finding], rules: Rules) -> str:
     """Return in one line what a pass of this check shows, and how often a true drop of 3 points passes here; "" where nothing is tested."""
-    told = []
-    claims = [one for one in findings if one.layer == "claim"]
+    meanings = []
+    claims = [finding for finding in findings if finding.layer == "claim"]
     if claims:
-        above = " (of choices: above chance)" if any(one.numbers.get("chance") for one in claims) else ""
+        above = " (of choices: above chance)" if any(finding.numbers.get("chance") for finding in claims) else ""
         kept = rules.claim() if rules.margin is not None else "keeps its margin"
-        own = " or the margin of its own" if any(one.numbers.get("margin") not in (None, rules.margin) for one in claims) else ""
+        own = " or the margin of its own" if any(finding.numbers.get("margin") not in (None, rules.margin) for finding in claims) else ""
         where = " over its tasks together, of which a single one may be unknown" if rules.decide == "pooled" else ""
-        told.append(
+        meanings.append(
             f"claims: shown that every row {kept}{own}{above}{where}, wrongly in at most {100 * rules.alpha:g} % of checks"
             f"{_rates(findings, 'claim', rules)}"
         )
-    frozen = [one for one in findings if one.layer == "frozen" and one.task]
-    if any("p_holm" in one.numbers for one in frozen):
-        told.append(f"frozen items: no loss was shown, which is not that there is none{_rates(findings, 'frozen', rules)}")
+    frozen = [finding for finding in findings if finding.layer == "frozen" and finding.task]
+    if any("p_holm" in finding.numbers for finding in frozen):
+        meanings.append(f"frozen items: no loss was shown, which is not that there is none{_rates(findings, 'frozen', rules)}")
     elif frozen:
-        told.append("frozen items: not one answer differs from the frozen ones")
-    return f"passed means: {'; '.join(told)}" if told else ""
+        meanings.append("frozen items: not one answer differs from the frozen ones")
+    return f"passed means: {'; '.join(meanings)}" if meanings else ""
 
 
 def _rates(findings: Sequence[Finding], layer: str, rules: Rules) -> str:
     """Say how often a true drop passes on each task, at the most flips of a row that passed (else of any); "" where no hits were tested."""
-    tests = max(1, sum("p_holm" in one.numbers or "p_met_holm" in one.numbers for one in findings if layer in _family(one)))
-    flipped = [one for one in findings if one.layer == layer and one.numbers.get("flips") is not None and one.numbers.get("seeds") == 1]
-    passed = [one for one in flipped if one.verdict is Verdict.passed]
-    worst = {one.task: one for one in sorted(passed or flipped, key=lambda one: _number(one, "flips"))}  # the last of a task stays
-    chosen = sorted(worst.values(), key=lambda one: -_number(one, "flips"))[:_LISTED]
+    tests = max(1, sum("p_holm" in finding.numbers or "p_met_holm" in finding.numbers for finding in findings if layer in _family(finding)))
+    flipped = [
+        finding
+        for finding in findings
+        if finding.layer == layer and finding.numbers.get("flips") is not None and finding.numbers.get("seeds") == 1
+    ]
+    passed = [finding for finding in flipped if finding.verdict is Verdict.passed]
+    worst = {
+        finding.task: finding for finding in sorted(passed or flipped, key=lambda finding: _number(finding, "flips"))
+    }  # the last of a task stays
+    chosen = sorted(worst.values(), key=lambda finding: -_number(finding, "flips"))[:_LISTED]
     rates = [
-        f"{_percent(_passes(one, tests, rules))} of the time on {one.task} (n {int(_number(one, 'n')):,}, "
-        f"{100 * max(_number(one, 'flips'), DROP):.1f} % flips)"
-        for one in chosen
+        f"{_percent(_passes(finding, tests, rules))} of the time on {finding.task} (n {int(_number(finding, 'n')):,}, "
+        f"{100 * max(_number(finding, 'flips'), DROP):.1f} % flips)"
+        for finding in chosen
     ]
     rest = f" and {len(worst) - _LISTED} more tasks" if len(worst) > _LISTED else ""
     return f"; a true drop of {100 * DROP:g} points passes {', '.join(rates)}{rest}" if rates else ""
 
 
-def _family(one: Finding) -> tuple[str, ...]:
+def _family(finding: Finding) -> tuple[str, ...]:
     """Return the layers among whose tests a finding stands."""
-    return ("frozen",) if one.layer in ("frozen", "pooled frozen") else ("claim",) if one.layer in ("claim", "pooled") else ()
+    return ("frozen",) if finding.layer in ("frozen", "pooled frozen") else ("claim",) if finding.layer in ("claim", "pooled") else ()
 
 
-def _number(one: Finding, name: str) -> float:
-    return float(one.numbers.get(name) or 0.0)
+def _number(finding: Finding, name: str) -> float:
+    return float(finding.numbers.get(name) or 0.0)
 
 
-def _passes(one: Finding, tests: int, rules: Rules) -> float:
-    n, flips = int(_number(one, "n")), _number(one, "flips")
-    if one.layer == "frozen":
+def _passes(finding: Finding, tests: int, rules: Rules) -> float:
+    n, flips = int(_number(finding, "n")), _number(finding, "flips")
+    if finding.layer == "frozen":
         return frozen_passes(n, flips, DROP, tests, rules)
-    held = replace(rules, margin=_number(one, "margin"), points=bool(_number(one, "points")))
-    return claim_passes(n, flips, DROP, _number(one, "teacher"), tests, held, chance=_number(one, "chance"))
+    held = replace(rules, margin=_number(finding, "margin"), points=bool(_number(finding, "points")))
+    return claim_passes(n, flips, DROP, _number(finding, "teacher"), tests, held, chance=_number(finding, "chance"))
 
 
 def _percent(share: float) -> str:

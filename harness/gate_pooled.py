@@ -73,58 +73,59 @@ def _parts(shares: Mapping[str, float], scores: Mapping[str, tuple[int, Sequence
 def pooled_claims(asked: Sequence[Asked]) -> list[Claim]:
     """Test every row's claim over the items of all its tasks that can be pooled; a row needs two of them."""
     tested: dict[str, Claim] = {}
-    for one in asked:
-        if one.row.label not in tested and (claim := _pooled_claim(one)) is not None:
-            tested[one.row.label] = claim
+    for candidate in asked:
+        if candidate.row.label not in tested and (claim := _pooled_claim(candidate)) is not None:
+            tested[candidate.row.label] = claim
     return list(tested.values())
 
 
-def _pooled_claim(one: Asked) -> Claim | None:
-    rules = one.rules
-    scores = {score.task: score for score in one.row.first.scores if _may_be_pooled(one, score)}
+def _pooled_claim(candidate: Asked) -> Claim | None:
+    rules = candidate.rules
+    scores = {score.task: score for score in candidate.row.first.scores if _may_be_pooled(candidate, score)}
     shares = _shares(rules, {task: score.n for task, score in scores.items()})
-    if len(shares) < 2 or one.teacher is None or rules.margin is None:
+    if len(shares) < 2 or candidate.teacher is None or rules.margin is None:
         return None
     above = not rules.points and any(scores[task].chance for task in shares)
     chosen = [scores[task] for task in shares]
-    ours, theirs = _joined(one.row, chosen, above=above), _joined(one.teacher, chosen, above=above)
+    ours, theirs = _joined(candidate.row, chosen, above=above), _joined(candidate.teacher, chosen, above=above)
     parts = _parts(shares, {task: (scores[task].n, scores[task].parts) for task in shares})
     p, other = means.keeps(ours, theirs, rules.margin, parts, points=rules.points)
     figure = means.difference(ours, theirs, parts) if rules.points else means.ratio(ours, theirs, parts)
     if figure.value is None or figure.low is None:
         return None
     n, chance = sum(scores[task].n for task in shares), sum(share * scores[task].chance for task, share in shares.items())
-    left_out = ", ".join(score.task for score in one.row.first.scores if score.task not in shares)
-    told = (
+    left_out = ", ".join(score.task for score in candidate.row.first.scores if score.task not in shares)
+    line = (
         f"{' and '.join(f'{task} ({scores[task].n:,})' for task in shares)}, {_weighing(rules, shares)}: "
         f"{shown(figure, rules, above=above)} on {n:,} items; must show that it {rules.claim(chance if above else 0.0)}"
-        f"{left_out and f'; without {left_out}'}{one.trainings}"
+        f"{left_out and f'; without {left_out}'}{candidate.trainings}"
     )
-    numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": n, "seeds": len(one.row.records),
+    numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": n, "seeds": len(candidate.row.records),
                         "p_met": p, "p_unmet": other, **asked_of(rules, chance if above else 0.0)}  # fmt: skip
-    there = [task_items(scores[task], limited=one.row.first.limited) for task in shares]
-    silent = [score.task for score in one.row.first.scores if at_chance(one.group, score)]
+    there = [task_items(scores[task], limited=candidate.row.first.limited) for task in shares]
+    silent = [score.task for score in candidate.row.first.scores if at_chance(candidate.group, score)]
     return Claim(
-        layer="pooled", label=one.row.label, unmet_if_large=p, met_if_large=other, told=told, numbers=numbers, n=n, tasks=tuple(shares),
+        layer="pooled", label=candidate.row.label, unmet_if_large=p, met_if_large=other, told=line, numbers=numbers,
+        n=n, tasks=tuple(shares),
         there=sum(count or 0 for count in there) if all(there) else None, speaks_for=(*shares, *silent),
     )  # fmt: skip
 
 
-def _may_be_pooled(one: Asked, score: TaskScore) -> bool:
+def _may_be_pooled(candidate: Asked, score: TaskScore) -> bool:
     """Tell whether a task's items are paired shares of which more is better, on which the teacher is above chance."""
-    theirs = one.teacher.scores(score.task) if one.teacher else []
-    every = [*theirs, *one.row.scores(score.task)]
+    theirs = candidate.teacher.scores(score.task) if candidate.teacher else []
+    every = [*theirs, *candidate.row.scores(score.task)]
     paired = all(each.retains and each.unit == "share" and each.numbers and each.items_digest == score.items_digest for each in every)
-    whole = len(one.row.scores(score.task)) == len(one.row.records)
-    return bool(theirs) and paired and whole and score.n > 1 and not at_chance(one.group, score)
+    whole = len(candidate.row.scores(score.task)) == len(candidate.row.records)
+    return bool(theirs) and paired and whole and score.n > 1 and not at_chance(candidate.group, score)
 
 
 def _joined(row: Row, scores: Sequence[TaskScore], *, above: bool) -> Outcomes:
     """Return a row's items of several tasks in a line, run by run; of choices what lies above chance."""
     runs: Outcomes = []
     for record in row.records:
-        found = [(score, each) for score in scores if (each := record.score(score.task)) is not None]
-        runs.append(tuple(value - (score.chance if above else 0.0) for score, each in found for value in each.numbers))
+        scored = [(score, each) for score in scores if (each := record.score(score.task)) is not None]
+        runs.append(tuple(value - (score.chance if above else 0.0) for score, each in scored for value in each.numbers))
     return runs
 
 
@@ -160,7 +161,8 @@ def frozen_pools(pairs: Mapping[tuple[str, str], Sequence[Pair]], rules: Rules) 
     by_row: dict[str, dict[str, Sequence[Pair]]] = {}
     for (label, task), alike in pairs.items():
         score, then = alike[0].now, alike[0].then
-        if score.retains and score.unit == "share" and (score.outcomes or score.values) and (then.packed or then.values):
+        itemwise = score.primary in score.outcomes or score.primary in score.values  # not a figure that only all items have
+        if score.retains and score.unit == "share" and itemwise and (then.packed or then.values):
             by_row.setdefault(label, {})[task] = alike
     pools = [_pool(label, tasks, rules) for label, tasks in by_row.items()]
     return [pool for pool in pools if pool is not None and any(pool.net)]
@@ -211,20 +213,20 @@ def judged_pools(pools: Sequence[Pool], adjusted: Sequence[float], tests: int, r
 def _judged_pool(pool: Pool, p: float, tests: int, rules: Rules) -> Finding:
     then, now = (sum(side) / len(side) for side in pool.figures)
     drop, seeds = then - now, len(pool.figures[0])
-    lost, won = sum(one < 0 for one in pool.net), sum(one > 0 for one in pool.net)
-    told = (
+    lost, won = sum(change < 0 for change in pool.net), sum(change > 0 for change in pool.net)
+    line = (
         f"{' and '.join(pool.tasks)}, {_weighing(rules, pool.shares)}: {100 * then:.1f} % -> {100 * now:.1f} %, {lost} lost and {won} won "
         f"of {pool.n:,}{f' (net over {seeds} seeds)' if seeds > 1 else ''}, p {p:.2g}"
     )
     numbers: Numbers = {"n": pool.n, "seeds": seeds, "lost": lost, "won": won, "drop": drop, "p_holm": p, "needed": None}
-    said = Finding(layer="pooled frozen", row=pool.label, verdict=Verdict.passed, told=told, numbers=numbers, speaks_for=pool.tasks)
+    said = Finding(layer="pooled frozen", row=pool.label, verdict=Verdict.passed, told=line, numbers=numbers, speaks_for=pool.tasks)
     if p < rules.frozen_alpha and drop > rules.tolerance:
         return _fallen(pool, said, [after - before for before, after in zip(*pool.figures, strict=True)], rules)
-    flips = sum(one * one for one in pool.net) / (pool.n * seeds**2)
+    flips = sum(change * change for change in pool.net) / (pool.n * seeds**2)
     if why := _hidden(pool, flips, drop, tests, rules, numbers):
-        return replace(said, verdict=Verdict.cannot_tell, told=f"{told}; {why}")
+        return replace(said, verdict=Verdict.cannot_tell, told=f"{line}; {why}")
     if p < rules.frozen_alpha:
-        return replace(said, told=f"{told}; significant, but within the tolerance of {100 * rules.tolerance:g} points", warning=True)
+        return replace(said, told=f"{line}; significant, but within the tolerance of {100 * rules.tolerance:g} points", warning=True)
     return said
 
 
@@ -233,12 +235,12 @@ def _fallen(pool: Pool, said: Finding, changes: Sequence[float], rules: Rules) -
     if not pool.anew:
         return replace(said, verdict=Verdict.regressed)
     if len(changes) == 1:
-        told = f"{said.told}; trained anew: one seed may be an unlucky training, freeze three"
-        return replace(said, verdict=Verdict.regressed, told=told)
+        line = f"{said.told}; trained anew: one seed may be an unlucky training, freeze three"
+        return replace(said, verdict=Verdict.regressed, told=line)
     if stats.mean_below(changes) < rules.alpha:
         return replace(said, verdict=Verdict.regressed)
-    told = f"{said.told}; trained anew, and the {len(changes)} seeds do not agree; more would decide"
-    return replace(said, verdict=Verdict.cannot_tell, told=told)
+    line = f"{said.told}; trained anew, and the {len(changes)} seeds do not agree; more would decide"
+    return replace(said, verdict=Verdict.cannot_tell, told=line)
 
 
 def _hidden(pool: Pool, flips: float, drop: float, tests: int, rules: Rules, numbers: Numbers) -> str:

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from harness.admission import refusal
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE
 from harness.encoding import shared_length
 from harness.errors import says_no_memory
-from harness.finite import not_finite
+from harness.finite import NoNumber, not_finite
+from harness.forbidden import Forbidden
 from harness.model import LanguageModel
-from harness.plain import Continuing, note_of, own_gap, writing_of
+from harness.plain import Continuing, note_of, writing_of
 from harness.sharing import (
     KeyValues,
     Slots,
@@ -28,7 +30,6 @@ from harness.sharing import (
     forward_step,
     forward_tree,
     prefix_of,
-    refusal,
     shared_attention,
 )
 
@@ -46,7 +47,7 @@ _REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 def why_plain(opened: LanguageModel) -> str:
     """Return why a model is run by its own attention in padded batches, "" where it shares; asked once a model."""
     if opened.model not in _REFUSALS:
-        _REFUSALS[opened.model] = refusal(opened, own_gap=own_gap)
+        _REFUSALS[opened.model] = refusal(opened)
     return _REFUSALS[opened.model]
 
 
@@ -129,16 +130,11 @@ def generate(
     run, inside = (decoding.padded, nullcontext()) if why_plain(opened) else (decoding.shared, shared_attention(opened))
     if why_plain(opened) and (note := note_of(opened, writes=True)):
         say(note)
-    with inside:
-        while decoding.waiting:
-            try:
-                run()
-            except (RuntimeError, MemoryError) as problem:
-                if not is_out_of_memory(problem) or decoding.size == 1:
-                    raise
-                before = decoding.size
-                decoding.start_over()
-                say(f"out of memory: {before} rows at once became {decoding.size}")
+    try:
+        with inside:
+            decoding.all_rows(run, say)
+    except NoNumber as problem:  # the text is read once more to find the place, by the model's own attention
+        raise not_finite(opened, problem.ids) from None
     return [decoding.answers[row] for row in range(len(prompts))]
 
 
@@ -167,8 +163,10 @@ class _Decoding:
     active: list[int] = field(default_factory=list)
     written: dict[int, list[int]] = field(default_factory=dict)
     draws: "dict[int, torch.Generator]" = field(default_factory=dict)
+    forbidden: Forbidden = field(default_factory=Forbidden)
 
     def __post_init__(self) -> None:
+        self.forbidden = Forbidden.of(self.opened)
         self.start_over(halve=False)
 
     def start_over(self, *, halve: bool = True) -> None:
@@ -179,6 +177,18 @@ class _Decoding:
         self.waiting = deque(sorted(rows, key=lambda row: len(self.prompts[row]), reverse=True))
         self.active, self.written, self.draws = [], {}, {}
 
+    def all_rows(self, run: Callable[[], None], say: Callable[[str], None]) -> None:
+        """Decode until nothing waits; where memory runs out, fewer rows at once."""
+        while self.waiting:
+            try:
+                run()
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem) or self.size == 1:
+                    raise
+                before = self.size
+                self.start_over()
+                say(f"out of memory: {before} rows at once became {self.size}")
+
     def begin(self, rows: Sequence[int]) -> None:
         self.active += rows
         for row in rows:
@@ -187,18 +197,30 @@ class _Decoding:
                 self.draws[row] = _stream(self.sampling, row, self.opened.device)
 
     def choose(self, logits_BV: "torch.Tensor", rows: Sequence[int]) -> list[int]:
-        """Choose each row's next token: the likeliest, or one drawn from the row's own stream."""
+        """Choose each row's next token: the likeliest, or one drawn from the row's own stream.
+
+        Raises `NoNumber` for logits that are none. Whether they are comes with the tokens, as an id below 0: asking the device
+        by itself would wait for it once more at every step.
+        """
         import torch
 
+        logits_BV = self.forbidden.masked(logits_BV, [self.prompts[row] for row in rows], [self.written[row] for row in rows])
         chosen = logits_BV.argmax(dim=-1)
-        best = logits_BV.gather(-1, chosen[:, None])[:, 0]  # a NaN counts as the largest
-        if not bool(torch.isfinite(best).all()):
-            row = rows[int((~torch.isfinite(best)).nonzero()[0])]
-            raise not_finite(self.opened, [*self.prompts[row], *self.written[row]])
-        if self.sampling is None:
-            return chosen.tolist()  # type: ignore[no-any-return]
-        weights = torch.softmax(logits_BV.float() / self.sampling.temperature, dim=-1)
-        return [int(torch.multinomial(weights[index], 1, generator=self.draws[row])) for index, row in enumerate(rows)]
+        finite = torch.isfinite(logits_BV.gather(-1, chosen[:, None])[:, 0])  # a NaN counts as the largest
+        if self.sampling is not None:
+            chosen = self._drawn(logits_BV.masked_fill(~finite[:, None], 0.0), rows, self.sampling.temperature)
+        tokens: list[int] = chosen.masked_fill(~finite, -1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            if token < 0:
+                raise NoNumber([*self.prompts[row], *self.written[row]])
+        return tokens
+
+    def _drawn(self, logits_BV: "torch.Tensor", rows: Sequence[int], temperature: float) -> "torch.Tensor":
+        """Draw a token for each row, (B,), on the device."""
+        import torch
+
+        weights = torch.softmax(logits_BV.float() / temperature, dim=-1)
+        return torch.cat([torch.multinomial(weights[index], 1, generator=self.draws[row]) for index, row in enumerate(rows)])
 
     def take(self, rows: Sequence[int], chosen: Sequence[int]) -> list[int]:
         """Note each row's new token; return the indices of the rows that are over, which leave."""

@@ -9,6 +9,8 @@ GLOSSARY = {
     "error": "the same of a metric that is better when lower",
     "retention": "student's score / teacher's score on the same items, with its 95 % interval (one training: paired score interval over "
     "items, of this checkpoint; several: Student's t over trainings and items, of the method; items that carry numbers: paired means)",
+    "difference": "student's figure - teacher's, of a figure that all items make together (F1, BLEU), with its 95 % interval: items drawn "
+    "again, the same ones for both",
     "above chance": "the same ratio after the chance level is taken from both: what is left of the part above guessing",
     "lost/won": "items the teacher has right and the student wrong / the reverse, mean over seeds",
     "KL": "divergence of the student's distributions from the teacher's, nats a question's choices or a token of the teacher's answers, "

@@ -5,6 +5,7 @@ from typing import Any
 
 from harness.encoding import appends_eos
 from harness.errors import CellFailed
+from harness.forbidden import HONOURED
 from harness.model import LanguageModel
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
@@ -41,8 +42,11 @@ def greedy_settings(asked: Mapping[str, Any], *, task: str, eos: str | None) -> 
     return new_tokens, tuple(str(text) for text in stop if text)  # an empty stop string stops nothing, as in lm-eval
 
 
-def notes_of(opened: LanguageModel) -> list[str]:
-    """Return what a reader of a model's scores should know of its tokenizer and its generation config."""
+def notes_of(opened: LanguageModel, *, forbids: bool = True) -> list[str]:
+    """Return what a reader of a model's scores should know of its tokenizer and its generation config.
+
+    `forbids`: whether what answers leaves out the tokens that the generation config forbids.
+    """
     notes = []
     name, tokenizer = opened.checkpoint.name, opened.tokenizer
     if appends_eos(tokenizer):
@@ -53,7 +57,7 @@ def notes_of(opened: LanguageModel) -> list[str]:
     if opened.tokenizer.eos_token_id is None and not opened.eos_ids:
         notes.append(f"the tokenizer of {name} has no EOS: what it writes ends at a stop string or at its longest length alone")
     config = getattr(opened.model, "generation_config", None)
-    asked = {key: getattr(config, key, None) for key in _CHANGING}
+    asked = {key: getattr(config, key, None) for key in _CHANGING if not (forbids and key in HONOURED)}
     ignored = [f"{key}={value!r}" for key, value in asked.items() if value is not None and value != _CHANGING[key]]
     if ignored:
         notes.append(f"greedy decoding here leaves out what the generation config of {name} asks for: {', '.join(ignored)}")

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import NamedTuple, TypeVar
+from types import ModuleType
+from typing import NamedTuple, Protocol, TypeVar
 
-from harness import means, stats
+from harness import corpus, means, stats
 from harness.checkpoint import digest_of
+from harness.corpus import Corpus
 from harness.intervals import Interval, one_sided, two_sided
 from harness.record import RunRecord, TaskScore
 
@@ -19,6 +21,7 @@ TEACHER = "teacher"
 ALPHA = 0.05  # of a verdict in a table
 BITS = "bits_per_byte"  # the one figure of documents that is no exponential
 _Run = TypeVar("_Run")
+Values = tuple[float, ...] | Corpus  # of one run: a number an item, or what each adds to a figure of all of them
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,31 @@ class Row:
         """Per-item outcomes of the primary extractor, one string a seed; none where items are no hits or misses."""
         return list(self.by_seed(task).values())
 
-    def numbers(self, task: str) -> dict[int | None, tuple[float, ...]]:
-        """Per-item values of the primary extractor by seed, one a training: 1 and 0 where every item is hit or miss."""
-        return {record.seed: score.numbers for record in self.trainings if (score := record.score(task)) is not None and score.numbers}
+    def numbers(self, task: str) -> dict[int | None, Values]:
+        """Per-item values by seed, one a training: 1 and 0 of hits and misses, numbers, or what items add to a figure of all."""
+        scores = [(record.seed, score) for record in self.trainings if (score := record.score(task)) is not None]
+        return {seed: values for seed, score in scores if (values := values_of(score))}
+
+
+class _Carried(Protocol):
+    """A score of a record or of a baseline."""
+
+    @property
+    def form(self) -> str: ...
+    @property
+    def statistics(self) -> tuple[str, ...]: ...
+    @property
+    def numbers(self) -> tuple[float, ...]: ...
+
+
+def values_of(score: _Carried) -> Values:
+    """Return what a score's items carry; empty where they carry nothing."""
+    return Corpus(score.form, score.statistics) if score.form else score.numbers
+
+
+def tests_of(score: TaskScore) -> ModuleType:
+    """Return the functions that compare such values: `harness/corpus.py` or `harness/means.py`, which share names and arguments."""
+    return corpus if score.form else means
 
 
 def _student_of(record: RunRecord) -> tuple[object, ...]:
@@ -197,7 +222,7 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
     ours, theirs = student.scores(task), reference.scores(task)
     if why := next((score.unpaired for score in [*ours, *theirs] if score.unpaired), ""):
         return Interval(None, reason=why)
-    if student is reference and ours and not (ratio and chance):
+    if student is reference and ours and not (ratio and (chance or ours[0].signed)):
         return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
     if not ours or not theirs:
         return Interval(None, reason="not scored")
@@ -210,10 +235,12 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
         counts = stats.pairs(*(next(iter(row.by_seed(task).values())) for row in (reference, student)))
         found = stats.difference(counts) if not ratio else stats.retention(counts)
         found = stats.retention_above_chance(counts, chance) if ratio and chance else found
+    elif ratio and ours[0].signed:
+        return Interval(None, reason=f"{ours[0].metric} may be below zero, and a ratio of two says nothing; see the difference")
     elif ratio:
-        found = means.ratio(runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together)
+        found = tests_of(ours[0]).ratio(runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together)
     else:
-        found = means.difference(runs.left, runs.right, ours[0].parts, paired=runs.together)
+        found = tests_of(ours[0]).difference(runs.left, runs.right, ours[0].parts, paired=runs.together)
     if student is reference and found.value is not None:
         return Interval(1.0, 1.0, 1.0)
     nothing_below = ratio and not chance and all(score.unit == "share" for score in [*ours, *theirs])  # no share is negative
@@ -223,8 +250,8 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
 class Runs(NamedTuple):
     """What is compared with what: the numbers of both rows' items, run by run."""
 
-    left: list[tuple[float, ...]]
-    right: list[tuple[float, ...]]
+    left: list[Values]
+    right: list[Values]
     together: bool  # runs of one position are one training: one row was made from the other
 
     @property
@@ -274,8 +301,10 @@ def keeps(row: Row, reference: Row, task: str, margin: float, *, points: bool = 
     runs = paired_numbers(row, reference, task)
     if runs.single and all(one.hit_or_miss for one in [*row.scores(task), *reference.scores(task)]):
         return stats.keeps(*paired(row, reference, task), margin, points=points, chance=chance)
-    return means.keeps(runs.left, runs.right, margin, score.parts, points=points, lower=score.lower_is_better, chance=chance,
-                       paired=runs.together)  # fmt: skip
+    p: tuple[float, float] = tests_of(score).keeps(
+        runs.left, runs.right, margin, score.parts, points=points, lower=score.lower_is_better, chance=chance, paired=runs.together
+    )  # fmt: skip
+    return p
 
 
 def unequal(row: Row, other: Row, task: str) -> float | None:
@@ -292,7 +321,10 @@ def unequal(row: Row, other: Row, task: str) -> float | None:
     if runs.single and all(score.hit_or_miss for score in scores):
         left, right = paired(row, other, task)
         return stats.unequal(left, right)
-    return means.unequal(runs.left, runs.right, scores[0].parts, paired=runs.together) if runs.left and runs.right else None
+    if not runs.left or not runs.right:
+        return None
+    p: float = tests_of(scores[0]).unequal(runs.left, runs.right, scores[0].parts, paired=runs.together)
+    return p
 
 
 def lower_is_better(row: Row, task: str) -> bool:
@@ -365,4 +397,7 @@ def _worse(row: Row, best: Row, task: str) -> float:
     runs = paired_numbers(row, best, task)
     if runs.single and all(score.hit_or_miss for score in scores):
         return stats.worse(*paired(row, best, task))
-    return means.worse(runs.left, runs.right, scores[0].parts, lower=scores[0].lower_is_better, paired=runs.together)
+    p: float = tests_of(scores[0]).worse(
+        runs.left, runs.right, scores[0].parts, lower=scores[0].lower_is_better, paired=runs.together
+    )  # fmt: skip
+    return p

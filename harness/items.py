@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.contract import Task
 from harness.lines import json_lines, write_json_lines
+from harness.parts import plain
 from harness.sampling import group_of
 
 Samples = list[dict[str, Any]]  # of one item, one a filter
@@ -36,6 +37,7 @@ class ItemRow:
     values: dict[str, float] = field(default_factory=dict)  # where a metric gives an item another number than 1 for a hit and 0 for a miss
     twins: bool = False  # another choice reads like the chosen one: its text does not say which it was
     chance: float = 0.0  # of guessing it
+    parts: dict[str, Any] = field(default_factory=dict)  # by extractor: what a metric that gives it no number aggregates of it, as JSON
 
     def value(self, extractor: str) -> float | None:
         """Return what a metric gives the item, None where it gives it nothing."""
@@ -119,6 +121,12 @@ def _judged(one: Scored, given: Mapping[str, object], metrics: Mapping[str, str]
     return correct, values
 
 
+def _parts(given: Mapping[str, object]) -> dict[str, Any]:
+    """Return what a metric hands to its aggregation where that is no number (a pair of labels, references and a text), by extractor."""
+    found = {name: plain(value) for name, value in given.items() if number_of(value) is None}
+    return {name: part for name, part in found.items() if part is not None}
+
+
 def _chosen(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
     first, task = samples[0], one.built
     options = [str(option) for option in task.doc_to_choice(first["doc"])]
@@ -145,6 +153,7 @@ def _chosen(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
         values=values,
         twins=shown.count(shown[chosen]) > 1,
         chance=max(1, len(golds)) / len(options),
+        parts=_parts({name: first[name] for name in names[:1]}),
     )
 
 
@@ -163,6 +172,7 @@ def _written(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
     target = first["target"]
     gold = "; ".join(map(str, target)) if isinstance(target, (list, tuple)) else str(target)
     given: dict[str, object] = {sample["filter"]: sample[one.metric] for sample in samples if one.metric in sample}
+    parts = _parts(given)
     extracted = {sample["filter"]: _extracted(sample["filtered_resps"]) for sample in samples}
     if not getattr(one.task, "judged_upstream", False):  # ours has extractors beside lm-eval's, whose verdict stands where it has one
         gold = gold.rpartition("#### ")[2].strip()
@@ -172,7 +182,7 @@ def _written(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
     correct, values = _judged(one, given, dict.fromkeys(given, one.metric))
     return ItemRow(
         **one.base(item, first), gold=gold, text=written.text, extracted=extracted, correct=correct, tokens=written.tokens,
-        stop=written.stop, prompt=str(first["arguments"][0][0]), values=values,
+        stop=written.stop, prompt=str(first["arguments"][0][0]), values=values, parts=parts,
     )  # fmt: skip
 
 

@@ -6,13 +6,13 @@ positions that are scored reach the language-model head.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.encoding import shared_length
-from harness.finite import not_finite
+from harness.finite import NoNumber, not_finite
 from harness.generate import WORTH_SHARING, BatchSize, is_out_of_memory, pack_tokens, why_plain
 from harness.model import LanguageModel
 from harness.plain import last_logits, note_of, one_row
@@ -52,7 +52,7 @@ def log_likelihoods(
 
     def keep(row: int, answer: Answer) -> None:
         if not math.isfinite(answer[0]):
-            raise not_finite(opened, rows[row].ids[:-1])
+            raise NoNumber(rows[row].ids[:-1])
         found[row] = answer
         finished(row, answer)
 
@@ -60,17 +60,28 @@ def log_likelihoods(
     if plain and rows and (note := note_of(opened, writes=False)):
         say(note)
     size = (PLAIN_ROWS if batch_size == "auto" else batch_size) if plain else pack or pack_tokens(opened)
-    with nullcontext() if plain else shared_attention(opened):
-        while len(found) < len(rows):
-            left = [row for row in range(len(rows)) if row not in found]
-            try:
-                (_padded if plain else _shared)(opened, rows, left, size, keep)
-            except (RuntimeError, MemoryError) as problem:
-                if not is_out_of_memory(problem) or size == 1:
-                    raise
-                before, size = size, max(1, size // 2)
-                say(f"out of memory: {before} {'rows' if plain else 'tokens'} at once became {size}")
+    try:
+        with nullcontext() if plain else shared_attention(opened):
+            run = _padded if plain else _shared
+            _until_done(lambda left, size: run(opened, rows, left, size, keep), rows, found, size, "rows" if plain else "tokens", say)
+    except NoNumber as problem:  # the text is read once more to find the place, by the model's own attention
+        raise not_finite(opened, problem.ids) from None
     return [found[row] for row in range(len(rows))]
+
+
+def _until_done(
+    run: Callable[[Sequence[int], int], None], rows: Sequence[Scored], found: Mapping[int, Answer], size: int, unit: str,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Run what is left until all rows are found; where memory runs out, half as much at once."""
+    while len(found) < len(rows):
+        try:
+            run([row for row in range(len(rows)) if row not in found], size)
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem) or size == 1:
+                raise
+            before, size = size, max(1, size // 2)
+            say(f"out of memory: {before} {unit} at once became {size}")
 
 
 def _shared(opened: LanguageModel, rows: Sequence[Scored], left: Sequence[int], most: int, keep: Callable[[int, Answer], None]) -> None:

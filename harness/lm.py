@@ -109,7 +109,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self.cut_prompts = 0  # requests that lost tokens on the left
         self._since = 0.0
         self._context: tuple[str, list[int]] | None = None  # the last one that was encoded
-        for line in notes_of(opened):
+        for line in notes_of(opened, forbids=isinstance(self.engine, Transformers)):
             self.say(line)
 
     def say(self, line: str) -> None:

@@ -31,12 +31,13 @@ from harness.process import tail_of
 from harness.record import Measurement, TaskScore
 from harness.scenario import VISIT_SECONDS, Scenario
 from harness.stopwatch import Job
-from harness.watch import Watch
+from harness.watch import Watch, free_bytes
 
 ROUNDS = 10
 AGREE = 0.02  # share by which arithmetic and count may differ before the row says so
 START_SPREAD = 0.015  # of a log ratio of two processes: starting the same two again moves it so much (measured: measure-aa)
 _NOT_ALL_MEMORY = 0.9  # of what is free may be asked for
+_NO_CACHE = "no cache is handed back between steps: each reads the whole text, and there are no KV bytes"
 _PERCENTILE_NEEDS = 30  # values, before a 90th percentile is printed
 
 
@@ -218,19 +219,6 @@ def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
     return block + scenario.batch * shape.vocabulary * 4
 
 
-def free_bytes(device: str) -> int | None:
-    """Return the memory that is free now, of the GPU or of the machine; None where nothing tells."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-
-
 def _alternate(held: Mapping[str, Stopwatch], scenario: Scenario, settings: Settings, done: Callable[[int], None]) -> dict[str, Any]:
     """Warm every model up, then visit them by turns; return the raw stamps of each visit and what spoiled them."""
     asked = asdict(scenario)
@@ -342,17 +330,20 @@ def _memory(
         expected = weight_bytes(checkpoint.path, settings.dtype)
         found.append(_bytes("weight_bytes_resident", weighed["weights"], settings.dtype, _differ("weights", weighed["weights"], expected)))
     kv = weighed["kv"]
-    if kv is not None:
+    if kv is None:
+        found.append(Measurement(name="skipped_kv", value=0, unit="", higher_is_better=False, remark=_NO_CACHE))
+    else:
         expected = shape.kv_bytes(batch=scenario.batch, tokens=weighed["kv_tokens"], item=ITEM_BYTES[settings.dtype])
-        found.append(_bytes("kv_bytes", kv, condition, _differ("keys and values", kv, expected)))
+        # The arithmetic knows keys and values; what recurrent layers keep is counted alone.
+        found.append(_bytes("kv_bytes", kv, condition, "" if shape.stateful else _differ("keys and values", kv, expected)))
     for phase, peaks in weighed["peaks"].items():
         for kind, value in (peaks or {}).items():
             found.append(_bytes(f"{phase}_peak_bytes:{kind}", value, condition))
     both = [one for one in weighed["peaks"].values() if one]
-    if both and kv is not None:
+    if both:
         peak = max(one.get("allocated", one.get("resident", 0)) for one in both)
         remark = "" if exercised else "activations include what libraries load and reserve: this architecture has no block to try them on"
-        found.append(_bytes("activation_bytes", max(0, peak - weighed["weights"] - kv), condition, remark))
+        found.append(_bytes("activation_bytes", max(0, peak - weighed["weights"] - (kv or 0)), condition, remark))
     return found
 
 
@@ -380,7 +371,7 @@ def per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
     found = []
     for score in scores:
         found.append(_seconds(f"seconds_per_problem:{score.task}", score.seconds / score.n))
-        right = score.value * score.n if score.retains and score.unit == "share" else 0
+        right = score.value * score.n if score.retains and score.unit == "share" and not score.form else 0
         if right:
             found.append(
                 Measurement(name=f"seconds_per_correct:{score.task}", value=score.seconds / right, unit="s", higher_is_better=False)

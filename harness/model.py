@@ -6,14 +6,23 @@ torch and transformers are imported inside the functions, so that planning and r
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import stored_tensors
 from harness.bounded import TooLong, bounded
-from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
+from harness.checkpoint import (
+    describe,
+    first_non_finite,
+    model_class,
+    read_object,
+    refuse_torn,
+    remembered_digest,
+    save_atomically,
+    weight_files,
+)
 from harness.contract import Checkpoint
 from harness.encoding import encoded
 from harness.errors import CellFailed, HarnessError, in_one_line, unknown
@@ -279,7 +288,6 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     kind = _gguf_kind(path)
     exact = kind in EXACT_KINDS
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
-    note = f"unpacked from GGUF {kind}" + ("" if exact else ", rounded to bfloat16")
     if not (folder / "config.json").exists():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -304,7 +312,9 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(folder, write)
-    return describe(folder, name=path.stem, note=note, cache=cache)
+    checkpoint = describe(folder, name=path.stem, cache=cache)
+    floats = str(stored_dtype(checkpoint)).removeprefix("torch.")
+    return replace(checkpoint, note=f"unpacked from GGUF {kind}, {'kept in' if exact else 'rounded to'} {floats}")
 
 
 def smallest_exact(model: Any) -> "torch.dtype":
@@ -323,8 +333,11 @@ def _gguf_kind(path: Path) -> str:
 
     import gguf
 
-    counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
-    return str(counts.most_common(1)[0][0])
+    try:
+        counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
+        return str(counts.most_common(1)[0][0])
+    except (ValueError, IndexError, KeyError, OSError) as problem:  # what the reader raises for a torn file, by where it is torn
+        raise HarnessError(f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); download it again") from problem
 
 
 def quantized_by(folder: Path) -> str:
@@ -353,15 +366,6 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
-
-
-def model_class(folder: Path) -> Any:
-    """Return the class that opens a folder's model: for causal language models, else for models that read images beside text."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    kind = type(AutoConfig.from_pretrained(folder))
-    image = kind not in AutoModelForCausalLM._model_mapping and kind in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if image else AutoModelForCausalLM
 
 
 def refuse_non_finite(model: Any, name: str) -> None:

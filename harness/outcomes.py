@@ -7,12 +7,14 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
+from harness import corpus
 from harness.checkpoint import digest_of
 from harness.contract import Task
 from harness.errors import CellFailed
 from harness.groups import BITS
 from harness.items import ItemRow, Scored
 from harness.means import standard_error, weighted
+from harness.parts import MOST, Kept, kept
 from harness.record import TaskScore
 
 _GUESSED = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})  # metrics that guessing scores by the number of choices
@@ -44,18 +46,20 @@ class Leaf:
         same = len(given) == len(found) and math.isclose(fmean(given), self.value, rel_tol=1e-9, abs_tol=1e-12)
         return given if same else []
 
+    @cached_property
+    def kept(self) -> Kept:
+        """What its items add to a figure that is not their values' mean, or why nothing can be compared."""
+        metric = self.scored.metric
+        found = [row.parts.get(self.extractor, row.value(self.extractor)) for row in self.rows]
+        missing = sum(part is None for part in found)
+        if 0 < missing < len(found):
+            return Kept(None, f"{missing} of {len(found)} items of {self.scored.name} have no {metric}")
+        return kept(found, self.scored.built.aggregation().get(metric), metric, self.value)
+
     @property
     def why(self) -> str:
-        """Say why its items carry no outcome that the figure is the mean of; "" where they do."""
-        if self.numbers:
-            return ""
-        metric, found = self.scored.metric, [row.value(self.extractor) for row in self.rows]
-        missing = sum(value is None for value in found)
-        if 0 < missing < len(found):
-            return f"{missing} of {len(found)} items of {self.scored.name} have no {metric}"
-        together = self.scored.built.aggregation().get(metric)
-        name = getattr(together, "__name__", "")
-        return f"{metric} is one figure of all items together{f' ({name})' if name not in ('', metric) else ''}, and no item has one"
+        """Say why its items carry nothing that the figure could be made from again; "" where they do."""
+        return "" if self.numbers else self.kept.why
 
 
 def filter_of(scored: Scored) -> str:
@@ -153,10 +157,24 @@ def _mean_of_leaves(task: Task, leaves: Sequence[Leaf]) -> float:
 
 
 def _of_all_together(task: Task, leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """Return a figure that no item has its own part of."""
-    why = "; ".join(dict.fromkeys(leaf.why for leaf in leaves if leaf.why))
-    return {"value": _mean_of_leaves(task, leaves), "stderr": None, "outcomes": {}, "chance": 0.0, "unit": "number", "unpaired": why,
-            "groups": {leaf.scored.name: leaf.value for leaf in leaves} if len(leaves) > 1 else {}}  # fmt: skip
+    """Return a figure that no item has a value of: with what each item adds to it, or with the reason why it cannot be compared."""
+    shared = {
+        "value": _mean_of_leaves(task, leaves), "stderr": None, "outcomes": {}, "chance": 0.0, "unit": "number",
+        "groups": {leaf.scored.name: leaf.value for leaf in leaves} if len(leaves) > 1 else {},
+    }  # fmt: skip
+    if why := "; ".join(dict.fromkeys(leaf.why for leaf in leaves if leaf.why)):
+        return {**shared, "unpaired": why}
+    runs = [leaf.kept.run for leaf in leaves if not leaf.numbers and leaf.kept.run is not None]
+    lines = tuple(line for run in runs for line in run.statistics)
+    if len(runs) < len(leaves) or len({run.form for run in runs}) > 1:
+        return {**shared, "unpaired": "its tasks' figures are of different kinds, which no draw of items compares"}
+    if len(leaves) > 1 and sum(map(len, lines)) > MOST:
+        return {**shared, "unpaired": f"what its items add takes more than the {MOST:,} characters that a record holds; try --limit"}
+    sizes = [len(leaf.rows) if _by_size(task) else 1 for leaf in leaves]
+    parts = tuple((len(leaf.rows), size / sum(sizes) / len(leaf.rows)) for leaf, size in zip(leaves, sizes, strict=True))
+    run, parts = corpus.Corpus(runs[0].form, lines), parts if len(leaves) > 1 else ()
+    return {**shared, "form": run.form, "statistics": lines, "parts": parts, "stderr": corpus.standard_error(run, parts),
+            "signed": run.form in corpus.SIGNED, "unit": "share" if run.form in corpus.SHARES else "number"}  # fmt: skip
 
 
 def _of_items(task: Task, leaves: Sequence[Leaf], rows: Sequence[ItemRow], numbers: Sequence[float], *, lower: bool) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from harness.model import LanguageModel
+from harness.states import CACHES, handed_back
 
 if TYPE_CHECKING:
     import torch
 
-_CACHES = ("cache", "past_key_values", "cache_params", "state")  # as transformers' versions and families call it
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
 _LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens
 _LENGTHS = (29, 18, 5)  # of the probe's rows: beyond the windows of small models, and one of a few tokens
@@ -94,9 +94,9 @@ def last_logits(opened: LanguageModel, rows: Sequence[Sequence[int]], count: int
     import torch
 
     if len(rows) == 1:
-        return _forward(opened, {"input_ids": torch.tensor([list(rows[0])], device=opened.device)}, count).logits
+        return own_forward(opened, {"input_ids": torch.tensor([list(rows[0])], device=opened.device)}, count).logits
     ids, mask, positions = left_padded(rows, opened.pad_id, opened.device)
-    return _forward(opened, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, count).logits
+    return own_forward(opened, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, count).logits
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Output:
     cache: dict[str, Any] = field(default_factory=dict)  # by the name under which the next step hands it back
 
 
-def _forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, use_cache: bool = False) -> _Output:
+def own_forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, use_cache: bool = False) -> _Output:
     """Call the model with those of the arguments that it names; keep the last `count` positions of its logits, and its cache."""
     import torch
 
@@ -117,8 +117,7 @@ def _forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, use
         arguments["logits_to_keep"] = count
     with torch.inference_mode():
         out = opened.model(**arguments)
-    held = {name: out[name] for name in _CACHES if name in out and out[name] is not None and name in named}
-    return _Output(out.logits[:, -count:], held)
+    return _Output(out.logits[:, -count:], handed_back(out, named))
 
 
 class Continuing:
@@ -157,15 +156,15 @@ class Continuing:
     def _select(self, kept: "torch.Tensor") -> None:
         for name in ("attention_mask", "position_ids"):
             self._given[name] = self._given[name][kept]
-        for name in _CACHES:
+        for name in CACHES:
             if name in self._given:  # batch_select_indices leaves the states of recurrent layers as they are, or lacks them
                 self._given[name].reorder_cache(kept)
 
     def _run(self) -> "torch.Tensor":
         given = dict(self._given)
-        if not self.way.masked and any(name in given for name in _CACHES):
+        if not self.way.masked and any(name in given for name in CACHES):
             del given["attention_mask"]
-        out = _forward(self.opened, given, 1, use_cache=True)
+        out = own_forward(self.opened, given, 1, use_cache=True)
         if not out.cache:
             raise NotImplementedError("its forward returns no cache that it would take back")
         self._given |= out.cache
@@ -206,19 +205,6 @@ def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: 
         return f"{what} fails with {type(problem).__name__}: {lines[0][:100]}"
     tolerance = 1.0 if getattr(opened.model, "is_quantized", False) else _TOLERANCE.get(opened.dtype, 0.5)
     return "" if widest <= tolerance else f"{what} moves its log-probabilities by {widest:.2g}"
-
-
-def own_gap(opened: LanguageModel) -> float:
-    """Return how far a model's own attention is from itself between one pass and steps from its cache, in nats: rounding alone.
-
-    Likely tokens count alone; 0 for a model that cannot go on from a cache.
-    """
-    gaps: list[torch.Tensor] = []
-    for row in _rows(opened)[:2]:
-        going, own = Continuing(opened, [row[:4]], Writing(masked=True, cached=True)), _alone(opened, row, len(row) - 3)
-        logits = [going.begin(), *(going.go_on([0], [token]) for token in row[4:])]
-        gaps += [_apart(opened, told, alone[None]) for told, alone in zip(logits, own, strict=True)]
-    return max(map(float, gaps))
 
 
 def _alone(opened: LanguageModel, row: Sequence[int], count: int) -> "torch.Tensor":

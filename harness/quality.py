@@ -68,6 +68,7 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _C
         "score": (scores[0].shown(value), {"score": value}),
         "retention": (percent(against), {"retention": against.value, "retention low": against.low, "retention high": against.high}),
     }
+    cells |= _apart_cells(row, teacher, task)
     if guessing:
         above = compare(row, teacher, task, ratio=True, chance=guessing) if teacher and not chance else Interval(None)
         cells["above chance"] = (
@@ -81,6 +82,16 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _C
             lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
             cells["lost/won"] = (f"{lost:.0f}/{won:.0f}", {"lost": lost, "won": won})
     return cells | _fidelity_cells(row, task) | _written_cells(scores)
+
+
+def _apart_cells(row: Row, teacher: Row | None, task: str) -> _Cells:
+    """Return the difference to the teacher's figure where all items make it together: it has no flips, and not always a retention."""
+    score = row.scores(task)[0]
+    if not score.form or teacher is None:
+        return {}
+    gap = compare(row, teacher, task, ratio=False)
+    text = points(gap) if score.unit == "share" else plain(gap)
+    return {"difference": (text, {"difference": gap.value, "difference low": gap.low, "difference high": gap.high})}
 
 
 def _fidelity_cells(row: Row, task: str) -> _Cells:

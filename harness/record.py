@@ -45,8 +45,8 @@ class ModelReference(_Frozen):
 class TaskScore(_Frozen):
     """The figure of one task with its per-item outcomes, in item order, for pairing.
 
-    An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part of a perplexity (`totals`); a figure
-    that only all items together have is `unpaired`.
+    An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part of a perplexity (`totals`), or it adds
+    to a figure that only all items together have (`statistics`); where even those are not known the figure is `unpaired`.
     """
 
     checks: ClassVar[Checks] = consistency.SCORE
@@ -69,6 +69,9 @@ class TaskScore(_Frozen):
     higher_is_better: bool = True  # of the figure; a perplexity's is known by its kind
     unit: Literal["share", "number"] = "share"  # a share of 1 is shown in per cent
     unpaired: str = ""  # why the figure cannot be compared item by item; "" where it can
+    form: str = ""  # how the figure follows from `statistics` (`harness/corpus.py`): f1, mcc, bleu ...; "" where it is a mean of items
+    statistics: tuple[str, ...] = ()  # what each item adds to such a figure, in item order: numbers by spaces
+    signed: bool = False  # the figure may be below zero, so that a ratio of two says nothing
     groups: dict[str, float] = {}  # the figure by subject, or by number of steps
     macro: float | None = None  # mean over the groups
     chosen: dict[str, Share] = {}  # how often each choice's position was picked
@@ -88,8 +91,8 @@ class TaskScore(_Frozen):
 
     @property
     def retains(self) -> bool:
-        """Tell whether a student's figure over its teacher's says how much was kept: larger is better, and items can be paired."""
-        return not self.lower_is_better and not self.unpaired
+        """Tell whether a student's figure over its teacher's says how much was kept: larger is better, from zero on, and items pair."""
+        return not self.lower_is_better and not self.unpaired and not self.signed
 
     @property
     def hit_or_miss(self) -> bool:
@@ -281,7 +284,8 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
     4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
     5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
-    # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction, weights, why items cannot be paired
+    # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction, weights, why items cannot be paired, what
+    # they add to a figure of all of them
     6: lambda old: {**old, "schema": 7},
 }
 

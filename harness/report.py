@@ -15,13 +15,13 @@ from harness.groups import TEACHER, Group, by_chance, compare, group, leaders
 from harness.quality import against, controls, diagnostics, quality
 from harness.record import Measurement, RunRecord
 from harness.stats import Interval
-from harness.table import DASH, MIB, Best, Table, cell_of, finite
+from harness.table import DASH, MIB, Best, Table, cell_of, finite, mebibytes
 
 
 def notes(found: Group) -> list[str]:
     """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
     shared = found.shared
-    student, budget = shared.get("student", "none"), shared.get("budget")
+    student, budget = _student(found) or "none", shared.get("budget")
     fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
     trained = f", student {student}; {budget} for each trained row {fewer}" if budget else "; nothing was trained"
     gpu = f"{shared['gpu']}; " if shared.get("gpu") else ""
@@ -86,7 +86,13 @@ def _kind_of_figure(found: Group, task: str) -> list[str]:
         lines.append(f"{task}: {first.metric or first.primary} is better when lower: it stands under error, and a ratio below 1 is better.")
     if any(score.values for score in scores) and not any(score.unpaired for score in scores):
         lines.append(f"{task}: items carry numbers, so intervals are those of paired means and there are no flips.")
-    if any(score.parts for score in scores):
+    if first is not None and first.form:
+        lines.append(
+            f"{task}: all items make its {first.metric} together; its intervals are of items drawn again, the same for both models."
+        )
+    if first is not None and first.signed:
+        lines.append(f"{task}: no retention: {first.metric} may be below zero, and a ratio of two says nothing; see the difference.")
+    if any(score.parts and (not score.form or len({weight for _, weight in score.parts}) > 1) for score in scores):
         lines.append(f"{task}: its {len(next(score.parts for score in scores if score.parts))} tasks count alike, whatever their size.")
     return lines
 
@@ -254,8 +260,14 @@ def _task_names(found: Group) -> str:
 
 
 def heading(found: Group) -> str:
-    """Name a group of tables: its tasks, its teacher and what its students start from."""
-    return f"{_task_names(found)}: {found.shared['teacher']} to {found.shared.get('student', 'itself')}"
+    """Name a group of tables: its tasks, its teacher and, where a row started from one, the student."""
+    return f"{_task_names(found)}: {found.shared['teacher']}{f' to {student}' if (student := _student(found)) else ''}"
+
+
+def _student(found: Group) -> str:
+    """Name the student that rows of these tables were trained from or are; "" where every row was made from the teacher itself."""
+    started = any(row.first.trains or row.first.method == "untouched" for row in found.rows)
+    return found.shared.get("student", "") if started else ""
 
 
 @dataclass(frozen=True)
@@ -396,7 +408,9 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
         first = {one.name: one for one in reversed(found)}
 
         def show(one: Measurement | None, form: str = ".3g", scale: float = 1.0) -> str:
-            return DASH if one is None else format(one.value * scale, form)
+            if one is None:
+                return DASH
+            return mebibytes(one.value * scale) if form == ",.2f" else format(one.value * scale, form)
 
         for condition in dict.fromkeys(one.condition for one in found if one.name == "decode_tokens_per_second"):
             row: dict[str, str] = {"model": cell_of(name), "scenario": condition}
@@ -418,8 +432,10 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
                    ("activations MiB", "activation_bytes", ",.2f", 1 / MIB), ("load s", "load_seconds", ".3g", 1.0),
                    ("first call s", "first_call_seconds", ".3g", 1.0))  # fmt: skip
         weighed.append({"model": cell_of(name), **{column: show(first.get(key), form, scale) for column, key, form, scale in columns}})
-        remarks = dict.fromkeys(one.remark for one in found if one.remark)
-        lines += [f"- {name}: doubtful: {remark}" for remark in remarks] + [f"- {name}: skipped: {reason}" for reason in skipped]
+        remarks = dict.fromkeys((one.name.startswith("skipped_"), one.remark) for one in found if one.remark)
+        lines += [f"- {name}: {'' if without else 'doubtful: '}{remark}" for without, remark in remarks] + [
+            f"- {name}: skipped: {reason}" for reason in skipped
+        ]
     parts = [tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True) for rows in (timed, weighed) if rows]
     if timed and len(models) > 1:
         lines.append("- A decode x above 1 is faster than the base; an interval that holds 1 shows no difference.")

@@ -91,9 +91,11 @@ def score_task(
 def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str) -> Path:
     """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code and the task's version."""
     here = Path(__file__).parent
-    code = [
-        file_digest(here / name) for name in ("lm.py", "likelihood.py", "generate.py", "plain.py", "sharing.py", "journal.py", "vllm.py")
-    ]
+    names = (
+        "lm.py", "likelihood.py", "generate.py", "forbidden.py", "plain.py", "sharing.py", "admission.py", "rounding.py", "journal.py",
+        "vllm.py",
+    )  # fmt: skip
+    code = [file_digest(here / name) for name in names]
     key = digest_of(
         opened.checkpoint.digest, str(opened.model.dtype), device_label(opened.device), path, code, task.name, task.version,
         asdict(prompting),

@@ -5,14 +5,13 @@ A transformers model attends through a function that it looks up by name. Ours (
 a single row, as a tree in which a token sees its own ancestors only (no padding, no copies of the prefix);
 `Slots` holds rows of different ages for decoding. Weights and the rest of the model's code stay untouched.
 
-A model may use this only after `refusal` has found nothing against it, by its configuration and by a probe: the
-same tokens through the model's own attention must give the same log-probabilities.
+A model may use this only after `harness/admission.py` has found nothing against it, by its configuration and by a probe.
 
 Shapes: B rows, N packed tokens, P prefix tokens, H query heads, K key heads, G = H/K, D head size, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 
 NAME = "harness-shared"
 _SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention does not compute
-_PROBE_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
-_PACKED_TOLERANCE = 1.0  # few rows and many take two kernels of int8: up to 0.7 on the students of results/compression-tiny
-_OWN_GAPS = 4.0  # two paths may part by this many times what the own attention does from itself: 3.1 at most on sixteen small models
-_LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens: rounded activations move the rest of the tail about
 
 
 class Unshareable(Exception):
@@ -356,83 +351,3 @@ def prefix_of(opened: LanguageModel, tokens: Sequence[int], *, most: int, behind
         _, more = forward_tree(opened, Tree.of([tokens[start : start + most]]), held, ())
         held = held.extended(more)
     return held
-
-
-def refusal(opened: LanguageModel, *, own_gap: Callable[[LanguageModel], float] = lambda opened: 0.0) -> str:
-    """Return why a model cannot take the shared path, "" when it can: by its configuration, then by a probe.
-
-    `own_gap` tells how far the model's own attention is from itself, in nats; asked where floats are short and a probe is far.
-    """
-    import torch
-
-    config = opened.text_config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if kinds:
-        return f"its layers are {', '.join(sorted(kinds))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return f"its attention slides over a window of {config.sliding_window} tokens"
-    if getattr(opened.model.generation_config, "cache_implementation", None):
-        return f"its generation config asks for a {opened.model.generation_config.cache_implementation} cache"
-    try:
-        gap = _probe(opened)
-    except Unshareable as problem:
-        return str(problem)
-    # Models of any origin come by here: whatever one of them raises means that it takes the plain path, with this reason.
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as problem:
-        if isinstance(problem, torch.OutOfMemoryError):
-            raise
-        return f"a probe failed with {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no message'}"
-    allowed = _PACKED_TOLERANCE if _is_packed(opened) else _PROBE_TOLERANCE.get(opened.dtype, 0.5)
-    if not gap <= allowed and opened.dtype != "float32":  # no path is held to more than the model's own attention keeps
-        allowed = max(allowed, _OWN_GAPS * own_gap(opened))
-    return "" if gap <= allowed else f"a probe's log-probabilities moved by {gap:.2g}"
-
-
-def _is_packed(opened: LanguageModel) -> bool:
-    """Tell whether a model rounds its activations, and few rows by another kernel than many."""
-    return bool(getattr(opened.model, "is_quantized", False))
-
-
-def _probed(opened: LanguageModel) -> tuple[list[int], list[int]]:
-    """Return the two texts of the probe, 24 tokens each, which part after 16."""
-    ids = [index % (opened.vocabulary - 1) for index in range(3, 3 + 7 * 24, 7)]
-    ids = [token if token not in opened.placeholders else 3 for token in ids]
-    return ids, [*ids[:16], *reversed(ids[16:])]
-
-
-def _own_log_probabilities(opened: LanguageModel, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
-    """Return what the model's own attention gives for rows of one length, (B, T, V)."""
-    import torch
-
-    with torch.inference_mode():
-        logits = opened.model(input_ids=torch.tensor([list(row) for row in rows], device=opened.device), use_cache=False).logits
-    return torch.log_softmax(logits.float(), -1)
-
-
-def _probe(opened: LanguageModel) -> float:
-    """Return the largest gap of log-probabilities between the model's own attention and ours, in every way we use it."""
-    import torch
-
-    floor = -torch.inf if opened.dtype == "float32" and not _is_packed(opened) else _LIKELY
-
-    def apart(told: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
-        gap = torch.log_softmax(told.float(), -1) - own
-        return gap.masked_fill(own < floor, 0.0).abs().max()
-
-    first, second = _probed(opened)
-    ids, own = first, _own_log_probabilities(opened, [first, second])
-    with shared_attention(opened):
-        prefix = prefix_of(opened, ids[:12], most=8)
-        tree = Tree.of([first[12:23], second[12:23]])
-        logits, computed = forward_tree(opened, tree, prefix, [tree.paths[0][-1], tree.paths[1][-1]])
-        gaps = [apart(logits, own[:, 22])]
-        whole = Tree.of([first[12:23]])
-        _, computed = forward_tree(opened, whole, prefix, ())
-        slots = Slots(prefix, 2, 12, torch.zeros(0, dtype=torch.long, device=opened.device))
-        slots.admit(computed, [(0, 0, 10), (0, 0, 11)])
-        stepped = forward_step(opened, [first[22], first[23]], slots)
-        gaps.append(apart(stepped, own[0, 22:24]))
-        ends, _ = forward_rows(opened, [first[:20], second])
-        wanted = torch.stack([own[0, 19], own[1, 23]])
-        gaps.append(apart(ends, wanted))
-    return float(torch.stack(gaps).max())

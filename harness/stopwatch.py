@@ -24,8 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoint import model_class
 from harness.process import end_with_parent
 from harness.scenario import WARM_UP_SECONDS, Scenario
+from harness.states import arguments_of, handed_back, tensors_in
 
 WARM_UPS = (3, 12)  # full-length runs: at least, at most
 STEADY = 0.05  # two warm-ups in a row within this share of each other: stable
@@ -81,12 +83,12 @@ class _Held:
     def open(self) -> dict[str, Any]:
         """Open the model; return the seconds (imports not counted) and what loading lifted the memory by."""
         import torch
-        from transformers import AutoModelForCausalLM
 
         exercised = exercise(self.job)
+        opens = model_class(Path(self.job.path))
         self.baseline = at_rest(self.job.device)
         began = time.perf_counter()
-        self.model = AutoModelForCausalLM.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
+        self.model = opens.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
         self.model.to(self.job.device).eval()
         if self.job.wrap:
             module, _, function = self.job.wrap.partition(":")
@@ -210,17 +212,23 @@ def synchronise(device: str) -> None:
 def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None) -> Any:
     """Read the prompts and write `new_tokens` greedy tokens whatever they are; return the last output, its cache inside.
 
-    `stamp` is called before the first forward pass and after each token is chosen.
+    `stamp` is called before the first forward pass and after each token is chosen. A model that hands no cache back reads the
+    whole text at every step, as the scorer lets it.
     """
     import torch
 
+    names = arguments_of(model)
+    settings = {name: value for name, value in (("use_cache", True), ("logits_to_keep", 1)) if names is None or {name, "kwargs"} & names}
     with torch.inference_mode():
         stamp()
-        out = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids_BT, **settings)
         chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
         stamp()
         for _ in range(new_tokens - 1):
-            out = model(input_ids=chosen, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+            held = handed_back(out, names)
+            if not held:
+                ids_BT = torch.cat([ids_BT, chosen], dim=1)
+            out = model(input_ids=chosen if held else ids_BT, **held, **settings)
             chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
             stamp()
     return out
@@ -286,16 +294,13 @@ def resident_bytes(model: Any) -> int:
 
 
 def cache_bytes(out: Any) -> int | None:
-    """Sum the bytes of the keys and values behind an output, each storage once; None for a cache of another kind."""
-    import torch
+    """Sum the bytes of all that stands in the cache behind an output, each storage once; None where there is none.
 
-    layers = getattr(out.past_key_values, "layers", None)
-    if layers is None:
-        return None
-    held = [one for layer in layers for one in (getattr(layer, "keys", None), getattr(layer, "values", None))]
-    if not all(isinstance(one, torch.Tensor) for one in held):
-        return None
-    return _unique(iter(held))
+    A layer's own count of its tokens, a single integer, is no part of them.
+    """
+    tensors = tensors_in(list(handed_back(out, None).values()))
+    held = [one for one in tensors if one.numel() > 1 or one.is_floating_point()]
+    return _unique(iter(held)) if held else None
 
 
 def at_rest(device: str) -> dict[str, int]:

@@ -71,6 +71,11 @@ class Table:
         )  # fmt: skip
 
 
+def mebibytes(value: float) -> str:
+    """Write a number of MiB with two decimals; less than a hundredth keeps two digits, since 0.00 reads as none."""
+    return f"{value:.2g}" if 0 < value < 0.005 else f"{value:,.2f}"
+
+
 def finite(value: Any) -> Any:
     """Return JSON-like data with what is no finite number as null: NaN and infinity are no JSON."""
     if isinstance(value, float):

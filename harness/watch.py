@@ -34,6 +34,19 @@ def device_bytes(device: str) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def free_bytes(device: str) -> int | None:
+    """Return the memory that is free now, of the GPU or of the machine; None where nothing tells."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
 def threads_asked() -> int:
     """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be used."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]

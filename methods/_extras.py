@@ -1,25 +1,28 @@
 """Quantisation by other libraries: what is not installed is skipped with the command that installs it. No torch at import."""
 
+import errno
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness.contract import Checkpoint
-from harness.errors import Skipped
+from harness.errors import CellFailed, HarnessError, Skipped
 from methods._compress import Making
 
 
 def require(package: str, extra: str) -> None:
-    """Raise `Skipped` where a package is missing."""
-    if importlib.util.find_spec(package) is None:
+    """Raise `Skipped` where a package is missing, or the one that it stands in (optimum.quanto)."""
+    parts = package.split(".")
+    if any(importlib.util.find_spec(".".join(parts[: at + 1])) is None for at in range(len(parts))):
         raise Skipped(f"{package} is not installed; type: pip install 'compression-harness[{extra}]'")
 
 
 def matrices_of(model: Any, method: str) -> int:
     """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any that it would leave out unsaid."""
-    from harness.errors import CellFailed
     from methods._layers import is_stranger, seen_as_linear, short_names
 
     head = model.get_output_embeddings()
@@ -33,34 +36,73 @@ def matrices_of(model: Any, method: str) -> int:
     return len(matrices)
 
 
-def packed_by_library(method: str, pack: Callable[[], Any]) -> Any:
-    """Let a library pack a model; what it raises on a model that it does not take becomes the row's reason."""
-    from harness.errors import CellFailed, in_one_line
+@contextmanager
+def by_library(method: str, library: str, base: Checkpoint) -> Iterator[None]:
+    """Turn whatever a library raises into the row's reason: what it was given, which library of which version, what to type next.
+
+    Libraries raise anything, `SystemExit` and exceptions of other languages' bindings included. What says that memory or disk is full
+    goes on as it is: the row's reason names what makes that smaller.
+    """
+    from harness.generate import is_out_of_memory
 
     try:
-        return pack()
-    except (NotImplementedError, AttributeError, RuntimeError, TypeError, ValueError, KeyError) as problem:
-        raise CellFailed(f"{method}: the library does not take this model ({in_one_line(problem)}); use int8 or int4") from problem
+        yield
+    except (CellFailed, HarnessError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as problem:
+        full = isinstance(problem, OSError) and problem.errno == errno.ENOSPC
+        if full or is_out_of_memory(problem):
+            raise
+        raise CellFailed(
+            f"{method}: {_named(library)} does not take {base.name} ({_said(problem)}); {_instead(problem, library)}"
+        ) from problem
+
+
+def _named(library: str) -> str:
+    """Return a library with its version, where that is known."""
+    try:
+        return f"{library} {metadata.version(library)}"
+    except metadata.PackageNotFoundError:
+        return library
+
+
+def _said(problem: BaseException) -> str:
+    """Say what was raised in one line, also where an exception has no text or cannot be written."""
+    from harness.errors import in_one_line
+
+    try:
+        return in_one_line(problem).removesuffix(": ")
+    except Exception:  # noqa: BLE001  an exception's own text may raise
+        return type(problem).__name__
+
+
+def _instead(problem: BaseException, library: str) -> str:
+    """Say what to type next: a library that cannot be imported may be mended, a model that it refuses cannot."""
+    if isinstance(problem, ImportError):
+        extra = "gptq" if "gptq" in library else "quant"
+        return f"type: pip install --upgrade 'compression-harness[{extra}]', or use int8 or int4, which need no library"
+    return "use int8 or int4"
 
 
 def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None) -> Checkpoint:
     """Save a model that a library packed, and compare what a fresh opening answers with what it answered before.
 
-    Some libraries reload random weights with no more than a warning.
+    Some libraries reload random weights with no more than a warning. `told` names the library.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     from harness.checkpoint import weight_files
-    from harness.errors import CellFailed
 
     ids = torch.arange(3, 35, device=packed.device)[None]
+    library = str(told["library"])
 
     def write(fresh: Any) -> None:
-        if save is not None:
-            save(fresh)
-        else:
-            packed.save_pretrained(fresh)  # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
+        with by_library(making.method, library, making.base):
+            if save is not None:
+                save(fresh)
+            else:
+                packed.save_pretrained(fresh)  # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
         making.opened.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
             _in_order(path)
@@ -70,7 +112,8 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
             with torch.inference_mode():
                 return packed(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
 
-        before, after = packed_by_library(making.method, answers)
+        with by_library(making.method, library, making.base):
+            before, after = answers()
         gap = float((after - before).abs().max())
         if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
             raise CellFailed(f"{making.method}: the saved student answers otherwise when it is opened again (logits differ by {gap:.3g})")

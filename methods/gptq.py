@@ -27,12 +27,11 @@ class Gptq(Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Hand the model and the text to optimum."""
         from harness.errors import CellFailed, Skipped
-        from methods._extras import matrices_of, require, written_by
+        from methods._extras import by_library, matrices_of, require, written_by
 
         if not job.device.startswith("cuda"):
             raise Skipped("gptq runs on a GPU; int4-calibrated is the same rounding on any machine")
         require("gptqmodel", "gptq")
-        from optimum.gptq import GPTQQuantizer
         from torch import nn
 
         from methods._compress import Making
@@ -41,8 +40,11 @@ class Gptq(Calibrated):
         count = matrices_of(making.model, "gptq")
         data = self.calibrate(job, making.opened)
         texts = making.opened.tokenizer.batch_decode(data.ids)
-        quantizer = GPTQQuantizer(bits=4, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
-        packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
+        with by_library("gptq", "gptqmodel", making.base):
+            from optimum.gptq import GPTQQuantizer
+
+            quantizer = GPTQQuantizer(bits=4, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
+            packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
         head = packed.get_output_embeddings()
         left = [name for name, module in packed.named_modules() if type(module) is nn.Linear and module is not head]
         if left:

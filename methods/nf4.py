@@ -31,7 +31,7 @@ class Nf4(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
-        from methods._extras import matrices_of, packed_by_library, require, written_by
+        from methods._extras import by_library, matrices_of, require, written_by
 
         require("bitsandbytes", "quant")
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -42,16 +42,14 @@ class Nf4(Compressed):
 
         making = Making(job, self.name, plain=True)
         wanted = matrices_of(making.model, self.name)
-        packed = packed_by_library(
-            self.name,
-            lambda: AutoModelForCausalLM.from_pretrained(
+        with by_library(self.name, "bitsandbytes", making.base):
+            packed = AutoModelForCausalLM.from_pretrained(
                 making.base.path,
                 quantization_config=BitsAndBytesConfig(**self.asked()),
-                dtype=stored_dtype(making.base),
+                dtype=stored_dtype(making.base),  # what is left alone is saved in the base's own type
                 device_map=job.device,
-            ),
-        )  # what is left alone is saved in the base's own type
-        count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())
+            )
+            count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())
         if count != wanted:
             raise CellFailed(f"{self.name}: bitsandbytes packed {count} of {wanted} matrices")
         told = {"library": "bitsandbytes", "packed_layers": count, "table_and_head": "skip", **self.asked()}

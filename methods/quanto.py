@@ -4,7 +4,8 @@ quanto is in maintenance: `quantize(); save_pretrained()` reloads random weights
 transformers cannot open. So this row is about accuracy alone; it prints no size and no speed. Cost: seconds, no data.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
 from methods._base import settings
@@ -23,12 +24,9 @@ class Quanto(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Quantise with quanto, write the values that it stands for."""
-        from methods._extras import matrices_of, packed_by_library, require
+        from methods._extras import by_library, matrices_of, require
 
         require("optimum.quanto", "quant")
-        import torch
-        from optimum import quanto
-
         from harness.errors import CellFailed
         from methods._compress import Making
 
@@ -37,21 +35,28 @@ class Quanto(Compressed):
         head = making.model.get_output_embeddings()
         left = [name for name, module in making.model.named_modules() if module is head]
 
-        def quantized() -> None:
-            quanto.quantize(making.model, weights=getattr(quanto, f"qint{self.bits}"), exclude=left or None)
-            quanto.freeze(making.model)
-
-        packed_by_library("quanto", quantized)
-        count = 0
-        for name, module in list(making.model.named_modules()):
-            if isinstance(module, quanto.QLinear):
-                plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-                plain.weight.data = module.weight.dequantize()
-                if module.bias is not None:
-                    plain.bias.data = module.bias.data
-                making.model.set_submodule(name, plain)
-                count += 1
+        with by_library(f"quanto[bits={self.bits}]", "optimum-quanto", making.base):
+            count = _quantized(making.model, self.bits, left)
         if count != wanted:
             raise CellFailed(f"quanto: {count} of {wanted} matrices were quantised; use int8 or int4")
         notes = {"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "table_and_head": "skip", "simulated": True}
         return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
+
+
+def _quantized(model: Any, bits: int, left: Sequence[str]) -> int:
+    """Quantise a model's matrices but those `left` out, and put the floats that they stand for in their places; return how many."""
+    import torch
+    from optimum import quanto
+
+    quanto.quantize(model, weights=getattr(quanto, f"qint{bits}"), exclude=left or None)
+    quanto.freeze(model)
+    count = 0
+    for name, module in list(model.named_modules()):
+        if isinstance(module, quanto.QLinear):
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            plain.weight.data = module.weight.dequantize()
+            if module.bias is not None:
+                plain.bias.data = module.bias.data
+            model.set_submodule(name, plain)
+            count += 1
+    return count

@@ -25,7 +25,7 @@ class TorchAo(Compressed):
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
         from harness.errors import CellFailed, Skipped
-        from methods._extras import matrices_of, packed_by_library, require, written_by
+        from methods._extras import by_library, matrices_of, require, written_by
 
         require("torchao", "quant")
         if self.scheme == "int4" and not job.device.startswith("cuda"):
@@ -39,13 +39,11 @@ class TorchAo(Compressed):
         making = Making(job, "torchao", plain=True)
         wanted = matrices_of(making.model, "torchao")
         dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(making.base)  # int4's kernel multiplies bf16 alone
-        packed = packed_by_library(
-            "torchao",
-            lambda: AutoModelForCausalLM.from_pretrained(
+        with by_library(f"torchao[scheme={self.scheme}]", "torchao", making.base):
+            packed = AutoModelForCausalLM.from_pretrained(
                 making.base.path, quantization_config=TorchAoConfig(self._asked()), dtype=dtype, device_map=job.device
-            ),
-        )
-        count = sum(type(module.weight.data).__module__.startswith("torchao.") for module in packed.modules() if _is_matrix(module))
+            )
+            count = sum(type(module.weight.data).__module__.startswith("torchao.") for module in packed.modules() if _is_matrix(module))
         if count != wanted:
             raise CellFailed(
                 f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group} must divide every "

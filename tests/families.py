@@ -100,6 +100,13 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
                            "layer_types": ["mamba", "attention"] * 2}),
     "Zamba 2": ("zamba2", {"mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_headdim": 16, "num_mem_blocks": 1,
                            "layers_block_type": ["mamba", "hybrid"] * 2, "num_key_value_heads": 4, "use_mamba_kernels": False}),
+    "Zamba": ("zamba", {"mamba_d_state": 8, "mamba_dt_rank": 4, "n_mamba_heads": 2, "attention_hidden_size": 64, "head_dim": 16,
+                        "layers_block_type": ["mamba", "hybrid"] * 2, "num_key_value_heads": 4, "use_mamba_kernels": False}),
+    "Kimi Linear": ("kimi_linear", EXPERTS | {
+        "n_shared_experts": 1, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+        "linear_head_dim": 8, "linear_num_heads": 4, "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse"] * 2}),
+    "xLSTM": ("xlstm", {"hidden_size": 64, "num_heads": 4, "qk_dim_factor": 1.0, "v_dim_factor": 1.0, "chunk_size": 8}),  # 64: its least
     "RecurrentGemma": ("recurrent_gemma", {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]}),
 }  # fmt: skip
 

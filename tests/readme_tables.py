@@ -26,11 +26,12 @@ def filled(page: str) -> str:
     def figures(match: re.Match[str]) -> str:
         found = json.loads((ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8"))
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
-        for one in found if isinstance(found, list) else [found]:
-            if match[2] and match[2].strip() not in one["name"]:
-                continue
-            ours = one["name"].count(":") < 2
-            target = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if ours and one["target"] is not None else ""
+        every = found if isinstance(found, list) else [found]
+        for one in (one for one in every if not match[2] or match[2].strip() in one["name"]):
+            # A name that goes on from another's is a rival of that figure: the target is not its own.
+            ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
+            aim = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if one["target"] is not None else ""
+            target = aim if ours else ""
             lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
             if one["peer"] and ours:
                 lines.append(f"| beside it | {one['peer']} | |")

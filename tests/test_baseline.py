@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from harness import stats
 from harness.baseline import Origin, _digest, freeze, read_baseline
-from harness.baseline_shown import difference, reach, rows_shown, smallest_drop
+from harness.baseline_shown import difference, family_of, reach, rows_shown, smallest_drop
 from harness.cli import app
 from harness.errors import HarnessError
 from harness.findings import Rules
 from harness.gate import check
 from harness.gate_frozen import margin_of
-from harness.record import Environment, Measurement, ModelReference, RunRecord, TaskScore, write
+from harness.record import Environment, Measurement, ModelReference, RunRecord, TaskScore, read, write
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
@@ -85,6 +85,10 @@ class Desk:
     @property
     def frozen(self):
         return read_baseline(self.path)
+
+    @property
+    def records(self):
+        return [read(path) for path in sorted(self.place.glob("*.json"))]
 
     def score(self, label="int8"):
         return next(one.scores[0] for one in self.frozen.rows if one.label == label)
@@ -334,6 +338,27 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     assert check(records, margin_of(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
 
 
+def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
+    """Day one is green, and falling below what it kept is red; rows without a margin of their own are held to the common one."""
+    desk = Desk(tmp_path)
+
+    def put(prune, int8=5):
+        for label, loss in (("teacher", 0), ("int8", int8), ("prune", prune)):
+            desk.put(row(label, score(lost(loss)), score(lost(loss), task="arc")))
+
+    put(600)
+    assert desk.update("--margin", "0.95", "--own-margin").return_value == 0
+    own = next(one.margin for one in desk.frozen.rows if one.label == "prune")
+    done = desk.run("check", desk.place, "--baseline", desk.path)
+    assert done.return_value == 0 and f"must show that it keeps {100 * own:g} %" in done.output and "keeps 95 %" in done.output, done.output
+    put(790)
+    done = desk.run("check", desk.place, "--baseline", desk.path)
+    assert done.return_value == 1 and "REGRESSED" in done.output
+    put(600, int8=300)
+    claims = [one for one in check(desk.records, Rules(margin=0.95), desk.frozen).findings if one.layer in ("claim", "pooled")]
+    assert {one.row: one.verdict.value for one in claims} == {"int8": "regressed", "prune": "passed"}
+
+
 def test_points_have_margins_of_their_own_too(weak):
     assert weak.update("--margin", "2points", "--own-margin").return_value == 0
     [prune] = [one for one in weak.frozen.rows if one.label == "prune"]
@@ -427,6 +452,20 @@ def test_an_update_says_what_its_items_can_show(desk, tmp_path):
     none = Desk(tmp_path / "documents")
     none.put(row("teacher", documents(1.0)), row("int8", documents(1.0)))
     assert none.update().return_value == 0 and "What a check can see" not in none.update().output
+
+
+def test_pools_stand_in_the_family_of_tests(tmp_path):
+    desk = Desk(tmp_path)
+    for label in ("teacher", "int8"):
+        desk.put(row(label, score(MARKS), score(MARKS, task="arc"), documents(1.0).model_copy(update={"task": "wikitext"})))
+    assert "Holm over 8 tests" in desk.update().output  # two rows of three tasks, and a pool of two of them each
+    assert family_of(desk.frozen) == 8
+    for label in ("teacher", "int8"):
+        changed = [score(lost(1), task=task) for task in ("gsm8k-mini", "arc")]
+        desk.put(row(label, *changed, documents(1.0001).model_copy(update={"task": "wikitext"})))
+    found = [one for one in check(desk.records, Rules(), desk.frozen).findings if one.layer == "frozen" and "flips" in one.numbers]
+    least = {line.least for line in reach(desk.frozen, None, [], Rules())}
+    assert {one.numbers["needed"] for one in found} == least == {stats.items_for(0.0, 0.05, alpha=0.01 / 8)}
 
 
 def test_difference_names_rows_that_are_new_and_gone(desk):

@@ -1,8 +1,10 @@
 """What the gate's claims are allowed to say: above chance, pooled over tasks, missed or regressed, and what *passed* means."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -401,6 +403,13 @@ def test_a_pool_of_rows_trained_anew_needs_seeds_that_agree():
     assert alone.verdict is Verdict.regressed and "freeze three" in alone.told
 
 
+def test_a_pool_that_is_asked_for_and_cannot_be_is_said():
+    for rules in (Rules(margin=0.95, decide="pooled"), Rules(margin=0.95, task_weights="tasks")):
+        assert any("nothing was pooled" in note for note in check([GOOD, BAD], rules).notes)
+        assert not any("pooled" in note for note in check([TWO, NEAR], rules).notes)
+    assert not check([GOOD, BAD], Rules(margin=0.95)).notes
+
+
 # What passed means
 
 
@@ -602,3 +611,62 @@ def test_eight_items_show_nothing_but_break_nothing():
                  for at in range(2)]  # fmt: skip
     [one] = check([row("teacher", documents[0]), row("int8", documents[1])], Rules(margin=0.95)).findings
     assert one.verdict is Verdict.cannot_tell and "one document gives no interval" in one.told
+
+
+# The program that judges the gate
+
+
+@pytest.fixture(scope="module")
+def program():
+    folder = Path(__file__).parent / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("gate_oc", folder / "gate-oc.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("rule", "n", "then", "allowed"),
+    [
+        ("TensorRT-LLM", 1000, 750, 36),  # 1.6449 sqrt(2 x .25 / 1000) is 3.68 points
+        ("TensorRT-LLM", 100, 75, 11),
+        ("SGLang", 1000, 750, 50),
+        ("Model-Optimizer", 1000, 750, 9),  # less than one point
+        ("llm-compressor", 1000, 750, 41),  # .9453 is rounded up to .95
+        ("vLLM", 1000, 750, 80),
+        ("vLLM (relative)", 1000, 750, 60),
+    ],
+)
+def test_the_rules_of_others_stand_where_their_sources_have_them(program, rule, n, then, allowed):
+    fails = [bool(program.PEERS[rule](np.array(then), np.array(then - lost), n)) for lost in (allowed, allowed + 1)]
+    assert fails == [False, True]
+
+
+def test_the_program_draws_what_it_says(program):
+    tables = program.drawn((3, 2, 4000), 200, 0.12, [0.05, 0.0, 0.0], 1)
+    assert tables.shape == (4000, 3, 2, 4) and (tables.sum(axis=-1) == 200).all()
+    shares = tables.mean(axis=(0, 2)) / 200
+    assert shares[:, :2].sum(axis=1) == pytest.approx(0.75, abs=0.002)
+    assert shares[:, 1] - shares[:, 2] == pytest.approx([0.05, 0, 0], abs=0.002)
+    assert shares[:, 1:3].sum(axis=1) == pytest.approx(0.12, abs=0.002)
+    then = tables[..., :2].sum(axis=-1)
+    assert (then[:, 0] == then[:, 1]).all()  # rows of a draw stand against one teacher
+
+
+def test_a_threshold_is_moved_to_the_same_rate_of_false_alarms(program):
+    same, lower = (program.drawn((1, 1, 3000), 250, 0.12, [drop], seed) for drop, seed in ((0.0, 2), (0.05, 3)))
+    drops = (same[..., 1] - same[..., 2]).ravel()
+    rate = float((drops > 12).mean())
+    assert program.tensorrt_at(rate, same, lower) == pytest.approx(((lower[..., 1] - lower[..., 2]) > 12).mean())
+    assert program.tensorrt_at(0.0, same, lower) <= program.tensorrt_at(0.01, same, lower) <= program.tensorrt_at(0.1, same, lower)
+
+
+def test_the_committed_figures_of_the_gate_are_met():
+    figures = json.loads((Path(__file__).parents[1] / "results" / "benchmarks" / "gate-oc.json").read_text())
+    judged = [one for one in figures if one["target"] is not None]
+    assert len(judged) == 18 and all(one["met"] for one in judged), [one["name"] for one in judged if not one["met"]]
+    assert all("TensorRT-LLM" in one["peer"] and one["details"]["draws"] >= 1000 for one in figures)

@@ -42,7 +42,8 @@ def test_the_surface_is_this_and_no_more():
     assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
     inner = {name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params]))) for name, one in commands["baseline"].commands.items()}
     assert inner == {
-        "update": {"--baseline", "--reason", "--rows", "--margin", "--accept-regression", "--drop"}, "show": set(), "diff": set(),
+        "update": {"--baseline", "--reason", "--rows", "--margin", "--own-margin", "--accept-regression", "--drop"},
+        "show": set(), "diff": set(),
     }  # fmt: skip
     for name, command in commands.items():
         found = {

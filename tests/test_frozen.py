@@ -95,7 +95,7 @@ TEXT = [(-30.0 - at % 7, 10.0) for at in range(60)]
         (documents(TEXT), documents(TEXT, value=2.0), "the figure is another one (26.84 -> 2)"),
         (hits(MARKS, value=0.8), hits(MARKS, value=0.9), "the figure is another one (0.8 -> 0.9)"),
         (hits(MARKS), hits(MARKS, parts=((500, 0.0015), (500, 0.0005))), "the items have other weights"),
-        (hits(MARKS), hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3), "1,000 values then, 0 now"),
+        (hits(MARKS), hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3), "another one (0.8 -> 0.3)"),
         (hits(MARKS, outcomes={}, unpaired="m", value=0.3), hits(MARKS, outcomes={}, unpaired="m", value=0.2), "another one (0.3 -> 0.2)"),
     ],
 )
@@ -116,6 +116,16 @@ def test_another_scoring_of_one_seed_is_enough_and_exits_with_4():
 def test_the_same_answers_and_figures_pass(score):
     one = judged(row(score), row(score))
     assert one.verdict is Verdict.passed and one.told == f"not one of {score.n:,} answers differs"
+
+
+def test_what_an_older_baseline_did_not_know_of_the_items_is_no_other_scoring():
+    """Figures of all items together had no items of their own before: the figure and the answers are compared."""
+    then = hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3)
+    now = numbers([0.3] * 1000, parts=((1000, 0.001),), primary="strict-match", metric="")
+    now = now.model_copy(update={"values": {"strict-match": now.values["none"]}})
+    assert judged(row(then), row(now)).verdict is Verdict.passed
+    told = judged(row(then), row(now.model_copy(update={"answers_digest": "others"})))
+    assert told.verdict is Verdict.cannot_tell and "mcc is one figure" in told.told
 
 
 @pytest.mark.parametrize(

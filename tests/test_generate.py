@@ -1,5 +1,7 @@
 """Decoding: the batch does not change an answer, and rows do not wait for each other."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -137,6 +139,46 @@ def test_settings_of_a_generation_config_that_greedy_decoding_leaves_out_are_sai
     opened.model.generation_config.temperature, opened.model.generation_config.do_sample = 0.6, True  # sampling: lm-eval is greedy too
     [note] = HarnessLM(opened).notes
     assert "repetition_penalty=1.3" in note and "no_repeat_ngram_size=2" in note and "temperature" not in note
+
+
+def forbidding(opened, kind):
+    """Return settings of a generation config that forbid what the model likes to write, and the prompts."""
+    prompts = [[*range(3, 60), *prompt] for prompt in prompts_of(5)]  # a common beginning
+    free = [one.ids for one in generate(opened, prompts, max_new_tokens=12)]
+    tokens = sorted({token for ids in free for token in ids[:6]})
+    pairs = [list(pair) for ids in free for pair in pairwise(ids)]
+    forms = {
+        "one token": {"bad_words_ids": [[token] for token in tokens]}, "two tokens": {"bad_words_ids": pairs},
+        "behind the prompt": {"bad_words_ids": [[*prompt[-2:], ids[0]] for prompt, ids in zip(prompts, free, strict=True)]},
+        "suppressed": {"suppress_tokens": tokens}, "first": {"begin_suppress_tokens": tokens},
+        "all": {"suppress_tokens": tokens[::2], "bad_words_ids": [*pairs, [tokens[1]]], "begin_suppress_tokens": tokens[:3]},
+        "EOS": {"bad_words_ids": [[0], [tokens[0]]], "eos_token_id": [0, tokens[0]]}, "outside": {"suppress_tokens": [5_000, tokens[0]]},
+    }  # fmt: skip
+    return forms[kind], prompts, free
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["one token", "two tokens", "behind the prompt", "suppressed", "first", "all", "EOS", "outside"])
+def test_tokens_that_a_generation_config_forbids_are_not_written(kind, size, random_model):
+    opened = open_model(random_model)  # its generation config is changed below
+    asked, prompts, free = forbidding(opened, kind)
+    for name, value in asked.items():
+        setattr(opened.model.generation_config, name, value)
+    ours = generate(opened, prompts, max_new_tokens=12, batch_size=size)
+    for prompt, one in zip(prompts, ours, strict=True):
+        theirs = opened.model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False
+        )
+        assert list(one.ids) == theirs[0, len(prompt) :].tolist()
+    assert [one.ids for one in ours] != free
+
+
+def test_forbidden_tokens_are_noted_where_the_engine_writes_them(random_model):
+    from harness.greedy import notes_of
+
+    opened = open_model(random_model)
+    opened.model.generation_config.bad_words_ids = [[7]]
+    assert notes_of(opened) == [] and "bad_words_ids=[[7]]" in notes_of(opened, forbids=False)[0]
 
 
 def test_importing_our_model_hides_none_of_lm_evals_own():

@@ -32,6 +32,11 @@ def error_rate(references, predictions, **_):
 def several(references, predictions, **_):
     return {"rouge1": score_of(references[0], predictions[0]) * 100, "rouge2": 1.0}
 
+def macro_f1(items):
+    from sklearn.metrics import f1_score
+    golds, predictions = zip(*items)
+    return f1_score(golds, predictions, average="macro")
+
 def some(doc, results):
     return {"acc": 1.0} if len(doc["question"]) % 2 else {"other": 0.5}
 
@@ -91,8 +96,13 @@ def place(tmp_path_factory):
     task("uneven_brier", metric_list=[{"metric": "brier_score"}])
     task("unheard", metric_list=metrics("no_such_metric"))
     task("mcc", "two", metric_list=[{"metric": "mcc"}])
+    task("mcc_few", "few", metric_list=[{"metric": "mcc"}])
     task("f1_acc", "two", metric_list=[{"metric": "f1"}, *metrics("acc")])
     task("f1", "two", metric_list=[{"metric": "f1"}])
+    task("own_f1", "two", metric_list=[{"metric": "f1", "aggregation": "OWN", "higher_is_better": True}])
+    own = (folder / "own_f1.yaml").read_text(encoding="utf-8").partition("metric_list")[0]
+    own += "metric_list:\n  - metric: f1\n    aggregation: !function forms.macro_f1\n    higher_is_better: true\n"
+    (folder / "own_f1.yaml").write_text(own, encoding="utf-8")
     task("holes", functions={"process_results": "some"}, metric_list=metrics("acc"))
     for name in ("filtered", "expanded", "reordered"):
         task(name, functions={"process_docs": name}, metric_list=metrics("acc"))
@@ -108,6 +118,8 @@ def place(tmp_path_factory):
     }
     task("written", **write, metric_list=metrics("exact_match"))
     task("hashes", **write | {"doc_to_target": "so it is #### {{word}}"}, metric_list=metrics("exact_match"))
+    for name in ("bleu", "chrf", "ter"):
+        task(name, **write, metric_list=[{"metric": name}])
     for name, function, better in (("overlap", "overlap", True), ("error", "error_rate", False), ("rouge", "several", True)):
         task(name, **write)
         text = f"metric_list:\n  - metric: !function forms.{function}\n    aggregation: mean\n    higher_is_better: {str(better).lower()}\n"
@@ -135,6 +147,7 @@ def place(tmp_path_factory):
     group("unlike", ["letters", "norm_only"])
     group("both_ways", ["letters", "brier"])
     group("corpus_alike", ["f1", "f1_acc"], aggregate_metric_list=[{"metric": "f1", "weight_by_size": False}])
+    group("corpus_sized", ["mcc", "mcc_few"], aggregate_metric_list=[{"metric": "mcc", "weight_by_size": True}])
     group("pages", ["read_word_perplexity", "read_bits_per_byte"])
     return folder
 
@@ -178,7 +191,11 @@ NUMBERS = {
     "fraction": "acc,none", "overlap": "overlap,none", "error": "error_rate,none", "rouge": "rouge1,none", "alike": "acc,none",
     "normed": "acc_norm,none", "lacking": "acc,none",
 }  # fmt: skip
-TOGETHER = {"brier": "brier_score,none", "mcc": "mcc,none", "f1": "f1,none", "holes": "acc,none", "corpus_alike": "f1,none"}
+PARTS = {
+    "brier": "brier_score,none", "mcc": "mcc,none", "f1": "f1,none", "corpus_alike": "f1,none", "corpus_sized": "mcc,none",
+    "bleu": "bleu,none", "chrf": "chrf,none", "ter": "ter,none",
+}  # fmt: skip
+TOGETHER = {"holes": "acc,none", "own_f1": "f1,none"}
 DOCUMENTS = {
     "read_word_perplexity": "word_perplexity,none",
     "read_byte_perplexity": "byte_perplexity,none",
@@ -186,35 +203,75 @@ DOCUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", [*HITS, *NUMBERS, *TOGETHER, *DOCUMENTS])
+@pytest.mark.parametrize("name", [*HITS, *NUMBERS, *PARTS, *TOGETHER, *DOCUMENTS])
 def test_every_form_of_task_has_lm_evals_figure(name, place, opened, scored, monkeypatch):
     score, items, _ = scored(name)
     monkeypatch.chdir(place)  # lm-eval looks for data files in the working directory
     theirs = upstream(place, opened, name)
-    key = {**HITS, **NUMBERS, **TOGETHER, **DOCUMENTS}[name]
+    key = {**HITS, **NUMBERS, **PARTS, **TOGETHER, **DOCUMENTS}[name]
     assert score.value == pytest.approx(theirs["results"][name][key], rel=1e-9, abs=1e-12)
     samples = [one for leaf in theirs["samples"].values() for one in leaf]
     if name != "lacking":  # lm-eval asks the members that its group's figure leaves out
         assert score.n == len(samples) == len(items)
         assert sorted(row.prompt_hash for row in items) == sorted(one["prompt_hash"] for one in samples)  # the same shots
         assert sorted(row.doc_hash for row in items) == sorted(one["doc_hash"] for one in samples)
-    forms = (score.hit_or_miss, bool(score.retains and not score.hit_or_miss) or name == "error", bool(score.unpaired), bool(score.totals))
-    assert forms == tuple(name in group for group in (HITS, NUMBERS, TOGETHER, DOCUMENTS))
+    numbered = bool(score.numbers) and not score.hit_or_miss
+    forms = (score.hit_or_miss, numbered, bool(score.statistics), bool(score.unpaired), bool(score.totals))
+    assert forms == tuple(name in group for group in (HITS, NUMBERS, PARTS, TOGETHER, DOCUMENTS))
+    assert score.retains == (name in {*HITS, *NUMBERS, "f1", "corpus_alike", "bleu", "chrf"} - {"error"})
     if score.numbers:
         from harness.means import weighted
 
         assert weighted(score.numbers, score.parts) == pytest.approx(score.value)
+    if score.statistics:
+        from harness import corpus
+
+        assert len(score.statistics) == score.n and score.stderr is not None
+        assert corpus.weighted(corpus.Corpus(score.form, score.statistics), score.parts) == pytest.approx(score.value, rel=1e-9, abs=1e-9)
 
 
 def test_direction_unit_and_reasons_are_told(scored):
     error, rouge, brier = (scored(name)[0] for name in ("error", "rouge", "brier"))
     assert error.lower_is_better and not error.retains and error.metric == "error_rate" and not error.unpaired
     assert rouge.unit == "number" and rouge.metric == "rouge1" and any("have no several" in note for note in rouge.notes)
-    assert brier.lower_is_better and "brier_score is one figure of all items together" in brier.unpaired and brier.chance == 0
+    assert brier.lower_is_better and not brier.unpaired and brier.form == "mean" and brier.chance == 0
     assert "items of holes have no acc" in scored("holes")[0].unpaired
     assert scored("fraction")[0].values["acc"] and scored("fraction")[0].outcomes == {} and scored("letters")[0].values == {}
     lacking = scored("lacking")[0]
     assert lacking.parts == ((14, 1 / 28), (4, 1 / 8)) and any("without mcc, which have no acc" in note for note in lacking.notes)
+
+
+def test_items_keep_what_a_corpus_metric_aggregates(scored, tmp_path):
+    from harness.items import read_rows, write_rows
+
+    f1, items, _ = scored("f1")
+    assert [row.parts["f1"] for row in items] == [[(row.item + 40) % 2, row.position] for row in items]  # (gold, prediction)
+    assert f1.statistics == tuple(f"{gold} {chosen}" for gold, chosen in (row.parts["f1"] for row in items))
+    assert (f1.unit, f1.signed, scored("mcc")[0].signed) == ("share", False, True)
+    _, written, _ = scored("bleu")
+    assert all([row.gold, row.text.strip()] == [part[0], part[1].strip()] for row in written for part in [row.parts["none"]])
+    assert scored("letters")[1][0].parts == {}  # a hit or miss needs none
+    write_rows(tmp_path / "rows.jsonl", items)
+    assert read_rows(tmp_path / "rows.jsonl") == items
+
+
+def test_what_a_tasks_own_code_aggregates_is_not_compared_and_says_so(scored):
+    own = scored("own_f1")[0]
+    assert own.unpaired == "f1 is one figure of all items together (macro_f1), made by the task's own code, which records do not hold"
+    assert not own.statistics and scored("own_f1")[1][0].parts["f1"]  # the items still hold the parts
+
+
+def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, opened, monkeypatch):
+    from harness import outcomes, parts
+
+    monkeypatch.setattr(parts, "MOST", 10)
+    task = suites.load("lm-eval:f1", include_path=place)
+    score, items = score_task(opened, task, DataSource(), progress=lambda one: None)
+    assert "what its items add takes 27 characters, more than a record holds (10); try --limit" in score.unpaired and items[0].parts
+    monkeypatch.setattr(parts, "MOST", 2_000_000)
+    monkeypatch.setattr(outcomes, "MOST", 10)
+    task = suites.load("lm-eval:corpus_alike", include_path=place)
+    assert "more than the 10 characters" in score_task(opened, task, DataSource(), progress=lambda one: None)[0].unpaired
 
 
 def test_chance_is_the_mean_of_what_guessing_gives(scored):

@@ -23,6 +23,9 @@ CELLS = (
     Cell("llama", "byte-fallback", "lower-is-better", 1),
     Cell("llama", "metaspace-never", "corpus", 16),
     Cell("llama", "prepend", "group-of-equals", 3),
+    Cell("xlstm", "prepend", "stops", 16),
+    Cell("kimi_linear", "metaspace-always", "letters", 3),
+    Cell("zamba", "byte-bpe-bos", "stops", 3),
 )
 
 

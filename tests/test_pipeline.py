@@ -195,6 +195,34 @@ def plugin(tmp_path_factory):
     return {"PYTHONPATH": str(folder)}
 
 
+def test_what_a_library_raises_fails_its_own_row_alone(finished, tmp_path):
+    """The stand-ins break while they are imported, while they pack, and by ending the process."""
+    _, folder = finished
+    texts = {
+        "optimum": "", "optimum/quanto": "def __getattr__(name): return name\ndef quantize(*_, **__): raise SystemExit('no kernel')\n",
+        "torchao": "", "torchao/quantization": "raise AssertionError('torch is too new\\nfor this torchao')\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+    for name, version in (("torchao", "0.1.0"), ("optimum_quanto", "0.2.7")):  # a newer torchao is imported by transformers itself
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    done = command(
+        "run", "--methods", "quanto,torchao,int8", "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS, *UNTIMED,
+        environment={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert (
+        "quanto: failed: quanto[bits=4]: optimum-quanto 0.2.7 does not take tiny (SystemExit: no kernel); use int8 or int4" in done.stderr
+    )
+    assert "torchao 0.1.0 does not take tiny (AssertionError: torch is too new for this torchao); use int8 or int4" in done.stderr
+    records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
+    status = {record.label: record.status for record in records}
+    assert not problems and status["int8"] == status["teacher"] == "success" and status["quanto"] == status["torchao"] == "failed"
+    assert all("\n" not in record.reason for record in records)
+
+
 def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(finished, plugin):
     _, folder = finished
     assert "shouting" in command("list", "methods", environment=plugin).stdout

@@ -813,3 +813,104 @@ def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
     given = {"values": {}, "unpaired": "mcc is one figure of all items together"}
     found = check([numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)], Rules(margin=0.95))
     assert found.verdict is Verdict.cannot_tell and "mcc is one figure" in found.findings[0].told
+
+
+def together(label, metric, runs, **changes):
+    """Return a record whose figure all items make together, from (gold, prediction) pairs."""
+    from harness import corpus
+
+    run = corpus.Corpus(metric, tuple(f"{gold} {chosen}" for gold, chosen in runs))
+    given = {
+        "values": {}, "form": metric, "statistics": run.statistics, "metric": metric, "value": corpus.weighted(run),
+        "signed": metric in corpus.SIGNED, "unit": "share" if metric in corpus.SHARES else "number", "answers_digest": label,
+    }  # fmt: skip
+    return numbered(label, [0.0] * len(runs), **{**given, **changes})
+
+
+def guesses(wrong):
+    """Return 600 pairs, every `wrong`-th prediction a miss."""
+    return [(at % 2, at % 2 if at % wrong else 1 - at % 2) for at in range(600)]
+
+
+def test_a_figure_of_all_items_has_retention_and_difference():
+    records = [together("teacher", "f1", guesses(13)), together("int8", "f1", guesses(13)), together("nf4", "f1", guesses(3))]
+    text = report.markdown(records)
+    assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "lost/won" not in text
+    line = next(line for line in text.splitlines() if line.startswith("| nf4"))
+    assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
+    [found] = groups.group(records)
+    assert groups.leaders(found, found.tasks[0]) == {"int8"}
+
+
+def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():
+    text = report.markdown([together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(3))])
+    assert "no retention: mcc may be below zero, and a ratio of two says nothing; see the difference." in text
+    line = next(line for line in text.splitlines() if line.startswith("| int8"))
+    assert "100.0 %" not in line and re.search(r"\| +- \| +-0\.\d+ \[-0\.\d+, -0\.\d+\]", line), line
+
+
+@pytest.mark.parametrize(("metric", "rules", "told"), [
+    ("f1", {"margin": 0.95}, "retention"), ("f1", {"margin": 0.05, "points": True}, "difference"),
+    ("mcc", {"margin": 0.05, "points": True}, "difference"),
+])  # fmt: skip
+def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, rules, told):
+    from harness.baseline import Baseline, freeze
+    from harness.gate import Rules, Verdict, check
+
+    teacher, same, bad = (
+        together("teacher", metric, guesses(13)),
+        together("int8", metric, guesses(13)),
+        together("int8", metric, guesses(3), answers_digest="other"),
+    )
+    found = [check([teacher, row], Rules(**rules)) for row in (same, bad)]
+    assert [one.verdict for one in found] == [Verdict.passed, Verdict.missed] and told in found[1].findings[0].told
+    frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
+    again = Baseline.model_validate_json(frozen.model_dump_json(by_alias=True))
+    assert again.rows[1].scores[0].statistics == same.scores[0].statistics
+    assert check([teacher, same], Rules(), again).verdict is Verdict.passed
+    worse = check([teacher, bad], Rules(), again)
+    assert worse.verdict is Verdict.regressed and "600 items, p" in " ".join(one.told for one in worse.findings)
+
+
+def test_a_share_of_a_figure_that_may_be_below_zero_is_not_claimed():
+    from harness.gate import Rules, Verdict, check
+
+    found = check([together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(13))], Rules(margin=0.95))
+    assert found.verdict is Verdict.cannot_tell and "give --margin 2points" in found.findings[0].told
+
+
+def test_lower_is_better_of_all_items_is_a_ratio():
+    given = {"higher_is_better": False, "unit": "number", "metric": "ter", "form": "ter", "values": {}}
+    one, two = (
+        numbered(name, [0.0] * 60, **given, statistics=tuple(f"{at % 3 * edits} 10" for at in range(60)), value=10.0 * edits)
+        for name, edits in (("teacher", 1), ("int8", 2))
+    )
+    assert "x2.000 [" in report.markdown([one, two])
+    from harness.gate import Rules, Verdict, check
+
+    assert check([one, two], Rules(margin=0.9)).verdict is Verdict.missed
+
+
+def test_records_without_parts_are_read_and_said_unpaired(tmp_path):
+    old = numbered("teacher", TEACHERS, values={}, unpaired="f1 is one figure of all items together", metric="f1")
+    record.write(tmp_path / "old.json", old)
+    data = json.loads((tmp_path / "old.json").read_text())
+    data.pop("digest")
+    for score in data["scores"]:
+        for name in ("form", "statistics", "signed"):
+            score.pop(name)
+    data["digest"] = record._digest(data)
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    read = record.read(tmp_path / "old.json")
+    assert read.scores[0].form == "" and "f1 is one figure" in report.markdown([read])
+
+
+@pytest.mark.parametrize("names", [("mmlu",), ("mmlu-cloze", "lm-eval:bare"), ()])
+def test_the_table_names_every_task_that_a_row_was_not_trained_on(names):
+    row = make("response", 0.5, seed=1)
+    notes = {"tasks_without_split": {name: f"{name} has no train split" for name in names}} if names else {}
+    row = row.model_copy(update={"cost": row.cost.model_copy(update={"notes": notes})})
+    text = report.markdown([make("teacher", 0.9), row])
+    assert [line for line in text.splitlines() if "not trained on" in line] == [
+        f"- {name}, response: not trained on: {name} has no train split." for name in names
+    ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import suites
-from harness import sharing
+from harness.admission import refusal
 from harness.data import DataSource
 from harness.errors import CellFailed
 from harness.fidelity import choice_fidelity, clustered_mean, reads, recall, remember, texts_to_read, token_fidelity
@@ -21,7 +21,7 @@ from harness.journal import Journal, asked
 from harness.likelihood import Scored, log_likelihoods, runs
 from harness.model import open_model
 from harness.score import ItemRow, score_task
-from harness.sharing import KeyValues, Tree, refusal, shared_attention
+from harness.sharing import KeyValues, Tree, shared_attention
 
 KINDS = ("Llama", "Qwen2", "Qwen3", "Gemma", "GPTNeoX")
 
@@ -64,7 +64,7 @@ def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
 
     opened = small("Llama")
     monkeypatch.setattr(sharing.Slots, "attend", lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0)
-    assert "moved by" in sharing.refusal(opened)
+    assert "moved by" in refusal(opened)
 
 
 @pytest.mark.parametrize(("dtype", "refused"), [(torch.float32, True), (torch.bfloat16, False)])
@@ -382,27 +382,3 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
         assert all(one.tokens for one in generate(mixed, prompts, max_new_tokens=8))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.parametrize(("own", "allowed"), [(0.1, False), (0.3, True)])
-def test_a_bf16_path_is_held_to_what_the_models_own_attention_keeps(own, allowed, embedded, monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setattr(sharing, "_probe", lambda opened: 0.55)
-    half = replace(embedded, autocast="bfloat16")
-    assert (sharing.refusal(half, own_gap=lambda opened: own) == "") is allowed
-    assert "moved by 0.55" in sharing.refusal(embedded, own_gap=lambda opened: own)  # float32 keeps its own bound
-
-
-def test_the_own_gap_of_a_model_is_rounding_and_a_wrong_attention_is_beyond_it(embedded, monkeypatch):
-    from harness.plain import own_gap
-
-    half = open_model(embedded.checkpoint, dtype="bfloat16")
-    assert own_gap(embedded) < 1e-3 < own_gap(half) < 0.5
-    plain = sharing._attention
-
-    def sharper(*given, scaling=None, **named):
-        return plain(*given, scaling=1.2 * scaling, **named)
-
-    monkeypatch.setattr(sharing, "_attention", sharper)
-    assert "moved by" in sharing.refusal(half, own_gap=own_gap)

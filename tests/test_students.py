@@ -48,7 +48,7 @@ def bypassed(model, dropped):
 
 CUT = ["Llama, biases", "Gemma 2", "Gemma 3, with vision", "Phi-3", "GPT-2", "GPT-Neo", "OPT", "Falcon", "MPT", "Mixtral", "Qwen2-MoE",
        "Qwen3-MoE", "DeepSeek-V2", "DeepSeek-V3", "Llama 4", "ERNIE 4.5 MoE", "SmolLM3", "LFM2", "Bamba", "Qwen3-Next", "RecurrentGemma",
-       "Mamba"]  # fmt: skip
+       "Mamba", "xLSTM", "Kimi Linear", "XGLM", "DBRX"]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", CUT)
@@ -63,15 +63,28 @@ def test_a_depth_cut_saved_and_opened_is_the_teacher_with_its_other_blocks_bypas
 
 @pytest.mark.parametrize(
     ("family", "named"),
-    [("DiffLlama", "lambda_init is"), ("Gemma 3n", "embed_tokens_per_layer"), ("Zamba 2", "shared_transformer")],
+    [
+        ("DiffLlama", "lambda_init is"),
+        ("Gemma 3n", "embed_tokens_per_layer"),
+        ("Zamba 2", "shared_transformer"),
+        ("Zamba", "shared_transf"),
+    ],
 )
 def test_a_depth_cut_that_would_be_another_model_is_refused_by_name(family, named, tmp_path, compress):
     base = saved_family(family, tmp_path / "base")
     with pytest.raises(CellFailed, match=rf"depth:0\.5: .*{named}"):
         student_of("depth:0.5", base, seed=0, device="cpu", dtype="float32")
-    if family != "Zamba 2":
+    if not family.startswith("Zamba"):
         with pytest.raises(CellFailed, match=named):
             compress("prune-depth-random", {"ratio": 0.5}, base=base, seed=3)
+
+
+def test_a_class_that_counts_its_blocks_by_a_setting_of_its_own_is_refused(tmp_path, monkeypatch):
+    from harness import depth
+
+    monkeypatch.setattr(depth, "COUNTS", ())
+    with pytest.raises(CellFailed, match=r"counts its blocks by another setting than num_hidden_layers .* 4 for 2; use width:0\.5"):
+        student_of("depth:0.5", saved_family("xLSTM", tmp_path / "base"), seed=0, device="cpu", dtype="float32")
 
 
 def test_random_blocks_of_a_mixture_keep_their_kind(tmp_path, compress):

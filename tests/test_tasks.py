@@ -867,3 +867,98 @@ def test_a_plain_prompt_counts_as_it_is_shown(small, source):
 
     score, rows = score_task(small("Llama", max_position_embeddings=2048), suites.load("gsm8k"), source, limit=2, progress=lambda one: None)
     assert score.items_digest == digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows])
+
+
+# Who answered what
+
+
+CHOICES = {
+    "unlike": lambda n: [f"word {n} {letter}" for letter in "stuv"],
+    "two alike": lambda n: [f"word {n}", f"word {n}", f"other {n}", f"third {n}"],
+    "alike but for white space": lambda n: [f"word {n}", f"word {n} ", f" word {n}", f"third {n}"],
+    "all alike": lambda n: [f"word {n}"] * 4,
+    "one within another": lambda n: [f"word {n}", f"word {n} s", f"word {n} s t", f"word {n} s t u"],
+}
+
+
+@pytest.mark.parametrize("form", CHOICES)
+def test_answers_of_a_cloze_task_are_told_apart_by_their_place(form, folder, source, random_model):
+    """What a choice reads like does not say which it was: one of two alike is right, and models that take the other differ."""
+    from harness.checkpoint import digest_of
+    from harness.model import open_model
+    from harness.score import score_task
+
+    found = [row | {"choices": CHOICES[form](n)} for n, row in enumerate(mmlu_rows("test", 8))]
+    write_rows(folder / "mmlu/test.jsonl.gz", found)
+    score, rows = score_task(open_model(random_model), suites.load("mmlu-cloze"), source, progress=lambda one: None)
+    golds = [("ABCD".index(row["answer"]), row["choices"]) for row in found]
+    assert len(rows) == len(golds) == 16 and score.answers_digest == digest_of([row.answer for row in rows])
+    for row, (gold, choices) in zip(rows, golds, strict=True):
+        assert row.text == choices[row.position].strip() and row.correct["acc"] == (row.position == gold)
+        assert row.twins == ([choice.strip() for choice in choices].count(row.text) > 1)
+        for place in set(range(4)) - {row.position}:
+            assert replace(row, position=place).answer != row.answer  # the same text, the same outcome, another place
+        assert replace(row, correct={name: not hit for name, hit in row.correct.items()}).answer != row.answer
+        longer = replace(row, log_probabilities=tuple(value * 1.001 for value in row.log_probabilities), prompt="other machine")
+        assert longer.answer == row.answer  # last digits are the machine's
+    assert score.items_digest != "" and set(score.outcomes) == {"acc", "acc_norm"} and sum(score.chosen.values()) == pytest.approx(1)
+
+
+def test_letters_of_shown_choices_are_answers_by_themselves(folder, source, random_model):
+    from harness.model import open_model
+    from harness.score import score_task
+
+    write_rows(folder / "mmlu/test.jsonl.gz", [row | {"choices": ["same"] * 4} for row in mmlu_rows("test", 4)])
+    _, rows = score_task(open_model(random_model), suites.load("mmlu"), source, progress=lambda one: None)
+    assert [row.answer for row in rows] == ["ABCD"[row.position] for row in rows]  # four choices alike have four letters
+
+
+OUTSIDE = "task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/o.jsonl\n{train}test_split: test\n{form}"
+ASKED = (
+    "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nmetric_list:\n  - metric: exact_match\n"
+    "generation_kwargs:\n  until: ['\\n']\n"
+)
+READ = "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{q}}'\nmetric_list:\n  - metric: word_perplexity\n"
+
+
+@pytest.fixture
+def mixed_tasks(folder):
+    """Return tasks with a train split, without one, and such as only measure a perplexity."""
+    (folder / "o.jsonl").write_text("".join(json.dumps({"q": f"question {n}", "a": f"answer {n}"}) + "\n" for n in range(6)))
+    (folder / "t.jsonl").write_text("".join(json.dumps({"q": f"trained {n}", "a": f"answer {n}"}) + "\n" for n in range(30)))
+    train = {"taught": f"    train: {folder}/t.jsonl\ntraining_split: train\n", "bare": "", "read": ""}
+    for name, lines in train.items():
+        text = OUTSIDE.format(name=name, folder=folder, train=lines, form=READ if name == "read" else ASKED)
+        (folder / f"{name}.yaml").write_text(text)
+    outside = {name: suites.load(f"lm-eval:{name}", include_path=folder) for name in train}
+    return {**{name: suites.load(name) for name in REAL}, **{task.name: task for task in outside.values()}}
+
+
+NEVER = {"mmlu", "mmlu-cloze", "lm-eval:bare"}
+
+
+def test_tasks_without_a_train_split_are_named_with_the_reason(mixed_tasks, source):
+    from harness.data import untrained
+
+    found = untrained(mixed_tasks, source)
+    assert set(found) == NEVER  # what measures a perplexity was never asked for rows
+    assert all("never trained on" in found[name] for name in ("mmlu", "mmlu-cloze")) and "bare" in found["lm-eval:bare"]
+    for name, task in mixed_tasks.items():
+        assert set(untrained({name: task}, source)) == NEVER & {name}
+
+
+@pytest.mark.parametrize("asked", [("gsm8k", "mmlu"), ("mmlu-cloze", "lm-eval:taught"), ("lm-eval:bare", "wikitext", "gsm8k-cot"), REAL])
+def test_training_rows_are_of_none_of_them_and_their_share_goes_to_the_others(asked, mixed_tasks, source):
+    tasks = {name: mixed_tasks[name] for name in asked}
+    able = [name for name in asked if name not in NEVER | {"wikitext", "lm-eval:read"}]
+    rows = training_examples(tasks, source, rows=12)
+    counts = {name: sum(row.task == name for row in rows) for name in asked}
+    assert counts == {name: 12 // len(able) if name in able else 0 for name in asked}
+    held_out = examples_of(tasks, "validation", source, rows=4)
+    assert {row.task for row in held_out} == set(able)  # held-out loss is of what is trained on
+
+
+@pytest.mark.parametrize("name", sorted(NEVER))
+def test_what_cannot_be_trained_on_at_all_is_refused_by_its_reason(name, mixed_tasks, source):
+    with pytest.raises(NoSplit, match="never trained on" if name.startswith("mmlu") else "bare"):
+        training_examples({name: mixed_tasks[name], "wikitext": mixed_tasks["wikitext"]}, source, rows=4)

@@ -31,10 +31,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **_LATENT, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32,
         "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
     },
+    "dbrx": {
+        "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 192,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    },
     # windows
     "mistral": _WINDOW, "gemma2": {**_WINDOW, "query_pre_attn_scalar": 8}, "gemma3_text": _WINDOW,
     "gpt_oss": {**_EXPERTS, "sliding_window": 8}, "gpt_neo": {
         "attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 8, "intermediate_size": 64,
+    },
+    "gemma3n_text": {
+        **_WINDOW, "num_hidden_layers": 3, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 1, "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.0] * 3, "intermediate_size": [64] * 3,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
     },
     "llama4_text": {**_EXPERTS, "attention_chunk_size": 8, "intermediate_size_mlp": 64},
     # recurrent and hybrid
@@ -59,6 +69,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "adapter_rank": 4, "attention_head_dim": 16, "attention_hidden_size": 64, "use_mem_rope": False,
     },
     "falcon_h1": {**_SSM, "mamba_d_ssm": 64},
+    "zamba": {
+        "num_key_value_heads": 4, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "attention_hidden_size": 64,
+        "attention_head_dim": 16, "mamba_d_state": 8, "mamba_dt_rank": 4, "n_mamba_heads": 2, "use_mamba_kernels": False,
+    },  # two hybrid layers: they share weights
+    "kimi_linear": {
+        **_EXPERTS, **_LATENT, "q_lora_rank": None, "num_key_value_heads": 4, "n_shared_experts": 1, "linear_head_dim": 8,
+        "linear_num_heads": 4, "layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
+    },
+    "xlstm": {"hidden_size": 64, "num_heads": 4, "qk_dim_factor": 1.0, "v_dim_factor": 1.0, "chunk_size": 8},  # 64: its least
 }  # fmt: skip
 
 

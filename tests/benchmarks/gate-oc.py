@@ -114,7 +114,7 @@ PEERS: Mapping[str, Rule] = {
     "Model-Optimizer": lambda then, now, n: then - now >= 0.01 * n - 1e-9,
     "llm-compressor": lambda then, now, n: np.round(now / then, 2) < 0.95 - 1e-9,
     "vLLM": lambda then, now, n: then - now > 0.08 * n + 1e-9,
-    "vLLM, relative": lambda then, now, n: np.abs(now - then) > 0.08 * then + 1e-9,
+    "vLLM (relative)": lambda then, now, n: np.abs(now - then) > 0.08 * then + 1e-9,
 }
 
 
