@@ -1,16 +1,16 @@
 """What lies in the cache folder: teacher's answers, traces, distributions, unpacked models; listed, verified, pruned. No torch."""
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.checkpoint import file_digest, weight_files
+from harness.checkpoint import file_digest, read_signed, weight_files
 from harness.errors import HarnessError
-from harness.lines import lines_of
+from harness.lines import signed_lines
+from harness.untrusted import read_object
 
 KINDS = {
     "answers": "a model's answers to a task's questions, as they came",
@@ -57,13 +57,13 @@ def damage_of(entry: Entry) -> str:
         if entry.kind == "teachers":
             return described_damage(entry.path)
         if entry.kind == "traces":
-            document = json.loads(entry.path.read_text(encoding="utf-8"))
+            document = read_object(entry.path)
             whole = hashlib.sha256(document["payload"].encode()).hexdigest() == document["sha256"]
             return "" if whole else "its digest does not match"
         if entry.kind == "answers":
             return _bad_line(entry.path)
         if entry.kind == "rates":
-            return "" if json.loads(entry.path.read_text(encoding="utf-8"))["losses"] else "no rate in it"
+            return "" if read_signed(entry.path)["losses"] else "no rate in it"
         missing = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
         return "no whole model" if missing else ""
     except (OSError, ValueError, KeyError, TypeError, HarnessError) as problem:
@@ -71,21 +71,17 @@ def damage_of(entry: Entry) -> str:
 
 
 def _bad_line(path: Path) -> str:
-    """Return the first line that is no JSON; a torn last one is what a kill leaves, and is asked again."""
-    for number, line in enumerate(lines_of(path.read_text(encoding="utf-8"))[:-1], 1):
-        try:
-            json.loads(line)
-        except ValueError as problem:
-            return f"line {number}: {problem}"
-    return ""
+    """Return the first line that is not as it was written; a torn last one is what a kill leaves, and is asked again."""
+    wrong = signed_lines(path)[1]
+    return wrong[0] if wrong else ""
 
 
 def described_damage(folder: Path) -> str:
     """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_signed(folder / "meta.json")
         changed = next((name for name, digest in meta["files"].items() if file_digest(folder / name) != digest), None)
-    except (OSError, ValueError, KeyError, AttributeError) as problem:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
         return str(problem) or type(problem).__name__
     return f"{changed} has changed" if changed else ""
 

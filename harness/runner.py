@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.cell import CellJob
+from harness.checkpoint import write_whole
 from harness.contract import Progress
 from harness.errors import HarnessError, how_it_ended
+from harness.lines import signed_lines
 from harness.model import is_embedded
 from harness.plan import Plan, PlannedCell
 from harness.record import BadRecord, ModelReference, RunRecord, read, write
@@ -54,12 +56,15 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
 
 def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
     held = None if plan.config.force else store.finished(cell.key)
+    if held is not None and (wrong := _unusable(cell, store)):
+        watcher.say(f"{cell.label}: {wrong}; the row is made again")
+        held = None
     if held is not None:
         return Finished(cell, held, cached=True)
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
             held = None if plan.config.force else store.finished(cell.key)
-            if held is not None:  # the other run made it while we waited
+            if held is not None and not _unusable(cell, store):  # the other run made it while we waited
                 return Finished(cell, held, cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
@@ -70,6 +75,15 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
     except Busy as busy:
         return Finished(cell, None, cached=False, note=str(busy))
+
+
+def _unusable(cell: PlannedCell, store: Store) -> str:
+    """Say why the answers of a finished teacher's row cannot be compared with, "" where they can, or the row is no teacher's."""
+    samples = store.cell(cell.key) / "samples.jsonl"
+    if not cell.is_teacher or not samples.exists():
+        return ""
+    wrong = signed_lines(samples)[1]
+    return f"{samples}: {wrong[0]}" if wrong else ""
 
 
 def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> RunRecord:
@@ -83,7 +97,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
             if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:  # other stages are made anew by their own rows
                 _forget_student(store.student(stage.key))
         job = _job(plan, cell, store)
-        (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        write_whole(folder / "job.json", job.model_dump_json(indent=1))
         code, tail = _process(folder, lambda one: watcher.alive(cell, one), environment=_environment(plan))
         if record_path.exists():
             return read(record_path)
