@@ -46,7 +46,7 @@ def clean_all(value: Any) -> Any:
 
 def markdown_text(text: str) -> str:
     """Return a text that may stand in a line of Markdown: it opens no tag and makes no link."""
-    return _TAG.sub(r"\\<", clean(text)).replace("](", r"]\(")
+    return _TAG.sub("&lt;", clean(text)).replace("](", r"]\(")
 
 
 def markdown_cell(text: str) -> str:

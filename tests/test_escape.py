@@ -48,7 +48,7 @@ def test_every_form_cleans_what_it_escapes(given):
 
 def test_markdown_has_no_bar_tag_or_link():
     assert markdown_cell("a|b") == r"a\|b" and markdown_cell("a\\|b") == r"a\\\|b"
-    assert markdown_cell("<script>x</script>") == r"\<script>x\</script>" and markdown_cell("p < 0.05") == "p < 0.05"
+    assert markdown_cell("<script>x</script>") == "&lt;script>x&lt;/script>" and markdown_cell("p < 0.05") == "p < 0.05"
     assert markdown_text("[x](http://y)") == r"[x]\(http://y)"
 
 
