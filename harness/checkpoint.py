@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness import untrusted
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
+from harness.foreign import refuse_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ def _end_of(entry: Mapping[str, Any]) -> int:
 
 def refuse_torn(folder: Path) -> None:
     """Refuse a model folder whose configuration or weights are torn or missing; no tensor is read."""
-    read_object(folder / "config.json")
+    refuse_foreign(folder, read_object(folder / "config.json"))
     files = weight_files(folder)
     missing = sorted(_named_weights(folder) - {path.name for path in files})
     if missing:

@@ -5,7 +5,8 @@ torch and transformers are imported inside the functions, so that planning and r
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,8 @@ from harness.arithmetic import stored_tensors
 from harness.checkpoint import describe, first_non_finite, read_object, refuse_torn, remembered_digest, save_atomically, weight_files
 from harness.contract import Checkpoint
 from harness.encoding import encoded
-from harness.errors import CellFailed, HarnessError, unknown
+from harness.errors import CellFailed, HarnessError, in_one_line, unknown
+from harness.foreign import refuse_foreign, refuse_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -227,6 +229,7 @@ def _from_hub(name: str) -> Checkpoint:
         told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
         raise _refused_by_hub(name, problem, told) from problem
     # The snapshot folder is named by the commit: the Hub's own content address.
+    refuse_foreign(folder, read_object(folder / "config.json"))
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
     return Checkpoint(path=folder, name=name, digest=f"hub:{repository}@{folder.name}", bytes_on_disk=size, note=note)
@@ -249,8 +252,10 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         import gguf  # noqa: F401
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
+    refuse_gguf(path)
     key = remembered_digest(path, cache)
-    kind = _gguf_kind(path)
+    with _opening(path.name):
+        kind = _gguf_kind(path)
     exact = kind in EXACT_KINDS
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
     note = f"unpacked from GGUF {kind}" + ("" if exact else ", rounded to bfloat16")
@@ -259,10 +264,11 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as quantised.
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with _opening(path.name):
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model.hf_quantizer = None
         model.is_quantized = False
         model.quantization_method = None
@@ -304,8 +310,13 @@ def _gguf_kind(path: Path) -> str:
 def quantized_by(folder: Path) -> str:
     """Return which library packed a model folder's weights, as its configuration says; "" for plain floats."""
     told = read_object(folder / "config.json").get("quantization_config") or {}
+    if not isinstance(told, dict):
+        raise HarnessError(f"{folder / 'config.json'}: quantization_config is no object; download or save the model again")
     if told.get("quant_method") == "compression-harness":
-        kinds = sorted({spec["kind"] for spec in told["modules"].values()})
+        try:
+            kinds = sorted({str(spec["kind"]) for spec in told["modules"].values()})
+        except (AttributeError, LookupError, TypeError) as problem:
+            raise HarnessError(f"{folder / 'config.json'}: its packed modules are not described; save the model again") from problem
         return "float" if kinds == ["float"] else "+".join(kinds)
     return str(told.get("quant_method") or "")
 
@@ -322,11 +333,23 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
 
     import harness.packed  # noqa: F401  the formats of our own students
 
-    model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    with _opening(checkpoint.name):
+        model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    """Turn what a library raises over a model's files into one line; want of memory and of kernels stays what it is."""
+    try:
+        yield
+    except (HarnessError, CellFailed, MemoryError, RuntimeError):
+        raise
+    except Exception as problem:
+        raise HarnessError(f"{name} cannot be opened ({in_one_line(problem)}); download or save the model again") from problem
 
 
 def model_class(folder: Path) -> Any:
@@ -362,7 +385,8 @@ def student_tokenizer(checkpoint: Checkpoint) -> Any:
     """Open a checkpoint's tokenizer alone."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(checkpoint.path)
+    with _opening(checkpoint.name):
+        return AutoTokenizer.from_pretrained(checkpoint.path)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
