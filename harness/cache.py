@@ -66,7 +66,7 @@ def damage_of(entry: Entry) -> str:
             return "" if read_signed(entry.path)["losses"] else "no rate in it"
         missing = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
         return "no whole model" if missing else ""
-    except (OSError, ValueError, KeyError, TypeError, HarnessError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HarnessError) as problem:
         return str(problem) or type(problem).__name__
 
 

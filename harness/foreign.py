@@ -58,8 +58,11 @@ def _refuse_file(path: Path) -> None:
 
 def refuse_gguf(path: Path) -> None:
     """Refuse a GGUF file whose header is none: its mark, its version, counts of tensors and keys that the file could hold."""
-    with path.open("rb") as stream:
-        head = stream.read(24)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(24)
+    except OSError as problem:
+        raise HarnessError(f"{path}: cannot be read ({problem.strerror})") from problem
     if len(head) < 24 or head[:4] != b"GGUF":
         raise HarnessError(f"{path} is no GGUF file (it begins with {head[:4]!r}); download it again")
     version, (tensors, keys) = int.from_bytes(head[4:8], "little"), (int.from_bytes(head[at : at + 8], "little") for at in (8, 16))

@@ -252,10 +252,8 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         import gguf  # noqa: F401
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
-    refuse_gguf(path)
+    kind = gguf_kind(path)
     key = remembered_digest(path, cache)
-    with _opening(path.name):
-        kind = _gguf_kind(path)
     exact = kind in EXACT_KINDS
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
     note = f"unpacked from GGUF {kind}" + ("" if exact else ", rounded to bfloat16")
@@ -297,14 +295,16 @@ def smallest_exact(model: Any) -> "torch.dtype":
     return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
-def _gguf_kind(path: Path) -> str:
-    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...)."""
+def gguf_kind(path: Path) -> str:
+    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...); refuses a file whose header is none."""
     from collections import Counter
 
     import gguf
 
-    counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
-    return str(counts.most_common(1)[0][0])
+    refuse_gguf(path)
+    with _opening(path.name):
+        counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
+        return str(counts.most_common(1)[0][0])
 
 
 def quantized_by(folder: Path) -> str:

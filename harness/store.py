@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.checkpoint import write_whole
+from harness.checkpoint import read_signed, write_signed
 from harness.errors import HarnessError
 from harness.escape import clean
 from harness.record import BadRecord, RunRecord, read, write
@@ -112,7 +112,7 @@ class Store:
         path = self.root / "runs" / f"{stem}.json"
         while path.exists():  # two runs of one process within a second
             path = path.with_name(f"{path.stem}a.json")
-        write_whole(path, json.dumps({"kind": "run", "asked": description, "cells": keys}, indent=1, default=str) + "\n")
+        write_signed(path, {"kind": "run", "asked": description, "cells": keys})
         return path
 
 
@@ -148,6 +148,11 @@ def _files_of(place: Path) -> tuple[list[Path], list[str]]:
         data = None
     if not isinstance(data, dict) or data.get("kind") != "run":
         return [place], []  # read as a record, which says what is wrong with any other
+    if "sha256" in data:  # older run files have none
+        try:
+            read_signed(place)
+        except Unreadable as problem:
+            raise HarnessError(f"{problem}; give another run file, or type the command of the run again") from problem
     keys = data.get("cells")
     if not isinstance(keys, list) or not keys or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys):
         raise HarnessError(f"{place}: a run file whose cells are no list of keys; give another, or type the command of the run again")
