@@ -1,16 +1,18 @@
 """What lies in the cache folder: teacher's answers, traces, distributions, unpacked models; listed, verified, pruned. No torch."""
 
 import hashlib
+import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from harness.checkpoint import file_digest, read_signed, weight_files
+from harness.checkpoint import digest_of, file_digest, read_signed, weight_files
 from harness.errors import HarnessError
 from harness.lines import signed_lines
-from harness.untrusted import read_object
+from harness.untrusted import Unreadable, read_object
 
 KINDS = {
     "answers": "a model's answers to a task's questions, as they came",
@@ -19,6 +21,9 @@ KINDS = {
     "rates": "learning rates that --tune has chosen",
     "gguf": "models unpacked from GGUF files",
 }
+
+
+COMPARED = ("teacher", "dtype", "vocabulary", "k")  # of a teacher's cache: another one is named, as another one
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,27 @@ def _bad_line(path: Path) -> str:
     return wrong[0] if wrong else ""
 
 
+def described(told: Mapping[str, Any]) -> str:
+    """Return a folder's description as JSON with its digest, of everything but what whoever opens it compares with what is wanted."""
+    return json.dumps({**told, "sha256": _digest(told)}, indent=1)
+
+
+def description_of(folder: Path) -> dict[str, Any]:
+    """Return what a folder's meta.json says. Raises `Unreadable` where it is not as it was written."""
+    told = read_object(folder / "meta.json")
+    if (stated := told.pop("sha256", None)) != _digest(told):
+        raise Unreadable(f"meta.json: {'its digest does not match' if stated else 'it carries no digest'}")
+    return told
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    return digest_of({name: value for name, value in json.loads(json.dumps(told)).items() if name not in COMPARED})
+
+
 def described_damage(folder: Path) -> str:
     """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
     try:
-        meta = read_signed(folder / "meta.json")
+        meta = description_of(folder)
         changed = next((name for name, digest in meta["files"].items() if file_digest(folder / name) != digest), None)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
         return str(problem) or type(problem).__name__

@@ -8,8 +8,8 @@ from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-HOSTILE = ["", " ", "\x1b]0;owned\x07", "\x1b[31mred", "=cmd|'/c calc'!A0", "a|b\n\\input{x}", "../../etc/passwd", "\u202eturned", "a\u2028b\x85c",
-           "%s{0}$x", "<script>alert(1)</script>", "x" * 100_000, "\x00", "NaN", "²"]  # fmt: skip
+HOSTILE = ["", " ", "\x1b]0;owned\x07", "\x1b[31mred", "=cmd|'/c calc'!A0", "a|b\n\\input{x}", "../../etc/passwd", "\u202eturned",
+           "a\u2028b", "%s{0}$x", "<script>alert(1)</script>", "x" * 100_000, "\x00", "NaN", "²"]  # fmt: skip
 VALUES: list[Any] = [None, True, False, 0, -1, 3, 2.5, 1e308, -1e-320, 10**17, [], {}, [[]], {"a": 1}, "text"]
 RAW = [
     b"NaN",
