@@ -40,11 +40,22 @@ def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
 
 def _signed(path: Path | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a version without digests has none."""
-    signed: bool | None = None
+    signed = any("digest" in found for found in _lines(path))
     for found in _lines(path):
-        signed = "digest" in found if signed is None else signed
         with suppress(ValueError):
-            yield checked(found) if signed or "digest" in found else found
+            row = checked(found) if signed else found
+            if _is_row(row):
+                yield row
+
+
+_KINDS = {"task": str, "item": int, "group": str, "gold": str, "prompt": str, "text": str, "correct": dict, "extracted": dict,
+          "log_probabilities": list, "tokens": int}  # fmt: skip
+
+
+def _is_row(found: dict[str, Any]) -> bool:
+    """Tell whether an object names a task and an item, and what else is shown of it has its form."""
+    right = all(type(found[name]) is kind for name, kind in _KINDS.items() if name in found)
+    return right and "task" in found and "item" in found and all(type(one) in (int, float) for one in found.get("log_probabilities", ()))
 
 
 def _is_text(value: object) -> bool:

@@ -249,7 +249,7 @@ def _as_tasks_are(name: str) -> Iterator[None]:
         yield
     except HarnessError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError,
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RecursionError, SyntaxError, TypeError, ValueError,
             TemplateError) as problem:  # fmt: skip
         raise HarnessError(f"{name} is not written as lm-eval's tasks are ({in_one_line(problem)}); correct its YAML") from problem
 
