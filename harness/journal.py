@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from harness.checkpoint import write_whole
 from harness.lines import signed, signed_lines
 
 
@@ -41,6 +43,13 @@ class Journal:
                     self._held[found[0]] = (found[1], found[2])
                 else:
                     self.dropped.append(wrong)
+            if self.dropped:
+                self._mend(path)
+
+    def _mend(self, path: Path) -> None:
+        """Write the file anew without what is not believed; answers that another process adds meanwhile are asked again at worst."""
+        with suppress(OSError):  # a cache that cannot be written to keeps its bad lines
+            write_whole(path, "".join(signed([key, answer, seconds]) for key, (answer, seconds) in self._held.items()))
 
     def damage(self) -> str:
         """Say in one line which lines were dropped; "" where none was."""

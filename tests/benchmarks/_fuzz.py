@@ -326,8 +326,8 @@ def _answers(folder: Path) -> Path:
 
 
 def _read_answers(folder: Path, path: Path) -> Believed:
-    journal = Journal(path)
     said = command("cache", "verify", "--cache", folder / "cache")
+    journal = Journal(path)
     if journal.dropped and "DAMAGED" not in said:
         return {"verify": said}
     return {key: held for key, held in ((f"key{number}", journal.get(f"key{number}")) for number in range(5)) if held is not None}
