@@ -6,13 +6,13 @@ a backward pass twice that (Kaplan et al., 2020, section 2.1).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.checkpoint import read_object, tensors_in, weight_files
-from harness.errors import HarnessError
+from harness.errors import HarnessError, in_one_line
 
 ROWS_AT_ONCE = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
 STATE_BYTES = 16  # of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al., 2020)
@@ -74,7 +74,7 @@ class Shape:
     @classmethod
     def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
         """Read a transformers configuration; the older names of GPT-2's family are understood, and models without heads have none."""
-        config = told.get("text_config") or told
+        config = told["text_config"] if isinstance(told.get("text_config"), Mapping) and told["text_config"] else told
 
         def value(*names: str, default: Any = None) -> Any:
             return next((config[one] for one in names if config.get(one) is not None), default)
@@ -83,6 +83,13 @@ class Shape:
         missing = next((word for word, number in needed.items() if number is None), None)
         if missing:
             raise HarnessError(f"the configuration of {name} names {missing} in no form known here: it cannot be measured or planned")
+        try:
+            return cls._of_values(told, config, value, name=name)
+        except (ArithmeticError, TypeError, ValueError) as problem:
+            raise HarnessError(f"the configuration of {name} states counts that are none ({in_one_line(problem)})") from problem
+
+    @classmethod
+    def _of_values(cls, told: Mapping[str, Any], config: Mapping[str, Any], value: Callable[..., Any], *, name: str) -> "Shape":
         hidden, heads, layers = _number(value(*_WIDTHS)), _heads(config), _number(value(*_LAYERS))
         kinds = _kinds(config, layers) if heads else ["state"] * layers
         windowed = sum("sliding" in kind for kind in kinds)

@@ -23,6 +23,7 @@ from harness.gate import Rules
 from harness.gate_frozen import LM_EVAL
 from harness.groups import TEACHER
 from harness.record import RunRecord, TaskScore
+from harness.untrusted import Unreadable, read_json
 
 SCHEMA = 2
 
@@ -273,22 +274,22 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline; a file that is none, is newer, or was edited by hand raises `HarnessError` naming it and the way out."""
-    if not path.is_file():
+    if not path.exists():
         raise HarnessError(f"no baseline at {path}; type: harness baseline update RECORDS --baseline {path} --reason 'first baseline'")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as problem:
-        raise HarnessError(f"{path}: not a whole JSON file ({problem}); take it back from git") from problem
+        data = read_json(path)
+    except Unreadable as problem:
+        raise HarnessError(f"{problem}; take it back from git") from problem
     if not isinstance(data, dict) or data.get("kind") != "baseline":
         raise HarnessError(f"{path}: not a baseline; give the file that harness baseline update wrote")
-    if data.get("schema") not in range(1, SCHEMA + 1):
+    if type(data.get("schema")) is not int or not 1 <= data["schema"] <= SCHEMA:
         raise HarnessError(f"{path}: schema {data.get('schema')}, this version reads up to {SCHEMA}; upgrade compression-harness")
     if data.get("digest") != _digest(data):
         raise HarnessError(f"{path}: edited by hand (its digest differs); take it back from git, or delete it and freeze the rows anew")
     try:
         while data["schema"] != SCHEMA:
             data = _MIGRATIONS[data["schema"]](data)
-    except (KeyError, TypeError) as problem:
+    except (AttributeError, LookupError, TypeError) as problem:
         raise HarnessError(f"{path}: not a whole baseline of schema {data['schema']} ({problem}); take it back from git") from problem
     try:
         return Baseline.model_validate(data, context=consistency.READING)

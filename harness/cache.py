@@ -4,13 +4,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from harness.checkpoint import file_digest, weight_files
+from harness.checkpoint import digest_of, file_digest, read_signed, weight_files
 from harness.errors import HarnessError
-from harness.lines import lines_of
+from harness.lines import signed_lines
+from harness.untrusted import Unreadable, read_object
 
 KINDS = {
     "answers": "a model's answers to a task's questions, as they came",
@@ -19,6 +21,9 @@ KINDS = {
     "rates": "learning rates that --tune has chosen",
     "gguf": "models unpacked from GGUF files",
 }
+
+
+COMPARED = ("teacher", "dtype", "vocabulary", "k")  # of a teacher's cache: another one is named, as another one
 
 
 @dataclass(frozen=True)
@@ -57,35 +62,48 @@ def damage_of(entry: Entry) -> str:
         if entry.kind == "teachers":
             return described_damage(entry.path)
         if entry.kind == "traces":
-            document = json.loads(entry.path.read_text(encoding="utf-8"))
+            document = read_object(entry.path)
             whole = hashlib.sha256(document["payload"].encode()).hexdigest() == document["sha256"]
             return "" if whole else "its digest does not match"
         if entry.kind == "answers":
             return _bad_line(entry.path)
         if entry.kind == "rates":
-            return "" if json.loads(entry.path.read_text(encoding="utf-8"))["losses"] else "no rate in it"
+            return "" if read_signed(entry.path)["losses"] else "no rate in it"
         missing = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
         return "no whole model" if missing else ""
-    except (OSError, ValueError, KeyError, TypeError, HarnessError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HarnessError) as problem:
         return str(problem) or type(problem).__name__
 
 
 def _bad_line(path: Path) -> str:
-    """Return the first line that is no JSON; a torn last one is what a kill leaves, and is asked again."""
-    for number, line in enumerate(lines_of(path.read_text(encoding="utf-8"))[:-1], 1):
-        try:
-            json.loads(line)
-        except ValueError as problem:
-            return f"line {number}: {problem}"
-    return ""
+    """Return the first line that is not as it was written; a torn last one is what a kill leaves, and is asked again."""
+    wrong = signed_lines(path)[1]
+    return wrong[0] if wrong else ""
+
+
+def described(told: Mapping[str, Any]) -> str:
+    """Return a folder's description as JSON with its digest, of everything but what whoever opens it compares with what is wanted."""
+    return json.dumps({**told, "sha256": _digest(told)}, indent=1)
+
+
+def description_of(folder: Path) -> dict[str, Any]:
+    """Return what a folder's meta.json says. Raises `Unreadable` where it is not as it was written."""
+    told = read_object(folder / "meta.json")
+    if (stated := told.pop("sha256", None)) != _digest(told):
+        raise Unreadable(f"meta.json: {'its digest does not match' if stated else 'it carries no digest'}")
+    return told
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    return digest_of({name: value for name, value in json.loads(json.dumps(told)).items() if name not in COMPARED})
 
 
 def described_damage(folder: Path) -> str:
     """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = description_of(folder)
         changed = next((name for name, digest in meta["files"].items() if file_digest(folder / name) != digest), None)
-    except (OSError, ValueError, KeyError, AttributeError) as problem:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
         return str(problem) or type(problem).__name__
     return f"{changed} has changed" if changed else ""
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from harness.checkpoint import write_whole
+from harness.escape import markdown_text
 from harness.record import RunRecord, TaskScore
 
 _METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
@@ -41,7 +42,7 @@ def _metric(score: TaskScore) -> str:
 
 def _name(record: RunRecord) -> str:
     seed = f"-seed{record.seed}" if record.seed is not None else ""
-    return f"{_shown(_start(record))}-{record.label}{seed}"
+    return f"{_shown(_start(record))}-{markdown_text(record.label)}{seed}"
 
 
 def _start(record: RunRecord) -> str:
@@ -50,7 +51,7 @@ def _start(record: RunRecord) -> str:
 
 def _shown(name: str) -> str:
     """Return a model's name without the folder it lies in: a card travels, a path does not."""
-    return Path(name).name if name.startswith(("/", "~", ".")) else name
+    return markdown_text(Path(name).name if name.startswith(("/", "~", ".")) else name)
 
 
 def _lineage(record: RunRecord) -> str:

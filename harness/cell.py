@@ -31,6 +31,7 @@ from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.process import end_with_parent
 from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
 from harness.stopwatch import at_rest, reset_peak
+from harness.untrusted import read_as
 from harness.watch import device_bytes, threads_asked
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
     speak = _own_standard_output()
     end_with_parent(int(argv[2]))
     faulthandler.enable(file=sys.stderr)  # where native code crashes, the log says in which of our lines
-    job = CellJob.model_validate_json(Path(argv[1]).read_text(encoding="utf-8"))
+    job = read_as(Path(argv[1]), CellJob)
     began = time.monotonic()
 
     def progress(one: Progress) -> None:
@@ -335,13 +336,17 @@ def _fidelity(
     from harness.fidelity import choice_fidelity, reads, recall, texts_to_read, token_fidelity
     from harness.model import open_model, student_tokenizer
     from harness.score import read_rows
+    from harness.untrusted import Unreadable
 
     checkpoint = job.teachers[0].checkpoint()
     if job.teacher_samples is None or not job.teacher_samples.exists():
         return ()
     if student.tokenizer.get_vocab() != student_tokenizer(checkpoint).get_vocab():
         return ()
-    theirs = read_rows(job.teacher_samples)
+    try:
+        theirs = read_rows(job.teacher_samples)
+    except Unreadable as problem:
+        raise CellFailed(f"the teacher's answers are damaged ({problem}); run again and its row is made anew") from problem
     teacher: LanguageModel | None = None  # opened only where its own cell could not keep what it read
     found: list[Fidelity | None] = []
     for name, task in tasks.items():
@@ -464,7 +469,7 @@ def _student(
     for at, (stage, folder) in enumerate(zip(job.cell.stages, job.stage_folders, strict=True)):
         student = _staged(job, stage, folder, student, tasks, source, progress)
         written = folder / "cost.json"
-        cost = Cost.model_validate_json(written.read_text(encoding="utf-8")) if written.exists() else Cost()
+        cost = read_as(written, Cost) if written.exists() else Cost()
         total = cost if at == 0 else total + cost
         told.append(
             StageRecord(
@@ -491,13 +496,43 @@ def _scores_of(path: Path | None) -> dict[str, float]:
         return {}
 
 
+class _Done(BaseModel):
+    """What `done.json` says of a student that was made: where it lies, of what, its digest, and that of what it took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    parents: tuple[str, ...]
+    digest: str
+    cost: str  # digest of cost.json; "" where there was none
+
+
+def _made_before(folder: Path, progress: Callable[[Progress], None]) -> _Done | None:
+    """Return what stands of a student that was made before; None where there is none, or its files are not as they were written: said."""
+    from harness.checkpoint import file_digest, read_signed
+    from harness.untrusted import Unreadable, checked
+
+    done, cost = folder / "done.json", folder / "cost.json"
+    if not done.exists():
+        return None
+    try:
+        told = checked(read_signed(done), _Done, str(done))
+        if (file_digest(cost) if cost.exists() else "") != told.cost:
+            raise Unreadable(f"{cost}: its digest does not match")
+        if not (folder / told.path).is_dir() or Path(told.path).name != told.path:
+            raise Unreadable(f"{folder / told.path}: no such folder")
+    except Unreadable as problem:
+        progress(Progress(stage="make", done=0, total=1, detail=f"{problem}; the student is made again"))
+        return None
+    return told
+
+
 def _staged(
     job: CellJob, stage: PlannedStage, folder: Path, parent: Checkpoint | None, tasks: dict[str, Task], source: DataSource,
     progress: Callable[[Progress], None],
 ) -> Checkpoint:  # fmt: skip
     """Return what one stage makes of its parent (of the student's recipe or the teacher, for the first), made before or now."""
     import methods
-    from harness.checkpoint import describe, write_whole
+    from harness.checkpoint import describe, file_digest, write_signed
     from harness.registry import Registry
 
     teachers = tuple(one.checkpoint() for one in job.teachers)
@@ -505,9 +540,11 @@ def _staged(
         parent = teachers[0]
     start = parent or job.student_base.checkpoint()
     done = folder / "done.json"
-    if done.exists() and parent is not None and parent.digest not in json.loads(done.read_text(encoding="utf-8"))["parents"]:
-        done.unlink()  # the stage before was made anew, in other bytes
-    if not done.exists():
+    told = _made_before(folder, progress)
+    if told is not None and parent is not None and parent.digest not in told.parents:
+        told = None  # the stage before was made anew, in other bytes
+    if told is None:
+        done.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         _forget_peak(job.device)  # each stage says its own
         registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
@@ -534,10 +571,11 @@ def _staged(
             )
         )
         _refuse_no_student(stage.method, made, folder)
-        write_whole(done, json.dumps({"path": made.path.name, "parents": made.parents, "digest": made.digest}))
-    told = json.loads(done.read_text(encoding="utf-8"))
-    student = describe(folder / told["path"], name=stage.label, parents=told["parents"])
-    if student.digest != told["digest"]:
+        cost = folder / "cost.json"
+        told = _Done(path=made.path.name, parents=made.parents, digest=made.digest, cost=file_digest(cost) if cost.exists() else "")
+        write_signed(done, told.model_dump())
+    student = describe(folder / told.path, name=stage.label, parents=told.parents)
+    if student.digest != told.digest:
         done.unlink()
         raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
     _changed_something(stage, student, (start, *teachers))

@@ -1,17 +1,21 @@
 """Identity of a model on disk: content digest, weight bytes, and an atomic way to save one."""
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import untrusted
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
+from harness.foreign import refuse_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +55,9 @@ def digest_of(*parts: object) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """Return what a JSON file of a model folder says; refuses one that is torn."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise HarnessError(f"{path} is damaged (it holds no JSON object); download or save the model again")
-    return told
+        return untrusted.read_object(path, untrusted.MODEL)
+    except untrusted.Unreadable as problem:
+        raise HarnessError(f"{path} is damaged ({str(problem).removeprefix(f'{path}: ')}); download or save the model again") from problem
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -69,7 +70,12 @@ def _named_weights(folder: Path) -> set[str]:
     """Return the names by which a folder's weights are looked for, as transformers does; none where any name will do."""
     if (folder / "model.safetensors").is_file():
         return {"model.safetensors"}
-    return set(read_object(folder / INDEX).get("weight_map", {}).values()) if (folder / INDEX).is_file() else set()
+    if not (folder / INDEX).is_file():
+        return set()
+    named = read_object(folder / INDEX).get("weight_map", {})
+    if not isinstance(named, dict) or not all(isinstance(name, str) and Path(name).name == name for name in named.values()):
+        raise HarnessError(f"{folder / INDEX} is damaged (its weight_map names no files); download or save the model again")
+    return set(named.values())
 
 
 def tensors_in(path: Path) -> dict[str, dict[str, Any]]:
@@ -79,8 +85,9 @@ def tensors_in(path: Path) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(min(length, _LONGEST_HEADER))
     try:
-        found = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
+        told = untrusted.parsed(untrusted.decoded(header, str(path), untrusted.USUAL), str(path), untrusted.USUAL)
+        found = {name: entry for name, entry in told.items() if name != "__metadata__"}
+        end = 8 + length + max((_end_of(entry) for entry in found.values()), default=0)
     except (ValueError, AttributeError, LookupError, TypeError):
         raise HarnessError(f"{path} is damaged (it has no safetensors header); download or save the model again") from None
     if size != end:
@@ -88,9 +95,24 @@ def tensors_in(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _end_of(entry: Mapping[str, Any]) -> int:
+    """Return where a tensor's bytes end behind the header; raises one of Python's own errors where its line is none."""
+    begin, end = entry["data_offsets"]
+    count = math.prod(entry["shape"])
+    if (
+        not all(type(number) is int and number >= 0 for number in (begin, end, *entry["shape"]))
+        or begin > end
+        or (count == 0) != (begin == end)
+    ):
+        raise ValueError("no tensor")
+    if not isinstance(entry["dtype"], str):
+        raise TypeError("no type")
+    return int(end)
+
+
 def refuse_torn(folder: Path) -> None:
     """Refuse a model folder whose configuration or weights are torn or missing; no tensor is read."""
-    read_object(folder / "config.json")
+    refuse_foreign(folder, read_object(folder / "config.json"))
     files = weight_files(folder)
     missing = sorted(_named_weights(folder) - {path.name for path in files})
     if missing:
@@ -187,11 +209,47 @@ def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str 
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all: it is on the disk before it has its name."""
+    keep_file(path, lambda fresh: fresh.write_bytes(text.encode()))
+
+
+def keep_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that leaves what stood there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        write(fresh)
+        sync(fresh)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's names, to the disk now; a file system that cannot sync folders is let be."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as problem:
+        if not path.is_dir() or problem.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_signed(path: Path, told: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own digest, whole or not at all."""
+    write_whole(path, json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n")
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Return what `write_signed` wrote, without the digest. Raises `Unreadable` for a file that is torn, foreign or edited."""
+    told = untrusted.read_object(path)
+    if (stated := told.pop("sha256", None)) != digest_of(told):
+        raise untrusted.Unreadable(f"{path}: {'its digest does not match' if stated else 'it carries no digest'}")
+    return told
 
 
 def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
@@ -204,9 +262,12 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    for path in fresh.rglob("*"):
+        sync(path)
     if folder.exists():
         shutil.rmtree(folder)
     fresh.replace(folder)
+    sync(folder.parent)
 
 
 def model_class(folder: Path) -> Any:

@@ -3,7 +3,6 @@
 Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
 """
 
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness.errors import HarnessError, unknown
+from harness.escape import clean
 from harness.options import HELP, Command, Group, refuse_doubles
 from harness.places import check_file, check_folder
 
@@ -198,12 +198,18 @@ def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     """Read the file of `harness measure`: the models after the first, by name."""
     from pydantic import ValidationError
 
+    from harness.consistency import READING, what_is_wrong
     from harness.record import Measurement
+    from harness.untrusted import read_object
 
     try:
-        models = json.loads(path.read_text(encoding="utf-8"))["models"]
-        found = [(str(one["name"]), [Measurement.model_validate(each) for each in one["measurements"]]) for one in models[1:]]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as problem:
+        models = read_object(path)["models"]
+        found = [
+            (str(one["name"]), [Measurement.model_validate(each, context=READING) for each in one["measurements"]]) for one in models[1:]
+        ]
+    except ValidationError as problem:
+        raise HarnessError(f"--measured {path}: {what_is_wrong(problem)}; type: harness measure OLD NEW") from problem
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise HarnessError(f"--measured {path}: not a file of harness measure ({problem}); type: harness measure OLD NEW") from problem
     if not found:
         raise HarnessError(f"--measured {path}: no model stands beside the first; type: harness measure OLD NEW")
@@ -259,7 +265,7 @@ def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")])
     for change in found.history:
         accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
         anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
-        typer.echo(f"{change.date} {(change.commit or '-')[:12]}: {change.reason} ({', '.join(change.rows)}){accepted}{anew}")
+        typer.echo(clean(f"{change.date} {(change.commit or '-')[:12]}: {change.reason} ({', '.join(change.rows)}){accepted}{anew}"))
     return 0
 
 
@@ -271,9 +277,10 @@ def baseline_diff(
     """Show what changed from a baseline to another one, or to records: scores, items lost and won, bytes."""
     from harness.baseline import Baseline, freeze, read_baseline
     from harness.baseline_shown import difference
+    from harness.untrusted import text_of
 
     old = read_baseline(baseline)
-    if other.is_file() and '"baseline"' in other.read_text(encoding="utf-8", errors="replace")[:400]:
+    if other.is_file() and '"baseline"' in text_of(other)[:400]:
         new = read_baseline(other)
     else:
         records = [one for one in records_of(other) if one.status == "success"]
@@ -285,7 +292,7 @@ def baseline_diff(
 def _echo(lines: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
-    rows = [list(line.values()) for line in lines]
+    rows = [[clean(cell) for cell in line.values()] for line in lines]
     typer.echo(tabulate(rows, headers=list(lines[0]) if lines else [], tablefmt="plain", disable_numparse=True))
 
 

@@ -1,9 +1,7 @@
 """What a run is asked to do: one frozen object, built alike from flags, from a TOML file and from Python."""
 
-import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +9,9 @@ from typing import Annotated, Any, Literal
 from platformdirs import user_cache_dir
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from harness import untrusted
 from harness.errors import HarnessError, unknown
+from harness.untrusted import typed
 
 EMBEDDED_BUDGET = 250_000  # seen tokens: under a minute of training for the embedded student on two cores
 OUTSIDE_BUDGET = 1_000_000
@@ -137,12 +137,9 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a run file. Its keys are the long flags; `[set.response]` tables hold methods' settings."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise HarnessError(f"no run file at {path}; give a TOML file with for example: methods = ['cot', 'response']") from problem
-    except tomllib.TOMLDecodeError as problem:
-        raise HarnessError(f"{path}: {problem}") from problem
+    if not path.exists():
+        raise HarnessError(f"no run file at {path}; give a TOML file with for example: methods = ['cot', 'response']")
+    values = untrusted.read_toml(path)
     for key, split in (("methods", split_list), ("suite", split_list), ("teacher", split_teachers)):
         if isinstance(values.get(key), str):
             values[key] = split(values[key])
@@ -214,10 +211,7 @@ def _parts(text: str, splits: Callable[[str], bool], separator: str = ",") -> li
 
 def value_of(text: str) -> JsonValue:
     """Read a setting's value as typed on a command line: a number, true, false, or a word."""
-    try:
-        value: JsonValue = json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    value: JsonValue = typed(text)
     return value
 
 

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from harness.contract import Progress
+from harness.escape import clean
 from harness.plan import PlannedCell
 from harness.runner import Finished, Watcher
 
@@ -49,6 +51,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
+        line = clean(line)
         if self._live:
             self._live.console.print(line, markup=False, highlight=False)
         else:
@@ -76,7 +79,7 @@ class Console:
 
     def progress(self, one: Progress) -> None:
         """Show one sign of life: a redrawn bar, or a line when the stage changes and every few seconds."""
-        now = time.monotonic()
+        now, one = time.monotonic(), replace(one, detail=clean(one.detail))
         changed = one.stage + one.detail.partition(" ")[0] != self._stage
         if changed:
             self._stage, self._stage_began, self._stage_done = one.stage + one.detail.partition(" ")[0], now, one.done

@@ -15,9 +15,11 @@ from typing import Any
 from harness.checkpoint import digest_of
 from harness.contract import Example, Split, Task
 from harness.errors import HarnessError
+from harness.lines import lines_of
+from harness.untrusted import LINE, Unreadable, parsed, text_of
 
 Row = dict[str, Any]
-_LISTED = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]+)\b")  # a line of a manifest's `| file | rows |` table
+_LISTED = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]{1,15})\b")  # a line of a manifest's `| file | rows |` table
 
 
 C4 = "c4_demo/c4_demo.jsonl.gz"  # free text of a data folder, for calibration where tasks have no train split
@@ -161,9 +163,12 @@ def _parsed(path: Path, size: int, changed: int) -> tuple[list[tuple[int, Row]],
 
 def _row(path: Path, number: int, line: str) -> Row:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise HarnessError(f"{path}, line {number}: no JSON ({problem.msg} at column {problem.colno}); correct or remove it") from problem
+        row = parsed(line, f"{path}, line {number}", LINE, what="line")
+    except Unreadable as problem:
+        cause = problem.__cause__
+        if not isinstance(cause, json.JSONDecodeError):
+            raise
+        raise HarnessError(f"{path}, line {number}: no JSON ({cause.msg} at column {cause.colno}); correct or remove it") from problem
     if not isinstance(row, dict):
         raise HarnessError(f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object; every line is one, in braces")
     return row
@@ -182,7 +187,7 @@ def _manifest(folder: Path) -> dict[str, int]:
     path = folder / "MANIFEST.md"
     if not path.is_file():
         return {}
-    found = (_LISTED.match(line) for line in path.read_text(encoding="utf-8").splitlines())
+    found = (_LISTED.match(line) for line in lines_of(text_of(path)))
     return {line[1].removesuffix(".gz"): int(line[2].replace(",", "")) for line in found if line and line[2].strip(",")}
 
 

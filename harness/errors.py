@@ -5,12 +5,21 @@ import re
 import signal
 from collections.abc import Iterable
 
+from harness.escape import clean
 
-class HarnessError(Exception):
+
+class OneLine(Exception):
+    """An error whose message is one line that any terminal may show, whatever the names and reasons in it hold."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(clean(message))
+
+
+class HarnessError(OneLine):
     """A user's mistake. Printed without traceback; the command exits with status 2."""
 
 
-class CellFailed(Exception):
+class CellFailed(OneLine):
     """A method could not make its student, for a reason worth a line in the table (*failed: reason*)."""
 
 
@@ -28,7 +37,7 @@ def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> H
 
 def in_one_line(problem: BaseException) -> str:
     """Say what a library raised in one line: its kind, and its first 200 characters."""
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+    return f"{type(problem).__name__}: {' '.join(clean(str(problem)).split())[:200]}"
 
 
 def how_it_ended(code: int, log: str) -> str:
@@ -42,8 +51,8 @@ def how_it_ended(code: int, log: str) -> str:
         return f"killed ({name}{', perhaps for want of memory' if -code == signal.SIGKILL else ''})"
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
     if says_no_memory(log):
-        return f"out of memory ({last[:120]}){_limit_of_memory()}"
-    return f"ended with status {code}: {last[:200]}"
+        return f"out of memory ({clean(last)[:120]}){_limit_of_memory()}"
+    return f"ended with status {code}: {clean(last)[:200]}"
 
 
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})  # by the process's own fault

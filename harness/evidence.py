@@ -3,14 +3,15 @@
 A study keeps records alone, so both may be missing; then pages and exports say so.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.lines import json_lines
+from harness.lines import checked, json_lines
 from harness.record import RunRecord
+from harness.untrusted import Unreadable, read_object
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Evidence:
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of items, task by task in item order."""
-        yield from _lines(self.samples)
+        yield from _signed(self.samples)
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Yield what was logged of each training step: step, seen tokens, rate, and every loss term."""
@@ -37,6 +38,30 @@ def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
             yield found
 
 
+def _signed(path: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a version without digests has none."""
+    signed = any("digest" in found for found in _lines(path))
+    for found in _lines(path):
+        with suppress(ValueError):
+            row = checked(found) if signed else found
+            if _is_row(row):
+                yield row
+
+
+_KINDS = {"task": str, "item": int, "group": str, "gold": str, "prompt": str, "text": str, "correct": dict, "extracted": dict,
+          "log_probabilities": list, "tokens": int}  # fmt: skip
+
+
+def _is_row(found: dict[str, Any]) -> bool:
+    """Tell whether an object names a task and an item, and what else is shown of it has its form."""
+    right = all(type(found[name]) is kind for name, kind in _KINDS.items() if name in found)
+    return right and "task" in found and "item" in found and all(type(one) in (int, float) for one in found.get("log_probabilities", ()))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evidence]:
     """Find the evidence of records, by key: in the store that `place` is or that its run file belongs to."""
     root = place.parent.parent if place.is_file() else place
@@ -46,10 +71,10 @@ def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evide
         samples = cell / "samples.jsonl"
         training = None
         try:
-            folders = json.loads((cell / "job.json").read_text(encoding="utf-8"))["stage_folders"]
-        except (OSError, ValueError, KeyError):
+            folders = read_object(cell / "job.json").get("stage_folders")
+        except Unreadable:
             folders = []
-        for folder in folders:
+        for folder in filter(_is_text, folders if isinstance(folders, list) else []):
             own = root / "students" / Path(folder).name / "training.jsonl"
             training = own if own.exists() else training
         found[record.key] = Evidence(samples if samples.exists() else None, training)

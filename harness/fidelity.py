@@ -6,19 +6,21 @@ one answer are not independent). Only for models that share a vocabulary.
 
 import math
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.checkpoint import weight_files
+from harness.checkpoint import file_digest, keep_file, read_signed, weight_files, write_signed
 from harness.contract import Checkpoint
 from harness.encoding import as_written, encoded_pair
 from harness.errors import CellFailed
 from harness.model import LanguageModel
 from harness.plain import last_logits, one_row
 from harness.record import Fidelity
+from harness.untrusted import Unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +121,8 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
     finally:
         watching.remove()
     if kept:
-        save_file(kept, path, metadata={"head": name, "teacher": teacher.checkpoint.digest})
+        keep_file(path, lambda fresh: save_file(kept, fresh, metadata={"head": name, "teacher": teacher.checkpoint.digest}))
+        write_signed(path.with_suffix(".json"), {"file": file_digest(path)})
 
 
 def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
@@ -141,6 +144,9 @@ def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> Iterat
 
     if not path.exists():
         return None
+    if wrong := _damage(path):
+        print(f"{path} is not believed ({wrong}); the teacher reads again", file=sys.stderr)
+        return None
     with safe_open(path, framework="pt") as kept:
         told = kept.metadata()
         if told["teacher"] != teacher.digest:
@@ -151,6 +157,15 @@ def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> Iterat
         names = set(kept.keys())
 
     return _recalled(path, task, weight, names, device)
+
+
+def _damage(path: Path) -> str:
+    """Say why a file of what a teacher read is not the one that was written, "" where it is: by the digest beside it."""
+    try:
+        same = read_signed(path.with_suffix(".json")).get("file") == file_digest(path)
+    except Unreadable as problem:
+        return str(problem)
+    return "" if same else "its digest does not match"
 
 
 def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], device: str) -> Iterator[Read]:

@@ -6,10 +6,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoint import write_whole
 from harness.contract import Task
-from harness.lines import json_lines, write_json_lines
+from harness.lines import signed, signed_lines
 from harness.parts import plain
 from harness.sampling import group_of
+from harness.untrusted import Unreadable
 
 Samples = list[dict[str, Any]]  # of one item, one a filter
 
@@ -55,13 +57,19 @@ class ItemRow:
 
 
 def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
-    """Write item rows as JSON lines."""
-    write_json_lines(path, map(asdict, rows))
+    """Write item rows as JSON lines, each with its digest."""
+    write_whole(path, "".join(signed(asdict(row)) for row in rows))
 
 
 def read_rows(path: Path) -> list[ItemRow]:
-    """Read what `write_rows` wrote."""
-    return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in json_lines(path)]
+    """Read what `write_rows` wrote. Raises `Unreadable` where a line is torn, edited, or of another version."""
+    values, wrong = signed_lines(path)
+    if not wrong:
+        try:
+            return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in values]
+        except (LookupError, TypeError) as problem:
+            wrong = [f"a line of another shape ({problem})"]
+    raise Unreadable(f"{path}: {wrong[0]}")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,30 @@
 """Answers that were computed once: one line each, appended as they come, so that a killed scoring goes on where it was.
 
 A journal belongs to one model, dtype, device and scoring path, by content (`harness/score.py` names its file); a line's
-key is the digest of what was asked, token by token. A line cut off by a kill is dropped.
+key is the digest of what was asked, token by token. Every line carries its own digest: one that is cut off, edited, or of a version
+without digests is dropped, said, and its question asked again.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from harness.lines import json_line, json_lines
+from harness.checkpoint import write_whole
+from harness.lines import signed, signed_lines
 
 
 def asked(ids: Sequence[int], *settings: object) -> str:
     """Return the key of one request: its exact tokens and how it is to be answered."""
     return hashlib.sha256(json.dumps([list(ids), *settings], ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def _no_answer(found: object) -> str:
+    """Say why a value is no line of a journal, "" where it is one."""
+    good = isinstance(found, list) and len(found) == 3 and isinstance(found[0], str) and isinstance(found[1], list)
+    return "" if good and type(found[2]) in (int, float) else "a line of another shape"  # type: ignore[index]
 
 
 class Journal:
@@ -26,10 +35,27 @@ class Journal:
         self.read = 0  # answers served from the file
         self._held: dict[str, tuple[list[object], float]] = {}
         self._fresh: set[str] = set()
-        if path is not None and path.exists():
-            for found in json_lines(path, torn=True):  # the last line of a killed process is left out
-                if isinstance(found, list) and len(found) == 3:
-                    self._held[str(found[0])] = (found[1], found[2])
+        self.dropped: list[str] = []  # what is wrong with lines that are not believed
+        if path is not None:
+            values, self.dropped = signed_lines(path)  # the torn last line of a killed process is left out without a word
+            for found in values:
+                if (wrong := _no_answer(found)) == "":
+                    self._held[found[0]] = (found[1], found[2])
+                else:
+                    self.dropped.append(wrong)
+            if self.dropped:
+                self._mend(path)
+
+    def _mend(self, path: Path) -> None:
+        """Write the file anew without what is not believed; answers that another process adds meanwhile are asked again at worst."""
+        with suppress(OSError):  # a cache that cannot be written to keeps its bad lines
+            write_whole(path, "".join(signed([key, answer, seconds]) for key, (answer, seconds) in self._held.items()))
+
+    def damage(self) -> str:
+        """Say in one line which lines were dropped; "" where none was."""
+        if not self.dropped:
+            return ""
+        return f"{len(self.dropped)} kept answers are not as they were written ({self.dropped[0]}); they are asked again"
 
     def get(self, key: str) -> tuple[list[object], float] | None:
         """Return (answer, the seconds that it took), None for a question not asked before."""
@@ -47,7 +73,7 @@ class Journal:
         if not self.path.parent.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and self.path.stat().st_size and not self._ends_whole()
-        line = ("\n" if torn else "") + json_line([key, answer, round(seconds, 6)])
+        line = ("\n" if torn else "") + signed([key, answer, round(seconds, 6)])
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())  # one write: two processes may append to one journal

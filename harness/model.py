@@ -5,7 +5,8 @@ torch and transformers are imported inside the functions, so that planning and r
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -26,6 +27,7 @@ from harness.checkpoint import (
 from harness.contract import Checkpoint
 from harness.encoding import encoded
 from harness.errors import CellFailed, HarnessError, in_one_line, unknown
+from harness.foreign import refuse_foreign, refuse_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -262,6 +264,7 @@ def _from_hub(name: str) -> Checkpoint:
     if not any(folder.glob("*.safetensors")):
         raise HarnessError(f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are not opened")
     # The snapshot folder is named by the commit: the Hub's own content address.
+    refuse_foreign(folder, read_object(folder / "config.json"))
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
     return Checkpoint(path=folder, name=name, digest=f"hub:{repository}@{folder.name}", bytes_on_disk=size, note=note)
@@ -284,8 +287,8 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         import gguf  # noqa: F401
     except ImportError as problem:
         raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
+    kind = gguf_kind(path)
     key = remembered_digest(path, cache)
-    kind = _gguf_kind(path)
     exact = kind in EXACT_KINDS
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
     if not (folder / "config.json").exists():
@@ -293,10 +296,11 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as quantised.
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with _opening(path.name):
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model.hf_quantizer = None
         model.is_quantized = False
         model.quantization_method = None
@@ -327,12 +331,13 @@ def smallest_exact(model: Any) -> "torch.dtype":
     return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
-def _gguf_kind(path: Path) -> str:
-    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...)."""
+def gguf_kind(path: Path) -> str:
+    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...); refuses a file whose header is none."""
     from collections import Counter
 
     import gguf
 
+    refuse_gguf(path)
     try:
         counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
         return str(counts.most_common(1)[0][0])
@@ -343,8 +348,13 @@ def _gguf_kind(path: Path) -> str:
 def quantized_by(folder: Path) -> str:
     """Return which library packed a model folder's weights, as its configuration says; "" for plain floats."""
     told = read_object(folder / "config.json").get("quantization_config") or {}
+    if not isinstance(told, dict):
+        raise HarnessError(f"{folder / 'config.json'}: quantization_config is no object; download or save the model again")
     if told.get("quant_method") == "compression-harness":
-        kinds = sorted({spec["kind"] for spec in told["modules"].values()})
+        try:
+            kinds = sorted({str(spec["kind"]) for spec in told["modules"].values()})
+        except (AttributeError, LookupError, TypeError) as problem:
+            raise HarnessError(f"{folder / 'config.json'}: its packed modules are not described; save the model again") from problem
         return "float" if kinds == ["float"] else "+".join(kinds)
     return str(told.get("quant_method") or "")
 
@@ -361,11 +371,23 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
 
     import harness.packed  # noqa: F401  the formats of our own students
 
-    model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    with _opening(checkpoint.name):
+        model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    """Turn what a library raises over a model's files into one line; want of memory and of kernels stays what it is."""
+    try:
+        yield
+    except (HarnessError, CellFailed, MemoryError, RuntimeError):
+        raise
+    except Exception as problem:
+        raise HarnessError(f"{name} cannot be opened ({in_one_line(problem)}); download or save the model again") from problem
 
 
 def refuse_non_finite(model: Any, name: str) -> None:
@@ -392,7 +414,8 @@ def student_tokenizer(checkpoint: Checkpoint) -> Any:
     """Open a checkpoint's tokenizer alone."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(checkpoint.path)
+    with _opening(checkpoint.name):
+        return AutoTokenizer.from_pretrained(checkpoint.path)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":

@@ -31,6 +31,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from harness.blocks import hooked, is_tied, probe_of
 from harness.checkpoint import first_non_finite
 from harness.errors import CellFailed, in_one_line
+from harness.untrusted import MODEL, read_object
 
 FORMAT = "compression-harness"
 VERSION = 1
@@ -492,5 +493,5 @@ def _same(found: Tensor, tensor: Tensor) -> bool:
 
 def is_packed(folder: Path) -> bool:
     """Tell whether a folder holds a checkpoint of this format."""
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
-    return bool(told.get("quant_method") == FORMAT)
+    told = read_object(folder / "config.json", MODEL).get("quantization_config")
+    return isinstance(told, dict) and told.get("quant_method") == FORMAT

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from harness.model import is_embedded, parse_recipe, quantized_by, resolve
 from harness.record import processor
 from harness.registry import Registry, expanded
 from harness.scenario import GRIDS, parse_grid
+from harness.untrusted import MODEL, Unreadable, read_object
 from harness.vocabulary import common_vocabulary, token_map
 from harness.watch import threads_asked
 
@@ -381,8 +381,8 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     try:
-        told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        told = read_object(folder / "tokenizer_config.json", MODEL)
+    except Unreadable:
         return False
     return bool(told.get("chat_template"))
 

@@ -11,14 +11,16 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness import consistency
 from harness.checkpoint import digest_of, write_whole
 from harness.consistency import Checks, Consistent, not_negative
+from harness.errors import OneLine
 from harness.gpu import Gpu, gpu_of
+from harness.untrusted import Unreadable, kind_of, read_json
 
 SCHEMA = 7
 Status = Literal["success", "failed", "skipped"]
@@ -290,33 +292,45 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
 }
 
 
-class BadRecord(Exception):
+class BadRecord(OneLine):
     """A file that is no record; the message names the file and what is wrong with it."""
 
 
 def read(path: Path) -> RunRecord:
     """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer, edited, or at odds with itself."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise BadRecord(f"{path}: cannot be read ({problem.strerror})") from problem
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise BadRecord(f"{path}: not a whole JSON file ({problem}); delete it and run again") from problem
+        data = read_json(path)
+    except Unreadable as problem:
+        raise BadRecord(f"{problem}; delete it and run again" if path.is_file() else str(problem)) from problem
     if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
         raise BadRecord(f"{path}: not a record of this harness (no schema number)")
-    stated = data.pop("digest", None)
-    signed = isinstance(data["schema"], int) and data["schema"] in range(_SIGNED, SCHEMA + 1)
-    if (signed and stated != _digest(data)) or (stated is not None and not signed and data["schema"] in _MIGRATIONS):
-        raise BadRecord(f"{path}: edited after it was written (its digest differs); take it back from git, or run again")
+    stated, schema = data.pop("digest", None), data["schema"]
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        told = f"schema {schema}, this" if type(schema) is int else f"its schema is {kind_of(schema)}, not a number; this"
+        raise BadRecord(f"{path}: {told} version reads up to {SCHEMA}; upgrade compression-harness")
+    if wrong := _unsigned(data, schema) if stated is None else "" if stated == _digest(data) else "its digest differs":
+        raise BadRecord(f"{path}: edited after it was written ({wrong}); take it back from git, or run again")
     while data["schema"] != SCHEMA:
-        if data["schema"] not in _MIGRATIONS:
-            raise BadRecord(f"{path}: schema {data['schema']}, this version reads up to {SCHEMA}; upgrade compression-harness")
         data = _MIGRATIONS[data["schema"]](data)
     try:
         return RunRecord.model_validate(data, context=consistency.READING)
     except ValidationError as problem:
         way_out = consistency.WAY_OUT if consistency.is_contradiction(problem) else ""
         raise BadRecord(f"{path}: {consistency.what_is_wrong(problem)}{way_out}") from problem
+
+
+_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")  # fields of scores since schema 7
+
+
+def _unsigned(data: Mapping[str, Any], schema: int) -> str:
+    """Say why a record without a digest is none that was written so, "" where it is of a schema that had none."""
+    if schema >= _SIGNED:
+        return f"schema {schema} has a digest, and it has none"
+    listed = data.get("scores")
+    scores = [score for score in listed if isinstance(score, dict)] if isinstance(listed, list) else []
+    usual = {name: list(found) if isinstance(found := TaskScore.model_fields[name].default, tuple) else found for name in _LATER}
+    later = next((name for score in scores for name in _LATER if score.get(name, usual[name]) != usual[name]), "")
+    return f"it says schema {schema}, and {later} came with schema {SCHEMA}" if later else ""
 
 
 def write(path: Path, record: RunRecord) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.checkpoint import write_whole
 from harness.claims import chains, claimed
 from harness.costs import memory, scenarios, speed, timed_under, timing_of, training
+from harness.escape import clean_all, markdown_text, tex, tex_comment
 from harness.groups import TEACHER, Group, by_chance, compare, group, leaders
 from harness.quality import against, controls, diagnostics, quality
 from harness.record import Measurement, RunRecord
@@ -316,25 +318,22 @@ def as_markdown(made: Sequence[Made]) -> str:
     """Return tables as one Markdown page."""
     from tabulate import tabulate
 
-    parts = ["\n".join(f"- {line}" for line in lines) + "\n"] if (lines := mixed([one.found for one in made])) else []
+    parts = [_listed(lines)] if (lines := mixed([one.found for one in made])) else []
     for one in made:
-        parts.append(f"## {one.heading}\n")
+        parts.append(f"## {markdown_text(one.heading)}\n")
         for table in one.tables:
             alignment = ["left" if column in _WORDS else "right" for column in table.columns]
             rows = [[f"**{cell_of(cell)}**" if isinstance(cell, Best) else cell_of(cell) for cell in row] for row in table.rows]
             headers = [*map(cell_of, table.columns)]
             text = tabulate(rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-            parts.append(f"**{table.title}**\n\n{text}\n")
-        parts.append("\n".join(f"- {line}" for line in one.notes) + "\n")
+            parts.append(f"**{markdown_text(table.title)}**\n\n{text}\n")
+        parts.append(_listed(one.notes))
     return "\n".join(parts)
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in text)
+def _listed(lines: Sequence[str]) -> str:
+    """Return lines as a Markdown list."""
+    return "\n".join(f"- {markdown_text(line)}" for line in lines) + "\n"
 
 
 def as_latex(made: Sequence[Made]) -> str:
@@ -343,13 +342,13 @@ def as_latex(made: Sequence[Made]) -> str:
     for one in made:
         for table in one.tables:
             layout = "".join("l" if column in _WORDS else "r" for column in table.columns)
-            lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule"]
+            lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
             for at, row in enumerate(table.rows):
                 if at and table.blocks[at] != table.blocks[at - 1]:
                     lines.append(r"\midrule")
-                lines.append(" & ".join(rf"\textbf{{{_tex(cell)}}}" if isinstance(cell, Best) else _tex(cell) for cell in row) + r" \\")
+                lines.append(" & ".join(rf"\textbf{{{tex(cell)}}}" if isinstance(cell, Best) else tex(cell) for cell in row) + r" \\")
             lines += [r"\bottomrule", r"\end{tabular}"]
-            parts.append(f"% {one.heading}: {table.title}\n" + "\n".join(lines) + "\n")
+            parts.append(f"% {tex_comment(f'{one.heading}: {table.title}')}\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -371,7 +370,7 @@ def as_json(made: Sequence[Made]) -> str:
         for one in made
     ]  # fmt: skip
     whole = finite({"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told})
-    return json.dumps(whole, indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    return json.dumps(clean_all(whole), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
 
 
 FORMS = ("md", "csv", "tex", "json")
@@ -389,11 +388,11 @@ def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FOR
     for form, name, make in (("md", "table.md", as_markdown), ("tex", "tables.tex", as_latex), ("json", "tables.json", as_json)):
         if form in forms:
             written.append(folder / name)
-            written[-1].write_text(make(made), encoding="utf-8", newline="\n")
+            write_whole(written[-1], make(made))
     for number, one in enumerate(made if "csv" in forms else (), 1):
         for table in one.tables:
             path = folder / (f"{table.name}.csv" if len(made) == 1 else f"{table.name}-{number}.csv")
-            table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+            table.to_csv(path)
             written.append(path)
     return written
 
@@ -413,7 +412,7 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
             return mebibytes(one.value * scale) if form == ",.2f" else format(one.value * scale, form)
 
         for condition in dict.fromkeys(one.condition for one in found if one.name == "decode_tokens_per_second"):
-            row: dict[str, str] = {"model": cell_of(name), "scenario": condition}
+            row: dict[str, str] = {"model": cell_of(name), "scenario": cell_of(condition)}
             for column, key, form, scale in (
                 ("TTFT ms", "ttft_seconds", ".3g", 1000.0), ("TPOT ms", "tpot_seconds", ".3g", 1000.0),
                 ("p90 gap ms", "itl_p90_seconds", ".3g", 1000.0),
@@ -439,4 +438,4 @@ def weighed_tables(models: Sequence[tuple[str, Sequence[Measurement], Sequence[s
     parts = [tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True) for rows in (timed, weighed) if rows]
     if timed and len(models) > 1:
         lines.append("- A decode x above 1 is faster than the base; an interval that holds 1 shows no difference.")
-    return "\n\n".join([*parts, "\n".join(lines)]) if lines else "\n\n".join(parts)
+    return "\n\n".join([*parts, "\n".join(map(markdown_text, lines))]) if lines else "\n\n".join(parts)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from harness.cache import sweep
 from harness.cell import CellJob
+from harness.checkpoint import write_whole
 from harness.contract import Progress
 from harness.ending import told_of
 from harness.errors import CRASHES, HarnessError, how_it_ended
+from harness.lines import signed_lines
 from harness.load import UNSEEN, Load, look, settings_of
 from harness.model import is_embedded
 from harness.places import make_folder
@@ -60,12 +62,15 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
 
 def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
     held = None if plan.config.force else store.finished(cell.key)
+    if held is not None and (wrong := _unusable(cell, store)):
+        watcher.say(f"{cell.label}: {wrong}; the row is made again")
+        held = None
     if held is not None:
         return Finished(cell, held, cached=True)
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
             held = None if plan.config.force else store.finished(cell.key)
-            if held is not None:  # the other run made it while we waited
+            if held is not None and not _unusable(cell, store):  # the other run made it while we waited
                 return Finished(cell, held, cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
@@ -77,6 +82,15 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
     except Busy as busy:
         return Finished(cell, None, cached=False, note=str(busy))
+
+
+def _unusable(cell: PlannedCell, store: Store) -> str:
+    """Say why the answers of a finished teacher's row cannot be compared with, "" where they can, or the row is no teacher's."""
+    samples = store.cell(cell.key) / "samples.jsonl"
+    if not cell.is_teacher or not samples.exists():
+        return ""
+    wrong = signed_lines(samples)[1]
+    return f"{samples}: {wrong[0]}" if wrong else ""
 
 
 def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> RunRecord:
@@ -94,7 +108,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         if load.busy:
             watcher.say(f"{cell.label}: the machine is busy ({load}): threads wait passively")
         job = _job(plan, cell, store, load)
-        (folder / "job.json").write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        write_whole(folder / "job.json", job.model_dump_json(indent=1))
         ended = _process(
             folder, lambda one: watcher.alive(cell, one), environment=_environment(plan, load), seconds=plan.config.cell_timeout
         )  # fmt: skip

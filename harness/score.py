@@ -78,6 +78,8 @@ def score_task(
         opened, backend=backend, journal=journal, progress=report,
         say=lambda line: progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line)),
     )  # fmt: skip
+    if journal.damage():
+        model.say(journal.damage())
     total = items * _choices(picked.tasks) if task.kind == "choose" else items
     with seeded_as_lm_eval(), _told(task.name):
         result = evaluate(

@@ -18,9 +18,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness.checkpoint import read_signed, write_signed
 from harness.errors import HarnessError
+from harness.escape import clean
 from harness.places import make_folder
 from harness.record import BadRecord, RunRecord, read, write
+from harness.untrusted import Unreadable, read_json, read_object
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,18 @@ class Store:
         path = self.root / "runs" / f"{stem}.json"
         while path.exists():  # two runs of one process within a second
             path = path.with_name(f"{path.stem}a.json")
-        path.write_text(json.dumps({"kind": "run", "asked": description, "cells": keys}, indent=1, default=str) + "\n", encoding="utf-8")
+        write_signed(path, {"kind": "run", "asked": description, "cells": keys})
         return path
+
+
+_KEY = re.compile(r"[\w-]{1,200}")  # a key names a folder, so it is no path
 
 
 def _holder(note: Path) -> Holder | None:
     try:
-        return Holder(**json.loads(note.read_text()))
-    except (OSError, ValueError, TypeError):
+        told = read_object(note)
+        return Holder(int(told["process"]), clean(str(told["machine"])), clean(str(told["since"])))
+    except (ValueError, LookupError, TypeError):
         return None
 
 
@@ -132,15 +139,21 @@ def record_files(place: Path) -> tuple[list[Path], list[str]]:
 def _files_of(place: Path) -> tuple[list[Path], list[str]]:
     """Find the records of one file: itself, or the cells that a run lists."""
     try:
-        data = json.loads(place.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
+        data = read_json(place)
+    except Unreadable:
         data = None
-    if not isinstance(data, dict) or data.get("kind") not in ("cell", "run"):
-        return [place], []  # read as a record, which says what is wrong with it
-    if data["kind"] == "cell":
-        return [place], []
+    if not isinstance(data, dict) or data.get("kind") != "run":
+        return [place], []  # read as a record, which says what is wrong with any other
+    if "sha256" in data:  # older run files have none
+        try:
+            read_signed(place)
+        except Unreadable as problem:
+            raise HarnessError(f"{problem}; give another run file, or type the command of the run again") from problem
+    keys = data.get("cells")
+    if not isinstance(keys, list) or not keys or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys):
+        raise HarnessError(f"{place}: a run file whose cells are no list of keys; give another, or type the command of the run again")
     store = Store(place.parent.parent)
-    paths = [store.record_path(key) for key in data["cells"]]
+    paths = [store.record_path(key) for key in keys]
     missing = sum(not path.exists() for path in paths)
     lacking = [f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or is under way)"] if missing else []
     return [path for path in paths if path.exists()], lacking
@@ -163,7 +176,10 @@ def twice(records: Sequence[RunRecord]) -> str:
 
 
 def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
-    """Copy records into a study's folder, each under its row and seed; what stood there goes."""
+    """Copy records into a study's folder, each under its row and seed; records that stood there go, once the new ones stand.
+
+    Nothing else is touched; a folder that holds something and is no study is refused before anything is written.
+    """
     named: dict[str, RunRecord] = {}
     for record in records:
         name = re.sub(r"[^\w.=-]+", "_", record.label).strip("_")
@@ -173,10 +189,36 @@ def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
                 f"two records of {record.label}{seed}: a study holds one run's records; name that run's file (results/runs/runs/)"
             )
         named[f"{name}{seed}"] = record
-    for old in folder.glob("*.json"):
-        old.unlink()
+    before = _own_records(folder, [f"{name}.json" for name in named])
     for name, record in named.items():
         write(folder / f"{name}.json", record)
+    for old in before - {folder / f"{name}.json" for name in named}:
+        old.unlink()
+
+
+def _own_records(folder: Path, names: Sequence[str]) -> set[Path]:
+    """Return the record files of a study's `records/`; refuses a folder that is none, and a foreign file under one of the new names."""
+    study = folder.parent
+    for place in (study, folder):
+        if place.exists() and not place.is_dir():
+            raise HarnessError(f"--keep {study}: {place} is a file; give a folder, new or of a study")
+    known = {path for path in folder.glob("*.json") if _is_record(path)}
+    if study.is_dir() and not folder.is_dir() and any(study.iterdir()):
+        raise HarnessError(f"--keep {study}: not empty, and no study (it has no records/); give a new folder, or a study's")
+    if foreign := next((path for path in map(folder.joinpath, names) if path.exists() and path not in known), None):
+        raise HarnessError(f"--keep {study}: {foreign} is no record and would be overwritten; move it, or give another folder")
+    return known
+
+
+def _is_record(path: Path) -> bool:
+    """Tell whether a file is a record, of whatever schema, whole or edited: its own kind says so."""
+    if path.is_symlink() or path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        told = read_json(path)
+    except Unreadable:
+        return False
+    return isinstance(told, dict) and told.get("kind") == "cell" and "schema" in told and "label" in told
 
 
 def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:

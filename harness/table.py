@@ -4,9 +4,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from harness.checkpoint import keep_file
+from harness.escape import clean, csv_cell, markdown_cell
 from harness.groups import Row, block_of
 from harness.stats import Interval
 
@@ -43,6 +46,12 @@ class Table:
         import pandas
 
         return pandas.DataFrame(list(self.exact))
+
+    def to_csv(self, path: Path) -> None:
+        """Write the unrounded numbers as CSV: no text in it is a formula to a spreadsheet, or tells a terminal anything."""
+        frame = self.frame
+        frame = frame.map(csv_cell).rename(columns=csv_cell)
+        keep_file(path, lambda fresh: frame.to_csv(fresh, index=False, float_format="%.6g", lineterminator="\n"))
 
     def ordered_by(self, column: str) -> "Table":
         """Return the table with each block's rows in the order of a column's numbers, best first (`-column`: worst first).
@@ -87,7 +96,7 @@ def finite(value: Any) -> Any:
 
 def cell_of(text: str) -> str:
     """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that would end the cell."""
-    return " ".join(re.split(r"[\r\n]+", text)).replace("|", r"\|")
+    return markdown_cell(text)
 
 
 def less_is_better(column: str) -> bool:
@@ -128,12 +137,12 @@ def plain(found: Interval) -> str:
 def status_of(row: Row) -> str:
     """Return what is wrong with a row's records, the first that is; "" of none."""
     broken = [record for record in row.records if record.status != "success"]
-    return "" if not broken else f"{broken[0].status}: {broken[0].reason}"
+    return "" if not broken else clean(f"{broken[0].status}: {broken[0].reason}")
 
 
 def shown_name(row: Row) -> str:
     """Return a row's label; a control says that it is one."""
-    return f"{row.label} (control)" if row.first.is_control else row.label
+    return clean(f"{row.label} (control)" if row.first.is_control else row.label)
 
 
 def table_of(name: str, title: str, rows: Sequence[tuple[dict[str, str], dict[str, object]]]) -> Table:

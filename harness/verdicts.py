@@ -1,10 +1,10 @@
 """What a check found, in the forms that people and machines read: text, Markdown, JUnit XML, JSON, annotations of a CI log. No torch."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from harness.escape import clean, clean_all, markdown_text
 from harness.findings import GRAVEST, Checked, Finding, Verdict
 from harness.table import cell_of, finite
 
@@ -19,7 +19,7 @@ def _sorted(checked: Checked) -> list[Finding]:
 def _said(one: Finding) -> str:
     told = f"{one.told} (differs: {one.differs})" if one.differs else one.told
     told += "" if one.counts else " (information: it does not count)"
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", told)  # a reason may hold a terminal's colours, which no XML takes
+    return clean(told)  # a reason may hold a terminal's colours, which no XML takes
 
 
 def summary(checked: Checked) -> str:
@@ -34,12 +34,12 @@ def text(checked: Checked) -> str:
     """Return the findings for a terminal, gravest first, the verdict last and under it what *passed* means."""
     from tabulate import tabulate
 
-    rows = [[_MARKS[one.verdict], one.row, one.task or "-", one.layer, _said(one)] for one in _sorted(checked)]
+    rows = [[_MARKS[one.verdict], clean(one.row), clean(one.task or "-"), one.layer, _said(one)] for one in _sorted(checked)]
     table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="plain", disable_numparse=True) if rows else ""
-    notes = [f"note: {note}" for note in checked.notes]
-    warned = [f"warning: {one.name}: {one.told}" for one in _sorted(checked) if one.warning]
+    notes = [clean(f"note: {note}") for note in checked.notes]
+    warned = [clean(f"warning: {one.name}: {one.told}") for one in _sorted(checked) if one.warning]
     lost = [
-        f"items lost: {one.name}: {', '.join(map(str, one.items[:20]))}{' ...' if len(one.items) > 20 else ''}"
+        f"items lost: {clean(one.name)}: {', '.join(map(str, one.items[:20]))}{' ...' if len(one.items) > 20 else ''}"
         for one in _sorted(checked) if one.verdict is Verdict.regressed and one.items
     ]  # fmt: skip
     return "\n".join(part for part in (table, *warned, *lost, *notes, f"\n{summary(checked)}", checked.passed_means) if part)
@@ -52,7 +52,7 @@ def markdown(checked: Checked) -> str:
     marks = {one: f"**{mark}**" if one is not Verdict.passed else mark for one, mark in _MARKS.items()}
     rows = [[marks[one.verdict], *map(cell_of, (one.row, one.task or "-", one.layer, _said(one)))] for one in _sorted(checked)]
     table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="pipe", disable_numparse=True)
-    notes = "".join(f"- {note}\n" for note in checked.notes)
+    notes = "".join(f"- {markdown_text(note)}\n" for note in checked.notes)
     means = f"{cell_of(checked.passed_means)}\n\n" if checked.passed_means else ""
     return f"### compression-harness: {summary(checked)}\n\n{means}{table}\n\n{notes}{_rules(checked)}\n"
 
@@ -77,8 +77,8 @@ def junit(checked: Checked) -> str:
                                 errors=str(errors), skipped=str(skipped))  # fmt: skip
     tags = {Verdict.regressed: "failure", Verdict.missed: "failure", Verdict.not_comparable: "error", Verdict.cannot_tell: "skipped"}
     for one in _sorted(checked):
-        name = f"{one.task or 'row'} [{one.layer}]"
-        case = ElementTree.SubElement(suite, "testcase", classname=f"harness.{one.row}".replace(" ", "_"), name=name)
+        name = clean(f"{one.task or 'row'} [{one.layer}]")
+        case = ElementTree.SubElement(suite, "testcase", classname=clean(f"harness.{one.row}").replace(" ", "_"), name=name)
         if one.verdict in tags:
             ElementTree.SubElement(case, tags[one.verdict], message=_said(one), type=one.verdict.value)
         ElementTree.SubElement(case, "system-out").text = _said(one)
@@ -88,7 +88,7 @@ def junit(checked: Checked) -> str:
 
 def as_json(checked: Checked) -> str:
     """Return everything as JSON."""
-    return json.dumps(finite(checked.as_dict()), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    return json.dumps(clean_all(finite(checked.as_dict())), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
 
 
 def annotations(checked: Checked) -> Sequence[str]:
@@ -99,7 +99,7 @@ def annotations(checked: Checked) -> Sequence[str]:
     kinds: Mapping[Verdict, str] = {**dict.fromkeys(_FAILED, "error"), Verdict.not_comparable: "error", Verdict.cannot_tell: "warning"}
 
     def escaped(words: str) -> str:
-        return words.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return clean(words).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
     def title(one: Finding) -> str:
         return escaped(f"{one.name}: {one.verdict.value}").replace(":", "%3A").replace(",", "%2C")

@@ -1,10 +1,10 @@
 """Whether two models speak the same tokens, from their tokenizer files alone."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, in_one_line
+from harness.untrusted import MODEL, read_object
 
 
 def common_vocabulary(student: Mapping[str, int], teacher: Mapping[str, int], *, names: tuple[str, str] = ("student", "teacher")) -> int:
@@ -27,8 +27,14 @@ def token_map(folder: Path) -> dict[str, int] | None:
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
-    vocabulary = data["model"]["vocab"]
-    if not isinstance(vocabulary, dict):  # unigram models list (token, score) pairs
-        vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
-    return {**vocabulary, **{token["content"]: token["id"] for token in data.get("added_tokens", [])}}
+    data = read_object(path, MODEL)
+    try:
+        vocabulary = data["model"]["vocab"]
+        if not isinstance(vocabulary, dict):  # unigram models list (token, score) pairs
+            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+        every = {**vocabulary, **{token["content"]: token["id"] for token in data.get("added_tokens") or ()}}
+    except (LookupError, TypeError) as problem:
+        raise HarnessError(f"{path}: no vocabulary in it ({in_one_line(problem)}); download or save the model again") from problem
+    if wrong := next((token for token, number in every.items() if type(number) is not int or number < 0), None):
+        raise HarnessError(f"{path}: token {wrong[:60]!r} has no number of 0 or more; download or save the model again")
+    return every

@@ -9,7 +9,6 @@ CACHE/teachers/KEY/   meta.json, index.npz, log_p-000.npy and, for the k likelie
 """
 
 import hashlib
-import json
 import random
 import shutil
 import time
@@ -24,8 +23,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from harness.arithmetic import forward_flops_per_token
-from harness.cache import described_damage
-from harness.checkpoint import digest_of, file_digest, save_atomically
+from harness.cache import described, described_damage, description_of
+from harness.checkpoint import digest_of, file_digest, save_atomically, write_whole
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
 from harness.gpu import device_label
@@ -117,7 +116,7 @@ def damage_of(folder: Path) -> str:
     wrong = described_damage(folder)
     if wrong:
         return wrong
-    version = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["version"]
+    version = description_of(folder).get("version")
     return "" if version == VERSION else f"made by version {version}, this is {VERSION}"
 
 
@@ -131,12 +130,12 @@ def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher 
     """Open a cache that is whole and of the teacher, dtype, vocabulary and k that are wanted, wherever its folder came from."""
     if not folder.exists():
         return None
-    wrong = damage_of(folder) or foreign(json.loads((folder / "meta.json").read_text(encoding="utf-8")), wanted)
+    wrong = damage_of(folder) or foreign(description_of(folder), wanted)
     if wrong:
         told = f"the teacher's cache {folder.name} is damaged ({wrong}); made again"
         job.progress(Progress(stage="teacher", done=0, total=1, detail=told))
         return None
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta = description_of(folder)
     with np.load(folder / "index.npz") as held:
         places = zip(held["rows"], held["places"].tolist(), strict=True)
         index = {bytes(name): (place[0], place[1], place[2]) for name, place in places}
@@ -196,7 +195,7 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
             "read": read, "shards": shard,
             "seconds": round(time.monotonic() - began, 3), "flops": forward_flops_per_token(teacher.model, length) * read, "files": files,
         }  # fmt: skip
-        (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        write_whole(fresh / "meta.json", described(meta))
         made = _opened(fresh, job, {})
         assert made is not None
         _check(made, teacher, head, ordered, width)  # before it has its name: an unchecked cache is never found

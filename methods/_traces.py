@@ -24,7 +24,9 @@ from harness.encoding import written_text
 from harness.errors import CellFailed
 from harness.generate import Generation, Sampling, generate
 from harness.gpu import device_label
+from harness.lines import signed, signed_lines
 from harness.model import LanguageModel, open_model
+from harness.untrusted import parsed, read_object
 
 VERSION = 1
 _COUNTS = (
@@ -116,7 +118,7 @@ def _written(
             one = replace(one, text=written_text(opened.tokenizer, wanted[place], ids))  # trained behind its prompt: with its first space
             answers[row] = one
             seconds = round(before + time.monotonic() - began, 3)
-            stream.write(json.dumps({"row": row, "text": one.text, "tokens": one.tokens, "stop": one.stop, "seconds": seconds}) + "\n")
+            stream.write(signed({"row": row, "text": one.text, "tokens": one.tokens, "stop": one.stop, "seconds": seconds}))
             stream.flush()
             done = len(answers)
             job.progress(Progress(stage="traces", done=done, total=len(prompts), unit="answers", detail=f"written by {writer}"))
@@ -129,24 +131,22 @@ def _written(
 
 
 def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
-    """Read the whole lines of a killed run: answers by row, and the seconds they took. Cuts a torn last line off."""
+    """Read the whole lines of a killed run: answers by row, and the seconds they took. Drops every line that is not as it was written."""
     answers: dict[int, Generation] = {}
     seconds = 0.0
-    lines = part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if part.exists() else []
     whole = []
-    for line in lines:
+    for told in signed_lines(part)[0]:
         try:
-            told = json.loads(line) if line.endswith("\n") else {}
-            row = int(told["row"])
-            one = Generation(str(told["text"]), int(told["tokens"]), told["stop"])
-            seconds = max(seconds, float(told["seconds"]))
-        except (ValueError, KeyError, TypeError):
+            row, one = int(told["row"]), Generation(str(told["text"]), int(told["tokens"]), told["stop"])
+            taken = float(told["seconds"])
+        except (ValueError, LookupError, TypeError):
             continue
-        if row < count:
+        if 0 <= row < count:
+            seconds = max(seconds, taken)
             answers[row] = one
-            whole.append(line)
-    if whole != lines:
-        write_whole(part, "".join(whole))
+            whole.append(signed(told))
+    if part.exists() and part.read_bytes() != (kept := "".join(whole)).encode():
+        write_whole(part, kept)
     return answers, seconds
 
 
@@ -163,16 +163,16 @@ def _read(path: Path, job: Job) -> Traces | None:
     if not path.exists():
         return None
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_object(path)
         payload: str = document["payload"]
         if hashlib.sha256(payload.encode()).hexdigest() != document["sha256"]:
             raise ValueError("its digest does not match")
-        data: dict[str, Any] = json.loads(payload)
-    except (ValueError, KeyError, TypeError) as problem:
+        data: dict[str, Any] = parsed(payload, path.name)
+        texts = [[Generation(**one) for one in group] for group in data["texts"]]
+        return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
         job.progress(Progress(stage="traces", done=0, total=1, detail=f"the cached traces {path.name} are damaged ({problem}); made again"))
         return None
-    texts = [[Generation(**one) for one in group] for group in data["texts"]]
-    return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
 
 
 def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +29,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from harness.checkpoint import read_signed, sync, write_signed, write_whole
 from harness.contract import Progress
 from harness.errors import CellFailed
+from harness.lines import json_line, json_lines
 from harness.model import LanguageModel
 from harness.stopwatch import process_bytes
+from harness.untrusted import Unreadable
 from harness.watch import EnergyMeter
 from methods._layers import zeros_of
 from methods._losses import cross_entropy
@@ -203,15 +207,15 @@ class _Log:
     """`training.jsonl`: one line a step or validation. On resume it is cut back to the state's step."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and self._stands(json.loads(line), keep_until)]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        lines = json_lines(path, torn=True) if path.exists() else ()
+        write_whole(path, "".join(json_line(line) for line in lines if isinstance(line, dict) and self._stands(line, keep_until)))
         self._stream = path.open("a", encoding="utf-8")
 
     @staticmethod
     def _stands(line: dict[str, Any], keep_until: int) -> bool:
         """A state is saved after its step's line and before the validation of that step, which will come again."""
-        return bool(line["step"] < keep_until or (line["step"] == keep_until > 0 and "validation_ce" not in line))
+        step = line.get("step")
+        return isinstance(step, int) and (step < keep_until or (step == keep_until > 0 and "validation_ce" not in line))
 
     def write(self, **fields: object) -> None:
         self._stream.write(json.dumps(fields) + "\n")
@@ -233,8 +237,13 @@ class _States:
         done = sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
         if not done:
             return None
+        try:
+            state = read_signed(done[-1] / "loop.json")
+        except Unreadable as problem:
+            print(f"{problem}; training begins anew", file=sys.stderr)
+            _remove(done[-1])
+            return None
         self.accelerator.load_state(str(done[-1]))
-        state: dict[str, Any] = json.loads((done[-1] / "loop.json").read_text())
         return state
 
     def save(self, loop: dict[str, Any], *, force: bool = False) -> None:
@@ -244,7 +253,9 @@ class _States:
         target = self.folder / f"step-{loop['step']}"
         fresh = target.with_suffix(".part")
         self.accelerator.save_state(str(fresh))
-        (fresh / "loop.json").write_text(json.dumps(loop))
+        write_signed(fresh / "loop.json", loop)
+        for path in fresh.rglob("*"):
+            sync(path)
         if target.exists():
             shutil.rmtree(target)
         fresh.replace(target)

@@ -1,6 +1,5 @@
 """Choosing a learning rate for a row: on a held-out slice of the training rows, once, for all seeds."""
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness.arithmetic import forward_flops_per_token
-from harness.checkpoint import digest_of, write_whole
+from harness.checkpoint import digest_of, read_signed, write_signed
 from harness.contract import Job, Progress
 from harness.data import examples_digest, training_examples
 from harness.errors import CellFailed
@@ -56,7 +55,7 @@ def best_rate(
             if path.exists():
                 job.progress(Progress(stage="tune", done=0, total=1, detail=f"the kept rates {path.name} are damaged; searched again"))
             held = _search(job, rows, loop, run=run, student=student, objective=objective)
-            write_whole(path, json.dumps(held, indent=1))
+            write_signed(path, held)
     best = min(held["losses"], key=lambda rate: held["losses"][rate])
     notes = {"learning_rate": float(best), "rates_tried": held["losses"]}
     return replace(loop, learning_rate=float(best)), notes, {"key": path.stem, **held["cost"]}
@@ -64,9 +63,9 @@ def best_rate(
 
 def _read(path: Any) -> dict[str, Any] | None:
     try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        held = read_signed(path)
         return held if held["losses"] and held["cost"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return None
 
 

@@ -1,6 +1,5 @@
 """Tasks and suites, as literal tables: a name and where it lives. Listing imports no task's machinery."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from harness.contract import Suite, Task
 from harness.errors import HarnessError, unknown
 from harness.registry import Registry
+from harness.untrusted import Unreadable, read_toml
 
 TASKS: dict[str, str] = {
     "gsm8k": "suites.gsm8k:Gsm8k",
@@ -115,17 +115,17 @@ def _from_file(path: Path, include_path: str | Path | None) -> Suite:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise HarnessError(f"no suite file at {path}; give --suite a suite or the path of a .toml file")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise HarnessError(f"no suite file at {path} ({problem.strerror}); give --suite a suite or the path of a .toml file") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise HarnessError(f'{path} is no TOML ({problem}); write for example: name = "mine", tasks = ["gsm8k-mini"]') from problem
+        table = read_toml(path)
+    except Unreadable as problem:
+        raise HarnessError(f'{problem}; write for example: name = "mine", tasks = ["gsm8k-mini"]') from problem
     for key, value in table.items():
         if key not in _FILE_KEYS:
             raise unknown(f"key in {path}:", key, _FILE_KEYS)
         if not isinstance(value, _FILE_KEYS[key]):
             raise HarnessError(f"{path}: {key} must be a {_FILE_KEYS[key].__name__}, given {value!r}")
-    if not table.get("name") or not table.get("tasks") or not all(isinstance(task, str) for task in table["tasks"]):
+    if not table.get("name") or not table.get("tasks") or not all(isinstance(task, str) and task for task in table["tasks"]):
         raise HarnessError(f'{path} must state a name and a list of tasks, for example: name = "mine", tasks = ["gsm8k-mini"]')
     return table

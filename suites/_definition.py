@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, unknown
+from harness.errors import HarnessError, in_one_line, unknown
 from suites._lm_eval import read_yaml
 
 PREFIX = "lm-eval:"
@@ -120,7 +120,14 @@ def _index(include_path: str | None, defaults: bool) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return dict(TaskManager(include_path=include_path, include_defaults=defaults).task_index)
+    try:
+        return dict(TaskManager(include_path=include_path, include_defaults=defaults).task_index)
+    except Exception as problem:
+        if include_path is None:
+            raise
+        raise HarnessError(
+            f"--include-path {include_path}: a YAML in it is no task of lm-eval ({in_one_line(problem)}); correct it"
+        ) from problem
 
 
 def _leaves(index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None) -> Iterator[Leaf]:

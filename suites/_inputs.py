@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness.untrusted import text_of
 from suites._definition import Leaf, _strings, beneath
 
 # Calls that read something: the last part of their name. A method of a path reads what the path names.
@@ -60,7 +61,7 @@ def _definition(path: Path, seen: set[Path]) -> set[Path]:
     if path in seen:
         return seen
     seen.add(path)
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path)
     for module in re.findall(r"!function\s+([\w.]+)\.\w+", text):
         code = path.parent / f"{module.replace('.', '/')}.py"
         if code.is_file():

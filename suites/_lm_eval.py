@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, in_one_line
+from harness.untrusted import Limits, text_of
+
+_YAML = Limits(bytes=8 * 2**20)  # shots may stand in it
+_PARTS = 200_000  # values of one file
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -19,8 +23,30 @@ Rows = Iterable[Mapping[str, Any]]
 def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
     """Read a task's YAML as lm-eval does: `include` merged in, `!function` imported, or kept as text if not `functions`."""
     from lm_eval.tasks._yaml_loader import load_yaml
+    from yaml import YAMLError
 
-    return dict(load_yaml(path, resolve_func=functions))
+    text_of(path, _YAML)
+    try:
+        found = dict(load_yaml(path, resolve_func=functions))
+    except (YAMLError, RecursionError) as problem:
+        raise HarnessError(f"{path} is no YAML ({in_one_line(problem)}); correct it") from problem
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as problem:
+        if functions:
+            raise  # a function's own module: whoever builds the task says so
+        raise HarnessError(f"{path} is no task of lm-eval ({in_one_line(problem)}); correct it") from problem
+    _refuse_large(found, path)
+    return found
+
+
+def _refuse_large(value: Any, path: Path) -> None:
+    """Refuse a YAML that a few aliases blow up, or that holds itself: whoever walks it would not come back."""
+    waiting, count = [value], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if count > _PARTS:
+            raise HarnessError(f"{path} holds more than {_PARTS:,} values, its aliases written out; correct it")
+        waiting += [*part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
 
 
 def builtin_path(relative: str) -> Path:

@@ -5,6 +5,7 @@ Kind, version and primary figure are read from the YAML alone, so that planning 
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from harness.contract import Example, Grade, Split
 from harness.data import DataSource, NoSplit, interleaved
-from harness.errors import HarnessError
+from harness.errors import HarnessError, in_one_line
 from harness.items import number_of
 from harness.means import weighted
 from harness.seeding import seeded_as_lm_eval
@@ -54,9 +55,16 @@ class OutsideTask:
         if folder is not None and not folder.is_dir():
             raise HarnessError(f"no folder at {include_path}; give --include-path a folder with lm-eval task files (.yaml)")
         self.name = name
-        self._leaves, averages = find(name.removeprefix(PREFIX), folder)
+        self._chance: float | None = None
+        self._docs: dict[str, tuple[Any, Any]] = {}  # gold -> task and doc, for `grade`
+        with _as_tasks_are(name):
+            self._read(folder)
+
+    def _read(self, folder: Path | None) -> None:
+        """Read the definition and what can be told from it alone."""
+        self._leaves, averages = find(self.name.removeprefix(PREFIX), folder)
         if not self._leaves:
-            raise HarnessError(f"{name} is an empty group; pick another task")
+            raise HarnessError(f"{self.name} is an empty group; pick another task")
         self._settings = [leaf.settings() for leaf in self._leaves]
         self.kind = self._one_kind()
         self._refuse_what_cannot_be_asked()
@@ -69,8 +77,6 @@ class OutsideTask:
             self.notes += (f"{self.unknown_inputs}, so nothing of this task is kept from run to run",)
         self.needs_hub = not all(reads_files(one) or one.get("custom_dataset") is not None for one in self._settings)
         self.version = self._version()
-        self._chance: float | None = None
-        self._docs: dict[str, tuple[Any, Any]] = {}  # gold -> task and doc, for `grade`
 
     def _one_kind(self) -> Literal["generate", "choose", "perplexity"]:
         types = sorted({str(settings.get("output_type", "generate_until")) for settings in self._settings})
@@ -133,7 +139,8 @@ class OutsideTask:
         if self.kind != "choose":
             return 0.0
         if self._chance is None:
-            self._chance = _chance(self._built, by_size=self.by_size)
+            with _as_tasks_are(self.name):
+                self._chance = _chance(self._built, by_size=self.by_size)
         return self._chance
 
     @cached_property
@@ -231,6 +238,20 @@ class OutsideTask:
             extracted=None if extracted.strip() in {"", "[invalid]"} else extracted,  # "[invalid]": lm-eval's word for no match
             correct=value is not None and (value <= 0 if lower else value >= 1),  # full marks
         )
+
+
+@contextmanager
+def _as_tasks_are(name: str) -> Iterator[None]:
+    """Turn what a definition of another shape than a task's does to its readers into one line."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except HarnessError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RecursionError, SyntaxError, TypeError, ValueError,
+            TemplateError) as problem:  # fmt: skip
+        raise HarnessError(f"{name} is not written as lm-eval's tasks are ({in_one_line(problem)}); correct its YAML") from problem
 
 
 def _build(leaf: Leaf) -> Any:

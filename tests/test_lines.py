@@ -51,3 +51,43 @@ def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
     with pytest.raises(ValueError, match="Expecting value"):
         list(json_lines(packed))
     assert lines_of("a\nb") == lines_of("a\nb\n") == ["a", "b"] and lines_of("") == [] and lines_of("\n") == [""]
+
+
+def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
+    path = tmp_path / "answers" / "ab" / "abc.jsonl"
+    for number in range(3):
+        Journal(path).put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
+    entry = Entry(kind="answers", path=path, bytes=1, changed=0.0)
+    whole = path.read_text(encoding="utf-8")
+    old = json.dumps(["key1", ["answer 1", 3, "eos"], 0.5]) + "\n"  # of a version without digests
+    lines = whole.splitlines(keepends=True)
+    for harmed in (
+        whole.replace("answer 1", "answer 7"),
+        whole.replace("key1", "key9"),
+        lines[0] + old + lines[2],
+        lines[0] + "[1, 2]\n" + lines[2],
+    ):
+        path.write_text(harmed, encoding="utf-8")
+        assert damage_of(entry).startswith("line 2: ")
+        journal = Journal(path)
+        assert "1 kept answers are not as they were written (line 2" in journal.damage() and "asked again" in journal.damage()
+        assert journal.get("key1") is None and journal.get("key9") is None and journal.get("key2") == (["answer 2", 3, "eos"], 0.5)
+        journal.put("key1", ["answer 1", 3, "eos"], 0.5)
+        assert damage_of(entry) == "" == Journal(path).damage()
+        assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_edited_rows_of_items_are_shown_nowhere_and_old_ones_without_digests_are(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    write_rows(path, [row("a"), row("b")])
+    lines = path.read_text().splitlines(keepends=True)
+    bare = [json.dumps({name: value for name, value in json.loads(line).items() if name != "digest"}) + "\n" for line in lines]
+
+    def shown():
+        return [one["text"] for one in Evidence(path, None).answers()]
+
+    for text, left in ((lines[0].replace('"a"', '"z"') + lines[1], ["b"]), (bare[0] + lines[1], ["b"]), ("".join(bare), ["a", "b"])):
+        path.write_text(text)
+        assert shown() == left
+        with pytest.raises(ValueError, match=r"samples\.jsonl: line 1"):
+            read_rows(path)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from harness import claims, glossary, groups, quality, record, report
 from harness.cli import app
+from harness.errors import HarnessError
 from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, SharedCost, TaskScore
 from harness.store import read_all
 from harness.table import Best
@@ -389,12 +390,38 @@ def test_the_newest_record_of_a_row_counts_and_the_older_is_said():
 def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
     from harness.store import keep_records
 
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "stale.json").write_text("{}")
+    record.write(tmp_path / "records" / "stale.json", make("stale", 0.1, seed=9))
     keep_records(RECORDS, tmp_path / "records")
     read, problems = read_all(tmp_path)
     assert not problems and report.markdown(read) == report.markdown(RECORDS)
-    assert (tmp_path / "records" / "cot-seed2.json").exists()
+    assert (tmp_path / "records" / "cot-seed2.json").exists() and not (tmp_path / "records" / "stale.json").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"kind": "run", "cells": []}', "torn {", '{"name": "my-package", "schema": 3}'])
+def test_keeping_records_touches_no_file_that_is_none(text, tmp_path):
+    from harness.store import keep_records
+
+    (tmp_path / "records").mkdir()
+    foreign = tmp_path / "records" / "package.json"
+    foreign.write_text(text)
+    keep_records(RECORDS, tmp_path / "records")
+    keep_records(RECORDS[:2], tmp_path / "records")
+    assert foreign.read_text() == text and len(list((tmp_path / "records").iterdir())) == 3
+    (tmp_path / "records" / "teacher.json").write_text(text)
+    with pytest.raises(HarnessError, match=r"teacher\.json is no record"):
+        keep_records(RECORDS, tmp_path / "records")
+    assert (tmp_path / "records" / "teacher.json").read_text() == text
+
+
+def test_a_folder_that_is_no_study_is_refused_and_left_as_it_is(tmp_path):
+    from harness.store import keep_records
+
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(HarnessError, match="not empty, and no study"):
+        keep_records(RECORDS, tmp_path / "records")
+    with pytest.raises(HarnessError, match="is a file"):
+        keep_records(RECORDS, tmp_path / "thesis.tex" / "records")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_records_survive_a_round_trip(tmp_path):
@@ -914,3 +941,58 @@ def test_the_table_names_every_task_that_a_row_was_not_trained_on(names):
     assert [line for line in text.splitlines() if "not trained on" in line] == [
         f"- {name}, response: not trained on: {name} has no train split." for name in names
     ]
+
+
+def test_every_committed_record_is_signed_and_none_is_read_without_its_digest(tmp_path):
+    paths = sorted(Path(__file__).parents[1].glob("results/*/records/*.json"))
+    assert len(paths) > 150
+    for path in paths:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        assert data["schema"] >= record._SIGNED and len(data["digest"]) == 64, path
+    del data["digest"]
+    for schema in (record.SCHEMA, record.SCHEMA - 1):
+        (tmp_path / "x.json").write_text(json.dumps({**data, "schema": schema}))
+        with pytest.raises(BadRecord, match="has a digest, and it has none"):
+            record.read(tmp_path / "x.json")
+
+
+def test_a_record_that_says_an_older_schema_than_its_fields_is_refused(tmp_path):
+    whole = RECORDS[0].model_dump(mode="json", by_alias=True)
+    whole["scores"][0]["metric"] = "exact_match"
+    for schema in (1, 5):
+        (tmp_path / "x.json").write_text(json.dumps({**whole, "schema": schema}))
+        with pytest.raises(BadRecord, match=f"says schema {schema}, and metric came with schema"):
+            record.read(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("schema", [[], {}, "7", 7.0, None, True, 0, -1, 99, 10**17])
+def test_a_schema_that_is_no_number_of_ours_is_said(schema, tmp_path):
+    whole = RECORDS[0].model_dump(mode="json", by_alias=True)
+    (tmp_path / "x.json").write_text(json.dumps({**whole, "schema": schema}))
+    with pytest.raises(BadRecord, match="schema"):
+        record.read(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("cells", [None, {}, "key", [], [1], ["../../etc"], [[]], [""]])
+def test_a_run_file_without_cells_is_one_line(cells, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a.json").write_text(json.dumps({"kind": "run", "cells": cells} if cells is not None else {"kind": "run"}))
+    found = CliRunner().invoke(app, ["report", str(tmp_path / "runs" / "a.json")], standalone_mode=False)
+    assert isinstance(found.exception, HarnessError) and "cells are no list of keys" in str(found.exception)
+
+
+HOSTILE = "x|y <b>z</b> \x1b]0;owned\x07 =1+1 \\input{a}\n\\input{b} " + "w" * 100_000
+
+
+def test_hostile_names_and_reasons_reach_no_form_as_they_are(tmp_path):
+    bad = make("cot", 0.1, seed=8).model_copy(
+        update={"label": "=cmd|'x'!A0\x1b[31m", "status": "failed", "reason": HOSTILE, "scores": (), "tasks": RECORDS[0].tasks}
+    )
+    folder = tmp_path / "tables"
+    report.write_tables([*RECORDS, bad], folder)
+    for path in folder.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "\x1b" not in text and "\x07" not in text and "w" * 3_000 not in text, path
+    assert "\n\\input" not in (folder / "tables.tex").read_text() and "<b>" not in (folder / "table.md").read_text()
+    for path in folder.glob("*.csv"):
+        assert not any(cell[:1] in "=@" and cell for row in csv.reader(path.open()) for cell in row), path

@@ -1,0 +1,81 @@
+r"""One sanitiser of text that others wrote, and one escaper a form: terminal, Markdown, LaTeX, CSV, HTML. No torch.
+
+A reason, a name or a remark may come from a model folder, a library's error or a record that somebody sent. `clean` takes from it what
+is no text - control characters, terminal escape sequences with what they carry (colours, window titles, links), marks that turn the
+direction of writing - and cuts what is longer than anybody reads. What is left is one line, and what was clean comes back as it is.
+"""
+
+import html
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LONGEST = 2_000  # characters: a reason has 300 at most
+# Escape sequences: operating-system commands and other strings up to their end, control sequences, and single ones.
+_SEQUENCES = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]{0,4096}(?:\x07|\x1b\\|\x9c)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+_BREAKS = re.compile(r"[ \t]*[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+[ \t]*")
+_HALVES = re.compile(r"[\ud800-\udfff]")  # of surrogate pairs, which no encoding takes
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_DIRTY = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_BAR = re.compile(r"(\\*)\|")
+_FORMULA = re.compile(r"[=+\-@]")
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?\b|-$")
+
+
+def clean(text: str, longest: int = LONGEST) -> str:
+    """Return a text as one line that any terminal and file may show; a text that is one comes back as the same object."""
+    if not _DIRTY.search(text) and len(text) <= longest:
+        return text
+    cut = text[: 8 * longest]  # a bound before the work
+    made = _UNSHOWN.sub("\ufffd", _HALVES.sub("?", _BREAKS.sub(" ", _SEQUENCES.sub("", cut)))).strip()
+    return made if len(made) <= longest and len(cut) == len(text) else f"{made[:longest]} ... (cut; {len(text):,} characters)"
+
+
+def clean_all(value: Any) -> Any:
+    """Return JSON-like data with every text and every name in it clean."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(name) if isinstance(name, str) else name: clean_all(part) for name, part in value.items()}
+    return [clean_all(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def markdown_text(text: str) -> str:
+    """Return a text that may stand in a line of Markdown: it opens no tag and makes no link."""
+    return _TAG.sub("&lt;", clean(text)).replace("](", r"]\(")
+
+
+def markdown_cell(text: str) -> str:
+    """Return a text that may stand in a cell of a Markdown table: in addition no bar ends the cell, whatever stands before it."""
+    return _BAR.sub(lambda bar: f"{2 * bar[1]}\\|", markdown_text(text))
+
+
+_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Return a text for a cell or a heading of LaTeX."""
+    return "".join(_TEX.get(letter, letter) for letter in clean(text))
+
+
+def tex_comment(text: str) -> str:
+    """Return a text that may stand behind a percent sign: it has no line break, and the comment ends where it ends."""
+    return clean(text)
+
+
+def csv_cell(value: object) -> object:
+    """Return a cell of a CSV file: a text that a spreadsheet would compute (`=`, `+`, `-`, `@`) begins with an apostrophe; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def html_text(text: str) -> str:
+    """Return a text for a page."""
+    return html.escape(clean(text))

@@ -1,0 +1,184 @@
+r"""The one reader of what a person or another process wrote: JSON, JSON lines, TOML. Bounded, typed, one line where it fails. No torch.
+
+Every bound is far above what such files hold and far below what breaks a process: bytes before they are read, digits before they become
+a number, depth before anything walks the value. Names that stand twice in an object are refused: which of the two counts is no reader's
+to choose. UTF-8 with or without a byte order mark; a line ends at `\n` alone.
+"""
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from harness.errors import HarnessError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may be at most."""
+
+    bytes: int = 256 * 2**20  # a record with every item of full MMLU has 3 MB
+    depth: int = 64  # a record has 8
+    digits: int = 18  # of an integer: what 64 bits hold
+    twice: bool = False  # a name may stand twice in an object, and the last one counts
+
+
+USUAL = Limits()
+# Files of model folders: tokenizers write "no longest length" as a number of 31 digits; libraries let the last of two names count.
+MODEL = Limits(digits=40, twice=True)
+LINE = Limits(bytes=16 * 2**20, digits=40)  # one line of a file of lines
+SETTINGS = Limits(bytes=2**20, depth=16)  # what a person types: run files, suites, options
+_SHOWN = 60  # characters of what was found
+
+
+class Unreadable(HarnessError, ValueError):
+    """A file, or a line of one, that cannot be read: its name, what was found, what is right."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def text_of(path: Path, limits: Limits = USUAL) -> str:
+    """Return a file's text, without its byte order mark; no folder, pipe or device is opened."""
+    try:
+        if not path.is_file():
+            raise Unreadable(f"{path}: {'no file' if path.exists() else 'no such file'}")
+        with path.open("rb") as stream:
+            data = stream.read(limits.bytes + 1)
+    except OSError as problem:
+        raise Unreadable(f"{path}: cannot be read ({problem.strerror})") from problem
+    except ValueError as problem:  # a NUL in the path
+        if isinstance(problem, Unreadable):
+            raise
+        raise Unreadable(f"{str(path)!r}: no path ({problem})") from problem
+    return decoded(data, str(path), limits)
+
+
+def decoded(data: bytes, where: str, limits: Limits = USUAL) -> str:
+    """Return the text of bytes that are UTF-8, with or without a byte order mark, and no more than a file may be."""
+    if len(data) > limits.bytes:
+        raise Unreadable(f"{where}: more than {limits.bytes:,} bytes, which no such file has")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise Unreadable(f"{where}, line {line}: not UTF-8 ({problem.reason}); save the file as UTF-8") from problem
+
+
+def parsed(text: str, where: str, limits: Limits = USUAL, *, what: str = "file") -> Any:
+    """Return the value of one JSON text. `where` begins every message: a file, or a file and a line."""
+
+    def integer(digits: str) -> int:
+        if len(digits.lstrip("-")) > limits.digits:
+            raise Unreadable(f"{where}: a number of {len(digits):,} digits; at most {limits.digits} are read")
+        return int(digits)
+
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs) and not limits.twice:
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise Unreadable(f"{where}: {_short(twice)} stands twice in one object; leave one of them")
+        return made
+
+    try:
+        value = json.loads(text, parse_int=integer, object_pairs_hook=fields)
+    except Unreadable:
+        raise
+    except RecursionError:
+        raise Unreadable(f"{where}: nested deeper than {limits.depth} levels") from None
+    except ValueError as problem:
+        raise Unreadable(f"{where}: not a whole JSON {what} ({problem})") from problem
+    _refuse_depth(value, where, limits)
+    return value
+
+
+def _refuse_depth(value: Any, where: str, limits: Limits) -> None:
+    """Refuse what is nested so deeply that whoever walks it next would run out of stack."""
+    level, depth = [value], 0
+    while level := [part for one in level for part in _parts(one) if isinstance(part, (dict, list))]:
+        depth += 1
+        if depth >= limits.depth:
+            raise Unreadable(f"{where}: nested deeper than {limits.depth} levels")
+
+
+def _parts(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def read_json(path: Path, limits: Limits = USUAL) -> Any:
+    """Return what a JSON file holds. Raises `Unreadable`."""
+    return parsed(text_of(path, limits), str(path), limits)
+
+
+def read_object(path: Path, limits: Limits = USUAL) -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises `Unreadable`, also for any other value."""
+    value = read_json(path, limits)
+    if not isinstance(value, dict):
+        raise Unreadable(f"{path}: it holds {kind_of(value)}, not a JSON object")
+    return value
+
+
+def read_as(path: Path, kind: type[Model], limits: Limits = USUAL) -> Model:
+    """Return a JSON file as a model of pydantic's. Raises `Unreadable` with the first field that is wrong."""
+    return checked(read_json(path, limits), kind, str(path))
+
+
+def checked(value: Any, kind: type[Model], where: str) -> Model:
+    """Return a value as a model of pydantic's. Raises `Unreadable` with the first field that is wrong."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise Unreadable(f"{where}: {place}: {first['msg']}") from problem
+
+
+def value_of_line(line: bytes, where: str) -> Any:
+    """Return the value of one line of a file of JSON lines; `where` names both. Raises `Unreadable`."""
+    return parsed(decoded(line, where, LINE), where, LINE, what="line")
+
+
+def read_toml(path: Path, limits: Limits = SETTINGS) -> dict[str, Any]:
+    """Return what a TOML file holds. Raises `Unreadable`."""
+    text = text_of(path, limits)
+    try:
+        value = tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError:
+        raise Unreadable(f"{path}: nested deeper than {limits.depth} levels") from None
+    except ValueError as problem:  # its own error, and a number of more digits than Python reads
+        raise Unreadable(f"{path} is no TOML ({problem})") from problem
+    _refuse_depth(value, str(path), limits)
+    _refuse_numbers(value, str(path), limits)
+    return value
+
+
+def _refuse_numbers(value: Any, where: str, limits: Limits) -> None:
+    """Refuse integers that no setting has: TOML's reader takes them as they come."""
+    if isinstance(value, int) and abs(value) >= 10**limits.digits:
+        raise Unreadable(f"{where}: a number of more than {limits.digits} digits")
+    for part in _parts(value):
+        _refuse_numbers(part, where, limits)
+
+
+def typed(text: str) -> Any:
+    """Return the value of a word typed as JSON, or the word itself: `4`, `true`, `auto`."""
+    try:
+        value = parsed(text, "", SETTINGS)
+    except Unreadable:
+        return text
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def kind_of(value: Any) -> str:
+    """Say what a JSON value is, with an article."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

@@ -1,0 +1,471 @@
+"""What is fuzzed: a whole file of every kind, how it is harmed, and which of the harness's readers then reads it."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _mutations import BINARY, HEADER, JSON, LINES, SETTINGS, Mutation
+from _records import frozen, scored
+from typer.testing import CliRunner
+
+from harness.baseline import read_baseline, write_baseline
+from harness.cache import COMPARED, Entry, damage_of, described, description_of
+from harness.checkpoint import file_digest, read_signed, write_signed, write_whole
+from harness.cli import app
+from harness.errors import CellFailed, HarnessError
+from harness.evidence import Evidence
+from harness.items import ItemRow, read_rows, write_rows
+from harness.journal import Journal
+from harness.record import BadRecord, read, write
+from harness.store import Store, read_all
+
+SECONDS = 20.0  # that no reading of a small file takes
+EMBEDDED = Path(__file__).parents[2] / "harness" / "embedded" / "tiny"
+TASKS = Path(__file__).parents[1] / "tasks"
+_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+Believed = dict[str, Any]  # what a reader took for true, by name; what it refused, or made again, is not in it
+
+
+class Hang(BaseException):
+    """A reader that does not come back."""
+
+
+class Raw(Exception):
+    """A terminal was told something by a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One kind of file: `make` writes a whole one below a folder and returns it, `read` reads it and returns what it believes."""
+
+    name: str
+    mutations: Sequence[Mutation]
+    make: Callable[[Path], Path]
+    read: Callable[[Path, Path], Believed]
+    signed: bool  # what is believed of a harmed file must be what was written
+    heavy: bool = False  # needs torch
+
+
+@dataclass
+class Found:
+    """What came of the mutations of one kind."""
+
+    tried: int = 0
+    refused: int = 0
+    tracebacks: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+
+
+def command(*arguments: object) -> str:
+    """Run the command in this process; return what it printed, raise what a user would see as a traceback."""
+    done = CliRunner().invoke(app, [str(one) for one in arguments], standalone_mode=False)
+    if done.exception is not None and not isinstance(done.exception, SystemExit) and not hasattr(done.exception, "format_message"):
+        raise done.exception
+    _refuse_raw(done.output)
+    return done.output
+
+
+def _refuse_raw(text: str) -> None:
+    if found := _UNSHOWN.search(text):
+        raise Raw(f"{found[0]!r} in {text[max(0, found.start() - 60) : found.end() + 20]!r}")
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise `Hang` where the block takes longer."""
+
+    def late(*_: object) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fuzz(target: Target, folder: Path, *, count: int, seed: int = 0, seconds: float = SECONDS) -> Found:
+    """Harm a file `count` times, each time from the whole one, and read it; return what came of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    path = target.make(folder)
+    whole = path.read_bytes()
+    truth = json.loads(json.dumps(target.read(folder, path), default=str))
+    assert truth, f"{target.name}: the whole file is not believed"
+    found = Found()
+    for number in range(count):
+        draw = random.Random(f"{seed}/{target.name}/{number}")
+        path.write_bytes(_harmed(target, whole, draw))
+        found.tried += 1
+        _judge(target, folder, path, truth, found, f"{target.name} {seed}/{number}", seconds)
+        if not path.parent.is_dir():
+            target.make(folder)
+    return found
+
+
+def _harmed(target: Target, whole: bytes, draw: random.Random) -> bytes:
+    """Return harmed bytes; a mutation that needs a form that the file has lost gives way to another."""
+    while True:
+        try:
+            return draw.choice(target.mutations)(whole, draw)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue
+
+
+def _judge(target: Target, folder: Path, path: Path, truth: Believed, found: Found, name: str, seconds: float) -> None:
+    try:
+        with within(seconds):
+            believed = json.loads(json.dumps(target.read(folder, path), default=str))
+    except Hang:
+        found.hangs.append(name)
+    except (HarnessError, CellFailed, BadRecord) as problem:
+        found.refused += 1
+        if "\n" in str(problem) or _UNSHOWN.search(str(problem)) or len(str(problem)) > 3_000 or not str(problem):
+            found.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
+    except Raw as problem:
+        found.silent.append(f"{name}: raw: {problem}")
+    except Exception as problem:  # noqa: BLE001  any other is what is looked for
+        place = traceback.extract_tb(problem.__traceback__)[-1]
+        found.tracebacks.append(f"{name}: {type(problem).__name__}: {str(problem)[:120]} ({Path(place.filename).name}:{place.lineno})")
+    else:
+        found.refused += not believed
+        lies = [key for key, value in believed.items() if truth.get(key) != value] if target.signed else []
+        if lies:
+            found.silent.append(f"{name}: {lies[0]} is believed: {str(believed[lies[0]])[:80]}")
+
+
+# Records, baselines, run files
+
+
+def _records(folder: Path) -> list[Any]:
+    teacher = scored("teacher", "1" * 40).model_copy(update={"measurements": ()})
+    return [teacher, scored("cot", "10" * 20, 1), scored("plain", "100" * 13 + "1", 1, control=True)]
+
+
+def _study(folder: Path) -> Path:
+    for one in _records(folder):
+        write(folder / "study" / "records" / f"{one.label}.json", one)
+    return folder / "study" / "records" / "cot.json"
+
+
+def _read_record(folder: Path, path: Path) -> Believed:
+    command("report", folder / "study", "--out", folder / "tables", "--forms", "md,tex,csv,json")
+    for made in (folder / "tables").iterdir():
+        _refuse_raw(made.read_text(encoding="utf-8"))
+    return {"record": read(path).model_dump(mode="json")}
+
+
+def _baseline(folder: Path) -> Path:
+    write_baseline(folder / "baseline.json", frozen(*_records(folder)))
+    _study(folder)
+    return folder / "baseline.json"
+
+
+def _read_baseline(folder: Path, path: Path) -> Believed:
+    command("baseline", "show", path)
+    command("baseline", "diff", path, folder / "study")
+    command("check", folder / "study", "--baseline", path, "--json", folder / "verdict.json")
+    return {"baseline": read_baseline(path).model_dump(mode="json")}
+
+
+def _run(folder: Path) -> Path:
+    store = Store(folder / "store")
+    store.prepare()
+    for one in _records(folder):
+        write(store.record_path(one.key), one)
+    return store.write_run({"methods": ["cot"], "seeds": 1}, [one.key for one in _records(folder)])
+
+
+def _read_run(folder: Path, path: Path) -> Believed:
+    command("report", path, "--out", folder / "tables")
+    records, problems = read_all(path)
+    return {} if problems else {"cells": [one.key for one in records]}
+
+
+# What a person types
+
+
+_RUN_TOML = """methods = ["cot", "response[temperature=4]"]
+suite = ["math"]
+teacher = "tiny=0.5,tiny-math=0.5"
+student = "depth:0.5"
+seeds = 2
+budget = 1000
+rows = 50
+controls = true
+limit = 20
+batch-size = 8
+system = "Be short."
+out = "results/runs"
+noise = 10
+grid = "none"
+[set.response]
+temperature = 2.0
+"""
+
+
+def _toml(folder: Path) -> Path:
+    write_whole(folder / "run.toml", _RUN_TOML)
+    return folder / "run.toml"
+
+
+def _read_toml(folder: Path, path: Path) -> Believed:
+    from harness.config import build, read_toml
+
+    return build(read_toml(path), where=str(path)).model_dump(mode="json")
+
+
+def _suite(folder: Path) -> Path:
+    write_whole(folder / "mine.toml", 'name = "mine"\ntasks = ["gsm8k-mini", "mmlu-mini"]\nmeasure = true\nhelp = "both"\n')
+    return folder / "mine.toml"
+
+
+def _read_suite(folder: Path, path: Path) -> Believed:
+    import suites
+
+    return {name: str(suite.tasks) for name, suite in suites.resolve([str(path)], embedded=True).items()}
+
+
+def _measured(folder: Path) -> Path:
+    one = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
+    write_whole(
+        folder / "measured.json", json.dumps({"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]})
+    )
+    _study(folder)
+    return folder / "measured.json"
+
+
+def _read_measured(folder: Path, path: Path) -> Believed:
+    return {"told": command("check", folder / "study", "--measured", path)}
+
+
+def _data(folder: Path) -> Path:
+    lines = [json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) for n in range(6)]
+    write_whole(folder / "data" / "test.jsonl", "\n".join(lines) + "\n")
+    return folder / "data" / "test.jsonl"
+
+
+def _read_data(folder: Path, path: Path) -> Believed:
+    from harness.data import DataSource
+
+    return {"rows": len(DataSource(folder=folder / "data").rows("test.jsonl", fields=("question", "answer")))}
+
+
+def _yaml(folder: Path) -> Path:
+    shutil.copytree(TASKS, folder / "tasks")
+    return folder / "tasks" / "arc_style.yaml"
+
+
+def _own_tasks(place: str | None, defaults: bool) -> dict[str, Any]:
+    return {} if defaults else _INDEX[0](place, False)
+
+
+_INDEX: list[Callable[[str | None, bool], dict[str, Any]]] = []  # lm-eval's index, before it was replaced
+
+
+def _read_yaml(folder: Path, path: Path) -> Believed:
+    import suites
+    from suites import _definition
+
+    if not _INDEX:
+        _INDEX.append(_definition._index.__wrapped__)
+    _definition._index = _own_tasks  # read anew every time, and without lm-eval's own tasks, which take 20 s
+    task = suites.load("lm-eval:arc_style", include_path=folder / "tasks")
+    return {"version": task.version, "chance": getattr(task, "chance", 0.0)}
+
+
+# Side files of cells and the cache
+
+
+def _row(item: int) -> ItemRow:
+    return ItemRow(
+        task="t", item=item, group="", doc_hash="d", prompt_hash="p", target_hash="t", gold=str(item), text=f"answer\u2028 {item}",
+        extracted={"acc": str(item)}, correct={"acc": True}, tokens=3, stop="eos", log_probabilities=(-1.5, -2.0), prompt="q",
+    )  # fmt: skip
+
+
+def _samples(folder: Path) -> Path:
+    write_rows(folder / "samples.jsonl", map(_row, range(5)))
+    return folder / "samples.jsonl"
+
+
+def _read_samples(folder: Path, path: Path) -> Believed:
+    shown = {f"shown {one['item']}": one for one in Evidence(path, None).answers()}
+    rows = {f"row {row.item}": [row.text, row.correct, row.log_probabilities, row.tokens] for row in read_rows(path)}
+    return {**shown, **rows}
+
+
+def _training(folder: Path) -> Path:
+    write_whole(
+        folder / "training.jsonl", "".join(json.dumps({"step": step, "ce": 1 / step, "seen": 10 * step}) + "\n" for step in range(1, 6))
+    )
+    return folder / "training.jsonl"
+
+
+def _read_training(folder: Path, path: Path) -> Believed:
+    return {"steps": len(list(Evidence(None, path).steps()))}
+
+
+def _answers(folder: Path) -> Path:
+    path = folder / "cache" / "answers" / "ab" / "abc.jsonl"
+    journal = Journal(path)
+    for number in range(5):
+        journal.put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
+    return path
+
+
+def _read_answers(folder: Path, path: Path) -> Believed:
+    said = command("cache", "verify", "--cache", folder / "cache")
+    journal = Journal(path)
+    if journal.dropped and "DAMAGED" not in said:
+        return {"verify": said}
+    return {key: held for key, held in ((f"key{number}", journal.get(f"key{number}")) for number in range(5)) if held is not None}
+
+
+def _done(folder: Path) -> Path:
+    (folder / "student").mkdir()
+    write_whole(folder / "cost.json", '{"seconds": 1.0}')
+    write_signed(folder / "done.json", {"path": "student", "parents": ["d"], "digest": "s", "cost": file_digest(folder / "cost.json")})
+    return folder / "done.json"
+
+
+def _read_done(folder: Path, path: Path) -> Believed:
+    from harness.cell import _made_before
+
+    told = _made_before(folder, lambda one: None)
+    return {} if told is None else told.model_dump(mode="json")
+
+
+def _cost(folder: Path) -> Path:
+    _done(folder)
+    return folder / "cost.json"
+
+
+def _read_cost(folder: Path, path: Path) -> Believed:
+    return {"cost": path.read_text(encoding="utf-8")} if _read_done(folder, path) else {}
+
+
+def _traces(folder: Path) -> Path:
+    import hashlib
+
+    payload = json.dumps({"texts": [[{"text": "a", "tokens": 1, "stop": "eos"}]], "tokens": 1, "seconds": 1.0, "flops": 1.0})
+    path = folder / "cache" / "traces" / "abc.json"
+    write_whole(path, json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}))
+    return path
+
+
+def _read_traces(folder: Path, path: Path) -> Believed:
+    command("cache", "verify", "--cache", folder / "cache")
+    return {} if damage_of(Entry("traces", path, 1, 0.0)) else {"payload": json.loads(path.read_bytes())["payload"]}
+
+
+def _rates(folder: Path) -> Path:
+    path = folder / "cache" / "rates" / "abc.json"
+    write_signed(path, {"losses": {"0.001": 2.0, "0.002": 1.5}, "cost": {"seconds": 1.0}})
+    return path
+
+
+def _read_rates(folder: Path, path: Path) -> Believed:
+    command("cache", "verify", "--cache", folder / "cache")
+    return {} if damage_of(Entry("rates", path, 1, 0.0)) else {"rates": read_signed(path)}
+
+
+def _meta(folder: Path) -> Path:
+    place = folder / "cache" / "teachers" / "abc"
+    write_whole(place / "index.npz", "numbers")
+    meta = {"version": 2, "teacher": "t", "k": 8, "shards": 3, "files": {"index.npz": file_digest(place / "index.npz")}}
+    write_whole(place / "meta.json", described(meta))
+    return place / "meta.json"
+
+
+def _read_meta(folder: Path, path: Path) -> Believed:
+    command("cache", "verify", "--cache", folder / "cache")
+    if damage_of(Entry("teachers", path.parent, 1, 0.0)):
+        return {}
+    return {name: value for name, value in description_of(path.parent).items() if name not in COMPARED}
+
+
+# Models from elsewhere
+
+
+def _model(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / "model").mkdir()
+        for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+            shutil.copy(EMBEDDED / file, folder / "model" / file)
+        return folder / "model" / name
+
+    return make
+
+
+def _read_model(folder: Path, path: Path) -> Believed:
+    from harness.arithmetic import Shape, parameters_on_disk, weight_bytes
+    from harness.checkpoint import refuse_torn
+    from harness.model import quantized_by
+    from harness.plan import has_chat_template
+    from harness.vocabulary import token_map
+
+    place = folder / "model"
+    refuse_torn(place)
+    shape = Shape.of_folder(place)
+    tokens = token_map(place)
+    told = [shape.parameters, parameters_on_disk(place), weight_bytes(place, "float32"), quantized_by(place), has_chat_template(place)]
+    return {"model": [*told, len(tokens or ())]}
+
+
+def _gguf(folder: Path) -> Path:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"])
+    writer.add_tensor("token_embd.weight", np.ones((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "a.gguf"
+
+
+def _read_gguf(folder: Path, path: Path) -> Believed:
+    from harness.model import gguf_kind
+
+    return {"kind": gguf_kind(path)}
+
+
+TARGETS = (
+    Target(name="record", mutations=JSON, make=_study, read=_read_record, signed=True),
+    Target(name="baseline", mutations=JSON, make=_baseline, read=_read_baseline, signed=True),
+    Target(name="run file", mutations=JSON, make=_run, read=_read_run, signed=True),
+    Target(name="run configuration", mutations=SETTINGS, make=_toml, read=_read_toml, signed=False),
+    Target(name="suite file", mutations=SETTINGS, make=_suite, read=_read_suite, signed=False),
+    Target(name="measured", mutations=JSON, make=_measured, read=_read_measured, signed=False),
+    Target(name="data", mutations=LINES, make=_data, read=_read_data, signed=False),
+    Target(name="samples", mutations=LINES, make=_samples, read=_read_samples, signed=True),
+    Target(name="training log", mutations=LINES, make=_training, read=_read_training, signed=False),
+    Target(name="answers", mutations=LINES, make=_answers, read=_read_answers, signed=True),
+    Target(name="done", mutations=JSON, make=_done, read=_read_done, signed=True),
+    Target(name="cost", mutations=JSON, make=_cost, read=_read_cost, signed=True),
+    Target(name="traces", mutations=JSON, make=_traces, read=_read_traces, signed=True),
+    Target(name="rates", mutations=JSON, make=_rates, read=_read_rates, signed=True),
+    Target(name="teacher's cache", mutations=JSON, make=_meta, read=_read_meta, signed=True),
+    Target(name="config", mutations=JSON, make=_model("config.json"), read=_read_model, signed=False),
+    Target(name="generation config", mutations=JSON, make=_model("generation_config.json"), read=_read_model, signed=False),
+    Target(name="tokenizer", mutations=JSON, make=_model("tokenizer.json"), read=_read_model, signed=False),
+    Target(name="tokenizer config", mutations=JSON, make=_model("tokenizer_config.json"), read=_read_model, signed=False),
+    Target(name="safetensors", mutations=HEADER, make=_model("model.safetensors"), read=_read_model, signed=False),
+    Target(name="GGUF", mutations=BINARY, make=_gguf, read=_read_gguf, signed=False),
+    Target(name="task YAML", mutations=SETTINGS, make=_yaml, read=_read_yaml, signed=False, heavy=True),
+)
