@@ -66,7 +66,8 @@ def _name_of(parameter: Any) -> str:
 def _refuse_empty(parameter: Any, value: Any) -> None:
     values = value if isinstance(value, (list, tuple)) else [value]
     if parameter.name not in _MAY_BE_EMPTY and any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
-        raise HarnessError(f"{_name_of(parameter)} is empty; leave it out for its default, or see --help for what it takes")
+        missing = ", so no method is asked for" if parameter.name == "methods" else ""
+        raise HarnessError(f"{_name_of(parameter)} is empty{missing}; leave it out for its default, or see --help for what it takes")
 
 
 def _refuse_no_number(parameter: Any, value: Any) -> None:
