@@ -46,7 +46,8 @@ def text_of(path: Path, limits: Limits = USUAL) -> str:
     """Return a file's text, without its byte order mark; no folder, pipe or device is opened."""
     try:
         if not path.is_file():
-            raise Unreadable(f"{path}: {'no file' if path.exists() else 'no such file'}")
+            stands = "a folder stands where a file should be" if path.is_dir() else "no file" if path.exists() else "no such file"
+            raise Unreadable(f"{path}: {stands}")
         with path.open("rb") as stream:
             data = stream.read(limits.bytes + 1)
     except OSError as problem:
