@@ -160,7 +160,12 @@ def test_every_family_has_a_shape(name, tmp_path):
     model = random_family(name)
     model.config.save_pretrained(tmp_path)
     shape = Shape.of_folder(tmp_path, name=name)
-    assert shape.layers == BLOCKS and shape.hidden == model.config.get_text_config().hidden_size and shape.parameters > 0 and shape.forward_flops(16) > 0
+    assert (
+        shape.layers == BLOCKS
+        and shape.hidden == model.config.get_text_config().hidden_size
+        and shape.parameters > 0
+        and shape.forward_flops(16) > 0
+    )
     assert shape.kv_bytes(batch=1, tokens=16, item=4) >= 0
     seconds, batch = _decoding(shape, 8, 16, 4, parse_hardware("cpu:2x8GB", []))
     assert seconds > 0 and 1 <= batch <= 8
