@@ -22,7 +22,7 @@ from harness.errors import HarnessError
 from harness.gate import Rules
 from harness.gate_frozen import LM_EVAL
 from harness.groups import TEACHER
-from harness.record import RunRecord, TaskScore
+from harness.record import RunRecord, Share, TaskScore
 from harness.untrusted import Unreadable, read_json
 
 SCHEMA = 2
@@ -100,8 +100,8 @@ class FrozenScore(_Frozen):
     unpaired: str = ""
     form: str = ""  # of a figure of all items together
     statistics: tuple[str, ...] = ()  # what each item adds to it
-    invalid_share: float = 0.0
-    truncated_share: float | None = None
+    invalid_share: Share = 0.0
+    truncated_share: Share | None = None
     tokens: float | None = None  # an answer, mean
     origin: Origin | None = None  # None of a score that no baseline holds yet
 
@@ -136,7 +136,7 @@ def _margin_is_one(given: "FrozenRow | Baseline") -> str:
     """Say where a margin is no share that could be kept or lost."""
     if given.margin is None:
         return ""
-    return "" if 0 < given.margin < (1 if given.points else 1.5) else f"{given.margin:g} is no share that could be kept or lost"
+    return "" if 0 < given.margin < 1 else f"{given.margin:g} is no share that could be kept or lost"
 
 
 def _tasks_are_distinct(row: "FrozenRow") -> str:
@@ -207,10 +207,15 @@ def _rows_are_distinct(baseline: "Baseline") -> str:
     return f"{double[0]}{'' if double[1] is None else f' (seed {double[1]})'} stands there twice" if double else ""
 
 
+def _history_is_there(baseline: "Baseline") -> str:
+    """Say where no move is written down: a baseline without a reason was not made by this program."""
+    return "" if baseline.history else "no move; a baseline has one for every reason that was given"
+
+
 class Baseline(_Frozen):
     """Everything in the file."""
 
-    checks: ClassVar[Checks] = (("margin", _margin_is_one), ("rows", _rows_are_distinct))
+    checks: ClassVar[Checks] = (("margin", _margin_is_one), ("rows", _rows_are_distinct), ("history", _history_is_there))
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
     kind: Literal["baseline"] = "baseline"

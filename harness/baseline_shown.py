@@ -1,7 +1,9 @@
 """What `harness baseline` prints: what is frozen, what changed, and what a check can show with so many items. No torch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from harness import stats
 from harness.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
@@ -67,11 +69,12 @@ def _moved(then: tuple[FrozenRow, FrozenScore], now: tuple[FrozenRow, FrozenScor
         counts = pairs(then[1].outcomes, now[1].outcomes)
         flips = f"{counts.teacher_only}/{counts.student_only}"
     margins = [margin_shown(row) for row, _ in (then, now)]
+    sizes = ["-" if row.weight_bytes is None else f"{row.weight_bytes:,}" for row, _ in (then, now)]
     return {
         "change": _change(then[1], now[1]), "score": f"{then[1].value:.4f} -> {now[1].value:.4f}", "lost/won": flips,
         "first accepted": _first_shown(now[1] if now[1].origin else then[1]),
         "own margin": margins[0] if margins[0] == margins[1] else " -> ".join(margins),
-        "bytes": "same" if then[0].weight_bytes == now[0].weight_bytes else f"{then[0].weight_bytes:,} -> {now[0].weight_bytes:,}",
+        "bytes": "same" if sizes[0] == sizes[1] else " -> ".join(sizes),
     }  # fmt: skip
 
 
@@ -122,9 +125,19 @@ def reach(made: Baseline, old: Baseline | None, records: Sequence[RunRecord], ru
         score = seeds[0][1]
         if score.packed and not score.parts and not score.unpaired:
             flips, source = _flips(seeds, old, records)
-            found.append(Reach(label, task, score.n, flips, source, smallest_drop(score.n, flips, alpha),
+            found.append(Reach(label, task, score.n, flips, source, _seen_from(score.n, flips, alpha, rules),
                                stats.items_for(0.0, rules.detect, alpha=alpha)))  # fmt: skip
     return found
+
+
+def _seen_from(n: int, flips: float, alpha: float, rules: Rules) -> float | None:
+    """Return from which true drop on a check says *regressed* with power .8: significant, and beyond the tolerance."""
+    drop = smallest_drop(n, flips, alpha)
+    if drop is None:
+        return None
+    z = NormalDist().inv_cdf(0.8)
+    beyond = rules.tolerance + z * math.sqrt(max(flips, rules.tolerance) / n)
+    return max(drop, beyond)
 
 
 def smallest_drop(n: int, flips: float, alpha: float) -> float | None:

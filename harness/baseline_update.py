@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from harness.baseline import ITEMS, Baseline, Change, FrozenRow, FrozenScore, Origin, freeze, read_baseline, write_baseline
 from harness.errors import HarnessError
@@ -53,6 +54,8 @@ def update(
             f"{path} does not move: {finding.name} regressed{against} ({finding.told}); mend it, or accept it with --accept-regression"
         )
     asked = _margin_asked(rules, old)
+    if not accept:
+        _refuse_falling_seeds(path, wanted, old)
     own, unclear = own_margins(path, wanted, replace(asked, rows=tuple(rows)), old, allowed=own_margin)
     change = _change(wanted, reason, tuple(dict.fromkeys(finding.name for finding, _ in regressed)))
     accepted = frozenset((finding.row, finding.task) for finding, _ in regressed)
@@ -115,6 +118,40 @@ def regressions(records: Sequence[RunRecord], old: Baseline | None, rows: Sequen
     return [(finding, "") for finding in now] + [(finding, f" against its first accepted value{_dated(old, finding)}") for finding in first]
 
 
+def _refuse_falling_seeds(path: Path, records: Sequence[RunRecord], old: Baseline | None) -> None:
+    """Refuse seeds that take the place of others and score less than the row's first accepted values, by more than the tolerance.
+
+    Items of other trainings are not paired with the frozen ones, so the check finds no record of theirs: this is seen by the means.
+    """
+    tolerance = Rules().tolerance
+    for label, frozen in _frozen_by_row(old).items():
+        fresh = [record for record in records if record.label == label]
+        if not fresh or {record.seed for record in fresh} & {row.seed for row in frozen}:
+            continue
+        for score in frozen[0].scores:
+            then = [known for row in frozen for known in row.scores if known.task == score.task]
+            now = [found for record in fresh if (found := record.score(score.task)) and found.items_digest == score.items_digest]
+            if not now:
+                continue
+            first, fell = fmean(one.first.value for one in then), fmean(one.value for one in now)
+            lower = now[0].lower_is_better
+            allowed = tolerance * (1.0 if score.unit == "share" and score.kind != "perplexity" else abs(first))
+            if (fell - first if lower else first - fell) > allowed:
+                raise HarnessError(
+                    f"{path} does not move: {label} {score.task}, other seeds than frozen, went from {score.shown(first)} (first accepted) "
+                    f"to {score.shown(fell)}; mend it, or accept it with --accept-regression"
+                )
+
+
+def _frozen_by_row(old: Baseline | None) -> dict[str, list[FrozenRow]]:
+    """Return the frozen rows that a draw made, by label."""
+    rows: dict[str, list[FrozenRow]] = {}
+    for row in old.rows if old else ():
+        if row.seed is not None:
+            rows.setdefault(row.label, []).append(row)
+    return rows
+
+
 def _dated(old: Baseline, finding: Finding) -> str:
     """Say since when a first accepted value stands."""
     scores = [score for row in old.rows if row.label == finding.row for score in row.scores if score.task == finding.task]
@@ -149,8 +186,8 @@ def own_margins(
     refused = {label: finding for label, finding in short.items() if label not in before and not allowed}
     if refused:
         raise HarnessError(_refusal(path, refused, rules, [name for name in claims if name not in refused], old))
-    own = {label: _what_it_keeps(records, claims[label], rules) if allowed and label in short else before[label]
-           for label in dict.fromkeys([*short, *before])}  # fmt: skip
+    weak = [label for label, findings in claims.items() if label not in met and any(_is_tested(one) for one in findings)] if allowed else []
+    own = {label: _what_it_keeps(records, claims[label], rules) for label in weak} | before
     unclear = [finding for label, findings in claims.items() if label not in own for finding in findings
                if finding.layer == "claim" and finding.verdict in (Verdict.cannot_tell, Verdict.not_comparable)]  # fmt: skip
     return own, [f"{one.row} {one.task}: whether it {rules.claim()} is not known ({one.told})" for one in unclear]
@@ -178,14 +215,34 @@ def _refusal(path: Path, refused: Mapping[str, Finding], rules: Rules, others: S
     )
 
 
+def _is_tested(finding: Finding) -> bool:
+    """Tell whether a claim has an interval, from which a margin can be read."""
+    return isinstance(finding.numbers.get("low"), float)
+
+
 def _what_it_keeps(records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules) -> float:
-    """Return a row's own margin: the lower end of its interval in whole per cents, rounded down; of points what it may lose, rounded up."""
+    """Return a row's own margin in whole per cents: the most that a check of these very records shows it to keep (points: the least lost).
+
+    From the lower end of its interval it goes down until the claim holds among all tests of the check (Holm's largest factor).
+    """
     label = findings[0].row
-    kept = [_kept(records, finding, rules) for finding in findings if isinstance(finding.numbers.get("low"), float)]
-    margin = math.ceil(100 * -min(kept) - 1e-9) / 100 if rules.points else math.floor(100 * min(kept) + 1e-9) / 100
+    tested = [finding for finding in findings if _is_tested(finding)]
+    kept = [_kept(records, finding, rules) for finding in tested]
+    percent = math.ceil(100 * -min(kept) - 1e-9) if rules.points else math.floor(100 * min(kept) + 1e-9)
+    percent = max(1, percent) if rules.points else min(99, percent)
+    while 0 < percent < 100 and not _shown_to_keep(records, tested, replace(rules, margin=percent / 100)):
+        percent += 1 if rules.points else -1
+    margin = percent / 100
     if not 0 < margin < 1:
         raise HarnessError(f"{label} keeps nothing that could be asked of it ({findings[0].told}); leave it out with --rows")
     return margin
+
+
+def _shown_to_keep(records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules) -> bool:
+    """Tell whether a check of these records would pass a row at this margin, whatever its other tests say."""
+    tests = max(int(finding.numbers.get("tests") or 1) for finding in findings)
+    alone = check(records, replace(rules, rows=(findings[0].row,), alpha=rules.alpha / tests)).findings
+    return all(one.verdict is Verdict.passed for one in alone if one.layer in _CLAIMS and _is_tested(one))
 
 
 def _kept(records: Sequence[RunRecord], finding: Finding, rules: Rules) -> float:
@@ -233,7 +290,8 @@ def _since(
     """Return a row's scores with their first accepted values, and which of them start anew."""
     before = next((row for row in (old.rows if old else ()) if (row.label, row.seed) == (record.label, record.seed)), None)
     if old is None or before is None:
-        return tuple(_first_of_all(score, change) for score in freeze(record).scores), []
+        moved = [f"{record.label} seed {record.seed} (the row was frozen with other seeds)"] if record.label in _frozen_by_row(old) else []
+        return tuple(_first_of_all(score, change) for score in freeze(record).scores), moved
     unlike = unlike_conditions(before, record)
     scores, anew = [], []
     for score in freeze(record).scores:

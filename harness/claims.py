@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 from harness.costs import speed_ratio
 from harness.groups import ALPHA, TEACHER, Group, Row, by_chance, compare, keeps, means_something, ordered
@@ -235,19 +235,25 @@ def _verdict(labels: Sequence[str], reached: Sequence[_Reached], testable: bool)
 
 
 def cost_order(found: Group) -> dict[str, str]:
-    """Judge the claimed order of costs: a family's median seconds against those of the families claimed cheaper and dearer."""
-    medians = {}
-    for claim in CLAIMS:
-        taken = [row.seconds for row in rows_of(found, claim.families) if row.seconds]
-        if taken:
-            medians[claim.name] = median(taken)
+    """Judge the claimed order of costs: *holds here* where every row of a family took less than every row of those claimed dearer.
+
+    *Does not* where the order is the other way round for every pair of rows, else *cannot tell*: a median has no interval.
+    """
+    taken = {claim.name: [row.seconds for row in rows_of(found, claim.families) if row.seconds] for claim in CLAIMS}
     ranks = {claim.name: _COSTS.index(claim.cost) for claim in CLAIMS}
     told = {}
-    for name, seconds in medians.items():
-        others = {other: value for other, value in medians.items() if ranks[other] != ranks[name]}
-        wrong = [other for other, value in others.items() if (value < seconds) != (ranks[other] < ranks[name])]
-        told[name] = "not testable here" if not others else "does not" if wrong else "holds here"
+    for name, seconds in taken.items():
+        others = {other: values for other, values in taken.items() if values and ranks[other] != ranks[name]}
+        if seconds:
+            ordered = [_cheaper(seconds, values) if ranks[name] < ranks[other] else _cheaper(values, seconds)
+                       for other, values in others.items()]  # fmt: skip
+            told[name] = "not testable here" if not others else {True: "holds here", False: "does not", None: "cannot tell"}[_all(ordered)]
     return told
+
+
+def _cheaper(ours: Sequence[float], theirs: Sequence[float]) -> _Reached:
+    """Tell whether all of ours took less than all of theirs; False where all took more."""
+    return True if max(ours) < min(theirs) else False if min(ours) > max(theirs) else None
 
 
 def chains(found: Group) -> Table | None:

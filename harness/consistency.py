@@ -247,6 +247,8 @@ def tasks_are_the_scores(record: "RunRecord") -> str:
     scored = [f"{score.task}@{score.version}" for score in record.scores]
     if record.status == "success" and scored != list(record.tasks):
         return f"{', '.join(record.tasks) or 'none'}, and there are scores of {', '.join(scored) or 'none'}"
+    if double := next((one for one in scored if scored.count(one) > 1), None):
+        return f"{double} was scored twice"
     strange = next((one for one in scored if one not in record.tasks), None)
     return f"{', '.join(record.tasks) or 'none'}, and there is a score of {strange}" if strange else ""
 

@@ -69,6 +69,8 @@ def kept(found: Group, row: Row) -> str:
         interval = compare(row, found.teacher, task, ratio=True, chance=scores[0].chance)
         if interval.low is not None and interval.high is not None:
             verdicts.append("yes" if interval.low >= KEEP else "no" if interval.high < KEEP else "cannot tell")
+        elif interval.value is not None or interval.reason:
+            verdicts.append("cannot tell")  # too near chance for a ratio, or one item
     return next((one for one in ("no", "cannot tell", "yes") if one in verdicts), "not judged" if at_chance else DASH)
 
 

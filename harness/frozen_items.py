@@ -108,8 +108,11 @@ def unlike_figures(then: "FrozenScore", now: TaskScore) -> str:
     return "" if same else f"the figure is another one ({then.value:.4g} -> {now.value:.4g})"
 
 
-def unchanged(label: str, task: str, seeds: Sequence[Pair]) -> Finding:
-    """Return the finding that not one answer, and nothing that was made of them, differs; log-probabilities are said, not judged."""
+def unchanged(label: str, task: str, seeds: Sequence[Pair], rules: Rules) -> Finding:
+    """Return the finding that not one answer, and nothing that was made of them, differs.
+
+    Log-probabilities are said: rounding on another machine moves them. With `--exact`, on the frozen machine, they are judged too.
+    """
     n = seeds[0].then.n
     digests = [(pair.then.likelihoods_digest, pair.now.likelihoods_digest) for pair in seeds]
     known = all(then and now for then, now in digests)
@@ -118,7 +121,10 @@ def unchanged(label: str, task: str, seeds: Sequence[Pair]) -> Finding:
     if known:
         told += ", and log-probabilities are equal to the last bit" if equal else "; log-probabilities are not equal to the last bit"
     numbers: Numbers = {"n": n, "lost": 0, "won": 0, "drop": 0.0, "likelihoods_equal": int(equal) if known else None}
-    return Finding(layer="frozen", row=label, task=task, verdict=Verdict.passed, told=told, numbers=numbers)
+    verdict = Verdict.passed
+    if rules.exact and known and not equal and all(pair.same_machine for pair in seeds):
+        verdict, told = Verdict.regressed, f"{told}; --exact: none may move on the same machine and versions"
+    return Finding(layer="frozen", row=label, task=task, verdict=verdict, told=told, numbers=numbers)
 
 
 def are_hits(seeds: Sequence[Pair]) -> bool:

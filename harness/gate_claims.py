@@ -22,7 +22,7 @@ from harness.findings import (
     unmet,
 )
 from harness.frozen_items import margin_of
-from harness.groups import TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, tests_of, times_of
+from harness.groups import BITS, TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, tests_of, times_of
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def _judged(claim: Claim, met: float, lost: float, tests: int, rules: Rules, hel
         needed = stats.items_to_decide(claim.unmet_if_large, claim.n, alpha=rules.alpha / tests)
         decided = claim.decides(needed)
         numbers |= {"needed": decided.needed, "task_items": decided.task_items}
-        line += f"; {decided.told or 'it stands exactly at the margin'}"
+        among = f" (one of {tests} tests: fewer rows, --rows, ask for less)" if tests > 1 else ""
+        line += f"; {decided.told or 'it stands at the margin'}{among}"
     return Finding(
         layer=claim.layer, row=claim.label, task=claim.task, verdict=verdict, told=line, numbers=numbers, speaks_for=claim.speaks_for
     )
@@ -208,7 +209,8 @@ def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
     numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": score.n, "seeds": len(candidate.row.records)}
     if score.kind == "perplexity":
         p, other = stats.ratio_keeps(figure, 1 / rules.margin)
-        line = f"perplexity {_times(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
+        name = "bits per byte" if score.metric == BITS else "perplexity"
+        line = f"{name} {_times(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
     else:
         p, other, flips = _tested(candidate.row, candidate.teacher, score, rules)
         numbers |= flips

@@ -131,7 +131,7 @@ def _judged(pairs: Mapping[tuple[str, str], Sequence[Pair]], rules: Rules) -> li
     changed: list[tuple[str, str, Sequence[Pair]]] = []
     for (label, task), seeds in pairs.items():
         if all(pair.same_answers for pair in seeds):
-            findings.append(unchanged(label, task, seeds))
+            findings.append(unchanged(label, task, seeds, rules))
         elif why := seeds[0].now.unpaired or seeds[0].then.unpaired:
             told = f"{seeds[0].then.value:.4g} -> {seeds[0].now.value:.4g}; {why}"
             findings.append(Finding(layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=told))

@@ -47,7 +47,10 @@ def _rates(findings: Sequence[Finding], layer: str, rules: Rules) -> str:
     flipped = [
         finding
         for finding in findings
-        if finding.layer == layer and finding.numbers.get("flips") is not None and finding.numbers.get("seeds") == 1
+        if finding.layer == layer
+        and finding.numbers.get("flips") is not None
+        and finding.numbers.get("seeds") == 1
+        and finding.numbers.get("margin") in (None, rules.margin)  # a row with a margin of its own is another question
     ]
     passed = [finding for finding in flipped if finding.verdict is Verdict.passed]
     worst = {

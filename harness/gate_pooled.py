@@ -23,10 +23,15 @@ Outcomes = list[tuple[float, ...]]
 
 def check_rules(rules: Rules, tasks: Collection[str]) -> None:
     """Refuse what no command line would let through, and weights of tasks that are not there; `tasks` are those of the records."""
-    if rules.margin is not None and not 0 < rules.margin <= 1:
+    if rules.margin is not None and not 0 < rules.margin < 1:
         raise HarnessError(
             f"a margin of {rules.margin:g}: give the share that must be kept, between 0 and 1, or what may be lost (2points)"
         )
+    for name, share in (("alpha", rules.alpha), ("frozen_alpha", rules.frozen_alpha)):
+        if not 0 < share < 0.5:
+            raise HarnessError(f"{name} {share:g}: give a share between 0 and 0.5, such as 0.05")
+    if not 0 < rules.detect <= 1 or not 0 <= rules.tolerance <= 1:
+        raise HarnessError(f"detect {rules.detect:g}, tolerance {rules.tolerance:g}: give shares of the items, such as 0.05 and 0.02")
     if rules.decide not in ("tasks", "pooled"):
         raise unknown("way to decide", rules.decide, ("tasks", "pooled"))
     if isinstance(rules.task_weights, str):
@@ -46,7 +51,9 @@ def _shares(rules: Rules, items: Mapping[str, int]) -> dict[str, float]:
     raw: dict[str, float] = {task: 1.0 if given == "tasks" else float(count) for task, count in items.items()}
     if not isinstance(given, str):
         raw = {task: dict(given)[task] for task in items if task in dict(given)}
-    return {task: weight / sum(raw.values()) for task, weight in raw.items()}
+    largest = max(raw.values(), default=1.0)
+    scaled = {task: weight / largest for task, weight in raw.items()}  # first, so that no sum overflows
+    return {task: weight / sum(scaled.values()) for task, weight in scaled.items()}
 
 
 def _weighing(rules: Rules, shares: Mapping[str, float]) -> str:

@@ -366,7 +366,12 @@ def by_chance(found: Group, task: str) -> bool:
 def means_something(found: Group, task: str) -> bool:
     """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
     scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.retains]
-    return any(score.value - 1.96 * (score.stderr or 0.0) > (max(score.chance, 0.05) if score.unit == "share" else 0) for score in scores)
+    return any(score.value - 1.96 * _error_of(score) > (max(score.chance, 0.05) if score.unit == "share" else 0) for score in scores)
+
+
+def _error_of(score: TaskScore) -> float:
+    """Return a figure's standard error, of hits and misses from the items themselves."""
+    return math.sqrt(score.value * (1 - score.value) / score.n) if score.hit_or_miss else score.stderr or 0.0
 
 
 def leaders(found: Group, task: str) -> frozenset[str]:

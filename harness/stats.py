@@ -190,14 +190,14 @@ def keeps(row: Sequence[str], teacher: Sequence[str], margin: float, *, points: 
     """
     if len(row) == len(teacher) == 1:
         z = score_z(pairs(teacher[0], row[0]), _difference_weights(-margin) if points else _ratio_weights(margin, chance))
-        return NormalDist().cdf(-z), NormalDist().cdf(z)
+        return math.erfc(z / math.sqrt(2)) / 2, math.erfc(-z / math.sqrt(2)) / 2  # cdf() loses small tails
     return means.keeps(numbers_of(row), numbers_of(teacher), margin, points=points, chance=chance)
 
 
 def unequal(row: Sequence[str], other: Sequence[str], *, paired: bool = False) -> float:
     """Return the two-sided p of "both score alike": the score statistic of one run each (Tango's interval), Student's t of several."""
     if len(row) == len(other) == 1:
-        return 2 * NormalDist().cdf(-abs(score_z(pairs(other[0], row[0]), _difference_weights(0.0))))
+        return math.erfc(abs(score_z(pairs(other[0], row[0]), _difference_weights(0.0))) / math.sqrt(2))
     return means.unequal(numbers_of(row), numbers_of(other), paired=paired)
 
 

@@ -27,7 +27,7 @@ def summary(checked: Checked) -> str:
     counts = {verdict: sum(one.verdict is verdict and one.counts for one in checked.findings) for verdict in GRAVEST}
     told = ", ".join(f"{count} {_MARKS[verdict].lower()}" for verdict, count in counts.items() if count) or "nothing was checked"
     silent = sum(not one.counts for one in checked.findings)
-    return f"{checked.verdict.value}: {told}{f'; {silent} cannot tell and do not count' if silent else ''}"
+    return f"{checked.verdict.value}: {told}{f'; {silent} undecided findings do not count' if silent else ''}"
 
 
 def text(checked: Checked) -> str:

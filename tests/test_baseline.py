@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from harness import stats
-from harness.baseline import Origin, _digest, freeze, read_baseline
+from harness.baseline import Baseline, Origin, _digest, freeze, read_baseline
 from harness.baseline_shown import difference, family_of, reach, rows_shown, smallest_drop
+from harness.baseline_update import update
 from harness.cli import app
 from harness.errors import HarnessError
 from harness.findings import Rules
@@ -471,3 +472,50 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
 def test_difference_names_rows_that_are_new_and_gone(desk):
     lines = difference(desk.frozen, desk.frozen.model_copy(update={"rows": desk.frozen.rows[:1]}))
     assert [line["change"] for line in lines] == ["none", "gone"]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12])
+def test_day_one_is_green_however_many_rows_have_a_margin_of_their_own(tmp_path, rows):
+    """The lower end of one interval is too much to ask where many rows share one error rate."""
+    weak = [row(f"weak{at}", score("1" * (600 - 7 * at) + "0" * (400 + 7 * at))) for at in range(rows)]
+    near = row("near", score("1" * 770 + "0" * 230))  # 96 %: these items cannot tell
+    records = [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), *weak, near]
+    update(tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True)
+    made = read_baseline(tmp_path / "b.json")
+    assert check(records, Rules(margin=made.margin), made).exit_code == 0
+    own = {one.label: one.margin for one in made.rows}
+    assert all(0.5 < own[one.label] < one.scores[0].value / 0.8 for one in weak)
+
+
+@pytest.mark.parametrize("make", [lambda share: score("1" * share + "0" * (1_000 - share)), lambda share: numbers(share / 1_000)])
+def test_other_seeds_do_not_take_the_place_of_better_ones_unasked(tmp_path, make):
+    path = tmp_path / "b.json"
+    teacher = row("teacher", make(900)).model_copy(update={"method": "teacher"})
+    trained = [row("kd", make(750 + seed), seed=seed) for seed in range(2)]
+    update(path, [teacher, *trained], reason="first", rules=Rules())
+    worse = [row("kd", make(650 + seed), seed=10 + seed) for seed in range(2)]
+    with pytest.raises(HarnessError, match=r"kd gsm8k-mini, other seeds than frozen, went from .* to "):
+        update(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True)
+    moved = update(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True, accept=True)
+    alike = [row("kd", make(645 + seed), seed=20 + seed) for seed in range(2)]
+    moved = update(path, [teacher, *alike], reason="again others", rules=Rules(), drop=True)
+    assert any("kd seed 20 (the row was frozen with other seeds)" in note for note in moved.notes)
+
+
+def test_sizes_that_are_not_known_are_shown_as_such():
+    then = row("int8", score(MARKS))
+    now = then.model_copy(update={"student": then.student.model_copy(update={"weight_bytes": None})})
+    old, new = (Baseline(history=(), rows=(freeze(one),)) for one in (then, now))
+    assert difference(old, new)[0]["bytes"] == "1,000 -> -"
+
+
+@pytest.mark.parametrize("change", [{"history": []}, {"margin": 1.2}, {"margin": 1.0}])
+def test_a_signed_baseline_that_no_update_writes_is_refused(tmp_path, change):
+    path = tmp_path / "b.json"
+    update(
+        path, [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), row("int8", score(MARKS))], reason="x", rules=Rules()
+    )
+    data = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({**data, "digest": _digest(data)}))
+    with pytest.raises(HarnessError, match=next(iter(change))):
+        read_baseline(path)

@@ -283,7 +283,7 @@ def test_what_two_tasks_cannot_tell_their_items_together_may():
     assert settled.verdict is Verdict.passed and settled.exit_code == 0
     assert [one.counts for one in layer(settled, "claim")] == [False, False]
     assert "over its tasks together" in settled.passed_means and "over its tasks together" not in checked.passed_means
-    assert verdicts.summary(settled) == "passed: 1 passed; 2 cannot tell and do not count"
+    assert verdicts.summary(settled) == "passed: 1 passed; 2 undecided findings do not count"
     assert verdicts.text(settled).count("(information: it does not count)") == 2
     assert [line.split(" ")[0] for line in verdicts.annotations(settled)] == ["::notice", "::notice"]
 

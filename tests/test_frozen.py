@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from harness import means
 from harness.baseline import Baseline, Change, freeze
 from harness.findings import Rules, Verdict
 from harness.frozen_documents import rise_of
@@ -137,9 +138,12 @@ def test_what_an_older_baseline_did_not_know_of_the_items_is_no_other_scoring():
         ("x", "", "answers differs", None),
     ],
 )
-def test_log_probabilities_are_said_and_never_judged(then, now, said, equal):
-    one = judged(row(choices(MARKS, likelihoods_digest=then)), row(choices(MARKS, likelihoods_digest=now)), exact=True)
+def test_log_probabilities_are_said_and_judged_by_exact_alone(then, now, said, equal):
+    frozen, fresh = row(choices(MARKS, likelihoods_digest=then)), row(choices(MARKS, likelihoods_digest=now))
+    one = judged(frozen, fresh)
     assert one.verdict is Verdict.passed and one.told.endswith(said) and one.numbers["likelihoods_equal"] == equal
+    exact = judged(frozen, fresh, exact=True)
+    assert exact.verdict is (Verdict.regressed if equal == 0 else Verdict.passed) and ("--exact" in exact.told) == (equal == 0)
 
 
 @pytest.mark.parametrize(
@@ -271,24 +275,27 @@ def test_the_spread_between_trainings_widens_a_perplexity_with_students_t():
     flat = lambda by: documents([(total - by * words, words) for total, words in TEXT], answers_digest=f"{by}")  # noqa: E731
     then, now = seeds(flat, (0.0, 0.0, 0.0), digest="old"), seeds(flat, (0.0, 0.1, 0.2), digest="new")
     found = rise_of(pairs(then, now))
-    value, low, high = found.ends
-    assert value == pytest.approx(math.exp(0.1)) and found.freedom == pytest.approx(2)
+    value, low, high = found.ratio.value, found.ratio.low, found.ratio.high
+    assert value == pytest.approx(math.exp(0.1))
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (math.log(low), math.log(high)) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-5)
     assert found.keeps(1.02)[1] > 0.05  # a rise of 10 % over three trainings that are 10 % apart proves nothing
     same = rise_of(pairs(then, seeds(flat, (0.0, 0.1, 0.2), digest="old")))
-    assert same.error == pytest.approx(0, abs=1e-12)
+    assert same.ratio.high == pytest.approx(same.ratio.value)
 
 
 def test_few_documents_are_judged_with_students_t():
-    """Four documents: t(3), 3.18 in place of 1.96."""
+    """Four documents of equal length: t(3), 3.18 in place of 1.96; of unequal ones the corrected error of the tables."""
     four = [(-30.0, 10.0), (-33.0, 10.0), (-31.0, 10.0), (-36.0, 10.0)]
     gaps = (0.9, 0.3, 0.5, 0.7)
     now = documents([(total - gap, words) for (total, words), gap in zip(four, gaps, strict=True)], answers_digest="x")
-    found = rise_of(pairs([row(documents(four))], [row(now)]))
+    found = rise_of(pairs([row(documents(four))], [row(now)])).ratio
     mean, error = sum(gaps) / 40, math.sqrt(sum((gap - 0.6) ** 2 for gap in gaps) * 4 / 3) / 40
-    assert found.mean == pytest.approx(mean) and found.error == pytest.approx(error) and found.freedom == 3
-    assert math.log(found.ends[2]) == pytest.approx(mean + 3.182446 * error)
+    assert math.log(found.value) == pytest.approx(mean) and math.log(found.high) == pytest.approx(mean + 3.182446 * error)
+    uneven = [(total * size, 10.0 * size) for (total, _), size in zip(four, (1, 9, 2, 3), strict=True)]
+    moved = [(total - gap, words) for (total, words), gap in zip(uneven, gaps, strict=True)]
+    told = rise_of(pairs([row(documents(uneven))], [row(documents(moved, answers_digest="x"))])).ratio
+    assert told == means.ratio_of_documents([moved], [uneven])
 
 
 def test_bits_per_byte_are_compared_by_their_ratio():
@@ -296,7 +303,7 @@ def test_bits_per_byte_are_compared_by_their_ratio():
     then = documents(TEXT, **given)
     now = documents([(1.1 * total, words) for total, words in TEXT], **given, answers_digest="x")
     found = rise_of(pairs([row(then)], [row(now)]))
-    assert found.ends[0] == pytest.approx(1.1) and judged(row(then), row(now)).verdict is Verdict.regressed
+    assert found.ratio.value == pytest.approx(1.1) and judged(row(then), row(now)).verdict is Verdict.regressed
 
 
 @pytest.mark.parametrize(

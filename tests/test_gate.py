@@ -401,10 +401,14 @@ def test_seeds_that_were_trained_anew_must_agree():
     assert together.verdict is Verdict.regressed
 
 
-def test_equal_answers_at_a_margin_of_all_are_neither_kept_nor_lost():
-    same = [row("r", marks(800), seed=seed) for seed in (1, 2)]
-    assert check([TEACHES, *same], Rules(margin=1.0)).verdict is Verdict.cannot_tell
-    assert check([TEACHES, row("r", marks(800))], Rules(margin=1.0)).verdict is Verdict.cannot_tell
+@pytest.mark.parametrize(
+    "rules", [{"margin": 1.0}, {"margin": 1.0, "points": True}, {"margin": 1.2}, {"margin": 0.0}, {"alpha": 0.0}, {"alpha": 1.0},
+              {"frozen_alpha": 0.0}, {"detect": 0.0}, {"tolerance": -0.1}],
+)  # fmt: skip
+def test_rules_that_no_items_could_answer_are_one_line(rules):
+    """A margin of 1 asks what no number of items shows, unless the student is better."""
+    with pytest.raises(HarnessError, match="give"):
+        check([TEACHES, row("r", marks(800))], Rules(**rules))
 
 
 def test_few_seeds_widen_a_claim():
@@ -457,9 +461,9 @@ def test_a_defect_of_ours_is_no_regression(place, monkeypatch, capsys):
 
 def test_a_file_that_cannot_be_written_is_one_line(place, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot write" in str(harness("check", place, "--junit", tmp_path / "file" / "j.xml").exception)
+    assert "is a file, and a folder is needed" in str(harness("check", place, "--junit", tmp_path / "file" / "j.xml").exception)
     (place / "folder.json").mkdir()
-    assert "folder.json: cannot be read" in str(harness("check", place).exception)
+    assert "folder.json: a folder stands where a file should be" in str(harness("check", place).exception)
 
 
 # Speed
