@@ -15,9 +15,11 @@ import pytest
 import torch
 
 import suites
+from harness.checkpoint import write_signed
 from harness.contract import Budget, Job
 from harness.data import DataSource, training_examples
 from harness.errors import CellFailed
+from harness.lines import signed
 from harness.model import open_model, resolve
 from methods import _teacher_cache as caching
 from methods._losses import forward_kl, top_k_kl
@@ -249,20 +251,20 @@ def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
     key = teacher_cache(made, teacher, rows, k=8, width=1024).key
     (cache / "traces").mkdir()
     (cache / "rates").mkdir()
-    (cache / "rates" / "chosen.json").write_text('{"losses": {"0.001": 2.0}, "cost": {}}')
+    write_signed(cache / "rates" / "chosen.json", {"losses": {"0.001": 2.0}, "cost": {}})
     payload = "{}"
     digest = hashlib.sha256(payload.encode()).hexdigest()
     (cache / "traces" / "good.json").write_text(json.dumps({"sha256": digest, "payload": payload}))
     (cache / "traces" / "bad.json").write_text(json.dumps({"sha256": digest, "payload": "{} "}))
     (cache / "answers" / "ab").mkdir(parents=True)
-    (cache / "answers" / "ab" / "torn.jsonl").write_text('{"a": 1}\n{"b"')  # what a kill leaves: asked again, not damaged
-    (cache / "answers" / "ab" / "wrong.jsonl").write_text('{"a": 1}\n{"b"\n{"c": 2}\n')
+    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed({"a": 1}) + '{"b"')  # what a kill leaves: asked again, not damaged
+    (cache / "answers" / "ab" / "wrong.jsonl").write_text(signed({"a": 1}) + '{"b"\n' + signed({"c": 2}))
     (cache / "teachers" / ".half.1.part").mkdir()
     (cache / "teachers" / ".half.1.part" / "x.npy").write_bytes(b"x")
     code, text = command("ls", "--cache", cache)
     assert code == 0 and key in text and "7 artefacts" in text
     code, text = command("verify", "--cache", cache)
-    assert code == 1 and text.count("DAMAGED") == 3 and text.count("whole") == 4 and "line 2" in text
+    assert code == 1 and text.count("DAMAGED") == 3 and text.count("  whole\n") == 4 and "line 2" in text
     code, text = command("prune", "--cache", cache)
     assert code == 0 and text.count("deleted") == 3 and command("verify", "--cache", cache)[0] == 0
     assert command("prune", "--cache", cache, "--older-than", "0", "--kind", "traces")[1].count("deleted") == 1

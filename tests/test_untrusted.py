@@ -63,7 +63,7 @@ def test_folders_pipes_long_files_and_names_that_are_none_are_refused_without_wa
     (tmp_path / "long").write_text("[" + "1," * 100 + "1]")
     for path, said in (
         (tmp_path / "pipe", "no file"),
-        (tmp_path, "no file"),
+        (tmp_path, "a folder stands where a file should be"),
         (tmp_path / "none", "no such file"),
         (tmp_path / "a\0b", "no such file|no path"),
     ):
