@@ -22,7 +22,7 @@ from harness.findings import (
     unmet,
 )
 from harness.frozen_items import margin_of
-from harness.groups import BITS, TEACHER, Group, Row, by_chance, compare, conditions_of, paired, paired_numbers, tests_of, times_of
+from harness.groups import BITS, TEACHER, Group, Row, by_chance, compare, conditions_of, keeps, paired, times_of
 from harness.record import RunRecord, TaskScore
 
 if TYPE_CHECKING:
@@ -226,17 +226,15 @@ def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
 
 
 def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[float, float, Numbers]:
-    """Test hits by the score statistic (or Student's t over seeds), numbers by Student's t; with the flips that were seen of hits."""
-    margin, chance = rules.margin or 0.0, _chance(score, rules)
+    """Test a claim as tables do (`groups.keeps`); of hits return the flips that were seen, too."""
+    chance = _chance(score, rules)
+    seen: Numbers = {}
     if score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss:
         ours, theirs = paired(row, teacher, score.task)
         counts = [stats.pairs(theirs[0], run) for run in ours]
         flips = sum(pair.teacher_only + pair.student_only for pair in counts) / sum(pair.n for pair in counts)
-        seen: Numbers = {"flips": flips, "teacher": theirs[0].count("1") / score.n}
-        return *stats.keeps(ours, theirs, margin, points=rules.points, chance=chance), seen
-    left, right = paired_numbers(row, teacher, score.task)[:2]
-    lower = score.lower_is_better
-    return *tests_of(score).keeps(left, right, margin, score.parts, points=rules.points, lower=lower, chance=chance), {}
+        seen = {"flips": flips, "teacher": theirs[0].count("1") / score.n}
+    return *keeps(row, teacher, score.task, rules.margin or 0.0, points=rules.points, chance=chance), seen
 
 
 def asked_of(rules: Rules, chance: float) -> Numbers:
