@@ -163,34 +163,28 @@ def _items_of(name: str, include_path: Path | None) -> int:
     return 1_000 if counted is None else counted
 
 
+_USUAL = RunConfig()
+
+
 def run(
-    methods: str | Sequence[str] = ("cot", "response"),
-    suite: str | Sequence[str] = "math",
+    methods: str | Sequence[str] = _USUAL.methods,
+    suite: str | Sequence[str] = _USUAL.suite,
     *,
-    teacher: str | Sequence[str] = "tiny",
-    student: str = "depth:0.5",
-    seeds: int = 1,
-    budget: int | None = None,
+    teacher: str | Sequence[str] = _USUAL.teacher,
+    student: str = _USUAL.student,
+    seeds: int = _USUAL.seeds,
+    budget: int | None = _USUAL.budget,
     watcher: Watcher | None = None,
     **settings: Any,
 ) -> Run:
     """Run methods on a suite and return how it ended; finished cells are read, not computed again.
 
-    Takes what `harness run` takes, by the same names with underscores: `rows`, `controls`, `set`
-    (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
+    Takes what `harness run` takes, by the same names with underscores (the fields of `harness.config.RunConfig`): `rows`, `controls`,
+    `set` (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
     A cell that fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
     """
-    from harness.config import split_list, split_teachers
-
-    def names(given: str | Sequence[str]) -> tuple[str, ...]:
-        return tuple(split_list(given)) if isinstance(given, str) else tuple(given)
-
-    values = {
-        "methods": names(methods), "suite": names(suite),
-        "teacher": tuple(split_teachers(teacher)) if isinstance(teacher, str) else tuple(teacher), "student": student, "seeds": seeds,
-        "budget": budget, **settings,
-    }  # fmt: skip
-    config = build(values)
+    named = {"methods": methods, "suite": suite, "teacher": teacher, "student": student, "seeds": seeds, "budget": budget}
+    config = build({**named, **settings})
     check_places(config)
     plan = plan_run(config)
     ended, path = run_plan(plan, watcher=watcher or Watcher())
