@@ -274,19 +274,20 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     from harness.store import read_all
     from harness.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
 
+    under = plan.conditions
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     records: list[RunRecord] = []
     with contextlib.suppress(HarnessError):  # no record yet
         records, _ = read_all(plan.config.out)
-    place = this_machine(plan.device, records)
+    place = this_machine(under.device, records)
     teachers = [Shape.of_folder(one.path, name=one.name) for one in plan.teachers]
     folders = [one.path for one in plan.teachers]
     recipe, base = parse_recipe(plan.config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
     asked = Asked(
-        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=plan.budget_tokens,
-        rows=plan.config.rows, mini=all(task.endswith("-mini") for task in plan.tasks), rounds=plan.config.rounds,
+        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=under.budget_tokens,
+        rows=under.budget_rows, mini=all(task.endswith("-mini") for task in under.task_names), rounds=plan.config.rounds,
         items={
-            task: min(_items_of(task, plan.config.include_path), limit_for(plan.config.limit, task) or 10**9) for task in plan.tasks
+            task: min(_items_of(task, plan.config.include_path), limit_for(under.limit, task) or 10**9) for task in under.task_names
         },
         grid=plan.grid if any(suite.measure for suite in plan.suites.values()) else "",
     )  # fmt: skip
@@ -306,7 +307,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
                 seconds += 0.0 if key in made else one.seconds
                 made.add(key)
             if work.trains:
-                states = max(states, training_bytes(work, cut_parameters(folder, shape), folders, plan.dtype))
+                states = max(states, training_bytes(work, cut_parameters(folder, shape), folders, under.dtype))
                 trainings.append(parts[-1])
             shape = work.shaped(shape)
         own = replace(asked, grid="") if cell.simulated else asked
@@ -439,10 +440,11 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
 
     rows: list[dict[str, object]] = []
     for record in records:
+        under = record.conditions
         base: dict[str, object] = {
             "key": record.key, "row": record.label, "method": record.method, "control": record.is_control, "seed": record.seed,
-            "status": record.status, "reason": record.reason, "teacher": ", ".join(one.name for one in record.teachers),
-            "student": record.student_recipe, "suite": ", ".join(record.suites), "budget": record.budget_tokens,
+            "status": record.status, "reason": record.reason, "teacher": ", ".join(one.name for one in under.teachers),
+            "student": under.student_recipe, "suite": ", ".join(under.suites), "budget": under.budget_tokens,
             "device": record.environment.device if record.environment else None,
         }  # fmt: skip
         metrics: list[dict[str, object]] = [

@@ -87,12 +87,12 @@ def _print_plan(plan: "Plan") -> int:
     from harness.hardware import GIB
     from harness.store import Store
 
-    store = Store(plan.config.out)
+    under, store = plan.conditions, Store(plan.config.out)
     finished = {cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)}
     expected = expect(plan, finished)
     typer.echo(
-        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} parameters), student {plan.student_recipe}, "
-        f"{plan.budget_tokens:,} seen tokens for each trained row, {plan.device}, {plan.dtype}; tasks: {', '.join(plan.tasks)}"
+        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} parameters), student {under.student_recipe}, "
+        f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; tasks: {', '.join(under.task_names)}"
     )
     for cell, one in zip(plan.cells, expected, strict=True):
         state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
@@ -102,7 +102,7 @@ def _print_plan(plan: "Plan") -> int:
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
     typer.echo(
         f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to compute "
-        f"(by the formulas of harness plan, on this {plan.device})"
+        f"(by the formulas of harness plan, on this {under.device})"
     )
     return 0
 
