@@ -80,7 +80,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
-    _refuse_task_code(config, suites.include_path_of(list(config.suite), config.include_path))
+    _refuse_task_code(suites.include_path_of(list(config.suite), config.include_path), allowed=config.allow_task_code)
     found = suites.resolve(
         list(config.suite), embedded=all(is_embedded(name) for name in config.teacher_names), include_path=config.include_path
     )
@@ -91,7 +91,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         raise HarnessError(f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for example --suite mini")
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
     versions = {name: task.version for name, task in tasks.items()}
-    _refuse_training_on_nothing(config, registry, tasks, source)
+    _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
     plan = make_plan(
@@ -120,9 +120,9 @@ def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.war
     check_folder(config.cache_folder, "--cache", say=say)
 
 
-def _refuse_task_code(config: RunConfig, folder: Path | None) -> None:
+def _refuse_task_code(folder: Path | None, *, allowed: bool) -> None:
     """Refuse task files of a folder that nobody has allowed to run: their templates and functions are code."""
-    if folder is not None and not config.allow_task_code:
+    if folder is not None and not allowed:
         raise HarnessError(
             f"the task files in {folder} are programs (templates, !function): read them, then type --allow-task-code (docs/security.md)"
         )
@@ -140,11 +140,11 @@ def _data_of(tasks: Mapping[str, Task], files: str) -> str:
     return digest_of(files, os.urandom(16).hex())
 
 
-def _refuse_training_on_nothing(config: RunConfig, registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
+def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
     """Refuse rows that train where no task has a training item, as far as its definition tells."""
     from harness.chain import parts_of
 
-    names = [registry.canonical(parse_method(part)[0]) for spec in config.methods for part in parts_of(spec)]
+    names = [registry.canonical(parse_method(part)[0]) for spec in methods for part in parts_of(spec)]
     trains = next((name for name in names if registry.load(name).trains), "")
     reasons = {name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()}
     if trains and reasons and all(reasons.values()):

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
 from harness.chain import COMPRESSION
 from harness.conditions import ModelReference, UnderConditions
-from harness.config import limit_for
+from harness.config import Work, limit_for
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Task
 from harness.data import DataSource, examples_digest, untrained
 from harness.errors import CellFailed, HarnessError, Skipped, says_no_memory
@@ -46,17 +46,12 @@ class CellJob(UnderConditions):
     """What the parent tells the process: the cell and its conditions, where things lie, and how to go about it."""
 
     model_config = ConfigDict(frozen=True)
+    holds = ("conditions", "work")
     cell: PlannedCell
     teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
     student_base: PlannedModel
-    track: str
-    batch_size: int | Literal["auto"]
-    backend: str
+    work: Work
     measure: bool
-    grid: str
-    rounds: int
-    noise: int
-    force: bool
     include_path: Path | None
     teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
     cell_folder: Path
@@ -169,7 +164,9 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     with _backend(job, student, job.conditions.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
     opened = (
-        backend.opened if job.backend == "transformers" else open_model(student, device=job.conditions.device, dtype=job.conditions.dtype)
+        backend.opened
+        if job.work.backend == "transformers"
+        else open_model(student, device=job.conditions.device, dtype=job.conditions.dtype)
     )
     write_rows(job.cell_folder / "samples.jsonl", rows)
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
@@ -182,7 +179,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     path = backend.path
     del opened, backend
     release_memory(job.conditions.device)
-    if job.cell.is_teacher and job.noise:
+    if job.cell.is_teacher and job.work.noise:
         measurements += _noise_floor(job, tasks, source, rows, progress)
     if job.measure:
         measurements += _measured(job, student, threads_asked(), progress)  # timing keeps its own rule
@@ -231,9 +228,9 @@ def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | Non
     from harness.lm import Transformers
     from harness.model import open_model
 
-    if job.backend == "transformers":
+    if job.work.backend == "transformers":
         pack = few * _TOKENS_OF_FEW if few else None
-        yield Transformers(open_model(checkpoint, device=job.conditions.device, dtype=dtype), few or job.batch_size, pack=pack)
+        yield Transformers(open_model(checkpoint, device=job.conditions.device, dtype=dtype), few or job.work.batch_size, pack=pack)
         return
     from harness.vllm import Vllm
 
@@ -251,7 +248,7 @@ def _scored(
 
     # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice changes nothing.
     copy = bool(job.cell.student_key) and backend.opened.checkpoint.digest in {one.digest for one in job.teachers}
-    cache = None if job.force else job.cell_folder if copy else job.cache  # --force asks everything anew
+    cache = None if job.work.force else job.cell_folder if copy else job.cache  # --force asks everything anew
     scores: list[TaskScore] = []
     rows: list[ItemRow] = []
     for task in tasks.values():
@@ -273,7 +270,11 @@ def _measured(job: CellJob, student: Checkpoint, threads: int, progress: Callabl
 
     release_memory(job.conditions.device)
     settings = Settings(
-        grid=parse_grid(job.grid), rounds=job.rounds, device=job.conditions.device, dtype=job.conditions.dtype, threads=threads
+        grid=parse_grid(job.work.grid or ""),
+        rounds=job.work.rounds,
+        device=job.conditions.device,
+        dtype=job.conditions.dtype,
+        threads=threads,
     )
     try:
         found = measure(Subject(student), Subject(job.teachers[0].checkpoint()), settings, folder=job.cell_folder, progress=progress)
@@ -391,14 +392,14 @@ def _flips(
     from harness.outcomes import changed
     from harness.score import score_task
 
-    halved = job.conditions.dtype == "float32"
-    dtype = "bfloat16" if halved or job.backend == "transformers" else "float32"
-    few = None if halved or job.backend != "transformers" else 1 if job.batch_size == FEW_ROWS else FEW_ROWS
+    noise, halved = job.work.noise, job.conditions.dtype == "float32"
+    dtype = "bfloat16" if halved or job.work.backend == "transformers" else "float32"
+    few = None if halved or job.work.backend != "transformers" else 1 if job.work.batch_size == FEW_ROWS else FEW_ROWS
     condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.conditions.dtype}"
     with _backend(job, job.teachers[0].checkpoint(), dtype, few=few) as backend:
         for name, task in tasks.items():
             figure, again = score_task(
-                backend.opened, task, source, backend=backend, limit=min(job.noise, limit_for(job.conditions.limit, name) or job.noise),
+                backend.opened, task, source, backend=backend, limit=min(noise, limit_for(job.conditions.limit, name) or noise),
                 progress=progress, prompting=job.conditions.prompting,
             )  # fmt: skip
             flips = changed([row for row in rows if row.task == name], again, figure.primary)
@@ -557,7 +558,7 @@ def _staged(
                 dtype=job.conditions.dtype,
                 teacher_weights=job.conditions.teacher_weights,
                 tune=job.conditions.tuned,
-                track=job.track,
+                track=job.work.track,
                 progress=progress,
             )
         )

@@ -176,35 +176,41 @@ def _comparable(model: BaseModel) -> Iterator[tuple[Any, Same, Any]]:
 class UnderConditions(BaseModel):
     """A model that holds its conditions. It is made from them, or from their fields among its own: files have them so, of every schema."""
 
+    holds: ClassVar[tuple[str, ...]] = ("conditions",)  # the fields that are parts, whose fields may stand among its own
     conditions: Conditions
 
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or "conditions" in given:
+        if not isinstance(given, Mapping):
             return given
-        own, under = cls._parted(given)
-        return {**own, "conditions": under}
+        parted = cls._parted(given)
+        return {**parted.pop(""), **{name: part for name, part in parted.items() if name not in given}}
 
     @classmethod
-    def _parted(cls, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Part values into those of the model's own fields and those of its conditions."""
-        held = cls.model_fields["conditions"].annotation
-        names = set(held.model_fields if held else ()) - set(cls.model_fields)
-        return {key: value for key, value in given.items() if key not in names}, {key: given[key] for key in given if key in names}
+    def _parted(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Part values into those of the parts, by the part's name, and under "" the rest."""
+        parts = {name: cls.model_fields[name].annotation for name in cls.holds if name not in given}
+        owner = {field: name for name, part in parts.items() if part is not None for field in part.model_fields}
+        parted: dict[str, dict[str, Any]] = {"": {}, **{name: {} for name in parts}}
+        for key, value in given.items():
+            parted["" if key in cls.model_fields else owner.get(key, "")][key] = value
+        return parted
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy with other values, the conditions' among them."""
-        own, under = self._parted(update or {})
-        if under:
-            own["conditions"] = self.conditions.model_copy(update=under)
-        return super().model_copy(update=own, deep=deep)
+        """Return a copy with other values, those of its parts among them."""
+        parted = self._parted(update or {})
+        own = parted.pop("")
+        return super().model_copy(
+            update={**own, **{name: getattr(self, name).model_copy(update=part) for name, part in parted.items() if part}}, deep=deep
+        )
 
     if not TYPE_CHECKING:  # our own code says `.conditions.device`; programs of users that read `record.device` go on
 
         def __getattr__(self, name: str) -> Any:
-            held = self.__dict__.get("conditions")
-            return getattr(held, name) if held is not None and name in type(held).model_fields else super().__getattr__(name)
+            held = (self.__dict__[part] for part in self.holds if part in self.__dict__)
+            part = next((part for part in held if name in type(part).model_fields), None)
+            return super().__getattr__(name) if part is None else getattr(part, name)
 
 
 class Flat(UnderConditions):

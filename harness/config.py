@@ -49,13 +49,21 @@ Names = Annotated[tuple[str, ...], *_listing(lambda text: split_list(text))]
 Teachers = Annotated[tuple[str, ...], *_listing(lambda text: split_teachers(text))]
 
 
-class RunConfig(BaseModel):
-    """Everything that decides a run. Two equal configurations plan the same cells.
-
-    A field is the one place of a setting: its name, type, bounds, default and help are read by the command line, run files and Python.
-    """
+class _Part(BaseModel):
+    """A part of a configuration. A field is the one place of a setting: every door reads its name, type, bounds, default and help there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _writable(cls, value: object) -> object:
+        if any("\0" in str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, (str, Path))):
+            raise ValueError("it holds a NUL character, which no name or path may")
+        return value
+
+
+class RowSettings(_Part):
+    """Which rows a run has and what trains them."""
 
     methods: Names = Field(default=("cot", "response"), description="Rows, separated by commas: cot,response or response[temperature=4].")
     suite: Names = Field(default=("math",), description="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge.")
@@ -67,70 +75,10 @@ class RunConfig(BaseModel):
     ] = Field(default=None, description="Seen tokens of each trained row.")
     rows: Count = Field(default=2_000, description="Distinct training items.")
     tune: bool = Field(default=False, description="Choose each trained row's learning rate on a held-out slice of train, once.")
-    track: Annotated[Literal["", "tensorboard", "wandb", "trackio"], Spelling(default="none", may_be_empty=True)] = Field(
-        default="", description="Show training steps in tensorboard, wandb or trackio, where it is installed."
-    )
     set: Annotated[dict[str, dict[str, JsonValue]], Spelling(read=lambda texts: parse_set(texts), metavar="METHOD.SETTING=VALUE")] = Field(
         default={}, description="A method's setting, repeatable: response.temperature=4."
     )
     controls: bool = Field(default=True, description="Run the controls that the methods need.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="{choices}.")
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Spelling(default="auto: float32 on CPU, bfloat16 on GPU")] = Field(
-        default="auto", description="{choices}."
-    )
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
-        default="auto", description="auto (by memory) or the items scored at once; changes speed and memory, not answers."
-    )
-    backend: Literal["transformers", "vllm"] = Field(
-        default="transformers", description="What scores: transformers, or vllm where it is installed."
-    )  # training and timing stay with transformers
-    chat_template: Literal["auto", "on", "off"] = Field(
-        default="auto", description="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off."
-    )
-    system: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(
-        default=None, description="A system prompt, shown with every item of a chat model."
-    )
-    include_path: Path | None = Field(default=None, description="Folder with YAML tasks of your own, for --suite lm-eval:NAME.")
-    noise: Annotated[int, Field(ge=0)] = Field(
-        default=100, description="Items on which the teacher is scored again at another dtype: the noise floor."
-    )
-    grid: Annotated[str | None, Spelling(default="by device")] = Field(
-        default=None, description="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), or none."
-    )
-    rounds: Count = Field(default=6, description="Timing: rounds of teacher, student, student, teacher.")
-    limit: Annotated[
-        Count | dict[str, Count] | None,
-        Spelling(read=lambda texts: parse_limit(",".join(texts)), default="all", metavar="N | TASK=N,..."),
-    ] = Field(
-        default=None,
-        description="Score a seeded sample of N items of each task, or of those named (gsm8k=20,mmlu=100): a trial, marked so in "
-        "records and tables.",
-    )
-    out: Path = Field(default=Path("results/runs"), description="Where cells, students and runs are kept.")
-    cache: Annotated[Path | None, Spelling(default="$HARNESS_CACHE or the platform's cache folder")] = Field(
-        default=None, description="Where the teacher's work is kept."
-    )
-    data_dir: Annotated[Path | None, Spelling(default="$HARNESS_DATA_DIR", environment="HARNESS_DATA_DIR")] = Field(
-        default=None, description="Folder with the benchmarks' files."
-    )
-    force: bool = Field(default=False, description="Compute finished cells again.")
-    cell_timeout: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_seconds)] | None,
-        Spelling(default="none", metavar="SECONDS | 30m | 2h"),
-    ] = Field(default=None, description="End a cell that takes longer: 90s, 30m, 2h.")
-    allow_task_code: bool = Field(
-        # task files of one's own are programs: they run only where they were asked for by name
-        default=False,
-        description="Let the task files of --include-path run: they are programs.",
-    )
-    wait: bool = Field(default=True, description="Wait for cells that another run is computing, or leave them.")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _writable(cls, value: object) -> object:
-        if any("\0" in str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, (str, Path))):
-            raise ValueError("it holds a NUL character, which no name or path may")
-        return value
 
     @field_validator("suite", "teacher")
     @classmethod
@@ -165,10 +113,86 @@ class RunConfig(BaseModel):
         """The teachers' weights, which sum to 1; none where none is given."""
         return parse_teachers(self.teacher)[1]
 
+
+class ScoringSettings(_Part):
+    """On what rows are made and scored, and how prompts are shown."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="{choices}.")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Spelling(default="auto: float32 on CPU, bfloat16 on GPU")] = Field(
+        default="auto", description="{choices}."
+    )
+    chat_template: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off."
+    )
+    system: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(
+        default=None, description="A system prompt, shown with every item of a chat model."
+    )
+    limit: Annotated[
+        Count | dict[str, Count] | None,
+        Spelling(read=lambda texts: parse_limit(",".join(texts)), default="all", metavar="N | TASK=N,..."),
+    ] = Field(
+        default=None,
+        description="Score a seeded sample of N items of each task, or of those named (gsm8k=20,mmlu=100): a trial, marked so in "
+        "records and tables.",
+    )
+    include_path: Path | None = Field(default=None, description="Folder with YAML tasks of your own, for --suite lm-eval:NAME.")
+
+
+class Work(_Part):
+    """How a cell goes about its work: what its process is given of a configuration, beside its conditions."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        default="auto", description="auto (by memory) or the items scored at once; changes speed and memory, not answers."
+    )
+    backend: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="What scores: transformers, or vllm where it is installed."
+    )  # training and timing stay with transformers
+    noise: Annotated[int, Field(ge=0)] = Field(
+        default=100, description="Items on which the teacher is scored again at another dtype: the noise floor."
+    )
+    grid: Annotated[str | None, Spelling(default="by device")] = Field(
+        default=None, description="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), or none."
+    )
+    rounds: Count = Field(default=6, description="Timing: rounds of teacher, student, student, teacher.")
+    track: Annotated[Literal["", "tensorboard", "wandb", "trackio"], Spelling(default="none", may_be_empty=True)] = Field(
+        default="", description="Show training steps in tensorboard, wandb or trackio, where it is installed."
+    )
+    force: bool = Field(default=False, description="Compute finished cells again.")
+
+
+class RunConfig(Work, ScoringSettings, RowSettings):
+    """Everything that decides a run. Two equal configurations plan the same cells.
+
+    Its parts, and in them the fields, stand in `--help` in the order of this file: bases count from the last to the first.
+    """
+
+    out: Path = Field(default=Path("results/runs"), description="Where cells, students and runs are kept.")
+    cache: Annotated[Path | None, Spelling(default="$HARNESS_CACHE or the platform's cache folder")] = Field(
+        default=None, description="Where the teacher's work is kept."
+    )
+    data_dir: Annotated[Path | None, Spelling(default="$HARNESS_DATA_DIR", environment="HARNESS_DATA_DIR")] = Field(
+        default=None, description="Folder with the benchmarks' files."
+    )
+    cell_timeout: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_seconds)] | None,
+        Spelling(default="none", metavar="SECONDS | 30m | 2h"),
+    ] = Field(default=None, description="End a cell that takes longer: 90s, 30m, 2h.")
+    allow_task_code: bool = Field(
+        # task files of one's own are programs: they run only where they were asked for by name
+        default=False,
+        description="Let the task files of --include-path run: they are programs.",
+    )
+    wait: bool = Field(default=True, description="Wait for cells that another run is computing, or leave them.")
+
     @property
     def cache_folder(self) -> Path:
         """The cache that this run reads and fills."""
         return self.cache or default_cache()
+
+    @property
+    def work(self) -> Work:
+        """The part that a cell's process is given."""
+        return Work.model_validate(self.model_dump(include=set(Work.model_fields)))
 
 
 def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:

@@ -14,7 +14,7 @@ from harness.arithmetic import parameters_on_disk
 from harness.chain import COMPRESSION, bare, check, kind_of, parts_of, related
 from harness.checkpoint import digest_of, file_digest
 from harness.conditions import Conditions, ModelReference
-from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
+from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RowSettings, RunConfig, parse_method
 from harness.contract import Checkpoint, Prompting, Suite
 from harness.errors import HarnessError, unknown
 from harness.gpu import device_label, gpu_of
@@ -304,7 +304,7 @@ class _Making:
         return tuple(planned)
 
 
-def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
+def _rows(config: RowSettings, methods: Registry) -> list[_Row]:
     """Build every asked chain, then the controls that they need, each row once."""
     for name in config.set:
         if name not in methods:

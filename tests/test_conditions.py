@@ -236,3 +236,47 @@ def test_one_name_may_hold_several_fields_and_a_text_may_be_left_out():
 
     assert shared_by(Two(**PLAIN))["range"] == "from 1, to 2" and frozen_of(Two(**PLAIN), ALL)["range"] == "1-2"
     assert "card" not in shared_by(Two(**PLAIN)) and shared_by(Two(**PLAIN, card="H100"))["card"] == "H100"
+
+
+GIVEN = {"batch_size": 3, "noise": 0, "grid": "8x1x2", "rounds": 2, "force": True, "limit": {"gsm8k-mini": 7}, "tune": True}
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A plan with every setting of a cell away from its default, and its store."""
+    from harness.api import plan_run
+    from harness.config import build
+    from harness.store import Store
+
+    place = tmp_path_factory.mktemp("planned")
+    given = {**GIVEN, "teacher": ["tiny=0.7", "tiny-math=0.3"], "methods": ["response", "int8"], "out": place, "cache": place / "cache"}
+    return plan_run(build(given)), Store(place)
+
+
+def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(planned):
+    from harness.cell import CellJob
+    from harness.config import Work
+    from harness.runner import _job
+
+    plan, store = planned
+    for cell in plan.cells:
+        job = CellJob.model_validate_json(_job(plan, cell, store).model_dump_json())  # as it crosses to the process
+        assert job.conditions == plan.conditions_of(cell) and job.work == plan.config.work
+        assert job.conditions.tuned == cell.trains, "what does not train has no rate"
+        assert job.conditions.teacher_weights == (0.7, 0.3) and job.conditions.limited
+        assert {name: getattr(job.work, name) for name in set(GIVEN) & set(Work.model_fields)} == {
+            name: value for name, value in GIVEN.items() if name in Work.model_fields
+        }
+        assert job.model_copy(update={"dtype": "bfloat16", "noise": 5}).work.noise == 5
+        assert not set(CellJob.model_fields) & (set(Work.model_fields) | set(Conditions.model_fields) - {"teachers", "student_base"})
+
+
+def test_the_record_of_a_process_that_died_holds_the_conditions_that_it_was_given(planned):
+    from harness.cell import _record
+    from harness.runner import _died, _job
+
+    plan, store = planned
+    for cell in plan.cells:
+        died, failed = _died(plan, cell, "killed"), _record(_job(plan, cell, store), 0.0, status="failed", reason="killed")
+        assert died.conditions == failed.conditions == plan.conditions_of(cell)
+        assert conditions_of(died) == conditions_of(failed)
