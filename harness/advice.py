@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 
 from harness.checkpoint import digest_of
+from harness.conditions import EVERY_ROW, shared_by
+from harness.groups import rows_of
 from harness.hardware import Hardware
 from harness.record import RunRecord
 from harness.workload import ROW_TOKENS, Asked, Work
@@ -50,14 +52,11 @@ def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: s
     """Recommend a setting of `response`: the best of records that differ in nothing else, else the default."""
     alike: dict[str, dict[object, list[RunRecord]]] = {}
     for record in records:
-        usable = record.method == "response" and record.status == "success" and not record.limited and record.scores
+        usable = record.method == "response" and record.status == "success" and not record.conditions.limited and record.scores
         if not usable or name not in record.settings or not record.scores[0].retains:
             continue
         others = {key: value for key, value in record.settings.items() if key != name}
-        same = digest_of(
-            record.tasks, [one.digest for one in record.teachers], record.student_recipe, record.student_base.digest, record.budget_tokens,
-            record.budget_rows, record.dtype, others,
-        )  # fmt: skip
+        same = digest_of(shared_by(record.conditions, (*EVERY_ROW, *rows_of(record))), others)
         alike.setdefault(same, {}).setdefault(record.settings[name], []).append(record)
     tried = max(alike.values(), key=len, default={})
     if len(tried) < 2:

@@ -80,7 +80,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
-    _refuse_task_code(config, suites.include_path_of(list(config.suite), config.include_path))
+    _refuse_task_code(suites.include_path_of(list(config.suite), config.include_path), allowed=config.allow_task_code)
     found = suites.resolve(
         list(config.suite), embedded=all(is_embedded(name) for name in config.teacher_names), include_path=config.include_path
     )
@@ -91,7 +91,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         raise HarnessError(f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for example --suite mini")
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
     versions = {name: task.version for name, task in tasks.items()}
-    _refuse_training_on_nothing(config, registry, tasks, source)
+    _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
     plan = make_plan(
@@ -120,9 +120,9 @@ def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.war
     check_folder(config.cache_folder, "--cache", say=say)
 
 
-def _refuse_task_code(config: RunConfig, folder: Path | None) -> None:
+def _refuse_task_code(folder: Path | None, *, allowed: bool) -> None:
     """Refuse task files of a folder that nobody has allowed to run: their templates and functions are code."""
-    if folder is not None and not config.allow_task_code:
+    if folder is not None and not allowed:
         raise HarnessError(
             f"the task files in {folder} are programs (templates, !function): read them, then type --allow-task-code (docs/security.md)"
         )
@@ -140,11 +140,11 @@ def _data_of(tasks: Mapping[str, Task], files: str) -> str:
     return digest_of(files, os.urandom(16).hex())
 
 
-def _refuse_training_on_nothing(config: RunConfig, registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
+def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
     """Refuse rows that train where no task has a training item, as far as its definition tells."""
     from harness.chain import parts_of
 
-    names = [registry.canonical(parse_method(part)[0]) for spec in config.methods for part in parts_of(spec)]
+    names = [registry.canonical(parse_method(part)[0]) for spec in methods for part in parts_of(spec)]
     trains = next((name for name in names if registry.load(name).trains), "")
     reasons = {name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()}
     if trains and reasons and all(reasons.values()):
@@ -163,34 +163,28 @@ def _items_of(name: str, include_path: Path | None) -> int:
     return 1_000 if counted is None else counted
 
 
+_USUAL = RunConfig()
+
+
 def run(
-    methods: str | Sequence[str] = ("cot", "response"),
-    suite: str | Sequence[str] = "math",
+    methods: str | Sequence[str] = _USUAL.methods,
+    suite: str | Sequence[str] = _USUAL.suite,
     *,
-    teacher: str | Sequence[str] = "tiny",
-    student: str = "depth:0.5",
-    seeds: int = 1,
-    budget: int | None = None,
+    teacher: str | Sequence[str] = _USUAL.teacher,
+    student: str = _USUAL.student,
+    seeds: int = _USUAL.seeds,
+    budget: int | None = _USUAL.budget,
     watcher: Watcher | None = None,
     **settings: Any,
 ) -> Run:
     """Run methods on a suite and return how it ended; finished cells are read, not computed again.
 
-    Takes what `harness run` takes, by the same names with underscores: `rows`, `controls`, `set`
-    (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
+    Takes what `harness run` takes, by the same names with underscores (the fields of `harness.config.RunConfig`): `rows`, `controls`,
+    `set` (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
     A cell that fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
     """
-    from harness.config import split_list, split_teachers
-
-    def names(given: str | Sequence[str]) -> tuple[str, ...]:
-        return tuple(split_list(given)) if isinstance(given, str) else tuple(given)
-
-    values = {
-        "methods": names(methods), "suite": names(suite),
-        "teacher": tuple(split_teachers(teacher)) if isinstance(teacher, str) else tuple(teacher), "student": student, "seeds": seeds,
-        "budget": budget, **settings,
-    }  # fmt: skip
-    config = build(values)
+    named = {"methods": methods, "suite": suite, "teacher": teacher, "student": student, "seeds": seeds, "budget": budget}
+    config = build({**named, **settings})
     check_places(config)
     plan = plan_run(config)
     ended, path = run_plan(plan, watcher=watcher or Watcher())
@@ -280,19 +274,20 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     from harness.store import read_all
     from harness.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
 
+    under = plan.conditions
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
     records: list[RunRecord] = []
     with contextlib.suppress(HarnessError):  # no record yet
         records, _ = read_all(plan.config.out)
-    place = this_machine(plan.device, records)
+    place = this_machine(under.device, records)
     teachers = [Shape.of_folder(one.path, name=one.name) for one in plan.teachers]
     folders = [one.path for one in plan.teachers]
     recipe, base = parse_recipe(plan.config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
     asked = Asked(
-        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=plan.budget_tokens,
-        rows=plan.config.rows, mini=all(task.endswith("-mini") for task in plan.tasks), rounds=plan.config.rounds,
+        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=under.budget_tokens,
+        rows=under.budget_rows, mini=all(task.endswith("-mini") for task in under.task_names), rounds=plan.config.rounds,
         items={
-            task: min(_items_of(task, plan.config.include_path), limit_for(plan.config.limit, task) or 10**9) for task in plan.tasks
+            task: min(_items_of(task, plan.config.include_path), limit_for(under.limit, task) or 10**9) for task in under.task_names
         },
         grid=plan.grid if any(suite.measure for suite in plan.suites.values()) else "",
     )  # fmt: skip
@@ -312,7 +307,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
                 seconds += 0.0 if key in made else one.seconds
                 made.add(key)
             if work.trains:
-                states = max(states, training_bytes(work, cut_parameters(folder, shape), folders, plan.dtype))
+                states = max(states, training_bytes(work, cut_parameters(folder, shape), folders, under.dtype))
                 trainings.append(parts[-1])
             shape = work.shaped(shape)
         own = replace(asked, grid="") if cell.simulated else asked
@@ -445,10 +440,11 @@ def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
 
     rows: list[dict[str, object]] = []
     for record in records:
+        under = record.conditions
         base: dict[str, object] = {
             "key": record.key, "row": record.label, "method": record.method, "control": record.is_control, "seed": record.seed,
-            "status": record.status, "reason": record.reason, "teacher": ", ".join(one.name for one in record.teachers),
-            "student": record.student_recipe, "suite": ", ".join(record.suites), "budget": record.budget_tokens,
+            "status": record.status, "reason": record.reason, "teacher": ", ".join(one.name for one in under.teachers),
+            "student": under.student_recipe, "suite": ", ".join(under.suites), "budget": under.budget_tokens,
             "device": record.environment.device if record.environment else None,
         }  # fmt: skip
         metrics: list[dict[str, object]] = [

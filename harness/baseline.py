@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness import consistency
 from harness.checkpoint import digest_of, write_whole
+from harness.conditions import frozen_of
 from harness.consistency import Checks, Consistent, not_negative
 from harness.errors import HarnessError
 from harness.gate import Rules
 from harness.gate_frozen import LM_EVAL
-from harness.groups import TEACHER
+from harness.groups import rows_of
 from harness.record import RunRecord, Share, TaskScore
 from harness.untrusted import Unreadable, read_json
 
@@ -168,15 +169,9 @@ class FrozenRow(_Frozen):
     @staticmethod
     def conditions_of(record: RunRecord) -> dict[str, str]:
         """Return what must be equal before two records of a row are compared."""
-        made = {} if record.method == TEACHER else {"student": record.student_recipe, "student base": record.student_base.digest}
-        trained = {"budget": f"{record.budget_tokens} tokens, {record.budget_rows} items"} if record.trains else {}
         version = record.environment.versions.get(LM_EVAL) if record.environment else None
         scorer = {LM_EVAL: version} if version else {}
-        return {
-            "teacher": " ".join(one.digest for one in record.teachers), "device": record.device, "dtype": record.dtype, "path": record.path,
-            "prompts": f"chat {record.system or ''}" if record.chat else "plain",
-            "limited": "yes" if record.limited else "no", **scorer, **made, **trained,
-        }  # fmt: skip
+        return {**frozen_of(record.conditions, ("every row", *rows_of(record))), "path": record.path, **scorer}
 
     @staticmethod
     def machine_of(record: RunRecord) -> dict[str, str]:

@@ -95,11 +95,11 @@ def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
         if record.status != "success":
             told = f"{name} {record.status}: {record.reason}"
             raise HarnessError(f"{told}; a baseline is made of whole runs: mend it, or name others with --rows")
-        if record.limited:
+        if record.conditions.limited:
             raise HarnessError(f"{name} was scored on a sample of the items; run it again without --limit before you freeze it")
         if record.environment and record.environment.dirty:
             raise HarnessError(f"{name} was made from a working tree with changes; commit them and run again: its code must be found")
-    teachers = {" ".join(teacher.digest for teacher in record.teachers) for record in records}
+    teachers = {" ".join(teacher.digest for teacher in record.conditions.teachers) for record in records}
     if len(teachers) > 1:
         raise HarnessError(f"the records have {len(teachers)} different teachers; a baseline has one: name one run's file")
 

@@ -46,7 +46,7 @@ def _name(record: RunRecord) -> str:
 
 
 def _start(record: RunRecord) -> str:
-    return record.teachers[0].name if _from_teacher(record) else record.student_base.name
+    return record.conditions.teachers[0].name if _from_teacher(record) else record.conditions.student_base.name
 
 
 def _shown(name: str) -> str:
@@ -56,12 +56,12 @@ def _shown(name: str) -> str:
 
 def _lineage(record: RunRecord) -> str:
     named = record.cost.notes.get("taught_by", [])
-    taught = [one for one in record.teachers if isinstance(named, list) and one.name in named]
+    taught = [one for one in record.conditions.teachers if isinstance(named, list) and one.name in named]
     teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
-    start = f"`{_shown(record.student_base.name)}` ({record.student_base.digest[:12]})"
-    how = f"as `{record.student_recipe}` of it" if ":" in record.student_recipe else "as it is"
+    start = f"`{_shown(record.conditions.student_base.name)}` ({record.conditions.student_base.digest[:12]})"
+    how = f"as `{record.conditions.student_recipe}` of it" if ":" in record.conditions.student_recipe else "as it is"
     if _from_teacher(record):
-        start, how = f"`{_shown(record.teachers[0].name)}` ({record.teachers[0].digest[:12]})", "as it is"
+        start, how = f"`{_shown(record.conditions.teachers[0].name)}` ({record.conditions.teachers[0].digest[:12]})", "as it is"
     lines = [
         f"Made by the method `{record.label}` from {start}, started {how}, taught by {teachers}.",
         f"Weights, configuration and tokenizer have the digest `{record.student.digest if record.student else '-'}`.",
@@ -70,7 +70,7 @@ def _lineage(record: RunRecord) -> str:
         cost = record.cost
         lines.append(
             f"Training saw {cost.seen_tokens:,} tokens ({cost.trained_tokens:,} trained) in {cost.steps:,} steps, {cost.seconds:.0f} s on "
-            f"{record.device} ({_where(record)}), seed {record.seed}."
+            f"{record.conditions.device} ({_where(record)}), seed {record.seed}."
         )
     return " ".join(lines)
 
@@ -91,8 +91,8 @@ def _scores(record: RunRecord) -> str:
     for score in record.scores:
         shown = score.shown(score.value)
         lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
-    told = f"Scored by compression-harness on the path `{record.path}`, {record.dtype}."
-    if record.limited:
+    told = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
+    if record.conditions.limited:
         told += " A TRIAL on a sample of the items: not for quoting."
     return "\n".join(lines) + f"\n\n{told} Compare it with its controls ({', '.join(record.controls) or 'none'}) before you quote it."
 

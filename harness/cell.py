@@ -16,20 +16,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
 from harness.chain import COMPRESSION
-from harness.config import limit_for
-from harness.contract import Budget, Checkpoint, Example, Job, Progress, Prompting, Task
+from harness.conditions import ModelReference, UnderConditions
+from harness.config import Work, limit_for
+from harness.contract import Budget, Checkpoint, Example, Job, Progress, Task
 from harness.data import DataSource, examples_digest, untrained
 from harness.errors import CellFailed, HarnessError, Skipped, says_no_memory
 from harness.load import waiting_of
 from harness.places import no_space
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.process import end_with_parent
-from harness.record import Cost, Fidelity, Measurement, ModelReference, RunRecord, StageRecord, TaskScore, environment, write
+from harness.record import Cost, Fidelity, Measurement, RunRecord, StageRecord, TaskScore, environment, write
 from harness.stopwatch import at_rest, reset_peak
 from harness.untrusted import read_as
 from harness.watch import device_bytes, threads_asked
@@ -41,34 +42,16 @@ if TYPE_CHECKING:
     from harness.vllm import Vllm
 
 
-class CellJob(BaseModel):
-    """What the parent tells the process: names and numbers, no objects."""
+class CellJob(UnderConditions):
+    """What the parent tells the process: the cell and its conditions, where things lie, and how to go about it."""
 
     model_config = ConfigDict(frozen=True)
+    holds = ("conditions", "work")
     cell: PlannedCell
-    suites: tuple[str, ...]
-    tasks: tuple[str, ...]
-    task_versions: tuple[str, ...]
-    teachers: tuple[PlannedModel, ...]
-    student_recipe: str
+    teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
     student_base: PlannedModel
-    budget_tokens: int
-    budget_rows: int
-    teacher_weights: tuple[float, ...]
-    tune: bool
-    track: str
-    device: str
-    dtype: str
-    batch_size: int | Literal["auto"]
-    backend: str
+    work: Work
     measure: bool
-    grid: str
-    rounds: int
-    limit: int | dict[str, int] | None
-    chat: bool
-    system: str | None
-    noise: int
-    force: bool
     include_path: Path | None
     teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
     cell_folder: Path
@@ -78,11 +61,6 @@ class CellJob(BaseModel):
     cores_in_use: float | None  # by others, when the cell began
     cache: Path
     data_dir: Path | None
-
-    @property
-    def prompting(self) -> Prompting:
-        """How prompts are shown."""
-        return Prompting(chat=self.chat, system=self.system)
 
 
 def main(argv: list[str]) -> int:
@@ -176,16 +154,20 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
 
     progress(Progress(stage="start", done=0, total=1))
     torch.set_num_threads(job.threads)
-    tasks = _tasks(job.tasks, job.include_path)
+    tasks = _tasks(job.conditions.task_names, job.include_path)
     render, show = _renderer(job)
     source = DataSource(folder=job.data_dir, render=render, show=show)
     student, cost, stages = _student(job, tasks, source, progress)
-    release_memory(job.device)  # what training left with the allocator would be missing for the answers' keys and values
+    release_memory(job.conditions.device)  # what training left with the allocator would be missing for the answers' keys and values
     if job.cell.trains and (without := untrained(tasks, source)):
         cost = cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": without}})
-    with _backend(job, student, job.dtype) as backend:
+    with _backend(job, student, job.conditions.dtype) as backend:
         scores, rows = _scored(job, backend, tasks, source, progress)
-    opened = backend.opened if job.backend == "transformers" else open_model(student, device=job.device, dtype=job.dtype)
+    opened = (
+        backend.opened
+        if job.work.backend == "transformers"
+        else open_model(student, device=job.conditions.device, dtype=job.conditions.dtype)
+    )
     write_rows(job.cell_folder / "samples.jsonl", rows)
     peak = process_bytes("VmHWM")  # of training and scoring together: before the base is opened beside the student
     parameters = _parameters(job, opened)
@@ -196,8 +178,8 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         _remember(job, tasks, opened, rows)
     path = backend.path
     del opened, backend
-    release_memory(job.device)
-    if job.cell.is_teacher and job.noise:
+    release_memory(job.conditions.device)
+    if job.cell.is_teacher and job.work.noise:
         measurements += _noise_floor(job, tasks, source, rows, progress)
     if job.measure:
         measurements += _measured(job, student, threads_asked(), progress)  # timing keeps its own rule
@@ -216,7 +198,11 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
         stages=_with_last_scores(stages, scores) if len(stages) > 1 else (),
         data_digest=_data_digest(job, tasks, source) if job.cell.trains else "",
         environment=environment(
-            device=job.device, dtype=job.dtype, threads=job.threads, waiting=waiting_of(os.environ), cores_in_use=job.cores_in_use
+            device=job.conditions.device,
+            dtype=job.conditions.dtype,
+            threads=job.threads,
+            waiting=waiting_of(os.environ),
+            cores_in_use=job.cores_in_use,
         ),
     )
 
@@ -225,13 +211,13 @@ def score_again(job: CellJob) -> "list[TaskScore]":
     """Score a finished cell's model once more, from nothing: no answer is read from the journal, nothing is written."""
     from harness.checkpoint import describe
 
-    tasks = _tasks(job.tasks, job.include_path)
+    tasks = _tasks(job.conditions.task_names, job.include_path)
     render, show = _renderer(job)
     source = DataSource(folder=job.data_dir, render=render, show=show)
     folder = job.stage_folders[-1] / "student" if job.stage_folders else None
     student = describe(folder, name=job.cell.label) if folder is not None else job.teachers[job.cell.teacher].checkpoint()
     anew = job.model_copy(update={"force": True})
-    with _backend(anew, student, anew.dtype) as backend:
+    with _backend(anew, student, anew.conditions.dtype) as backend:
         scores, _ = _scored(anew, backend, tasks, source, lambda progress: None)
     return scores
 
@@ -242,13 +228,13 @@ def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | Non
     from harness.lm import Transformers
     from harness.model import open_model
 
-    if job.backend == "transformers":
+    if job.work.backend == "transformers":
         pack = few * _TOKENS_OF_FEW if few else None
-        yield Transformers(open_model(checkpoint, device=job.device, dtype=dtype), few or job.batch_size, pack=pack)
+        yield Transformers(open_model(checkpoint, device=job.conditions.device, dtype=dtype), few or job.work.batch_size, pack=pack)
         return
     from harness.vllm import Vllm
 
-    engine = Vllm(checkpoint, dtype=dtype, device=job.device)
+    engine = Vllm(checkpoint, dtype=dtype, device=job.conditions.device)
     try:
         yield engine
     finally:
@@ -262,13 +248,13 @@ def _scored(
 
     # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice changes nothing.
     copy = bool(job.cell.student_key) and backend.opened.checkpoint.digest in {one.digest for one in job.teachers}
-    cache = None if job.force else job.cell_folder if copy else job.cache  # --force asks everything anew
+    cache = None if job.work.force else job.cell_folder if copy else job.cache  # --force asks everything anew
     scores: list[TaskScore] = []
     rows: list[ItemRow] = []
     for task in tasks.values():
         score, items = score_task(
-            backend.opened, task, source, backend=backend, limit=limit_for(job.limit, task.name), progress=progress, cache=cache,
-            prompting=job.prompting,
+            backend.opened, task, source, backend=backend, limit=limit_for(job.conditions.limit, task.name), progress=progress, cache=cache,
+            prompting=job.conditions.prompting,
         )  # fmt: skip
         scores.append(score)
         rows += items
@@ -282,8 +268,14 @@ def _measured(job: CellJob, student: Checkpoint, threads: int, progress: Callabl
     from harness.model import release_memory
     from harness.scenario import parse_grid
 
-    release_memory(job.device)
-    settings = Settings(grid=parse_grid(job.grid), rounds=job.rounds, device=job.device, dtype=job.dtype, threads=threads)
+    release_memory(job.conditions.device)
+    settings = Settings(
+        grid=parse_grid(job.work.grid or ""),
+        rounds=job.work.rounds,
+        device=job.conditions.device,
+        dtype=job.conditions.dtype,
+        threads=threads,
+    )
     try:
         found = measure(Subject(student), Subject(job.teachers[0].checkpoint()), settings, folder=job.cell_folder, progress=progress)
     except (CellFailed, HarnessError) as problem:  # a scored row is not thrown away for want of its timing
@@ -355,9 +347,9 @@ def _fidelity(
         if task.kind == "choose":
             found.append(choice_fidelity(name, before, [row for row in rows if row.task == name]))
         elif task.kind == "generate":
-            known = recall(job.teacher_samples.with_name(_TEACHER_READS), checkpoint, name, device=job.device)
+            known = recall(job.teacher_samples.with_name(_TEACHER_READS), checkpoint, name, device=job.conditions.device)
             if known is None:
-                teacher = teacher or open_model(checkpoint, device=job.device, dtype=job.dtype)
+                teacher = teacher or open_model(checkpoint, device=job.conditions.device, dtype=job.conditions.dtype)
                 found.append(token_fidelity(name, reads(teacher, texts_to_read(teacher, name, before)), student))
             else:
                 found.append(token_fidelity(name, known, student))
@@ -386,7 +378,7 @@ def _noise_floor(
             measured.append(
                 Measurement(name=f"noise_flips:{name}", value=0, unit="fraction", higher_is_better=False, remark=f"not measured: {reason}")
             )
-    release_memory(job.device)
+    release_memory(job.conditions.device)
     return tuple(measured)
 
 
@@ -400,15 +392,15 @@ def _flips(
     from harness.outcomes import changed
     from harness.score import score_task
 
-    halved = job.dtype == "float32"
-    dtype = "bfloat16" if halved or job.backend == "transformers" else "float32"
-    few = None if halved or job.backend != "transformers" else 1 if job.batch_size == FEW_ROWS else FEW_ROWS
-    condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.dtype}"
+    noise, halved = job.work.noise, job.conditions.dtype == "float32"
+    dtype = "bfloat16" if halved or job.work.backend == "transformers" else "float32"
+    few = None if halved or job.work.backend != "transformers" else 1 if job.work.batch_size == FEW_ROWS else FEW_ROWS
+    condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.conditions.dtype}"
     with _backend(job, job.teachers[0].checkpoint(), dtype, few=few) as backend:
         for name, task in tasks.items():
             figure, again = score_task(
-                backend.opened, task, source, backend=backend, limit=min(job.noise, limit_for(job.limit, name) or job.noise),
-                progress=progress, prompting=job.prompting,
+                backend.opened, task, source, backend=backend, limit=min(noise, limit_for(job.conditions.limit, name) or noise),
+                progress=progress, prompting=job.conditions.prompting,
             )  # fmt: skip
             flips = changed([row for row in rows if row.task == name], again, figure.primary)
             yield Measurement(
@@ -419,12 +411,12 @@ def _flips(
 
 def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
     """Return how training items are shown to the student, and prompts to a model by its tokenizer: as the scorer shows them."""
-    if not job.chat:
+    if not job.conditions.chat:
         return (lambda example: example), (lambda tokenizer, prompt: prompt)
     from harness.model import as_chat, student_tokenizer
 
     own = student_tokenizer(job.student_base.checkpoint())
-    system = [{"role": "system", "content": job.system}] if job.system else []
+    system = [{"role": "system", "content": job.conditions.system}] if job.conditions.system else []
 
     def show(tokenizer: Any, prompt: str) -> str:
         return as_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
@@ -445,7 +437,7 @@ def _tasks(names: tuple[str, ...], include_path: Path | None) -> dict[str, Task]
 def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> str:
     from harness.data import examples_of
 
-    return examples_digest(examples_of(tasks, "train", source, rows=job.budget_rows))
+    return examples_digest(examples_of(tasks, "train", source, rows=job.conditions.budget_rows))
 
 
 def _parameters(job: CellJob, opened: "LanguageModel") -> int:
@@ -546,27 +538,27 @@ def _staged(
     if told is None:
         done.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        _forget_peak(job.device)  # each stage says its own
+        _forget_peak(job.conditions.device)  # each stage says its own
         registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
         method = registry.build(stage.method, stage.settings)
         if stage.trains:
-            _refuse_what_cannot_fit(job, stage, method, start, job.student_recipe if parent is None else "")
+            _refuse_what_cannot_fit(job, stage, method, start, job.conditions.student_recipe if parent is None else "")
         made = method.compress(
             Job(
                 teachers=teachers,
-                student=job.student_recipe if parent is None else str(parent.path),
+                student=job.conditions.student_recipe if parent is None else str(parent.path),
                 student_base=start,
                 tasks=tasks,
                 source=source,
-                budget=Budget(seen_tokens=job.budget_tokens, rows=job.budget_rows),
+                budget=Budget(seen_tokens=job.conditions.budget_tokens, rows=job.conditions.budget_rows),
                 seed=job.cell.seed or 0,
                 workdir=folder,
                 cache=job.cache,
-                device=job.device,
-                dtype=job.dtype,
-                teacher_weights=job.teacher_weights,
-                tune=job.tune,
-                track=job.track,
+                device=job.conditions.device,
+                dtype=job.conditions.dtype,
+                teacher_weights=job.conditions.teacher_weights,
+                tune=job.conditions.tuned,
+                track=job.work.track,
                 progress=progress,
             )
         )
@@ -604,18 +596,18 @@ def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, star
     from harness.model import parse_recipe
     from harness.workload import cut_parameters, student_shape, training_bytes, work_of
 
-    work, folders, memory = work_of(stage.method, method), [one.path for one in job.teachers], device_bytes(job.device)
-    if training_bytes(work, parameters_on_disk(start.path), folders, job.dtype) <= memory:
+    work, folders, memory = work_of(stage.method, method), [one.path for one in job.teachers], device_bytes(job.conditions.device)
+    if training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype) <= memory:
         return  # before any cut
     cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
     parameters = cut_parameters(start.path, student_shape(whole, cut) if cut else whole)
-    need = training_bytes(work, parameters, folders, job.dtype)
+    need = training_bytes(work, parameters, folders, job.conditions.dtype)
     if need > memory:
         beside = ", and the teacher beside it" if need > STATE_BYTES * parameters else ""
         smaller = "a smaller --student" if start.digest == job.student_base.digest else "a student that was cut further before"
         raise CellFailed(
             f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} parameters{beside} are {need / GIB:,.1f} GiB, "
-            f"and this {job.device} has {memory / GIB:,.1f} GiB; give {smaller}"
+            f"and this {job.conditions.device} has {memory / GIB:,.1f} GiB; give {smaller}"
         )
 
 
@@ -653,22 +645,9 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         handed_on=cell.handed_on,
         trains=cell.trains,
         settings=cell.settings,
-        suites=job.suites,
-        tasks=job.task_versions,
-        device=job.device,
-        dtype=job.dtype,
-        teachers=tuple(_reference(one.checkpoint()) for one in job.teachers),
-        student_recipe=job.student_recipe,
-        student_base=_reference(job.student_base.checkpoint()),
+        conditions=job.conditions,
         seed=cell.seed,
-        budget_tokens=job.budget_tokens,
-        budget_rows=job.budget_rows,
-        teacher_weights=job.teacher_weights,
-        tuned=job.tune and cell.trains,
         path=path,
-        limited=bool(job.limit),
-        chat=job.chat,
-        system=job.system,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - began, 3),
         **fields,

@@ -1,20 +1,18 @@
 """The command `harness`: options in, exit code out. 0 done, 1 a cell failed, 2 a user's mistake, 130 stopped."""
 
 import logging
-import os
-import re
 import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli_check import baseline_app, check, export, verify
 from harness.ending import catch_signals, ended, flushed, guard_streams
 from harness.errors import CellFailed, HarnessError, unknown
-from harness.options import HELP, Command, Group, refuse_doubles
+from harness.options import HELP, Command, ConfigCommand, Group, refuse_doubles
 
 if TYPE_CHECKING:
     from harness.api import Run
@@ -50,122 +48,21 @@ class CacheAction(StrEnum):
     prune = "prune"
 
 
-@app.command(cls=Command)
+@app.command(cls=ConfigCommand)
 def run(
+    context: typer.Context,
     file: Annotated[
         Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)
-    ] = None,
-    methods: Annotated[
-        list[str] | None, typer.Option(help="Rows, separated by commas: cot,response or response[temperature=4]. [default: cot,response]")
-    ] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(help="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge. [default: math]"),
-    ] = None,
-    teacher: Annotated[
-        list[str] | None, typer.Option(help="Embedded name, folder, .gguf file or Hub id; several: a=0.7,b=0.3. [default: tiny]")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="depth:S, width:S or scratch:S of the teacher, or a model. [default: depth:0.5]")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Independent training runs of each trained row. [default: 1]")] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Seen tokens of each trained row. [default: 250000 for the embedded pair, else 1000000]")
-    ] = None,
-    rows: Annotated[int | None, typer.Option(help="Distinct training items. [default: 2000]")] = None,
-    tune: Annotated[
-        bool | None,
-        typer.Option("--tune", help="Choose each trained row's learning rate on a held-out slice of train, once.", show_default=False),
-    ] = None,
-    track: Annotated[
-        str | None, typer.Option(help="Show training steps in tensorboard, wandb or trackio, where it is installed. [default: none]")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A method's setting, repeatable: response.temperature=4.", metavar="METHOD.SETTING=VALUE"),
-    ] = None,
-    controls: Annotated[
-        bool | None,
-        typer.Option("--controls/--no-controls", help="Run the controls that the methods need. [default: controls]", show_default=False),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto: float32 on CPU, bfloat16 on GPU]")] = None,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(help="auto (by memory) or the items scored at once; changes speed and memory, not answers. [default: auto]"),
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="What scores: transformers, or vllm where it is installed. [default: transformers]")
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off. [default: auto]"
-        ),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt, shown with every item of a chat model. [default: none]")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with YAML tasks of your own, for --suite lm-eval:NAME.")] = None,
-    noise: Annotated[
-        int | None, typer.Option(help="Items on which the teacher is scored again at another dtype: the noise floor. [default: 100]")
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(help="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), or none. [default: by device]"),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Timing: rounds of teacher, student, student, teacher. [default: 6]")] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Score a seeded sample of N items of each task, or of those named (gsm8k=20,mmlu=100): a trial, marked so in records and "
-            "tables. [default: all]",
-            metavar="N | TASK=N,...",
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where cells, students and runs are kept. [default: results/runs]")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where the teacher's work is kept. [default: $HARNESS_CACHE or the platform's cache folder]")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' files. [default: $HARNESS_DATA_DIR]")] = None,
-    force: Annotated[bool | None, typer.Option("--force", help="Compute finished cells again.", show_default=False)] = None,
-    cell_timeout: Annotated[
-        str | None, typer.Option(help="End a cell that takes longer: 90s, 30m, 2h. [default: none]", metavar="SECONDS | 30m | 2h")
-    ] = None,
-    allow_task_code: Annotated[
-        bool | None,
-        typer.Option("--allow-task-code", help="Let the task files of --include-path run: they are programs.", show_default=False),
-    ] = None,
-    wait: Annotated[
-        bool | None,
-        typer.Option(
-            "--wait/--no-wait", help="Wait for cells that another run is computing, or leave them. [default: wait]", show_default=False
-        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")] = False,
 ) -> int:
     """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
     from harness.api import Run, check_places, plan_run
-    from harness.config import build, listed, parse_limit, parse_set, read_toml, split_teachers
+    from harness.config import build, joined, read_toml
     from harness.console import Console
     from harness.runner import failures, run_plan
 
-    values: dict[str, Any] = read_toml(file) if file else {}
-    typed: dict[str, Any] = {
-        "methods": listed(methods), "suite": listed(suite),
-        "teacher": [one for text in teacher for one in split_teachers(text)] if teacher else None,
-        "student": student, "seeds": seeds, "budget": budget, "rows": rows, "controls": controls, "device": device, "dtype": dtype,
-        "batch_size": int(batch_size) if batch_size and re.fullmatch("[0-9]{1,9}", batch_size) else batch_size,
-        "backend": backend, "chat_template": chat_template, "system": system, "include_path": include_path, "noise": noise,
-        "grid": grid, "rounds": rounds, "limit": parse_limit(",".join(limit)) if limit else None, "tune": tune, "track": track,
-        "out": out, "cache": cache, "data_dir": data_dir, "force": force, "wait": wait,
-        "cell_timeout": cell_timeout, "allow_task_code": allow_task_code,
-    }  # fmt: skip
-    values |= {key: value for key, value in typed.items() if value is not None}
-    if setting:
-        values["set"] = {**values.get("set", {})}
-        for name, given in parse_set(setting).items():
-            values["set"][name] = {**values["set"].get(name, {}), **given}
-    values.setdefault("data_dir", os.environ.get("HARNESS_DATA_DIR"))
-    config = build(values, where=str(file) if file else "")
+    config = build(joined(read_toml(file) if file else {}, context.obj), where=str(file) if file else "")
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
@@ -190,12 +87,12 @@ def _print_plan(plan: "Plan") -> int:
     from harness.hardware import GIB
     from harness.store import Store
 
-    store = Store(plan.config.out)
+    under, store = plan.conditions, Store(plan.config.out)
     finished = {cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)}
     expected = expect(plan, finished)
     typer.echo(
-        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} parameters), student {plan.student_recipe}, "
-        f"{plan.budget_tokens:,} seen tokens for each trained row, {plan.device}, {plan.dtype}; tasks: {', '.join(plan.tasks)}"
+        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} parameters), student {under.student_recipe}, "
+        f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; tasks: {', '.join(under.task_names)}"
     )
     for cell, one in zip(plan.cells, expected, strict=True):
         state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
@@ -205,7 +102,7 @@ def _print_plan(plan: "Plan") -> int:
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
     typer.echo(
         f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to compute "
-        f"(by the formulas of harness plan, on this {plan.device})"
+        f"(by the formulas of harness plan, on this {under.device})"
     )
     return 0
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from harness import untrusted
 from harness.errors import HarnessError, unknown
+from harness.fields import Spelling, from_environment
 from harness.untrusted import typed
 
 EMBEDDED_BUDGET = 250_000  # seen tokens: under a minute of training for the embedded student on two cores
@@ -36,42 +37,22 @@ def default_cache() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("compression-harness"))
 
 
-class RunConfig(BaseModel):
-    """Everything that decides a run. Two equal configurations plan the same cells."""
+def _listing(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Spelling]:
+    """Return what reads a list written as one text, in a run file or in Python, and as texts typed once or several times."""
+    return (
+        BeforeValidator(lambda given: tuple(split(given)) if isinstance(given, str) else given),
+        Spelling(read=lambda texts: tuple(part for text in texts for part in split(text))),
+    )
+
+
+Names = Annotated[tuple[str, ...], *_listing(lambda text: split_list(text))]
+Teachers = Annotated[tuple[str, ...], *_listing(lambda text: split_teachers(text))]
+
+
+class _Part(BaseModel):
+    """A part of a configuration. A field is the one place of a setting: every door reads its name, type, bounds, default and help there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    methods: tuple[str, ...] = ("cot", "response")
-    suite: tuple[str, ...] = ("math",)
-    teacher: tuple[str, ...] = ("tiny",)
-    student: str = "depth:0.5"
-    seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    budget: Annotated[int, Field(ge=100)] | None = None  # seen tokens of each trained row; None: by the teacher
-    rows: Annotated[int, Field(ge=1)] = 2_000  # distinct training items
-    controls: bool = True
-    set: dict[str, dict[str, JsonValue]] = {}  # method -> setting -> value
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    backend: Literal["transformers", "vllm"] = "transformers"  # what scores; training and timing stay with transformers
-    chat_template: Literal["auto", "on", "off"] = "auto"  # auto: on where the teacher comes from outside and has one
-    system: str | None = None  # a system prompt, shown with every item
-    include_path: Path | None = None  # folder with YAML tasks for lm-eval:NAME
-    grid: str | None = None  # PROMPTSxBATCHESxNEW of the timing, or none; None: by the device
-    rounds: Annotated[int, Field(ge=1)] = 6  # of the timing, base and student by turns
-    tune: bool = False  # choose each trained row's learning rate on a held-out slice of the training rows
-    track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # where training steps are shown, beside each cell's training.jsonl
-    noise: Annotated[int, Field(ge=0)] = 100  # items on which the teacher is scored against itself at another dtype
-    limit: Count | dict[str, Count] | None = None  # items of each task, or of those named: a seeded sample for trials, marked in the record
-    out: Path = Path("results/runs")
-    cache: Path | None = None
-    data_dir: Path | None = None
-    force: bool = False
-    wait: bool = True
-    cell_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_seconds)] | None = (
-        None  # of each cell; None: none
-    )
-    allow_task_code: bool = False  # task files of one's own are programs: they run only where they were asked for by name
 
     @field_validator("*", mode="before")
     @classmethod
@@ -79,6 +60,25 @@ class RunConfig(BaseModel):
         if any("\0" in str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, (str, Path))):
             raise ValueError("it holds a NUL character, which no name or path may")
         return value
+
+
+class RowSettings(_Part):
+    """Which rows a run has and what trains them."""
+
+    methods: Names = Field(default=("cot", "response"), description="Rows, separated by commas: cot,response or response[temperature=4].")
+    suite: Names = Field(default=("math",), description="Suites, tasks, lm-eval:NAME or a suite file, separated by commas: math,knowledge.")
+    teacher: Teachers = Field(default=("tiny",), description="Embedded name, folder, .gguf file or Hub id; several: a=0.7,b=0.3.")
+    student: str = Field(default="depth:0.5", description="depth:S, width:S or scratch:S of the teacher, or a model.")
+    seeds: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="Independent training runs of each trained row.")
+    budget: Annotated[
+        Annotated[int, Field(ge=100)] | None, Spelling(default=f"{EMBEDDED_BUDGET} for the embedded pair, else {OUTSIDE_BUDGET}")
+    ] = Field(default=None, description="Seen tokens of each trained row.")
+    rows: Count = Field(default=2_000, description="Distinct training items.")
+    tune: bool = Field(default=False, description="Choose each trained row's learning rate on a held-out slice of train, once.")
+    set: Annotated[dict[str, dict[str, JsonValue]], Spelling(read=lambda texts: parse_set(texts), metavar="METHOD.SETTING=VALUE")] = Field(
+        default={}, description="A method's setting, repeatable: response.temperature=4."
+    )
+    controls: bool = Field(default=True, description="Run the controls that the methods need.")
 
     @field_validator("suite", "teacher")
     @classmethod
@@ -113,20 +113,99 @@ class RunConfig(BaseModel):
         """The teachers' weights, which sum to 1; none where none is given."""
         return parse_teachers(self.teacher)[1]
 
+
+class ScoringSettings(_Part):
+    """On what rows are made and scored, and how prompts are shown."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="{choices}.")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Spelling(default="auto: float32 on CPU, bfloat16 on GPU")] = Field(
+        default="auto", description="{choices}."
+    )
+    chat_template: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Show prompts in the chat template: auto (where the teacher is from outside and has one), on, off."
+    )
+    system: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(
+        default=None, description="A system prompt, shown with every item of a chat model."
+    )
+    limit: Annotated[
+        Count | dict[str, Count] | None,
+        Spelling(read=lambda texts: parse_limit(",".join(texts)), default="all", metavar="N | TASK=N,..."),
+    ] = Field(
+        default=None,
+        description="Score a seeded sample of N items of each task, or of those named (gsm8k=20,mmlu=100): a trial, marked so in "
+        "records and tables.",
+    )
+    include_path: Path | None = Field(default=None, description="Folder with YAML tasks of your own, for --suite lm-eval:NAME.")
+
+
+class Work(_Part):
+    """How a cell goes about its work: what its process is given of a configuration, beside its conditions."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        default="auto", description="auto (by memory) or the items scored at once; changes speed and memory, not answers."
+    )
+    backend: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="What scores: transformers, or vllm where it is installed."
+    )  # training and timing stay with transformers
+    noise: Annotated[int, Field(ge=0)] = Field(
+        default=100, description="Items on which the teacher is scored again at another dtype: the noise floor."
+    )
+    grid: Annotated[str | None, Spelling(default="by device")] = Field(
+        default=None, description="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), or none."
+    )
+    rounds: Count = Field(default=6, description="Timing: rounds of teacher, student, student, teacher.")
+    track: Annotated[Literal["", "tensorboard", "wandb", "trackio"], Spelling(default="none", may_be_empty=True)] = Field(
+        default="", description="Show training steps in tensorboard, wandb or trackio, where it is installed."
+    )
+    force: bool = Field(default=False, description="Compute finished cells again.")
+
+
+class RunConfig(Work, ScoringSettings, RowSettings):
+    """Everything that decides a run. Two equal configurations plan the same cells.
+
+    Its parts, and in them the fields, stand in `--help` in the order of this file: bases count from the last to the first.
+    """
+
+    out: Path = Field(default=Path("results/runs"), description="Where cells, students and runs are kept.")
+    cache: Annotated[Path | None, Spelling(default="$HARNESS_CACHE or the platform's cache folder")] = Field(
+        default=None, description="Where the teacher's work is kept."
+    )
+    data_dir: Annotated[Path | None, Spelling(default="$HARNESS_DATA_DIR", environment="HARNESS_DATA_DIR")] = Field(
+        default=None, description="Folder with the benchmarks' files."
+    )
+    cell_timeout: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_seconds)] | None,
+        Spelling(default="none", metavar="SECONDS | 30m | 2h"),
+    ] = Field(default=None, description="End a cell that takes longer: 90s, 30m, 2h.")
+    allow_task_code: bool = Field(
+        # task files of one's own are programs: they run only where they were asked for by name
+        default=False,
+        description="Let the task files of --include-path run: they are programs.",
+    )
+    wait: bool = Field(default=True, description="Wait for cells that another run is computing, or leave them.")
+
     @property
     def cache_folder(self) -> Path:
         """The cache that this run reads and fills."""
         return self.cache or default_cache()
 
+    @property
+    def work(self) -> Work:
+        """The part that a cell's process is given."""
+        return Work.model_validate(self.model_dump(include=set(Work.model_fields)))
+
 
 def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
-    """Check values and return the configuration; unknown keys and values out of range are the user's to mend."""
+    """Check values and return the configuration; unknown keys and values out of range are the user's to mend.
+
+    What nobody gave and a variable of the environment does is taken from there.
+    """
     known = RunConfig.model_fields
     for key in values:
         if key not in known:
             raise unknown(f"setting{' in ' + where if where else ''}", key, known)
     try:
-        return RunConfig.model_validate(dict(values))
+        return RunConfig.model_validate(from_environment(RunConfig, values))
     except ValidationError as problem:
         first = problem.errors()[0]
         name = str(first["loc"][0])
@@ -140,10 +219,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise HarnessError(f"no run file at {path}; give a TOML file with for example: methods = ['cot', 'response']")
     values = untrusted.read_toml(path)
-    for key, split in (("methods", split_list), ("suite", split_list), ("teacher", split_teachers)):
-        if isinstance(values.get(key), str):
-            values[key] = split(values[key])
     return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def joined(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of two doors: what was given later wins; methods' settings come together, one by one."""
+    both = {**first, **later}
+    if isinstance(first.get("set"), Mapping) and "set" in later:
+        methods = dict.fromkeys((*first["set"], *later["set"]))
+        both["set"] = {name: {**first["set"].get(name, {}), **later["set"].get(name, {})} for name in methods}
+    return both
 
 
 def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -231,7 +316,7 @@ def limit_for(limit: int | Mapping[str, int] | None, task: str) -> int | None:
     return limit.get(task) if isinstance(limit, Mapping) else limit
 
 
-def parse_set(pairs: list[str]) -> dict[str, dict[str, JsonValue]]:
+def parse_set(pairs: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
     """Read `--set response.temperature=4` pairs."""
     found: dict[str, dict[str, JsonValue]] = {}
     for pair in pairs:

@@ -44,7 +44,7 @@ class Consistent(BaseModel):
 def what_is_wrong(problem: ValidationError) -> str:
     """Return the first problem of a file in one line: its field, and what is right."""
     first = problem.errors()[0]
-    place = ".".join(map(str, first["loc"]))
+    place = ".".join(str(part) for part in first["loc"] if part != "conditions")  # files have their fields among the others
     if first["type"] == _KIND:
         return f"field {place}{'.' if place else ''}{first['msg']}"
     return f"field {place}: {first['msg']}"
@@ -245,12 +245,12 @@ MEASUREMENT: Checks = (*not_negative("value"), ("value", value_is_in_its_interva
 def tasks_are_the_scores(record: "RunRecord") -> str:
     """Say where a record's tasks are not those of its scores: all of them, in order, where it succeeded."""
     scored = [f"{score.task}@{score.version}" for score in record.scores]
-    if record.status == "success" and scored != list(record.tasks):
-        return f"{', '.join(record.tasks) or 'none'}, and there are scores of {', '.join(scored) or 'none'}"
+    if record.status == "success" and scored != list(record.conditions.tasks):
+        return f"{', '.join(record.conditions.tasks) or 'none'}, and there are scores of {', '.join(scored) or 'none'}"
     if double := next((one for one in scored if scored.count(one) > 1), None):
         return f"{double} was scored twice"
-    strange = next((one for one in scored if one not in record.tasks), None)
-    return f"{', '.join(record.tasks) or 'none'}, and there is a score of {strange}" if strange else ""
+    strange = next((one for one in scored if one not in record.conditions.tasks), None)
+    return f"{', '.join(record.conditions.tasks) or 'none'}, and there is a score of {strange}" if strange else ""
 
 
 def distances_are_of_its_tasks(record: "RunRecord") -> str:
@@ -275,5 +275,5 @@ RECORD: Checks = (
     ("tasks", tasks_are_the_scores),
     ("fidelity", distances_are_of_its_tasks),
     ("stages", stages_end_in_the_row),
-    *not_negative("budget_tokens", "budget_rows", "seconds"),
+    *not_negative("seconds"),
 )

@@ -329,7 +329,7 @@ def _measured_item(task: str, shape: Shape, records: Sequence[RunRecord]) -> flo
     for record in made_here(records):
         score = record.score(task)
         size = record.student.parameters if record.student else None
-        if score is None or not size or record.limited or score.from_journal:
+        if score is None or not size or record.conditions.limited or score.from_journal:
             continue
         ratio = shape.parameters / size
         if 0.25 <= ratio <= 4:

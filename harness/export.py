@@ -31,7 +31,7 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
     for score in record.scores:
         results[score.task] = {"alias": score.task, **_metrics(score)}
         better[score.task] = {key.partition(",")[0]: not score.lower_is_better for key in results[score.task] if "," in key}
-    environment = record.environment
+    environment, under = record.environment, record.conditions
     return {
         "results": results,
         "group_subtasks": {score.task: [] for score in record.scores},
@@ -41,24 +41,24 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
         "higher_is_better": better,
         "n-samples": {score.task: {"original": score.n, "effective": score.n} for score in record.scores},
         "config": {
-            "model": "compression-harness", "model_args": f"row={record.label}", "batch_size": "auto", "device": record.device,
-            "limit": score_limit(record), "bootstrap_iters": 0, "gen_kwargs": None, "model_dtype": record.dtype,
+            "model": "compression-harness", "model_args": f"row={record.label}", "batch_size": "auto", "device": under.device,
+            "limit": score_limit(record), "bootstrap_iters": 0, "gen_kwargs": None, "model_dtype": under.dtype,
             "model_num_parameters": record.student.parameters if record.student else None,
             "model_sha": record.student.digest if record.student else "",
         },
         "git_hash": environment.commit if environment else None,
         "date": record.created,
         "transformers_version": environment.versions.get("transformers") if environment else None,
-        "model_source": "compression-harness", "model_name": record.label, "system_instruction": record.system,
+        "model_source": "compression-harness", "model_name": record.label, "system_instruction": under.system,
         "chat_template": None, "total_evaluation_time_seconds": str(sum(score.seconds for score in record.scores)),
-        "harness": {"key": record.key, "seed": record.seed, "teachers": [one.name for one in record.teachers], "path": record.path},
+        "harness": {"key": record.key, "seed": record.seed, "teachers": [one.name for one in under.teachers], "path": record.path},
     }  # fmt: skip
 
 
 def score_limit(record: RunRecord) -> int | None:
     """Return the number of items of a record that was scored on a sample, None of a whole one."""
     counts = {score.n for score in record.scores}
-    return counts.pop() if record.limited and len(counts) == 1 else None
+    return counts.pop() if record.conditions.limited and len(counts) == 1 else None
 
 
 def _shots(version: str) -> int:
@@ -139,10 +139,11 @@ def flat(record: RunRecord) -> dict[str, float]:
 
 def settings_of(record: RunRecord) -> dict[str, str]:
     """Return what a record was made by, as trackers take it."""
+    under = record.conditions
     return {
-        "row": record.label, "method": record.method, "family": record.family, "teacher": ", ".join(one.name for one in record.teachers),
-        "student": record.student_recipe, "seed": str(record.seed), "budget": str(record.budget_tokens), "device": record.device,
-        "dtype": record.dtype, "path": record.path, "key": record.key,
+        "row": record.label, "method": record.method, "family": record.family, "teacher": ", ".join(one.name for one in under.teachers),
+        "student": under.student_recipe, "seed": str(record.seed), "budget": str(under.budget_tokens), "device": under.device,
+        "dtype": under.dtype, "path": record.path, "key": record.key,
         **{f"set.{name}": str(value) for name, value in record.settings.items()},
     }  # fmt: skip
 

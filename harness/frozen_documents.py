@@ -69,6 +69,6 @@ def documents_against_frozen(one: Tested) -> Finding:
     if fine * one.tests <= rules.alpha:
         return one.finding(Verdict.passed, told, numbers)
     needed = stats.items_to_decide(fine, n, alpha=rules.alpha / one.tests)
-    decided = decides(needed, one.seeds[0].now, one.seeds[0].record.limited, what="documents")
+    decided = decides(needed, one.seeds[0].now, one.seeds[0].record.conditions.limited, what="documents")
     numbers |= {"needed": decided.needed, "task_items": decided.task_items}
     return one.finding(Verdict.cannot_tell, f"{told}; {decided.told or 'it stands at the limit'}", numbers)

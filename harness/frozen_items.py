@@ -173,7 +173,7 @@ def _hits_that_did_not_fall(one: Tested, numbers: Numbers, needed: int, drop: fl
     """Tell whether these items could have shown a fall; the verdict and what is to be added to the line, and to `numbers`."""
     detect, score = f"{100 * one.rules.detect:g} points", one.seeds[0].now
     if needed > score.n:
-        decided = decides(needed, score, one.seeds[0].record.limited)
+        decided = decides(needed, score, one.seeds[0].record.conditions.limited)
         numbers |= {"needed": decided.needed, "task_items": decided.task_items}
         told = f"; {score.n:,} items cannot show a drop of {detect} at {100 * flips:.1f} % flips; {decided.told}"
         return Verdict.cannot_tell, told

@@ -95,7 +95,7 @@ def _noted(records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | Non
     fresh = [each.label for each in records if baseline is not None and each.label not in baseline.labels and not each.is_control]
     if fresh:
         notes.append(f"not in the baseline: {', '.join(dict.fromkeys(fresh))} (freeze them: harness baseline update)")
-    if any(record.limited and is_judged(record, rules) for record in records):
+    if any(record.conditions.limited and is_judged(record, rules) for record in records):
         notes.append("a trial: these rows were scored on a sample of the items (--limit)")
     return notes
 

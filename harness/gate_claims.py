@@ -221,7 +221,7 @@ def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
     return Claim(
         label=candidate.row.label, task=score.task, unmet_if_large=p, met_if_large=other, told=line + candidate.trainings,
         n=score.n, score=score,
-        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other}, limited=candidate.row.first.limited,
+        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other}, limited=candidate.row.first.conditions.limited,
     )  # fmt: skip
 
 

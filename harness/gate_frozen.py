@@ -93,8 +93,9 @@ def _without_record(row: "FrozenRow", record: RunRecord | None, rules: Rules) ->
 def unlike_conditions(row: "FrozenRow", record: RunRecord) -> tuple[str, str] | None:
     """Return the first condition that differs, with both its values; None where the two may be compared."""
     now = row.conditions_of(record)
-    for name, then in row.conditions.items():
-        if now.get(name) != then:
+    late = [name for name in now if name not in row.conditions and name != LM_EVAL]  # not at its default now, as it was then
+    for name in (*row.conditions, *late):
+        if now.get(name) != (then := row.conditions.get(name)):
             return name, f"{name} differs: {short(then)} in the baseline, {short(now.get(name))} now"
     return None
 

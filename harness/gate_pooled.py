@@ -109,7 +109,7 @@ def _pooled_claim(candidate: Asked) -> Claim | None:
     )
     numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": n, "seeds": len(candidate.row.records),
                         "p_met": p, "p_unmet": other, **asked_of(rules, chance if above else 0.0)}  # fmt: skip
-    there = [task_items(scores[task], limited=candidate.row.first.limited) for task in shares]
+    there = [task_items(scores[task], limited=candidate.row.first.conditions.limited) for task in shares]
     silent = [score.task for score in candidate.row.first.scores if at_chance(candidate.group, score)]
     return Claim(
         layer="pooled", label=candidate.row.label, unmet_if_large=p, met_if_large=other, told=line, numbers=numbers,
@@ -185,7 +185,7 @@ def _pool(label: str, tasks: Mapping[str, Sequence[Pair]], rules: Rules) -> Pool
     hits = rules.task_weights == "items" and all(each.now.hit_or_miss and each.then.packed for run in runs for each in run)
     parts = _parts(shares, {task: (tasks[task][0].now.n, tasks[task][0].now.parts) for task in shares})
     figures, net, error, p = _of_hits(runs) if hits else _of_numbers(runs, parts)
-    there = [task_items(each.now, limited=each.record.limited) for each in runs[0]]
+    there = [task_items(each.now, limited=each.record.conditions.limited) for each in runs[0]]
     return Pool(
         label, shares, figures, net, error, sum(count or 0 for count in there) if all(there) else None,
         any(each.anew for run in runs for each in run), p,

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from harness import corpus, means, stats
 from harness.checkpoint import digest_of
+from harness.conditions import Rows, shared_by
 from harness.corpus import Corpus
 from harness.intervals import Interval, one_sided, two_sided
 from harness.record import RunRecord, TaskScore
@@ -114,39 +115,25 @@ class Group:
 
 def _scored_under(record: RunRecord) -> dict[str, str]:
     """What every row of a table shares, known for failed records too."""
-    return {
-        "teacher": " and ".join(one.name for one in record.teachers),
-        "teacher digest": " ".join(one.digest for one in record.teachers),
-        "tasks": ", ".join(record.tasks),
-        "device": record.device,
-        "dtype": record.dtype,
-        "limited": "a sample of the items" if record.limited else "",
-        "prompts": f"chat template{f', system prompt {record.system!r}' if record.system else ''}" if record.chat else "",
-    }
+    return shared_by(record.conditions)
 
 
 def _measured_under(record: RunRecord) -> dict[str, str]:
     """What rows that succeeded share beside that."""
-    environment = record.environment
-    return {
-        "path": record.path,
-        "items": digest_of([score.items_digest for score in record.scores]),
-        "threads": str(environment.threads) if environment else "",
-        "machine": environment.machine if environment else "",
-        **({"gpu": str(environment.gpu)} if environment and environment.gpu else {}),
-    }
+    environment = shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
+    return {"path": record.path, "items": digest_of([score.items_digest for score in record.scores]), **environment}
+
+
+def rows_of(record: RunRecord) -> tuple[Rows, ...]:
+    """Return which conditions of making say something about a record: none of a teacher's, the budget of one that trains."""
+    if record.method == TEACHER:
+        return ()
+    return ("students", "trained rows") if record.trains else ("students",)
 
 
 def _made_under(record: RunRecord) -> dict[str, str]:
     """What rows of one table share in how their students were made; teachers' rows have none of it."""
-    if record.method == TEACHER:
-        return {}
-    shape = {"student": record.student_recipe, "student base": record.student_base.digest}
-    if not record.trains:
-        return shape
-    tuned = ", a learning rate of its own" if record.tuned else ""
-    weights = "+".join(f"{weight:.3g}" for weight in record.teacher_weights)
-    return shape | {"budget": f"{record.budget_tokens:,} seen tokens, {record.budget_rows:,} items{tuned}", "weights": weights}
+    return shared_by(record.conditions, rows_of(record))
 
 
 def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:

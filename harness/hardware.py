@@ -88,7 +88,13 @@ def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:
 
     def fits(one: RunRecord) -> bool:
         made = one.environment
-        return one.status == "success" and one.device == "cpu" and made is not None and made.machine == here and made.threads <= threads
+        return (
+            one.status == "success"
+            and one.conditions.device == "cpu"
+            and made is not None
+            and made.machine == here
+            and made.threads <= threads
+        )
 
     return [one for one in records if fits(one)]
 

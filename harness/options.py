@@ -13,7 +13,6 @@ from harness.errors import HarnessError
 
 # typer brings its own click in some versions and takes the installed one in others: contexts and parameters are typed Any here.
 HELP = {"help_option_names": ["-h", "--help"]}
-_MAY_BE_EMPTY = ("system", "track")  # "" is what they are where they are not given
 
 
 def version_line() -> str:
@@ -30,6 +29,8 @@ def version_line() -> str:
 class Command(TyperCommand):
     """A command that refuses empty values and numbers that are none before it does anything."""
 
+    may_be_empty: frozenset[str] = frozenset()  # parameters of which "" is a value
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a number."""
         _say_version(ctx, args)
@@ -37,8 +38,47 @@ class Command(TyperCommand):
         rest = super().parse_args(ctx, args)
         given, _, _ = self.make_parser(ctx).parse_args(args=written)
         for parameter in self.params:
-            _refuse_empty(parameter, given.get(parameter.name or ""))
+            if parameter.name not in self.may_be_empty:
+                _refuse_empty(parameter, given.get(parameter.name or ""))
             _refuse_no_number(parameter, ctx.params.get(parameter.name or ""))
+        return rest
+
+
+class ConfigCommand(Command):
+    """A command whose options are the fields of `RunConfig`, beside its own; `context.obj` holds the values that were typed.
+
+    They are made when the command is typed or looked into: the help of all commands does not wait for them.
+    """
+
+    _params: list[Any]
+    _whole: bool
+
+    @property
+    def params(self) -> list[Any]:
+        """The command's arguments, the configuration's fields, the command's own options."""
+        if not self._whole:
+            from harness import config
+            from harness.fields import settings_of
+            from harness.run_options import parameters_of
+
+            fields = settings_of(config.RunConfig)
+            self.may_be_empty = frozenset(name for name, one in fields.items() if one.spelling.may_be_empty)
+            place = sum(one.param_type_name == "argument" for one in self._params)
+            self._params[place:place] = parameters_of(config.RunConfig)
+            self._whole = True
+        return self._params  # always the same list: click puts its help option there and takes it again
+
+    @params.setter
+    def params(self, own: list[Any]) -> None:
+        self._params, self._whole = own, False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; the configuration's go to `context.obj` as values. Raises `HarnessError` for what is no value."""
+        from harness import config
+        from harness.run_options import values_of
+
+        rest = super().parse_args(ctx, args)
+        ctx.obj = values_of(config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields})
         return rest
 
 
@@ -65,7 +105,7 @@ def _name_of(parameter: Any) -> str:
 
 def _refuse_empty(parameter: Any, value: Any) -> None:
     values = value if isinstance(value, (list, tuple)) else [value]
-    if parameter.name not in _MAY_BE_EMPTY and any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
+    if any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
         missing = ", so no method is asked for" if parameter.name == "methods" else ""
         raise HarnessError(f"{_name_of(parameter)} is empty{missing}; leave it out for its default, or see --help for what it takes")
 

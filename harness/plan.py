@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from harness.arithmetic import parameters_on_disk
 from harness.chain import COMPRESSION, bare, check, kind_of, parts_of, related
 from harness.checkpoint import digest_of, file_digest
-from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig, parse_method
+from harness.conditions import Conditions, ModelReference
+from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RowSettings, RunConfig, parse_method
 from harness.contract import Checkpoint, Prompting, Suite
 from harness.errors import HarnessError, unknown
 from harness.gpu import device_label, gpu_of
@@ -51,6 +52,10 @@ class PlannedModel(BaseModel):
     def checkpoint(self) -> Checkpoint:
         """Return the checkpoint again."""
         return Checkpoint(path=self.path, name=self.name, digest=self.digest, bytes_on_disk=self.bytes_on_disk, note=self.note)
+
+    def reference(self) -> ModelReference:
+        """Return which model it is, without where it lies."""
+        return ModelReference(name=self.name, digest=self.digest, weight_bytes=self.bytes_on_disk or None, note=self.note)
 
 
 class PlannedStage(BaseModel):
@@ -96,20 +101,18 @@ class Plan:
     """All cells of a run, in the order in which they are computed."""
 
     config: RunConfig
+    conditions: Conditions  # of all its rows: those of one cell are `conditions_of`
     suites: Mapping[str, Suite]
-    tasks: tuple[str, ...]
-    task_versions: tuple[str, ...]  # name@version, in the same order
-    teachers: tuple[PlannedModel, ...]
-    student_recipe: str
+    teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
     student_base: PlannedModel
-    budget_tokens: int
-    device: str
-    dtype: str
-    prompting: Prompting
     grid: str
     cells: tuple[PlannedCell, ...]
     threads: int = 1  # of each cell
     hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
+
+    def conditions_of(self, cell: PlannedCell) -> Conditions:
+        """Return the conditions of a cell: only what trains has a learning rate to tune."""
+        return self.conditions.model_copy(update={"tuned": self.conditions.tuned and cell.trains})
 
 
 @dataclass(frozen=True)
@@ -232,10 +235,15 @@ def make_plan(
                     trains=row.trains, simulated=any(getattr(one, "simulated", False) for one in row.methods), seed=seed,
                 )
             )  # fmt: skip
+    conditions = Conditions(
+        suites=tuple(suites), teachers=tuple(one.reference() for one in planned),
+        tasks=tuple(f"{task}@{task_versions[task]}" for task in tasks), device=device, dtype=dtype, limit=config.limit or None,
+        chat=prompting.chat, system=prompting.system, student_recipe=named, student_base=base.reference(), budget_tokens=budget,
+        budget_rows=config.rows, tuned=config.tune, teacher_weights=config.teacher_weights,
+    )  # fmt: skip
     return Plan(
-        config=config, suites=suites, tasks=tasks, task_versions=tuple(f"{task}@{task_versions[task]}" for task in tasks), teachers=planned,
-        student_recipe=named, student_base=base,
-        budget_tokens=budget, device=device, dtype=dtype, prompting=prompting, grid=grid, cells=tuple(cells), threads=threads,
+        config=config, conditions=conditions, suites=suites, teachers=planned, student_base=base, grid=grid, cells=tuple(cells),
+        threads=threads,
     )  # fmt: skip
 
 
@@ -296,7 +304,7 @@ class _Making:
         return tuple(planned)
 
 
-def _rows(config: RunConfig, methods: Registry) -> list[_Row]:
+def _rows(config: RowSettings, methods: Registry) -> list[_Row]:
     """Build every asked chain, then the controls that they need, each row once."""
     for name in config.set:
         if name not in methods:

@@ -17,31 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness import consistency
 from harness.checkpoint import digest_of, write_whole
+from harness.conditions import Conditions, Flat, ModelReference, Same
 from harness.consistency import Checks, Consistent, not_negative
 from harness.errors import OneLine
 from harness.gpu import Gpu, gpu_of
 from harness.untrusted import Unreadable, kind_of, read_json
 
-SCHEMA = 7
+SCHEMA = 8
 Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Frozen(Consistent, BaseModel):
     """What every part of a record is: frozen, of known fields, checked when it is read."""
-
-
-class ModelReference(_Frozen):
-    """Which model, by content."""
-
-    checks: ClassVar[Checks] = not_negative("parameters", "weight_bytes")
-
-    name: str
-    digest: str
-    parameters: int | None = None
-    weight_bytes: int | None = None
-    note: str = ""
-    parents: tuple[str, ...] = ()
 
 
 class TaskScore(_Frozen):
@@ -211,11 +199,11 @@ class Environment(_Frozen):
 
     device: str
     dtype: str
-    threads: int
+    threads: Annotated[int, Same("threads")]
     waiting: str = ""  # how threads waited at their barriers, active or passive; "" where nobody looked
     cores_in_use: float | None = None  # by others, when the cell began; None where nobody looked
-    machine: str
-    gpu: Gpu | None = None
+    machine: Annotated[str, Same("machine")]
+    gpu: Annotated[Gpu | None, Same("gpu", lambda gpu: str(gpu) if gpu else None)] = None
     platform: str
     python: str
     versions: dict[str, str]
@@ -223,7 +211,7 @@ class Environment(_Frozen):
     dirty: bool | None
 
 
-class RunRecord(_Frozen):
+class RunRecord(Flat, _Frozen):
     """One finished cell. Methods cannot set its fields; the harness does."""
 
     checks: ClassVar[Checks] = consistency.RECORD
@@ -243,22 +231,9 @@ class RunRecord(_Frozen):
     handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool = False
     settings: dict[str, JsonValue] = {}
-    suites: tuple[str, ...]
-    tasks: tuple[str, ...]  # name@version, in the order of the scores
-    device: str
-    dtype: str
-    limited: bool = False  # scored on a sample of the items
-    chat: bool = False  # prompts in the chat template
-    system: str | None = None
-    teachers: tuple[ModelReference, ...]
-    student_recipe: str
-    student_base: ModelReference  # what the recipe cuts, or what is trained as it is
+    conditions: Conditions  # under which it was made and scored; the tasks in the order of the scores
     student: ModelReference | None = None
     seed: int | None = None  # None where no draw was made
-    budget_tokens: int
-    budget_rows: int
-    teacher_weights: tuple[float, ...] = ()  # of several teachers, where the user gave them
-    tuned: bool = False  # its learning rate was chosen on a held-out slice of the training rows
     data_digest: str = ""
     path: str  # the scoring path; rows of one table share it
     scores: tuple[TaskScore, ...] = ()
@@ -289,6 +264,7 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction, weights, why items cannot be paired, what
     # they add to a figure of all of them
     6: lambda old: {**old, "schema": 7},
+    7: lambda old: {**old, "schema": 8},  # 8 added a field with a default: how many items of each task a sample had
 }
 
 
@@ -319,7 +295,8 @@ def read(path: Path) -> RunRecord:
         raise BadRecord(f"{path}: {consistency.what_is_wrong(problem)}{way_out}") from problem
 
 
-_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")  # fields of scores since schema 7
+_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")  # fields of scores
+_WITH_ITEMS = 7  # the schema that they came with
 
 
 def _unsigned(data: Mapping[str, Any], schema: int) -> str:
@@ -330,7 +307,7 @@ def _unsigned(data: Mapping[str, Any], schema: int) -> str:
     scores = [score for score in listed if isinstance(score, dict)] if isinstance(listed, list) else []
     usual = {name: list(found) if isinstance(found := TaskScore.model_fields[name].default, tuple) else found for name in _LATER}
     later = next((name for score in scores for name in _LATER if score.get(name, usual[name]) != usual[name]), "")
-    return f"it says schema {schema}, and {later} came with schema {SCHEMA}" if later else ""
+    return f"it says schema {schema}, and {later} came with schema {_WITH_ITEMS}" if later else ""
 
 
 def write(path: Path, record: RunRecord) -> None:

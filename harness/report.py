@@ -44,7 +44,7 @@ def notes(found: Group) -> list[str]:
     if shared["limited"]:
         lines.append("A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline.")
     unpacked = dict.fromkeys(
-        f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.teachers if one.note
+        f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.conditions.teachers if one.note
     )
     lines += [*unpacked]
     for row in found.rows:
@@ -124,7 +124,7 @@ def _no_better(found: Group) -> list[str]:
                 seed = f" (seed {record.seed})" if record.seed is not None else ""
                 lines.append(
                     f"{row.label}{seed}: no epoch's held-out loss was below that of the untouched start ({best:.4g} against {start:.4g})"
-                    f"{'' if record.tuned else '; try --tune'}."
+                    f"{'' if record.conditions.tuned else '; try --tune'}."
                 )
     return lines
 
@@ -180,7 +180,9 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
     """Warn of distilled rows whose teachers were, on this task, no better than the student before any training."""
     before = next((score for row in found.rows if row.first.method == "untouched" for score in row.scores(task)), None)
     teachers = {
-        record.teachers[0].name if row is found.teacher and record.teachers else row.label.removeprefix("teacher "): score
+        record.conditions.teachers[0].name
+        if row is found.teacher and record.conditions.teachers
+        else row.label.removeprefix("teacher "): score
         for row in found.rows
         if row.first.method == TEACHER and row.done
         for record, score in zip(row.done[:1], row.scores(task)[:1], strict=False)

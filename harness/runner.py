@@ -21,7 +21,7 @@ from harness.model import is_embedded
 from harness.places import make_folder
 from harness.plan import Plan, PlannedCell
 from harness.process import Ended, attend
-from harness.record import BadRecord, ModelReference, RunRecord, read, write
+from harness.record import BadRecord, RunRecord, read, write
 from harness.store import Busy, Store
 
 
@@ -163,29 +163,11 @@ def _forget_student(folder: Path) -> None:
 def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
     return CellJob(
         cell=cell,
-        suites=tuple(plan.suites),
-        tasks=plan.tasks,
-        task_versions=plan.task_versions,
+        conditions=plan.conditions_of(cell),
         teachers=plan.teachers,
-        student_recipe=plan.student_recipe,
         student_base=plan.student_base,
-        budget_tokens=plan.budget_tokens,
-        budget_rows=plan.config.rows,
-        teacher_weights=plan.config.teacher_weights,
-        tune=plan.config.tune,
-        track=plan.config.track,
-        device=plan.device,
-        dtype=plan.dtype,
-        batch_size=plan.config.batch_size,
-        backend=plan.config.backend,
+        work=plan.config.work.model_copy(update={"grid": plan.grid}),
         measure=bool(plan.grid) and any(suite.measure for suite in plan.suites.values()) and not cell.simulated,
-        grid=plan.grid,
-        rounds=plan.config.rounds,
-        limit=plan.config.limit,
-        chat=plan.prompting.chat,
-        system=plan.prompting.system,
-        noise=plan.config.noise,
-        force=plan.config.force,
         include_path=plan.config.include_path.resolve() if plan.config.include_path else None,
         teacher_samples=None if cell.is_teacher else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
         cell_folder=store.cell(cell.key).resolve(),
@@ -230,13 +212,8 @@ def _process(
 def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
-        controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
-        tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=bool(plan.config.limit),
-        chat=plan.prompting.chat, system=plan.prompting.system,
-        student_base=ModelReference(name=plan.student_base.name, digest=plan.student_base.digest, note=plan.student_base.note),
-        teachers=tuple(ModelReference(name=one.name, digest=one.digest, note=one.note) for one in plan.teachers),
-        student_recipe=plan.student_recipe, seed=cell.seed, budget_tokens=plan.budget_tokens, budget_rows=plan.config.rows, path="",
-        teacher_weights=plan.config.teacher_weights, tuned=plan.config.tune and cell.trains,
+        controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, seed=cell.seed,
+        conditions=plan.conditions_of(cell), path="",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.checkpoint import digest_of, folder_digest
+from harness.conditions import first_difference
 from harness.errors import CellFailed, HarnessError
 from harness.items import ItemRow, read_rows
 from harness.outcomes import likelihoods_digest
@@ -64,7 +65,7 @@ def _checks(record: RunRecord, cell: Path | None, job: "CellJob | None") -> Iter
         if record.status == "success":
             yield "its items", _of_items(record, cell / "samples.jsonl")
         if (cell / "job.json").exists():
-            yield "what its process was told", _of_job(record, cell / "job.json")
+            yield "what its process was told", _of_job(record, cell / "job.json") or _of_conditions(record, job)
     if job is not None and (here := _models_here(record, job)):
         yield f"the weights of {', '.join(here)}", next(filter(None, (_of_model(name, *one) for name, one in here.items())), "")
 
@@ -122,9 +123,17 @@ def _of_job(record: RunRecord, path: Path) -> str:
     return "" if key == record.key else f"{path.name} is of another cell"
 
 
+def _of_conditions(record: RunRecord, job: "CellJob | None") -> str:
+    """Compare the conditions that a process was given with those of its record; a job of another version cannot be read."""
+    name = "" if job is None else first_difference(job.conditions, record.conditions)
+    return f"its process was told another {name} than the record says" if name else ""
+
+
 def _models_here(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str]]:
     """Return the folders of a record's models and the digests that it gives them; what is gone, or the Hub's, cannot be compared."""
-    expected = {f"teacher {told.name}": (planned.path, told.digest) for told, planned in zip(record.teachers, job.teachers, strict=False)}
+    expected = {
+        f"teacher {told.name}": (planned.path, told.digest) for told, planned in zip(record.conditions.teachers, job.teachers, strict=False)
+    }
     if job.stage_folders and record.student is not None:
         expected["student"] = (job.stage_folders[-1] / "student", record.student.digest)
     return {name: (path, digest) for name, (path, digest) in expected.items() if path.is_dir() and not digest.startswith("hub:")}
