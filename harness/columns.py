@@ -11,7 +11,7 @@ from typing import Literal
 from harness.intervals import Interval
 
 DASH = "-"
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 
 
 class Header(str):
@@ -784,7 +784,15 @@ EQUAL_ONLY = Quantity("equal_only", "only equal answers pass", term="", help="be
 # What `harness measure` and `harness plan` print.
 MODEL = Quantity("model", "model", words=True, term="", help="the model that was timed or weighed")
 DEVICE_MEMORY = Quantity(
-    "device_memory", "memory a device", unit="GiB", format=".1f", better="lower", term="", help="what a stage takes of each device"
+    "device_memory",
+    "memory a device",
+    stored="bytes",
+    unit="GiB",
+    scale=1 / GIB,
+    format=".1f",
+    better="lower",
+    term="",
+    help="what a stage takes of each device",
 )
 LAYOUT = Quantity("layout", "layout", words=True, term="", help="how a stage would lie on the devices")
 TIME = Quantity("time", "time", better="lower", term="", help="how long a stage is expected to take")
