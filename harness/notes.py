@@ -5,66 +5,100 @@ from collections.abc import Sequence
 from harness import columns
 from harness.costs import timed_under, timing_of
 from harness.groups import TEACHER, Group, by_chance, compare, leaders
-from harness.intervals import Interval
+from harness.record import RunRecord
 
 
 def notes(found: Group) -> list[str]:
     """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
+    return [
+        *_conditions(found),
+        *_of_tasks(found),
+        *_of_scoring(found),
+        *_without_result(found),
+        *_packed(found),
+        *_trained_once(found),
+        *_unequal_to_itself(found),
+        *_no_better(found),
+        *_untaught(found, "tasks_without_trace", "WARNING: not trained, no trace survived: "),
+        *_untaught(found, "tasks_without_split", "not trained on: "),
+        *_remarks(found),
+        *_timed_otherwise(found),
+        *_without_retention(found),
+        *_how_to_read(found),
+    ]
+
+
+def _conditions(found: Group) -> list[str]:
+    """Say what all rows share: teacher, student, budget, machine, type, scoring path, tasks."""
     shared = found.shared
     student, budget = _student(found) or "none", shared.get("budget")
     fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
     trained = f", student {student}; {budget} for each trained row {fewer}" if budget else "; nothing was trained"
     gpu = f"{shared['gpu']}; " if shared.get("gpu") else ""
-    lines = [
+    return [
         f"Teacher {shared['teacher']}{trained}.",
         f"Device {shared['device']} ({gpu}{shared.get('machine', '-')}, {shared.get('threads', '-')} threads), {shared['dtype']}; "
         f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]
-    for task in found.tasks:
-        teacher = found.teacher
-        if teacher is None:
-            lines.append("The teacher's row did not succeed: no retention can be given.")
-            break
-        lines += _kind_of_figure(found, task)
-        lines += _warnings(found, task)
-    if shared["prompts"]:
-        lines.append(f"Prompts are shown in the {shared['prompts']}.")
-    if shared["limited"]:
+
+
+def _of_tasks(found: Group) -> list[str]:
+    """Say what bears on each task's figures."""
+    if found.teacher is None and found.tasks:
+        return ["The teacher's row did not succeed: no retention can be given."]
+    return [line for task in found.tasks for line in (*_kind_of_figure(found, task), *_warnings(found, task))]
+
+
+def _of_scoring(found: Group) -> list[str]:
+    """Say in what form prompts were shown, whether items are a sample, and what was done to teachers' weights to open them."""
+    lines = [f"Prompts are shown in the {found.shared['prompts']}."] if found.shared["prompts"] else []
+    if found.shared["limited"]:
         lines.append("A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline.")
-    unpacked = dict.fromkeys(
-        f"{one.name}: {one.note}." for row in found.rows for record in row.records for one in record.teachers if one.note
-    )
-    lines += [*unpacked]
-    for row in found.rows:
-        for record in row.records:
-            if record.status != "success":
-                seed = f" (seed {record.seed})" if record.seed is not None else ""
-                lines.append(f"{row.label}{seed} {record.status}: {record.reason}")
-    if found.superseded:
-        lines.append(f"{found.superseded} older records of the same rows are not shown.")
-    lines += _packed(found)
-    lines += _trained_once(found)
-    lines += _unequal_to_itself(found)
-    lines += _no_better(found)
-    lines += _untaught(found, "tasks_without_trace", "WARNING: not trained, no trace survived: ")
-    lines += _untaught(found, "tasks_without_split", "not trained on: ")
-    lines += _remarks(found)
-    others = [row.label for row in found.rows if timing_of(row) not in ("", timed_under(found))]
-    if others:
-        said = f" ({', '.join(dict.fromkeys(timing_of(row) for row in found.rows if row.label in others))})"
-        lines.append(f"{', '.join(others)}: timed under another scenario than the table's{said}: dashes.")
-    for row in found.rows:
-        for task in found.tasks:
-            against = compare(row, found.teacher, task, ratio=True) if found.teacher else Interval(None)
-            asked = any(score.retains for score in row.scores(task))
-            if row.done and asked and against.reason:
-                lines.append(f"{row.label}, {task}: no retention, {against.reason}.")
+    teachers = [one for row in found.rows for record in row.records for one in record.teachers]
+    return [*lines, *dict.fromkeys(f"{one.name}: {one.note}." for one in teachers if one.note)]
+
+
+def _without_result(found: Group) -> list[str]:
+    """Name the cells that did not succeed, with their reasons, and how many records are not shown."""
+    lines = [
+        f"{row.label}{_seed_of(record)} {record.status}: {record.reason}"
+        for row in found.rows
+        for record in row.records
+        if record.status != "success"
+    ]
+    return [*lines, f"{found.superseded} older records of the same rows are not shown."] if found.superseded else lines
+
+
+def _seed_of(record: RunRecord) -> str:
+    return f" (seed {record.seed})" if record.seed is not None else ""
+
+
+def _timed_otherwise(found: Group) -> list[str]:
+    """Name the rows that were timed under another scenario than the table's."""
+    others = [row for row in found.rows if timing_of(row) not in ("", timed_under(found))]
+    if not others:
+        return []
+    scenarios = ", ".join(dict.fromkeys(map(timing_of, others)))
+    labels = ", ".join(row.label for row in others)
+    return [f"{labels}: timed under another scenario than the table's ({scenarios}): dashes."]
+
+
+def _without_retention(found: Group) -> list[str]:
+    """Say why a row that has a score has no retention."""
+    pairs = [(row, task) for row in found.rows if row.done for task in found.tasks if found.teacher]
+    scored = [(row, task) for row, task in pairs if any(score.retains for score in row.scores(task))]
+    reasons = [(row, task, compare(row, found.teacher, task, ratio=True).reason) for row, task in scored if found.teacher]
+    return [f"{row.label}, {task}: no retention, {reason}." for row, task, reason in reasons if reason]
+
+
+def _how_to_read(found: Group) -> list[str]:
+    """Say what bold, verdicts and dashes mean."""
+    lines = []
     if any(leaders(found, task) for task in found.tasks):
         lines.append("Bold: the best row that is no control, and all that are not significantly worse on the same items (alpha .05, Holm).")
     if any(row.first.controls for row in found.rows):
         lines.append("Verdicts against controls hold for the whole table (Holm, alpha .05); each interval is of its line alone.")
-    lines.append("A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there.")
-    return lines
+    return [*lines, "A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there."]
 
 
 def _kind_of_figure(found: Group, task: str) -> list[str]:
@@ -110,11 +144,8 @@ def _no_better(found: Group) -> list[str]:
         for record in row.done:
             start, best = (record.cost.notes.get(name) for name in ("start_ce", "best_ce"))
             if isinstance(start, float) and isinstance(best, float) and best >= start:
-                seed = f" (seed {record.seed})" if record.seed is not None else ""
-                lines.append(
-                    f"{row.label}{seed}: no epoch's held-out loss was below that of the untouched start ({best:.4g} against {start:.4g})"
-                    f"{'' if record.tuned else '; try --tune'}."
-                )
+                seen = f"no epoch's held-out loss was below that of the untouched start ({best:.4g} against {start:.4g})"
+                lines.append(f"{row.label}{_seed_of(record)}: {seen}{'' if record.tuned else '; try --tune'}.")
     return lines
 
 
@@ -159,7 +190,7 @@ def _remarks(found: Group) -> list[str]:
     for row in found.rows:
         for record in row.done:
             for one in record.measurements:
-                if one.remark and not one.name.startswith("noise_flips") and row.label not in rows.setdefault(one.remark, []):
+                if one.remark and not one.name.startswith(columns.FLIPS.key) and row.label not in rows.setdefault(one.remark, []):
                     rows[one.remark].append(row.label)
     dirty = [(reason, names) for reason, names in sorted(rows.items())]
     return [f"Measured, {', '.join(names)}: {reason}." for reason, names in dirty]
@@ -205,7 +236,9 @@ def _warnings(found: Group, task: str) -> list[str]:
             f"{task}: teacher at chance ({score.shown(score.value)} of {score.n}, guessing gives {100 * score.chance:.1f} %): no retention "
             f"means anything, and none is shown; read {', '.join(one.header for one in _STILL_SAYS)}, speed and bytes."
         )
-    floor = next((one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"noise_flips:{task}"))), None)
+    floor = next(
+        (one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"{columns.FLIPS.key}:{task}"))), None
+    )
     if floor is not None and not floor.values:
         lines.append(f"{task}: no noise floor: {floor.remark}.")
     elif floor is not None:
