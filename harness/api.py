@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from harness.registry import Registry
 
 
-FRAME_COLUMNS = "key row method control seed status reason teacher student suite budget device metric task value stderr n unit"
-
-
 @dataclass(frozen=True)
 class Run:
     """How a run ended: one entry a cell, its records, and the file that lists them."""
@@ -57,7 +54,9 @@ class Run:
 
     def frame(self) -> "pandas.DataFrame":
         """Return this run's records, one row a cell and metric."""
-        return _frame(self.records)
+        from harness.frame import frame_of
+
+        return frame_of(self.records)
 
 
 def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> Plan:
@@ -424,57 +423,12 @@ def train_embedded(
 def load_records(folder: str | Path) -> "pandas.DataFrame":
     """Read records (a run file, a store, a study, a folder) into a frame: one row a cell and metric.
 
-    Columns: key, row, method, control, seed, status, reason, teacher, student, suite, budget, device, metric, task, value, stderr,
-    n, unit. A file that is no record raises `HarnessError` with its name.
+    `harness.columns.FRAME` holds its columns and what they mean. A file that is no record raises `HarnessError` with its name.
     """
+    from harness.frame import frame_of
     from harness.store import read_all
 
     records, problems = read_all(Path(folder))
     if problems:
         raise HarnessError(problems[0])
-    return _frame(records)
-
-
-def _frame(records: Sequence[RunRecord]) -> "pandas.DataFrame":
-    import pandas
-
-    rows: list[dict[str, object]] = []
-    for record in records:
-        under = record.conditions
-        base: dict[str, object] = {
-            "key": record.key, "row": record.label, "method": record.method, "control": record.is_control, "seed": record.seed,
-            "status": record.status, "reason": record.reason, "teacher": ", ".join(one.name for one in under.teachers),
-            "student": under.student_recipe, "suite": ", ".join(under.suites), "budget": under.budget_tokens,
-            "device": record.environment.device if record.environment else None,
-        }  # fmt: skip
-        metrics: list[dict[str, object]] = [
-            {
-                "metric": score.primary,
-                "task": score.task,
-                "value": score.value,
-                "stderr": score.stderr,
-                "n": score.n,
-                "unit": "fraction" if score.unit == "share" else "number",
-            }
-            for score in record.scores
-        ]
-        metrics += [
-            {
-                "metric": one.name.partition(":")[0],
-                "task": one.name.partition(":")[2] or None,
-                "value": one.value,
-                "unit": one.unit,
-                "n": len(one.values) or None,
-            }
-            for one in record.measurements
-        ]
-        if record.trains:
-            metrics += [
-                {"metric": name, "value": getattr(record.cost, name), "unit": unit}
-                for name, unit in (("seen_tokens", "tokens"), ("trained_tokens", "tokens"), ("seconds", "s"), ("device_seconds", "s"),
-                                   ("flops", "FLOP"), ("energy_joules", "J"), ("peak_bytes", "bytes"),
-                                   ("teacher_tokens", "tokens"), ("teacher_seconds", "s"), ("teacher_flops", "FLOP"))
-                if getattr(record.cost, name) is not None
-            ]  # fmt: skip
-        rows += [{**base, **metric} for metric in metrics] or [base]
-    return pandas.DataFrame(rows, columns=FRAME_COLUMNS.split())
+    return frame_of(records)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from harness import stats
+from harness import columns, stats
 from harness.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
+from harness.columns import DASH
 from harness.findings import Rules
 from harness.groups import TEACHER
 from harness.record import RunRecord
@@ -21,25 +22,36 @@ def rows_shown(baseline: Baseline) -> list[Line]:
     lines: list[Line] = []
     for row in baseline.rows:
         for score in row.scores:
-            speed = "-" if row.decode_speedup is None else f"{row.decode_speedup[0]:.2f}"
-            size = "-" if row.weight_bytes is None else f"{row.weight_bytes:,}"
-            seed = "-" if row.seed is None else str(row.seed)
-            lines.append({"row": row.label, "seed": seed, "task": f"{score.task}@{score.version}", "n": f"{score.n:,}",
-                          "score": score.shown(), "first accepted": _first_shown(score), "own margin": margin_shown(row), "bytes": size,
-                          "decode x": speed})  # fmt: skip
+            lines.append(
+                {
+                    columns.ROW.header: row.label,
+                    columns.SEED.header: _seed_shown(row.seed),
+                    columns.TASK.header: f"{score.task}@{score.version}",
+                    columns.N.header: columns.N.text(score.n),
+                    columns.SCORE.header: score.shown(),
+                    columns.FIRST_ACCEPTED.header: _first_shown(score),
+                    columns.OWN_MARGIN.header: margin_shown(row),
+                    columns.BYTES.header: columns.BYTES.text(row.weight_bytes),
+                    columns.DECODE_X.header: columns.DECODE_X.text(row.decode_speedup[0] if row.decode_speedup else None),
+                }
+            )
     return lines
+
+
+def _seed_shown(seed: int | None) -> str:
+    return DASH if seed is None else str(seed)
 
 
 def _first_shown(score: FrozenScore) -> str:
     if score.origin is None or score.first == score:
-        return "-"
+        return DASH
     return f"{score.shown(score.origin.value)} ({score.origin.date[:10]}: {score.origin.reason})"
 
 
 def margin_shown(given: FrozenRow | Baseline) -> str:
     """Write a margin: what must be kept, or what may be lost."""
     if given.margin is None:
-        return "-"
+        return DASH
     return f"{100 * given.margin:g} {'points may be lost' if given.points else '% must be kept'}"
 
 
@@ -50,32 +62,39 @@ def difference(old: Baseline | None, new: Baseline) -> list[Line]:
     lines: list[Line] = []
     for key in sorted(dict.fromkeys([*before, *after]), key=lambda one: (one[0] != TEACHER, one[0], one[1] or 0, one[2])):
         label, seed, task = key
-        line = {"row": label, "seed": "-" if seed is None else str(seed), "task": task}
+        line = {columns.ROW.header: label, columns.SEED.header: _seed_shown(seed), columns.TASK.header: task}
         then, now = before.get(key), after.get(key)
         if then is None or now is None:
             there = now or then
             assert there is not None
-            state = {"change": "new" if then is None else "gone", "score": f"{there[1].value:.4f}"}
-            lines.append({**line, **state, "lost/won": "-", "first accepted": "-", "own margin": margin_shown(there[0]), "bytes": "-"})
+            cells: tuple[str, ...] = ("new" if then is None else "gone", f"{there[1].value:.4f}", DASH, DASH, margin_shown(there[0]), DASH)
         else:
-            lines.append({**line, **_moved(then, now)})
+            cells = _moved(then, now)
+        lines.append(line | dict(zip(_MOVED, cells, strict=True)))
     return lines
 
 
-def _moved(then: tuple[FrozenRow, FrozenScore], now: tuple[FrozenRow, FrozenScore]) -> Line:
-    """Return what changed in one score of a row."""
-    flips = "-"
+_MOVED = tuple(
+    one.header for one in (columns.CHANGE, columns.SCORE, columns.LOST_WON, columns.FIRST_ACCEPTED, columns.OWN_MARGIN, columns.BYTES)
+)
+
+
+def _moved(then: tuple[FrozenRow, FrozenScore], now: tuple[FrozenRow, FrozenScore]) -> tuple[str, ...]:
+    """Return what changed in one score of a row, in the order of `_MOVED`."""
+    flips = DASH
     if then[1].items_digest == now[1].items_digest and then[1].packed and now[1].packed:
         counts = pairs(then[1].outcomes, now[1].outcomes)
         flips = f"{counts.teacher_only}/{counts.student_only}"
     margins = [margin_shown(row) for row, _ in (then, now)]
-    sizes = ["-" if row.weight_bytes is None else f"{row.weight_bytes:,}" for row, _ in (then, now)]
-    return {
-        "change": _change(then[1], now[1]), "score": f"{then[1].value:.4f} -> {now[1].value:.4f}", "lost/won": flips,
-        "first accepted": _first_shown(now[1] if now[1].origin else then[1]),
-        "own margin": margins[0] if margins[0] == margins[1] else " -> ".join(margins),
-        "bytes": "same" if sizes[0] == sizes[1] else " -> ".join(sizes),
-    }  # fmt: skip
+    sizes = [columns.BYTES.text(row.weight_bytes) for row, _ in (then, now)]
+    return (
+        _change(then[1], now[1]),
+        f"{then[1].value:.4f} -> {now[1].value:.4f}",
+        flips,
+        _first_shown(now[1] if now[1].origin else then[1]),
+        margins[0] if margins[0] == margins[1] else " -> ".join(margins),
+        "same" if sizes[0] == sizes[1] else " -> ".join(sizes),
+    )
 
 
 def _change(then: FrozenScore, now: FrozenScore) -> str:
@@ -162,7 +181,7 @@ def _flips(seeds: Sequence[tuple[FrozenRow, FrozenScore]], old: Baseline | None,
             shares.append((counts.teacher_only + counts.student_only) / counts.n)
     if shares:
         return max(shares), "since the last move"
-    name = f"noise_flips:{seeds[0][1].task}"
+    name = f"{columns.FLIPS.key}:{seeds[0][1].task}"
     noise = next((one for record in records if record.label == TEACHER and (one := record.measured(name)) and not one.remark), None)
     return (noise.value, "the teacher's, by rounding") if noise else (UNKNOWN_FLIPS, "not known")
 
@@ -170,8 +189,13 @@ def _flips(seeds: Sequence[tuple[FrozenRow, FrozenScore]], old: Baseline | None,
 def reach_shown(lines: Sequence[Reach]) -> list[Line]:
     """Return what `harness baseline update` says of what n can and cannot show."""
     return [
-        {"row": one.row, "task": one.task, "n": f"{one.n:,}", "flips": f"{100 * one.flips:.1f} % ({one.source})",
-         "sees drops from": "none" if one.drop is None else f"{100 * one.drop:.1f} points",
-         "only equal answers pass": f"below {one.least:,} items{' (here)' if one.n < one.least else ''}"}
+        {
+            columns.ROW.header: one.row,
+            columns.TASK.header: one.task,
+            columns.N.header: columns.N.text(one.n),
+            columns.FLIPS.header: f"{columns.FLIPS.text(one.flips)} ({one.source})",
+            columns.SEES_FROM.header: "none" if one.drop is None else f"{columns.SEES_FROM.text(one.drop)} {columns.SEES_FROM.unit}",
+            columns.EQUAL_ONLY.header: f"below {one.least:,} items{' (here)' if one.n < one.least else ''}",
+        }
         for one in lines
-    ]  # fmt: skip
+    ]

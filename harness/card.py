@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from harness import columns
 from harness.checkpoint import write_whole
 from harness.escape import markdown_text
 from harness.record import RunRecord, TaskScore
@@ -87,7 +88,8 @@ def _from_teacher(record: RunRecord) -> bool:
 
 
 def _scores(record: RunRecord) -> str:
-    lines = ["| task | score | items |", "|:--|--:|--:|"]
+    headers = (columns.TASK.header, columns.SCORE.header, columns.ITEMS.header)
+    lines = [f"| {' | '.join(headers)} |", "|:--|--:|--:|"]
     for score in record.scores:
         shown = score.shown(score.value)
         lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")

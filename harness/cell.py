@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
+from harness import columns
 from harness.chain import COMPRESSION
 from harness.conditions import ModelReference, UnderConditions
 from harness.config import Work, limit_for
@@ -27,6 +28,7 @@ from harness.contract import Budget, Checkpoint, Example, Job, Progress, Task
 from harness.data import DataSource, examples_digest, untrained
 from harness.errors import CellFailed, HarnessError, Skipped, says_no_memory
 from harness.load import waiting_of
+from harness.measure import measurement_of
 from harness.places import no_space
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.process import end_with_parent
@@ -184,7 +186,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     if job.measure:
         measurements += _measured(job, student, threads_asked(), progress)  # timing keeps its own rule
     if peak is not None:
-        measurements += (Measurement(name="peak_process_bytes", value=peak, unit="bytes", higher_is_better=False),)
+        measurements += (measurement_of(columns.PROCESS_PEAK, peak),)
     return _record(
         job,
         began,
@@ -375,9 +377,7 @@ def _noise_floor(
         traceback.print_exc()
         reason, _ = _reason(job, problem)
         for name in asked[len(measured) :]:
-            measured.append(
-                Measurement(name=f"noise_flips:{name}", value=0, unit="fraction", higher_is_better=False, remark=f"not measured: {reason}")
-            )
+            measured.append(measurement_of(columns.FLIPS, 0, name, remark=f"not measured: {reason}"))
     release_memory(job.conditions.device)
     return tuple(measured)
 
@@ -403,10 +403,8 @@ def _flips(
                 progress=progress, prompting=job.conditions.prompting,
             )  # fmt: skip
             flips = changed([row for row in rows if row.task == name], again, figure.primary)
-            yield Measurement(
-                name=f"noise_flips:{name}", value=sum(flips) / len(flips), unit="fraction", higher_is_better=False,
-                values=(float(len(flips)),), condition=condition,
-            )  # fmt: skip
+            share = sum(flips) / len(flips)
+            yield measurement_of(columns.FLIPS, share, name, values=(float(len(flips)),), condition=condition)
 
 
 def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:

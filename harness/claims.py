@@ -12,12 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
+from harness import columns
+from harness.columns import DASH, Quantity
 from harness.costs import speed_ratio
 from harness.groups import ALPHA, TEACHER, Group, Row, by_chance, compare, keeps, means_something, ordered
 from harness.intervals import Interval
 from harness.record import RunRecord
 from harness.stats import holm
-from harness.table import DASH, MIB, Line, Table, percent, table_of, without_dashes
+from harness.table import Cells, Line, Table, table_of, without_dashes
 
 _FIRST_HAND = ("read: first-party document", "read: copy of the first-party text")
 PUBLISHED = Path(__file__).parent / "data" / "published.json"
@@ -78,7 +80,7 @@ def shown(found: Group, row: Row) -> Shown:
     own, base = _bytes(row), _bytes(found.teacher)
     seconds = [record.cost.seconds for record in row.done if record.cost.seconds]
     return Shown(
-        row.label, kept, speed_ratio(row, "decode_speedup"), base / own if own and base else None, fmean(seconds) if seconds else None,
+        row.label, kept, speed_ratio(row, columns.DECODE_X.key), base / own if own and base else None, fmean(seconds) if seconds else None,
         max((p for p, _ in tests), default=None), min(1.0, len(tests) * min(p for _, p in tests)) if tests else None,
     )  # fmt: skip
 
@@ -89,7 +91,7 @@ def _scored(row: Row, task: str) -> bool:
 
 
 def _bytes(row: Row | None) -> float | None:
-    found = [one.value for record in (row.done if row else ()) if (one := record.measured("weight_bytes_disk")) is not None]
+    found = [one.value for record in (row.done if row else ()) if (one := record.measured(columns.DISK.key)) is not None]
     return fmean(found) if found else None
 
 
@@ -113,7 +115,7 @@ def _published() -> tuple[dict[str, object], ...]:
     return tuple(json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"])
 
 
-def published(families: Sequence[str], field: str, form: str, unit: str) -> str:
+def published(families: Sequence[str], field: str, quantity: Quantity) -> str:
     """Return the ranges of a field over the published records of methods that were read first-hand, and the sizes of their models.
 
     Sizes are the students' where a record names both. Retentions (of kind `retention` alone) stand apart by benchmark: MMLU and GSM8K
@@ -131,7 +133,7 @@ def published(families: Sequence[str], field: str, form: str, unit: str) -> str:
     if not any(by.values()):
         return DASH
     apart = sum(map(bool, by.values())) > 1
-    told = ", ".join(f"{name} {_span(values, form, unit)}" if apart else _span(values, form, unit) for name, values in by.items() if values)
+    told = ", ".join(f"{name} {_span(values, quantity)}" if apart else _span(values, quantity) for name, values in by.items() if values)
     if sizes:
         told += f" ({min(sizes):g}B)" if min(sizes) == max(sizes) else f" ({min(sizes):g}B to {max(sizes):g}B)"
     return told
@@ -166,7 +168,7 @@ def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, 
     labels = [row.label for row in rows]
     told = {name: _verdict(labels, reached, testable[name]) for name, reached in judged.items()}
     together = [_all(three) for three in zip(kept, fast, small, strict=True)]
-    return {**told, "all at once": _verdict(labels, together, all(testable.values()))}
+    return {**told, columns.ALL_AT_ONCE.header: _verdict(labels, together, all(testable.values()))}
 
 
 _Reached = bool | None  # shown, shown not to be, or neither
@@ -258,30 +260,36 @@ def _cheaper(ours: Sequence[float], theirs: Sequence[float]) -> _Reached:
 
 def chains(found: Group) -> Table | None:
     """Every chain stage by stage, and the product of its parts beside the measured whole."""
-    rows = []
-    for row in ordered(found):
-        record = next((one for one in row.done if one.stages), None)
-        if record is None:
-            continue
-        base = _bytes(found.teacher)
-        for stage in record.stages:
-            line, last = Line(row), stage is record.stages[-1]
-            line.shown["stage"] = line.exact["stage"] = stage.label
-            own = next((other for other in found.rows if other.label == stage.label), None)
-            for task in found.tasks:
-                column = "retention" if len(found.tasks) == 1 else f"{task} retention"
-                kept_here = _kept(found, own, task)
-                line.shown[column], line.exact[column] = percent(kept_here), kept_here.value
-                parts = _product(found, record, lambda row, task=task: _kept(found, row, task).value) if last else None  # type: ignore[misc]
-                line.add(f"{column} of the parts", parts, lambda v: f"{100 * v:.1f} %")
-            line.add("MiB", None if stage.simulated else stage.weight_bytes / MIB, lambda v: f"{v:,.2f}")
-            product = _product(found, record, _bytes) if last else None  # of two sizes: over the teacher's, a size again
-            line.add("MiB of the parts", product / base / MIB if base and product else None, lambda v: f"{v:,.2f}")
-            line.add("decode x", _decode(own), lambda v: f"{v:.2f}")
-            line.add("decode x of the parts", _product(found, record, _decode) if last else None, lambda v: f"{v:.2f}")
-            line.add("stage s", stage.cost.seconds or None, lambda v: f"{v:.1f}")
-            rows.append((line.shown, line.exact))
-    return table_of("chains", "Chains, stage by stage", without_dashes(rows)) if rows else None
+    lines = [
+        _stage(found, row, record, at)
+        for row in ordered(found)
+        if (record := next((one for one in row.done if one.stages), None)) is not None
+        for at in range(len(record.stages))
+    ]
+    return table_of("chains", "Chains, stage by stage", without_dashes(lines)) if lines else None
+
+
+def _stage(found: Group, row: Row, record: RunRecord, at: int) -> Cells:
+    """Return one stage of a chain; the last one stands beside the product of its parts."""
+    line, stage, last, base = Line(row), record.stages[at], at == len(record.stages) - 1, _bytes(found.teacher)
+    line.add_words(columns.STAGE, stage.label)
+    own = next((other for other in found.rows if other.label == stage.label), None)
+
+    def product(of: Callable[[Row], float | None]) -> float | None:
+        return _product(found, record, of) if last else None
+
+    for task in found.tasks:
+        beside, kept_here = "" if len(found.tasks) == 1 else task, _kept(found, own, task)
+        column = columns.RETENTION.name.of(beside)
+        line.shown[column], line.exact[column] = columns.RETENTION.with_interval(kept_here), kept_here.value
+        line.add(columns.RETENTION_OF_PARTS, product(lambda row, task=task: _kept(found, row, task).value), task=beside)  # type: ignore[misc]
+    line.add(columns.SIZE, None if stage.simulated else stage.weight_bytes)
+    size = product(_bytes)  # of two sizes: over the teacher's, a size again
+    line.add(columns.SIZE_OF_PARTS, size / base if base and size else None)
+    line.add(columns.DECODE_X, _decode(own))
+    line.add(columns.DECODE_X_OF_PARTS, product(_decode))
+    line.add(columns.STAGE_SECONDS, stage.cost.seconds or None)
+    return line.cells
 
 
 def _kept(found: Group, row: Row | None, task: str) -> Interval:
@@ -291,7 +299,7 @@ def _kept(found: Group, row: Row | None, task: str) -> Interval:
 
 
 def _decode(row: Row | None) -> float | None:
-    return None if row is None else speed_ratio(row, "decode_speedup").value
+    return None if row is None else speed_ratio(row, columns.DECODE_X.key).value
 
 
 def _product(found: Group, record: RunRecord, of: Callable[[Row], float | None]) -> float | None:
@@ -310,61 +318,85 @@ def claimed(found: Group) -> Table | None:
     """The table that comparisons of methods begin with, measured: per family and for chains, beside what is claimed and published."""
     if not any(row.first.family in (*_COMPRESSED, *CHAINS) for row in found.rows):
         return None
-    rows = []
-    order, chance = cost_order(found), at_chance(found)
-    for claim in CLAIMS:
-        measured = rows_of(found, claim.families)
-        told = verdicts(claim, measured, chance=chance) if measured else {}
-        told["cost"] = order.get(claim.name, "not testable here")
-        values = dict(spans(measured))
-        if chance:
-            values["retention"] = []
-        for column, field, form, unit, ends in (
-            ("retention", "retention_pct", ".1f", "%", claim.retention), ("speed", "speedup", ".2f", "x", claim.speed),
-            ("memory", "memory_ratio", ".2f", "x", claim.memory), ("cost", "", ".1f", "s", None),
-        ):  # fmt: skip
-            others = published(claim.published, field, form, unit) if field else DASH
-            shown = {
-                "method": claim.name, "quantity": _quantity(found, column), "measured": _span(values[column], form, unit),
-                "claimed": claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {unit}",
-                "published": others, "verdict": told.get(column, "not testable here"),
-            }  # fmt: skip
-            rows.append((shown, _span_exact(shown, values[column])))
-        shown = {"method": claim.name, "quantity": "all at once", "measured": DASH, "claimed": "the low ends together", "published": DASH,
-                 "verdict": told.get("all at once", "not testable here")}  # fmt: skip
-        rows.append((shown, _span_exact(shown, [])))
-    chained = dict(spans(rows_of(found, CHAINS)))
-    if chance:
-        chained["retention"] = []
-    for column, field, form, unit in (
-        ("retention", "retention_pct", ".1f", "%"), ("speed", "speedup", ".2f", "x"), ("memory", "memory_ratio", ".2f", "x"),
-        ("cost", "", ".1f", "s"),
-    ):  # fmt: skip
-        others = published(("combo", "prune+distil"), field, form, unit) if field else DASH
-        shown = {"method": "Chains", "quantity": _quantity(found, column), "measured": _span(chained[column], form, unit), "claimed": DASH,
-                 "published": others, "verdict": DASH}  # fmt: skip
-        rows.append((shown, _span_exact(shown, chained[column])))
-    shown = {"method": "Chains", "quantity": "all at once", "measured": DASH, "claimed": "no single method is as small and keeps as much",
-             "published": DASH, "verdict": _undominated(found)}  # fmt: skip
-    rows.append((shown, _span_exact(shown, [])))
-    return table_of("claims", "What is claimed, published, and measured here", rows)
+    chance, order = at_chance(found), cost_order(found)
+    rows = [line for claim in CLAIMS for line in _of_family(found, claim, order, chance=chance)]
+    return table_of("claims", "What is claimed, published, and measured here", [*rows, *_of_chains(found, chance=chance)])
 
 
-_QUANTITIES = {"retention": "accuracy retention", "speed": "decode speedup", "memory": "memory reduction (disk)", "cost": "training cost"}
+@dataclass(frozen=True)
+class _Asked:
+    """One quantity that is claimed of a family: what the records show of it, and where others' figures stand."""
+
+    name: str  # as `spans` and `verdicts` name it
+    quantity: Quantity
+    field: str  # of the published records; "" where none holds it
 
 
-def _quantity(found: Group, column: str) -> str:
+_ASKED = (
+    _Asked("retention", columns.CLAIMED_RETENTION, "retention_pct"),
+    _Asked("speed", columns.CLAIMED_SPEED, "speedup"),
+    _Asked("memory", columns.CLAIMED_MEMORY, "memory_ratio"),
+    _Asked("cost", columns.CLAIMED_COST, ""),
+)
+_TOGETHER = columns.ALL_AT_ONCE.header
+_NOT_TESTABLE = "not testable here"
+
+
+def _of_family(found: Group, claim: Claim, order: Mapping[str, str], *, chance: bool) -> list[Cells]:
+    measured = rows_of(found, claim.families)
+    told = verdicts(claim, measured, chance=chance) if measured else {}
+    told["cost"] = order.get(claim.name, _NOT_TESTABLE)
+    values = _spans(measured, chance=chance)
+    ranges = {"retention": claim.retention, "speed": claim.speed, "memory": claim.memory}
+    lines = []
+    for asked in _ASKED:
+        ends = ranges.get(asked.name)
+        claimed = claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {asked.quantity.unit}"
+        verdict = told.get(asked.name, _NOT_TESTABLE)
+        lines.append(_line(found, claim.name, asked, values[asked.name], (claimed, _others(asked, claim.published), verdict)))
+    verdict = told.get(_TOGETHER, _NOT_TESTABLE)
+    return [*lines, _line(found, claim.name, None, (), ("the low ends together", DASH, verdict))]
+
+
+def _of_chains(found: Group, *, chance: bool) -> list[Cells]:
+    values = _spans(rows_of(found, CHAINS), chance=chance)
+    lines = [_line(found, "Chains", asked, values[asked.name], (DASH, _others(asked, _COMBINED), DASH)) for asked in _ASKED]
+    return [*lines, _line(found, "Chains", None, (), ("no single method is as small and keeps as much", DASH, _undominated(found)))]
+
+
+_COMBINED = ("combo", "prune+distil")
+
+
+def _spans(rows: Sequence[Shown], *, chance: bool) -> dict[str, list[float]]:
+    """Return the values of each quantity; no retention of a teacher at chance."""
+    return {**dict(spans(rows)), **({"retention": []} if chance else {})}
+
+
+def _others(asked: _Asked, families: Sequence[str]) -> str:
+    return published(families, asked.field, asked.quantity) if asked.field else DASH
+
+
+def _line(found: Group, method: str, asked: _Asked | None, values: Sequence[float], said: tuple[str, str, str]) -> Cells:
+    """Return a line of the claims; `said` is what is claimed, what others published, and the verdict."""
+    shown = {
+        columns.METHOD.name: method,
+        columns.QUANTITY.name: _quantity(found, asked) if asked else _TOGETHER,
+        columns.MEASURED.name: _span(values, asked.quantity) if asked else DASH,
+        **{one.name: text for one, text in zip((columns.CLAIMED, columns.PUBLISHED, columns.VERDICT), said, strict=True)},
+    }
+    ends = {columns.LOW.name: min(values, default=None), columns.HIGH.name: max(values, default=None)}
+    return shown, {**shown, **ends}
+
+
+def _quantity(found: Group, asked: _Asked) -> str:
     """Name a quantity; a speedup with the type in which the teacher ran beside it: packed kernels compute in bf16 whatever that is."""
-    return f"{_QUANTITIES[column]} (over {found.shared['dtype']})" if column == "speed" else _QUANTITIES[column]
+    over = f" (over {found.shared['dtype']})" if asked.quantity is columns.CLAIMED_SPEED else ""
+    return f"{asked.quantity.header}{over}"
 
 
-def _span(values: Sequence[float], form: str, unit: str) -> str:
+def _span(values: Sequence[float], quantity: Quantity) -> str:
+    """Write a range in the quantity's unit, one number where both ends read alike."""
     if not values:
         return DASH
-    low, high = format(min(values), form), format(max(values), form)
-    return f"{low} {unit}".rstrip() if low == high else f"{low} to {high} {unit}".rstrip()
-
-
-def _span_exact(shown: Mapping[str, str], values: Sequence[float]) -> dict[str, object]:
-    ends: dict[str, object] = {"low": min(values) if values else None, "high": max(values) if values else None}
-    return {**shown, **ends}
+    low, high = (quantity.digits(end) for end in (min(values), max(values)))
+    return f"{low if low == high else f'{low} to {high}'} {quantity.unit}"

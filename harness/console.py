@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from harness import columns
 from harness.contract import Progress
 from harness.escape import clean
 from harness.plan import PlannedCell
@@ -71,7 +72,7 @@ class Console:
             outcome = f"{record.status}: {record.reason}"
         else:
             outcome = ", ".join(
-                f"{score.task} " + (f"{score.value:.2f}" if score.kind == "perplexity" else score.shown(score.value))
+                f"{score.task} {columns.PERPLEXITY.text(score.value) if score.kind == 'perplexity' else score.shown(score.value)}"
                 for score in record.scores
             )
         when = "already finished" if finished.cached else f"{time.monotonic() - self._began:.0f} s"

@@ -1,52 +1,50 @@
 """Tables of what students cost: seconds and bytes of using them, seconds, tokens and energy of making them. No torch."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
 
-from harness import stats
+from harness import columns, stats
+from harness.columns import DASH, Quantity
 from harness.groups import TEACHER, Group, Row, by_chance, compare, ordered
 from harness.intervals import Interval
 from harness.record import Cost, Measurement, RunRecord
-from harness.table import DASH, MIB, Line, Table, mean_of, mebibytes, table_of, without_dashes
+from harness.table import Cells, Line, Table, mean_of, table_of, without_dashes
 
 KEEP = 0.95
-
-
 _BAND = (0.9, 1.1)
 
 
 def speed(found: Group) -> Table:
     """Speed beside the verdict on quality: ratios to the teacher by turns, and what a problem takes."""
-    rows = []
     title = timed_under(found)
-    for row in ordered(found):
-        line = Line(row)
-        if row.done and timing_of(row) not in ("", title):  # a column never mixes scenarios: a note says so
-            row = replace(row, records=tuple(record.model_copy(update={"measurements": _untimed(record)}) for record in row.records))
-        verdict = kept(found, row)
-        line.shown["keeps 95 %"] = line.exact["keeps 95 %"] = verdict
-        for name in ("decode", "prefill"):
-            line.add_ratio(f"{name} x", speed_ratio(row, f"{name}_speedup"), verdict)
-        for name in ("decode", "prefill"):
-            line.add(f"{name} tok/s", mean_of(row, f"{name}_tokens_per_second"), lambda v: f"{v:,.0f}")
-        for column, name in (("TTFT ms", "ttft_seconds"), ("TPOT ms", "tpot_seconds")):
-            value = mean_of(row, name)
-            line.add(column, None if value is None else 1000 * value, lambda v: f"{v:.3g}")
-        for task in found.tasks:
-            mark = "" if len(found.tasks) == 1 else f" {task}"
-            line.add(f"s/problem{mark}", mean_of(row, f"seconds_per_problem:{task}"), lambda v: f"{v:.3g}")
-            line.add(f"s/correct{mark}", mean_of(row, f"seconds_per_correct:{task}"), lambda v: f"{v:.3g}")
-            length = _length_ratio(row, found.teacher, task)
-            if length is not None:
-                line.add(f"length x{mark}", length, lambda v: f"{v:.2f}{'' if _BAND[0] <= v <= _BAND[1] else ' !'}")
-        rows.append((line.shown, line.exact))
-    return table_of("speed", f"Speed ({timed_under(found)})", rows if _timed(found) else without_dashes(rows))
+    rows = [_speed_of(found, row, title) for row in ordered(found)]
+    return table_of("speed", f"Speed ({title})", rows if _timed(found) else without_dashes(rows))
+
+
+def _speed_of(found: Group, row: Row, title: str) -> Cells:
+    if row.done and timing_of(row) not in ("", title):  # a column never mixes scenarios: a note says so
+        row = replace(row, records=tuple(record.model_copy(update={"measurements": _untimed(record)}) for record in row.records))
+    line, verdict = Line(row), kept(found, row)
+    line.add_words(columns.KEEPS, verdict)
+    for quantity in (columns.DECODE_X, columns.PREFILL_X):
+        line.add_ratio(quantity, speed_ratio(row, quantity.key), verdict)
+    for quantity in (columns.DECODE_RATE, columns.PREFILL_RATE, columns.TTFT, columns.TPOT):
+        line.add_measured(quantity)
+    for task in found.tasks:
+        beside = "" if len(found.tasks) == 1 else task
+        for quantity in (columns.PER_PROBLEM, columns.PER_CORRECT):
+            line.add(quantity, mean_of(row, f"{quantity.key}:{task}"), task=beside)
+        length = _length_ratio(row, found.teacher, task)
+        if length is not None:
+            line.add(columns.LENGTH_X, length, task=beside, mark="" if _BAND[0] <= length <= _BAND[1] else " !")
+    return line.cells
 
 
 def _timed(found: Group) -> bool:
     records = [record for row in found.rows for record in row.done]
-    return any(record.measured(name) for record in records for name in ("decode_speedup", "decode_tokens_per_second"))
+    return any(record.measured(one.key) for record in records for one in (columns.DECODE_X, columns.DECODE_RATE))
 
 
 def kept(found: Group, row: Row) -> str:
@@ -99,7 +97,7 @@ def timed_under(found: Group) -> str:
 
 def timing_of(row: Row) -> str:
     """Name the scenario that a row's speeds stand for, "" where it was not timed."""
-    return next((one.condition for record in row.done if (one := record.measured("decode_tokens_per_second"))), "")
+    return next((one.condition for record in row.done if (one := record.measured(columns.DECODE_RATE.key))), "")
 
 
 def _untimed(record: RunRecord) -> tuple[Measurement, ...]:
@@ -110,106 +108,110 @@ def _untimed(record: RunRecord) -> tuple[Measurement, ...]:
 
 def scenarios(found: Group) -> Table | None:
     """Every point of the timing grid, where there is more than one."""
-    rows = []
-    for row in ordered(found):
-        conditions = dict.fromkeys(
-            one.condition for record in row.done for one in record.measurements if one.name == "decode_tokens_per_second"
-        )  # fmt: skip
-        for condition in conditions:
-            line = Line(row)
-            line.shown["scenario"] = line.exact["scenario"] = condition
-
-            def value(name: str, row: Row = row, condition: str = condition) -> float | None:
-                values = [one.value for record in row.done for one in record.measurements if (one.name, one.condition) == (name, condition)]
-                return fmean(values) if values else None
-
-            ttft, tpot = value("ttft_seconds"), value("tpot_seconds")
-            line.add("TTFT ms", None if ttft is None else 1000 * ttft, lambda v: f"{v:.3g}")
-            line.add("TPOT ms", None if tpot is None else 1000 * tpot, lambda v: f"{v:.3g}")
-            line.add("prefill tok/s", value("prefill_tokens_per_second"), lambda v: f"{v:,.0f}")
-            line.add("decode tok/s", value("decode_tokens_per_second"), lambda v: f"{v:,.0f}")
-            for name in ("decode", "prefill", "end_to_end"):
-                line.add_ratio(f"{name.replace('_', ' ')} x", Interval(value(f"{name}_speedup")), kept(found, row))
-            kv = value("kv_bytes")
-            line.add("KV MiB", None if kv is None else kv / MIB, mebibytes)
-            rows.append((line.shown, line.exact))
-    distinct = {shown["scenario"] for shown, _ in rows}
+    rows = [_timed_in(found, row, condition) for row in ordered(found) for condition in _conditions_of(row)]
+    distinct = {shown[columns.SCENARIO.name] for shown, _ in rows}
     return table_of("scenarios", "Speed by scenario", rows) if len(distinct) > 1 else None
+
+
+def _conditions_of(row: Row) -> list[str]:
+    """Return the scenarios that a row was timed in."""
+    every = [one for record in row.done for one in record.measurements]
+    return list(dict.fromkeys(one.condition for one in every if one.name == columns.DECODE_RATE.key))
+
+
+def _timed_in(found: Group, row: Row, condition: str) -> Cells:
+    line, every = Line(row), [one for record in row.done for one in record.measurements]
+    line.add_words(columns.SCENARIO, condition)
+
+    def value(quantity: Quantity) -> float | None:
+        values = [one.value for one in every if (one.name, one.condition) == (quantity.key, condition)]
+        return fmean(values) if values else None
+
+    for quantity in (columns.TTFT, columns.TPOT, columns.PREFILL_RATE, columns.DECODE_RATE):
+        line.add(quantity, value(quantity))
+    for quantity in (columns.DECODE_X, columns.PREFILL_X, columns.END_TO_END_X):
+        line.add_ratio(quantity, Interval(value(quantity)), kept(found, row))
+    line.add(columns.KV, value(columns.KV))
+    return line.cells
 
 
 def memory(found: Group) -> Table | None:
     """Bytes: on disk, of weights in memory, of keys and values, of the rest, and at the peak."""
-    rows = []
-    base = {name: mean_of(found.teacher, name) for name in ("weight_bytes_disk", "weight_bytes_resident")}
-    kinds = (("resident", "peak MiB"), ("allocated", "peak MiB"), ("reserved", "reserved MiB"))
-    peaks = [one for one in kinds if any(mean_of(row, f"decode_peak_bytes:{one[0]}") is not None for row in found.rows)]
-    for row in ordered(found):
-        line = Line(row)
-
-        def add(column: str, name: str, line: Line = line, row: Row = row) -> None:
-            value = mean_of(row, name)
-            line.add(column, None if value is None else value / MIB, mebibytes)
-
-        for column, name in (("disk", "weight_bytes_disk"), ("weights", "weight_bytes_resident")):
-            add(f"{column} MiB", name)
-            own, theirs = mean_of(row, name), base[name]
-            line.add(f"{column} x", theirs / own if theirs and own else None, lambda v: f"{v:.2f}")
-        add("KV MiB", "kv_bytes")
-        add("activations MiB", "activation_bytes")
-        for kind, column in peaks:
-            values = [v for phase in ("prefill", "decode") if (v := mean_of(row, f"{phase}_peak_bytes:{kind}")) is not None]
-            line.add(column, max(values) / MIB if values else None, lambda v: f"{v:,.2f}")
-        load = mean_of(row, "load_seconds")
-        line.add("load s", load, lambda v: f"{v:.3g}")
-        line.add("first call s", mean_of(row, "first_call_seconds"), lambda v: f"{v:.3g}")
-        rows.append((line.shown, line.exact))
-    weighed = any(text != DASH for shown, _ in rows for column, text in shown.items() if column != "row")
+    peaks = {kind: quantity for kind, quantity in _PEAKS.items() if any(_peak(row, kind) is not None for row in found.rows)}
+    rows = [_memory_of(row, found.teacher, peaks) for row in ordered(found)]
+    weighed = any(text != DASH for shown, _ in rows for column, text in shown.items() if column.quantity is not columns.ROW)
     return table_of("memory", f"Memory ({timed_under(found)})", rows) if weighed else None
+
+
+_PEAKS = {"resident": columns.PEAK, "allocated": columns.PEAK, "reserved": columns.RESERVED}
+
+
+def _peak(row: Row, kind: str) -> float | None:
+    return mean_of(row, f"{columns.PEAK.key}:{kind}")
+
+
+def _memory_of(row: Row, teacher: Row | None, peaks: Mapping[str, Quantity]) -> Cells:
+    line = Line(row)
+    for quantity, ratio in ((columns.DISK, columns.DISK_X), (columns.WEIGHTS, columns.WEIGHTS_X)):
+        line.add_measured(quantity)
+        own, theirs = mean_of(row, quantity.key), mean_of(teacher, quantity.key)
+        line.add(ratio, theirs / own if theirs and own else None)
+    line.add_measured(columns.KV)
+    line.add_measured(columns.ACTIVATIONS)
+    for kind, quantity in peaks.items():
+        values = [value for phase in (columns.PREFILL_PEAK, columns.PEAK) if (value := mean_of(row, f"{phase.key}:{kind}")) is not None]
+        line.add(quantity, max(values, default=None))
+    line.add_measured(columns.LOAD)
+    line.add_measured(columns.FIRST_CALL)
+    return line.cells
 
 
 def training(found: Group, price: float | None = None) -> Table | None:
     """What making each student took; the teacher's part apart, its cached work divided by the rows that used it."""
-    users: dict[str, int] = {}
-    for row in found.rows:
-        for record in row.done:
-            for one in record.cost.shared:
-                users[one.key] = users.get(one.key, 0) + 1
-    rows = []
-    for row in ordered(found):
-        costs = [record.cost for record in row.done if record.cost.seconds]
-        if not costs:
-            continue
-        line = Line(row)
-
-        def mean(of: Callable[[Cost], float | None], costs: Sequence[Cost] = costs) -> float | None:
-            values = [value for one in costs if (value := of(one)) is not None]
-            return fmean(values) if values else None
-
-        line.add("seen", mean(lambda one: one.seen_tokens or None), lambda v: f"{v:,.0f}")
-        line.add("trained", mean(lambda one: one.trained_tokens or None), lambda v: f"{v:,.0f}")
-        if any("learning_rate" in record.cost.notes for each in found.rows for record in each.records):
-            line.add("rate", _rate(row), lambda v: f"{v:g}")
-        line.add("train s", mean(lambda one: one.seconds), lambda v: f"{v:.1f}")
-        line.add("device s", mean(lambda one: one.device_seconds or None), lambda v: f"{v:.1f}")
-        line.add("FLOPs", mean(lambda one: one.flops or None), lambda v: f"{v:.2e}")
-        line.add("peak MiB", mean(lambda one: None if one.peak_bytes is None else one.peak_bytes / MIB), lambda v: f"{v:,.0f}")
-        line.add("energy J", mean(lambda one: one.energy_joules), lambda v: f"{v:,.0f}")
-        line.add("teacher s", mean(lambda one: one.teacher_seconds or None), lambda v: f"{v:.1f}")
-        line.add("teacher FLOPs", mean(lambda one: one.teacher_flops or None), lambda v: f"{v:.2e}")
-        whole = mean(lambda one: sum(part.seconds for part in one.shared) or None)
-        line.add("shared s", whole, lambda v: f"{v:.1f}")
-        part = mean(lambda one: sum(each.seconds / users[each.key] for each in one.shared) or None)
-        line.add("its share s", part, lambda v: f"{v:.1f}")
-        if price is not None:
-            seconds = mean(lambda one: one.device_seconds or one.seconds)
-            line.add("money", None if seconds is None else price * (seconds + (part or 0.0)) / 3600, lambda v: f"{v:.4f}")
-        rows.append((line.shown, line.exact))
+    every = [record for row in found.rows for record in row.done]
+    users = Counter(one.key for record in every for one in record.cost.shared)
+    rated = any(columns.RATE.key in record.cost.notes for row in found.rows for record in row.records)
+    rows = [_training_of(row, users, price, rated=rated) for row in ordered(found) if _costs_of(row)]
     title = "Training cost" if price is None else f"Training cost (at {price:g} a device-hour)"
     return table_of("training", title, rows) if rows else None
+
+
+def _costs_of(row: Row) -> list[Cost]:
+    """Return the costs of a row's seeds that took time."""
+    return [record.cost for record in row.done if record.cost.seconds]
+
+
+def _training_of(row: Row, users: Mapping[str, int], price: float | None, *, rated: bool) -> Cells:
+    line, costs = Line(row), _costs_of(row)
+
+    def mean(of: Callable[[Cost], float | None]) -> float | None:
+        values = [value for cost in costs if (value := of(cost)) is not None]
+        return fmean(values) if values else None
+
+    def cost_of(quantity: Quantity) -> float | None:  # zero: not counted
+        return mean(lambda cost: getattr(cost, quantity.key) or None)
+
+    line.add(columns.SEEN, cost_of(columns.SEEN))
+    line.add(columns.TRAINED, cost_of(columns.TRAINED))
+    if rated:
+        line.add(columns.RATE, _rate(row))
+    for quantity in (columns.TRAIN_SECONDS, columns.DEVICE_SECONDS, columns.FLOPS):
+        line.add(quantity, cost_of(quantity))
+    for quantity in (columns.TRAINING_PEAK, columns.ENERGY):  # zero is a value here, None where nothing could be read
+        line.add(quantity, mean(lambda cost, key=quantity.key: getattr(cost, key)))  # type: ignore[misc]
+    for quantity in (columns.TEACHER_SECONDS, columns.TEACHER_FLOPS):
+        line.add(quantity, cost_of(quantity))
+    share = mean(lambda cost: sum(one.seconds / users[one.key] for one in cost.shared) or None)
+    line.add(columns.SHARED_SECONDS, mean(lambda cost: sum(one.seconds for one in cost.shared) or None))
+    line.add(columns.SHARE_SECONDS, share)
+    if price is not None:
+        seconds = mean(lambda cost: cost.device_seconds or cost.seconds)
+        line.add(columns.MONEY, None if seconds is None else price * (seconds + (share or 0.0)) / 3600)
+    return line.cells
 
 
 def _rate(row: Row) -> float | None:
     """Return the learning rate of a row: the chosen one, else the set one."""
     record = row.done[0]
-    found = record.cost.notes.get("learning_rate", record.settings.get("learning_rate"))
+    found = record.cost.notes.get(columns.RATE.key, record.settings.get(columns.RATE.key))
     return float(found) if isinstance(found, (int, float)) else None

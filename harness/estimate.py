@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from harness import columns
 from harness.advice import advice
 from harness.arithmetic import CPU_CACHE, ROWS_AT_ONCE, STATE_BYTES, Shape
 from harness.hardware import GIB, Hardware, made_here
@@ -347,13 +348,17 @@ def text(found: Estimate, *, price: float | None = None) -> str:
     asked, hardware = found.asked, found.hardware
     rows = []
     for stage in found.stages:
+        needed = columns.DEVICE_MEMORY.text(columns.DEVICE_MEMORY.scaled(stage.memory))
         row = {
-            "stage": stage.name, "memory a device": f"{stage.memory / GIB:.1f} GiB" + ("" if stage.fits else " DOES NOT FIT"),
-            "layout": stage.layout, "time": duration(stage.seconds), "tokens": f"{stage.tokens:,.0f}" if stage.tokens else "-",
-        }  # fmt: skip
+            columns.STAGE.header: stage.name,
+            columns.DEVICE_MEMORY.header: f"{needed} {columns.DEVICE_MEMORY.unit}{'' if stage.fits else ' DOES NOT FIT'}",
+            columns.LAYOUT.header: stage.layout,
+            columns.TIME.header: duration(stage.seconds),
+            columns.PLANNED_TOKENS.header: columns.PLANNED_TOKENS.text(stage.tokens or None),
+        }
         if price is not None:
-            row["money"] = f"{stage.seconds * hardware.count * price / 3600:,.2f}"
-        rows.append({**row, "note": stage.note})
+            row[columns.PLANNED_MONEY.header] = columns.PLANNED_MONEY.text(stage.seconds * hardware.count * price / 3600)
+        rows.append({**row, columns.NOTE.header: stage.note})
     total = f"Together: {duration(found.seconds)}, at most {found.memory / GIB:.1f} GiB of {hardware.memory / GIB:.0f} GiB a device"
     if price is not None:
         total += f", {found.seconds * hardware.count * price / 3600:,.2f} at {price:g} a device-hour"

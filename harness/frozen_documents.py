@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from harness import means, stats
+from harness import columns, means, stats
 from harness.findings import Finding, Verdict, decides
 from harness.frozen_items import Numbers, Pair, Tested
 from harness.groups import BITS
@@ -61,8 +61,8 @@ def documents_against_frozen(one: Tested) -> Finding:
     fine = rise.keeps(limit)[0]
     numbers: Numbers = {"value": value, "low": low, "high": high, "n": n, "seeds": len(rise.per_seed), "p_holm": one.p}
     over = f" and {len(rise.per_seed)} seeds" if len(rise.per_seed) > 1 else ""
-    name = "bits per byte" if one.seeds[0].now.metric == BITS else "perplexity"
-    told = f"{name} x{value:.3f} [{low:.3f}, {high:.3f}] of the frozen one on {n} documents{over}; at most x{limit:.3f}"
+    name = (columns.BITS_PER_BYTE if one.seeds[0].now.metric == BITS else columns.PERPLEXITY).header
+    told = f"{name} {columns.RATIO.with_interval(rise.ratio)} of the frozen one on {n} documents{over}; at most x{limit:.3f}"
     if one.significant:
         verdict, more = one.fallen([math.log(limit) - ratio for ratio in rise.per_seed])
         return one.finding(verdict, told + more, numbers)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import stats
+from harness import columns, stats
 from harness.findings import (
     Decides,
     Finding,
@@ -209,15 +209,15 @@ def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
     numbers: Numbers = {"value": figure.value, "low": figure.low, "high": figure.high, "n": score.n, "seeds": len(candidate.row.records)}
     if score.kind == "perplexity":
         p, other = stats.ratio_keeps(figure, 1 / rules.margin)
-        name = "bits per byte" if score.metric == BITS else "perplexity"
-        line = f"{name} {_times(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
+        name = (columns.BITS_PER_BYTE if score.metric == BITS else columns.PERPLEXITY).header
+        line = f"{name} {columns.RATIO.with_interval(figure)} of the teacher's on {score.n:,} documents; at most x{1 / rules.margin:.3f}"
     else:
         p, other, flips = _tested(candidate.row, candidate.teacher, score, rules)
         numbers |= flips
         line = f"{shown(figure, rules, above=bool(chance))} on {score.n:,} items; must show that it {rules.claim(chance)}"
         if score.lower_is_better and not rules.points:
             name = score.metric or score.primary
-            line = f"{name} {_times(figure)} of the teacher's on {score.n:,} items; at most x{1 / rules.margin:.3f}"
+            line = f"{name} {columns.RATIO.with_interval(figure)} of the teacher's on {score.n:,} items; at most x{1 / rules.margin:.3f}"
     return Claim(
         label=candidate.row.label, task=score.task, unmet_if_large=p, met_if_large=other, told=line + candidate.trainings,
         n=score.n, score=score,
@@ -242,15 +242,10 @@ def asked_of(rules: Rules, chance: float) -> Numbers:
     return {"margin": rules.margin, "points": int(rules.points), "chance": chance}
 
 
-def _times(ratio: stats.Interval) -> str:
-    ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
-    return f"x{ratio.value:.3f}{ends}"
-
-
 def shown(value: stats.Interval, rules: Rules, *, above: bool) -> str:
     """Write the figure of a claim with its interval."""
     if value.value is None:
         return value.reason or "undefined"
-    word, form, unit = ("difference", "+.1f", " points") if rules.points else ("retention", ".1f", " %")
-    text = f"{word}{' above chance' if above else ''} {100 * value.value:{form}}{unit}"
-    return text if value.low is None or value.high is None else f"{text} [{100 * value.low:{form}}, {100 * value.high:{form}}]"
+    quantity = columns.DIFFERENCE if rules.points else columns.RETENTION
+    text = f"{quantity.header}{f' {columns.ABOVE_CHANCE.header}' if above else ''} {quantity.digits(value.value)} {quantity.unit}"
+    return text if value.low is None or value.high is None else f"{text} [{quantity.digits(value.low)}, {quantity.digits(value.high)}]"

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from harness import stats
+from harness.columns import DECODE_X
 from harness.findings import Finding, Rules, Verdict, is_judged, not_comparable, unmet
 from harness.groups import Group
 from harness.record import Measurement
@@ -14,7 +15,7 @@ def speed_findings(found: Group, rules: Rules, least: float, held: Collection[st
     for row in found.rows:
         if not is_judged(row.first, rules) or not row.done:
             continue
-        every = [one for record in row.done for one in record.measurements if one.name == "decode_speedup"]
+        every = [one for record in row.done for one in record.measurements if one.name == DECODE_X.key]
         if not every:
             told.append(not_comparable("speed", row.label, "", "timing", "was not timed beside its teacher (--grid none?)"))
         for condition in dict.fromkeys(one.condition for one in every):
@@ -42,7 +43,7 @@ def _ratio_finding(label: str, condition: str, value: stats.Interval, least: flo
 def measured_findings(name: str, measurements: Sequence[Measurement], rules: Rules, held: Collection[str] = ()) -> list[Finding]:
     """Judge a model of `harness measure BASE NEW`: missed where the lower end of the slowdown exceeds what is tolerated."""
     found = []
-    for one in [one for one in measurements if one.name == "decode_speedup"]:
+    for one in [one for one in measurements if one.name == DECODE_X.key]:
         low, high = one.low, one.high
         if low is None or high is None or low <= 0:
             verdict, ends = Verdict.cannot_tell, "no interval"

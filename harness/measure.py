@@ -21,9 +21,10 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
-from harness import stats, stopwatch
+from harness import columns, stats, stopwatch
 from harness.arithmetic import ITEM_BYTES, Shape, weight_bytes
 from harness.checkpoint import weight_files
+from harness.columns import Quantity
 from harness.contract import Checkpoint, Progress
 from harness.errors import CellFailed, HarnessError, how_it_ended
 from harness.load import without_ours
@@ -260,6 +261,16 @@ def _of_a_round(runs: Sequence[Sequence[float]]) -> dict[str, float]:
     return {"prefill": first, "decode": later, "end_to_end": first + later}
 
 
+def measurement_of(quantity: Quantity, value: float, part: str = "", **rest: Any) -> Measurement:
+    """Return a measurement of a quantity, or of one part of it (a task, a kind of memory): unit and direction are the table's."""
+    name = f"{quantity.key}:{part}" if part else quantity.key
+    return Measurement(name=name, value=value, unit=quantity.stored, higher_is_better=quantity.better == "higher", **rest)
+
+
+_SPEEDUPS = {"prefill": columns.PREFILL_X, "decode": columns.DECODE_X, "end_to_end": columns.END_TO_END_X}  # by `_of_a_round`'s names
+_PEAKS = {"prefill": columns.PREFILL_PEAK, "decode": columns.PEAK}
+
+
 def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     """Turn stamps into seconds, tokens per second, and one ratio to the base a round."""
     condition, dirty = str(scenario), "; ".join(timed["dirty"])
@@ -268,45 +279,38 @@ def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     runs = [stamps for stamps in every if len(stamps) > 2]
     steps = scenario.new_tokens - 1
 
-    def figure(name: str, values: Sequence[float], unit: str, *, better: bool) -> Measurement:
-        return Measurement(
-            name=name, value=median(values), unit=unit, higher_is_better=better, values=tuple(values), condition=condition, remark=dirty
-        )
+    def figure(quantity: Quantity, values: Sequence[float]) -> Measurement:
+        return measurement_of(quantity, median(values), values=tuple(values), condition=condition, remark=dirty)
 
     found = [
-        figure("ttft_seconds", [stamps[1] for stamps in every], "s", better=False),
-        figure("tpot_seconds", [(stamps[-1] - stamps[1]) / steps for stamps in runs], "s", better=False),
-        figure("end_to_end_seconds", [stamps[-1] for stamps in runs], "s", better=False),
-        figure("prefill_tokens_per_second", [scenario.batch * scenario.prompt_tokens / s[1] for s in every], "tokens/s", better=True),
-        figure("decode_tokens_per_second", [scenario.batch * steps / (s[-1] - s[1]) for s in runs], "tokens/s", better=True),
+        figure(columns.TTFT, [stamps[1] for stamps in every]),
+        figure(columns.TPOT, [(stamps[-1] - stamps[1]) / steps for stamps in runs]),
+        figure(columns.END_TO_END, [stamps[-1] for stamps in runs]),
+        figure(columns.PREFILL_RATE, [scenario.batch * scenario.prompt_tokens / s[1] for s in every]),
+        figure(columns.DECODE_RATE, [scenario.batch * steps / (s[-1] - s[1]) for s in runs]),
     ]
     gaps = sorted(later - sooner for stamps in runs for sooner, later in pairwise(stamps[1:]))
     if len(gaps) >= _PERCENTILE_NEEDS:  # pooled over the runs: averaging each run's own percentile would hide the spikes
         value = gaps[math.ceil(0.9 * len(gaps)) - 1]
-        found.append(Measurement(name="itl_p90_seconds", value=value, unit="s", higher_is_better=False, condition=condition, remark=dirty))
+        found.append(measurement_of(columns.GAP_P90, value, condition=condition, remark=dirty))
     if "base" in visits:
         rounds = {
             who: [_of_a_round([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)] for who, each in visits.items()
         }  # fmt: skip
-        for name in ("prefill", "decode", "end_to_end"):
+        for name, quantity in _SPEEDUPS.items():
             ratios = [base[name] / own[name] for base, own in zip(rounds["base"], rounds["student"], strict=True)]
             interval = stats.ratio_of_rounds(ratios, spread=START_SPREAD)
             assert interval.value is not None
             found.append(
-                Measurement(
-                    name=f"{name}_speedup", value=interval.value, unit="ratio", higher_is_better=True, values=tuple(ratios),
-                    condition=condition, low=interval.low, high=interval.high, remark=dirty,
+                measurement_of(
+                    quantity, interval.value, values=tuple(ratios), condition=condition, low=interval.low, high=interval.high, remark=dirty
                 )
-            )  # fmt: skip
+            )
     return found
 
 
-def _bytes(name: str, value: int, condition: str = "", remark: str = "") -> Measurement:
-    return Measurement(name=name, value=value, unit="bytes", higher_is_better=False, condition=condition, remark=remark)
-
-
 def _on_disk(checkpoint: Checkpoint) -> list[Measurement]:
-    return [_bytes("weight_bytes_disk", disk_bytes(checkpoint))]
+    return [measurement_of(columns.DISK, disk_bytes(checkpoint))]
 
 
 def disk_bytes(checkpoint: Checkpoint) -> int:
@@ -328,22 +332,25 @@ def _memory(
     condition, found = str(scenario), []
     if with_weights:
         expected = weight_bytes(checkpoint.path, settings.dtype)
-        found.append(_bytes("weight_bytes_resident", weighed["weights"], settings.dtype, _differ("weights", weighed["weights"], expected)))
+        remark = _differ("weights", weighed["weights"], expected)
+        found.append(measurement_of(columns.WEIGHTS, weighed["weights"], condition=settings.dtype, remark=remark))
     kv = weighed["kv"]
     if kv is None:
         found.append(Measurement(name="skipped_kv", value=0, unit="", higher_is_better=False, remark=_NO_CACHE))
     else:
         expected = shape.kv_bytes(batch=scenario.batch, tokens=weighed["kv_tokens"], item=ITEM_BYTES[settings.dtype])
         # The arithmetic knows keys and values; what recurrent layers keep is counted alone.
-        found.append(_bytes("kv_bytes", kv, condition, "" if shape.stateful else _differ("keys and values", kv, expected)))
+        remark = "" if shape.stateful else _differ("keys and values", kv, expected)
+        found.append(measurement_of(columns.KV, kv, condition=condition, remark=remark))
     for phase, peaks in weighed["peaks"].items():
         for kind, value in (peaks or {}).items():
-            found.append(_bytes(f"{phase}_peak_bytes:{kind}", value, condition))
+            found.append(measurement_of(_PEAKS[phase], value, kind, condition=condition))
     both = [one for one in weighed["peaks"].values() if one]
     if both:
         peak = max(one.get("allocated", one.get("resident", 0)) for one in both)
         remark = "" if exercised else "activations include what libraries load and reserve: this architecture has no block to try them on"
-        found.append(_bytes("activation_bytes", max(0, peak - weighed["weights"] - (kv or 0)), condition, remark))
+        rest = max(0, peak - weighed["weights"] - (kv or 0))
+        found.append(measurement_of(columns.ACTIVATIONS, rest, condition=condition, remark=remark))
     return found
 
 
@@ -357,23 +364,17 @@ def _differ(what: str, counted: int, expected: int) -> str:
 def _first(opened: Mapping[str, Any], warm: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     """Return loading and the first call, which every later call is spared."""
     return [
-        _seconds("load_seconds", opened["seconds"], "a fresh process, imports done, files perhaps in the page cache"),
-        _seconds("first_call_seconds", warm["seconds"][0], str(scenario)),
+        measurement_of(columns.LOAD, opened["seconds"], condition="a fresh process, imports done, files perhaps in the page cache"),
+        measurement_of(columns.FIRST_CALL, warm["seconds"][0], condition=str(scenario)),
     ]
-
-
-def _seconds(name: str, value: float, condition: str = "") -> Measurement:
-    return Measurement(name=name, value=value, unit="s", higher_is_better=False, condition=condition)
 
 
 def per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
     """Seconds per problem and per correct answer of the scored run, batched as scored: natural answer lengths, so not a latency."""
     found = []
     for score in scores:
-        found.append(_seconds(f"seconds_per_problem:{score.task}", score.seconds / score.n))
+        found.append(measurement_of(columns.PER_PROBLEM, score.seconds / score.n, score.task))
         right = score.value * score.n if score.retains and score.unit == "share" and not score.form else 0
         if right:
-            found.append(
-                Measurement(name=f"seconds_per_correct:{score.task}", value=score.seconds / right, unit="s", higher_is_better=False)
-            )
+            found.append(measurement_of(columns.PER_CORRECT, score.seconds / right, score.task))
     return found

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import columns
 from harness.evidence import Evidence
 from harness.glossary import GLOSSARY
 from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, ordered
@@ -20,7 +21,7 @@ from harness.plots import AXES, Point, colours, points_of
 from harness.record import RunRecord
 from harness.report import Made, mixed
 from harness.stats import Interval
-from harness.table import Best, less_is_better, percent, shown_name, status_of
+from harness.table import Best, less_is_better, shown_name, status_of
 
 TEMPLATE = Path(__file__).parent / "data" / "page.html"
 LARGEST = 5_500_000  # bytes of compressed answers that stand in the page itself
@@ -51,10 +52,32 @@ def write_page(made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evi
         "answers": any(one.samples for one in known.values()),
     }  # fmt: skip
     title = " / ".join(dict.fromkeys(one.heading for one in made[:2])) + (" ..." if len(made) > 2 else "")
-    page = TEMPLATE.read_text(encoding="utf-8")
+    page = _with_columns(TEMPLATE.read_text(encoding="utf-8"))
     page = page.replace("{{title}}", html.escape(title)).replace("{{data}}", _embedded(data)).replace("{{answers}}", inside)
     written[0].write_text(page, encoding="utf-8", newline="\n")
     return written
+
+
+_WORDS = (
+    columns.ROW, columns.STAGE, columns.METHOD, columns.QUANTITY, columns.CLAIMED, columns.PUBLISHED, columns.MEASURED, columns.AGAINST,
+    columns.TASK, columns.VERDICT, columns.CORRECT_BY, columns.PICKED, columns.KEEPS, columns.SCENARIO, columns.FAMILY, columns.SUBJECT,
+)  # fmt: skip
+_FLIPS = (columns.ROW, columns.LOST, columns.WON, columns.NET, columns.CHANGED)
+_PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)
+
+
+def _with_columns(template: str) -> str:
+    """Return the page's template with the headers of the tables that it makes by itself, and which of them are words or better when less.
+
+    Columns of words are in the order that pages always had, so that the same records give the same bytes.
+    """
+    lists = {"words": _WORDS, "flips": _FLIPS, "parts": _PARTS}
+    filled: dict[str, Any] = {f"columns:{name}": [one.header for one in quantities] for name, quantities in lists.items()}
+    filled |= {"less:flips": [one.better == "lower" for one in _FLIPS]}
+    filled |= {"column:row": columns.ROW.header, "column:lowest": columns.LOWEST.header}
+    for name, value in filled.items():
+        template = template.replace("{{" + name + "}}", json.dumps(value))
+    return template
 
 
 def _embedded(data: object) -> str:
@@ -83,7 +106,7 @@ def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str
             for table in made.tables
         ],
         "points": {task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES} for task in asked},
-        "axes": AXES,
+        "axes": {axis: quantity.axis for axis, quantity in AXES.items()},
         "why": {task: {axis: _why(found, task, axis) for axis in AXES} for task in asked},
         "kept": _kept(found, asked),
         "flips": {task: _flips(found, task) for task in asked},
@@ -122,7 +145,7 @@ def _kept(found: Group, asked: Sequence[str]) -> list[list[Any]]:
     for row in ordered(found):
         kept = [Interval(None) if by_chance(found, task) else compare(row, teacher, task, ratio=True) for task in asked]
         numbers = [None if one.value is None else round(one.value, 4) for one in kept]
-        lines.append([shown_name(row), block_of(row), [percent(one) for one in kept], numbers])
+        lines.append([shown_name(row), block_of(row), [columns.RETENTION.with_interval(one) for one in kept], numbers])
     return lines
 
 

@@ -1,9 +1,11 @@
 """Retention against speed and against size, with intervals and the frontier: points, and PNG and SVG of them. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from harness.columns import DECODE_X, DISK, DISK_X, RETENTION, WEIGHTS, WEIGHTS_X, Quantity
 from harness.costs import speed_ratio
 from harness.groups import TEACHER, Group, Row, block_of, by_chance, compare, group, ordered
 from harness.record import RunRecord
@@ -22,12 +24,8 @@ class Point:
     frontier: bool = False
 
 
-AXES = {
-    "speed": "decode speed over the teacher's",
-    "memory": "teacher's weight bytes on disk over the student's",
-    "weights": "teacher's weight bytes in memory over the student's",
-}
-_BYTES = {"memory": "weight_bytes_disk", "weights": "weight_bytes_resident"}
+AXES = {"speed": DECODE_X, "memory": DISK_X, "weights": WEIGHTS_X}
+_BYTES = {"memory": DISK, "weights": WEIGHTS}
 
 
 def points_of(found: Group, task: str, axis: str) -> list[Point]:
@@ -51,8 +49,8 @@ def points_of(found: Group, task: str, axis: str) -> list[Point]:
 
 def _gain(row: Row, teacher: Row, axis: str) -> Interval:
     if axis == "speed":
-        return speed_ratio(row, "decode_speedup")
-    own, base = mean_of(row, _BYTES[axis]), mean_of(teacher, _BYTES[axis])
+        return speed_ratio(row, AXES[axis].key)
+    own, base = mean_of(row, _BYTES[axis].key), mean_of(teacher, _BYTES[axis].key)
     return Interval(base / own) if own and base else Interval(None)
 
 
@@ -91,41 +89,59 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     written = []
     groups = group(records)
     for number, found in enumerate(groups, 1):
-        shades = colours(found)
         for task in found.tasks:
-            for axis, label in AXES.items():
+            for axis, quantity in AXES.items():
                 points = points_of(found, task, axis)
                 if len(points) < 2:
                     continue
                 figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-                for block in dict.fromkeys(point.block for point in points):
-                    own = [point for point in points if point.block == block]
-                    axes.errorbar(
-                        [point.gain.value for point in own], [100 * (point.kept.value or 0.0) for point in own],
-                        yerr=_bars([point.kept for point in own], 100), xerr=_bars([point.gain for point in own], 1),
-                        fmt="s" if block == TEACHER else "o", mfc="none" if block == "control" else shades[block], color=shades[block],
-                        ms=5, elinewidth=0.8, label=block,
-                    )  # fmt: skip
-                front = sorted((p.gain.value or 0.0, 100 * (p.kept.value or 0.0)) for p in points if p.frontier)
-                axes.step(
-                    [x for x, _ in front], [y for _, y in front], where="pre", color="#555555", lw=0.8, ls="--", label="frontier", zorder=0
-                )
-                for point in points:
-                    axes.annotate(point.label, (point.gain.value or 0.0, 100 * (point.kept.value or 0.0)), fontsize=6, xytext=(4, 3),
-                                  textcoords="offset points")  # fmt: skip
-                axes.set_xlabel(label)
-                axes.set_ylabel(f"retention on {task}, % of the teacher")
-                axes.set_xscale("log", base=2)
-                ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16) if _inside(tick, points)]
-                axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-                axes.grid(alpha=0.25, lw=0.5)
-                axes.legend(fontsize=7, frameon=False)
+                _draw(axes, points, colours(found))
+                _label(axes, points, quantity, task)
                 name = f"retention-{axis}-{task}" + ("" if len(groups) == 1 else f"-{number}")
                 for form in ("png", "svg"):
                     written.append(folder / f"{name}.{form}")
                     figure.savefig(written[-1], dpi=160, metadata={"Date": None} if form == "svg" else {"Software": None})
                 pyplot.close(figure)
     return written
+
+
+def _place(point: Point) -> tuple[float, float]:
+    """Return where a point lies: times faster or smaller, and retention in per cent."""
+    return point.gain.value or 0.0, 100 * (point.kept.value or 0.0)
+
+
+def _draw(axes: Any, points: Sequence[Point], shades: Mapping[str, str]) -> None:
+    """Draw every row with its intervals, the frontier as stairs, and the rows' names."""
+    for block in dict.fromkeys(point.block for point in points):
+        own = [point for point in points if point.block == block]
+        axes.errorbar(
+            [point.gain.value for point in own],
+            [_place(point)[1] for point in own],
+            yerr=_bars([point.kept for point in own], 100),
+            xerr=_bars([point.gain for point in own], 1),
+            fmt="s" if block == TEACHER else "o",
+            mfc="none" if block == "control" else shades[block],
+            color=shades[block],
+            ms=5,
+            elinewidth=0.8,
+            label=block,
+        )
+    front = sorted(_place(point) for point in points if point.frontier)
+    stairs = [x for x, _ in front], [y for _, y in front]
+    axes.step(*stairs, where="pre", color="#555555", lw=0.8, ls="--", label="frontier", zorder=0)
+    for point in points:
+        axes.annotate(point.label, _place(point), fontsize=6, xytext=(4, 3), textcoords="offset points")
+
+
+def _label(axes: Any, points: Sequence[Point], quantity: Quantity, task: str) -> None:
+    """Name both axes; powers of two along the lower one."""
+    axes.set_xlabel(quantity.axis)
+    axes.set_ylabel(f"{RETENTION.header} on {task}, % of the teacher")
+    axes.set_xscale("log", base=2)
+    ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16) if _inside(tick, points)]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.grid(alpha=0.25, lw=0.5)
+    axes.legend(fontsize=7, frameon=False)
 
 
 def _inside(tick: float, points: Sequence[Point]) -> bool:

@@ -6,104 +6,111 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import cast
 
-from harness import stats
+from harness import columns, stats
+from harness.columns import DASH, Header, Quantity
 from harness.groups import ALPHA, BITS, TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered, times_of, unequal
 from harness.intervals import Interval, Source, half_width
 from harness.means import weighted
 from harness.record import TaskScore
-from harness.table import DASH, Best, Table, percent, plain, points, shown_name, status_of, table_of
+from harness.table import Best, Cells, Table, shown_name, status_of, table_of
 
-_BOLD = ("score", "retention", "above chance", "perplexity", "bits per byte", "error", "against teacher")
-
-
-_Cells = dict[str, tuple[str, dict[str, object]]]  # column -> (text, exact values)
+_Exact = dict[Header, object]
+_OfTask = dict[Quantity, tuple[str, _Exact]]  # of one row on one task: text and exact values
 
 
 def quality(found: Group) -> Table:
     """Scores, retention and flips against the teacher, task by task."""
-    rows = []
-    teacher = found.teacher
     families = len({block_of(row) for row in found.rows} - {TEACHER, "control"})
     leading = {task: leaders(found, task) for task in found.tasks}
+    rows = []
     for row in ordered(found):
-        shown: dict[str, str] = {"row": shown_name(row), "seeds": str(len(row.done))}
-        if families > 1:
-            shown["family"] = block_of(row)
-        exact: dict[str, object] = {
-            "row": row.label,
-            "family": block_of(row),
-            "control": row.first.is_control,
-            "seeds": len(row.done),
-            "status": status_of(row) or "success",
-        }
+        shown, exact = _of_row(row, families=families > 1)
         for task in found.tasks:
             best = row.label in leading[task]
-            exact[f"{task} best"] = best
-            for column, (text, values) in _task_cells(row, teacher, task, chance=by_chance(found, task)).items():
-                name = column if len(found.tasks) == 1 else f"{task} {column}"
-                shown[name] = Best(text) if best and column in _BOLD and text != DASH else text
-                exact |= {f"{task} {key}": value for key, value in values.items()}
+            exact[columns.BEST.name.of(task)] = best
+            for quantity, (text, values) in _task_cells(row, found.teacher, task, chance=by_chance(found, task)).items():
+                column = quantity.name.of("" if len(found.tasks) == 1 else task)
+                shown[column] = Best(text) if best and quantity.leads and text != DASH else text
+                exact |= {key.of(task): value for key, value in values.items()}
         rows.append((shown, exact))
     tasks = ", ".join(f"{task} (n = {_items(found, task)})" for task in found.tasks)
     return table_of("quality", f"Quality on {tasks}", rows)
+
+
+def _of_row(row: Row, *, families: bool) -> Cells:
+    """Return what a row is: its label, how many seeds stand behind it, its family where there are several."""
+    shown = {columns.ROW.name: shown_name(row), columns.SEEDS.name: str(len(row.done))}
+    if families:
+        shown[columns.FAMILY.name] = block_of(row)
+    return shown, {
+        columns.ROW.name: row.label,
+        columns.FAMILY.name: block_of(row),
+        columns.CONTROL.name: row.first.is_control,
+        columns.SEEDS.name: len(row.done),
+        columns.STATUS.name: status_of(row) or "success",
+    }
 
 
 def _items(found: Group, task: str) -> int:
     return next((score.n for row in found.rows for score in row.scores(task)), 0)
 
 
-def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _Cells:
-    """Return column -> (text, exact values) of one row on one task; no retention of a teacher that is at chance itself."""
+def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _OfTask:
+    """Return the cells of one row on one task; no retention of a teacher that is at chance itself."""
     scores = row.scores(task)
     if not scores:
-        return {"score": (DASH, {"score": None}), "retention": (DASH, {"retention": None})}
+        return {one: (DASH, {one.name: None}) for one in (columns.SCORE, columns.RETENTION)}
     if scores[0].kind == "perplexity" and not scores[0].unpaired:
         return _perplexity_cells(row, teacher, task)
     value = fmean(score.value for score in scores)
     if scores[0].lower_is_better:
         return _error_cells(row, teacher, task, value) | _fidelity_cells(row, task) | _written_cells(scores)
     guessing = scores[0].chance
-    against = compare(row, teacher, task, ratio=True) if teacher and not chance else Interval(None)
-    cells: _Cells = {
-        "score": (scores[0].shown(value), {"score": value}),
-        "retention": (percent(against), {"retention": against.value, "retention low": against.low, "retention high": against.high}),
-    }
-    cells |= _apart_cells(row, teacher, task)
-    if guessing:
-        above = compare(row, teacher, task, ratio=True, chance=guessing) if teacher and not chance else Interval(None)
-        cells["above chance"] = (
-            percent(above),
-            {"above chance": above.value, "above chance low": above.low, "above chance high": above.high},
-        )
-    if teacher and teacher.outcomes(task):
-        reference = teacher.outcomes(task)[0]
-        counts = [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if len(outcome) == len(reference)]
-        if counts:
-            lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
-            cells["lost/won"] = (f"{lost:.0f}/{won:.0f}", {"lost": lost, "won": won})
-    return cells | _fidelity_cells(row, task) | _written_cells(scores)
+
+    def kept(quantity: Quantity, above: float) -> _OfTask:
+        against = compare(row, teacher, task, ratio=True, chance=above) if teacher and not chance else Interval(None)
+        return {quantity: (quantity.with_interval(against), quantity.exact(against))}
+
+    cells: _OfTask = {columns.SCORE: (scores[0].shown(value), {columns.SCORE.name: value})}
+    cells |= kept(columns.RETENTION, 0.0) | _apart_cells(row, teacher, task)
+    cells |= kept(columns.ABOVE_CHANCE, guessing) if guessing else {}
+    return cells | _flip_cells(row, teacher, task) | _fidelity_cells(row, task) | _written_cells(scores)
 
 
-def _apart_cells(row: Row, teacher: Row | None, task: str) -> _Cells:
+def _flip_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
+    """Return how many items were lost and won, where both have outcomes."""
+    reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
+    counts = [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if reference and len(outcome) == len(reference)]
+    if not counts:
+        return {}
+    lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
+    text = f"{columns.LOST.text(lost)}/{columns.WON.text(won)}"
+    return {columns.LOST_WON: (text, {columns.LOST.name: lost, columns.WON.name: won})}
+
+
+def _apart_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     """Return the difference to the teacher's figure where all items make it together: it has no flips, and not always a retention."""
     score = row.scores(task)[0]
     if not score.form or teacher is None:
         return {}
     gap = compare(row, teacher, task, ratio=False)
-    text = points(gap) if score.unit == "share" else plain(gap)
-    return {"difference": (text, {"difference": gap.value, "difference low": gap.low, "difference high": gap.high})}
+    quantity = columns.DIFFERENCE if score.unit == "share" else columns.DIFFERENCE_OF_NUMBERS
+    return {quantity: (quantity.with_interval(gap), quantity.exact(gap))}
 
 
-def _fidelity_cells(row: Row, task: str) -> _Cells:
+def _fidelity_cells(row: Row, task: str) -> _OfTask:
     """Return how near the row's distributions are to the teacher's."""
-    cells: _Cells = {}
     near = [one for record in row.done for one in record.fidelity if one.task == task]
-    if near:
-        kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
-        error = _error_over_seeds([one.kl for one in near], [one.kl_stderr for one in near], near[0].items)
-        cells["KL"] = (f"{kl:.3f} ± {error:.3f}", {"KL": kl, "KL half-width": error})
-        cells["same top"] = (f"{100 * agreement:.1f} %", {"same top": agreement})
-    return cells
+    if not near:
+        return {}
+    kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
+    error = _error_over_seeds([one.kl for one in near], [one.kl_stderr for one in near], near[0].items)
+    exact: _Exact = {columns.KL.name: kl, columns.KL.part(columns.HALF_WIDTH.header): error}
+    return {columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)} | _number(columns.SAME_TOP, agreement)
+
+
+def _number(quantity: Quantity, value: float) -> _OfTask:
+    return {quantity: (quantity.text(value), {quantity.name: value})}
 
 
 def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: int) -> float:
@@ -114,87 +121,78 @@ def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: i
     return half_width(sources)
 
 
-def _written_cells(scores: list[TaskScore]) -> _Cells:
+def _written_cells(scores: list[TaskScore]) -> _OfTask:
     """Return what is known of written answers: their length, and how many cannot be read."""
-    cells: _Cells = {}
     tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
-    if tokens:
-        cells["tokens"] = (f"{fmean(tokens):.1f}", {"tokens": fmean(tokens)})
-        invalid = fmean(score.invalid_share for score in scores)
-        cells["invalid"] = (f"{100 * invalid:.1f} %", {"invalid": invalid})
-    return cells
+    if not tokens:
+        return {}
+    return _number(columns.TOKENS, fmean(tokens)) | _number(columns.INVALID, fmean(score.invalid_share for score in scores))
 
 
-def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _Cells:
+def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     """Return a perplexity, and its ratio to the teacher's with an interval over documents and trainings."""
     scores, reference = row.scores(task), teacher.scores(task) if teacher else []
     value = fmean(score.value for score in scores)
-    bits = scores[0].metric == BITS
-    cells: _Cells = {"bits per byte": (f"{value:.3f}", {"bits per byte": value})} if bits else {}
-    cells = cells or {"perplexity": (f"{value:.2f}", {"perplexity": value})}
+    cells = _number(columns.BITS_PER_BYTE if scores[0].metric == BITS else columns.PERPLEXITY, value)
     if teacher is not None and reference and len({score.items_digest for score in (*scores, *reference)}) == 1:
-        ratio = Interval(1.0, 1.0, 1.0) if row is teacher else times_of(row, teacher, task)
-        cells["against teacher"] = (_times(ratio), {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
+        cells |= _ratio_cells(Interval(1.0, 1.0, 1.0) if row is teacher else times_of(row, teacher, task))
     elif reference:
-        cells["against teacher"] = (f"x{value / reference[0].value:.3f}", {"ratio": value / reference[0].value})
+        ratio = value / reference[0].value
+        cells[columns.AGAINST_TEACHER] = (columns.AGAINST_TEACHER.text(ratio), {columns.RATIO.name: ratio})
     return cells
 
 
-def _error_cells(row: Row, teacher: Row | None, task: str, value: float) -> _Cells:
+def _ratio_cells(ratio: Interval) -> _OfTask:
+    return {columns.AGAINST_TEACHER: (columns.AGAINST_TEACHER.with_interval(ratio), columns.RATIO.exact(ratio))}
+
+
+def _error_cells(row: Row, teacher: Row | None, task: str, value: float) -> _OfTask:
     """Return a figure that is better when lower, and its ratio to the teacher's on the same items: nothing is retained of it."""
-    name = "perplexity" if row.scores(task)[0].kind == "perplexity" else "error"
-    cells: _Cells = {name: (row.scores(task)[0].shown(value), {name: value})}
+    quantity = columns.PERPLEXITY if row.scores(task)[0].kind == "perplexity" else columns.ERROR
+    cells: _OfTask = {quantity: (row.scores(task)[0].shown(value), {quantity.name: value})}
     if teacher is not None and teacher.scores(task):
-        ratio = times_of(row, teacher, task)
-        cells["against teacher"] = (_times(ratio), {"ratio": ratio.value, "ratio low": ratio.low, "ratio high": ratio.high})
+        cells |= _ratio_cells(times_of(row, teacher, task))
     return cells
-
-
-def _times(ratio: Interval) -> str:
-    """Write a ratio with its interval: x0.898 [0.880, 0.917]; very large and very small ones in powers of ten."""
-    if ratio.value is None:
-        return DASH
-    form = ".3f" if 0.01 <= ratio.value < 1_000 else ".2g"
-    ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:{form}}, {ratio.high:{form}}]"
-    return f"x{ratio.value:{form}}{ends}"
 
 
 def diagnostics(found: Group) -> Table | None:
     """What stands behind the scores: every extractor, both averages, the choices picked, what was cut."""
-    rows = []
-    for row in ordered(found):
-        for task in found.tasks:
-            scores = [score for score in row.scores(task) if score.outcomes or score.values]
-            if not scores:
-                continue
-            first = scores[0]
-            names = dict.fromkeys(name for score in scores for name in by_extractor_of(score))
-            by_extractor = {name: fmean(known[name] for s in scores if name in (known := by_extractor_of(s))) for name in names}
-            shown = {
-                "row": shown_name(row),
-                "task": task,
-                "correct by": ", ".join(f"{name} {100 * v if first.unit == 'share' else v:.1f}" for name, v in by_extractor.items()),
-            }
-            exact: dict[str, object] = {"row": row.label, "task": task, **by_extractor}
-            macros = [score.macro for score in scores if score.macro is not None]
-            if macros:
-                shown["macro"] = first.shown(fmean(macros))
-            picked = {letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen}
-            if picked:
-                shown["picked"] = " ".join(f"{letter} {100 * share:.0f}" for letter, share in picked.items())
-            cut = [score.truncated_share for score in scores if score.truncated_share is not None]
-            if cut:
-                shown["unended"] = f"{100 * fmean(cut):.1f} %"
-            drop = _drop_shown(found, row, task)
-            if drop is not None:
-                shown["drop shown"] = f"{100 * drop:.1f}"
-            exact["drop shown"] = drop
-            if any(score.cut_prompts for score in scores):
-                shown["cut prompts"] = f"{fmean(score.cut_prompts for score in scores):.0f}"
-            exact |= {"macro": fmean(macros) if macros else None, **{f"picked {letter}": share for letter, share in picked.items()}}
-            exact |= {"unended": fmean(cut) if cut else None, "cut prompts": fmean(score.cut_prompts for score in scores)}
-            rows.append((shown, exact))
-    return table_of("diagnostics", "Behind the scores", rows) if rows else None
+    every = [
+        _diagnosed(found, row, task, scores)
+        for row in ordered(found)
+        for task in found.tasks
+        if (scores := [score for score in row.scores(task) if score.outcomes or score.values])
+    ]
+    return table_of("diagnostics", "Behind the scores", every) if every else None
+
+
+def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -> Cells:
+    """Return what stands behind a row's scores on a task; what it has nothing of leaves its column out."""
+    first = scores[0]
+    names = dict.fromkeys(name for score in scores for name in by_extractor_of(score))
+    figures = {name: fmean(known[name] for s in scores if name in (known := by_extractor_of(s))) for name in names}
+    macros = [score.macro for score in scores if score.macro is not None]
+    macro = fmean(macros) if macros else None
+    picked = {letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen}
+    cut = [score.truncated_share for score in scores if score.truncated_share is not None]
+    unended, prompts = fmean(cut) if cut else None, fmean(score.cut_prompts for score in scores)
+    drop = _drop_shown(found, row, task)
+    cells = {
+        columns.ROW: shown_name(row),
+        columns.TASK: task,
+        columns.CORRECT_BY: ", ".join(f"{name} {100 * value if first.unit == 'share' else value:.1f}" for name, value in figures.items()),
+        columns.MACRO: "" if macro is None else first.shown(macro),
+        columns.PICKED: " ".join(f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()),
+        columns.UNENDED: "" if unended is None else columns.UNENDED.text(unended),
+        columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
+        columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
+    }
+    exact: _Exact = {columns.ROW.name: row.label, columns.TASK.name: task}
+    exact |= {Header(name, columns.CORRECT_BY): value for name, value in figures.items()}
+    exact |= {columns.DROP_SHOWN.name: drop, columns.MACRO.name: macro}
+    exact |= {columns.PICKED.part(letter): share for letter, share in picked.items()}
+    exact |= {columns.UNENDED.name: unended, columns.CUT_PROMPTS.name: prompts}
+    return {quantity.name: text for quantity, text in cells.items() if text}, exact
 
 
 def _drop_shown(found: Group, row: Row, task: str) -> float | None:
@@ -228,7 +226,7 @@ class _Gap:
     task: str
     shown: str
     sign: float  # above 0: the row is the better one
-    exact: Mapping[str, object]
+    exact: Mapping[Header, object]
     p: float | None
     why: str = ""
 
@@ -245,7 +243,7 @@ def controls(found: Group) -> Table | None:
     return table_of("controls", "Against the controls, on the same items", _judged(gaps)) if gaps else None
 
 
-def _judged(gaps: Sequence[_Gap]) -> list[tuple[dict[str, str], dict[str, object]]]:
+def _judged(gaps: Sequence[_Gap]) -> list[Cells]:
     """Return a line a gap with its verdict: two-sided alpha .05, Holm over the lines that are judged."""
     tested = [gap for gap in gaps if gap.p is not None and not gap.why]
     adjusted = dict(zip(map(id, tested), stats.holm([gap.p for gap in tested if gap.p is not None]), strict=True))
@@ -255,10 +253,10 @@ def _judged(gaps: Sequence[_Gap]) -> list[tuple[dict[str, str], dict[str, object
         verdict = gap.why or DASH
         if p is not None:
             verdict = "cannot tell" if p > ALPHA or gap.sign == 0 else "better" if gap.sign > 0 else "worse"
-        pair = {"row": gap.row, "against": gap.reference, "task": gap.task}
-        shown = {**pair, "difference (points)": gap.shown, "p (Holm)": DASH if p is None else f"{p:.2g}", "verdict": verdict}
-        exact: dict[str, object] = {**pair, **gap.exact, "p": gap.p, "p (Holm)": p, "verdict": verdict}
-        lines.append((shown, exact))
+        pair = {columns.ROW.name: gap.row, columns.AGAINST.name: gap.reference, columns.TASK.name: gap.task}
+        said = {columns.P_HOLM.name: columns.P_HOLM.text(p), columns.VERDICT.name: verdict}
+        exact: _Exact = {**pair, **gap.exact, columns.P.name: gap.p, columns.P_HOLM.name: p, columns.VERDICT.name: verdict}
+        lines.append(({**pair, columns.GAP.name: gap.shown, **said}, exact))
     return lines
 
 
@@ -269,13 +267,14 @@ def _gap(found: Group, row: Row, reference: Row, task: str) -> _Gap:
     lower = alike and all(score.lower_is_better and not score.unpaired for score in scores)
     gap = times_of(row, reference, task) if lower else compare(row, reference, task, ratio=False)
     numbered = any(score.unit == "number" for score in scores)
-    shown = _times(gap) if lower else plain(gap) if numbered else points(gap)
-    exact: dict[str, object] = {"difference": gap.value, "low": gap.low, "high": gap.high}
-    if lower:
-        exact = {"difference": None, "low": None, "high": None, "ratio": gap.value, "ratio low": gap.low, "ratio high": gap.high}
+    quantity = columns.GAP_AS_RATIO if lower else columns.GAP_OF_NUMBERS if numbered else columns.GAP
+    apart = Interval(None) if lower else gap
+    exact: _Exact = {columns.DIFFERENCE.name: apart.value, columns.LOW.name: apart.low, columns.HIGH.name: apart.high}
+    exact |= columns.RATIO.exact(gap) if lower else {}
     sign = 0.0 if gap.value is None else 1 - gap.value if lower else gap.value
     p = unequal(row, reference, task) if gap.value is not None and gap.low is not None else None
-    return _Gap(row.label, reference.label, task, shown, sign, exact, p, _not_judged(found, row, reference, task, gap))
+    why = _not_judged(found, row, reference, task, gap)
+    return _Gap(row.label, reference.label, task, quantity.with_interval(gap), sign, exact, p, why)
 
 
 def _not_judged(found: Group, row: Row, reference: Row, task: str, gap: Interval) -> str:

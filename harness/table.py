@@ -2,27 +2,23 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.checkpoint import keep_file
+from harness.columns import DASH, FAMILY, ROW, Header, Quantity, named
 from harness.escape import clean, csv_cell, markdown_cell
 from harness.groups import Row, block_of
-from harness.stats import Interval
+from harness.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas
 
-DASH = "-"
-MIB = 2**20
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-_LESS_IS_BETTER = re.compile(
-    r"perplexity|bits per byte|\berror$|against teacher|\bKL$|MiB$|(?<!/)\bm?s$|s/problem|s/correct|invalid|lost/won|FLOPs|energy|seen|"
-    r"trained|money"
-)
+Cells = tuple[dict[Header, str], dict[Header, object]]  # of one row, by column: what is shown, and the exact values
 
 
 class Best(str):
@@ -35,10 +31,10 @@ class Table:
 
     name: str
     title: str
-    columns: tuple[str, ...]
+    columns: tuple[Header, ...]
     rows: tuple[tuple[str, ...], ...]
     blocks: tuple[str, ...]  # of each row: teacher, its family, control; "" in tables that are not ordered by them
-    exact: tuple[dict[str, object], ...]
+    exact: tuple[dict[Header, object], ...]
 
     @property
     def frame(self) -> "pandas.DataFrame":
@@ -62,7 +58,8 @@ class Table:
         name, reverse = (column[1:], True) if column.startswith("-") else (column, False)
         if name not in self.columns or not any(self.blocks) or len({row[0] for row in self.rows}) < len(self.rows):
             return self
-        at, sign = self.columns.index(name), (1 if less_is_better(name) else -1) * (-1 if reverse else 1)
+        at = self.columns.index(name)
+        sign = (1 if less_is_better(self.columns[at]) else -1) * (-1 if reverse else 1)
 
         def key(line: int) -> tuple[bool, float]:
             found = number_in(self.rows[line][at])
@@ -78,11 +75,6 @@ class Table:
             self, rows=tuple(self.rows[line] for line in lines), blocks=tuple(self.blocks[line] for line in lines),
             exact=tuple(self.exact[line] for line in lines),
         )  # fmt: skip
-
-
-def mebibytes(value: float) -> str:
-    """Write a number of MiB with two decimals; less than a hundredth keeps two digits, since 0.00 reads as none."""
-    return f"{value:.2g}" if 0 < value < 0.005 else f"{value:,.2f}"
 
 
 def finite(value: Any) -> Any:
@@ -101,37 +93,14 @@ def cell_of(text: str) -> str:
 
 def less_is_better(column: str) -> bool:
     """Tell whether a column's smaller numbers are the better ones."""
-    return bool(_LESS_IS_BETTER.search(column))
+    quantity = named(column)
+    return quantity is not None and quantity.better == "lower"
 
 
 def number_in(text: str) -> float | None:
     """Return the first number of a cell, None where there is none."""
     found = _NUMBER.search(text)
     return float(found[0].replace(",", "")) if found else None
-
-
-def percent(found: Interval, *, digits: int = 1) -> str:
-    """Show a share in per cent, with its interval."""
-    if found.value is None:
-        return DASH
-    text = f"{100 * found.value:.{digits}f} %"
-    return text if found.low is None or found.high is None else f"{text} [{100 * found.low:.{digits}f}, {100 * found.high:.{digits}f}]"
-
-
-def points(found: Interval) -> str:
-    """Show a difference in points, signed, with its interval."""
-    if found.value is None:
-        return DASH
-    text = f"{100 * found.value:+.1f}"
-    return text if found.low is None or found.high is None else f"{text} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-
-def plain(found: Interval) -> str:
-    """Show a difference of figures that are no shares, signed, with its interval."""
-    if found.value is None:
-        return DASH
-    text = f"{found.value:+.3f}"
-    return text if found.low is None or found.high is None else f"{text} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def status_of(row: Row) -> str:
@@ -145,43 +114,53 @@ def shown_name(row: Row) -> str:
     return clean(f"{row.label} (control)" if row.first.is_control else row.label)
 
 
-def table_of(name: str, title: str, rows: Sequence[tuple[dict[str, str], dict[str, object]]]) -> Table:
-    """Build a table from (shown, exact) pairs of rows; `family` among the exact values names a row's block."""
+def table_of(name: str, title: str, rows: Sequence[Cells]) -> Table:
+    """Build a table from (shown, exact) pairs of rows; the family among the exact values names a row's block."""
     columns = tuple(dict.fromkeys(column for shown, _ in rows for column in shown))
     texts = tuple(tuple(shown.get(column, DASH) for column in columns) for shown, _ in rows)
-    return Table(name, title, columns, texts, tuple(str(exact.get("family", "")) for _, exact in rows), tuple(exact for _, exact in rows))
+    blocks = tuple(str(exact.get(FAMILY.name, "")) for _, exact in rows)
+    return Table(name, title, columns, texts, blocks, tuple(exact for _, exact in rows))
 
 
 class Line:
     """One row of a table in the making: what is shown, and the exact values beside it."""
 
     def __init__(self, row: Row) -> None:
-        self.shown: dict[str, str] = {"row": shown_name(row)}
-        self.exact: dict[str, object] = {"row": row.label, "family": block_of(row)}
+        self._row = row
+        self.shown: dict[Header, str] = {ROW.name: shown_name(row)}
+        self.exact: dict[Header, object] = {ROW.name: row.label, FAMILY.name: block_of(row)}
 
-    def add(self, column: str, value: float | None, form: Callable[[float], str]) -> None:
-        """Add a number; a dash where it was not measured."""
-        self.shown[column] = DASH if value is None else form(value)
-        self.exact[column] = value
+    @property
+    def cells(self) -> Cells:
+        """What is shown, and the exact values."""
+        return self.shown, self.exact
 
-    def add_ratio(self, column: str, found: Interval, verdict: str) -> None:
+    def add(self, quantity: Quantity, stored: float | None, *, task: str = "", mark: str = "") -> None:
+        """Add a number as a record holds it, `mark` behind it; a dash where it was not measured."""
+        column, value = quantity.name.of(task), quantity.scaled(stored)
+        self.shown[column], self.exact[column] = quantity.text(value) + mark, value
+
+    def add_measured(self, quantity: Quantity) -> None:
+        """Add the mean of a measurement over the row's seeds."""
+        self.add(quantity, mean_of(self._row, quantity.key))
+
+    def add_words(self, quantity: Quantity, text: str) -> None:
+        """Add a text."""
+        self.shown[quantity.name] = self.exact[quantity.name] = text
+
+    def add_ratio(self, quantity: Quantity, found: Interval, verdict: str) -> None:
         """Add a speed ratio, which counts only beside a verdict on quality: none without one, in brackets where quality is lost."""
-        shown = DASH
-        if found.value is not None and verdict != DASH:
-            shown = f"{found.value:.2f}"
-            if found.low is not None and found.high is not None:
-                shown += f" [{found.low:.2f}, {found.high:.2f}]"
-            shown = f"({shown})" if verdict == "no" else shown
-        self.shown[column] = shown
-        self.exact |= {column: found.value, f"{column} low": found.low, f"{column} high": found.high}
+        shown = quantity.with_interval(found) if verdict != DASH else DASH
+        self.shown[quantity.name] = f"({shown})" if verdict == "no" and shown != DASH else shown
+        self.exact |= quantity.exact(found)
 
 
-def without_dashes(rows: list[tuple[dict[str, str], dict[str, object]]]) -> list[tuple[dict[str, str], dict[str, object]]]:
+def without_dashes(rows: Sequence[Cells]) -> list[Cells]:
     """Leave out the columns that no row has a value for."""
     filled = {column for shown, _ in rows for column, text in shown.items() if text != DASH}
     empty = {column for shown, _ in rows for column in shown} - filled
 
-    def kept(line: Mapping[str, Any]) -> dict[str, Any]:
+    def kept(line: Mapping[Header, Any]) -> dict[Header, Any]:
         return {column: value for column, value in line.items() if column not in empty}
 
     return [(kept(shown), kept(exact)) for shown, exact in rows]

@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from harness import columns
 from harness.escape import clean, clean_all, markdown_text
 from harness.findings import GRAVEST, Checked, Finding, Verdict
 from harness.table import cell_of, finite
 
 _MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED", Verdict.missed: "MISSED"}
+_HEADERS = [one.header for one in (columns.VERDICT, columns.ROW, columns.TASK, columns.LAYER, columns.WHY)]
 _FAILED = (Verdict.regressed, Verdict.missed)
 
 
@@ -35,7 +37,7 @@ def text(checked: Checked) -> str:
     from tabulate import tabulate
 
     rows = [[_MARKS[one.verdict], clean(one.row), clean(one.task or "-"), one.layer, _said(one)] for one in _sorted(checked)]
-    table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="plain", disable_numparse=True) if rows else ""
+    table = tabulate(rows, headers=_HEADERS, tablefmt="plain", disable_numparse=True) if rows else ""
     notes = [clean(f"note: {note}") for note in checked.notes]
     warned = [clean(f"warning: {one.name}: {one.told}") for one in _sorted(checked) if one.warning]
     lost = [
@@ -51,7 +53,7 @@ def markdown(checked: Checked) -> str:
 
     marks = {one: f"**{mark}**" if one is not Verdict.passed else mark for one, mark in _MARKS.items()}
     rows = [[marks[one.verdict], *map(cell_of, (one.row, one.task or "-", one.layer, _said(one)))] for one in _sorted(checked)]
-    table = tabulate(rows, headers=["verdict", "row", "task", "layer", "why"], tablefmt="pipe", disable_numparse=True)
+    table = tabulate(rows, headers=_HEADERS, tablefmt="pipe", disable_numparse=True)
     notes = "".join(f"- {markdown_text(note)}\n" for note in checked.notes)
     means = f"{cell_of(checked.passed_means)}\n\n" if checked.passed_means else ""
     return f"### compression-harness: {summary(checked)}\n\n{means}{table}\n\n{notes}{_rules(checked)}\n"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.arithmetic import Shape, forward_flops_per_token
+from harness.columns import DISK
 from harness.errors import HarnessError
 from harness.estimate import _decoding
 from harness.hardware import parse_hardware
@@ -16,7 +17,6 @@ from harness.measure import Settings, Subject, measure
 from harness.scenario import parse_grid
 from harness.states import arguments_of, handed_back, tensors_in
 from harness.stopwatch import cache_bytes, run, stamps_of
-from harness.table import mebibytes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import BLOCKS, FAMILIES, random_family, saved_family
@@ -145,7 +145,7 @@ def test_a_stopwatch_runs_on_it(name, tmp_path):
 
 
 def test_few_bytes_are_not_shown_as_none():
-    assert [mebibytes(value) for value in (0.0, 0.00342, 0.004, 0.0123, 0.62, 1234.5)] == [
+    assert [DISK.text(value) for value in (0.0, 0.00342, 0.004, 0.0123, 0.62, 1234.5)] == [
         "0.00",
         "0.0034",
         "0.004",

@@ -1,0 +1,252 @@
+"""The one table of quantities: every header is written once, and every table, page, sort and measurement reads it."""
+
+import ast
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from harness import api, columns, frame, page, verdicts
+from harness.columns import Header, Quantity
+from harness.glossary import GLOSSARY
+from harness.intervals import Interval
+from harness.report import Asked, made_of
+from harness.store import read_all
+from harness.table import less_is_better, number_in, table_of
+
+ROOT = Path(__file__).parents[1]
+HARNESS = ROOT / "harness"
+STUDIES = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
+HEADERS = {one.header for one in columns.QUANTITIES}
+DISTINCT = {header for header in HEADERS if not (header.isidentifier() and header.islower())} - {"MiB"}  # a unit, too
+
+# Modules whose texts are cells and headers: there a plain word is a header too, but for those that are something else.
+TABLES = (
+    "baseline_shown", "card", "claims", "costs", "formats", "frame", "glossary", "measured", "notes", "plots", "quality", "report", "table",
+    "verdicts",
+)  # fmt: skip
+ELSEWHERE = {
+    "baseline_shown": {"items": "in a sentence", "value": "a field of a frozen score"},
+    "card": {"control": "a family", "perplexity": "a kind of task"},
+    "claims": {
+        "family": "a field of the published records", "method": "a role of the published records", "metric": "a field of them",
+        "model": "a field of them", "retention": "a name of a claim's range", "status": "a field of them", "low": "a level of cost",
+        "high": "a level of cost",
+    },
+    "formats": {"best": "a field of tables.json"},
+    "notes": {
+        "against": "in a sentence", "budget": "a condition", "device": "a condition", "perplexity": "a kind of task",
+        "student": "a condition", "teacher": "a condition",
+    },
+    "plots": {"control": "a block"},
+    "quality": {"control": "a block", "perplexity": "a kind of task"},
+    "table": {"control": "a block", "teacher": "a block"},
+    "verdicts": {"error": "an element of JUnit and a level of annotations", "row": "what a test case without a task is called"},
+}  # fmt: skip
+
+
+def texts_of(path):
+    """Return every text of a module that is no docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    told = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
+    every = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {node.value.strip() for node in every if id(node) not in told}
+
+
+def test_a_header_is_written_once():
+    assert len(DISTINCT) > 40
+    written = {
+        path.name: found
+        for path in sorted(HARNESS.rglob("*.py"))
+        if path.name != "columns.py" and (found := texts_of(path) & DISTINCT)
+    }  # fmt: skip
+    assert not written, "a header stands in harness/columns.py alone; read it from there"
+
+
+@pytest.mark.parametrize("module", TABLES)
+def test_modules_that_make_tables_write_no_header(module):
+    [path] = HARNESS.rglob(f"{module}.py")
+    allowed = set(ELSEWHERE.get(module, {})) & HEADERS
+    assert texts_of(path) & HEADERS == allowed
+
+
+def test_the_check_sees_a_header(tmp_path):
+    planted = tmp_path / "planted.py"
+    planted.write_text('"""decode x"""\nshown = {"decode x": 1}\nother = f"TTFT ms {shown}"\n')
+    assert texts_of(planted) & HEADERS == {"decode x", "TTFT ms"}
+
+
+def test_the_page_takes_its_headers_from_the_table():
+    template = page.TEMPLATE.read_text(encoding="utf-8")
+    assert not {header for header in DISTINCT if f'"{header}"' in template}
+    lists = re.findall(r"(?:columns: |less: |new Set\()(\[[^\]]*\]|\{\{[^}]*\}\})", template)
+    assert len(lists) >= 6 and all('"' not in found and "true" not in found for found in lists)
+    filled = page._with_columns(template)
+    assert "{{column" not in filled and "{{less" not in filled and '"changed %"' in filled
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The tables of every committed study, with a price and every row against another."""
+    studies = {}
+    for folder in STUDIES:
+        records, problems = read_all(folder / "records")
+        assert not problems
+        label = next(record.label for record in records if not record.is_control and record.label != "teacher")
+        studies[folder.name] = made_of(records, Asked(price=1.0, references=(label,)))
+    return studies
+
+
+def test_every_column_of_every_committed_table_has_its_quantity(built):
+    for made in built.values():
+        for one in made:
+            for table in one.tables:
+                for column in [*table.columns, *(key for line in table.exact for key in line)]:
+                    assert isinstance(column, Header) and column.quantity in columns.QUANTITIES, (table.name, column)
+                    assert column.quantity.help
+
+
+def test_what_is_committed_has_no_other_columns(built):
+    for folder in STUDIES:
+        now = {column for one in built[folder.name] for table in one.tables for column in table.columns}
+        exact = {key for one in built[folder.name] for table in one.tables for line in table.exact for key in line}
+        groups = json.loads((folder / "tables" / "tables.json").read_text())["groups"]
+        assert {column for group in groups for table in group["tables"] for column in table["columns"]} <= now
+        for path in (folder / "tables").glob("*.csv"):
+            with path.open(encoding="utf-8", newline="") as lines:
+                assert set(next(csv.reader(lines))) <= exact, path
+
+
+def test_numbers_are_sorted_the_better_way(built):
+    sorted_columns = 0
+    for made in built.values():
+        for one in made:
+            for table in one.tables:
+                for column in table.columns if any(table.blocks) else ():
+                    ordered = table.ordered_by(column)
+                    if column.quantity.words or ordered is table:
+                        continue
+                    at = ordered.columns.index(column)
+                    for block in set(ordered.blocks):
+                        numbers = [
+                            number for row, own in zip(ordered.rows, ordered.blocks, strict=True)
+                            if own == block and (number := number_in(row[at])) is not None
+                        ]  # fmt: skip
+                        assert numbers == sorted(numbers, reverse=column.quantity.better != "lower"), (table.name, column)
+                    sorted_columns += 1
+    assert sorted_columns > 50
+
+
+def test_the_page_sorts_by_the_same_direction(built):
+    for made in built.values():
+        for one in made:
+            for shown, table in zip(page._group(one, "x", {})["tables"], one.tables, strict=True):
+                assert shown["less"] == [column.quantity.better == "lower" for column in table.columns]
+    words = {column.quantity.header for made in built.values() for one in made for table in one.tables for column in table.columns
+             if column.quantity.words}  # fmt: skip
+    assert words <= {one.header for one in page._WORDS} and all(one.words for one in page._WORDS)
+
+
+def test_measurements_have_the_units_and_directions_of_the_table():
+    known = {one.key: one for one in columns.QUANTITIES}
+    seen = set()
+    for folder in STUDIES:
+        for record in read_all(folder / "records")[0]:
+            for one in record.measurements:
+                name = one.name.partition(":")[0]
+                if name.startswith("skipped_"):
+                    continue
+                assert (one.unit, one.higher_is_better) == (known[name].stored, known[name].better == "higher"), name
+                seen.add(name)
+    assert len(seen) > 15
+
+
+UNITS = {" ms": "ms", " s": "s", " MiB": "MiB", " x": "x", " tok/s": "tok/s", " J": "J", "FLOPs": "FLOP", " (points)": "points"}
+SCALES = {("s", "ms"): 1000, ("bytes", "MiB"): 1 / 2**20, ("bytes", "GiB"): 1 / 2**30}
+
+
+@pytest.mark.parametrize("one", columns.QUANTITIES, ids=lambda one: one.key)
+def test_unit_scale_and_format_agree(one):
+    ending = next((unit for end, unit in UNITS.items() if one.header.endswith(end)), None)
+    assert ending is None or one.unit == ending or one.header == columns.GAP.header
+    assert one.scale == SCALES.get((one.stored, one.unit), 1)
+    assert not one.share or one.unit in ("%", "points")
+    assert not (one.leads and one.better == "none")
+    if one.format:
+        assert number_in(one.text(one.scaled(0.5))) is not None
+    assert one.text(None) == "-" and len(one.help) > 5
+
+
+def test_keys_are_unique_and_one_header_means_one_thing():
+    keys = [one.key for one in columns.QUANTITIES]
+    assert len(keys) == len(set(keys))
+    for one in columns.QUANTITIES:
+        alike = [other for other in columns.QUANTITIES if other.header == one.header and other.term == one.term]
+        assert len({(other.help, other.better, other.words) for other in alike}) == 1, one.header
+
+
+def test_the_glossary_is_the_tables_help():
+    assert GLOSSARY["retention"] == columns.RETENTION.help and GLOSSARY["disk"] == columns.DISK_X.help == columns.DISK.help
+    listed = [one for one in columns.QUANTITIES if one.term != ""]
+    assert {one.help for one in listed} == set(GLOSSARY.values())
+
+
+@pytest.mark.parametrize(
+    ("quantity", "stored", "column", "cell"),
+    [
+        (columns.TTFT, 0.01234, 12.34, "12.3"),
+        (columns.DISK, 5 * 2**20, 5.0, "5.00"),
+        (columns.DISK, 0.004 * 2**20, 0.004, "0.004"),
+        (columns.SAME_TOP, 0.9714, 0.9714, "97.1 %"),
+        (columns.DROP_SHOWN, 0.051, 0.051, "5.1"),
+        (columns.FLOPS, 1.5e9, 1.5e9, "1.50e+09"),
+        (columns.SEEN, 12345.0, 12345.0, "12,345"),
+        (columns.AGAINST_TEACHER, 1234.5, 1234.5, "x1.2e+03"),
+    ],
+)
+def test_a_number_is_scaled_and_written(quantity, stored, column, cell):
+    assert quantity.scaled(stored) == pytest.approx(column) and quantity.text(quantity.scaled(stored)) == cell
+
+
+def test_an_interval_is_written_in_the_form_of_its_value():
+    assert columns.RETENTION.with_interval(Interval(0.971, 0.95, 0.992)) == "97.1 % [95.0, 99.2]"
+    assert columns.GAP.with_interval(Interval(-0.012, -0.03, 0.006)) == "-1.2 [-3.0, +0.6]"
+    assert columns.GAP_OF_NUMBERS.with_interval(Interval(0.5, None, None)) == "+0.500"
+    assert columns.GAP_AS_RATIO.with_interval(Interval(0.898, 0.880, 0.917)) == "x0.898 [0.880, 0.917]"
+    assert columns.RATIO.with_interval(Interval(0.001, 0.0005, 1.5)) == "x0.001 [0.0005, 1.5]"
+    assert columns.DECODE_X.with_interval(Interval(None)) == "-"
+
+
+@pytest.mark.parametrize("task", ["money", "trained-qa", "seen", "perplexity-quiz", "energy x"])
+def test_a_tasks_name_does_not_turn_a_columns_direction(task):
+    for quantity in (columns.SCORE, columns.RETENTION, columns.KL, columns.PER_PROBLEM, columns.LENGTH_X):
+        column = quantity.name.of(task)
+        assert task in column and quantity.header in column
+        assert less_is_better(column) == (quantity.better == "lower")
+        assert columns.named(str(quantity.name)) is quantity
+    assert not less_is_better(f"{task} score") and less_is_better(f"{task} KL")
+
+
+def test_a_table_orders_a_column_by_its_quantity():
+    cells = [
+        ({columns.ROW.name: label, columns.RETENTION.name.of("trained-qa"): columns.RETENTION.text(value)}, {columns.FAMILY.name: "x"})
+        for label, value in (("a", 0.2), ("b", 0.9))
+    ]
+    table = table_of("quality", "x", cells)
+    assert [row[0] for row in table.ordered_by("trained-qa retention").rows] == ["b", "a"]
+
+
+def test_a_quantity_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        columns.ROW.header = "line"
+    assert isinstance(columns.ROW, Quantity)
+
+
+def test_doors_read_the_table():
+    assert (
+        [one.header for one in columns.FRAME] == list(frame.frame_of(()).columns) == list(api.load_records(STUDIES[0] / "records").columns)
+    )
+    assert verdicts._HEADERS == ["verdict", "row", "task", "layer", "why"]
