@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Job
+from methods._settings import changed, settings
 
 if TYPE_CHECKING:
     from harness.model import LanguageModel
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from methods._rollout import Rollout
     from methods._rows import Row
     from methods._terms import Objective, Selection, Source, Term
-
-settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-
-Patterns = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +34,6 @@ class Teachers:
     inside: bool = False  # it looks into the teacher, which no cache of distributions holds
     own_tokens: bool = False  # the teacher reads the text in its own tokenizer
     over: Any = None  # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share one
-
-
-def changed(method: Any, *names: str) -> dict[str, object]:
-    """Return those of a method's named settings that are not at their defaults."""
-    defaults = type(method)()
-    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(defaults, name)}
 
 
 def rate_for(parameters: int, *, scratch: bool = False) -> float:

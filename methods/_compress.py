@@ -3,16 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
+from methods._settings import settings
 
 if TYPE_CHECKING:
-    from harness.model import LanguageModel
-    from methods._calibration import Calibration
+    pass
 
 
 @settings
@@ -29,21 +26,6 @@ class Compressed:
     def hands_on(self) -> Mapping[str, object]:
         """Return settings that this row's controls take over, where they have them."""
         return {}
-
-
-@settings
-class Calibrated(Compressed):
-    """A method that reads training text first."""
-
-    calibration: Literal["auto", "train", "c4"] = "auto"  # auto: the tasks' train split, C4 of the data folder where there is none
-    sequences: Annotated[int, Field(ge=1, le=4096)] = 128
-    tokens: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
-
-    def calibrate(self, job: Job, opened: "LanguageModel") -> "Calibration":
-        """Return the text, in tokens."""
-        from methods._calibration import calibration
-
-        return calibration(job, opened, source=self.calibration, sequences=self.sequences, tokens=self.tokens)
 
 
 class Making:
@@ -115,11 +97,3 @@ class Making:
         cost = {"seconds": seconds, "device_seconds": seconds, "peak_bytes": peak, "flops": flops, "notes": {self.method: told}}
         write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return made
-
-
-def calibration_flops(making: Making, data: "Calibration", passes: int) -> float:
-    """Return the FLOPs of reading the calibration text so many times."""
-    from harness.arithmetic import forward_flops_per_token
-
-    count, length = data.ids.shape
-    return passes * count * length * forward_flops_per_token(making.model, length)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Example, Job
-from methods._base import Teachers, Trained, Weight, settings, shared_vocabulary, worked
+from methods._base import Teachers, Trained, shared_vocabulary, worked
+from methods._settings import Weight, settings
 
 if TYPE_CHECKING:
     from methods._inside import Inwards

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
-from methods._base import Patterns, settings
 from methods._compress import Compressed, Making
+from methods._settings import Patterns, settings
 
 if TYPE_CHECKING:
     from torch import nn

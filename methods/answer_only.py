@@ -8,7 +8,8 @@ tokens, or more passes, made the difference.
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
-from methods._base import Trained, bare, settings, worked
+from methods._base import Trained, bare, worked
+from methods._settings import settings
 
 
 @settings

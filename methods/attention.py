@@ -10,8 +10,8 @@ scores, or do not use transformers' attention interface (said so).
 
 from typing import ClassVar
 
-from methods._base import Weight, settings
 from methods._distil import Distilled
+from methods._settings import Weight, settings
 
 
 @settings

@@ -18,7 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Job
-from methods._base import Trained, bare, settings
+from methods._base import Trained, bare
+from methods._settings import settings
 
 EXPLAIN = "Explain the answer.\n"  # before the prompt of a rationale, in the form step-by-step
 

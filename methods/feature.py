@@ -10,8 +10,8 @@ when the student is so narrow that its states cannot carry the teacher's.
 
 from typing import ClassVar
 
-from methods._base import Weight, settings
 from methods._distil import Distilled
+from methods._settings import Weight, settings
 
 
 @settings

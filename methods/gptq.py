@@ -6,8 +6,8 @@ Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: 
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated
+from methods._calibrated import Calibrated
+from methods._settings import settings
 
 
 @settings

@@ -6,7 +6,7 @@ Rules out a scorer that tells teacher and student apart: retention must be 100 %
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
+from methods._settings import settings
 
 
 @settings

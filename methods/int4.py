@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Making
 from methods._quantization import Quantized, pack
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +91,8 @@ class Int4Calibrated(Int4, Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks, round each, and let the next ones see it."""
         from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, within, zeros_of
+        from methods._layers import layers_of, within
+        from methods._masks import zeros_of
         from methods._packing import compensated
 
         making = Making(job, "int4-calibrated")

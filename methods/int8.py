@@ -12,8 +12,8 @@ Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). 
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._quantization import Quantized, pack
+from methods._settings import settings
 
 
 @settings

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Patterns, changed, settings
-from methods._compress import Calibrated, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Making
+from methods._settings import Patterns, changed, settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

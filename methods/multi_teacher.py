@@ -14,8 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, settings, shared_vocabulary
+from methods._base import Teachers, Trained, shared_vocabulary
 from methods._distil import Distilled
+from methods._settings import settings
 
 
 @settings

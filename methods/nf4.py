@@ -7,8 +7,8 @@ Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them.
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._compress import Compressed
+from methods._settings import settings
 
 
 @settings

@@ -15,7 +15,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, context_of, settings, shared_vocabulary, worked
+from methods._base import Teachers, Trained, context_of, shared_vocabulary, worked
+from methods._settings import settings
 
 
 @settings

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated, Compressed, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Compressed, Making
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from harness.arithmetic import Shape

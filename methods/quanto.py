@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._compress import Compressed
+from methods._settings import settings
 
 
 @settings

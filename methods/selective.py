@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Job
-from methods._base import settings, sources_of, worked
+from methods._base import sources_of, worked
 from methods._distil import Distilled
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from methods._rows import Row

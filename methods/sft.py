@@ -7,7 +7,8 @@ Fails when the training split has no worked answers, or few of them.
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import Trained, settings, worked
+from methods._base import Trained, worked
+from methods._settings import settings
 
 
 @settings

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, Weight, settings, worked
+from methods._base import Teachers, Trained, worked
+from methods._settings import Weight, settings
 
 if TYPE_CHECKING:
     from methods._rows import Row

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
+from methods._settings import settings
 
 
 @settings
