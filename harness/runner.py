@@ -231,6 +231,7 @@ def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
         controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, suites=tuple(plan.suites),
+        starts_from=cell.stages[0].starts_from if cell.stages else "",
         tasks=plan.task_versions, device=plan.device, dtype=plan.dtype, limited=bool(plan.config.limit),
         chat=plan.prompting.chat, system=plan.prompting.system,
         student_base=ModelReference(name=plan.student_base.name, digest=plan.student_base.digest, note=plan.student_base.note),

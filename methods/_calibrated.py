@@ -21,6 +21,15 @@ class Calibrated(Compressed):
     sequences: Annotated[int, Field(ge=1, le=4096)] = 128
     tokens: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
 
+    @property
+    def calibrates(self) -> bool:
+        """Tell that text is read."""
+        return True
+
+    def calibration_tokens(self) -> tuple[int, int]:
+        """Return how many sequences are read, and the tokens of each."""
+        return self.sequences, self.tokens
+
     def calibrate(self, job: Job, opened: "LanguageModel") -> "Calibration":
         """Return the text, in tokens."""
         from methods._calibration import calibration

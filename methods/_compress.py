@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.contract import Checkpoint, Job
+from harness.contract import Checkpoint, Family, Job, Method, Start
 from methods._settings import settings
 
 if TYPE_CHECKING:
@@ -13,19 +13,11 @@ if TYPE_CHECKING:
 
 
 @settings
-class Compressed:
+class Compressed(Method):
     """A method that changes weights without training. In a chain it changes the stage before it, else the teacher."""
 
-    family: ClassVar[str] = "pruning"
-    controls: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[bool] = False
-    is_control: ClassVar[bool] = False
-    same_vocabulary: ClassVar[bool] = False
-    needs_plain: ClassVar[bool] = False  # works on the architecture's own shapes alone
-
-    def hands_on(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them."""
-        return {}
+    family: ClassVar[Family] = "pruning"
+    starts_from: ClassVar[Start] = "teacher"
 
 
 class Making:

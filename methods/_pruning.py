@@ -35,7 +35,17 @@ class Zeroing(Compressed):
             raise ValueError(f"pattern {self.pattern} zeroes one half, not {self.ratio:g}; leave one of the two out")
         return self
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def zero_share(self) -> float:
+        """Return the share of weights that go."""
+        return self.ratio
+
+    @property
+    def zero_pattern(self) -> str:
+        """Return which of them may go."""
+        return self.pattern
+
+    def control_settings(self) -> dict[str, object]:
         """Its controls cut as much, of the same layers."""
         return {"ratio": self.ratio, "pattern": self.pattern, "skip": self.skip}
 

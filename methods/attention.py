@@ -19,6 +19,5 @@ class AttentionDistillation(Distilled):
     """Match the teacher's attention (maps, or relations of unequal heads), beside its logits."""
 
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
-    reads_inside: ClassVar[bool] = True
 
     attention_weight: Weight = "auto"

@@ -19,6 +19,5 @@ class FeatureDistillation(Distilled):
     """Match the teacher's hidden states behind mapped blocks, beside its logits."""
 
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
-    reads_inside: ClassVar[bool] = True
 
     feature_weight: Weight = "auto"

@@ -31,11 +31,11 @@ class DepthPruning(Calibrated):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25  # of the blocks that go
     contiguous: bool = False  # drop neighbours: the run of least influence together
 
-    def hands_on(self) -> dict[str, object]:
+    def control_settings(self) -> dict[str, object]:
         """Its control drops as many."""
         return {"ratio": self.ratio}
 
-    def shaped(self, before: "Shape") -> "Shape":
+    def resulting_shape(self, before: "Shape") -> "Shape":
         return fewer(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
@@ -61,11 +61,11 @@ class RandomDepthPruning(Compressed):
 
     needs_plain: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    draws_random_numbers: ClassVar[bool] = True
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
-    def shaped(self, before: "Shape") -> "Shape":
+    def resulting_shape(self, before: "Shape") -> "Shape":
         return fewer(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:

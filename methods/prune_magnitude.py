@@ -27,7 +27,7 @@ class RandomPruning(Zeroing):
     """Set as many random weights to zero (control)."""
 
     is_control: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    draws_random_numbers: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
         """Draw a score for every weight."""

@@ -23,9 +23,12 @@ class UniversalLogitDistillation(Trained):
     """Match the shape of the distributions of a teacher with another tokenizer, where token boundaries meet."""
 
     controls: ClassVar[tuple[str, ...]] = ("cot", "sft", "untouched")
-    reads_inside: ClassVar[bool] = True  # the teacher beside the student, on its own tokens
-
     uld_weight: Weight = 1.5
+
+    @property
+    def reads_teacher_live(self) -> bool:
+        """Tell that the teacher reads beside the student, in its own tokens."""
+        return True
 
     def compress(self, job: Job) -> Checkpoint:
         """Align every training text in both tokenizers, then train beside the teacher."""

@@ -67,7 +67,7 @@ def students(teacher, specialist, tmp_path_factory):
     made = {}
     for name in CANONICAL:
         method = REGISTRY.build(name, {"batch_rows": 4} if name == "on-policy" else {})  # what the student writes is long
-        second = specialist if getattr(method, "several_teachers", False) else None
+        second = specialist if method.needs_several_teachers else None
         made[name] = [method.compress(job(teacher, folder / name / attempt, second=second)) for attempt in ("first", "second")]
     return made
 
