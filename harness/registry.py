@@ -65,7 +65,7 @@ class Registry:
             return found
         if not isinstance(found, type):
             raise HarnessError(f"method {name!r} ({self.table[name]}) is no class, and must be one with compress(self, job)")
-        return _checked(name, found, module, frozenset(self.table))
+        return admitted(name, found, frozenset(self.table))
 
     def summary(self, name: str) -> str:
         """Return the first docstring line of the class behind a name, read without importing its module's needs."""
@@ -82,29 +82,33 @@ class Registry:
 
     def build(self, name: str, settings: Mapping[str, object]) -> Any:
         """Construct an entry with settings, refusing unknown names and values out of range."""
-        found = self.load(name)
-        known = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
-        for key in settings:
-            if key not in known:
-                hint = f"({name} has: {', '.join(known) or 'no settings'})"
-                raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
-        try:
-            built = TypeAdapter(found).validate_python(dict(settings))
-        except ValidationError as problem:
-            first = problem.errors()[0]
-            where = str(first["loc"][0]) if first["loc"] else name
-            message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
-            given = first["input"]
-            raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem
+        entry = built(name, self.load(name), settings)
         if self.kind == "method":
-            refuse_values(name, built)
-        return built
+            refuse_values(name, entry)
+        return entry
+
+
+def built(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
+    """Construct a class with settings, refusing unknown names and values out of range."""
+    known = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+    for key in settings:
+        if key not in known:
+            hint = f"({name} has: {', '.join(known) or 'no settings'})"
+            raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
+    try:
+        return TypeAdapter(found).validate_python(dict(settings))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = str(first["loc"][0]) if first["loc"] else name
+        message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
+        given = first["input"]
+        raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem
 
 
 @cache
-def _checked(name: str, found: type[Any], module: str, methods: frozenset[str]) -> type[Any]:
+def admitted(name: str, found: Any, methods: frozenset[str]) -> Any:
     """Return a method's class with its traits, once they and its imports were looked at."""
-    refuse_upper_rooms(name, module)
+    refuse_upper_rooms(name, found.__module__)
     return adopted(name, found, methods)
 
 
