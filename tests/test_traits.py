@@ -3,6 +3,9 @@
 import ast
 import importlib
 import itertools
+import os
+import subprocess
+import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -254,3 +257,29 @@ def test_the_harness_treats_no_method_specially_by_its_name():
 
 def test_traits_by_settings_are_properties_of_the_protocol():
     assert set(traits_by_settings()) >= {"reads_teacher_live", "writes_traces", "calibrates", "bits_per_weight"}
+
+
+def test_the_command_line_refuses_in_one_line_and_says_old_names_in_one(tmp_path):
+    """A family of another name silently cut the student in place of the teacher."""
+    sources = {"odd": "family = 'layer-pruning'", "old": "family = 'pruning'\n    draws = True"}
+    for name, lines in sources.items():
+        (tmp_path / f"{name}.py").write_text(HEAD + stated(lines))
+    info = tmp_path / "outer-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outer\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[harness.methods]\n" + "".join(f"{name} = {name}:Mine\n" for name in sources))
+    paths = os.pathsep.join([str(tmp_path), str(Path(methods.__file__).parents[1])])
+
+    def run(name):
+        words = ["run", "--methods", name, "--suite", "mini", "--seeds", "3", "--device", "cpu", "--dry-run"]
+        line = [sys.executable, "-P", "-m", "harness.cli", *words]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+
+    odd, old = run("odd"), run("old")
+    assert odd.returncode == 2 and odd.stderr.startswith("harness: method 'odd' (odd:Mine): unknown family 'layer-pruning'; did you mean")
+    assert len(odd.stderr.splitlines()) == 1
+    assert old.returncode == 0 and old.stderr.splitlines().count("harness: " + OLD_LINE) == 1, old.stderr
+    assert all(f"old seed {seed}: to compute" in old.stdout for seed in (1, 2, 3))  # it draws, so each seed is a row
+
+
+OLD_LINE = "method 'old' (old:Mine): draws is draws_random_numbers now; the old name goes with the next version"
