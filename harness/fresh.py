@@ -15,7 +15,13 @@ _IDS = list(range(3, 43))
 _IMPORT = """
 import sys, importlib
 module, name = sys.argv[1:]
-getattr(importlib.import_module(module), name)()
+try:
+    found = importlib.import_module(module)
+except ModuleNotFoundError as problem:
+    if problem.name != module.partition(".")[0] and problem.name != module:
+        raise
+    sys.exit(3)
+getattr(found, name)()
 print(",".join(sorted({"torch", "transformers"} & set(sys.modules))))
 """
 _REOPEN = """
@@ -38,6 +44,8 @@ def import_without_torch(found: type[Any]) -> None:
     if "." in found.__qualname__ or getattr(importlib.import_module(found.__module__), found.__qualname__, None) is not found:
         raise Skipped(f"{found.__qualname__} cannot be imported by its name in another process")
     done = _run(_IMPORT, found.__module__, found.__qualname__)
+    if done.returncode == 3:
+        raise Skipped(f"{found.__module__} is no module that another process can import")
     assert done.returncode == 0, f"it cannot be imported and built in a fresh process: {_last(done.stderr)}"
     brought = done.stdout.strip()
     assert not brought, f"importing {found.__module__} imports {brought}; import it inside compress"
@@ -80,7 +88,13 @@ def _logits_there(folder: Path, door: str) -> list[float]:
 def _run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
 
 
 def _last(text: str) -> str:

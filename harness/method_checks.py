@@ -13,7 +13,8 @@ from typing import Any
 
 from harness.contract import Budget, Checkpoint, Job, Task
 from harness.errors import HarnessError, Skipped, in_one_line
-from harness.registry import Registry, built, expanded
+from harness.registry import Registry, admitted, built, expanded
+from harness.traits import adopted
 from harness.trespass import written_outside
 
 TOKENS, ROWS = 1_500, 24  # seen by a training, and the training items: seconds on two cores
@@ -68,10 +69,11 @@ class Trial:
 
     @cached_property
     def loaded(self) -> Any:
-        """The class, its traits looked at."""
-        from harness.registry import admitted
-
-        return self.registry.load(self.name) if self.found is None else admitted(self.name, self.found, frozenset(self.registry.table))
+        """The class, its traits looked at, and its module's imports; a module of tests may import what it tests."""
+        if self.found is None:
+            return self.registry.load(self.name)
+        tests = self.found.__module__.rpartition(".")[2].startswith(("test_", "conftest", "__main__"))
+        return (adopted if tests else admitted)(self.name, self.found, frozenset(self.registry.table))
 
     @cached_property
     def teachers(self) -> tuple[Checkpoint, ...]:
@@ -131,7 +133,13 @@ class Trial:
             checkpoint = self.method.compress(job)
         assert isinstance(checkpoint, Checkpoint), f"compress returned {checkpoint!r}; it must return a Checkpoint"
         traces = len(list((cache / "traces").glob("*.json")))
-        return Made(checkpoint=checkpoint, cost=_cost(workdir), read=frozenset(read), traces=traces, outside=tuple(outside))
+        return Made(
+            checkpoint=checkpoint,
+            cost=_cost(workdir),
+            read=frozenset(read),
+            traces=traces,
+            outside=tuple(outside),
+        )
 
 
 def _cost(workdir: Path) -> Mapping[str, Any]:
@@ -339,7 +347,11 @@ def reopens(trial: Trial) -> None:
     """The student opens in plain transformers, a packed one behind `import methods.packed`, and says what it says here."""
     from harness.fresh import reopen
 
-    reopen(trial.first.checkpoint, fresh=trial.fresh, door=trial.method.bits_per_weight is not None or not trial.method.keeps_architecture)
+    reopen(
+        trial.first.checkpoint,
+        fresh=trial.fresh,
+        door=trial.method.bits_per_weight is not None or not trial.method.keeps_architecture,
+    )
 
 
 METHOD_CHECKS: Mapping[str, Callable[[Trial], None]] = {

@@ -11,7 +11,21 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 
-UPPER = tuple(f"harness.{name}" for name in ("cli", "console", "api", "runner", "cell", "plan", "report", "record", "store", "score"))
+UPPER = tuple(
+    f"harness.{name}"
+    for name in (
+        "cli",
+        "console",
+        "api",
+        "runner",
+        "cell",
+        "plan",
+        "report",
+        "record",
+        "store",
+        "score",
+    )
+)
 OURS = ("harness", "methods", "suites")
 
 

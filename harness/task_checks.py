@@ -15,7 +15,14 @@ from harness.contract import Example, Kind, Split
 from harness.data import DataSource, NoSplit
 from harness.errors import HarnessError, Skipped
 
-_DECLARED: Mapping[str, type[Any]] = {"name": str, "version": str, "kind": str, "chance": float, "primary": str, "domain": str}
+_DECLARED: Mapping[str, type[Any]] = {
+    "name": str,
+    "version": str,
+    "kind": str,
+    "chance": float,
+    "primary": str,
+    "domain": str,
+}
 
 
 @dataclass(kw_only=True)

@@ -46,7 +46,11 @@ def method_registry() -> Registry:
 
 
 def check_method(
-    method: type[Any] | str, settings: Mapping[str, object] | None = None, *, folder: Path | None = None, fresh: bool = True
+    method: type[Any] | str,
+    settings: Mapping[str, object] | None = None,
+    *,
+    folder: Path | None = None,
+    fresh: bool = True,
 ) -> Checked:
     """Hold a method (its class, or its name in the registry) with some settings to the contract. Raises `ContractError`.
 
@@ -59,7 +63,14 @@ def check_method(
     if found is not None:
         registry = Registry("method", {**registry.table, name: f"{found.__module__}:{found.__qualname__}"})
     with _place(folder) as place:
-        trial = Trial(name=name, found=found, registry=registry, settings=dict(settings or {}), folder=place, fresh=fresh)
+        trial = Trial(
+            name=name,
+            found=found,
+            registry=registry,
+            settings=dict(settings or {}),
+            folder=place,
+            fresh=fresh,
+        )
         return _checked(METHOD_CHECKS, trial, f"method {name!r}")
 
 

@@ -18,7 +18,11 @@ from harness.contract import Family, Method
 from harness.errors import HarnessError, OldName, in_one_line
 
 FAMILIES: tuple[str, ...] = get_args(Family)
-FROM_TEACHER = ("pruning", "low-rank", "quantization")  # families that change the teacher where nothing is said
+FROM_TEACHER = (
+    "pruning",
+    "low-rank",
+    "quantization",
+)  # families that change the teacher where nothing is said
 OLD_NAMES: Mapping[str, str] = {
     "draws": "draws_random_numbers",
     "several_teachers": "needs_several_teachers",
@@ -182,7 +186,13 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def _words(kind: Any) -> str:
     """Say in words what values a type has."""
-    known = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", float | None: "a number or None"}
+    known = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        float | None: "a number or None",
+    }
     if kind in known:
         return known[kind]
     if isinstance(get_args(kind)[0], str):

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGING = {"os.mkdir": 0, "os.rename": 1, "os.symlink": 1, "os.link": 1, "os.truncate": 0}  # event -> which argument
+_CHANGING = {
+    "os.mkdir": 0,
+    "os.rename": 1,
+    "os.symlink": 1,
+    "os.link": 1,
+    "os.truncate": 0,
+}  # event -> which argument
 _watching: list[set[str]] = []
 _hooked = False
 
