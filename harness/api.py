@@ -247,7 +247,7 @@ def estimate_plans(
             budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_rows=int(str(told.get("micro_rows", 16))),
             samples=int(str(told.get("samples", 1))), grid=GRIDS[place.kind],
         )  # fmt: skip
-        work = {name: work_of(name, method) for name, method in zip(chain, built, strict=True)}
+        work = {name: work_of(method) for name, method in zip(chain, built, strict=True)}
         found.append(estimate(asked, work, place, records, teacher_row=not found))
     return found
 
@@ -297,10 +297,10 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
         seconds, states, trainings = 0.0, 0.0, list[Stage]()
         for at, stage in enumerate(cell.stages):
             method = registry.build(stage.method, stage.settings)
-            work = work_of(stage.method, method)
+            work = work_of(method)
             if at == 0 and not work.of_teacher:
                 folder, shape = plan.student_base.path, asked.student
-            own = replace(asked, micro_rows=getattr(method, "micro_rows", 16), samples=getattr(method, "samples", 1))
+            own = replace(asked, micro_rows=method.rows_at_once, samples=method.answers_per_row)
             parts = making(stage.method, work, shape, own, place)
             for key, one in ((one.name if one.shared else stage.key, one) for one in parts):
                 seconds += 0.0 if key in made else one.seconds

@@ -83,7 +83,9 @@ def _where(record: RunRecord) -> str:
 
 
 def _from_teacher(record: RunRecord) -> bool:
-    """Tell whether the first stage changed the teacher's own weights: what does not train starts there."""
+    """Tell whether the first stage changed the teacher's own weights; where that was not noted, what does not train started there."""
+    if record.starts_from:
+        return record.starts_from == "teacher"
     return not (record.stages[0].cost.seen_tokens if record.stages else record.trains) and record.family != "control"
 
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from harness import columns
-from harness.chain import COMPRESSION
 from harness.conditions import ModelReference, UnderConditions
 from harness.config import Work, limit_for
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Task
@@ -526,7 +525,7 @@ def _staged(
     from harness.registry import Registry
 
     teachers = tuple(one.checkpoint() for one in job.teachers)
-    if parent is None and stage.family in COMPRESSION:
+    if parent is None and stage.starts_from == "teacher":
         parent = teachers[0]
     start = parent or job.student_base.checkpoint()
     done = folder / "done.json"
@@ -594,7 +593,7 @@ def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, star
     from harness.model import parse_recipe
     from harness.workload import cut_parameters, student_shape, training_bytes, work_of
 
-    work, folders, memory = work_of(stage.method, method), [one.path for one in job.teachers], device_bytes(job.conditions.device)
+    work, folders, memory = work_of(method), [one.path for one in job.teachers], device_bytes(job.conditions.device)
     if training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype) <= memory:
         return  # before any cut
     cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
@@ -619,7 +618,7 @@ def _changed_something(stage: PlannedStage, student: Checkpoint, others: tuple[C
     """Refuse a method that trained, cut or packed nothing: it would return the teacher and look brilliant."""
     from harness.checkpoint import same_weights
 
-    works = stage.trains or stage.family in COMPRESSION
+    works = stage.trains or stage.family != "control"
     if works and any(same_weights(student.path, path) for path in {one.path for one in others}):
         raise CellFailed(f"{stage.label} changed no weight: its student is, number by number, a model that it started from")
 
@@ -642,6 +641,7 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         controls=cell.controls,
         handed_on=cell.handed_on,
         trains=cell.trains,
+        starts_from=cell.stages[0].starts_from if cell.stages else "",
         settings=cell.settings,
         conditions=job.conditions,
         seed=cell.seed,

@@ -6,13 +6,11 @@ the stage before.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from harness.config import split_outside_brackets
+from harness.contract import Method
 from harness.errors import HarnessError
-
-COMPRESSION = ("pruning", "low-rank", "quantization")  # families whose first stage starts from the teacher's weights
 
 _ORDER = {"pruning": "prune", "low-rank": "factorise", "distillation": "distil", "quantization": "quantize"}
 
@@ -35,12 +33,17 @@ def parts_of(spec: str) -> list[str]:
     return parts
 
 
-def kind_of(method: Any) -> str:
+def kind_of(method: Method | type[Method]) -> str:
     """Return what a method is to a chain: whatever trains distils, be it a control or not."""
     return "distillation" if method.trains else str(method.family)
 
 
-def check(names: Sequence[str], methods: Sequence[Any]) -> None:
+def can_be_stage(method: Method | type[Method]) -> bool:
+    """Tell whether a method changes what it is given: one that does not has no place in a chain."""
+    return kind_of(method) in _ORDER
+
+
+def check(names: Sequence[str], methods: Sequence[Method]) -> None:
     """Refuse an order that cannot work, naming both stages and an order that does."""
     spec = "+".join(names)
     repeated = next((name for name in names if names.count(name) > 1), None)
@@ -50,21 +53,20 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
     for name, kind in zip(names, kinds, strict=True):
         if kind not in _ORDER:
             raise HarnessError(f"chain {spec}: {name} changes nothing, so it cannot be a stage; drop it")
-        if "start" in vars(methods[names.index(name)]) and names.index(name) and methods[names.index(name)].start == "random":
+        if names.index(name) and methods[names.index(name)].discards_weights:
             raise HarnessError(f"chain {spec}: {name}[start=random] would throw away the stages before it; put it first")
     for later in range(len(kinds)):
         for earlier in range(later):
             why = _REFUSED.get((kinds[earlier], kinds[later]))
-            both = [one for one in (methods[earlier], methods[later]) if getattr(one, "leaves_zeros", False)]
-            if len(both) == 2 and both[1].ratio <= both[0].ratio:
+            both = [one for one in (methods[earlier], methods[later]) if one.leaves_zeros]
+            if len(both) == 2 and both[1].zero_share <= both[0].zero_share:
                 why = f"the zeros of {names[earlier]} are as many already; give {names[later]} a larger ratio, or drop one"
-            pattern = getattr(methods[earlier], "pattern", "unstructured")
-            if pattern != "unstructured" and getattr(methods[later], "drops_inputs", False):
+            pattern = methods[earlier].zero_pattern
+            if pattern != "unstructured" and methods[later].drops_inputs:
                 why = f"dropping channels would break its groups of pattern {pattern}; put {names[later]} first"
-            if kinds[later] == "low-rank" and getattr(methods[earlier], "leaves_zeros", False):
+            if kinds[later] == "low-rank" and methods[earlier].leaves_zeros:
                 why = "the factors of a matrix with zeros have none of them; prune channels or blocks instead"
-            odd = kinds[earlier] == "low-rank" or getattr(methods[earlier], "allocation", "") == "global"
-            if not why and odd and getattr(methods[later], "needs_plain", False):
+            if not why and not methods[earlier].keeps_architecture and methods[later].needs_plain:
                 why = "it needs the architecture's own shapes, and those are no longer there"
             if why:
                 ordered = sorted(range(len(names)), key=lambda at: list(_ORDER).index(kinds[at]))
@@ -73,11 +75,11 @@ def check(names: Sequence[str], methods: Sequence[Any]) -> None:
                 raise HarnessError(f"chain {spec}: {names[later]} cannot follow {names[earlier]}: {why}{hint}")
 
 
-def related(parts: Sequence[str], methods: Sequence[Any]) -> list[tuple[str, ...]]:
+def related(parts: Sequence[str], methods: Sequence[Method], method_named: Callable[[str], type[Method]]) -> list[tuple[str, ...]]:
     """Return the chains that must stand beside this one, as parts: what each stage gave, and what it would have been without.
 
     The chain up to its last stage, the last stage alone (where it needs no stage before it), the chain without its training,
-    and for the last stage each of its controls in its place.
+    and for the last stage each of its controls that can be a stage in its place; `method_named` gives a control's class.
     """
     if len(parts) == 1:
         return []
@@ -88,7 +90,8 @@ def related(parts: Sequence[str], methods: Sequence[Any]) -> list[tuple[str, ...
     untrained = tuple(part for part, kind in zip(parts, kinds, strict=True) if kind != "distillation")
     if untrained and len(untrained) < len(parts):
         found.append(untrained)
-    found += [(*parts[:-1], control) for control in methods[-1].controls if control not in ("untouched", *map(bare, parts))]
+    stages = [control for control in methods[-1].controls if can_be_stage(method_named(control))]
+    found += [(*parts[:-1], control) for control in stages if control not in map(bare, parts)]
     return list(dict.fromkeys(found))
 
 

@@ -3,15 +3,16 @@
 import logging
 import sys
 import traceback
+import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli_check import baseline_app, check, export, verify
 from harness.ending import catch_signals, ended, flushed, guard_streams
-from harness.errors import CellFailed, HarnessError, unknown
+from harness.errors import CellFailed, HarnessError, OldName, unknown
 from harness.options import HELP, Command, ConfigCommand, Group, refuse_doubles
 
 if TYPE_CHECKING:
@@ -378,6 +379,7 @@ def main() -> None:
 
 def _command() -> int:
     """Run the command that was typed and return its exit code."""
+    _one_line_for_old_names()
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # where torchao is installed, its enums are announced at every start
     try:
         code = app(standalone_mode=False) or 0
@@ -400,6 +402,19 @@ def _command() -> int:
         print(f"harness: {problem.format_message()} (type: harness --help)", file=sys.stderr)
         code = 2
     return code
+
+
+def _one_line_for_old_names() -> None:
+    """Print what is written by an older version's name in one line; other warnings as they are."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
+        if issubclass(category, OldName):
+            print(f"harness: {message}", file=sys.stderr)
+        else:
+            shown(message, category, *place, **named)
+
+    warnings.showwarning = show
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ a list of tasks; the harness scores and measures the checkpoint itself, so no me
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
+    from harness.arithmetic import Shape
     from harness.data import DataSource
 
 Split = Literal["train", "validation", "test", "dev"]
@@ -146,16 +147,96 @@ class Job:
         return self.teachers[0]
 
 
-@runtime_checkable
-class Method(Protocol):
-    """One way to make a student. Its constructor's fields are its settings, with defaults; they are frozen."""
+Family = Literal["control", "distillation", "pruning", "low-rank", "quantization"]
+Start = Literal["teacher", "student"]
 
-    family: ClassVar[str]
-    controls: ClassVar[tuple[str, ...]]  # names of the rows that must stand beside this one
-    trains: ClassVar[bool]  # spends the token budget
-    is_control: ClassVar[bool]
-    same_vocabulary: ClassVar[bool]  # compares logits, so teacher and student must share one token map
+
+class Method:
+    """One way to make a student. Its constructor's fields are its settings, with defaults; they are frozen.
+
+    Every trait that the harness asks about stands here, with what holds where a class does not state
+    it. A class may derive from this one or from nothing: `harness.traits` completes it when it is
+    loaded, and refuses a trait that is not here, or a value that is none. Traits that are properties
+    may follow from settings. A constant of a method's own begins with an underscore.
+    """
+
+    family: ClassVar[Family]  # always stated: its block of a table, and its place in a chain
+    # What it changes where it stands first in a chain. Not stated: pruning, low-rank and quantization
+    # start from the teacher, all others from the student.
+    starts_from: ClassVar[Start]
+    controls: ClassVar[tuple[str, ...]] = ()  # methods whose rows must stand beside this one
+    trains: ClassVar[bool] = False  # spends the token budget; then its student depends on the seed
+    is_control: ClassVar[bool] = False
+    draws_random_numbers: ClassVar[bool] = False  # without training: a student for every seed
+    simulated: ClassVar[bool] = False  # floats that stand for packed weights: no bytes, no speed
+    needs_several_teachers: ClassVar[bool] = False
+    needs_same_vocabulary: ClassVar[bool] = False  # it compares logits: one token map for both models
+    needs_plain: ClassVar[bool] = False  # works on the architecture's own shapes alone
+    drops_inputs: ClassVar[bool] = False  # columns of matrices go, and patterns of zeros with them
+    leaves_zeros: ClassVar[bool] = False  # weights that a later stage keeps at zero
+
+    @property
+    def reads_teacher_live(self) -> bool:
+        """Tell whether a teacher runs beside the student: no cache holds what is read of it."""
+        return False
+
+    @property
+    def writes_traces(self) -> bool:
+        """Tell whether a teacher writes answers before anything is trained."""
+        return False
+
+    @property
+    def answers_per_row(self) -> int:
+        """Return how many answers a teacher writes for each training row, where it writes any."""
+        return 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """Return how many rows one forward pass of training holds."""
+        return 16
+
+    @property
+    def discards_weights(self) -> bool:
+        """Tell whether it starts from random weights, whatever the stages before it made."""
+        return False
+
+    @property
+    def calibrates(self) -> bool:
+        """Tell whether training text is read, though nothing is trained."""
+        return False
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Return the bits of a packed weight with its share of scales and zeros; None: all are floats."""
+        return None
+
+    @property
+    def zero_share(self) -> float:
+        """Return the share of weights that become zero, where `leaves_zeros` says that they stay so."""
+        return 0.0
+
+    @property
+    def zero_pattern(self) -> str:
+        """Return the pattern of the zeros: unstructured, or 2:4 and its like."""
+        return "unstructured"
+
+    @property
+    def keeps_architecture(self) -> bool:
+        """Tell whether the student has the shapes of its architecture, or factors and widths of its own."""
+        return True
+
+    def calibration_tokens(self) -> tuple[int, int]:
+        """Return how many sequences are read before a weight changes, and the tokens of each."""
+        return 0, 0
+
+    def control_settings(self) -> Mapping[str, object]:
+        """Return settings that this row's controls take over, where they have them: they start alike."""
+        return {}
+
+    def resulting_shape(self, before: "Shape") -> "Shape":
+        """Return the shape of the student, given that of the model that it is made from."""
+        return before
 
     def compress(self, job: Job) -> Checkpoint:
         """Make the student and save it. Raises `CellFailed` with a reason where it cannot."""
-        ...
+        raise NotImplementedError

@@ -27,6 +27,10 @@ class Skipped(CellFailed):
     """A row that this machine cannot make for want of a package or a device: it stands in the table as *skipped: reason*, no failure."""
 
 
+class OldName(FutureWarning):
+    """Something is written by the name that an older version had: it is read, and said in one line."""
+
+
 def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> HarnessError:
     """Build the error for a name that is not in a table, with the nearest name that is."""
     names = sorted(known)

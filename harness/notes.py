@@ -198,7 +198,7 @@ def _remarks(found: Group) -> list[str]:
 
 def _nothing_to_teach(found: Group, task: str) -> list[str]:
     """Warn of distilled rows whose teachers were, on this task, no better than the student before any training."""
-    before = next((score for row in found.rows if row.first.method == "untouched" for score in row.scores(task)), None)
+    before = next((score for row in found.rows if row.first.is_starting_point for score in row.scores(task)), None)
     teachers = {
         record.conditions.teachers[0].name
         if row is found.teacher and record.conditions.teachers
@@ -280,5 +280,5 @@ def heading(found: Group) -> str:
 
 def _student(found: Group) -> str:
     """Name the student that rows of these tables were trained from or are; "" where every row was made from the teacher itself."""
-    started = any(row.first.trains or row.first.method == "untouched" for row in found.rows)
+    started = any(row.first.trains or row.first.is_starting_point for row in found.rows)
     return found.shared.get("student", "") if started else ""

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.arithmetic import parameters_on_disk
-from harness.chain import COMPRESSION, bare, check, kind_of, parts_of, related
+from harness.chain import bare, check, parts_of, related
 from harness.checkpoint import digest_of, file_digest
 from harness.conditions import Conditions, ModelReference
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RowSettings, RunConfig, parse_method
-from harness.contract import Checkpoint, Prompting, Suite
+from harness.contract import Checkpoint, Method, Prompting, Start, Suite
 from harness.errors import HarnessError, unknown
 from harness.gpu import device_label, gpu_of
 from harness.load import threads_for
@@ -68,6 +68,7 @@ class PlannedStage(BaseModel):
     settings: dict[str, JsonValue]
     family: str
     trains: bool
+    starts_from: Start  # where it is the first stage
     simulated: bool = False
 
 
@@ -171,7 +172,7 @@ def make_plan(
     names = [one.name for one in teachers]
     if len(set(names)) < len(names) or len({one.digest for one in teachers}) < len(teachers):
         raise HarnessError(f"--teacher: {', '.join(names)}: two teachers have one name or the same weights; rename a folder, or drop one")
-    several = [row.name for row in rows if any(getattr(one, "several_teachers", False) for one in row.methods)]
+    several = [row.name for row in rows if any(one.needs_several_teachers for one in row.methods)]
     lonely = several if len(teachers) < 2 else []
     if lonely:
         raise HarnessError(f"{lonely[0]} needs two teachers or more; type for example --teacher tiny,tiny-math")
@@ -181,7 +182,7 @@ def make_plan(
     named = config.student if recipe else base.name  # never a path: it stands in records and tables
     for one in planned:
         _check_vocabularies(rows, one, base)
-    starting = next((row.label for row in rows if row.methods[0].trains or (recipe and row.names[0] == "untouched")), "")
+    starting = next((row.label for row in rows if row.methods[0].trains or (recipe and row.methods[0].starts_from == "student")), "")
     if starting and (packed := quantized_by(base.path)) not in ("", "float"):
         raise HarnessError(
             f"{starting} starts from {base.name}, which is quantized ({packed}) and can be neither cut nor trained; "
@@ -225,14 +226,14 @@ def make_plan(
     cells = [_teacher_cell(shared, seen, planned, index) for index in range(len(planned))]
     making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", machinery, text)
     for row in rows:
-        for seed in range(1, config.seeds + 1) if any(map(making.draws, row.names, row.methods)) else (None,):
+        for seed in range(1, config.seeds + 1) if any(map(making.draws, row.methods)) else (None,):
             stages = making.stages(row, seed)
             cells.append(
                 PlannedCell(
                     key=digest_of("cell", stages[-1].key, scored), student_key=stages[-1].key, label=row.label, method=row.name,
                     settings=row.settings, stages=stages, family=row.last.family if len(row.methods) == 1 else "chain",
                     is_control=any(one.is_control for one in row.methods), controls=row.controls, handed_on=_handed_on(row.last),
-                    trains=row.trains, simulated=any(getattr(one, "simulated", False) for one in row.methods), seed=seed,
+                    trains=row.trains, simulated=any(one.simulated for one in row.methods), seed=seed,
                 )
             )  # fmt: skip
     conditions = Conditions(
@@ -279,26 +280,26 @@ class _Making:
     machinery: Path
     text: str
 
-    def draws(self, name: str, method: Any) -> bool:
-        """Tell whether a method's student depends on the seed."""
-        from_student = kind_of(method) not in COMPRESSION and name != "identity"
-        return bool(method.trains or getattr(method, "draws", False) or (self.scratch and from_student))
+    def draws(self, method: Method, at: int = 0) -> bool:
+        """Tell whether the student that a method makes as a chain's stage of this number depends on the seed."""
+        from_nothing = at == 0 and self.scratch and method.starts_from == "student"
+        return method.trains or method.draws_random_numbers or from_nothing
 
     def stages(self, row: _Row, seed: int | None) -> tuple[PlannedStage, ...]:
         """Plan a row's stages. A stage's key holds its parent's: chains that begin alike share what they begin with."""
         planned: list[PlannedStage] = []
         for at, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
-            drawn = self.draws(name, method) if at == 0 else bool(method.trains or getattr(method, "draws", False))
+            drawn = self.draws(method, at)
             parts = [self.shared, name, expanded(method), self.budget if drawn else 0, seed if drawn else None]
-            if self.text and hasattr(method, "calibration"):
+            if self.text and method.calibrates:
                 parts.append(self.text)
             before = ["student"] if at == 0 else ["stage", planned[-1].key]
             key = digest_of(*before, *parts, _code_digest(type(method), self.machinery))
             label = "+".join(map(_label, row.names[: at + 1], row.methods[: at + 1]))
             planned.append(
                 PlannedStage(
-                    key=key, label=label, method=name, settings=expanded(method), family=str(method.family), trains=bool(method.trains),
-                    simulated=bool(getattr(method, "simulated", False)),
+                    key=key, label=label, method=name, settings=expanded(method), family=method.family, trains=method.trains,
+                    starts_from=method.starts_from, simulated=method.simulated,
                 )
             )  # fmt: skip
         return tuple(planned)
@@ -321,7 +322,8 @@ def _rows(config: RowSettings, methods: Registry) -> list[_Row]:
         parts = tuple(map(_label, names, built))
         if len(parts) > 1:
             check(names, built)
-        beside = tuple("+".join(map(bare, one)) for one in related(parts, built)) if len(parts) > 1 else tuple(built[-1].controls)
+        chains = tuple("+".join(map(bare, one)) for one in related(parts, built, methods.load))
+        beside = chains if len(parts) > 1 else built[-1].controls
         row = _Row("+".join(parts), names, built, beside)
         return None if rows.setdefault(row.label, row) is not row else row
 
@@ -351,14 +353,13 @@ def _beside(
     own = dict(zip(map(_label, row.names, row.methods), zip(row.names, row.methods, strict=True), strict=True))
     if len(row.methods) == 1:
         yield from ([control(name)] for name in row.controls)
-    for parts in related(tuple(own), row.methods):
+    for parts in related(tuple(own), row.methods, methods.load):
         yield [own[part] if part in own else control(part) for part in parts]
 
 
 def _handed_on(method: Any) -> dict[str, JsonValue]:
-    """Return the settings that a row's controls take over; methods from elsewhere need not have any."""
-    handed = dict(getattr(method, "hands_on", dict)())
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in handed.items()}
+    """Return the settings that a row's controls take over."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in method.control_settings().items()}
 
 
 def _label(name: str, method: Any) -> str:
@@ -396,7 +397,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: PlannedModel) -> None:
-    asking = [row for row in rows if any(one.same_vocabulary for one in row.methods)]
+    asking = [row for row in rows if any(one.needs_same_vocabulary for one in row.methods)]
     if not asking or teacher.digest == base.digest:
         return
     ours, theirs = token_map(base.path), token_map(teacher.path)

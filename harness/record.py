@@ -230,6 +230,7 @@ class RunRecord(Flat, _Frozen):
     controls: tuple[str, ...] = ()  # methods whose rows this one must be compared with
     handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool = False
+    starts_from: Literal["teacher", "student", ""] = ""  # what its first stage changed; "" of a teacher, and where it was not noted
     settings: dict[str, JsonValue] = {}
     conditions: Conditions  # under which it was made and scored; the tasks in the order of the scores
     student: ModelReference | None = None
@@ -249,11 +250,18 @@ class RunRecord(Flat, _Frozen):
         """Return this record's score on a task, None where it has none."""
         return next((score for score in self.scores if score.task == task), None)
 
+    @property
+    def is_starting_point(self) -> bool:
+        """Tell whether its student is what training starts from, as it is."""
+        begins = self.starts_from or ("student" if self.method in _STUDENTS_AS_THEY_ARE else "teacher")
+        return self.family == "control" and not self.trains and begins == "student"
+
     def measured(self, name: str) -> Measurement | None:
         """Return a measurement by name, None where it was not made."""
         return next((one for one in self.measurements if one.name == name), None)
 
 
+_STUDENTS_AS_THEY_ARE = ("untouched",)  # methods of records from before `starts_from` was noted
 _SIGNED = 6  # the first schema whose files hold their own digest
 _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
     1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts

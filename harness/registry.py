@@ -11,13 +11,16 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness.errors import HarnessError, unknown
+from harness.errors import HarnessError, in_one_line, unknown
+from harness.rooms import refuse_upper_rooms
+from harness.traits import adopted, refuse_values
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,22 @@ class Registry:
         where = self.table.get(name)
         return next((first for first, other in self.table.items() if other == where), name)
 
-    def load(self, name: str) -> type[Any]:
+    def load(self, name: str) -> Any:
         """Import the class behind a name."""
         if name not in self.table:
             raise unknown(self.kind, name, self.table, hint=f"(type: harness list {self.kind}s)")
         module, _, attribute = self.table[name].partition(":")
         try:
-            found: type[Any] = getattr(importlib.import_module(module), attribute)
+            found: Any = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as problem:
             raise HarnessError(f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {problem}") from problem
-        return found
+        except Exception as problem:  # whatever the module of another package does while it is imported
+            raise HarnessError(f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {in_one_line(problem)}") from problem
+        if self.kind != "method":
+            return found
+        if not isinstance(found, type):
+            raise HarnessError(f"method {name!r} ({self.table[name]}) is no class, and must be one with compress(self, job)")
+        return admitted(name, found, frozenset(self.table))
 
     def summary(self, name: str) -> str:
         """Return the first docstring line of the class behind a name, read without importing its module's needs."""
@@ -73,20 +82,34 @@ class Registry:
 
     def build(self, name: str, settings: Mapping[str, object]) -> Any:
         """Construct an entry with settings, refusing unknown names and values out of range."""
-        found = self.load(name)
-        known = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
-        for key in settings:
-            if key not in known:
-                hint = f"({name} has: {', '.join(known) or 'no settings'})"
-                raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
-        try:
-            return TypeAdapter(found).validate_python(dict(settings))
-        except ValidationError as problem:
-            first = problem.errors()[0]
-            where = str(first["loc"][0]) if first["loc"] else name
-            message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
-            given = first["input"]
-            raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem
+        entry = built(name, self.load(name), settings)
+        if self.kind == "method":
+            refuse_values(name, entry)
+        return entry
+
+
+def built(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
+    """Construct a class with settings, refusing unknown names and values out of range."""
+    known = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+    for key in settings:
+        if key not in known:
+            hint = f"({name} has: {', '.join(known) or 'no settings'})"
+            raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
+    try:
+        return TypeAdapter(found).validate_python(dict(settings))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = str(first["loc"][0]) if first["loc"] else name
+        message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
+        given = first["input"]
+        raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem
+
+
+@cache
+def admitted(name: str, found: Any, methods: frozenset[str]) -> Any:
+    """Return a method's class with its traits, once they and its imports were looked at."""
+    refuse_upper_rooms(name, found.__module__)
+    return adopted(name, found, methods)
 
 
 def expanded(instance: Any) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
         controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, seed=cell.seed,
-        conditions=plan.conditions_of(cell), path="",
+        starts_from=cell.stages[0].starts_from if cell.stages else "", conditions=plan.conditions_of(cell), path="",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )  # fmt: skip
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.arithmetic import STATE_BYTES, Shape, parameters_on_disk, shape_of_size, weight_bytes
-from harness.chain import COMPRESSION
+from harness.chain import can_be_stage
+from harness.contract import Method
 from harness.errors import HarnessError
 
 DENSE = 2_048  # vocabularies up to this are cached whole
@@ -79,24 +79,20 @@ class Work:
     shaped: Callable[[Shape], Shape] = _unchanged  # from the shape that it is given to that of its student
 
 
-BITS = {  # of a weight
-    "int8": 8.1, "int8-dynamic": 8.1, "int4": 4.25, "int4-calibrated": 4.25, "nf4": 4.5, "bnb-int8": 8.1, "torchao": 8.1, "gptq": 4.2,
-}  # fmt: skip
-
-
-def work_of(name: str, method: Any) -> Work:
+def work_of(method: Method) -> Work:
     """Return what a method with its settings asks for, by its own declaration."""
-    if method.family in COMPRESSION:
-        return Work(
-            changes=True, bits=BITS.get(name), calibrates=(getattr(method, "sequences", 0), getattr(method, "tokens", 0)), of_teacher=True,
-            shaped=getattr(method, "shaped", _unchanged),
-        )  # fmt: skip
-    inside = getattr(method, "reads_inside", False)
-    reads = method.trains and (method.same_vocabulary or inside)
     return Work(
-        trains=method.trains, reads_teacher=reads, reads_inside=inside or (reads and getattr(method, "cache", "") == "off"),
-        several_teachers=getattr(method, "several_teachers", False), writes_traces=name.startswith("cot"), of_teacher=name == "identity",
-    )  # fmt: skip
+        trains=method.trains,
+        reads_teacher=method.trains and (method.needs_same_vocabulary or method.reads_teacher_live),
+        reads_inside=method.reads_teacher_live,
+        several_teachers=method.needs_several_teachers,
+        writes_traces=method.writes_traces,
+        changes=can_be_stage(method) and not method.trains,
+        bits=method.bits_per_weight,
+        calibrates=method.calibration_tokens() if method.calibrates else (0, 0),
+        of_teacher=method.starts_from == "teacher",
+        shaped=method.resulting_shape,
+    )
 
 
 def training_bytes(work: Work, parameters: float, teachers: Sequence[Path], dtype: str) -> float:

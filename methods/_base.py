@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
-from harness.contract import Checkpoint, Example, Job
+from harness.contract import Checkpoint, Example, Family, Job, Method, Start
+from methods._settings import changed, settings
 
 if TYPE_CHECKING:
     from harness.model import LanguageModel
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from methods._rollout import Rollout
     from methods._rows import Row
     from methods._terms import Objective, Selection, Source, Term
-
-settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-
-Patterns = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +33,8 @@ class Teachers:
     whole: bool = False  # the loss needs every token's probability, not the k likeliest
     inside: bool = False  # it looks into the teacher, which no cache of distributions holds
     own_tokens: bool = False  # the teacher reads the text in its own tokenizer
+    temperature: float = 1.0  # that the loss reads them at
     over: Any = None  # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share one
-
-
-def changed(method: Any, *names: str) -> dict[str, object]:
-    """Return those of a method's named settings that are not at their defaults."""
-    defaults = type(method)()
-    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(defaults, name)}
 
 
 def rate_for(parameters: int, *, scratch: bool = False) -> float:
@@ -57,16 +47,12 @@ def rate_for(parameters: int, *, scratch: bool = False) -> float:
 
 
 @settings
-class Trained:
+class Trained(Method):
     """Settings of the one training loop; the defaults are the same for every method."""
 
-    family: ClassVar[str] = "distillation"
-    controls: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[Family] = "distillation"
+    starts_from: ClassVar[Start] = "student"
     trains: ClassVar[bool] = True
-    is_control: ClassVar[bool] = False
-    same_vocabulary: ClassVar[bool] = False
-    reads_inside: ClassVar[bool] = False
-    several_teachers: ClassVar[bool] = False
 
     start: Literal["student", "random"] = "student"  # random: the student's shape with weights drawn from the seed
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"  # auto: by the student's size, see `rate_for`
@@ -79,7 +65,17 @@ class Trained:
     validation_rows: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation loss before training stops; 0: never
 
-    def hands_on(self) -> Mapping[str, object]:
+    @property
+    def rows_at_once(self) -> int:
+        """Return the rows of one forward pass."""
+        return self.micro_rows
+
+    @property
+    def discards_weights(self) -> bool:
+        """Tell whether the weights are drawn anew."""
+        return self.start == "random"
+
+    def control_settings(self) -> Mapping[str, object]:
         """Return settings that this row's controls take over, where they have them: they start alike."""
         return self.changed("start")
 
@@ -138,7 +134,8 @@ class Trained:
         scratch = self.start == "random" or job.student.startswith("scratch:")
         size = sum(parameter.numel() for parameter in student.model.parameters())
         rate = rate_for(size, scratch=scratch) if self.learning_rate == "auto" else self.learning_rate
-        given = {field.name: getattr(self, field.name) for field in fields(LoopSettings) if hasattr(self, field.name)}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {field.name: own[field.name] for field in fields(LoopSettings) if field.name in own}
         loop = LoopSettings(**{**given, "learning_rate": rate})
         told: dict[str, Any] = {**(notes or {}), "learning_rate": rate}
         written = list(shared)  # what the method itself had a teacher do: traces, or losses on validation rows
@@ -163,8 +160,8 @@ class Trained:
         if kept:
             told |= {"teacher_cache": [one.key for one in kept], "cached_tokens_of_each": kept[0].k}
             told["cached_mass"] = [one.meta["kept_mass"] for one in kept]
-            if not all(one.dense for one in kept) and getattr(self, "temperature", 1.0) != 1.0:
-                told["approximate"] = f"temperature {self.temperature:g} over the {kept[0].k} likeliest tokens and their rest as one"
+            if teachers and teachers.temperature != 1.0 and not all(one.dense for one in kept):
+                told["approximate"] = f"temperature {teachers.temperature:g} over the {kept[0].k} likeliest tokens and their rest as one"
         cost = _cost(student, rows, spent, aim, shared=shared, notes=told)
         parents = tuple(dict.fromkeys((job.student_base.digest, *(one.digest for one in taught))))
         made = save_student(

@@ -3,47 +3,21 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
-from harness.contract import Checkpoint, Job
-from methods._base import settings
+from harness.contract import Checkpoint, Family, Job, Method, Start
+from methods._settings import settings
 
 if TYPE_CHECKING:
-    from harness.model import LanguageModel
-    from methods._calibration import Calibration
+    pass
 
 
 @settings
-class Compressed:
+class Compressed(Method):
     """A method that changes weights without training. In a chain it changes the stage before it, else the teacher."""
 
-    family: ClassVar[str] = "pruning"
-    controls: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[bool] = False
-    is_control: ClassVar[bool] = False
-    same_vocabulary: ClassVar[bool] = False
-    needs_plain: ClassVar[bool] = False  # works on the architecture's own shapes alone
-
-    def hands_on(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them."""
-        return {}
-
-
-@settings
-class Calibrated(Compressed):
-    """A method that reads training text first."""
-
-    calibration: Literal["auto", "train", "c4"] = "auto"  # auto: the tasks' train split, C4 of the data folder where there is none
-    sequences: Annotated[int, Field(ge=1, le=4096)] = 128
-    tokens: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
-
-    def calibrate(self, job: Job, opened: "LanguageModel") -> "Calibration":
-        """Return the text, in tokens."""
-        from methods._calibration import calibration
-
-        return calibration(job, opened, source=self.calibration, sequences=self.sequences, tokens=self.tokens)
+    family: ClassVar[Family] = "pruning"
+    starts_from: ClassVar[Start] = "teacher"
 
 
 class Making:
@@ -115,11 +89,3 @@ class Making:
         cost = {"seconds": seconds, "device_seconds": seconds, "peak_bytes": peak, "flops": flops, "notes": {self.method: told}}
         write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return made
-
-
-def calibration_flops(making: Making, data: "Calibration", passes: int) -> float:
-    """Return the FLOPs of reading the calibration text so many times."""
-    from harness.arithmetic import forward_flops_per_token
-
-    count, length = data.ids.shape
-    return passes * count * length * forward_flops_per_token(making.model, length)

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Example, Job
-from methods._base import Teachers, Trained, Weight, settings, shared_vocabulary, worked
+from methods._base import Teachers, Trained, shared_vocabulary, worked
+from methods._settings import Weight, settings
 
 if TYPE_CHECKING:
     from methods._inside import Inwards
     from methods._terms import Selection, Term
 
 DIVERGENCES = ("forward-kl", "reverse-kl", "jsd", "skew-kl")
-TERMS = (*DIVERGENCES, "ce", "feature", "attention")
+INNER = ("feature", "attention")  # terms of what stands inside the teacher: no cache of distributions holds it
+TERMS = (*DIVERGENCES, "ce", *INNER)
 
 
 @settings
 class Distilled(Trained):
     """Settings of every term; a method chooses which ones have a weight."""
 
-    same_vocabulary: ClassVar[bool] = True
+    needs_same_vocabulary: ClassVar[bool] = True
 
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0  # above 1 the teacher's ranking of wrong tokens becomes visible
     divergence: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl"] = "forward-kl"
@@ -69,7 +71,12 @@ class Distilled(Trained):
             found.append((match[1], "auto" if match[2] == "auto" else float(match[2])))
         return found
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def reads_teacher_live(self) -> bool:
+        """Tell whether no cache serves: it is off, or a term looks into the teacher."""
+        return self.cache == "off" or any(name in INNER for name, _ in self.weights())
+
+    def control_settings(self) -> dict[str, object]:
         """Its controls start alike and, where they read the teacher's logits, by the same divergence: one thing differs, not three."""
         return self.changed("start", "temperature", "divergence", "beta", "alpha", "teacher_share", "teacher")
 
@@ -123,7 +130,7 @@ class Distilled(Trained):
         chosen = self.chosen_teacher(job)
         return Teachers(
             models=(chosen,), vocabulary=shared_vocabulary(job, [chosen]), k=self.top_k, cache=self.cache, over=over,
-            whole=bool(names & {"reverse-kl", "jsd", "skew-kl"}), inside=self.inwards() is not None,
+            whole=bool(names & {"reverse-kl", "jsd", "skew-kl"}), inside=self.inwards() is not None, temperature=self.temperature,
         )  # fmt: skip
 
     def inwards(self) -> "Inwards | None":
@@ -131,7 +138,7 @@ class Distilled(Trained):
         from methods._inside import Inwards
 
         names = {name for name, _ in self.weights()}
-        if not names & {"feature", "attention"}:
+        if not names.intersection(INNER):
             return None
         return Inwards(
             hidden=self.feature_layers if "feature" in names else "", attention=self.attention_layers if "attention" in names else "",

@@ -19,21 +19,6 @@ from transformers.pytorch_utils import Conv1D
 from harness.blocks import hooked, is_tied, probe_of, text_part
 from harness.errors import CellFailed
 
-_PRUNED = "pruned_weights_stay_zero"  # in config.json of what our pruning methods wrote
-_MANY = 0.4  # share of exact zeros from which a matrix from elsewhere counts as pruned; a file of few bits, unpacked, has a tenth
-
-
-def mark_pruned(config: Any) -> None:
-    """Say in a model's configuration that its zeros are a mask; every later stage keeps them."""
-    setattr(config, _PRUNED, True)
-
-
-def zeros_of(config: Any, weight: Tensor) -> Tensor | None:
-    """Return which weights of a matrix stay, as booleans, where its zeros are a mask; else None."""
-    stays = weight != 0
-    share = 1 - float(stays.float().mean())
-    return stays if share >= _MANY or (share > 0 and getattr(config, _PRUNED, False)) else None
-
 
 class Transposed:
     """GPT-2's Conv1D seen as the linear layer that it is: the weight as (O, I), a view of its own (I, O)."""

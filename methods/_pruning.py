@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Job
-from methods._base import Patterns, settings
-from methods._compress import Calibrated, Compressed, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Compressed, Making
+from methods._settings import Patterns, settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,13 +35,24 @@ class Zeroing(Compressed):
             raise ValueError(f"pattern {self.pattern} zeroes one half, not {self.ratio:g}; leave one of the two out")
         return self
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def zero_share(self) -> float:
+        """Return the share of weights that go."""
+        return self.ratio
+
+    @property
+    def zero_pattern(self) -> str:
+        """Return which of them may go."""
+        return self.pattern
+
+    def control_settings(self) -> dict[str, object]:
         """Its controls cut as much, of the same layers."""
         return {"ratio": self.ratio, "pattern": self.pattern, "skip": self.skip}
 
     def zeroed(self, job: Job, name: str, score: "Callable[[str, nn.Linear], Tensor]", *, within: str) -> Checkpoint:
         """Zero the lowest scores of every layer, without data."""
-        from methods._layers import layers_of, mark_pruned
+        from methods._layers import layers_of
+        from methods._masks import mark_pruned
 
         making = Making(job, name)
         found = layers_of(making.model, skip=self.skip, method=name)
@@ -59,7 +71,8 @@ class CalibratedZeroing(Zeroing, Calibrated):
     def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]") -> Checkpoint:
         """Let `cut` change every layer in place, given the sums of what flows into it, the number of tokens and an earlier mask."""
         from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, mark_pruned, within, zeros_of
+        from methods._layers import layers_of, within
+        from methods._masks import mark_pruned, zeros_of
 
         making = Making(job, name)
         found = layers_of(making.model, skip=self.skip, method=name)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.contract import Checkpoint, Job
-from methods._base import Patterns, settings
+from harness.contract import Checkpoint, Family, Job
 from methods._compress import Compressed, Making
+from methods._settings import Patterns, settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Quantized(Compressed):
     """Packs the matrices of the blocks to few bits, and table and head to int8: in small models those are most of the bytes."""
 
-    family: ClassVar[str] = "quantization"
+    family: ClassVar[Family] = "quantization"
 
     embeddings: Literal["int8", "skip"] = "int8"  # token table and head; skip: as they are
     skip: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]

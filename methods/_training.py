@@ -37,8 +37,8 @@ from harness.model import LanguageModel
 from harness.stopwatch import process_bytes
 from harness.untrusted import Unreadable
 from harness.watch import EnergyMeter
-from methods._layers import zeros_of
 from methods._losses import cross_entropy
+from methods._masks import zeros_of
 from methods._noise import refuse_noise, restored, silence_noise
 from methods._rows import Batch, Row, batch_of, fitting, steps_of
 from methods._terms import Head, Live, Objective, Positions

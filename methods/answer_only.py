@@ -7,15 +7,16 @@ tokens, or more passes, made the difference.
 
 from typing import ClassVar, Literal
 
-from harness.contract import Checkpoint, Job
-from methods._base import Trained, bare, settings, worked
+from harness.contract import Checkpoint, Family, Job
+from methods._base import Trained, bare, worked
+from methods._settings import settings
 
 
 @settings
 class AnswerOnly(Trained):
     """Fine-tune on the bare answers, without the steps (control of `cot`)."""
 
-    family: ClassVar[str] = "control"
+    family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)
     is_control: ClassVar[bool] = True
 

@@ -10,8 +10,8 @@ scores, or do not use transformers' attention interface (said so).
 
 from typing import ClassVar
 
-from methods._base import Weight, settings
 from methods._distil import Distilled
+from methods._settings import Weight, settings
 
 
 @settings
@@ -19,6 +19,5 @@ class AttentionDistillation(Distilled):
     """Match the teacher's attention (maps, or relations of unequal heads), beside its logits."""
 
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
-    reads_inside: ClassVar[bool] = True
 
     attention_weight: Weight = "auto"

@@ -17,8 +17,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.contract import Checkpoint, Job
-from methods._base import Trained, bare, settings
+from harness.contract import Checkpoint, Family, Job
+from methods._base import Trained, bare
+from methods._settings import settings
 
 EXPLAIN = "Explain the answer.\n"  # before the prompt of a rationale, in the form step-by-step
 
@@ -28,7 +29,7 @@ class ChainOfThought(Trained):
     """Train on worked answers that the teacher wrote and got right (rejection-sampled traces)."""
 
     controls: ClassVar[tuple[str, ...]] = ("answer-only", "untouched")
-    rejects: ClassVar[bool] = True
+    _rejects: ClassVar[bool] = True
 
     form: Literal["traces", "step-by-step"] = "traces"
     answer_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # alpha, of step-by-step: the bare answers' weight against the rationales'
@@ -45,6 +46,16 @@ class ChainOfThought(Trained):
             raise ValueError(f"shortest={self.shortest} must be below longest={self.longest}")
         return self
 
+    @property
+    def writes_traces(self) -> bool:
+        """Tell that the teacher writes first."""
+        return True
+
+    @property
+    def answers_per_row(self) -> int:
+        """Return how many answers it writes for each problem."""
+        return self.samples
+
     def compress(self, job: Job) -> Checkpoint:
         """Have the traces written (or read them from the cache), keep the right ones, train on them."""
         from harness.data import examples_of, training_examples
@@ -54,7 +65,7 @@ class ChainOfThought(Trained):
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         written = teacher_traces(job, examples, samples=self.samples, temperature=self.sampling_temperature, longest=self.longest)
-        kept, counts = surviving(examples, written.texts, job, shortest=self.shortest, rejects=self.rejects)
+        kept, counts = surviving(examples, written.texts, job, shortest=self.shortest, rejects=self._rejects)
         pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
         terms: list[Term] = [hard_labels()]
         validation = None
@@ -72,7 +83,7 @@ class ChainOfThought(Trained):
 class UnfilteredChainOfThought(ChainOfThought):
     """Train on as many of the teacher's answers, right or wrong (control of `cot`: what rejecting gives)."""
 
-    family: ClassVar[str] = "control"
+    family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)
     is_control: ClassVar[bool] = True
-    rejects: ClassVar[bool] = False
+    _rejects: ClassVar[bool] = False

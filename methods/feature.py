@@ -10,8 +10,8 @@ when the student is so narrow that its states cannot carry the teacher's.
 
 from typing import ClassVar
 
-from methods._base import Weight, settings
 from methods._distil import Distilled
+from methods._settings import Weight, settings
 
 
 @settings
@@ -19,6 +19,5 @@ class FeatureDistillation(Distilled):
     """Match the teacher's hidden states behind mapped blocks, beside its logits."""
 
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
-    reads_inside: ClassVar[bool] = True
 
     feature_weight: Weight = "auto"

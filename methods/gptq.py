@@ -5,9 +5,9 @@ Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: 
 
 from typing import ClassVar, Literal
 
-from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated
+from harness.contract import Checkpoint, Family, Job
+from methods._calibrated import Calibrated
+from methods._settings import settings
 
 
 @settings
@@ -15,12 +15,17 @@ class Gptq(Calibrated):
     """Weights in int4 by optimum's GPTQ, on a GPU."""
 
     needs_plain: ClassVar[bool] = True
-    family: ClassVar[str] = "quantization"
+    family: ClassVar[Family] = "quantization"
     controls: ClassVar[tuple[str, ...]] = ("int4",)
 
     group: Literal[32, 64, 128] = 128
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def bits_per_weight(self) -> float:
+        """Return 4 bits, and those of a scale, a zero and an index for each group."""
+        return 4 + 25.6 / self.group
+
+    def control_settings(self) -> dict[str, object]:
         """Its control rounds the same groups."""
         return {"group": self.group}
 

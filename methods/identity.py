@@ -5,19 +5,17 @@ Rules out a scorer that tells teacher and student apart: retention must be 100 %
 
 from typing import ClassVar
 
-from harness.contract import Checkpoint, Job
-from methods._base import settings
+from harness.contract import Checkpoint, Family, Job, Method, Start
+from methods._settings import settings
 
 
 @settings
-class Identity:
+class Identity(Method):
     """The teacher's weights, written anew and scored like a student (control: must keep 100 %)."""
 
-    family: ClassVar[str] = "control"
-    controls: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[bool] = False
+    family: ClassVar[Family] = "control"
+    starts_from: ClassVar[Start] = "teacher"
     is_control: ClassVar[bool] = True
-    same_vocabulary: ClassVar[bool] = False
 
     def compress(self, job: Job) -> Checkpoint:
         """Open the teacher, save it as a student is saved."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Making
 from methods._quantization import Quantized, pack
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,11 @@ class Int4(Quantized):
 
     group: Literal[32, 64, 128, 256] = 64  # inputs that share a scale; 128 loses too much on models of this size
     zeros: bool = False  # asymmetric: a zero point for every group
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Return 4 bits, and those of a scale and a zero for each group."""
+        return 4 + (20 if self.zeros else 16) / self.group
 
     def code(self, layer: "nn.Linear") -> "Codes":
         """Round one layer."""
@@ -52,6 +58,11 @@ class FakeInt4(Int4):
     """Int4's rounded values kept as floats: accuracy only, no bytes and no speed."""
 
     simulated: ClassVar[bool] = True
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Return None: floats are kept."""
+        return None
 
     def compress(self, job: Job) -> Checkpoint:
         """Round, and write floats."""
@@ -83,14 +94,15 @@ class Int4Calibrated(Int4, Calibrated):
     damp: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the mean of the second moments, added to each
     weighting: Literal["alike", "raw"] = "alike"  # alike: each token's input is divided by its norm first; raw: as published
 
-    def hands_on(self) -> dict[str, object]:
+    def control_settings(self) -> dict[str, object]:
         """Its control rounds the same groups of the same layers."""
         return {name: getattr(self, name) for name in ("group", "zeros", "embeddings", "skip")}
 
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks, round each, and let the next ones see it."""
         from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, within, zeros_of
+        from methods._layers import layers_of, within
+        from methods._masks import zeros_of
         from methods._packing import compensated
 
         making = Making(job, "int4-calibrated")

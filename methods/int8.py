@@ -12,15 +12,20 @@ Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). 
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._quantization import Quantized, pack
+from methods._settings import settings
 
 
 @settings
 class Int8(Quantized):
     """Weights in int8, one scale an output channel."""
 
-    kind: ClassVar[str] = "int8"
+    _kind: ClassVar[str] = "int8"
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return 8 bits and a scale of 16 for each row, of 160 inputs or more."""
+        return 8.1
 
     def compress(self, job: Job) -> Checkpoint:
         """Round every matrix to the nearest code."""
@@ -28,13 +33,13 @@ class Int8(Quantized):
         from methods._layers import layers_of
         from methods._packing import round_to_nearest
 
-        making = Making(job, self.kind)
-        layers = layers_of(making.model, skip=self.skip, method=self.kind)
-        return pack(job, making, self, layers, lambda name, layer: round_to_nearest(layer.weight, bits=8), kind=self.kind, notes={})
+        making = Making(job, self._kind)
+        layers = layers_of(making.model, skip=self.skip, method=self._kind)
+        return pack(job, making, self, layers, lambda name, layer: round_to_nearest(layer.weight, bits=8), kind=self._kind, notes={})
 
 
 @settings
 class Int8Dynamic(Int8):
     """Weights and activations in int8, an activation scale for every token."""
 
-    kind: ClassVar[str] = "int8-dynamic"
+    _kind: ClassVar[str] = "int8-dynamic"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.contract import Checkpoint, Job
-from methods._base import Patterns, changed, settings
-from methods._compress import Calibrated, Making, calibration_flops
+from harness.contract import Checkpoint, Family, Job
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Making
+from methods._settings import Patterns, changed, settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,9 +29,9 @@ GROUPED = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
 class LowRank(Calibrated):
     """Replace every matrix by two thinner factors, by the singular values of what it does to real inputs."""
 
-    family: ClassVar[str] = "low-rank"
+    family: ClassVar[Family] = "low-rank"
     controls: ClassVar[tuple[str, ...]] = ("lowrank-plain",)
-    whitened: ClassVar[bool] = True
+    _whitened: ClassVar[bool] = True
 
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of a matrix's parameters
     rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
@@ -38,7 +39,17 @@ class LowRank(Calibrated):
     jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
     skip: Patterns = ()  # layers to leave as they are, and all below them
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def calibrates(self) -> bool:
+        """Tell whether text is read: for the factors, or for one threshold over all matrices."""
+        return self._whitened or (self.allocation == "energy" and not self.rank)
+
+    @property
+    def keeps_architecture(self) -> bool:
+        """Tell that factors stand in place of matrices."""
+        return False
+
+    def control_settings(self) -> dict[str, object]:
         """Its control has the same ranks."""
         ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
         return ranks | (changed(self, "calibration", "sequences", "tokens", "jitter") if self.allocation == "energy" else {})
@@ -50,7 +61,7 @@ class LowRank(Calibrated):
         from methods._calibration import Flow, sweep
         from methods._layers import layers_of, within
 
-        name = "lowrank" if self.whitened else "lowrank-plain"
+        name = "lowrank" if self._whitened else "lowrank-plain"
         making = Making(job, name)
         found = layers_of(making.model, skip=self.skip, method=name)
         every = found.linear
@@ -82,7 +93,7 @@ class LowRank(Calibrated):
             factors[one] = (up.to(dtype), down.to(dtype))  # as they will be saved: half the memory, and what later blocks will see
             layer.weight.copy_(factors[one][0].to(layer.weight.dtype) @ factors[one][1].to(layer.weight.dtype))
 
-        if not self.whitened and not by_threshold:  # the weights alone: no text is read
+        if not self._whitened and not by_threshold:  # the weights alone: no text is read
             for one, layer in layers.items():
                 cut(one, layer, None)
             return self._saved(job, making, factors, found.told, flops=0.0)
@@ -98,12 +109,12 @@ class LowRank(Calibrated):
         if by_threshold:
             swept(read, again=False)
             ranks = by_energy(spectra, layers, self.keep)  # the control's too: it has the same ranks
-        if self.whitened:
+        if self._whitened:
             swept(cut, again=True)
         else:
             for one, layer in layers.items():
                 cut(one, layer, None)
-        flops = calibration_flops(making, data, (1 if by_threshold else 0) + (2 if self.whitened else 0))
+        flops = calibration_flops(making, data, (1 if by_threshold else 0) + (2 if self._whitened else 0))
         return self._saved(job, making, factors, {"calibration": dict(data.told), **found.told}, flops=flops)
 
     def _saved(
@@ -141,7 +152,7 @@ class PlainLowRank(LowRank):
 
     controls: ClassVar[tuple[str, ...]] = ()
     is_control: ClassVar[bool] = True
-    whitened: ClassVar[bool] = False
+    _whitened: ClassVar[bool] = False
 
 
 def saves_below(layer: "nn.Linear") -> int:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, settings, shared_vocabulary
+from harness.contract import Checkpoint, Family, Job
+from methods._base import Teachers, Trained, shared_vocabulary
 from methods._distil import Distilled
+from methods._settings import settings
 
 
 @settings
@@ -23,8 +24,8 @@ class MultiTeacher(Trained):
     """Match a mixture of several teachers' distributions (mean, fixed, confidence or domain weights)."""
 
     controls: ClassVar[tuple[str, ...]] = ("best-single-teacher", "sft", "untouched")
-    same_vocabulary: ClassVar[bool] = True
-    several_teachers: ClassVar[bool] = True
+    needs_same_vocabulary: ClassVar[bool] = True
+    needs_several_teachers: ClassVar[bool] = True
 
     weighting: Literal["auto", "mean", "fixed", "confidence", "domain"] = "auto"  # auto: fixed where weights were given, else mean
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
@@ -32,7 +33,12 @@ class MultiTeacher(Trained):
     cache: Literal["on", "off"] = "on"  # on: each teacher is read once, alone in memory; off: all run beside the student
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def reads_teacher_live(self) -> bool:
+        """Tell whether the teachers run beside the student."""
+        return self.cache == "off"
+
+    def control_settings(self) -> dict[str, object]:
         """Its controls start alike, and the best single teacher is matched by the same loss."""
         return self.changed("start", "temperature", "teacher_share", "top_k")
 
@@ -63,7 +69,8 @@ class MultiTeacher(Trained):
         def value(at: Positions) -> Any:
             return mixed_kl(at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature)
 
-        teachers = Teachers(models=job.teachers, vocabulary=shared_vocabulary(job, job.teachers), k=self.top_k, cache=self.cache)
+        vocabulary = shared_vocabulary(job, job.teachers)
+        teachers = Teachers(models=job.teachers, vocabulary=vocabulary, k=self.top_k, cache=self.cache, temperature=self.temperature)
         terms = [Term("forward-kl", self.teacher_share, value)]
         terms += [hard_labels(1 - self.teacher_share)] if self.teacher_share < 1 else []
         return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes, shared=shared)
@@ -132,7 +139,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
 class BestSingleTeacher(Distilled):
     """Distil from the one teacher with the lowest validation loss (control of `multi-teacher`)."""
 
-    family: ClassVar[str] = "control"
+    family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)
     is_control: ClassVar[bool] = True
 

@@ -6,9 +6,9 @@ Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them.
 
 from typing import ClassVar, Literal
 
-from harness.contract import Checkpoint, Job
-from methods._base import settings
+from harness.contract import Checkpoint, Family, Job
 from methods._compress import Compressed
+from methods._settings import settings
 
 
 @settings
@@ -16,11 +16,16 @@ class Nf4(Compressed):
     """Weights in bitsandbytes' 4-bit NormalFloat."""
 
     needs_plain: ClassVar[bool] = True
-    family: ClassVar[str] = "quantization"
-    name: ClassVar[str] = "nf4"
+    family: ClassVar[Family] = "quantization"
+    _name: ClassVar[str] = "nf4"
 
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # what the matrix products run in
     double: bool = False  # quantise the scales too
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return 4 bits, and a scale of 32 for 64 weights, or of 8 where scales are quantised too."""
+        return 4 + (8 if self.double else 32) / 64
 
     def asked(self) -> dict[str, object]:
         """Return the library's own settings."""
@@ -40,9 +45,9 @@ class Nf4(Compressed):
         from harness.model import stored_dtype
         from methods._compress import Making
 
-        making = Making(job, self.name, plain=True)
-        wanted = matrices_of(making.model, self.name)
-        with by_library(self.name, "bitsandbytes", making.base):
+        making = Making(job, self._name, plain=True)
+        wanted = matrices_of(making.model, self._name)
+        with by_library(self._name, "bitsandbytes", making.base):
             packed = AutoModelForCausalLM.from_pretrained(
                 making.base.path,
                 quantization_config=BitsAndBytesConfig(**self.asked()),
@@ -51,7 +56,7 @@ class Nf4(Compressed):
             )
             count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())
         if count != wanted:
-            raise CellFailed(f"{self.name}: bitsandbytes packed {count} of {wanted} matrices")
+            raise CellFailed(f"{self._name}: bitsandbytes packed {count} of {wanted} matrices")
         told = {"library": "bitsandbytes", "packed_layers": count, "table_and_head": "skip", **self.asked()}
         return written_by(making, packed.eval(), told)
 
@@ -60,9 +65,14 @@ class Nf4(Compressed):
 class BitsAndBytesInt8(Nf4):
     """Weights in bitsandbytes' int8, outliers apart."""
 
-    name: ClassVar[str] = "bnb-int8"
+    _name: ClassVar[str] = "bnb-int8"
 
     threshold: float = 6.0  # activations above it are multiplied in floats
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return 8 bits and a scale of 32 for each row, of 320 inputs or more."""
+        return 8.1
 
     def asked(self) -> dict[str, object]:
         """Return the library's own settings."""

@@ -15,7 +15,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, context_of, settings, shared_vocabulary, worked
+from methods._base import Teachers, Trained, context_of, shared_vocabulary, worked
+from methods._settings import settings
 
 
 @settings
@@ -23,16 +24,19 @@ class OnPolicyDistillation(Trained):
     """Let the student write and the teacher score every token of it (beta-JSD or reverse KL)."""
 
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
-    same_vocabulary: ClassVar[bool] = True
-    reads_inside: ClassVar[bool] = True  # the teacher is asked about texts that no cache can know
+    needs_same_vocabulary: ClassVar[bool] = True
 
     on_policy_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the steps; the others train on the gold answers
     sampling_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0  # of what the student writes
     longest: Annotated[int, Field(ge=1)] = 128  # new tokens of an answer; one that is cut has no end to learn
     divergence: Literal["jsd", "reverse-kl", "forward-kl"] = "jsd"
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of jsd: the teacher's share of the mixture
-    alpha: ClassVar[float] = 0.1
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0  # of the loss, not of the sampling
+
+    @property
+    def reads_teacher_live(self) -> bool:
+        """Tell that the teacher is asked about texts that no cache can know."""
+        return True
 
     def compress(self, job: Job) -> Checkpoint:
         """Train beside the live teacher on the student's own answers."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated, Compressed, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Compressed, Making
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from harness.arithmetic import Shape
@@ -30,11 +31,11 @@ class DepthPruning(Calibrated):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25  # of the blocks that go
     contiguous: bool = False  # drop neighbours: the run of least influence together
 
-    def hands_on(self) -> dict[str, object]:
+    def control_settings(self) -> dict[str, object]:
         """Its control drops as many."""
         return {"ratio": self.ratio}
 
-    def shaped(self, before: "Shape") -> "Shape":
+    def resulting_shape(self, before: "Shape") -> "Shape":
         return fewer(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
@@ -60,11 +61,11 @@ class RandomDepthPruning(Compressed):
 
     needs_plain: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    draws_random_numbers: ClassVar[bool] = True
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
-    def shaped(self, before: "Shape") -> "Shape":
+    def resulting_shape(self, before: "Shape") -> "Shape":
         return fewer(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:

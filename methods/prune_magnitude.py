@@ -7,8 +7,8 @@ models without recovery, because a small weight behind a large input matters mor
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._pruning import Zeroing
+from methods._settings import settings
 
 
 @settings
@@ -27,7 +27,7 @@ class RandomPruning(Zeroing):
     """Set as many random weights to zero (control)."""
 
     is_control: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    draws_random_numbers: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
         """Draw a score for every weight."""

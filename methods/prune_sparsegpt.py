@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._pruning import CalibratedZeroing
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,8 +6,8 @@ Cost: two passes over the calibration text. Dense kernels gain nothing from zero
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
 from methods._pruning import CalibratedZeroing
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

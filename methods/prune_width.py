@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import settings
-from methods._compress import Calibrated, Compressed, Making, calibration_flops
+from methods._calibrated import Calibrated, calibration_flops
+from methods._compress import Compressed, Making
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ class Narrowing(Compressed):
     groups: Annotated[int, Field(ge=0)] = 0  # KV groups that go from every block
     multiple: Annotated[int, Field(ge=1)] = 16  # channels that stay, rounded to the nearest of it: what kernels take without filling up
 
-    def shaped(self, before: "Shape") -> "Shape":
+    def resulting_shape(self, before: "Shape") -> "Shape":
         """Return the shape of what is left of a model; at least one channel and one group stays."""
         from dataclasses import replace
 
@@ -52,7 +53,12 @@ class WidthPruning(Narrowing, Calibrated):
 
     allocation: Allocation = "uniform"  # global: channels of all blocks are compared; widths differ
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def keeps_architecture(self) -> bool:
+        """Tell whether all blocks are of one width."""
+        return self.allocation == "uniform"
+
+    def control_settings(self) -> dict[str, object]:
         """Its control drops as many."""
         return {"ratio": self.ratio, "groups": self.groups, "multiple": self.multiple}
 
@@ -81,7 +87,7 @@ class RandomWidthPruning(Narrowing):
     """Drop as many random channels and head groups (control)."""
 
     is_control: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    draws_random_numbers: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
         """Draw a score for every channel and group."""

@@ -7,9 +7,9 @@ transformers cannot open. So this row is about accuracy alone; it prints no size
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from harness.contract import Checkpoint, Job
-from methods._base import settings
+from harness.contract import Checkpoint, Family, Job
 from methods._compress import Compressed
+from methods._settings import settings
 
 
 @settings
@@ -17,7 +17,7 @@ class Quanto(Compressed):
     """Weights in 2, 4 or 8 bits by optimum's quanto, kept as the floats they stand for."""
 
     needs_plain: ClassVar[bool] = True
-    family: ClassVar[str] = "quantization"
+    family: ClassVar[Family] = "quantization"
     simulated: ClassVar[bool] = True  # transformers cannot save quanto's packed form: accuracy only
 
     bits: Literal[2, 4, 8] = 4

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.contract import Checkpoint, Example, Job
-from methods._base import settings, sources_of, worked
+from harness.contract import Checkpoint, Example, Family, Job
+from methods._base import sources_of, worked
 from methods._distil import Distilled
+from methods._settings import settings
 
 if TYPE_CHECKING:
     from methods._rows import Row
@@ -35,11 +36,16 @@ class SelectiveDistillation(Distilled):
     by: Literal["kl", "entropy", "excess", "correct", "confidence", "short", "long"] = "kl"
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # rho: of each row's tokens, or of the rows
 
-    def hands_on(self) -> dict[str, object]:
+    @property
+    def writes_traces(self) -> bool:
+        """Tell whether the teacher answers every problem first, so that those it solves are known."""
+        return self.by == "correct"
+
+    def control_settings(self) -> dict[str, object]:
         """Its control chooses as many, of the same kind, and is trained by the same loss."""
         inward = [name for name in vars(self) if name.startswith(("feature_", "attention_", "relation_"))]
         size = {"share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
-        return {**super().hands_on(), **self.changed("terms", "top_k", *inward), **size}
+        return {**super().control_settings(), **self.changed("terms", "top_k", *inward), **size}
 
     def compress(self, job: Job) -> Checkpoint:
         """Choose tokens at every step, or rows beforehand."""
@@ -117,7 +123,7 @@ def of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
 class RandomSelection(Distilled):
     """Train on random tokens (or rows) of the same number (control of `selective`)."""
 
-    family: ClassVar[str] = "control"
+    family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)
     is_control: ClassVar[bool] = True
 

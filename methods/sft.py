@@ -6,15 +6,16 @@ Fails when the training split has no worked answers, or few of them.
 
 from typing import ClassVar
 
-from harness.contract import Checkpoint, Job
-from methods._base import Trained, settings, worked
+from harness.contract import Checkpoint, Family, Job
+from methods._base import Trained, worked
+from methods._settings import settings
 
 
 @settings
 class SupervisedFineTuning(Trained):
     """Fine-tune on the gold answers, no teacher involved (control of `response`)."""
 
-    family: ClassVar[str] = "control"
+    family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)
     is_control: ClassVar[bool] = True
 

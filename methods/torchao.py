@@ -7,9 +7,9 @@ torch.compile its int8 weights are turned into floats before every product. Sour
 
 from typing import Any, ClassVar, Literal
 
-from harness.contract import Checkpoint, Job
-from methods._base import settings
+from harness.contract import Checkpoint, Family, Job
 from methods._compress import Compressed
+from methods._settings import settings
 
 
 @settings
@@ -17,10 +17,15 @@ class TorchAo(Compressed):
     """Weights in torchao's int8 or int4."""
 
     needs_plain: ClassVar[bool] = True
-    family: ClassVar[str] = "quantization"
+    family: ClassVar[Family] = "quantization"
 
     scheme: Literal["int8", "int8-dynamic", "int4"] = "int8"  # int4 needs a GPU
     group: Literal[32, 64, 128, 256] = 64  # of int4: weights that share a scale
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return 8 bits and a scale for each row; of int4 4 bits, and a scale and a zero of 16 for each group."""
+        return 4 + 32 / self.group if self.scheme == "int4" else 8.1
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""

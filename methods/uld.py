@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, Weight, settings, worked
+from methods._base import Teachers, Trained, worked
+from methods._settings import Weight, settings
 
 if TYPE_CHECKING:
     from methods._rows import Row
@@ -22,9 +23,12 @@ class UniversalLogitDistillation(Trained):
     """Match the shape of the distributions of a teacher with another tokenizer, where token boundaries meet."""
 
     controls: ClassVar[tuple[str, ...]] = ("cot", "sft", "untouched")
-    reads_inside: ClassVar[bool] = True  # the teacher beside the student, on its own tokens
-
     uld_weight: Weight = 1.5
+
+    @property
+    def reads_teacher_live(self) -> bool:
+        """Tell that the teacher reads beside the student, in its own tokens."""
+        return True
 
     def compress(self, job: Job) -> Checkpoint:
         """Align every training text in both tokenizers, then train beside the teacher."""

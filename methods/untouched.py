@@ -2,19 +2,17 @@
 
 from typing import ClassVar
 
-from harness.contract import Checkpoint, Job
-from methods._base import settings
+from harness.contract import Checkpoint, Family, Job, Method, Start
+from methods._settings import settings
 
 
 @settings
-class Untouched:
+class Untouched(Method):
     """The student's starting point, not trained at all (control)."""
 
-    family: ClassVar[str] = "control"
-    controls: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[bool] = False
+    family: ClassVar[Family] = "control"
+    starts_from: ClassVar[Start] = "student"
     is_control: ClassVar[bool] = True
-    same_vocabulary: ClassVar[bool] = False
 
     def compress(self, job: Job) -> Checkpoint:
         """Shape the student and save it."""

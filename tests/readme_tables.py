@@ -1,6 +1,7 @@
 """Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!-- end -->`.
 
-`<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word.
+`<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods: FAMILY FAMILY -->` lists the methods of
+the registry that are of these families, by what they declare.
 
     python tests/readme_tables.py
 
@@ -10,6 +11,11 @@ A test holds the pages to what this writes.
 import json
 import re
 from pathlib import Path
+
+from harness.arithmetic import Shape
+from harness.contract import Method
+from harness.registry import Registry
+from methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "ci.md")
@@ -37,8 +43,45 @@ def filled(page: str) -> str:
                 lines.append(f"| beside it | {one['peer']} | |")
         return f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
 
+    page = re.sub(r"<!-- methods: ([\w -]+) -->.*?<!-- end -->", methods, page, flags=re.S)
     page = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page, flags=re.S)
     return re.sub(r"<!-- figures: (\S+)( \S+)? -->.*?<!-- end -->", figures, page, flags=re.S)
+
+
+def methods(match: re.Match[str]) -> str:
+    """Return the table of the methods of some families, in the registry's order; a second name says whose it is."""
+    registry = Registry("method", METHODS)
+    lines = ["| row | what it does | teacher, student | its controls |", "|:--|:--|:--|:--|"]
+    for name in METHODS:
+        method = registry.build(name, {})
+        if method.family in match[1].split():
+            first = registry.canonical(name)
+            does = registry.summary(name).rstrip(".") if first == name else f"another name of `{first}`"
+            controls = ", ".join(f"`{control}`" for control in method.controls if first == name)
+            lines.append(f"| `{name}` | {does} | {traits_in_words(method) if first == name else ''} | {controls} |")
+    return f"<!-- methods: {match[1]} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
+
+
+def traits_in_words(method: Method) -> str:
+    """Say what a method asks of the teacher and what it leaves of the model, from its traits."""
+    before = Shape.of_folder(ROOT / "harness" / "embedded" / "tiny")
+    after = method.resulting_shape(before)
+    reads = method.trains and method.needs_same_vocabulary
+    known = {
+        "writes first, kept": method.writes_traces,
+        "each read once, kept": method.needs_several_teachers,
+        "beside the student": method.reads_teacher_live,
+        "read once, kept": reads and not method.needs_several_teachers and not method.reads_teacher_live,
+        f"{method.bits_per_weight} bits a weight": method.bits_per_weight is not None,
+        "floats: accuracy only": method.simulated,
+        "zeros: no byte saved": method.leaves_zeros,
+        "fewer blocks": after.layers < before.layers,
+        "narrower blocks": after.intermediate < before.intermediate,
+        "factors": not method.keeps_architecture,
+        "one row a seed": method.draws_random_numbers,
+        "reads text": method.calibrates,
+    }
+    return ", ".join(word for word, holds in known.items() if holds)
 
 
 if __name__ == "__main__":

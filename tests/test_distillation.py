@@ -553,12 +553,12 @@ def test_answers_that_choose_rows_are_written_by_the_named_teacher(tiny, special
 
 
 def test_controls_start_alike_and_random_selection_has_the_same_terms():
-    handed = REGISTRY.build("selective", {"feature_weight": "auto", "top_k": 32, "start": "random"}).hands_on()
+    handed = REGISTRY.build("selective", {"feature_weight": "auto", "top_k": 32, "start": "random"}).control_settings()
     assert handed == {"feature_weight": "auto", "top_k": 32, "start": "random", "share": 0.5, "unit": "tokens"}
     for name in ("cot", "uld", "on-policy", "feature", "multi-teacher"):
-        assert REGISTRY.build(name, {"start": "random"}).hands_on() == {"start": "random"}
-        assert REGISTRY.build(name, {}).hands_on() == {}
-    assert "feature_weight" not in REGISTRY.build("feature", {"feature_weight": 0.3}).hands_on()  # its control is response
+        assert REGISTRY.build(name, {"start": "random"}).control_settings() == {"start": "random"}
+        assert REGISTRY.build(name, {}).control_settings() == {}
+    assert "feature_weight" not in REGISTRY.build("feature", {"feature_weight": 0.3}).control_settings()  # its control is response
 
 
 @pytest.fixture(scope="module")

@@ -166,13 +166,13 @@ def test_every_quoted_publication_is_in_the_file():
 
 def test_every_method_and_task_is_known_to_the_plan():
     registry = Registry("method", methods.METHODS)
-    found = {name: work_of(name, registry.build(name, {})) for name in registry.table}
+    found = {name: work_of(registry.build(name, {})) for name in registry.table}
     assert all(work.trains == registry.load(name).trains for name, work in found.items())
     assert found["cot"].writes_traces and found["response"].reads_teacher and not found["sft"].reads_teacher
     assert found["int4"].bits == 4.25 and found["int4-calibrated"].calibrates == (128, 256)
     assert found["prune-magnitude"].changes and found["prune-magnitude"].calibrates == (0, 0)
     assert found["on-policy"].reads_inside and not found["response"].reads_inside
-    assert work_of("response", registry.build("response", {"cache": "off"})).reads_inside
+    assert work_of(registry.build("response", {"cache": "off"})).reads_inside
     assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
 
 

@@ -99,7 +99,7 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
 def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
     given = {"keep": 0.6, "allocation": "energy", "sequences": 8, "tokens": 64}
     ranks = []
-    handed = Registry("method", METHODS).build("lowrank", given).hands_on()
+    handed = Registry("method", METHODS).build("lowrank", given).control_settings()
     assert {name: handed[name] for name in given} == given
     for name, settings in (("lowrank", given), ("lowrank-plain", handed)):
         made, _ = compress(name, settings)

@@ -133,7 +133,7 @@ def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny)
 
 
 def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(compress, tiny):
-    from methods._layers import zeros_of
+    from methods._masks import zeros_of
     from methods._training import _hold_zeros
 
     pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model

@@ -1,0 +1,80 @@
+"""Which of the harness's modules a method may use: the contracts below it, never the upper half that runs and reports it.
+
+Our own methods are held to it by import-linter; one of another package is looked at when it is loaded, by
+its source and that of its own package, with imports inside functions.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+UPPER = tuple(
+    f"harness.{name}"
+    for name in (
+        "cli",
+        "console",
+        "api",
+        "runner",
+        "cell",
+        "plan",
+        "report",
+        "record",
+        "store",
+        "score",
+    )
+)
+OURS = ("harness", "methods", "suites")
+
+
+def refuse_upper_rooms(name: str, module: str) -> None:
+    """Raise `HarnessError` where a method's module, or one of its own package that it imports, imports what it may not."""
+    top = module.partition(".")[0]
+    if top in OURS:
+        return
+    seen, waiting = {module}, [module]
+    while waiting:
+        at = waiting.pop()
+        for wanted in _imports_of(at):
+            room = next((one for one in UPPER if f"{wanted}.".startswith(f"{one}.")), "")
+            if room:
+                raise HarnessError(
+                    f"method {name!r}: {at} imports {room}, which runs and reports methods; a method may use harness.contract and "
+                    f"what stands below it (docs/add-a-method.md), not {', '.join(UPPER)}"
+                )
+            if wanted.partition(".")[0] == top and wanted not in seen:
+                seen.add(wanted)
+                waiting.append(wanted)
+
+
+def _imports_of(module: str) -> Iterator[str]:
+    """Yield the modules that one imports, wherever it does, but for its type checker's; names of a module count as modules."""
+    try:
+        spec = importlib.util.find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin and spec.origin.endswith(".py") else ast.Module([], [])
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return
+    package = module if spec and spec.submodule_search_locations else module.rpartition(".")[0]
+    for node in _executed(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes below one, but for what stands under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield other
+                yield from _executed(other)
+            continue
+        yield child
+        yield from _executed(child)

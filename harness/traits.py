@@ -1,0 +1,207 @@
+"""What a method declares, looked at when its class is loaded: unknown traits, families and starts are refused in one line.
+
+A class that derives from nothing is completed with the defaults of `harness.contract.Method`, so that
+everything else reads a trait as an attribute. Names of older versions are read with a deprecation line.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.contract import Family, Method
+from harness.errors import HarnessError, OldName, in_one_line
+
+FAMILIES: tuple[str, ...] = get_args(Family)
+FROM_TEACHER = (
+    "pruning",
+    "low-rank",
+    "quantization",
+)  # families that change the teacher where nothing is said
+OLD_NAMES: Mapping[str, str] = {
+    "draws": "draws_random_numbers",
+    "several_teachers": "needs_several_teachers",
+    "same_vocabulary": "needs_same_vocabulary",
+    "reads_inside": "reads_teacher_live",
+    "hands_on": "control_settings",
+    "shaped": "resulting_shape",
+}
+_MISSPELT = 0.9  # likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
+
+
+@cache
+def fixed_traits() -> Mapping[str, Any]:
+    """Return the traits that belong to a class, with their types."""
+    return {name: get_args(hint)[0] for name, hint in get_type_hints(Method, {"Shape": Any}).items()}
+
+
+@cache
+def traits_by_settings() -> Mapping[str, Any]:
+    """Return the traits that may follow from settings, with their types."""
+    found = {name: value for name, value in vars(Method).items() if isinstance(value, property)}
+    return {name: get_type_hints(value.fget)["return"] for name, value in found.items()}
+
+
+@cache
+def protocol_methods() -> tuple[str, ...]:
+    """Return the names of what the harness may call."""
+    return tuple(name for name, value in vars(Method).items() if inspect.isfunction(value))
+
+
+def known_traits() -> tuple[str, ...]:
+    """Return every name that a method may state."""
+    return (*fixed_traits(), *traits_by_settings(), *protocol_methods())
+
+
+def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
+    """Return a method's class, completed with defaults; `methods` are the names that controls may have.
+
+    Raises `HarnessError` for what is misspelt, unknown, of a wrong type, or stated by two names.
+    """
+    where = f"method {name!r} ({found.__module__}:{found.__qualname__})"
+    if not dataclasses.is_dataclass(found):
+        raise HarnessError(f"{where} is no dataclass; write @settings above the class (from methods._settings import settings)")
+    fields = _fields(where, found)
+    _read_old_names(where, found, fields)
+    for own in _classes(found):
+        _refuse_unknown(where, own, fields)
+    _complete(where, found)
+    for trait, kind in (*fixed_traits().items(), *traits_by_settings().items()):
+        stated = inspect.getattr_static(found, trait)
+        if not isinstance(stated, property):
+            _refuse_type(where, trait, stated, kind)
+        elif trait in fixed_traits():
+            raise HarnessError(f"{where}: {trait} belongs to the class and cannot follow from settings; write {trait}: ClassVar = VALUE")
+    for called in protocol_methods():
+        if not callable(getattr(found, called)):
+            raise HarnessError(f"{where}: {called} is called by the harness, and is {getattr(found, called)!r}; write def {called}(self)")
+    method: type[Any] = found
+    if method.compress is Method.compress:
+        raise HarnessError(f"{where} has no compress(self, job), which makes the student")
+    for control in method.controls:
+        if control not in methods:
+            raise HarnessError(f"{where}: its control {control!r} is no method{_nearest(control, methods)}")
+    return method
+
+
+def refuse_values(name: str, method: Any) -> None:
+    """Refuse traits of a method with its settings that are of a wrong type, or that cannot be computed."""
+    for trait, kind in traits_by_settings().items():
+        try:
+            value = getattr(method, trait)
+        except Exception as problem:  # a plug-in's own code
+            raise HarnessError(f"method {name!r}: its trait {trait} fails ({in_one_line(problem)})") from problem
+        _refuse_type(f"method {name!r}", trait, value, kind)
+
+
+def _classes(found: type[Any]) -> Iterator[type[Any]]:
+    """Yield the classes that may state something, from the first to the last derived one."""
+    return (own for own in reversed(found.__mro__) if own not in (object, Method) and own.__module__ != "typing")
+
+
+def _fields(where: str, found: type[Any]) -> tuple[str, ...]:
+    """Return a method's settings; refuses those without a default, and traits that are written as settings."""
+    for field in dataclasses.fields(found):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise HarnessError(f"{where}: the setting {field.name} has no default; give it one")
+        if field.name in known_traits():
+            raise HarnessError(f"{where}: {field.name} is a trait, and is written as a setting; write {field.name}: ClassVar = VALUE")
+    return tuple(field.name for field in dataclasses.fields(found))
+
+
+def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> None:
+    """Let what is stated by an old name count by its new one; says so once. Refuses two names for one thing."""
+    noted = []
+    for own in _classes(found):
+        stated = vars(own)
+        for old, new in OLD_NAMES.items():
+            if old not in stated or old in fields or (inspect.isfunction(stated[old]) and stated[old] is stated.get(new)):
+                continue
+            if new in stated:
+                raise HarnessError(f"{where}: {old} and {new} are two names for one trait; keep {new}")
+            if stated[old] is not False or new in fixed_traits():  # what a base says by its settings holds
+                setattr(own, new, stated[old])
+            noted.append(f"{old} is {new} now")
+            _keep_callable(found, old, new)
+    if noted:
+        told = f"{where}: {', '.join(dict.fromkeys(noted))}; the old name goes with the next version"
+        warnings.warn(told, OldName, stacklevel=2)
+
+
+def _keep_callable(found: type[Any], old: str, new: str) -> None:
+    """Let `super().OLD()` reach what the classes before it have by the new name."""
+    for own in (*_classes(found), Method):
+        if new in vars(own) and old not in vars(own) and inspect.isfunction(vars(own)[new]):
+            setattr(own, old, vars(own)[new])
+
+
+def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None:
+    """Refuse public names that are no setting, no trait and no helper: constants, and misspelt methods of the protocol."""
+    known = (*known_traits(), *OLD_NAMES)
+    for name in dict.fromkeys((*vars(own), *inspect.get_annotations(own))):
+        if name.startswith("_") or name in known or name in fields:
+            continue
+        helper = callable(value := inspect.getattr_static(own, name, None)) or isinstance(value, property | classmethod | staticmethod)
+        if not helper:
+            raise HarnessError(
+                f"{where}: unknown trait {name!r}{_nearest(name, known_traits())} "
+                f"(a setting is annotated with its type, a constant of its own is named _{name})"
+            )
+        near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
+        if near and near[0] in (*protocol_methods(), *OLD_NAMES):
+            raise HarnessError(f"{where}: {name} is nothing that the harness calls; did you mean {near[0]!r}? Else name it _{name}")
+
+
+def _complete(where: str, found: type[Any]) -> None:
+    """Give a class the defaults of what it does not state, after its family was looked at."""
+    family = getattr(found, "family", None)
+    if family is None:
+        raise HarnessError(f"{where} states no family; write family: ClassVar = one of {', '.join(map(repr, FAMILIES))}")
+    if family not in FAMILIES:
+        raise HarnessError(f"{where}: unknown family {family!r}{_nearest(str(family), FAMILIES)}")
+    if not hasattr(found, "starts_from"):
+        found.starts_from = "teacher" if family in FROM_TEACHER else "student"
+    for trait in known_traits():
+        if not hasattr(found, trait):
+            setattr(found, trait, vars(Method)[trait])
+
+
+def _refuse_type(where: str, trait: str, value: object, kind: Any) -> None:
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as problem:
+        right = "a value or a property (write @property above it)" if inspect.isfunction(value) else _words(kind)
+        raise HarnessError(f"{where}: {trait} = {value!r} is not {right}") from problem
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _words(kind: Any) -> str:
+    """Say in words what values a type has."""
+    known = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        float | None: "a number or None",
+    }
+    if kind in known:
+        return known[kind]
+    if isinstance(get_args(kind)[0], str):
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    return "a tuple of names, as ('sft', 'untouched') or ('sft',)"
+
+
+def _nearest(given: str, known: Collection[str]) -> str:
+    """Say the nearest name and, where they are few, all that are known."""
+    near = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.5)
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{guess}{'' if guess else ';'} known: {', '.join(sorted(known))}"

@@ -1,0 +1,26 @@
+"""What the settings of every method are made of: the frozen dataclass, and the kinds of values that several methods take.
+
+Nothing of training or compressing is imported here: a method's code reaches only what the method uses.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+
+def _listed(given: Any) -> Any:
+    """Read a lone pattern as a list of it."""
+    return (given,) if isinstance(given, str) else given
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
+
+
+def changed(method: Any, *names: str) -> dict[str, object]:
+    """Return those of a method's named settings that are not at their defaults."""
+    defaults = type(method)()
+    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(defaults, name)}
