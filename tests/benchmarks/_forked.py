@@ -1,0 +1,139 @@
+"""Starts the command over and over without loading torch each time: forked from a process that has loaded it and computed nothing.
+
+A command is a process group of its own and its cells are its children, as with `harness run`; between the two there is no new
+Python. What a new process would not have (open files, handlers of signals) is taken away.
+"""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import _faults
+
+_LOADED = (
+    "torch", "transformers", "accelerate", "datasets", "lm_eval.evaluator", "safetensors.torch", "harness.cli", "harness.api",
+    "harness.cell", "harness.console", "harness.lm", "harness.measure", "harness.model", "harness.fidelity", "harness.runner",
+    "harness.score", "harness.vocabulary", "methods.cot", "methods.int8", "methods.response", "methods.sft", "methods._tuning",
+    "methods._training", "methods._teacher_cache", "suites",
+)  # fmt: skip
+_FILES = 1024  # numbers of open files that a new process does not inherit
+
+
+def load() -> None:
+    """Load what a cell loads."""
+    for name in _LOADED:
+        importlib.import_module(name)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoConfig and AutoModelForCausalLM and AutoTokenizer  # transformers loads them when they are named
+
+
+def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]) -> int:
+    """Start `harness ARGUMENTS` in a process group of its own; return its number."""
+    number = _fork()
+    if number:
+        return number
+
+    def run() -> int:
+        os.setsid()
+        target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        _stand(os.open(os.devnull, os.O_RDONLY), target, target, environment)
+        sys.argv = ["harness", *arguments]
+        _faults.from_environment()
+        from harness import cli, runner
+
+        runner.subprocess = SimpleNamespace(  # type: ignore[assignment]
+            Popen=Cell, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
+        )
+        cli.main()
+        return 0
+
+    return _ended(run)
+
+
+def _fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
+
+
+def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -> None:
+    """Take the standard streams and the environment of a new process; let go of every other file and of the parent's handlers."""
+    for place, number in enumerate((given, said, errors)):
+        os.dup2(number, place)
+    os.closerange(3, _FILES)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  as long as the process
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _ended(run: Callable[[], int]) -> int:
+    """Run what a forked process is for, and end it as Python ends a process."""
+    code = 1
+    try:
+        code = run()
+    except SystemExit as problem:
+        code = problem.code if isinstance(problem.code, int) else 1
+    except BaseException:  # noqa: BLE001  Python prints it, too
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Cell:
+    """The process of a cell as `subprocess.Popen` would give it; its command line ends in the job and the parent's number."""
+
+    def __init__(self, command: Sequence[str], *, stderr: Any, env: Mapping[str, str], **_: Any) -> None:
+        heard, said = os.pipe()
+        self.returncode: int | None = None
+        self.pid = _fork()
+        if not self.pid:
+            _ended(lambda: self._run(command, said, stderr.fileno(), env))
+        os.close(said)
+        self.stdout = open(heard, encoding="utf-8", errors="replace")  # noqa: SIM115  read to its end by the runner
+
+    @staticmethod
+    def _run(command: Sequence[str], said: int, errors: int, environment: Mapping[str, str]) -> int:
+        _stand(os.open(os.devnull, os.O_RDONLY), said, errors, environment)
+        sys.argv = ["cell.py", *command[-2:]]
+        from harness import cell
+
+        _faults.from_environment()
+        return cell.main(sys.argv)
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it lives."""
+        if self.returncode is None:
+            number, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if number else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("cell", timeout or 0)
+            time.sleep(0.01)
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.pid, signal.SIGKILL)
