@@ -126,11 +126,7 @@ class _Watch:
         kind, process = kind_of(path.relative_to(self.root)), process_name()
         self.note(process, operation, kind, path)
         fault = self.fault
-        wanted = fault and (
-            fault.process in (ANY, process)
-            and fault.operation in (ANY, operation)
-            and fault.kind in (ANY, kind)
-        )
+        wanted = fault and (fault.process in (ANY, process) and fault.operation in (ANY, operation) and fault.kind in (ANY, kind))
         if fault is None or not wanted:
             return False
         self.seen += 1
@@ -182,13 +178,13 @@ def _below(path: object) -> Path | None:
     """Return an absolute path that lies below the watched folder, None for any other."""
     if _watch is None or not isinstance(path, (str, os.PathLike)):
         return None
-    whole = Path(os.path.abspath(os.fspath(path)))
+    whole = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100  links are not followed
     return whole if _watch.root in whole.parents else None
 
 
 def _path_of(descriptor: int) -> Path | None:
     try:
-        return _below(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return _below(Path(f"/proc/self/fd/{descriptor}").readlink())
     except OSError:
         return None
 
@@ -212,9 +208,7 @@ def _strike(path: Path, refuse: Callable[[int], Exception] | None = None) -> Non
         _kill("kill group", 0.0)
     elif fault.deed != "short":
         number = getattr(errno, fault.deed)
-        raise (
-            refuse(number) if refuse else OSError(number, os.strerror(number), str(path))
-        )
+        raise (refuse(number) if refuse else OSError(number, os.strerror(number), str(path)))
 
 
 def _kill(deed: str, delay: float) -> None:
@@ -359,9 +353,7 @@ def _watch_libraries() -> None:
         from safetensors import SafetensorError, torch
 
         words = "Error while serializing: I/O error: {} (os error {})"
-        torch.serialize_file = _library(
-            torch.serialize_file, lambda number: SafetensorError(words.format(os.strerror(number), number))
-        )
+        torch.serialize_file = _library(torch.serialize_file, lambda number: SafetensorError(words.format(os.strerror(number), number)))
     if "torch" in sys.modules:
         import torch as whole
 

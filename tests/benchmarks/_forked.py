@@ -70,8 +70,8 @@ def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -
     for place, number in enumerate((given, said, errors)):
         os.dup2(number, place)
     os.closerange(3, _FILES)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  as long as the process
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -103,7 +103,7 @@ class Cell:
         if not self.pid:
             _ended(lambda: self._run(command, said, stderr.fileno(), env))
         os.close(said)
-        self.stdout = open(heard, encoding="utf-8", errors="replace")  # noqa: SIM115  read to its end by the runner
+        self.stdout = os.fdopen(heard, encoding="utf-8", errors="replace")
 
     @staticmethod
     def _run(command: Sequence[str], said: int, errors: int, environment: Mapping[str, str]) -> int:

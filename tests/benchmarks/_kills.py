@@ -105,9 +105,7 @@ def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
     text = f"import sys\nsys.path.append({str(here)!r})\nimport _faults\n_faults.from_environment()\n"
     (preload / "sitecustomize.py").write_text(text, encoding="utf-8")
     found = environment(root, fault)
-    found["PYTHONPATH"] = os.pathsep.join(
-        [str(preload), str(here.parents[1]), found.get("PYTHONPATH", "")]
-    )
+    found["PYTHONPATH"] = os.pathsep.join([str(preload), str(here.parents[1]), found.get("PYTHONPATH", "")])
     output = root.with_name(f"{root.name}.out")
     with output.open("wb") as stream:
         process = subprocess.Popen(
@@ -188,20 +186,14 @@ def comparable(record: RunRecord) -> Any:
     """Return a record without times, energy and peaks of memory."""
     told = record.model_dump(mode="json")
     told["measurements"] = [
-        each
-        for each in told["measurements"]
-        if not any(word in each["name"] or word in each["unit"] for word in (*_TIMES, "bytes"))
+        each for each in told["measurements"] if not any(word in each["name"] or word in each["unit"] for word in (*_TIMES, "bytes"))
     ]
     return _timeless(told)
 
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            name: _timeless(part)
-            for name, part in value.items()
-            if not any(word in name for word in _TIMES)
-        }
+        return {name: _timeless(part) for name, part in value.items() if not any(word in name for word in _TIMES)}
     return [_timeless(part) for part in value] if isinstance(value, list) else value
 
 
@@ -211,7 +203,7 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str:
         names = sorted({*ours, *theirs})
         pairs = [(f"{where}.{name}", ours.get(name), theirs.get(name)) for name in names]
     elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        pairs = [(f"{where}[{at}]", *pair) for at, pair in enumerate(zip(ours, theirs))]
+        pairs = [(f"{where}[{at}]", *pair) for at, pair in enumerate(zip(ours, theirs, strict=True))]
     else:
         text = f"{where.lstrip('.')}: {str(ours)[:60]} is {str(theirs)[:60]} undisturbed"
         return "" if ours == theirs else text
@@ -274,15 +266,18 @@ def litter(root: Path) -> list[str]:
     left = []
     for path in sorted(root.rglob("*")):
         inside = str(path.relative_to(root))
-        if path.name.endswith(".part") or path.name.startswith(".probe-"):
-            left.append(inside)
-        elif path.suffix == ".lock" and _held(path):
-            left.append(f"{inside} is locked")
-        elif path.parent.name == "locks" and path.suffix == ".json":
-            left.append(inside)
-        elif path.name in ("state", "best.pt") and path.parent.parent.name == "students":
+        if path.suffix == ".lock":
+            left += [f"{inside} is locked"] if _held(path) else []
+        elif _is_litter(path):
             left.append(inside)
     return left
+
+
+def _is_litter(path: Path) -> bool:
+    torn = path.name.endswith(".part") or path.name.startswith(".probe-")
+    note = path.parent.name == "locks" and path.suffix == ".json"
+    state = path.name in ("state", "best.pt") and path.parent.parent.name == "students"
+    return torn or note or state
 
 
 def _held(path: Path) -> bool:
@@ -352,9 +347,7 @@ def moments(reference: Reference, draw: random.Random, count: int) -> list[Fault
         process = reference.events[at][0]
         number = sum(event[0] == process for event in reference.events[: at + 1])
         deed = DEEDS[part % len(DEEDS)]
-        faults.append(
-            Fault(deed, ANY, ANY, process, number, delay=draw.choice((0.002, 0.01, 0.03, 0.1)))
-        )
+        faults.append(Fault(deed, ANY, ANY, process, number, delay=draw.choice((0.002, 0.01, 0.03, 0.1))))
     return faults
 
 
@@ -409,9 +402,7 @@ def cases(reference: Reference, seed: int) -> list[Case]:
     for chain, fault in zip(chains, last, strict=False):
         chain.sort(key=lambda each: order.index(each.process))
         chain.append(fault)
-    return [
-        Case(number, tuple(chain), fresh=number % 20 == 7) for number, chain in enumerate(chains, 1)
-    ]
+    return [Case(number, tuple(chain), fresh=number % 20 == 7) for number, chain in enumerate(chains, 1)]
 
 
 def tried(case: Case, root: Path, whole: Reference) -> Outcome:
@@ -440,9 +431,7 @@ def tried(case: Case, root: Path, whole: Reference) -> Outcome:
     return outcome
 
 
-def _after_an_attempt(
-    outcome: Outcome, root: Path, before: Mapping[str, Any], ended: Ended, fault: Fault | None
-) -> dict[str, Any]:
+def _after_an_attempt(outcome: Outcome, root: Path, before: Mapping[str, Any], ended: Ended, fault: Fault | None) -> dict[str, Any]:
     """Look at what an attempt has left: what was finished before must stand, and nothing must live on."""
     now = finished(root)
     torn = fault is not None and fault.deed in _DAMAGE

@@ -107,17 +107,12 @@ def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
         "seed": seed,
         "faults": len(faults),
         "stores": len(outcomes),
-        "kinds": {
-            name: sum(f"{fault.deed} at {fault.operation}" == name for fault in faults)
-            for name in sorted(kinds)
-        },
+        "kinds": {name: sum(f"{fault.deed} at {fault.operation}" == name for fault in faults) for name in sorted(kinds)},
         "files": dict(sorted(Counter(fault.kind for fault in faults).items())),
     }
 
 
-def _figures(
-    outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int
-) -> list[dict[str, object]]:
+def _figures(outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int) -> list[dict[str, object]]:
     details = _details(outcomes, seed)
     lines = {name: [line for each in outcomes for line in getattr(each, name)] for name in UNITS}
     figures = [
