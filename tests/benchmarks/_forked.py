@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +19,14 @@ from typing import Any
 import _faults
 
 _LOADED = (
-    "torch", "transformers", "accelerate", "datasets", "lm_eval.evaluator", "safetensors.torch", "harness.cli", "harness.api",
-    "harness.cell", "harness.console", "harness.lm", "harness.measure", "harness.model", "harness.fidelity", "harness.runner",
-    "harness.score", "harness.vocabulary", "methods.cot", "methods.int8", "methods.response", "methods.sft", "methods._tuning",
-    "methods._training", "methods._teacher_cache", "suites",
+    "torch", "torch._dynamo", "torch.distributed.tensor", "transformers", "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama", "transformers.quantizers.auto", "accelerate", "datasets", "lm_eval.evaluator",
+    "lm_eval.tasks", "safetensors.torch", "harness.api", "harness.cell", "harness.cli", "harness.console", "harness.fidelity",
+    "harness.lm", "harness.measure", "harness.model", "harness.packed", "harness.report", "harness.page", "harness.runner",
+    "harness.score", "harness.sharing", "harness.vocabulary", "methods.cot", "methods.int8", "methods.response", "methods.sft",
+    "methods._tuning", "methods._training", "methods._teacher_cache", "suites",
 )  # fmt: skip
+_GENERATED = ("suites.gsm8k_mini", "suites.mmlu_mini")
 _FILES = 1024  # numbers of open files that a new process does not inherit
 
 
@@ -34,6 +37,23 @@ def load() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     assert AutoConfig and AutoModelForCausalLM and AutoTokenizer  # transformers loads them when they are named
+    for name in _GENERATED:
+        _remember_items(importlib.import_module(name))
+
+
+def _remember_items(task: Any) -> None:
+    """Draw a task's items once: every process of a cell would draw the same ones, which takes longer than all that it computes."""
+    draw = task.split
+    held: dict[str, list[dict[str, Any]]] = {}
+
+    def split(name: str, **how: Any) -> Iterator[dict[str, Any]]:
+        if name not in held:
+            held[name] = list(draw(name, **how))
+        return (dict(item) for item in held[name])
+
+    task.split = split
+    for name in task.SIZES:
+        list(task.rows(name))
 
 
 def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]) -> int:

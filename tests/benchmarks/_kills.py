@@ -29,9 +29,10 @@ from harness.untrusted import Unreadable
 ROWS = "cot,response,cot+int8"
 OPTIONS = (
     "--no-controls", "--suite", "math,knowledge", "--limit", "4", "--noise", "2", "--grid", "none",
-    "--budget", "1500", "--rows", "12", "--set", "cot.longest=48", "--set", "cot.samples=2",
+    "--budget", "1500", "--rows", "12", "--set", "cot.longest=96", "--set", "cot.validation_rows=8", "--set", "response.validation_rows=8",
 )  # fmt: skip
 ATTEMPTS = 3  # of the plain command, after the last fault
+MOMENTS = 15  # kills between events
 ORPHANS = 10.0  # seconds that a process may outlive its command
 LONGEST = 180.0  # seconds of an attempt
 STATES = "HARNESS_STATE_SECONDS"
@@ -355,15 +356,15 @@ def refusals(reference: Reference, draw: random.Random) -> list[Fault]:
     """Return what the system may say to every kind of file, and whole disks that are full, failing or read-only."""
     faults = []
     counts = Counter((event[0], event[1], event[2]) for event in reference.events)
-    for kind in sorted({event[2] for event in reference.events}):
-        for operation, deeds in REFUSALS.items():
-            places = sorted(place for place in counts if place[1:] == (operation, kind))
-            if places:
-                process = draw.choice(places)[0]
-                number = draw.randint(1, counts[process, operation, kind])
-                deed = deeds[len(faults) % len(deeds)]
-                after = draw.randint(0, 60)
-                faults.append(Fault(deed, operation, kind, process, number, after))
+    operations = tuple(REFUSALS)
+    for at, kind in enumerate(sorted({event[2] for event in reference.events})):
+        turned = operations[at % len(operations) :] + operations[: at % len(operations)]
+        operation = next((each for each in turned if any(place[1:] == (each, kind) for place in counts)), None)
+        if operation is not None:
+            process = draw.choice(sorted(place for place in counts if place[1:] == (operation, kind)))[0]
+            number = draw.randint(1, counts[process, operation, kind])
+            deed = REFUSALS[operation][at // len(operations) % len(REFUSALS[operation])]
+            faults.append(Fault(deed, operation, kind, process, number, draw.randint(0, 60)))
     for deed, kind in (
         ("ENOSPC", "answers"), ("ENOSPC", "traces"), ("ENOSPC", "teacher cache"), ("EROFS", ANY), ("ENOSPC", ANY),
     ):  # fmt: skip
@@ -389,7 +390,7 @@ def cases(reference: Reference, seed: int) -> list[Case]:
     """Return every case: stores that keep going are struck in one process after another, the last time by a refusal."""
     draw = random.Random(f"kills/{seed}")
     order = list(dict.fromkeys(event[0] for event in reference.events))
-    waiting = [*kills(reference, draw), *tears(reference, draw), *moments(reference, draw, 20)]
+    waiting = [*kills(reference, draw), *tears(reference, draw), *moments(reference, draw, MOMENTS)]
     draw.shuffle(waiting)
     last = refusals(reference, draw)
     chains: list[list[Fault]] = [[] for _ in range(len(last))]

@@ -12,9 +12,9 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import _forked
@@ -22,6 +22,7 @@ from _crowd import Crowd, crowd, same, two
 from _form import figure, write
 from _kills import STATES, Case, Outcome, Reference, cases, reference, tried
 
+LONGEST_TURN = 90.0  # seconds
 UNITS = {
     "lost": "cells or finished work lost or computed again",
     "different": "records that differ from the undisturbed run's",
@@ -39,15 +40,24 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@contextmanager
-def _turn(lock: Path | None) -> Iterator[None]:
-    """Hold a lock that others wait for too."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+class Turn:
+    """A lock that others wait for too: held for `LONGEST_TURN` seconds, then given to whoever waits."""
+
+    def __init__(self, lock: Path | None) -> None:
+        self.stream = lock.open("a") if lock else None
+        self.since: float | None = None
+
+    def take(self) -> None:
+        """Hold the lock, newly where it was held for long."""
+        if self.stream is None:
+            return
+        if self.since is not None and time.monotonic() - self.since > LONGEST_TURN:
+            fcntl.flock(self.stream, fcntl.LOCK_UN)
+            self.since = None
+            time.sleep(1)
+        if self.since is None:
+            fcntl.flock(self.stream, fcntl.LOCK_EX)
+            self.since = time.monotonic()
 
 
 def chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
@@ -66,12 +76,12 @@ def struck(case: Case, root: Path, whole: Reference) -> Outcome:
     return outcome
 
 
-def crowds(folder: Path, count: int, whole: Reference, lock: Path | None) -> list[Crowd]:
+def crowds(folder: Path, count: int, whole: Reference, turn: Turn) -> list[Crowd]:
     """Start many at once: the same run, then two different ones."""
     gathered = []
     for name, rows in (("same", same(count)), ("two", two(count))) if count else ():
-        with _turn(lock):
-            gathered.append(crowd(folder / name, rows, whole))
+        turn.take()
+        gathered.append(crowd(folder / name, rows, whole))
         last = gathered[-1]
         print(f"{last.starts} starts at once ({name}): {last.cells} cells, {len(last.wrong)} wrong")
         for line in last.wrong:
@@ -83,16 +93,21 @@ def main() -> int:
     """Try every case, print what is wrong, and write the figures where all were tried."""
     options = _options(sys.argv[1:])
     os.environ[STATES] = "0"
+    turn = Turn(options.lock)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
-        with _turn(options.lock):
-            _forked.load()
-            whole = reference(folder / "whole")
+        turn.take()
+        _forked.load()
+        began = time.monotonic()
+        whole = reference(folder / "whole")
+        every = cases(whole, options.seed)
+        total = sum(len(case.faults) for case in every)
+        print(f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores", flush=True)
         outcomes = []
-        for case in chosen(cases(whole, options.seed), options):
-            with _turn(options.lock):
-                outcomes.append(struck(case, folder / f"case-{case.number}", whole))
-        gathered = crowds(folder, options.crowds, whole, options.lock)
+        for case in chosen(every, options):
+            turn.take()
+            outcomes.append(struck(case, folder / f"case-{case.number}", whole))
+        gathered = crowds(folder, options.crowds, whole, turn)
     print(json.dumps(_details(outcomes, options.seed)["kinds"]))
     if not options.only and not options.first:
         write(Path(__file__).stem, _figures(outcomes, gathered, options.seed))
