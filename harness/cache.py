@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import leftovers
 from harness.checkpoint import digest_of, file_digest, read_signed, weight_files
 from harness.errors import HarnessError
 from harness.lines import signed_lines
@@ -109,10 +110,10 @@ def described_damage(folder: Path) -> str:
 
 
 def sweep(cache: Path) -> list[Path]:
-    """Delete what killed runs left half written in the teachers' folder, and return it; what a living one holds the lock of stays."""
+    """Delete what killed runs left half written, and return it; what a living one writes, or holds the lock of, stays."""
     from filelock import FileLock, Timeout
 
-    gone = []
+    gone = leftovers.sweep([cache, *(cache / name for name in (*KINDS, "digests")), *sorted((cache / "answers").glob("*"))])
     for torn in sorted((cache / "teachers").glob(".*.part")):
         lock = FileLock(torn.with_name(f"{torn.name[1:].partition('.')[0]}.lock"))
         try:

@@ -80,8 +80,8 @@ def main(argv: list[str]) -> int:
     except Exception as problem:  # noqa: BLE001  a method may raise anything; the other cells must go on
         reason, trace = _reason(job, problem)
         record = _record(job, began, status="skipped" if isinstance(problem, Skipped) else "failed", reason=reason, trace=trace)
+    _leave_card(job, record)  # first: nobody comes back to a cell that has its record
     write(job.cell_folder / "record.json", record)
-    _leave_card(job, record)
     return 0 if record.status == "success" else 1
 
 
@@ -563,12 +563,21 @@ def _staged(
         cost = folder / "cost.json"
         told = _Done(path=made.path.name, parents=made.parents, digest=made.digest, cost=file_digest(cost) if cost.exists() else "")
         write_signed(done, told.model_dump())
+    if stage.trains:
+        _forget_state(folder)  # once the student has its mark: without either, training would begin anew
     student = describe(folder / told.path, name=stage.label, parents=told.parents)
     if student.digest != told.digest:
         done.unlink()
         raise CellFailed(f"the student in {folder} is damaged (its digest changed); run again and it is made anew")
     _changed_something(stage, student, (start, *teachers))
     return student
+
+
+def _forget_state(folder: Path) -> None:
+    """Remove what only a resumed training needs, also where a process was killed before it could."""
+    from methods._training import forget_state
+
+    forget_state(folder)
 
 
 def _refuse_no_student(method: str, made: object, folder: Path) -> None:

@@ -35,12 +35,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 def remembered_digest(path: Path, cache: Path) -> str:
     """Return the sha256 of a large file, remembered in the cache by its path, size and time of change."""
     status = path.stat()
     note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    if note.exists():
-        return note.read_text().strip()
+    with suppress(OSError, ValueError):
+        if _SHA256.fullmatch(remembered := note.read_text(encoding="ascii").strip()):
+            return remembered
     digest = file_digest(path)
     with suppress(OSError):  # a cache that cannot be written to costs a second reading
         write_whole(note, digest)

@@ -63,7 +63,7 @@ def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
 
 def read_rows(path: Path) -> list[ItemRow]:
     """Read what `write_rows` wrote. Raises `Unreadable` where a line is torn, edited, or of another version."""
-    values, wrong = signed_lines(path)
+    values, wrong = signed_lines(path, whole=True)
     if not wrong:
         try:
             return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in values]

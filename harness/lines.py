@@ -85,10 +85,10 @@ def checked(line: Any) -> Any:
     return value
 
 
-def signed_lines(path: Path) -> tuple[list[Any], list[str]]:
+def signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[str]]:
     """Return the values of a file of signed lines, and what is wrong with every other line but a torn last one, as a kill leaves it.
 
-    A file that is not there has no lines.
+    A file that is written at once has no torn last line: with `whole` it is wrong, too. A file that is not there has no lines.
     """
     values: list[Any] = []
     wrong: list[str] = []
@@ -99,7 +99,7 @@ def signed_lines(path: Path) -> tuple[list[Any], list[str]]:
             try:
                 values.append(checked(value_of_line(line, "it")))
             except ValueError as problem:
-                wrong += [f"line {number}: {problem}"] if number < len(lines) else []
+                wrong += [f"line {number}: {problem}"] if whole or number < len(lines) else []
     return values, wrong
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
 
 def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
     held = None if plan.config.force else store.finished(cell.key)
-    if held is not None and (wrong := _unusable(cell, store)):
+    if held is not None and (wrong := _unusable(cell, store, held)):
         watcher.say(f"{cell.label}: {wrong}; the row is made again")
         held = None
     if held is not None:
@@ -70,7 +71,7 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
             held = None if plan.config.force else store.finished(cell.key)
-            if held is not None and not _unusable(cell, store):  # the other run made it while we waited
+            if held is not None and not _unusable(cell, store, held):  # the other run made it while we waited
                 return Finished(cell, held, cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
@@ -84,12 +85,15 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
         return Finished(cell, None, cached=False, note=str(busy))
 
 
-def _unusable(cell: PlannedCell, store: Store) -> str:
+def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     """Say why the answers of a finished teacher's row cannot be compared with, "" where they can, or the row is no teacher's."""
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    wrong = signed_lines(samples)[1]
+    values, wrong = signed_lines(samples, whole=True)
+    rows = Counter(value.get("task") for value in values if isinstance(value, dict))
+    lacking = [score.task for score in record.scores if rows[score.task] < max(map(len, score.outcomes.values()), default=0)]
+    wrong += [f"answers of {', '.join(lacking)} are missing"] if lacking else []
     return f"{samples}: {wrong[0]}" if wrong else ""
 
 
@@ -98,6 +102,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
     folder = store.cell(cell.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _forget_torn(folder)
         record_path = folder / "record.json"
         before = _reason_before(record_path)
         record_path.unlink(missing_ok=True)
@@ -144,10 +149,10 @@ def _why(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
 
 
 def _forget_torn(folder: Path) -> None:
-    """Delete what a killed run left half saved beside a student; its lock is ours."""
+    """Delete what a killed run left half saved in a cell's or a student's folder; its lock is ours."""
     import shutil
 
-    for torn in folder.glob(".*.part"):
+    for torn in folder.rglob(".*.part"):
         shutil.rmtree(torn, ignore_errors=True)
         if torn.is_file():
             torn.unlink(missing_ok=True)

@@ -11,13 +11,14 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness import leftovers
 from harness.checkpoint import read_signed, write_signed
 from harness.errors import HarnessError
 from harness.escape import clean
@@ -54,8 +55,11 @@ class Store:
     def prepare(self) -> None:
         """Make the folder and check that it can be written to."""
         make_folder(self.root, "--out")
-        for name in ("cells", "students", "runs", "locks"):
-            make_folder(self.root / name, "--out")
+        areas = [self.root / name for name in ("cells", "students", "runs", "locks")]
+        for area in areas:
+            make_folder(area, "--out")
+        leftovers.sweep([self.root, *areas])
+        _sweep_notes(self.root / "locks")
 
     def cell(self, key: str) -> Path:
         """Return a cell's folder."""
@@ -121,6 +125,16 @@ def _holder(note: Path) -> Holder | None:
         return Holder(int(told["process"]), clean(str(told["machine"])), clean(str(told["since"])))
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def _sweep_notes(locks: Path) -> None:
+    """Delete the notes of holders that were killed on this machine: their locks are free, and a finished cell's is taken by nobody."""
+    for note in locks.glob("*.json"):
+        holder = _holder(note)
+        with suppress(OSError):
+            torn = holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET
+            if torn or (holder is not None and holder.machine == clean(socket.gethostname()) and not leftovers.lives(holder.process)):
+                note.unlink(missing_ok=True)
 
 
 def record_files(place: Path) -> tuple[list[Path], list[str]]:

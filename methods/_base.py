@@ -111,7 +111,7 @@ class Trained(Method):
         from harness.model import random_weights, save_student, stored_dtype, student_of
         from methods._rows import encode
         from methods._terms import Objective
-        from methods._training import LoopSettings, fit, forget_state
+        from methods._training import LoopSettings, fit
 
         def fresh_student(seed: int) -> "LanguageModel":
             made = student_of(job.student, job.student_base, seed=seed, device=job.device, dtype="float32")
@@ -168,7 +168,6 @@ class Trained(Method):
             student, job.workdir / "student", name=type(self).__name__, dtype=stored_dtype(job.student_base), parents=parents
         )
         write_whole(job.workdir / "cost.json", json.dumps(cost, indent=1))
-        forget_state(job.workdir)
         return made
 
 

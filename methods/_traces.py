@@ -74,7 +74,11 @@ def teacher_traces(
     path = job.cache / "traces" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # two runs that share a cache write it once
-        return _read(path, job) or _made(path, job, examples, writer, samples=samples, temperature=temperature, longest=longest)
+        held = _read(path, job)
+        if held is None:
+            return _made(path, job, examples, writer, samples=samples, temperature=temperature, longest=longest)
+        path.with_suffix(".part").unlink(missing_ok=True)  # of a run that was killed between the two
+        return held
 
 
 def _made(

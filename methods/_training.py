@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -29,9 +30,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness.checkpoint import read_signed, sync, write_signed, write_whole
+from harness.checkpoint import file_digest, read_signed, sync, write_signed, write_whole
 from harness.contract import Progress
-from harness.errors import CellFailed
+from harness.errors import CellFailed, in_one_line
 from harness.lines import json_line, json_lines
 from harness.model import LanguageModel
 from harness.stopwatch import process_bytes
@@ -239,6 +240,10 @@ class _States:
             return None
         try:
             state = read_signed(done[-1] / "loop.json")
+            if state.pop("files", None) != _digests(done[-1]):
+                raise Unreadable(f"{done[-1]}: its files are not as they were written")
+            if state["kept_step"]:
+                _loaded(self.folder.with_name("best.pt"))
         except Unreadable as problem:
             print(f"{problem}; training begins anew", file=sys.stderr)
             _remove(done[-1])
@@ -253,7 +258,7 @@ class _States:
         target = self.folder / f"step-{loop['step']}"
         fresh = target.with_suffix(".part")
         self.accelerator.save_state(str(fresh))
-        write_signed(fresh / "loop.json", loop)
+        write_signed(fresh / "loop.json", {**loop, "files": _digests(fresh)})
         for path in fresh.rglob("*"):
             sync(path)
         if target.exists():
@@ -516,6 +521,7 @@ class _Run:
                 fresh = self.best_file.with_suffix(".part")
                 with self.uncounted():
                     torch.save(self.accelerator.unwrap_model(self.model).state_dict(), fresh)
+                sync(fresh)
                 fresh.replace(self.best_file)
 
     def stops_early(self) -> bool:
@@ -525,7 +531,7 @@ class _Run:
     def finish(self) -> None:
         """Put the best weights into the model."""
         self._count()
-        self.accelerator.unwrap_model(self.model).load_state_dict(torch.load(self.best_file, weights_only=True))
+        self.accelerator.unwrap_model(self.model).load_state_dict(_loaded(self.best_file))
         self.loop |= {
             "devices": self.accelerator.num_processes, "device_seconds": self.loop["seconds"] * self.accelerator.num_processes,
             "energy_source": self.energy.source if self.loop["energy_joules"] is not None else "", "peak_bytes": peak_bytes(self.device),
@@ -567,6 +573,20 @@ class _Run:
             self.loop["writing_seconds"] = self.before["writing_seconds"] + self.objective.rollout.seconds
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a saved state but the one that lists them."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "loop.json")
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
+
+
+def _loaded(best_file: Path) -> Any:
+    """Return the best weights so far. Raises `Unreadable` where they are torn: torch checks every part's sum."""
+    try:
+        return torch.load(best_file, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as problem:
+        raise Unreadable(f"{best_file}: {in_one_line(problem)}") from problem
+
+
 def peak_bytes(device: str) -> int | None:
     """Return the peak memory so far: allocated on a GPU, resident on a CPU; None where nothing tells."""
     if device.startswith("cuda"):
@@ -578,7 +598,9 @@ def forget_state(workdir: Path) -> None:
     """Remove what only a resumed run needs; called once the student is saved. State first: without it best.pt is made again."""
     if (workdir / "state").exists():
         _remove(workdir / "state")
-    (workdir / "best.pt").unlink(missing_ok=True)
+    shutil.rmtree(workdir / "state.part", ignore_errors=True)  # of a kill within `_remove`
+    for name in ("best.pt", "best.part"):
+        (workdir / name).unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -3,7 +3,9 @@
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -16,6 +18,7 @@ from harness.errors import CellFailed
 from harness.gpu import device_label
 from harness.model import LanguageModel, release_memory
 from harness.registry import expanded
+from harness.untrusted import Unreadable
 from methods._rows import Row
 from methods._terms import Objective
 from methods._training import Diverged, LoopSettings, fit, forget_state
@@ -54,7 +57,7 @@ def best_rate(
         if held is None:
             if path.exists():
                 job.progress(Progress(stage="tune", done=0, total=1, detail=f"the kept rates {path.name} are damaged; searched again"))
-            held = _search(job, rows, loop, run=run, student=student, objective=objective)
+            held = _search(job, rows, loop, key=key, run=run, student=student, objective=objective)
             write_signed(path, held)
     best = min(held["losses"], key=lambda rate: held["losses"][rate])
     notes = {"learning_rate": float(best), "rates_tried": held["losses"]}
@@ -69,8 +72,22 @@ def _read(path: Any) -> dict[str, Any] | None:
         return None
 
 
+def _trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a rate brought: read where a search that was killed has tried it already, else trained now and kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "trial.json"
+    with suppress(Unreadable):
+        held = read_signed(file)
+        if held.get("key") == key:
+            return held
+    trial = train()
+    write_signed(file, {"key": key, **trial})
+    forget_state(folder)
+    return trial
+
+
 def _search(
-    job: Job, rows: Sequence[Row], loop: LoopSettings, *, run: Mapping[str, Any], student: Callable[[int], LanguageModel],
+    job: Job, rows: Sequence[Row], loop: LoopSettings, *, key: str, run: Mapping[str, Any], student: Callable[[int], LanguageModel],
     objective: Callable[[], Objective],
 ) -> dict[str, Any]:  # fmt: skip
     prompts = sorted({row.ids[: row.trained_from] for row in rows})  # by prompt: another trace of a held-out problem is not trained
@@ -78,30 +95,33 @@ def _search(
     chosen = set(prompts[: max(1, round(HELD_OUT * len(prompts)))])
     held_out = [row for row in rows if row.ids[: row.trained_from] in chosen]
     trained = [row for row in rows if row.ids[: row.trained_from] not in chosen]
+    length = sum(len(row.ids) for row in rows) / len(rows)
     losses: dict[float, float] = {}
     cost = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
-    began = time.monotonic()
 
-    def attempt(rate: float) -> None:
-        folder = job.workdir / f"rate-{rate:g}"
-        folder.mkdir(parents=True, exist_ok=True)
-        opened, aim = student(1), objective()
+    def train(rate: float, folder: Path) -> dict[str, Any]:
+        began, opened, aim = time.monotonic(), student(1), objective()
         try:
             spent = fit(
                 opened, rows=trained, validation=held_out, objective=aim, settings=replace(loop, learning_rate=rate), seed=1,
                 workdir=folder, progress=lambda one: job.progress(Progress(stage="tune", done=one.done, total=one.total, unit=one.unit,
                 detail=f"rate {rate:g}, {one.detail}")), **run,
             )  # fmt: skip
-            losses[rate] = spent["best"]
-            cost["tokens"] += spent["seen"]
-            length = sum(len(row.ids) for row in rows) / len(rows)
-            own = forward_flops_per_token(opened.model, length)
-            teachers = sum(forward_flops_per_token(one.model, length) for one in aim.live)
-            cost["flops"] += (3 * own + teachers) * spent["seen"] + own * spent["written"]
         except Diverged:  # a rate that diverges is not chosen
-            losses[rate] = float("inf")
-        forget_state(folder)
-        release_memory(job.device)
+            return {"loss": None, "tokens": 0, "flops": 0.0, "seconds": time.monotonic() - began}
+        finally:
+            release_memory(job.device)
+        own = forward_flops_per_token(opened.model, length)
+        teachers = sum(forward_flops_per_token(one.model, length) for one in aim.live)
+        flops = (3 * own + teachers) * spent["seen"] + own * spent["written"]
+        return {"loss": spent["best"], "tokens": spent["seen"], "flops": flops, "seconds": time.monotonic() - began}
+
+    def attempt(rate: float) -> None:
+        folder = job.workdir / f"rate-{rate:g}"
+        trial = _trial(folder, key, lambda: train(rate, folder))
+        losses[rate] = float("inf") if trial["loss"] is None else trial["loss"]
+        for name in cost:
+            cost[name] += trial[name]
 
     start = loop.learning_rate
     for rate in (start, start / 2, start * 2):
@@ -111,7 +131,7 @@ def _search(
         while best == (max if step > 1 else min)(losses) and 1 / FURTHEST <= best * step / start <= FURTHEST:
             attempt(best * step)
             best = min(losses, key=losses.__getitem__)
-    cost["seconds"] = round(time.monotonic() - began, 3)
+    cost["seconds"] = round(cost["seconds"], 3)
     finite = {f"{rate:g}": round(loss, 6) for rate, loss in sorted(losses.items()) if loss < float("inf")}
     if not finite:
         raise CellFailed(f"no learning rate of {', '.join(f'{rate:g}' for rate in sorted(losses))} trains; give a smaller learning_rate")

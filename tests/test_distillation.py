@@ -902,8 +902,8 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, 
     monkeypatch.setattr(_tuning, "fit", spent)
     monkeypatch.setattr(_tuning, "forward_flops_per_token", lambda *_: 0.0)
     found = _tuning._search(
-        SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, run={}, student=lambda _: SimpleNamespace(model=None),
-        objective=lambda: SimpleNamespace(live=()),
+        SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, key="", run={},
+        student=lambda _: SimpleNamespace(model=None), objective=lambda: SimpleNamespace(live=()),
     )  # fmt: skip
     tried = [float(rate) for rate in found["losses"]]
     assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(farthest * SETTINGS.learning_rate)

@@ -235,6 +235,19 @@ def test_a_state_torn_by_a_kill_is_passed_over(random_model, tmp_path):
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
 
 
+@pytest.mark.parametrize("name", ["loop.json", "model", "optimizer", "random_states", "best.pt"])
+def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, name, capsys):
+    whole, _ = run(random_model, tmp_path / "whole")
+    run(random_model, tmp_path / "torn", stop_after_steps=12)
+    files = [path for path in (tmp_path / "torn").rglob("*") if path.is_file() and path.name.startswith(name)]
+    assert files and json.loads(next((tmp_path / "torn").rglob("loop.json")).read_text())["kept_step"]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again, _ = run(random_model, tmp_path / "torn")
+    assert "training begins anew" in capsys.readouterr().err
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+
+
 def test_a_run_killed_before_its_first_state_scores_its_start_once(random_model, tmp_path):
     run(random_model, tmp_path / "whole")
     (tmp_path / "killed").mkdir()

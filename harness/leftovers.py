@@ -1,0 +1,43 @@
+"""Takes away what killed processes left half written: hidden files with their number in the name. No torch."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+QUIET = 600.0  # seconds without a change: another machine's processes, whose numbers say nothing here, write to shared folders too
+_OF_A_PROCESS = re.compile(r"\..+\.(\d+)\.part|\.probe-(\d+)")
+
+
+def lives(number: int) -> bool:
+    """Tell whether a process of this machine has this number."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def abandoned(path: Path) -> bool:
+    """Tell whether a path is half written and nobody writes it: its process is gone, and nothing in it has changed for a while."""
+    match = _OF_A_PROCESS.fullmatch(path.name)
+    if match is None or lives(int(match[1] or match[2])):
+        return False
+    parts = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return time.time() - max(part.lstat().st_mtime for part in parts) > QUIET
+
+
+def sweep(folders: Iterable[Path]) -> list[Path]:
+    """Delete what stands abandoned in these folders themselves, not below them, and return it; what cannot be deleted stays."""
+    gone = []
+    for path in (path for folder in folders for path in sorted(folder.glob(".*"))):
+        with suppress(OSError):  # another run takes it away at this moment, or the folder is read-only
+            if abandoned(path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                gone.append(path)
+    return gone

@@ -1,0 +1,76 @@
+"""Many starts at once on one store: every cell is computed once, by whoever comes first, and the others wait for it."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _faults import log_of
+from _kills import ROWS, Reference, begin, difference, end, events, litter, records
+
+from harness.store import read_all
+
+OTHER_ROWS = "response,cot+int8,int8"  # shares the teacher, two rows and a stage with ROWS
+LATER = 1  # cells that only the other run has
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What came of many starts at once."""
+
+    starts: int
+    cells: int
+    wrong: tuple[str, ...]
+
+
+def crowd(root: Path, rows: Sequence[str], whole: Reference) -> Crowd:
+    """Start the command once for each of `rows` at the same moment; say what is not as it should be."""
+    shutil.rmtree(root, ignore_errors=True)
+    log_of(root).unlink(missing_ok=True)
+    numbers = [begin(root, chosen, name=f"-{at}") for at, chosen in enumerate(rows)]
+    wrong = []
+    for at, number in enumerate(numbers):
+        ended = end(root, number, name=f"-{at}")
+        last = ended.said.strip().splitlines()[-1:] or [""]
+        if ended.code or ended.orphans or "Traceback" in ended.said:
+            wrong.append(f"start {at} ended with {ended.code}: {last[0][:200]}")
+    ours = records(root)
+    wrong += _computed(root, ours) + _listed(root, len(rows))
+    for name in {*ours, *whole.records} if len(set(rows)) == 1 else {*ours} & {*whole.records}:
+        if said := difference(ours.get(name), whole.records.get(name)):
+            wrong.append(f"cell {name}: {said}")
+    return Crowd(len(rows), len(ours), tuple(wrong + [f"{name} stays" for name in litter(root)]))
+
+
+def _computed(root: Path, ours: Mapping[str, object]) -> list[str]:
+    """Name the cells and students that were not made exactly once."""
+    seen = Counter((event[2], event[3]) for event in events(root) if event[1] == "renamed")
+    wrong = [
+        f"{path} was written {times} times"
+        for (kind, path), times in seen.items()
+        if kind in ("record", "done", "job", "samples", "traces", "teacher cache") and times != 1
+        and ".part" not in path
+    ]  # fmt: skip
+    jobs = {Path(path).parent.name for kind, path in seen if kind == "job"}
+    return wrong + [f"cell {name} was never started" for name in ours if name not in jobs]
+
+
+def _listed(root: Path, starts: int) -> list[str]:
+    """Name what is wrong with the lists of runs."""
+    lists = sorted((root / "store" / "runs").glob("*.json"))
+    wrong = [] if len(lists) == starts else [f"{len(lists)} lists of {starts} runs"]
+    for path in lists:
+        found, problems = read_all(path)
+        wrong += problems or ([] if found else [f"{path.name} lists nothing"])
+    return wrong
+
+
+def same(count: int) -> list[str]:
+    """Return identical runs."""
+    return [ROWS] * count
+
+
+def two(count: int) -> list[str]:
+    """Return two different runs in turn, which share cells."""
+    return [(ROWS, OTHER_ROWS)[at % 2] for at in range(count)]

@@ -1,0 +1,159 @@
+"""Starts the command over and over without loading torch each time: forked from a process that has loaded it and computed nothing.
+
+A command is a process group of its own and its cells are its children, as with `harness run`; between the two there is no new
+Python. What a new process would not have (open files, handlers of signals) is taken away.
+"""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import _faults
+
+_LOADED = (
+    "torch", "torch._dynamo", "torch.distributed.tensor", "transformers", "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama", "transformers.quantizers.auto", "accelerate", "datasets", "lm_eval.evaluator",
+    "lm_eval.tasks", "safetensors.torch", "harness.api", "harness.cell", "harness.cli", "harness.console", "harness.fidelity",
+    "harness.lm", "harness.measure", "harness.model", "harness.packed", "harness.report", "harness.page", "harness.runner",
+    "harness.score", "harness.sharing", "harness.vocabulary", "methods.cot", "methods.int8", "methods.response", "methods.sft",
+    "methods._tuning", "methods._training", "methods._teacher_cache", "suites",
+)  # fmt: skip
+_GENERATED = ("suites.gsm8k_mini", "suites.mmlu_mini")
+_FILES = 1024  # numbers of open files that a new process does not inherit
+
+
+def load() -> None:
+    """Load what a cell loads."""
+    for name in _LOADED:
+        importlib.import_module(name)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoConfig and AutoModelForCausalLM and AutoTokenizer  # transformers loads them when they are named
+    for name in _GENERATED:
+        _remember_items(importlib.import_module(name))
+
+
+def _remember_items(task: Any) -> None:
+    """Draw a task's items once: every process of a cell would draw the same ones, which takes longer than all that it computes."""
+    draw = task.split
+    held: dict[str, list[dict[str, Any]]] = {}
+
+    def split(name: str, **how: Any) -> Iterator[dict[str, Any]]:
+        if name not in held:
+            held[name] = list(draw(name, **how))
+        return (dict(item) for item in held[name])
+
+    task.split = split
+    for name in task.SIZES:
+        list(task.rows(name))
+
+
+def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]) -> int:
+    """Start `harness ARGUMENTS` in a process group of its own; return its number."""
+    number = _fork()
+    if number:
+        return number
+
+    def run() -> int:
+        os.setsid()
+        target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        _stand(os.open(os.devnull, os.O_RDONLY), target, target, environment)
+        sys.argv = ["harness", *arguments]
+        _faults.from_environment()
+        from harness import cli, runner
+
+        runner.subprocess = SimpleNamespace(  # type: ignore[assignment]
+            Popen=Cell, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
+        )
+        cli.main()
+        return 0
+
+    return _ended(run)
+
+
+def _fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
+
+
+def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -> None:
+    """Take the standard streams and the environment of a new process; let go of every other file and of the parent's handlers."""
+    for place, number in enumerate((given, said, errors)):
+        os.dup2(number, place)
+    os.closerange(3, _FILES)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _ended(run: Callable[[], int]) -> int:
+    """Run what a forked process is for, and end it as Python ends a process."""
+    code = 1
+    try:
+        code = run()
+    except SystemExit as problem:
+        code = problem.code if isinstance(problem.code, int) else 1
+    except BaseException:  # noqa: BLE001  Python prints it, too
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Cell:
+    """The process of a cell as `subprocess.Popen` would give it; its command line ends in the job and the parent's number."""
+
+    def __init__(self, command: Sequence[str], *, stderr: Any, env: Mapping[str, str], **_: Any) -> None:
+        heard, said = os.pipe()
+        self.returncode: int | None = None
+        self.pid = _fork()
+        if not self.pid:
+            _ended(lambda: self._run(command, said, stderr.fileno(), env))
+        os.close(said)
+        self.stdout = os.fdopen(heard, encoding="utf-8", errors="replace")
+
+    @staticmethod
+    def _run(command: Sequence[str], said: int, errors: int, environment: Mapping[str, str]) -> int:
+        _stand(os.open(os.devnull, os.O_RDONLY), said, errors, environment)
+        sys.argv = ["cell.py", *command[-2:]]
+        from harness import cell
+
+        _faults.from_environment()
+        return cell.main(sys.argv)
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it lives."""
+        if self.returncode is None:
+            number, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if number else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("cell", timeout or 0)
+            time.sleep(0.01)
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.pid, signal.SIGKILL)

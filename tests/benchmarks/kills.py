@@ -1,0 +1,150 @@
+"""A small whole run, killed and refused at every write boundary and at random moments, and typed again until it is through.
+
+python tests/benchmarks/kills.py [--seed N] [--only N,M] [--first N] [--crowds 24] [--lock FILE]
+
+`kills:lost` counts cells that never finish and finished work that is computed again, `kills:different` records that are not
+the undisturbed run's, `kills:left` files, locks and processes that stay, `crowd:wrong` what many starts at once got wrong.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import _forked
+from _crowd import Crowd, crowd, same, two
+from _form import figure, write
+from _kills import STATES, Case, Outcome, Reference, cases, reference, tried
+
+LONGEST_TURN = 90.0  # seconds
+UNITS = {
+    "lost": "cells or finished work lost or computed again",
+    "different": "records that differ from the undisturbed run's",
+    "left": "files, locks, processes or tracebacks left behind",
+}
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="numbers of cases, by commas; nothing is written then")
+    parser.add_argument("--first", type=int, default=0, help="the first N cases; nothing is written then")
+    parser.add_argument("--crowds", type=int, default=24, help="starts at once; 0 for none")
+    parser.add_argument("--lock", type=Path, help="a file to lock for each case, where a machine is shared")
+    return parser.parse_args(arguments)
+
+
+class Turn:
+    """A lock that others wait for too: held for `LONGEST_TURN` seconds, then given to whoever waits."""
+
+    def __init__(self, lock: Path | None) -> None:
+        self.stream = lock.open("a") if lock else None
+        self.since: float | None = None
+
+    def take(self) -> None:
+        """Hold the lock, newly where it was held for long."""
+        if self.stream is None:
+            return
+        if self.since is not None and time.monotonic() - self.since > LONGEST_TURN:
+            fcntl.flock(self.stream, fcntl.LOCK_UN)
+            self.since = None
+            time.sleep(1)
+        if self.since is None:
+            fcntl.flock(self.stream, fcntl.LOCK_EX)
+            self.since = time.monotonic()
+
+
+def chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
+    """Return the cases that were asked for."""
+    numbers = {int(text) for text in options.only.split(",") if text}
+    some = [case for case in every if not numbers or case.number in numbers]
+    return some[: options.first] if options.first else some
+
+
+def struck(case: Case, root: Path, whole: Reference) -> Outcome:
+    """Try a case and print a line for every fault and for everything that is wrong."""
+    outcome = tried(case, root, whole)
+    wrong = [f"{name}: {line}" for name in UNITS for line in getattr(outcome, name)]
+    for line in (*outcome.lines, *(f"  {case.number}: {line}" for line in wrong)):
+        print(line, flush=True)
+    return outcome
+
+
+def crowds(folder: Path, count: int, whole: Reference, turn: Turn) -> list[Crowd]:
+    """Start many at once: the same run, then two different ones."""
+    gathered = []
+    for name, rows in (("same", same(count)), ("two", two(count))) if count else ():
+        turn.take()
+        gathered.append(crowd(folder / name, rows, whole))
+        last = gathered[-1]
+        print(f"{last.starts} starts at once ({name}): {last.cells} cells, {len(last.wrong)} wrong")
+        for line in last.wrong:
+            print(f"  {line}", flush=True)
+    return gathered
+
+
+def main() -> int:
+    """Try every case, print what is wrong, and write the figures where all were tried."""
+    options = _options(sys.argv[1:])
+    os.environ[STATES] = "0"
+    turn = Turn(options.lock)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        turn.take()
+        _forked.load()
+        began = time.monotonic()
+        whole = reference(folder / "whole")
+        every = cases(whole, options.seed)
+        total = sum(len(case.faults) for case in every)
+        print(f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores", flush=True)
+        outcomes = []
+        for case in chosen(every, options):
+            turn.take()
+            outcomes.append(struck(case, folder / f"case-{case.number}", whole))
+        gathered = crowds(folder, options.crowds, whole, turn)
+    print(json.dumps(_details(outcomes, options.seed)["kinds"]))
+    if not options.only and not options.first:
+        write(Path(__file__).stem, _figures(outcomes, gathered, options.seed))
+    wrong = sum(len(getattr(outcome, name)) for outcome in outcomes for name in UNITS)
+    return int(bool(wrong + sum(len(each.wrong) for each in gathered)))
+
+
+def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
+    faults = [fault for outcome in outcomes for fault in outcome.struck]
+    kinds = {f"{fault.deed} at {fault.operation}" for fault in faults}
+    return {
+        "seed": seed,
+        "faults": len(faults),
+        "stores": len(outcomes),
+        "kinds": {name: sum(f"{fault.deed} at {fault.operation}" == name for fault in faults) for name in sorted(kinds)},
+        "files": dict(sorted(Counter(fault.kind for fault in faults).items())),
+    }
+
+
+def _figures(outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int) -> list[dict[str, object]]:
+    details = _details(outcomes, seed)
+    lines = {name: [line for each in outcomes for line in getattr(each, name)] for name in UNITS}
+    figures = [
+        figure(
+            f"kills:{name}", [len(lines[name])], unit=unit, better="lower", target=0,
+            details={**details, "first": lines[name][:5]},
+        )
+        for name, unit in UNITS.items()
+    ]  # fmt: skip
+    wrong = [line for each in gathered for line in each.wrong]
+    starts = [{"starts": each.starts, "cells": each.cells} for each in gathered]
+    unit = "of cells made twice, exits, lists or records, many starts at once"
+    figures.append(
+        figure("kills:crowd", [len(wrong)], unit=unit, better="lower", target=0, details={"crowds": starts, "first": wrong[:5]})
+    )  # fmt: skip
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
