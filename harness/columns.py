@@ -2,6 +2,7 @@
 
 A column's header, unit, scale, format, direction and meaning stand here and nowhere else: tables,
 page, pictures, glossary, frame and the gate's output read them. A column is renamed here alone.
+The file is longer than others because it is one table, an entry for each quantity.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,9 @@ class Header(str):
         header = super().__new__(cls, text)
         header.quantity = quantity
         return header
+
+    def __getnewargs__(self) -> tuple[str, "Quantity"]:  # type: ignore[override]  # a copy knows it too
+        return str(self), self.quantity
 
     def of(self, task: str) -> "Header":
         """Return the header of this column for one of several tasks; "" leaves it as it is."""

@@ -1,8 +1,10 @@
 """The one table of quantities: every header is written once, and every table, page, sort and measurement reads it."""
 
 import ast
+import copy
 import csv
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -237,6 +239,12 @@ def test_a_table_orders_a_column_by_its_quantity():
     ]
     table = table_of("quality", "x", cells)
     assert [row[0] for row in table.ordered_by("trained-qa retention").rows] == ["b", "a"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda header: pickle.loads(pickle.dumps(header))])
+def test_a_copy_of_a_header_knows_its_quantity(copied):
+    header = columns.DISK.low
+    assert copied(header) == "disk MiB low" and copied(header).quantity.key == columns.DISK.key
 
 
 def test_a_quantity_cannot_be_changed():
