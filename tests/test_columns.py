@@ -17,6 +17,7 @@ from harness import (
     claims,
     columns,
     costs,
+    estimate,
     formats,
     frame,
     glossary,
@@ -42,7 +43,7 @@ DISTINCT = {header for header in HEADERS if not (header.isidentifier() and heade
 
 # Modules whose texts are cells and headers: there a plain word is a header too, but for those that are something else.
 TABLES = (
-    baseline_shown, card, claims, costs, formats, frame, glossary, measured, notes, plots, quality, report, table, verdicts,
+    baseline_shown, card, claims, costs, estimate, formats, frame, glossary, measured, notes, plots, quality, report, table, verdicts,
 )  # fmt: skip
 ELSEWHERE = {
     baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
