@@ -2,6 +2,7 @@
 
 A column's header, unit, scale, format, direction and meaning stand here and nowhere else: tables,
 page, pictures, glossary, frame and the gate's output read them. A column is renamed here alone.
+The file is longer than others because it is one table, an entry for each quantity.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,9 @@ class Header(str):
         header = super().__new__(cls, text)
         header.quantity = quantity
         return header
+
+    def __getnewargs__(self) -> tuple[str, "Quantity"]:  # type: ignore[override]  # a copy knows it too
+        return str(self), self.quantity
 
     def of(self, task: str) -> "Header":
         """Return the header of this column for one of several tasks; "" leaves it as it is."""
@@ -245,6 +249,7 @@ HIGH = Quantity("high", "high", term="", help="upper end of the 95 % interval, o
 CORRECT_BY = Quantity("correct_by", "correct by", words=True, help="accuracy by each extractor or metric; the first is the score's own")
 MACRO = Quantity("macro", "macro", better="higher", help="mean accuracy over subjects, or over problems' numbers of steps")
 PICKED = Quantity("picked", "picked", unit="%", share=True, format=".0f", words=True, help="how often each position was chosen, in percent")
+# Of answers and prompts that were cut no way is better in a sort: whoever sorts by them wants to see where most were.
 UNENDED = Quantity("truncated_share", "unended", unit="%", share=True, format=".1f", help="answers that ran into the longest length")
 CUT_PROMPTS = Quantity(
     "cut_prompts", "cut prompts", format=".0f", help="requests longer than the context, which lost tokens on the left as in lm-eval"

@@ -84,18 +84,7 @@ def score_z(counts: Pairs, weights: _Weights) -> float:
     elif all(weight < largest for _, weight in seen) and slope(low) <= 0:
         at, empty = low, largest
     else:
-        for _ in range(200):  # Newton's step where it stays inside, else halving: the slope falls between two poles
-            parts = [count * weight / (1 + at * weight) for count, weight in seen]
-            value, size = math.fsum(parts), math.fsum(map(abs, parts))
-            if value > 0:
-                low = at
-            else:
-                high = at
-            if abs(value) <= 1e-12 * size or high - low <= 1e-15 * max(abs(low), abs(high)):
-                break
-            step = value / math.fsum(part**2 / count for part, (count, _) in zip(parts, seen, strict=True))
-            # Beside a pole Newton's steps are tiny and lead nowhere: what does not move is halved too.
-            at = at + step if low < at + step < high and abs(step) > 1e-9 * (high - low) else (low + high) / 2
+        at = _multiplier(seen, low, high)
     shares = [(count / (n * (1 + at * weight)), weight) for count, weight in seen]
     variance = math.fsum(share * weight**2 for share, weight in shares)
     if empty is not None:
@@ -103,6 +92,24 @@ def score_z(counts: Pairs, weights: _Weights) -> float:
     if variance <= 0:
         return 0.0 if estimate == 0 else math.copysign(math.inf, estimate)
     return estimate / math.sqrt(variance / n)
+
+
+def _multiplier(seen: Sequence[tuple[int, float]], low: float, high: float) -> float:
+    """Return the l between two poles at which sum n_i w_i / (1 + l w_i) is zero; `seen` are (n_i, w_i) of the cells with items."""
+    at = 0.0
+    for _ in range(200):  # Newton's step where it stays inside, else halving: the slope falls between two poles
+        parts = [count * weight / (1 + at * weight) for count, weight in seen]
+        value, size = math.fsum(parts), math.fsum(map(abs, parts))
+        if value > 0:
+            low = at
+        else:
+            high = at
+        if abs(value) <= 1e-12 * size or high - low <= 1e-15 * max(abs(low), abs(high)):
+            break
+        step = value / math.fsum(part**2 / count for part, (count, _) in zip(parts, seen, strict=True))
+        # Beside a pole Newton's steps are tiny and lead nowhere: what does not move is halved too.
+        at = at + step if low < at + step < high and abs(step) > 1e-9 * (high - low) else (low + high) / 2
+    return at
 
 
 def _ends(statistic: Callable[[float], float], observed: float, step: float, lowest: float, highest: float) -> tuple[float, float]:

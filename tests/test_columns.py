@@ -1,20 +1,39 @@
 """The one table of quantities: every header is written once, and every table, page, sort and measurement reads it."""
 
 import ast
+import copy
 import csv
 import json
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
-from harness import api, columns, frame, page, verdicts
+from harness import (
+    api,
+    baseline_shown,
+    card,
+    claims,
+    columns,
+    costs,
+    estimate,
+    formats,
+    frame,
+    glossary,
+    measured,
+    notes,
+    page,
+    plots,
+    quality,
+    report,
+    table,
+    verdicts,
+)
 from harness.columns import Header, Quantity
-from harness.glossary import GLOSSARY
 from harness.intervals import Interval
-from harness.report import Asked, made_of
 from harness.store import read_all
-from harness.table import less_is_better, number_in, table_of
+from harness.table import less_is_better, number_in
 
 ROOT = Path(__file__).parents[1]
 HARNESS = ROOT / "harness"
@@ -24,26 +43,25 @@ DISTINCT = {header for header in HEADERS if not (header.isidentifier() and heade
 
 # Modules whose texts are cells and headers: there a plain word is a header too, but for those that are something else.
 TABLES = (
-    "baseline_shown", "card", "claims", "costs", "formats", "frame", "glossary", "measured", "notes", "plots", "quality", "report", "table",
-    "verdicts",
+    baseline_shown, card, claims, costs, estimate, formats, frame, glossary, measured, notes, plots, quality, report, table, verdicts,
 )  # fmt: skip
 ELSEWHERE = {
-    "baseline_shown": {"items": "in a sentence", "value": "a field of a frozen score"},
-    "card": {"control": "a family", "perplexity": "a kind of task"},
-    "claims": {
+    baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
+    card: {"control": "a family", "perplexity": "a kind of task"},
+    claims: {
         "family": "a field of the published records", "method": "a role of the published records", "metric": "a field of them",
         "model": "a field of them", "retention": "a name of a claim's range", "status": "a field of them", "low": "a level of cost",
         "high": "a level of cost",
     },
-    "formats": {"best": "a field of tables.json"},
-    "notes": {
+    formats: {"best": "a field of tables.json"},
+    notes: {
         "against": "in a sentence", "budget": "a condition", "device": "a condition", "perplexity": "a kind of task",
         "student": "a condition", "teacher": "a condition",
     },
-    "plots": {"control": "a block"},
-    "quality": {"control": "a block", "perplexity": "a kind of task"},
-    "table": {"control": "a block", "teacher": "a block"},
-    "verdicts": {"error": "an element of JUnit and a level of annotations", "row": "what a test case without a task is called"},
+    plots: {"control": "a block"},
+    quality: {"control": "a block", "perplexity": "a kind of task"},
+    table: {"control": "a block", "teacher": "a block"},
+    verdicts: {"error": "an element of JUnit and a level of annotations", "row": "what a test case without a task is called"},
 }  # fmt: skip
 
 
@@ -51,9 +69,9 @@ def texts_of(path):
     """Return every text of a module that is no docstring."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     bodies = [node.body for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
-    told = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
+    docstrings = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
     every = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return {node.value.strip() for node in every if id(node) not in told}
+    return {node.value.strip() for node in every if id(node) not in docstrings}
 
 
 def test_a_header_is_written_once():
@@ -66,11 +84,9 @@ def test_a_header_is_written_once():
     assert not written, "a header stands in harness/columns.py alone; read it from there"
 
 
-@pytest.mark.parametrize("module", TABLES)
+@pytest.mark.parametrize("module", TABLES, ids=lambda module: module.__name__)
 def test_modules_that_make_tables_write_no_header(module):
-    [path] = HARNESS.rglob(f"{module}.py")
-    allowed = set(ELSEWHERE.get(module, {})) & HEADERS
-    assert texts_of(path) & HEADERS == allowed
+    assert texts_of(Path(module.__file__)) & HEADERS == set(ELSEWHERE.get(module, {}))
 
 
 def test_the_check_sees_a_header(tmp_path):
@@ -90,63 +106,64 @@ def test_the_page_takes_its_headers_from_the_table():
 
 @pytest.fixture(scope="module")
 def built():
-    """The tables of every committed study, with a price and every row against another."""
+    """What is said of every committed study, with a price and every row against another."""
     studies = {}
     for folder in STUDIES:
         records, problems = read_all(folder / "records")
         assert not problems
         label = next(record.label for record in records if not record.is_control and record.label != "teacher")
-        studies[folder.name] = made_of(records, Asked(price=1.0, references=(label,)))
+        studies[folder.name] = report.made_of(records, report.Asked(price=1.0, references=(label,)))
     return studies
 
 
+def columns_of(sections):
+    """Return the columns that tables show, and those of the exact values behind them."""
+    every = [one for section in sections for one in section.tables]
+    return {column for one in every for column in one.columns}, {column for one in every for line in one.exact for column in line}
+
+
 def test_every_column_of_every_committed_table_has_its_quantity(built):
-    for made in built.values():
-        for one in made:
-            for table in one.tables:
-                for column in [*table.columns, *(key for line in table.exact for key in line)]:
-                    assert isinstance(column, Header) and column.quantity in columns.QUANTITIES, (table.name, column)
-                    assert column.quantity.help
+    for sections in built.values():
+        shown, exact = columns_of(sections)
+        for column in shown | exact:
+            assert isinstance(column, Header) and column.quantity in columns.QUANTITIES and column.quantity.help, column
 
 
-def test_what_is_committed_has_no_other_columns(built):
-    for folder in STUDIES:
-        now = {column for one in built[folder.name] for table in one.tables for column in table.columns}
-        exact = {key for one in built[folder.name] for table in one.tables for line in table.exact for key in line}
-        groups = json.loads((folder / "tables" / "tables.json").read_text())["groups"]
-        assert {column for group in groups for table in group["tables"] for column in table["columns"]} <= now
-        for path in (folder / "tables").glob("*.csv"):
-            with path.open(encoding="utf-8", newline="") as lines:
-                assert set(next(csv.reader(lines))) <= exact, path
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_what_is_committed_has_no_other_columns(built, folder):
+    shown, exact = columns_of(built[folder.name])
+    groups = json.loads((folder / "tables" / "tables.json").read_text(encoding="utf-8"))["groups"]
+    assert {column for group in groups for one in group["tables"] for column in one["columns"]} <= shown
+    for path in (folder / "tables").glob("*.csv"):
+        with path.open(encoding="utf-8", newline="") as lines:
+            assert set(next(csv.reader(lines))) <= exact, path
+
+
+def numbers_of_blocks(one, column):
+    """Return a column's numbers, block by block, in the order of the rows."""
+    at, blocks = one.columns.index(column), {}
+    for row, block in zip(one.rows, one.blocks, strict=True):
+        if (number := number_in(row[at])) is not None:
+            blocks.setdefault(block, []).append(number)
+    return blocks.values()
 
 
 def test_numbers_are_sorted_the_better_way(built):
-    sorted_columns = 0
-    for made in built.values():
-        for one in made:
-            for table in one.tables:
-                for column in table.columns if any(table.blocks) else ():
-                    ordered = table.ordered_by(column)
-                    if column.quantity.words or ordered is table:
-                        continue
-                    at = ordered.columns.index(column)
-                    for block in set(ordered.blocks):
-                        numbers = [
-                            number for row, own in zip(ordered.rows, ordered.blocks, strict=True)
-                            if own == block and (number := number_in(row[at])) is not None
-                        ]  # fmt: skip
-                        assert numbers == sorted(numbers, reverse=column.quantity.better != "lower"), (table.name, column)
-                    sorted_columns += 1
-    assert sorted_columns > 50
+    every = [one for sections in built.values() for section in sections for one in section.tables if any(one.blocks)]
+    pairs = [(one, column) for one in every for column in one.columns if not column.quantity.words]
+    ordered = [(made, column) for one, column in pairs if (made := one.ordered_by(column)) is not one]
+    assert len(ordered) > 50
+    for one, column in ordered:
+        for numbers in numbers_of_blocks(one, column):
+            assert numbers == sorted(numbers, reverse=column.quantity.better != "lower"), (one.name, column)
 
 
 def test_the_page_sorts_by_the_same_direction(built):
-    for made in built.values():
-        for one in made:
-            for shown, table in zip(page._group(one, "x", {})["tables"], one.tables, strict=True):
-                assert shown["less"] == [column.quantity.better == "lower" for column in table.columns]
-    words = {column.quantity.header for made in built.values() for one in made for table in one.tables for column in table.columns
-             if column.quantity.words}  # fmt: skip
+    sections = [section for each in built.values() for section in each]
+    for section in sections:
+        for drawn, one in zip(page._group(section, "x", {})["tables"], section.tables, strict=True):
+            assert drawn["less"] == [column.quantity.better == "lower" for column in one.columns]
+    words = {column.quantity.header for column in columns_of(sections)[0] if column.quantity.words}
     assert words <= {one.header for one in page._WORDS} and all(one.words for one in page._WORDS)
 
 
@@ -189,9 +206,11 @@ def test_keys_are_unique_and_one_header_means_one_thing():
 
 
 def test_the_glossary_is_the_tables_help():
-    assert GLOSSARY["retention"] == columns.RETENTION.help and GLOSSARY["disk"] == columns.DISK_X.help == columns.DISK.help
+    assert (
+        glossary.GLOSSARY["retention"] == columns.RETENTION.help and glossary.GLOSSARY["disk"] == columns.DISK_X.help == columns.DISK.help
+    )
     listed = [one for one in columns.QUANTITIES if one.term != ""]
-    assert {one.help for one in listed} == set(GLOSSARY.values())
+    assert {one.help for one in listed} == set(glossary.GLOSSARY.values())
 
 
 @pytest.mark.parametrize(
@@ -235,8 +254,14 @@ def test_a_table_orders_a_column_by_its_quantity():
         ({columns.ROW.name: label, columns.RETENTION.name.of("trained-qa"): columns.RETENTION.text(value)}, {columns.FAMILY.name: "x"})
         for label, value in (("a", 0.2), ("b", 0.9))
     ]
-    table = table_of("quality", "x", cells)
-    assert [row[0] for row in table.ordered_by("trained-qa retention").rows] == ["b", "a"]
+    made = table.table_of("quality", "x", cells)
+    assert [row[0] for row in made.ordered_by("trained-qa retention").rows] == ["b", "a"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda header: pickle.loads(pickle.dumps(header))])
+def test_a_copy_of_a_header_knows_its_quantity(copied):
+    header = columns.DISK.low
+    assert copied(header) == "disk MiB low" and copied(header).quantity.key == columns.DISK.key
 
 
 def test_a_quantity_cannot_be_changed():
