@@ -11,8 +11,7 @@ from _kills import ROWS, Reference, begin, difference, end, events, litter, reco
 
 from harness.store import read_all
 
-OTHER_ROWS = "response,cot+int8,int8"  # shares the teacher, two rows and a stage with ROWS
-LATER = 1  # cells that only the other run has
+OTHER_ROWS = "response,cot,int8"  # shares the teacher, two rows and the stage of a chain with ROWS
 
 
 @dataclass(frozen=True)

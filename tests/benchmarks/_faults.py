@@ -57,6 +57,7 @@ class Fault:
     operation: str = ANY
     kind: str = ANY
     process: str = ANY  # "command", or the name of a cell's folder
+    path: str = ""  # "" for any
     number: int = 1
     after: int = 0  # bytes that are written before a write fails
     delay: float = 0.0  # seconds from the event to a kill, in which the process goes on
@@ -77,9 +78,14 @@ def log_of(root: Path) -> Path:
     return root.with_name(f"{root.name}.events")
 
 
+def plain(inside: Path) -> str:
+    """Return a path below the watched folder without the names of half-written files."""
+    return "/".join(_TORN.sub(r"\1", part) for part in inside.parts)
+
+
 def kind_of(inside: Path) -> str:
     """Return what kind of file a path below the watched folder (`store/`, `cache/`) is."""
-    parts = [_TORN.sub(r"\1", part) for part in inside.parts]
+    parts = plain(inside).split("/")
     name = parts[-1]
     if name.startswith(".probe-"):
         return "probe"
@@ -123,10 +129,16 @@ class _Watch:
 
     def event(self, operation: str, path: Path) -> bool:
         """Note an event; tell whether the fault comes now."""
-        kind, process = kind_of(path.relative_to(self.root)), process_name()
+        inside = path.relative_to(self.root)
+        kind, process = kind_of(inside), process_name()
         self.note(process, operation, kind, path)
         fault = self.fault
-        wanted = fault and (fault.process in (ANY, process) and fault.operation in (ANY, operation) and fault.kind in (ANY, kind))
+        wanted = fault and (
+            fault.process in (ANY, process)
+            and fault.operation in (ANY, operation)
+            and fault.kind in (ANY, kind)
+            and fault.path in ("", plain(inside))
+        )
         if fault is None or not wanted:
             return False
         self.seen += 1

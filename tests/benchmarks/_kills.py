@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -11,14 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import _forked
-from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of
+from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
 
 from harness.cache import described_damage
 from harness.checkpoint import describe, read_signed
@@ -321,89 +321,110 @@ REFUSALS = {
     "sync": ("EIO",),
     "rename": ("ENOSPC",),
 }
+DISKS = (
+    ("ENOSPC", "write", "answers"), ("ENOSPC", "write", "traces"), ("ENOSPC", "write", "teacher cache"), ("EROFS", "open", ANY),
+    ("ENOSPC", "write", ANY),
+)  # fmt: skip
+LONGEST_CHAIN = 6
+_OF_CELLS = ("job", "log", "lock", "lock note")  # that the command writes for a cell
 
 
-def kills(reference: Reference, draw: random.Random) -> list[Fault]:
-    """Return a kill at every write boundary of every kind of file, at an occurrence that is drawn."""
-    counts = Counter((event[0], event[1], event[2]) for event in reference.events)
-    faults = []
-    for kind in sorted({event[2] for event in reference.events}):
-        for operation in BOUNDARIES:
-            places = sorted(place for place in counts if place[1:] == (operation, kind))
-            if places:
-                process = draw.choice(places)[0]
-                number = draw.randint(1, counts[process, operation, kind])
-                deed = DEEDS[len(faults) % len(DEEDS)]
-                after = draw.randint(0, 60)
-                faults.append(Fault(deed, operation, kind, process, number, after))
-    return faults
+@dataclass(frozen=True)
+class Aimed:
+    """A fault and where in a whole run it comes."""
+
+    at: int
+    fault: Fault
+    ends: bool = False  # the run goes on behind it: nothing of it is left to strike
 
 
-def moments(reference: Reference, draw: random.Random, count: int) -> list[Fault]:
-    """Return kills at random moments: a few milliseconds after events that are spread over the whole run."""
-    faults = []
+def aimed(reference: Reference, at: int, deed: str, **more: Any) -> Aimed:
+    """Aim a fault at an event of a whole run, so that it finds it in whatever attempt that event comes for the first time."""
+    process, operation, kind, path = reference.events[at]
+    own = plain(Path(path)) if process == "command" and kind in _OF_CELLS else ""
+    same = (process, operation, kind)
+    number = sum(tuple(event[:3]) == same and own in ("", plain(Path(event[3]))) for event in reference.events[: at + 1])
+    return Aimed(at, Fault(deed, operation, kind, process, own, number, **more))
+
+
+def _drawn(reference: Reference, draw: random.Random, operation: str, kind: str) -> int | None:
+    """Draw an event of one sort, from a process that is drawn first; None where there is none."""
+    places = [at for at, event in enumerate(reference.events) if event[1] == operation and event[2] == kind]
+    if not places:
+        return None
+    process = draw.choice(sorted({reference.events[at][0] for at in places}))
+    return draw.choice([at for at in places if reference.events[at][0] == process])
+
+
+def _kinds(reference: Reference) -> list[str]:
+    return sorted({event[2] for event in reference.events} - {"other"})
+
+
+def kills(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
+    """Yield a kill at every write boundary of every kind of file."""
+    deeds = itertools.cycle(DEEDS)
+    for kind, operation in itertools.product(_kinds(reference), BOUNDARIES):
+        at = _drawn(reference, draw, operation, kind)
+        if at is not None:
+            yield aimed(reference, at, next(deeds), after=draw.randint(0, 60))
+
+
+def moments(reference: Reference, draw: random.Random, count: int) -> Iterator[Aimed]:
+    """Yield kills at random moments: a few milliseconds after events that are spread over the whole run."""
     for part in range(count):
         low, high = (len(reference.events) * at // count for at in (part, part + 1))
-        at = draw.randrange(low, max(low + 1, high))
-        process = reference.events[at][0]
-        number = sum(event[0] == process for event in reference.events[: at + 1])
-        deed = DEEDS[part % len(DEEDS)]
-        faults.append(Fault(deed, ANY, ANY, process, number, delay=draw.choice((0.002, 0.01, 0.03, 0.1))))
-    return faults
+        delay = draw.choice((0.002, 0.01, 0.03, 0.1))
+        yield aimed(reference, draw.randrange(low, max(low + 1, high)), DEEDS[part % len(DEEDS)], delay=delay)
 
 
-def refusals(reference: Reference, draw: random.Random) -> list[Fault]:
-    """Return what the system may say to every kind of file, and whole disks that are full, failing or read-only."""
-    faults = []
-    counts = Counter((event[0], event[1], event[2]) for event in reference.events)
-    operations = tuple(REFUSALS)
-    for at, kind in enumerate(sorted({event[2] for event in reference.events})):
-        turned = operations[at % len(operations) :] + operations[: at % len(operations)]
-        operation = next((each for each in turned if any(place[1:] == (each, kind) for place in counts)), None)
-        if operation is not None:
-            process = draw.choice(sorted(place for place in counts if place[1:] == (operation, kind)))[0]
-            number = draw.randint(1, counts[process, operation, kind])
-            deed = REFUSALS[operation][at // len(operations) % len(REFUSALS[operation])]
-            faults.append(Fault(deed, operation, kind, process, number, draw.randint(0, 60)))
-    for deed, kind in (
-        ("ENOSPC", "answers"), ("ENOSPC", "traces"), ("ENOSPC", "teacher cache"), ("EROFS", ANY), ("ENOSPC", ANY),
-    ):  # fmt: skip
-        faults.append(Fault(deed, "write" if deed == "ENOSPC" else "open", kind, lasting=True))
-    return faults
+def tears(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
+    """Yield a tear of every kind of file: cut to half once it has its name, as after a power cut without a sync."""
+    for kind in _kinds(reference):
+        at = _drawn(reference, draw, "renamed", kind)
+        if at is not None:
+            yield aimed(reference, at, "torn")
 
 
-def tears(reference: Reference, draw: random.Random) -> list[Fault]:
-    """Return a tear of every kind of file: cut to half once it has its name, as after a power cut without a sync."""
-    counts = Counter((event[0], event[1], event[2]) for event in reference.events)
-    faults = []
-    for kind in sorted({event[2] for event in reference.events}):
-        places = sorted(place for place in counts if place[1:] == ("renamed", kind))
-        places = places or sorted(place for place in counts if place[1:] == ("write", kind))
-        if places and kind not in ("lock", "cache lock", "probe", "other"):
-            process, operation, _ = draw.choice(places)
-            number = draw.randint(1, counts[process, operation, kind])
-            faults.append(Fault("torn", operation, kind, process, number, after=10**6))
-    return faults
+def refusals(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
+    """Yield what the system may say to every kind of file, and whole disks that are full or read-only."""
+    for turn, kind in enumerate(_kinds(reference)):
+        operations = [*itertools.islice(itertools.cycle(REFUSALS), turn, turn + len(REFUSALS))]
+        places = ((each, _drawn(reference, draw, each, kind)) for each in operations)
+        operation, at = next(((each, place) for each, place in places if place is not None), ("", None))
+        if at is not None:
+            deed = draw.choice(REFUSALS[operation])
+            yield replace(aimed(reference, at, deed, after=draw.randint(0, 60)), ends=True)
+    for deed, operation, kind in DISKS:
+        at = next(at for at, event in enumerate(reference.events) if event[1] == operation and kind in (ANY, event[2]))
+        yield Aimed(at, Fault(deed, operation, kind, lasting=True), ends=True)
 
 
 def cases(reference: Reference, seed: int) -> list[Case]:
-    """Return every case: stores that keep going are struck in one process after another, the last time by a refusal."""
+    """Return every case: stores that keep going are struck in the order of the run, at most once in the process of a cell.
+
+    So every fault comes: a second one in a cell that goes on from its state would count other events.
+    """
     draw = random.Random(f"kills/{seed}")
-    order = list(dict.fromkeys(event[0] for event in reference.events))
-    waiting = [*kills(reference, draw), *tears(reference, draw), *moments(reference, draw, MOMENTS)]
-    draw.shuffle(waiting)
-    last = refusals(reference, draw)
-    chains: list[list[Fault]] = [[] for _ in range(len(last))]
-    for fault in waiting:
-        free = [chain for chain in chains if all(each.process != fault.process for each in chain)]
+    every = [
+        *kills(reference, draw), *tears(reference, draw), *moments(reference, draw, MOMENTS), *refusals(reference, draw),
+    ]  # fmt: skip
+    chains: list[list[Aimed]] = []
+    for each in sorted(every, key=lambda each: each.at):
+        free = [chain for chain in chains if _goes_on(chain, each)]
         if not free:
-            chains.append([])
-            free = chains[-1:]
-        min(free, key=len).append(fault)
-    for chain, fault in zip(chains, last, strict=False):
-        chain.sort(key=lambda each: order.index(each.process))
-        chain.append(fault)
-    return [Case(number, tuple(chain), fresh=number % 20 == 7) for number, chain in enumerate(chains, 1)]
+            chains.append([each])
+        else:
+            shortest = min(map(len, free))
+            draw.choice([chain for chain in free if len(chain) == shortest]).append(each)
+    draw.shuffle(chains)
+    chains.sort(key=len, reverse=True)
+    return [Case(number, tuple(each.fault for each in chain), fresh=number % 20 == 7) for number, chain in enumerate(chains, 1)]
+
+
+def _goes_on(chain: Sequence[Aimed], after: Aimed) -> bool:
+    own = after.fault.process
+    struck = any(each.fault.process == own for each in chain if own != "command")
+    return not struck and not chain[-1].ends and chain[-1].at < after.at and len(chain) < LONGEST_CHAIN
 
 
 def tried(case: Case, root: Path, whole: Reference) -> Outcome:

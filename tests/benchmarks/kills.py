@@ -1,6 +1,6 @@
 """A small whole run, killed and refused at every write boundary and at random moments, and typed again until it is through.
 
-python tests/benchmarks/kills.py [--seed N] [--only N,M] [--first N] [--crowds 24] [--lock FILE]
+python tests/benchmarks/kills.py [--seed N] [--stores N] [--only N,M] [--first N] [--crowds 24] [--progress FILE] [--lock FILE]
 
 `kills:lost` counts cells that never finish and finished work that is computed again, `kills:different` records that are not
 the undisturbed run's, `kills:left` files, locks and processes that stay, `crowd:wrong` what many starts at once got wrong.
@@ -15,14 +15,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import _forked
 from _crowd import Crowd, crowd, same, two
+from _faults import Fault
 from _form import figure, write
 from _kills import STATES, Case, Outcome, Reference, cases, reference, tried
 
 LONGEST_TURN = 90.0  # seconds
+STORES = 20
 UNITS = {
     "lost": "cells or finished work lost or computed again",
     "different": "records that differ from the undisturbed run's",
@@ -35,7 +38,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="numbers of cases, by commas; nothing is written then")
     parser.add_argument("--first", type=int, default=0, help="the first N cases; nothing is written then")
+    parser.add_argument("--stores", type=int, default=STORES, help="how many stores are struck, each several times")
     parser.add_argument("--crowds", type=int, default=24, help="starts at once; 0 for none")
+    parser.add_argument("--progress", type=Path, help="a file of stores that were tried: they are not tried again")
     parser.add_argument("--lock", type=Path, help="a file to lock for each case, where a machine is shared")
     return parser.parse_args(arguments)
 
@@ -67,13 +72,27 @@ def chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
     return some[: options.first] if options.first else some
 
 
-def struck(case: Case, root: Path, whole: Reference) -> Outcome:
-    """Try a case and print a line for every fault and for everything that is wrong."""
-    outcome = tried(case, root, whole)
+def struck(case: Case, root: Path, whole: Reference, progress: Path | None) -> Outcome:
+    """Try a case, unless it was tried; print a line for every fault and for everything that is wrong."""
+    held = _held(progress)
+    outcome = held[case.number] if case.number in held else tried(case, root, whole)
+    if progress is not None and case.number not in held:
+        with progress.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"case": case.number, **asdict(outcome)}) + "\n")
     wrong = [f"{name}: {line}" for name in UNITS for line in getattr(outcome, name)]
     for line in (*outcome.lines, *(f"  {case.number}: {line}" for line in wrong)):
         print(line, flush=True)
     return outcome
+
+
+def _held(progress: Path | None) -> dict[int, Outcome]:
+    """Return what came of the cases that were tried before."""
+    lines = progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
+    outcomes = {}
+    for held in map(json.loads, lines):
+        faults = [Fault(**fault) for fault in held.pop("struck")]
+        outcomes[held.pop("case")] = Outcome(struck=faults, **held)
+    return outcomes
 
 
 def crowds(folder: Path, count: int, whole: Reference, turn: Turn) -> list[Crowd]:
@@ -100,13 +119,13 @@ def main() -> int:
         _forked.load()
         began = time.monotonic()
         whole = reference(folder / "whole")
-        every = cases(whole, options.seed)
+        every = cases(whole, options.seed)[: options.stores]
         total = sum(len(case.faults) for case in every)
         print(f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores", flush=True)
         outcomes = []
         for case in chosen(every, options):
             turn.take()
-            outcomes.append(struck(case, folder / f"case-{case.number}", whole))
+            outcomes.append(struck(case, folder / f"case-{case.number}", whole, options.progress))
         gathered = crowds(folder, options.crowds, whole, turn)
     print(json.dumps(_details(outcomes, options.seed)["kinds"]))
     if not options.only and not options.first:
