@@ -80,9 +80,6 @@ class _Reader:
 
     def node(self, node: ast.AST) -> None:
         """Write a node without positions and empty fields: the same in every version of Python."""
-        if isinstance(node, ast.If) and (sense := _type_checking(node.test)) is not None:
-            self.nodes(node.orelse if sense else node.body)
-            return
         if isinstance(node, ast.Constant):
             self._constant(node)
             return
@@ -102,13 +99,19 @@ class _Reader:
             self.out.append(")")
 
     def nodes(self, nodes: Iterable[Any], *, of_class: bool = False) -> None:
-        """Write what stands in a list, statements that are only a text left out."""
+        """Write what stands in a list, without what does nothing or is for types alone."""
         for one in nodes:
-            if not isinstance(one, ast.AST):
-                self.out.append(ascii(one))
-            elif not (_is_text(one) and not self.documented) and not (of_class and getattr(one, "name", "") in self.without):
+            if isinstance(one, ast.If) and (sense := _type_checking(one.test)) is not None:
+                self.nodes(one.orelse if sense else one.body)
+            elif not isinstance(one, ast.AST):
+                self.out.append(f"{one!a},")
+            elif not self._is_nothing(one) and not (of_class and getattr(one, "name", "") in self.without):
                 self.node(one)
-            self.out.append(",")
+                self.out.append(",")
+
+    def _is_nothing(self, node: ast.AST) -> bool:
+        """Tell whether a statement does nothing: a text alone, or `pass`."""
+        return isinstance(node, ast.Pass) or (_is_text(node) and not self.documented)
 
     def _constant(self, node: ast.Constant) -> None:
         self.out.append(ascii(node.value))
@@ -478,7 +481,7 @@ def _scope_of(name: str, file: str | None) -> _Scope:
         folder = str(Path(file).resolve().parents[depth])
     else:
         folder = next(iter(_top_folders(top, _Scope())), "")
-    return _Scope(_distribution_of(top), "" if _is_library(folder) else folder)
+    return _Scope(_distribution_of(top)) if _is_library(folder) else _Scope(frozenset({top}), folder)
 
 
 def _is_library(folder: str) -> bool:

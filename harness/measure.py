@@ -21,11 +21,12 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
-from harness import stats, stopwatch
+from harness import stopwatch
 from harness.arithmetic import ITEM_BYTES, Shape, weight_bytes
 from harness.checkpoint import weight_files
 from harness.contract import Checkpoint, Progress
 from harness.errors import CellFailed, HarnessError, how_it_ended
+from harness.intervals import ratio_of_rounds
 from harness.load import without_ours
 from harness.process import tail_of
 from harness.record import Measurement, TaskScore
@@ -290,7 +291,7 @@ def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
         }  # fmt: skip
         for name in ("prefill", "decode", "end_to_end"):
             ratios = [base[name] / own[name] for base, own in zip(rounds["base"], rounds["student"], strict=True)]
-            interval = stats.ratio_of_rounds(ratios, spread=START_SPREAD)
+            interval = ratio_of_rounds(ratios, spread=START_SPREAD)
             assert interval.value is not None
             found.append(
                 Measurement(

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from harness.arithmetic import forward_flops_per_token
+from harness.arithmetic import DENSE, forward_flops_per_token
 from harness.cache import described, described_damage, description_of
 from harness.checkpoint import digest_of, file_digest, save_atomically, write_whole
 from harness.closure import digest_of_code
@@ -30,7 +30,6 @@ from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
 from harness.gpu import device_label
 from harness.model import LanguageModel, open_model, release_memory
-from harness.workload import DENSE
 from methods._rows import Batch, Row, batch_of
 from methods._terms import Distribution, Head, TopK
 

@@ -33,8 +33,8 @@ from harness.checkpoint import read_signed, sync, write_signed, write_whole
 from harness.contract import Progress
 from harness.errors import CellFailed
 from harness.lines import json_line, json_lines
+from harness.memory import process_bytes
 from harness.model import LanguageModel
-from harness.stopwatch import process_bytes
 from harness.untrusted import Unreadable
 from harness.watch import EnergyMeter
 from methods._layers import zeros_of

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from harness.contract import Example, Grade, Split
 from harness.data import DataSource, NoSplit, interleaved
 from harness.errors import HarnessError, in_one_line
+from harness.figures import weighted
 from harness.items import number_of
-from harness.means import weighted
 from harness.seeding import seeded_as_lm_eval
 from suites._definition import PREFIX, Averages, Leaf, find, metrics_of, reads_files
 from suites._inputs import Inputs, definition_files, digest_of_leaf, inputs_of
