@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.checkpoint import digest_of
 from harness.config import RunConfig, build, limit_for, parse_method
 from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
@@ -89,7 +88,6 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     if not names:
         raise HarnessError(f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for example --suite mini")
     tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
-    versions = {name: task.version for name, task in tasks.items()}
     _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
@@ -97,9 +95,8 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         config,
         teachers=teachers,
         methods=registry,
-        machinery=Path(methods.__file__).parent,
         suites=found,
-        task_versions=versions,
+        built=tasks,
         data=_data_of(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
@@ -136,7 +133,7 @@ def _data_of(tasks: Mapping[str, Task], files: str) -> str:
     """Return the digest of what tasks read; one of its own for every plan where a task may read what nobody can know beforehand."""
     if not any(getattr(task, "unknown_inputs", "") for task in tasks.values()):
         return files
-    return digest_of(files, os.urandom(16).hex())
+    return f"unknown beforehand {os.urandom(16).hex()}"
 
 
 def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:

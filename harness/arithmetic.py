@@ -15,6 +15,7 @@ from harness.checkpoint import read_object, tensors_in, weight_files
 from harness.errors import HarnessError, in_one_line
 
 ROWS_AT_ONCE = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
+DENSE = 2_048  # vocabularies up to this are cached whole
 STATE_BYTES = 16  # of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al., 2020)
 CPU_CACHE = 2**28  # bytes of keys and values in use on a CPU: more rows at once than fit help it little
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

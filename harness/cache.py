@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from platformdirs import user_cache_dir
 
 from harness import leftovers
 from harness.checkpoint import digest_of, file_digest, read_signed, weight_files
@@ -25,6 +28,11 @@ KINDS = {
 
 
 COMPARED = ("teacher", "dtype", "vocabulary", "k")  # of a teacher's cache: another one is named, as another one
+
+
+def default_cache() -> Path:
+    """Return `$HARNESS_CACHE`, else the platform's cache folder."""
+    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("compression-harness"))
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ from harness.data import DataSource, examples_digest, untrained
 from harness.errors import CellFailed, HarnessError, Skipped, says_no_memory
 from harness.load import waiting_of
 from harness.measure import measurement_of
+from harness.memory import process_bytes, reset_peak
 from harness.places import no_space
 from harness.plan import PlannedCell, PlannedModel, PlannedStage
 from harness.process import end_with_parent
 from harness.record import Cost, Fidelity, Measurement, RunRecord, StageRecord, TaskScore, environment, write
-from harness.stopwatch import at_rest, reset_peak
+from harness.stopwatch import at_rest
 from harness.untrusted import read_as
 from harness.watch import device_bytes, threads_asked
 
@@ -151,7 +152,6 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     from harness.measure import per_problem
     from harness.model import open_model, release_memory
     from harness.score import write_rows
-    from harness.stopwatch import process_bytes
 
     progress(Progress(stage="start", done=0, total=1))
     torch.set_num_threads(job.threads)

@@ -83,6 +83,7 @@ def run(
 
 
 def _print_plan(plan: "Plan") -> int:
+    from harness.anew import made_anew
     from harness.api import expect
     from harness.arithmetic import parameters_on_disk
     from harness.hardware import GIB
@@ -101,6 +102,8 @@ def _print_plan(plan: "Plan") -> int:
             state += f"; training states {one.states / GIB:,.2f} of {one.memory / GIB:,.1f} GiB: {one.verdict}"
         seed = f" seed {cell.seed}" if cell.seed is not None else ""
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
+    for line in () if plan.config.force else made_anew(plan, store):
+        typer.echo(line)
     typer.echo(
         f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to compute "
         f"(by the formulas of harness plan, on this {under.device})"

@@ -1,15 +1,14 @@
 """What a run is asked to do: one frozen object, built alike from flags, from a TOML file and from Python."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from platformdirs import user_cache_dir
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from harness import untrusted
+from harness.cache import default_cache as default_cache
 from harness.errors import HarnessError, unknown
 from harness.fields import Spelling, from_environment
 from harness.untrusted import typed
@@ -30,11 +29,6 @@ def parse_seconds(given: object) -> object:
     if not match:
         raise ValueError("give seconds, minutes or hours: 90s, 30m, 2h")
     return float(match[1]) * _SECONDS[match[2]]
-
-
-def default_cache() -> Path:
-    """Return `$HARNESS_CACHE`, else the platform's cache folder."""
-    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("compression-harness"))
 
 
 def _listing(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Spelling]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness import corpus
+from harness import pooled
+from harness.figures import BITS
 
 if TYPE_CHECKING:
     from harness.record import Measurement, RunRecord, TaskScore
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 READING = {"reading": True}  # the context in which checks run: `Model.model_validate(data, context=READING)`
 WAY_OUT = "; delete it and run again"
 _KIND = "contradiction"
-_BITS = "bits_per_byte"  # the one figure of documents that is no exponential
 _REL = 1e-9  # sums of floats in another order
 
 Check = Callable[[Any], str]  # returns what contradicts, "" where nothing does
@@ -123,13 +123,13 @@ def figure_of(kind: str, metric: str, numbers: Sequence[float], totals: Sequence
 
 def _of_documents(metric: str, totals: Sequence[tuple[float, float]]) -> float:
     nats = -sum(total for total, _ in totals) / sum(size for _, size in totals)
-    return nats / math.log(2) if metric == _BITS else math.exp(nats) if nats < 700 else math.inf
+    return nats / math.log(2) if metric == BITS else math.exp(nats) if nats < 700 else math.inf
 
 
 def value_is_its_items(score: Figure) -> str:
     """Say where a figure is not the one that its items make."""
     try:
-        together = corpus.weighted(corpus.Corpus(score.form, score.statistics), score.parts) if score.form else None
+        together = pooled.weighted(pooled.Corpus(score.form, score.statistics), score.parts) if score.form else None
     except (KeyError, ValueError, IndexError) as problem:
         return f"its items' statistics make no {score.form} ({problem})"
     made = together if score.form else figure_of(score.kind, score.metric, score.numbers, score.totals, score.parts)

@@ -15,12 +15,12 @@ from harness import corpus, means, stats
 from harness.checkpoint import digest_of
 from harness.conditions import Rows, shared_by
 from harness.corpus import Corpus
+from harness.figures import BITS as BITS
 from harness.intervals import Interval, one_sided, two_sided
 from harness.record import RunRecord, TaskScore
 
 TEACHER = "teacher"
 ALPHA = 0.05  # of a verdict in a table
-BITS = "bits_per_byte"  # the one figure of documents that is no exponential
 _Run = TypeVar("_Run")
 Values = tuple[float, ...] | Corpus  # of one run: a number an item, or what each adds to a figure of all of them
 

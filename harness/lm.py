@@ -315,7 +315,7 @@ class LmEvalModel(HarnessLM):
     """`--model harness` of lm-eval's own command: `harness lm-eval --model harness --model_args pretrained=NAME ...`."""
 
     def __init__(self, pretrained: str, device: str = "auto", dtype: str = "auto", batch_size: int | str = "auto", **unknown: Any) -> None:
-        from harness.config import default_cache
+        from harness.cache import default_cache
         from harness.errors import HarnessError
         from harness.model import open_model, resolve
 

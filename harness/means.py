@@ -18,51 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from harness.figures import Parts, covariance, weights_of
+from harness.figures import standard_error as standard_error
+from harness.figures import weighted as weighted
 from harness.intervals import Interval, Source, around, around_ratio, one_sided, t_quantile, two_sided
 
-Parts = Sequence[tuple[int, float]]
 Runs = Sequence[Sequence[float]]
 Documents = Sequence[tuple[float, float]]  # of each: (log-likelihood, its words or bytes)
 RESOLVES = 4.0  # a teacher's distance from chance, in standard errors, below which a ratio to it means nothing
 _WELCH_FROM = 3  # runs
 _Numbers = npt.NDArray[np.float64]
-
-
-def weighted(values: Sequence[float], parts: Parts = ()) -> float:
-    """Return the mean of values; with `parts` (items, weight of each) the weighted one."""
-    if not parts:
-        return math.fsum(values) / len(values)
-    weights = _weights(len(values), parts)
-    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True))
-
-
-def standard_error(values: Sequence[float], parts: Parts = ()) -> float | None:
-    """Return the standard error of that mean, None of fewer than two values."""
-    if len(values) < 2:
-        return None
-    items = np.asarray(values, dtype=np.float64)
-    return math.sqrt(_covariance(items, items, parts))
-
-
-def _weights(count: int, parts: Parts) -> _Numbers:
-    """Return each item's weight; they sum to 1."""
-    if not parts:
-        return np.full(count, 1 / count)
-    return np.repeat([weight for _, weight in parts], [items for items, _ in parts])
-
-
-def _covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
-    """Return the covariance of two weighted means over the same items, parts as strata; a part of one item strays from the mean of all."""
-    weights = _weights(len(left), parts)
-    total, start = 0.0, 0
-    for items, _ in parts or ((len(left), 0.0),):
-        part = slice(start, start + items)
-        start += items
-        here = (left[part], right[part], weights[part])
-        middles = [side.mean() for side in here[:2]] if items > 1 else [left.mean(), right.mean()]
-        scale = items / (items - 1) if items > 1 else 1.0
-        total += scale * float(((here[0] - middles[0]) * (here[1] - middles[1]) * here[2] ** 2).sum())
-    return total
 
 
 @dataclass(frozen=True)
@@ -114,15 +79,15 @@ def _moments(student: Runs, reference: Runs, parts: Parts, *, paired: bool) -> _
     ours, theirs = (np.asarray(side, dtype=np.float64) for side in (student, reference))
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"{ours.shape[1]} and {theirs.shape[1]} values are not the same items")
-    weights = _weights(ours.shape[1], parts)
+    weights = weights_of(ours.shape[1], parts)
     s, t = ours.mean(axis=0), theirs.mean(axis=0)
     low, high = min(0.0, float(min(ours.min(), theirs.min()))), float(max(ours.max(), theirs.max()))
     unseen = 0.5 * (high - low) ** 2 * float((weights**2).sum()) ** 2
     paired = paired and len(ours) == len(theirs) > 1
     rest = _rest(ours, ours, weights), _rest(theirs, theirs, weights), _rest(ours, theirs, weights) if paired else 0.0
     items = _Spread(
-        max(0.0, _covariance(s, s, parts) - rest[0]) + unseen, max(0.0, _covariance(t, t, parts) - rest[1]) + unseen,
-        _covariance(s, t, parts) - rest[2], max(1, len(s) - max(1, len(parts))),
+        max(0.0, covariance(s, s, parts) - rest[0]) + unseen, max(0.0, covariance(t, t, parts) - rest[1]) + unseen,
+        covariance(s, t, parts) - rest[2], max(1, len(s) - max(1, len(parts))),
     )  # fmt: skip
     ends = (ours * weights).sum(axis=1), (theirs * weights).sum(axis=1)
     return _Moments(float((s * weights).sum()), float((t * weights).sum()), items, _between(*ends, paired=paired))

@@ -21,12 +21,13 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
-from harness import columns, stats, stopwatch
+from harness import columns, stopwatch
 from harness.arithmetic import ITEM_BYTES, Shape, weight_bytes
 from harness.checkpoint import weight_files
 from harness.columns import Quantity
 from harness.contract import Checkpoint, Progress
 from harness.errors import CellFailed, HarnessError, how_it_ended
+from harness.intervals import ratio_of_rounds
 from harness.load import without_ours
 from harness.process import tail_of
 from harness.record import Measurement, TaskScore
@@ -299,7 +300,7 @@ def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
         }  # fmt: skip
         for name, quantity in _SPEEDUPS.items():
             ratios = [base[name] / own[name] for base, own in zip(rounds["base"], rounds["student"], strict=True)]
-            interval = stats.ratio_of_rounds(ratios, spread=START_SPREAD)
+            interval = ratio_of_rounds(ratios, spread=START_SPREAD)
             assert interval.value is not None
             found.append(
                 measurement_of(

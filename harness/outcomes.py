@@ -7,13 +7,12 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
-from harness import corpus
+from harness import pooled
 from harness.checkpoint import digest_of
 from harness.contract import Task
 from harness.errors import CellFailed
-from harness.groups import BITS
+from harness.figures import BITS, standard_error, weighted
 from harness.items import ItemRow, Scored
-from harness.means import standard_error, weighted
 from harness.parts import MOST, Kept, kept
 from harness.record import TaskScore
 
@@ -172,9 +171,9 @@ def _of_all_together(task: Task, leaves: Sequence[Leaf]) -> dict[str, Any]:
         return {**shared, "unpaired": f"what its items add takes more than the {MOST:,} characters that a record holds; try --limit"}
     sizes = [len(leaf.rows) if _by_size(task) else 1 for leaf in leaves]
     parts = tuple((len(leaf.rows), size / sum(sizes) / len(leaf.rows)) for leaf, size in zip(leaves, sizes, strict=True))
-    run, parts = corpus.Corpus(runs[0].form, lines), parts if len(leaves) > 1 else ()
-    return {**shared, "form": run.form, "statistics": lines, "parts": parts, "stderr": corpus.standard_error(run, parts),
-            "signed": run.form in corpus.SIGNED, "unit": "share" if run.form in corpus.SHARES else "number"}  # fmt: skip
+    run, parts = pooled.Corpus(runs[0].form, lines), parts if len(leaves) > 1 else ()
+    return {**shared, "form": run.form, "statistics": lines, "parts": parts, "stderr": pooled.standard_error(run, parts),
+            "signed": run.form in pooled.SIGNED, "unit": "share" if run.form in pooled.SHARES else "number"}  # fmt: skip
 
 
 def _of_items(task: Task, leaves: Sequence[Leaf], rows: Sequence[ItemRow], numbers: Sequence[float], *, lower: bool) -> dict[str, Any]:

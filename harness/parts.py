@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.corpus import Corpus, weighted
+from harness.pooled import Corpus, weighted
 
 MOST = 2_000_000  # characters of one task's statistics in a record
 

@@ -1,10 +1,9 @@
 """From a configuration to cells: which rows, which controls beside them, which seeds, and a key for each by content."""
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.arithmetic import parameters_on_disk
 from harness.chain import bare, check, parts_of, related
-from harness.checkpoint import digest_of, file_digest
 from harness.conditions import Conditions, ModelReference
 from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RowSettings, RunConfig, parse_method
-from harness.contract import Checkpoint, Method, Prompting, Start, Suite
+from harness.contract import Checkpoint, Method, Prompting, Start, Suite, Task
 from harness.errors import HarnessError, unknown
 from harness.gpu import device_label, gpu_of
+from harness.keys import Code, KeyBook, lm_eval_version, of_items, reads_items
 from harness.load import threads_for
 from harness.model import is_embedded, parse_recipe, quantized_by, resolve
 from harness.record import processor
@@ -28,7 +27,6 @@ from harness.vocabulary import common_vocabulary, token_map
 from harness.watch import threads_asked
 
 TEACHER = "teacher"  # the label of the row that every other row is compared with
-SCORING = 4  # version of scoring and measuring: part of every cell's key
 
 
 class PlannedModel(BaseModel):
@@ -109,6 +107,7 @@ class Plan:
     grid: str
     cells: tuple[PlannedCell, ...]
     threads: int = 1  # of each cell
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of each key, by name: why something is made anew
     hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
 
     def conditions_of(self, cell: PlannedCell) -> Conditions:
@@ -153,9 +152,8 @@ def make_plan(
     *,
     teachers: Sequence[Checkpoint],
     methods: Registry,
-    machinery: Path,
     suites: Mapping[str, Suite],
-    task_versions: Mapping[str, str],
+    built: Mapping[str, Task],
     data: str,
     device: str,
     dtype: str,
@@ -163,7 +161,7 @@ def make_plan(
 ) -> Plan:
     """Resolve models, methods, controls and seeds; refuse here what cannot work, before anything is computed.
 
-    `machinery` is the folder whose underscored modules the methods stand on: a change there makes students anew.
+    `built` are the suites' tasks by name: their code and versions are in the keys.
     `data` is the digest of the files that the tasks read, "" where they read none; `text` that of free text for calibration.
     """
     if not config.methods:
@@ -191,6 +189,7 @@ def make_plan(
     budget = config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET)
     prompting = Prompting(chat=_chat(config, planned[0], base), system=config.system)
     tasks = tuple(dict.fromkeys(task for suite in suites.values() for task in suite.tasks))
+    task_versions = {name: built[name].version for name in tasks}
     for name in config.limit if isinstance(config.limit, dict) else ():
         if name not in tasks:
             raise unknown("task in --limit", name, tasks)
@@ -210,10 +209,14 @@ def make_plan(
     if prompting != Prompting():
         shared["prompting"] = [prompting.chat, prompting.system]
     grid = "" if config.grid == "none" else config.grid or GRIDS[device.partition(":")[0]]
+    measure = any(suite.measure for suite in suites.values())
+    code = Code(built)
     scored: dict[str, object] = {
         "tasks": {task: task_versions[task] for task in tasks},
-        "scoring": SCORING,
-        "measure": any(suite.measure for suite in suites.values()),
+        "code": code.of_scores(backend=config.backend, measured=bool(grid) and measure),
+        "lm-eval": lm_eval_version(),
+        **of_items(built),
+        "measure": measure,
         "grid": [[str(one) for one in parse_grid(grid)], config.rounds] if grid else "none",
         "machine": _machine(device, threads),  # speeds belong to a machine
     }
@@ -223,14 +226,20 @@ def make_plan(
     if config.backend != "transformers":
         scored["backend"] = config.backend
     seen = {**scored, "data": data, "prompting": [prompting.chat, prompting.system]}
-    cells = [_teacher_cell(shared, seen, planned, index) for index in range(len(planned))]
-    making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", machinery, text)
+    book = KeyBook(
+        {"tasks": tasks, "teachers": names, "student": named, "budget": budget, "rows": config.rows, "device": device, "dtype": dtype,
+         "prompting": [prompting.chat, prompting.system], "limit": config.limit, "noise": config.noise, "grid": [grid, config.rounds],
+         "weights": config.teacher_weights, "tune": config.tune, "backend": config.backend}
+    )  # fmt: skip
+    cells = [_teacher_cell(shared, seen, planned, index, book) for index in range(len(planned))]
+    making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", code, text, book)
     for row in rows:
         for seed in range(1, config.seeds + 1) if any(map(making.draws, row.methods)) else (None,):
             stages = making.stages(row, seed)
+            made = tuple(stage.key for stage in stages)
             cells.append(
                 PlannedCell(
-                    key=digest_of("cell", stages[-1].key, scored), student_key=stages[-1].key, label=row.label, method=row.name,
+                    key=book.key("cell", row.label, seed, scored, students=made), student_key=made[-1], label=row.label, method=row.name,
                     settings=row.settings, stages=stages, family=row.last.family if len(row.methods) == 1 else "chain",
                     is_control=any(one.is_control for one in row.methods), controls=row.controls, handed_on=_handed_on(row.last),
                     trains=row.trains, simulated=any(one.simulated for one in row.methods), seed=seed,
@@ -244,7 +253,7 @@ def make_plan(
     )  # fmt: skip
     return Plan(
         config=config, conditions=conditions, suites=suites, teachers=planned, student_base=base, grid=grid, cells=tuple(cells),
-        threads=threads,
+        threads=threads, parts=book.parts,
     )  # fmt: skip
 
 
@@ -261,11 +270,14 @@ def _machine(device: str, threads: int) -> list[str | int | None]:
     return [processor(), os.cpu_count(), threads, *([str(gpu)] if gpu else [])]
 
 
-def _teacher_cell(shared: Mapping[str, object], scored: Mapping[str, object], teachers: Sequence[PlannedModel], index: int) -> PlannedCell:
+def _teacher_cell(
+    shared: Mapping[str, object], scored: Mapping[str, object], teachers: Sequence[PlannedModel], index: int, book: KeyBook
+) -> PlannedCell:
     """Plan the row of the first teacher, or of another one beside it."""
-    key = digest_of("cell", TEACHER, shared["teachers"], shared["device"], shared["dtype"], scored, *([index] if index else []))
+    label = TEACHER if index == 0 else f"{TEACHER} {teachers[index].name}"
+    held = {**{name: shared[name] for name in ("teachers", "device", "dtype")}, **scored, "teacher": index}
     return PlannedCell(
-        key=key, student_key="", label=TEACHER if index == 0 else f"{TEACHER} {teachers[index].name}", method=TEACHER, settings={},
+        key=book.key("cell", label, None, held), student_key="", label=label, method=TEACHER, settings={},
         family="teacher", is_control=False, controls=(), trains=False, seed=None, teacher=index,
     )  # fmt: skip
 
@@ -277,8 +289,9 @@ class _Making:
     shared: Mapping[str, object]
     budget: int
     scratch: bool  # the student's shape starts from random weights
-    machinery: Path
+    code: Code
     text: str
+    book: KeyBook
 
     def draws(self, method: Method, at: int = 0) -> bool:
         """Tell whether the student that a method makes as a chain's stage of this number depends on the seed."""
@@ -290,12 +303,14 @@ class _Making:
         planned: list[PlannedStage] = []
         for at, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
             drawn = self.draws(method, at)
-            parts = [self.shared, name, expanded(method), self.budget if drawn else 0, seed if drawn else None]
-            if self.text and method.calibrates:
-                parts.append(self.text)
-            before = ["student"] if at == 0 else ["stage", planned[-1].key]
-            key = digest_of(*before, *parts, _code_digest(type(method), self.machinery))
             label = "+".join(map(_label, row.names[: at + 1], row.methods[: at + 1]))
+            held = {
+                **self.shared, "method": name, "settings": expanded(method), "budget": self.budget if drawn else 0,
+                "seed": seed if drawn else None, "text": self.text if method.calibrates else "",
+                "parent": planned[-1].key if at else "", "code": self.code.of_student(method),
+                **(of_items(self.code.tasks) if reads_items(method) else {}),
+            }  # fmt: skip
+            key = self.book.key("student", label, seed if drawn else None, held)
             planned.append(
                 PlannedStage(
                     key=key, label=label, method=name, settings=expanded(method), family=method.family, trains=method.trains,
@@ -403,10 +418,3 @@ def _check_vocabularies(rows: Sequence[_Row], teacher: PlannedModel, base: Plann
     ours, theirs = token_map(base.path), token_map(teacher.path)
     if ours is not None and theirs is not None:
         common_vocabulary(ours, theirs, names=(f"student {base.name}", f"teacher {teacher.name}"))
-
-
-def _code_digest(method: type[Any], machinery: Path) -> str:
-    """Return a digest of the code that makes a student: the method's own file, the loop, and what opens and cuts models."""
-    here = Path(__file__).parent
-    shared = [*sorted(machinery.glob("_*.py")), *(here / name for name in ("model.py", "packed.py", "data.py", "generate.py"))]
-    return digest_of([file_digest(path) for path in [Path(inspect.getfile(method)), *shared] if path.name != "_tiny.py"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.anew import keep_parts, made_anew
 from harness.cache import sweep
 from harness.cell import CellJob
 from harness.checkpoint import write_whole
@@ -53,6 +54,8 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
     make_folder(plan.config.cache_folder, "--cache")
     sweep(plan.config.cache_folder)
     listing = store.write_run(plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells])
+    for line in () if plan.config.force else made_anew(plan, store):
+        watcher.say(line)
     ended: list[Finished] = []
     for number, cell in enumerate(plan.cells, 1):
         watcher.begin(cell, number, len(plan.cells))
@@ -109,6 +112,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         for stage in cell.stages if plan.config.force else ():
             if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:  # other stages are made anew by their own rows
                 _forget_student(store.student(stage.key))
+        keep_parts(plan, cell, store)
         load = look()
         if load.busy:
             watcher.say(f"{cell.label}: the machine is busy ({load}): threads wait passively")

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.checkpoint import digest_of, file_digest
+from harness.checkpoint import digest_of
+from harness.closure import digest_of_code
 from harness.contract import Progress, Prompting, Task
 from harness.data import DataSource
 from harness.errors import CellFailed
@@ -92,12 +93,7 @@ def score_task(
 
 def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str) -> Path:
     """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code and the task's version."""
-    here = Path(__file__).parent
-    names = (
-        "lm.py", "likelihood.py", "generate.py", "forbidden.py", "plain.py", "sharing.py", "admission.py", "rounding.py", "journal.py",
-        "vllm.py",
-    )  # fmt: skip
-    code = [file_digest(here / name) for name in names]
+    code = digest_of_code("harness.lm", *(("harness.vllm",) if path.startswith("vllm") else ()))
     key = digest_of(
         opened.checkpoint.digest, str(opened.model.dtype), device_label(opened.device), path, code, task.name, task.version,
         asdict(prompting),

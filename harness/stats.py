@@ -15,6 +15,7 @@ import numpy as np
 from harness import means
 from harness.intervals import Z95, one_sided
 from harness.intervals import Interval as Interval
+from harness.intervals import ratio_of_rounds as ratio_of_rounds
 from harness.means import RESOLVES
 
 _FARTHEST = 1e6  # a score interval that reaches so far has no end
@@ -278,29 +279,6 @@ def worse(row: Sequence[str], best: Sequence[str]) -> float:
         counts = pairs(best[0], row[0])
         return mcnemar(counts.teacher_only, counts.student_only)
     return means.worse(numbers_of(row), numbers_of(best))
-
-
-def ratio_of_rounds(ratios: Sequence[float], *, spread: float = 0.0, resamples: int = 10_000) -> Interval:
-    """Return the geometric mean of one ratio a round, with a 95 % bootstrap interval over the rounds.
-
-    The percentile interval of few rounds is too short; its tails are moved out to what Student's t and the factor
-    sqrt(n / (n - 1)) ask for (the expanded percentile interval of Hesterberg, 2015, "What teachers should know about
-    the bootstrap", section 5.2). `spread` is a standard deviation of the log ratio that no round can show, because all of
-    them share it; it widens both ends in quadrature. Fewer than three rounds give no interval.
-    """
-    from scipy.special import stdtrit
-
-    logs = np.log(np.asarray(ratios, dtype=np.float64))
-    count = len(logs)
-    value = float(np.exp(logs.mean()))
-    if count < 3:
-        return Interval(value, reason=f"{count} rounds give no interval")
-    draw = np.random.Generator(np.random.PCG64(20261124))
-    means = logs[draw.integers(0, count, size=(resamples, count))].mean(axis=1)
-    tail = NormalDist().cdf(math.sqrt(count / (count - 1)) * float(stdtrit(count - 1, 0.025)))
-    below, above = (abs(float(end) - math.log(value)) for end in np.quantile(means, [tail, 1 - tail]))
-    below, above = math.hypot(below, Z95 * spread), math.hypot(above, Z95 * spread)
-    return Interval(value, value * math.exp(-below), value * math.exp(above))
 
 
 def smallest_drop(n: int, flips: float) -> float | None:

@@ -8,7 +8,6 @@ A timed run: fixed token ids, a prefill, then forced greedy steps without EOS, l
 """
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint import model_class
+from harness.memory import process_bytes, synchronise, trim
+from harness.memory import reset_peak as reset_peak
 from harness.process import end_with_parent
 from harness.scenario import WARM_UP_SECONDS, Scenario
 from harness.states import arguments_of, handed_back, tensors_in
@@ -201,14 +202,6 @@ def exercise(job: Job) -> bool:
     return False
 
 
-def synchronise(device: str) -> None:
-    """Wait until the device has done everything asked of it."""
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize()
-
-
 def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None) -> Any:
     """Read the prompts and write `new_tokens` greedy tokens whatever they are; return the last output, its cache inside.
 
@@ -313,35 +306,8 @@ def at_rest(device: str) -> dict[str, int]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
-    _trim()
+    trim()
     return {"resident": process_bytes("VmRSS") or 0}
-
-
-def _trim() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # a C library without malloc_trim keeps what it keeps
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def reset_peak() -> bool:
-    """Set this process's peak resident memory (VmHWM) back to its current size; False where that cannot be done.
-
-    Freed memory that the allocator still holds goes back to the system first, or the next run would lift nothing.
-    """
-    _trim()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def process_bytes(name: str) -> int | None:
-    """Read VmRSS or VmHWM of this process in bytes; None where there is no /proc."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
 
 
 def as_json(job: Job) -> str:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arithmetic import DENSE as DENSE
 from harness.arithmetic import STATE_BYTES, Shape, parameters_on_disk, shape_of_size, weight_bytes
 from harness.chain import can_be_stage
 from harness.contract import Method
 from harness.errors import HarnessError
 
-DENSE = 2_048  # vocabularies up to this are cached whole
 TOP_K, TOP_K_BYTES = 64, 6  # log-probabilities kept of a teacher's distribution: an fp16 value and an int32 id each
 # A training row: tokens on average, share of them trained, tokens on average in the longest batch (GSM8K's train split has 190).
 ROW_TOKENS = {"mini": (84, 0.5, 125), "outside": (190, 0.6, 380)}

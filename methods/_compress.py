@@ -75,7 +75,7 @@ class Making:
 
     def _told(self, made: Checkpoint, notes: Mapping[str, Any], flops: float) -> Checkpoint:
         from harness.checkpoint import write_whole
-        from harness.stopwatch import process_bytes
+        from harness.memory import process_bytes
 
         on_gpu = self.job.device.startswith("cuda")
         if on_gpu:

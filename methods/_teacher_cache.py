@@ -22,18 +22,17 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from harness.arithmetic import forward_flops_per_token
+from harness.arithmetic import DENSE, forward_flops_per_token
 from harness.cache import described, described_damage, description_of
 from harness.checkpoint import digest_of, file_digest, save_atomically, write_whole
+from harness.closure import digest_of_code
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
 from harness.gpu import device_label
 from harness.model import LanguageModel, open_model, release_memory
-from harness.workload import DENSE
 from methods._rows import Batch, Row, batch_of
 from methods._terms import Distribution, Head, TopK
 
-VERSION = 2
 SHARD_BYTES = 2**28  # of log-probabilities in one file, and twice that in memory while it is written
 CHECKED_ROWS = 20
 TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
@@ -95,8 +94,9 @@ def teacher_cache(job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int,
     distinct = {key_of(row): row for row in rows}
     kept = "all" if width <= DENSE else k
     key = digest_of(
-        "teacher", VERSION, teacher.digest, job.dtype, device_label(job.device), kept, width, [name.hex() for name in sorted(distinct)]
-    )
+        "teacher", digest_of_code(__name__), teacher.digest, job.dtype, device_label(job.device), kept, width,
+        [name.hex() for name in sorted(distinct)],
+    )  # fmt: skip
     folder = job.cache / "teachers" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"teacher": teacher.digest, "dtype": job.dtype, "vocabulary": width, "k": width if width <= DENSE else k}
@@ -112,12 +112,11 @@ def teacher_cache(job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int,
 
 
 def damage_of(folder: Path) -> str:
-    """Return why a cache cannot be used, "" where it can: its files against their digests, its version against ours."""
+    """Return why a cache cannot be used, "" where it can: its files against their digests, the code that made it against ours."""
     wrong = described_damage(folder)
     if wrong:
         return wrong
-    version = description_of(folder).get("version")
-    return "" if version == VERSION else f"made by version {version}, this is {VERSION}"
+    return "" if description_of(folder).get("code") == digest_of_code(__name__) else "made by other code"
 
 
 def foreign(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -190,7 +189,8 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
         files = {path.name: file_digest(path) for path in sorted(fresh.iterdir())}
         length, positions = read / len(ordered), sum(count for _, _, count in places)
         meta = {
-            "version": VERSION, "teacher": checkpoint.digest, "name": checkpoint.name, "dtype": job.dtype, "vocabulary": width,
+            "code": digest_of_code(__name__),
+            "teacher": checkpoint.digest, "name": checkpoint.name, "dtype": job.dtype, "vocabulary": width,
             "dense": dense, "k": kept, "kept_mass": round(mass / positions, 6), "rows": len(ordered), "positions": positions,
             "read": read, "shards": shard,
             "seconds": round(time.monotonic() - began, 3), "flops": forward_flops_per_token(teacher.model, length) * read, "files": files,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from harness.memory import synchronise
 from harness.model import LanguageModel
-from harness.stopwatch import synchronise
 from methods._losses import cross_entropy, ensemble, entropy, forward_kl, top_k_entropy, top_k_kl
 from methods._rows import Batch, Row, batch_of
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, write_whole
+from harness.closure import digest_of_code
 from harness.contract import Checkpoint, Example, Job, Progress, Task
 from harness.data import examples_digest, overlapping
 from harness.encoding import written_text
@@ -28,7 +29,6 @@ from harness.lines import signed, signed_lines
 from harness.model import LanguageModel, open_model
 from harness.untrusted import parsed, read_object
 
-VERSION = 1
 _COUNTS = (
     "traces_written", "traces_kept", "kept_in_another_form", "dropped_wrong", "dropped_unreadable", "dropped_in_another_form",
     "dropped_unfinished", "dropped_short", "dropped_repeats", "dropped_contaminated", "problems_without_trace",
@@ -61,7 +61,7 @@ def teacher_traces(
     writer = teacher or job.teacher
     key = digest_of(
         "traces",
-        VERSION,
+        digest_of_code(__name__),
         writer.digest,
         job.dtype,
         examples_digest(examples),

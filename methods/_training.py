@@ -34,8 +34,8 @@ from harness.checkpoint import file_digest, read_signed, sync, write_signed, wri
 from harness.contract import Progress
 from harness.errors import CellFailed, in_one_line
 from harness.lines import json_line, json_lines
+from harness.memory import process_bytes
 from harness.model import LanguageModel
-from harness.stopwatch import process_bytes
 from harness.untrusted import Unreadable
 from harness.watch import EnergyMeter
 from methods._losses import cross_entropy

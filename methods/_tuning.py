@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from harness.arithmetic import forward_flops_per_token
 from harness.checkpoint import digest_of, read_signed, write_signed
+from harness.closure import digest_of_code
 from harness.contract import Job, Progress
 from harness.data import examples_digest, training_examples
 from harness.errors import CellFailed
@@ -23,7 +24,6 @@ from methods._rows import Row
 from methods._terms import Objective
 from methods._training import Diverged, LoopSettings, fit, forget_state
 
-VERSION = 2
 HELD_OUT = 0.1  # of the training rows
 FURTHEST = 64.0  # times or parts of the rate that the search begins with
 
@@ -47,8 +47,9 @@ def best_rate(
     own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
     data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
     models = [job.student, job.student_base.digest, [one.digest for one in job.teachers], list(job.teacher_weights)]
+    code = digest_of_code(type(method), __name__)
     key = digest_of(
-        "rate", VERSION, type(method).__name__, own, loop.learning_rate, models, data, dict(run), device_label(job.device), job.dtype
+        "rate", code, type(method).__name__, own, loop.learning_rate, models, data, dict(run), device_label(job.device), job.dtype
     )
     path = job.cache / "rates" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

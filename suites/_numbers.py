@@ -19,16 +19,6 @@ _STATED = re.compile(r"(?:####|answer is:?)\s*" + _AMOUNT, re.IGNORECASE)
 _ANY = re.compile(_AMOUNT)
 
 
-def final_number(answer: str) -> str:
-    """Return what stands after `####` in a gold answer."""
-    return answer.rpartition("#### ")[2].strip()
-
-
-def without_marks(answer: str) -> str:
-    """Drop the `<<...>>` calculator marks: the form in which rationales are trained and written."""
-    return re.sub(r"<<[^>]*>>", "", answer)
-
-
 def _normal(text: str) -> str:
     """Apply lm-eval's `regexes_to_ignore` of gsm8k and its `ignore_case`."""
     for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"):

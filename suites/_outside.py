@@ -14,11 +14,11 @@ from typing import Any, Literal
 from harness.contract import Example, Grade, Split
 from harness.data import DataSource, NoSplit, interleaved
 from harness.errors import HarnessError, in_one_line
+from harness.figures import weighted
 from harness.items import number_of
-from harness.means import weighted
 from harness.seeding import seeded_as_lm_eval
 from suites._definition import PREFIX, Averages, Leaf, find, metrics_of, reads_files
-from suites._inputs import digest_of_leaf, inputs_of
+from suites._inputs import Inputs, definition_files, digest_of_leaf, inputs_of
 from suites._lm_eval import built, from_hub
 
 _KINDS: dict[str, Literal["generate", "choose", "perplexity"]] = {
@@ -132,6 +132,12 @@ class OutsideTask:
             digests.append(repr((self.metric, self.by_size)))
         own = f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""
         return f"{upstream}+lm-eval{own}"
+
+    @cached_property
+    def definition(self) -> str:
+        """A digest of the files that define it, lm-eval's own too, and of what groups above them change: shots, filters, prompts."""
+        parts = [digest_of_leaf(leaf, Inputs(tuple(sorted(definition_files(leaf.path))), "")) for leaf in self._leaves]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @property
     def chance(self) -> float:

@@ -74,7 +74,7 @@ def test_every_draw_has_the_figure_of_its_items(name, lower):
     """Draws by sums are the aggregation of the items drawn, one by one."""
     function, parts = AGGREGATED[name]
     run = kept(parts, function, "it", float(function(parts))).run
-    counts, drawn = corpus._draws(len(parts), 0), corpus._drawn(run, ())
+    counts, drawn = corpus.draws_of(len(parts), 0), corpus.drawn(run, ())
     assert counts.shape == (corpus.RESAMPLES, len(parts)) and (counts.sum(axis=1) == len(parts)).all()
     for at in (0, 1, 777, 3_999):
         again = [part for part, times in zip(parts, counts[at], strict=True) for _ in range(times)]

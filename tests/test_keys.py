@@ -1,0 +1,395 @@
+"""Keys see everything that can change a number, and nothing else; a run on an old store says what is made anew and why."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import methods
+import suites
+from harness import anew, keys
+from harness.anew import PARTS, keep_parts, made_anew
+from harness.api import plan_run
+from harness.checkpoint import digest_of, read_signed
+from harness.closure import code_of, digest_of_code
+from harness.config import build
+from harness.model import EMBEDDED
+from harness.registry import Registry
+from harness.store import Store
+
+ROOT = Path(methods.__file__).parents[1]
+ROWS = ("cot", "response", "int8", "prune-wanda", "untouched")
+
+
+def plan(**values):
+    return plan_run(build({"methods": ROWS, "suite": ("mini",), **values}))
+
+
+def keyed(found):
+    return {cell.label: (cell.key, cell.student_key) for cell in found.cells}
+
+
+def changed(before, after):
+    """Return the rows whose student's key changed, and those whose cell's did."""
+    one, other = keyed(before), keyed(after)
+    return {row for row in one if one[row][1] != other[row][1]}, {row for row in one if one[row][0] != other[row][0]}
+
+
+# --- how much code a key holds
+
+REPORTING = (
+    "report", "page", "plots", "table", "quality", "costs", "claims", "groups", "stats", "means", "corpus", "gate", "gate_claims",
+    "gate_frozen",
+    "baseline", "cli", "cli_check", "console", "api", "runner", "store", "config", "chain", "card", "export", "advice", "estimate", "plan",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*methods.METHODS, *suites.TASKS])
+def test_no_student_and_no_task_holds_what_tables_and_commands_are_made_by(name):
+    kind, table = ("method", methods.METHODS) if name in methods.METHODS else ("task", suites.TASKS)
+    found = code_of(Registry(kind, table).load(name))
+    assert not {f"harness/{one}.py" for one in (*REPORTING, "stopwatch", "measure", "score", "lm")} & set(found)
+
+
+@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES)
+def test_no_score_holds_what_tables_and_commands_are_made_by(name):
+    assert not {f"harness/{one}.py" for one in REPORTING} & set(code_of(name))
+
+
+@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES + keys.OPENS + (keys.CELL,))
+def test_the_roots_of_keys_are_there(name):
+    assert f"{name.replace('.', '/')}.py" in code_of(name)
+
+
+@pytest.mark.skipif(not (ROOT / "methods" / "_settings.py").exists(), reason="the settings stand in _base still, beside the loop")
+@pytest.mark.parametrize(
+    "name", [name for name in methods.METHODS if name.startswith(("int", "nf4", "bnb", "fake", "gptq", "prune", "low"))]
+)
+def test_what_is_not_trained_holds_no_loop(name):
+    found = code_of(Registry("method", methods.METHODS).load(name))
+    assert not {f"methods/_{one}.py" for one in ("training", "terms", "losses", "teacher_cache", "traces", "rows", "tuning", "base")} & set(
+        found
+    )
+
+
+def test_a_loss_is_not_behind_answers():
+    assert not any(name.startswith("methods/") for name in code_of("harness.lm"))
+
+
+# --- edits of our own code, in a copy of it
+
+PACKED = {"int8", "prune-wanda", "prune-magnitude", "prune-random"}  # with its controls
+EDITS = {
+    "a comment in _quantization": ("methods/_quantization.py", "\n# a remark\n", (), ()),
+    "a comment in the grader": ("suites/_numbers.py", "\n# a remark\n", (), ()),
+    "the grader": ("suites/_numbers.py", "\nADDED = 1\n", {"cot"}, "all"),
+    "a task": ("suites/gsm8k_mini.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
+    "items": ("suites/_generated.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
+    "the scorer": ("harness/lm.py", "\nADDED = 1\n", (), "all"),
+    "the timing": ("harness/stopwatch.py", "\nADDED = 1\n", (), "all"),
+    "fidelity": ("harness/fidelity.py", "\nADDED = 1\n", (), "all"),
+    "generation": ("harness/generate.py", "\nADDED = 1\n", {"cot"}, "all"),
+    "traces": ("methods/_traces.py", "\nADDED = 1\n", {"cot"}, {"cot"}),
+    "int8 itself": ("methods/int8.py", "\nADDED = 1\n", {"int8"}, {"int8"}),
+    "packing": ("methods/_packing.py", "\nADDED = 1\n", PACKED, PACKED),
+    "what opens models": ("harness/packed.py", "\nADDED = 1\n", "made", "all"),
+    "tables": ("harness/report.py", "\nADDED = 1\n", (), ()),
+    "statistics": ("harness/stats.py", "\nADDED = 1\n", (), ()),
+    "intervals of means": ("harness/means.py", "\nADDED = 1\n", (), ()),
+    "the gate": ("harness/gate.py", "\nADDED = 1\n", (), ()),
+    "the command": ("harness/cli.py", "\nADDED = 1\n", (), ()),
+    "options": ("harness/config.py", "\nADDED = 1\n", (), ()),
+    "the table of methods": ("methods/__init__.py", "\nADDED = 1\n", (), ()),
+}  # fmt: skip
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from harness.api import plan_run
+from harness.config import build
+root, edits = Path(sys.argv[1]), json.loads(sys.argv[2])
+def keyed():
+    found = plan_run(build({"methods": ROWS, "suite": ("mini",)}))
+    return {cell.label: (cell.key, cell.student_key) for cell in found.cells}
+before = keyed()
+told = {}
+for name, (file, added) in edits.items():
+    place = root / file
+    text = place.read_text()
+    place.write_text(text + added)
+    now = keyed()
+    told[name] = [[row for row in before if before[row][at] != now[row][at]] for at in (1, 0)]
+    place.write_text(text)
+assert keyed() == before
+print(json.dumps([list(before), told]))
+"""
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory):
+    """Return the rows of a plan, and which students and cells each edit makes anew."""
+    root = tmp_path_factory.mktemp("copy")
+    for package in ("harness", "methods", "suites"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    edits = json.dumps({name: edit[:2] for name, edit in EDITS.items()})
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("ROWS", repr(ROWS)), str(root), edits], cwd=root, capture_output=True, text=True,
+        check=False, env={"PYTHONPATH": str(root), "PATH": ""},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    return json.loads(told.stdout)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_makes_anew_what_it_can_change(edited, edit):
+    rows, told = edited
+    students, cells = (set(one) for one in told[edit])
+    wanted = {"all": set(rows), "made": set(rows) - {"teacher"}}
+    for found, expected in ((students, EDITS[edit][2]), (cells, EDITS[edit][3])):
+        assert found == wanted.get(expected, set(expected)) if isinstance(expected, str) else found == set(expected)
+
+
+# --- what else is in the keys
+
+
+def test_the_version_of_lm_eval_is_in_cells_alone(monkeypatch):
+    before = plan()
+    monkeypatch.setattr("harness.plan.lm_eval_version", lambda: "9.9")
+    students, cells = changed(before, plan())
+    assert not students and cells == set(keyed(before))
+
+
+PLUGIN = {
+    "__init__.py": "", "helper.py": "from acme_keys.deeper import two\n", "deeper.py": "two = 2\n", "unused.py": "",
+    "method.py": """
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Mine:
+    "Mine."
+    family: ClassVar = "pruning"
+    controls: ClassVar = ()
+    trains: ClassVar = False
+    is_control: ClassVar = False
+    same_vocabulary: ClassVar = False
+
+    def compress(self, job):
+        from .helper import two
+""",
+}  # fmt: skip
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Return the folder of a method's package from elsewhere, known as `acme`."""
+    folder = tmp_path / "acme_keys"
+    folder.mkdir()
+    for name, text in PLUGIN.items():
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(methods.METHODS, "acme", "acme_keys.method:Mine")
+    importlib.invalidate_caches()
+    yield folder
+    for loaded in [name for name in sys.modules if name.startswith("acme_keys")]:
+        del sys.modules[loaded]
+
+
+@pytest.mark.parametrize(
+    ("file", "anew"), [("method.py", True), ("helper.py", True), ("deeper.py", True), ("__init__.py", True), ("unused.py", False)]
+)
+def test_a_helper_of_another_package_is_in_its_students_keys(plugin, file, anew):
+    before = plan(methods=("acme", "int8"), controls=False)
+    (plugin / file).write_text((plugin / file).read_text() + "\nADDED = 1\n")
+    students, cells = changed(before, plan(methods=("acme", "int8"), controls=False))
+    assert students == cells == ({"acme"} if anew else set())
+
+
+def test_the_data_folders_free_text_is_in_what_calibrates(tmp_path):
+    text = tmp_path / "c4_demo" / "c4_demo.jsonl"
+    text.parent.mkdir()
+    text.write_text('{"text": "one"}\n')
+    before = plan(data_dir=tmp_path)
+    text.write_text('{"text": "two, in place"}\n')
+    students, cells = changed(before, plan(data_dir=tmp_path))
+    assert students == cells == {"prune-wanda"}
+
+
+def test_the_files_of_tasks_are_in_all_keys(tmp_path):
+    place = tmp_path / "wikitext2" / "wiki.test.raw"
+    place.parent.mkdir()
+    place.write_text(" = A = \n text\n")
+    before = plan(methods=("int8",), suite=("wikitext",), data_dir=tmp_path)
+    place.write_text(" = A = \n other text\n")
+    assert changed(before, plan(methods=("int8",), suite=("wikitext",), data_dir=tmp_path))[1] == set(keyed(before))
+
+
+def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED / "tiny", model)
+    template = model / "chat_template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    before = plan(teacher=(str(model),), methods=("int8",), cache=tmp_path / "cache")
+    template.write_text("{% for m in messages %}> {{ m.content }}{% endfor %}")
+    assert changed(before, plan(teacher=(str(model),), methods=("int8",), cache=tmp_path / "cache"))[1] == set(keyed(before))
+
+
+@pytest.mark.parametrize("edit", [("num_fewshot: 0", "num_fewshot: 5"), ("doc_to_text: a", "doc_to_text: b"), ("version: 1", "version: 2")])
+def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_path, edit):
+    from suites._definition import Leaf
+    from suites._outside import OutsideTask
+
+    file = tmp_path / "own.yaml"
+    (tmp_path / "base.yaml").write_text("num_fewshot: 0\nmetadata:\n  version: 1\n")
+
+    def definition(changes=()):
+        task = object.__new__(OutsideTask)
+        task._leaves = [Leaf(name="own", path=file, changes=dict(changes), local=False)]
+        return task.definition
+
+    file.write_text("include: base.yaml\ndoc_to_text: a\n")
+    before = definition()
+    assert definition({"num_fewshot": 3}) != before
+    for place in (file, tmp_path / "base.yaml"):
+        place.write_text(place.read_text().replace(*edit))
+    assert definition() != before
+    assert keys.of_items({"own": type("T", (), {"definition": before})()})["definitions"] == {"own": before}
+
+
+def test_answers_and_traces_and_caches_hold_their_own_code():
+    assert {"harness/generate.py", "harness/likelihood.py", "harness/sharing.py", "harness/rounding.py"} <= set(code_of("harness.lm"))
+    assert {"methods/_traces.py", "harness/generate.py"} <= set(code_of("methods._traces"))
+    assert {"methods/_teacher_cache.py", "methods/_rows.py"} <= set(code_of("methods._teacher_cache"))
+    assert {"methods/_tuning.py", "methods/_training.py", "methods/_noise.py"} <= set(code_of("methods._tuning"))
+    assert len({digest_of_code(name) for name in ("harness.lm", "methods._traces", "methods._teacher_cache", "methods._tuning")}) == 4
+
+
+# --- what a store says
+
+
+def stored(found, store):
+    """Leave in a store what a finished run leaves, without its numbers."""
+    for cell in found.cells:
+        store.cell(cell.key).mkdir(parents=True)
+        (store.cell(cell.key) / "record.json").write_text("{}")
+        for stage in cell.stages:
+            store.student(stage.key).mkdir(parents=True, exist_ok=True)
+        keep_parts(found, cell, store)
+
+
+def altered(monkeypatch, of, *files):
+    """Let the code of students or scores be another one in these files."""
+    original = getattr(keys.Code, of)
+
+    def other(self, *given, **settings):
+        found = original(self, *given, **settings)
+        return found | {file: "0" for file in files if file in found}
+
+    monkeypatch.setattr(keys.Code, of, other)
+
+
+def test_a_finished_store_says_nothing(tmp_path):
+    store, found = Store(tmp_path), plan()
+    assert made_anew(found, store) == []
+    stored(found, store)
+    assert made_anew(found, store) == [] == made_anew(plan(budget=2_000, methods=("sft",)), store)[:0]
+
+
+def test_parts_make_the_key_and_are_signed(tmp_path):
+    store, found = Store(tmp_path), plan()
+    stored(found, store)
+    for cell in found.cells:
+        parts = read_signed(store.cell(cell.key) / PARTS)
+        assert digest_of("cell", *parts["students"][-1:], parts["held"]) == cell.key
+    parts = read_signed(store.student(found.cells[1].student_key) / PARTS)
+    assert digest_of("student", parts["held"]) == found.cells[1].student_key
+
+
+def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    monkeypatch.setattr("harness.plan.lm_eval_version", lambda: "0.4.12")
+    altered(monkeypatch, "of_scores", "suites/_numbers.py", "harness/lm.py")
+    stored(plan(), store)
+    monkeypatch.undo()
+    monkeypatch.setattr("harness.plan.lm_eval_version", lambda: "0.4.13")
+    now = plan()
+    lines = made_anew(now, store)
+    why = "code changed since (harness/lm.py, suites/_numbers.py); lm-eval 0.4.12 -> 0.4.13"
+    assert lines == [
+        f"1 cell is computed anew: {why}",
+        f"{len(now.cells) - 1} cells are computed anew: {why}; what was trained or packed is kept, and scored again",
+    ]
+
+
+def test_students_that_are_made_anew_say_by_which_file(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    altered(monkeypatch, "of_student", "methods/_traces.py", "methods/int8.py")
+    stored(plan(), store)
+    monkeypatch.undo()
+    assert made_anew(plan(), store) == [
+        "1 cell is computed anew: code changed since (methods/_traces.py)", "1 cell is computed anew: code changed since (methods/int8.py)",
+    ]  # fmt: skip
+
+
+def test_other_questions_are_other_cells(tmp_path):
+    store = Store(tmp_path)
+    stored(plan(), store)
+    for other in ({"budget": 1_000}, {"suite": ("math",)}, {"limit": 5}, {"student": "depth:0.25"}):
+        assert made_anew(plan(**other), store) == []
+
+
+def test_a_store_of_an_older_version_says_so(tmp_path):
+    store, found = Store(tmp_path), plan()
+    for at, cell in enumerate(found.cells):
+        folder = store.cell(f"{at:024}")
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text("{}")
+        told = {"cell": {"label": cell.label, "seed": cell.seed}, "tasks": found.tasks, "student_recipe": found.student_recipe}
+        (folder / "job.json").write_text(json.dumps({**told, "budget_tokens": found.budget_tokens}))
+    [line] = made_anew(found, store)
+    assert line.startswith(f"{len(found.cells)} cells are computed anew: made by an older version of the harness, whose keys did not hold ")
+    (store.cell(f"{0:024}") / "job.json").write_text("{torn")
+    assert made_anew(found, store)[0].startswith(f"{len(found.cells) - 1} cells ")
+
+
+@pytest.mark.parametrize("harm", [lambda text: text[:-9], lambda text: text.replace('"held"', '"hold"'), lambda text: ""])
+def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monkeypatch, harm):
+    store = Store(tmp_path)
+    altered(monkeypatch, "of_scores", "harness/lm.py")
+    stored(plan(), store)
+    monkeypatch.undo()
+    for file in tmp_path.glob(f"cells/*/{PARTS}"):
+        file.write_text(harm(file.read_text()))
+    assert made_anew(plan(), store) == []
+
+
+def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
+    from harness.cli import _print_plan
+
+    altered(monkeypatch, "of_scores", "harness/lm.py")
+    stored(plan(out=tmp_path), Store(tmp_path))
+    monkeypatch.undo()
+    _print_plan(plan(out=tmp_path))
+    assert "cells are computed anew: code changed since (harness/lm.py)" in capsys.readouterr().out
+
+
+def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    altered(monkeypatch, "of_scores", "harness/lm.py")
+    stored(plan(), store)
+    text = next(tmp_path.glob(f"cells/*/{PARTS}")).read_text().replace('"identity": "', '"identity": "f')
+    for at in range(3_000):
+        folder = tmp_path / "cells" / f"{at:024}"
+        folder.mkdir()
+        (folder / PARTS).write_text(text)
+        (folder / "record.json").write_text("{}")
+    monkeypatch.undo()
+    found = plan()
+    began = time.process_time()
+    assert len(made_anew(found, store)) == 2
+    assert time.process_time() - began < 2 and anew.PARTS == PARTS
