@@ -220,7 +220,7 @@ class UnderConditions(BaseModel):
 
 
 class Flat(UnderConditions):
-    """The same, written with its conditions' fields among its own."""
+    """A model that holds its conditions and is written with their fields among its own."""
 
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, JsonValue]:
