@@ -14,7 +14,7 @@ from typing import Any
 from harness.contract import Budget, Checkpoint, Job, Task
 from harness.errors import HarnessError, Skipped, in_one_line
 from harness.registry import Registry, admitted, built, expanded
-from harness.traits import adopted
+from harness.traits import adopted, refuse_values
 from harness.trespass import written_outside
 
 TOKENS, ROWS = 1_500, 24  # seen by a training, and the training items: seconds on two cores
@@ -65,7 +65,9 @@ class Trial:
         """The method with its settings."""
         if self.found is None:
             return self.registry.build(self.name, self.settings)
-        return built(self.name, self.loaded, self.settings)
+        method = built(self.name, self.loaded, self.settings)
+        refuse_values(self.name, method)
+        return method
 
     @cached_property
     def loaded(self) -> Any:
