@@ -259,13 +259,16 @@ def repeats_itself(trial: Trial) -> None:
 
 
 def draws_random_numbers(trial: Trial) -> None:
-    """Another seed gives another student exactly where the class says that it draws, or trains."""
-    method = trial.method
-    declared = method.draws_random_numbers or method.trains
+    """Without training, another seed gives another student exactly where the class says that it draws.
+
+    What trains has a row for every seed anyway; so few steps may still see the same rows in both.
+    """
+    if trial.method.trains:
+        return
+    declared = trial.method.draws_random_numbers
     differ = trial.first.checkpoint.digest != trial.student("other").checkpoint.digest
     assert differ == declared, (
-        f"declared draws_random_numbers = {method.draws_random_numbers}, trains = {method.trains}; students of two seeds "
-        f"{'differ' if differ else 'are the same'}"
+        f"declared draws_random_numbers = {declared}, trains = False; students of two seeds {'differ' if differ else 'are the same'}"
     )
 
 

@@ -291,9 +291,11 @@ def test_files_written_elsewhere_are_seen_and_those_that_are_gone_are_not(tmp_pa
         (other / "c").write_text("for a moment")
         (other / "c").unlink()
         (other / "d").mkdir()
+        (other / "d" / "f").write_text("out")
+        (other / "empty").mkdir()
         os.rename(given / "a", other / "e")  # noqa: PTH104  as libraries do
         (other / "b").read_text()
-    assert outside == [str(other / name) for name in ("b", "d", "e")]
+    assert outside == [str(other / name) for name in ("b", "d", "d/f", "e")]
 
 
 @pytest.mark.parametrize("name", suites.TASKS)
