@@ -253,8 +253,9 @@ class RunRecord(Flat, _Frozen):
     @property
     def is_starting_point(self) -> bool:
         """Tell whether its student is what training starts from, as it is."""
-        begins = self.starts_from or ("student" if self.method in _STUDENTS_AS_THEY_ARE else "teacher")
-        return self.family == "control" and not self.trains and begins == "student"
+        if not self.starts_from:
+            return self.method in _STUDENTS_AS_THEY_ARE
+        return self.family == "control" and not self.trains and self.starts_from == "student"
 
     def measured(self, name: str) -> Measurement | None:
         """Return a measurement by name, None where it was not made."""

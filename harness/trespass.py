@@ -58,4 +58,6 @@ def written_outside(folders: Sequence[Path]) -> Iterator[list[str]]:
 
 
 def _counts(path: Path) -> bool:
+    if path.is_dir() and not any(path.iterdir()):  # a library's own folder for later
+        return False
     return path.exists() and "__pycache__" not in path.parts and not path.is_relative_to("/dev") and not path.is_relative_to("/proc")
