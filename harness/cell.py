@@ -463,7 +463,7 @@ def _student(
         told.append(
             StageRecord(
                 label=stage.label, method=stage.method, key=stage.key, digest=student.digest, weight_bytes=student.bytes_on_disk, cost=cost,
-                simulated=stage.simulated, scores=_scores_of(job.stage_records[at]),
+                simulated=stage.simulated, scores=scores_of(job.stage_records[at]),
             )
         )  # fmt: skip
     assert student is not None
@@ -475,7 +475,7 @@ def _with_last_scores(stages: tuple[StageRecord, ...], scores: "list[TaskScore]"
     return (*stages[:-1], stages[-1].model_copy(update={"scores": {score.task: score.value for score in scores}}))
 
 
-def _scores_of(path: Path | None) -> dict[str, float]:
+def scores_of(path: Path | None) -> dict[str, float]:
     """Return what a stage's own row scored, task by task; nothing where it was not scored."""
     from harness.record import BadRecord, read
 

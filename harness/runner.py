@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.anew import keep_parts, made_anew
 from harness.cache import sweep
-from harness.cell import CellJob
+from harness.cell import CellJob, scores_of
 from harness.checkpoint import write_whole
 from harness.contract import Progress
 from harness.ending import told_of
@@ -70,12 +70,12 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
         watcher.say(f"{cell.label}: {wrong}; the row is made again")
         held = None
     if held is not None:
-        return Finished(cell, held, cached=True)
+        return Finished(cell, _with_stages(plan, held, store), cached=True)
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
             held = None if plan.config.force else store.finished(cell.key)
             if held is not None and not _unusable(cell, store, held):  # the other run made it while we waited
-                return Finished(cell, held, cached=True)
+                return Finished(cell, _with_stages(plan, held, store), cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
             # Two cells of one student (two suites, two chains that begin alike) must not make it at once.
@@ -86,6 +86,18 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
     except Busy as busy:
         return Finished(cell, None, cached=False, note=str(busy))
+
+
+def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
+    """Fill in what a chain's stages scored where their own rows came after it: one that was killed or failed is computed again later."""
+    rows = {stage.key: _row_of(plan, stage.key, store) for stage in record.stages if not stage.scores}
+    scores = {key: scores_of(path) for key, path in rows.items()}
+    if not any(scores.values()):
+        return record
+    stages = tuple(stage.model_copy(update={"scores": scores.get(stage.key) or stage.scores}) for stage in record.stages)
+    filled = record.model_copy(update={"stages": stages})
+    write(store.record_path(record.key), filled)
+    return filled
 
 
 def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:

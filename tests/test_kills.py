@@ -200,3 +200,28 @@ def test_what_was_left_below_a_student_goes_too(tmp_path):
     write_signed(tmp_path / "done.json", {"path": "student"})
     runner._forget_torn(tmp_path)
     assert not list((tmp_path / "student").iterdir()) and (tmp_path / "done.json").exists()
+
+
+def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_path):
+    from types import SimpleNamespace
+
+    from _records import scored
+
+    from harness.record import Cost, StageRecord, write
+
+    def stage(key, scores):
+        return StageRecord(label=key, method="int8", key=key, digest="d", weight_bytes=1, cost=Cost(), scores=scores)
+
+    store = Store(tmp_path)
+    store.prepare()
+    row = scored("cot", "10" * 20, 1).model_copy(update={"key": "r" * 24})
+    own = {score.task: score.value for score in row.scores}
+    chain = row.model_copy(update={"key": "c" * 24, "stages": (stage("cot", {}), stage("int8", {"x": 1.0}))})
+    write(store.record_path(chain.key), chain)
+    plan = SimpleNamespace(cells=[SimpleNamespace(key=row.key, student_key="cot")])
+    assert runner._with_stages(plan, chain, store) == chain  # its row is not there yet
+    write(store.record_path(row.key), row)
+    filled = runner._with_stages(plan, chain, store)
+    assert [each.scores for each in filled.stages] == [own, {"x": 1.0}]
+    assert json.loads(store.record_path(chain.key).read_text())["stages"][0]["scores"] == own
+    assert runner._with_stages(plan, filled, store) is filled

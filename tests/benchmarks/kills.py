@@ -91,7 +91,8 @@ def _held(progress: Path | None) -> dict[int, Outcome]:
     outcomes = {}
     for held in map(json.loads, lines):
         faults = [Fault(**fault) for fault in held.pop("struck")]
-        outcomes[held.pop("case")] = Outcome(struck=faults, **held)
+        number = held.pop("case")
+        outcomes[number] = Outcome(struck=faults, **held)
     return outcomes
 
 
