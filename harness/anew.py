@@ -50,10 +50,10 @@ class Reasons:
 
 
 def keep_parts(plan: Plan, cell: PlannedCell, store: Store) -> None:
-    """Write beside a cell and its students what their keys are made of, where it does not stand there yet."""
+    """Write beside a cell and its students what their keys are made of, where it does not stand there, or is not as it was written."""
     folders = {cell.key: store.cell(cell.key), **{stage.key: store.student(stage.key) for stage in cell.stages}}
     for key, folder in folders.items():
-        if key in plan.parts and not (folder / PARTS).exists():
+        if key in plan.parts and not _parts(folder):
             write_signed(folder / PARTS, plan.parts[key])
 
 

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -408,21 +408,9 @@ def _flips(
 
 def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
     """Return how training items are shown to the student, and prompts to a model by its tokenizer: as the scorer shows them."""
-    if not job.conditions.chat:
-        return (lambda example: example), (lambda tokenizer, prompt: prompt)
-    from harness.model import as_chat, student_tokenizer
+    from harness.rendering import renderer
 
-    own = student_tokenizer(job.student_base.checkpoint())
-    system = [{"role": "system", "content": job.conditions.system}] if job.conditions.system else []
-
-    def show(tokenizer: Any, prompt: str) -> str:
-        return as_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
-
-    def render(example: Example) -> Example:
-        completion, answer = example.completion.lstrip(), example.answer.lstrip()
-        return replace(example, prompt=show(own, example.prompt), plain=example.prompt, completion=completion, answer=answer)
-
-    return render, show
+    return renderer(job.conditions.prompting, job.student_base.checkpoint())
 
 
 def _tasks(names: tuple[str, ...], include_path: Path | None) -> dict[str, Task]:

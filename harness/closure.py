@@ -12,12 +12,10 @@ module of its package counts, and where it reads files, every file of the packag
 they name beside themselves, or a task file of lm-eval, counts by its bytes.
 """
 
-import ast
 import hashlib
 import importlib.util
 import inspect
 import os
-import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -28,194 +26,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness.errors import HarnessError, in_one_line
+from harness.errors import HarnessError
+from harness.syntax import Reference, Source, bytes_digest, read_source, source_of, stamp_of
 
 OURS = ("harness", "methods", "suites")
-_HASH = 24  # hexadecimal digits of a file's digest
-_LARGE = 16 * 2**20  # bytes: a data file above counts by its size and time of change
 _MOST_FILES = 5_000  # of one package
-_FILE_NAME = re.compile(r"[\w.@+-]+(/[\w.@+-]+)*\.[A-Za-z]\w{0,11}")
-_IMPORTERS = frozenset({"import_module", "__import__"})
-_BY_ANY_NAME = frozenset(
-    {"walk_packages", "iter_modules", "spec_from_file_location", "run_path", "run_module", "load_module", "exec_module"}
-)
-_READERS = frozenset({
-    "open", "read_text", "read_bytes", "get_data", "open_text", "open_binary", "files", "glob", "rglob", "iterdir", "listdir",
-    "scandir", "load", "safe_load", "safe_open", "load_file", "from_file", "fromfile", "read_csv", "read_json", "read_parquet",
-})  # fmt: skip
 _BINARIES = (".so", ".pyd")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One import as it is written: dots before the name, the name, and what is taken from it."""
-
-    level: int
-    module: str
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a Python file says: a digest of its code, its imports, the files that it may name, and what cannot be known."""
-
-    digest: str
-    imports: tuple[Reference, ...]
-    texts: tuple[str, ...]
-    imports_unknown: bool  # by a name that only running it tells
-    reads: bool  # calls something that reads a file
-
-
-@dataclass
-class _Reader:
-    """One pass over a syntax tree: writes its canonical form and collects what it names."""
-
-    without: frozenset[str]
-    documented: bool  # it reads docstrings, so they count
-    out: list[str] = field(default_factory=list)
-    imports: list[Reference] = field(default_factory=list)
-    texts: set[str] = field(default_factory=set)
-    unknown: bool = False
-    reads: bool = False
-
-    def node(self, node: ast.AST) -> None:
-        """Write a node without positions and empty fields: the same in every version of Python."""
-        if isinstance(node, ast.Constant):
-            self._constant(node)
-            return
-        self._look(node)
-        self.out.append(type(node).__name__)
-        for name in node._fields:
-            value = getattr(node, name, None)
-            if value is None or value == [] or name == "type_comment":
-                continue
-            self.out.append(f"({name}")
-            if isinstance(value, list):
-                self.nodes(value, of_class=isinstance(node, ast.ClassDef))
-            elif isinstance(value, ast.AST):
-                self.node(value)
-            else:
-                self.out.append(ascii(value))
-            self.out.append(")")
-
-    def nodes(self, nodes: Iterable[Any], *, of_class: bool = False) -> None:
-        """Write what stands in a list, without what does nothing or is for types alone."""
-        for one in nodes:
-            if isinstance(one, ast.If) and (sense := _type_checking(one.test)) is not None:
-                self.nodes(one.orelse if sense else one.body)
-            elif not isinstance(one, ast.AST):
-                self.out.append(f"{one!a},")
-            elif not self._is_nothing(one) and not (of_class and getattr(one, "name", "") in self.without):
-                self.node(one)
-                self.out.append(",")
-
-    def _is_nothing(self, node: ast.AST) -> bool:
-        """Tell whether a statement does nothing: a text alone, or `pass`."""
-        return isinstance(node, ast.Pass) or (_is_text(node) and not self.documented)
-
-    def _constant(self, node: ast.Constant) -> None:
-        self.out.append(ascii(node.value))
-        if isinstance(node.value, str) and 3 <= len(node.value) <= 200 and _FILE_NAME.fullmatch(node.value):
-            self.texts.add(node.value)
-
-    def _look(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Import):
-            self.imports += [Reference(0, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            self.imports.append(Reference(node.level, node.module or "", tuple(alias.name for alias in node.names)))
-        elif isinstance(node, ast.Call):
-            self._call(node)
-
-    def _call(self, node: ast.Call) -> None:
-        plain = isinstance(node.func, ast.Name)
-        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-        if name in _IMPORTERS:
-            self._by_name(node)
-        self.unknown |= name in _BY_ANY_NAME or (plain and name in ("exec", "eval"))
-        self.reads |= name in _READERS
-
-    def _by_name(self, node: ast.Call) -> None:
-        """Take `import_module("a.b")` and `import_module(".b", "a")` for imports; any other name is not known."""
-        name, package = (_literal(node, at, keyword) for at, keyword in enumerate(("name", "package")))
-        if not name:
-            self.unknown = True
-        elif name.startswith(".") and package:
-            self.imports.append(Reference(0, importlib.util.resolve_name(name, package)))
-        else:
-            dots = len(name) - len(name.lstrip("."))
-            self.imports.append(Reference(dots, name[dots:]))
-
-
-def _literal(node: ast.Call, at: int, keyword: str) -> str:
-    """Return the text that a call is given, "" where it is given none, or one that only running it tells."""
-    given = node.args[at] if len(node.args) > at else next((one.value for one in node.keywords if one.arg == keyword), None)
-    return given.value if isinstance(given, ast.Constant) and isinstance(given.value, str) else ""
-
-
-def _type_checking(test: ast.expr) -> bool | None:
-    """Return True for `TYPE_CHECKING`, False for `not TYPE_CHECKING`, None for any other condition."""
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return None if (sense := _type_checking(test.operand)) is None else not sense
-    name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
-    return True if name == "TYPE_CHECKING" else None
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _source_of(data: bytes | str, where: str, without: frozenset[str]) -> Source:
-    """Read the code of one file. Raises `HarnessError` with its name where it is no Python."""
-    collecting = _collector_at_rest()
-    try:
-        tree = ast.parse(data)
-        text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-        reader = _Reader(without, documented="__doc__" in text or "getdoc" in text)
-        reader.node(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
-        raise HarnessError(f"{where} is no Python that can be read ({in_one_line(problem)}); correct it") from problem
-    finally:
-        collecting()
-    digest = hashlib.sha256("".join(reader.out).encode()).hexdigest()[:_HASH]
-    return Source(digest, tuple(reader.imports), tuple(sorted(reader.texts)), reader.unknown, reader.reads)
-
-
-def _collector_at_rest() -> Any:
-    """Stop the garbage collector, which triples the time of making a syntax tree; return what starts it again."""
-    import gc
-
-    if not gc.isenabled():
-        return lambda: None
-    gc.disable()
-    return gc.enable
-
-
-@lru_cache(maxsize=4096)
-def _read(path: str, size: int, changed: int, without: frozenset[str]) -> Source:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as problem:
-        raise HarnessError(f"{path} cannot be read ({problem.strerror or problem}); make it readable") from problem
-    return _source_of(data, path, without)
-
-
-@lru_cache(maxsize=4096)
-def _bytes_digest(path: str, size: int, changed: int) -> str:
-    if size > _LARGE:
-        return hashlib.sha256(f"{size} {changed}".encode()).hexdigest()[:_HASH]
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:_HASH]
-    except OSError as problem:
-        raise HarnessError(f"{path} cannot be read ({problem.strerror or problem}); make it readable") from problem
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    """Return what changes when a file does. Raises `HarnessError` with its name where it cannot be looked at."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError as problem:
-        raise HarnessError(f"{path} cannot be read ({problem.strerror or problem}); make it readable") from problem
-    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -364,16 +180,16 @@ class _Walk:
             return
         self.seen.add(place.file)
         if not place.file.endswith(".py"):
-            self.found[place.shown] = _bytes_digest(place.file, *_stamp(place.file))
+            self.found[place.shown] = bytes_digest(place.file, *stamp_of(place.file))
             return
-        self.take(_read(place.file, *_stamp(place.file), without), place)
+        self.take(read_source(place.file, *stamp_of(place.file), without), place)
 
     def take(self, source: Source, place: _Place) -> None:
         """Keep what a module says and queue what it imports."""
         self.found[place.shown] = source.digest
         modules, files = self._named_by(source, place)
         self.waiting += [one for one in modules if one.file not in self.seen]
-        self.found |= {name: _bytes_digest(path, *_stamp(path)) for name, path in files}
+        self.found |= {name: bytes_digest(path, *stamp_of(path)) for name, path in files}
         if place.name.partition(".")[0] not in OURS and (source.imports_unknown or source.reads):
             self._whole(source, place)
 
@@ -393,7 +209,7 @@ class _Walk:
             self.waiting += [_Place(one.stem, str(one), False) for one in beside]
             return
         if source.reads:
-            self.found |= {name: _bytes_digest(path, *_stamp(path)) for name, path in _beneath(top, self.scope, code=False)}
+            self.found |= {name: bytes_digest(path, *stamp_of(path)) for name, path in _beneath(top, self.scope, code=False)}
         for name, path in _beneath(top, self.scope, code=True) if source.imports_unknown else ():
             module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             self.waiting.append(_Place(module, path, path.endswith("/__init__.py")))
@@ -445,7 +261,7 @@ def _from_text(target: type[Any], shown: str) -> dict[str, str]:
     except (OSError, TypeError) as problem:
         raise _no_code(shown) from problem
     walk = _Walk(_Scope(), {})
-    walk.take(_source_of(inspect.cleandoc(text), shown, frozenset()), _Place(shown, "", False))
+    walk.take(source_of(inspect.cleandoc(text), shown, frozenset()), _Place(shown, "", False))
     walk.found = {shown: next(iter(walk.found.values()))}
     while walk.waiting:
         walk.start(walk.waiting.pop(), frozenset())
@@ -506,4 +322,4 @@ def own_code_of(module: str) -> dict[str, str]:
     located = _locate(module, _Scope())
     if not located or located[-1].name != module:
         raise _no_code(module)
-    return {located[-1].shown: _read(located[-1].file, *_stamp(located[-1].file), frozenset()).digest}
+    return {located[-1].shown: read_source(located[-1].file, *stamp_of(located[-1].file), frozenset()).digest}

@@ -12,8 +12,8 @@ from harness.checkpoint import digest_of
 from harness.closure import OURS, Memo, code_of, own_code_of
 from harness.contract import Task
 
-OPENS = ("harness.model", "harness.data")  # opens, cuts and saves models; finds training rows
-SCORES = ("harness.score", "harness.lm", "harness.fidelity")
+OPENS = ("harness.model", "harness.data", "harness.rendering")  # opens, cuts and saves models; finds training rows and shows them
+SCORES = ("harness.score", "harness.lm", "harness.fidelity", "harness.rendering")
 MEASURES = ("harness.measure", "harness.stopwatch")
 CELL = "harness.cell"  # how the others are called: its own file, without what it imports beside them
 

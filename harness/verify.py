@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.checkpoint import digest_of, folder_digest
+from harness.anew import PARTS
+from harness.checkpoint import digest_of, folder_digest, read_signed
 from harness.conditions import first_difference
 from harness.errors import CellFailed, HarnessError
 from harness.items import ItemRow, read_rows
 from harness.outcomes import likelihoods_digest
 from harness.record import BadRecord, RunRecord, TaskScore, read
+from harness.untrusted import Unreadable
 
 if TYPE_CHECKING:
     from harness.cell import CellJob
@@ -62,6 +64,8 @@ def _checks(record: RunRecord, cell: Path | None, job: "CellJob | None") -> Iter
     """Yield the name of each check that a record's company allows, and what it found; nothing is computed before it is asked for."""
     if cell is not None:
         yield "its key", "" if record.key[:24] == cell.name else f"its key is {record.key[:24]}, its folder {cell.name}"
+        if (cell / PARTS).exists():
+            yield "the parts of its key", _of_parts(record, cell / PARTS)
         if record.status == "success":
             yield "its items", _of_items(record, cell / "samples.jsonl")
         if (cell / "job.json").exists():
@@ -78,6 +82,16 @@ def _job_of(cell: Path) -> "CellJob | None":
         return CellJob.model_validate_json((cell / "job.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _of_parts(record: RunRecord, path: Path) -> str:
+    """Compare a record's key with what is kept of its making: code, versions, data."""
+    try:
+        parts = read_signed(path)
+        same = digest_of("cell", *parts["students"][-1:], parts["held"]) == record.key
+    except (Unreadable, LookupError, TypeError) as problem:
+        return f"{path.name} cannot be read ({' '.join(str(problem).split())[:100]})"
+    return "" if same else f"{path.name} is of another key"
 
 
 def _of_items(record: RunRecord, samples: Path) -> str:

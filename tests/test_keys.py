@@ -77,6 +77,16 @@ def test_what_is_not_trained_holds_no_loop(name):
     )
 
 
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_whoever_asks_a_grader_holds_it(name):
+    kind = Registry("method", methods.METHODS).load(name)
+    found = code_of(kind)
+    grades = any(".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/"))
+    assert grades == (keys.TRACES in found)
+    if grades:
+        assert "suites/_numbers.py" in keys.Code({"gsm8k-mini": suites.load("gsm8k-mini")}).of_student(kind())
+
+
 def test_a_loss_is_not_behind_answers():
     assert not any(name.startswith("methods/") for name in code_of("harness.lm"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.checkpoint import read_signed, write_signed
 from harness.lines import signed
 from harness.verify import verify
 
@@ -61,6 +62,10 @@ def rewritten(path, old, new):
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
+def signed_parts(cell, **changes):
+    write_signed(cell / "parts.json", {**read_signed(cell / "parts.json"), **changes})
+
+
 SPOILS = {
     "the record is edited": (lambda cell: rewritten(cell / "record.json", "int8", "int4"), "edited"),
     "the record is torn": (lambda cell: (cell / "record.json").write_text("{"), "not a whole JSON file"),
@@ -77,6 +82,8 @@ SPOILS = {
     "the answers are no JSON": (lambda cell: first_line(cell / "samples.jsonl", lambda line: "[1, 2]"), "samples.jsonl cannot be read"),
     "what was told is torn": (lambda cell: (cell / "job.json").write_text("{"), "job.json cannot be read"),
     "what was told is of another": (lambda cell: (cell / "job.json").write_text('{"cell": {"key": "0"}}'), "job.json is of another"),
+    "the parts are edited": (lambda cell: rewritten(cell / "parts.json", "lm-eval", "lm-evil"), "parts.json cannot be read"),
+    "the parts are another cell's": (lambda cell: signed_parts(cell, students=["0"]), "parts.json is of another key"),
     "the folder is another cell's": (lambda cell: cell.rename(cell.with_name("0" * 24)), "its key is"),
 }  # fmt: skip
 
