@@ -162,8 +162,7 @@ def _short(value: object) -> str:
 def _asked_of(plan: Plan, cell: PlannedCell) -> str:
     """Return what tells one row of one run from another."""
     under = plan.conditions
-    tasks = [task.partition("@")[0] for task in under.tasks]
-    return repr([cell.label, cell.seed, tasks, under.student_recipe, under.budget_tokens])
+    return repr([cell.label, cell.seed, list(under.task_names), under.student_recipe, under.budget_tokens])
 
 
 def _asked_in(folder: Path) -> str:

@@ -47,7 +47,7 @@ TABLES = (
 )  # fmt: skip
 ELSEWHERE = {
     baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
-    card: {"control": "a family", "perplexity": "a kind of task"},
+    card: {"control": "a family", "perplexity": "a kind of task", "teacher": "a start"},
     claims: {
         "family": "a field of the published records", "method": "a role of the published records", "metric": "a field of them",
         "model": "a field of them", "retention": "a name of a claim's range", "status": "a field of them", "low": "a level of cost",
