@@ -290,6 +290,7 @@ def _untimed(reason: str) -> Measurement:
     return Measurement(name="skipped_scenario", value=0, unit="", higher_is_better=False, remark=f"not timed: {reason}")
 
 
+NO_ANSWERS = "the teacher's row had none to compare with"
 _TEACHER_READS = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples
 
 
@@ -312,14 +313,20 @@ def _compared(
 
     Numbers that are none are another thing: they fail the row.
     """
+    if job.teacher_samples is not None and not job.teacher_samples.exists():
+        return (), (_undistanced(NO_ANSWERS),)
     try:
         return _fidelity(job, tasks, student, rows, progress), ()
     except (CellFailed, HarnessError):
         raise
     except Exception as problem:  # noqa: BLE001  out of memory beside the teacher, most likely
         traceback.print_exc()
-        remark = f"its distance to the teacher was not measured: {_reason(job, problem)[0]}"
-        return (), (Measurement(name="skipped_fidelity", value=0, unit="", higher_is_better=False, remark=remark),)
+        return (), (_undistanced(_reason(job, problem)[0]),)
+
+
+def _undistanced(reason: str) -> Measurement:
+    remark = f"its distance to the teacher was not measured: {reason}"
+    return Measurement(name="skipped_fidelity", value=0, unit="", higher_is_better=False, remark=remark)
 
 
 def _fidelity(
@@ -332,7 +339,7 @@ def _fidelity(
     from harness.untrusted import Unreadable
 
     checkpoint = job.teachers[0].checkpoint()
-    if job.teacher_samples is None or not job.teacher_samples.exists():
+    if job.teacher_samples is None:
         return ()
     if student.tokenizer.get_vocab() != student_tokenizer(checkpoint).get_vocab():
         return ()

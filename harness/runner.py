@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.anew import keep_parts, made_anew
 from harness.cache import sweep
-from harness.cell import CellJob, scores_of
+from harness.cell import NO_ANSWERS, CellJob, scores_of
 from harness.checkpoint import write_whole
 from harness.contract import Progress
 from harness.ending import told_of
@@ -66,7 +66,7 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
 
 def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
     held = None if plan.config.force else store.finished(cell.key)
-    if held is not None and (wrong := _unusable(cell, store, held)):
+    if held is not None and (wrong := _unusable(cell, store, held) or _was_alone(plan, store, held)):
         watcher.say(f"{cell.label}: {wrong}; the row is made again")
         held = None
     if held is not None:
@@ -98,6 +98,14 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
     filled = record.model_copy(update={"stages": stages})
     write(store.record_path(record.key), filled)
     return filled
+
+
+def _was_alone(plan: Plan, store: Store, record: RunRecord) -> str:
+    """Say that a row was scored while its teacher's had failed and can be compared with it now, "" where there is nothing to add."""
+    skipped = record.measured("skipped_fidelity")
+    if skipped is None or not skipped.remark.endswith(NO_ANSWERS) or store.finished(plan.cells[0].key) is None:
+        return ""
+    return "its teacher's answers are there now"
 
 
 def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:

@@ -58,7 +58,7 @@ class Store:
         areas = [self.root / name for name in ("cells", "students", "runs", "locks")]
         for area in areas:
             make_folder(area, "--out")
-        leftovers.sweep([self.root, *areas])
+        leftovers.sweep([self.root, *areas, *(path for path in (self.root / "runs").iterdir() if path.is_dir())])
         _sweep_notes(self.root / "locks")
 
     def cell(self, key: str) -> Path:

@@ -225,3 +225,34 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     assert [each.scores for each in filled.stages] == [own, {"x": 1.0}]
     assert json.loads(store.record_path(chain.key).read_text())["stages"][0]["scores"] == own
     assert runner._with_stages(plan, filled, store) is filled
+
+
+def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_they_are_there(tmp_path):
+    from types import SimpleNamespace
+
+    from _records import scored
+
+    from harness.record import write
+
+    store = Store(tmp_path)
+    store.prepare()
+    teacher = scored("teacher", "10" * 20, 1).model_copy(update={"key": "t" * 24, "measurements": ()})
+    whole = scored("int8", "10" * 20, 1)
+    alone = whole.model_copy(update={"measurements": (*whole.measurements, cell._undistanced(cell.NO_ANSWERS))})
+    other = whole.model_copy(update={"measurements": (*whole.measurements, cell._undistanced("out of memory"))})
+    plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
+    assert runner._was_alone(plan, store, alone) == ""  # nor are they there now
+    write(store.record_path(teacher.key), teacher)
+    assert "are there now" in runner._was_alone(plan, store, alone)
+    assert runner._was_alone(plan, store, whole) == runner._was_alone(plan, store, other) == ""
+
+
+def test_what_was_left_among_the_tables_of_a_run_goes_too(tmp_path):
+    store = Store(tmp_path)
+    store.prepare()
+    torn = tmp_path / "runs" / "20260101-000000-1" / f".training.csv.{GONE}.part"
+    torn.parent.mkdir()
+    torn.write_text("x")
+    os.utime(torn, (0, 0))
+    store.prepare()
+    assert not torn.exists()
