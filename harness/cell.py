@@ -325,6 +325,7 @@ def _compared(
 
 
 def _undistanced(reason: str) -> Measurement:
+    """Return what stands in a record in place of the distances to the teacher."""
     remark = f"its distance to the teacher was not measured: {reason}"
     return Measurement(name="skipped_fidelity", value=0, unit="", higher_is_better=False, remark=remark)
 

@@ -66,7 +66,7 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
 
 def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
     held = None if plan.config.force else store.finished(cell.key)
-    if held is not None and (wrong := _unusable(cell, store, held) or _was_alone(plan, store, held)):
+    if held is not None and (wrong := _why_again(plan, cell, store, held)):
         watcher.say(f"{cell.label}: {wrong}; the row is made again")
         held = None
     if held is not None:
@@ -74,7 +74,7 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
             held = None if plan.config.force else store.finished(cell.key)
-            if held is not None and not _unusable(cell, store, held):  # the other run made it while we waited
+            if held is not None and not _why_again(plan, cell, store, held):  # the other run made it while we waited
                 return Finished(cell, _with_stages(plan, held, store), cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
@@ -98,6 +98,11 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
     filled = record.model_copy(update={"stages": stages})
     write(store.record_path(record.key), filled)
     return filled
+
+
+def _why_again(plan: Plan, cell: PlannedCell, store: Store, record: RunRecord) -> str:
+    """Say why a finished row is made again all the same, "" where it stands."""
+    return _unusable(cell, store, record) or _was_alone(plan, store, record)
 
 
 def _was_alone(plan: Plan, store: Store, record: RunRecord) -> str:

@@ -227,7 +227,7 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     assert runner._with_stages(plan, filled, store) is filled
 
 
-def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_they_are_there(tmp_path):
+def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_they_are_there(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from _records import scored
@@ -238,13 +238,21 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
     store.prepare()
     teacher = scored("teacher", "10" * 20, 1).model_copy(update={"key": "t" * 24, "measurements": ()})
     whole = scored("int8", "10" * 20, 1)
-    alone = whole.model_copy(update={"measurements": (*whole.measurements, cell._undistanced(cell.NO_ANSWERS))})
+    alone = whole.model_copy(update={"key": "a" * 24, "measurements": (cell._undistanced(cell.NO_ANSWERS),)})
     other = whole.model_copy(update={"measurements": (*whole.measurements, cell._undistanced("out of memory"))})
     plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
     assert runner._was_alone(plan, store, alone) == ""  # nor are they there now
     write(store.record_path(teacher.key), teacher)
     assert "are there now" in runner._was_alone(plan, store, alone)
     assert runner._was_alone(plan, store, whole) == runner._was_alone(plan, store, other) == ""
+
+    write(store.record_path(alone.key), alone)
+    monkeypatch.setattr(runner, "_spawn", lambda *given: whole)
+    plan.config = SimpleNamespace(force=False, wait=True)
+    lines = []
+    row = SimpleNamespace(key=alone.key, label="int8", is_teacher=False, student_key="", stages=())
+    ended = runner._one(plan, row, store, SimpleNamespace(say=lines.append))
+    assert ended.record == whole and not ended.cached and "made again" in lines[0]
 
 
 def test_what_was_left_among_the_tables_of_a_run_goes_too(tmp_path):
