@@ -6,7 +6,7 @@ positions that are scored reach the language-model head.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,17 +40,21 @@ def log_likelihoods(
     *,
     batch_size: BatchSize = "auto",
     pack: int | None = None,
+    known: Mapping[int, Answer] | None = None,
     finished: Callable[[int, Answer], None] = lambda row, answer: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
-    """Score every row; answers in the given order, `finished` called as they come.
+    """Score every row; answers in the given order, `finished` called for each that was computed, as they come.
 
     On the shared path a forward takes `pack` tokens (None: by the device); `batch_size` counts the rows of the plain one.
-    Out of memory halves either and tells `say`.
+    Out of memory halves either and tells `say`. Rows whose answer is `known` are not computed, but keep their place: the other
+    rows are in the same company as without it, and a scoring that goes on after a kill ends with the same digits.
     """
-    found: dict[int, Answer] = {}
+    found: dict[int, Answer] = dict(known or {})
 
     def keep(row: int, answer: Answer) -> None:
+        if row in found:  # it stands in a pack with one that was asked
+            return
         if not math.isfinite(answer[0]):
             raise NoNumber(rows[row].ids[:-1])
         found[row] = answer
@@ -70,13 +74,13 @@ def log_likelihoods(
 
 
 def _until_done(
-    run: Callable[[Sequence[int], int], None], rows: Sequence[Scored], found: Mapping[int, Answer], size: int, unit: str,
+    run: Callable[[Set[int], int], None], rows: Sequence[Scored], found: Mapping[int, Answer], size: int, unit: str,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Run what is left until all rows are found; where memory runs out, half as much at once."""
     while len(found) < len(rows):
         try:
-            run([row for row in range(len(rows)) if row not in found], size)
+            run({row for row in range(len(rows)) if row not in found}, size)
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem) or size == 1:
                 raise
@@ -84,17 +88,17 @@ def _until_done(
             say(f"out of memory: {before} {unit} at once became {size}")
 
 
-def _shared(opened: LanguageModel, rows: Sequence[Scored], left: Sequence[int], most: int, keep: Callable[[int, Answer], None]) -> None:
-    order = sorted(left, key=lambda row: list(rows[row].ids))
+def _shared(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], most: int, keep: Callable[[int, Answer], None]) -> None:
+    """Score what is left. All rows are laid into packs, and those packs run that hold a row that is left."""
+    order = sorted(range(len(rows)), key=lambda row: list(rows[row].ids))
     loose: list[int] = []
     for members, common in runs(rows, order):
         if _tree_size(rows, members) <= most:  # one pack holds it all: the tree shares the beginning by itself
             loose += members
-            continue
-        first = rows[members[0]].ids
-        prefix = prefix_of(opened, first[:common], most=most)
-        _packs(opened, rows, members, prefix, most, keep)
-    _packs(opened, rows, loose, KeyValues(), most, keep)
+        elif not left.isdisjoint(members):
+            prefix = prefix_of(opened, rows[members[0]].ids[:common], most=most)
+            _packs(opened, rows, members, left, prefix, most, keep)
+    _packs(opened, rows, loose, left, KeyValues(), most, keep)
 
 
 def runs(rows: Sequence[Scored], order: Sequence[int]) -> list[tuple[list[int], int]]:
@@ -125,9 +129,10 @@ def _tree_size(rows: Sequence[Scored], members: Sequence[int]) -> int:
 
 
 def _packs(
-    opened: LanguageModel, rows: Sequence[Scored], members: Sequence[int], prefix: KeyValues, most: int, keep: Callable[[int, Answer], None]
-) -> None:
-    """Score rows behind a prefix, as many at once as a pack holds."""
+    opened: LanguageModel, rows: Sequence[Scored], members: Sequence[int], left: Set[int], prefix: KeyValues, most: int,
+    keep: Callable[[int, Answer], None],
+) -> None:  # fmt: skip
+    """Score rows behind a prefix, as many at once as a pack holds; a pack of which no row is left is not run."""
     skipped = prefix.length
     most_logits = max(1, _LOGIT_VALUES // int(opened.text_config.vocab_size))
     pack: list[int] = []
@@ -136,23 +141,26 @@ def _packs(
     for row in members:
         fed = rows[row].ids[skipped:-1]
         if len(fed) > most or rows[row].count > most_logits:
-            keep(row, _chain(opened, rows[row], prefix, min(most, most_logits)))
+            if row in left:
+                keep(row, _chain(opened, rows[row], prefix, min(most, most_logits)))
             continue
         new = len(fed) - shared_length(before, fed)
         if pack and (size + new > most or logits + rows[row].count > most_logits):
-            _pack(opened, rows, pack, prefix, keep)
+            _pack(opened, rows, pack, left, prefix, keep)
             pack, size, logits, new = [], 0, 0, len(fed)
         pack.append(row)
         size, logits, before = size + new, logits + rows[row].count, fed
-    if pack:
-        _pack(opened, rows, pack, prefix, keep)
+    _pack(opened, rows, pack, left, prefix, keep)
 
 
 def _pack(
-    opened: LanguageModel, rows: Sequence[Scored], pack: Sequence[int], prefix: KeyValues, keep: Callable[[int, Answer], None]
-) -> None:
+    opened: LanguageModel, rows: Sequence[Scored], pack: Sequence[int], left: Set[int], prefix: KeyValues,
+    keep: Callable[[int, Answer], None],
+) -> None:  # fmt: skip
     import torch
 
+    if left.isdisjoint(pack):
+        return
     skipped = prefix.length
     tree = Tree.of([rows[row].ids[skipped:-1] for row in pack])
     asked = [path[len(path) - rows[row].count :] for row, path in zip(pack, tree.paths, strict=True)]
@@ -197,17 +205,19 @@ def _chain(opened: LanguageModel, row: Scored, prefix: KeyValues, most: int) -> 
     return total, greedy
 
 
-def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Sequence[int], size: int, keep: Callable[[int, Answer], None]) -> None:
+def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], size: int, keep: Callable[[int, Answer], None]) -> None:
     """Score by the model's own attention in left-padded batches; rows with equal inputs share a forward."""
     import torch
 
     sharing: dict[tuple[int, ...], list[int]] = {}
-    for row in left:
+    for row in range(len(rows)):
         sharing.setdefault(tuple(rows[row].ids[:-1]), []).append(row)
     keys = sorted(sharing, key=len, reverse=True)
     at_once = 1 if one_row(opened) else size
     for start in range(0, len(keys), at_once):
         batch = keys[start : start + at_once]
+        if all(left.isdisjoint(sharing[key]) for key in batch):
+            continue
         longest = max(rows[row].count for key in batch for row in sharing[key])
         for key, logits_KV in zip(batch, last_logits(opened, batch, longest), strict=True):
             for row in sharing[key]:

@@ -7,7 +7,7 @@ tokens, stop reasons, the seconds, the answers (in a journal).
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import lm_eval.models  # noqa: F401  registers lm-eval's own models, which it does by itself only while it knows none
@@ -34,9 +34,9 @@ class Backend(Protocol):
     max_length: int  # the longest input in tokens
 
     def log_likelihoods(
-        self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
+        self, rows: Sequence[Scored], *, known: Mapping[int, Answer], finished: Callable[[int, Answer], None], say: Callable[[str], None]
     ) -> list[Answer]:
-        """Score the continuation of every row."""
+        """Score the continuation of every row whose answer is not `known`."""
         ...
 
     def generate(
@@ -55,10 +55,10 @@ class Transformers:
         self.path, self.max_length = path_of(opened), opened.context
 
     def log_likelihoods(
-        self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
+        self, rows: Sequence[Scored], *, known: Mapping[int, Answer], finished: Callable[[int, Answer], None], say: Callable[[str], None]
     ) -> list[Answer]:
-        """Score the continuation of every row."""
-        return log_likelihoods(self.opened, rows, batch_size=self.batch_size, pack=self.pack, finished=finished, say=say)
+        """Score the continuation of every row whose answer is not `known`."""
+        return log_likelihoods(self.opened, rows, batch_size=self.batch_size, pack=self.pack, known=known, finished=finished, say=say)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: tuple[str, ...], progress: Callable[[int], None],
@@ -250,19 +250,17 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             ids = self._left_truncated(context + continuation, self.max_length + 1)
             rows.append(Scored(ids, len(continuation)))
             keys.append(asked(ids, len(continuation)))
-        known = {index: held for index, key in enumerate(keys) if (held := self.journal.get(key)) is not None}
-        self.seconds += sum(seconds for _, seconds in known.values())
-        missing = [index for index in range(len(rows)) if index not in known]
+        held = {index: answer for index, key in enumerate(keys) if (answer := self.journal.get(key)) is not None}
+        self.seconds += sum(seconds for _, seconds in held.values())
+        known = {index: (float(str(value)), bool(likeliest)) for index, ((value, likeliest), _) in held.items()}
         self.progress(len(known))
         self._since = time.perf_counter()
 
         def finished(row: int, answer: tuple[float, bool]) -> None:
-            self.journal.put(keys[missing[row]], list(answer), self._tick())
+            self.journal.put(keys[row], list(answer), self._tick())
             self.progress(1)
 
-        fresh = self.engine.log_likelihoods([rows[index] for index in missing], finished=finished, say=self.say)
-        answers = {index: (float(str(held[0])), bool(held[1])) for index, (held, _) in known.items()}
-        return [answer for _, answer in sorted({**answers, **dict(zip(missing, fresh, strict=True))}.items())]
+        return self.engine.log_likelihoods(rows, known=known, finished=finished, say=self.say)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Write an answer to each request, greedily; groups requests that share their generation settings."""

@@ -4,7 +4,7 @@ vLLM lives in an environment of its own and is imported here alone. Its prefix c
 its kernels are not batch-invariant, so a table never mixes its rows with others (the path is in every record).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -69,12 +69,15 @@ class Vllm:
             yield from zip(part, self._engine.generate(asked, sampling_params=params, use_tqdm=False), strict=True)
 
     def log_likelihoods(
-        self, rows: Sequence[Scored], *, finished: Callable[[int, Answer], None], say: Callable[[str], None]
+        self, rows: Sequence[Scored], *, known: Mapping[int, Answer], finished: Callable[[int, Answer], None], say: Callable[[str], None]
     ) -> list[Answer]:
-        """Score the continuation of every row; vLLM returns each prompt token's log-probability and rank."""
-        found: dict[int, Answer] = {}
+        """Score the continuation of every row that is not `known`; vLLM returns each prompt token's log-probability and rank."""
+        found = dict(known)
+        left = [index for index in range(len(rows)) if index not in known]
         # prompt_logprobs switches vLLM's own prefix cache off for these requests: right answers before speed.
-        for index, output in self._asked([row.ids for row in rows], self._params(temperature=0, max_tokens=1, prompt_logprobs=1)):
+        params = self._params(temperature=0, max_tokens=1, prompt_logprobs=1)
+        for place, output in self._asked([rows[index].ids for index in left], params):
+            index = left[place]
             row = rows[index]
             tail = list(zip(row.ids, output.prompt_logprobs, strict=True))[len(row.ids) - row.count :]
             told = [held[token] for token, held in tail]

@@ -134,6 +134,39 @@ def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
     assert sum(fed) == 700 + 100 * 3  # the letters themselves are never fed
 
 
+@pytest.mark.parametrize("way", ["packs", "prefix", "plain"])
+def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small, monkeypatch, way):
+    """A scoring that goes on after a kill ends with the same digits: the rows that are left stand in the packs that they stood in."""
+    from harness import likelihood
+
+    opened = small("Llama", max_position_embeddings=2048)
+    if way == "plain":
+        monkeypatch.setattr(likelihood, "why_plain", lambda opened: "a test")
+    draw = torch.Generator().manual_seed(3)
+    shared = torch.randint(5, 1000, (60 if way == "prefix" else 3,), generator=draw).tolist()
+    questions = [torch.randint(5, 1000, (2 + index % 9,), generator=draw).tolist() for index in range(40)]
+    rows = sequences(shared, questions, 1)
+
+    def scored(known):
+        seen = []
+        options = {"batch_size": 4} if way == "plain" else {"pack": 70}
+        answers = log_likelihoods(opened, rows, known=known, finished=lambda row, answer: seen.append(row), **options)
+        return answers, seen
+
+    whole, everyone = scored({})
+    assert sorted(everyone) == list(range(40))
+    for kept in (range(0, 40, 2), range(5, 39), range(7), [39], range(40)):
+        known = {row: whole[row] for row in kept}
+        resumed, seen = scored(known)
+        assert resumed == whole
+        assert sorted(seen) == [row for row in range(40) if row not in known]
+    fed = []
+    forward = opened.model.forward
+    monkeypatch.setattr(opened.model, "forward", lambda *a, **k: (fed.append(1), forward(*a, **k))[1])
+    scored({row: whole[row] for row in range(40)})
+    assert not fed  # nothing is left: the model is not asked
+
+
 @pytest.mark.parametrize("common", [0, 50])
 def test_refilled_slots_write_what_a_single_row_writes(small, common):
     opened = small("Llama")
