@@ -163,7 +163,10 @@ class Slots:
         return attended.flatten(1, 2)[:, None]
 
     def admit(self, computed: KeyValues, spans: Sequence[tuple[int, int, int]]) -> None:
-        """Copy spans (row, start, end) of computed keys and values into the next free slots, one a slot."""
+        """Copy spans (row, start, end) of computed keys and values into the next free slots, one a slot.
+
+        What a slot holds behind its length is never seen: padding may be copied with a row.
+        """
         import torch
 
         first = len(self.lengths)
@@ -172,26 +175,40 @@ class Slots:
                 shape = (self.size, keys.shape[1], self.capacity, keys.shape[3])
                 value_shape = (*shape[:3], values.shape[3])
                 self.layers[layer] = (keys.new_zeros(shape), values.new_zeros(value_shape))
-            held_keys, held_values = self.layers[layer]
-            for slot, (row, start, end) in enumerate(spans, first):
-                held_keys[slot, :, : end - start] = keys[row, :, start:end]
-                held_values[slot, :, : end - start] = values[row, :, start:end]
+            for held, fresh in zip(self.layers[layer], (keys, values), strict=True):
+                _copy_spans(held[first:], fresh, spans)
         more = torch.tensor([end - start for _, start, end in spans], device=self.lengths.device)
         self.lengths = torch.cat([self.lengths, more])
 
     def retire(self, done: Sequence[int]) -> list[int]:
         """Free slots: the last rows move into the holes. Returns the old slot of each row that stays, in new order."""
+        import torch
+
         kept = [slot for slot in range(len(self.lengths)) if slot not in set(done)]
         order, tail = list(range(len(kept))), [slot for slot in kept if slot >= len(kept)]
-        for hole in (slot for slot in done if slot < len(kept)):
-            source = tail.pop()
-            order[hole] = source
-            length = int(self.lengths[source])
-            for keys, values in self.layers.values():
-                keys[hole, :, :length] = keys[source, :, :length]
-                values[hole, :, :length] = values[source, :, :length]
+        holes = [slot for slot in done if slot < len(kept)]
+        if holes:
+            moved = [tail.pop() for _ in holes]
+            for hole, source in zip(holes, moved, strict=True):
+                order[hole] = source
+            device = self.lengths.device
+            into, out = torch.tensor(holes, device=device), torch.tensor(moved, device=device)
+            width = int(self.lengths[out].max())
+            for held in (part for pair in self.layers.values() for part in pair):
+                held[:, :, :width].index_copy_(0, into, held[:, :, :width].index_select(0, out))
         self.lengths = self.lengths[order]
         return order
+
+
+def _copy_spans(held: "torch.Tensor", fresh: "torch.Tensor", spans: Sequence[tuple[int, int, int]]) -> None:
+    """Copy spans (row, start, end) of (R, K, T, D) to the beginning of slots (S, K, capacity, D), span after span."""
+    rows, starts, ends = zip(*spans, strict=True)
+    if any(starts):  # rows that lie one behind the other in a pack
+        for slot, (row, start, end) in enumerate(spans):
+            held[slot, :, : end - start] = fresh[row, :, start:end]
+    else:  # rows side by side, as long as each other or padded
+        whole = fresh if list(rows) == list(range(len(fresh))) else fresh[list(rows)]
+        held[: len(rows), :, : max(ends)] = whole[:, :, : max(ends)]
 
 
 def _attention(
