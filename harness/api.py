@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import RunConfig, build, limit_for, parse_method
 from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
-from harness.gpu import choose_device, default_dtype
-from harness.plan import TEACHER, Plan, PlannedCell, make_plan
-from harness.record import RunRecord
-from harness.runner import Finished, Watcher, run_plan
+from harness.machine.gpu import choose_device, default_dtype
+from harness.planning.config import RunConfig, build, limit_for, parse_method
+from harness.planning.plan import TEACHER, Plan, PlannedCell, make_plan
+from harness.records.record import RunRecord
+from harness.running.runner import Finished, Watcher, run_plan
 
 if TYPE_CHECKING:
     import pandas
 
-    from harness.data import DataSource
-    from harness.estimate import Estimate
-    from harness.measure import Measured
+    from harness.data.source import DataSource
+    from harness.estimating.estimate import Estimate
+    from harness.measuring.measure import Measured
     from harness.registry import Registry
 
 
@@ -47,13 +47,13 @@ class Run:
 
     def markdown(self) -> str:
         """Return this run's tables."""
-        from harness.report import markdown
+        from harness.reporting.report import markdown
 
         return markdown(self.records)
 
     def frame(self) -> "pandas.DataFrame":
         """Return this run's records, one row a cell and metric."""
-        from harness.frame import frame_of
+        from harness.reporting.frame import frame_of
 
         return frame_of(self.records)
 
@@ -65,12 +65,12 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     import methods
     import suites
-    from harness.data import C4, DataSource
-    from harness.model import is_embedded, resolve
+    from harness.data.source import C4, DataSource
+    from harness.models.language_model import is_embedded, resolve
     from harness.registry import Registry
 
     if config.backend == "vllm":
-        from harness.vllm import require_vllm
+        from harness.scoring.vllm_backend import require_vllm
 
         require_vllm()
     if config.track and importlib.util.find_spec(config.track) is None:
@@ -110,7 +110,7 @@ def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.war
 
     `say` is told where little space is free.
     """
-    from harness.places import check_folder
+    from harness.files.places import check_folder
 
     check_folder(config.out, "--out", say=say)
     check_folder(config.cache_folder, "--cache", say=say)
@@ -138,7 +138,7 @@ def _data_of(tasks: Mapping[str, Task], files: str) -> str:
 
 def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
     """Refuse rows that train where no task has a training item, as far as its definition tells."""
-    from harness.chain import parts_of
+    from harness.planning.chain import parts_of
 
     names = [registry.canonical(parse_method(part)[0]) for spec in methods for part in parts_of(spec)]
     trains = next((name for name in names if registry.load(name).trains), "")
@@ -151,7 +151,7 @@ def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", ta
 def _items_of(name: str, include_path: Path | None) -> int:
     """Return how many items a task has: as published, or as its data files have lines; 1,000 where neither is known."""
     import suites
-    from harness.workload import ITEMS
+    from harness.estimating.workload import ITEMS
 
     if name in ITEMS or not name.startswith(suites.OUTSIDE):
         return ITEMS.get(name, 1_000)
@@ -175,7 +175,8 @@ def run(
 ) -> Run:
     """Run methods on a suite and return how it ended; finished cells are read, not computed again.
 
-    Takes what `harness run` takes, by the same names with underscores (the fields of `harness.config.RunConfig`): `rows`, `controls`,
+    Takes what `harness run` takes, by the same names with underscores (the fields of `harness.planning.config.RunConfig`): `rows`,
+    `controls`,
     `set` (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
     A cell that fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
     """
@@ -203,14 +204,15 @@ def estimate_plans(
     """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no weights, computes nothing."""
     import methods as table
     import suites
-    from harness.chain import check, parts_of
-    from harness.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, default_cache, parse_method
-    from harness.estimate import estimate
-    from harness.hardware import parse_hardware
-    from harness.model import configuration_of, is_embedded, parse_recipe
+    from harness.estimating.estimate import estimate
+    from harness.estimating.hardware import parse_hardware
+    from harness.estimating.workload import Asked, is_size, parse_model, student_shape, work_of
+    from harness.measuring.scenario import GRIDS
+    from harness.models.artefacts import default_cache
+    from harness.models.language_model import configuration_of, is_embedded, parse_recipe
+    from harness.planning.chain import check, parts_of
+    from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, parse_method
     from harness.registry import Registry
-    from harness.scenario import GRIDS
-    from harness.workload import Asked, is_size, parse_model, student_shape, work_of
 
     if not methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response+int4")
@@ -262,13 +264,13 @@ class Expected:
 def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     """Estimate every cell of a plan, given the keys of those that are finished; what cells share counts in the first that makes it."""
     import methods
-    from harness.arithmetic import Shape
-    from harness.estimate import Stage, making, scoring
-    from harness.hardware import this_machine
-    from harness.model import parse_recipe
+    from harness.estimating.estimate import Stage, making, scoring
+    from harness.estimating.hardware import this_machine
+    from harness.estimating.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
+    from harness.models.language_model import parse_recipe
+    from harness.models.shape import Shape
+    from harness.records.store import read_all
     from harness.registry import Registry
-    from harness.store import read_all
-    from harness.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
 
     under = plan.conditions
     registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
@@ -341,13 +343,13 @@ def measure_models(
     import tempfile
     import time
 
-    from harness.checkpoint import write_whole
-    from harness.config import default_cache
-    from harness.measure import ROUNDS, Settings, Subject, measure
-    from harness.model import resolve
-    from harness.record import environment
-    from harness.scenario import GRIDS, parse_grid
-    from harness.watch import threads_asked
+    from harness.machine.monitor import threads_asked
+    from harness.measuring.measure import ROUNDS, Settings, Subject, measure
+    from harness.measuring.scenario import GRIDS, parse_grid
+    from harness.models.artefacts import default_cache
+    from harness.models.checkpoint import write_whole
+    from harness.models.language_model import resolve
+    from harness.records.record import environment
 
     if not models:
         raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
@@ -386,10 +388,10 @@ def train_embedded(
     Writes model folders with their training log and `scores.json`; an interrupted training goes on where it was.
     """
     import suites
-    from harness.data import DataSource
-    from harness.model import EMBEDDED, EMBEDDED_MODELS, open_model
-    from harness.score import score_task
-    from methods._tiny import RECIPES, train_teacher
+    from harness.data.source import DataSource
+    from harness.models.language_model import EMBEDDED, EMBEDDED_MODELS, open_model
+    from harness.scoring.score import score_task
+    from methods.training.embedded_teachers import RECIPES, train_teacher
 
     if budget is not None and budget < 100:
         raise HarnessError(f"--budget {budget}: give 100 seen tokens or more, or leave it out for the recipe's own")
@@ -420,10 +422,10 @@ def train_embedded(
 def load_records(folder: str | Path) -> "pandas.DataFrame":
     """Read records (a run file, a store, a study, a folder) into a frame: one row a cell and metric.
 
-    `harness.columns.FRAME` holds its columns and what they mean. A file that is no record raises `HarnessError` with its name.
+    `harness.records.columns.FRAME` holds its columns and what they mean. A file that is no record raises `HarnessError` with its name.
     """
-    from harness.frame import frame_of
-    from harness.store import read_all
+    from harness.records.store import read_all
+    from harness.reporting.frame import frame_of
 
     records, problems = read_all(Path(folder))
     if problems:

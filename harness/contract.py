@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
-    from harness.arithmetic import Shape
-    from harness.data import DataSource
+    from harness.data.source import DataSource
+    from harness.models.shape import Shape
 
 Split = Literal["train", "validation", "test", "dev"]
 Kind = Literal["generate", "choose", "perplexity"]

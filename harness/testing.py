@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.checking.method_checks import METHOD_CHECKS, Made, Trial
+from harness.checking.task_checks import TASK_CHECKS, TaskTrial
 from harness.contract import Task
 from harness.errors import Skipped, in_one_line
-from harness.method_checks import METHOD_CHECKS, Made, Trial
 from harness.registry import Registry
-from harness.task_checks import TASK_CHECKS, TaskTrial
 
 __all__ = ["Checked", "ContractError", "check_method", "check_task", "method_registry"]
 

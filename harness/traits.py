@@ -65,7 +65,7 @@ def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
     """
     where = f"method {name!r} ({found.__module__}:{found.__qualname__})"
     if not dataclasses.is_dataclass(found):
-        raise HarnessError(f"{where} is no dataclass; write @settings above the class (from methods._settings import settings)")
+        raise HarnessError(f"{where} is no dataclass; write @settings above the class (from methods.base import settings)")
     fields = _fields(where, found)
     _read_old_names(where, found, fields)
     for own in _classes(found):

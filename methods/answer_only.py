@@ -8,8 +8,8 @@ tokens, or more passes, made the difference.
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
-from methods._base import Trained, bare, worked
-from methods._settings import settings
+from methods.base import settings
+from methods.training.base import Trained, bare, worked
 
 
 @settings
@@ -24,10 +24,10 @@ class AnswerOnly(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Train with cross-entropy on the answers alone."""
-        from harness.data import examples_of, training_examples
-        from harness.model import student_tokenizer
-        from methods._rows import encode
-        from methods._terms import hard_labels
+        from harness.data.source import examples_of, training_examples
+        from harness.models.language_model import student_tokenizer
+        from methods.training.rows import encode
+        from methods.training.terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         tokens = None

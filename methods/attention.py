@@ -10,8 +10,8 @@ scores, or do not use transformers' attention interface (said so).
 
 from typing import ClassVar
 
-from methods._distil import Distilled
-from methods._settings import Weight, settings
+from methods.base import Weight, settings
+from methods.training.distilled import Distilled
 
 
 @settings

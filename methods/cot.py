@@ -18,8 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Family, Job
-from methods._base import Trained, bare
-from methods._settings import settings
+from methods.base import settings
+from methods.training.base import Trained, bare
 
 EXPLAIN = "Explain the answer.\n"  # before the prompt of a rationale, in the form step-by-step
 
@@ -58,10 +58,10 @@ class ChainOfThought(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Have the traces written (or read them from the cache), keep the right ones, train on them."""
-        from harness.data import examples_of, training_examples
-        from harness.model import student_tokenizer
-        from methods._terms import Term, hard_labels
-        from methods._traces import surviving, teacher_traces
+        from harness.data.source import examples_of, training_examples
+        from harness.models.language_model import student_tokenizer
+        from methods.training.terms import Term, hard_labels
+        from methods.training.traces import surviving, teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         written = teacher_traces(job, examples, samples=self.samples, temperature=self.sampling_temperature, longest=self.longest)

@@ -10,8 +10,8 @@ when the student is so narrow that its states cannot carry the teacher's.
 
 from typing import ClassVar
 
-from methods._distil import Distilled
-from methods._settings import Weight, settings
+from methods.base import Weight, settings
+from methods.training.distilled import Distilled
 
 
 @settings

@@ -6,8 +6,8 @@ Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: 
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
-from methods._calibrated import Calibrated
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.calibrated import Calibrated
 
 
 @settings
@@ -32,14 +32,14 @@ class Gptq(Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Hand the model and the text to optimum."""
         from harness.errors import CellFailed, Skipped
-        from methods._extras import by_library, matrices_of, require, written_by
+        from methods.compression.external import by_library, matrices_of, require, written_by
 
         if not job.device.startswith("cuda"):
             raise Skipped("gptq runs on a GPU; int4-calibrated is the same rounding on any machine")
         require("gptqmodel", "gptq")
         from torch import nn
 
-        from methods._compress import Making
+        from methods.compression.base import Making
 
         making = Making(job, "gptq", plain=True)
         count = matrices_of(making.model, "gptq")

@@ -6,7 +6,7 @@ Rules out a scorer that tells teacher and student apart: retention must be 100 %
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Family, Job, Method, Start
-from methods._settings import settings
+from methods.base import settings
 
 
 @settings
@@ -19,7 +19,7 @@ class Identity(Method):
 
     def compress(self, job: Job) -> Checkpoint:
         """Open the teacher, save it as a student is saved."""
-        from harness.model import copy_student, open_model, quantized_by, save_student, stored_dtype
+        from harness.models.language_model import copy_student, open_model, quantized_by, save_student, stored_dtype
 
         if quantized_by(job.teacher.path) not in ("", "float"):
             return copy_student(job.teacher, job.workdir / "student", name="identity")

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._calibrated import Calibrated, calibration_flops
-from methods._compress import Making
-from methods._quantization import Quantized, pack
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.base import Making
+from methods.compression.calibrated import Calibrated, calibration_flops
+from methods.compression.quantized import Quantized, pack
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from methods._packing import Codes
+    from methods.compression.rounding import Codes
 
 
 @settings
@@ -40,13 +40,13 @@ class Int4(Quantized):
 
     def code(self, layer: "nn.Linear") -> "Codes":
         """Round one layer."""
-        from methods._packing import round_to_nearest
+        from methods.compression.rounding import round_to_nearest
 
         return round_to_nearest(layer.weight, bits=4, group=self.group, zeros=self.zeros)
 
     def compress(self, job: Job) -> Checkpoint:
         """Round every matrix to the nearest code."""
-        from methods._layers import layers_of
+        from methods.compression.layers import layers_of
 
         making = Making(job, "int4")
         layers = layers_of(making.model, skip=self.skip, method="int4")
@@ -68,8 +68,8 @@ class FakeInt4(Int4):
         """Round, and write floats."""
         import torch
 
-        from methods._layers import layers_of
-        from methods._packing import round_to_nearest
+        from methods.compression.layers import layers_of
+        from methods.compression.rounding import round_to_nearest
 
         making = Making(job, "fake-int4")
         layers = layers_of(making.model, skip=self.skip, method="fake-int4")
@@ -100,10 +100,10 @@ class Int4Calibrated(Int4, Calibrated):
 
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks, round each, and let the next ones see it."""
-        from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, within
-        from methods._masks import zeros_of
-        from methods._packing import compensated
+        from methods.compression.calibration import Flow, sweep
+        from methods.compression.layers import layers_of, within
+        from methods.compression.rounding import compensated
+        from methods.masks import zeros_of
 
         making = Making(job, "int4-calibrated")
         layers = layers_of(making.model, skip=self.skip, method="int4-calibrated")

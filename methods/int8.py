@@ -12,8 +12,8 @@ Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). 
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._quantization import Quantized, pack
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.quantized import Quantized, pack
 
 
 @settings
@@ -29,9 +29,9 @@ class Int8(Quantized):
 
     def compress(self, job: Job) -> Checkpoint:
         """Round every matrix to the nearest code."""
-        from methods._compress import Making
-        from methods._layers import layers_of
-        from methods._packing import round_to_nearest
+        from methods.compression.base import Making
+        from methods.compression.layers import layers_of
+        from methods.compression.rounding import round_to_nearest
 
         making = Making(job, self._kind)
         layers = layers_of(making.model, skip=self.skip, method=self._kind)

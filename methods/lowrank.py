@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Family, Job
-from methods._calibrated import Calibrated, calibration_flops
-from methods._compress import Making
-from methods._settings import Patterns, changed, settings
+from methods.base import Patterns, changed, settings
+from methods.compression.base import Making
+from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,9 +57,9 @@ class LowRank(Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
         from harness.errors import CellFailed
-        from harness.model import stored_dtype
-        from methods._calibration import Flow, sweep
-        from methods._layers import layers_of, within
+        from harness.models.language_model import stored_dtype
+        from methods.compression.calibration import Flow, sweep
+        from methods.compression.layers import layers_of, within
 
         name = "lowrank" if self._whitened else "lowrank-plain"
         making = Making(job, name)
@@ -120,8 +120,8 @@ class LowRank(Calibrated):
     def _saved(
         self, job: Job, making: Making, factors: "dict[str, tuple[Tensor, Tensor]]", told: dict[str, Any], *, flops: float
     ) -> Checkpoint:
-        from harness.model import stored_dtype
-        from harness.packed import save_packed
+        from harness.models.language_model import stored_dtype
+        from harness.models.packed import save_packed
 
         dtype = stored_dtype(making.base)
         specs: dict[str, Any] = {}

@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Family, Job
-from methods._base import Teachers, Trained, shared_vocabulary
-from methods._distil import Distilled
-from methods._settings import settings
+from methods.base import settings
+from methods.training.base import Teachers, Trained, shared_vocabulary
+from methods.training.distilled import Distilled
 
 
 @settings
@@ -44,9 +44,9 @@ class MultiTeacher(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Read every teacher in turn, then train against their mixture."""
-        from harness.data import training_examples
+        from harness.data.source import training_examples
         from harness.errors import CellFailed
-        from methods._terms import Positions, Term, hard_labels, mixed_kl
+        from methods.training.terms import Positions, Term, hard_labels, mixed_kl
 
         if len(job.teachers) < 2:
             raise CellFailed("multi-teacher needs two teachers or more; type for example --teacher tiny,tiny-math")
@@ -80,7 +80,7 @@ def _weights(weighting: str, at: Any, given: Sequence[float], by_task: Sequence[
     """Return the weights of the teachers at each position, (N, M)."""
     import torch
 
-    from methods._terms import distribution_entropy
+    from methods.training.terms import distribution_entropy
 
     like = {"device": at.labels_N.device, "dtype": torch.float32}
     if weighting == "confidence":
@@ -103,14 +103,14 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     """
     import time
 
-    from harness.arithmetic import forward_flops_per_token
-    from harness.checkpoint import digest_of
-    from harness.data import examples_of
-    from harness.model import open_model, release_memory
-    from methods._base import worked
-    from methods._rows import encode
-    from methods._terms import Head
-    from methods._training import validate
+    from harness.data.source import examples_of
+    from harness.models.checkpoint import digest_of
+    from harness.models.language_model import open_model, release_memory
+    from harness.models.shape import forward_flops_per_token
+    from methods.training.base import worked
+    from methods.training.loop import validate
+    from methods.training.rows import encode
+    from methods.training.terms import Head
 
     began = time.monotonic()
     cost: dict[str, Any] = {"key": digest_of("validation losses", str(job.workdir)), "tokens": 0, "seconds": 0.0, "flops": 0.0}

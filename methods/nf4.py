@@ -7,8 +7,8 @@ Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them.
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
-from methods._compress import Compressed
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.base import Compressed
 
 
 @settings
@@ -36,14 +36,14 @@ class Nf4(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
-        from methods._extras import by_library, matrices_of, require, written_by
+        from methods.compression.external import by_library, matrices_of, require, written_by
 
         require("bitsandbytes", "quant")
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         from harness.errors import CellFailed
-        from harness.model import stored_dtype
-        from methods._compress import Making
+        from harness.models.language_model import stored_dtype
+        from methods.compression.base import Making
 
         making = Making(job, self._name, plain=True)
         wanted = matrices_of(making.model, self._name)

@@ -15,8 +15,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, context_of, shared_vocabulary, worked
-from methods._settings import settings
+from methods.base import settings
+from methods.training.base import Teachers, Trained, context_of, shared_vocabulary, worked
 
 
 @settings
@@ -40,10 +40,10 @@ class OnPolicyDistillation(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Train beside the live teacher on the student's own answers."""
-        from harness.data import training_examples
-        from methods._distil import divergence_of
-        from methods._rollout import Rollout
-        from methods._terms import Term
+        from harness.data.source import training_examples
+        from methods.training.distilled import divergence_of
+        from methods.training.rollout import Rollout
+        from methods.training.terms import Term
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         teachers = Teachers(models=(job.teacher,), vocabulary=shared_vocabulary(job, [job.teacher]), cache="off")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._calibrated import Calibrated, calibration_flops
-from methods._compress import Compressed, Making
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.base import Compressed, Making
+from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
-    from harness.arithmetic import Shape
+    from harness.models.shape import Shape
 
 
 @settings
@@ -40,7 +40,7 @@ class DepthPruning(Calibrated):
 
     def compress(self, job: Job) -> Checkpoint:
         """Measure every block's influence, drop the least."""
-        from methods._calibration import influence
+        from methods.compression.calibration import influence
 
         making = Making(job, "prune-depth", plain=True)
         data = self.calibrate(job, making.opened)
@@ -72,7 +72,7 @@ class RandomDepthPruning(Compressed):
         """Draw the blocks."""
         import random
 
-        from harness.blocks import blocks_of
+        from harness.models.blocks import blocks_of
 
         making = Making(job, "prune-depth-random", plain=True)
         count = len(blocks_of(making.model)[1])
@@ -100,9 +100,9 @@ def without(making: Making, drop: list[int], told: dict[str, Any], *, flops: flo
     """Save the model without these blocks."""
     from dataclasses import replace
 
-    from harness.blocks import blocks_of
-    from harness.depth import with_blocks
     from harness.errors import CellFailed
+    from harness.models.blocks import blocks_of
+    from harness.models.depth import with_blocks
 
     _, blocks = blocks_of(making.model)
     kept = [at for at in range(len(blocks)) if at not in drop]

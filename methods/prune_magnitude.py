@@ -7,8 +7,8 @@ models without recovery, because a small weight behind a large input matters mor
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._pruning import Zeroing
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.sparsity import Zeroing
 
 
 @settings

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._pruning import CalibratedZeroing
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.sparsity import CalibratedZeroing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +26,7 @@ class SparseGptPruning(CalibratedZeroing):
 
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks."""
-        from methods._pruning import sparse_gpt
+        from methods.compression.sparsity import sparse_gpt
 
         def cut(layer: "nn.Linear", gram: "Tensor", tokens: int, stays: "Tensor | None") -> None:
             layer.weight.copy_(sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.damp, stays=stays))

@@ -6,8 +6,8 @@ Cost: two passes over the calibration text. Dense kernels gain nothing from zero
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._pruning import CalibratedZeroing
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.sparsity import CalibratedZeroing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ class WandaPruning(CalibratedZeroing):
 
     def compress(self, job: Job) -> Checkpoint:
         """Compare within each output's row."""
-        from methods._pruning import mask_of, wanda_score
+        from methods.compression.sparsity import mask_of, wanda_score
 
         def cut(layer: "nn.Linear", squares: "Tensor", tokens: int, stays: "Tensor | None") -> None:
             layer.weight.mul_(mask_of(wanda_score(layer.weight, squares), ratio=self.ratio, pattern=self.pattern, within="row"))

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Job
-from methods._calibrated import Calibrated, calibration_flops
-from methods._compress import Compressed, Making
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.base import Compressed, Making
+from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.arithmetic import Shape
+    from harness.models.shape import Shape
 
 Allocation = Literal["uniform", "global"]
 
@@ -66,7 +66,7 @@ class WidthPruning(Narrowing, Calibrated):
         """Sum what flows into every down and output projection, keep the largest."""
         import torch
 
-        from methods._calibration import Flow, watched
+        from methods.compression.calibration import Flow, watched
 
         making = Making(job, "prune-width", plain=True)
         cut = _Cut(making, self)
@@ -110,7 +110,7 @@ class _Cut:
     """Cuts the same parts out of every matrix that they run through."""
 
     def __init__(self, making: Making, asked: Narrowing) -> None:
-        from harness.width import feed_forwards, narrower_config
+        from harness.models.width import feed_forwards, narrower_config
 
         self.making, self.model, self.asked = making, making.model, asked
         self.groups = asked.groups
@@ -149,8 +149,8 @@ class _Cut:
 
     def _attentions(self) -> list[str]:
         """Return the attentions by name; refuses those whose heads do not run through four projections of the known names alone."""
-        from harness.blocks import blocks_of
         from harness.errors import CellFailed
+        from harness.models.blocks import blocks_of
 
         prefix, blocks = blocks_of(self.model)
         named = dict(self.model.named_modules())
@@ -172,7 +172,7 @@ class _Cut:
 
     def reads(self, name: str) -> "Tensor":
         """Return a layer's matrix, (O, I)."""
-        from harness.width import outputs_axis
+        from harness.models.width import outputs_axis
 
         layer = self.model.get_submodule(name)
         weight: Tensor = layer.weight if outputs_axis(layer) == 0 else layer.weight.T
@@ -187,7 +187,7 @@ class _Cut:
         self, channels: "dict[str, Tensor]", heads: "dict[str, Tensor]", allocation: str, told: dict[str, Any], *, flops: float = 0.0
     ) -> Checkpoint:
         """Keep the highest scores, compare with the model whose other channels are masked, and save."""
-        from harness.width import keep_channels, mask_of, masked_steps
+        from harness.models.width import keep_channels, mask_of, masked_steps
 
         state = dict(self.model.state_dict())
         before = sum(parameter.numel() for parameter in self.model.parameters())
@@ -212,7 +212,7 @@ class _Cut:
     def _refuse_strangers(self, state: "dict[str, Tensor]") -> None:
         """Refuse weights that run along the heads and are none of the matrices that are cut (a norm over all heads' queries)."""
         from harness.errors import CellFailed
-        from harness.width import empty_model
+        from harness.models.width import empty_model
 
         own = {layer for part in self.parts for layer in (*part.writers, part.reader)}
         shapes = {name: one.shape for name, one in empty_model(self.model, self._configured(), self.making.method).named_parameters()}
@@ -258,7 +258,7 @@ class _Cut:
 
     def _configured(self, *, narrow: bool = True) -> Any:
         """Return the configuration of what is left; without `narrow` of the heads alone (widths that differ stand beside it)."""
-        from harness.blocks import edited, is_tied
+        from harness.models.blocks import edited, is_tied
 
         config = self.config if narrow else self.model.config
         text = config.get_text_config()
@@ -274,7 +274,7 @@ class _Cut:
 
     def _across(self, layer: str, weight: "Tensor") -> "Tensor":
         """Return a cut matrix as (O, I): the form of the file's own layers."""
-        from harness.width import outputs_axis
+        from harness.models.width import outputs_axis
 
         return weight if outputs_axis(self.model.get_submodule(layer)) == 0 else weight.T.contiguous()
 
@@ -285,7 +285,7 @@ class _Cut:
         from transformers import AutoModelForCausalLM
 
         from harness.errors import CellFailed
-        from harness.width import refuse_unlike
+        from harness.models.width import refuse_unlike
 
         config = self._configured()
         dtype, generation = next(self.model.parameters()).dtype, self.model.generation_config
@@ -308,9 +308,9 @@ class _Cut:
     def _uneven(self, state: dict[str, Any], base: Any, notes: dict[str, Any], flops: float) -> Checkpoint:
         from transformers import AutoModelForCausalLM
 
-        from harness.model import stored_dtype
-        from harness.packed import save_packed
-        from harness.width import refuse_unlike
+        from harness.models.language_model import stored_dtype
+        from harness.models.packed import save_packed
+        from harness.models.width import refuse_unlike
 
         specs: dict[str, Any] = {}
         tensors: dict[str, Any] = {}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
-from methods._compress import Compressed
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.base import Compressed
 
 
 @settings
@@ -24,11 +24,11 @@ class Quanto(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Quantise with quanto, write the values that it stands for."""
-        from methods._extras import by_library, matrices_of, require
+        from methods.compression.external import by_library, matrices_of, require
 
         require("optimum.quanto", "quant")
         from harness.errors import CellFailed
-        from methods._compress import Making
+        from methods.compression.base import Making
 
         making = Making(job, "quanto", plain=True)
         wanted = matrices_of(making.model, "quanto")

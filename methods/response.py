@@ -12,8 +12,8 @@ is determined, logits hold little that the text does not.
 
 from typing import ClassVar
 
-from methods._distil import Distilled
-from methods._settings import settings
+from methods.base import settings
+from methods.training.distilled import Distilled
 
 
 @settings

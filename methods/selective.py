@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Family, Job
-from methods._base import sources_of, worked
-from methods._distil import Distilled
-from methods._settings import settings
+from methods.base import settings
+from methods.training.base import sources_of, worked
+from methods.training.distilled import Distilled
 
 if TYPE_CHECKING:
-    from methods._rows import Row
+    from methods.training.rows import Row
 
 _TOKENS = ("kl", "entropy", "excess")
 
@@ -49,7 +49,7 @@ class SelectiveDistillation(Distilled):
 
     def compress(self, job: Job) -> Checkpoint:
         """Choose tokens at every step, or rows beforehand."""
-        from methods._terms import Selection
+        from methods.training.terms import Selection
 
         examples = self._examples(job)
         if self.by in _TOKENS:
@@ -72,8 +72,8 @@ class SelectiveDistillation(Distilled):
 
     def _teacher_losses(self, job: Job, rows: "Sequence[Row]") -> list[float]:
         """Return the teacher's mean cross-entropy on each row's trained tokens."""
-        from methods._rows import batch_of
-        from methods._terms import label_loss
+        from methods.training.rows import batch_of
+        from methods.training.terms import label_loss
 
         wanted = self.teachers(job, over=rows)
         assert wanted is not None
@@ -90,7 +90,7 @@ class SelectiveDistillation(Distilled):
 
     def _solved(self, job: Job, examples: Sequence[Example]) -> tuple[list[bool], list[dict[str, Any]]]:
         """Tell which problems the teacher answers right by itself, and what writing the answers took."""
-        from methods._traces import teacher_traces
+        from methods.training.traces import teacher_traces
 
         written = teacher_traces(job, examples, teacher=self.chosen_teacher(job), samples=1, temperature=0.0, longest=256)
         answered = zip(examples, written.texts, strict=True)
@@ -99,8 +99,8 @@ class SelectiveDistillation(Distilled):
 
 def readable(method: Distilled, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], list[Row]]":
     """Return the examples that student and teacher can read whole, and each one's row."""
-    from harness.model import student_tokenizer
-    from methods._rows import encode
+    from harness.models.language_model import student_tokenizer
+    from methods.training.rows import encode
 
     tokenizer, longest = student_tokenizer(job.student_base), method.longest_row(job)
     every = [encode(tokenizer, [pair], longest=longest)[0] for pair in worked(examples)]
@@ -134,7 +134,7 @@ class RandomSelection(Distilled):
         """Choose at random, by the seed."""
         import random
 
-        from methods._terms import Selection
+        from methods.training.terms import Selection
 
         if self.unit == "tokens":
             return self.distil(job, self._examples(job), selection=Selection(self.share, "random", job.seed))

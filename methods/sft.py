@@ -7,8 +7,8 @@ Fails when the training split has no worked answers, or few of them.
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Family, Job
-from methods._base import Trained, worked
-from methods._settings import settings
+from methods.base import settings
+from methods.training.base import Trained, worked
 
 
 @settings
@@ -21,8 +21,8 @@ class SupervisedFineTuning(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Train with cross-entropy on the gold rationales and answers."""
-        from harness.data import training_examples
-        from methods._terms import hard_labels
+        from harness.data.source import training_examples
+        from methods.training.terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         return self.train(job, worked(examples), terms=[hard_labels()])

@@ -8,8 +8,8 @@ torch.compile its int8 weights are turned into floats before every product. Sour
 from typing import Any, ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
-from methods._compress import Compressed
-from methods._settings import settings
+from methods.base import settings
+from methods.compression.base import Compressed
 
 
 @settings
@@ -30,7 +30,7 @@ class TorchAo(Compressed):
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
         from harness.errors import CellFailed, Skipped
-        from methods._extras import by_library, matrices_of, require, written_by
+        from methods.compression.external import by_library, matrices_of, require, written_by
 
         require("torchao", "quant")
         if self.scheme == "int4" and not job.device.startswith("cuda"):
@@ -38,8 +38,8 @@ class TorchAo(Compressed):
         import torch
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
-        from harness.model import stored_dtype
-        from methods._compress import Making
+        from harness.models.language_model import stored_dtype
+        from methods.compression.base import Making
 
         making = Making(job, "torchao", plain=True)
         wanted = matrices_of(making.model, "torchao")

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
-from methods._base import Teachers, Trained, worked
-from methods._settings import Weight, settings
+from methods.base import Weight, settings
+from methods.training.base import Teachers, Trained, worked
 
 if TYPE_CHECKING:
-    from methods._rows import Row
+    from methods.training.rows import Row
 
 
 @settings
@@ -34,12 +34,12 @@ class UniversalLogitDistillation(Trained):
         """Align every training text in both tokenizers, then train beside the teacher."""
         import torch
 
-        from harness.arithmetic import Shape
-        from harness.data import training_examples
+        from harness.data.source import training_examples
         from harness.errors import CellFailed
-        from harness.model import student_tokenizer
-        from methods._losses import universal_logit
-        from methods._terms import Positions, Term, hard_labels
+        from harness.models.language_model import student_tokenizer
+        from harness.models.shape import Shape
+        from methods.training.losses import universal_logit
+        from methods.training.terms import Positions, Term, hard_labels
 
         theirs = student_tokenizer(job.teacher)
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
@@ -89,7 +89,7 @@ def aligned_rows(
     """
     from dataclasses import replace
 
-    from methods._rows import OtherText, encode
+    from methods.training.rows import OtherText, encode
 
     rows: list[Row] = []
     too_long = 0
@@ -108,7 +108,7 @@ def aligned_rows(
 
 def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dict[int, int]:
     """Return, by the number of the completion's characters read, the position that stands there; inside a character stands none."""
-    from harness.encoding import ends_of
+    from harness.models.encoding import ends_of
 
     ends = ends_of(tokenizer, prompt + completion)
     if ends is None:
@@ -124,7 +124,7 @@ def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dic
 
 def _decoded_boundaries(tokenizer: Any, row: "Row", completion: str) -> dict[int, int]:
     """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer beginnings."""
-    from harness.encoding import written_text
+    from harness.models.encoding import written_text
 
     found = {0: 0}
     before = row.ids[: row.trained_from]

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Family, Job, Method, Start
-from methods._settings import settings
+from methods.base import settings
 
 
 @settings
@@ -16,7 +16,7 @@ class Untouched(Method):
 
     def compress(self, job: Job) -> Checkpoint:
         """Shape the student and save it."""
-        from harness.model import copy_student, parse_recipe, quantized_by, save_student, stored_dtype, student_of
+        from harness.models.language_model import copy_student, parse_recipe, quantized_by, save_student, stored_dtype, student_of
 
         if parse_recipe(job.student) is None and quantized_by(job.student_base.path) not in ("", "float"):
             return copy_student(job.student_base, job.workdir / "student", name="untouched")

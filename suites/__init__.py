@@ -7,8 +7,8 @@ from typing import Any
 
 from harness.contract import Suite, Task
 from harness.errors import HarnessError, unknown
+from harness.files.untrusted import Unreadable, read_toml
 from harness.registry import Registry
-from harness.untrusted import Unreadable, read_toml
 
 TASKS: dict[str, str] = {
     "gsm8k": "suites.gsm8k:Gsm8k",
@@ -42,7 +42,7 @@ def load(name: str, *, include_path: str | Path | None = None) -> Task:
     Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot score.
     """
     if name.startswith(OUTSIDE):
-        from suites._outside import OutsideTask
+        from suites.loading.outside import OutsideTask
 
         return OutsideTask(name, include_path=include_path)
     task: Task = Registry("task", TASKS).load(name)()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from harness.contract import Example, Grade, Split
-from harness.data import DataSource, NoSplit, Row
-from suites._gold import final_number, without_marks
-from suites._lm_eval import built, builtin, configurable_task, from_hub, hub_rows, with_files
+from harness.data.source import DataSource, NoSplit, Row
+from suites.loading.gold import final_number, without_marks
+from suites.loading.lm_eval import built, builtin, configurable_task, from_hub, hub_rows, with_files
 
 FILES = ("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl")
 PUBLISHED = {"train": 7_473, "test": 1_319}
@@ -89,7 +89,7 @@ class Gsm8k:
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `#### N` (strict), the last number (flexible) and numeric equality."""
-        from suites._numbers import grade_number  # here: students do not depend on it (harness/keys.py)
+        from suites.loading.numbers import grade_number  # here: students do not depend on it (harness/planning/keys.py)
 
         return grade_number(gold, text)
 
@@ -121,6 +121,6 @@ class Gsm8kCot:
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `The answer is N.` (strict), the last number (flexible) and numeric equality."""
-        from suites._numbers import SENTENCE, grade_number
+        from suites.loading.numbers import SENTENCE, grade_number
 
         return grade_number(gold, text, stated=SENTENCE)

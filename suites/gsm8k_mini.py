@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import Example, Grade, Split
-from harness.data import DataSource
-from suites._generated import Item, split
-from suites._gold import final_number, without_marks
-from suites._lm_eval import builtin, configurable_task
+from harness.data.source import DataSource
+from suites.loading.generated import Item, split
+from suites.loading.gold import final_number, without_marks
+from suites.loading.lm_eval import builtin, configurable_task
 
 VERSION = 1
 SIZES = {"train": 50_000, "validation": 500, "test": 1_000, "dev": 8}
@@ -243,6 +243,6 @@ class Gsm8kMini:
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `#### N` (strict), the last number (flexible) and numeric equality, as lm-eval and we do."""
-        from suites._numbers import grade_number  # here: students do not depend on it (harness/keys.py)
+        from suites.loading.numbers import grade_number  # here: students do not depend on it (harness/planning/keys.py)
 
         return grade_number(gold, text)

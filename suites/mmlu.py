@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from harness.contract import Example, Grade, Split
-from harness.data import DataSource, NoSplit, Row, interleaved
+from harness.data.source import DataSource, NoSplit, Row, interleaved
 from harness.errors import HarnessError, unknown
-from suites._lm_eval import built, builtin, builtin_path, configurable_task, from_hub, hub_rows, with_files
+from suites.loading.lm_eval import built, builtin, builtin_path, configurable_task, from_hub, hub_rows, with_files
 
 FILES = ("mmlu/dev.jsonl.gz", "mmlu/test.jsonl.gz")
 FIELDS = ("subject", "question", "choices", "answer")

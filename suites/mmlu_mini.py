@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import Example, Grade, Split
-from harness.data import DataSource
-from suites._generated import Item, split
-from suites._lm_eval import builtin, configurable_task
+from harness.data.source import DataSource
+from suites.loading.generated import Item, split
+from suites.loading.lm_eval import builtin, configurable_task
 
 VERSION = 1
 SIZES = {"train": 50_000, "validation": 500, "test": 1_000, "dev": 50}

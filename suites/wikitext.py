@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import Example, Grade, Split
-from harness.data import DataSource, NoSplit
-from suites._lm_eval import built, builtin, configurable_task, from_hub, with_files
+from harness.data.source import DataSource, NoSplit
+from suites.loading.lm_eval import built, builtin, configurable_task, from_hub, with_files
 
 FILES = ("wikitext2/wiki.test.raw.gz",)
 PUBLISHED = 2_891  # lines, empty ones dropped

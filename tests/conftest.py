@@ -31,8 +31,8 @@ def random_model(tmp_path_factory):
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from harness.checkpoint import describe
-    from harness.model import EMBEDDED
+    from harness.models.checkpoint import describe
+    from harness.models.language_model import EMBEDDED
 
     folder = tmp_path_factory.mktemp("models") / "random"
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
@@ -55,7 +55,7 @@ def embedded():
     """Return the embedded teacher `tiny`, opened."""
     from pathlib import Path
 
-    from harness.model import open_model, resolve
+    from harness.models.language_model import open_model, resolve
 
     return open_model(resolve("tiny", cache=Path("unused")))
 
@@ -68,8 +68,8 @@ def small():
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        from harness.checkpoint import describe
-        from harness.model import EMBEDDED, LanguageModel
+        from harness.models.checkpoint import describe
+        from harness.models.language_model import EMBEDDED, LanguageModel
 
         torch.manual_seed(0)
         sizes = {
@@ -91,7 +91,7 @@ def tiny():
     """Return the embedded teacher's checkpoint."""
     from pathlib import Path
 
-    from harness.model import resolve
+    from harness.models.language_model import resolve
 
     return resolve("tiny", cache=Path("unused"))
 
@@ -105,7 +105,7 @@ def compress(tiny, tmp_path):
     import methods
     import suites
     from harness.contract import Budget, Job
-    from harness.data import DataSource
+    from harness.data.source import DataSource
     from harness.registry import Registry
 
     numbers = count()

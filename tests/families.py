@@ -137,8 +137,8 @@ def saved_family(name: str, folder: Path, **changes: Any) -> Any:
     """Save a random model of a family with the embedded tokenizer; return its checkpoint."""
     from transformers import AutoTokenizer
 
-    from harness.checkpoint import describe
-    from harness.model import EMBEDDED
+    from harness.models.checkpoint import describe
+    from harness.models.language_model import EMBEDDED
 
     model = random_family(name, **changes)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 0

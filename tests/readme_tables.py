@@ -12,8 +12,8 @@ import json
 import re
 from pathlib import Path
 
-from harness.arithmetic import Shape
 from harness.contract import Method
+from harness.models.shape import Shape
 from harness.registry import Registry
 from methods import METHODS
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import admission, rounding, sharing
-from harness.admission import refusal
-from harness.model import EMBEDDED, LanguageModel, open_model, resolve
-from harness.rounding import ROUNDS_WIDER, deviation, in_float32, log_probabilities, own_ways
+from harness.models.language_model import EMBEDDED, LanguageModel, open_model, resolve
+from harness.scoring import admission, prefix_sharing, rounding
+from harness.scoring.admission import refusal
+from harness.scoring.rounding import ROUNDS_WIDER, deviation, in_float32, log_probabilities, own_ways
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import random_family
@@ -43,15 +43,17 @@ def test_a_right_path_rounds_as_the_own_attention_does(name, family, monkeypatch
 
 def _scaled(factor):
     def plant(monkeypatch):
-        right = sharing._attention
-        monkeypatch.setattr(sharing, "_attention", lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named))
+        right = prefix_sharing._attention
+        monkeypatch.setattr(
+            prefix_sharing, "_attention", lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named)
+        )
 
     return plant
 
 
 def _leaks_in_the_tree(monkeypatch):
     """The first token of the second branch sees the last of the first."""
-    right = sharing.Tree.visible
+    right = prefix_sharing.Tree.visible
 
     def visible(tree):
         seen = right(tree)
@@ -60,33 +62,33 @@ def _leaks_in_the_tree(monkeypatch):
             seen[branch, branch - 1] = True
         return seen
 
-    monkeypatch.setattr(sharing.Tree, "visible", visible)
+    monkeypatch.setattr(prefix_sharing.Tree, "visible", visible)
 
 
 def _leaks_in_slots(monkeypatch):
     """Rows see one column more than they hold: where one is shorter, what the row before it left there or zeros."""
-    right = sharing.Slots.prepare
+    right = prefix_sharing.Slots.prepare
 
     def prepare(slots):
         right(slots)
         slots._mask = torch.cat([torch.zeros_like(slots._mask[..., :1]), slots._mask[..., :-1]], dim=-1)
 
-    monkeypatch.setattr(sharing.Slots, "prepare", prepare)
+    monkeypatch.setattr(prefix_sharing.Slots, "prepare", prepare)
 
 
 def _keys_of_another_row(monkeypatch):
-    right = sharing.Slots.admit
+    right = prefix_sharing.Slots.admit
 
     def admit(slots, computed, spans):
         right(slots, computed, spans)
         slots.layers = {layer: (keys.roll(1, 0), values.roll(1, 0)) for layer, (keys, values) in slots.layers.items()}
 
-    monkeypatch.setattr(sharing.Slots, "admit", admit)
+    monkeypatch.setattr(prefix_sharing.Slots, "admit", admit)
 
 
 def _keys_of_the_row_that_left(monkeypatch):
     """The last row is not copied into the hole."""
-    right = sharing.Slots.retire
+    right = prefix_sharing.Slots.retire
 
     def retire(slots, done):
         before = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in slots.layers.items()}
@@ -94,7 +96,7 @@ def _keys_of_the_row_that_left(monkeypatch):
         slots.layers = before
         return order
 
-    monkeypatch.setattr(sharing.Slots, "retire", retire)
+    monkeypatch.setattr(prefix_sharing.Slots, "retire", retire)
 
 
 def _positions_off_by_one(memory):
@@ -129,20 +131,20 @@ def test_a_wrong_path_is_refused_in_bf16(name, fault, family, monkeypatch):
 @pytest.mark.parametrize("name", ("Llama", "Qwen3", "GPT-NeoX"))
 def test_positions_of_steps_that_are_off_by_one_are_refused_in_bf16(name, family, monkeypatch):
     opened = family(name)
-    _positions_off_by_one(sharing.Slots)(monkeypatch, opened)
+    _positions_off_by_one(prefix_sharing.Slots)(monkeypatch, opened)
     assert "in float32" in refusal(opened)
 
 
 def test_a_path_that_rounds_wider_than_the_own_attention_is_refused(family, monkeypatch):
     opened = family("Llama", spread=0.3)
-    right = sharing._attention
+    right = prefix_sharing._attention
 
     def coarse(module, query, key, value, *given, **named):
         if query.dtype != torch.float32:  # a softmax in few bits, as a careless kernel has it: right in float32
             key, value = key.to(torch.float8_e4m3fn).to(key.dtype), value.to(torch.float8_e4m3fn).to(value.dtype)
         return right(module, query, key, value, *given, **named)
 
-    monkeypatch.setattr(sharing, "_attention", coarse)
+    monkeypatch.setattr(prefix_sharing, "_attention", coarse)
     monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.1})
     assert "its own attention by" in refusal(opened)
 

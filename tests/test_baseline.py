@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness import stats
-from harness.baseline import Baseline, Origin, _digest, freeze, read_baseline
-from harness.baseline_shown import difference, family_of, reach, rows_shown, smallest_drop
-from harness.baseline_update import update
-from harness.cli import app
+from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.findings import Rules
-from harness.gate import check
-from harness.gate_frozen import margin_of
-from harness.record import Environment, Measurement, ModelReference, RunRecord, TaskScore, read, write
+from harness.gate.baseline_shown import difference, family_of, reach, rows_shown, smallest_drop
+from harness.gate.check import check
+from harness.gate.frozen_items import margin_of
+from harness.gate.rules import Rules
+from harness.gate.update import update
+from harness.records.baseline import Baseline, Origin, _digest, freeze, read_baseline
+from harness.records.conditions import ModelReference
+from harness.records.record import Environment, Measurement, RunRecord, TaskScore, read, write
+from harness.statistics import stats
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from harness.contract import Example
-from harness.data import DataSource, contaminated
+from harness.data.source import DataSource, contaminated
 from harness.errors import CellFailed
-from methods._calibration import Calibration, Flow, influence, sweep, watched
-from methods._layers import layers_of
+from methods.compression.calibration import Calibration, Flow, influence, sweep, watched
+from methods.compression.layers import layers_of
 
 
 def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compress):
@@ -54,7 +54,7 @@ def test_too_little_text_is_said(compress):
 
 
 def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypatch):
-    from methods import _calibration
+    from methods.compression import calibration
 
     ids = torch.randint(3, 1000, (5, 24))
     layers = layers_of(embedded.model, method="test").linear
@@ -62,7 +62,7 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
     with torch.no_grad(), watched(plain, layers):
         embedded.model(input_ids=ids, use_cache=False)
     for tokens in (24, 48, 1_000):  # one at a time; two, and one left over; all at once
-        monkeypatch.setattr(_calibration, "AT_ONCE", tokens)
+        monkeypatch.setattr(calibration, "AT_ONCE", tokens)
         found = {}
         sweep(embedded, Calibration(ids, {}), layers, kind="gram", visit=lambda block, flow, found=found: found.update(flow.sums))
         assert found.keys() == plain.sums.keys()
@@ -88,7 +88,7 @@ def test_tokens_count_alike_whatever_their_size():
 
 def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded():
     """An attention sink: one direction, thousands of times larger. As published the error of all other tokens hardly counts."""
-    from methods._packing import compensated, round_to_nearest
+    from methods.compression.rounding import compensated, round_to_nearest
 
     torch.manual_seed(4)
     x = torch.randn(400, 32) @ torch.randn(32, 32)
@@ -148,7 +148,7 @@ def test_what_a_model_hands_a_block_by_place_goes_along():
 
 
 def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_is_summed(monkeypatch):
-    from methods import _calibration
+    from methods.compression import calibration
 
     torch.manual_seed(0)
     model, data = Decoder(), Calibration(torch.randint(0, 50, (2, 16)), {})
@@ -157,7 +157,7 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
     with refused:
         sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
     model.of_the_batch = True  # the first batch's would be right for the first batch alone
-    monkeypatch.setattr(_calibration, "AT_ONCE", 16)
+    monkeypatch.setattr(calibration, "AT_ONCE", 16)
     with refused:
         sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
 
 
 def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     opened = open_model(tiny)
     layers = layers_of(opened.model, method="test").linear

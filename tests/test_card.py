@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.card import card_of, write_card
-from harness.checkpoint import folder_digest
-from harness.record import read
+from harness.models.checkpoint import folder_digest
+from harness.records.model_card import card_of, write_card
+from harness.records.record import read
 
 RECORDS = Path(__file__).parents[1] / "results" / "embedded" / "records"
 

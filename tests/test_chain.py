@@ -5,8 +5,8 @@ import json
 import pytest
 
 from harness.api import plan_run
-from harness.config import build, parse_set
 from harness.errors import HarnessError
+from harness.planning.config import build, parse_set
 
 
 def plan(methods, *, settings=(), **more):
@@ -119,10 +119,10 @@ def finished(tmp_path_factory):
 def test_a_student_in_another_type_and_other_files_is_still_the_model_it_started_from(tmp_path, random_model):
     import torch
 
-    from harness.cell import _changed_something
-    from harness.checkpoint import describe
     from harness.errors import CellFailed
-    from harness.model import open_model
+    from harness.models.checkpoint import describe
+    from harness.models.language_model import open_model
+    from harness.running.cell import _changed_something
 
     model = open_model(random_model).model.to(torch.bfloat16)
     model.save_pretrained(tmp_path / "start")
@@ -143,7 +143,7 @@ def _student(finished, record):
 
 
 def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
-    from harness.report import markdown
+    from harness.reporting.report import markdown
 
     done, _, _ = finished
     records = {record.label: record for record in done.records}

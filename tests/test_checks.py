@@ -11,13 +11,13 @@ import pytest
 from pydantic import BeforeValidator
 
 import suites
+from harness.checking.method_checks import METHOD_CHECKS
+from harness.checking.task_checks import TASK_CHECKS
+from harness.checking.trespass import written_outside
 from harness.contract import Grade, Method
 from harness.errors import Skipped
-from harness.method_checks import METHOD_CHECKS
-from harness.task_checks import TASK_CHECKS
 from harness.testing import ContractError, check_method, check_task
-from harness.trespass import written_outside
-from methods._settings import settings
+from methods.base import settings
 from methods.cot import ChainOfThought
 from methods.identity import Identity
 from methods.int8 import Int8
@@ -92,7 +92,7 @@ class WrongStart(Identity):
 @settings
 class Lazy(MagnitudePruning):
     def compress(self, job):
-        from harness.model import copy_student
+        from harness.models.language_model import copy_student
 
         return copy_student(job.teacher, job.workdir / "student", name="lazy")
 
@@ -224,7 +224,7 @@ def test_a_faulty_method_is_found_by_the_check_that_is_there_for_it(faulty, chec
 HEAVY = """
 import torch
 from typing import ClassVar
-from methods._settings import settings
+from methods.base import settings
 from methods.prune_magnitude import MagnitudePruning
 
 @settings
@@ -232,7 +232,7 @@ class Heavy(MagnitudePruning):
     pass
 """
 DOORED = """
-from methods._settings import settings
+from methods.base import settings
 from methods.lowrank import PlainLowRank
 
 @settings

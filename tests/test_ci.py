@@ -57,7 +57,7 @@ def test_every_documented_command_runs(desk):
 
 
 def _mark_clean(path):
-    from harness import record
+    from harness.records import record
 
     found = record.read(path)
     environment = found.environment.model_copy(update={"dirty": False})

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness import groups, means, stats, verdicts
-from harness.baseline import Baseline, Change, freeze, write_baseline
-from harness.cli import app
-from harness.cli_check import parse_decide, parse_margin, parse_task_weights
+from harness.analysis import comparison
+from harness.cli.app import app
+from harness.cli.check import parse_decide, parse_margin, parse_task_weights
 from harness.errors import HarnessError
-from harness.findings import Rules, Verdict, decides, decides_among
-from harness.gate import check
-from harness.gate_passed import claim_passes, frozen_passes
-from harness.record import Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore, write
+from harness.gate import output
+from harness.gate.check import check
+from harness.gate.passed import claim_passes, frozen_passes
+from harness.gate.rules import Rules, Verdict, decides, decides_among
+from harness.records.baseline import Baseline, Change, freeze, write_baseline
+from harness.records.conditions import ModelReference
+from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.statistics import means, stats
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
                           versions={"torch": "2"}, commit="c" * 40, dirty=False)  # fmt: skip
@@ -112,8 +115,8 @@ def test_91_percent_above_chance_is_not_95_percent():
     assert one.verdict is Verdict.missed and one.numbers["chance"] == 0.25
     assert one.told.startswith("retention above chance 91.0 % [")
     assert one.told.endswith("must show that it keeps 95 % of what the teacher has above chance (25 %)")
-    pair = [groups.Row(each.label, (each,)) for each in (student, teacher)]
-    shown = groups.compare(*pair, "mmlu-mini", ratio=True, chance=0.25)
+    pair = [comparison.Row(each.label, (each,)) for each in (student, teacher)]
+    shown = comparison.compare(*pair, "mmlu-mini", ratio=True, chance=0.25)
     assert (one.numbers["value"], one.numbers["low"], one.numbers["high"]) == (shown.value, shown.low, shown.high)
     assert check([teacher, student], Rules(margin=0.03, points=True)).verdict is Verdict.passed  # points are points
     unguessed = [each.model_copy(update={"scores": (score(each.scores[0].outcomes["m"]),)}) for each in (teacher, student)]
@@ -221,13 +224,13 @@ def test_a_row_with_a_margin_of_its_own_is_held_to_that_by_task_and_pooled():
 
 def test_missed_fails_in_every_form():
     checked = check([GOOD, BAD], Rules(margin=0.95))
-    tree = ElementTree.fromstring(verdicts.junit(checked).partition("?>")[2])
+    tree = ElementTree.fromstring(output.junit(checked).partition("?>")[2])
     assert tree.get("failures") == "1" and next(tree.iter("failure")).get("type") == "missed"
-    assert json.loads(verdicts.as_json(checked))["verdict"] == "missed"
-    [line] = verdicts.annotations(checked)
+    assert json.loads(output.as_json(checked))["verdict"] == "missed"
+    [line] = output.annotations(checked)
     assert line.startswith("::error title=int4 gsm8k-mini [claim]%3A missed::")
-    assert "MISSED" in verdicts.text(checked) and "**MISSED**" in verdicts.markdown(checked)
-    assert verdicts.summary(checked) == "missed: 1 missed"
+    assert "MISSED" in output.text(checked) and "**MISSED**" in output.markdown(checked)
+    assert output.summary(checked) == "missed: 1 missed"
 
 
 # How many items would decide
@@ -283,9 +286,9 @@ def test_what_two_tasks_cannot_tell_their_items_together_may():
     assert settled.verdict is Verdict.passed and settled.exit_code == 0
     assert [one.counts for one in layer(settled, "claim")] == [False, False]
     assert "over its tasks together" in settled.passed_means and "over its tasks together" not in checked.passed_means
-    assert verdicts.summary(settled) == "passed: 1 passed; 2 undecided findings do not count"
-    assert verdicts.text(settled).count("(information: it does not count)") == 2
-    assert [line.split(" ")[0] for line in verdicts.annotations(settled)] == ["::notice", "::notice"]
+    assert output.summary(settled) == "passed: 1 passed; 2 undecided findings do not count"
+    assert output.text(settled).count("(information: it does not count)") == 2
+    assert [line.split(" ")[0] for line in output.annotations(settled)] == ["::notice", "::notice"]
 
 
 def test_the_pooled_test_is_that_of_all_items_above_their_chance():
@@ -422,9 +425,9 @@ def test_what_a_pass_means_stands_under_the_verdict():
     )
     assert "frozen items: no loss was shown, which is not that there is none; a true drop of 3 points passes" in line
     assert "on gsm8k-mini (n 1,000, 4.0 % flips)" in line and "\n" not in line
-    assert verdicts.text(checked).splitlines()[-1] == line and verdicts.summary(checked) in verdicts.text(checked).splitlines()[-2]
-    assert f"{verdicts.summary(checked)}\n\n{line}\n" in verdicts.markdown(checked)
-    assert json.loads(verdicts.as_json(checked))["passed_means"] == line
+    assert output.text(checked).splitlines()[-1] == line and output.summary(checked) in output.text(checked).splitlines()[-2]
+    assert f"{output.summary(checked)}\n\n{line}\n" in output.markdown(checked)
+    assert json.loads(output.as_json(checked))["passed_means"] == line
 
 
 @pytest.mark.parametrize(("n", "flips", "drop"), [(250, 0.04, 0.03), (400, 0.06, 0.03), (1000, 0.12, 0.03), (1000, 0.12, 0.05)])

@@ -36,7 +36,7 @@ def test_the_surface_is_this_and_no_more():
     import typer
     from typer.main import get_command
 
-    from harness.cli import app
+    from harness.cli.app import app
 
     commands = get_command(app).commands
     assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
@@ -77,8 +77,9 @@ def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
 
 
 def test_report_imports_pandas_and_no_torch(tmp_path):
-    from harness import record
-    from harness.record import ModelReference, RunRecord
+    from harness.records import record
+    from harness.records.conditions import ModelReference
+    from harness.records.record import RunRecord
 
     empty = RunRecord(
         key="k", status="failed", reason="made up", label="cot", method="cot", family="x", is_control=False, suites=("math",),

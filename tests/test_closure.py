@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from harness.closure import code_of, digest_of_code, own_code_of
 from harness.errors import HarnessError
+from harness.files.closure import code_of, digest_of_code, own_code_of
 
 METHOD = '''"""A method of another package."""
 
@@ -218,7 +218,7 @@ def test_code_that_is_nowhere_is_one_line():
 
 
 TYPED = """
-from harness.closure import code_of
+from harness.files.closure import code_of
 from harness.errors import HarnessError
 class Mine: ...
 try:
@@ -258,6 +258,6 @@ def test_libraries_are_not_followed(package):
 
 
 def test_one_files_own_code():
-    assert list(own_code_of("harness.cell")) == ["harness/cell.py"]
+    assert list(own_code_of("harness.running.cell")) == ["harness/running/cell.py"]
     with pytest.raises(HarnessError, match=r"the code of harness\.nothing cannot be found"):
         own_code_of("harness.nothing")

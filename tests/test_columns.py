@@ -10,30 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import (
-    api,
-    baseline_shown,
-    card,
-    claims,
-    columns,
-    costs,
-    estimate,
-    formats,
-    frame,
-    glossary,
-    measured,
-    notes,
-    page,
-    plots,
-    quality,
-    report,
-    table,
-    verdicts,
-)
-from harness.columns import Header, Quantity
-from harness.intervals import Interval
-from harness.store import read_all
-from harness.table import less_is_better, number_in
+from harness import api
+from harness.estimating import estimate
+from harness.gate import baseline_shown, output
+from harness.records import columns, model_card
+from harness.records.columns import Header, Quantity
+from harness.records.store import read_all
+from harness.reporting import claims, costs, formats, frame, glossary, html_page, measured, notes, plots, quality, report, table
+from harness.reporting.table import less_is_better, number_in
+from harness.statistics.intervals import Interval
 
 ROOT = Path(__file__).parents[1]
 HARNESS = ROOT / "harness"
@@ -43,11 +28,11 @@ DISTINCT = {header for header in HEADERS if not (header.isidentifier() and heade
 
 # Modules whose texts are cells and headers: there a plain word is a header too, but for those that are something else.
 TABLES = (
-    baseline_shown, card, claims, costs, estimate, formats, frame, glossary, measured, notes, plots, quality, report, table, verdicts,
+    baseline_shown, model_card, claims, costs, estimate, formats, frame, glossary, measured, notes, plots, quality, report, table, output,
 )  # fmt: skip
 ELSEWHERE = {
     baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
-    card: {"control": "a family", "perplexity": "a kind of task", "teacher": "a start"},
+    model_card: {"control": "a family", "perplexity": "a kind of task", "teacher": "a start"},
     claims: {
         "family": "a field of the published records", "method": "a role of the published records", "metric": "a field of them",
         "model": "a field of them", "retention": "a name of a claim's range", "status": "a field of them", "low": "a level of cost",
@@ -61,7 +46,7 @@ ELSEWHERE = {
     plots: {"control": "a block"},
     quality: {"control": "a block", "perplexity": "a kind of task"},
     table: {"control": "a block", "teacher": "a block"},
-    verdicts: {"error": "an element of JUnit and a level of annotations", "row": "what a test case without a task is called"},
+    output: {"error": "an element of JUnit and a level of annotations", "row": "what a test case without a task is called"},
 }  # fmt: skip
 
 
@@ -81,7 +66,7 @@ def test_a_header_is_written_once():
         for path in sorted(HARNESS.rglob("*.py"))
         if path.name != "columns.py" and (found := texts_of(path) & DISTINCT)
     }  # fmt: skip
-    assert not written, "a header stands in harness/columns.py alone; read it from there"
+    assert not written, "a header stands in harness/records/columns.py alone; read it from there"
 
 
 @pytest.mark.parametrize("module", TABLES, ids=lambda module: module.__name__)
@@ -96,11 +81,11 @@ def test_the_check_sees_a_header(tmp_path):
 
 
 def test_the_page_takes_its_headers_from_the_table():
-    template = page.TEMPLATE.read_text(encoding="utf-8")
+    template = html_page.TEMPLATE.read_text(encoding="utf-8")
     assert not {header for header in DISTINCT if f'"{header}"' in template}
     lists = re.findall(r"(?:columns: |less: |new Set\()(\[[^\]]*\]|\{\{[^}]*\}\})", template)
     assert len(lists) >= 6 and all('"' not in found and "true" not in found for found in lists)
-    filled = page._with_columns(template)
+    filled = html_page._with_columns(template)
     assert "{{column" not in filled and "{{less" not in filled and '"changed %"' in filled
 
 
@@ -161,10 +146,10 @@ def test_numbers_are_sorted_the_better_way(built):
 def test_the_page_sorts_by_the_same_direction(built):
     sections = [section for each in built.values() for section in each]
     for section in sections:
-        for drawn, one in zip(page._group(section, "x", {})["tables"], section.tables, strict=True):
+        for drawn, one in zip(html_page._group(section, "x", {})["tables"], section.tables, strict=True):
             assert drawn["less"] == [column.quantity.better == "lower" for column in one.columns]
     words = {column.quantity.header for column in columns_of(sections)[0] if column.quantity.words}
-    assert words <= {one.header for one in page._WORDS} and all(one.words for one in page._WORDS)
+    assert words <= {one.header for one in html_page._WORDS} and all(one.words for one in html_page._WORDS)
 
 
 def test_measurements_have_the_units_and_directions_of_the_table():
@@ -274,4 +259,4 @@ def test_doors_read_the_table():
     assert (
         [one.header for one in columns.FRAME] == list(frame.frame_of(()).columns) == list(api.load_records(STUDIES[0] / "records").columns)
     )
-    assert verdicts._HEADERS == ["verdict", "row", "task", "layer", "why"]
+    assert output._HEADERS == ["verdict", "row", "task", "layer", "why"]

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import pytest
 
-from harness import record as records
-from harness import report
-from harness.advice import _setting
-from harness.baseline import FrozenRow, freeze
-from harness.conditions import Conditions, Flat, Free, Frozen, ModelReference, Same, first_difference, frozen_of, shared_by
-from harness.gate import check
-from harness.gate_frozen import unlike_conditions
-from harness.groups import conditions_of, group, rows_of
-from harness.record import BadRecord, Environment, RunRecord, TaskScore
+from harness.analysis.comparison import conditions_of, group, rows_of
+from harness.estimating.advice import _setting
+from harness.gate.check import check
+from harness.gate.frozen import unlike_conditions
+from harness.records import record as records
+from harness.records.baseline import FrozenRow, freeze
+from harness.records.conditions import Conditions, Flat, Free, Frozen, ModelReference, Same, first_difference, frozen_of, shared_by
+from harness.records.record import BadRecord, Environment, RunRecord, TaskScore
+from harness.reporting import report
 
 STUDIES = Path(__file__).parents[1] / "results"
 BASE = ModelReference(name="tiny", digest="d")
@@ -87,7 +87,7 @@ def test_a_setting_that_is_free_splits_nothing():
 
 
 def test_a_claim_is_not_judged_across_a_planted_condition():
-    from harness.findings import Rules
+    from harness.gate.rules import Rules
 
     teacher, row = make("teacher", Wider(**PLAIN)), make("int8", Wider(**PLAIN, colour="red"))
     found = check([teacher, row], Rules(margin=0.9)).findings
@@ -245,8 +245,8 @@ GIVEN = {"batch_size": 3, "noise": 0, "grid": "8x1x2", "rounds": 2, "force": Tru
 def planned(tmp_path_factory):
     """A plan with every setting of a cell away from its default, and its store."""
     from harness.api import plan_run
-    from harness.config import build
-    from harness.store import Store
+    from harness.planning.config import build
+    from harness.records.store import Store
 
     place = tmp_path_factory.mktemp("planned")
     given = {**GIVEN, "teacher": ["tiny=0.7", "tiny-math=0.3"], "methods": ["response", "int8"], "out": place, "cache": place / "cache"}
@@ -254,9 +254,9 @@ def planned(tmp_path_factory):
 
 
 def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(planned):
-    from harness.cell import CellJob
-    from harness.config import Work
-    from harness.runner import _job
+    from harness.planning.config import Work
+    from harness.running.cell import CellJob
+    from harness.running.runner import _job
 
     plan, store = planned
     for cell in plan.cells:
@@ -272,8 +272,8 @@ def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(plan
 
 
 def test_the_record_of_a_process_that_died_holds_the_conditions_that_it_was_given(planned):
-    from harness.cell import _record
-    from harness.runner import _died, _job
+    from harness.running.cell import _record
+    from harness.running.runner import _died, _job
 
     plan, store = planned
     for cell in plan.cells:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import (
+from harness.records.conditions import ModelReference  # fmt: skip
+from harness.records.record import (
     BadRecord,
     Cost,
     Environment,
     Fidelity,
     Measurement,
-    ModelReference,
     RunRecord,
     SharedCost,
     StageRecord,
@@ -19,8 +19,8 @@ from harness.record import (
     _digest,
     read,
     write,
-)  # fmt: skip
-from harness.store import Store
+)
+from harness.records.store import Store
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelReference(name="tiny", digest="t", parameters=1_000, weight_bytes=4_000)

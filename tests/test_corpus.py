@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from lm_eval.api import metrics
 
-from harness import corpus
-from harness.corpus import Corpus
-from harness.parts import kept, plain
+from harness.scoring.parts import kept, plain
+from harness.statistics import corpus
+from harness.statistics.pooled import Corpus
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "over", "mat", "tree", "house", "quickly", "and", "it", "was", "red"]
 

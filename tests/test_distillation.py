@@ -11,18 +11,18 @@ import torch
 
 import suites
 from harness.contract import Budget, Job
-from harness.data import DataSource, training_examples
+from harness.data.source import DataSource, training_examples
 from harness.errors import CellFailed, HarnessError
-from harness.model import open_model, resolve
+from harness.models.language_model import open_model, resolve
 from harness.registry import Registry
 from methods import METHODS
-from methods._base import worked
-from methods._inside import Inside, Inwards, parse_pairs
-from methods._losses import forward_kl
-from methods._rollout import Rollout
-from methods._rows import Row, batch_of, encode
-from methods._terms import Distribution, Head, Live, Objective, Positions, Selection, Term, TopK, hard_labels, label_loss, mixed_kl
-from methods._training import LoopSettings, Stepper, fit
+from methods.training.base import worked
+from methods.training.loop import LoopSettings, Stepper, fit
+from methods.training.losses import forward_kl
+from methods.training.rollout import Rollout
+from methods.training.rows import Row, batch_of, encode
+from methods.training.taps import Inside, Inwards, parse_pairs
+from methods.training.terms import Distribution, Head, Live, Objective, Positions, Selection, Term, TopK, hard_labels, label_loss, mixed_kl
 from methods.uld import aligned_rows
 
 REGISTRY = Registry("method", METHODS)
@@ -105,7 +105,7 @@ def test_attention_scores_give_the_maps_of_the_models_own_eager_attention(small)
     opened = small("Llama")
     inside, at = seen_inside(opened, small("Llama"), Inwards(attention="2-2"))
     query, key, _, scale = inside.attention[0][0].value
-    from methods._inside import _attention_scores
+    from methods.training.taps import _attention_scores
 
     scores = _attention_scores(query, key, None, scale)
     length = scores.shape[-1]
@@ -296,7 +296,7 @@ def test_an_auto_term_that_is_nothing_gets_no_boundless_weight(small, tmp_path):
 def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatch):
     from accelerate.tracking import GeneralTracker
 
-    from methods import _training
+    from methods.training import loop
 
     told = []
 
@@ -309,8 +309,8 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
         def log(self, values, step=None, **more):
             told.append((step, values))
 
-    plain = _training.Accelerator
-    monkeypatch.setattr(_training, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
+    plain = loop.Accelerator
+    monkeypatch.setattr(loop, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
     student = small("Llama")
     teacher = Live(small("Llama", hidden_size=64))
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
@@ -540,10 +540,10 @@ def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tm
 
 
 def test_answers_that_choose_rows_are_written_by_the_named_teacher(tiny, specialist, tmp_path, monkeypatch):
-    from methods import _traces
+    from methods.training import traces
 
-    asked, plain = [], _traces.teacher_traces
-    monkeypatch.setattr(_traces, "teacher_traces", lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given))
+    asked, plain = [], traces.teacher_traces
+    monkeypatch.setattr(traces, "teacher_traces", lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given))
     given = job([tiny, specialist], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=8)
     *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(given, examples)
@@ -566,7 +566,7 @@ def short_sighted(tiny, tmp_path_factory):
     """The embedded teacher with a context of 70 tokens."""
     import shutil
 
-    from harness.checkpoint import describe
+    from harness.models.checkpoint import describe
 
     folder = tmp_path_factory.mktemp("short") / "short"
     shutil.copytree(tiny.path, folder)
@@ -576,7 +576,7 @@ def short_sighted(tiny, tmp_path_factory):
 
 
 def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path, monkeypatch):
-    from methods._traces import teacher_traces
+    from methods.training.traces import teacher_traces
 
     given = job([short_sighted], tmp_path / "x", student_base=tiny)
     examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
@@ -597,29 +597,29 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     assert all(one.tokens for group, length in zip(written.texts, prompts, strict=True) if length + 30 <= 70 for one in group)
     with pytest.raises(CellFailed, match="no prompt leaves room for 69 new tokens in the 70 that short can read"):
         teacher_traces(given, examples, samples=1, temperature=0.0, longest=69)
-    from methods import _rollout
+    from methods.training import rollout
 
-    told, plain = [], _rollout.Rollout.__call__
+    told, plain = [], rollout.Rollout.__call__
 
     def watched(self, student, rows, number):
         made = plain(self, student, rows, number)
         told.append(max(len(row.ids) for row in made))
         return made
 
-    monkeypatch.setattr(_rollout.Rollout, "__call__", watched)
+    monkeypatch.setattr(rollout.Rollout, "__call__", watched)
     again = job([short_sighted], tmp_path / "y", student_base=tiny, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
     REGISTRY.build("on-policy", {"batch_rows": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
     assert max(told) == 70
 
 
 def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, monkeypatch):
-    from methods import _traces
+    from methods.training import traces
 
     whole, given = job([tiny], tmp_path / "a" / "x"), job([tiny], tmp_path / "b" / "x")
     examples = training_examples(TASKS, whole.source, rows=30)
     asked = {"samples": 2, "temperature": 1.0, "longest": 60}
-    expected = _traces.teacher_traces(whole, examples, **asked)
-    plain, prompts = _traces.generate, []
+    expected = traces.teacher_traces(whole, examples, **asked)
+    plain, prompts = traces.generate, []
 
     def killed(opened, rows, *, finished, **more):
         def until_the_kill(row, one):
@@ -631,13 +631,13 @@ def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, mo
         answered = []
         return plain(opened, rows, finished=until_the_kill, **more)
 
-    monkeypatch.setattr(_traces, "generate", killed)
+    monkeypatch.setattr(traces, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        _traces.teacher_traces(given, examples, **asked)
+        traces.teacher_traces(given, examples, **asked)
     [part] = (given.cache / "traces").glob("*.part")
     part.write_text(part.read_text()[:-9])  # and the last line torn
-    monkeypatch.setattr(_traces, "generate", lambda opened, rows, **more: prompts.extend(rows) or plain(opened, rows, **more))
-    assert _traces.teacher_traces(given, examples, **asked).texts == expected.texts
+    monkeypatch.setattr(traces, "generate", lambda opened, rows, **more: prompts.extend(rows) or plain(opened, rows, **more))
+    assert traces.teacher_traces(given, examples, **asked).texts == expected.texts
     assert len(prompts) == 60 - 24 and not list((given.cache / "traces").glob("*.part"))
 
 
@@ -714,7 +714,7 @@ def foreign(tmp_path_factory, other_tokenizer):
     """Return a saved model of another vocabulary."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from harness.checkpoint import describe
+    from harness.models.checkpoint import describe
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("foreign") / "other"
@@ -814,7 +814,7 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
 
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("methods._base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
+    monkeypatch.setattr("methods.training.base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
     REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
     start, first = (json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2])
     assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start["validation_ce"] == pytest.approx(math.log(1024), abs=0.3)
@@ -848,8 +848,8 @@ def test_a_term_that_counts_nothing_is_refused(small, tmp_path):
 
 def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_path):
     from harness.contract import Example
-    from harness.encoding import encoded
-    from methods._rows import encode as rows_from
+    from harness.models.encoding import encoded
+    from methods.training.rows import encode as rows_from
 
     class Begins:
         bos_token, eos_token_id = "<s>", 9
@@ -863,7 +863,7 @@ def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_
     assert row.ids == (7, 5, 5, 9) and row.trained_from == 2
     shown = []
     source = DataSource(show=lambda tokenizer, prompt: shown.append((type(tokenizer).__name__, prompt)) or prompt)
-    from methods._traces import teacher_traces
+    from methods.training.traces import teacher_traces
 
     example = Example(task="gsm8k-mini", prompt="[student's] Question: 1?", completion="", answer="", gold="1", plain="Question: 1?")
     teacher_traces(replace(job([tiny], tmp_path / "x"), source=source), [example], samples=1, temperature=0.0, longest=4)
@@ -871,7 +871,7 @@ def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_
 
 
 def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, tmp_path, monkeypatch):
-    from methods import _tuning
+    from methods.training import tuning
 
     given = job([tiny], tmp_path / "one", tune=True, rows=60)
     REGISTRY.build("sft", {"batch_rows": 4}).compress(given)
@@ -880,7 +880,7 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, t
     assert {1e-3, 5e-4, 2e-3} <= tried.keys() and notes["learning_rate"] == min(tried, key=tried.get)
     steps = [json.loads(line) for line in (tmp_path / "one" / "training.jsonl").read_text().splitlines()]
     assert max(line.get("rate", 0) for line in steps) <= notes["learning_rate"]
-    monkeypatch.setattr(_tuning, "_search", lambda *a, **k: pytest.fail("searched again"))
+    monkeypatch.setattr(tuning, "_search", lambda *a, **k: pytest.fail("searched again"))
     REGISTRY.build("sft", {"batch_rows": 4}).compress(replace(given, seed=2, workdir=_made(tmp_path / "two")))
     cost = json.loads((tmp_path / "two" / "cost.json").read_text())
     assert cost["notes"]["rates_tried"] == notes["rates_tried"] and cost["shared"][0]["tokens"] > 0
@@ -894,14 +894,14 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, t
 def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from methods import _tuning
+    from methods.training import tuning
 
     def spent(*_, settings, **__):
         return {"best": better(settings.learning_rate), "seen": 0, "written": 0}
 
-    monkeypatch.setattr(_tuning, "fit", spent)
-    monkeypatch.setattr(_tuning, "forward_flops_per_token", lambda *_: 0.0)
-    found = _tuning._search(
+    monkeypatch.setattr(tuning, "fit", spent)
+    monkeypatch.setattr(tuning, "forward_flops_per_token", lambda *_: 0.0)
+    found = tuning._search(
         SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, key="", run={},
         student=lambda _: SimpleNamespace(model=None), objective=lambda: SimpleNamespace(live=()),
     )  # fmt: skip
@@ -916,7 +916,7 @@ def _made(folder):
 
 def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
     """The control of the cache: the right distributions at the wrong rows must show."""
-    from methods import _teacher_cache as caching
+    from methods.training import teacher_cache as caching
 
     def last(folder, shuffled):
         plain = caching.CachedTeacher._slice

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
-from harness.config import build, parse_seconds
-from harness.ending import ended, shown, stopped_line, told_of
+from harness.cli import app
+from harness.cli.ending import ended, shown, stopped_line, told_of
 from harness.errors import CellFailed, HarnessError, how_it_ended, says_no_memory
-from harness.places import check_file, check_folder, make_folder, no_space
-from harness.process import Ended, attend, cut, end, tail_of
+from harness.files.places import check_file, check_folder, make_folder, no_space
+from harness.machine.process import Ended, attend, cut, end, tail_of
+from harness.planning.config import build, parse_seconds
 
 STUDY = Path(__file__).parents[1] / "results" / "embedded" / "records"
 
@@ -27,7 +27,7 @@ def typed(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        code = ended(cli._command)
+        code = ended(app._command)
         return code, capsys.readouterr().err.strip()
 
     return run
@@ -239,19 +239,19 @@ def test_a_standard_output_that_takes_nothing_is_exit_code_2():
 @pytest.mark.parametrize("arguments", [["--version"], ["run", "--version"], ["baseline", "show", "--version"]])
 def test_every_command_says_its_version(arguments, typed, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["harness", *arguments])
-    assert ended(cli._command) == 0
+    assert ended(app._command) == 0
     assert capsys.readouterr().out.startswith("compression-harness ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["check"], ["baseline"], ["baseline", "update"], ["plan"], ["list"], ["report"]])
 def test_every_command_knows_the_short_help(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["harness", *arguments, "-h"])
-    assert ended(cli._command) == 0
+    assert ended(app._command) == 0
     assert "Usage: " in capsys.readouterr().out
 
 
 def test_repeated_options_add_up():
-    from harness.config import listed
+    from harness.planning.config import listed
 
     assert listed(["int8", "response,cot"]) == ["int8", "response", "cot"]
     assert [build({"cell_timeout": given}).cell_timeout for given in ("90", "90s", "1.5m", "2h", 7)] == [90, 90, 90, 7200, 7]
@@ -331,7 +331,7 @@ def test_a_log_is_cut_to_its_end_and_goes_on(tmp_path):
 
 
 def test_a_process_that_writes_without_end_keeps_a_small_log(tmp_path, monkeypatch):
-    from harness import process as watched
+    from harness.machine import process as watched
 
     monkeypatch.setattr(watched, "LOOKS", 0.02)
     code = "import sys\nfor _ in range(400): sys.stderr.write('x' * 100_000 + chr(10))\nsys.stderr.write('last words')"
@@ -343,7 +343,7 @@ def test_a_process_that_writes_without_end_keeps_a_small_log(tmp_path, monkeypat
 CRASH_LOG = 'Current thread 0x00007f (most recent call first):\n  File "/x/kernels.py", line 7 in pack\n'
 ORPHAN = """
 import os, subprocess, sys
-CHILD = "import sys, time; from harness.process import end_with_parent; end_with_parent(int(sys.argv[1])); time.sleep(60)"
+CHILD = "import sys, time; from harness.machine.process import end_with_parent; end_with_parent(int(sys.argv[1])); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", CHILD, str(os.getpid())], stdout=subprocess.DEVNULL)
 print(child.pid, flush=True)
 {ends}
@@ -387,7 +387,7 @@ def test_what_is_no_want_of_memory_is_not_called_so():
 
 
 def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
-    from harness.runner import _why
+    from harness.running.runner import _why
 
     crash = Ended(-signal.SIGSEGV, "")
     first = _why(crash, "", None, tmp_path / "log.txt")
@@ -400,15 +400,15 @@ def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
 
 @pytest.mark.parametrize("made", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str)
 def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(made, tmp_path):
-    from harness.cell import _refuse_no_student
+    from harness.running.cell import _refuse_no_student
 
     with pytest.raises(CellFailed, match=r"mine\.compress returned .* must return a Checkpoint: save it in job\.workdir"):
         _refuse_no_student("mine", made, tmp_path)
 
 
 def test_a_checkpoint_elsewhere_is_told_where_it_belongs(tmp_path):
-    from harness.cell import _refuse_no_student
     from harness.contract import Checkpoint
+    from harness.running.cell import _refuse_no_student
 
     def at(path):
         return Checkpoint(path=path, name="x", digest="d", bytes_on_disk=1)
@@ -470,7 +470,7 @@ def endless(turns):
     ids=["loops", "recursion", "a long range", "a long text"],
 )  # fmt: skip
 def test_a_template_cannot_take_for_ever(template, monkeypatch, tiny):
-    import harness.model as model
+    import harness.models.language_model as model
 
     monkeypatch.setattr(model, "TEMPLATE_SECONDS", 0.5)
     tokenizer = model.student_tokenizer(tiny)
@@ -484,7 +484,7 @@ def test_a_template_cannot_take_for_ever(template, monkeypatch, tiny):
 def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
     import threading
 
-    import harness.model as model
+    import harness.models.language_model as model
 
     monkeypatch.setattr(model, "TEMPLATE_SECONDS", 0.3)
     said = []
@@ -503,7 +503,7 @@ def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
 
 
 def test_the_alarm_of_others_goes_on():
-    from harness.bounded import bounded
+    from harness.models.bounded import bounded
 
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 50)
@@ -515,7 +515,7 @@ def test_the_alarm_of_others_goes_on():
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt", "model.pkl"])
 def test_pickles_are_refused_by_name(name, tmp_path):
-    from harness.model import resolve
+    from harness.models.language_model import resolve
 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_bytes(b"\x80\x04.")
@@ -526,7 +526,7 @@ def test_pickles_are_refused_by_name(name, tmp_path):
 def test_what_a_killed_run_left_in_the_cache_goes_and_what_is_being_written_stays(tmp_path):
     from filelock import FileLock
 
-    from harness.cache import sweep
+    from harness.models.artefacts import sweep
 
     for name in (".dead.12.part", ".alive.13.part", "whole"):
         (tmp_path / "teachers" / name).mkdir(parents=True)
@@ -538,7 +538,7 @@ def test_what_a_killed_run_left_in_the_cache_goes_and_what_is_being_written_stay
 
 
 def test_a_stage_whose_process_was_killed_leaves_nothing_beside_its_student(tmp_path):
-    from harness.runner import _forget_torn
+    from harness.running.runner import _forget_torn
 
     (tmp_path / ".student.7.part").mkdir()
     (tmp_path / ".done.json.7.part").write_text("{")
@@ -597,6 +597,7 @@ def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_
     assert [one.record.status for one in done.cells] == ["failed", "failed"]
     for one in done.cells:
         assert one.record.reason == "stopped after 0.4 s (--cell-timeout); give a longer one: run again to go on from its last saved state"
-    again = [cell.key for cell in harness.api.plan_run(harness.config.build({"methods": ["identity"], "suite": ["mini"], "grid": "none",
+    again = [cell.key for cell in harness.api.plan_run(
+        harness.planning.config.build({"methods": ["identity"], "suite": ["mini"], "grid": "none",
              "noise": 0, "out": tmp_path / "runs", "cache": tmp_path / "cache"})).cells]  # fmt: skip
     assert again == [one.cell.key for one in done.cells], "how long a cell may take is no part of its key"

@@ -9,10 +9,10 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import _tokenizers
 
-from harness.encoding import appends_eos, as_written, encoded, encoded_pair, ends_of, written_text
 from harness.errors import CellFailed
-from harness.lm import HarnessLM
-from harness.model import LanguageModel
+from harness.models.encoding import appends_eos, as_written, encoded, encoded_pair, ends_of, written_text
+from harness.models.language_model import LanguageModel
+from harness.scoring.lm_eval_model import HarnessLM
 
 FAMILIES = tuple(_tokenizers.TOKENIZERS)
 PAIRS = [
@@ -31,7 +31,7 @@ def opened(tokenizers, tmp_path_factory):
     """Return a maker of one random model's openings, each with another tokenizer."""
     import _architectures
 
-    from harness.checkpoint import describe
+    from harness.models.checkpoint import describe
 
     model = _architectures.built("llama", vocabulary=max(map(len, tokenizers.values())))
     folder = tmp_path_factory.mktemp("encoding")
@@ -77,7 +77,7 @@ def test_a_whole_text_is_scored_as_lm_eval_scores_it(family, opened):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_row_is_the_encoding_of_its_whole_text(family, tokenizers):
-    from methods._rows import encode
+    from methods.training.rows import encode
 
     tokenizer = tokenizers[family]
     rows, too_long = encode(tokenizer, PAIRS, longest=10_000)
@@ -142,8 +142,8 @@ def test_a_tokenizer_that_appends_eos_is_said_so(opened):
 
 
 def test_without_eos_answers_end_by_length_and_nothing_is_trained(opened, tokenizers):
-    from harness.generate import generate
-    from methods._rows import encode
+    from harness.scoring.generation import generate
+    from methods.training.rows import encode
 
     bare = _tokenizers.made("byte-bpe")
     bare.bos_token = bare.eos_token = bare.pad_token = None
@@ -176,7 +176,7 @@ def test_a_template_that_begins_with_white_space_adds_no_second_bos(opened, toke
 
 
 def test_ids_outside_the_embedding_table_are_a_line_and_padding_is_none_of_them(tokenizers, opened):
-    from harness.generate import generate
+    from harness.scoring.generation import generate
 
     one = opened("byte-bpe")
     grown = _tokenizers.made("byte-bpe")

@@ -4,7 +4,7 @@ import pytest
 
 from harness.errors import CellFailed, HarnessError, how_it_ended
 from harness.escape import clean, csv_cell, html_text, markdown_cell, markdown_text, tex, tex_comment
-from harness.record import BadRecord
+from harness.records.record import BadRecord
 
 HOSTILE = {
     "colours": ("\x1b[31;1mred\x1b[0m", "red"),

@@ -10,16 +10,17 @@ import pytest
 import methods
 import suites
 from harness.api import estimate_plans, expect, plan_run
-from harness.arithmetic import Shape
-from harness.config import build
 from harness.errors import HarnessError
-from harness.estimate import activation_bytes, duration, text
-from harness.hardware import GIB, parse_hardware, this_machine
-from harness.model import EMBEDDED
-from harness.record import Cost, Environment, ModelReference, RunRecord, TaskScore, machine, processor_in
+from harness.estimating.estimate import activation_bytes, duration, text
+from harness.estimating.hardware import GIB, parse_hardware, this_machine
+from harness.estimating.workload import ITEMS, cut_parameters, work_of
+from harness.machine.monitor import threads_asked
+from harness.models.language_model import EMBEDDED
+from harness.models.shape import Shape
+from harness.planning.config import build
+from harness.records.conditions import ModelReference
+from harness.records.record import Cost, Environment, RunRecord, TaskScore, machine, processor_in
 from harness.registry import Registry
-from harness.watch import threads_asked
-from harness.workload import ITEMS, cut_parameters, work_of
 
 
 def stage(found, name):
@@ -81,9 +82,9 @@ def test_hidden_states_are_not_cached():
 
 
 def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, monkeypatch):
-    import harness.model
+    import harness.models.language_model
 
-    monkeypatch.setattr(harness.model, "describe", lambda *a, **k: pytest.fail("weights were hashed"))
+    monkeypatch.setattr(harness.models.language_model, "describe", lambda *a, **k: pytest.fail("weights were hashed"))
     config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100, "intermediate_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(config))
     [found] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
@@ -154,7 +155,7 @@ def test_settings_are_recommended_by_what_was_measured_else_by_what_was_publishe
 
 
 def test_every_quoted_publication_is_in_the_file():
-    from harness.advice import PUBLISHED
+    from harness.estimating.advice import PUBLISHED
 
     known = {one["id"]: one for one in json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"]}
     [found] = estimate_plans(["cot+int4"], teacher="70B", student="7B", hardware="8xH100")
@@ -255,13 +256,13 @@ def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
 
 
 def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.hardware.device_bytes", lambda device: 2**23)
+    monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 2**23)
     found, _ = expected(["sft"], out=tmp_path)
     assert found["sft", 1].verdict == "DOES NOT FIT, give a smaller student or a larger device" and found["teacher", None].states == 0
 
 
 def test_a_gpu_is_taken_for_the_listed_one_of_its_size(monkeypatch):
-    monkeypatch.setattr("harness.hardware.device_bytes", lambda device: 79.6 * GIB)
+    monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 79.6 * GIB)
     found = this_machine("cuda", [])
     assert found.kind == "cuda" and found.memory == 79.6 * GIB and "taken for 80GB" in found.name
 

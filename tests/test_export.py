@@ -7,11 +7,12 @@ import types
 import pytest
 from typer.testing import CliRunner
 
-from harness import export
-from harness.cli import app
+from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.evidence import evidence_of
-from harness.record import Environment, ModelReference, RunRecord, TaskScore, write
+from harness.records import export
+from harness.records.conditions import ModelReference
+from harness.records.record import Environment, RunRecord, TaskScore, write
+from harness.records.samples import evidence_of
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
                           versions={"transformers": "5.0"}, commit="c" * 40, dirty=False)  # fmt: skip

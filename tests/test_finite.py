@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import CellFailed
-from harness.finite import NoNumber
-from harness.generate import Sampling, _Decoding, _StopRule, generate, why_plain
-from harness.likelihood import Scored, log_likelihoods
-from harness.plain import one_row, writing_of
+from harness.scoring.finite import NoNumber
+from harness.scoring.generation import Sampling, _Decoding, _StopRule, generate, why_plain
+from harness.scoring.likelihood import Scored, log_likelihoods
+from harness.scoring.plain import one_row, writing_of
 
 PROMPTS = [list(range(5, 14)), list(range(30, 36)), list(range(50, 53))]
 
@@ -37,7 +37,7 @@ class Poisoned:
 def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_was(path, step, sampling, bad, small, monkeypatch):
     opened = small("Llama")
     if path == "padded":
-        monkeypatch.setattr("harness.generate.why_plain", lambda opened: "asked to")
+        monkeypatch.setattr("harness.scoring.generation.why_plain", lambda opened: "asked to")
     assert why_plain(opened) == ""
     writing_of(opened)  # its probe runs before the head is poisoned
     poison = Poisoned(opened, at=step, row=1, bad=bad)
@@ -55,7 +55,7 @@ def test_a_scored_text_that_gives_no_number_fails_on_either_path(path, small, mo
     opened = small("Llama")
     assert why_plain(opened) == "" and one_row(opened) == ""
     if path == "padded":
-        monkeypatch.setattr("harness.likelihood.why_plain", lambda opened: "asked to")
+        monkeypatch.setattr("harness.scoring.likelihood.why_plain", lambda opened: "asked to")
     Poisoned(opened, at=1, row=0, bad=float("nan"))
     with pytest.raises(CellFailed, match=r"a text of \d tokens with NaN or infinity"):
         log_likelihoods(opened, [Scored([5, 6, 7, 8, token], 2) for token in (9, 10, 11)])
@@ -120,7 +120,7 @@ def test_on_a_gpu_a_greedy_step_synchronises_once():
         pytest.skip("no GPU here")
     from pathlib import Path
 
-    from harness.model import open_model, resolve
+    from harness.models.language_model import open_model, resolve
 
     decoding = deciding(open_model(resolve("tiny", cache=Path("unused")), device="cuda"))
     logits = torch.randn(3, 1024, device="cuda")

@@ -4,16 +4,16 @@ import math
 
 import pytest
 
-from harness import means
-from harness.baseline import Baseline, Change, freeze
-from harness.findings import Rules, Verdict
-from harness.frozen_documents import rise_of
-from harness.frozen_items import Pair
-from harness.gate import check
-from harness.gate_frozen import margin_of
-from harness.items import ItemRow
-from harness.outcomes import likelihoods_digest
-from harness.record import Environment, ModelReference, RunRecord, TaskScore
+from harness.gate.check import check
+from harness.gate.frozen_documents import rise_of
+from harness.gate.frozen_items import Pair, margin_of
+from harness.gate.rules import Rules, Verdict
+from harness.records.baseline import Baseline, Change, freeze
+from harness.records.conditions import ModelReference
+from harness.records.record import Environment, RunRecord, TaskScore
+from harness.scoring.items import ItemRow
+from harness.scoring.outcomes import likelihoods_digest
+from harness.statistics import means
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
                           versions={"torch": "2", "lm-eval": "0.4.13"}, commit="c" * 40, dirty=False)  # fmt: skip

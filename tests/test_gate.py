@@ -9,13 +9,18 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from harness import gate, report, stats, verdicts
-from harness.baseline import Baseline, Change, freeze, read_baseline, write_baseline
-from harness.cli import app
+from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.gate import Rules, Verdict, check
-from harness.record import Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore, write
-from harness.store import read_all
+from harness.gate import check as gate_check
+from harness.gate import output
+from harness.gate.check import check
+from harness.gate.rules import Rules, Verdict
+from harness.records.baseline import Baseline, Change, freeze, read_baseline, write_baseline
+from harness.records.conditions import ModelReference
+from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.store import read_all
+from harness.reporting import report
+from harness.statistics import stats
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
                           versions={"torch": "2"}, commit="c" * 40, dirty=False)  # fmt: skip
@@ -363,7 +368,7 @@ def test_a_document_without_a_likelihood_gives_no_verdict_and_valid_json():
     records = [row("teacher", "", scores=(text(1.0),)), row("int8", "", scores=(bad,))]
     checked = check(records, Rules(margin=0.95), frozen(row("int8", "", scores=(text(1.0),))))
     assert checked.verdict is Verdict.cannot_tell
-    assert "NaN" not in verdicts.as_json(checked) and "Infinity" not in verdicts.as_json(checked)
+    assert "NaN" not in output.as_json(checked) and "Infinity" not in output.as_json(checked)
     assert "Infinity" not in report.as_json(report.made_of(records))
 
 
@@ -445,17 +450,17 @@ def test_every_scenario_must_be_fast():
 
 def test_a_terminals_colours_break_no_xml():
     checked = check([TEACHES, row("int8", "", scores=(), status="failed", reason="\x1b[31mred\x1b[0m | pipe")], Rules(margin=0.9))
-    assert ElementTree.fromstring(verdicts.junit(checked).partition("?>")[2]).get("errors") == "1"
-    assert r"\| pipe" in verdicts.markdown(checked)
+    assert ElementTree.fromstring(output.junit(checked).partition("?>")[2]).get("errors") == "1"
+    assert r"\| pipe" in output.markdown(checked)
 
 
 def test_a_defect_of_ours_is_no_regression(place, monkeypatch, capsys):
-    from harness import cli
+    from harness.cli import app as cli_app
 
-    monkeypatch.setattr(gate, "check", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr(gate_check, "check", lambda *given, **named: 1 / 0)
     monkeypatch.setattr("sys.argv", ["harness", "check", str(place)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli_app.main()
     assert ended.value.code == 2 and "ZeroDivisionError" in capsys.readouterr().err
 
 
@@ -502,24 +507,24 @@ def test_the_gravest_verdict_is_the_verdict():
 
 
 def test_junit_is_read_by_others():
-    tree = ElementTree.fromstring(verdicts.junit(three()).partition("?>")[2])
+    tree = ElementTree.fromstring(output.junit(three()).partition("?>")[2])
     assert (tree.get("tests"), tree.get("failures"), tree.get("skipped"), tree.get("errors")) == ("3", "1", "1", "0")
     failed = next(case for case in tree if case.find("failure") is not None)
     assert failed.get("classname") == "harness.int4" and "retention" in failed.find("failure").get("message")
 
 
 def test_json_holds_everything():
-    data = json.loads(verdicts.as_json(three()))
+    data = json.loads(output.as_json(three()))
     assert data["verdict"] == "missed" and data["exit_code"] == 1 and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
     assert all(one["numbers"]["n"] == 1000 for one in data["findings"])
 
 
 def test_markdown_and_annotations_name_the_row():
-    text = verdicts.markdown(three())
+    text = output.markdown(three())
     assert re.search(r"\| \*\*MISSED\*\* +\| int4", text) and "alpha 0.05" in text
-    lines = verdicts.annotations(three())
+    lines = output.annotations(three())
     assert len(lines) == 2 and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A missed::") and lines[1].startswith("::warning")
-    assert verdicts.text(three()).splitlines()[-2] == "missed: 1 missed, 1 cannot tell, 1 passed"
+    assert output.text(three()).splitlines()[-2] == "missed: 1 missed, 1 cannot tell, 1 passed"
 
 
 # The command
@@ -577,7 +582,7 @@ def test_an_empty_folder_and_a_torn_record_are_named(tmp_path, place):
     ("text", "found"), [("0.95", (0.95, False)), ("95%", (0.95, False)), ("2points", (0.02, True)), ("1.5 pp", (0.015, True))]
 )
 def test_margins_are_read(text, found):
-    from harness.cli_check import parse_margin
+    from harness.cli.check import parse_margin
 
     assert parse_margin(text) == pytest.approx(found)
 
@@ -717,4 +722,4 @@ def pytester_run(tmp_path):
 
 
 def test_findings_have_names_that_say_what_was_checked():
-    assert gate.Finding(layer="claim", row="int8", task="t", verdict=Verdict.passed, told="x").name == "int8 t [claim]"
+    assert gate_check.Finding(layer="claim", row="int8", task="t", verdict=Verdict.passed, told="x").name == "int8 t [claim]"

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from harness.generate import Sampling, generate
-from harness.model import open_model
+from harness.models.language_model import open_model
+from harness.scoring.generation import Sampling, generate
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_length_is_the_reason_of_an_answer_that_did_not_end(opened):
     ],
 )  # fmt: skip
 def test_lengths_have_lm_evals_names(asked, tokens):
-    from harness.greedy import greedy_settings
+    from harness.scoring.greedy import greedy_settings
 
     assert greedy_settings({**asked, "until": [""], "temperature": 0.0, "top_p": 0.9}, task="t", eos="</s>") == (tokens, ("</s>",))
 
@@ -105,14 +105,14 @@ def test_lengths_have_lm_evals_names(asked, tokens):
 )  # fmt: skip
 def test_what_greedy_decoding_cannot_do_is_refused_by_name(asked, why):
     from harness.errors import CellFailed
-    from harness.greedy import greedy_settings
+    from harness.scoring.greedy import greedy_settings
 
     with pytest.raises(CellFailed, match=why):
         greedy_settings(asked, task="t", eos=None)
 
 
 def test_stop_strings_are_those_of_lm_eval():
-    from harness.greedy import greedy_settings
+    from harness.scoring.greedy import greedy_settings
 
     told = [greedy_settings({"until": until}, task="t", eos="</s>")[1] for until in ("Q:", ["Q:", ""], None, [], ["</s>", "Q:"])]
     assert told == [("Q:", "</s>"), ("Q:", "</s>"), ("</s>",), ("</s>",), ("</s>", "Q:")]
@@ -121,7 +121,7 @@ def test_stop_strings_are_those_of_lm_eval():
 
 def test_stop_strings_cut_one_after_the_other(opened):
     """As lm-eval cuts: of two that overlap, the one that is listed first decides."""
-    from harness.generate import _StopRule
+    from harness.scoring.generation import _StopRule
 
     ids = opened.tokenizer("red fox", add_special_tokens=False)["input_ids"]
     for stop, wanted in (((" f", "d "), "red"), (("d ", " f"), "re"), ((" f",), "red"), (("z", ""), "red fox")):
@@ -130,7 +130,7 @@ def test_stop_strings_cut_one_after_the_other(opened):
 
 
 def test_settings_of_a_generation_config_that_greedy_decoding_leaves_out_are_said(random_model):
-    from harness.lm import HarnessLM
+    from harness.scoring.lm_eval_model import HarnessLM
 
     opened = open_model(random_model)
     assert not HarnessLM(opened).notes
@@ -174,7 +174,7 @@ def test_tokens_that_a_generation_config_forbids_are_not_written(kind, size, ran
 
 
 def test_forbidden_tokens_are_noted_where_the_engine_writes_them(random_model):
-    from harness.greedy import notes_of
+    from harness.scoring.greedy import notes_of
 
     opened = open_model(random_model)
     opened.model.generation_config.bad_words_ids = [[7]]
@@ -185,6 +185,9 @@ def test_importing_our_model_hides_none_of_lm_evals_own():
     import subprocess
     import sys
 
-    code = "import harness.lm; from lm_eval.api.registry import get_model; print(get_model('hf').__name__, get_model('harness').__name__)"
+    code = (
+        "import harness.scoring.lm_eval_model; from lm_eval.api.registry import get_model; "
+        "print(get_model('hf').__name__, get_model('harness').__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["HFLM", "LmEvalModel"]

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import gpu as gpus
 from harness.errors import HarnessError
-from harness.gpu import Gpu, choose_device, default_dtype, device_label, signs_of_gpu
+from harness.machine import gpu as gpus
+from harness.machine.gpu import Gpu, choose_device, default_dtype, device_label, signs_of_gpu
 
 KIT = Path(__file__).parent / "gpu"
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", driver="580.159.04", cuda="13.0", capability="9.0")
@@ -95,7 +95,7 @@ def test_a_gpu_that_a_user_hid_is_said_to_be_hidden(monkeypatch):
 
 
 def test_auto_without_a_gpu_says_nothing_and_imports_no_torch():
-    code = "import sys; from harness.gpu import choose_device; print(choose_device('auto', say=print), 'torch' in sys.modules)"
+    code = "import sys; from harness.machine.gpu import choose_device; print(choose_device('auto', say=print), 'torch' in sys.modules)"
     if signs_of_gpu():
         pytest.skip("this machine has a GPU")
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
@@ -130,7 +130,7 @@ def test_auto_takes_bf16_where_the_card_multiplies_it(gpu, dtype, card):
 
 def _plan(tmp_path, **changes):
     from harness.api import plan_run
-    from harness.config import build
+    from harness.planning.config import build
 
     return plan_run(build({"methods": ("response", "int8"), "controls": False, "out": tmp_path, "cache": tmp_path / "c", **changes}))
 
@@ -151,7 +151,7 @@ def test_cells_and_students_of_one_gpu_are_not_taken_for_anothers(card, tmp_path
 
 
 def _records_of(gpu):
-    from harness.store import read_all
+    from harness.records.store import read_all
 
     records, _ = read_all(Path(__file__).parents[1] / "results" / "embedded")
     return [
@@ -161,8 +161,8 @@ def _records_of(gpu):
 
 
 def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
-    from harness.groups import group
-    from harness.report import markdown
+    from harness.analysis.comparison import group
+    from harness.reporting.report import markdown
 
     both = [*_records_of(H100), *_records_of(A100)]
     assert len(group(both)) == 2 and len(group(_records_of(H100))) == 1
@@ -171,7 +171,7 @@ def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
 
 
 def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, tmp_path):
-    from harness import record as records
+    from harness.records import record as records
 
     card(H100)
     made = _records_of(records.environment(device="cuda", dtype="bfloat16", threads=1).gpu)[0]
@@ -183,8 +183,8 @@ def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, 
 
 @pytest.fixture
 def teacher_job(tmp_path):
-    from harness.runner import _job
-    from harness.store import Store
+    from harness.records.store import Store
+    from harness.running.runner import _job
 
     plan = _plan(tmp_path, methods=("identity",), limit=6, grid="none", suite=("mini",), noise=4, device="cpu")
     store = Store(tmp_path)
@@ -194,23 +194,24 @@ def teacher_job(tmp_path):
 
 @pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("no such kernel"), MemoryError()])
 def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teacher_job, monkeypatch):
-    from harness import cell, model
-    from harness.report import notes
+    from harness.models import language_model
+    from harness.reporting.notes import notes
+    from harness.running import cell
 
-    plain = model.open_model
+    plain = language_model.open_model
 
     def opens(checkpoint, *, device, dtype):
         if dtype == "bfloat16":
             raise problem
         return plain(checkpoint, device=device, dtype=dtype)
 
-    monkeypatch.setattr(model, "open_model", opens)
+    monkeypatch.setattr(language_model, "open_model", opens)
     record = cell._compute(teacher_job, lambda _: None, time.monotonic())
     assert record.status == "success" and [score.n for score in record.scores] == [6, 6]
     floors = [one for one in record.measurements if one.name.startswith("noise_flips")]
     assert len(floors) == 2 and all(one.remark.startswith("not measured: ") and not one.values for one in floors)
 
-    from harness.groups import group
+    from harness.analysis.comparison import group
 
     [table] = group([record.model_copy(update={"label": "teacher"})])
     lines = [line for line in notes(table) if "noise floor" in line]
@@ -218,8 +219,9 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teach
 
 
 def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that_are_none_do_not(teacher_job, monkeypatch):
-    from harness import cell, fidelity
     from harness.errors import CellFailed
+    from harness.running import cell
+    from harness.scoring import fidelity
 
     def out_of_memory(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -241,7 +243,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
 
 
 def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teacher_job):
-    from harness import cell
+    from harness.running import cell
 
     record = cell._compute(teacher_job.model_copy(update={"dtype": "bfloat16"}), lambda _: None, time.monotonic())
     floors = [one for one in record.measurements if one.name.startswith("noise_flips")]
@@ -249,12 +251,14 @@ def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teache
 
 
 def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monkeypatch):
-    from harness import cell, measure, model
+    from harness.measuring import measure
+    from harness.models import language_model
+    from harness.running import cell
 
     order = []
-    plain_release, plain_open = model.release_memory, model.open_model
-    monkeypatch.setattr(model, "release_memory", lambda device: (order.append("release"), plain_release(device)))
-    monkeypatch.setattr(model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1])
+    plain_release, plain_open = language_model.release_memory, language_model.open_model
+    monkeypatch.setattr(language_model, "release_memory", lambda device: (order.append("release"), plain_release(device)))
+    monkeypatch.setattr(language_model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1])
     monkeypatch.setattr(cell, "_student", lambda job, *rest: (order.append("make"), job.teachers[0].checkpoint(), cell.Cost(), ())[1:])
     timed = SimpleNamespace(measurements=(), raw={}, skipped=())
     monkeypatch.setattr(measure, "measure", lambda *a, **k: (order.append("time"), timed)[1])
@@ -268,7 +272,7 @@ def on_card():
     """Return the embedded teacher on the card, in float32."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    from harness.model import open_model, release_memory, resolve
+    from harness.models.language_model import open_model, release_memory, resolve
 
     yield open_model(resolve("tiny", cache=Path("unused")), device="cuda", dtype="float32")
     release_memory("cuda")
@@ -279,8 +283,8 @@ PROMPTS = ("Question: 2 + 3?\nAnswer:", "Question: Tom has 5 apples and buys 7 m
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card, embedded):
-    from harness.generate import generate, why_plain
-    from harness.likelihood import Scored, log_likelihoods
+    from harness.scoring.generation import generate, why_plain
+    from harness.scoring.likelihood import Scored, log_likelihoods
 
     assert why_plain(on_card) == ""
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
@@ -294,7 +298,7 @@ def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card,
 
 @pytest.mark.gpu
 def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
-    from harness.generate import Sampling, generate
+    from harness.scoring.generation import Sampling, generate
 
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
     drawn = [
@@ -306,7 +310,7 @@ def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
 
 @pytest.mark.gpu
 def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
-    from harness.model import open_model, release_memory, resolve
+    from harness.models.language_model import open_model, release_memory, resolve
 
     before = torch.cuda.memory_allocated()
     more = open_model(resolve("tiny-math", cache=Path("unused")), device="cuda", dtype="bfloat16")
@@ -320,7 +324,7 @@ def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
 def test_on_a_gpu_the_environment_names_it():
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    from harness.record import environment
+    from harness.records.record import environment
 
     gpus._first_gpu.cache_clear()
     gpu = environment(device="cuda", dtype="bfloat16", threads=1).gpu

@@ -12,15 +12,16 @@ import pytest
 
 import methods
 import suites
-from harness import anew, keys
-from harness.anew import PARTS, keep_parts, made_anew
 from harness.api import plan_run
-from harness.checkpoint import digest_of, read_signed
-from harness.closure import code_of, digest_of_code
-from harness.config import build
-from harness.model import EMBEDDED
+from harness.files.closure import code_of, digest_of_code
+from harness.models.checkpoint import digest_of, read_signed
+from harness.models.language_model import EMBEDDED
+from harness.planning import keys
+from harness.planning.config import build
+from harness.records.store import Store
 from harness.registry import Registry
-from harness.store import Store
+from harness.running import anew
+from harness.running.anew import PARTS, keep_parts, made_anew
 
 ROOT = Path(methods.__file__).parents[1]
 ROWS = ("cot", "response", "int8", "prune-wanda", "untouched")
@@ -84,43 +85,43 @@ def test_whoever_asks_a_grader_holds_it(name):
     grades = any(".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/"))
     assert grades or not kind().writes_traces
     if kind().writes_traces:
-        assert "suites/_numbers.py" in keys.Code({"gsm8k-mini": suites.load("gsm8k-mini")}).of_student(kind())
+        assert "suites/loading/numbers.py" in keys.Code({"gsm8k-mini": suites.load("gsm8k-mini")}).of_student(kind())
 
 
 def test_a_loss_is_not_behind_answers():
-    assert not any(name.startswith("methods/") for name in code_of("harness.lm"))
+    assert not any(name.startswith("methods/") for name in code_of("harness.scoring.lm_eval_model"))
 
 
 # --- edits of our own code, in a copy of it
 
 PACKED = {"int8", "prune-wanda", "prune-magnitude", "prune-random"}  # with its controls
 EDITS = {
-    "a comment in _quantization": ("methods/_quantization.py", "\n# a remark\n", (), ()),
-    "a comment in the grader": ("suites/_numbers.py", "\n# a remark\n", (), ()),
-    "the grader": ("suites/_numbers.py", "\nADDED = 1\n", {"cot"}, "all"),
+    "a comment in _quantization": ("methods/compression/quantized.py", "\n# a remark\n", (), ()),
+    "a comment in the grader": ("suites/loading/numbers.py", "\n# a remark\n", (), ()),
+    "the grader": ("suites/loading/numbers.py", "\nADDED = 1\n", {"cot"}, "all"),
     "a task": ("suites/gsm8k_mini.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
-    "items": ("suites/_generated.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
-    "the scorer": ("harness/lm.py", "\nADDED = 1\n", (), "all"),
-    "the timing": ("harness/stopwatch.py", "\nADDED = 1\n", (), "all"),
-    "fidelity": ("harness/fidelity.py", "\nADDED = 1\n", (), "all"),
-    "generation": ("harness/generate.py", "\nADDED = 1\n", {"cot"}, "all"),
-    "traces": ("methods/_traces.py", "\nADDED = 1\n", {"cot"}, {"cot"}),
+    "items": ("suites/loading/generated.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
+    "the scorer": ("harness/scoring/lm_eval_model.py", "\nADDED = 1\n", (), "all"),
+    "the timing": ("harness/measuring/worker.py", "\nADDED = 1\n", (), "all"),
+    "fidelity": ("harness/scoring/fidelity.py", "\nADDED = 1\n", (), "all"),
+    "generation": ("harness/scoring/generation.py", "\nADDED = 1\n", {"cot"}, "all"),
+    "traces": ("methods/training/traces.py", "\nADDED = 1\n", {"cot"}, {"cot"}),
     "int8 itself": ("methods/int8.py", "\nADDED = 1\n", {"int8"}, {"int8"}),
-    "packing": ("methods/_packing.py", "\nADDED = 1\n", PACKED, PACKED),
-    "what opens models": ("harness/packed.py", "\nADDED = 1\n", "made", "all"),
-    "tables": ("harness/report.py", "\nADDED = 1\n", (), ()),
-    "statistics": ("harness/stats.py", "\nADDED = 1\n", (), ()),
-    "intervals of means": ("harness/means.py", "\nADDED = 1\n", (), ()),
-    "the gate": ("harness/gate.py", "\nADDED = 1\n", (), ()),
-    "the command": ("harness/cli.py", "\nADDED = 1\n", (), ()),
-    "options": ("harness/config.py", "\nADDED = 1\n", (), ()),
+    "packing": ("methods/compression/rounding.py", "\nADDED = 1\n", PACKED, PACKED),
+    "what opens models": ("harness/models/packed.py", "\nADDED = 1\n", "made", "all"),
+    "tables": ("harness/reporting/report.py", "\nADDED = 1\n", (), ()),
+    "statistics": ("harness/statistics/stats.py", "\nADDED = 1\n", (), ()),
+    "intervals of means": ("harness/statistics/means.py", "\nADDED = 1\n", (), ()),
+    "the gate": ("harness/gate/check.py", "\nADDED = 1\n", (), ()),
+    "the command": ("harness/cli/app.py", "\nADDED = 1\n", (), ()),
+    "options": ("harness/planning/config.py", "\nADDED = 1\n", (), ()),
     "the table of methods": ("methods/__init__.py", "\nADDED = 1\n", (), ()),
 }  # fmt: skip
 PROGRAM = """
 import json, sys
 from pathlib import Path
 from harness.api import plan_run
-from harness.config import build
+from harness.planning.config import build
 root, edits = Path(sys.argv[1]), json.loads(sys.argv[2])
 def keyed():
     found = plan_run(build({"methods": ROWS, "suite": ("mini",)}))
@@ -168,7 +169,7 @@ def test_an_edit_makes_anew_what_it_can_change(edited, edit):
 
 def test_the_version_of_lm_eval_is_in_cells_alone(monkeypatch):
     before = plan()
-    monkeypatch.setattr("harness.plan.lm_eval_version", lambda: "9.9")
+    monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "9.9")
     students, cells = changed(before, plan())
     assert not students and cells == set(keyed(before))
 
@@ -251,8 +252,8 @@ def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
 
 @pytest.mark.parametrize("edit", [("num_fewshot: 0", "num_fewshot: 5"), ("doc_to_text: a", "doc_to_text: b"), ("version: 1", "version: 2")])
 def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_path, edit):
-    from suites._definition import Leaf
-    from suites._outside import OutsideTask
+    from suites.loading.definition import Leaf
+    from suites.loading.outside import OutsideTask
 
     file = tmp_path / "own.yaml"
     (tmp_path / "base.yaml").write_text("num_fewshot: 0\nmetadata:\n  version: 1\n")
@@ -272,11 +273,31 @@ def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_
 
 
 def test_answers_and_traces_and_caches_hold_their_own_code():
-    assert {"harness/generate.py", "harness/likelihood.py", "harness/sharing.py", "harness/rounding.py"} <= set(code_of("harness.lm"))
-    assert {"methods/_traces.py", "harness/generate.py"} <= set(code_of("methods._traces"))
-    assert {"methods/_teacher_cache.py", "methods/_rows.py"} <= set(code_of("methods._teacher_cache"))
-    assert {"methods/_tuning.py", "methods/_training.py", "methods/_noise.py"} <= set(code_of("methods._tuning"))
-    assert len({digest_of_code(name) for name in ("harness.lm", "methods._traces", "methods._teacher_cache", "methods._tuning")}) == 4
+    assert {
+        "harness/scoring/generation.py",
+        "harness/scoring/likelihood.py",
+        "harness/scoring/prefix_sharing.py",
+        "harness/scoring/rounding.py",
+    } <= set(code_of("harness.scoring.lm_eval_model"))
+    assert {"methods/training/traces.py", "harness/scoring/generation.py"} <= set(code_of("methods.training.traces"))
+    assert {"methods/training/teacher_cache.py", "methods/training/rows.py"} <= set(code_of("methods.training.teacher_cache"))
+    assert {"methods/training/tuning.py", "methods/training/loop.py", "methods/training/noise.py"} <= set(
+        code_of("methods.training.tuning")
+    )
+    assert (
+        len(
+            {
+                digest_of_code(name)
+                for name in (
+                    "harness.scoring.lm_eval_model",
+                    "methods.training.traces",
+                    "methods.training.teacher_cache",
+                    "methods.training.tuning",
+                )
+            }
+        )
+        == 4
+    )
 
 
 # --- what a store says
@@ -322,14 +343,14 @@ def test_parts_make_the_key_and_are_signed(tmp_path):
 
 def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    monkeypatch.setattr("harness.plan.lm_eval_version", lambda: "0.4.12")
-    altered(monkeypatch, "of_scores", "suites/_numbers.py", "harness/lm.py")
+    monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.12")
+    altered(monkeypatch, "of_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     monkeypatch.undo()
-    monkeypatch.setattr("harness.plan.lm_eval_version", lambda: "0.4.13")
+    monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.13")
     now = plan()
     lines = made_anew(now, store)
-    why = "code changed since (harness/lm.py, suites/_numbers.py); lm-eval 0.4.12 -> 0.4.13"
+    why = "code changed since (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval 0.4.12 -> 0.4.13"
     assert lines == [
         f"1 cell is computed anew: {why}",
         f"{len(now.cells) - 1} cells are computed anew: {why}; what was trained or packed is kept, and scored again",
@@ -338,12 +359,13 @@ def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch
 
 def test_students_that_are_made_anew_say_by_which_file(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_student", "methods/_traces.py", "methods/int8.py")
+    altered(monkeypatch, "of_student", "methods/training/traces.py", "methods/int8.py")
     stored(plan(), store)
     monkeypatch.undo()
     assert made_anew(plan(), store) == [
-        "1 cell is computed anew: code changed since (methods/_traces.py)", "1 cell is computed anew: code changed since (methods/int8.py)",
-    ]  # fmt: skip
+        "1 cell is computed anew: code changed since (methods/training/traces.py)",
+        "1 cell is computed anew: code changed since (methods/int8.py)",
+    ]
 
 
 def test_other_questions_are_other_cells(tmp_path):
@@ -371,7 +393,7 @@ def test_a_store_of_an_older_version_says_so(tmp_path):
 @pytest.mark.parametrize("harm", [lambda text: text[:-9], lambda text: text.replace('"held"', '"hold"'), lambda text: ""])
 def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monkeypatch, harm):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_scores", "harness/lm.py")
+    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     monkeypatch.undo()
     for file in tmp_path.glob(f"cells/*/{PARTS}"):
@@ -380,18 +402,18 @@ def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monk
 
 
 def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
-    from harness.cli import _print_plan
+    from harness.cli.app import _print_plan
 
-    altered(monkeypatch, "of_scores", "harness/lm.py")
+    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(out=tmp_path), Store(tmp_path))
     monkeypatch.undo()
     _print_plan(plan(out=tmp_path))
-    assert "cells are computed anew: code changed since (harness/lm.py)" in capsys.readouterr().out
+    assert "cells are computed anew: code changed since (harness/scoring/lm_eval_model.py)" in capsys.readouterr().out
 
 
 def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_scores", "harness/lm.py")
+    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     text = next(tmp_path.glob(f"cells/*/{PARTS}")).read_text().replace('"identity": "', '"identity": "f')
     for at in range(3_000):

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import _faults
 from _faults import Fault
 
-from harness import cell, leftovers, runner
-from harness.checkpoint import remembered_digest, write_signed
-from harness.lines import signed, signed_lines
-from harness.store import Store
+from harness.files import leftovers
+from harness.files.lines import signed, signed_lines
+from harness.models.checkpoint import remembered_digest, write_signed
+from harness.records.store import Store
+from harness.running import cell, runner
 
 PROGRAM = Path(__file__).parent / "benchmarks" / "kills.py"
 GONE = 2**22 + 7  # no process of Linux has so high a number
@@ -42,7 +43,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import _faults
 _faults.from_environment()
-from harness.checkpoint import write_whole
+from harness.models.checkpoint import write_whole
 from pathlib import Path
 write_whole(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "x" * 100)
 """
@@ -166,7 +167,7 @@ def test_a_torn_memory_of_a_digest_is_not_believed(tmp_path):
 
 
 def test_a_rate_that_a_killed_search_has_tried_is_not_trained_again(tmp_path):
-    from methods._tuning import _trial
+    from methods.training.tuning import _trial
 
     trained = []
 
@@ -207,7 +208,7 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
 
     from _records import scored
 
-    from harness.record import Cost, StageRecord, write
+    from harness.records.record import Cost, StageRecord, write
 
     def stage(key, scores):
         return StageRecord(label=key, method="int8", key=key, digest="d", weight_bytes=1, cost=Cost(), scores=scores)
@@ -232,7 +233,7 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
 
     from _records import scored
 
-    from harness.record import write
+    from harness.records.record import write
 
     store = Store(tmp_path)
     store.prepare()

@@ -9,10 +9,10 @@ import pytest
 import methods
 import suites
 from harness.contract import Budget, Job
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.registry import Registry
-from methods._extras import by_library, require, written_by
+from methods.compression.external import by_library, require, written_by
 
 REGISTRY = Registry("method", methods.METHODS)
 LIBRARIES = {"nf4": "bitsandbytes", "bnb-int8": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto"}
@@ -132,7 +132,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(name, module, line, plant
 @pytest.mark.parametrize("at", ["save", "answer"])
 @pytest.mark.parametrize("kind", ["assertion", "panic", "import", "foreign"])
 def test_what_a_library_raises_while_saving_or_answering_is_one_line(at, kind, job, monkeypatch):
-    from methods._compress import Making
+    from methods.compression.base import Making
 
     making = Making(job, "torchao", plain=True)
 

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from harness.cache import Entry, damage_of
-from harness.data import DataSource
-from harness.evidence import Evidence
-from harness.journal import Journal
-from harness.lines import json_lines, lines_of, write_json_lines
-from harness.score import ItemRow, read_rows, write_rows
+from harness.data.source import DataSource
+from harness.files.lines import json_lines, lines_of, write_json_lines
+from harness.models.artefacts import Entry, damage_of
+from harness.records.samples import Evidence
+from harness.scoring.answer_cache import Journal
+from harness.scoring.items import ItemRow, read_rows, write_rows
 
 BREAKS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\r\n", "\n"]
 

@@ -3,10 +3,11 @@
 import pytest
 
 import suites
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import CellFailed
-from harness.lm import HarnessLM
-from harness.score import sample, score_task
+from harness.scoring.lm_eval_model import HarnessLM
+from harness.scoring.sampling import sample
+from harness.scoring.score import score_task
 
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
 ITEMS = 60
@@ -76,7 +77,7 @@ def test_a_choice_of_several_tokens_is_scored_whole(embedded):
 
 
 def test_a_second_model_is_really_asked(embedded, random_model):
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     rows = [
         score_task(model, TASKS["mmlu-mini"], DataSource(), batch_size=16, limit=40, progress=lambda one: None)[1]
@@ -89,7 +90,7 @@ def test_a_second_model_is_really_asked(embedded, random_model):
 def test_a_prompt_longer_than_the_context_is_cut_on_the_left_and_counted(random_model):
     from lm_eval.api.instance import Instance
 
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     lm = HarnessLM(open_model(random_model), batch_size=1)
     long = Instance(request_type="generate_until", doc={}, arguments=("word " * 3000, {"until": []}), idx=0, metadata=("t", 0, 1))
@@ -122,7 +123,7 @@ def test_the_embedded_teachers_reach_their_committed_scores():
     import json
     from pathlib import Path
 
-    from harness.model import EMBEDDED, EMBEDDED_MODELS, open_model, resolve
+    from harness.models.language_model import EMBEDDED, EMBEDDED_MODELS, open_model, resolve
 
     for model in EMBEDDED_MODELS:
         told = json.loads((EMBEDDED / model / "scores.json").read_text())
@@ -136,7 +137,7 @@ def test_the_embedded_teachers_reach_their_committed_scores():
 def test_the_embedded_teachers_are_what_several_teachers_need():
     import json
 
-    from harness.model import EMBEDDED
+    from harness.models.language_model import EMBEDDED
 
     general, specialist = (json.loads((EMBEDDED / name / "scores.json").read_text()) for name in ("tiny", "tiny-math"))
     assert specialist["gsm8k-mini"]["value"] > general["gsm8k-mini"]["value"]

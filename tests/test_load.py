@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from harness.load import PASSIVE, Load, look, physical_cores, settings_of, threads_for, waiting_of, without_ours
+from harness.machine.load import PASSIVE, Load, look, physical_cores, settings_of, threads_for, waiting_of, without_ours
 
 
 def readings(*busy):
@@ -41,7 +41,7 @@ def test_hyperthreads_are_one_core(tmp_path, monkeypatch):
         place = tmp_path / f"cpu{cpu}" / "topology"
         place.mkdir(parents=True)
         (place / "thread_siblings_list").write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
-    monkeypatch.setattr("harness.load.allowed_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr("harness.machine.load.allowed_cpus", lambda: {0, 1, 2, 3})
     assert physical_cores(tmp_path) == 2
     assert physical_cores(tmp_path / "nowhere") == 4
 
@@ -61,14 +61,14 @@ def test_timing_keeps_its_own_rule():
 
 
 def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
-    from harness import runner
     from harness.api import plan_run
-    from harness.config import build
-    from harness.record import Environment, environment
-    from harness.store import Store
+    from harness.planning.config import build
+    from harness.records.record import Environment, environment
+    from harness.records.store import Store
+    from harness.running import runner
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("harness.load.physical_cores", lambda: 4)
+    monkeypatch.setattr("harness.machine.load.physical_cores", lambda: 4)
     asked = {"methods": ("int8",), "suite": ("mini",), "out": tmp_path / "runs", "cache": tmp_path / "cache"}
     plan = plan_run(build(asked))
     assert plan.threads == 3, "1.7 million parameters"
@@ -76,9 +76,9 @@ def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
     assert (job.threads, job.cores_in_use) == (3, 1.23)
     assert runner._environment(plan, Load(2, 2.0))["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in {k: v for k, v in runner._environment(plan, Load(2, 0.0)).items() if k not in os.environ}
-    monkeypatch.setattr("harness.load.physical_cores", lambda: 2)
+    monkeypatch.setattr("harness.machine.load.physical_cores", lambda: 2)
     assert plan_run(build(asked)).cells[0].key != plan.cells[0].key, "threads are part of the key"
-    monkeypatch.setattr("harness.load.look", lambda: pytest.fail("a plan asks for no load"))
+    monkeypatch.setattr("harness.machine.load.look", lambda: pytest.fail("a plan asks for no load"))
     made = environment(device="cpu", dtype="float32", threads=3, waiting="passive", cores_in_use=1.2)
     assert (made.waiting, made.cores_in_use) == ("passive", 1.2)
     old = {key: value for key, value in made.model_dump().items() if key not in ("waiting", "cores_in_use")}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.vocabulary import common_vocabulary
-from methods import _losses
-from methods._losses import attention_kl, ensemble, entropy, hidden_distance
+from harness.models.vocabulary import common_vocabulary
+from methods.training import losses
+from methods.training.losses import attention_kl, ensemble, entropy, hidden_distance
 
 
 def summed(function):
@@ -19,8 +19,8 @@ def summed(function):
 cross_entropy, forward_kl, jensen_shannon, reverse_kl, skew_kl, top_k_kl, universal_logit = map(
     summed,
     (
-        _losses.cross_entropy, _losses.forward_kl, _losses.jensen_shannon, _losses.reverse_kl, _losses.skew_kl, _losses.top_k_kl,
-        _losses.universal_logit,
+        losses.cross_entropy, losses.forward_kl, losses.jensen_shannon, losses.reverse_kl, losses.skew_kl, losses.top_k_kl,
+        losses.universal_logit,
     ),
 )  # fmt: skip
 TEACHER = torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
@@ -235,7 +235,7 @@ def test_entropy_agrees_with_torch_distributions_and_with_its_kept_part():
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(entropy(logits), torch.distributions.Categorical(logits=logits).entropy(), atol=1e-6)
     kept = torch.log_softmax(logits, -1).topk(8).values
-    assert torch.allclose(_losses.top_k_entropy(kept), entropy(logits), atol=1e-4)
+    assert torch.allclose(losses.top_k_entropy(kept), entropy(logits), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.errors import CellFailed
-from harness.model import open_model
+from harness.models.language_model import open_model
 from harness.registry import Registry
 from methods import METHODS
 from methods.lowrank import by_energy, decomposed, factorised, rank_of, saves_below

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness import means
+from harness.statistics import means
 
 
 def draw(seed, n=60, seeds=1):

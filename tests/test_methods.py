@@ -10,15 +10,15 @@ import pytest
 
 import methods
 import suites
+from harness.checking.method_checks import METHOD_CHECKS
 from harness.contract import Budget, Checkpoint, Job, Method
-from harness.data import DataSource, examples_of
+from harness.data.source import DataSource, examples_of
 from harness.errors import CellFailed, HarnessError
-from harness.generate import Generation
-from harness.method_checks import METHOD_CHECKS
-from harness.model import resolve
+from harness.models.language_model import resolve
 from harness.registry import Registry, expanded
+from harness.scoring.generation import Generation
 from harness.testing import Checked, ContractError, check_method
-from methods._base import rate_for
+from methods.training.base import rate_for
 
 REGISTRY = Registry("method", methods.METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
@@ -148,7 +148,7 @@ def test_importing_every_method_imports_no_torch():
 
 def test_every_file_is_a_method_and_every_method_a_file():
     files = {path.stem for path in Path(methods.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
-    assert files - {"packed"} == {path.partition(":")[0].removeprefix("methods.") for path in methods.METHODS.values()}
+    assert files - {"base", "masks", "packed"} == {path.partition(":")[0].removeprefix("methods.") for path in methods.METHODS.values()}
 
 
 def test_trained_methods_share_the_loop_settings():
@@ -239,7 +239,7 @@ def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(door, 
     import torch
     from safetensors.torch import load_file
 
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     asked = [made for name, made in students.items() if name not in EXTRAS and (name in PACKED) == (door == "packed")]
     folders = [str(made[0].path) for made in asked]
@@ -294,7 +294,7 @@ def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings
     import torch
     from safetensors.torch import load_file
 
-    from harness.model import open_model, quantized_by
+    from harness.models.language_model import open_model, quantized_by
 
     pytest.importorskip(EXTRAS[name], reason=f"{EXTRAS[name]} is not installed here")
     made, again = (REGISTRY.build(name, settings).compress(job(teacher, tmp_path / place)) for place in ("a", "b"))
@@ -346,7 +346,7 @@ def test_students_of_every_recipe_reopen(recipe, teacher, tmp_path):
 def test_a_full_width_student_is_the_teacher(teacher, tmp_path):
     import torch
 
-    from harness.model import open_model, student_of
+    from harness.models.language_model import open_model, student_of
 
     for recipe in ("width:1", "depth:1"):
         student = student_of(recipe, teacher, seed=0, device="cpu", dtype="float32")
@@ -375,7 +375,7 @@ def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
 
 
 def test_only_right_and_finished_traces_survive(teacher, tmp_path):
-    from methods._traces import surviving
+    from methods.training.traces import surviving
 
     examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=4)
     right = [Generation(one.completion, 30, "eos") for one in examples]
@@ -401,7 +401,7 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
 
 
 def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(teacher, tmp_path):
-    from methods._traces import surviving
+    from methods.training.traces import surviving
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=5)
@@ -423,7 +423,7 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
 
 
 def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teacher, tmp_path):
-    from methods._traces import surviving
+    from methods.training.traces import surviving
 
     told = []
     given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
@@ -437,7 +437,7 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
 
 
 def test_calculator_marks_are_not_trained(teacher, tmp_path):
-    from methods._traces import surviving
+    from methods.training.traces import surviving
 
     [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=1)
     marked = example.completion.replace("=", "=<<1+1=2>>", 1)
@@ -447,7 +447,7 @@ def test_calculator_marks_are_not_trained(teacher, tmp_path):
 def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(teacher, tmp_path):
     from dataclasses import replace
 
-    from methods._traces import surviving
+    from methods.training.traces import surviving
 
     given = job(teacher, tmp_path / "x")
     taken, tested = (examples_of(given.tasks, split, DataSource(), rows=2) for split in ("train", "test"))
@@ -461,7 +461,7 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data import overlapping
+    from harness.data.source import overlapping
 
     def task(files, text):
         held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
@@ -480,7 +480,7 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data import overlapping
+    from harness.data.source import overlapping
 
     held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
     task = SimpleNamespace(name="t", kind="generate", files=(), examples=lambda split, source: iter(held))
@@ -495,35 +495,35 @@ def test_a_teacher_that_solves_nothing_fails_with_its_counts(random_model, tmp_p
 
 
 def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(teacher, tmp_path, monkeypatch):
-    from methods import _traces
+    from methods.training import traces
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=6)
     asked = {"samples": 1, "temperature": 0.0, "longest": 96}
-    first = _traces.teacher_traces(given, examples, **asked)
+    first = traces.teacher_traces(given, examples, **asked)
     calls = []
-    generate = _traces.generate
-    monkeypatch.setattr(_traces, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
-    assert _traces.teacher_traces(given, examples, **asked) == first and not calls
-    assert _traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5] and len(calls) == 1
+    generate = traces.generate
+    monkeypatch.setattr(traces, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    assert traces.teacher_traces(given, examples, **asked) == first and not calls
+    assert traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5] and len(calls) == 1
     other = Checkpoint(path=teacher.path, name="other", digest="another model")
-    _traces.teacher_traces(Job(**{**given.__dict__, "teachers": (other,)}), examples, **asked)
+    traces.teacher_traces(Job(**{**given.__dict__, "teachers": (other,)}), examples, **asked)
     assert len(calls) == 2  # a second teacher is really asked
     for path in (tmp_path / "cache" / "traces").iterdir():
         path.write_text(path.read_text()[:-40])
-    assert _traces.teacher_traces(given, examples, **asked).texts == first.texts and len(calls) == 3
+    assert traces.teacher_traces(given, examples, **asked).texts == first.texts and len(calls) == 3
 
 
 def test_sampled_traces_differ_and_repeat_with_the_seed(teacher, tmp_path):
-    from methods import _traces
+    from methods.training import traces
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=3)
     asked = {"samples": 4, "temperature": 4.0, "longest": 48}
-    first = _traces.teacher_traces(given, examples, **asked)
+    first = traces.teacher_traces(given, examples, **asked)
     assert all(len({one.text for one in group}) > 1 for group in first.texts)
     again = Job(**{**given.__dict__, "cache": tmp_path / "elsewhere"})
-    assert _traces.teacher_traces(again, examples, **asked).texts == first.texts
+    assert traces.teacher_traces(again, examples, **asked).texts == first.texts
 
 
 @pytest.mark.gpu

@@ -8,9 +8,10 @@ import pytest
 from pydantic import Field
 
 import harness
-from harness import cli, config
-from harness.ending import ended
-from harness.fields import Spelling, settings_of
+from harness.cli import app
+from harness.cli.ending import ended
+from harness.planning import config
+from harness.planning.fields import Spelling, settings_of
 
 
 class Wider(config.RunConfig):
@@ -40,7 +41,7 @@ def door(monkeypatch, tmp_path, capsys):
     def typed(*arguments):
         seen.clear()
         monkeypatch.setattr(sys, "argv", ["harness", "run", *map(str, arguments)])
-        code = ended(cli._command)
+        code = ended(app._command)
         said = capsys.readouterr()
         return code, said.out + said.err, seen[0] if seen else None
 
@@ -152,6 +153,8 @@ def test_every_setting_says_what_it_is_and_names_each_of_its_choices():
 def test_the_help_of_all_commands_does_not_read_the_configuration():
     import subprocess
 
-    line = "import sys; sys.argv = ['harness', '--help']; from harness.cli import _command; _command(); print('pydantic' in sys.modules)"
+    line = (
+        "import sys; sys.argv = ['harness', '--help']; from harness.cli.app import _command; _command(); print('pydantic' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False"), done.stdout[-300:] + done.stderr[-300:]

@@ -9,11 +9,11 @@ from statistics import fmean
 import pytest
 
 import suites
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import CellFailed, HarnessError
-from harness.lm import HarnessLM
-from harness.model import open_model
-from harness.score import score_task
+from harness.models.language_model import open_model
+from harness.scoring.lm_eval_model import HarnessLM
+from harness.scoring.score import score_task
 
 UTILS = """
 def score_of(word, text):
@@ -220,11 +220,11 @@ def test_every_form_of_task_has_lm_evals_figure(name, place, opened, scored, mon
     assert forms == tuple(name in group for group in (HITS, NUMBERS, PARTS, TOGETHER, DOCUMENTS))
     assert score.retains == (name in {*HITS, *NUMBERS, "f1", "corpus_alike", "bleu", "chrf"} - {"error"})
     if score.numbers:
-        from harness.means import weighted
+        from harness.statistics.figures import weighted
 
         assert weighted(score.numbers, score.parts) == pytest.approx(score.value)
     if score.statistics:
-        from harness import corpus
+        from harness.statistics import corpus
 
         assert len(score.statistics) == score.n and score.stderr is not None
         assert corpus.weighted(corpus.Corpus(score.form, score.statistics), score.parts) == pytest.approx(score.value, rel=1e-9, abs=1e-9)
@@ -242,7 +242,7 @@ def test_direction_unit_and_reasons_are_told(scored):
 
 
 def test_items_keep_what_a_corpus_metric_aggregates(scored, tmp_path):
-    from harness.items import read_rows, write_rows
+    from harness.scoring.items import read_rows, write_rows
 
     f1, items, _ = scored("f1")
     assert [row.parts["f1"] for row in items] == [[(row.item + 40) % 2, row.position] for row in items]  # (gold, prediction)
@@ -262,7 +262,7 @@ def test_what_a_tasks_own_code_aggregates_is_not_compared_and_says_so(scored):
 
 
 def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, opened, monkeypatch):
-    from harness import outcomes, parts
+    from harness.scoring import outcomes, parts
 
     monkeypatch.setattr(parts, "MOST", 10)
     task = suites.load("lm-eval:f1", include_path=place)
@@ -306,7 +306,7 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
     assert len({row.text for row in items}) > 1 and not any(row.twins for row in items)
     from dataclasses import replace
 
-    from harness.checkpoint import digest_of
+    from harness.models.checkpoint import digest_of
 
     turned = [
         replace(items[0], correct={"acc": not items[0].correct["acc"]}, position=1 - items[0].position, text="x", twins=True),
@@ -340,9 +340,9 @@ def test_list_valued_fields_make_no_groups(scored):
 PROMPTS = """
 import sys, json, random
 import suites
-from harness.data import DataSource
-from harness.model import describe, open_model
-from harness.score import score_task
+from harness.data.source import DataSource
+from harness.models.checkpoint import describe; from harness.models.language_model import open_model
+from harness.scoring.score import score_task
 random.seed(int(sys.argv[3]))
 task = suites.load("lm-eval:shots", include_path=sys.argv[2])
 _, rows = score_task(open_model(describe(__import__("pathlib").Path(sys.argv[1]), name="m")), task, DataSource(), progress=lambda one: None)
@@ -363,7 +363,7 @@ def test_seeds_are_put_back(place):
     import numpy as np
     import torch
 
-    from harness.seeding import seeded_as_lm_eval
+    from harness.data.seeding import seeded_as_lm_eval
 
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     before = (random.random(), float(np.random.rand()), float(torch.rand(1)))

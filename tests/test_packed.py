@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from harness.packed import (
+from harness.models.packed import (
     Int4Linear,
     Int8DynamicLinear,
     Int8Embedding,
@@ -16,7 +16,7 @@ from harness.packed import (
     pack_nibbles,
     unpack_nibbles,
 )
-from methods._packing import compensated, inverse_factor, packed, round_to_nearest
+from methods.compression.rounding import compensated, inverse_factor, packed, round_to_nearest
 
 
 def filled(spec, tensors, name="m"):
@@ -168,7 +168,7 @@ def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
     x = torch.randn(2, 5, 64)
     with torch.inference_mode():
         kernel = filled(spec, tensors)(x)
-        monkeypatch.setattr("harness.packed.FBGEMM", False)
+        monkeypatch.setattr("harness.models.packed.FBGEMM", False)
         module = filled(spec, tensors)
         floats = module(x)
     assert not hasattr(module, "prepared") and torch.allclose(kernel, floats, atol=1e-3 * float(kernel.abs().max()))
@@ -253,7 +253,7 @@ def test_every_packed_weight_has_another_shape_than_the_float_one():
 
 
 def test_a_newer_format_and_an_unknown_kind_are_named():
-    from harness.packed import PackedConfig
+    from harness.models.packed import PackedConfig
 
     with pytest.raises(ValueError, match="version 9"):
         PackedConfig({}, version=9)
@@ -347,9 +347,9 @@ def test_every_byte_on_disk_is_one_that_a_formula_claims(name, settings, compres
 def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
     """Few rows at once: above eight the int8 product takes another kernel, whose last bits differ (docs/design.md)."""
     import suites
-    from harness.data import DataSource
-    from harness.model import open_model
-    from harness.score import score_task
+    from harness.data.source import DataSource
+    from harness.models.language_model import open_model
+    from harness.scoring.score import score_task
 
     opened = open_model(compress(name)[0])
     for task in ("gsm8k-mini", "mmlu-mini"):
@@ -394,7 +394,7 @@ def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
 
 
 def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp_path):
-    from harness.model import open_model, quantized_by
+    from harness.models.language_model import open_model, quantized_by
 
     made, told = compress("int4", {"group": 32, "zeros": True})
     config = json.loads((made.path / "config.json").read_text())["quantization_config"]
@@ -410,9 +410,9 @@ def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp
 
 
 def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_what_kernels_hold(compress):
-    from harness.generate import why_plain
-    from harness.model import open_model
-    from harness.stopwatch import resident_bytes
+    from harness.measuring.worker import resident_bytes
+    from harness.models.language_model import open_model
+    from harness.scoring.generation import why_plain
 
     for name in ("int8", "int8-dynamic", "int4"):
         opened = open_model(compress(name)[0])
@@ -440,7 +440,7 @@ def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
 
 
 def test_the_simulated_one_holds_exactly_what_the_packed_one_stands_for(compress, tiny):
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     packed, fake = (open_model(compress(name)[0]).model for name in ("int4", "fake-int4"))
     for name, module in packed.named_modules():
@@ -453,8 +453,8 @@ def test_the_simulated_one_holds_exactly_what_the_packed_one_stands_for(compress
 
 def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_anything_is_computed(compress):
     from harness.api import plan_run
-    from harness.config import build
     from harness.errors import HarnessError
+    from harness.planning.config import build
 
     folder = str(compress("int8")[0].path)
     for given in ({"student": folder}, {"teacher": [folder]}):
@@ -465,7 +465,7 @@ def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_an
 
 
 def test_what_was_pruned_stays_zero_when_it_is_packed_with_compensation(compress):
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     pruned, _ = compress("prune-wanda", {"sequences": 8, "tokens": 64})
     packed = open_model(compress("int4-calibrated", {"sequences": 8, "tokens": 64}, base=pruned)[0]).model
@@ -482,8 +482,8 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
     from transformers import OPTConfig, OPTForCausalLM
 
     from harness.errors import CellFailed
-    from methods._calibration import Calibration, sweep
-    from methods._layers import layers_of
+    from methods.compression.calibration import Calibration, sweep
+    from methods.compression.layers import layers_of
 
     model = OPTForCausalLM(
         OPTConfig(hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64,
@@ -509,7 +509,7 @@ def test_strange_layers_and_idle_patterns_are_named(compress, random_model):
 def test_transposed_layers_of_an_older_family_are_seen_as_the_linear_layers_that_they_are():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from methods._layers import layers_of
+    from methods.compression.layers import layers_of
 
     model = GPT2LMHeadModel(
         GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32, bos_token_id=0, eos_token_id=0)
@@ -534,8 +534,8 @@ def test_transposed_layers_of_an_older_family_are_seen_as_the_linear_layers_that
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_other_architectures_reopen_as_what_their_packed_weights_stand_for(name, kind, changes, small, compress, tmp_path):
     """Biases, heads of their own, norms of queries, scaled tables: the reopened student against floats made of the same codes."""
-    from harness.checkpoint import describe
-    from harness.model import open_model
+    from harness.models.checkpoint import describe
+    from harness.models.language_model import open_model
 
     folder = tmp_path / kind
     opened = small(kind, **changes)

@@ -12,10 +12,11 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from harness import page, report
-from harness.cli import app
-from harness.evidence import Evidence, evidence_of
-from harness.record import Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore, write
+from harness.cli.app import app
+from harness.records.conditions import ModelReference
+from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.samples import Evidence, evidence_of
+from harness.reporting import html_page, report
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
                           versions={}, commit=None, dirty=None)  # fmt: skip
@@ -85,7 +86,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     every = records()
     store(folder / "store", every)
-    page.write_page(report.made_of(every), folder, evidence=evidence_of(folder / "store", every))
+    html_page.write_page(report.made_of(every), folder, evidence=evidence_of(folder / "store", every))
     return folder
 
 
@@ -120,7 +121,7 @@ def test_the_page_holds_what_the_tables_hold(made):
 
 def test_the_frontier_holds_what_nothing_beats():
     [found] = [one.found for one in report.made_of(records())]
-    from harness.plots import points_of
+    from harness.reporting.plots import points_of
 
     points = points_of(found, "gsm8k-mini", "speed")
     front = {one.label for one in points if one.frontier}
@@ -137,13 +138,13 @@ def test_the_frontier_holds_what_nothing_beats():
 
 def test_the_same_records_give_the_same_page(made, tmp_path):
     every = records()
-    page.write_page(report.made_of(every[::-1]), tmp_path, evidence=evidence_of(made / "store", every))
+    html_page.write_page(report.made_of(every[::-1]), tmp_path, evidence=evidence_of(made / "store", every))
     for name in ("page.html", "page-answers-2.js"):
         assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_without_answers_the_page_says_so(tmp_path):
-    page.write_page(report.made_of(records()), tmp_path)
+    html_page.write_page(report.made_of(records()), tmp_path)
     data = data_of(tmp_path / "page.html")
     assert data["answers"] is False and data["groups"][0]["curves"] == {}
 
@@ -152,13 +153,13 @@ def test_half_a_surrogate_pair_stops_nothing(tmp_path):
     [one, *others] = records()
     (tmp_path / "s.jsonl").write_text('{"task": "gsm8k-mini", "item": 0, "gold": "\\ud800", "text": "\\ud83d", "correct": {"s": true}}\n')
     broken = one.model_copy(update={"label": "x", "method": "x", "status": "failed", "reason": "a \ud800 b", "scores": ()})
-    page.write_page(report.made_of([one, broken, *others]), tmp_path, evidence={one.key: Evidence(tmp_path / "s.jsonl", None)})
+    html_page.write_page(report.made_of([one, broken, *others]), tmp_path, evidence={one.key: Evidence(tmp_path / "s.jsonl", None)})
     assert data_of(tmp_path / "page.html")["groups"][0]["failed"] == {"x": "failed: a ? b"}
 
 
 def test_what_cannot_be_drawn_has_its_reason():
     def why(every):
-        return [group["why"] for group in [page._group(one, "x", {}) for one in report.made_of(every)]]
+        return [group["why"] for group in [html_page._group(one, "x", {}) for one in report.made_of(every)]]
 
     [first, *others] = records()
     assert why([first])[0]["gsm8k-mini"]["speed"] == "there is no row but the teacher's"
@@ -354,7 +355,7 @@ def test_a_page_of_thirty_methods_and_three_seeds(browser, tmp_path):
                 item = {"task": "gsm8k-mini", "item": at, "gold": str(at), "text": text, "correct": {"s": mark == "1"}, "tokens": 40}
                 stream.write(json.dumps(item) + "\n")
         evidence[one.key] = Evidence(path, None)
-    page.write_page(report.made_of(every), tmp_path / "out", evidence=evidence)
+    html_page.write_page(report.made_of(every), tmp_path / "out", evidence=evidence)
     size = (tmp_path / "out" / "page.html").stat().st_size
     assert size <= 8_000_000
     tab = browser.new_page()

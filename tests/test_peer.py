@@ -6,7 +6,7 @@ Equal where it follows the formula; where it does not, the difference is written
 import pytest
 import torch
 
-from methods._losses import forward_kl, jensen_shannon, reverse_kl
+from methods.training.losses import forward_kl, jensen_shannon, reverse_kl
 
 pytestmark = pytest.mark.peer
 

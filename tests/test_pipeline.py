@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import cell, report, runner
 from harness.api import plan_run
-from harness.config import build
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import CellFailed
+from harness.planning.config import build
+from harness.records.store import Busy, Store, read_all
 from harness.registry import Registry
-from harness.store import Busy, Store, read_all
+from harness.reporting import report
+from harness.running import cell, runner
 from methods import METHODS
 
 SMALL = {"budget": 2_000, "rows": 40, "limit": 100, "grid": "16x1x4", "rounds": 1}
@@ -149,7 +150,7 @@ PLUGIN = '''
 """A method from another package."""
 from typing import ClassVar
 from harness.contract import Checkpoint, Job
-from methods._base import Trained, settings, worked
+from methods.training.base import Trained, worked; from methods.base import settings
 
 
 @settings
@@ -160,8 +161,8 @@ class Shouting(Trained):
     how: str = "train"
 
     def compress(self, job: Job) -> Checkpoint:
-        from harness.data import training_examples
-        from methods._terms import Term, hard_labels
+        from harness.data.source import training_examples
+        from methods.training.terms import Term, hard_labels
 
         terms = [hard_labels()]
         if self.how == "raise":
@@ -174,7 +175,7 @@ class Shouting(Trained):
         if self.how == "full":
             raise OSError(28, "No space left on device", str(job.workdir))
         if self.how == "nothing":
-            from harness.model import open_model, save_student, stored_dtype
+            from harness.models.language_model import open_model, save_student, stored_dtype
             same = open_model(job.teacher)
             return save_student(same, job.workdir / "student", name="same", dtype=stored_dtype(job.teacher), parents=())
         return self.train(job, worked(training_examples(job.tasks, job.source, rows=job.budget.rows)), terms=terms)
@@ -403,9 +404,9 @@ def test_readers_of_a_store_survive_a_damaged_student(finished):
 def test_scoring_and_training_open_no_socket(no_network, tmp_path):
     """One whole cell in this process with sockets and name resolution blocked."""
     from harness.api import plan_run
-    from harness.cell import _compute
-    from harness.config import build
-    from harness.runner import _job
+    from harness.planning.config import build
+    from harness.running.cell import _compute
+    from harness.running.runner import _job
 
     plan = plan_run(build({"methods": ["cot"], "suite": ["math", "knowledge"], "out": tmp_path, "cache": tmp_path / "cache", **SMALL}))
     store = Store(tmp_path)

@@ -11,11 +11,11 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import _architectures
 
 from harness.errors import CellFailed
-from harness.generate import generate, why_plain
-from harness.likelihood import Scored, log_likelihoods
-from harness.lm import HarnessLM
-from harness.model import LanguageModel, open_model, resolve
-from harness.plain import note_of, one_row, writing_of
+from harness.models.language_model import LanguageModel, open_model, resolve
+from harness.scoring.generation import generate, why_plain
+from harness.scoring.likelihood import Scored, log_likelihoods
+from harness.scoring.lm_eval_model import HarnessLM
+from harness.scoring.plain import note_of, one_row, writing_of
 
 RECURRENT = (
     "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "lfm2", "qwen3_next", "bamba", "jamba", "granitemoehybrid", "zamba2",
@@ -101,7 +101,7 @@ def test_a_model_without_a_cache_reads_each_text_anew(model):
 
 
 def test_fidelity_reads_a_model_that_padding_changes_one_row_at_a_time(model):
-    from harness.fidelity import reads
+    from harness.scoring.fidelity import reads
 
     opened = model("rwkv")
     read = [(row[:-3], row[-3:]) for row in texts(3)]
@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_refused_where_it_is_opened(bad, random_model, t
 
 
 def test_fidelity_refuses_numbers_that_are_none():
-    from harness.fidelity import _compared
+    from harness.scoring.fidelity import _compared
 
     good, bad = torch.zeros(3, 9), torch.zeros(3, 9)
     bad[1, 4] = float("nan")

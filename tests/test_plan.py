@@ -8,9 +8,9 @@ import pytest
 
 import methods
 from harness.api import plan_run
-from harness.config import build, limit_for, parse_limit, parse_method, parse_set, read_toml, split_list
 from harness.errors import HarnessError
-from harness.model import kept_blocks, parse_recipe, resolve
+from harness.models.language_model import kept_blocks, parse_recipe, resolve
+from harness.planning.config import build, limit_for, parse_limit, parse_method, parse_set, read_toml, split_list
 from harness.registry import Registry
 
 
@@ -23,7 +23,7 @@ def labels(**values):
 
 
 def test_repeated_lists_add_up_and_a_path_that_is_there_wins(tmp_path, monkeypatch):
-    from harness.config import listed, parse_teachers, split_teachers
+    from harness.planning.config import listed, parse_teachers, split_teachers
 
     assert listed(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == ["int8", "response[temperature=1,teacher_share=0.5]", "sft"]
     assert listed(None) is None and listed([]) is None
@@ -154,7 +154,7 @@ TORN = {
 @pytest.fixture
 def sharded(tmp_path, random_model):
     """Return a model folder in two files of weights."""
-    from harness.model import open_model
+    from harness.models.language_model import open_model
 
     opened = open_model(random_model)
     opened.model.save_pretrained(tmp_path / "sharded", max_shard_size="140KB")
@@ -182,7 +182,7 @@ def test_a_torn_configuration_cannot_be_planned_for(sharded):
 
 
 def test_weights_are_read_once_and_remembered_until_they_change(sharded, tmp_path, monkeypatch):
-    from harness import checkpoint
+    from harness.models import checkpoint
 
     first = resolve(str(sharded), cache=tmp_path / "cache")
     assert first.digest == checkpoint.folder_digest(sharded)
@@ -199,7 +199,7 @@ def test_weights_are_read_once_and_remembered_until_they_change(sharded, tmp_pat
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_second_copy_of_the_weights_is_not_counted(sharded, random_model, tmp_path, whole):
-    from harness.arithmetic import parameters_on_disk
+    from harness.models.shape import parameters_on_disk
 
     folder = sharded
     if whole:
@@ -215,8 +215,8 @@ def test_a_students_type_is_that_of_its_bases_matrices_not_of_a_norm(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    from harness.checkpoint import describe
-    from harness.model import stored_dtype
+    from harness.models.checkpoint import describe
+    from harness.models.language_model import stored_dtype
 
     tensors = {"a_norm": torch.ones(8), "packed": torch.zeros(90, dtype=torch.int8), "up": torch.zeros(8, 8, dtype=torch.bfloat16)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -355,7 +355,7 @@ def test_controls_start_and_diverge_as_their_row_does():
 def test_two_teachers_of_one_name_or_the_same_weights_are_refused(tmp_path):
     import shutil
 
-    from harness.model import EMBEDDED
+    from harness.models.language_model import EMBEDDED
 
     for folder in ("a", "b"):
         shutil.copytree(EMBEDDED / "tiny", tmp_path / folder / "student")
@@ -373,7 +373,7 @@ def test_a_searched_rate_and_a_tracker_that_is_missing():
 def test_local_models_keep_the_hub_out_only_where_the_items_are_here_too(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from harness.runner import _environment
+    from harness.running.runner import _environment
 
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HARNESS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)

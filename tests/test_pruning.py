@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.errors import CellFailed
-from harness.model import open_model
-from methods._pruning import mask_of, sparse_gpt, wanda_score
+from harness.models.language_model import open_model
+from methods.compression.sparsity import mask_of, sparse_gpt, wanda_score
 
 
 def test_masks_by_hand():
@@ -133,8 +133,8 @@ def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny)
 
 
 def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(compress, tiny):
-    from methods._masks import zeros_of
-    from methods._training import _hold_zeros
+    from methods.masks import zeros_of
+    from methods.training.loop import _hold_zeros
 
     pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model
     assert len(_hold_zeros(pruned)) == 56  # every matrix of the blocks
@@ -149,7 +149,7 @@ def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_f
 
 
 def test_influence_is_that_of_the_states_in_between(embedded, compress):
-    from methods._calibration import Calibration, influence
+    from methods.compression.calibration import Calibration, influence
 
     ids = torch.arange(3, 3 + 4 * 32).view(4, 32)
     scores = influence(embedded, Calibration(ids, {}))
@@ -170,7 +170,7 @@ def test_a_cut_that_leaves_nothing_is_refused(compress):
 
 
 def saved(opened, folder, name):
-    from harness.checkpoint import describe
+    from harness.models.checkpoint import describe
 
     opened.model.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
@@ -252,8 +252,8 @@ def test_cuts_of_other_architectures_reopen_and_keep_their_law(name, settings, k
 
 def dead(tiny, folder):
     """Save `tiny` with a quarter of each feed-forward's channels, and one head group, that give nothing."""
-    from harness.checkpoint import describe
-    from harness.model import open_model
+    from harness.models.checkpoint import describe
+    from harness.models.language_model import open_model
 
     opened = open_model(tiny)
     with torch.no_grad():

@@ -51,7 +51,7 @@ def test_the_first_two_blocks_are_the_two_commands():
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A folder with what README's commands name: models, results, a run file."""
-    from harness.model import EMBEDDED
+    from harness.models.language_model import EMBEDDED
 
     folder = tmp_path_factory.mktemp("readme")
     for name in ("embedded", "compression-tiny", "baselines"):
@@ -98,12 +98,18 @@ def test_the_python_example_runs(desk):
 def test_the_tree_is_the_tree():
     tree = README.partition("## The tree")[2].split("```")[1].strip("\n")
     assert tree.startswith("harness/")
-    inner = [line for line in tree.splitlines() if line.startswith(" " * 15)]
-    above, below = tree.split("\nmethods/")
-    modules = {name for line in above.splitlines() if line in inner for name in re.findall(r"[a-z_]+", line[30:])}
-    assert modules == {path.stem for path in (ROOT / "harness").glob("*.py")} - {"__init__"}
-    machinery = set(re.findall(r"\b_[a-z_]+", below.partition("\nsuites/")[0]))
-    assert machinery == {path.stem for path in (ROOT / "methods").glob("_*.py")} - {"__init__"}
+    listed, top, folder = {}, "", ""
+    for line in tree.splitlines():
+        if line.startswith(" " * 15):
+            listed.setdefault(folder, set()).update(re.findall(r"[a-z_\d]+", line))
+        else:
+            top = line.split()[0] if not line.startswith(" ") else top
+            folder = line.split()[0] if not line.startswith(" ") else top + line.split()[0]
+    for package in ("harness", "methods", "suites"):
+        for path in [ROOT / package, *(ROOT / package).rglob("*")]:
+            if (path / "__init__.py").exists() and path.name not in ("methods", "suites"):
+                here = {file.stem for file in path.glob("*.py")} - {"__init__", "__main__"}
+                assert listed[f"{path.relative_to(ROOT).as_posix()}/"] == here, path
 
 
 def test_every_method_is_named():
@@ -115,9 +121,10 @@ def test_every_method_is_named():
 
 def test_the_folders_of_the_tree_are_there():
     tree = README.partition("## The tree")[2].split("```")[1].strip("\n")
-    inner = [line for line in tree.splitlines() if line.startswith(" " * 15)]
-    for line in [line for line in tree.splitlines() if line not in inner]:
-        folder = ("harness/" if line.startswith("  ") else "") + line.split()[0]
+    top = ""
+    for line in [line for line in tree.splitlines() if not line.startswith(" " * 15)]:
+        top = line.split()[0] if not line.startswith(" ") else top
+        folder = top + line.split()[0] if line.startswith(" ") else top
         assert (ROOT / folder).is_dir(), folder
     named = {line.split()[0].strip("/") for line in tree.splitlines() if not line.startswith(" ")}
     assert {path.name for path in ROOT.iterdir() if path.is_dir() and (path / "..").exists() and not path.name.startswith(".")} - named <= {

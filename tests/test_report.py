@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness import claims, glossary, groups, quality, record, report
-from harness.cli import app
+from harness.analysis import comparison
+from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.record import BadRecord, Cost, Environment, Measurement, ModelReference, RunRecord, SharedCost, TaskScore
-from harness.store import read_all
-from harness.table import Best
+from harness.records import record
+from harness.records.conditions import ModelReference
+from harness.records.record import BadRecord, Cost, Environment, Measurement, RunRecord, SharedCost, TaskScore
+from harness.records.store import read_all
+from harness.reporting import claims, glossary, quality, report
+from harness.reporting.table import Best
 
 ENVIRONMENT = Environment(
     device="cpu",
@@ -227,7 +230,7 @@ def test_a_mistake_is_one_line_and_nothing_is_kept(tmp_path, given, said):
 
 
 def test_more_tokens_a_second_are_better_and_more_seconds_are_not():
-    from harness.table import less_is_better
+    from harness.reporting.table import less_is_better
 
     assert not any(map(less_is_better, ("decode tok/s", "prefill tok/s", "tokens", "score", "decode x", "same top")))
     assert all(map(less_is_better, ("TTFT ms", "train s", "s/problem", "disk MiB", "KL", "lost/won", "mmlu perplexity")))
@@ -261,7 +264,7 @@ def test_tables_are_the_same_bytes_on_another_processor(tmp_path):
     plain = {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F", "OMP_NUM_THREADS": "2"}
     for number, more in enumerate(({}, plain)):
         folder = tmp_path / str(number)
-        line = [sys.executable, "-c", "from harness.cli import main; main()", "report", str(study), "--out", str(folder)]
+        line = [sys.executable, "-c", "from harness.cli.app import main; main()", "report", str(study), "--out", str(folder)]
         done = subprocess.run(line, env={**os.environ, **more}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         seen.add(tuple(path.read_bytes() for path in sorted(folder.iterdir())))
@@ -274,7 +277,7 @@ def test_report_needs_no_torch(tmp_path):
     code = f"""
 import sys
 sys.argv = ["harness", "report", {str(study)!r}, "--out", {str(tmp_path)!r}, "--html"]
-from harness.cli import app
+from harness.cli.app import app
 app(standalone_mode=False)
 assert "torch" not in sys.modules and "lm_eval" not in sys.modules
 """
@@ -296,8 +299,8 @@ def test_a_method_is_compared_with_its_controls():
     text = report.markdown(RECORDS)
     line = next(line for line in text.splitlines() if line.startswith("| cot") and "answer-only" in line)
     assert "better" in line
-    gap = groups.compare(
-        groups.Row("cot", tuple(RECORDS[1:4])), groups.Row("answer-only", tuple(RECORDS[4:7])), "gsm8k-mini", ratio=False
+    gap = comparison.compare(
+        comparison.Row("cot", tuple(RECORDS[1:4])), comparison.Row("answer-only", tuple(RECORDS[4:7])), "gsm8k-mini", ratio=False
     )  # fmt: skip
     assert 0 < gap.low < gap.value < gap.high
 
@@ -313,7 +316,7 @@ def test_a_method_is_compared_with_its_controls():
 )
 def test_rows_made_under_other_conditions_stand_in_another_table(field, changes):
     other = make("sft", 0.5, seed=1, **changes)
-    found = groups.group([*RECORDS, other])
+    found = comparison.group([*RECORDS, other])
     assert len(found) == 2
     with_sft = next(group for group in found if "sft" in {row.label for row in group.rows})
     without = next(group for group in found if "cot" in {row.label for row in group.rows})
@@ -323,7 +326,7 @@ def test_rows_made_under_other_conditions_stand_in_another_table(field, changes)
 
 def test_one_teacher_and_one_untouched_student_serve_two_budgets():
     other = [make("sft", 0.5, seed=1, budget_tokens=2000), make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",))]
-    found = groups.group([*RECORDS, *other])
+    found = comparison.group([*RECORDS, *other])
     assert len(found) == 2 and all(group.teacher for group in found)
     assert all("untouched" in {row.label for row in group.rows} for group in found)
     assert "no retention" not in report.markdown([*RECORDS, *other])
@@ -332,7 +335,7 @@ def test_one_teacher_and_one_untouched_student_serve_two_budgets():
 def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
     failed = make("cot", seed=1, status="failed", reason="later trouble", created="2026-11-25T08:00:00Z", key="newer")
     text = report.markdown([*RECORDS, failed])
-    assert groups.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(RECORDS).count("| cot ")
+    assert comparison.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(RECORDS).count("| cot ")
     trial = make("cot", seed=1, status="failed", reason="trial trouble", limited=True)
     tables = report.markdown([*RECORDS, trial]).split("## ")[1:]
     assert len(tables) == 2
@@ -343,9 +346,9 @@ def test_equal_seeds_make_no_pairs():
     """Two methods draw their trainings each for itself: all of them count, whatever their seeds are called."""
     cot = [make("cot", 0.6, seed=seed) for seed in (1, 3)]
     sft = [make("sft", 0.3, seed=seed) for seed in (1, 2, 3)]
-    found = groups.compare(groups.Row("cot", tuple(cot)), groups.Row("sft", tuple(sft)), "gsm8k-mini", ratio=False)
+    found = comparison.compare(comparison.Row("cot", tuple(cot)), comparison.Row("sft", tuple(sft)), "gsm8k-mini", ratio=False)
     renamed = [record.model_copy(update={"seed": record.seed + 7}) for record in sft]
-    assert found == groups.compare(groups.Row("cot", tuple(cot)), groups.Row("sft", tuple(renamed)), "gsm8k-mini", ratio=False)
+    assert found == comparison.compare(comparison.Row("cot", tuple(cot)), comparison.Row("sft", tuple(renamed)), "gsm8k-mini", ratio=False)
     values = [[record.scores[0].value for record in side] for side in (cot, sft)]
     assert found.value == pytest.approx(sum(values[0]) / 2 - sum(values[1]) / 3)
 
@@ -353,14 +356,14 @@ def test_equal_seeds_make_no_pairs():
 def test_rows_scored_on_other_items_are_not_paired():
     odd = make("cot", 0.6, seed=1)
     odd = odd.model_copy(update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)})
-    found = groups.compare(groups.Row("cot", (odd,)), groups.Row("teacher", (RECORDS[0],)), "gsm8k-mini", ratio=True)
+    found = comparison.compare(comparison.Row("cot", (odd,)), comparison.Row("teacher", (RECORDS[0],)), "gsm8k-mini", ratio=True)
     assert found.value is None and "different items" in found.reason
 
 
 def test_models_with_different_chat_templates_are_paired_on_the_same_items(small):
     from harness.contract import Prompting
-    from harness.data import DataSource
-    from harness.score import score_task
+    from harness.data.source import DataSource
+    from harness.scoring.score import score_task
     from suites.mmlu_mini import MmluMini
 
     def row(label, template, **changes):
@@ -370,9 +373,9 @@ def test_models_with_different_chat_templates_are_paired_on_the_same_items(small
         score, _ = score_task(opened, MmluMini(), DataSource(), **given)
         return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
 
-    [found] = groups.group([row("teacher", "<{{ m.role }}>{{ m.content }}"), row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1)])
+    [found] = comparison.group([row("teacher", "<{{ m.role }}>{{ m.content }}"), row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1)])
     student = next(one for one in found.rows if one.label == "uld")
-    assert groups.compare(student, found.teacher, "mmlu-mini", ratio=True).value is not None
+    assert comparison.compare(student, found.teacher, "mmlu-mini", ratio=True).value is not None
 
 
 def test_above_chance_stands_beside_plain_retention_for_choices():
@@ -388,7 +391,7 @@ def test_the_newest_record_of_a_row_counts_and_the_older_is_said():
 
 
 def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
-    from harness.store import keep_records
+    from harness.records.store import keep_records
 
     record.write(tmp_path / "records" / "stale.json", make("stale", 0.1, seed=9))
     keep_records(RECORDS, tmp_path / "records")
@@ -399,7 +402,7 @@ def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
 
 @pytest.mark.parametrize("text", ["{}", "[1]", '{"kind": "run", "cells": []}', "torn {", '{"name": "my-package", "schema": 3}'])
 def test_keeping_records_touches_no_file_that_is_none(text, tmp_path):
-    from harness.store import keep_records
+    from harness.records.store import keep_records
 
     (tmp_path / "records").mkdir()
     foreign = tmp_path / "records" / "package.json"
@@ -414,7 +417,7 @@ def test_keeping_records_touches_no_file_that_is_none(text, tmp_path):
 
 
 def test_a_folder_that_is_no_study_is_refused_and_left_as_it_is(tmp_path):
-    from harness.store import keep_records
+    from harness.records.store import keep_records
 
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(HarnessError, match="not empty, and no study"):
@@ -496,7 +499,7 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
         *(row(f"selective[{s}]", s, controls=("selective-random",), handed_on={"share": s, "unit": "tokens"}) for s in (0.3, 0.5)),
         *(row(f"selective-random[{share}]", share, control=True) for share in (0.3, 0.5)),
     ]
-    [found] = groups.group(records)
+    [found] = comparison.group(records)
     table = quality.controls(found)
     pairs = set(zip(table.frame["row"], table.frame["against"], strict=True))
     assert pairs == {("selective[0.3]", "selective-random[0.3]"), ("selective[0.5]", "selective-random[0.5]")}
@@ -519,29 +522,29 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
             for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
         ),
     ]  # fmt: skip
-    [found] = groups.group([make("teacher", 0.9), chain, *others])
+    [found] = comparison.group([make("teacher", 0.9), chain, *others])
     assert set(quality.controls(found).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
 
 
 def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
     good, plain = make("good", 0.5, chance=0.25, controls=("plain",)), make("plain", 0.2, chance=0.25, control=True)
     rows = [make("teacher", 0.2, chance=0.25), good, plain]
-    [found] = groups.group(rows)
+    [found] = comparison.group(rows)
     [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
     assert line["verdict"] == "teacher at chance: not judged" and line["difference (points)"].startswith("+30")
 
 
 def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     weak = [make("teacher", 0.1), make("untouched", 0.6, control=True), make("response", 0.6, seed=1, family="distillation")]
-    assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(groups.group(weak)[0]))
+    assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(comparison.group(weak)[0]))
     strong = [make("teacher", 0.9), *weak[1:]]
-    assert not any("WARNING" in line for line in report.notes(groups.group(strong)[0]))
+    assert not any("WARNING" in line for line in report.notes(comparison.group(strong)[0]))
 
 
 def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
     lost = Cost(notes={"tasks_without_trace": {"gsm8k-mini": "of 20 answers by the teacher 20 were wrong"}})
     rows = [make("teacher", 0.9), *(make("cot", 0.6, seed=seed, cost=lost) for seed in (1, 2)), make("sft", 0.6, seed=1)]
-    [line] = [line for line in report.notes(groups.group(rows)[0]) if "no trace survived" in line]
+    [line] = [line for line in report.notes(comparison.group(rows)[0]) if "no trace survived" in line]
     assert line == "gsm8k-mini, cot: WARNING: not trained, no trace survived: of 20 answers by the teacher 20 were wrong."
 
 
@@ -551,14 +554,14 @@ def megabytes_of(record):
 
 def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
     rows = [make(name, share, chance=0.25, task="mmlu") for name, share in (("teacher", 0.2), ("a", 0.4), ("b", 0.1))]
-    [found] = groups.group(rows)
+    [found] = comparison.group(rows)
     table = quality.quality(found)
     at = table.columns.index
     assert {row[at("retention")] for row in table.rows} == {row[at("above chance")] for row in table.rows} == {"-"}
-    assert not any(isinstance(cell, Best) for row in table.rows for cell in row) and not groups.leaders(found, "mmlu")
+    assert not any(isinstance(cell, Best) for row in table.rows for cell in row) and not comparison.leaders(found, "mmlu")
     assert any(line.startswith("mmlu: teacher at chance (") for line in report.notes(found))
-    [good] = groups.group([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
-    assert groups.leaders(good, "mmlu") and not any("at chance" in line for line in report.notes(good))
+    [good] = comparison.group([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
+    assert comparison.leaders(good, "mmlu") and not any("at chance" in line for line in report.notes(good))
 
 
 def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
@@ -568,7 +571,7 @@ def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
         make("int4", 0.8, cost=Cost(notes={"int4": told})),
         make("prune-wanda", 0.8, cost=Cost(notes={"prune-wanda": {}})),
     ]
-    lines = [line for line in report.notes(groups.group(rows)[0]) if "bits" in line]
+    lines = [line for line in report.notes(comparison.group(rows)[0]) if "bits" in line]
     assert lines == [
         "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); table and head in int8; left as they were: *.down_proj."
     ]
@@ -581,7 +584,7 @@ def test_the_warning_is_about_the_rows_own_teacher():
         make("untouched", 0.6, control=True, **both), make("response", 0.7, seed=1, family="distillation", **both),
         make("response[teacher=poor]", 0.5, seed=1, family="distillation", settings={"teacher": "poor"}, **both),
     ]  # fmt: skip
-    [line] = [line for line in report.notes(groups.group(rows)[0]) if "WARNING" in line]
+    [line] = [line for line in report.notes(comparison.group(rows)[0]) if "WARNING" in line]
     assert "response[teacher=poor]: WARNING: the teacher poor (" in line
 
 
@@ -591,12 +594,12 @@ def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
         make("response", 0.6, seed=1, teachers=both), make("teacher other", 0.7, teachers=both, method="teacher"),
         make("teacher", 0.9, teachers=both),
     ]  # fmt: skip
-    [found] = groups.group(records)
-    assert [row.label for row in groups.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
+    [found] = comparison.group(records)
+    assert [row.label for row in comparison.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
 
 
 def test_every_row_stands_against_a_named_one(tmp_path):
-    [found] = groups.group(RECORDS)
+    [found] = comparison.group(RECORDS)
     table = quality.against(found, "cot")
     assert table.name == "against-cot" and set(table.frame["row"]) == {"teacher", "answer-only", "untouched"}
     assert quality.against(found, "nothing") is None
@@ -623,7 +626,7 @@ def good(label, like, lost, **more):
 
 
 def claims_of(records):
-    [found] = groups.group(records)
+    [found] = comparison.group(records)
     table = claims.claimed(found)
     return {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
@@ -673,11 +676,11 @@ def test_a_teacher_at_chance_makes_retention_untestable():
 
 
 def test_claims_stand_only_where_something_was_compressed():
-    assert claims.claimed(groups.group(RECORDS)[0]) is None
+    assert claims.claimed(comparison.group(RECORDS)[0]) is None
 
 
 def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
-    from harness.record import StageRecord
+    from harness.records.record import StageRecord
 
     teacher = make("teacher", 0.9)
     first, last = good("a", teacher, 90, family="pruning", decode=1.5, megabytes=4, seconds=2), None
@@ -688,7 +691,7 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
         for label, size, seconds in (("a", 4, 2.0), ("a+b", 1, 1.0))
     )
     whole = whole.model_copy(update={"stages": stages})
-    [found] = groups.group([teacher, first, last, whole])
+    [found] = comparison.group([teacher, first, last, whole])
     table = claims.chains(found)
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [line["stage"] for line in lines] == ["a", "a+b"] and [line["stage s"] for line in lines] == ["2.0", "1.0"]
@@ -708,7 +711,7 @@ def test_perplexities_stand_against_controls_by_their_ratio():
         return one.model_copy(update={"scores": (score,)})
 
     rows = [read("teacher", 1.0), read("good", 1.1, controls=("plain",)), read("plain", 2e4, control=True)]
-    [found] = groups.group(rows)
+    [found] = comparison.group(rows)
     [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
     assert line["difference (points)"].startswith("x5.5e-05 [5.5e-05") and line["verdict"] == "better"
     [other] = [row for row in quality.against(found, "good").rows if row[0] == "plain"]
@@ -782,9 +785,9 @@ def test_a_figure_that_is_better_when_lower_is_no_retention():
     text = report.markdown(records)
     assert "x1.500 [" in text and "x0.500 [" in text and "retention" not in text.partition("- Teacher")[0]
     assert "wer is better when lower" in text
-    [found] = groups.group(records)
-    assert groups.leaders(found, found.tasks[0]) == {"better"}
-    assert [row.label for row in groups.ordered(found)][1] == "better"
+    [found] = comparison.group(records)
+    assert comparison.leaders(found, found.tasks[0]) == {"better"}
+    assert [row.label for row in comparison.ordered(found)][1] == "better"
 
 
 def test_what_cannot_be_paired_is_shown_without_retention_and_says_why():
@@ -819,8 +822,9 @@ def test_parts_that_count_alike_are_weighed_in_every_table():
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
-    from harness.baseline import Baseline, freeze
-    from harness.gate import Rules, Verdict, check
+    from harness.gate.check import check
+    from harness.gate.rules import Rules, Verdict
+    from harness.records.baseline import Baseline, freeze
 
     given = {"higher_is_better": not lower, "unit": "number" if lower else "share"}
     teacher, same = numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)
@@ -835,7 +839,8 @@ def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
 
 
 def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
-    from harness.gate import Rules, Verdict, check
+    from harness.gate.check import check
+    from harness.gate.rules import Rules, Verdict
 
     given = {"values": {}, "unpaired": "mcc is one figure of all items together"}
     found = check([numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)], Rules(margin=0.95))
@@ -844,7 +849,7 @@ def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
 
 def together(label, metric, runs, **changes):
     """Return a record whose figure all items make together, from (gold, prediction) pairs."""
-    from harness import corpus
+    from harness.statistics import corpus
 
     run = corpus.Corpus(metric, tuple(f"{gold} {chosen}" for gold, chosen in runs))
     given = {
@@ -865,8 +870,8 @@ def test_a_figure_of_all_items_has_retention_and_difference():
     assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "lost/won" not in text
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
     assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
-    [found] = groups.group(records)
-    assert groups.leaders(found, found.tasks[0]) == {"int8"}
+    [found] = comparison.group(records)
+    assert comparison.leaders(found, found.tasks[0]) == {"int8"}
 
 
 def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():
@@ -881,8 +886,9 @@ def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():
     ("mcc", {"margin": 0.05, "points": True}, "difference"),
 ])  # fmt: skip
 def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, rules, told):
-    from harness.baseline import Baseline, freeze
-    from harness.gate import Rules, Verdict, check
+    from harness.gate.check import check
+    from harness.gate.rules import Rules, Verdict
+    from harness.records.baseline import Baseline, freeze
 
     teacher, same, bad = (
         together("teacher", metric, guesses(13)),
@@ -900,7 +906,8 @@ def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, ru
 
 
 def test_a_share_of_a_figure_that_may_be_below_zero_is_not_claimed():
-    from harness.gate import Rules, Verdict, check
+    from harness.gate.check import check
+    from harness.gate.rules import Rules, Verdict
 
     found = check([together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(13))], Rules(margin=0.95))
     assert found.verdict is Verdict.cannot_tell and "give --margin 2points" in found.findings[0].told
@@ -913,7 +920,8 @@ def test_lower_is_better_of_all_items_is_a_ratio():
         for name, edits in (("teacher", 1), ("int8", 2))
     )
     assert "x2.000 [" in report.markdown([one, two])
-    from harness.gate import Rules, Verdict, check
+    from harness.gate.check import check
+    from harness.gate.rules import Rules, Verdict
 
     assert check([one, two], Rules(margin=0.9)).verdict is Verdict.missed
 

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 import suites
-from harness.admission import refusal
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import CellFailed
-from harness.fidelity import choice_fidelity, clustered_mean, reads, recall, remember, texts_to_read, token_fidelity
-from harness.generate import generate, why_plain
-from harness.journal import Journal, asked
-from harness.likelihood import Scored, log_likelihoods, runs
-from harness.model import open_model
-from harness.score import ItemRow, score_task
-from harness.sharing import KeyValues, Tree, shared_attention
+from harness.models.language_model import open_model
+from harness.scoring.admission import refusal
+from harness.scoring.answer_cache import Journal, asked
+from harness.scoring.fidelity import choice_fidelity, clustered_mean, reads, recall, remember, texts_to_read, token_fidelity
+from harness.scoring.generation import generate, why_plain
+from harness.scoring.items import ItemRow
+from harness.scoring.likelihood import Scored, log_likelihoods, runs
+from harness.scoring.prefix_sharing import KeyValues, Tree, shared_attention
+from harness.scoring.score import score_task
 
 KINDS = ("Llama", "Qwen2", "Qwen3", "Gemma", "GPTNeoX")
 
@@ -60,10 +61,10 @@ def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the
 
 
 def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
-    from harness import sharing
+    from harness.scoring import prefix_sharing
 
     opened = small("Llama")
-    monkeypatch.setattr(sharing.Slots, "attend", lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0)
+    monkeypatch.setattr(prefix_sharing.Slots, "attend", lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0)
     assert "moved by" in refusal(opened)
 
 
@@ -108,7 +109,7 @@ def test_runs_end_before_the_first_scored_position():
 
 @pytest.mark.parametrize("most", [16, 40, 768])
 def test_packs_of_any_size_and_long_texts_give_the_same_numbers(small, monkeypatch, most):
-    from harness import likelihood
+    from harness.scoring import likelihood
 
     monkeypatch.setattr(likelihood, "pack_tokens", lambda opened: most)
     opened = small("Llama")
@@ -137,7 +138,7 @@ def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
 @pytest.mark.parametrize("way", ["packs", "prefix", "plain"])
 def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small, monkeypatch, way):
     """A scoring that goes on after a kill ends with the same digits: the rows that are left stand in the packs that they stood in."""
-    from harness import likelihood
+    from harness.scoring import likelihood
 
     opened = small("Llama", max_position_embeddings=2048)
     if way == "plain":
@@ -186,25 +187,25 @@ def test_refilled_slots_write_what_a_single_row_writes(small, common):
 
 
 def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatch):
-    from harness import sharing
+    from harness.scoring import prefix_sharing
 
     opened = small("Llama")
     prompts = [[5, 6, 7, index] for index in range(20, 29)]
     plain = generate(opened, prompts, max_new_tokens=6, batch_size=8)
-    admit, said = sharing.Slots.admit, []
+    admit, said = prefix_sharing.Slots.admit, []
 
     def tight(self, computed, spans):
         if self.size > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return admit(self, computed, spans)
 
-    monkeypatch.setattr(sharing.Slots, "admit", tight)
+    monkeypatch.setattr(prefix_sharing.Slots, "admit", tight)
     assert generate(opened, prompts, max_new_tokens=6, batch_size=9, say=said.append) == plain
     assert said == ["out of memory: 9 rows at once became 4", "out of memory: 4 rows at once became 2"]
 
 
 def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
-    from harness import sharing
+    from harness.scoring import prefix_sharing
 
     opened = small("Llama")
     why_plain(opened)
@@ -212,7 +213,7 @@ def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(sharing.Slots, "admit", broken)
+    monkeypatch.setattr(prefix_sharing.Slots, "admit", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         generate(opened, [[5, 6, 7]], max_new_tokens=6)
 
@@ -251,10 +252,10 @@ KILLED = """
 import sys
 from pathlib import Path
 import suites
-from harness import sharing
-from harness.data import DataSource
-from harness.model import open_model, resolve
-from harness.score import score_task
+from harness.scoring import prefix_sharing
+from harness.data.source import DataSource
+from harness.models.language_model import open_model, resolve
+from harness.scoring.score import score_task
 opened = open_model(resolve("tiny", cache=Path("unused")))
 print("begin", flush=True)
 score_task(opened, suites.load("gsm8k-mini"), DataSource(), batch_size=4, limit=200, progress=lambda one: None, cache=Path(sys.argv[1]))
@@ -334,7 +335,7 @@ def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model,
 
 
 def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
-    from harness.fidelity import _recalled
+    from harness.scoring.fidelity import _recalled
 
     rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(3)]
     remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
@@ -365,7 +366,7 @@ def test_an_empty_memory_has_no_length():
 
 
 def test_two_bos_tokens_are_an_error(embedded, monkeypatch):
-    from harness.lm import HarnessLM
+    from harness.scoring.lm_eval_model import HarnessLM
 
     lm = HarnessLM(embedded)
     monkeypatch.setattr(type(lm.tokenizer), "bos_token_id", 5, raising=False)
@@ -378,14 +379,14 @@ def test_two_bos_tokens_are_an_error(embedded, monkeypatch):
 def test_lm_evals_own_command_knows_the_model():
     from lm_eval.api.registry import get_model
 
-    import harness.lm  # noqa: F401  registers it
+    import harness.scoring.lm_eval_model  # noqa: F401  registers it
 
     model = get_model("harness").create_from_arg_string("pretrained=tiny", {"batch_size": 8, "device": "cpu"})
     assert model.opened.checkpoint.name == "tiny" and model.engine.batch_size == 8 and model.backend == "causal"
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    from harness.score import read_rows, write_rows
+    from harness.scoring.items import read_rows, write_rows
 
     rows = [row_of(1, [-0.5, -1.0], prompt="p", text="ä")]
     write_rows(tmp_path / "samples.jsonl", rows)
@@ -400,7 +401,7 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from harness.generate import generate, why_plain
+    from harness.scoring.generation import generate, why_plain
 
     def prepared(autocast):
         AcceleratorState._reset_state(reset_partial_state=True)

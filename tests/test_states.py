@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.arithmetic import Shape, forward_flops_per_token
-from harness.columns import DISK
 from harness.errors import HarnessError
-from harness.estimate import _decoding
-from harness.hardware import parse_hardware
-from harness.measure import Settings, Subject, measure
-from harness.scenario import parse_grid
-from harness.states import arguments_of, handed_back, tensors_in
-from harness.stopwatch import cache_bytes, run, stamps_of
+from harness.estimating.estimate import _decoding
+from harness.estimating.hardware import parse_hardware
+from harness.measuring.measure import Settings, Subject, measure
+from harness.measuring.scenario import parse_grid
+from harness.measuring.worker import cache_bytes, run, stamps_of
+from harness.models.shape import Shape, forward_flops_per_token
+from harness.models.states import arguments_of, handed_back, tensors_in
+from harness.records.columns import DISK
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import BLOCKS, FAMILIES, random_family, saved_family
@@ -127,7 +127,7 @@ def test_what_hands_no_cache_back_has_no_bytes():
 
 @pytest.mark.parametrize("name", ["Mamba", "Gemma 3", "LFM2", "RecurrentGemma"])
 def test_a_stopwatch_runs_on_it(name, tmp_path):
-    from harness.report import weighed_tables
+    from harness.reporting.measured import weighed_tables
 
     checkpoint = saved_family(name, tmp_path / "model")
     found = measure(Subject(checkpoint), None, Settings(grid=parse_grid("24x2x4"), rounds=1, visit_seconds=0.01), folder=tmp_path / "m")

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from harness import stats
-from harness.stats import Pairs
+from harness.statistics import stats
+from harness.statistics.stats import Pairs
 
 
 def outcomes(counts):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.checkpoint import describe, first_non_finite, weight_files
 from harness.errors import CellFailed, HarnessError
-from harness.model import open_model, resolve, save_student, smallest_exact, student_of
+from harness.models.checkpoint import describe, first_non_finite, weight_files
+from harness.models.language_model import open_model, resolve, save_student, smallest_exact, student_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import BLOCKS, FAMILIES, random_family, saved_family
@@ -80,7 +80,7 @@ def test_a_depth_cut_that_would_be_another_model_is_refused_by_name(family, name
 
 
 def test_a_class_that_counts_its_blocks_by_a_setting_of_its_own_is_refused(tmp_path, monkeypatch):
-    from harness import depth
+    from harness.models import depth
 
     monkeypatch.setattr(depth, "COUNTS", ())
     with pytest.raises(CellFailed, match=r"counts its blocks by another setting than num_hidden_layers .* 4 for 2; use width:0\.5"):
@@ -145,7 +145,7 @@ def test_what_cannot_be_narrowed_is_named(family, named, tmp_path, compress):
 
 def test_the_oracles_see_what_a_cut_gets_wrong(tmp_path, monkeypatch):
     base = saved_family("Phi-3", tmp_path / "phi")
-    from harness import depth, width
+    from harness.models import depth, width
 
     honest = width.keep_channels
     with monkeypatch.context() as patched:  # other channels cut out than are masked
@@ -255,7 +255,7 @@ NOISY = ["Phi", "Phi-3", "OPT", "Bloom", "Falcon", "GPT-NeoX", "XGLM", "BioGPT",
 
 @pytest.mark.parametrize("family", NOISY)
 def test_every_dropout_is_silenced_and_comes_back(family):
-    from methods._noise import refuse_noise, restored, silence_noise
+    from methods.training.noise import refuse_noise, restored, silence_noise
 
     model = random_family(family)
     before = model.config.to_dict()
@@ -271,7 +271,7 @@ def test_every_dropout_is_silenced_and_comes_back(family):
 
 
 def test_noise_that_goes_by_no_name_is_refused():
-    from methods._noise import refuse_noise, silence_noise
+    from methods.training.noise import refuse_noise, silence_noise
 
     model = random_family("Llama")
     model.model.norm.register_forward_hook(lambda module, given, out: out + 0.01 * torch.randn_like(out) if module.training else out)
@@ -301,7 +301,7 @@ def test_a_packed_student_stands_for_its_codes_in_every_family(family, tmp_path,
 def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
     import shlex
 
-    from harness.config import parse_set
+    from harness.planning.config import parse_set
 
     for family in ("Mixtral", "DBRX", "Llama 4"):
         base = saved_family(family, tmp_path / family)
@@ -325,7 +325,7 @@ def test_a_layer_whose_weight_is_read_beside_it_is_left_alone_and_said_so(tmp_pa
 
 
 def test_a_class_built_on_linear_that_computes_something_else_is_no_linear_layer():
-    from methods._layers import seen_as_linear
+    from methods.compression.layers import seen_as_linear
 
     class Doubled(torch.nn.Linear):
         def forward(self, x):

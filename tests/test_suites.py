@@ -7,10 +7,11 @@ from itertools import islice
 import pytest
 
 import suites
-from harness.checkpoint import digest_of
-from harness.data import DataSource, examples_digest, examples_of, training_examples
+from harness.data.source import DataSource, examples_digest, examples_of, training_examples
 from harness.errors import HarnessError
-from suites import _numbers, gsm8k_mini, mmlu_mini
+from harness.models.checkpoint import digest_of
+from suites import gsm8k_mini, mmlu_mini
+from suites.loading import numbers
 
 SOURCE = DataSource()
 TASKS = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}  # the generated ones; tests/test_tasks.py has the others
@@ -68,7 +69,7 @@ def test_training_prompts_are_the_prompts_that_lm_eval_renders(name, no_network)
 
 
 def test_gsm8k_mini_keeps_lm_evals_filters_and_metric():
-    from suites._lm_eval import builtin
+    from suites.loading.lm_eval import builtin
 
     upstream, built = builtin("gsm8k/gsm8k.yaml"), TASKS["gsm8k-mini"].lm_eval_tasks(SOURCE)["gsm8k-mini"]
     assert [one["name"] for one in upstream["filter_list"]] == [one.name for one in built._filters]
@@ -132,7 +133,7 @@ MATRIX = [
 
 @pytest.mark.parametrize(("text", "strict", "flexible", "numeric"), MATRIX)
 def test_extraction_matrix(text, strict, flexible, numeric):
-    assert [grade.correct for grade in _numbers.grade_number("18", text)] == [strict, flexible, numeric]
+    assert [grade.correct for grade in numbers.grade_number("18", text)] == [strict, flexible, numeric]
 
 
 def test_training_rows_are_shared_between_tasks_and_fixed():

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import suites
-from harness.data import DataSource, NoSplit, examples_of, training_examples
+from harness.data.source import DataSource, NoSplit, examples_of, training_examples
 from harness.errors import HarnessError
-from suites import _numbers
-from suites._lm_eval import built, builtin
+from suites.loading import numbers
+from suites.loading.lm_eval import built, builtin
 from suites.wikitext import documents
 
 REAL = ("gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext")
@@ -213,9 +213,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "stated"), [("gsm8k", _numbers.HASHES), ("gsm8k-cot", _numbers.SENTENCE), ("gsm8k-mini", _numbers.HASHES)]
-)
+@pytest.mark.parametrize(("name", "stated"), [("gsm8k", numbers.HASHES), ("gsm8k-cot", numbers.SENTENCE), ("gsm8k-mini", numbers.HASHES)])
 def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
     from lm_eval.api.instance import Instance
 
@@ -246,9 +244,9 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_they_are_written(text, number, equal):
-    assert _numbers.numeric(text) == number
-    assert _numbers.grade_number(equal, text)[2].correct and not _numbers.grade_number("77", text)[2].correct
-    assert not _numbers.grade_number(equal, "no number")[2].correct
+    assert numbers.numeric(text) == number
+    assert numbers.grade_number(equal, text)[2].correct and not numbers.grade_number("77", text)[2].correct
+    assert not numbers.grade_number(equal, "no number")[2].correct
 
 
 @pytest.mark.parametrize(
@@ -268,8 +266,8 @@ def test_a_letter_is_read_out_of_prose_that_states_one(text, letter):
 def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
     from types import SimpleNamespace
 
-    from harness.generate import Generation
-    from methods._traces import surviving
+    from harness.scoring.generation import Generation
+    from methods.training.traces import surviving
 
     example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
     examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]
@@ -350,7 +348,7 @@ def test_answers_by_position_and_files_with_a_byte_order_mark_are_read(folder, s
 
 
 def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, source):
-    from harness.data import untrained
+    from harness.data.source import untrained
 
     tasks = {name: suites.load(name) for name in ("gsm8k", "mmlu", "wikitext")}
     rows = training_examples(tasks, source, rows=6)
@@ -365,7 +363,7 @@ def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, sour
 
 def test_training_on_nothing_is_refused_while_planning(folder, no_network):
     import harness.api
-    from harness.config import build
+    from harness.planning.config import build
 
     asked = {"suite": ("knowledge",), "teacher": ("tiny",), "data_dir": folder}
     asked["suite"] = (str(folder / "own.toml"),)
@@ -585,7 +583,7 @@ def test_local_data_of_every_form_is_found_beside_the_yaml_and_in_the_version(pa
 
 def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
     import harness.api
-    from harness.config import build
+    from harness.planning.config import build
 
     place = shutil.copytree(LOCAL, tmp_path / "place")
     asked = {"suite": ("lm-eval:arc_style",), "methods": ("int8",), "include_path": place, "allow_task_code": True}
@@ -640,12 +638,10 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
 
 
 def test_unknown_outside_names_are_guessed_from_the_users_folder(monkeypatch):
-    from suites import _definition
+    from suites.loading import definition
 
-    real = _definition._index
-    monkeypatch.setattr(
-        _definition, "_index", lambda path, defaults: {} if defaults else real(path, False)
-    )  # lm-eval's own scan takes 20 s
+    real = definition._index
+    monkeypatch.setattr(definition, "_index", lambda path, defaults: {} if defaults else real(path, False))  # lm-eval's own scan takes 20 s
     refused(lambda: suites.load("lm-eval:ark_style", include_path=LOCAL), "did you mean 'arc_style'")
     refused(lambda: suites.load("lm-eval:nothing"), "lm-eval ls tasks", "--include-path")
 
@@ -737,7 +733,7 @@ def test_offline_and_item_by_item_what_lm_evals_own_backend_answers(name, source
     """The same task objects, the same model, sockets blocked: ours, shared and packed, against HFLM at batch 1."""
     from lm_eval.models.huggingface import HFLM
 
-    from harness.lm import HarnessLM
+    from harness.scoring.lm_eval_model import HarnessLM
 
     opened = small("Llama", max_position_embeddings=96 if name == "wikitext" else 4096)
     requests = []
@@ -760,7 +756,7 @@ def test_offline_and_item_by_item_what_lm_evals_own_backend_answers(name, source
 
 @pytest.mark.parametrize("name", ["gsm8k-cot", "mmlu", "wikitext"])
 def test_a_real_task_is_scored_from_the_folder_alone(name, source, small, no_network):
-    from harness.score import score_task
+    from harness.scoring.score import score_task
 
     opened = small("Llama", max_position_embeddings=2048)
     score, rows = score_task(opened, suites.load(name), source, batch_size="auto", limit=2, progress=lambda one: None)
@@ -777,7 +773,7 @@ def test_a_real_task_is_scored_from_the_folder_alone(name, source, small, no_net
 def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source, small):
     """Chat on: shots become turns, the system prompt comes first, and the template's own BOS is the only one."""
     from harness.contract import Prompting
-    from harness.score import score_task
+    from harness.scoring.score import score_task
 
     opened = small("Llama", max_position_embeddings=4096)
     tokenizer = opened.tokenizer
@@ -813,8 +809,8 @@ def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source,
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template, told, small):
     """In what is scored and in what teacher and student are trained on alike."""
     from harness.contract import Prompting
-    from harness.lm import HarnessLM
-    from harness.rendering import renderer
+    from harness.models.rendering import renderer
+    from harness.scoring.lm_eval_model import HarnessLM
 
     opened = small("Llama")
     opened.tokenizer.chat_template = template + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -828,7 +824,7 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template,
 
 def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_shots(small, folder, source):
     from harness.contract import Prompting
-    from harness.score import score_task
+    from harness.scoring.score import score_task
 
     opened = small("Llama", max_position_embeddings=2048)
 
@@ -860,8 +856,8 @@ def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_
 
 def test_a_plain_prompt_counts_as_it_is_shown(small, source):
     """Committed records were digested so."""
-    from harness.checkpoint import digest_of
-    from harness.score import score_task
+    from harness.models.checkpoint import digest_of
+    from harness.scoring.score import score_task
 
     score, rows = score_task(small("Llama", max_position_embeddings=2048), suites.load("gsm8k"), source, limit=2, progress=lambda one: None)
     assert score.items_digest == digest_of([(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows])
@@ -882,9 +878,9 @@ CHOICES = {
 @pytest.mark.parametrize("form", CHOICES)
 def test_answers_of_a_cloze_task_are_told_apart_by_their_place(form, folder, source, random_model):
     """What a choice reads like does not say which it was: one of two alike is right, and models that take the other differ."""
-    from harness.checkpoint import digest_of
-    from harness.model import open_model
-    from harness.score import score_task
+    from harness.models.checkpoint import digest_of
+    from harness.models.language_model import open_model
+    from harness.scoring.score import score_task
 
     found = [row | {"choices": CHOICES[form](n)} for n, row in enumerate(mmlu_rows("test", 8))]
     write_rows(folder / "mmlu/test.jsonl.gz", found)
@@ -903,8 +899,8 @@ def test_answers_of_a_cloze_task_are_told_apart_by_their_place(form, folder, sou
 
 
 def test_letters_of_shown_choices_are_answers_by_themselves(folder, source, random_model):
-    from harness.model import open_model
-    from harness.score import score_task
+    from harness.models.language_model import open_model
+    from harness.scoring.score import score_task
 
     write_rows(folder / "mmlu/test.jsonl.gz", [row | {"choices": ["same"] * 4} for row in mmlu_rows("test", 4)])
     _, rows = score_task(open_model(random_model), suites.load("mmlu"), source, progress=lambda one: None)
@@ -936,7 +932,7 @@ NEVER = {"mmlu", "mmlu-cloze", "lm-eval:bare"}
 
 
 def test_tasks_without_a_train_split_are_named_with_the_reason(mixed_tasks, source):
-    from harness.data import untrained
+    from harness.data.source import untrained
 
     found = untrained(mixed_tasks, source)
     assert set(found) == NEVER  # what measures a perplexity was never asked for rows

@@ -15,19 +15,19 @@ import pytest
 import torch
 
 import suites
-from harness.checkpoint import write_signed
 from harness.contract import Budget, Job
-from harness.data import DataSource, training_examples
+from harness.data.source import DataSource, training_examples
 from harness.errors import CellFailed
-from harness.lines import signed
-from harness.model import open_model, resolve
-from methods import _teacher_cache as caching
-from methods._losses import forward_kl, top_k_kl
-from methods._rows import Row, collate, encode
-from methods._teacher_cache import damage_of, key_of, teacher_cache
-from methods._terms import Head, Live, Objective, Term
-from methods._training import Stepper
+from harness.files.lines import signed
+from harness.models.checkpoint import write_signed
+from harness.models.language_model import open_model, resolve
 from methods.response import ResponseDistillation
+from methods.training import teacher_cache as caching
+from methods.training.loop import Stepper
+from methods.training.losses import forward_kl, top_k_kl
+from methods.training.rows import Row, collate, encode
+from methods.training.teacher_cache import damage_of, key_of, teacher_cache
+from methods.training.terms import Head, Live, Objective, Term
 
 TASKS = {"gsm8k-mini": suites.load("gsm8k-mini")}
 

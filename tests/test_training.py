@@ -12,12 +12,12 @@ import torch
 
 from harness.contract import Progress
 from harness.errors import CellFailed
-from harness.model import open_model
-from methods import _training as training
-from methods._losses import forward_kl
-from methods._rows import Row, batch_of, collate, fitting, steps_of
-from methods._terms import Head, Live, Objective, Positions, Term, hard_labels
-from methods._training import LoopSettings, Stepper, fit, rate_at, validate
+from harness.models.language_model import open_model
+from methods.training import loop as training
+from methods.training.loop import LoopSettings, Stepper, fit, rate_at, validate
+from methods.training.losses import forward_kl
+from methods.training.rows import Row, batch_of, collate, fitting, steps_of
+from methods.training.terms import Head, Live, Objective, Positions, Term, hard_labels
 
 SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
 
@@ -281,7 +281,7 @@ def clock(monkeypatch):
 
 def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(random_model, tmp_path, clock, monkeypatch):
     monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
-    monkeypatch.setattr("harness.watch.rapl_joules", lambda: 7 * clock[0])
+    monkeypatch.setattr("harness.machine.monitor.rapl_joules", lambda: 7 * clock[0])
 
     def a_second_a_step(_):
         clock[0] += 1
@@ -319,8 +319,8 @@ def test_a_live_teachers_seconds_are_its_own(random_model, monkeypatch):
         now[0] += sum(queued)
         queued.clear()
 
-    monkeypatch.setattr("methods._terms.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr("methods._terms.synchronise", wait)
+    monkeypatch.setattr("methods.training.terms.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("methods.training.terms.synchronise", wait)
     teacher = Live(open_model(random_model))
     teacher.model.register_forward_hook(lambda *_: queued.append(2.0))
     for _ in range(3):
@@ -387,7 +387,7 @@ def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(random_mo
     burst = Term("odd", 1.0, lambda at: Bursting.apply(at.student_NV).float().sum(-1))
     with pytest.raises(CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"):
         run(random_model, tmp_path / "a", terms=[burst])
-    monkeypatch.setattr("methods._training.validate", lambda *_, **__: math.nan)
+    monkeypatch.setattr("methods.training.loop.validate", lambda *_, **__: math.nan)
     with pytest.raises(CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"):
         run(random_model, tmp_path / "b")
 

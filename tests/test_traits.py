@@ -15,10 +15,10 @@ import pytest
 import methods
 from harness.contract import Method
 from harness.errors import HarnessError, OldName
-from harness.record import RunRecord
+from harness.estimating.workload import work_of
+from harness.records.record import RunRecord
 from harness.registry import Registry
 from harness.traits import FAMILIES, OLD_NAMES, fixed_traits, known_traits, traits_by_settings
-from harness.workload import work_of
 
 REGISTRY = Registry("method", methods.METHODS)
 NUMBERS = itertools.count()
@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.contract import Checkpoint, Job, Method
-from methods._base import Trained
-from methods._distil import Distilled
-from methods._settings import settings
+from methods.training.base import Trained
+from methods.training.distilled import Distilled
+from methods.base import settings
 """
 
 
@@ -197,16 +197,19 @@ def test_old_names_do_not_switch_off_what_a_base_says_by_its_settings(load):
     assert method.reads_teacher_live
 
 
-ROOM = "import harness.plan\n"
+ROOM = "import harness.planning.plan\n"
 
 
 @pytest.mark.parametrize(
     "imports",
     [
-        ROOM, "from harness.report import as_markdown\n", "from harness import store\n", "def late():\n    from harness.api import run\n",
-        "if True:\n    import harness.cli as door\n",
+        ROOM,
+        "from harness.reporting.formats import as_markdown\n",
+        "from harness.records import store\n",
+        "def late():\n    from harness.api import run\n",
+        "if True:\n    import harness.cli.app as door\n",
     ],
-)  # fmt: skip
+)
 def test_a_plug_in_that_imports_the_upper_half_is_refused(load, imports):
     with pytest.raises(HarnessError, match=r"imports harness\.\w+, which runs and reports methods") as told:
         load(stated("family = 'pruning'"), head=HEAD + imports)
@@ -218,11 +221,11 @@ def test_a_helper_of_its_own_package_is_looked_at_too_and_types_are_not(tmp_path
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "method.py").write_text(HEAD + "from . import helper\n" + stated("family = 'pruning'"))
-    (package / "helper.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import harness.plan\n")
+    (package / "helper.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import harness.planning.plan\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     registry = Registry("method", {**methods.METHODS, "mine": "outer_house.method:Mine"})
     assert registry.load("mine")
-    (package / "helper.py").write_text("def late():\n    import harness.plan\n")
+    (package / "helper.py").write_text("def late():\n    import harness.planning.plan\n")
     again = Registry("method", {**methods.METHODS, "mine": "outer_house.method:Mine", "other": "outer_house.method:Mine"})
     with pytest.raises(HarnessError, match=r"outer_house\.helper imports harness\.plan"):
         again.load("mine")

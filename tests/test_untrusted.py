@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from harness import untrusted
-from harness.checkpoint import keep_file, read_signed, write_signed, write_whole
-from harness.config import read_toml, value_of
 from harness.errors import HarnessError
-from harness.lines import checked, json_lines, signed, signed_lines
-from harness.untrusted import Limits, Unreadable, read_as, read_json, read_object
+from harness.files import untrusted
+from harness.files.lines import checked, json_lines, signed, signed_lines
+from harness.files.untrusted import Limits, Unreadable, read_as, read_json, read_object
+from harness.models.checkpoint import keep_file, read_signed, write_signed, write_whole
+from harness.planning.config import read_toml, value_of
 
 BAD = {
     "deep lists": ("[" * 100_000, "nested deeper"),

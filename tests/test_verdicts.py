@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness import means, stats
-from harness.groups import compare, group, leaders, unequal
-from harness.intervals import Source, around, half_width, one_sided, two_sided
-from harness.record import ModelReference, RunRecord, TaskScore
-from harness.report import made_of, notes
+from harness.analysis.comparison import compare, group, leaders, unequal
+from harness.records.conditions import ModelReference
+from harness.records.record import RunRecord, TaskScore
+from harness.reporting.notes import notes
+from harness.reporting.report import made_of
+from harness.statistics import means, stats
+from harness.statistics.intervals import Source, around, half_width, one_sided, two_sided
 
 MODEL = ModelReference(name="tiny", digest="d")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.checkpoint import read_signed, write_signed
-from harness.lines import signed
-from harness.verify import verify
+from harness.files.lines import signed
+from harness.models.checkpoint import read_signed, write_signed
+from harness.running.verify import verify
 
 STUDY = Path(__file__).parents[1] / "results" / "embedded" / "records"
 
@@ -97,7 +97,7 @@ def test_the_first_difference_is_named(spoil, said, store):
 
 
 def test_weights_that_changed_are_named(made, store):
-    from harness.cell import CellJob
+    from harness.running.cell import CellJob
 
     [record] = records_in(store)
     told = json.loads((record.parent / "job.json").read_text())
@@ -125,11 +125,11 @@ def test_the_command_says_each_record_and_exits_with_1_where_one_differs(store):
 
 
 def test_scores_are_computed_again_where_that_is_asked_for(made, monkeypatch):
-    import harness.cell
+    import harness.running.cell
 
     [record] = records_in(made)
     assert verify(record, score=True).checked[-1] == "its scores, computed again"
-    before = harness.cell.score_again
+    before = harness.running.cell.score_again
 
     def otherwise(job):
         first, *others = before(job)
@@ -137,5 +137,5 @@ def test_scores_are_computed_again_where_that_is_asked_for(made, monkeypatch):
         turned = {**first.outcomes, name: ("0" if marks[0] == "1" else "1") + marks[1:]}
         return [first.model_copy(update={"outcomes": turned}), *others]
 
-    monkeypatch.setattr(harness.cell, "score_again", otherwise)
+    monkeypatch.setattr(harness.running.cell, "score_again", otherwise)
     assert "item 0 comes out" in verify(record, score=True).difference

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 import suites
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import HarnessError
-from harness.generate import generate
-from harness.score import score_task
-from harness.vllm import Vllm, require_vllm
+from harness.scoring.generation import generate
+from harness.scoring.score import score_task
+from harness.scoring.vllm_backend import Vllm, require_vllm
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
 def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
     from lm_eval.api.instance import Instance
 
-    from harness.lm import HarnessLM
+    from harness.scoring.lm_eval_model import HarnessLM
 
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
     lm = HarnessLM(engine.opened, backend=engine)
@@ -87,7 +87,7 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
 
 
 def test_without_vllm_it_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr("harness.vllm.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.scoring.vllm_backend.find_spec", lambda name: None)
     with pytest.raises(HarnessError, match="pip install vllm"):
         require_vllm()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from _faults import log_of
 from _kills import ROWS, Reference, begin, difference, end, events, litter, records
 
-from harness.store import read_all
+from harness.records.store import read_all
 
 OTHER_ROWS = "response,cot,int8"  # shares the teacher, two rows and the stage of a chain with ROWS
 

@@ -19,13 +19,42 @@ from typing import Any
 import _faults
 
 _LOADED = (
-    "torch", "torch._dynamo", "torch.distributed.tensor", "transformers", "transformers.generation.utils",
-    "transformers.models.llama.modeling_llama", "transformers.quantizers.auto", "accelerate", "datasets", "lm_eval.evaluator",
-    "lm_eval.tasks", "safetensors.torch", "harness.api", "harness.cell", "harness.cli", "harness.console", "harness.fidelity",
-    "harness.lm", "harness.measure", "harness.model", "harness.packed", "harness.report", "harness.page", "harness.runner",
-    "harness.score", "harness.sharing", "harness.vocabulary", "methods.cot", "methods.int8", "methods.response", "methods.sft",
-    "methods._tuning", "methods._training", "methods._teacher_cache", "suites",
-)  # fmt: skip
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "transformers",
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "transformers.quantizers.auto",
+    "accelerate",
+    "datasets",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "safetensors.torch",
+    "harness.api",
+    "harness.running.cell",
+    "harness.cli",
+    "harness.cli.console",
+    "harness.scoring.fidelity",
+    "harness.scoring.lm_eval_model",
+    "harness.measuring.measure",
+    "harness.models.language_model",
+    "harness.models.packed",
+    "harness.reporting.report",
+    "harness.reporting.html_page",
+    "harness.running.runner",
+    "harness.scoring.score",
+    "harness.scoring.prefix_sharing",
+    "harness.models.vocabulary",
+    "methods.cot",
+    "methods.int8",
+    "methods.response",
+    "methods.sft",
+    "methods.training.tuning",
+    "methods.training.loop",
+    "methods.training.teacher_cache",
+    "suites",
+)
 _GENERATED = ("suites.gsm8k_mini", "suites.mmlu_mini")
 _FILES = 1024  # numbers of open files that a new process does not inherit
 
@@ -68,12 +97,13 @@ def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]
         _stand(os.open(os.devnull, os.O_RDONLY), target, target, environment)
         sys.argv = ["harness", *arguments]
         _faults.from_environment()
-        from harness import cli, runner
+        from harness.cli import app
+        from harness.running import runner
 
         runner.subprocess = SimpleNamespace(  # type: ignore[assignment]
             Popen=Cell, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
         )
-        cli.main()
+        app.main()
         return 0
 
     return _ended(run)
@@ -129,7 +159,7 @@ class Cell:
     def _run(command: Sequence[str], said: int, errors: int, environment: Mapping[str, str]) -> int:
         _stand(os.open(os.devnull, os.O_RDONLY), said, errors, environment)
         sys.argv = ["cell.py", *command[-2:]]
-        from harness import cell
+        from harness.running import cell
 
         _faults.from_environment()
         return cell.main(sys.argv)

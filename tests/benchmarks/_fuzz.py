@@ -16,16 +16,16 @@ from _mutations import BINARY, HEADER, JSON, LINES, SETTINGS, Mutation
 from _records import frozen, scored
 from typer.testing import CliRunner
 
-from harness.baseline import read_baseline, write_baseline
-from harness.cache import COMPARED, Entry, damage_of, described, description_of
-from harness.checkpoint import file_digest, read_signed, write_signed, write_whole
-from harness.cli import app
+from harness.cli.app import app
 from harness.errors import CellFailed, HarnessError
-from harness.evidence import Evidence
-from harness.items import ItemRow, read_rows, write_rows
-from harness.journal import Journal
-from harness.record import BadRecord, read, write
-from harness.store import Store, read_all
+from harness.models.artefacts import COMPARED, Entry, damage_of, described, description_of
+from harness.models.checkpoint import file_digest, read_signed, write_signed, write_whole
+from harness.records.baseline import read_baseline, write_baseline
+from harness.records.record import BadRecord, read, write
+from harness.records.samples import Evidence
+from harness.records.store import Store, read_all
+from harness.scoring.answer_cache import Journal
+from harness.scoring.items import ItemRow, read_rows, write_rows
 
 SECONDS = 20.0  # that no reading of a small file takes
 EMBEDDED = Path(__file__).parents[2] / "harness" / "embedded" / "tiny"
@@ -221,7 +221,7 @@ def _toml(folder: Path) -> Path:
 
 
 def _read_toml(folder: Path, path: Path) -> Believed:
-    from harness.config import build, read_toml
+    from harness.planning.config import build, read_toml
 
     return build(read_toml(path), where=str(path)).model_dump(mode="json")
 
@@ -257,7 +257,7 @@ def _data(folder: Path) -> Path:
 
 
 def _read_data(folder: Path, path: Path) -> Believed:
-    from harness.data import DataSource
+    from harness.data.source import DataSource
 
     return {"rows": len(DataSource(folder=folder / "data").rows("test.jsonl", fields=("question", "answer")))}
 
@@ -276,11 +276,11 @@ _INDEX: list[Callable[[str | None, bool], dict[str, Any]]] = []  # lm-eval's ind
 
 def _read_yaml(folder: Path, path: Path) -> Believed:
     import suites
-    from suites import _definition
+    from suites.loading import definition
 
     if not _INDEX:
-        _INDEX.append(_definition._index.__wrapped__)
-    _definition._index = _own_tasks  # read anew every time, and without lm-eval's own tasks, which take 20 s
+        _INDEX.append(definition._index.__wrapped__)
+    definition._index = _own_tasks  # read anew every time, and without lm-eval's own tasks, which take 20 s
     task = suites.load("lm-eval:arc_style", include_path=folder / "tasks")
     return {"version": task.version, "chance": getattr(task, "chance", 0.0)}
 
@@ -341,7 +341,7 @@ def _done(folder: Path) -> Path:
 
 
 def _read_done(folder: Path, path: Path) -> Believed:
-    from harness.cell import _made_before
+    from harness.running.cell import _made_before
 
     told = _made_before(folder, lambda one: None)
     return {} if told is None else told.model_dump(mode="json")
@@ -410,11 +410,11 @@ def _model(name: str) -> Callable[[Path], Path]:
 
 
 def _read_model(folder: Path, path: Path) -> Believed:
-    from harness.arithmetic import Shape, parameters_on_disk, weight_bytes
-    from harness.checkpoint import refuse_torn
-    from harness.model import quantized_by
-    from harness.plan import has_chat_template
-    from harness.vocabulary import token_map
+    from harness.models.checkpoint import refuse_torn
+    from harness.models.language_model import quantized_by
+    from harness.models.shape import Shape, parameters_on_disk, weight_bytes
+    from harness.models.vocabulary import token_map
+    from harness.planning.plan import has_chat_template
 
     place = folder / "model"
     refuse_torn(place)
@@ -440,7 +440,7 @@ def _gguf(folder: Path) -> Path:
 
 
 def _read_gguf(folder: Path, path: Path) -> Believed:
-    from harness.model import gguf_kind
+    from harness.models.language_model import gguf_kind
 
     return {"kind": gguf_kind(path)}
 

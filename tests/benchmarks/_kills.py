@@ -20,11 +20,11 @@ from typing import Any
 import _forked
 from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
 
-from harness.cache import described_damage
-from harness.checkpoint import describe, read_signed
-from harness.lines import signed_lines
-from harness.record import BadRecord, RunRecord, read
-from harness.untrusted import Unreadable
+from harness.files.lines import signed_lines
+from harness.files.untrusted import Unreadable
+from harness.models.artefacts import described_damage
+from harness.models.checkpoint import describe, read_signed
+from harness.records.record import BadRecord, RunRecord, read
 
 ROWS = "cot,response,cot+int8"
 OPTIONS = (

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import describe
 from harness.contract import Checkpoint
-from harness.model import EMBEDDED
+from harness.models.checkpoint import describe
+from harness.models.language_model import EMBEDDED
 
 SHAPES = {"student": {"hidden_size": 256, "intermediate_size": 768}, "teacher": {"hidden_size": 512, "intermediate_size": 1536}}
 

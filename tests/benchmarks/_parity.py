@@ -14,10 +14,10 @@ import _architectures
 import _tokenizers
 from _forms import FORMS, GROUPS
 
-from harness.checkpoint import describe
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.errors import CellFailed, HarnessError
-from harness.model import LanguageModel
+from harness.models.checkpoint import describe
+from harness.models.language_model import LanguageModel
 
 BATCHES = (1, 3, 16)
 GAP = 2e-3  # nats of a continuation, in float32
@@ -120,8 +120,8 @@ def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
 
 def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
     """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
-    from harness.score import score_task
-    from suites._outside import OutsideTask
+    from harness.scoring.score import score_task
+    from suites.loading.outside import OutsideTask
 
     task = OutsideTask(f"lm-eval:form-{cell.form}", tasks)
     score, rows = score_task(model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch)

@@ -2,8 +2,9 @@
 
 from functools import lru_cache
 
-from harness.baseline import Baseline, Change, freeze
-from harness.record import Cost, Environment, Measurement, ModelReference, RunRecord, TaskScore
+from harness.records.baseline import Baseline, Change, freeze
+from harness.records.conditions import ModelReference
+from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore
 
 ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
                           versions={}, commit=None, dirty=False)  # fmt: skip

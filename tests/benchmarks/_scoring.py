@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.data import DataSource
-from harness.lm import HarnessLM
-from harness.model import LanguageModel, open_model, resolve
+from harness.data.source import DataSource
+from harness.models.language_model import LanguageModel, open_model, resolve
+from harness.scoring.lm_eval_model import HarnessLM
 
 
 def outside_model() -> LanguageModel:
@@ -74,14 +74,14 @@ def paired(opened: LanguageModel, requests: list[Any], *, batch_size: int, round
 
 def reset_peak() -> None:
     """Set the process's peak memory back to what it holds now."""
-    from harness.stopwatch import reset_peak as reset
+    from harness.machine.memory import reset_peak as reset
 
     reset()
 
 
 def memory(field: str) -> int:
     """Read VmRSS or VmHWM in bytes."""
-    from harness.stopwatch import process_bytes
+    from harness.machine.memory import process_bytes
 
     return process_bytes(field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -25,8 +25,8 @@ GRID = ("128x1x32", "512x1x8")
 
 def base() -> Any:
     """Return the base's checkpoint."""
-    from harness.config import default_cache
-    from harness.model import resolve
+    from harness.models.artefacts import default_cache
+    from harness.models.language_model import resolve
 
     if not os.environ.get("HARNESS_GGUF") or not os.environ.get("HARNESS_DATA_DIR"):
         raise SystemExit(
@@ -39,7 +39,7 @@ def job_for(folder: Path) -> Any:
     """Return a job whose tasks have no train split: what calibrates reads C4."""
     import suites
     from harness.contract import Budget, Job
-    from harness.data import DataSource
+    from harness.data.source import DataSource
 
     teacher = base()
     return Job(
@@ -53,10 +53,11 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    import harness.packed  # noqa: F401
+    import harness.models.packed  # noqa: F401
     import methods
+    from harness.machine.memory import process_bytes, reset_peak
+    from harness.measuring.worker import at_rest
     from harness.registry import Registry
-    from harness.stopwatch import at_rest, process_bytes, reset_peak
 
     folder.mkdir(parents=True, exist_ok=True)
     job = job_for(folder)
@@ -90,23 +91,23 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import harness.packed
-    from harness.data import DataSource
+    import harness.models.packed
+    from harness.data.source import DataSource
 
     text = DataSource.from_environment(None).text("wikitext2/wiki.test.raw")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text[: WINDOWS * LENGTH * 8])["input_ids"][: WINDOWS * LENGTH]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    total, usual = 0.0, harness.packed.FEW_ROWS
+    total, usual = 0.0, harness.models.packed.FEW_ROWS
     if by_the_kernel_that_decodes:
-        harness.packed.FEW_ROWS = 2**31
+        harness.models.packed.FEW_ROWS = 2**31
     try:
         with torch.inference_mode():
             for window in torch.tensor(ids).view(-1, LENGTH).split(4):
                 logits = model(input_ids=window, use_cache=False).logits[:, :-1]
                 total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"))
     finally:
-        harness.packed.FEW_ROWS = usual
+        harness.models.packed.FEW_ROWS = usual
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
@@ -117,9 +118,9 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     """
     import torch
 
-    from harness.checkpoint import describe
-    from harness.measure import Settings, Subject, measure
-    from harness.scenario import parse_grid
+    from harness.measuring.measure import Settings, Subject, measure
+    from harness.measuring.scenario import parse_grid
+    from harness.models.checkpoint import describe
 
     settings = Settings(grid=tuple(one for part in GRID for one in parse_grid(part)), rounds=ROUNDS, threads=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as place:

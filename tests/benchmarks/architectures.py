@@ -48,12 +48,12 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
 
     import methods
     import suites
-    from harness.blocks import probe_of
-    from harness.config import parse_set
     from harness.contract import Budget, Job
-    from harness.data import DataSource
+    from harness.data.source import DataSource
     from harness.errors import CellFailed, HarnessError
-    from harness.model import open_model
+    from harness.models.blocks import probe_of
+    from harness.models.language_model import open_model
+    from harness.planning.config import parse_set
     from harness.registry import Registry
 
     name, settings, recipe = COLUMNS[column]

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from _form import figure, write
 
-from harness.load import PASSIVE, look
-from harness.store import read_all
-from harness.watch import allowed_cpus
+from harness.machine.load import PASSIVE, look
+from harness.machine.monitor import allowed_cpus
+from harness.records.store import read_all
 
 BURNERS = 4
 ROUNDS = 3

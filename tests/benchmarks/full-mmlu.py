@@ -14,7 +14,7 @@ from pathlib import Path
 from _form import figure, write
 
 import harness
-from harness.lines import json_lines
+from harness.files.lines import json_lines
 
 
 def random_teacher(folder: Path) -> Path:
@@ -24,7 +24,7 @@ def random_teacher(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from harness.model import EMBEDDED
+    from harness.models.language_model import EMBEDDED
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
     torch.manual_seed(0)

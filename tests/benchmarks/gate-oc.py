@@ -1,7 +1,7 @@
 """The operating characteristic of the gate beside the rules of other projects, on the same draws: how often is each right and wrong?
 
 One row on one task (20,000 draws), and ten rows on three tasks each (1,000 draws), of 100, 250 and 1,000 items, all through
-`harness.gate.check` on made-up records. *Claim*: students that keep exactly the margin (95 % of a teacher at 75 %, 10 % flips) should
+`harness.gate.check.check` on made-up records. *Claim*: students that keep exactly the margin (95 % of a teacher at 75 %, 10 % flips) should
 rarely pass, and of ten rows hardly ever any. *Frozen items*: unchanged students (flips both ways alike, 12 %) should rarely be called
 regressed, whatever their number, and one that truly lost 5 points on every task should be caught.
 
@@ -28,8 +28,9 @@ import numpy.typing as npt
 from _form import figure, write
 from _records import frozen, record, score
 
-from harness.gate import Checked, Rules, Verdict, check
-from harness.record import RunRecord
+from harness.gate.check import check
+from harness.gate.rules import Checked, Rules, Verdict
+from harness.records.record import RunRecord
 
 SIZES, TEACHER, MARGIN = (100, 250, 1_000), 0.75, 0.95
 SHAPES = {"": (1, 1, 20_000), "-10x3": (10, 3, 1_000)}  # rows, tasks, draws

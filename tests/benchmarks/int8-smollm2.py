@@ -8,7 +8,7 @@ from pathlib import Path
 from _form import figure, write
 from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
 
-from harness.arithmetic import parameters_on_disk
+from harness.models.shape import parameters_on_disk
 
 PEER = "the fp32 base, by turns"
 

@@ -18,8 +18,10 @@ import numpy as np
 from _form import figure, write
 from scipy.stats import binom
 
-from harness import stats
-from harness.stats import RESOLVES, Z95, Pairs
+from harness.statistics import stats
+from harness.statistics.intervals import Z95
+from harness.statistics.means import RESOLVES
+from harness.statistics.stats import Pairs
 
 EXACT, DRAWS, TAIL = 250, 100_000, 1e-7
 

@@ -21,7 +21,7 @@ from _pair import random_pair
 import methods
 import suites
 from harness.contract import Budget, Checkpoint, Job
-from harness.data import DataSource
+from harness.data.source import DataSource
 from harness.registry import Registry
 
 ROWS, PASSES = 300, 3
@@ -78,18 +78,18 @@ def main() -> None:
 def _compress(method: Any, job: Job) -> None:
     """Make a student; a random teacher solves nothing, so `cot` keeps whatever ended or was cut."""
     if "ChainOfThought" in type(method).__name__:
-        from methods import _traces
+        from methods.training import traces
 
-        plain = _traces.surviving
+        plain = traces.surviving
 
         def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
             return [(example, group[0].text) for example, group in zip(examples, texts, strict=True)], {}
 
-        _traces.surviving = everything
+        traces.surviving = everything
         try:
             method.compress(job)
         finally:
-            _traces.surviving = plain
+            traces.surviving = plain
         return
     method.compress(job)
 

@@ -21,13 +21,14 @@ from _form import figure, write
 
 import suites
 from harness.contract import Budget, Job
-from harness.data import DataSource
-from harness.model import resolve, student_of
-from harness.stopwatch import at_rest, process_bytes, reset_peak
-from methods._rows import Row
-from methods._teacher_cache import teacher_cache
-from methods._terms import Head, Objective, Positions, Term, distribution_kl, hard_labels
-from methods._training import LoopSettings, Stepper, make_optimizers
+from harness.data.source import DataSource
+from harness.machine.memory import process_bytes, reset_peak
+from harness.measuring.worker import at_rest
+from harness.models.language_model import resolve, student_of
+from methods.training.loop import LoopSettings, Stepper, make_optimizers
+from methods.training.rows import Row
+from methods.training.teacher_cache import teacher_cache
+from methods.training.terms import Head, Objective, Positions, Term, distribution_kl, hard_labels
 
 ROWS, LENGTH, TRAINED_FROM = 4, 256, 128
 

@@ -35,10 +35,10 @@ def rows_of(split: str, count: int) -> Any:
     from transformers import AutoTokenizer
 
     import suites
-    from harness.data import DataSource
-    from harness.model import EMBEDDED
-    from methods._base import worked
-    from methods._rows import encode
+    from harness.data.source import DataSource
+    from harness.models.language_model import EMBEDDED
+    from methods.training.base import worked
+    from methods.training.rows import encode
 
     texts = worked(islice(suites.load("gsm8k-mini").examples(split, DataSource()), count))
     return encode(AutoTokenizer.from_pretrained(EMBEDDED / "tiny"), texts, longest=512)[0]
@@ -48,8 +48,8 @@ def in_order(seed: int) -> tuple[list[Any], list[float]]:
     """Return the rows of all epochs one after another, and every step's learning rate, as our loop has them."""
     from itertools import islice
 
-    from methods._rows import steps_of
-    from methods._training import LoopSettings, rate_at
+    from methods.training.loop import LoopSettings, rate_at
+    from methods.training.rows import steps_of
 
     steps = [step for _, step in islice(steps_of(rows_of("train", ROWS), batch_rows=BATCH, seed=seed), EPOCHS * ROWS // BATCH)]
     lengths = [sum(len(row.ids) for row in step) for step in steps]
@@ -60,9 +60,9 @@ def in_order(seed: int) -> tuple[list[Any], list[float]]:
 def job_in(folder: Path) -> Any:
     """Return a job with the pair of the folder."""
     import suites
-    from harness.checkpoint import describe
     from harness.contract import Budget, Job
-    from harness.data import DataSource
+    from harness.data.source import DataSource
+    from harness.models.checkpoint import describe
 
     teacher, student = (describe(folder / name, name=name) for name in ("teacher", "student"))
     return Job(
@@ -76,9 +76,9 @@ def teach(folder: Path) -> None:
     import torch
     from _pair import random_pair
 
-    from harness.model import open_model
-    from methods._terms import Objective, hard_labels
-    from methods._training import LoopSettings, fit
+    from harness.models.language_model import open_model
+    from methods.training.loop import LoopSettings, fit
+    from methods.training.terms import Objective, hard_labels
 
     teacher, _, _ = random_pair(folder, vocabulary=VOCABULARY)
     opened = open_model(teacher)
@@ -95,11 +95,11 @@ def teach(folder: Path) -> None:
 
 def ours(folder: Path, out: Path, seed: int) -> dict[str, float]:
     """Train by our loop: the teacher's cache is made when it is not there."""
-    from harness.model import open_model
-    from harness.stopwatch import process_bytes, reset_peak
-    from methods._teacher_cache import teacher_cache
-    from methods._terms import Objective, Term, distribution_kl
-    from methods._training import LoopSettings, fit
+    from harness.machine.memory import process_bytes, reset_peak
+    from harness.models.language_model import open_model
+    from methods.training.loop import LoopSettings, fit
+    from methods.training.teacher_cache import teacher_cache
+    from methods.training.terms import Objective, Term, distribution_kl
 
     rows, job = rows_of("train", ROWS), job_in(folder)
     budget = EPOCHS * sum(len(row.ids) for row in rows)
@@ -129,8 +129,8 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from harness.stopwatch import process_bytes, reset_peak
-    from methods._rows import collate
+    from harness.machine.memory import process_bytes, reset_peak
+    from methods.training.rows import collate
 
     rows, rates = in_order(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
@@ -179,9 +179,9 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from methods._losses import cross_entropy, forward_kl
-    from methods._rows import batch_of
-    from methods._terms import Head
+    from methods.training.losses import cross_entropy, forward_kl
+    from methods.training.rows import batch_of
+    from methods.training.terms import Head
 
     rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
     heads = [Head(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval()) for one in (out, folder / "teacher")]

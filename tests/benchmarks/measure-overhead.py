@@ -14,8 +14,8 @@ from statistics import median
 import torch
 from _form import figure, write
 
-from harness.model import open_model, resolve
-from harness.stopwatch import run, stamps_of
+from harness.measuring.worker import run, stamps_of
+from harness.models.language_model import open_model, resolve
 
 TOKENS = 64
 

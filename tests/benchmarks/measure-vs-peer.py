@@ -17,9 +17,9 @@ from _form import figure, write
 from _scoring import outside_model
 from torch.utils.benchmark import Timer
 
-from harness.measure import Stopwatch
-from harness.scenario import Scenario
-from harness.stopwatch import Job
+from harness.measuring.measure import Stopwatch
+from harness.measuring.scenario import Scenario
+from harness.measuring.worker import Job
 
 SCENARIO = {"prompt_tokens": 128, "batch": 1, "new_tokens": 33}
 THREADS = 2

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from _form import figure, write
 
-from harness import means
-from harness.stats import ratio_keeps
+from harness.statistics import means
+from harness.statistics.stats import ratio_keeps
 
 DOCUMENTS = (2, 4, 10, 62)
 SPREADS = (0.0, 0.5, 1.1)  # deviation of the logarithm of a document's length; the 62 articles of WikiText-2 have 1.1

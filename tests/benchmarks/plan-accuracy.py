@@ -16,7 +16,7 @@ from _form import figure, write
 
 import harness
 from harness.api import estimate_plans
-from harness.store import read_all
+from harness.records.store import read_all
 
 STUDY = Path(__file__).parents[2] / "results" / "embedded"
 RUNS = {

@@ -9,7 +9,7 @@ from typing import Any
 from _form import figure, write
 from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, workplace
 
-from harness.arithmetic import parameters_on_disk
+from harness.models.shape import parameters_on_disk
 
 PEER = "the fp32 base, by turns"
 # Feed-forward channels alone (as Minitron's Llama-3.1 width students keep their heads), and with one of three KV groups.

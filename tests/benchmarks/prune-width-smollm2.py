@@ -9,7 +9,7 @@ from typing import Any
 from _form import figure, write
 from _smollm2 import base, made, speeds, workplace
 
-from harness.arithmetic import parameters_on_disk
+from harness.models.shape import parameters_on_disk
 
 CUTS: list[tuple[str, dict[str, Any]]] = [("channels", {}), ("channels-and-heads", {"groups": 1})]
 

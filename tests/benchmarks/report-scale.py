@@ -12,8 +12,8 @@ from pathlib import Path
 from _form import figure, timed, write
 from _records import frozen, scored
 
-from harness.baseline import write_baseline
-from harness.record import write as write_record
+from harness.records.baseline import write_baseline
+from harness.records.record import write as write_record
 
 
 def marks(share: float, n: int, draw: random.Random) -> str:
@@ -29,7 +29,7 @@ def flipped(before: str, share: float, draw: random.Random) -> str:
 def run(*arguments: str, ends: int = 0) -> tuple[float, float]:
     """Run the command; return its seconds and its peak in MiB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    line = [sys.executable, "-c", f"import sys; sys.argv = ['harness', *{list(arguments)!r}]; from harness.cli import main; main()"]
+    line = [sys.executable, "-c", f"import sys; sys.argv = ['harness', *{list(arguments)!r}]; from harness.cli.app import main; main()"]
     seconds, _, done = timed(line)
     if done.returncode != ends:
         raise SystemExit(f"{arguments}: {done.returncode}: {done.stderr[-500:]}{done.stdout[-500:]}")

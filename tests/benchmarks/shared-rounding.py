@@ -14,10 +14,10 @@ from statistics import quantiles
 
 import torch
 
-from harness.admission import _TOLERANCE, _answers, _in_float32, _probed, _widest, refusal
-from harness.config import default_cache
-from harness.model import LanguageModel, open_model, resolve, student_of
-from harness.rounding import LIKELY, at_places, deviation, log_probabilities, own_deviation
+from harness.models.artefacts import default_cache
+from harness.models.language_model import LanguageModel, open_model, resolve, student_of
+from harness.scoring.admission import _TOLERANCE, _answers, _in_float32, _probed, _widest, refusal
+from harness.scoring.rounding import LIKELY, at_places, deviation, log_probabilities, own_deviation
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from families import FAMILIES, random_family

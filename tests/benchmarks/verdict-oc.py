@@ -19,8 +19,8 @@ import numpy.typing as npt
 from _form import figure, write
 from scipy.special import stdtrit
 
-from harness import means
-from harness.groups import ALPHA
+from harness.analysis.comparison import ALPHA
+from harness.statistics import means
 
 SEEDS, DEVIATIONS, ITEMS = (2, 3, 5, 10), (0.0, 0.01, 0.02, 0.04), (250, 1_319, 14_042)
 BASE = 0.6

@@ -53,7 +53,7 @@ class Kit:
     @property
     def dtype(self) -> str:
         """The type that models compute in: bfloat16 where the card has it."""
-        from harness.gpu import default_dtype
+        from harness.machine.gpu import default_dtype
 
         return default_dtype(self.device)
 
@@ -139,7 +139,7 @@ class Kit:
         from transformers import AutoTokenizer
 
         from harness.contract import Checkpoint
-        from harness.model import EMBEDDED, LanguageModel
+        from harness.models.language_model import EMBEDDED, LanguageModel
 
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
         checkpoint = Checkpoint(path=EMBEDDED / "tiny", name=name, digest=f"random {name}")
@@ -184,7 +184,7 @@ def _usable() -> bool:
 
 def release() -> None:
     """Give back what a part has left on the card."""
-    from harness.model import release_memory
+    from harness.models.language_model import release_memory
 
     release_memory("cuda")
 

@@ -18,8 +18,8 @@ STEPS = {0: "step0", 1: "step1", 3: "step3", 6: "step6"}
 NEEDED = (
     "pydantic", "platformdirs", "dill", "multiprocess", "datasets", "lm_eval", "lm_eval.evaluator", "lm_eval.tasks",
     "torch", "transformers", "accelerate", "pandas", "tabulate",
-    "typer", "rich", "scipy", "matplotlib", "safetensors", "huggingface_hub", "filelock", "pytest", "harness.cli", "harness.cell",
-    "harness.stopwatch", "methods", "suites",
+    "typer", "rich", "scipy", "matplotlib", "safetensors", "huggingface_hub", "filelock", "pytest", "harness.cli", "harness.running.cell",
+    "harness.measuring.worker", "methods", "suites",
 )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def _broken_imports() -> list[str]:
 
 
 def _no_card() -> str:
-    from harness.gpu import signs_of_gpu, why_unusable
+    from harness.machine.gpu import signs_of_gpu, why_unusable
 
     return why_unusable(signs_of_gpu())
 
@@ -78,7 +78,7 @@ def _say_what_is_odd() -> None:
     """Say beforehand what makes figures of this card doubtful: others on it, no bf16."""
     import torch
 
-    from harness.gpu import default_dtype
+    from harness.machine.gpu import default_dtype
 
     default_dtype("cuda", say=print)
     free, total = torch.cuda.mem_get_info()
@@ -88,7 +88,7 @@ def _say_what_is_odd() -> None:
 
 def _code() -> str:
     """Return the digest of the code that is tried: a tree that was copied to the machine has no commit."""
-    from harness.checkpoint import digest_of, file_digest
+    from harness.models.checkpoint import digest_of, file_digest
 
     files = [path for folder in ("harness", "methods", "suites", "tests/gpu") for path in sorted((ROOT / folder).rglob("*.py"))]
     return digest_of([(str(path.relative_to(ROOT)), file_digest(path)) for path in files])[:16]
@@ -104,8 +104,8 @@ def _work(asked: argparse.Namespace) -> Path:
 def _run(asked: argparse.Namespace) -> int:
     from kit import Kit
 
-    from harness.gpu import gpu_of
-    from harness.record import environment
+    from harness.machine.gpu import gpu_of
+    from harness.records.record import environment
 
     asked.out.mkdir(parents=True, exist_ok=True)
     _say_what_is_odd()

@@ -30,22 +30,22 @@ def _subject(kit: Kit, questions: int, vocabulary: int) -> list[list[int]]:
 @contextmanager
 def _plain(opened: Any) -> Iterator[None]:
     """Let the scorer take the model's own attention in padded batches, for comparison."""
-    from harness import generate
+    from harness.scoring import generation
 
-    before = generate.why_plain(opened)
-    generate._REFUSALS[opened.model] = "for comparison"
+    before = generation.why_plain(opened)
+    generation._REFUSALS[opened.model] = "for comparison"
     try:
         yield
     finally:
-        generate._REFUSALS[opened.model] = before
+        generation._REFUSALS[opened.model] = before
 
 
 def packs(kit: Kit) -> Figures:
     """Log-probabilities of four letters a question: the shared path with cuDNN's attention on and off, and padded batches."""
     import torch
 
-    from harness.generate import why_plain
-    from harness.likelihood import Scored, log_likelihoods
+    from harness.scoring.generation import why_plain
+    from harness.scoring.likelihood import Scored, log_likelihoods
 
     opened = kit.opened("7B")
     prompts = _subject(kit, 6 if kit.dry else 100, kit.shapes["7B"][5])
@@ -80,7 +80,7 @@ def decoding(kit: Kit) -> Figures:
     """512 answers of 128 tokens at once, beside transformers' own `generate` on the same prompts."""
     import torch
 
-    from harness.generate import generate
+    from harness.scoring.generation import generate
 
     opened = kit.opened("7B")
     rows, new, length = (6, 6, 10) if kit.dry else (512, 128, 96)
@@ -111,7 +111,7 @@ def decoding(kit: Kit) -> Figures:
 
 
 def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
-    from methods._rows import Row
+    from methods.training.rows import Row
 
     draw = random.Random(2)
     shortest, longest = (20, 40) if kit.dry else (120, 400)
@@ -123,9 +123,9 @@ def reading(kit: Kit) -> Figures:
     """A teacher's distributions over training rows as the cache reads them, its 64 likeliest kept; beside a bare forward pass."""
     import torch
 
-    from harness.plain import left_padded
-    from methods import _teacher_cache as cache
-    from methods._training import Head
+    from harness.scoring.plain import left_padded
+    from methods.training import teacher_cache as cache
+    from methods.training.terms import Head
 
     opened = kit.opened("7B")
     width = kit.shapes["7B"][5]

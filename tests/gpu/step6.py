@@ -73,7 +73,7 @@ def _folder(kit: Kit, name: str) -> Any:
     """Return a folder that stands for a large model: a real configuration's context and vocabulary, toy weights."""
     from transformers import AutoModelForCausalLM
 
-    from harness.checkpoint import describe
+    from harness.models.checkpoint import describe
 
     folder = kit.work / f"stands-for-{name}"
     if not (folder / "stands-for.json").exists():
@@ -83,8 +83,8 @@ def _folder(kit: Kit, name: str) -> Any:
 
 
 def _measured(kit: Kit, student: str, base: str | None, *, wrap: str = "large", grid: str = "") -> dict[str, Any]:
-    from harness.measure import Settings, Subject, measure
-    from harness.scenario import parse_grid
+    from harness.measuring.measure import Settings, Subject, measure
+    from harness.measuring.scenario import parse_grid
 
     os.environ["PYTHONPATH"] = kit.environment()["PYTHONPATH"]  # the measured processes find this file there
     settings = Settings(

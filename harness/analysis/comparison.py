@@ -1,0 +1,395 @@
+"""Which records may stand in one table, and how two of its rows are compared. No torch.
+
+Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine, GPU with driver and CUDA, and task versions.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import fmean
+from types import ModuleType
+from typing import NamedTuple, Protocol, TypeVar
+
+from harness.models.checkpoint import digest_of
+from harness.records.conditions import Rows, shared_by
+from harness.records.record import RunRecord, TaskScore
+from harness.statistics import corpus, means, stats
+from harness.statistics.figures import BITS as BITS
+from harness.statistics.intervals import Interval, one_sided, two_sided
+from harness.statistics.pooled import Corpus
+
+TEACHER = "teacher"
+ALPHA = 0.05  # of a verdict in a table
+_Run = TypeVar("_Run")
+Values = tuple[float, ...] | Corpus  # of one run: a number an item, or what each adds to a figure of all of them
+
+
+@dataclass(frozen=True)
+class Row:
+    """All records of one label: the seeds of one row."""
+
+    label: str
+    records: tuple[RunRecord, ...]
+
+    @cached_property
+    def done(self) -> tuple[RunRecord, ...]:
+        """The records that succeeded."""
+        return tuple(record for record in self.records if record.status == "success")
+
+    @property
+    def first(self) -> RunRecord:
+        """Any record of the row, for what all of them share."""
+        return self.records[0]
+
+    @cached_property
+    def trainings(self) -> tuple[RunRecord, ...]:
+        """The records that succeeded, one a student: seeds that gave the same student, and the same answers, are one training."""
+        return tuple({_student_of(record): record for record in reversed(self.done)}.values())[::-1]
+
+    @property
+    def trained_once(self) -> bool:
+        """Tell whether a draw was made (a training, a random control) and made only once: then nothing is known of its spread."""
+        return bool(self.done) and self.done[0].seed is not None and len(self.trainings) < 2
+
+    def scores(self, task: str) -> list[TaskScore]:
+        """The row's scores on a task, one a seed."""
+        return [score for record in self.done if (score := record.score(task)) is not None]
+
+    def by_seed(self, task: str) -> dict[int | None, str]:
+        """Per-item outcomes by seed, one a training, where every item is hit or miss."""
+        scores = [(record.seed, score) for record in self.trainings if (score := record.score(task)) is not None]
+        return {seed: score.outcomes[score.primary] for seed, score in scores if score.hit_or_miss}
+
+    def outcomes(self, task: str) -> list[str]:
+        """Per-item outcomes of the primary extractor, one string a seed; none where items are no hits or misses."""
+        return list(self.by_seed(task).values())
+
+    def numbers(self, task: str) -> dict[int | None, Values]:
+        """Per-item values by seed, one a training: 1 and 0 of hits and misses, numbers, or what items add to a figure of all."""
+        scores = [(record.seed, score) for record in self.trainings if (score := record.score(task)) is not None]
+        return {seed: values for seed, score in scores if (values := values_of(score))}
+
+
+class _Carried(Protocol):
+    """A score of a record or of a baseline."""
+
+    @property
+    def form(self) -> str: ...
+    @property
+    def statistics(self) -> tuple[str, ...]: ...
+    @property
+    def numbers(self) -> tuple[float, ...]: ...
+
+
+def values_of(score: _Carried) -> Values:
+    """Return what a score's items carry; empty where they carry nothing."""
+    return Corpus(score.form, score.statistics) if score.form else score.numbers
+
+
+def tests_of(score: TaskScore) -> ModuleType:
+    """Return the functions that compare such values: `statistics/corpus.py` or `statistics/means.py`, which share names and arguments."""
+    return corpus if score.form else means
+
+
+def _student_of(record: RunRecord) -> tuple[object, ...]:
+    """Return what tells one training's student from another's."""
+    answers = tuple((score.task, score.answers_digest, score.value) for score in record.scores)
+    return (record.student.digest if record.student else record.key, *answers)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may stand in one table, and what they share."""
+
+    shared: Mapping[str, str]
+    rows: tuple[Row, ...]
+    tasks: tuple[str, ...]
+    superseded: int
+
+    @property
+    def teacher(self) -> Row | None:
+        """The teacher's row, when it succeeded."""
+        return next((row for row in self.rows if row.label == TEACHER and row.done), None)
+
+
+def _scored_under(record: RunRecord) -> dict[str, str]:
+    """What every row of a table shares, known for failed records too."""
+    return shared_by(record.conditions)
+
+
+def _measured_under(record: RunRecord) -> dict[str, str]:
+    """What rows that succeeded share beside that."""
+    environment = shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
+    return {"path": record.path, "items": digest_of([score.items_digest for score in record.scores]), **environment}
+
+
+def rows_of(record: RunRecord) -> tuple[Rows, ...]:
+    """Return which conditions of making say something about a record: none of a teacher's, the budget of one that trains."""
+    if record.method == TEACHER:
+        return ()
+    return ("students", "trained rows") if record.trains else ("students",)
+
+
+def _made_under(record: RunRecord) -> dict[str, str]:
+    """What rows of one table share in how their students were made; teachers' rows have none of it."""
+    return shared_by(record.conditions, rows_of(record))
+
+
+def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
+    """Tell whether a record may stand in a table of students made so: it names nothing else than they do."""
+    return all(made.get(name) == value for name, value in _made_under(record).items())
+
+
+def group(records: Iterable[RunRecord]) -> list[Group]:
+    """Split records into tables. The teacher and untrained rows join every table that they fit; failed ones too."""
+    every = list(records)
+    groups: list[Group] = []
+    for scored in _distinct(_scored_under(record) for record in every):
+        here = [record for record in every if _scored_under(record) == scored]
+        worked = [record for record in here if record.status == "success"]
+        failed = [record for record in here if record.status != "success"]
+        for measured in _distinct(_measured_under(record) for record in worked) or [{}]:
+            alike = [record for record in worked if _measured_under(record) == measured]
+            members = [*alike, *failed]
+            made = _distinct(_made_under(record) for record in members if record.trains)
+            made = made or _distinct(_made_under(record) for record in members if record.method != TEACHER) or [{}]
+            groups += [_group([r for r in members if _fits(r, one)], {**scored, **measured, **one}) for one in made]
+    return sorted(groups, key=lambda one: sorted(one.shared.items()))
+
+
+def _distinct(conditions: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return list({digest_of(one): one for one in conditions}.values())
+
+
+def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
+    """Keep the newest record of each row and seed; one that succeeded before one that did not."""
+    newest: dict[tuple[str, int | None], RunRecord] = {}
+    for record in sorted(records, key=lambda r: (r.status == "success", r.created, r.key)):
+        newest[record.label, record.seed] = record
+    labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
+    rows = tuple(
+        Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels
+    )
+    sample = next((record for record in newest.values() if record.status == "success"), None)
+    tasks = tuple(score.task for score in sample.scores) if sample else ()
+    return Group(shared, rows, tasks, len(records) - len(newest))
+
+
+def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
+    return pair[0][0], pair[0][1] or 0
+
+
+def block_of(row: Row) -> str:
+    """Return the block of a table that a row stands in: teacher, its family, or control."""
+    return TEACHER if row.first.method == TEACHER else "control" if row.first.is_control else row.first.family
+
+
+def ordered(found: Group) -> list[Row]:
+    """Teachers, then families of methods with the best row's family first, then controls; within each by mean score, best first."""
+
+    def score(row: Row) -> float:
+        values = [-score.value if score.lower_is_better else score.value for task in found.tasks for score in row.scores(task)]
+        return -fmean(values) if values else float("inf")
+
+    best: dict[str, float] = {}
+    for row in found.rows:
+        best[block_of(row)] = min(score(row), best.get(block_of(row), float("inf")))
+    ends = {TEACHER: 0, "control": 2}
+
+    def place(row: Row) -> tuple[int, float, str, bool, float, str]:
+        block = block_of(row)
+        return ends.get(block, 1), best[block], block, row.label != TEACHER, score(row), row.label
+
+    return sorted(found.rows, key=place)
+
+
+def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
+    """Compare two rows on a task, on the same items: score intervals of one run against one, Student's t over runs and items otherwise."""
+    ours, theirs = student.scores(task), reference.scores(task)
+    if why := next((score.unpaired for score in [*ours, *theirs] if score.unpaired), ""):
+        return Interval(None, reason=why)
+    if student is reference and ours and not (ratio and (chance or ours[0].signed)):
+        return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
+    if not ours or not theirs:
+        return Interval(None, reason="not scored")
+    if len({score.items_digest for score in [*ours, *theirs]}) > 1:
+        return Interval(None, reason="scored on different items")
+    runs = paired_numbers(student, reference, task)
+    if not runs.left or not runs.right:
+        return Interval(None, reason="no outcomes")
+    if runs.single and all(score.hit_or_miss for score in [*ours, *theirs]):
+        counts = stats.pairs(*(next(iter(row.by_seed(task).values())) for row in (reference, student)))
+        found = stats.difference(counts) if not ratio else stats.retention(counts)
+        found = stats.retention_above_chance(counts, chance) if ratio and chance else found
+    elif ratio and ours[0].signed:
+        return Interval(None, reason=f"{ours[0].metric} may be below zero, and a ratio of two says nothing; see the difference")
+    elif ratio:
+        found = tests_of(ours[0]).ratio(runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together)
+    else:
+        found = tests_of(ours[0]).difference(runs.left, runs.right, ours[0].parts, paired=runs.together)
+    if student is reference and found.value is not None:
+        return Interval(1.0, 1.0, 1.0)
+    nothing_below = ratio and not chance and all(score.unit == "share" for score in [*ours, *theirs])  # no share is negative
+    return replace(found, low=max(0.0, found.low)) if nothing_below and found.low is not None else found
+
+
+class Runs(NamedTuple):
+    """What is compared with what: the numbers of both rows' items, run by run."""
+
+    left: list[Values]
+    right: list[Values]
+    together: bool  # runs of one position are one training: one row was made from the other
+
+    @property
+    def single(self) -> bool:
+        """Tell whether one run stands against one."""
+        return len(self.left) == len(self.right) == 1
+
+
+def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str]]:
+    """Return both rows' outcomes, run by run."""
+    left, right, _ = _runs(student, student.by_seed(task), reference, reference.by_seed(task))
+    return left, right
+
+
+def paired_numbers(student: Row, reference: Row, task: str) -> Runs:
+    """Return the numbers of both rows' items, run by run."""
+    return Runs(*_runs(student, student.numbers(task), reference, reference.numbers(task)))
+
+
+def _runs(
+    student: Row, left: Mapping[int | None, _Run], reference: Row, right: Mapping[int | None, _Run]
+) -> tuple[list[_Run], list[_Run], bool]:  # fmt: skip
+    """Return all runs of both rows; of rows of which one was made from the other's students those of the seeds that they share.
+
+    Equal seeds alone make no pairs: two methods draw their trainings each for itself.
+    """
+    shared = sorted(set(left) & set(right), key=str)
+    if len(shared) > 1 and _made_from(student.label, reference.label):
+        return [left[seed] for seed in shared], [right[seed] for seed in shared], True
+    return list(left.values()), list(right.values()), False
+
+
+def _made_from(one: str, other: str) -> bool:
+    """Tell whether one row's students are the other's with a further stage."""
+    return one.startswith(f"{other}+") or other.startswith(f"{one}+")
+
+
+def keeps(row: Row, reference: Row, task: str, margin: float, *, points: bool = False, chance: float = 0.0) -> tuple[float, float]:
+    """Test whether a row keeps `margin` of what a reference has above `chance` (or, `points`, all but `margin`) on the same items.
+
+    Returns the one-sided (p of "it does not", p of "it does"): the same test for tables and gate. Of figures that are better when lower,
+    at most 1 / `margin` of the reference's.
+    """
+    score = row.scores(task)[0]
+    if score.kind == "perplexity":
+        return stats.ratio_keeps(times_of(row, reference, task), 1 / margin)
+    runs = paired_numbers(row, reference, task)
+    if runs.single and all(one.hit_or_miss for one in [*row.scores(task), *reference.scores(task)]):
+        return stats.keeps(*paired(row, reference, task), margin, points=points, chance=chance)
+    p: tuple[float, float] = tests_of(score).keeps(
+        runs.left, runs.right, margin, score.parts, points=points, lower=score.lower_is_better, chance=chance, paired=runs.together
+    )  # fmt: skip
+    return p
+
+
+def unequal(row: Row, other: Row, task: str) -> float | None:
+    """Return the two-sided p of "both rows score alike" on the same items; None where they cannot be compared."""
+    scores = [*row.scores(task), *other.scores(task)]
+    if not row.scores(task) or not other.scores(task) or len({score.items_digest for score in scores}) > 1:
+        return None
+    if any(score.unpaired for score in scores):
+        return None
+    if scores[0].kind == "perplexity":
+        ratio = times_of(row, other, task)
+        return two_sided(math.log(ratio.value), ratio.sources) if ratio.value and ratio.sources and ratio.value < math.inf else None
+    runs = paired_numbers(row, other, task)
+    if runs.single and all(score.hit_or_miss for score in scores):
+        left, right = paired(row, other, task)
+        return stats.unequal(left, right)
+    if not runs.left or not runs.right:
+        return None
+    p: float = tests_of(scores[0]).unequal(runs.left, runs.right, scores[0].parts, paired=runs.together)
+    return p
+
+
+def lower_is_better(row: Row, task: str) -> bool:
+    """Tell whether smaller figures of a task are the better ones."""
+    return any(score.lower_is_better for score in row.scores(task))
+
+
+def times_of(row: Row, reference: Row, task: str) -> Interval:
+    """Return a row's figure over a reference's where lower is better: below 1 is better."""
+    scores = [*row.scores(task), *reference.scores(task)]
+    if why := next((score.unpaired for score in scores if score.unpaired), ""):
+        return Interval(None, reason=why)
+    if scores[0].kind != "perplexity":
+        return compare(row, reference, task, ratio=True)
+    ours, theirs = ([score.totals for score in _of_trainings(one, task)] for one in (row, reference))
+    return of_documents(ours, theirs, scores[0])
+
+
+def _of_trainings(row: Row, task: str) -> list[TaskScore]:
+    return [score for record in row.trainings if (score := record.score(task)) is not None]
+
+
+def of_documents(ours: Sequence[means.Documents], theirs: Sequence[means.Documents], score: TaskScore) -> Interval:
+    """Return a perplexity over another's on the same documents, run by run; of bits per byte the ratio of the bits."""
+    return means.ratio_of_documents(ours, theirs, bits=score.metric == BITS)
+
+
+def conditions_of(record: RunRecord) -> dict[str, str]:
+    """Return everything that rows of one table share, of one record that succeeded."""
+    return {**_scored_under(record), **_measured_under(record)}
+
+
+def by_chance(found: Group, task: str) -> bool:
+    """Tell whether a task with right answers was scored and its teacher is at chance there: no retention means anything."""
+    scores = found.teacher.scores(task) if found.teacher else []
+    return bool(scores) and scores[0].retains and not means_something(found, task)
+
+
+def means_something(found: Group, task: str) -> bool:
+    """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
+    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.retains]
+    return any(score.value - 1.96 * _error_of(score) > (max(score.chance, 0.05) if score.unit == "share" else 0) for score in scores)
+
+
+def _error_of(score: TaskScore) -> float:
+    """Return a figure's standard error, of hits and misses from the items themselves."""
+    return math.sqrt(score.value * (1 - score.value) / score.n) if score.hit_or_miss else score.stderr or 0.0
+
+
+def leaders(found: Group, task: str) -> frozenset[str]:
+    """Return the labels of the best row that is no control, and of all that are not significantly worse on the same items.
+
+    One-sided tests against the best row (exact McNemar of one run each, else Student's t), Holm's adjustment over the rows, alpha .05.
+    Nothing is best where there is no choice (fewer than two rows), no difference that counts (a teacher at chance), or where a row was
+    trained once: of its method nothing is known.
+    """
+    rows = [row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)]
+    unknown = by_chance(found, task) or any(row.trained_once or score.unpaired for row in rows for score in row.scores(task))
+    if len(rows) < 2 or unknown:
+        return frozenset()
+    sign = -1 if lower_is_better(rows[0], task) else 1
+    best = max(rows, key=lambda row: (sign * fmean(score.value for score in row.scores(task)), row.label))
+    digest = best.scores(task)[0].items_digest
+    others = [row for row in rows if row is not best and all(score.items_digest == digest for score in row.scores(task))]
+    adjusted = stats.holm([_worse(row, best, task) for row in others])
+    return frozenset([best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA)])
+
+
+def _worse(row: Row, best: Row, task: str) -> float:
+    """Return the one-sided p of "the row is no worse than the best one"."""
+    scores = [*row.scores(task), *best.scores(task)]
+    if scores[0].kind == "perplexity":
+        ratio = times_of(row, best, task)
+        return one_sided(math.log(ratio.value), ratio.sources) if ratio.value and ratio.sources and ratio.value < math.inf else 1.0
+    runs = paired_numbers(row, best, task)
+    if runs.single and all(score.hit_or_miss for score in scores):
+        return stats.worse(*paired(row, best, task))
+    p: float = tests_of(scores[0]).worse(
+        runs.left, runs.right, scores[0].parts, lower=scores[0].lower_is_better, paired=runs.together
+    )  # fmt: skip
+    return p

@@ -1,0 +1,1 @@
+"""The command `harness`: options in, exit code out. No torch until a command computes."""

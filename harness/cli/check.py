@@ -1,0 +1,353 @@
+"""The commands that judge and hand on: `harness check`, `harness baseline`, `harness export`. No torch.
+
+Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.cli.options import HELP, Command, Group, refuse_doubles
+from harness.errors import HarnessError, unknown
+from harness.escape import clean
+from harness.files.places import check_file, check_folder
+
+if TYPE_CHECKING:
+    from harness.records.record import Measurement, RunRecord
+
+baseline_app = typer.Typer(
+    name="baseline", no_args_is_help=True, add_completion=False, rich_markup_mode=None, cls=Group, context_settings=HELP,
+    help="Freeze accepted rows item by item, show what is frozen, and what changed.",
+)  # fmt: skip
+
+Records = Annotated[Path, typer.Argument(help="A run file, a store, a study or a folder of records.")]
+Margin = Annotated[
+    str | None,
+    typer.Option(
+        help="Share of the teacher's score that must be kept: 0.95 (of choices: of what the teacher has above chance); "
+        "or what may be lost: 2points.",
+        show_default=False,
+    ),
+]
+Rows = Annotated[list[str] | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
+
+
+def parse_margin(text: str | None) -> tuple[float | None, bool]:
+    """Read `0.95` or `95%` as a share to keep, `2points` as points that may be lost; (None, False) of None."""
+    if text is None:
+        return None, False
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|points?|pp|pt)?\s*", text)
+    value, unit = (float(match[1]), match[2] or "") if match else (-1.0, "")
+    points = unit not in ("", "%")
+    share = value / 100 if unit else value
+    if match and not points and share == 1:
+        raise HarnessError(
+            f"--margin {text}: that a student keeps all of it can be shown by no number of items, unless it is better than its teacher; "
+            "say how much less would do: 0.95, 95% or 2points"
+        )
+    if not 0 < share < 1 or (unit == "%" and value < 1):
+        near = f" ({value:g}%?)" if match and not unit and 1 < value < 100 else f" ({value:g}?)" if unit == "%" and 0 < value < 1 else ""
+        raise HarnessError(
+            f"--margin {text}: give the share that must be kept, between 0 and 1 (0.95 or 95%){near}, or what may be lost (2points)"
+        )
+    return share, points
+
+
+def parse_task_weights(text: str | None) -> str | tuple[tuple[str, float], ...]:
+    """Read `items`, `tasks` or `mmlu=2,gsm8k=1`: how tasks count in the pooled decision; `items` of None."""
+    if text is None or text.strip() in ("items", "tasks"):
+        return (text or "items").strip()
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not equals or not name or not 0 < weight < math.inf or name in weights:
+            raise HarnessError(
+                f"--task-weights {text}: give items, tasks, or a weight above 0 for each task once (mmlu=2,gsm8k=1), not {part.strip()!r}"
+            )
+        weights[name] = weight
+    return tuple(weights.items())
+
+
+def parse_decide(text: str | None) -> Literal["tasks", "pooled"]:
+    """Read `tasks` or `pooled`; `tasks` of None."""
+    if text in (None, "tasks"):
+        return "tasks"
+    if text == "pooled":
+        return "pooled"
+    raise HarnessError(f"--decide {text}: give tasks, or pooled (a pool that passed settles what single tasks cannot tell)")
+
+
+def _percent_of(name: str, value: float) -> float:
+    """Read an option that is given in points."""
+    if not (0 if name == "tolerance" else 1e-9) <= value <= 100:
+        raise HarnessError(f"--{name} {value:g}: give points between 0 and 100")
+    return value / 100
+
+
+def check(
+    place: Records = Path("results/runs"),
+    baseline: Annotated[Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")] = None,
+    margin: Margin = None,
+    rows: Rows = None,
+    decide: Annotated[
+        str,
+        typer.Option(help="tasks: each must pass; pooled: a row's pooled items, where they pass, settle what a single task cannot."),
+    ] = "tasks",
+    task_weights: Annotated[
+        str, typer.Option(help="Of the pooled decision: items (each counts alike), tasks (each counts alike), or mmlu=2,gsm8k=1.")
+    ] = "items",
+    alpha: Annotated[float, typer.Option(help="Of the claim against the teacher, one-sided; Holm over rows, tasks and pools.")] = 0.05,
+    frozen_alpha: Annotated[
+        float, typer.Option(help="Of the comparison with the frozen items, one-sided; Holm over rows, tasks and pools.")
+    ] = 0.01,
+    tolerance: Annotated[float, typer.Option(help="Points: a smaller drop against the frozen score is a warning at most.")] = 2.0,
+    detect: Annotated[float, typer.Option(help="Points: a drop that the items must be able to show, else: cannot tell.")] = 5.0,
+    exact: Annotated[bool, typer.Option("--exact", help="Any flipped item is a regression, on the frozen machine and versions.")] = False,
+    faster: Annotated[float | None, typer.Option(help="Decode speed over the teacher's, by turns, that must be reached.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="File of `harness measure OLD NEW`: NEW may not be slower by more than --slower.")
+    ] = None,
+    slower: Annotated[float, typer.Option(help="Slowdown that is tolerated.")] = 1.05,
+    json_to: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the verdict as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Append Markdown here. [default: $GITHUB_STEP_SUMMARY where it is set]")] = None,
+    annotate: Annotated[
+        bool | None,
+        typer.Option("--annotate/--no-annotate", help="Print annotations for GitHub's log. [default: where GITHUB_ACTIONS is set]"),
+    ] = None,
+) -> int:
+    """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2 your mistake."""
+    from harness.gate import check as gate_check
+    from harness.gate import output
+    from harness.planning.config import listed
+    from harness.records.baseline import read_baseline, rules_of
+
+    for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
+        if not 0 < value < 0.5:
+            raise HarnessError(f"--{name} {value:g}: give a share between 0 and 0.5, such as 0.05")
+    _refuse_thresholds(faster, slower)
+    summary = markdown or (Path(found) if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
+    for flag, path in (("--json", json_to), ("--junit", junit), ("--markdown", summary)):
+        if path is not None:
+            check_file(path, flag)
+    refuse_doubles("--rows", listed(rows) or ())
+    share, points = parse_margin(margin)
+    rules = gate_check.Rules(
+        margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=_percent_of("tolerance", tolerance),
+        detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(listed(rows) or ()),
+        task_weights=parse_task_weights(task_weights), decide=parse_decide(decide),
+    )  # fmt: skip
+    frozen = read_baseline(baseline) if baseline else None
+    rules = rules_of(frozen, rules)
+    records = records_of(place)
+    checked = gate_check.check(records, rules, frozen, measured=_measured(measured) if measured else ())
+    typer.echo(output.text(checked))
+    for path, form, mode in ((json_to, output.as_json, "w"), (junit, output.junit, "w"), (summary, output.markdown, "a")):
+        if path:
+            _written(path, form(checked), mode)
+    if annotate or (annotate is None and os.environ.get("GITHUB_ACTIONS") == "true"):
+        for line in output.annotations(checked):
+            typer.echo(line)
+    return checked.exit_code
+
+
+def _refuse_thresholds(faster: float | None, slower: float) -> None:
+    """Refuse speeds that no measurement could reach or miss."""
+    if faster is not None and faster <= 0:
+        raise HarnessError(f"--faster {faster:g}: give a ratio of speeds above 0, such as 1.5")
+    if slower < 1:
+        raise HarnessError(f"--slower {slower:g}: give what is tolerated, 1 or more (1.05: five per cent slower)")
+
+
+def _written(path: Path, text: str, mode: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+    except OSError as problem:
+        raise HarnessError(f"cannot write {path} ({problem.strerror}); give another file") from problem
+
+
+def records_of(place: Path) -> "list[RunRecord]":
+    """Read the records of a place, of a store those of its newest run.
+
+    A file that is no whole record, a run that lacks cells, and two records of one row and seed are mistakes: a check passes over nothing.
+    """
+    from harness.records.store import newest_run, read_all, twice
+
+    place = newest_run(place)
+    records, problems = read_all(place)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise HarnessError(f"{problems[0]}{more}")
+    if double := twice(records):
+        raise HarnessError(f"{place}: two records of {double}; name one run's file (results/runs/runs/NAME.json)")
+    return records
+
+
+def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
+    """Read the file of `harness measure`: the models after the first, by name."""
+    from pydantic import ValidationError
+
+    from harness.files.untrusted import read_object
+    from harness.records.consistency import READING, what_is_wrong
+    from harness.records.record import Measurement
+
+    try:
+        models = read_object(path)["models"]
+        found = [
+            (str(one["name"]), [Measurement.model_validate(each, context=READING) for each in one["measurements"]]) for one in models[1:]
+        ]
+    except ValidationError as problem:
+        raise HarnessError(f"--measured {path}: {what_is_wrong(problem)}; type: harness measure OLD NEW") from problem
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise HarnessError(f"--measured {path}: not a file of harness measure ({problem}); type: harness measure OLD NEW") from problem
+    if not found:
+        raise HarnessError(f"--measured {path}: no model stands beside the first; type: harness measure OLD NEW")
+    return [*found]
+
+
+@baseline_app.command("update", cls=Command)
+def baseline_update(
+    place: Records = Path("results/runs"),
+    baseline: Annotated[Path, typer.Option(help="The file that is written.")] = Path("results/baselines/baseline.json"),
+    reason: Annotated[str, typer.Option(help="Why it moves, in a few words; kept in the file.")] = "",
+    rows: Annotated[list[str] | None, typer.Option(help="Move only these rows (and the teacher's). [default: all of the records]")] = None,
+    margin: Margin = None,
+    accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")] = False,
+    own_margin: Annotated[bool, typer.Option("--own-margin", help="Freeze rows that do not keep the margin with what they keep.")] = False,
+) -> int:
+    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in small steps, and margins not met."""
+    from harness.gate.baseline_shown import difference, family_of, reach, reach_shown
+    from harness.gate.rules import Rules
+    from harness.gate.update import update
+    from harness.planning.config import listed
+
+    check_file(baseline, "--baseline")
+    refuse_doubles("--rows", listed(rows) or ())
+    share, points = parse_margin(margin)
+    rules, records = Rules(margin=share, points=points), records_of(place)
+    moved = update(
+        baseline, records, reason=reason, rules=rules, rows=listed(rows) or (), accept=accept, drop=drop, own_margin=own_margin
+    )  # fmt: skip
+    _echo(difference(moved.old, moved.made))
+    if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
+        tests = f"Holm over {family_of(moved.made)} tests"
+        typer.echo(f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, {tests}):")
+        _echo(shown)
+    for note in moved.notes:
+        typer.echo(f"note: {note}")
+    if moved.made.history[-1].commit is None:
+        typer.echo("note: these records name no commit (an installed package); the file cannot say which code it is of")
+    typer.echo(f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
+    return 0
+
+
+@baseline_app.command("show", cls=Command)
+def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
+    """Show what is frozen, and why it moved when."""
+    from harness.gate.baseline_shown import margin_shown, rows_shown
+    from harness.records.baseline import read_baseline
+
+    found = read_baseline(baseline)
+    _echo(rows_shown(found))
+    typer.echo(f"margin: {'none' if found.margin is None else margin_shown(found)}")
+    for change in found.history:
+        accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
+        anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
+        typer.echo(clean(f"{change.date} {(change.commit or '-')[:12]}: {change.reason} ({', '.join(change.rows)}){accepted}{anew}"))
+    return 0
+
+
+@baseline_app.command("diff", cls=Command)
+def baseline_diff(
+    baseline: Annotated[Path, typer.Argument(help="A baseline.")],
+    other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
+) -> int:
+    """Show what changed from a baseline to another one, or to records: scores, items lost and won, bytes."""
+    from harness.files.untrusted import text_of
+    from harness.gate.baseline_shown import difference
+    from harness.records.baseline import Baseline, freeze, read_baseline
+
+    old = read_baseline(baseline)
+    if other.is_file() and '"baseline"' in text_of(other)[:400]:
+        new = read_baseline(other)
+    else:
+        records = [one for one in records_of(other) if one.status == "success"]
+        new = Baseline(history=(), rows=tuple(freeze(one) for one in records))
+    _echo(difference(old, new))
+    return 0
+
+
+def _echo(lines: Sequence[dict[str, str]]) -> None:
+    from tabulate import tabulate
+
+    rows = [[clean(cell) for cell in line.values()] for line in lines]
+    typer.echo(tabulate(rows, headers=list(lines[0]) if lines else [], tablefmt="plain", disable_numparse=True))
+
+
+def verify(
+    place: Annotated[Path, typer.Argument(help="A record, a cell's folder, or what report takes: each record is checked.")],
+    score: Annotated[bool, typer.Option("--score", help="Ask the model every question again, on this machine.")] = False,
+) -> int:
+    """Check records against what stands beside them: digests, items, weights; exit code 1 and the first difference where one differs."""
+    from harness.records.store import record_files
+    from harness.running.verify import verify as checked
+
+    own = place / "record.json"
+    paths, problems = ([own], []) if own.is_file() else record_files(place)
+    found = [checked(path, score=score) for path in paths]
+    for one in found:
+        typer.echo(str(one))
+    for line in problems:
+        typer.echo(line, err=True)
+    differing = sum(bool(one.difference) for one in found)
+    typer.echo(f"{len(found)} records, {differing} differ")
+    return 1 if differing or problems else 0
+
+
+class Form(StrEnum):
+    """Where records can be handed on to."""
+
+    lm_eval = "lm-eval"
+    datasets = "datasets"
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+def export(
+    form: Annotated[Form, typer.Argument(help="lm-eval: its result files; datasets: per-item rows; or a tracker that is installed.")],
+    place: Records = Path("results/runs"),
+    out: Annotated[Path, typer.Option(help="Where files are written.")] = Path("results/exported"),
+    project: Annotated[str, typer.Option(help="Project or experiment of a tracker.")] = "compression-harness",
+) -> int:
+    """Hand records on: lm-eval's result JSON, a `datasets` folder of items, or runs of MLflow, W&B or trackio."""
+    from harness.records import export as handing
+    from harness.records.samples import evidence_of
+
+    check_folder(out, "--out")
+    records = [one for one in records_of(place) if one.status == "success"]
+    if not records:
+        raise HarnessError(f"{place}: no record that succeeded; type: harness run")
+    if form is Form.lm_eval:
+        written = list(map(str, handing.to_lm_eval(records, out)))
+    elif form is Form.datasets:
+        written = list(map(str, handing.to_datasets(records, evidence_of(place, records), out)))
+    elif form in (Form.mlflow, Form.wandb, Form.trackio):
+        written = handing.to_tracker(form.value, records, project=project)
+    else:
+        raise unknown("form", str(form), [one.value for one in Form])
+    typer.echo(f"written: {', '.join(written)}")
+    return 0

@@ -1,0 +1,122 @@
+"""What every command's options have in common: nothing empty, no number that is none, `-h`, `--version`. No torch."""
+
+import math
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from harness.errors import HarnessError
+
+# typer brings its own click in some versions and takes the installed one in others: contexts and parameters are typed Any here.
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def version_line() -> str:
+    """Return the version as `--version` prints it."""
+    from harness.records.record import SCHEMA
+
+    try:
+        number = metadata.version("compression-harness")
+    except metadata.PackageNotFoundError:
+        number = "(not installed)"
+    return f"compression-harness {number}, records of schema {SCHEMA}, Python {platform.python_version()}"
+
+
+class Command(TyperCommand):
+    """A command that refuses empty values and numbers that are none before it does anything."""
+
+    may_be_empty: frozenset[str] = frozenset()  # parameters of which "" is a value
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a number."""
+        _say_version(ctx, args)
+        written = list(args)
+        rest = super().parse_args(ctx, args)
+        given, _, _ = self.make_parser(ctx).parse_args(args=written)
+        for parameter in self.params:
+            if parameter.name not in self.may_be_empty:
+                _refuse_empty(parameter, given.get(parameter.name or ""))
+            _refuse_no_number(parameter, ctx.params.get(parameter.name or ""))
+        return rest
+
+
+class ConfigCommand(Command):
+    """A command whose options are the fields of `RunConfig`, beside its own; `context.obj` holds the values that were typed.
+
+    They are made when the command is typed or looked into: the help of all commands does not wait for them.
+    """
+
+    _params: list[Any]
+    _whole: bool
+
+    @property
+    def params(self) -> list[Any]:
+        """The command's arguments, the configuration's fields, the command's own options."""
+        if not self._whole:
+            from harness.cli.run_options import parameters_of
+            from harness.planning import config
+            from harness.planning.fields import settings_of
+
+            fields = settings_of(config.RunConfig)
+            self.may_be_empty = frozenset(name for name, one in fields.items() if one.spelling.may_be_empty)
+            place = sum(one.param_type_name == "argument" for one in self._params)
+            self._params[place:place] = parameters_of(config.RunConfig)
+            self._whole = True
+        return self._params  # always the same list: click puts its help option there and takes it again
+
+    @params.setter
+    def params(self, own: list[Any]) -> None:
+        self._params, self._whole = own, False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; the configuration's go to `context.obj` as values. Raises `HarnessError` for what is no value."""
+        from harness.cli.run_options import values_of
+        from harness.planning import config
+
+        rest = super().parse_args(ctx, args)
+        ctx.obj = values_of(config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields})
+        return rest
+
+
+class Group(TyperGroup):
+    """The commands together: `harness --version` as each of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer `--version` before a command is looked for."""
+        _say_version(ctx, args[:1])
+        return super().parse_args(ctx, args)
+
+
+def _say_version(ctx: Any, args: Sequence[str]) -> None:
+    if "--version" in args:
+        typer.echo(version_line())
+        ctx.exit(0)
+
+
+def _name_of(parameter: Any) -> str:
+    """Return a parameter as it is typed: its long flag, or an argument's name."""
+    flag: str = max(parameter.opts, key=len)
+    return flag if parameter.param_type_name == "option" else flag.upper()
+
+
+def _refuse_empty(parameter: Any, value: Any) -> None:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
+        missing = ", so no method is asked for" if parameter.name == "methods" else ""
+        raise HarnessError(f"{_name_of(parameter)} is empty{missing}; leave it out for its default, or see --help for what it takes")
+
+
+def _refuse_no_number(parameter: Any, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HarnessError(f"{_name_of(parameter)} {value:g}: give a finite number")
+
+
+def refuse_doubles(flag: str, names: Sequence[str], *, hint: str = "") -> None:
+    """Raise `HarnessError` where a list of names holds one twice."""
+    double = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if double is not None:
+        raise HarnessError(f"{flag}: {double} is named twice; name it once{hint}")

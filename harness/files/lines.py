@@ -1,0 +1,112 @@
+r"""JSON lines, read and written in one way: a line ends at `\n` alone, whatever other line breaks stand inside its texts. No torch.
+
+`str.splitlines` also cuts at U+0085, U+2028, U+2029 and form feeds, which JSON leaves unescaped inside a string.
+"""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import in_one_line
+from harness.files.untrusted import LINE, Unreadable, value_of_line
+from harness.models.checkpoint import write_whole
+
+_DIGITS = 16  # of a line's digest: against damage and edits, not against those who can compute one
+
+
+def lines_of(text: str) -> list[str]:
+    r"""Split at `\n` alone; a text that ends in one has no empty last line."""
+    parts = text.split("\n")
+    return parts[:-1] if parts[-1] == "" else parts
+
+
+def json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
+    """Yield the value of every line that is not blank; a name that ends in .gz is unpacked.
+
+    Raises `Unreadable`, a `ValueError`, for a line that is no JSON; with `torn` such lines are left out: what a killed process leaves.
+    """
+    for number, line in enumerate(_raw(path, torn=torn), 1):
+        if line.strip():
+            try:
+                yield value_of_line(line, f"{path}, line {number}")
+            except Unreadable:
+                if not torn:
+                    raise
+
+
+def _raw(path: Path, *, torn: bool) -> Iterator[bytes]:
+    r"""Yield the lines of a file, which end at `\n`; one that is longer than any of ours ends it before it is held."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            while line := stream.readline(LINE.bytes + 1):
+                if len(line) > LINE.bytes:
+                    raise Unreadable(f"{path}: a line of more than {LINE.bytes:,} bytes")
+                yield line
+    except (EOFError, OSError, zlib.error, Unreadable) as problem:
+        if not torn:
+            raise Unreadable(f"{path}: {in_one_line(problem)}") from problem
+
+
+def json_line(value: object) -> str:
+    r"""Return a value as one line with its `\n`; half of a surrogate pair, which no UTF-8 takes, is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    return text + "\n"
+
+
+def write_json_lines(path: Path, values: Iterable[object]) -> None:
+    """Write a value a line, the file whole or not at all."""
+    write_whole(path, "".join(map(json_line, values)))
+
+
+def signed(value: object) -> str:
+    r"""Return a value as one line that carries its own digest: a list ends in it, an object has it as `digest`."""
+    return json_line([*value, _digest(value)] if isinstance(value, list) else {**_object(value), "digest": _digest(value)})
+
+
+def checked(line: Any) -> Any:
+    """Return the value that `signed` wrote, without its digest. Raises `ValueError` for a line that has none, or another."""
+    if isinstance(line, dict):
+        value: Any = {name: part for name, part in line.items() if name != "digest"}
+        stated = line.get("digest")
+    else:
+        value, stated = (line[:-1], line[-1]) if isinstance(line, list) and line else (line, None)
+    if not isinstance(stated, str) or len(stated) != _DIGITS:
+        raise ValueError("it carries no digest")
+    if stated != _digest(value):
+        raise ValueError("its digest does not match")
+    return value
+
+
+def signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[str]]:
+    """Return the values of a file of signed lines, and what is wrong with every other line but a torn last one, as a kill leaves it.
+
+    A file that is written at once has no torn last line: with `whole` it is wrong, too. A file that is not there has no lines.
+    """
+    values: list[Any] = []
+    wrong: list[str] = []
+    data = path.read_bytes() if path.exists() else b""
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                values.append(checked(value_of_line(line, "it")))
+            except ValueError as problem:
+                wrong += [f"line {number}: {problem}"] if whole or number < len(lines) else []
+    return values, wrong
+
+
+def _object(value: object) -> dict[str, Any]:
+    assert isinstance(value, dict), "a signed line is a list or an object"
+    return value
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json_line(value).encode()).hexdigest()[:_DIGITS]

@@ -1,0 +1,1 @@
+"""The machine at work: processes, processors, memory, energy, load, GPU. torch only inside functions that ask a device."""

@@ -1,0 +1,169 @@
+"""The GPU of this machine: which one it is, whether torch can use it, and why not where it cannot. torch only inside functions.
+
+A planning process asks NVML first, since a CUDA context of its own would stand on the GPU for hours and be counted as another
+process in every timing. Where NVML's package is missing, torch is asked.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.errors import HarnessError
+from harness.machine.monitor import Nvml
+
+BF16_SINCE = (8, 0)  # compute capability of the first NVIDIA GPUs that multiply bf16 in hardware (Ampere)
+
+
+class Gpu(BaseModel):
+    """The GPU that a record was made on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str  # "NVIDIA H100 80GB HBM3"
+    driver: str  # of the system: "580.159.04"; "" where nothing says it
+    cuda: str  # of torch's build: "13.0", or "rocm 6.4"
+    capability: str = ""  # "9.0"; "" where nothing says it
+
+    def __str__(self) -> str:
+        driver = f", driver {self.driver}" if self.driver else ""
+        return f"{self.name}{driver}, {self.cuda if self.cuda.startswith('rocm') else f'CUDA {self.cuda}'}"
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """Return the GPU behind a device name, None for the CPU."""
+    return _first_gpu() if device.startswith("cuda") else None
+
+
+def device_label(device: str) -> str:
+    """Return the device's kind and, of a GPU, its name: what keys hold, so that an A100's work is not taken for an H100's."""
+    gpu = gpu_of(device)
+    return f"{device.partition(':')[0]} {gpu.name}" if gpu else device.partition(":")[0]
+
+
+@lru_cache(maxsize=1)
+def _first_gpu() -> Gpu:
+    import torch
+
+    library = Nvml.open()
+    told = library.identity() if library else {}
+    if not told.get("name"):
+        properties = torch.cuda.get_device_properties(0)
+        told = {"name": properties.name, "capability": f"{properties.major}.{properties.minor}", **told}
+    hip = getattr(torch.version, "hip", None)
+    return Gpu(
+        name=told["name"], driver=told.get("driver") or _driver_of_kernel(), cuda=f"rocm {hip}" if hip else str(torch.version.cuda),
+        capability=told.get("capability", ""),
+    )  # fmt: skip
+
+
+def _driver_of_kernel(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the version of the loaded NVIDIA kernel module, "" where none is."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    version = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)
+    return version[1] if version else ""
+
+
+def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None) -> str:
+    """Turn `auto` into cuda where torch can use a GPU, else into cpu; a GPU that is there and cannot be used is told to `say`.
+
+    Raises `HarnessError` with the reason where a GPU is asked for and cannot be used. torch is not imported where none can be.
+    """
+    signs = signs_of_gpu()
+    if asked == "cpu" or (asked == "auto" and not signs and sys.platform != "win32"):
+        return "cpu"
+    reason = why_unusable(signs)
+    if not reason:
+        return "cuda"
+    if asked == "cuda":
+        raise HarnessError(f"--device cuda: torch sees no GPU here: {reason}; mend that, or type --device cpu")
+    if signs:
+        say(f"running on the CPU, though a GPU is here ({signs[0]}): {reason} (--device cpu says that this is meant)")
+    return "cpu"
+
+
+def signs_of_gpu(root: Path = Path("/")) -> list[str]:
+    """Return the device files that say that a GPU is there: NVIDIA's (a Jetson's too), WSL's with its CUDA library, AMD's."""
+    signs = sorted(str(path) for pattern in ("nvidia[0-9]*", "nvhost-gpu") for path in (root / "dev").glob(pattern))
+    wsl = root / "dev/dxg"
+    if wsl.exists() and any((root / "usr/lib/wsl/lib").glob("libcuda.so*")):
+        signs.append(str(wsl))
+    amd = root / "dev/kfd"
+    return [*signs, str(amd)] if amd.exists() else signs
+
+
+def why_unusable(signs: Iterable[str] = ()) -> str:
+    """Return why torch cannot use a GPU here, "" where it can."""
+    import torch
+
+    built_for = "rocm" if getattr(torch.version, "hip", None) else "cuda" if torch.version.cuda else ""
+    if not built_for:
+        return (
+            f"torch {torch.__version__} is built for the CPU alone; install a build for your GPU (https://pytorch.org/get-started/locally)"
+        )
+    amd_alone = bool(signs) and all(sign.endswith("kfd") for sign in signs)
+    if amd_alone and built_for == "cuda":
+        return f"torch {torch.__version__} is built for CUDA and the GPU is AMD's; install torch's ROCm build"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides every GPU"
+    if not torch.cuda.is_available():
+        return _failure_to_start(torch)
+    return _missing_kernels(torch)
+
+
+def _failure_to_start(torch: Any) -> str:
+    """Return what torch itself says about a GPU that it cannot start: an old driver, no driver, a fault."""
+    reason = "it names no reason"
+    with contextlib.suppress(AttributeError):  # a build without these functions keeps the plain reason
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as problem:
+            reason = str(problem).strip().split(". ")[0].splitlines()[0] if str(problem).strip() else reason
+    driver = _driver_of_kernel()
+    return f"{reason.rstrip('.')} (torch {torch.__version__}{f', driver {driver}' if driver else ''})"
+
+
+def _missing_kernels(torch: Any) -> str:
+    """Return why torch's build has no kernels for this GPU, "" where it has: an old card, or one newer than the build."""
+    gpu = _first_gpu()
+    if gpu.cuda.startswith("rocm") or not gpu.capability:
+        return ""
+    built = [str(arch) for arch in torch.cuda.get_arch_list()]
+    if not built or any(_runs_on(arch, gpu.capability) for arch in built):
+        return ""
+    return f"torch {torch.__version__} has no kernels for {gpu.name} (capability {gpu.capability}; built for {' '.join(built)})"
+
+
+def _runs_on(arch: str, capability: str) -> bool:
+    """Tell whether code built for `sm_80` or `compute_90` runs on a capability: the same major version, or a later one by PTX."""
+    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch)
+    if not match:
+        return False
+    built, own = (int(match[2]), int(match[3])), tuple(int(part) for part in capability.split("."))
+    return own >= built and (match[1] == "compute" or own[0] == built[0])
+
+
+def default_dtype(device: str, *, say: Callable[[str], None] = lambda line: None) -> str:
+    """Return the dtype that `auto` stands for: bfloat16 on a GPU that multiplies it in hardware, else float32."""
+    gpu = gpu_of(device)
+    if gpu is None:
+        return "float32"
+    if not has_bf16(gpu):
+        say(f"{gpu.name} (capability {gpu.capability}) has no bf16 arithmetic: --dtype auto takes float32")
+        return "float32"
+    return "bfloat16"
+
+
+def has_bf16(gpu: Gpu) -> bool:
+    """Tell whether a GPU multiplies bf16 in hardware; AMD's and unknown ones count as such."""
+    if gpu.cuda.startswith("rocm") or not gpu.capability:
+        return True
+    return tuple(int(part) for part in gpu.capability.split(".")) >= BF16_SINCE

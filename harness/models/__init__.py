@@ -1,0 +1,1 @@
+"""Models on disk and in memory: names resolved, opened, shaped, packed, saved. torch inside functions, but for `packed`."""

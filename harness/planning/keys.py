@@ -1,0 +1,87 @@
+"""Keys of students and cells, by content: everything that can change a number, each part under its name. No torch.
+
+A key is a digest of its parts. They are kept beside what was made, so that a later run can say which of them is another one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from harness.contract import Task
+from harness.files.closure import OURS, Memo, code_of, own_code_of
+from harness.models.checkpoint import digest_of
+
+OPENS = (
+    "harness.models.language_model",
+    "harness.data.source",
+    "harness.models.rendering",
+)  # opens, cuts and saves models; finds training rows and shows them
+SCORES = ("harness.scoring.score", "harness.scoring.lm_eval_model", "harness.scoring.fidelity", "harness.models.rendering")
+MEASURES = ("harness.measuring.measure", "harness.measuring.worker")
+CELL = "harness.running.cell"  # how the others are called: its own file, without what it imports beside them
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code behind a run's students and scores, as digests by file."""
+
+    tasks: Mapping[str, Task]
+    _students: dict[tuple[type[Any], bool], dict[str, str]] = field(default_factory=dict)
+    _memo: Memo = field(default_factory=dict)
+
+    def of_scores(self, *, backend: str, measured: bool) -> dict[str, str]:
+        """Return what asks a model, grades, compares with the teacher and, where it is, times."""
+        modules = [*SCORES, *(MEASURES if measured else ()), *(("harness.scoring.vllm_backend",) if backend == "vllm" else ())]
+        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own_code_of(CELL)
+
+    def of_student(self, method: Any) -> dict[str, str]:
+        """Return what makes a student: its method, what opens and saves models and, where it reads items, the tasks'.
+
+        A grader counts only for methods that it chooses training text for, or of which nothing is known.
+        """
+        kind, grades = type(method), method.writes_traces or not _is_ours(method)
+        if (kind, grades) not in self._students:
+            files = code_of(kind, *OPENS, memo=self._memo)
+            if reads_items(method):
+                files |= code_of(*map(type, self.tasks.values()), without=() if grades else ("grade",), memo=self._memo)
+            self._students[kind, grades] = files
+        return self._students[kind, grades]
+
+
+def _is_ours(method: Any) -> bool:
+    return type(method).__module__.partition(".")[0] in OURS
+
+
+def reads_items(method: Any) -> bool:
+    """Tell whether a method's student may depend on the tasks' items: it trains, calibrates, or comes from elsewhere."""
+    return bool(method.trains or method.calibrates or not _is_ours(method))
+
+
+def of_items(tasks: Mapping[str, Task]) -> dict[str, object]:
+    """Return what makes the items of lm-eval's own tasks: its version, and the files that define them with the number of shots."""
+    definitions = {name: digest for name, task in tasks.items() if (digest := str(getattr(task, "definition", "")))}
+    return {"lm-eval": lm_eval_version(), "definitions": definitions} if definitions else {}
+
+
+def lm_eval_version() -> str:
+    """Return the version of lm-eval that builds the prompts, "" where it is not installed."""
+    try:
+        return metadata.version("lm-eval")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@dataclass(frozen=True)
+class KeyBook:
+    """Makes keys, and keeps what each was made of."""
+
+    asked: Mapping[str, object]  # what the user asked for, by name: cells that differ in it are other cells, not old ones
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def key(self, kind: str, label: str, seed: int | None, held: Mapping[str, object], *, students: tuple[str, ...] = ()) -> str:
+        """Return the key of everything in `held`; `students` are those that a cell scores, stage by stage."""
+        key = digest_of(kind, *students[-1:], held)
+        identity = digest_of(kind, label, seed, self.asked)[:24]
+        self.parts[key] = {"identity": identity, "kind": kind, "label": label, "seed": seed, "students": list(students), "held": dict(held)}
+        return key

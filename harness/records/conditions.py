@@ -1,0 +1,229 @@
+"""Under which conditions a row is made and scored: one object, made by the plan, held by the cell's job and by its record. No torch.
+
+Every field says in its own line whether two rows must agree in it before they are compared, and how tables and baselines write it.
+Whatever groups, compares or refuses rows reads that here: a new setting is a new field, and no list of names is kept elsewhere.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, JsonValue, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from harness.contract import Prompting
+from harness.records.consistency import Checks, Consistent, not_negative
+
+Rows = Literal["every row", "students", "trained rows"]  # which rows a condition says something about
+EVERY_ROW: tuple[Rows, ...] = ("every row",)
+Text = Callable[[Any], str | None]  # None: nothing to say
+
+
+class ModelReference(Consistent):
+    """Which model, by content."""
+
+    checks: ClassVar[Checks] = not_negative("parameters", "weight_bytes")
+
+    name: str
+    digest: str
+    parameters: int | None = None
+    weight_bytes: int | None = None
+    note: str = ""
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """How a baseline writes a condition; texts of one name follow each other."""
+
+    name: str
+    text: Text
+    always: bool = True  # else only where it is not at its default: baselines from before it hold rows to that
+
+
+@dataclass(frozen=True)
+class Same:
+    """Two rows are compared only where they agree in this field; `name` is what tables call it. Fields of one name are one condition."""
+
+    name: str
+    text: Text = str
+    of: Rows = "every row"
+    frozen: Frozen | None = None  # None: as tables do, where it is not at its default
+    in_baselines: bool = True
+
+
+@dataclass(frozen=True)
+class Free:
+    """Rows may differ in this field and be compared all the same; `why` says what makes that right."""
+
+    why: str
+
+
+def _names(models: tuple[ModelReference, ...]) -> str:
+    return " and ".join(model.name for model in models)
+
+
+def _digests(models: tuple[ModelReference, ...]) -> str:
+    return " ".join(model.digest for model in models)
+
+
+class _Declared(Consistent):
+    """A model whose every field says `Same` or `Free`; one that does not is refused when its class is made."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name, field in cls.model_fields.items():
+            if not any(isinstance(mark, (Same, Free)) for mark in field.metadata):
+                raise TypeError(f"{cls.__name__}.{name} says neither Same(...) nor Free(...): must two rows agree in it to be compared?")
+
+
+class Conditions(_Declared):
+    """What the plan fixes for a row."""
+
+    checks: ClassVar[Checks] = not_negative("budget_tokens", "budget_rows")
+
+    suites: Annotated[tuple[str, ...], Free("a task is asked in one way, whichever suite names it")]
+    teachers: Annotated[
+        tuple[ModelReference, ...],
+        Same("teacher", _names, in_baselines=False),  # a folder may be renamed
+        Same("teacher digest", _digests, frozen=Frozen("teacher", _digests)),
+    ]
+    tasks: Annotated[tuple[str, ...], Same("tasks", ", ".join, in_baselines=False)]  # name@version; a baseline holds them score by score
+    device: Annotated[str, Same("device", frozen=Frozen("device", str))]
+    dtype: Annotated[str, Same("dtype", frozen=Frozen("dtype", str))]
+    limit: Annotated[int | dict[str, int] | None, Free("a score says how many items it has, and their digest")] = None
+    limited: Annotated[  # scored on a sample of the items
+        bool,
+        Same("limited", lambda given: "a sample of the items" if given else "", frozen=Frozen("limited", lambda on: "yes" if on else "no")),
+    ] = False
+    chat: Annotated[  # prompts in the chat template
+        bool,
+        Same("prompts", lambda on: "chat template" if on else "", frozen=Frozen("prompts", lambda on: "chat " if on else "plain")),
+    ] = False
+    system: Annotated[
+        str | None,
+        Same("prompts", lambda text: f"system prompt {text!r}" if text else "", frozen=Frozen("prompts", lambda text: text or "")),
+    ] = None
+    student_recipe: Annotated[str, Same("student", of="students", frozen=Frozen("student", str))]
+    student_base: Annotated[  # what the recipe cuts, or what is trained as it is
+        ModelReference,
+        Same("student base", lambda base: base.digest, "students", Frozen("student base", lambda base: base.digest)),
+    ]
+    budget_tokens: Annotated[
+        int, Same("budget", lambda count: f"{count:,} seen tokens", "trained rows", Frozen("budget", lambda count: f"{count} tokens"))
+    ]
+    budget_rows: Annotated[
+        int, Same("budget", lambda count: f"{count:,} items", "trained rows", Frozen("budget", lambda count: f", {count} items"))
+    ]
+    tuned: Annotated[  # the learning rate was chosen on a held-out slice of the training rows
+        bool,
+        Same(
+            "budget", lambda on: "a learning rate of its own" if on else "", "trained rows", Frozen("tuned", lambda on: "yes", always=False)
+        ),
+    ] = False
+    teacher_weights: Annotated[  # of several teachers, where the user gave them
+        tuple[float, ...], Same("weights", lambda shares: "+".join(f"{share:.3g}" for share in shares), "trained rows")
+    ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limited(cls, given: Any) -> Any:
+        """A number of items makes a sample; records of schema 7 and before say only that it was one."""
+        return {**given, "limited": True} if isinstance(given, Mapping) and given.get("limit") else given
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks without their versions, in the same order."""
+        return tuple(task.partition("@")[0] for task in self.tasks)
+
+    @property
+    def prompting(self) -> Prompting:
+        """How prompts are shown."""
+        return Prompting(chat=self.chat, system=self.system)
+
+
+def shared_by(model: BaseModel, rows: Collection[Rows] = EVERY_ROW) -> dict[str, str]:
+    """Return what must be equal before two rows are compared, as tables write it, of the fields that say something about `rows`."""
+    texts: dict[str, list[str]] = {}
+    for value, same, _ in _comparable(model):
+        if same.of in rows and (text := same.text(value)) is not None:
+            texts.setdefault(same.name, []).append(text)
+    return {name: ", ".join(filter(None, parts)) for name, parts in texts.items()}
+
+
+def frozen_of(model: BaseModel, rows: Collection[Rows]) -> dict[str, str]:
+    """Return the same as a baseline writes it."""
+    texts: dict[str, str] = {}
+    for value, same, default in _comparable(model):
+        known = same.frozen or Frozen(same.name, same.text, always=False)
+        if same.of in rows and same.in_baselines and (known.always or value != default):
+            texts[known.name] = texts.get(known.name, "") + (known.text(value) or "")
+    return texts
+
+
+def first_difference(one: BaseModel, other: BaseModel) -> str:
+    """Name the first field in which two conditions differ, "" where they are the same."""
+    return next((name for name in type(one).model_fields if getattr(one, name) != getattr(other, name, None)), "")
+
+
+def _comparable(model: BaseModel) -> Iterator[tuple[Any, Same, Any]]:
+    """Yield value, mark and default of every field in which rows that are compared agree."""
+    for name, same, default in _marks(type(model)):
+        yield getattr(model, name), same, default
+
+
+@cache
+def _marks(model: type[BaseModel]) -> tuple[tuple[str, Same, Any], ...]:
+    """Return name, mark and default of these fields of a class: read once, for a report groups thousands of records."""
+    fields = model.model_fields.items()
+    return tuple((name, mark, field.get_default()) for name, field in fields for mark in field.metadata if isinstance(mark, Same))
+
+
+class UnderConditions(BaseModel):
+    """A model that holds its conditions. It is made from them, or from their fields among its own: files have them so, of every schema."""
+
+    holds: ClassVar[tuple[str, ...]] = ("conditions",)  # the fields that are parts, whose fields may stand among its own
+    conditions: Conditions
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        parted = cls._parted(given)
+        return {**parted.pop(""), **{name: part for name, part in parted.items() if name not in given}}
+
+    @classmethod
+    def _parted(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Part values into those of the parts, by the part's name, and under "" the rest."""
+        parts = {name: cls.model_fields[name].annotation for name in cls.holds if name not in given}
+        owner = {field: name for name, part in parts.items() if part is not None for field in part.model_fields}
+        parted: dict[str, dict[str, Any]] = {"": {}, **{name: {} for name in parts}}
+        for key, value in given.items():
+            parted["" if key in cls.model_fields else owner.get(key, "")][key] = value
+        return parted
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, those of its parts among them."""
+        parted = self._parted(update or {})
+        own = parted.pop("")
+        return super().model_copy(
+            update={**own, **{name: getattr(self, name).model_copy(update=part) for name, part in parted.items() if part}}, deep=deep
+        )
+
+    if not TYPE_CHECKING:  # our own code says `.conditions.device`; programs of users that read `record.device` go on
+
+        def __getattr__(self, name: str) -> Any:
+            held = (self.__dict__[part] for part in self.holds if part in self.__dict__)
+            part = next((part for part in held if name in type(part).model_fields), None)
+            return super().__getattr__(name) if part is None else getattr(part, name)
+
+
+class Flat(UnderConditions):
+    """A model that holds its conditions and is written with their fields among its own."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, JsonValue]:
+        written: dict[str, JsonValue] = handler(self)
+        held = self.conditions.model_dump(mode=info.mode)
+        return {key: value for name, one in written.items() for key, value in (held if name == "conditions" else {name: one}).items()}

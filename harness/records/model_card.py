@@ -1,0 +1,108 @@
+"""The model card beside a student's weights: what it was made from, how, what that took, and its scores as a `model-index`."""
+
+import json
+from pathlib import Path
+
+from harness.escape import markdown_text
+from harness.models.checkpoint import write_whole
+from harness.records import columns
+from harness.records.record import RunRecord, TaskScore
+
+_METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
+
+
+def write_card(folder: Path, record: RunRecord) -> Path:
+    """Write README.md into a student's folder; it is no part of the model's digest."""
+    path = folder / "README.md"
+    write_whole(path, card_of(record))
+    return path
+
+
+def card_of(record: RunRecord) -> str:
+    """Return the card's text: YAML in front, as the Hub reads it, then the same for people."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation", dataset_type=score.task, dataset_name=f"{score.task}@{score.version}", metric_type=_metric(score),
+            metric_value=round(score.value, 6), metric_name=score.primary or _metric(score),
+        )
+        for score in record.scores
+    ]  # fmt: skip
+    name = _name(record)
+    head = ModelCardData(
+        model_name=name, base_model=[_shown(_start(record))], library_name="transformers", pipeline_tag="text-generation",
+        tags=["compression-harness", record.method, record.family], eval_results=results or None,
+    )  # fmt: skip
+    return f"---\n{head.to_yaml()}\n---\n\n# {name}\n\n{_lineage(record)}\n\n{_scores(record)}\n\n{_settings(record)}\n"
+
+
+def _metric(score: TaskScore) -> str:
+    return score.metric or _METRICS[score.kind]
+
+
+def _name(record: RunRecord) -> str:
+    seed = f"-seed{record.seed}" if record.seed is not None else ""
+    return f"{_shown(_start(record))}-{markdown_text(record.label)}{seed}"
+
+
+def _start(record: RunRecord) -> str:
+    return record.conditions.teachers[0].name if _from_teacher(record) else record.conditions.student_base.name
+
+
+def _shown(name: str) -> str:
+    """Return a model's name without the folder it lies in: a card travels, a path does not."""
+    return markdown_text(Path(name).name if name.startswith(("/", "~", ".")) else name)
+
+
+def _lineage(record: RunRecord) -> str:
+    named = record.cost.notes.get("taught_by", [])
+    taught = [one for one in record.conditions.teachers if isinstance(named, list) and one.name in named]
+    teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
+    start = f"`{_shown(record.conditions.student_base.name)}` ({record.conditions.student_base.digest[:12]})"
+    how = f"as `{record.conditions.student_recipe}` of it" if ":" in record.conditions.student_recipe else "as it is"
+    if _from_teacher(record):
+        start, how = f"`{_shown(record.conditions.teachers[0].name)}` ({record.conditions.teachers[0].digest[:12]})", "as it is"
+    lines = [
+        f"Made by the method `{record.label}` from {start}, started {how}, taught by {teachers}.",
+        f"Weights, configuration and tokenizer have the digest `{record.student.digest if record.student else '-'}`.",
+    ]
+    if record.trains:
+        cost = record.cost
+        lines.append(
+            f"Training saw {cost.seen_tokens:,} tokens ({cost.trained_tokens:,} trained) in {cost.steps:,} steps, {cost.seconds:.0f} s on "
+            f"{record.conditions.device} ({_where(record)}), seed {record.seed}."
+        )
+    return " ".join(lines)
+
+
+def _where(record: RunRecord) -> str:
+    """Return the GPU, else the machine, that a record was made on."""
+    known = record.environment
+    return "-" if known is None else str(known.gpu) if known.gpu else known.machine
+
+
+def _from_teacher(record: RunRecord) -> bool:
+    """Tell whether the first stage changed the teacher's own weights; where that was not noted, what does not train started there."""
+    if record.starts_from:
+        return record.starts_from == "teacher"
+    return not (record.stages[0].cost.seen_tokens if record.stages else record.trains) and record.family != "control"
+
+
+def _scores(record: RunRecord) -> str:
+    headers = (columns.TASK.header, columns.SCORE.header, columns.ITEMS.header)
+    lines = [f"| {' | '.join(headers)} |", "|:--|--:|--:|"]
+    for score in record.scores:
+        shown = score.shown(score.value)
+        lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
+    told = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
+    if record.conditions.limited:
+        told += " A TRIAL on a sample of the items: not for quoting."
+    return "\n".join(lines) + f"\n\n{told} Compare it with its controls ({', '.join(record.controls) or 'none'}) before you quote it."
+
+
+def _settings(record: RunRecord) -> str:
+    notes = {key: value for key, value in record.cost.notes.items() if key != "terms"}
+    made = {"settings": record.settings, "counts": notes, "terms": record.cost.notes.get("terms", {})}
+    versions = record.environment.versions if record.environment else {}
+    return f"```json\n{json.dumps({**made, 'versions': versions}, indent=1)}\n```"

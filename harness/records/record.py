@@ -1,0 +1,399 @@
+"""The record of a cell: one schema-numbered JSON file that says everything about it; everything else is derived.
+
+Readers accept every older schema (`_MIGRATIONS`); a newer or foreign file is named and refused.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from harness.errors import OneLine
+from harness.files.untrusted import Unreadable, kind_of, read_json
+from harness.machine.gpu import Gpu, gpu_of
+from harness.models.checkpoint import digest_of, write_whole
+from harness.records import consistency
+from harness.records.conditions import Conditions, Flat, ModelReference, Same
+from harness.records.consistency import Checks, Consistent, not_negative
+
+SCHEMA = 8
+Status = Literal["success", "failed", "skipped"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Frozen(Consistent, BaseModel):
+    """What every part of a record is: frozen, of known fields, checked when it is read."""
+
+
+class TaskScore(_Frozen):
+    """The figure of one task with its per-item outcomes, in item order, for pairing.
+
+    An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part of a perplexity (`totals`), or it adds
+    to a figure that only all items together have (`statistics`); where even those are not known the figure is `unpaired`.
+    """
+
+    checks: ClassVar[Checks] = consistency.SCORE
+
+    task: str
+    version: str
+    kind: Literal["generate", "choose", "perplexity"]
+    primary: str  # the extractor (of a choice: the metric) that `value` is made from
+    chance: Share
+    n: int
+    value: float  # accuracy, another metric's figure, or a perplexity
+    stderr: float | None
+    outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
+    items_digest: str  # of doc, prompt (or conversation) and target hashes: equal digests may be paired
+    answers_digest: str  # of what was written or chosen: equal digests, not one answer differs
+    likelihoods_digest: str = ""  # of log-probabilities and positions to the last bit; "" where none are computed or known
+    values: dict[str, tuple[float, ...]] = {}  # extractor -> a number an item; empty where every item is hit or miss
+    parts: tuple[tuple[int, float], ...] = ()  # (items, weight of each one), in item order; empty: all items count alike
+    metric: str = ""  # lm-eval's name of the figure; "" in records of schema 6 and before
+    higher_is_better: bool = True  # of the figure; a perplexity's is known by its kind
+    unit: Literal["share", "number"] = "share"  # a share of 1 is shown in per cent
+    unpaired: str = ""  # why the figure cannot be compared item by item; "" where it can
+    form: str = (
+        ""  # how the figure follows from `statistics` (`harness/statistics/corpus.py`): f1, mcc, bleu ...; "" where it is a mean of items
+    )
+    statistics: tuple[str, ...] = ()  # what each item adds to such a figure, in item order: numbers by spaces
+    signed: bool = False  # the figure may be below zero, so that a ratio of two says nothing
+    groups: dict[str, float] = {}  # the figure by subject, or by number of steps
+    macro: float | None = None  # mean over the groups
+    chosen: dict[str, Share] = {}  # how often each choice's position was picked
+    invalid_share: Share
+    truncated_share: Share | None = None  # answers that ran into the longest length
+    tokens_per_answer: float | None = None
+    cut_prompts: int = 0  # requests that lost tokens on the left, longer than the context
+    totals: tuple[tuple[float, float], ...] = ()  # perplexity: (log-likelihood, words) of each document
+    seconds: float  # of computing; answers from the journal count with the seconds they took then
+    from_journal: int = 0  # requests that were not computed again
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Tell whether smaller figures are the better ones."""
+        return self.kind == "perplexity" or not self.higher_is_better
+
+    @property
+    def retains(self) -> bool:
+        """Tell whether a student's figure over its teacher's says how much was kept: larger is better, from zero on, and items pair."""
+        return not self.lower_is_better and not self.unpaired and not self.signed
+
+    @property
+    def hit_or_miss(self) -> bool:
+        """Tell whether every item is right or wrong and all count alike: what flips and McNemar's test are made for."""
+        return self.retains and self.primary in self.outcomes and self.primary not in self.values and not self.parts
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The value of every item; empty where items have none."""
+        return self.values.get(self.primary) or tuple(float(mark == "1") for mark in self.outcomes.get(self.primary, ""))
+
+    def shown(self, value: float) -> str:
+        """Write a figure of this task: a share in per cent, anything else as a number."""
+        return f"{100 * value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{value:.3f}"
+
+
+class Fidelity(_Frozen):
+    """How near a student's distributions are to its teacher's on one task: means over items, errors clustered by item."""
+
+    checks: ClassVar[Checks] = (*consistency.finite("kl"), *not_negative("items", "kl_stderr", "agreement_stderr"))
+
+    task: str
+    form: Literal["choices", "tokens"]
+    items: int
+    kl: float  # teacher || student, nats a question or a token
+    kl_stderr: float
+    agreement: Share  # same most likely choice or token
+    agreement_stderr: float
+
+
+class Measurement(_Frozen):
+    """One measured quantity with its raw values."""
+
+    checks: ClassVar[Checks] = consistency.MEASUREMENT
+
+    name: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    values: tuple[float, ...] = ()
+    condition: str = ""
+    low: float | None = None  # ends of the 95 % interval, where the value has one
+    high: float | None = None
+    remark: str = ""  # what makes it doubtful: a busy machine, a count that arithmetic contradicts
+
+
+class SharedCost(_Frozen):
+    """What a cached artefact of the teacher's took when it was made; every row that used it names the same key."""
+
+    checks: ClassVar[Checks] = not_negative("tokens", "seconds", "flops")
+
+    key: str
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+class Cost(_Frozen):
+    """What making the student took; the teacher's part apart."""
+
+    checks: ClassVar[Checks] = not_negative(
+        "seen_tokens", "trained_tokens", "steps", "seconds", "devices", "device_seconds", "flops", "teacher_tokens", "teacher_seconds",
+        "teacher_flops", "peak_bytes", "energy_joules",
+    )  # fmt: skip
+
+    seen_tokens: int = 0
+    trained_tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0  # wall time in the training loop, the teacher's forward passes in it
+    devices: int = 1
+    device_seconds: float = 0.0  # wall time x devices
+    flops: float = 0.0
+    teacher_tokens: int = 0  # read by the teacher for this row alone
+    teacher_seconds: float = 0.0  # within `seconds`
+    teacher_flops: float = 0.0
+    shared: tuple[SharedCost, ...] = ()  # the teacher's work that other rows may share
+    peak_bytes: int | None = None  # of the process through training: resident on a CPU (imports included), allocated on a GPU
+    energy_joules: float | None = None  # of the whole package or GPU while it trained; None where no counter can be read
+    energy_source: str = ""
+    notes: dict[str, JsonValue] = {}  # method's counts: rows kept, dropped and why
+
+    def __add__(self, later: "Cost") -> "Cost":
+        """Return what two stages of a chain took together: sums, the larger peak, energy where both were read."""
+        summed = ("seen_tokens", "trained_tokens", "steps", "seconds", "device_seconds", "flops", "teacher_tokens", "teacher_seconds",
+                  "teacher_flops")  # fmt: skip
+        both = [one.energy_joules for one in (self, later) if one.seconds]
+        peaks = [one.peak_bytes for one in (self, later) if one.peak_bytes is not None]
+        known = [joules for joules in both if joules is not None]
+        return Cost(
+            **{name: getattr(self, name) + getattr(later, name) for name in summed},
+            devices=max(self.devices, later.devices), shared=tuple({one.key: one for one in (*self.shared, *later.shared)}.values()),
+            peak_bytes=max(peaks, default=None), energy_joules=sum(known) if both and len(known) == len(both) else None,
+            energy_source=self.energy_source or later.energy_source, notes={**self.notes, **later.notes},
+        )  # fmt: skip
+
+
+class StageRecord(_Frozen):
+    """One stage of a chain: what it made, what that took, and what its own row scored."""
+
+    checks: ClassVar[Checks] = not_negative("weight_bytes")
+
+    label: str  # the chain up to here
+    method: str
+    key: str  # of the student, as chains share it
+    digest: str
+    weight_bytes: int
+    simulated: bool = False  # floats that stand for packed weights: its bytes say nothing
+    cost: Cost
+    scores: dict[str, float] = {}  # by task, from the stage's own row; empty where it has none
+
+
+class Environment(_Frozen):
+    """Where and with what a record was made."""
+
+    device: str
+    dtype: str
+    threads: Annotated[int, Same("threads")]
+    waiting: str = ""  # how threads waited at their barriers, active or passive; "" where nobody looked
+    cores_in_use: float | None = None  # by others, when the cell began; None where nobody looked
+    machine: Annotated[str, Same("machine")]
+    gpu: Annotated[Gpu | None, Same("gpu", lambda gpu: str(gpu) if gpu else None)] = None
+    platform: str
+    python: str
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+
+
+class RunRecord(Flat, _Frozen):
+    """One finished cell. Methods cannot set its fields; the harness does."""
+
+    checks: ClassVar[Checks] = consistency.RECORD
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+    kind: Literal["cell"] = "cell"
+    key: str
+    status: Status
+    reason: str = ""
+    trace: str = ""
+    label: str  # the row: "response[temperature=4]"
+    method: str
+    family: str
+    is_control: bool
+    controls: tuple[str, ...] = ()  # methods whose rows this one must be compared with
+    handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
+    trains: bool = False
+    starts_from: Literal["teacher", "student", ""] = ""  # what its first stage changed; "" of a teacher, and where it was not noted
+    settings: dict[str, JsonValue] = {}
+    conditions: Conditions  # under which it was made and scored; the tasks in the order of the scores
+    student: ModelReference | None = None
+    seed: int | None = None  # None where no draw was made
+    data_digest: str = ""
+    path: str  # the scoring path; rows of one table share it
+    scores: tuple[TaskScore, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    cost: Cost = Cost()  # of a chain: all its stages together
+    stages: tuple[StageRecord, ...] = ()  # of a chain
+    environment: Environment | None = None
+    created: str = ""  # UTC, ISO 8601
+    seconds: float = 0.0
+
+    def score(self, task: str) -> TaskScore | None:
+        """Return this record's score on a task, None where it has none."""
+        return next((score for score in self.scores if score.task == task), None)
+
+    @property
+    def is_starting_point(self) -> bool:
+        """Tell whether its student is what training starts from, as it is."""
+        if not self.starts_from:
+            return self.method in _STUDENTS_AS_THEY_ARE
+        return self.family == "control" and not self.trains and self.starts_from == "student"
+
+    def measured(self, name: str) -> Measurement | None:
+        """Return a measurement by name, None where it was not made."""
+        return next((one for one in self.measurements if one.name == name), None)
+
+
+_STUDENTS_AS_THEY_ARE = ("untouched",)  # methods of records from before `starts_from` was noted
+_SIGNED = 6  # the first schema whose files hold their own digest
+_MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
+    1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
+    2: lambda old: {**old, "schema": 3},  # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
+    3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
+    4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
+    5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
+    # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction, weights, why items cannot be paired, what
+    # they add to a figure of all of them
+    6: lambda old: {**old, "schema": 7},
+    7: lambda old: {**old, "schema": 8},  # 8 added a field with a default: how many items of each task a sample had
+}
+
+
+class BadRecord(OneLine):
+    """A file that is no record; the message names the file and what is wrong with it."""
+
+
+def read(path: Path) -> RunRecord:
+    """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer, edited, or at odds with itself."""
+    try:
+        data = read_json(path)
+    except Unreadable as problem:
+        raise BadRecord(f"{problem}; delete it and run again" if path.is_file() else str(problem)) from problem
+    if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
+        raise BadRecord(f"{path}: not a record of this harness (no schema number)")
+    stated, schema = data.pop("digest", None), data["schema"]
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        told = f"schema {schema}, this" if type(schema) is int else f"its schema is {kind_of(schema)}, not a number; this"
+        raise BadRecord(f"{path}: {told} version reads up to {SCHEMA}; upgrade compression-harness")
+    if wrong := _unsigned(data, schema) if stated is None else "" if stated == _digest(data) else "its digest differs":
+        raise BadRecord(f"{path}: edited after it was written ({wrong}); take it back from git, or run again")
+    while data["schema"] != SCHEMA:
+        data = _MIGRATIONS[data["schema"]](data)
+    try:
+        return RunRecord.model_validate(data, context=consistency.READING)
+    except ValidationError as problem:
+        way_out = consistency.WAY_OUT if consistency.is_contradiction(problem) else ""
+        raise BadRecord(f"{path}: {consistency.what_is_wrong(problem)}{way_out}") from problem
+
+
+_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")  # fields of scores
+_WITH_ITEMS = 7  # the schema that they came with
+
+
+def _unsigned(data: Mapping[str, Any], schema: int) -> str:
+    """Say why a record without a digest is none that was written so, "" where it is of a schema that had none."""
+    if schema >= _SIGNED:
+        return f"schema {schema} has a digest, and it has none"
+    listed = data.get("scores")
+    scores = [score for score in listed if isinstance(score, dict)] if isinstance(listed, list) else []
+    usual = {name: list(found) if isinstance(found := TaskScore.model_fields[name].default, tuple) else found for name in _LATER}
+    later = next((name for score in scores for name in _LATER if score.get(name, usual[name]) != usual[name]), "")
+    return f"it says schema {schema}, and {later} came with schema {_WITH_ITEMS}" if later else ""
+
+
+def write(path: Path, record: RunRecord) -> None:
+    """Write a record whole or not at all, with the digest of everything else in it."""
+    data = record.model_dump(mode="json", by_alias=True)
+    write_whole(path, json.dumps({**data, "digest": _digest(data)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _digest(data: Mapping[str, JsonValue]) -> str:
+    return digest_of(json.loads(json.dumps(data)))
+
+
+_PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def environment(*, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None) -> Environment:
+    """Describe this process's machine and versions. The machine is its kind, never its name."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit, dirty = _commit()
+    return Environment(
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        waiting=waiting,
+        cores_in_use=cores_in_use,
+        machine=machine(),
+        gpu=gpu_of(device),
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions,
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+# What decides how fast a product of matrices is, from the oldest to the newest: two processors of one name may differ in them.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
+
+
+def machine() -> str:
+    """Return the kind of machine, never its name: processor, its instruction sets that count, cores."""
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
+def processor() -> str:
+    """Return the kind of processor and its instruction sets that count; never a machine's name."""
+    known = processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")) if sys.platform == "linux" else ""
+    return known or platform.processor() or platform.machine()
+
+
+def processor_in(cpuinfo: str) -> str:
+    """Return the same from what Linux tells of its first processor; "" where it names neither model nor instructions."""
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())}
+    has = (told.get("flags") or told.get("Features") or "").split()
+    known = " ".join(one for one in _INSTRUCTIONS if one in has)
+    name = told.get("model name") or (platform.machine() if known else "")
+    return f"{name} ({known})" if known else name
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Return the commit of the source tree that runs, and whether tracked files differ from it."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "harness", "methods", "suites"],
+            cwd=root, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return head, bool(changed)

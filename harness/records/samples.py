@@ -1,0 +1,81 @@
+"""What stands beside a record in a store: the answers of every item, and the log of every training step. No torch.
+
+A study keeps records alone, so both may be missing; then pages and exports say so.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.files.lines import checked, json_lines
+from harness.files.untrusted import Unreadable, read_object
+from harness.records.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where the answers and the training log of one record are; None where they were not kept."""
+
+    samples: Path | None
+    training: Path | None
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of items, task by task in item order."""
+        yield from _signed(self.samples)
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Yield what was logged of each training step: step, seen tokens, rate, and every loss term."""
+        yield from _lines(self.training)
+
+
+def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
+    if path is None or not path.exists():
+        return
+    for found in json_lines(path, torn=True):  # a run that was killed leaves a torn last line
+        if isinstance(found, dict):
+            yield found
+
+
+def _signed(path: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a version without digests has none."""
+    signed = any("digest" in found for found in _lines(path))
+    for found in _lines(path):
+        with suppress(ValueError):
+            row = checked(found) if signed else found
+            if _is_row(row):
+                yield row
+
+
+_KINDS = {"task": str, "item": int, "group": str, "gold": str, "prompt": str, "text": str, "correct": dict, "extracted": dict,
+          "log_probabilities": list, "tokens": int}  # fmt: skip
+
+
+def _is_row(found: dict[str, Any]) -> bool:
+    """Tell whether an object names a task and an item, and what else is shown of it has its form."""
+    right = all(type(found[name]) is kind for name, kind in _KINDS.items() if name in found)
+    return right and "task" in found and "item" in found and all(type(one) in (int, float) for one in found.get("log_probabilities", ()))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evidence]:
+    """Find the evidence of records, by key: in the store that `place` is or that its run file belongs to."""
+    root = place.parent.parent if place.is_file() else place
+    found: dict[str, Evidence] = {}
+    for record in records:
+        cell = root / "cells" / record.key[:24]
+        samples = cell / "samples.jsonl"
+        training = None
+        try:
+            folders = read_object(cell / "job.json").get("stage_folders")
+        except Unreadable:
+            folders = []
+        for folder in filter(_is_text, folders if isinstance(folders, list) else []):
+            own = root / "students" / Path(folder).name / "training.jsonl"
+            training = own if own.exists() else training
+        found[record.key] = Evidence(samples if samples.exists() else None, training)
+    return found

@@ -1,0 +1,247 @@
+"""The store of a user's cells: one folder per cell by key, students shared between cells, locks, lists of runs.
+
+OUT/cells/KEY/   record.json, samples.jsonl, log.txt
+OUT/students/KEY/   student/ (the checkpoint), cost.json, training.jsonl, state/ while it trains
+OUT/runs/NAME.json   what was asked, and the keys of its cells
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness.errors import HarnessError
+from harness.escape import clean
+from harness.files import leftovers
+from harness.files.places import make_folder
+from harness.files.untrusted import Unreadable, read_json, read_object
+from harness.models.checkpoint import read_signed, write_signed
+from harness.records.record import BadRecord, RunRecord, read, write
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who computes a cell at the moment."""
+
+    process: int
+    machine: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.machine} since {self.since}"
+
+
+class Busy(Exception):
+    """A cell that another run is computing, and that this one was told not to wait for."""
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(f"computed by {holder}" if holder else "computed by another run")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of cells that any number of runs may share."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the folder and check that it can be written to."""
+        make_folder(self.root, "--out")
+        areas = [self.root / name for name in ("cells", "students", "runs", "locks")]
+        for area in areas:
+            make_folder(area, "--out")
+        leftovers.sweep([self.root, *areas, *(path for path in (self.root / "runs").iterdir() if path.is_dir())])
+        _sweep_notes(self.root / "locks")
+
+    def cell(self, key: str) -> Path:
+        """Return a cell's folder."""
+        return self.root / "cells" / key[:24]
+
+    def student(self, key: str) -> Path:
+        """Return a student's folder."""
+        return self.root / "students" / key[:24]
+
+    def record_path(self, key: str) -> Path:
+        """Return where a cell's record stands."""
+        return self.cell(key) / "record.json"
+
+    def finished(self, key: str) -> RunRecord | None:
+        """Return the record of a cell that succeeded, None where it must be computed (again)."""
+        path = self.record_path(key)
+        if not path.exists():
+            return None
+        try:
+            record = read(path)
+        except BadRecord:
+            return None
+        return record if record.status == "success" and record.key == key else None
+
+    @contextmanager
+    def locked(self, key: str, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold a cell's lock; wait for another holder, or raise `Busy` when told not to."""
+        path = self.root / "locks" / f"{key[:24]}.lock"
+        note = path.with_suffix(".json")
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = _holder(note)
+            if not wait:
+                raise Busy(holder) from None
+            on_wait(f"waiting for a cell {Busy(holder)} (Ctrl-C leaves it; --no-wait skips such cells)")
+            lock.acquire()
+        try:
+            since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            note.write_text(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+            lock.release()
+
+    def write_run(self, description: dict[str, object], keys: list[str]) -> Path:
+        """Write the list of a run's cells and return its path."""
+        stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{os.getpid()}"
+        path = self.root / "runs" / f"{stem}.json"
+        while path.exists():  # two runs of one process within a second
+            path = path.with_name(f"{path.stem}a.json")
+        write_signed(path, {"kind": "run", "asked": description, "cells": keys})
+        return path
+
+
+_KEY = re.compile(r"[\w-]{1,200}")  # a key names a folder, so it is no path
+
+
+def _holder(note: Path) -> Holder | None:
+    try:
+        told = read_object(note)
+        return Holder(int(told["process"]), clean(str(told["machine"])), clean(str(told["since"])))
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _sweep_notes(locks: Path) -> None:
+    """Delete the notes of holders that were killed on this machine: their locks are free, and a finished cell's is taken by nobody."""
+    for note in locks.glob("*.json"):
+        holder = _holder(note)
+        with suppress(OSError):
+            torn = holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET
+            if torn or (holder is not None and holder.machine == clean(socket.gethostname()) and not leftovers.lives(holder.process)):
+                note.unlink(missing_ok=True)
+
+
+def record_files(place: Path) -> tuple[list[Path], list[str]]:
+    """Find the record files of a run file, a store, a study (`records/`), or a plain folder; and what a run lacks."""
+    if place.is_file():
+        return _files_of(place)
+    hint = "give a run file, a study or a folder of records (harness run writes results/runs)"
+    if not place.is_dir():
+        raise HarnessError(f"no records at {place}; {hint}")
+    for folder, pattern in ((place / "cells", "*/record.json"), (place / "records", "*.json"), (place, "*.json")):
+        if folder.is_dir() and (found := sorted(folder.glob(pattern))):
+            return found, []
+    raise HarnessError(f"no records in {place}; {hint}")
+
+
+def _files_of(place: Path) -> tuple[list[Path], list[str]]:
+    """Find the records of one file: itself, or the cells that a run lists."""
+    try:
+        data = read_json(place)
+    except Unreadable:
+        data = None
+    if not isinstance(data, dict) or data.get("kind") != "run":
+        return [place], []  # read as a record, which says what is wrong with any other
+    if "sha256" in data:  # older run files have none
+        try:
+            read_signed(place)
+        except Unreadable as problem:
+            raise HarnessError(f"{problem}; give another run file, or type the command of the run again") from problem
+    keys = data.get("cells")
+    if not isinstance(keys, list) or not keys or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys):
+        raise HarnessError(f"{place}: a run file whose cells are no list of keys; give another, or type the command of the run again")
+    store = Store(place.parent.parent)
+    paths = [store.record_path(key) for key in keys]
+    missing = sum(not path.exists() for path in paths)
+    lacking = [f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or is under way)"] if missing else []
+    return [path for path in paths if path.exists()], lacking
+
+
+def newest_run(place: Path) -> Path:
+    """Return a store's newest run file; any other place comes back as it is."""
+    runs = sorted((place / "runs").glob("*.json")) if (place / "cells").is_dir() else []
+    return runs[-1] if runs else place
+
+
+def twice(records: Sequence[RunRecord]) -> str:
+    """Name the first row and seed of which there are two records, "" where there is none."""
+    seen: set[tuple[str, int | None]] = set()
+    for record in records:
+        if (record.label, record.seed) in seen:
+            return f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
+        seen.add((record.label, record.seed))
+    return ""
+
+
+def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
+    """Copy records into a study's folder, each under its row and seed; records that stood there go, once the new ones stand.
+
+    Nothing else is touched; a folder that holds something and is no study is refused before anything is written.
+    """
+    named: dict[str, RunRecord] = {}
+    for record in records:
+        name = re.sub(r"[^\w.=-]+", "_", record.label).strip("_")
+        seed = f"-seed{record.seed}" if record.seed is not None else ""
+        if f"{name}{seed}" in named:
+            raise HarnessError(
+                f"two records of {record.label}{seed}: a study holds one run's records; name that run's file (results/runs/runs/)"
+            )
+        named[f"{name}{seed}"] = record
+    before = _own_records(folder, [f"{name}.json" for name in named])
+    for name, record in named.items():
+        write(folder / f"{name}.json", record)
+    for old in before - {folder / f"{name}.json" for name in named}:
+        old.unlink()
+
+
+def _own_records(folder: Path, names: Sequence[str]) -> set[Path]:
+    """Return the record files of a study's `records/`; refuses a folder that is none, and a foreign file under one of the new names."""
+    study = folder.parent
+    for place in (study, folder):
+        if place.exists() and not place.is_dir():
+            raise HarnessError(f"--keep {study}: {place} is a file; give a folder, new or of a study")
+    known = {path for path in folder.glob("*.json") if _is_record(path)}
+    if study.is_dir() and not folder.is_dir() and any(study.iterdir()):
+        raise HarnessError(f"--keep {study}: not empty, and no study (it has no records/); give a new folder, or a study's")
+    if foreign := next((path for path in map(folder.joinpath, names) if path.exists() and path not in known), None):
+        raise HarnessError(f"--keep {study}: {foreign} is no record and would be overwritten; move it, or give another folder")
+    return known
+
+
+def _is_record(path: Path) -> bool:
+    """Tell whether a file is a record, of whatever schema, whole or edited: its own kind says so."""
+    if path.is_symlink() or path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        told = read_json(path)
+    except Unreadable:
+        return False
+    return isinstance(told, dict) and told.get("kind") == "cell" and "schema" in told and "label" in told
+
+
+def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:
+    """Read every record of a place; return them and one line for each file that is none, or that a run lacks."""
+    paths, problems = record_files(place)
+    records = []
+    for path in paths:
+        try:
+            records.append(read(path))
+        except BadRecord as problem:
+            problems.append(str(problem))
+    return records, problems

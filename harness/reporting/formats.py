@@ -1,0 +1,100 @@
+"""Tables written down: Markdown, CSV, LaTeX and JSON; the same tables give the same bytes anywhere. No torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.analysis.comparison import Group
+from harness.escape import clean_all, markdown_text, tex, tex_comment
+from harness.models.checkpoint import write_whole
+from harness.reporting.notes import mixed
+from harness.reporting.table import Best, Table, cell_of, finite
+
+
+@dataclass(frozen=True)
+class Made:
+    """Everything that is said of one group of records."""
+
+    found: Group
+    heading: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def as_markdown(made: Sequence[Made]) -> str:
+    """Return tables as one Markdown page."""
+    from tabulate import tabulate
+
+    parts = [_listed(lines)] if (lines := mixed([one.found for one in made])) else []
+    for one in made:
+        parts.append(f"## {markdown_text(one.heading)}\n")
+        for table in one.tables:
+            alignment = ["left" if column.quantity.words else "right" for column in table.columns]
+            rows = [[f"**{cell_of(cell)}**" if isinstance(cell, Best) else cell_of(cell) for cell in row] for row in table.rows]
+            headers = [*map(cell_of, table.columns)]
+            text = tabulate(rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+            parts.append(f"**{markdown_text(table.title)}**\n\n{text}\n")
+        parts.append(_listed(one.notes))
+    return "\n".join(parts)
+
+
+def _listed(lines: Sequence[str]) -> str:
+    """Return lines as a Markdown list."""
+    return "\n".join(f"- {markdown_text(line)}" for line in lines) + "\n"
+
+
+def as_latex(made: Sequence[Made]) -> str:
+    """Return tables as LaTeX (booktabs): a rule between families, bold where the others are bold."""
+    parts = ["% \\usepackage{booktabs}; made by harness report\n"]
+    for one in made:
+        for table in one.tables:
+            layout = "".join("l" if column.quantity.words else "r" for column in table.columns)
+            lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
+            for at, row in enumerate(table.rows):
+                if at and table.blocks[at] != table.blocks[at - 1]:
+                    lines.append(r"\midrule")
+                lines.append(" & ".join(rf"\textbf{{{tex(cell)}}}" if isinstance(cell, Best) else tex(cell) for cell in row) + r" \\")
+            lines += [r"\bottomrule", r"\end{tabular}"]
+            parts.append(f"% {tex_comment(f'{one.heading}: {table.title}')}\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def as_json(made: Sequence[Made]) -> str:
+    """Return tables as JSON: what is shown, the exact values behind it, conditions and notes."""
+    told = [
+        {
+            "heading": one.heading,
+            "shared": dict(one.found.shared),
+            "notes": one.notes,
+            "tables": [
+                {
+                    "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
+                    "best": [[isinstance(cell, Best) for cell in row] for row in table.rows], "exact": table.exact,
+                }
+                for table in one.tables
+            ],
+        }
+        for one in made
+    ]  # fmt: skip
+    whole = finite({"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told})
+    return json.dumps(clean_all(whole), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+
+
+FORMS = ("md", "csv", "tex", "json")
+
+
+def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FORMS) -> list[Path]:
+    """Write tables that were built, in the forms asked for; return what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for form, name, make in (("md", "table.md", as_markdown), ("tex", "tables.tex", as_latex), ("json", "tables.json", as_json)):
+        if form in forms:
+            written.append(folder / name)
+            write_whole(written[-1], make(made))
+    for number, one in enumerate(made if "csv" in forms else (), 1):
+        for table in one.tables:
+            path = folder / (f"{table.name}.csv" if len(made) == 1 else f"{table.name}-{number}.csv")
+            table.to_csv(path)
+            written.append(path)
+    return written

@@ -1,0 +1,1 @@
+"""What methods without training share: layers, calibration, rounding, sparsity."""

@@ -1,0 +1,45 @@
+"""Settings of methods that read training text before they change a weight, and what reading it takes. No torch at import."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from harness.contract import Job
+from methods.base import settings
+from methods.compression.base import Compressed, Making
+
+if TYPE_CHECKING:
+    from harness.models.language_model import LanguageModel
+    from methods.compression.calibration import Calibration
+
+
+@settings
+class Calibrated(Compressed):
+    """A method that reads training text first."""
+
+    calibration: Literal["auto", "train", "c4"] = "auto"  # auto: the tasks' train split, C4 of the data folder where there is none
+    sequences: Annotated[int, Field(ge=1, le=4096)] = 128
+    tokens: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
+
+    @property
+    def calibrates(self) -> bool:
+        """Tell that text is read."""
+        return True
+
+    def calibration_tokens(self) -> tuple[int, int]:
+        """Return how many sequences are read, and the tokens of each."""
+        return self.sequences, self.tokens
+
+    def calibrate(self, job: Job, opened: "LanguageModel") -> "Calibration":
+        """Return the text, in tokens."""
+        from methods.compression.calibration import calibration
+
+        return calibration(job, opened, source=self.calibration, sequences=self.sequences, tokens=self.tokens)
+
+
+def calibration_flops(making: Making, data: "Calibration", passes: int) -> float:
+    """Return the FLOPs of reading the calibration text so many times."""
+    from harness.models.shape import forward_flops_per_token
+
+    count, length = data.ids.shape
+    return passes * count * length * forward_flops_per_token(making.model, length)

@@ -1,0 +1,1 @@
+"""What trained methods share: rows, loss terms, teachers, the loop."""

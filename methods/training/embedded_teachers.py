@@ -1,0 +1,154 @@
+r"""Trains the embedded family: tokenizer, then `tiny` and `tiny-math`, with the loop that students use.
+
+`harness train-tiny` calls this. Rows are the tasks' own training splits, prompts trained too (a base model's diet).
+Everything runs on one thread, so that the same seed gives the same bytes whatever the number of cores.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.contract import Checkpoint, Progress, Split, Task
+from harness.data.source import DataSource
+from harness.errors import HarnessError
+from harness.models.language_model import LanguageModel, save_student
+from methods.training.loop import LoopSettings, fit
+from methods.training.rows import Row, encode
+from methods.training.terms import Objective, hard_labels
+
+VOCABULARY = 1024
+END, PAD = "<|end|>", "<|pad|>"
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+LONGEST = 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one embedded teacher is trained: rows of each kind, budget, seed."""
+
+    name: str
+    problems: int  # word problems with worked answers
+    choices: int  # four-choice questions
+    seen_tokens: int
+    seed: int
+
+
+RECIPES = (
+    Recipe("tiny", problems=50_000, choices=15_000, seen_tokens=4_600_000, seed=1),
+    Recipe("tiny-math", problems=50_000, choices=600, seen_tokens=5_000_000, seed=2),
+)
+SETTINGS = LoopSettings(
+    learning_rate=0.02, batch_rows=16, micro_rows=16, warmup=0.03, weight_decay=0.01, clip=1.0, validation_rows=400, optimizer="muon"
+)
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE that encodes any text; each digit is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d|[^\S ]+| ?[^\s\d]+| "), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[END, PAD], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=LONGEST, clean_up_tokenization_spaces=False
+    )
+
+
+def train_teacher(
+    recipe: Recipe,
+    *,
+    tasks: Mapping[str, Task],
+    source: DataSource,
+    folder: Path,
+    budget: int | None,
+    progress: Callable[[Progress], None],
+) -> Checkpoint:
+    """Train one teacher from random weights and save it in bf16, with its recipe and log beside it."""
+    recipe = replace(recipe, seen_tokens=budget or recipe.seen_tokens)
+    workdir = folder.with_name(f".{folder.name}.work")
+    workdir.mkdir(parents=True, exist_ok=True)
+    _refuse_other_recipe(workdir / "recipe.json", recipe)
+    problems, choices = tasks["gsm8k-mini"], tasks["mmlu-mini"]
+    tokenizer = train_tokenizer(
+        text for task, count in ((problems, 5_000), (choices, 3_000)) for prompt, completion in _pairs(task, "train", source, count)
+        for text in (prompt + completion,)
+    )  # fmt: skip
+    pairs = [
+        *_pairs(problems, "train", source, recipe.problems),
+        *_pairs(choices, "train", source, recipe.choices),
+    ]
+    random.Random(recipe.seed).shuffle(pairs)
+    half = SETTINGS.validation_rows // 2
+    held_out = [*_pairs(problems, "validation", source, half), *_pairs(choices, "validation", source, half)]
+    rows = [Row(row.ids, 1) for row in encode(tokenizer, pairs, longest=LONGEST)[0]]  # a base model learns its prompts too
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(**SHAPE, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    )
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    student = LanguageModel(model, tokenizer, "cpu", Checkpoint(path=folder, name=recipe.name, digest=""))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        spent = fit(
+            student,
+            rows=rows,
+            validation=encode(tokenizer, held_out, longest=LONGEST)[0],
+            objective=Objective(terms=[hard_labels()]),
+            settings=SETTINGS,
+            seen_tokens=recipe.seen_tokens,
+            seed=recipe.seed,
+            workdir=workdir,
+            progress=lambda one: progress(replace(one, detail=f"{recipe.name}, {one.detail}")),
+        )
+    finally:
+        torch.set_num_threads(threads)
+    made = save_student(student, folder, name=recipe.name, dtype=torch.bfloat16, parents=())
+    told: dict[str, Any] = {"recipe": asdict(recipe), "settings": asdict(SETTINGS), "spent": spent, "torch": torch.__version__}
+    (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    _thin(workdir / "training.jsonl", folder / "training.jsonl")
+    shutil.rmtree(workdir)
+    return made
+
+
+def _pairs(task: Task, split: Split, source: DataSource, count: int) -> list[tuple[str, str]]:
+    return [(example.prompt, example.completion) for example in islice(task.examples(split, source), count)]
+
+
+def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+    """Keep a stopped training from going on under another recipe."""
+    text = json.dumps([asdict(recipe), asdict(SETTINGS), SHAPE])
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise HarnessError(f"{path.parent} holds a stopped training with another recipe; delete that folder and type the command again")
+    path.write_text(text, encoding="utf-8")
+
+
+def _thin(source: Path, target: Path) -> None:
+    """Keep every 25th step and every validation of a training log."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    target.write_text("".join(line for number, line in enumerate(lines) if number % 25 == 0 or "validation_ce" in line), encoding="utf-8")

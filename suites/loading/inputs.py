@@ -1,0 +1,221 @@
+"""Everything that a task of the user's reads, found without running it: YAML, code, data, and the files that its code names.
+
+Code may read what no reader of it can know: a path that is put together while it runs, an address, the environment. That is said, and
+then nothing of the task is kept from run to run.
+"""
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.files.untrusted import text_of
+from suites.loading.definition import Leaf, _strings, beneath
+
+# Calls that read something: the last part of their name. A method of a path reads what the path names.
+_READS = frozenset({
+    "open", "read_text", "read_bytes", "load_dataset", "load_from_disk", "read_csv", "read_json", "read_parquet", "read_table", "loadtxt",
+    "genfromtxt", "from_json", "from_csv", "from_parquet", "from_text", "glob", "rglob", "iterdir", "listdir", "scandir", "walk",
+})  # fmt: skip
+_NEVER_KNOWN = frozenset({
+    "urlopen", "urlretrieve", "getenv", "environ", "hf_hub_download", "snapshot_download", "check_output", "Popen", "now", "today",
+    "urandom",
+})  # fmt: skip
+_NETWORK = frozenset({"requests", "httpx", "urllib", "subprocess", "socket", "boto3"})
+_LARGEST = 100_000  # files of a folder that are looked at
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files behind a task, and why something else may be read; "" where nothing is."""
+
+    files: tuple[Path, ...]
+    unknown: str
+
+
+def inputs_of(leaf: Leaf) -> Inputs:
+    """Return everything that a task reads, as far as its files say."""
+    definition = definition_files(leaf.path)
+    settings = leaf.settings()
+    stated = {str(one) for one in _strings([settings.get("dataset_kwargs"), settings.get("metadata")])}
+    handed = {file for name in sorted(stated) for file in _named(name, leaf.path.parent)}
+    files, unknown = set(leaf.data_files()) | handed, ""
+    given = bool(handed) and settings.get("custom_dataset") is not None  # its function is handed paths by name
+    for code in sorted(one for one in definition if one.suffix == ".py"):
+        found = _of_code(code, code.stat().st_mtime_ns, given)
+        files.update(found.files)
+        unknown = unknown or found.unknown
+    return Inputs(tuple(sorted(definition)) + tuple(sorted(files - definition)), unknown)
+
+
+def definition_files(path: Path) -> set[Path]:
+    """Return a YAML file, those it includes, the Python files whose functions it names and every module these import from beside them."""
+    return _definition(path.resolve(), set())
+
+
+def _definition(path: Path, seen: set[Path]) -> set[Path]:
+    if path in seen:
+        return seen
+    seen.add(path)
+    text = text_of(path)
+    for module in re.findall(r"!function\s+([\w.]+)\.\w+", text):
+        code = path.parent / f"{module.replace('.', '/')}.py"
+        if code.is_file():
+            _imports(code.resolve(), path.parent, seen)
+    for name in _strings(_yaml_alone(text).get("include")):
+        _definition((path.parent / name).resolve(), seen)
+    return seen
+
+
+def _imports(code: Path, root: Path, seen: set[Path]) -> None:
+    """Add a module and what it imports from its own folder, or from the folder of the YAML."""
+    if code in seen:
+        return
+    seen.add(code)
+    for module in _imported(code):
+        for place in dict.fromkeys((code.parent, root, *code.parents[1:3])):
+            found = place / module
+            for file in (found.with_suffix(".py"), found / "__init__.py"):
+                if file.is_file():
+                    _imports(file.resolve(), root, seen)
+
+
+def _imported(code: Path) -> Iterator[str]:
+    """Yield the paths of modules that a file imports, `a.b` as a/b and each of its packages; relative ones from where they lead."""
+    for node in ast.walk(_parsed(code)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up, base = "../" * max(0, node.level - 1), (node.module or "").replace(".", "/")
+            names = [f"{up}{base}", *(f"{up}{base}/{alias.name}".lstrip("/") if base or up else alias.name for alias in node.names)]
+        for name in names:
+            parts = name.split("/") if "/" in name else name.split(".")
+            yield from ("/".join(parts[:count]) for count in range(1, len(parts) + 1) if "/".join(parts[:count]).strip("./"))
+
+
+def _parsed(code: Path) -> ast.Module:
+    try:
+        return ast.parse(code.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return ast.Module(body=[], type_ignores=[])  # building the task says so
+
+
+def _yaml_alone(text: str) -> dict[str, Any]:
+    """Parse YAML text with tags such as `!function` ignored and nothing included."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", lambda loader, tag, node: None)
+    return dict(yaml.load(text, Loader=Loader))  # a SafeLoader
+
+
+def _named(text: str, folder: Path) -> set[Path]:
+    """Return the files that a text names: a file or a folder, from `folder` or from the root."""
+    if not text.strip("./ ") or len(text) > 300 or "\n" in text or "\0" in text:
+        return set()
+    place = folder / text
+    try:
+        if not place.exists():
+            return (
+                {one for one in folder.glob(text) if one.is_file()}
+                if any(sign in text for sign in "*?") and not place.is_absolute()
+                else set()
+            )
+        return set(beneath(place)[:_LARGEST]) if place.resolve() != Path("/") else set()
+    except (OSError, ValueError):
+        return set()
+
+
+@lru_cache(maxsize=256)
+def _of_code(code: Path, changed: int, given: bool) -> Inputs:
+    """Return the files that a module's calls read; `given`: its caller hands it files by name."""
+    tree = _parsed(code)
+    values = dict(_bound(tree))
+    files: set[Path] = set()
+    for node in ast.walk(tree):  # texts that name a file are inputs wherever they stand
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            files |= {one for one in _named(node.value, code.parent) if one.is_file() and (code.parent / node.value).is_file()}
+    for node in ast.walk(tree):
+        name = _last_name(node)
+        if name in _NEVER_KNOWN or _root_name(node) in _NETWORK:
+            return Inputs(tuple(files), f"{code.name}, line {getattr(node, 'lineno', 0)}, reads {ast.unparse(node)[:60]}")
+        if isinstance(node, ast.Call) and name in _READS:
+            texts = set(_texts(node, values, 0))
+            found = {file for text in texts for file in _named(text, code.parent) or _named(text, Path.cwd())}
+            files |= found
+            if not found and not given and not _names_a_data_set(name, texts):
+                told = " ".join(ast.unparse(node).split())[:60]
+                return Inputs(tuple(files), f"{code.name}, line {node.lineno}, reads what only running it tells ({told})")
+    return Inputs(tuple(files), "")
+
+
+def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names of a module with what they are set to, loop over or are opened as."""
+    for node in ast.walk(tree):
+        pairs: list[tuple[ast.expr | None, ast.expr | None]] = []
+        if isinstance(node, ast.Assign):
+            pairs = [(target, node.value) for target in node.targets]
+        elif isinstance(node, ast.AnnAssign):
+            pairs = [(node.target, node.value)]
+        elif isinstance(node, (ast.For, ast.comprehension)):
+            pairs = [(node.target, node.iter)]
+        elif isinstance(node, ast.withitem):
+            pairs = [(node.optional_vars, node.context_expr)]
+        yield from ((target.id, value) for target, value in pairs if isinstance(target, ast.Name) and value is not None)
+
+
+def _names_a_data_set(name: str, texts: set[str]) -> bool:
+    """Tell whether a call loads a data set of the Hub by its name: known as far as any task's of the Hub."""
+    return name == "load_dataset" and any(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) for text in texts)
+
+
+def _last_name(node: ast.AST) -> str:
+    called = node.func if isinstance(node, ast.Call) else node
+    return called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+
+
+def _root_name(node: ast.AST) -> str:
+    """Return the first name of a call such as `requests.get(...)`."""
+    if not isinstance(node, ast.Call):
+        return ""
+    part: ast.AST = node.func
+    while isinstance(part, ast.Attribute):
+        part = part.value
+    return part.id if isinstance(part, ast.Name) and isinstance(node.func, ast.Attribute) else ""
+
+
+def _texts(node: ast.AST, values: Mapping[str, ast.expr], depth: int) -> Iterator[str]:
+    """Yield the texts in a call, names followed to what they were set to."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+        elif isinstance(part, ast.Name) and part.id in values and depth < 4:
+            yield from _texts(values[part.id], values, depth + 1)
+
+
+def digest_of_leaf(leaf: Leaf, inputs: Inputs) -> str:
+    """Return the digest of all that defines a task of the user's: YAML, code and data, wherever the folder stands."""
+    changes = {key: value for key, value in leaf.changes.items() if not callable(value)}
+    root = leaf.path.resolve().parent
+    parts = [
+        (str(file.relative_to(root)) if root in file.parents else file.name, _file_digest(file, *_stamp(file))) for file in inputs.files
+    ]
+    return hashlib.sha256(repr((parts, sorted(changes.items(), key=lambda pair: pair[0]))).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

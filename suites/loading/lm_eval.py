@@ -1,0 +1,106 @@
+"""Builds lm-eval's own task objects from the YAML that lm-eval ships, fed with our items or the Hub's.
+
+Prompt, filters, metric and stop strings stay upstream's; only the data set, the name and what a task states
+beside it are ours. No file is written.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, in_one_line
+from harness.files.untrusted import Limits, text_of
+
+_YAML = Limits(bytes=8 * 2**20)  # shots may stand in it
+_PARTS = 200_000  # values of one file
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
+    """Read a task's YAML as lm-eval does: `include` merged in, `!function` imported, or kept as text if not `functions`."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+    from yaml import YAMLError
+
+    text_of(path, _YAML)
+    try:
+        found = dict(load_yaml(path, resolve_func=functions))
+    except (YAMLError, RecursionError) as problem:
+        raise HarnessError(f"{path} is no YAML ({in_one_line(problem)}); correct it") from problem
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as problem:
+        if functions:
+            raise  # a function's own module: whoever builds the task says so
+        raise HarnessError(f"{path} is no task of lm-eval ({in_one_line(problem)}); correct it") from problem
+    _refuse_large(found, path)
+    return found
+
+
+def _refuse_large(value: Any, path: Path) -> None:
+    """Refuse a YAML that a few aliases blow up, or that holds itself: whoever walks it would not come back."""
+    waiting, count = [value], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if count > _PARTS:
+            raise HarnessError(f"{path} holds more than {_PARTS:,} values, its aliases written out; correct it")
+        waiting += [*part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
+
+
+def builtin_path(relative: str) -> Path:
+    """Return where lm-eval installs one of its task files, for example `gsm8k/gsm8k.yaml`."""
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__file__).parent / relative
+
+
+def builtin(relative: str) -> dict[str, Any]:
+    """Read one of the YAML files that lm-eval installs, for example `gsm8k/gsm8k.yaml`."""
+    return read_yaml(builtin_path(relative))
+
+
+def configurable_task(base: Mapping[str, Any], *, rows: Callable[[str], Rows], splits: Iterable[str], **changes: Any) -> Any:
+    """Return a `ConfigurableTask` with `base`'s definition, `changes` applied, over `rows(split)` for each split."""
+    from datasets import Dataset
+
+    data = {name: Dataset.from_list([dict(row) for row in rows(name)]) for name in splits}
+    kept = {key: value for key, value in base.items() if key not in {"dataset_path", "dataset_name"}}
+    return built(kept, custom_dataset=lambda **_: data, **changes)
+
+
+def built(base: Mapping[str, Any], **changes: Any) -> Any:
+    """Return a `ConfigurableTask` with `base`'s definition and `changes` applied; it loads `base`'s own data set."""
+    from lm_eval.api.task import ConfigurableTask
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every custom data set
+    config = {key: copy.deepcopy(value) for key, value in base.items() if key not in {"tag", "group", "task_list"}}
+    return ConfigurableTask(config=config | changes)
+
+
+def hub_rows(path: str, name: str, split: str) -> Iterable[dict[str, Any]]:
+    """Return one split of a data set of the Hub; use it inside `from_hub`."""
+    from datasets import load_dataset
+
+    rows: Iterable[dict[str, Any]] = load_dataset(path, name, split=split)
+    return rows
+
+
+def with_files(files: Sequence[str]) -> str:
+    """Say what to do where the Hub cannot be reached."""
+    return f"give --data-dir a folder with {' and '.join(files)}"
+
+
+@contextmanager
+def from_hub(task: str, remedy: str) -> Iterator[None]:
+    """Turn whatever stops a download into one `HarnessError` that says `remedy`."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except (OSError, ValueError, DatasetsError, *HfHubHTTPError.__bases__) as problem:
+        # a half-filled cache reads as a ValueError; the bases are the HTTP client's own errors, whichever client that is
+        told = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        raise HarnessError(f"{task}: the Hugging Face Hub could not be reached ({told[:120]}); {remedy}") from problem
