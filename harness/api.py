@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
 from harness.machine.gpu import choose_device, default_dtype
-from harness.planning.config import RunConfig, build, limit_for, parse_method
-from harness.planning.plan import TEACHER, Plan, PlannedCell, make_plan
-from harness.records.record import RunRecord
+from harness.planning.config import RunConfig, build
+from harness.planning.plan import Plan, PlannedCell, make_plan
+from harness.planning.spec import limit_for, parse_method
+from harness.records.record import TEACHER, RunRecord
 from harness.running.runner import Finished, Watcher, run_plan
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     import methods
     import suites
     from harness.data.source import C4, DataSource
-    from harness.models.language_model import is_embedded, resolve
+    from harness.models.resolve import is_embedded, resolve
     from harness.registry import Registry
 
     if config.backend == "vllm":
@@ -151,7 +152,7 @@ def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", ta
 def _items_of(name: str, include_path: Path | None) -> int:
     """Return how many items a task has: as published, or as its data files have lines; 1,000 where neither is known."""
     import suites
-    from harness.estimating.workload import ITEMS
+    from harness.data.sizes import ITEMS
 
     if name in ITEMS or not name.startswith(suites.OUTSIDE):
         return ITEMS.get(name, 1_000)
@@ -209,9 +210,11 @@ def estimate_plans(
     from harness.estimating.workload import Asked, is_size, parse_model, student_shape, work_of
     from harness.measuring.scenario import GRIDS
     from harness.models.artefacts import default_cache
-    from harness.models.language_model import configuration_of, is_embedded, parse_recipe
+    from harness.models.resolve import configuration_of, is_embedded
+    from harness.models.shaping import parse_recipe
     from harness.planning.chain import check, parts_of
-    from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, parse_method
+    from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
+    from harness.planning.spec import parse_method
     from harness.registry import Registry
 
     if not methods:
@@ -267,8 +270,8 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     from harness.estimating.estimate import Stage, making, scoring
     from harness.estimating.hardware import this_machine
     from harness.estimating.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
-    from harness.models.language_model import parse_recipe
     from harness.models.shape import Shape
+    from harness.models.shaping import parse_recipe
     from harness.records.store import read_all
     from harness.registry import Registry
 
@@ -343,13 +346,13 @@ def measure_models(
     import tempfile
     import time
 
-    from harness.machine.monitor import threads_asked
+    from harness.files.writing import write_whole
+    from harness.machine.processor import threads_asked
     from harness.measuring.measure import ROUNDS, Settings, Subject, measure
     from harness.measuring.scenario import GRIDS, parse_grid
     from harness.models.artefacts import default_cache
-    from harness.models.checkpoint import write_whole
-    from harness.models.language_model import resolve
-    from harness.records.record import environment
+    from harness.models.resolve import resolve
+    from harness.records.environment import environment
 
     if not models:
         raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
@@ -389,7 +392,8 @@ def train_embedded(
     """
     import suites
     from harness.data.source import DataSource
-    from harness.models.language_model import EMBEDDED, EMBEDDED_MODELS, open_model
+    from harness.models.language_model import open_model
+    from harness.models.resolve import EMBEDDED, EMBEDDED_MODELS
     from harness.scoring.score import score_task
     from methods.training.embedded_teachers import RECIPES, train_teacher
 

@@ -79,3 +79,8 @@ def csv_cell(value: object) -> object:
 def html_text(text: str) -> str:
     """Return a text for a page."""
     return html.escape(clean(text))
+
+
+def cell_of(text: str) -> str:
+    """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that would end the cell."""
+    return markdown_cell(text)

@@ -15,15 +15,25 @@ UPPER = tuple(
     f"harness.{name}"
     for name in (
         "cli",
-        "console",
         "api",
-        "runner",
-        "cell",
-        "plan",
-        "report",
-        "record",
-        "store",
-        "score",
+        "testing",
+        "checking",
+        "running",
+        "estimating",
+        "catalog",
+        "planning",
+        "gate",
+        "reporting",
+        "measuring",
+        "analysis",
+        "records",
+        "scoring.score",
+        "scoring.items",
+        "scoring.outcomes",
+        "scoring.lm_eval_model",
+        "scoring.fidelity",
+        "scoring.vllm_backend",
+        "scoring.answer_cache",
     )
 )
 OURS = ("harness", "methods", "suites")

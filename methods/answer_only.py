@@ -24,7 +24,7 @@ class AnswerOnly(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Train with cross-entropy on the answers alone."""
-        from harness.data.source import examples_of, training_examples
+        from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
         from methods.training.rows import encode
         from methods.training.terms import hard_labels

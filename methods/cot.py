@@ -58,7 +58,7 @@ class ChainOfThought(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Have the traces written (or read them from the cache), keep the right ones, train on them."""
-        from harness.data.source import examples_of, training_examples
+        from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
         from methods.training.terms import Term, hard_labels
         from methods.training.traces import surviving, teacher_traces

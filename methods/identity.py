@@ -19,7 +19,9 @@ class Identity(Method):
 
     def compress(self, job: Job) -> Checkpoint:
         """Open the teacher, save it as a student is saved."""
-        from harness.models.language_model import copy_student, open_model, quantized_by, save_student, stored_dtype
+        from harness.models.language_model import open_model, stored_dtype
+        from harness.models.resolve import quantized_by
+        from harness.models.shaping import copy_student, save_student
 
         if quantized_by(job.teacher.path) not in ("", "float"):
             return copy_student(job.teacher, job.workdir / "student", name="identity")

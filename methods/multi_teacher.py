@@ -44,7 +44,7 @@ class MultiTeacher(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Read every teacher in turn, then train against their mixture."""
-        from harness.data.source import training_examples
+        from harness.data.examples import training_examples
         from harness.errors import CellFailed
         from methods.training.terms import Positions, Term, hard_labels, mixed_kl
 
@@ -103,9 +103,10 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     """
     import time
 
-    from harness.data.source import examples_of
-    from harness.models.checkpoint import digest_of
-    from harness.models.language_model import open_model, release_memory
+    from harness.data.examples import examples_of
+    from harness.files.digests import digest_of
+    from harness.machine.memory import release_memory
+    from harness.models.language_model import open_model
     from harness.models.shape import forward_flops_per_token
     from methods.training.base import worked
     from methods.training.loop import validate

@@ -40,7 +40,7 @@ class OnPolicyDistillation(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Train beside the live teacher on the student's own answers."""
-        from harness.data.source import training_examples
+        from harness.data.examples import training_examples
         from methods.training.distilled import divergence_of
         from methods.training.rollout import Rollout
         from methods.training.terms import Term

@@ -21,7 +21,7 @@ class SupervisedFineTuning(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Train with cross-entropy on the gold rationales and answers."""
-        from harness.data.source import training_examples
+        from harness.data.examples import training_examples
         from methods.training.terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)

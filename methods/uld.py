@@ -34,7 +34,7 @@ class UniversalLogitDistillation(Trained):
         """Align every training text in both tokenizers, then train beside the teacher."""
         import torch
 
-        from harness.data.source import training_examples
+        from harness.data.examples import training_examples
         from harness.errors import CellFailed
         from harness.models.language_model import student_tokenizer
         from harness.models.shape import Shape

@@ -16,7 +16,9 @@ class Untouched(Method):
 
     def compress(self, job: Job) -> Checkpoint:
         """Shape the student and save it."""
-        from harness.models.language_model import copy_student, parse_recipe, quantized_by, save_student, stored_dtype, student_of
+        from harness.models.language_model import stored_dtype
+        from harness.models.resolve import quantized_by
+        from harness.models.shaping import copy_student, parse_recipe, save_student, student_of
 
         if parse_recipe(job.student) is None and quantized_by(job.student_base.path) not in ("", "float"):
             return copy_student(job.student_base, job.workdir / "student", name="untouched")

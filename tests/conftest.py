@@ -32,7 +32,7 @@ def random_model(tmp_path_factory):
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     from harness.models.checkpoint import describe
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
 
     folder = tmp_path_factory.mktemp("models") / "random"
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
@@ -55,7 +55,8 @@ def embedded():
     """Return the embedded teacher `tiny`, opened."""
     from pathlib import Path
 
-    from harness.models.language_model import open_model, resolve
+    from harness.models.language_model import open_model
+    from harness.models.resolve import resolve
 
     return open_model(resolve("tiny", cache=Path("unused")))
 
@@ -69,7 +70,8 @@ def small():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         from harness.models.checkpoint import describe
-        from harness.models.language_model import EMBEDDED, LanguageModel
+        from harness.models.language_model import LanguageModel
+        from harness.models.resolve import EMBEDDED
 
         torch.manual_seed(0)
         sizes = {
@@ -91,7 +93,7 @@ def tiny():
     """Return the embedded teacher's checkpoint."""
     from pathlib import Path
 
-    from harness.models.language_model import resolve
+    from harness.models.resolve import resolve
 
     return resolve("tiny", cache=Path("unused"))
 

@@ -138,7 +138,7 @@ def saved_family(name: str, folder: Path, **changes: Any) -> Any:
     from transformers import AutoTokenizer
 
     from harness.models.checkpoint import describe
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
 
     model = random_family(name, **changes)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.models.language_model import EMBEDDED, LanguageModel, open_model, resolve
+from harness.models.language_model import LanguageModel, open_model
+from harness.models.resolve import EMBEDDED, resolve
 from harness.scoring import admission, prefix_sharing, rounding
 from harness.scoring.admission import refusal
 from harness.scoring.rounding import ROUNDS_WIDER, deviation, in_float32, log_probabilities, own_ways

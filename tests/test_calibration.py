@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from harness.contract import Example
-from harness.data.source import DataSource, contaminated
+from harness.data.contamination import contaminated
+from harness.data.source import DataSource
 from harness.errors import CellFailed
 from methods.compression.calibration import Calibration, Flow, influence, sweep, watched
 from methods.compression.layers import layers_of

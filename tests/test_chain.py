@@ -6,7 +6,8 @@ import pytest
 
 from harness.api import plan_run
 from harness.errors import HarnessError
-from harness.planning.config import build, parse_set
+from harness.planning.config import build
+from harness.planning.spec import parse_set
 
 
 def plan(methods, *, settings=(), **more):

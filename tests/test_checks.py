@@ -92,7 +92,7 @@ class WrongStart(Identity):
 @settings
 class Lazy(MagnitudePruning):
     def compress(self, job):
-        from harness.models.language_model import copy_student
+        from harness.models.shaping import copy_student
 
         return copy_student(job.teacher, job.workdir / "student", name="lazy")
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from harness.analysis import comparison
 from harness.cli.app import app
-from harness.cli.check import parse_decide, parse_margin, parse_task_weights
 from harness.errors import HarnessError
 from harness.gate import output
 from harness.gate.check import check
+from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights
 from harness.gate.passed import claim_passes, frozen_passes
 from harness.gate.rules import Rules, Verdict, decides, decides_among
 from harness.records.baseline import Baseline, Change, freeze, write_baseline

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import pytest
 
-from harness.analysis.comparison import conditions_of, group, rows_of
+from harness.analysis.comparison import conditions_of, group
 from harness.estimating.advice import _setting
 from harness.gate.check import check
 from harness.gate.frozen import unlike_conditions
 from harness.records import record as records
 from harness.records.baseline import FrozenRow, freeze
 from harness.records.conditions import Conditions, Flat, Free, Frozen, ModelReference, Same, first_difference, frozen_of, shared_by
-from harness.records.record import BadRecord, Environment, RunRecord, TaskScore
+from harness.records.record import BadRecord, Environment, RunRecord, TaskScore, rows_of
 from harness.reporting import report
 
 STUDIES = Path(__file__).parents[1] / "results"

@@ -11,9 +11,11 @@ import torch
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource, training_examples
+from harness.data.examples import training_examples
+from harness.data.source import DataSource
 from harness.errors import CellFailed, HarnessError
-from harness.models.language_model import open_model, resolve
+from harness.models.language_model import open_model
+from harness.models.resolve import resolve
 from harness.registry import Registry
 from methods import METHODS
 from methods.training.base import worked

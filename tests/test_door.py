@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from harness.cli import app
-from harness.cli.ending import ended, shown, stopped_line, told_of
+from harness.cli.ending import ended, stopped_line
 from harness.errors import CellFailed, HarnessError, how_it_ended, says_no_memory
 from harness.files.places import check_file, check_folder, make_folder, no_space
+from harness.files.problems import shown, told_of
 from harness.machine.process import Ended, attend, cut, end, tail_of
 from harness.planning.config import build, parse_seconds
 
@@ -251,7 +252,7 @@ def test_every_command_knows_the_short_help(arguments, monkeypatch, capsys):
 
 
 def test_repeated_options_add_up():
-    from harness.planning.config import listed
+    from harness.planning.spec import listed
 
     assert listed(["int8", "response,cot"]) == ["int8", "response", "cot"]
     assert [build({"cell_timeout": given}).cell_timeout for given in ("90", "90s", "1.5m", "2h", 7)] == [90, 90, 90, 7200, 7]
@@ -515,7 +516,7 @@ def test_the_alarm_of_others_goes_on():
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt", "model.pkl"])
 def test_pickles_are_refused_by_name(name, tmp_path):
-    from harness.models.language_model import resolve
+    from harness.models.resolve import resolve
 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_bytes(b"\x80\x04.")

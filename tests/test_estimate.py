@@ -10,16 +10,17 @@ import pytest
 import methods
 import suites
 from harness.api import estimate_plans, expect, plan_run
+from harness.data.sizes import ITEMS
 from harness.errors import HarnessError
 from harness.estimating.estimate import activation_bytes, duration, text
 from harness.estimating.hardware import GIB, parse_hardware, this_machine
-from harness.estimating.workload import ITEMS, cut_parameters, work_of
-from harness.machine.monitor import threads_asked
-from harness.models.language_model import EMBEDDED
+from harness.estimating.workload import cut_parameters, work_of
+from harness.machine.processor import machine, processor_in, threads_asked
+from harness.models.resolve import EMBEDDED
 from harness.models.shape import Shape
 from harness.planning.config import build
 from harness.records.conditions import ModelReference
-from harness.records.record import Cost, Environment, RunRecord, TaskScore, machine, processor_in
+from harness.records.record import Cost, Environment, RunRecord, TaskScore
 from harness.registry import Registry
 
 
@@ -84,7 +85,7 @@ def test_hidden_states_are_not_cached():
 def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, monkeypatch):
     import harness.models.language_model
 
-    monkeypatch.setattr(harness.models.language_model, "describe", lambda *a, **k: pytest.fail("weights were hashed"))
+    monkeypatch.setattr(harness.models.resolve, "describe", lambda *a, **k: pytest.fail("weights were hashed"))
     config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100, "intermediate_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(config))
     [found] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")

@@ -120,7 +120,8 @@ def test_on_a_gpu_a_greedy_step_synchronises_once():
         pytest.skip("no GPU here")
     from pathlib import Path
 
-    from harness.models.language_model import open_model, resolve
+    from harness.models.language_model import open_model
+    from harness.models.resolve import resolve
 
     decoding = deciding(open_model(resolve("tiny", cache=Path("unused")), device="cuda"))
     logits = torch.randn(3, 1024, device="cuda")

@@ -582,7 +582,7 @@ def test_an_empty_folder_and_a_torn_record_are_named(tmp_path, place):
     ("text", "found"), [("0.95", (0.95, False)), ("95%", (0.95, False)), ("2points", (0.02, True)), ("1.5 pp", (0.015, True))]
 )
 def test_margins_are_read(text, found):
-    from harness.cli.check import parse_margin
+    from harness.gate.inputs import parse_margin
 
     assert parse_margin(text) == pytest.approx(found)
 

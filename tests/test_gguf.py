@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from harness.errors import HarnessError
-from harness.models.language_model import EMBEDDED, open_model, resolve, stored_dtype
+from harness.models.language_model import open_model, stored_dtype
+from harness.models.resolve import EMBEDDED, resolve
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_files import exact, write_llama

@@ -171,10 +171,11 @@ def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
 
 
 def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, tmp_path):
+    from harness.records import environment as records_environment
     from harness.records import record as records
 
     card(H100)
-    made = _records_of(records.environment(device="cuda", dtype="bfloat16", threads=1).gpu)[0]
+    made = _records_of(records_environment.environment(device="cuda", dtype="bfloat16", threads=1).gpu)[0]
     records.write(tmp_path / "r.json", made)
     assert records.read(tmp_path / "r.json").environment.gpu == H100
     old = next((Path(__file__).parents[1] / "results" / "embedded" / "records").glob("*.json"))
@@ -251,13 +252,14 @@ def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teache
 
 
 def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monkeypatch):
+    from harness.machine import memory
     from harness.measuring import measure
     from harness.models import language_model
     from harness.running import cell
 
     order = []
-    plain_release, plain_open = language_model.release_memory, language_model.open_model
-    monkeypatch.setattr(language_model, "release_memory", lambda device: (order.append("release"), plain_release(device)))
+    plain_release, plain_open = memory.release_memory, language_model.open_model
+    monkeypatch.setattr(memory, "release_memory", lambda device: (order.append("release"), plain_release(device)))
     monkeypatch.setattr(language_model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1])
     monkeypatch.setattr(cell, "_student", lambda job, *rest: (order.append("make"), job.teachers[0].checkpoint(), cell.Cost(), ())[1:])
     timed = SimpleNamespace(measurements=(), raw={}, skipped=())
@@ -272,7 +274,9 @@ def on_card():
     """Return the embedded teacher on the card, in float32."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    from harness.models.language_model import open_model, release_memory, resolve
+    from harness.machine.memory import release_memory
+    from harness.models.language_model import open_model
+    from harness.models.resolve import resolve
 
     yield open_model(resolve("tiny", cache=Path("unused")), device="cuda", dtype="float32")
     release_memory("cuda")
@@ -310,7 +314,9 @@ def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
 
 @pytest.mark.gpu
 def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
-    from harness.models.language_model import open_model, release_memory, resolve
+    from harness.machine.memory import release_memory
+    from harness.models.language_model import open_model
+    from harness.models.resolve import resolve
 
     before = torch.cuda.memory_allocated()
     more = open_model(resolve("tiny-math", cache=Path("unused")), device="cuda", dtype="bfloat16")
@@ -324,7 +330,7 @@ def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
 def test_on_a_gpu_the_environment_names_it():
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    from harness.records.record import environment
+    from harness.records.environment import environment
 
     gpus._first_gpu.cache_clear()
     gpu = environment(device="cuda", dtype="bfloat16", threads=1).gpu

@@ -14,8 +14,9 @@ import methods
 import suites
 from harness.api import plan_run
 from harness.files.closure import code_of, digest_of_code
-from harness.models.checkpoint import digest_of, read_signed
-from harness.models.language_model import EMBEDDED
+from harness.files.digests import digest_of
+from harness.files.writing import read_signed
+from harness.models.resolve import EMBEDDED
 from harness.planning import keys
 from harness.planning.config import build
 from harness.records.store import Store

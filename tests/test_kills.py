@@ -17,7 +17,8 @@ from _faults import Fault
 
 from harness.files import leftovers
 from harness.files.lines import signed, signed_lines
-from harness.models.checkpoint import remembered_digest, write_signed
+from harness.files.writing import write_signed
+from harness.models.checkpoint import remembered_digest
 from harness.records.store import Store
 from harness.running import cell, runner
 
@@ -43,7 +44,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import _faults
 _faults.from_environment()
-from harness.models.checkpoint import write_whole
+from harness.files.writing import write_whole
 from pathlib import Path
 write_whole(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "x" * 100)
 """

@@ -123,7 +123,8 @@ def test_the_embedded_teachers_reach_their_committed_scores():
     import json
     from pathlib import Path
 
-    from harness.models.language_model import EMBEDDED, EMBEDDED_MODELS, open_model, resolve
+    from harness.models.language_model import open_model
+    from harness.models.resolve import EMBEDDED, EMBEDDED_MODELS, resolve
 
     for model in EMBEDDED_MODELS:
         told = json.loads((EMBEDDED / model / "scores.json").read_text())
@@ -137,7 +138,7 @@ def test_the_embedded_teachers_reach_their_committed_scores():
 def test_the_embedded_teachers_are_what_several_teachers_need():
     import json
 
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
 
     general, specialist = (json.loads((EMBEDDED / name / "scores.json").read_text()) for name in ("tiny", "tiny-math"))
     assert specialist["gsm8k-mini"]["value"] > general["gsm8k-mini"]["value"]

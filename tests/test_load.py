@@ -63,7 +63,8 @@ def test_timing_keeps_its_own_rule():
 def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
     from harness.api import plan_run
     from harness.planning.config import build
-    from harness.records.record import Environment, environment
+    from harness.records.environment import environment
+    from harness.records.record import Environment
     from harness.records.store import Store
     from harness.running import runner
 

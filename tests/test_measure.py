@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from harness.errors import CellFailed, HarnessError
-from harness.machine import monitor
+from harness.machine import energy, monitor, processor
 from harness.measuring import measure as measuring
 from harness.measuring.measure import Settings, Subject, measure, quartile
 from harness.measuring.scenario import Scenario, parse_grid
 from harness.measuring.worker import cache_bytes, resident_bytes, run, stamps_of
-from harness.models.language_model import EMBEDDED
+from harness.models.resolve import EMBEDDED
 from harness.models.shape import Shape, forward_flops_per_token, parameters_on_disk, shape_of_size, weight_bytes
 from harness.statistics import stats
 
@@ -269,26 +269,26 @@ def test_a_quiet_stretch_is_clean_and_what_spoils_it_is_named(monkeypatch):
 def test_cpu_seconds_are_read_for_our_cpus_alone(tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 900 1 2 3 4 0 0\ncpu1 700 0 0 0 0 0 0 0 0 0\nintr 5\n")
-    busy, stolen = monitor.cpu_seconds({0}, stat)
-    assert (busy, stolen) == pytest.approx((155 / monitor._TICK, 4 / monitor._TICK))
-    assert monitor.cpu_seconds({0}, tmp_path / "none") == (None, None)
+    busy, stolen = processor.cpu_seconds({0}, stat)
+    assert (busy, stolen) == pytest.approx((155 / processor._TICK, 4 / processor._TICK))
+    assert processor.cpu_seconds({0}, tmp_path / "none") == (None, None)
 
 
 def test_energy_and_throttling_counters_are_read_where_they_are(tmp_path):
     for name, value in (("intel-rapl:0", 5_000_000), ("intel-rapl:0:0", 4_000_000), ("intel-rapl:1", 2_500_000)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "energy_uj").write_text(str(value))
-    assert monitor.rapl_joules(tmp_path) == 7.5 and monitor.rapl_joules(tmp_path / "none") is None
+    assert energy.rapl_joules(tmp_path) == 7.5 and energy.rapl_joules(tmp_path / "none") is None
     for cpu, count in (("cpu0", 2), ("cpu1", 3)):
         (tmp_path / cpu / "thermal_throttle").mkdir(parents=True)
         (tmp_path / cpu / "thermal_throttle" / "core_throttle_count").write_text(str(count))
-    assert monitor.throttle_events(tmp_path) == 5 and monitor.throttle_events(tmp_path / "none") is None
+    assert processor.throttle_events(tmp_path) == 5 and processor.throttle_events(tmp_path / "none") is None
 
 
 def test_energy_is_counted_piece_by_piece_and_none_where_the_counter_wrapped(monkeypatch):
     readings = iter([10.0, 12.5, 13.0, 3.0, None])
-    monkeypatch.setattr(monitor, "rapl_joules", lambda: next(readings))
-    meter = monitor.EnergyMeter("cpu")
+    monkeypatch.setattr(energy, "rapl_joules", lambda: next(readings))
+    meter = energy.EnergyMeter("cpu")
     assert [meter.joules() for _ in range(4)] == [2.5, 0.5, None, None] and meter.source == "RAPL"
 
 
@@ -309,7 +309,7 @@ def nvml(processes, held):
 def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
     processes, held = [1, 2], [0, 10]
     monkeypatch.setitem(sys.modules, "pynvml", nvml(processes, held))
-    found = monitor.Nvml.open()
+    found = energy.Nvml.open()
     before = found.sample()
     assert found.complaints(before, found.sample(), {1, 2}) == [] and found.joules() == 5.0
     processes.append(999)
@@ -319,23 +319,23 @@ def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
     held[1] = 10
     assert found.complaints(before, before, {70, 71}) == []
     assert found.complaints(before, found.sample(), {70, 71}) == ["1 other processes were on the GPU"]
-    assert monitor.EnergyMeter("cuda").source == "NVML"
+    assert energy.EnergyMeter("cuda").source == "NVML"
 
 
 def test_a_gpus_energy_is_not_read_from_the_cpus_counter(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setattr(monitor, "rapl_joules", lambda: 5.0)
-    meter = monitor.EnergyMeter("cuda")
-    assert meter.joules() is None and meter.source == "" and monitor.EnergyMeter("cpu").joules() == 0.0
+    monkeypatch.setattr(energy, "rapl_joules", lambda: 5.0)
+    meter = energy.EnergyMeter("cuda")
+    assert meter.joules() is None and meter.source == "" and energy.EnergyMeter("cpu").joules() == 0.0
 
 
 def test_a_process_counts_its_own_cpu_seconds():
-    before, began = monitor.process_seconds(os.getpid()), time.process_time()
+    before, began = processor.process_seconds(os.getpid()), time.process_time()
     while time.process_time() - began < 0.3:
         pass
     passed = time.process_time() - began
-    assert monitor.process_seconds(os.getpid()) - before == pytest.approx(passed, abs=0.06)  # counted in ticks of 10 ms
-    assert monitor.process_seconds(2**22 + 1) is None
+    assert processor.process_seconds(os.getpid()) - before == pytest.approx(passed, abs=0.06)  # counted in ticks of 10 ms
+    assert processor.process_seconds(2**22 + 1) is None
 
 
 def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):

@@ -12,9 +12,10 @@ import methods
 import suites
 from harness.checking.method_checks import METHOD_CHECKS
 from harness.contract import Budget, Checkpoint, Job, Method
-from harness.data.source import DataSource, examples_of
+from harness.data.examples import examples_of
+from harness.data.source import DataSource
 from harness.errors import CellFailed, HarnessError
-from harness.models.language_model import resolve
+from harness.models.resolve import resolve
 from harness.registry import Registry, expanded
 from harness.scoring.generation import Generation
 from harness.testing import Checked, ContractError, check_method
@@ -294,7 +295,8 @@ def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings
     import torch
     from safetensors.torch import load_file
 
-    from harness.models.language_model import open_model, quantized_by
+    from harness.models.language_model import open_model
+    from harness.models.resolve import quantized_by
 
     pytest.importorskip(EXTRAS[name], reason=f"{EXTRAS[name]} is not installed here")
     made, again = (REGISTRY.build(name, settings).compress(job(teacher, tmp_path / place)) for place in ("a", "b"))
@@ -346,7 +348,8 @@ def test_students_of_every_recipe_reopen(recipe, teacher, tmp_path):
 def test_a_full_width_student_is_the_teacher(teacher, tmp_path):
     import torch
 
-    from harness.models.language_model import open_model, student_of
+    from harness.models.language_model import open_model
+    from harness.models.shaping import student_of
 
     for recipe in ("width:1", "depth:1"):
         student = student_of(recipe, teacher, seed=0, device="cpu", dtype="float32")
@@ -461,7 +464,7 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.source import overlapping
+    from harness.data.contamination import overlapping
 
     def task(files, text):
         held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
@@ -480,7 +483,7 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.source import overlapping
+    from harness.data.contamination import overlapping
 
     held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
     task = SimpleNamespace(name="t", kind="generate", files=(), examples=lambda split, source: iter(held))

@@ -306,7 +306,7 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
     assert len({row.text for row in items}) > 1 and not any(row.twins for row in items)
     from dataclasses import replace
 
-    from harness.models.checkpoint import digest_of
+    from harness.files.digests import digest_of
 
     turned = [
         replace(items[0], correct={"acc": not items[0].correct["acc"]}, position=1 - items[0].position, text="x", twins=True),

@@ -14,7 +14,7 @@ import pytest
 
 import harness
 from harness.errors import HarnessError
-from harness.models.language_model import configuration_of, resolve
+from harness.models.resolve import configuration_of, resolve
 
 pytestmark = pytest.mark.weights
 needs_weights = pytest.mark.skipif(not os.environ.get("HARNESS_GGUF"), reason="needs real weights: set HARNESS_GGUF to a GGUF file")

@@ -394,7 +394,8 @@ def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
 
 
 def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp_path):
-    from harness.models.language_model import open_model, quantized_by
+    from harness.models.language_model import open_model
+    from harness.models.resolve import quantized_by
 
     made, told = compress("int4", {"group": 32, "zeros": True})
     config = json.loads((made.path / "config.json").read_text())["quantization_config"]

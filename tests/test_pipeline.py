@@ -161,7 +161,7 @@ class Shouting(Trained):
     how: str = "train"
 
     def compress(self, job: Job) -> Checkpoint:
-        from harness.data.source import training_examples
+        from harness.data.examples import training_examples
         from methods.training.terms import Term, hard_labels
 
         terms = [hard_labels()]
@@ -175,7 +175,7 @@ class Shouting(Trained):
         if self.how == "full":
             raise OSError(28, "No space left on device", str(job.workdir))
         if self.how == "nothing":
-            from harness.models.language_model import open_model, save_student, stored_dtype
+            from harness.models.language_model import open_model, stored_dtype; from harness.models.shaping import save_student
             same = open_model(job.teacher)
             return save_student(same, job.workdir / "student", name="same", dtype=stored_dtype(job.teacher), parents=())
         return self.train(job, worked(training_examples(job.tasks, job.source, rows=job.budget.rows)), terms=terms)

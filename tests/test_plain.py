@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import _architectures
 
 from harness.errors import CellFailed
-from harness.models.language_model import LanguageModel, open_model, resolve
+from harness.models.language_model import LanguageModel, open_model
+from harness.models.resolve import resolve
 from harness.scoring.generation import generate, why_plain
 from harness.scoring.likelihood import Scored, log_likelihoods
 from harness.scoring.lm_eval_model import HarnessLM

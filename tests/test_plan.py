@@ -9,8 +9,10 @@ import pytest
 import methods
 from harness.api import plan_run
 from harness.errors import HarnessError
-from harness.models.language_model import kept_blocks, parse_recipe, resolve
-from harness.planning.config import build, limit_for, parse_limit, parse_method, parse_set, read_toml, split_list
+from harness.models.resolve import resolve
+from harness.models.shaping import kept_blocks, parse_recipe
+from harness.planning.config import build, read_toml
+from harness.planning.spec import limit_for, parse_limit, parse_method, parse_set, split_list
 from harness.registry import Registry
 
 
@@ -23,7 +25,7 @@ def labels(**values):
 
 
 def test_repeated_lists_add_up_and_a_path_that_is_there_wins(tmp_path, monkeypatch):
-    from harness.planning.config import listed, parse_teachers, split_teachers
+    from harness.planning.spec import listed, parse_teachers, split_teachers
 
     assert listed(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == ["int8", "response[temperature=1,teacher_share=0.5]", "sft"]
     assert listed(None) is None and listed([]) is None
@@ -182,11 +184,12 @@ def test_a_torn_configuration_cannot_be_planned_for(sharded):
 
 
 def test_weights_are_read_once_and_remembered_until_they_change(sharded, tmp_path, monkeypatch):
+    from harness.files import digests
     from harness.models import checkpoint
 
     first = resolve(str(sharded), cache=tmp_path / "cache")
     assert first.digest == checkpoint.folder_digest(sharded)
-    read = checkpoint.file_digest
+    read = digests.file_digest
     asked = []
     monkeypatch.setattr(checkpoint, "file_digest", lambda path: asked.append(path.name) or read(path))
     assert resolve(str(sharded), cache=tmp_path / "cache") == first
@@ -355,7 +358,7 @@ def test_controls_start_and_diverge_as_their_row_does():
 def test_two_teachers_of_one_name_or_the_same_weights_are_refused(tmp_path):
     import shutil
 
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
 
     for folder in ("a", "b"):
         shutil.copytree(EMBEDDED / "tiny", tmp_path / folder / "student")

@@ -51,7 +51,7 @@ def test_the_first_two_blocks_are_the_two_commands():
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A folder with what README's commands name: models, results, a run file."""
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
 
     folder = tmp_path_factory.mktemp("readme")
     for name in ("embedded", "compression-tiny", "baselines"):

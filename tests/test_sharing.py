@@ -254,7 +254,7 @@ from pathlib import Path
 import suites
 from harness.scoring import prefix_sharing
 from harness.data.source import DataSource
-from harness.models.language_model import open_model, resolve
+from harness.models.language_model import open_model; from harness.models.resolve import resolve
 from harness.scoring.score import score_task
 opened = open_model(resolve("tiny", cache=Path("unused")))
 print("begin", flush=True)

@@ -11,7 +11,9 @@ import torch
 
 from harness.errors import CellFailed, HarnessError
 from harness.models.checkpoint import describe, first_non_finite, weight_files
-from harness.models.language_model import open_model, resolve, save_student, smallest_exact, student_of
+from harness.models.language_model import open_model
+from harness.models.resolve import resolve, smallest_exact
+from harness.models.shaping import save_student, student_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import BLOCKS, FAMILIES, random_family, saved_family
@@ -301,7 +303,7 @@ def test_a_packed_student_stands_for_its_codes_in_every_family(family, tmp_path,
 def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
     import shlex
 
-    from harness.planning.config import parse_set
+    from harness.planning.spec import parse_set
 
     for family in ("Mixtral", "DBRX", "Llama 4"):
         base = saved_family(family, tmp_path / family)

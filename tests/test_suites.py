@@ -7,9 +7,10 @@ from itertools import islice
 import pytest
 
 import suites
-from harness.data.source import DataSource, examples_digest, examples_of, training_examples
+from harness.data.examples import examples_digest, examples_of, training_examples
+from harness.data.source import DataSource
 from harness.errors import HarnessError
-from harness.models.checkpoint import digest_of
+from harness.files.digests import digest_of
 from suites import gsm8k_mini, mmlu_mini
 from suites.loading import numbers
 

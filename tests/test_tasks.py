@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import suites
-from harness.data.source import DataSource, NoSplit, examples_of, training_examples
+from harness.data.examples import examples_of, training_examples
+from harness.data.source import DataSource, NoSplit
 from harness.errors import HarnessError
 from suites.loading import numbers
 from suites.loading.lm_eval import built, builtin
@@ -348,7 +349,7 @@ def test_answers_by_position_and_files_with_a_byte_order_mark_are_read(folder, s
 
 
 def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, source):
-    from harness.data.source import untrained
+    from harness.data.examples import untrained
 
     tasks = {name: suites.load(name) for name in ("gsm8k", "mmlu", "wikitext")}
     rows = training_examples(tasks, source, rows=6)
@@ -856,7 +857,7 @@ def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_
 
 def test_a_plain_prompt_counts_as_it_is_shown(small, source):
     """Committed records were digested so."""
-    from harness.models.checkpoint import digest_of
+    from harness.files.digests import digest_of
     from harness.scoring.score import score_task
 
     score, rows = score_task(small("Llama", max_position_embeddings=2048), suites.load("gsm8k"), source, limit=2, progress=lambda one: None)
@@ -878,7 +879,7 @@ CHOICES = {
 @pytest.mark.parametrize("form", CHOICES)
 def test_answers_of_a_cloze_task_are_told_apart_by_their_place(form, folder, source, random_model):
     """What a choice reads like does not say which it was: one of two alike is right, and models that take the other differ."""
-    from harness.models.checkpoint import digest_of
+    from harness.files.digests import digest_of
     from harness.models.language_model import open_model
     from harness.scoring.score import score_task
 
@@ -932,7 +933,7 @@ NEVER = {"mmlu", "mmlu-cloze", "lm-eval:bare"}
 
 
 def test_tasks_without_a_train_split_are_named_with_the_reason(mixed_tasks, source):
-    from harness.data.source import untrained
+    from harness.data.examples import untrained
 
     found = untrained(mixed_tasks, source)
     assert set(found) == NEVER  # what measures a perplexity was never asked for rows

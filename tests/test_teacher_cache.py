@@ -16,11 +16,13 @@ import torch
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource, training_examples
+from harness.data.examples import training_examples
+from harness.data.source import DataSource
 from harness.errors import CellFailed
 from harness.files.lines import signed
-from harness.models.checkpoint import write_signed
-from harness.models.language_model import open_model, resolve
+from harness.files.writing import write_signed
+from harness.models.language_model import open_model
+from harness.models.resolve import resolve
 from methods.response import ResponseDistillation
 from methods.training import teacher_cache as caching
 from methods.training.loop import Stepper

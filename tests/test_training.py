@@ -281,7 +281,7 @@ def clock(monkeypatch):
 
 def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(random_model, tmp_path, clock, monkeypatch):
     monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
-    monkeypatch.setattr("harness.machine.monitor.rapl_joules", lambda: 7 * clock[0])
+    monkeypatch.setattr("harness.machine.energy.rapl_joules", lambda: 7 * clock[0])
 
     def a_second_a_step(_):
         clock[0] += 1

@@ -12,8 +12,9 @@ from harness.errors import HarnessError
 from harness.files import untrusted
 from harness.files.lines import checked, json_lines, signed, signed_lines
 from harness.files.untrusted import Limits, Unreadable, read_as, read_json, read_object
-from harness.models.checkpoint import keep_file, read_signed, write_signed, write_whole
-from harness.planning.config import read_toml, value_of
+from harness.files.writing import keep_file, read_signed, write_signed, write_whole
+from harness.planning.config import read_toml
+from harness.planning.spec import value_of
 
 BAD = {
     "deep lists": ("[" * 100_000, "nested deeper"),

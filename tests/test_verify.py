@@ -10,7 +10,7 @@ import pytest
 
 import harness
 from harness.files.lines import signed
-from harness.models.checkpoint import read_signed, write_signed
+from harness.files.writing import read_signed, write_signed
 from harness.running.verify import verify
 
 STUDY = Path(__file__).parents[1] / "results" / "embedded" / "records"

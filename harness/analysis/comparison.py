@@ -11,15 +11,14 @@ from statistics import fmean
 from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar
 
-from harness.models.checkpoint import digest_of
-from harness.records.conditions import Rows, shared_by
-from harness.records.record import RunRecord, TaskScore
+from harness.files.digests import digest_of
+from harness.records.conditions import shared_by
+from harness.records.record import TEACHER, RunRecord, TaskScore, rows_of
 from harness.statistics import corpus, means, stats
 from harness.statistics.figures import BITS as BITS
 from harness.statistics.intervals import Interval, one_sided, two_sided
 from harness.statistics.pooled import Corpus
 
-TEACHER = "teacher"
 ALPHA = 0.05  # of a verdict in a table
 _Run = TypeVar("_Run")
 Values = tuple[float, ...] | Corpus  # of one run: a number an item, or what each adds to a figure of all of them
@@ -122,13 +121,6 @@ def _measured_under(record: RunRecord) -> dict[str, str]:
     """What rows that succeeded share beside that."""
     environment = shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
     return {"path": record.path, "items": digest_of([score.items_digest for score in record.scores]), **environment}
-
-
-def rows_of(record: RunRecord) -> tuple[Rows, ...]:
-    """Return which conditions of making say something about a record: none of a teacher's, the budget of one that trains."""
-    if record.method == TEACHER:
-        return ()
-    return ("students", "trained rows") if record.trains else ("students",)
 
 
 def _made_under(record: RunRecord) -> dict[str, str]:

@@ -81,7 +81,7 @@ class Trial:
     def teachers(self) -> tuple[Checkpoint, ...]:
         """Copies of the embedded teachers: one, or two where several are needed."""
         from harness.models.checkpoint import describe
-        from harness.models.language_model import EMBEDDED
+        from harness.models.resolve import EMBEDDED
 
         names = ("tiny", "tiny-math") if self.method.needs_several_teachers else ("tiny",)
         for name in names:
@@ -94,7 +94,8 @@ class Trial:
         import torch
 
         from harness.models.checkpoint import describe
-        from harness.models.language_model import EMBEDDED, save_student, student_of
+        from harness.models.resolve import EMBEDDED
+        from harness.models.shaping import save_student, student_of
 
         if self.method.starts_from == "teacher":
             return self.teachers[0]
@@ -153,7 +154,7 @@ def _cost(workdir: Path) -> Mapping[str, Any]:
 
 def files_in(folder: Path) -> dict[str, str]:
     """Return the digest of every file below a folder."""
-    from harness.models.checkpoint import file_digest
+    from harness.files.digests import file_digest
 
     return {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -131,7 +131,7 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
     """List methods, suites, tasks or models with one line each."""
     import methods
     import suites
-    from harness.models.language_model import EMBEDDED_MODELS
+    from harness.models.resolve import EMBEDDED_MODELS
     from harness.registry import Registry
 
     if what is Listed.suites:
@@ -181,7 +181,7 @@ def report(
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness.files.places import check_folder
-    from harness.planning.config import listed
+    from harness.planning.spec import listed
     from harness.records.store import keep_records, read_all
     from harness.reporting import report as tables
     from harness.reporting.glossary import glossary
@@ -284,7 +284,7 @@ def plan(
     """Estimate memory, time, tokens and money of chains on some hardware before anything is spent; computes nothing."""
     from harness.api import estimate_plans
     from harness.estimating.estimate import text
-    from harness.planning.config import listed
+    from harness.planning.spec import listed
     from harness.records.store import read_all
 
     refuse_doubles("--methods", listed(methods) or [])

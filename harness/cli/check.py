@@ -3,13 +3,11 @@
 Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
 """
 
-import math
 import os
-import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +15,10 @@ from harness.cli.options import HELP, Command, Group, refuse_doubles
 from harness.errors import HarnessError, unknown
 from harness.escape import clean
 from harness.files.places import check_file, check_folder
+from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights, percent_of, records_of
 
 if TYPE_CHECKING:
-    from harness.records.record import Measurement, RunRecord
+    from harness.records.record import Measurement
 
 baseline_app = typer.Typer(
     name="baseline", no_args_is_help=True, add_completion=False, rich_markup_mode=None, cls=Group, context_settings=HELP,
@@ -36,62 +35,6 @@ Margin = Annotated[
     ),
 ]
 Rows = Annotated[list[str] | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
-
-
-def parse_margin(text: str | None) -> tuple[float | None, bool]:
-    """Read `0.95` or `95%` as a share to keep, `2points` as points that may be lost; (None, False) of None."""
-    if text is None:
-        return None, False
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|points?|pp|pt)?\s*", text)
-    value, unit = (float(match[1]), match[2] or "") if match else (-1.0, "")
-    points = unit not in ("", "%")
-    share = value / 100 if unit else value
-    if match and not points and share == 1:
-        raise HarnessError(
-            f"--margin {text}: that a student keeps all of it can be shown by no number of items, unless it is better than its teacher; "
-            "say how much less would do: 0.95, 95% or 2points"
-        )
-    if not 0 < share < 1 or (unit == "%" and value < 1):
-        near = f" ({value:g}%?)" if match and not unit and 1 < value < 100 else f" ({value:g}?)" if unit == "%" and 0 < value < 1 else ""
-        raise HarnessError(
-            f"--margin {text}: give the share that must be kept, between 0 and 1 (0.95 or 95%){near}, or what may be lost (2points)"
-        )
-    return share, points
-
-
-def parse_task_weights(text: str | None) -> str | tuple[tuple[str, float], ...]:
-    """Read `items`, `tasks` or `mmlu=2,gsm8k=1`: how tasks count in the pooled decision; `items` of None."""
-    if text is None or text.strip() in ("items", "tasks"):
-        return (text or "items").strip()
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.rpartition("="))
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not equals or not name or not 0 < weight < math.inf or name in weights:
-            raise HarnessError(
-                f"--task-weights {text}: give items, tasks, or a weight above 0 for each task once (mmlu=2,gsm8k=1), not {part.strip()!r}"
-            )
-        weights[name] = weight
-    return tuple(weights.items())
-
-
-def parse_decide(text: str | None) -> Literal["tasks", "pooled"]:
-    """Read `tasks` or `pooled`; `tasks` of None."""
-    if text in (None, "tasks"):
-        return "tasks"
-    if text == "pooled":
-        return "pooled"
-    raise HarnessError(f"--decide {text}: give tasks, or pooled (a pool that passed settles what single tasks cannot tell)")
-
-
-def _percent_of(name: str, value: float) -> float:
-    """Read an option that is given in points."""
-    if not (0 if name == "tolerance" else 1e-9) <= value <= 100:
-        raise HarnessError(f"--{name} {value:g}: give points between 0 and 100")
-    return value / 100
 
 
 def check(
@@ -129,8 +72,9 @@ def check(
     """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2 your mistake."""
     from harness.gate import check as gate_check
     from harness.gate import output
-    from harness.planning.config import listed
-    from harness.records.baseline import read_baseline, rules_of
+    from harness.gate.rules import rules_of
+    from harness.planning.spec import listed
+    from harness.records.baseline import read_baseline
 
     for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
         if not 0 < value < 0.5:
@@ -143,8 +87,8 @@ def check(
     refuse_doubles("--rows", listed(rows) or ())
     share, points = parse_margin(margin)
     rules = gate_check.Rules(
-        margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=_percent_of("tolerance", tolerance),
-        detect=_percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(listed(rows) or ()),
+        margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=percent_of("tolerance", tolerance),
+        detect=percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(listed(rows) or ()),
         task_weights=parse_task_weights(task_weights), decide=parse_decide(decide),
     )  # fmt: skip
     frozen = read_baseline(baseline) if baseline else None
@@ -176,23 +120,6 @@ def _written(path: Path, text: str, mode: str) -> None:
             stream.write(text)
     except OSError as problem:
         raise HarnessError(f"cannot write {path} ({problem.strerror}); give another file") from problem
-
-
-def records_of(place: Path) -> "list[RunRecord]":
-    """Read the records of a place, of a store those of its newest run.
-
-    A file that is no whole record, a run that lacks cells, and two records of one row and seed are mistakes: a check passes over nothing.
-    """
-    from harness.records.store import newest_run, read_all, twice
-
-    place = newest_run(place)
-    records, problems = read_all(place)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise HarnessError(f"{problems[0]}{more}")
-    if double := twice(records):
-        raise HarnessError(f"{place}: two records of {double}; name one run's file (results/runs/runs/NAME.json)")
-    return records
 
 
 def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
@@ -232,7 +159,7 @@ def baseline_update(
     from harness.gate.baseline_shown import difference, family_of, reach, reach_shown
     from harness.gate.rules import Rules
     from harness.gate.update import update
-    from harness.planning.config import listed
+    from harness.planning.spec import listed
 
     check_file(baseline, "--baseline")
     refuse_doubles("--rows", listed(rows) or ())

@@ -1,6 +1,5 @@
 """How a command ends: errors of the system in one line, a reader that went away, signals that say what is kept. No torch."""
 
-import errno
 import io
 import os
 import shlex
@@ -9,24 +8,8 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from harness.errors import in_one_line
+from harness.files.problems import told_of
 
-LONGEST_SHOWN = 120  # characters of a path: an over-long one must not fill the terminal
-_WAYS_OUT = {
-    errno.ENOSPC: "free some space there, or give another folder",
-    errno.EDQUOT: "free some of your quota there, or give another folder",
-    errno.ENOTDIR: "a file stands where a folder should be; give another path",
-    errno.EEXIST: "a file stands where a folder should be; give another path",
-    errno.EISDIR: "a folder stands where a file should be; give another path",
-    errno.EACCES: "give a path that you may use, or its owner's leave",
-    errno.EPERM: "give a path that you may use, or its owner's leave",
-    errno.EROFS: "give a folder that can be written to",
-    errno.ENAMETOOLONG: "give a shorter path",
-    errno.ENOENT: "look whether the path is right",
-    errno.ELOOP: "its links lead in a circle; give another path",
-    errno.EMFILE: "too many files are open: type ulimit -n 4096 and try again",
-    errno.EIO: "the disk does not read or write; give a path on another one",
-}
 KEPT = "what was finished is kept, the same command goes on from there"
 _GOING_ON = ("run", "train-tiny")  # what starts again where it was
 
@@ -37,23 +20,6 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-
-
-def shown(path: object) -> str:
-    """Return a path as an error shows it: in one line, and its middle left out where it is very long."""
-    text = " ".join(os.fsdecode(path).split()) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
-    half = LONGEST_SHOWN // 2
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 2]} … {text[-half + 2 :]}"
-
-
-def told_of(problem: OSError) -> str:
-    """Say an error of the system in one line: which path, what the system said, what to do about it."""
-    if problem.strerror is None or problem.errno is None:  # a library's own words
-        return in_one_line(problem)
-    name = problem.filename2 if problem.filename is None else problem.filename
-    place = f"{shown(name)}: " if name is not None and not isinstance(name, int) else ""
-    way_out = _WAYS_OUT.get(problem.errno, "")
-    return f"{place}{problem.strerror}{'; ' + way_out if way_out else ''}"
 
 
 class _Patient(io.FileIO):

@@ -77,12 +77,12 @@ def pytest_configure(config: pytest.Config) -> None:
     options = {name: config.getoption(f"--harness-{name}") for name in ("baseline", "records", "margin", "rows", "task-weights", "decide")}
     if not any(options.values()):
         return
-    from harness.cli.check import parse_decide, parse_margin, parse_task_weights, records_of
     from harness.errors import HarnessError
     from harness.gate.check import check
-    from harness.gate.rules import Rules
-    from harness.planning.config import split_list
-    from harness.records.baseline import read_baseline, rules_of
+    from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights, records_of
+    from harness.gate.rules import Rules, rules_of
+    from harness.planning.spec import split_list
+    from harness.records.baseline import read_baseline
 
     try:
         share, points = parse_margin(options["margin"])

@@ -1,22 +1,21 @@
-"""Where tasks find their items, and the guard that keeps evaluation items out of training data."""
+"""Where tasks find their items: the files of a folder, parsed once and checked, else the Hub."""
 
 import hashlib
 import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.contract import Example, Split, Task
+from harness.contract import Example
 from harness.errors import HarnessError
+from harness.files.digests import digest_of
 from harness.files.lines import lines_of
 from harness.files.untrusted import LINE, Unreadable, parsed, text_of
-from harness.models.checkpoint import digest_of
 
 Row = dict[str, Any]
 _LISTED = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]{1,15})\b")  # a line of a manifest's `| file | rows |` table
@@ -189,138 +188,3 @@ def _manifest(folder: Path) -> dict[str, int]:
         return {}
     found = (_LISTED.match(line) for line in lines_of(text_of(path)))
     return {line[1].removesuffix(".gz"): int(line[2].replace(",", "")) for line in found if line and line[2].strip(",")}
-
-
-def examples_of(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int) -> list[Example]:
-    """Take `rows` items of a split, in equal parts from every task, interleaved, in fixed order, rendered for the model.
-
-    Tasks that measure perplexity have no training form and take no part.
-    """
-    return [source.render(example) for example in _taken(tasks, split, source, rows=rows)]
-
-
-def _taken(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int) -> list[Example]:
-    asked = [task for task in tasks.values() if task.kind != "perplexity"]
-    if not asked:
-        raise NoSplit(f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such as math")
-    asked = _with_rows(asked, split, source)
-    share, rest = divmod(rows, len(asked))
-    taken = list(
-        interleaved([list(islice(task.examples(split, source), share + (index < rest))) for index, task in enumerate(asked)])
-    )  # fmt: skip
-    if not taken:
-        raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
-    return taken
-
-
-def _with_rows(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
-    """Return the tasks that take part: those with a train split, of which validation is held out too; raises `NoSplit` where none has one.
-
-    Where no task can be trained on, the validation items of all of them are what there is.
-    """
-    reasons = {task.name: _without(task, "train", source) for task in asked}
-    able = [task for task in asked if not reasons[task.name]]
-    if able or split not in ("train", "validation"):
-        return able if split in ("train", "validation") else asked
-    if split == "train":
-        raise NoSplit(next(iter(reasons.values())))
-    return asked
-
-
-def _without(task: Task, split: Split, source: DataSource) -> str:
-    """Say why a task has no items of a split, "" where it has."""
-    try:
-        next(iter(task.examples(split, source)), None)
-    except NoSplit as problem:
-        return str(problem)
-    return ""
-
-
-def untrained(tasks: Mapping[str, Task], source: DataSource) -> dict[str, str]:
-    """Return the tasks that no training row is of, though others give some, and why; those that only measure a perplexity left out."""
-    return {name: why for name, task in tasks.items() if task.kind != "perplexity" and (why := _without(task, "train", source))}
-
-
-def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
-    """Yield the first of every part, then the second of every part, and so on; short parts end early."""
-    for index in range(max(map(len, parts), default=0)):
-        yield from (part[index] for part in parts if index < len(part))
-
-
-def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
-    """Return the training items, refused if one of them is an evaluation item of the same tasks."""
-    taken = _taken(tasks, "train", source, rows=rows)
-    prompts = {example.prompt for example in taken}
-    for name, task in tasks.items():
-        shared = sorted(prompts & _held_out(task, source))
-        if shared:
-            raise HarnessError(f"{len(shared)} evaluation items of {name} stand in the training data, for example {shared[0][:80]!r}")
-    return [source.render(example) for example in taken]
-
-
-def _held_out(task: Task, source: DataSource) -> set[str]:
-    """Return the prompts of a task's validation and test items, of those splits that it has."""
-    prompts: set[str] = set()
-    splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
-    for split in splits:
-        try:
-            prompts.update(example.prompt for example in task.examples(split, source))
-        except NoSplit:
-            continue
-    return prompts
-
-
-def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> set[str]:
-    """Return the prompts of examples that also stand in an evaluation split of their tasks.
-
-    Found by equal text everywhere, by a shared run of `words` words only in data from outside: our generators share templates by design.
-    The question alone is compared: shots stand before it in every prompt.
-    """
-    found: set[str] = set()
-    for name, task in tasks.items():
-        own = [example for example in examples if example.task == name]
-        held_out = {_question(prompt) for prompt in _held_out(task, source)}
-        runs = {run for text in held_out for run in _runs(text, words)} if getattr(task, "files", ()) else set()
-        for example in own:
-            question = _question(example.asked)  # as the task has it, not in a chat template
-            if question in held_out or (runs and not runs.isdisjoint(_runs(question, words))):
-                found.add(example.prompt)
-    return found
-
-
-def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> tuple[set[int], list[str]]:
-    """Return the indices of free texts that share a run of `words` words with evaluation text, and the tasks compared with.
-
-    Questions and whole documents of tasks read from outside: in generated ones n-grams mean nothing.
-    """
-    outside = {name: task for name, task in tasks.items() if getattr(task, "files", ())}
-    runs = {run for task in outside.values() for text in _evaluated(task, source) for run in _runs(text, words)}
-    found = {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(text, words))}
-    return found, list(outside)
-
-
-def _evaluated(task: Task, source: DataSource) -> Iterator[str]:
-    """Yield a task's evaluation text: its questions, or the documents whose perplexity is measured."""
-    if task.kind != "perplexity":
-        yield from (_question(prompt) for prompt in _held_out(task, source))
-    elif hasattr(task, "texts"):
-        yield from task.texts(source)
-    else:
-        for one in task.lm_eval_tasks(source).values():
-            yield from (str(one.doc_to_target(doc)) for doc in one.eval_docs)
-
-
-def _question(prompt: str) -> str:
-    """Return a prompt's last paragraph, in lower case and single spaces: what is asked, without shots."""
-    return " ".join(prompt.strip().rsplit("\n\n", 1)[-1].lower().split())
-
-
-def _runs(text: str, words: int) -> set[int]:
-    """Return the hashes (this process's) of every run of so many words, in lower case and without what stands between them."""
-    parts = re.findall(r"\w+", text.lower())
-    return {hash(tuple(parts[at : at + words])) for at in range(len(parts) - words + 1)}
-
-
-def examples_digest(examples: Iterable[Example]) -> str:
-    """Return the content digest of training items, in order."""
-    return digest_of([(example.task, example.prompt, example.completion, example.gold) for example in examples])

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from harness.analysis.comparison import rows_of
 from harness.estimating.hardware import Hardware
 from harness.estimating.workload import ROW_TOKENS, Asked, Work
-from harness.models.checkpoint import digest_of
+from harness.files.digests import digest_of
 from harness.records.conditions import EVERY_ROW, shared_by
-from harness.records.record import RunRecord
+from harness.records.record import RunRecord, rows_of
 
 PUBLISHED = Path(__file__).parents[1] / "reporting" / "assets" / "published.json"
 _DEFAULTS = {  # setting of `response` -> default, and what speaks for it

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from harness.errors import HarnessError, unknown
-from harness.machine.monitor import allowed_cpus, device_bytes, threads_asked
-from harness.records.record import RunRecord, machine
+from harness.machine.memory import device_bytes
+from harness.machine.processor import allowed_cpus, machine, threads_asked
+from harness.records.record import RunRecord
 
 GIB = 2**30
 

@@ -20,9 +20,6 @@ ITEM_TOKENS: Mapping[str, tuple[int, int, int]] = {
     "gsm8k": (75, 700, 130), "gsm8k-cot": (75, 900, 110), "mmlu": (105, 57 * 450, 0), "mmlu-cloze": (130, 57 * 450, 0),
     "gsm8k-mini": (60, 0, 43), "mmlu-mini": (60, 0, 0), "wikitext": (4_400, 0, 0),
 }  # fmt: skip
-ITEMS: Mapping[str, int] = {
-    "gsm8k": 1_319, "gsm8k-cot": 1_319, "mmlu": 14_042, "mmlu-cloze": 14_042, "gsm8k-mini": 1_000, "mmlu-mini": 1_000, "wikitext": 62,
-}  # fmt: skip
 
 
 _SIZE = r"(\d+(?:\.\d+)?)([MBT])"

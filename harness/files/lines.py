@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import in_one_line
 from harness.files.untrusted import LINE, Unreadable, value_of_line
-from harness.models.checkpoint import write_whole
+from harness.files.writing import write_whole
 
 _DIGITS = 16  # of a line's digest: against damage and edits, not against those who can compute one
 

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.cli.ending import shown, told_of
 from harness.errors import HarnessError
+from harness.files.problems import shown, told_of
 
 LEAST_FREE = 16 * 2**20  # bytes: less holds not even the embedded pair's run
 LITTLE_FREE = 2**30  # bytes: less is worth a line, for it may not hold a student from outside

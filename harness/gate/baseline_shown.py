@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from harness.analysis.comparison import TEACHER
 from harness.gate.rules import Rules
 from harness.records import columns
 from harness.records.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
 from harness.records.columns import DASH
-from harness.records.record import RunRecord
+from harness.records.record import TEACHER, RunRecord
 from harness.statistics import stats
 from harness.statistics.stats import pairs
 

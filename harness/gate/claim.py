@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.analysis.comparison import TEACHER, Group, Row, by_chance, compare, conditions_of, keeps, paired, times_of
+from harness.analysis.comparison import Group, Row, by_chance, compare, conditions_of, keeps, paired, times_of
 from harness.gate.frozen_items import margin_of
 from harness.gate.rules import Decides, Finding, Rules, Verdict, decides, decides_among, is_judged, not_comparable, short, unmet
 from harness.records import columns
-from harness.records.record import RunRecord, TaskScore
+from harness.records.record import TEACHER, RunRecord, TaskScore
 from harness.statistics import stats
 from harness.statistics.figures import BITS
 

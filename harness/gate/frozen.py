@@ -7,7 +7,7 @@ scoring, which is not comparable. What changed is tested (exact McNemar, paired 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness.analysis.comparison import TEACHER, tests_of
+from harness.analysis.comparison import tests_of
 from harness.gate.frozen_documents import documents_against_frozen, rise_of
 from harness.gate.frozen_items import (
     Numbers,
@@ -24,7 +24,8 @@ from harness.gate.frozen_items import (
 )
 from harness.gate.pooled import frozen_pools, judged_pools
 from harness.gate.rules import Finding, Rules, Verdict, is_judged, not_comparable, short
-from harness.records.record import RunRecord, TaskScore
+from harness.records.baseline import LM_EVAL
+from harness.records.record import TEACHER, RunRecord, TaskScore
 from harness.statistics import stats
 
 if TYPE_CHECKING:
@@ -69,9 +70,6 @@ def frozen_notes(records: Sequence[RunRecord], baseline: "Baseline") -> list[str
     if not silent:
         return []
     return [f"the baseline does not say which lm-eval scored {', '.join(silent)}: its version is not compared until they are frozen anew"]
-
-
-LM_EVAL = "lm-eval"  # the condition that baselines of schema 1 do not hold
 
 
 def _asked(row: "FrozenRow", rules: Rules) -> bool:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
-from harness.escape import clean, clean_all, markdown_text
+from harness.escape import cell_of, clean, clean_all, markdown_text
+from harness.files.writing import finite
 from harness.gate.rules import GRAVEST, Checked, Finding, Verdict
 from harness.records import columns
-from harness.reporting.table import cell_of, finite
 
 _MARKS = {one: one.value for one in Verdict} | {Verdict.regressed: "REGRESSED", Verdict.missed: "MISSED"}
 _HEADERS = [one.header for one in (columns.VERDICT, columns.ROW, columns.TASK, columns.LAYER, columns.WHY)]

@@ -1,13 +1,13 @@
 """What a check can say and is asked: verdicts, rules, findings. No torch."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
 
-from harness.analysis.comparison import TEACHER
-from harness.estimating.workload import ITEMS
-from harness.records.record import RunRecord
+from harness.data.sizes import ITEMS
+from harness.records.baseline import Baseline
+from harness.records.record import TEACHER, RunRecord
 
 
 class Verdict(StrEnum):
@@ -163,3 +163,16 @@ def short(value: object) -> str:
     """Return a condition's value as a line has room for it: digests by both ends."""
     text = str(value) if value not in (None, "") else "none"
     return text if len(text) <= 48 else f"{text[:12]}..{text[-12:]}" if " " not in text else f"{text[:45]}..."
+
+
+CLAIM = 0.95  # of the teacher's score: what is asked where neither a margin nor a baseline says
+
+
+def rules_of(baseline: Baseline | None, rules: Rules) -> Rules:
+    """Take the margin of the baseline where the rules have none, the usual claim where there is no baseline either.
+
+    A row that keeps a margin of its own is held to that: `gate_frozen.margin_of`.
+    """
+    if rules.margin is not None:
+        return rules
+    return replace(rules, margin=CLAIM) if baseline is None else replace(rules, margin=baseline.margin, points=baseline.points)

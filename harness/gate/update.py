@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from harness.analysis.comparison import TEACHER
 from harness.errors import HarnessError
 from harness.gate.check import check
 from harness.gate.frozen import unlike_conditions, unlike_scores
 from harness.gate.frozen_items import margin_of
 from harness.gate.rules import Finding, Rules, Verdict
 from harness.records.baseline import ITEMS, Baseline, Change, FrozenRow, FrozenScore, Origin, freeze, read_baseline, write_baseline
-from harness.records.record import RunRecord
+from harness.records.record import TEACHER, RunRecord
 from harness.records.store import twice
 
 _UNMET = frozenset({"regressed", "missed"})  # what the claim layer says of a row that does not keep the margin

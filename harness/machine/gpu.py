@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from harness.errors import HarnessError
-from harness.machine.monitor import Nvml
+from harness.machine.energy import Nvml
 
 BF16_SINCE = (8, 0)  # compute capability of the first NVIDIA GPUs that multiply bf16 in hardware (Ampere)
 

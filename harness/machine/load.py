@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.machine.monitor import allowed_cpus, cpu_seconds, threads_asked
+from harness.machine.processor import allowed_cpus, cpu_seconds, threads_asked
 
 PARAMETERS_OF_A_THREAD = 500_000  # of a model: below it, a second thread waits longer than it works
 IDLE = 0.25  # cores that others may use: beyond it the machine is busy

@@ -2,7 +2,11 @@
 
 import contextlib
 import ctypes
+import gc
+import os
 from pathlib import Path
+
+from harness.errors import says_no_memory
 
 
 def synchronise(device: str) -> None:
@@ -39,3 +43,55 @@ def process_bytes(name: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+
+
+def device_bytes(device: str) -> int:
+    """Return the memory that a device has in all: a GPU's own, or the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the memory that is free now, of the GPU or of the machine; None where nothing tells."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def at_rest(device: str) -> dict[str, int]:
+    """Return what this process holds before the model, in bytes: what could be given back is; 0 where nothing tells."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
+    trim()
+    return {"resident": process_bytes("VmRSS") or 0}
+
+
+def release_memory(device: str) -> None:
+    """Give back what models that nobody holds any more have left with the allocator."""
+    import gc
+
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Tell whether an exception says that the device or the machine has no memory left."""
+    return isinstance(problem, MemoryError) or (isinstance(problem, (RuntimeError, OSError)) and says_no_memory(str(problem)))

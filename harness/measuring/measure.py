@@ -24,7 +24,8 @@ from typing import Any, Self
 from harness.contract import Checkpoint, Progress
 from harness.errors import CellFailed, HarnessError, how_it_ended
 from harness.machine.load import without_ours
-from harness.machine.monitor import Watch, free_bytes
+from harness.machine.memory import free_bytes
+from harness.machine.monitor import Watch
 from harness.machine.process import tail_of
 from harness.measuring import worker
 from harness.measuring.scenario import VISIT_SECONDS, Scenario

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.machine.memory import process_bytes, synchronise, trim
+from harness.machine.memory import at_rest, process_bytes, synchronise
 from harness.machine.memory import reset_peak as reset_peak
 from harness.machine.process import end_with_parent
 from harness.measuring.scenario import WARM_UP_SECONDS, Scenario
@@ -294,20 +294,6 @@ def cache_bytes(out: Any) -> int | None:
     tensors = tensors_in(list(handed_back(out, None).values()))
     held = [one for one in tensors if one.numel() > 1 or one.is_floating_point()]
     return _unique(iter(held)) if held else None
-
-
-def at_rest(device: str) -> dict[str, int]:
-    """Return what this process holds before the model, in bytes: what could be given back is; 0 where nothing tells."""
-    gc.collect()
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
-    trim()
-    return {"resident": process_bytes("VmRSS") or 0}
 
 
 def as_json(job: Job) -> str:

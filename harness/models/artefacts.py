@@ -14,9 +14,11 @@ from platformdirs import user_cache_dir
 
 from harness.errors import HarnessError
 from harness.files import leftovers
+from harness.files.digests import digest_of, file_digest
 from harness.files.lines import signed_lines
 from harness.files.untrusted import Unreadable, read_object
-from harness.models.checkpoint import digest_of, file_digest, read_signed, weight_files
+from harness.files.writing import read_signed
+from harness.models.checkpoint import weight_files
 
 KINDS = {
     "answers": "a model's answers to a task's questions, as they came",

@@ -1,13 +1,8 @@
-"""Identity of a model on disk: content digest, weight bytes, and an atomic way to save one."""
+"""Identity of a model on disk: content digest and weight bytes; what is torn or not finite is found here."""
 
-import errno
-import hashlib
-import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.files import untrusted
+from harness.files.digests import digest_of, file_digest
+from harness.files.writing import write_whole
 from harness.models.foreign import refuse_foreign
 
 if TYPE_CHECKING:
@@ -27,12 +24,6 @@ _MODEL_FILES = re.compile(
     r"(?!consolidated).*\.safetensors|.*\.(model|jinja|py)|(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template"
     r"|model\.safetensors\.index)\.json|(merges|vocab)\.txt"
 )
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,11 +40,6 @@ def remembered_digest(path: Path, cache: Path) -> str:
     with suppress(OSError):  # a cache that cannot be written to costs a second reading
         write_whole(note, digest)
     return digest
-
-
-def digest_of(*parts: object) -> str:
-    """Return a sha256 over JSON-serialisable parts, independent of dictionary order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -210,68 +196,6 @@ def describe(folder: Path, *, name: str, parents: Iterable[str] = (), note: str 
         bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
         note=note,
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: it is on the disk before it has its name."""
-    keep_file(path, lambda fresh: fresh.write_bytes(text.encode()))
-
-
-def keep_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that leaves what stood there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(fresh)
-        sync(fresh)
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's names, to the disk now; a file system that cannot sync folders is let be."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as problem:
-        if not path.is_dir() or problem.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_signed(path: Path, told: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own digest, whole or not at all."""
-    write_whole(path, json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n")
-
-
-def read_signed(path: Path) -> dict[str, Any]:
-    """Return what `write_signed` wrote, without the digest. Raises `Unreadable` for a file that is torn, foreign or edited."""
-    told = untrusted.read_object(path)
-    if (stated := told.pop("sha256", None)) != digest_of(told):
-        raise untrusted.Unreadable(f"{path}: {'its digest does not match' if stated else 'it carries no digest'}")
-    return told
-
-
-def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a fresh folder beside `folder`, then move it into place whole."""
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        write(fresh)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    for path in fresh.rglob("*"):
-        sync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    fresh.replace(folder)
-    sync(folder.parent)
 
 
 def model_class(folder: Path) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from harness.contract import Method
 from harness.errors import HarnessError
-from harness.planning.config import split_outside_brackets
+from harness.planning.spec import split_outside_brackets
 
 _ORDER = {"pruning": "prune", "low-rank": "factorise", "distillation": "distil", "quantization": "quantize"}
 

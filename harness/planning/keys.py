@@ -10,11 +10,14 @@ from typing import Any
 
 from harness.contract import Task
 from harness.files.closure import OURS, Memo, code_of, own_code_of
-from harness.models.checkpoint import digest_of
+from harness.files.digests import digest_of
 
 OPENS = (
     "harness.models.language_model",
+    "harness.models.resolve",
+    "harness.models.shaping",
     "harness.data.source",
+    "harness.data.examples",
     "harness.models.rendering",
 )  # opens, cuts and saves models; finds training rows and shows them
 SCORES = ("harness.scoring.score", "harness.scoring.lm_eval_model", "harness.scoring.fidelity", "harness.models.rendering")

@@ -14,19 +14,19 @@ from harness.errors import HarnessError, unknown
 from harness.files.untrusted import MODEL, Unreadable, read_object
 from harness.machine.gpu import device_label, gpu_of
 from harness.machine.load import threads_for
-from harness.machine.monitor import threads_asked
+from harness.machine.processor import processor, threads_asked
 from harness.measuring.scenario import GRIDS, parse_grid
-from harness.models.language_model import is_embedded, parse_recipe, quantized_by, resolve
+from harness.models.resolve import is_embedded, quantized_by, resolve
 from harness.models.shape import parameters_on_disk
+from harness.models.shaping import parse_recipe
 from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.chain import bare, check, parts_of, related
-from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RowSettings, RunConfig, parse_method
+from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RowSettings, RunConfig
 from harness.planning.keys import Code, KeyBook, lm_eval_version, of_items, reads_items
+from harness.planning.spec import parse_method
 from harness.records.conditions import Conditions, ModelReference
-from harness.records.record import processor
+from harness.records.record import TEACHER
 from harness.registry import Registry, expanded
-
-TEACHER = "teacher"  # the label of the row that every other row is compared with
 
 
 class PlannedModel(BaseModel):

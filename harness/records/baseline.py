@@ -8,23 +8,20 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.analysis.comparison import rows_of
 from harness.errors import HarnessError
+from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable, read_json
-from harness.gate.frozen import LM_EVAL
-from harness.gate.rules import Rules
-from harness.models.checkpoint import digest_of, write_whole
+from harness.files.writing import write_whole
 from harness.records import consistency
 from harness.records.conditions import frozen_of
 from harness.records.consistency import Checks, Consistent, not_negative
-from harness.records.record import RunRecord, Share, TaskScore
+from harness.records.record import RunRecord, Share, TaskScore, rows_of
 
 SCHEMA = 2
 
@@ -312,14 +309,4 @@ def _with_origins(old: dict[str, Any]) -> dict[str, Any]:
 _MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_origins}
 
 
-CLAIM = 0.95  # of the teacher's score: what is asked where neither a margin nor a baseline says
-
-
-def rules_of(baseline: Baseline | None, rules: Rules) -> Rules:
-    """Take the margin of the baseline where the rules have none, the usual claim where there is no baseline either.
-
-    A row that keeps a margin of its own is held to that: `gate_frozen.margin_of`.
-    """
-    if rules.margin is not None:
-        return rules
-    return replace(rules, margin=CLAIM) if baseline is None else replace(rules, margin=baseline.margin, points=baseline.points)
+LM_EVAL = "lm-eval"  # the condition that baselines of schema 1 do not hold

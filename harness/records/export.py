@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.models.checkpoint import write_whole
+from harness.files.writing import write_whole
 from harness.records.record import RunRecord, TaskScore
 from harness.records.samples import Evidence
 from harness.statistics.figures import standard_error, weighted

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from harness.escape import markdown_text
-from harness.models.checkpoint import write_whole
+from harness.files.writing import write_whole
 from harness.records import columns
 from harness.records.record import RunRecord, TaskScore
 

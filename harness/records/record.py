@@ -4,23 +4,19 @@ Readers accept every older schema (`_MIGRATIONS`); a newer or foreign file is na
 """
 
 import json
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.errors import OneLine
+from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable, kind_of, read_json
-from harness.machine.gpu import Gpu, gpu_of
-from harness.models.checkpoint import digest_of, write_whole
+from harness.files.writing import write_whole
+from harness.machine.gpu import Gpu
 from harness.records import consistency
-from harness.records.conditions import Conditions, Flat, ModelReference, Same
+from harness.records.conditions import Conditions, Flat, ModelReference, Rows, Same
 from harness.records.consistency import Checks, Consistent, not_negative
 
 SCHEMA = 8
@@ -331,69 +327,11 @@ def _digest(data: Mapping[str, JsonValue]) -> str:
     return digest_of(json.loads(json.dumps(data)))
 
 
-_PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")
+TEACHER = "teacher"
 
 
-def environment(*, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None) -> Environment:
-    """Describe this process's machine and versions. The machine is its kind, never its name."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    commit, dirty = _commit()
-    return Environment(
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        waiting=waiting,
-        cores_in_use=cores_in_use,
-        machine=machine(),
-        gpu=gpu_of(device),
-        platform=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-        versions=versions,
-        commit=commit,
-        dirty=dirty,
-    )
-
-
-# What decides how fast a product of matrices is, from the oldest to the newest: two processors of one name may differ in them.
-_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
-
-
-def machine() -> str:
-    """Return the kind of machine, never its name: processor, its instruction sets that count, cores."""
-    return f"{processor()}, {os.cpu_count()} cores"
-
-
-def processor() -> str:
-    """Return the kind of processor and its instruction sets that count; never a machine's name."""
-    known = processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")) if sys.platform == "linux" else ""
-    return known or platform.processor() or platform.machine()
-
-
-def processor_in(cpuinfo: str) -> str:
-    """Return the same from what Linux tells of its first processor; "" where it names neither model nor instructions."""
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())}
-    has = (told.get("flags") or told.get("Features") or "").split()
-    known = " ".join(one for one in _INSTRUCTIONS if one in has)
-    name = told.get("model name") or (platform.machine() if known else "")
-    return f"{name} ({known})" if known else name
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """Return the commit of the source tree that runs, and whether tracked files differ from it."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None, None
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "harness", "methods", "suites"],
-            cwd=root, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return head, bool(changed)
+def rows_of(record: RunRecord) -> tuple[Rows, ...]:
+    """Return which conditions of making say something about a record: none of a teacher's, the budget of one that trains."""
+    if record.method == TEACHER:
+        return ()
+    return ("students", "trained rows") if record.trains else ("students",)

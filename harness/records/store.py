@@ -23,7 +23,7 @@ from harness.escape import clean
 from harness.files import leftovers
 from harness.files.places import make_folder
 from harness.files.untrusted import Unreadable, read_json, read_object
-from harness.models.checkpoint import read_signed, write_signed
+from harness.files.writing import read_signed, write_signed
 from harness.records.record import BadRecord, RunRecord, read, write
 
 

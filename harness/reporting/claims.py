@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
-from harness.analysis.comparison import ALPHA, TEACHER, Group, Row, by_chance, compare, keeps, means_something, ordered
+from harness.analysis.comparison import ALPHA, Group, Row, by_chance, compare, keeps, means_something, ordered
 from harness.records import columns
 from harness.records.columns import DASH, Quantity
-from harness.records.record import RunRecord
+from harness.records.record import TEACHER, RunRecord
 from harness.reporting.costs import speed_ratio
 from harness.reporting.table import Cells, Line, Table, table_of, without_dashes
 from harness.statistics.intervals import Interval

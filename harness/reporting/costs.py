@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
 
-from harness.analysis.comparison import TEACHER, Group, Row, by_chance, compare, ordered
+from harness.analysis.comparison import Group, Row, by_chance, compare, ordered
 from harness.records import columns
 from harness.records.columns import DASH, Quantity
-from harness.records.record import Cost, Measurement, RunRecord
+from harness.records.record import TEACHER, Cost, Measurement, RunRecord
 from harness.reporting.table import Cells, Line, Table, mean_of, table_of, without_dashes
 from harness.statistics import stats
 from harness.statistics.intervals import Interval

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.analysis.comparison import Group
-from harness.escape import clean_all, markdown_text, tex, tex_comment
-from harness.models.checkpoint import write_whole
+from harness.escape import cell_of, clean_all, markdown_text, tex, tex_comment
+from harness.files.writing import finite, write_whole
 from harness.reporting.notes import mixed
-from harness.reporting.table import Best, Table, cell_of, finite
+from harness.reporting.table import Best, Table
 
 
 @dataclass(frozen=True)

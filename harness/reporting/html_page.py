@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.comparison import TEACHER, Group, Row, block_of, by_chance, compare, ordered
+from harness.analysis.comparison import Group, Row, block_of, by_chance, compare, ordered
 from harness.records import columns
-from harness.records.record import RunRecord
+from harness.records.record import TEACHER, RunRecord
 from harness.records.samples import Evidence
 from harness.reporting.formats import Made
 from harness.reporting.glossary import GLOSSARY

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from harness.escape import markdown_text
+from harness.escape import cell_of, markdown_text
 from harness.records import columns
 from harness.records.columns import Quantity
 from harness.records.record import Measurement
-from harness.reporting.table import cell_of
 from harness.statistics.intervals import Interval
 
 _ModelOf = tuple[str, Sequence[Measurement], Sequence[str]]  # name, measurements, skipped scenarios

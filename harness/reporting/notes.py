@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from harness.analysis.comparison import TEACHER, Group, by_chance, compare, leaders
+from harness.analysis.comparison import Group, by_chance, compare, leaders
 from harness.records import columns
-from harness.records.record import RunRecord
+from harness.records.record import TEACHER, RunRecord
 from harness.reporting.costs import timed_under, timing_of
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.comparison import TEACHER, Group, Row, block_of, by_chance, compare, group, ordered
+from harness.analysis.comparison import Group, Row, block_of, by_chance, compare, group, ordered
 from harness.records.columns import DECODE_X, DISK, DISK_X, RETENTION, WEIGHTS, WEIGHTS_X, Quantity
-from harness.records.record import RunRecord
+from harness.records.record import TEACHER, RunRecord
 from harness.reporting.costs import speed_ratio
 from harness.reporting.table import mean_of
 from harness.statistics.intervals import Interval

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import cast
 
-from harness.analysis.comparison import ALPHA, TEACHER, Group, Row, block_of, by_chance, compare, leaders, ordered, times_of, unequal
+from harness.analysis.comparison import ALPHA, Group, Row, block_of, by_chance, compare, leaders, ordered, times_of, unequal
 from harness.records import columns
 from harness.records.columns import DASH, Header, Quantity
-from harness.records.record import TaskScore
+from harness.records.record import TEACHER, TaskScore
 from harness.reporting.table import Best, Cells, Table, shown_name, status_of, table_of
 from harness.statistics import stats
 from harness.statistics.figures import BITS, weighted

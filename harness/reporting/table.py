@@ -1,6 +1,5 @@
 """One table: header cells, rows of text, the exact numbers behind them, and which cells are the best. No torch."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +8,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.comparison import Row, block_of
-from harness.escape import clean, csv_cell, markdown_cell
-from harness.models.checkpoint import keep_file
+from harness.escape import clean, csv_cell
+from harness.files.writing import keep_file
 from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, named
 from harness.statistics.intervals import Interval
 
@@ -75,20 +74,6 @@ class Table:
             self, rows=tuple(self.rows[line] for line in lines), blocks=tuple(self.blocks[line] for line in lines),
             exact=tuple(self.exact[line] for line in lines),
         )  # fmt: skip
-
-
-def finite(value: Any) -> Any:
-    """Return JSON-like data with what is no finite number as null: NaN and infinity are no JSON."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: finite(one) for name, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def cell_of(text: str) -> str:
-    """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that would end the cell."""
-    return markdown_cell(text)
 
 
 def less_is_better(column: str) -> bool:

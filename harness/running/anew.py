@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files.untrusted import Unreadable, read_object
-from harness.models.checkpoint import read_signed, write_signed
+from harness.files.writing import read_signed, write_signed
 from harness.planning.plan import Plan, PlannedCell
 from harness.records.store import Store
 

@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from harness.contract import Budget, Checkpoint, Example, Job, Progress, Task
-from harness.data.source import DataSource, examples_digest, untrained
+from harness.data.examples import examples_digest, untrained
+from harness.data.source import DataSource
 from harness.errors import CellFailed, HarnessError, Skipped, says_no_memory
 from harness.files.places import no_space
 from harness.files.untrusted import read_as
 from harness.machine.load import waiting_of
-from harness.machine.memory import process_bytes, reset_peak
-from harness.machine.monitor import device_bytes, threads_asked
+from harness.machine.memory import at_rest, device_bytes, process_bytes, reset_peak
 from harness.machine.process import end_with_parent
+from harness.machine.processor import threads_asked
 from harness.measuring.measure import measurement_of
-from harness.measuring.worker import at_rest
-from harness.planning.config import Work, limit_for
+from harness.planning.config import Work
 from harness.planning.plan import PlannedCell, PlannedModel, PlannedStage
+from harness.planning.spec import limit_for
 from harness.records import columns
 from harness.records.conditions import ModelReference, UnderConditions
-from harness.records.record import Cost, Fidelity, Measurement, RunRecord, StageRecord, TaskScore, environment, write
+from harness.records.environment import environment
+from harness.records.record import Cost, Fidelity, Measurement, RunRecord, StageRecord, TaskScore, write
 
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
@@ -149,8 +151,9 @@ def _own_standard_output() -> Callable[[dict[str, Any]], None]:
 def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
     import torch
 
+    from harness.machine.memory import release_memory
     from harness.measuring.measure import per_problem
-    from harness.models.language_model import open_model, release_memory
+    from harness.models.language_model import open_model
     from harness.scoring.items import write_rows
 
     progress(Progress(stage="start", done=0, total=1))
@@ -264,10 +267,10 @@ def _scored(
 
 def _measured(job: CellJob, student: Checkpoint, threads: int, progress: Callable[[Progress], None]) -> tuple[Measurement, ...]:
     """Time and weigh the student beside its teacher, in processes of their own; this one holds no model any more."""
+    from harness.files.writing import write_whole
+    from harness.machine.memory import release_memory
     from harness.measuring.measure import Settings, Subject, measure
     from harness.measuring.scenario import parse_grid
-    from harness.models.checkpoint import write_whole
-    from harness.models.language_model import release_memory
 
     release_memory(job.conditions.device)
     settings = Settings(
@@ -373,7 +376,7 @@ def _noise_floor(
     It never takes more memory than the score did: a float32 teacher is asked in bfloat16, any other at its own dtype a few rows at
     once, which sums in another order. It is no part of the score: whatever stops it is a remark beside a row that stands.
     """
-    from harness.models.language_model import release_memory
+    from harness.machine.memory import release_memory
 
     measured: list[Measurement] = []
     asked = [name for name, task in tasks.items() if task.kind != "perplexity"]
@@ -428,7 +431,7 @@ def _tasks(names: tuple[str, ...], include_path: Path | None) -> dict[str, Task]
 
 
 def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> str:
-    from harness.data.source import examples_of
+    from harness.data.examples import examples_of
 
     return examples_digest(examples_of(tasks, "train", source, rows=job.conditions.budget_rows))
 
@@ -493,8 +496,9 @@ class _Done(BaseModel):
 
 def _made_before(folder: Path, progress: Callable[[Progress], None]) -> _Done | None:
     """Return what stands of a student that was made before; None where there is none, or its files are not as they were written: said."""
+    from harness.files.digests import file_digest
     from harness.files.untrusted import Unreadable, checked
-    from harness.models.checkpoint import file_digest, read_signed
+    from harness.files.writing import read_signed
 
     done, cost = folder / "done.json", folder / "cost.json"
     if not done.exists():
@@ -517,7 +521,9 @@ def _staged(
 ) -> Checkpoint:  # fmt: skip
     """Return what one stage makes of its parent (of the student's recipe or the teacher, for the first), made before or now."""
     import methods
-    from harness.models.checkpoint import describe, file_digest, write_signed
+    from harness.files.digests import file_digest
+    from harness.files.writing import write_signed
+    from harness.models.checkpoint import describe
     from harness.registry import Registry
 
     teachers = tuple(one.checkpoint() for one in job.teachers)
@@ -595,8 +601,8 @@ def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, star
     """Fail before a teacher is asked anything where what training holds whatever its batches is more than the device has."""
     from harness.estimating.hardware import GIB
     from harness.estimating.workload import cut_parameters, student_shape, training_bytes, work_of
-    from harness.models.language_model import parse_recipe
     from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk
+    from harness.models.shaping import parse_recipe
 
     work, folders, memory = work_of(method), [one.path for one in job.teachers], device_bytes(job.conditions.device)
     if training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype) <= memory:

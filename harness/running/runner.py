@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.cli.ending import told_of
 from harness.contract import Progress
 from harness.errors import CRASHES, HarnessError, how_it_ended
 from harness.files.lines import signed_lines
 from harness.files.places import make_folder
+from harness.files.problems import told_of
+from harness.files.writing import write_whole
 from harness.machine.load import UNSEEN, Load, look, settings_of
 from harness.machine.process import Ended, attend
 from harness.models.artefacts import sweep
-from harness.models.checkpoint import write_whole
-from harness.models.language_model import is_embedded
+from harness.models.resolve import is_embedded
 from harness.planning.plan import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read, write
 from harness.records.store import Busy, Store

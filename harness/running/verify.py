@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import CellFailed, HarnessError
+from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable
-from harness.models.checkpoint import digest_of, folder_digest, read_signed
+from harness.files.writing import read_signed
+from harness.models.checkpoint import folder_digest
 from harness.records.conditions import first_difference
 from harness.records.record import BadRecord, RunRecord, TaskScore, read
 from harness.running.anew import PARTS

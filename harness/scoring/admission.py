@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from harness.models.language_model import LanguageModel, release_memory
+from harness.machine.memory import release_memory
+from harness.models.language_model import LanguageModel
 from harness.scoring.prefix_sharing import (
     KeyValues,
     Slots,
@@ -101,7 +102,7 @@ def _by_rounding(opened: LanguageModel, gap: float, ours: float, truth_BTV: "tor
 
 def _in_float32(opened: LanguageModel, texts: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, float] | None":
     """Return float32's log-probabilities (B, T, V) and how far the shared path is from them in float32; None where that cannot be had."""
-    from harness.scoring.generation import is_out_of_memory
+    from harness.machine.memory import is_out_of_memory
 
     if not fits_in_float32(opened):
         return None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.files.lines import signed, signed_lines
-from harness.models.checkpoint import write_whole
+from harness.files.writing import write_whole
 
 
 def asked(ids: Sequence[int], *settings: object) -> str:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed
+from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
-from harness.models.checkpoint import file_digest, keep_file, read_signed, weight_files, write_signed
+from harness.files.writing import keep_file, read_signed, write_signed
+from harness.models.checkpoint import weight_files
 from harness.models.encoding import as_written, encoded_pair
 from harness.models.language_model import LanguageModel
 from harness.records.record import Fidelity

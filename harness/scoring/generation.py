@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from harness.errors import says_no_memory
+from harness.machine.memory import is_out_of_memory
 from harness.models.encoding import shared_length
 from harness.models.language_model import LanguageModel
 from harness.models.shape import CPU_CACHE, ROWS_AT_ONCE
@@ -45,11 +45,6 @@ def why_plain(opened: LanguageModel) -> str:
 def pack_tokens(opened: LanguageModel) -> int:
     """Return how many tokens one packed forward takes on this device."""
     return PACK_TOKENS["cuda" if opened.device.startswith("cuda") else "cpu"]
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Tell whether an exception says that the device or the machine has no memory left."""
-    return isinstance(problem, MemoryError) or (isinstance(problem, (RuntimeError, OSError)) and says_no_memory(str(problem)))
 
 
 def rows_by_memory(opened: LanguageModel, tokens: int) -> int:

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from harness.contract import Task
 from harness.files.lines import signed, signed_lines
 from harness.files.untrusted import Unreadable
-from harness.models.checkpoint import write_whole
+from harness.files.writing import write_whole
 from harness.scoring.parts import plain
 from harness.scoring.sampling import group_of
+from harness.statistics.means import number_of
 
 Samples = list[dict[str, Any]]  # of one item, one a filter
 
@@ -103,15 +103,6 @@ class Scored:
             "task": self.task.name, "item": self.numbers[item], "group": group_of(first["doc"], self.name, several=self.several),
             "doc_hash": first["doc_hash"], "prompt_hash": first["prompt_hash"], "target_hash": first["target_hash"],
         }  # fmt: skip
-
-
-def number_of(value: object) -> float | None:
-    """Return what a metric gave an item as a number, None for parts of a figure of all items together and for what is no number."""
-    try:
-        found = float(value.item()) if hasattr(value, "item") else float(value) if isinstance(value, Real) else None  # numpy's have item()
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return found if found == found else None
 
 
 def _judged(one: Scored, given: Mapping[str, object], metrics: Mapping[str, str]) -> tuple[dict[str, bool], dict[str, float]]:

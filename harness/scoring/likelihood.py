@@ -11,10 +11,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.machine.memory import is_out_of_memory
 from harness.models.encoding import shared_length
 from harness.models.language_model import LanguageModel
 from harness.scoring.finite import NoNumber, not_finite
-from harness.scoring.generation import WORTH_SHARING, BatchSize, is_out_of_memory, pack_tokens, why_plain
+from harness.scoring.generation import WORTH_SHARING, BatchSize, pack_tokens, why_plain
 from harness.scoring.plain import last_logits, note_of, one_row
 from harness.scoring.prefix_sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention
 

@@ -17,8 +17,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import hash_string
 
 from harness.errors import CellFailed
+from harness.files.digests import digest_of
 from harness.machine.gpu import choose_device, default_dtype
-from harness.models.checkpoint import digest_of
 from harness.models.encoding import brings_bos
 from harness.models.language_model import LanguageModel, as_chat
 from harness.scoring.answer_cache import Journal, asked
@@ -315,7 +315,8 @@ class LmEvalModel(HarnessLM):
     def __init__(self, pretrained: str, device: str = "auto", dtype: str = "auto", batch_size: int | str = "auto", **unknown: Any) -> None:
         from harness.errors import HarnessError
         from harness.models.artefacts import default_cache
-        from harness.models.language_model import open_model, resolve
+        from harness.models.language_model import open_model
+        from harness.models.resolve import resolve
 
         ignored = {"max_batch_size", "trust_remote_code", "parallelize"}
         for key, value in unknown.items():

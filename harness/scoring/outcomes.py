@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from harness.contract import Task
 from harness.errors import CellFailed
-from harness.models.checkpoint import digest_of
+from harness.files.digests import digest_of
 from harness.records.record import TaskScore
 from harness.scoring.items import ItemRow, Scored
 from harness.scoring.parts import MOST, Kept, kept

@@ -193,7 +193,7 @@ def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: 
     """Return why a way of running a model is not its own, "" where the log-probabilities are the same."""
     import torch
 
-    from harness.scoring.generation import is_out_of_memory
+    from harness.machine.memory import is_out_of_memory
 
     try:
         widest = float(torch.stack(gaps()).max())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.machine.monitor import free_bytes
+from harness.machine.memory import free_bytes
 from harness.models.language_model import LanguageModel
 from harness.scoring.plain import Continuing, Writing, last_logits, own_forward
 

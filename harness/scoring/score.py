@@ -18,8 +18,8 @@ from harness.data.seeding import prepare, seeded_as_lm_eval
 from harness.data.source import DataSource
 from harness.errors import CellFailed
 from harness.files.closure import digest_of_code
+from harness.files.digests import digest_of
 from harness.machine.gpu import device_label
-from harness.models.checkpoint import digest_of
 from harness.models.language_model import LanguageModel
 from harness.records.record import TaskScore
 from harness.scoring.answer_cache import Journal

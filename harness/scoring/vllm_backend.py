@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
-from harness.models.language_model import LanguageModel, release_memory
+from harness.machine.memory import release_memory
+from harness.models.language_model import LanguageModel
 from harness.scoring.generation import Generation, StopReason
 from harness.scoring.likelihood import Answer, Scored
 

@@ -3,13 +3,10 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from harness.contract import Checkpoint, Family, Job, Method, Start
 from methods.base import settings
-
-if TYPE_CHECKING:
-    pass
 
 
 @settings
@@ -25,7 +22,8 @@ class Making:
 
     def __init__(self, job: Job, method: str, *, plain: bool = False) -> None:
         from harness.errors import CellFailed
-        from harness.models.language_model import open_model, quantized_by
+        from harness.models.language_model import open_model
+        from harness.models.resolve import quantized_by
         from harness.models.shape import parameters_on_disk
 
         self.job, self.method = job, method
@@ -54,7 +52,8 @@ class Making:
         """Save the changed model as floats, of the base's own type unless another is named."""
         import torch
 
-        from harness.models.language_model import save_student, stored_dtype
+        from harness.models.language_model import stored_dtype
+        from harness.models.shaping import save_student
 
         kind = getattr(torch, dtype) if dtype else stored_dtype(self.base)
         made = save_student(self.opened, self.job.workdir / "student", name=self.method, dtype=kind, parents=(self.base.digest,))
@@ -62,7 +61,8 @@ class Making:
 
     def save_as(self, write: "Callable[[Any], None]", *, notes: Mapping[str, Any], flops: float = 0.0) -> Checkpoint:
         """Let `write` fill the student's folder, whole or not at all."""
-        from harness.models.checkpoint import describe, save_atomically, weight_files
+        from harness.files.writing import save_atomically
+        from harness.models.checkpoint import describe, weight_files
 
         def whole(fresh: Any) -> None:
             write(fresh)
@@ -74,8 +74,8 @@ class Making:
         return self._told(describe(folder, name=self.method, parents=(self.base.digest,)), notes, flops)
 
     def _told(self, made: Checkpoint, notes: Mapping[str, Any], flops: float) -> Checkpoint:
+        from harness.files.writing import write_whole
         from harness.machine.memory import process_bytes
-        from harness.models.checkpoint import write_whole
 
         on_gpu = self.job.device.startswith("cuda")
         if on_gpu:

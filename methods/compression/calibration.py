@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract import Job, Progress
-from harness.data.source import C4, NoSplit, contaminated, overlapping, training_examples
+from harness.data.contamination import contaminated, overlapping
+from harness.data.examples import training_examples
+from harness.data.source import C4, NoSplit
 from harness.errors import CellFailed, HarnessError
+from harness.files.digests import digest_of
 from harness.models.blocks import blocks_of
-from harness.models.checkpoint import digest_of
 from harness.models.language_model import LanguageModel
 from methods.compression.layers import skipping
 

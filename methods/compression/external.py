@@ -43,7 +43,7 @@ def by_library(method: str, library: str, base: Checkpoint) -> Iterator[None]:
     Libraries raise anything, `SystemExit` and exceptions of other languages' bindings included. What says that memory or disk is full
     goes on as it is: the row's reason names what makes that smaller.
     """
-    from harness.scoring.generation import is_out_of_memory
+    from harness.machine.memory import is_out_of_memory
 
     try:
         yield

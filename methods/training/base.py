@@ -105,10 +105,11 @@ class Trained(Method):
         answers of the validation split; `shared` is the teacher's cached work, as `SharedCost` has it; `encoder` replaces the plain way
         to rows.
         """
-        from harness.data.source import examples_of
+        from harness.data.examples import examples_of
         from harness.errors import CellFailed
-        from harness.models.checkpoint import write_whole
-        from harness.models.language_model import random_weights, save_student, stored_dtype, student_of
+        from harness.files.writing import write_whole
+        from harness.models.language_model import stored_dtype
+        from harness.models.shaping import random_weights, save_student, student_of
         from methods.training.loop import LoopSettings, fit
         from methods.training.rows import encode
         from methods.training.terms import Objective

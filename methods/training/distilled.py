@@ -101,7 +101,7 @@ class Distilled(Trained):
         )  # fmt: skip
 
     def _examples(self, job: Job) -> list[Example]:
-        from harness.data.source import training_examples
+        from harness.data.examples import training_examples
 
         return training_examples(job.tasks, job.source, rows=job.budget.rows)
 

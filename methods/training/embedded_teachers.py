@@ -20,7 +20,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from harness.contract import Checkpoint, Progress, Split, Task
 from harness.data.source import DataSource
 from harness.errors import HarnessError
-from harness.models.language_model import LanguageModel, save_student
+from harness.models.language_model import LanguageModel
+from harness.models.shaping import save_student
 from methods.training.loop import LoopSettings, fit
 from methods.training.rows import Row, encode
 from methods.training.terms import Objective, hard_labels

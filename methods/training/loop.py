@@ -32,11 +32,12 @@ from torch import Tensor
 
 from harness.contract import Progress
 from harness.errors import CellFailed, in_one_line
+from harness.files.digests import file_digest
 from harness.files.lines import json_line, json_lines
 from harness.files.untrusted import Unreadable
+from harness.files.writing import read_signed, sync, write_signed, write_whole
+from harness.machine.energy import EnergyMeter
 from harness.machine.memory import process_bytes
-from harness.machine.monitor import EnergyMeter
-from harness.models.checkpoint import file_digest, read_signed, sync, write_signed, write_whole
 from harness.models.language_model import LanguageModel
 from methods.masks import zeros_of
 from methods.training.losses import cross_entropy
@@ -497,9 +498,9 @@ class _Run:
 
     def start(self) -> None:
         """Score the validation rows before the first step: the loss that training has to beat."""
-        self.loop["start_ce"] = self._held_out()
+        self.loop["start_ce"] = self.held_out_prompts()
 
-    def _held_out(self) -> float:
+    def held_out_prompts(self) -> float:
         """Return the loss on the validation rows, logged."""
         self.model.eval()
         loss = validate(self.validation, head=self.head, pad=self.pad, micro_rows=self.settings.micro_rows, device=self.accelerator.device)
@@ -511,7 +512,7 @@ class _Run:
 
     def hold_out(self) -> None:
         """Score the validation rows and keep the weights when they are the best so far."""
-        loss = self._held_out()
+        loss = self.held_out_prompts()
         if not math.isfinite(loss):
             raise Diverged(f"the validation loss became {loss} at step {self.loop['step']}; try a lower learning_rate")
         self.loop["since_best"] += 1

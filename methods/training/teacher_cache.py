@@ -25,10 +25,12 @@ from torch import Tensor
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
 from harness.files.closure import digest_of_code
+from harness.files.digests import digest_of, file_digest
+from harness.files.writing import save_atomically, write_whole
 from harness.machine.gpu import device_label
+from harness.machine.memory import release_memory
 from harness.models.artefacts import described, described_damage, description_of
-from harness.models.checkpoint import digest_of, file_digest, save_atomically, write_whole
-from harness.models.language_model import LanguageModel, open_model, release_memory
+from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import DENSE, forward_flops_per_token
 from methods.training.rows import Batch, Row, batch_of
 from methods.training.terms import Distribution, Head, TopK

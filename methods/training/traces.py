@@ -17,13 +17,15 @@ from typing import Any
 from filelock import FileLock
 
 from harness.contract import Checkpoint, Example, Job, Progress, Task
-from harness.data.source import examples_digest, overlapping
+from harness.data.contamination import overlapping
+from harness.data.examples import examples_digest
 from harness.errors import CellFailed
 from harness.files.closure import digest_of_code
+from harness.files.digests import digest_of
 from harness.files.lines import signed, signed_lines
 from harness.files.untrusted import parsed, read_object
+from harness.files.writing import write_whole
 from harness.machine.gpu import device_label
-from harness.models.checkpoint import digest_of, write_whole
 from harness.models.encoding import written_text
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import forward_flops_per_token

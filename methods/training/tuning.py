@@ -11,13 +11,15 @@ from typing import Any
 from filelock import FileLock
 
 from harness.contract import Job, Progress
-from harness.data.source import examples_digest, training_examples
+from harness.data.examples import examples_digest, training_examples
 from harness.errors import CellFailed
 from harness.files.closure import digest_of_code
+from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable
+from harness.files.writing import read_signed, write_signed
 from harness.machine.gpu import device_label
-from harness.models.checkpoint import digest_of, read_signed, write_signed
-from harness.models.language_model import LanguageModel, release_memory
+from harness.machine.memory import release_memory
+from harness.models.language_model import LanguageModel
 from harness.models.shape import forward_flops_per_token
 from harness.registry import expanded
 from methods.training.loop import Diverged, LoopSettings, fit, forget_state

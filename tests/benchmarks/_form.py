@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-from harness.records.record import machine
+from harness.machine.processor import machine
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 

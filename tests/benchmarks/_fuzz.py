@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.errors import CellFailed, HarnessError
+from harness.files.digests import file_digest
+from harness.files.writing import read_signed, write_signed, write_whole
 from harness.models.artefacts import COMPARED, Entry, damage_of, described, description_of
-from harness.models.checkpoint import file_digest, read_signed, write_signed, write_whole
 from harness.records.baseline import read_baseline, write_baseline
 from harness.records.record import BadRecord, read, write
 from harness.records.samples import Evidence
@@ -411,7 +412,7 @@ def _model(name: str) -> Callable[[Path], Path]:
 
 def _read_model(folder: Path, path: Path) -> Believed:
     from harness.models.checkpoint import refuse_torn
-    from harness.models.language_model import quantized_by
+    from harness.models.resolve import quantized_by
     from harness.models.shape import Shape, parameters_on_disk, weight_bytes
     from harness.models.vocabulary import token_map
     from harness.planning.plan import has_chat_template
@@ -440,7 +441,7 @@ def _gguf(folder: Path) -> Path:
 
 
 def _read_gguf(folder: Path, path: Path) -> Believed:
-    from harness.models.language_model import gguf_kind
+    from harness.models.resolve import gguf_kind
 
     return {"kind": gguf_kind(path)}
 

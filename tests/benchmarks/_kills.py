@@ -22,8 +22,9 @@ from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
 
 from harness.files.lines import signed_lines
 from harness.files.untrusted import Unreadable
+from harness.files.writing import read_signed
 from harness.models.artefacts import described_damage
-from harness.models.checkpoint import describe, read_signed
+from harness.models.checkpoint import describe
 from harness.records.record import BadRecord, RunRecord, read
 
 ROWS = "cot,response,cot+int8"

@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.contract import Checkpoint
 from harness.models.checkpoint import describe
-from harness.models.language_model import EMBEDDED
+from harness.models.resolve import EMBEDDED
 
 SHAPES = {"student": {"hidden_size": 256, "intermediate_size": 768}, "teacher": {"hidden_size": 512, "intermediate_size": 1536}}
 

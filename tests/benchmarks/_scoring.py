@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.source import DataSource
-from harness.models.language_model import LanguageModel, open_model, resolve
+from harness.models.language_model import LanguageModel, open_model
+from harness.models.resolve import resolve
 from harness.scoring.lm_eval_model import HarnessLM
 
 

@@ -26,7 +26,7 @@ GRID = ("128x1x32", "512x1x8")
 def base() -> Any:
     """Return the base's checkpoint."""
     from harness.models.artefacts import default_cache
-    from harness.models.language_model import resolve
+    from harness.models.resolve import resolve
 
     if not os.environ.get("HARNESS_GGUF") or not os.environ.get("HARNESS_DATA_DIR"):
         raise SystemExit(
@@ -55,8 +55,7 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
 
     import harness.models.packed  # noqa: F401
     import methods
-    from harness.machine.memory import process_bytes, reset_peak
-    from harness.measuring.worker import at_rest
+    from harness.machine.memory import at_rest, process_bytes, reset_peak
     from harness.registry import Registry
 
     folder.mkdir(parents=True, exist_ok=True)

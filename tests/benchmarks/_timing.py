@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.measuring.measure import Settings, Subject, measure
 from harness.measuring.scenario import parse_grid
-from harness.models.language_model import resolve
+from harness.models.resolve import resolve
 from harness.records.record import Measurement
 
 # Burns one core in bursts of 50 to 600 ms, with pauses as long: what a browser, a build or a neighbour does.

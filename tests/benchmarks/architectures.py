@@ -53,7 +53,7 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
     from harness.errors import CellFailed, HarnessError
     from harness.models.blocks import probe_of
     from harness.models.language_model import open_model
-    from harness.planning.config import parse_set
+    from harness.planning.spec import parse_set
     from harness.registry import Registry
 
     name, settings, recipe = COLUMNS[column]

@@ -18,7 +18,7 @@ from pathlib import Path
 from _form import figure, write
 
 from harness.machine.load import PASSIVE, look
-from harness.machine.monitor import allowed_cpus
+from harness.machine.processor import allowed_cpus
 from harness.records.store import read_all
 
 BURNERS = 4

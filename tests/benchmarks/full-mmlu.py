@@ -24,7 +24,7 @@ def random_teacher(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
     torch.manual_seed(0)

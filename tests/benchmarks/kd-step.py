@@ -22,9 +22,9 @@ from _form import figure, write
 import suites
 from harness.contract import Budget, Job
 from harness.data.source import DataSource
-from harness.machine.memory import process_bytes, reset_peak
-from harness.measuring.worker import at_rest
-from harness.models.language_model import resolve, student_of
+from harness.machine.memory import at_rest, process_bytes, reset_peak
+from harness.models.resolve import resolve
+from harness.models.shaping import student_of
 from methods.training.loop import LoopSettings, Stepper, make_optimizers
 from methods.training.rows import Row
 from methods.training.teacher_cache import teacher_cache

@@ -36,7 +36,7 @@ def rows_of(split: str, count: int) -> Any:
 
     import suites
     from harness.data.source import DataSource
-    from harness.models.language_model import EMBEDDED
+    from harness.models.resolve import EMBEDDED
     from methods.training.base import worked
     from methods.training.rows import encode
 

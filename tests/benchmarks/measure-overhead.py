@@ -15,7 +15,8 @@ import torch
 from _form import figure, write
 
 from harness.measuring.worker import run, stamps_of
-from harness.models.language_model import open_model, resolve
+from harness.models.language_model import open_model
+from harness.models.resolve import resolve
 
 TOKENS = 64
 

@@ -20,7 +20,7 @@ import _parity
 from _form import figure, write
 from _forms import write_tasks
 
-from harness.models.checkpoint import digest_of, file_digest
+from harness.files.digests import digest_of, file_digest
 
 ROOT = Path(__file__).parents[2]
 

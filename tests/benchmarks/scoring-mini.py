@@ -11,7 +11,8 @@ from _scoring import asked, choices_compared, paired, peer, requests_of
 
 import suites
 from harness.data.source import DataSource
-from harness.models.language_model import open_model, resolve
+from harness.models.language_model import open_model
+from harness.models.resolve import resolve
 
 BATCHES = {"gsm8k-mini": (64, 128, 256, 512), "mmlu-mini": (16, 64, 256)}
 TARGETS = {"gsm8k-mini": 1.5, "mmlu-mini": 2.0}

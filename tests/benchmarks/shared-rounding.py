@@ -15,7 +15,9 @@ from statistics import quantiles
 import torch
 
 from harness.models.artefacts import default_cache
-from harness.models.language_model import LanguageModel, open_model, resolve, student_of
+from harness.models.language_model import LanguageModel, open_model
+from harness.models.resolve import resolve
+from harness.models.shaping import student_of
 from harness.scoring.admission import _TOLERANCE, _answers, _in_float32, _probed, _widest, refusal
 from harness.scoring.rounding import LIKELY, at_places, deviation, log_probabilities, own_deviation
 

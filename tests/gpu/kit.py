@@ -139,7 +139,8 @@ class Kit:
         from transformers import AutoTokenizer
 
         from harness.contract import Checkpoint
-        from harness.models.language_model import EMBEDDED, LanguageModel
+        from harness.models.language_model import LanguageModel
+        from harness.models.resolve import EMBEDDED
 
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
         checkpoint = Checkpoint(path=EMBEDDED / "tiny", name=name, digest=f"random {name}")
@@ -184,7 +185,7 @@ def _usable() -> bool:
 
 def release() -> None:
     """Give back what a part has left on the card."""
-    from harness.models.language_model import release_memory
+    from harness.machine.memory import release_memory
 
     release_memory("cuda")
 

@@ -88,7 +88,7 @@ def _say_what_is_odd() -> None:
 
 def _code() -> str:
     """Return the digest of the code that is tried: a tree that was copied to the machine has no commit."""
-    from harness.models.checkpoint import digest_of, file_digest
+    from harness.files.digests import digest_of, file_digest
 
     files = [path for folder in ("harness", "methods", "suites", "tests/gpu") for path in sorted((ROOT / folder).rglob("*.py"))]
     return digest_of([(str(path.relative_to(ROOT)), file_digest(path)) for path in files])[:16]
@@ -105,7 +105,7 @@ def _run(asked: argparse.Namespace) -> int:
     from kit import Kit
 
     from harness.machine.gpu import gpu_of
-    from harness.records.record import environment
+    from harness.records.environment import environment
 
     asked.out.mkdir(parents=True, exist_ok=True)
     _say_what_is_odd()

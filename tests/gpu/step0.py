@@ -18,8 +18,8 @@ def card() -> Figures:
     """Return the card, its memory, the libraries behind torch, and the processes that share it."""
     import torch
 
+    from harness.machine.energy import Nvml
     from harness.machine.gpu import gpu_of, has_bf16
-    from harness.machine.monitor import Nvml
 
     gpu = gpu_of("cuda")
     assert gpu is not None

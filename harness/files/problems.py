@@ -1,0 +1,42 @@
+"""Says an error of the system in one line: which path, what the system said, what to do about it."""
+
+import errno
+import os
+
+from harness.errors import in_one_line
+
+LONGEST_SHOWN = 120  # characters of a path: an over-long one must not fill the terminal
+
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space there, or give another folder",
+    errno.EDQUOT: "free some of your quota there, or give another folder",
+    errno.ENOTDIR: "a file stands where a folder should be; give another path",
+    errno.EEXIST: "a file stands where a folder should be; give another path",
+    errno.EISDIR: "a folder stands where a file should be; give another path",
+    errno.EACCES: "give a path that you may use, or its owner's leave",
+    errno.EPERM: "give a path that you may use, or its owner's leave",
+    errno.EROFS: "give a folder that can be written to",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "look whether the path is right",
+    errno.ELOOP: "its links lead in a circle; give another path",
+    errno.EMFILE: "too many files are open: type ulimit -n 4096 and try again",
+    errno.EIO: "the disk does not read or write; give a path on another one",
+}
+
+
+def shown(path: object) -> str:
+    """Return a path as an error shows it: in one line, and its middle left out where it is very long."""
+    text = " ".join(os.fsdecode(path).split()) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 2]} … {text[-half + 2 :]}"
+
+
+def told_of(problem: OSError) -> str:
+    """Say an error of the system in one line: which path, what the system said, what to do about it."""
+    if problem.strerror is None or problem.errno is None:  # a library's own words
+        return in_one_line(problem)
+    name = problem.filename2 if problem.filename is None else problem.filename
+    place = f"{shown(name)}: " if name is not None and not isinstance(name, int) else ""
+    way_out = _WAYS_OUT.get(problem.errno, "")
+    return f"{place}{problem.strerror}{'; ' + way_out if way_out else ''}"

@@ -1,0 +1,84 @@
+"""Writes files and folders whole or not at all, and signs what another process reads back."""
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.files import untrusted
+from harness.files.digests import digest_of
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: it is on the disk before it has its name."""
+    keep_file(path, lambda fresh: fresh.write_bytes(text.encode()))
+
+
+def keep_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that leaves what stood there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(fresh)
+        sync(fresh)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's names, to the disk now; a file system that cannot sync folders is let be."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as problem:
+        if not path.is_dir() or problem.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_signed(path: Path, told: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own digest, whole or not at all."""
+    write_whole(path, json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n")
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Return what `write_signed` wrote, without the digest. Raises `Unreadable` for a file that is torn, foreign or edited."""
+    told = untrusted.read_object(path)
+    if (stated := told.pop("sha256", None)) != digest_of(told):
+        raise untrusted.Unreadable(f"{path}: {'its digest does not match' if stated else 'it carries no digest'}")
+    return told
+
+
+def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a fresh folder beside `folder`, then move it into place whole."""
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        write(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    for path in fresh.rglob("*"):
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    fresh.replace(folder)
+    sync(folder.parent)
+
+
+def finite(value: Any) -> Any:
+    """Return JSON-like data with what is no finite number as null: NaN and infinity are no JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
