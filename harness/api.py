@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
 from harness.machine.gpu import choose_device, default_dtype
+from harness.planning.cells import Plan, PlannedCell
 from harness.planning.config import RunConfig, build
-from harness.planning.plan import Plan, PlannedCell, make_plan
+from harness.planning.plan import make_plan
 from harness.planning.spec import limit_for, parse_method
 from harness.records.record import TEACHER, RunRecord
 from harness.running.runner import Finished, Watcher, run_plan

@@ -46,7 +46,9 @@ class MultiTeacher(Trained):
         """Read every teacher in turn, then train against their mixture."""
         from harness.data.examples import training_examples
         from harness.errors import CellFailed
-        from methods.training.terms import Positions, Term, hard_labels, mixed_kl
+        from methods.training.divergences import mixed_kl
+        from methods.training.positions import Positions
+        from methods.training.terms import Term, hard_labels
 
         if len(job.teachers) < 2:
             raise CellFailed("multi-teacher needs two teachers or more; type for example --teacher tiny,tiny-math")
@@ -80,7 +82,7 @@ def _weights(weighting: str, at: Any, given: Sequence[float], by_task: Sequence[
     """Return the weights of the teachers at each position, (N, M)."""
     import torch
 
-    from methods.training.terms import distribution_entropy
+    from methods.training.divergences import distribution_entropy
 
     like = {"device": at.labels_N.device, "dtype": torch.float32}
     if weighting == "confidence":
@@ -111,7 +113,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     from methods.training.base import worked
     from methods.training.loop import validate
     from methods.training.rows import encode
-    from methods.training.terms import Head
+    from methods.training.teachers import Head
 
     began = time.monotonic()
     cost: dict[str, Any] = {"key": digest_of("validation losses", str(job.workdir)), "tokens": 0, "seconds": 0.0, "flops": 0.0}

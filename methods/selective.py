@@ -49,7 +49,7 @@ class SelectiveDistillation(Distilled):
 
     def compress(self, job: Job) -> Checkpoint:
         """Choose tokens at every step, or rows beforehand."""
-        from methods.training.terms import Selection
+        from methods.training.selection import Selection
 
         examples = self._examples(job)
         if self.by in _TOKENS:
@@ -72,8 +72,8 @@ class SelectiveDistillation(Distilled):
 
     def _teacher_losses(self, job: Job, rows: "Sequence[Row]") -> list[float]:
         """Return the teacher's mean cross-entropy on each row's trained tokens."""
+        from methods.training.divergences import label_loss
         from methods.training.rows import batch_of
-        from methods.training.terms import label_loss
 
         wanted = self.teachers(job, over=rows)
         assert wanted is not None
@@ -134,7 +134,7 @@ class RandomSelection(Distilled):
         """Choose at random, by the seed."""
         import random
 
-        from methods.training.terms import Selection
+        from methods.training.selection import Selection
 
         if self.unit == "tokens":
             return self.distil(job, self._examples(job), selection=Selection(self.share, "random", job.seed))

@@ -39,7 +39,8 @@ class UniversalLogitDistillation(Trained):
         from harness.models.language_model import student_tokenizer
         from harness.models.shape import Shape
         from methods.training.losses import universal_logit
-        from methods.training.terms import Positions, Term, hard_labels
+        from methods.training.positions import Positions
+        from methods.training.terms import Term, hard_labels
 
         theirs = student_tokenizer(job.teacher)
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)

@@ -255,7 +255,7 @@ def planned(tmp_path_factory):
 
 def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(planned):
     from harness.planning.config import Work
-    from harness.running.cell import CellJob
+    from harness.running.job import CellJob
     from harness.running.runner import _job
 
     plan, store = planned

@@ -19,12 +19,16 @@ from harness.models.resolve import resolve
 from harness.registry import Registry
 from methods import METHODS
 from methods.training.base import worked
+from methods.training.divergences import label_loss, mixed_kl
 from methods.training.loop import LoopSettings, Stepper, fit
 from methods.training.losses import forward_kl
+from methods.training.positions import Distribution, Positions, TopK
 from methods.training.rollout import Rollout
 from methods.training.rows import Row, batch_of, encode
+from methods.training.selection import Selection
 from methods.training.taps import Inside, Inwards, parse_pairs
-from methods.training.terms import Distribution, Head, Live, Objective, Positions, Selection, Term, TopK, hard_labels, label_loss, mixed_kl
+from methods.training.teachers import Head, Live
+from methods.training.terms import Objective, Term, hard_labels
 from methods.uld import aligned_rows
 
 REGISTRY = Registry("method", METHODS)

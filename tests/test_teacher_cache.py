@@ -29,7 +29,8 @@ from methods.training.loop import Stepper
 from methods.training.losses import forward_kl, top_k_kl
 from methods.training.rows import Row, collate, encode
 from methods.training.teacher_cache import damage_of, key_of, teacher_cache
-from methods.training.terms import Head, Live, Objective, Term
+from methods.training.teachers import Head, Live
+from methods.training.terms import Objective, Term
 
 TASKS = {"gsm8k-mini": suites.load("gsm8k-mini")}
 

@@ -16,8 +16,10 @@ from harness.models.language_model import open_model
 from methods.training import loop as training
 from methods.training.loop import LoopSettings, Stepper, fit, rate_at, validate
 from methods.training.losses import forward_kl
+from methods.training.positions import Positions
 from methods.training.rows import Row, batch_of, collate, fitting, steps_of
-from methods.training.terms import Head, Live, Objective, Positions, Term, hard_labels
+from methods.training.teachers import Head, Live
+from methods.training.terms import Objective, Term, hard_labels
 
 SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
 
@@ -319,8 +321,8 @@ def test_a_live_teachers_seconds_are_its_own(random_model, monkeypatch):
         now[0] += sum(queued)
         queued.clear()
 
-    monkeypatch.setattr("methods.training.terms.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr("methods.training.terms.synchronise", wait)
+    monkeypatch.setattr("methods.training.teachers.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("methods.training.teachers.synchronise", wait)
     teacher = Live(open_model(random_model))
     teacher.model.register_forward_hook(lambda *_: queued.append(2.0))
     for _ in range(3):

@@ -97,7 +97,7 @@ def test_the_first_difference_is_named(spoil, said, store):
 
 
 def test_weights_that_changed_are_named(made, store):
-    from harness.running.cell import CellJob
+    from harness.running.job import CellJob
 
     [record] = records_in(store)
     told = json.loads((record.parent / "job.json").read_text())

@@ -17,7 +17,7 @@ from harness.errors import CellFailed, HarnessError, OldName, unknown
 
 if TYPE_CHECKING:
     from harness.api import Run
-    from harness.planning.plan import Plan
+    from harness.planning.cells import Plan
 
 app = typer.Typer(
     name="harness", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,

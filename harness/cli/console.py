@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from harness.contract import Progress
 from harness.escape import clean
-from harness.planning.plan import PlannedCell
+from harness.planning.cells import PlannedCell
 from harness.records import columns
 from harness.running.runner import Finished, Watcher
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.files.untrusted import Unreadable, read_object
 from harness.files.writing import read_signed, write_signed
-from harness.planning.plan import Plan, PlannedCell
+from harness.planning.cells import Plan, PlannedCell
 from harness.records.store import Store
 
 PARTS = "parts.json"  # in the folder of a cell, and of a student

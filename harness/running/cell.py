@@ -31,40 +31,19 @@ from harness.machine.memory import at_rest, device_bytes, process_bytes, reset_p
 from harness.machine.process import end_with_parent
 from harness.machine.processor import threads_asked
 from harness.measuring.measure import measurement_of
-from harness.planning.config import Work
-from harness.planning.plan import PlannedCell, PlannedModel, PlannedStage
+from harness.planning.cells import PlannedStage
 from harness.planning.spec import limit_for
 from harness.records import columns
-from harness.records.conditions import ModelReference, UnderConditions
+from harness.records.conditions import ModelReference
 from harness.records.environment import environment
 from harness.records.record import Cost, Fidelity, Measurement, RunRecord, StageRecord, TaskScore, write
+from harness.running.job import CellJob
 
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
     from harness.scoring.items import ItemRow
     from harness.scoring.lm_eval_model import Transformers
     from harness.scoring.vllm_backend import Vllm
-
-
-class CellJob(UnderConditions):
-    """What the parent tells the process: the cell and its conditions, where things lie, and how to go about it."""
-
-    model_config = ConfigDict(frozen=True)
-    holds = ("conditions", "work")
-    cell: PlannedCell
-    teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
-    student_base: PlannedModel
-    work: Work
-    measure: bool
-    include_path: Path | None
-    teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
-    cell_folder: Path
-    stage_folders: tuple[Path, ...]  # where each stage's student lies; none for a teacher's row
-    stage_records: tuple[Path | None, ...]  # where each stage's own row is recorded
-    threads: int
-    cores_in_use: float | None  # by others, when the cell began
-    cache: Path
-    data_dir: Path | None
 
 
 def main(argv: list[str]) -> int:

@@ -20,11 +20,12 @@ from harness.machine.load import UNSEEN, Load, look, settings_of
 from harness.machine.process import Ended, attend
 from harness.models.artefacts import sweep
 from harness.models.resolve import is_embedded
-from harness.planning.plan import Plan, PlannedCell
+from harness.planning.cells import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read, write
 from harness.records.store import Busy, Store
 from harness.running.anew import keep_parts, made_anew
-from harness.running.cell import NO_ANSWERS, CellJob, scores_of
+from harness.running.cell import NO_ANSWERS, scores_of
+from harness.running.job import CellJob
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from harness.scoring.items import ItemRow, read_rows
 from harness.scoring.outcomes import likelihoods_digest
 
 if TYPE_CHECKING:
-    from harness.running.cell import CellJob
+    from harness.running.job import CellJob
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _checks(record: RunRecord, cell: Path | None, job: "CellJob | None") -> Iter
 
 def _job_of(cell: Path) -> "CellJob | None":
     """Return what a cell's process was told; None where that is not kept or cannot be read by this version."""
-    from harness.running.cell import CellJob
+    from harness.running.job import CellJob
 
     try:
         return CellJob.model_validate_json((cell / "job.json").read_text(encoding="utf-8"))

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
     from methods.training.rollout import Rollout
     from methods.training.rows import Row
+    from methods.training.selection import Selection
     from methods.training.taps import Inwards
-    from methods.training.terms import Objective, Selection, Source, Term
+    from methods.training.teachers import Source
+    from methods.training.terms import Objective, Term
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: i
     from harness.models.language_model import open_model
     from harness.models.shape import DENSE, Shape
     from methods.training.teacher_cache import teacher_cache
-    from methods.training.terms import Live, OtherTokens
+    from methods.training.teachers import Live, OtherTokens
 
     width = teachers.vocabulary or Shape.of_folder(teachers.models[0].path).vocabulary
     partial = width > DENSE  # only the likeliest tokens would be kept

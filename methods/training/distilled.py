@@ -14,8 +14,9 @@ from methods.base import Weight, settings
 from methods.training.base import Teachers, Trained, shared_vocabulary, worked
 
 if TYPE_CHECKING:
+    from methods.training.selection import Selection
     from methods.training.taps import Inwards
-    from methods.training.terms import Selection, Term
+    from methods.training.terms import Term
 
 DIVERGENCES = ("forward-kl", "reverse-kl", "jsd", "skew-kl")
 INNER = ("feature", "attention")  # terms of what stands inside the teacher: no cache of distributions holds it
@@ -148,7 +149,8 @@ class Distilled(Trained):
 
     def loss_terms(self) -> "list[Term]":
         """Return the terms of the loss."""
-        from methods.training.terms import Positions, Term, hard_labels, trained_tokens
+        from methods.training.positions import Positions, trained_tokens
+        from methods.training.terms import Term, hard_labels
 
         values: dict[str, Callable[[Positions], Any]] = {name: divergence_of(self, name) for name in DIVERGENCES}
         values["feature"] = lambda at: at.inside.features(at)  # type: ignore[union-attr]
@@ -163,8 +165,8 @@ class Distilled(Trained):
 
 def divergence_of(method: Any, name: str) -> Callable[[Any], Any]:
     """Return a divergence from the only teacher as a function of the positions, with the method's own temperature, beta and alpha."""
+    from methods.training.divergences import distribution_kl
     from methods.training.losses import jensen_shannon, reverse_kl, skew_kl
-    from methods.training.terms import distribution_kl
 
     tau = method.temperature
     return {

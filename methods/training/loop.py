@@ -42,8 +42,10 @@ from harness.models.language_model import LanguageModel
 from methods.masks import zeros_of
 from methods.training.losses import cross_entropy
 from methods.training.noise import refuse_noise, restored, silence_noise
+from methods.training.positions import Positions
 from methods.training.rows import Batch, Row, batch_of, fitting, steps_of
-from methods.training.terms import Head, Live, Objective, Positions
+from methods.training.teachers import Head, Live
+from methods.training.terms import Objective
 
 if TYPE_CHECKING:
     from methods.training.taps import Inside

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
 from methods.training.losses import attention_kl, hidden_distance
+from methods.training.positions import Positions
 from methods.training.rows import Batch, Row
-from methods.training.terms import Positions
 
 _TAPPED = "harness_tapped"
 _TAPS: "WeakKeyDictionary[nn.Module, AttentionTap]" = WeakKeyDictionary()

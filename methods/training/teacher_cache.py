@@ -32,8 +32,9 @@ from harness.machine.memory import release_memory
 from harness.models.artefacts import described, described_damage, description_of
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import DENSE, forward_flops_per_token
+from methods.training.positions import Distribution, TopK
 from methods.training.rows import Batch, Row, batch_of
-from methods.training.terms import Distribution, Head, TopK
+from methods.training.teachers import Head
 
 SHARD_BYTES = 2**28  # of log-probabilities in one file, and twice that in memory while it is written
 CHECKED_ROWS = 20

@@ -25,10 +25,13 @@ from harness.data.source import DataSource
 from harness.machine.memory import at_rest, process_bytes, reset_peak
 from harness.models.resolve import resolve
 from harness.models.shaping import student_of
+from methods.training.divergences import distribution_kl
 from methods.training.loop import LoopSettings, Stepper, make_optimizers
+from methods.training.positions import Positions
 from methods.training.rows import Row
 from methods.training.teacher_cache import teacher_cache
-from methods.training.terms import Head, Objective, Positions, Term, distribution_kl, hard_labels
+from methods.training.teachers import Head
+from methods.training.terms import Objective, Term, hard_labels
 
 ROWS, LENGTH, TRAINED_FROM = 4, 256, 128
 

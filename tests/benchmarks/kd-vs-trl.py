@@ -97,9 +97,10 @@ def ours(folder: Path, out: Path, seed: int) -> dict[str, float]:
     """Train by our loop: the teacher's cache is made when it is not there."""
     from harness.machine.memory import process_bytes, reset_peak
     from harness.models.language_model import open_model
+    from methods.training.divergences import distribution_kl
     from methods.training.loop import LoopSettings, fit
     from methods.training.teacher_cache import teacher_cache
-    from methods.training.terms import Objective, Term, distribution_kl
+    from methods.training.terms import Objective, Term
 
     rows, job = rows_of("train", ROWS), job_in(folder)
     budget = EPOCHS * sum(len(row.ids) for row in rows)
@@ -181,7 +182,7 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
 
     from methods.training.losses import cross_entropy, forward_kl
     from methods.training.rows import batch_of
-    from methods.training.terms import Head
+    from methods.training.teachers import Head
 
     rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
     heads = [Head(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval()) for one in (out, folder / "teacher")]

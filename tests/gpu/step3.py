@@ -125,7 +125,7 @@ def reading(kit: Kit) -> Figures:
 
     from harness.scoring.plain import left_padded
     from methods.training import teacher_cache as cache
-    from methods.training.terms import Head
+    from methods.training.teachers import Head
 
     opened = kit.opened("7B")
     width = kit.shapes["7B"][5]
