@@ -65,11 +65,9 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
 
     `say` is told what a user should know about the device that `auto` chose.
     """
-    import methods
-    import suites
+    from harness import catalog
     from harness.data.source import C4, DataSource
     from harness.models.resolve import is_embedded, resolve
-    from harness.registry import Registry
 
     if config.backend == "vllm":
         from harness.scoring.vllm_backend import require_vllm
@@ -77,19 +75,19 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         require_vllm()
     if config.track and importlib.util.find_spec(config.track) is None:
         raise HarnessError(f"--track {config.track}: that package is not installed; type: pip install {config.track}")
-    registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+    registry = catalog.methods()
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
-    _refuse_task_code(suites.include_path_of(list(config.suite), config.include_path), allowed=config.allow_task_code)
-    found = suites.resolve(
+    _refuse_task_code(catalog.include_path_of(list(config.suite), config.include_path), allowed=config.allow_task_code)
+    found = catalog.resolve_suites(
         list(config.suite), embedded=all(is_embedded(name) for name in config.teacher_names), include_path=config.include_path
     )
-    include_path = suites.include_path_of(list(config.suite), config.include_path)
+    include_path = catalog.include_path_of(list(config.suite), config.include_path)
     config = config.model_copy(update={"include_path": include_path})
     names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
     if not names:
         raise HarnessError(f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for example --suite mini")
-    tasks = {name: suites.load(name, include_path=config.include_path) for name in names}
+    tasks = {name: catalog.load_task(name, include_path=config.include_path) for name in names}
     _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
@@ -152,12 +150,12 @@ def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", ta
 
 def _items_of(name: str, include_path: Path | None) -> int:
     """Return how many items a task has: as published, or as its data files have lines; 1,000 where neither is known."""
-    import suites
+    from harness import catalog
     from harness.data.sizes import ITEMS
 
-    if name in ITEMS or not name.startswith(suites.OUTSIDE):
+    if name in ITEMS or not name.startswith(catalog.OUTSIDE):
         return ITEMS.get(name, 1_000)
-    counted: int | None = suites.load(name, include_path=include_path).count()
+    counted: int | None = catalog.count_items(name, include_path=include_path)
     return 1_000 if counted is None else counted
 
 
@@ -204,8 +202,7 @@ def estimate_plans(
     cache: Path | None = None,
 ) -> list["Estimate"]:
     """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no weights, computes nothing."""
-    import methods as table
-    import suites
+    from harness import catalog
     from harness.estimating.estimate import estimate
     from harness.estimating.hardware import parse_hardware
     from harness.estimating.workload import Asked, is_size, parse_model, student_shape, work_of
@@ -216,7 +213,6 @@ def estimate_plans(
     from harness.planning.chain import check, parts_of
     from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
     from harness.planning.spec import parse_method
-    from harness.registry import Registry
 
     if not methods:
         raise HarnessError("no method is asked for; write for example --methods cot,response+int4")
@@ -233,10 +229,10 @@ def estimate_plans(
     if is_size(teacher) and is_size(student):  # public shapes of two families: taken as of one, with one vocabulary
         small = replace(small, vocabulary=big.vocabulary)
     embedded = is_embedded(teacher)
-    named = suites.resolve(list(suite), embedded=embedded)
+    named = catalog.resolve_suites(list(suite), embedded=embedded)
     tasks = dict.fromkeys(task for one in named.values() for task in one.tasks)
     items = {task: min(_items_of(task, None), limit or 10**9) for task in tasks}
-    registry = Registry.with_entry_points("method", table.METHODS, "harness.methods")
+    registry = catalog.methods()
     found: list[Estimate] = []
     for spec in methods:
         stages = [(registry.canonical(name), settings) for name, settings in map(parse_method, parts_of(spec))]
@@ -267,17 +263,16 @@ class Expected:
 
 def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     """Estimate every cell of a plan, given the keys of those that are finished; what cells share counts in the first that makes it."""
-    import methods
+    from harness import catalog
     from harness.estimating.estimate import Stage, making, scoring
     from harness.estimating.hardware import this_machine
     from harness.estimating.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
     from harness.models.shape import Shape
     from harness.models.shaping import parse_recipe
     from harness.records.store import read_all
-    from harness.registry import Registry
 
     under = plan.conditions
-    registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+    registry = catalog.methods()
     records: list[RunRecord] = []
     with contextlib.suppress(HarnessError):  # no record yet
         records, _ = read_all(plan.config.out)
@@ -391,25 +386,24 @@ def train_embedded(
 
     Writes model folders with their training log and `scores.json`; an interrupted training goes on where it was.
     """
-    import suites
+    from harness import catalog
     from harness.data.source import DataSource
     from harness.models.language_model import open_model
     from harness.models.resolve import EMBEDDED, EMBEDDED_MODELS
     from harness.scoring.score import score_task
-    from methods.training.embedded_teachers import RECIPES, train_teacher
 
     if budget is not None and budget < 100:
         raise HarnessError(f"--budget {budget}: give 100 seen tokens or more, or leave it out for the recipe's own")
     if only is not None and only not in EMBEDDED_MODELS:
         raise unknown("embedded model", only, EMBEDDED_MODELS)
-    tasks = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}
+    tasks = {name: catalog.load_task(name) for name in catalog.SUITES["mini"].tasks}
     source = DataSource()
     folder = out or EMBEDDED
-    for recipe in RECIPES:
+    for recipe in catalog.embedded_recipes():
         if only in (None, recipe.name):
-            made = train_teacher(recipe, tasks=tasks, source=source, folder=folder / recipe.name, budget=budget, progress=progress)
+            made = catalog.train_teacher(recipe, tasks=tasks, source=source, folder=folder / recipe.name, budget=budget, progress=progress)
             opened = open_model(made)
-            scores = {}
+            scores: dict[str, dict[str, Any]] = {}
             for task in tasks.values():
                 score, _ = score_task(opened, task, source, batch_size="auto", progress=progress)
                 scores[task.name] = {

@@ -40,9 +40,9 @@ class Checked:
 
 def method_registry() -> Registry:
     """Return the methods of this package and of all that are installed."""
-    import methods
+    from harness import catalog
 
-    return Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+    return catalog.methods()
 
 
 def check_method(
@@ -76,9 +76,9 @@ def check_method(
 
 def check_task(task: type[Task] | Task | str, *, items: int = 200) -> Checked:
     """Hold a task (its class, an instance, or a name of `harness list tasks`) to the contract, on so many items of each split."""
-    import suites
+    from harness import catalog
 
-    made: Any = suites.load(task) if isinstance(task, str) else task() if isinstance(task, type) else task
+    made: Any = catalog.load_task(task) if isinstance(task, str) else task() if isinstance(task, type) else task
     return _checked(TASK_CHECKS, TaskTrial(task=made, items=items), f"task {getattr(made, 'name', made)!r}")
 
 

@@ -121,13 +121,13 @@ class Trial:
         return self.students[which]
 
     def _make(self, which: str) -> Made:
-        import suites
+        from harness import catalog
         from harness.data.source import DataSource
 
         workdir, cache, read = self.folder / which, self.folder / "cache", set[str]()
         workdir.mkdir(parents=True)
         cache.mkdir(exist_ok=True)
-        task: Any = Watched(suites.load("gsm8k-mini"), read)
+        task: Any = Watched(catalog.load_task("gsm8k-mini"), read)
         job = Job(
             teachers=self.teachers, student=str(self.start.path), student_base=self.start, tasks={task.name: task}, source=DataSource(),
             budget=Budget(seen_tokens=TOKENS, rows=ROWS), seed=SEEDS[which], workdir=workdir, cache=cache,

@@ -129,13 +129,11 @@ def _show(finished: "Run") -> None:
 @app.command("list", cls=Command)
 def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
     """List methods, suites, tasks or models with one line each."""
-    import methods
-    import suites
+    from harness import catalog
     from harness.models.resolve import EMBEDDED_MODELS
-    from harness.registry import Registry
 
     if what is Listed.suites:
-        lines = {name: f"{suite.help} ({', '.join(suite.tasks)})" for name, suite in suites.SUITES.items()}
+        lines = {name: f"{suite.help} ({', '.join(suite.tasks)})" for name, suite in catalog.SUITES.items()}
     elif what is Listed.models:
         lines = dict.fromkeys(EMBEDDED_MODELS, "embedded teacher, about 1.7 million parameters")
         lines |= {
@@ -144,11 +142,7 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
             "ORG/NAME": "a model of the Hub",
         }
     else:
-        registry = (
-            Registry.with_entry_points("method", methods.METHODS, "harness.methods")
-            if what is Listed.methods
-            else Registry("task", suites.TASKS)
-        )
+        registry = catalog.methods() if what is Listed.methods else catalog.tasks()
         lines = {name: registry.summary(name) for name in registry.table}
     width = max(map(len, lines))
     for name, text in lines.items():

@@ -404,9 +404,9 @@ def _renderer(job: CellJob) -> tuple[Callable[[Example], Example], Callable[[Any
 
 
 def _tasks(names: tuple[str, ...], include_path: Path | None) -> dict[str, Task]:
-    import suites
+    from harness import catalog
 
-    return {name: suites.load(name, include_path=include_path) for name in names}
+    return {name: catalog.load_task(name, include_path=include_path) for name in names}
 
 
 def _data_digest(job: CellJob, tasks: dict[str, Task], source: DataSource) -> str:
@@ -499,11 +499,10 @@ def _staged(
     progress: Callable[[Progress], None],
 ) -> Checkpoint:  # fmt: skip
     """Return what one stage makes of its parent (of the student's recipe or the teacher, for the first), made before or now."""
-    import methods
+    from harness import catalog
     from harness.files.digests import file_digest
     from harness.files.writing import write_signed
     from harness.models.checkpoint import describe
-    from harness.registry import Registry
 
     teachers = tuple(one.checkpoint() for one in job.teachers)
     if parent is None and stage.starts_from == "teacher":
@@ -517,7 +516,7 @@ def _staged(
         done.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         _forget_peak(job.conditions.device)  # each stage says its own
-        registry = Registry.with_entry_points("method", methods.METHODS, "harness.methods")
+        registry = catalog.methods()
         method = registry.build(stage.method, stage.settings)
         if stage.trains:
             _refuse_what_cannot_fit(job, stage, method, start, job.conditions.student_recipe if parent is None else "")
@@ -556,9 +555,9 @@ def _staged(
 
 def _forget_state(folder: Path) -> None:
     """Remove what only a resumed training needs, also where a process was killed before it could."""
-    from methods.training.loop import forget_state
+    from harness import catalog
 
-    forget_state(folder)
+    catalog.forget_training(folder)
 
 
 def _refuse_no_student(method: str, made: object, folder: Path) -> None:
