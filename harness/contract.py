@@ -4,13 +4,12 @@ Nothing here computes and nothing imports torch. A method sees a `Job` and retur
 a list of tasks; the harness scores and measures the checkpoint itself, so no method reports its own numbers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
-    from harness.data.source import DataSource
     from harness.models.shape import Shape
 
 Split = Literal["train", "validation", "test", "dev"]
@@ -62,6 +61,49 @@ class Budget:
 
     seen_tokens: int
     rows: int = 2_000  # distinct training items, the same ones for every row of a table
+
+
+class DataSource(Protocol):
+    """Where tasks read real items from; `harness.data.source` has the one that reads a folder or the Hub."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the benchmarks' files; None where there is none."""
+        ...
+
+    @property
+    def render(self) -> Callable[[Example], Example]:
+        """What makes of a training item what the student is shown."""
+        ...
+
+    @property
+    def show(self) -> Callable[[Any, str], str]:
+        """What makes of a tokenizer and a plain prompt what a model with it is shown."""
+        ...
+
+    def rows(
+        self,
+        relative: str,
+        *,
+        fields: Sequence[str],
+        expected: int | None = None,
+        check: Callable[[dict[str, Any]], str | None] | None = None,
+        wanted: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a JSON-lines file, each checked; raises `HarnessError` with file and line."""
+        ...
+
+    def text(self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()) -> str:
+        """Return a whole text file of so many lines."""
+        ...
+
+    def file(self, relative: str, *, wanted: Sequence[str] = ()) -> Path:
+        """Return the path of a file, in plain or packed form."""
+        ...
+
+    def fingerprint(self, files: Iterable[str]) -> str:
+        """Return one digest of files, the same for plain and packed ones."""
+        ...
 
 
 class Task(Protocol):

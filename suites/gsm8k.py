@@ -6,8 +6,8 @@ Items come from `gsm8k/test.jsonl` and `gsm8k/train.jsonl` of the data folder (p
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from harness.contract import Example, Grade, Split
-from harness.data.source import DataSource, NoSplit, Row
+from harness.contract import DataSource, Example, Grade, Split
+from harness.data.source import NoSplit, Row
 from suites.loading.gold import final_number, without_marks
 from suites.loading.lm_eval import built, builtin, configurable_task, from_hub, hub_rows, with_files
 

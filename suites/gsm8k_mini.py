@@ -16,8 +16,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from harness.contract import Example, Grade, Split
-from harness.data.source import DataSource
+from harness.contract import DataSource, Example, Grade, Split
 from suites.loading.generated import Item, split
 from suites.loading.gold import final_number, without_marks
 from suites.loading.lm_eval import builtin, configurable_task

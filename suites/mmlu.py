@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from harness.contract import Example, Grade, Split
+from harness.contract import DataSource, Example, Grade, Split
 from harness.data.examples import interleaved
-from harness.data.source import DataSource, NoSplit, Row
+from harness.data.source import NoSplit, Row
 from harness.errors import HarnessError, unknown
 from suites.loading.lm_eval import built, builtin, builtin_path, configurable_task, from_hub, hub_rows, with_files
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from harness.contract import Example, Grade, Split
-from harness.data.source import DataSource, NoSplit
+from harness.contract import DataSource, Example, Grade, Split
+from harness.data.source import NoSplit
 from suites.loading.lm_eval import built, builtin, configurable_task, from_hub, with_files
 
 FILES = ("wikitext2/wiki.test.raw.gz",)

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from harness.contract import Example, Task
+from harness.contract import DataSource, Example, Task
 from harness.data.examples import held_out_prompts
-from harness.data.source import DataSource
 
 
 def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> set[str]:

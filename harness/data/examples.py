@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from harness.contract import Example, Split, Task
-from harness.data.source import DataSource, NoSplit
+from harness.contract import DataSource, Example, Split, Task
+from harness.data.source import NoSplit
 from harness.errors import HarnessError
 from harness.files.digests import digest_of
 

@@ -1,1 +1,7 @@
-"""The truth on disk: a record a cell, what stands beside it, baselines, and other projects' forms of them. No torch."""
+"""The truth on disk: a record a cell, what stands beside it, baselines, and other projects' forms of them. No torch.
+
+`record.RunRecord` with `record.read` and `record.write`, `store.Store` of a user's cells, `samples` beside a record,
+`baseline` (the file), `environment` of a process, `model_card` and `export` for others.
+"""
+
+__all__ = ["baseline", "columns", "conditions", "consistency", "environment", "export", "model_card", "record", "samples", "store"]

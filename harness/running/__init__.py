@@ -1,1 +1,7 @@
-"""Runs a plan: a process for each cell, which makes a student, scores it, times it and writes its record."""
+"""Runs a plan: a process for each cell, which makes a student, scores it, times it and writes its record.
+
+`runner.run_plan` spawns and watches cells, `cell` is the program of one (torch inside its functions only),
+`verify` checks a record, and asks its model anew.
+"""
+
+__all__ = ["anew", "cell", "job", "runner", "verify"]

@@ -1,1 +1,25 @@
-"""What trained methods share: rows, loss terms, teachers, the loop."""
+"""What trained methods share: rows, loss terms, teachers, the loop.
+
+A method derives from `base.Trained` or `distilled.Distilled` (both load without torch) and asks inside `compress` for
+`terms`, `losses`, `traces` or `rollout`. The loop is `loop.fit`; `teacher_cache` keeps what a teacher says.
+"""
+
+__all__ = [
+    "base",
+    "distilled",
+    "divergences",
+    "embedded_teachers",
+    "loop",
+    "losses",
+    "noise",
+    "positions",
+    "rollout",
+    "rows",
+    "selection",
+    "taps",
+    "teacher_cache",
+    "teachers",
+    "terms",
+    "traces",
+    "tuning",
+]

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.contract import Example, Grade, Split
+from harness.contract import DataSource, Example, Grade, Split
 from harness.data.examples import interleaved
 from harness.data.seeding import seeded_as_lm_eval
-from harness.data.source import DataSource, NoSplit
+from harness.data.source import NoSplit
 from harness.errors import HarnessError, in_one_line
 from harness.statistics.figures import weighted
 from harness.statistics.means import number_of

@@ -1,0 +1,132 @@
+"""The house stands: every room says what it is for, imports go down only, and a planted import of each forbidden kind is refused."""
+
+import ast
+import fnmatch
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+CONTRACTS = {contract["name"]: contract for contract in SETTINGS["importlinter"]["contracts"]}
+LAYERS = [
+    [name.strip() for name in re.split(r"[|:]", layer)]
+    for layer in next(contract for contract in CONTRACTS.values() if "containers" in contract)["layers"]
+]
+TORCHLESS = CONTRACTS["rooms without torch, not even inside a function"]["source_modules"]
+UPPER = {
+    top: next(
+        contract["forbidden_modules"]
+        for contract in CONTRACTS.values()
+        if contract["type"] == "forbidden" and contract["source_modules"] == [top]
+    )
+    for top in ("methods", "suites")
+}
+PACKAGES = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts) for top in ("harness", "methods", "suites") for path in (ROOT / top).rglob("__init__.py")
+)
+
+
+def planted() -> dict[str, list[str]]:
+    """Return what no module of a room may import, by room: what stands above or beside it, and what is kept from it."""
+    found: dict[str, list[str]] = {}
+    above: list[str] = []
+    for layer in LAYERS:
+        for room in layer:
+            others = [f"harness.{name}" for name in [*above, *layer] if name != room]
+            found[f"harness.{room}"] = others + (["methods", "suites"] if room != "catalog" else [])
+        above += layer
+    for room in TORCHLESS:
+        found[room].append("torch")
+    for package in PACKAGES:
+        top = package.partition(".")[0]
+        if top != "harness":
+            found[package] = [*UPPER[top], "suites" if top == "methods" else "methods"]
+    return found
+
+
+def lint(folder: Path) -> tuple[int, str]:
+    """Check the import rules of a tree as the command does."""
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    line = [sys.executable, "-c", program, "--no-cache"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """Return a copy of the three packages and of their rules."""
+    pytest.importorskip("importlinter")
+    folder = tmp_path_factory.mktemp("house")
+    for top in ("harness", "methods", "suites"):
+        shutil.copytree(ROOT / top, folder / top, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def test_every_room_stands_in_the_layers():
+    rooms = {path.name for path in (ROOT / "harness").iterdir() if (path / "__init__.py").exists()}
+    rooms |= {path.stem for path in (ROOT / "harness").glob("*.py")} - {"__init__"}
+    assert rooms == {room for layer in LAYERS for room in layer}
+
+
+def test_the_rules_hold_and_a_planted_import_of_each_kind_is_refused(copy):
+    code, said = lint(copy)
+    assert code == 0, said
+    for room, others in planted().items():
+        path = copy / room.replace(".", "/")
+        file = path / "planted.py" if path.is_dir() else path.with_suffix(".py")
+        before = file.read_text(encoding="utf-8") if file.exists() else '"""Planted."""\n'
+        lines = "".join(f"    import {other}\n" for other in others)
+        file.write_text(f"{before}\n\ndef planted():\n{lines}", encoding="utf-8")
+    code, said = lint(copy)
+    assert code == 1, said
+    seen = set(re.findall(r"([\w.]+) -> ([\w.]+)", said))
+    missing = [
+        (room, other) for room, others in planted().items() for other in others if not {(room, other), (f"{room}.planted", other)} & seen
+    ]
+    assert not missing, f"{len(missing)} planted imports passed unseen: {missing[:12]}"
+
+
+def test_no_import_goes_in_a_circle():
+    """Also inside a room, and also imports inside functions; annotations alone do not count."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("harness", "methods", "suites", cache_dir=None, exclude_type_checking_imports=True)
+    left = {name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}
+    while leaves := [name for name, imported in left.items() if not imported & left.keys() - {name}]:
+        for name in leaves:
+            del left[name]
+    left.pop("harness", None)  # its door is opened by name
+    assert not left, sorted(left)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_says_what_it_is_for_and_names_what_others_may_use(package):
+    text = (ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    doc = ast.get_docstring(tree)
+    assert doc and len(doc.split("\n")[0]) > 30
+    if package.count(".") and package != "harness.data":
+        assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
+        listed = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
+        files = {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py") if not path.stem.startswith("_")}
+        assert set(listed) == files
+
+
+def test_the_wheel_holds_every_package_and_every_file_beside_them():
+    patterns = SETTINGS["setuptools"]["packages"]["find"]["include"]
+    for package in PACKAGES:
+        assert any(fnmatch.fnmatchcase(package, pattern) for pattern in patterns), package
+    folders = {path.parent for top in ("harness", "methods", "suites") for path in (ROOT / top).rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders), "a folder of modules is no package"
+    data = SETTINGS["setuptools"]["package-data"]["harness"]
+    for path in (ROOT / "harness").rglob("*"):
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts and not path.name.startswith("."):
+            relative = path.relative_to(ROOT / "harness").as_posix()
+            if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+                assert any(fnmatch.fnmatchcase(relative, pattern) for pattern in data), relative
