@@ -9,7 +9,7 @@ A laboratory animal for machines without GPU or network, not a stand-in for GSM8
 
 Gold answers carry GSM8K's calculator marks (`3*4=<<3*4=12>>12`); training texts and traces do not.
 Every intermediate result is an integer from 1 to 40. Version 1 is frozen: any change to a generated
-character is version 2 (`tests/test_suites.py` holds the digest).
+character is version 2 (`tests/contracts/test_suites.py` holds the digest).
 """
 
 import random

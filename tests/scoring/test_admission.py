@@ -1,0 +1,211 @@
+"""Which models take the shared path where floats are short: what is right in float32 and rounds as the own attention does."""
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.models.language_model import LanguageModel, open_model
+from harness.models.resolve import EMBEDDED, resolve
+from harness.scoring import admission, prefix_sharing, rounding
+from harness.scoring.admission import refusal
+from harness.scoring.rounding import ROUNDS_WIDER, deviation, in_float32, log_probabilities, own_ways
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from families import random_family
+
+FAMILIES = ("Llama", "Qwen3", "Gemma", "GPT-NeoX", "OPT", "Granite", "Mixtral", "DeepSeek-V3")
+
+
+@pytest.fixture(scope="module")
+def family(embedded):
+    """Return a maker of random models in bf16 with the embedded tokenizer; a wide spread gives wide logits, which round widely."""
+
+    def make(name, *, spread=0.2, dtype=torch.bfloat16):
+        return LanguageModel(random_family(name, spread=spread).to(dtype), embedded.tokenizer, "cpu", embedded.checkpoint)
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_short_floats_share_where_float32_does(name, dtype, family):
+    assert refusal(family(name, dtype=dtype)) == refusal(family(name, dtype=torch.float32)) == ""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_right_path_rounds_as_the_own_attention_does(name, family, monkeypatch):
+    monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.0, "float16": 0.0})  # rounding alone decides
+    assert refusal(family(name)) == ""
+
+
+def _scaled(factor):
+    def plant(monkeypatch):
+        right = prefix_sharing._attention
+        monkeypatch.setattr(
+            prefix_sharing, "_attention", lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named)
+        )
+
+    return plant
+
+
+def _leaks_in_the_tree(monkeypatch):
+    """The first token of the second branch sees the last of the first."""
+    right = prefix_sharing.Tree.visible
+
+    def visible(tree):
+        seen = right(tree)
+        if seen is not None:
+            branch = next(index for index, parent in enumerate(tree.parents) if parent != index - 1)
+            seen[branch, branch - 1] = True
+        return seen
+
+    monkeypatch.setattr(prefix_sharing.Tree, "visible", visible)
+
+
+def _leaks_in_slots(monkeypatch):
+    """Rows see one column more than they hold: where one is shorter, what the row before it left there or zeros."""
+    right = prefix_sharing.Slots.prepare
+
+    def prepare(slots):
+        right(slots)
+        slots._mask = torch.cat([torch.zeros_like(slots._mask[..., :1]), slots._mask[..., :-1]], dim=-1)
+
+    monkeypatch.setattr(prefix_sharing.Slots, "prepare", prepare)
+
+
+def _keys_of_another_row(monkeypatch):
+    right = prefix_sharing.Slots.admit
+
+    def admit(slots, computed, spans):
+        right(slots, computed, spans)
+        slots.layers = {layer: (keys.roll(1, 0), values.roll(1, 0)) for layer, (keys, values) in slots.layers.items()}
+
+    monkeypatch.setattr(prefix_sharing.Slots, "admit", admit)
+
+
+def _keys_of_the_row_that_left(monkeypatch):
+    """The last row is not copied into the hole."""
+    right = prefix_sharing.Slots.retire
+
+    def retire(slots, done):
+        before = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in slots.layers.items()}
+        order = right(slots, done)
+        slots.layers = before
+        return order
+
+    monkeypatch.setattr(prefix_sharing.Slots, "retire", retire)
+
+
+def _positions_off_by_one(memory):
+    def plant(monkeypatch, opened):
+        right = opened.model.forward
+
+        def forward(*given, **named):
+            if isinstance(named.get("memory"), memory):
+                named["position_ids"] = named["position_ids"] + 1
+            return right(*given, **named)
+
+        monkeypatch.setattr(opened.model, "forward", forward)
+
+    return plant
+
+
+FAULTS = {
+    "scaling 10 % more": _scaled(1.1), "scaling 10 % less": _scaled(0.9), "a leak in the tree": _leaks_in_the_tree,
+    "a leak in slots": _leaks_in_slots, "keys of another row": _keys_of_another_row, "keys of a row that left": _keys_of_the_row_that_left,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ("Llama", "Qwen3", "GPT-NeoX", "OPT", "tiny"))
+def test_a_wrong_path_is_refused_in_bf16(name, fault, family, monkeypatch):
+    opened = open_model(resolve("tiny", cache=Path("unused")), dtype="bfloat16") if name == "tiny" else family(name)
+    assert refusal(opened) == ""
+    FAULTS[fault](monkeypatch)
+    assert "in float32" in refusal(opened)
+
+
+@pytest.mark.parametrize("name", ("Llama", "Qwen3", "GPT-NeoX"))
+def test_positions_of_steps_that_are_off_by_one_are_refused_in_bf16(name, family, monkeypatch):
+    opened = family(name)
+    _positions_off_by_one(prefix_sharing.Slots)(monkeypatch, opened)
+    assert "in float32" in refusal(opened)
+
+
+def test_a_path_that_rounds_wider_than_the_own_attention_is_refused(family, monkeypatch):
+    opened = family("Llama", spread=0.3)
+    right = prefix_sharing._attention
+
+    def coarse(module, query, key, value, *given, **named):
+        if query.dtype != torch.float32:  # a softmax in few bits, as a careless kernel has it: right in float32
+            key, value = key.to(torch.float8_e4m3fn).to(key.dtype), value.to(torch.float8_e4m3fn).to(value.dtype)
+        return right(module, query, key, value, *given, **named)
+
+    monkeypatch.setattr(prefix_sharing, "_attention", coarse)
+    monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.1})
+    assert "its own attention by" in refusal(opened)
+
+
+def test_without_room_for_float32_the_fixed_gap_decides(family, monkeypatch):
+    opened = family("Llama")
+    monkeypatch.setattr(rounding, "free_bytes", lambda device: 1000)
+    assert refusal(opened) == ""
+    _scaled(2.0)(monkeypatch)
+    monkeypatch.setattr(admission, "_TOLERANCE", {"bfloat16": 0.01})
+    assert "cannot be computed in float32" in refusal(opened)
+
+
+@pytest.mark.parametrize("name", ("Llama, biases", "GPT-2", "Mixtral"))
+def test_in_float32_the_same_weights_compute_and_come_back_untouched(name, family):
+    opened = family(name)
+    before = dict(opened.model.named_parameters(remove_duplicate=False))
+    text = [list(range(5, 29))]
+    with in_float32(opened) as exact:
+        assert exact.dtype == "float32"
+        told = log_probabilities(exact, text)
+        assert len({id(one) for one in opened.model.parameters()}) == len({id(one) for one in before.values()})  # ties are kept
+    wanted = log_probabilities(replace(opened, model=copy.deepcopy(opened.model).float()), text)
+    assert torch.equal(told, wanted)
+    after = dict(opened.model.named_parameters(remove_duplicate=False))
+    assert all(after[key] is before[key] for key in before) and opened.dtype == "bfloat16"
+
+
+def test_the_own_attention_is_computed_in_seven_ways_that_agree_in_float32(family):
+    opened = family("Llama", dtype=torch.float32)
+    texts = [list(range(5, 29)), [*range(5, 21), *range(30, 38)]]
+    own = log_probabilities(opened, texts)
+    ways = [torch.log_softmax(logits, -1) for logits in own_ways(opened, texts)]
+    assert len(ways) == 7 and all(torch.allclose(way, own[:, 12:], atol=1e-4) for way in ways)
+
+
+def test_a_deviation_by_hand():
+    exact = torch.log_softmax(torch.tensor([[0.0, 0.0, -20.0]]), -1)
+    moved = torch.tensor([[0.3, -0.3, 5.0 - 20.0]])  # the tail does not count
+    apart = torch.log_softmax(moved, -1)[0, :2] - exact[0, :2]
+    assert deviation(moved, exact) == pytest.approx(float(apart.square().mean().sqrt()))
+    assert ROUNDS_WIDER == 1.5 and (EMBEDDED / "tiny").is_dir()
+
+
+def test_under_mixed_precision_float32_is_the_model_without_it(embedded):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    try:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        mixed = replace(
+            embedded,
+            model=Accelerator(cpu=True, mixed_precision="bf16").prepare(copy.deepcopy(embedded.model)),
+            autocast="bfloat16",
+        )
+        text = [list(range(5, 29))]
+        wrapped = mixed.model.forward
+        with in_float32(mixed) as exact:
+            assert torch.equal(log_probabilities(exact, text), log_probabilities(embedded, text))
+        assert mixed.model.forward == wrapped
+        assert not torch.equal(log_probabilities(mixed, text), log_probabilities(embedded, text))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
