@@ -1,0 +1,44 @@
+"""docs/architecture.md: its picture is drawn from the imports of today, and the functions that it walks through are there."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`((?:harness|methods|suites)/[\w/]+\.py)(?::(\w+))?`", PAGE)))
+
+
+@pytest.fixture(scope="module")
+def draw():
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
+
+
+def test_the_page_is_drawn_from_the_imports_of_today(draw):
+    assert draw.filled(PAGE) == PAGE, "type: python docs/draw.py"
+
+
+def test_an_import_that_is_new_changes_the_picture(draw, monkeypatch):
+    before = draw.picture()
+    graph = draw.edges()
+    monkeypatch.setattr(draw, "edges", lambda: {**graph, "escape": {"cli"}})
+    assert "escape --> cli" in draw.picture() and "escape --> cli" not in before
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_what_the_walks_pass_through_is_there(file, name):
+    path = ROOT / file
+    assert path.is_file(), file
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    there = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert not name or name in there, f"{file} has no {name}"
+
+
+def test_the_walks_name_what_they_pass():
+    assert len(NAMED) >= 20
