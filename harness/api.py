@@ -205,7 +205,7 @@ def estimate_plans(
     from harness import catalog
     from harness.estimating.estimate import estimate
     from harness.estimating.hardware import parse_hardware
-    from harness.estimating.workload import Asked, is_size, parse_model, student_shape, work_of
+    from harness.estimating.workload import Asked, is_size, parse_model, work_of
     from harness.measuring.scenario import GRIDS
     from harness.models.artefacts import default_cache
     from harness.models.resolve import configuration_of, is_embedded
@@ -225,7 +225,7 @@ def estimate_plans(
 
     big = parse_model(teacher, folder)
     recipe = parse_recipe(student)
-    small = student_shape(big, recipe) if recipe else parse_model(student, folder)
+    small = recipe.shape_of(big) if recipe else parse_model(student, folder)
     if is_size(teacher) and is_size(student):  # public shapes of two families: taken as of one, with one vocabulary
         small = replace(small, vocabulary=big.vocabulary)
     embedded = is_embedded(teacher)
@@ -266,7 +266,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     from harness import catalog
     from harness.estimating.estimate import Stage, making, scoring
     from harness.estimating.hardware import this_machine
-    from harness.estimating.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
+    from harness.estimating.workload import Asked, cut_parameters, training_bytes, work_of
     from harness.models.shape import Shape
     from harness.models.shaping import parse_recipe
     from harness.records.store import read_all
@@ -281,7 +281,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     folders = [one.path for one in plan.teachers]
     recipe, base = parse_recipe(plan.config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
     asked = Asked(
-        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=under.budget_tokens,
+        teacher=teachers[0], student=recipe.shape_of(base) if recipe else base, chain=(), budget=under.budget_tokens,
         rows=under.budget_rows, mini=all(task.endswith("-mini") for task in under.task_names), rounds=plan.config.rounds,
         items={
             task: min(_items_of(task, plan.config.include_path), limit_for(under.limit, task) or 10**9) for task in under.task_names

@@ -147,7 +147,7 @@ def make_plan(
          "weights": config.teacher_weights, "tune": config.tune, "backend": config.backend}
     )  # fmt: skip
     cells = [_teacher_cell(shared, seen, planned, index, book) for index in range(len(planned))]
-    making = _Making(shared, budget, recipe is not None and recipe[0] == "scratch", code, text, book)
+    making = _Making(shared, budget, recipe is not None and recipe.draws_weights, code, text, book)
     for row in rows:
         for seed in range(1, config.seeds + 1) if any(map(making.draws, row.methods)) else (None,):
             stages = making.stages(row, seed)
