@@ -99,6 +99,23 @@ def tiny():
 
 
 @pytest.fixture
+def folder(tmp_path):
+    """Return a data folder in the published layout, without a manifest; every item is made up."""
+    from task_data import write_all
+
+    write_all(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def source(folder):
+    """Return the made-up data folder as a source of real tasks' items."""
+    from harness.data.source import DataSource
+
+    return DataSource(folder=folder)
+
+
+@pytest.fixture
 def compress(tiny, tmp_path):
     """Return a function that makes a student of `tiny` by a method and returns it with what the method told."""
     import json

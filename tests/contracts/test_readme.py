@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from readme_tables import PAGES, filled
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,11 +24,6 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 
 
 def test_tables_are_the_generated_ones():
-    sys.path.insert(0, str(ROOT / "tests"))
-    try:
-        from readme_tables import PAGES, filled
-    finally:
-        sys.path.pop(0)
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         assert filled(text) == text, "type: python tests/readme_tables.py"

@@ -2,21 +2,18 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from families import BLOCKS, FAMILIES, random_family, saved_family
 
 from harness.errors import CellFailed, HarnessError
 from harness.models.checkpoint import describe, first_non_finite, weight_files
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve, smallest_exact
 from harness.models.shaping import save_student, student_of
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from families import BLOCKS, FAMILIES, random_family, saved_family
 
 IDS = torch.arange(5, 35)[None]
 FEW = {"sequences": 4, "tokens": 32}
