@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from distilling import FEW
 
 import suites
 from harness.contract import Budget, Job
@@ -215,13 +216,14 @@ def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedde
     assert made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4) and made.meta["kept_mass"] < 1
 
 
+@pytest.mark.slow
 def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_path):
     made, _ = job
     losses, costs = {}, {}
     for cache in ("on", "off"):
         workdir = tmp_path / cache
         workdir.mkdir()
-        ResponseDistillation(cache=cache).compress(replace(made, workdir=workdir))
+        ResponseDistillation(cache=cache, **FEW).compress(replace(made, workdir=workdir))
         lines = [json.loads(line) for line in (workdir / "training.jsonl").read_text().splitlines()]
         losses[cache] = [line["forward-kl"] for line in lines if "forward-kl" in line]
         costs[cache] = json.loads((workdir / "cost.json").read_text())
@@ -230,10 +232,11 @@ def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_p
     assert costs["off"]["teacher_tokens"] == costs["off"]["seen_tokens"] and not costs["off"]["shared"]
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job, monkeypatch, tmp_path):
     made, _ = job
     monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
-    ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
+    ResponseDistillation(batch_rows=4, **FEW).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):  # where all would be kept, too
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
     monkeypatch.setattr(caching, "DENSE", 16)
