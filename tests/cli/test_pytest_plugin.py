@@ -9,6 +9,7 @@ from gate_rows import SAME, harness, row, turned
 from harness.records.record import write
 
 
+@pytest.mark.slow
 def test_rows_are_tests(place, tmp_path, pytester_run):
     path = tmp_path / "b.json"
     harness("baseline", "update", place, "--baseline", path, "--reason", "first", "--margin", "0.9")

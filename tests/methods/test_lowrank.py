@@ -65,6 +65,7 @@ def test_energy_gives_ranks_where_it_is_and_keeps_the_total():
     assert 64 * sum(ranks.values()) <= 0.5 * 2 * 32 * 32
 
 
+@pytest.mark.slow
 def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress, tiny):
     made, told = compress("lowrank", {"keep": 0.6})
     assert told["matrices"] == 40 and told["kept_of_them"] == pytest.approx(0.6, abs=0.02)  # keys and values stay whole
@@ -96,6 +97,7 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
         assert torch.allclose(open_model(made).model(ids).logits, plain(ids).logits, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
     given = {"keep": 0.6, "allocation": "energy", "sequences": 8, "tokens": 64}
     ranks = []

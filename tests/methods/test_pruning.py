@@ -67,6 +67,7 @@ def test_sparse_gpt_loses_less_on_real_inputs_than_magnitude_and_wanda(pattern, 
         assert error(ours) < 0.97 * error(w * mask_of(score, ratio=0.5, pattern=pattern, within=within))
 
 
+@pytest.mark.slow
 def test_every_zeroing_method_zeroes_what_it_was_asked_to_and_nothing_else(compress, tiny):
     from safetensors.torch import load_file
 
@@ -84,6 +85,7 @@ def test_every_zeroing_method_zeroes_what_it_was_asked_to_and_nothing_else(compr
                 assert one[one != 0].equal(base["model.layers.3.mlp.down_proj.weight"][one != 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prune-magnitude", "prune-wanda", "prune-sparsegpt"])
 def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     from safetensors.torch import load_file
@@ -188,12 +190,14 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
         _Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning())
 
 
+@pytest.mark.slow
 def test_channels_stay_in_multiples_that_kernels_take(compress):
     for settings, left in (({"ratio": 0.2}, 304), ({"ratio": 0.2, "multiple": 1}, 307), ({"ratio": 0.2, "multiple": 64}, 320)):
         for name in ("prune-width", "prune-width-random"):
             assert compress(name, settings)[1]["channels"] == [384, [left, left]], (name, settings)
 
 
+@pytest.mark.slow
 def test_a_norm_over_all_heads_is_named_and_nothing_is_cut(small, compress, tmp_path):
     base = saved(small("Olmo2"), tmp_path / "olmo", "Olmo2")
     with pytest.raises(CellFailed, match=r"groups=1 does not know model\.layers\.0\.self_attn\.q_norm\.weight, .*give groups=0"):
@@ -265,6 +269,7 @@ def dead(tiny, folder):
     return describe(folder, name="dead")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_cutting_what_gives_nothing_changes_nothing(allocation, compress, tiny, tmp_path):
     base = dead(tiny, tmp_path / "dead")
@@ -280,6 +285,7 @@ def test_cutting_what_gives_nothing_changes_nothing(allocation, compress, tiny, 
     assert left == told["parameters"][1] == 1024 * 128 + 128 + 8 * (3 * 128 * 288 + 2 * 128 * 64 + 2 * 128 * 32 + 2 * 128)
 
 
+@pytest.mark.slow
 def test_widths_that_differ_reopen_and_can_be_packed_and_trained(compress, tiny):
     made, told = compress("prune-width", {"ratio": 0.4, "allocation": "global"})
     narrowest, widest = told["channels"][1]

@@ -37,6 +37,7 @@ def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, o
     assert row.other.pairs[0] == (0, 0) and row.other.pairs[-1] == (row.trained - 1, len(row.other.ids) - row.other.trained_from - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["uld", "cot"])
 def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny, foreign, tmp_path):
     given = job([tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000)
@@ -54,6 +55,7 @@ def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny
         assert 0.1 * notes["positions"] < notes["aligned"] < notes["positions"] and notes["terms"]["uld"]["last"] > 0
 
 
+@pytest.mark.slow
 def test_other_methods_refuse_another_tokenizer_and_name_the_two_ways_out(tiny, foreign, tmp_path):
     for method in ("response", "feature", "attention", "selective", "on-policy"):
         with pytest.raises(HarnessError, match=r"different vocabularies.*--methods cot .*--methods uld"):

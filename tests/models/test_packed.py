@@ -174,6 +174,7 @@ def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
     assert not hasattr(module, "prepared") and torch.allclose(kernel, floats, atol=1e-3 * float(kernel.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "settings"), [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2, "multiple": 1})])
 def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
     """One token at a time, in a process of its own: what it guards against is a crash."""

@@ -112,6 +112,7 @@ def channels_zeroed(teacher, student, reader):
     return teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", READERS)
 @pytest.mark.parametrize("name", ["width:0.4", "prune-width"])
 def test_a_width_cut_is_the_teacher_with_its_other_channels_zeroed(family, name, tmp_path, compress):
@@ -336,6 +337,7 @@ def test_a_class_built_on_linear_that_computes_something_else_is_no_linear_layer
     assert seen_as_linear(Doubled(8, 8)) is None and seen_as_linear(Plain(8, 4)) is not None
 
 
+@pytest.mark.slow
 def test_rows_that_are_all_too_long_are_a_line(tmp_path, compress):
     base = saved_family("Llama", tmp_path / "base")
     config = json.loads((base.path / "config.json").read_text()) | {"max_position_embeddings": 12}

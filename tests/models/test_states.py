@@ -121,6 +121,7 @@ def test_what_hands_no_cache_back_has_no_bytes():
     assert cache_bytes({"state": []}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Mamba", "Gemma 3", "LFM2", "RecurrentGemma"])
 def test_a_stopwatch_runs_on_it(name, tmp_path):
     from harness.reporting.measured import weighed_tables

@@ -181,6 +181,7 @@ def test_forbidden_tokens_are_noted_where_the_engine_writes_them(random_model):
     assert notes_of(opened) == [] and "bad_words_ids=[[7]]" in notes_of(opened, forbids=False)[0]
 
 
+@pytest.mark.slow
 def test_importing_our_model_hides_none_of_lm_evals_own():
     import subprocess
     import sys

@@ -235,6 +235,7 @@ def scored(opened, name, cache, limit=40):
     return score_task(opened, suites.load(name), DataSource(), batch_size="auto", limit=limit, progress=lambda one: None, cache=cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
 def test_answers_are_read_again_from_the_journal_but_never_another_models(embedded, random_model, tmp_path, name):
     score, rows = scored(embedded, name, tmp_path)
@@ -262,6 +263,7 @@ score_task(opened, suites.load("gsm8k-mini"), DataSource(), batch_size=4, limit=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
     process = subprocess.Popen([sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begin\n"

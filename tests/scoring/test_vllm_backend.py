@@ -51,6 +51,7 @@ def stand_in(embedded, monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
 def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in, name):
     task = suites.load(name)

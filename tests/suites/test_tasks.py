@@ -337,6 +337,7 @@ def published():
     return DataSource.from_environment()
 
 
+@pytest.mark.slow
 def test_published_items_are_all_there(published, no_network):
     assert len(suites.load("gsm8k").lm_eval_tasks(published)["gsm8k"].eval_docs) == 1_319
     assert len(suites.load("gsm8k-cot").lm_eval_tasks(published)["gsm8k_cot"].eval_docs) == 1_319
@@ -348,6 +349,7 @@ def test_published_items_are_all_there(published, no_network):
     assert not no_network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmlu", "mmlu-cloze"])
 def test_published_mmlu_is_whole_and_its_golds_are_choices(name, published):
     began = time.monotonic()

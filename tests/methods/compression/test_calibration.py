@@ -15,6 +15,7 @@ from methods.compression.calibration import Calibration, Flow, influence, sweep,
 from methods.compression.layers import layers_of
 
 
+@pytest.mark.slow
 def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compress):
     told = [compress("prune-wanda", {"sequences": 6, "tokens": 64})[1]["calibration"] for _ in range(2)]
     assert told[0] == told[1] and told[0]["name"] == "train split of gsm8k-mini"

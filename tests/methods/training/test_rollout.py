@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 
+import pytest
 from distilling import REGISTRY, TASKS, job
 
 from harness.data.source import DataSource
@@ -28,6 +29,7 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
     assert 8 < sum(mixed) < 32
 
 
+@pytest.mark.slow
 def test_on_policy_counts_what_the_student_wrote(tiny, tmp_path):
     REGISTRY.build("on-policy", {"on_policy_share": 1.0, "batch_rows": 4, "longest": 20}).compress(job([tiny], tmp_path / "x"))
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())

@@ -45,6 +45,7 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
         assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(chosen, selection.chosen(at, 3))
 
 
+@pytest.mark.slow
 def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     given = job([tiny], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=12)
@@ -75,6 +76,7 @@ def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp
     assert [sum(one.task == task for one in kept) for task in TASKS] == [3, 3]
 
 
+@pytest.mark.slow
 def test_answers_that_choose_rows_are_written_by_the_named_teacher(tiny, specialist, tmp_path, monkeypatch):
     from methods.training import traces
 

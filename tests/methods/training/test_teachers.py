@@ -53,6 +53,7 @@ def test_kept_tokens_of_two_teachers_give_the_gradient_of_their_mixture():
     assert torch.allclose(cut, exact, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["mean", "fixed", "confidence", "domain"])
 def test_every_weighting_trains_from_caches_with_no_teacher_beside(weighting, tiny, specialist, tmp_path):
     given = job([tiny, specialist], tmp_path / "x", teacher_weights=(0.7, 0.3))
@@ -66,6 +67,7 @@ def test_every_weighting_trains_from_caches_with_no_teacher_beside(weighting, ti
         assert losses["tiny"]["mmlu-mini"] < 1 < losses["tiny-math"]["mmlu-mini"]
 
 
+@pytest.mark.slow
 def test_domain_weights_stand_beside_a_task_that_has_no_rows(tiny, specialist, tmp_path):
     class Text:
         kind = "perplexity"
@@ -75,6 +77,7 @@ def test_domain_weights_stand_beside_a_task_that_has_no_rows(tiny, specialist, t
     assert set(json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teachers_loss"]["tiny"]) == set(TASKS)
 
 
+@pytest.mark.slow
 def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(tiny, specialist, foreign, tmp_path):
     REGISTRY.build("multi-teacher", {"cache": "off"}).compress(job([tiny, specialist], tmp_path / "x"))
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
@@ -95,11 +98,13 @@ def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
     assert _weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
 
 
+@pytest.mark.slow
 def test_the_best_single_teacher_is_found_on_validation_rows_and_named(tiny, specialist, tmp_path):
     REGISTRY.build("best-single-teacher", {}).compress(job([specialist, tiny], tmp_path / "x", student_base=tiny))
     assert json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teacher"] == "tiny"
 
 
+@pytest.mark.slow
 def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tmp_path):
     REGISTRY.build("response", {"teacher": "tiny-math", "batch_rows": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
     meta = next((tmp_path / "cache" / "teachers").glob("*/meta.json"))
@@ -108,6 +113,7 @@ def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tm
         REGISTRY.build("response", {"teacher": "huge"}).compress(job([tiny, specialist], tmp_path / "y"))
 
 
+@pytest.mark.slow
 def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path, monkeypatch):
     from methods.training.traces import teacher_traces
 
@@ -145,6 +151,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     assert max(told) == 70
 
 
+@pytest.mark.slow
 def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
     """The control of the cache: the right distributions at the wrong rows must show."""
     from methods.training import teacher_cache as caching

@@ -163,6 +163,7 @@ def test_controls_start_alike_and_random_selection_has_the_same_terms():
 # Terms as settings
 
 
+@pytest.mark.slow
 def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
     by_weight = REGISTRY.build("response", {"feature_weight": "auto", "attention_weight": 0.1})
     assert by_weight.weights() == [("forward-kl", 0.5), ("ce", 0.5), ("feature", "auto"), ("attention", 0.1)]
@@ -208,12 +209,14 @@ def test_step_by_step_divides_each_half_by_its_own_tokens(small):
     assert torch.allclose(both, apart, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
     REGISTRY.build("cot", {"form": "step-by-step"}).compress(job([tiny], tmp_path / "x", tokens=4_000))
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows"] == 2 * notes["traces_kept"] and set(notes["terms"]) == {"ce-0", "ce-1"}
 
 
+@pytest.mark.slow
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("methods.training.base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)

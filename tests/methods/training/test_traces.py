@@ -9,6 +9,7 @@ from harness.data.examples import training_examples
 from harness.data.source import DataSource
 
 
+@pytest.mark.slow
 def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, monkeypatch):
     from methods.training import traces
 

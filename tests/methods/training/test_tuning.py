@@ -7,6 +7,7 @@ import pytest
 from distilling import REGISTRY, SETTINGS, job, rows_of
 
 
+@pytest.mark.slow
 def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, tmp_path, monkeypatch):
     from methods.training import tuning
 
@@ -25,6 +26,7 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, t
         REGISTRY.build("sft", {"batch_rows": 8}).compress(replace(given, workdir=_made(tmp_path / "three")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("better", "farthest"), [(lambda rate: 1 / rate, 64), (lambda rate: rate, 1 / 64), (lambda rate: abs(rate - 0.02), 4)]
 )

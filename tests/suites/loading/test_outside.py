@@ -151,6 +151,7 @@ def write_yaml(folder, name, **keys):
     (folder / f"{name}.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_network):
     place = shutil.copytree(LOCAL, tmp_path / "place")
     base = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "arc_style_test.jsonl"}}, "test_split": "test"}
