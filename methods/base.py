@@ -3,12 +3,18 @@
 Nothing of training or compressing is imported here: a method's code reaches only what the method uses.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[_T]) -> type[_T]:
+    """Make a method's class a frozen dataclass whose fields are its settings: values are checked, unknown names refused."""
+    return cast("type[_T]", dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls))
 
 
 def _listed(given: Any) -> Any:

@@ -157,7 +157,7 @@ class PlainLowRank(LowRank):
 
 def saves_below(layer: "nn.Linear") -> int:
     """Return the smallest rank that saves nothing: O I / (O + I), rounded up."""
-    return -(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features))
+    return int(-(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features)))
 
 
 def rank_of(layer: "nn.Linear", keep: float) -> int:

@@ -42,4 +42,4 @@ def calibration_flops(making: Making, data: "Calibration", passes: int) -> float
     from harness.models.shape import forward_flops_per_token
 
     count, length = data.ids.shape
-    return passes * count * length * forward_flops_per_token(making.model, length)
+    return float(passes * count * length * forward_flops_per_token(making.model, length))

@@ -160,7 +160,9 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
 
     def write(fresh: Path) -> None:
         places: list[tuple[int, int, int]] = []
-        shard, waiting_p, waiting_ids, held, read = 0, [], [], 0, 0
+        shard, held, read = 0, 0, 0
+        waiting_p: list[Any] = []
+        waiting_ids: list[Any] = []
         mass = 0.0
 
         def flush() -> None:

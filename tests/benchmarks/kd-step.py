@@ -26,9 +26,11 @@ from harness.machine.memory import at_rest, process_bytes, reset_peak
 from harness.models.resolve import resolve
 from harness.models.shaping import student_of
 from methods.training.divergences import distribution_kl
-from methods.training.loop import LoopSettings, Stepper, make_optimizers
+from methods.training.optimizer import make_optimizers
 from methods.training.positions import Positions
 from methods.training.rows import Row
+from methods.training.settings import LoopSettings
+from methods.training.stepper import Stepper
 from methods.training.teacher_cache import teacher_cache
 from methods.training.teachers import Head
 from methods.training.terms import Objective, Term, hard_labels

@@ -12,12 +12,18 @@ import torch
 
 from harness.contract import Progress
 from harness.errors import CellFailed
+from harness.files.writing import read_signed, write_signed
 from harness.models.language_model import open_model
-from methods.training import loop as training
-from methods.training.loop import LoopSettings, Stepper, fit, rate_at, validate
+from methods.training import meter
+from methods.training import state as states
+from methods.training.loop import fit
 from methods.training.losses import forward_kl
+from methods.training.optimizer import rate_at
 from methods.training.positions import Positions
 from methods.training.rows import Row, batch_of, collate, fitting, steps_of
+from methods.training.settings import LoopSettings, Training
+from methods.training.state import LoopState, SavedStates
+from methods.training.stepper import Stepper, validate
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
 
@@ -203,10 +209,10 @@ def run(random_model, workdir, *, terms=None, sources=(), aim=None, **changes):
         "validation": rows_of(6, seed=9),
         "objective": Objective(terms=terms or [hard_labels()], sources=sources, **(aim or {})),
         "settings": SETTINGS,
-        "seen_tokens": 900,
-        "seed": 4,
     }
-    spent = fit(student, workdir=workdir, **{**given, **changes})
+    own = {name: changes.pop(name) for name in list(changes) if name not in given}
+    training = Training(**{"seen_tokens": 900, "seed": 4, "workdir": workdir, **own})
+    spent = fit(student, training=training, **{**given, **changes})
     return student.model, spent
 
 
@@ -220,11 +226,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     run(random_model, tmp_path / "parts", stop_after_steps=stop)
     told = []
     again, resumed = run(random_model, tmp_path / "parts", progress=told.append)
-    assert len(told) == spent["step"] - stop  # it went on, and did not begin again
+    assert len(told) == spent.step - stop  # it went on, and did not begin again
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(model).items())
-    assert {key: spent[key] for key in ("step", "seen", "trained", "best", "kept_step")} == {
-        key: resumed[key] for key in ("step", "seen", "trained", "best", "kept_step")
-    }
+    for name in ("step", "seen", "trained", "best", "kept_step"):
+        assert getattr(spent, name) == getattr(resumed, name)
     logs = [[json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
 
@@ -247,6 +252,47 @@ def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, n
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again, _ = run(random_model, tmp_path / "torn")
     assert "training begins anew" in capsys.readouterr().err
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+
+
+# What `loop.json` holds beside the files' digests, as states on disk have had it since before it was a type.
+SAVED = (
+    "step", "epoch", "seen", "trained", "start_ce", "best", "kept_step", "seconds", "teacher_seconds", "teacher_tokens", "energy_joules",
+    "since_best", "means", "terms", "written", "writing_seconds", "over",
+)  # fmt: skip
+
+
+def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_path):
+    run(random_model, tmp_path / "a", terms=KD, sources=[Live(open_model(random_model))], stop_after_steps=7)
+    [file] = (tmp_path / "a").rglob("loop.json")
+    saved = json.loads(file.read_text())
+    assert tuple(saved) == (*SAVED, "files", "sha256")
+    assert set(saved["terms"]) == {"kl", "ce"} == set(saved["means"])
+    assert list(saved["terms"]["ce"]) == ["first", "gradient_norm", "weight", "last"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"momentum": 1}, "has unknown fields (momentum)"),
+        ({"seen": None}, "state's seen is no such value"),
+        ({"terms": {"ce": {"first": 1.0}}}, "state's terms.ce."),
+        ({"terms": {"ce": {"first": 1.0, "gradient_norm": None, "weight": 1.0, "last": 1.0, "odd": 1}}}, "state's terms.ce.odd"),
+        ("kept_step", "lacks kept_step"),
+        ("means", "lacks means"),
+    ],
+)
+def test_a_state_of_another_version_is_said_and_training_begins_anew(random_model, tmp_path, change, complaint, capsys):
+    whole, _ = run(random_model, tmp_path / "whole")
+    run(random_model, tmp_path / "other", stop_after_steps=7)
+    [file] = (tmp_path / "other").rglob("loop.json")
+    saved = read_signed(file)
+    if isinstance(change, str):
+        del saved[change]
+    write_signed(file, saved if isinstance(change, str) else {**saved, **change})
+    again, _ = run(random_model, tmp_path / "other")
+    said = capsys.readouterr().err
+    assert complaint in said and "training begins anew" in said and len(said.splitlines()) == 1
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
 
 
@@ -277,12 +323,13 @@ def clock(monkeypatch):
         save(*given, **told)
 
     monkeypatch.setattr(torch, "save", slow)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for counting in (states, meter):
+        monkeypatch.setattr(counting, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
 def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(random_model, tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(states, "SECONDS_BETWEEN_STATES", 0.0)
     monkeypatch.setattr("harness.machine.energy.rapl_joules", lambda: 7 * clock[0])
 
     def a_second_a_step(_):
@@ -292,7 +339,7 @@ def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopp
     run(random_model, tmp_path / "parts", progress=a_second_a_step, stop_after_steps=5)
     _, parts = run(random_model, tmp_path / "parts", progress=a_second_a_step)
     for spent in (whole, parts):
-        assert (spent["seconds"], spent["device_seconds"], spent["energy_joules"]) == (spent["step"], spent["step"], 7 * spent["step"])
+        assert (spent.seconds, spent.device_seconds, spent.energy_joules) == (spent.step, spent.step, 7 * spent.step)
 
 
 @pytest.mark.parametrize(("between", "takes", "written"), [(20, 1, [20, 41, 62]), (20, 3, [20, 83]), (0, 3, [0, 4, 8, 12, 16])])
@@ -304,11 +351,11 @@ def test_a_state_that_takes_long_is_saved_less_often(tmp_path, monkeypatch, betw
         saved.append(now[0])
         now[0] += takes
 
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", between)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    states = training._States(tmp_path, SimpleNamespace(save_state=save))
+    monkeypatch.setattr(states, "SECONDS_BETWEEN_STATES", between)
+    monkeypatch.setattr(states, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    kept = SavedStates(tmp_path, SimpleNamespace(save_state=save))
     for step in range(100 if between else 5):
-        states.save({"step": step})
+        kept.save(LoopState(step=step))
         now[0] += 1
     assert saved[: len(written)] == written
 
@@ -350,10 +397,10 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
     held_out = {line["step"]: line["validation_ce"] for line in lines if "validation_ce" in line}
     assert len(held_out) >= 4
-    assert held_out.pop(0) == spent["start_ce"] < spent["best"]  # the untouched start is compared with, and never kept
-    assert spent["best"] == min(held_out.values()) == held_out[spent["kept_step"]]
+    assert held_out.pop(0) == spent.start_ce < spent.best  # the untouched start is compared with, and never kept
+    assert spent.best == min(held_out.values()) == held_out[spent.kept_step]
     now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_rows=2, device="cpu")
-    assert now == pytest.approx(spent["best"], rel=1e-5)
+    assert now == pytest.approx(spent.best, rel=1e-5)
 
 
 def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
@@ -363,7 +410,7 @@ def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
     assert {"kl", "ce", "weight_kl", "weight_ce", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce", "seen"} <= set(first)
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # the student starts as the teacher
     assert first["gradient_norm_kl"] == pytest.approx(0, abs=1e-5) and first["gradient_norm_ce"] > 0.01
-    assert set(spent["terms"]) == {"kl", "ce"} and spent["terms"]["ce"]["weight"] == 0.5 and spent["terms"]["ce"]["gradient_norm"] > 0.01
+    assert set(spent.terms) == {"kl", "ce"} and spent.terms["ce"].weight == 0.5 and spent.terms["ce"].gradient_norm > 0.01
     assert "ce " in told[0].detail and "x0.5 |g|" in told[0].detail
 
 
@@ -389,7 +436,7 @@ def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(random_mo
     burst = Term("odd", 1.0, lambda at: Bursting.apply(at.student_NV).float().sum(-1))
     with pytest.raises(CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"):
         run(random_model, tmp_path / "a", terms=[burst])
-    monkeypatch.setattr("methods.training.loop.validate", lambda *_, **__: math.nan)
+    monkeypatch.setattr("methods.training.validation.validate", lambda *_, **__: math.nan)
     with pytest.raises(CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"):
         run(random_model, tmp_path / "b")
 

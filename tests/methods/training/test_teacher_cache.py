@@ -25,9 +25,9 @@ from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 from methods.response import ResponseDistillation
 from methods.training import teacher_cache as caching
-from methods.training.loop import Stepper
 from methods.training.losses import forward_kl, top_k_kl
 from methods.training.rows import Row, collate, encode
+from methods.training.stepper import Stepper
 from methods.training.teacher_cache import damage_of, key_of, teacher_cache
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term

@@ -20,12 +20,14 @@ from harness.registry import Registry
 from methods import METHODS
 from methods.training.base import worked
 from methods.training.divergences import label_loss, mixed_kl
-from methods.training.loop import LoopSettings, Stepper, fit
+from methods.training.loop import fit
 from methods.training.losses import forward_kl
 from methods.training.positions import Distribution, Positions, TopK
 from methods.training.rollout import Rollout
 from methods.training.rows import Row, batch_of, encode
 from methods.training.selection import Selection
+from methods.training.settings import LoopSettings, Training
+from methods.training.stepper import Stepper
 from methods.training.taps import Inside, Inwards, parse_pairs
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
@@ -262,8 +264,8 @@ def train(student, teacher, folder, *, inwards=None, stop=None, settings=SETTING
         **aim,
     )
     spent = fit(
-        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings, seen_tokens=900, seed=4,
-        workdir=folder, stop_after_steps=stop,
+        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings,
+        training=Training(seen_tokens=900, seed=4, workdir=folder, stop_after_steps=stop),
     )  # fmt: skip
     return {name: tensor.clone() for name, tensor in student.model.state_dict().items()}, spent
 
@@ -273,7 +275,7 @@ def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_byt
     whole, spent = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards)
     for stop in (3, 8, None):
         parts, resumed = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "parts", inwards=inwards, stop=stop)
-    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items()) and resumed["terms"] == spent["terms"]
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items()) and resumed.terms == spent.terms
     assert not any("projection" in name for name in whole)  # never part of the student
 
 
@@ -302,7 +304,7 @@ def test_an_auto_term_that_is_nothing_gets_no_boundless_weight(small, tmp_path):
 def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatch):
     from accelerate.tracking import GeneralTracker
 
-    from methods.training import loop
+    from methods.training import preparation
 
     told = []
 
@@ -315,20 +317,20 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
         def log(self, values, step=None, **more):
             told.append((step, values))
 
-    plain = loop.Accelerator
-    monkeypatch.setattr(loop, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
+    plain = preparation.Accelerator
+    monkeypatch.setattr(preparation, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
     student = small("Llama")
     teacher = Live(small("Llama", hidden_size=64))
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
     spent = fit(
         student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=Objective(terms=[kd, hard_labels(0.5)], sources=[teacher]),
-        settings=SETTINGS, seen_tokens=900, seed=4, workdir=tmp_path, track="kept",
+        settings=SETTINGS, training=Training(seen_tokens=900, seed=4, workdir=tmp_path, track="kept"),
     )  # fmt: skip
     assert told[0][0] == "config" and told[0][1]["seed"] == 4
     steps = {step: values for step, values in told[1:] if "kl" in values}
-    assert list(steps) == list(range(1, spent["step"] + 1))
+    assert list(steps) == list(range(1, spent.step + 1))
     assert {"kl", "ce", "weight_kl", "rate", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce"} <= steps[1].keys()
-    assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent["step"]
+    assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent.step
 
 
 def test_norms_of_terms_are_those_of_their_own_gradients(small):
@@ -831,9 +833,9 @@ def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypat
 def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
     """The last step holds the rows that still fit; shorter rows of a next one must not."""
     whole, spent = train(small("Llama"), None, tmp_path / "whole", terms=[hard_labels()])
-    train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()], stop=spent["step"])
+    train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()], stop=spent.step)
     again, resumed = train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()])
-    assert resumed["step"] == spent["step"] and resumed["seen"] == spent["seen"] and resumed["over"]
+    assert resumed.step == spent.step and resumed.seen == spent.seen and resumed.over
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
@@ -903,13 +905,14 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, 
     from methods.training import tuning
 
     def spent(*_, settings, **__):
-        return {"best": better(settings.learning_rate), "seen": 0, "written": 0}
+        return SimpleNamespace(best=better(settings.learning_rate), seen=0, written=0)
 
     monkeypatch.setattr(tuning, "fit", spent)
     monkeypatch.setattr(tuning, "forward_flops_per_token", lambda *_: 0.0)
     found = tuning._search(
-        SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, key="", run={},
-        student=lambda _: SimpleNamespace(model=None), objective=lambda: SimpleNamespace(live=()),
+        SimpleNamespace(workdir=tmp_path, device="cpu"), rows_of(8), SETTINGS, key="",
+        training=Training(seen_tokens=900, seed=4, workdir=tmp_path), student=lambda _: SimpleNamespace(model=None),
+        objective=lambda: SimpleNamespace(live=()),
     )  # fmt: skip
     tried = [float(rate) for rate in found["losses"]]
     assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(farthest * SETTINGS.learning_rate)
