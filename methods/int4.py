@@ -100,7 +100,7 @@ class Int4Calibrated(Int4, Calibrated):
 
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks, round each, and let the next ones see it."""
-        from methods.compression.calibration import Flow, sweep
+        from methods.compression.calibration import Flow, SweepOptions, sweep
         from methods.compression.layers import layers_of, within
         from methods.compression.rounding import compensated
         from methods.masks import zeros_of
@@ -119,9 +119,13 @@ class Int4Calibrated(Int4, Calibrated):
                 layer.weight.copy_(found[name].dequantized())
 
         sweep(
-            making.opened, data, layers.linear, kind="gram", alike=self.weighting == "alike", visit=visit, progress=job.progress,
-            method="int4-calibrated",
-        )  # fmt: skip
+            making.opened,
+            data,
+            layers.linear,
+            kind="gram",
+            visit=visit,
+            options=SweepOptions(alike=self.weighting == "alike", progress=job.progress, method="int4-calibrated"),
+        )
         notes = {"group": self.group, "weighting": self.weighting, "calibration": dict(data.told)}
         flops = calibration_flops(making, data, 2)
         return pack(job, making, self, layers, lambda name, layer: found[name], kind="int4", notes=notes, flops=flops)

@@ -19,7 +19,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from harness.errors import CellFailed, in_one_line
 from harness.files.untrusted import MODEL, read_object
 from harness.models.blocks import hooked, is_tied, probe_of
 from harness.models.checkpoint import first_non_finite
+
+if TYPE_CHECKING:
+    from harness.models.language_model import LanguageModel
 
 FORMAT = "compression-harness"
 VERSION = 1
@@ -341,16 +344,24 @@ def modules_of(model: Any) -> dict[str, Any]:
 
 
 def save_packed(
-    model: Any, tokenizer: Any, folder: Path, *, specs: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype,
-    state: dict[str, Tensor] | None = None, config: Any = None, method: str = "",
-) -> None:  # fmt: skip
-    """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others come from `model`.
+    opened: "LanguageModel",
+    folder: Path,
+    *,
+    specs: dict[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    state: dict[str, Tensor] | None = None,
+    config: Any = None,
+    method: str = "",
+) -> None:
+    """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others are the opened model's.
 
     Floats are stored in `dtype`, integers and scales as they are given. The specs of an opened packed model go on where no new one
     replaces them. `state` and `config` stand in for the model's own.
     """
     from huggingface_hub import save_torch_state_dict
 
+    model = opened.model
     replaced = tuple(f"{name}.{leaf}" for name in specs for leaf in ("weight", "bias"))
     tied = _tied_names(model)
     config = config or model.config
@@ -371,7 +382,7 @@ def save_packed(
     config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    opened.tokenizer.save_pretrained(folder)
     refuse_otherwise(folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model))
 
 

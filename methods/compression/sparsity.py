@@ -70,7 +70,7 @@ class CalibratedZeroing(Zeroing, Calibrated):
 
     def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]") -> Checkpoint:
         """Let `cut` change every layer in place, given the sums of what flows into it, the number of tokens and an earlier mask."""
-        from methods.compression.calibration import Flow, sweep
+        from methods.compression.calibration import Flow, SweepOptions, sweep
         from methods.compression.layers import layers_of, within
         from methods.masks import mark_pruned, zeros_of
 
@@ -84,7 +84,8 @@ class CalibratedZeroing(Zeroing, Calibrated):
             for one, layer in within(layers, block):
                 cut(layer, flow.sums[one], flow.tokens, zeros_of(making.model.config, layer.weight))
 
-        sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress, method=name)
+        options = SweepOptions(progress=job.progress, method=name)
+        sweep(making.opened, data, layers, kind=kind, visit=visit, options=options)
         mark_pruned(making.model.config)
         notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told), **found.told}
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))

@@ -54,9 +54,7 @@ def best_rate(
     models = [job.student, job.student_base.digest, [one.digest for one in job.teachers], list(job.teacher_weights)]
     code = digest_of_code(type(method), __name__)
     run = {"seen_tokens": training.seen_tokens, "mixed_precision": training.mixed_precision}
-    key = digest_of(
-        "rate", code, type(method).__name__, own, loop.learning_rate, models, data, run, device_label(job.device), job.dtype
-    )
+    key = digest_of("rate", code, type(method).__name__, own, loop.learning_rate, models, data, run, device_label(job.device), job.dtype)
     path = job.cache / "rates" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

@@ -182,10 +182,11 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
     opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
     from types import SimpleNamespace
 
-    from methods.prune_width import WidthPruning, _Cut
+    from methods.compression.narrowing import Cut
+    from methods.prune_width import WidthPruning
 
     with pytest.raises(CellFailed, match=r"cannot narrow model\.layers\.\*\.mlp of LlamaForCausalLM; use prune-depth"):
-        _Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning())
+        Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning().narrower())
 
 
 def test_channels_stay_in_multiples_that_kernels_take(compress):
