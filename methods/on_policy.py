@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.training.base import LossOptions, Trained, worked
+from methods.training.base import Trained, TrainOptions, worked
 from methods.training.sources import Teachers, context_of, shared_vocabulary
 
 
@@ -54,5 +54,5 @@ class OnPolicyDistillation(Trained):
 
         return self.train(
             job, worked(examples), terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))], teachers=teachers,
-            loss=LossOptions(rollout=rollout),
+            options=TrainOptions(rollout=rollout),
         )  # fmt: skip

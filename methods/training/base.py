@@ -23,23 +23,19 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """What a loss may have beside its terms and teachers."""
+class TrainOptions:
+    """What few methods need beside terms and teachers, each in place of what the loop does as a rule."""
 
-    selection: "Selection | None" = None  # which trained positions count
     inwards: "Inwards | None" = None  # which blocks of student and teacher are compared
     rollout: "Callable[[], Rollout] | None" = None  # on-policy: rows are the student's own answers
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """How text becomes rows and how much of it is seen, where a method says otherwise."""
-
     seen_tokens: int | None = None  # in place of the budget, where equal examples are wanted
     # In place of the worked answers of the validation split:
     validation: Iterable[tuple[str, str]] | None = None
     # In place of `rows.encode`: pairs to rows and the number left out as too long.
     encoder: "Callable[..., tuple[list[Row], int]] | None" = None
+
+
+_AS_A_RULE = TrainOptions()
 
 
 def rate_for(parameters: int, *, scratch: bool = False) -> float:
@@ -104,26 +100,30 @@ class Trained(Method):
         *,
         terms: "Sequence[Term]",
         teachers: Teachers | None = None,
-        loss: LossOptions | None = None,
-        text: TextOptions | None = None,
+        selection: "Selection | None" = None,
+        options: TrainOptions = _AS_A_RULE,
         notes: Mapping[str, Any] | None = None,
         shared: Sequence[dict[str, Any]] = (),
     ) -> Checkpoint:
         """Train the job's student on (prompt, completion[, tag]) pairs and save it, with `cost.json` beside it.
 
-        `shared` is the teacher's cached work, as `SharedCost` has it.
+        `selection` trains a share of the tokens; `shared` is the teacher's cached work, as `SharedCost` has it.
         """
         from harness.data.examples import examples_of
         from methods.training.trainer import Lesson, Trainer
 
         def held_out() -> Iterable[tuple[str, str]]:
-            found = examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
-            return worked(found)
+            return worked(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
 
         lesson = Lesson(
-            terms=terms, teachers=teachers, loss=loss or LossOptions(), text=text or TextOptions(),
-            notes=notes or {}, shared=shared, held_out=held_out,
-        )  # fmt: skip
+            terms=terms,
+            teachers=teachers,
+            selection=selection,
+            options=options,
+            notes=notes or {},
+            shared=shared,
+            held_out=held_out,
+        )
         return Trainer(self, job, lesson).through(pairs)
 
 

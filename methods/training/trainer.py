@@ -13,13 +13,14 @@ from harness.models.shape import forward_flops_per_token
 from harness.models.shaping import parse_recipe, random_weights, save_student, student_of
 from methods.training.loop import fit
 from methods.training.rows import Row, encode
+from methods.training.selection import Selection
 from methods.training.settings import LoopSettings, Training
 from methods.training.sources import Teachers, context_of, sources_of
 from methods.training.state import Spent
 from methods.training.terms import Objective, Term
 
 if TYPE_CHECKING:
-    from methods.training.base import LossOptions, TextOptions, Trained
+    from methods.training.base import Trained, TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class Lesson:
 
     terms: Sequence[Term]
     teachers: Teachers | None
-    loss: "LossOptions"
-    text: "TextOptions"
+    selection: Selection | None
+    options: "TrainOptions"
     notes: Mapping[str, Any]  # for the record
     shared: Sequence[dict[str, Any]]  # what a teacher did for the method itself: traces, or losses on validation rows
     held_out: Callable[[], Iterable[tuple[str, str]]]  # the validation split's pairs
@@ -40,7 +41,7 @@ class Trainer:
 
     def __init__(self, method: "Trained", job: Job, lesson: Lesson) -> None:
         self.method, self.job, self.lesson = method, job, lesson
-        self.budget = lesson.text.seen_tokens or job.budget.seen_tokens
+        self.budget = lesson.options.seen_tokens or job.budget.seen_tokens
         self.student = self._fresh_student(job.seed)
         self.rows: list[Row] = []
         self.too_long = 0
@@ -79,7 +80,7 @@ class Trainer:
         """Make rows of the pairs, and open or read the teachers over them."""
         teachers = self.lesson.teachers
         longest = min(self.student.context, context_of(teachers))
-        encoder = self.lesson.text.encoder or encode
+        encoder = self.lesson.options.encoder or encode
         self.rows, self.too_long = encoder(self.student.tokenizer, pairs, longest=longest)
         if not self.rows:
             raise CellFailed(no_rows(self.too_long, longest, self.student.context))
@@ -87,14 +88,14 @@ class Trainer:
             self.sources, self.caches = sources_of(teachers, self.job, self.rows, budget=self.budget)
 
     def _objective(self) -> Objective:
-        teachers, loss = self.lesson.teachers, self.lesson.loss
+        teachers, options = self.lesson.teachers, self.lesson.options
         return Objective(
             terms=self.lesson.terms,
             sources=[source() for source in self.sources],
             vocabulary=teachers.vocabulary if teachers else None,
-            selection=loss.selection,
-            inwards=loss.inwards,
-            rollout=loss.rollout() if loss.rollout else None,
+            selection=self.lesson.selection,
+            inwards=options.inwards,
+            rollout=options.rollout() if options.rollout else None,
         )
 
     def _loop_settings(self) -> LoopSettings:
@@ -130,7 +131,7 @@ class Trainer:
         )
 
     def _validation(self) -> list[Row]:
-        pairs = self.lesson.text.validation or self.lesson.held_out()
+        pairs = self.lesson.options.validation or self.lesson.held_out()
         return encode(self.student.tokenizer, pairs, longest=self.student.context)[0]
 
     def _taught_by(self) -> tuple[Checkpoint, ...]:
