@@ -66,15 +66,15 @@ class LoopState:
         """Return a saved state. Raises `Unreadable` where a field is unknown, missing or of another type."""
         known = [field.name for field in dataclasses.fields(cls)]
         if lacking := [name for name in known if name not in saved]:
-            raise Unreadable(f"{where}: its state lacks {', '.join(lacking)}")
+            raise Unreadable(f"{where}: it lacks the fields {', '.join(lacking)}")
         if unknown := [name for name in saved if name not in known]:
-            raise Unreadable(f"{where}: its state has unknown fields ({', '.join(unknown)})")
+            raise Unreadable(f"{where}: it has fields that are unknown here ({', '.join(unknown)})")
         try:
             return TypeAdapter(cls).validate_python(dict(saved))
         except ValidationError as problem:
             first = problem.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise Unreadable(f"{where}: its state's {field} is no such value ({first['msg']})") from problem
+            raise Unreadable(f"{where}: its field {field} is unreadable ({first['msg']})") from problem
 
 
 @dataclass(config=_STRICT)

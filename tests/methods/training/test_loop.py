@@ -260,6 +260,7 @@ SAVED = (
     "step", "epoch", "seen", "trained", "start_ce", "best", "kept_step", "seconds", "teacher_seconds", "teacher_tokens", "energy_joules",
     "since_best", "means", "terms", "written", "writing_seconds", "over",
 )  # fmt: skip
+TERM = {"first": 1.0, "gradient_norm": None, "weight": 1.0, "last": 1.0}
 
 
 def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_path):
@@ -268,18 +269,18 @@ def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_pat
     saved = json.loads(file.read_text())
     assert tuple(saved) == (*SAVED, "files", "sha256")
     assert set(saved["terms"]) == {"kl", "ce"} == set(saved["means"])
-    assert list(saved["terms"]["ce"]) == ["first", "gradient_norm", "weight", "last"]
+    assert list(saved["terms"]["ce"]) == list(TERM)
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"momentum": 1}, "has unknown fields (momentum)"),
-        ({"seen": None}, "state's seen is no such value"),
-        ({"terms": {"ce": {"first": 1.0}}}, "state's terms.ce."),
-        ({"terms": {"ce": {"first": 1.0, "gradient_norm": None, "weight": 1.0, "last": 1.0, "odd": 1}}}, "state's terms.ce.odd"),
-        ("kept_step", "lacks kept_step"),
-        ("means", "lacks means"),
+        ({"momentum": 1}, "it has fields that are unknown here (momentum)"),
+        ({"seen": None}, "its field seen is unreadable"),
+        ({"terms": {"ce": {"first": 1.0}}}, "its field terms.ce."),
+        ({"terms": {"ce": {**TERM, "odd": 1}}}, "its field terms.ce.odd is unreadable"),
+        ("kept_step", "lacks the fields kept_step"),
+        ("means", "lacks the fields means"),
     ],
 )
 def test_a_state_of_another_version_is_said_and_training_begins_anew(random_model, tmp_path, change, complaint, capsys):
