@@ -37,7 +37,7 @@ class LowRank(Calibrated):
     rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
     allocation: Literal["uniform", "energy"] = "uniform"
     jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
-    skip: Patterns = ()  # layers to leave as they are, and all below them
+    ignore: Patterns = ()  # layers to leave as they are, and all below them
 
     @property
     def calibrates(self) -> bool:
@@ -51,8 +51,8 @@ class LowRank(Calibrated):
 
     def control_settings(self) -> dict[str, object]:
         """Its control has the same ranks."""
-        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
-        return ranks | (changed(self, "calibration", "sequences", "tokens", "jitter") if self.allocation == "energy" else {})
+        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "ignore")}
+        return ranks | (changed(self, "calibration", "num_calibration_samples", "max_seq_length", "jitter") if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
@@ -63,7 +63,7 @@ class LowRank(Calibrated):
 
         name = "lowrank" if self._whitened else "lowrank-plain"
         making = Making(job, name)
-        found = layers_of(making.model, skip=self.skip, method=name)
+        found = layers_of(making.model, skip=self.ignore, method=name)
         every = found.linear
         config = making.model.config.get_text_config()
         heads = int(getattr(config, "num_attention_heads", None) or 0)

@@ -176,6 +176,7 @@ def report(
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness.files.places import check_folder
     from harness.planning.spec import listed
+    from harness.renames.labels import current_labels
     from harness.records.store import keep_records, read_all
     from harness.reporting import report as tables
     from harness.reporting.glossary import glossary
@@ -187,14 +188,14 @@ def report(
     for flag, folder in (("--out", out), ("--keep", keep)):
         if folder is not None:
             check_folder(folder, flag)
-    refuse_doubles("--against", listed(against) or [])
+    references = current_labels(listed(against), typed_in="--against")
+    refuse_doubles("--against", references)
     refuse_doubles("--forms", listed(forms) or [])
     records, problems = read_all(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
         folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
-        references = listed(against) or []
         unknown_rows = [label for label in references if label not in {record.label for record in records}]
         if unknown_rows:
             raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")

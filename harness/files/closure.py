@@ -28,6 +28,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.files.syntax import Reference, Source, bytes_digest, read_source, source_of, stamp_of
+from harness.renames.modules import current_module
 
 OURS = ("harness", "methods", "suites")
 _MOST_FILES = 5_000  # of one package
@@ -127,6 +128,7 @@ def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Pl
         parts = place.package.split(".")
         kept = parts[: len(parts) - reference.level + 1]
         base = ".".join([*kept, *([base] if base else [])])
+    base = current_module(base)
     if not base or not scope.follows(base):
         return
     located = _locate(base, scope)

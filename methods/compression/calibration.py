@@ -179,7 +179,7 @@ def sweep(
             if unread:  # an expert that no token was sent to
                 raise CellFailed(
                     f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of {name}; give more text with "
-                    f"--set {method}.sequences={4 * len(data.ids)}"
+                    f"--set {method}.num_calibration_samples={4 * len(data.ids)}"
                 )
             visit(name, flow)
             states = [_output(block, state, given[at], whole) for state in states] if again else after

@@ -21,7 +21,7 @@ class Quantized(Compressed):
     family: ClassVar[Family] = "quantization"
 
     embeddings: Literal["int8", "skip"] = "int8"  # token table and head; skip: as they are
-    skip: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
+    ignore: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
 
 
 def scaled(table: Any, method: str) -> dict[str, float]:
@@ -79,7 +79,7 @@ def pack(
         table, embedding = layers.table
         if layers.tied and layers.head is not None and (layers.head[0] in layers.left) != (table in layers.left):
             raise CellFailed(
-                f"{making.method}: {layers.head[0]} and {table} are one matrix here, and skip names one of the two; name both, or type "
+                f"{making.method}: {layers.head[0]} and {table} are one matrix here, and ignore names one of the two; name both, or type "
                 f"--set {making.method}.embeddings=skip"
             )
         if table not in layers.left:
@@ -92,7 +92,7 @@ def pack(
             add(layers.head[0], whole_row(layers.head[1].weight), layers.head[1].bias, kind="int8")
     told = {
         **notes, "packed_layers": len(layers.linear), "packed_weights": count, "bits_of_a_packed_weight": round(8 * inside / count, 3),
-        "table_and_head": method.embeddings, "skipped": list(method.skip), **layers.told,
+        "table_and_head": method.embeddings, "skipped": list(method.ignore), **layers.told,
     }  # fmt: skip
     dtype = stored_dtype(making.base)
 

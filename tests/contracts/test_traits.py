@@ -303,4 +303,4 @@ def test_the_row_before_training_is_known_by_what_it_started_from(fields, is_one
     assert RunRecord.model_construct(**{"family": "control", "trains": False, "starts_from": "", **fields}).is_starting_point is is_one
 
 
-OLD_LINE = "method 'old' (old:Mine): draws is draws_random_numbers now; the old name goes with the next version"
+OLD_LINE = "method 'old' (old:Mine): draws is draws_random_numbers now; the old name works until version 0.3.0 and 2027-12-01"

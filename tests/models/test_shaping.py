@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from families import BLOCKS, FAMILIES, random_family, saved_family
 
 IDS = torch.arange(5, 35)[None]
-FEW = {"sequences": 4, "tokens": 32}
+FEW = {"num_calibration_samples": 4, "max_seq_length": 32}
 
 
 def logits(model, **more):
@@ -308,9 +308,9 @@ def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
     for family in ("Mixtral", "DBRX", "Llama 4"):
         base = saved_family(family, tmp_path / family)
         with pytest.raises(CellFailed, match="does not know") as caught:
-            compress("int4", {"group": 32}, base=base)
+            compress("int4", {"group_size": 32}, base=base)
         [setting] = shlex.split(re.search(r"--set (.*)$", str(caught.value))[1])
-        made, _ = compress("int4", {"group": 32, **parse_set([setting])["int4"]}, base=base)
+        made, _ = compress("int4", {"group_size": 32, **parse_set([setting])["int4"]}, base=base)
         before, after = open_model(base).model.state_dict(), open_model(made).model.state_dict()
         experts = [name for name in before if "experts" in name and "shared" not in name]
         assert experts and all(torch.equal(before[name], after[name]) for name in experts)
