@@ -1,13 +1,14 @@
 """Int4: weights in four bits, two to a byte, a scale (and a zero) for every group of inputs.
 
-`int4`: round to nearest, symmetric unless `symmetric=false`: the floor. `int4-calibrated`: GPTQ (Frantar et al., 2023): columns are rounded one
-after the other, each one's error made up for in the columns after it, by the second moments of what flows into the layer; block by
-block, each block seeing the packed ones before it. Tokens count alike: as published each counts by its size, and in models with
+`int4`: round to nearest, symmetric unless `symmetric=false`: the floor. `int4-calibrated`: GPTQ (Frantar et al., 2023): columns are
+rounded one after the other, each one's error made up for in the columns after it, by the second moments of what flows into the layer;
+block by block, each block seeing the packed ones before it. Tokens count alike: as published each counts by its size, and in models with
 attention sinks a handful of them decides alone (docs/design.md). `fake-int4`: the rounded values kept as floats, for accuracy alone:
 it saves no byte and no second, and its row prints neither.
 
-Effective bits: 4 + 16 / group_size, and 4 / group_size for zero points; table and head are int8. Cost: seconds; calibrated, two passes over the
-calibration text and one factorisation a layer. Fails on small models with large groups; the control of the calibrated one is `int4`.
+Effective bits: 4 + 16 / group_size, and 4 / group_size for zero points; table and head are int8. Cost: seconds; calibrated, two
+passes over the calibration text and one factorisation a layer. Fails on small models with large groups; the control of the
+calibrated one is `int4`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal

@@ -52,7 +52,8 @@ class LowRank(Calibrated):
     def control_settings(self) -> dict[str, object]:
         """Its control has the same ranks."""
         ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "ignore")}
-        return ranks | (changed(self, "calibration", "num_calibration_samples", "max_seq_length", "jitter") if self.allocation == "energy" else {})
+        text = ("calibration", "num_calibration_samples", "max_seq_length", "jitter")
+        return ranks | (changed(self, *text) if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""

@@ -29,6 +29,7 @@ class SparseGptPruning(CalibratedZeroing):
         from methods.compression.sparsity import sparse_gpt
 
         def cut(layer: "nn.Linear", gram: "Tensor", tokens: int, stays: "Tensor | None") -> None:
-            layer.weight.copy_(sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.dampening_frac, stays=stays))
+            settings = {"ratio": self.ratio, "pattern": self.pattern, "damp": self.dampening_frac}
+            layer.weight.copy_(sparse_gpt(layer.weight, gram, **settings, stays=stays))
 
         return self.swept(job, "prune-sparsegpt", kind="gram", cut=cut)

@@ -51,8 +51,8 @@ class TorchAo(Compressed):
             count = sum(type(module.weight.data).__module__.startswith("torchao.") for module in packed.modules() if _is_matrix(module))
         if count != wanted:
             raise CellFailed(
-                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group_size} must divide every "
-                "row); use int8 or int4"
+                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group_size} must divide "
+                "every row); use int8 or int4"
             )
         told: dict[str, Any] = {"library": "torchao", "scheme": self.scheme, "packed_layers": count, "table_and_head": "skip"}
         return written_by(making, packed.eval(), told | ({"group_size": self.group_size} if self.scheme == "int4" else {}))

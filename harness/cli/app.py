@@ -176,8 +176,8 @@ def report(
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
     from harness.files.places import check_folder
     from harness.planning.spec import listed
-    from harness.renames.labels import current_labels
     from harness.records.store import keep_records, read_all
+    from harness.renames.labels import current_labels
     from harness.reporting import report as tables
     from harness.reporting.glossary import glossary
 

@@ -74,8 +74,8 @@ def check(
     from harness.gate import output
     from harness.gate.rules import rules_of
     from harness.planning.spec import listed
-    from harness.renames.labels import current_labels
     from harness.records.baseline import read_baseline
+    from harness.renames.labels import current_labels
 
     for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
         if not 0 < value < 0.5:

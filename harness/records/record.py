@@ -284,7 +284,9 @@ def _by_new_names(old: Mapping[str, Any]) -> dict[str, Any]:
     """
     method, last = str(old.get("method", "")), str(old.get("method", "")).rpartition("+")[2]
     settings = {"settings": method, "handed_on": last}
-    renamed = {name: settings_in_records(own, old[name]) for name, own in settings.items() if isinstance(old.get(name), dict)}
+    renamed: dict[str, Any] = {
+        name: settings_in_records(own, old[name]) for name, own in settings.items() if isinstance(old.get(name), dict)
+    }
     if isinstance(old.get("label"), str):
         renamed["label"] = current_label(old["label"])
     if isinstance(old.get("stages"), list):

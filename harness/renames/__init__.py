@@ -62,6 +62,11 @@ SETTINGS = {
     "skip": ("ignore", "same", FROM_0_1, CHOSEN_LAYERS),
     "sequences": ("num_calibration_samples", "same", FROM_0_1, CALIBRATED),
     "tokens": ("max_seq_length", "same", FROM_0_1, CALIBRATED),
+    "batch_rows": ("batch_size", "same", FROM_0_1, TRAINED),
+    "micro_rows": ("micro_batch_size", "same", FROM_0_1, TRAINED),
+    "checkpointing": ("gradient_checkpointing", "same", FROM_0_1, TRAINED),
+    "warmup": ("warmup_ratio", "same", FROM_0_1, TRAINED),
+    "clip": ("max_grad_norm", "same", FROM_0_1, TRAINED),
 }
 
 # Traits that a method declares (harness.contract.Method): old name -> new name, until when.

@@ -49,9 +49,7 @@ def _current(method: str, settings: str, typed_in: str) -> str:
         if typed_in:
             say(rename, where=f"{typed_in} {method}[{name}={value}]")
         if typed_in and given.get(rename.new, current) != current:
-            raise HarnessError(
-                f"{typed_in}: {method}[{settings}] names one setting twice, as {name} and {rename.new}; keep {rename.new}"
-            )
+            raise HarnessError(f"{typed_in}: {method}[{settings}] names one setting twice, as {name} and {rename.new}; keep {rename.new}")
         return f"{blank}{rename.new}={current}"
 
     return _SETTING.sub(renamed, settings)

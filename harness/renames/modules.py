@@ -20,9 +20,7 @@ def current_module(name: str) -> str:
 class OldModules(MetaPathFinder):
     """Finds a module by its old name: the module itself, not a copy, so that classes stay one class."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return where a renamed module is loaded from, None for any other."""
         rename = renames_of("module").get(fullname)
         if rename is None:

@@ -59,9 +59,7 @@ def restate(found: type[Any]) -> None:
         if old not in annotations or old in inherited or rename.new not in inherited:
             continue
         if rename.new in annotations:
-            raise HarnessError(
-                f"{found.__qualname__}: {old} and {rename.new} are two names for one setting; keep {rename.new}"
-            )
+            raise HarnessError(f"{found.__qualname__}: {old} and {rename.new} are two names for one setting; keep {rename.new}")
         say(rename, where=f"{found.__qualname__}.{old}")
         annotations[rename.new] = annotations.pop(old)
         if old in vars(found):
@@ -81,7 +79,7 @@ def read_old_names(found: type[Any]) -> None:
 
     found.__init__ = take
     if not hasattr(found, "__getattr__"):
-        found.__getattr__ = _by_old_name  # type: ignore[attr-defined]
+        found.__getattr__ = _by_old_name
 
 
 def _by_old_name(self: Any, name: str) -> Any:

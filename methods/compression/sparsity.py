@@ -102,7 +102,7 @@ def mask_of(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Ten
         if score.shape[1] % of:
             from harness.errors import CellFailed
 
-            raise CellFailed(f"pattern {pattern} needs inputs in groups of {of}, and a layer has {score.shape[1]}; leave it out with ignore")
+            raise CellFailed(f"pattern {pattern} needs inputs in groups of {of}, a layer has {score.shape[1]}; leave it out with ignore")
         groups = score.reshape(score.shape[0], -1, of)
         best = groups.topk(keep, dim=-1).indices
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(score.shape)

@@ -66,22 +66,22 @@ class LoopSettings:
     """Hyperparameters that every trained method shares; equal across the rows of a table unless set."""
 
     learning_rate: float
-    batch_rows: int
-    micro_rows: int
-    warmup: float
+    batch_size: int
+    micro_batch_size: int
+    warmup_ratio: float
     weight_decay: float
-    clip: float
+    max_grad_norm: float
     validation_rows: int
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     patience: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 def rate_at(progress: float, settings: LoopSettings) -> float:
     """Return the learning rate at a share of the budget: linear warm-up, then cosine to zero."""
-    if progress < settings.warmup:
-        return settings.learning_rate * progress / settings.warmup
-    after = (progress - settings.warmup) / (1 - settings.warmup)
+    if progress < settings.warmup_ratio:
+        return settings.learning_rate * progress / settings.warmup_ratio
+    after = (progress - settings.warmup_ratio) / (1 - settings.warmup_ratio)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
 
 
@@ -114,7 +114,7 @@ class Stepper:
     student: Any  # wrapped or not
     head: Head
     objective: Objective
-    micro_rows: int
+    micro_batch_size: int
     pad: int
     device: Any = "cpu"
     inside: "Inside | None" = None
@@ -148,8 +148,8 @@ class Stepper:
         counts = {name: count for name, count in every.items() if count}  # a step may hold no row that a term counts
         found.means = dict.fromkeys(counts, 0.0)
         mine = rows[self.rank :: self.ranks]
-        for start in range(0, len(mine), self.micro_rows):
-            batch = batch_of(mine[start : start + self.micro_rows], self.pad, self.device)
+        for start in range(0, len(mine), self.micro_batch_size):
+            batch = batch_of(mine[start : start + self.micro_batch_size], self.pad, self.device)
             at = self._positions(batch)
             chosen = self.objective.selection.chosen(at, number) if self.objective.selection else None
             sums: dict[str, Tensor] = {}
@@ -196,12 +196,12 @@ class StepValues:
 
 
 @torch.no_grad()
-def validate(rows: Sequence[Row], *, head: Head, pad: int, micro_rows: int, device: Any) -> float:
+def validate(rows: Sequence[Row], *, head: Head, pad: int, micro_batch_size: int, device: Any) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row.ids))
-    for start in range(0, len(ordered), micro_rows):
-        batch = batch_of(ordered[start : start + micro_rows], pad, device)
+    for start in range(0, len(ordered), micro_batch_size):
+        batch = batch_of(ordered[start : start + micro_batch_size], pad, device)
         total += float(cross_entropy(head(batch), batch.ids[:, 1:][batch.mask]).sum())
         count += int(batch.mask.sum())
     return total / count
@@ -310,7 +310,7 @@ def _steps(
 ) -> dict[str, Any]:
     if run.loop["step"] == 0:
         run.start()
-    for number, (epoch, planned) in enumerate(steps_of(rows, batch_rows=run.settings.batch_rows, seed=seed), 1):
+    for number, (epoch, planned) in enumerate(steps_of(rows, batch_size=run.settings.batch_size, seed=seed), 1):
         if run.loop["over"]:
             break
         if number <= run.loop["step"]:
@@ -335,7 +335,7 @@ def _steps(
     if not run.trained:
         raise CellFailed(
             f"a budget of {seen_tokens} tokens ends within the first optimiser step, before any weight moves; "
-            "give a larger --budget, or fewer rows a step with --set METHOD.batch_rows=4"
+            "give a larger --budget, or fewer rows a step with --set METHOD.batch_size=4"
         )
     run.hold_out()
     run.finish()
@@ -376,7 +376,7 @@ class _Run:
         refuse_noise(student.model)
         self.zeros = _hold_zeros(student.model)
         student.model.train()
-        if settings.checkpointing:
+        if settings.gradient_checkpointing:
             student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.head = Head(student.model)
         self.inside = self._look_inside(rows, seed)
@@ -391,7 +391,7 @@ class _Run:
         prepared = prepared if isinstance(prepared, tuple) else (prepared,)
         self.model, self.optimizers = prepared[0], prepared[len(modules) :]
         self.stepper = Stepper(
-            self.model, self.head, objective, settings.micro_rows, self.pad, self.accelerator.device, self.inside,
+            self.model, self.head, objective, settings.micro_batch_size, self.pad, self.accelerator.device, self.inside,
             self.accelerator.num_processes, self.accelerator.process_index,
         )  # fmt: skip
         self.best_file = workdir / "best.pt"
@@ -418,11 +418,11 @@ class _Run:
 
     def _seen_by_both(self, rows: Sequence[Row], seed: int, teacher: Live) -> Iterator[Batch]:
         """Run the first epoch's batches through both models, one at a time."""
-        for epoch, step_rows in steps_of(rows, batch_rows=self.settings.batch_rows, seed=seed):
+        for epoch, step_rows in steps_of(rows, batch_size=self.settings.batch_size, seed=seed):
             if epoch > 0:
                 return
-            for start in range(0, len(step_rows), self.settings.micro_rows):
-                batch = batch_of(step_rows[start : start + self.settings.micro_rows], self.pad, self.device)
+            for start in range(0, len(step_rows), self.settings.micro_batch_size):
+                batch = batch_of(step_rows[start : start + self.settings.micro_batch_size], self.pad, self.device)
                 with torch.no_grad():
                     teacher.head(batch)
                     self.head(batch)
@@ -445,7 +445,7 @@ class _Run:
             rows, weights=weights, backward=self.accelerator.backward, number=number,
             norms=several and (number - 1) % STEPS_BETWEEN_NORMS == 0 and self.accelerator.num_processes == 1,
         )  # fmt: skip
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
         self._refuse_explosion(number, found.means, norm)
         self.trained |= rate > 0
         for optimizer in self.optimizers:
@@ -505,7 +505,8 @@ class _Run:
     def held_out_prompts(self) -> float:
         """Return the loss on the validation rows, logged."""
         self.model.eval()
-        loss = validate(self.validation, head=self.head, pad=self.pad, micro_rows=self.settings.micro_rows, device=self.accelerator.device)
+        size, device = self.settings.micro_batch_size, self.accelerator.device
+        loss = validate(self.validation, head=self.head, pad=self.pad, micro_batch_size=size, device=device)
         self.model.train()
         self.log.write(step=self.loop["step"], epoch=self.loop["epoch"], seen=self.loop["seen"], validation_ce=loss)
         if self.tracked:
@@ -552,7 +553,7 @@ class _Run:
             self.inside.close()
         for source in self.objective.live:
             source.head.close()
-        if self.settings.checkpointing:
+        if self.settings.gradient_checkpointing:
             self.student.model.gradient_checkpointing_disable()
 
     @contextmanager

@@ -38,7 +38,7 @@ COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "int4-calibrated": ("int4-calibrated", {**TEXT, "group_size": 32}, ""),
     "lowrank": ("lowrank", {**TEXT, "keep": 0.6}, ""),
     "prune-wanda": ("prune-wanda", TEXT, ""),
-    "sft": ("sft", {"batch_rows": 2, "validation_rows": 2, "learning_rate": 1e-3}, ""),
+    "sft": ("sft", {"batch_size": 2, "validation_rows": 2, "learning_rate": 1e-3}, ""),
 }
 
 

@@ -240,7 +240,7 @@ def python_of(folder):
 @pytest.mark.parametrize("folder", ["harness", "methods"])
 def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
     """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a method's, which reads no value."""
-    traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_rows"}
+    traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_batch_size"}
     for name, tree in python_of(folder):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr") and len(node.args) > 1:

@@ -324,10 +324,13 @@ CLAIMS = {  # bytes of a packed matrix (O, I), its scales in bf16
 }
 
 
+FEW = {"num_calibration_samples": 8, "max_seq_length": 64}
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("int8", {}), ("int8-dynamic", {}), ("int4", {}), ("int4", {"group_size": 32, "symmetric": False}), ("lowrank", {"num_calibration_samples": 8, "max_seq_length": 64}),
-     ("prune-width", {"allocation": "global", "num_calibration_samples": 8, "max_seq_length": 64})],
+    [("int8", {}), ("int8-dynamic", {}), ("int4", {}), ("int4", {"group_size": 32, "symmetric": False}),
+     ("lowrank", FEW), ("prune-width", {"allocation": "global", **FEW})],
 )  # fmt: skip
 def test_every_byte_on_disk_is_one_that_a_formula_claims(name, settings, compress):
     made, _ = compress(name, settings)

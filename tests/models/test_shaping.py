@@ -222,11 +222,11 @@ def test_head_and_table_are_as_in_the_opened_model_whatever_its_configuration_sa
     )
     if ":" in name:
         made, _ = compress(
-            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup": 0.0, "validation_rows": 2, "batch_rows": 2}
+            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup_ratio": 0.0, "validation_rows": 2, "batch_size": 2}
         )
         student = student_of(name, untied, seed=0, device="cpu", dtype="float32").model
     else:
-        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_rows": 2}}.get(
+        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_size": 2}}.get(
             name, {}
         )
         made, _ = compress(name, settings, base=untied, tokens=400)

@@ -28,6 +28,7 @@ from methods.int4 import Int4, Int4Calibrated
 REGISTRY = Registry("method", methods.METHODS)
 # one value of each old setting that is not its default, and what it is by the new name
 OTHER = {"group": 32, "zeros": True, "damp": 0.05, "skip": ["*.down_proj"], "sequences": 8, "tokens": 64}
+OTHER |= {"batch_rows": 4, "micro_rows": 2, "checkpointing": True, "warmup": 0.1, "clip": 0.5}
 EVERY = [(method, old) for old, (*_, having) in renames.SETTINGS.items() for method in having]
 
 
@@ -106,7 +107,7 @@ def test_both_names_are_refused_where_they_differ_and_taken_where_they_agree(old
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"group": 7}, "int4.group_size: .*given 7"), ({"zeros": "perhaps"}, "int4.symmetric: .*given 'perhaps'"), ({"grup": 32}, "unknown setting")],
+    [({"group": 7}, "int4.group_size: .*given 7"), ({"zeros": "perhaps"}, "int4.symmetric: .*given 'perhaps'"), ({"grup": 32}, "unknown")],
 )
 def test_a_wrong_value_by_an_old_name_is_refused_by_the_new_one(given, message):
     with warnings.catch_warnings(), pytest.raises(HarnessError, match=message):
@@ -245,7 +246,10 @@ def test_a_row_that_is_typed_by_an_old_name_is_read_and_said(said):
 def pretended(monkeypatch):
     """Pretend that options and modules were renamed."""
     monkeypatch.setattr(renames, "OPTIONS", {"trainings": ("seeds", renames.FROM_0_1), "follow": ("track", renames.FROM_0_1)})
-    moved = {"methods._four": ("methods.int4", renames.FROM_0_1), "harness.errors:UserError": ("harness.errors:HarnessError", renames.FROM_0_1)}
+    moved = {
+        "methods._four": ("methods.int4", renames.FROM_0_1),
+        "harness.errors:UserError": ("harness.errors:HarnessError", renames.FROM_0_1),
+    }
     monkeypatch.setattr(renames, "MODULES", moved)
 
 

@@ -34,7 +34,8 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     (tmp_path / "wikitext2").mkdir()
     page = f" = A title = \n \n Before it , {' '.join(f'word{n}' for n in range(13))} and behind .\n"
     (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
-    told = compress("prune-wanda", {"num_calibration_samples": 4, "max_seq_length": 64}, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
+    few = {"num_calibration_samples": 4, "max_seq_length": 64}
+    told = compress("prune-wanda", few, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
     assert told["calibration"]["name"] == "C4 sample"
     assert told["calibration"]["compared_with"] == ["wikitext"] and told["calibration"]["dropped_for_evaluation_text"] == 1
 
