@@ -4,6 +4,10 @@ A new method is one file in this folder and one line here (docs/add-a-method.md)
 machinery; every other file carries at least one name of the table, but for `packed.py`, which opens students elsewhere.
 """
 
+from harness.renames.modules import read_old_modules
+
+read_old_modules()
+
 METHODS: dict[str, str] = {
     "identity": "methods.identity:Identity",
     "untouched": "methods.untouched:Untouched",

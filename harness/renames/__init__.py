@@ -83,7 +83,14 @@ TRAITS = {
 OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 
 # Modules that programs and plug-ins import, and names in modules ("module:name"): old -> new, until when.
-MODULES: dict[str, tuple[str, tuple[str, str]]] = {}
+# A module that was split is found in each of its parts, in this order.
+MODULES: dict[str, tuple[str, tuple[str, str]]] = {
+    "methods._settings": ("methods.base", FROM_0_1),
+    "methods._base": ("methods.training.base", FROM_0_1),
+    "methods._terms": ("methods.training.terms", FROM_0_1),
+    "methods._distil": ("methods.training.distilled", FROM_0_1),
+    "harness.model": ("harness.models.language_model, harness.models.shaping, harness.models.resolve", FROM_0_1),
+}
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.
 COLUMNS: dict[str, tuple[str, tuple[str, str]]] = {}

@@ -11,10 +11,10 @@ from typing import Any
 from harness.renames.notice import renames_of, say
 
 
-def current_module(name: str) -> str:
-    """Return the name that a module has now."""
+def current_modules(name: str) -> tuple[str, ...]:
+    """Return the name that a module has now; several where it was split."""
     rename = renames_of("module").get(name)
-    return rename.new if rename else name
+    return tuple(rename.new.split(", ")) if rename else (name,)
 
 
 class OldModules(MetaPathFinder):
@@ -30,11 +30,22 @@ class OldModules(MetaPathFinder):
 
 
 class _Alias(Loader):
+    """Loads the module of the new name in place of the old one; of a module that was split, one that looks into its parts."""
+
     def __init__(self, new: str) -> None:
-        self.new = new
+        self.parts = new.split(", ")
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = importlib.import_module(self.new)
+        if len(self.parts) == 1:
+            sys.modules[module.__name__] = importlib.import_module(self.parts[0])
+        else:
+            module.__getattr__ = self._find  # type: ignore[method-assign]
+
+    def _find(self, name: str) -> Any:
+        for part in self.parts:
+            if not name.startswith("__") and hasattr(importlib.import_module(part), name):
+                return getattr(importlib.import_module(part), name)
+        raise AttributeError(f"none of {', '.join(self.parts)} has {name!r}")
 
 
 def read_old_modules() -> None:
