@@ -177,6 +177,7 @@ def report(
     from harness.files.places import check_folder
     from harness.planning.spec import listed
     from harness.records.store import keep_records, read_all
+    from harness.renames.columns import current_column
     from harness.renames.labels import current_labels
     from harness.reporting import report as tables
     from harness.reporting.glossary import glossary
@@ -199,6 +200,8 @@ def report(
         unknown_rows = [label for label in references if label not in {record.label for record in records}]
         if unknown_rows:
             raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
+        tasks = {score.task for record in records for score in record.scores}
+        sort = sort and current_column(sort, tasks, typed_in="--sort")
         asked = tables.Asked(price=price, references=tuple(references), sort=sort)
         made = tables.made_of(records, asked)
         if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(made)):

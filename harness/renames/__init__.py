@@ -1,11 +1,12 @@
 """Old names and new ones, in one table: what users typed, files hold and plug-ins say goes on to work. No torch.
 
 This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods, `labels` rows of older
-records, `options` flags, keys of run files and arguments of `harness.run`, `modules` what programs import, and `notice`
-says each old name once. To rename something, add it here and rename it there: nothing else knows the old name.
+records, `options` flags, keys of run files and arguments of `harness.run`, `modules` what programs import, `columns`
+headers that are typed, and `notice` says each old name once. To rename something, add it here and rename it there:
+nothing else knows the old name.
 """
 
-__all__ = ["labels", "modules", "notice", "options", "settings"]
+__all__ = ["columns", "labels", "modules", "notice", "options", "settings"]
 
 # The version and the date until which a name goes on to work; the later of the two counts.
 FROM_0_1 = ("0.3.0", "2027-12-01")
@@ -93,4 +94,13 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.
-COLUMNS: dict[str, tuple[str, tuple[str, str]]] = {}
+COLUMNS = {
+    "lost/won": ("losses/wins", FROM_0_1),
+    "lost": ("losses", FROM_0_1),
+    "won": ("wins", FROM_0_1),
+    "same top": ("top-1 agreement", FROM_0_1),
+    "unended": ("truncated", FROM_0_1),
+    "seen": ("tokens seen", FROM_0_1),
+    "trained": ("tokens trained", FROM_0_1),
+    "its share s": ("shared s/row", FROM_0_1),
+}

@@ -39,7 +39,7 @@ def test_the_page_and_the_schema_are_what_their_program_writes():
     assert program.page(text) == text and program.schema() == program.SCHEMA_FILE.read_text(encoding="utf-8"), (
         "type: python docs/generate.py"
     )
-    for old, (new, *_) in (renames.SETTINGS | renames.TRAITS | renames.MODULES).items():
+    for old, (new, *_) in (renames.SETTINGS | renames.TRAITS | renames.MODULES | renames.COLUMNS).items():
         assert f"| `{old}` | `{new}`" in text
     assert program.page(text.replace("| `group` |", "| `groups` |")) == text
 
@@ -223,6 +223,13 @@ def test_a_report_is_asked_for_a_row_by_its_old_name(tmp_path):
     done = harness("report", tmp_path / "records", "--out", tmp_path / "tables", "--against", "int4[group=128]")
     assert done.returncode == 0 and len(old_lines(done)) == 1, done.stderr
     assert "Against int4[group_size=128]" in done.stdout
+
+
+def test_a_table_is_sorted_by_a_column_of_its_old_header(tmp_path):
+    done = harness("report", ROOT / "results" / "embedded", "--out", tmp_path / "a", "--sort", "seen")
+    again = harness("report", ROOT / "results" / "embedded", "--out", tmp_path / "b", "--sort", "tokens seen")
+    assert done.returncode == 0 and len(old_lines(done)) == 1 and old_lines(again) == [], done.stderr
+    assert (tmp_path / "a" / "table.md").read_bytes() == (tmp_path / "b" / "table.md").read_bytes()
 
 
 @pytest.mark.parametrize("old", renames.MODULES)

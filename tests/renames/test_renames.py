@@ -15,8 +15,10 @@ from harness import renames
 from harness.contract import Method
 from harness.errors import HarnessError, OldName
 from harness.planning.config import build as configured
+from harness.records import columns
 from harness.registry import Registry, expanded
 from harness.renames import notice
+from harness.renames.columns import current_column
 from harness.renames.labels import current_label, settings_in_records
 from harness.renames.modules import by_old_name, read_old_modules
 from harness.renames.options import current_flags, current_options
@@ -237,6 +239,32 @@ def test_a_row_that_is_typed_by_an_old_name_is_read_and_said(said):
     assert said() == ["--against int4[group=32]: group is group_size now; the old name works until version 0.3.0 and 2027-12-01"]
     with pytest.raises(HarnessError, match="names one setting twice, as group and group_size"):
         current_label("int4[group=32,group_size=64]", typed_in="--rows")
+
+
+# Columns
+
+
+def test_no_column_has_an_old_header_and_every_new_one_is_a_column():
+    headers = {value.header for value in vars(columns).values() if isinstance(value, columns.Quantity)}
+    for old, (new, _) in renames.COLUMNS.items():
+        assert new in headers and old not in headers, old
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("seen", "tokens seen"),
+        ("-same top", "-top-1 agreement"),
+        ("arc same top", "arc top-1 agreement"),
+        ("won arc", "wins arc"),
+        ("tokens seen", "tokens seen"),
+        ("seen score", "seen score"),  # a task may be called so: it is asked for by its own name
+        ("score", "score"),
+    ],
+)
+def test_a_column_that_is_typed_by_its_old_header(typed, read, said):
+    assert current_column(typed, {"arc"}, typed_in="--sort") == read
+    assert len(said()) == (typed != read)
 
 
 # Options, modules
