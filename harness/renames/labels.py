@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.renames.notice import Rename, renames_of, say
+from harness.renames.notice import Rename, find, say
 from harness.renames.settings import value_by_new_name
 
 _PART = re.compile(r"([\w.-]+)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]")  # NAME[SETTINGS], of a chain each
@@ -57,5 +57,5 @@ def _current(method: str, settings: str, typed_in: str) -> str:
 
 def _rename_of(method: str, name: str) -> Rename | None:
     """Return how a setting of one of our methods was renamed, None where it was not."""
-    rename = renames_of("setting").get(name)
+    rename = find("setting", name)
     return rename if rename and method in rename.methods else None

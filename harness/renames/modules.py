@@ -8,12 +8,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from harness.renames.notice import renames_of, say
+from harness.renames.notice import find, say
 
 
 def current_modules(name: str) -> tuple[str, ...]:
     """Return the name that a module has now; several where it was split."""
-    rename = renames_of("module").get(name)
+    rename = find("module", name)
     return tuple(rename.new.split(", ")) if rename else (name,)
 
 
@@ -22,7 +22,7 @@ class OldModules(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return where a renamed module is loaded from, None for any other."""
-        rename = renames_of("module").get(fullname)
+        rename = find("module", fullname)
         if rename is None:
             return None
         say(rename, where="import")
@@ -57,12 +57,12 @@ def read_old_modules() -> None:
 def by_old_name(module: str) -> Callable[[str], Any]:
     """Return the `__getattr__` of a module, which finds its functions and classes by their old names."""
 
-    def find(name: str) -> Any:
-        rename = renames_of("module").get(f"{module}:{name}")
+    def attribute(name: str) -> Any:
+        rename = find("module", f"{module}:{name}")
         if rename is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         say(rename, where="import")
         home, _, new = rename.new.partition(":")
         return getattr(importlib.import_module(home), new)
 
-    return find
+    return attribute

@@ -1,7 +1,7 @@
 """A renamed thing as an object, and the one line that says so."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,30 +31,46 @@ class Rename:
 
 def every_rename() -> Iterator[Rename]:
     """Yield the whole table, kind by kind."""
-    for old, (new, reading, (version, date), methods) in renames.SETTINGS.items():
-        yield Rename(
-            kind="setting",
-            old=old,
-            new=new,
-            version=version,
-            date=date,
-            opposite=reading == "opposite",
-            methods=methods,
-        )
-    tables: dict[Kind, Any] = {
+    for kind, table in _tables().items():
+        for old in table:
+            yield _rename(kind, old, table[old])
+
+
+def find(kind: Kind, old: str) -> Rename | None:
+    """Return how something of an old name was renamed, None where it was not."""
+    entry = _tables()[kind].get(old)
+    return None if entry is None else _rename(kind, old, entry)
+
+
+def renames_of(kind: Kind) -> dict[str, Rename]:
+    """Return one kind of names, by the old one."""
+    table = _tables()[kind]
+    return {old: _rename(kind, old, entry) for old, entry in table.items()}
+
+
+def _tables() -> dict[Kind, Mapping[str, Any]]:
+    return {
+        "setting": renames.SETTINGS,
         "trait": renames.TRAITS,
         "option": renames.OPTIONS,
         "module": renames.MODULES,
         "column": renames.COLUMNS,
     }
-    for kind, table in tables.items():
-        for old, (new, (version, date)) in table.items():
-            yield Rename(kind=kind, old=old, new=new, version=version, date=date)
 
 
-def renames_of(kind: Kind) -> dict[str, Rename]:
-    """Return one kind of names, by the old one."""
-    return {rename.old: rename for rename in every_rename() if rename.kind == kind}
+def _rename(kind: Kind, old: str, entry: Any) -> Rename:
+    """Return a line of the table, of a setting one with its reading and its methods, as an object."""
+    new, *reading, (version, date) = entry[:3] if kind == "setting" else entry
+    methods = entry[3] if kind == "setting" else ()
+    return Rename(
+        kind=kind,
+        old=old,
+        new=new,
+        version=version,
+        date=date,
+        opposite=reading == ["opposite"],
+        methods=methods,
+    )
 
 
 _SAID: set[tuple[Kind, str]] = set()  # in this process: every old name is said once

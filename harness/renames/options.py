@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.renames.notice import renames_of, say
+from harness.renames.notice import find, renames_of, say
 
 
 def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     """Return values by the names that options have now. Raises `HarnessError` where an old and a new name differ."""
     current: dict[str, Any] = {}
     for name, value in given.items():
-        rename = renames_of("option").get(name)
+        rename = find("option", name)
         if rename is None:
             current[name] = value
             continue

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.renames.notice import Rename, renames_of, say
+from harness.renames.notice import Rename, find, renames_of, say
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -28,7 +28,7 @@ def current_settings(where: str, given: Mapping[str, Any], fields: Collection[st
     """
     current: dict[str, Any] = {}
     for name, value in given.items():
-        rename = renames_of("setting").get(name)
+        rename = find("setting", name)
         if rename is None or name in fields or rename.new not in fields:
             current[name] = value
             continue
@@ -84,7 +84,7 @@ def read_old_names(found: type[Any]) -> None:
 
 def _by_old_name(self: Any, name: str) -> Any:
     """Return a setting that a program reads by its old name."""
-    rename = renames_of("setting").get(name)
+    rename = find("setting", name)
     if rename is None or rename.new not in settings_of_class(type(self)):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
     say(rename, where=f"{type(self).__name__}.{name}")
