@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.renames.modules import current_modules
 
 UPPER = tuple(
     f"harness.{name}"
@@ -47,7 +48,7 @@ def refuse_upper_rooms(name: str, module: str) -> None:
     seen, waiting = {module}, [module]
     while waiting:
         at = waiting.pop()
-        for wanted in _imports_of(at):
+        for wanted in (current for name in _imports_of(at) for current in current_modules(name)):
             room = next((one for one in UPPER if f"{wanted}.".startswith(f"{one}.")), "")
             if room:
                 raise HarnessError(

@@ -8,13 +8,19 @@ from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_T = TypeVar("_T")
+from harness.renames.settings import read_old_names, restate
+
+Made = TypeVar("Made")
+_frozen = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def settings(cls: type[_T]) -> type[_T]:
-    """Make a method's class a frozen dataclass whose fields are its settings: values are checked, unknown names refused."""
-    return cast("type[_T]", dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(found: type[Made]) -> type[Made]:
+    """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones are read by their old names too."""
+    restate(found)
+    made = cast("type[Made]", _frozen(found))
+    read_old_names(made)
+    return made
 
 
 def _listed(given: Any) -> Any:

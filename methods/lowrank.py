@@ -40,7 +40,7 @@ class LowRank(Calibrated):
     rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
     allocation: Literal["uniform", "energy"] = "uniform"
     jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
-    skip: Patterns = ()  # layers to leave as they are, and all below them
+    ignore: Patterns = ()  # layers to leave as they are, and all below them
 
     @property
     def calibrates(self) -> bool:
@@ -54,8 +54,9 @@ class LowRank(Calibrated):
 
     def control_settings(self) -> dict[str, object]:
         """Its control has the same ranks."""
-        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
-        return ranks | (changed(self, "calibration", "sequences", "tokens", "jitter") if self.allocation == "energy" else {})
+        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "ignore")}
+        text = ("calibration", "num_calibration_samples", "max_seq_length", "jitter")
+        return ranks | (changed(self, *text) if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
@@ -103,7 +104,7 @@ class _Factoring:
         from methods.compression.layers import layers_of
 
         self.making, self.jitter = making, method.jitter
-        every = layers_of(making.model, skip=method.skip, method=making.method)
+        every = layers_of(making.model, skip=method.ignore, method=making.method)
         self.left_alone = every.told
         self.layers: dict[str, nn.Linear] = method.factorised_layers(making, every.linear)
         self.ranks = {name: method.rank or rank_of(layer, method.keep) for name, layer in self.layers.items()}

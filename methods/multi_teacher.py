@@ -131,7 +131,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
             read = sum(len(row.ids) for row in held)
             cost["tokens"] += read
             cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
-            loss = validate(held, head=head, pad=opened.pad_id, micro_rows=16, device=job.device)
+            loss = validate(held, head=head, pad=opened.pad_id, micro_batch_size=16, device=job.device)
             found[teacher.name][name] = round(loss, 5)
         del opened, head
         release_memory(job.device)

@@ -461,13 +461,13 @@ def _refuse_misread(model: Any, name: str) -> None:
         ) from problem
     if cast:
         head = next((at for at, one in packed.items() if one is model.get_output_embeddings()), "")
-        setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.skip={json.dumps(cast)}'"
+        setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.ignore={json.dumps(cast)}'"
         raise CellFailed(
             f"{name}: {type(model).__name__} casts what it hands {', '.join(cast)} to the integers of the packed weight; leave that as "
             f"it is with --set {setting}"
         )
     if other or not bool(torch.isfinite(logits).all()):
-        raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with skip")
+        raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with ignore")
 
 
 def _checking(name: str, cast: list[str], other: list[str]) -> Any:

@@ -107,7 +107,7 @@ def _at_what(job: CellJob) -> str:
     if not stage.trains:
         return f"in {stage.method}; give a smaller model, or a larger device"
     name = stage.method
-    return f"in training; type --set {name}.micro_rows=1 and --set {name}.checkpointing=true, or give a smaller --student"
+    return f"in training; type --set {name}.micro_batch_size=1 and --set {name}.gradient_checkpointing=true, or give a smaller --student"
 
 
 def _own_standard_output() -> Callable[[dict[str, Any]], None]:

@@ -179,7 +179,7 @@ def sweep(
                 for state in states:
                     out = _output(block, state, given[at], whole)
                     after += [] if options.again else [out]  # two copies of all states are not held at once
-            _refuse_unread(inside, flow, name, f"{options.method}.sequences={4 * len(data.ids)}")
+            _refuse_unread(inside, flow, name, f"{options.method}.num_calibration_samples={4 * len(data.ids)}")
             visit(name, flow)
             states = [_output(block, state, given[at], whole) for state in states] if options.again else after
             options.progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))

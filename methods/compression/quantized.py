@@ -22,7 +22,7 @@ class Quantized(Compressed):
     family: ClassVar[Family] = "quantization"
 
     embeddings: Literal["int8", "skip"] = "int8"  # token table and head; skip: as they are
-    skip: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
+    ignore: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
 
 
 def scaled(table: Any, method: str) -> dict[str, float]:
@@ -61,7 +61,7 @@ def pack(
         "packed_weights": weights,
         "bits_of_a_packed_weight": round(8 * packed_bytes / weights, 3),
         "table_and_head": method.embeddings,
-        "skipped": list(method.skip),
+        "skipped": list(method.ignore),
         **layers.told,
     }
     return packing.saved(told, flops=flops)
@@ -119,7 +119,7 @@ class _Packing:
         name = layers.head[0]
         if (name in layers.left) != (table in layers.left):
             raise CellFailed(
-                f"{method}: {name} and {table} are one matrix here, and skip names one of the two; name both, or type "
+                f"{method}: {name} and {table} are one matrix here, and ignore names one of the two; name both, or type "
                 f"--set {method}.embeddings=skip"
             )
 

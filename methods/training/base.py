@@ -57,19 +57,19 @@ class Trained(Method):
 
     start: Literal["student", "random"] = "student"  # random: the student's shape with weights drawn from the seed
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"  # auto: by the student's size, see `rate_for`
-    batch_rows: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
-    micro_rows: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass (accumulation); changes memory, not the gradient
-    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the budget
+    batch_size: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
+    micro_batch_size: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass (accumulation); changes memory, not the gradient
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the budget
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     validation_rows: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation loss before training stops; 0: never
 
     @property
     def rows_at_once(self) -> int:
         """Return the rows of one forward pass."""
-        return self.micro_rows
+        return self.micro_batch_size
 
     @property
     def discards_weights(self) -> bool:

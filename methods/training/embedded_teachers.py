@@ -58,7 +58,14 @@ RECIPES = (
     Recipe("tiny-math", problems=50_000, choices=600, seen_tokens=5_000_000, seed=2),
 )
 SETTINGS = LoopSettings(
-    learning_rate=0.02, batch_rows=16, micro_rows=16, warmup=0.03, weight_decay=0.01, clip=1.0, validation_rows=400, optimizer="muon"
+    learning_rate=0.02,
+    batch_size=16,
+    micro_batch_size=16,
+    warmup_ratio=0.03,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    validation_rows=400,
+    optimizer="muon",
 )
 
 

@@ -80,7 +80,7 @@ class _Run:
         """Make the steps that are left of the budget."""
         if self.state.step == 0:  # the loss that training has to beat
             self.state.start_ce = self.validation.score(self.log)
-        steps = steps_of(rows, batch_rows=self.settings.batch_rows, seed=self.training.seed)
+        steps = steps_of(rows, batch_size=self.settings.batch_size, seed=self.training.seed)
         for number, (epoch, planned) in enumerate(steps, 1):
             if self.state.over:
                 break
@@ -165,7 +165,7 @@ class _Run:
         if not self.moved:
             raise CellFailed(
                 f"a budget of {self.training.seen_tokens} tokens ends within the first optimiser step, before any weight moves; "
-                "give a larger --budget, or fewer rows a step with --set METHOD.batch_rows=4"
+                "give a larger --budget, or fewer rows a step with --set METHOD.batch_size=4"
             )
 
     def _finish(self) -> Spent:

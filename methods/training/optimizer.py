@@ -14,9 +14,9 @@ from methods.training.settings import LoopSettings
 
 def rate_at(progress: float, settings: LoopSettings) -> float:
     """Return the learning rate at a share of the budget: linear warm-up, then cosine to zero."""
-    if progress < settings.warmup:
-        return settings.learning_rate * progress / settings.warmup
-    after = (progress - settings.warmup) / (1 - settings.warmup)
+    if progress < settings.warmup_ratio:
+        return settings.learning_rate * progress / settings.warmup_ratio
+    after = (progress - settings.warmup_ratio) / (1 - settings.warmup_ratio)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
 
 

@@ -48,7 +48,7 @@ class Prepared:
         refuse_noise(student.model)
         self.zeros = hold_zeros(student.model)
         student.model.train()
-        if settings.checkpointing:
+        if settings.gradient_checkpointing:
             student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.head = Head(student.model)
         self.inside = self._look_inside(rows, training.seed)
@@ -67,8 +67,8 @@ class Prepared:
 
     def _seen_by_both(self, rows: Sequence[Row], seed: int, teacher: Live) -> Iterator[Batch]:
         """Run the first epoch's batches through both models, one at a time."""
-        size = self.settings.micro_rows
-        for epoch, step in steps_of(rows, batch_rows=self.settings.batch_rows, seed=seed):
+        size = self.settings.micro_batch_size
+        for epoch, step in steps_of(rows, batch_size=self.settings.batch_size, seed=seed):
             if epoch > 0:
                 return
             for start in range(0, len(step), size):
@@ -96,7 +96,7 @@ class Prepared:
             self.model,
             self.head,
             self.objective,
-            self.settings.micro_rows,
+            self.settings.micro_batch_size,
             self.student.pad_id,
             device=self.accelerator.device,
             inside=self.inside,
@@ -106,7 +106,7 @@ class Prepared:
 
     def clipped_norm(self) -> float:
         """Clip the gradient; return the norm that it had."""
-        clip = self.settings.clip
+        clip = self.settings.max_grad_norm
         return float(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
 
     def plain(self) -> Any:
@@ -123,7 +123,7 @@ class Prepared:
             self.inside.close()
         for source in self.objective.live:
             source.head.close()
-        if self.settings.checkpointing:
+        if self.settings.gradient_checkpointing:
             self.student.model.gradient_checkpointing_disable()
 
 

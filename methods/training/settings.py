@@ -13,13 +13,13 @@ class LoopSettings:
     """Hyperparameters that every trained method shares; equal across the rows of a table unless set."""
 
     learning_rate: float
-    batch_rows: int
-    micro_rows: int
-    warmup: float
+    batch_size: int
+    micro_batch_size: int
+    warmup_ratio: float
     weight_decay: float
-    clip: float
+    max_grad_norm: float
     validation_rows: int
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     patience: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
 

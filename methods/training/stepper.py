@@ -39,7 +39,7 @@ class Stepper:
     student: Any  # wrapped or not
     head: Head
     objective: Objective
-    micro_rows: int
+    micro_batch_size: int
     pad: int
     device: Any = "cpu"
     inside: "Inside | None" = None
@@ -82,8 +82,8 @@ class Stepper:
         counts = self._counts(rows)
         values.means = dict.fromkeys(counts, 0.0)
         mine = rows[self.rank :: self.ranks]
-        for start in range(0, len(mine), self.micro_rows):
-            batch = batch_of(mine[start : start + self.micro_rows], self.pad, self.device)
+        for start in range(0, len(mine), self.micro_batch_size):
+            batch = batch_of(mine[start : start + self.micro_batch_size], self.pad, self.device)
             sums = self._sums(batch, number, counts)
             for name, value in sums.items():
                 values.means[name] += float(value.detach())
@@ -139,13 +139,13 @@ class Stepper:
         return float(torch.stack(squares).sum().sqrt()) / share
 
 
-def validate(rows: Sequence[Row], *, head: Head, pad: int, micro_rows: int, device: Any) -> float:
+def validate(rows: Sequence[Row], *, head: Head, pad: int, micro_batch_size: int, device: Any) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row.ids))
     with torch.no_grad():
-        for start in range(0, len(ordered), micro_rows):
-            batch = batch_of(ordered[start : start + micro_rows], pad, device)
+        for start in range(0, len(ordered), micro_batch_size):
+            batch = batch_of(ordered[start : start + micro_batch_size], pad, device)
             total += float(cross_entropy(head(batch), batch.ids[:, 1:][batch.mask]).sum())
             count += int(batch.mask.sum())
     return total / count

@@ -27,7 +27,7 @@ class Validation:
             self.rows,
             head=ready.head,
             pad=ready.student.pad_id,
-            micro_rows=ready.settings.micro_rows,
+            micro_batch_size=ready.settings.micro_batch_size,
             device=ready.accelerator.device,
         )
         ready.model.train()

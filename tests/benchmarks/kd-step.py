@@ -50,7 +50,8 @@ def setting(name: str, folder: Path) -> tuple[Any, Any, list[Row], Any]:
         source=DataSource(),
         budget=Budget(seen_tokens=10_000), seed=0, workdir=folder, cache=folder,
     )  # fmt: skip
-    loop = LoopSettings(learning_rate=1e-4, batch_rows=ROWS, micro_rows=ROWS, warmup=0.1, weight_decay=0.0, clip=1.0, validation_rows=1)
+    sizes = {"batch_size": ROWS, "micro_batch_size": ROWS}
+    loop = LoopSettings(learning_rate=1e-4, **sizes, warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, validation_rows=1)
     [(optimizer, _)] = make_optimizers(student.model, loop)
     student.model.train()
     return student, optimizer, rows, teacher_cache(job, teacher, rows, k=64, width=width)

@@ -23,7 +23,7 @@ from typing import Any
 ROWS, EPOCHS, BATCH, RATE, VOCABULARY, TEACHING, KEPT = 400, 2, 16, 1e-3, 8_192, 120_000, 256
 
 LOOP: dict[str, Any] = {
-    "learning_rate": RATE, "batch_rows": BATCH, "micro_rows": BATCH, "warmup": 0.05, "weight_decay": 0.01, "clip": 1.0,
+    "learning_rate": RATE, "batch_size": BATCH, "micro_batch_size": BATCH, "warmup_ratio": 0.05, "weight_decay": 0.01, "max_grad_norm": 1.0,
     "validation_rows": 50,
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def in_order(seed: int) -> tuple[list[Any], list[float]]:
     from methods.training.rows import steps_of
     from methods.training.settings import LoopSettings
 
-    steps = [step for _, step in islice(steps_of(rows_of("train", ROWS), batch_rows=BATCH, seed=seed), EPOCHS * ROWS // BATCH)]
+    steps = [step for _, step in islice(steps_of(rows_of("train", ROWS), batch_size=BATCH, seed=seed), EPOCHS * ROWS // BATCH)]
     lengths = [sum(len(row.ids) for row in step) for step in steps]
     loop = LoopSettings(**LOOP)
     return [row for step in steps for row in step], [rate_at(sum(lengths[:number]) / sum(lengths), loop) for number in range(len(steps))]
@@ -85,7 +85,13 @@ def teach(folder: Path) -> None:
     teacher, _, _ = random_pair(folder, vocabulary=VOCABULARY)
     opened = open_model(teacher)
     loop = LoopSettings(
-        learning_rate=RATE, batch_rows=BATCH, micro_rows=BATCH, warmup=0.05, weight_decay=0.01, clip=1.0, validation_rows=50
+        learning_rate=RATE,
+        batch_size=BATCH,
+        micro_batch_size=BATCH,
+        warmup_ratio=0.05,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        validation_rows=50,
     )
     (folder / "work").mkdir()
     fit(

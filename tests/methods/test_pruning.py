@@ -94,7 +94,7 @@ def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     for name, tensor in before.items():
         if name.endswith("_proj.weight"):
             assert (after[name][tensor == 0] == 0).all() and not after[name].equal(tensor), name
-    for settings in ({}, {"group": 32, "zeros": True}):  # and through rounding, symmetric or not
+    for settings in ({}, {"group_size": 32, "symmetric": False}):  # and through rounding, symmetric or not
         packed = open_model(compress("int4" if settings else "int8", settings, base=recovered)[0]).model
         for name, tensor in after.items():
             if name.endswith("_proj.weight"):
@@ -214,12 +214,12 @@ def test_what_was_zero_stays_zero_behind_sparse_gpt(compress):
         compress("prune-magnitude", {"ratio": 0.2}, base=made)
 
 
-FEW = {"sequences": 6, "tokens": 48}
+FEW = {"num_calibration_samples": 6, "max_seq_length": 48}
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group": 32}), ("lowrank", {**FEW, "keep": 0.7}),
+    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group_size": 32}), ("lowrank", {**FEW, "keep": 0.7}),
      ("prune-depth", {**FEW, "ratio": 0.5}), ("prune-width", {**FEW, "ratio": 0.25, "groups": 1})],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

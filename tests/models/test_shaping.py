@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from families import BLOCKS, FAMILIES, random_family, saved_family
 
 IDS = torch.arange(5, 35)[None]
-FEW = {"sequences": 4, "tokens": 32}
+FEW = {"num_calibration_samples": 4, "max_seq_length": 32}
 
 
 def logits(model, **more):
@@ -247,11 +247,11 @@ def test_head_and_table_are_as_in_the_opened_model_whatever_its_configuration_sa
     )
     if ":" in name:
         made, _ = compress(
-            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup": 0.0, "validation_rows": 2, "batch_rows": 2}
+            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup_ratio": 0.0, "validation_rows": 2, "batch_size": 2}
         )
         student = student_of(name, untied, seed=0, device="cpu", dtype="float32").model
     else:
-        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_rows": 2}}.get(
+        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_size": 2}}.get(
             name, {}
         )
         made, _ = compress(name, settings, base=untied, tokens=400)
@@ -333,9 +333,9 @@ def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
     for family in ("Mixtral", "DBRX", "Llama 4"):
         base = saved_family(family, tmp_path / family)
         with pytest.raises(CellFailed, match="does not know") as caught:
-            compress("int4", {"group": 32}, base=base)
+            compress("int4", {"group_size": 32}, base=base)
         [setting] = shlex.split(re.search(r"--set (.*)$", str(caught.value))[1])
-        made, _ = compress("int4", {"group": 32, **parse_set([setting])["int4"]}, base=base)
+        made, _ = compress("int4", {"group_size": 32, **parse_set([setting])["int4"]}, base=base)
         before, after = open_model(base).model.state_dict(), open_model(made).model.state_dict()
         experts = [name for name in before if "experts" in name and "shared" not in name]
         assert experts and all(torch.equal(before[name], after[name]) for name in experts)

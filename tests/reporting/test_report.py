@@ -155,7 +155,7 @@ def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
     records = [RECORDS[0], *(make("cot", seed=seed, cost=cost) for seed in (1, 2, 3)), make("sft", seed=1, cost=Cost(seconds=4.0))]
     text = report.markdown(records, report.Asked(price=3.6))
     shown = rows_of(text, "Training cost (at 3.6 a device-hour)")
-    assert shown["cot"]["shared s"] == "30.0" and shown["cot"]["its share s"] == "10.0" and shown["sft"]["its share s"] == "-"
+    assert shown["cot"]["shared s"] == "30.0" and shown["cot"]["shared s/row"] == "10.0" and shown["sft"]["shared s/row"] == "-"
     assert shown["cot"]["money"] == "0.0200" and shown["cot"]["energy J"] == "50" and shown["sft"]["energy J"] == "-"
     assert "money" not in report.markdown(records)
 
@@ -232,8 +232,8 @@ def test_a_mistake_is_one_line_and_nothing_is_kept(tmp_path, given, said):
 def test_more_tokens_a_second_are_better_and_more_seconds_are_not():
     from harness.reporting.table import less_is_better
 
-    assert not any(map(less_is_better, ("decode tok/s", "prefill tok/s", "tokens", "score", "decode x", "same top")))
-    assert all(map(less_is_better, ("TTFT ms", "train s", "s/problem", "disk MiB", "KL", "lost/won", "mmlu perplexity")))
+    assert not any(map(less_is_better, ("decode tok/s", "prefill tok/s", "tokens", "score", "decode x", "top-1 agreement")))
+    assert all(map(less_is_better, ("TTFT ms", "train s", "s/problem", "disk MiB", "KL", "losses/wins", "mmlu perplexity")))
 
 
 def test_rows_timed_under_another_scenario_have_dashes():
@@ -774,7 +774,7 @@ TEACHERS = [(at % 10) / 10 for at in range(400)]
 
 def test_fractions_have_retention_with_an_interval_and_no_flips():
     text = report.markdown([numbered("teacher", TEACHERS), numbered("int8", [0.9 * value for value in TEACHERS])])
-    assert "90.0 % [" in text and "lost/won" not in text and "items carry numbers, so intervals are those of paired means" in text
+    assert "90.0 % [" in text and "losses/wins" not in text and "items carry numbers, so intervals are those of paired means" in text
     assert "no retention" not in text
 
 
@@ -867,7 +867,7 @@ def guesses(wrong):
 def test_a_figure_of_all_items_has_retention_and_difference():
     records = [together("teacher", "f1", guesses(13)), together("int8", "f1", guesses(13)), together("nf4", "f1", guesses(3))]
     text = report.markdown(records)
-    assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "lost/won" not in text
+    assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "losses/wins" not in text
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
     assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
     [found] = comparison.group(records)

@@ -27,7 +27,8 @@ from methods.training.stepper import Stepper, validate
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
 
-SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
+                        validation_rows=4)  # fmt: skip
 
 
 def rows_of(count, seed=0, shortest=5, longest=19):
@@ -40,11 +41,11 @@ def rows_of(count, seed=0, shortest=5, longest=19):
     return made
 
 
-def step(model, rows, *, micro_rows, terms=None, sources=(), ranks=1, rank=0, pad=1, norms=False, number=1, inside=None, **aim):
+def step(model, rows, *, micro_batch_size, terms=None, sources=(), ranks=1, rank=0, pad=1, norms=False, number=1, inside=None, **aim):
     """Run one step's backward pass; return what it says and the gradient."""
     model.zero_grad()
     objective = Objective(terms=terms or [hard_labels()], sources=sources, **aim)
-    stepper = Stepper(model, Head(model), objective, micro_rows, pad, inside=inside, ranks=ranks, rank=rank)
+    stepper = Stepper(model, Head(model), objective, micro_batch_size, pad, inside=inside, ranks=ranks, rank=rank)
     weights = {term.name: term.weight for term in objective.terms}
     found = stepper.backward(rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number)
     stepper.head.close()
@@ -70,23 +71,23 @@ def louder(random_model, factor=1.3):
 def test_gradient_does_not_depend_on_the_split_into_micro_batches(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
     given = {"terms": KD, "sources": [Live(louder(random_model))]}
-    whole = gradient(model, rows, micro_rows=8, **given)
+    whole = gradient(model, rows, micro_batch_size=8, **given)
     for micro in (4, 1):
-        assert torch.allclose(gradient(model, rows, micro_rows=micro, **given), whole, atol=1e-6)
+        assert torch.allclose(gradient(model, rows, micro_batch_size=micro, **given), whole, atol=1e-6)
 
 
 def test_gradient_does_not_depend_on_the_number_of_ranks(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
-    whole = gradient(model, rows, micro_rows=8)
-    averaged = sum(gradient(model, rows, micro_rows=2, ranks=2, rank=rank) for rank in (0, 1)) / 2  # what DDP does
+    whole = gradient(model, rows, micro_batch_size=8)
+    averaged = sum(gradient(model, rows, micro_batch_size=2, ranks=2, rank=rank) for rank in (0, 1)) / 2  # what DDP does
     assert torch.allclose(averaged, whole, atol=1e-6)
 
 
 def test_loss_does_not_depend_on_padding(random_model):
     model = open_model(random_model).model
     short, long = rows_of(1, seed=1, shortest=6, longest=8), rows_of(1, seed=2, shortest=17, longest=19)
-    alone, beside = gradient(model, short, micro_rows=1), gradient(model, [*short, *long], micro_rows=2)
-    padded = gradient(model, [*short, *long], micro_rows=1)
+    alone, beside = gradient(model, short, micro_batch_size=1), gradient(model, [*short, *long], micro_batch_size=2)
+    padded = gradient(model, [*short, *long], micro_batch_size=1)
     assert torch.allclose(beside, padded, atol=1e-6)
     assert not torch.allclose(alone, beside, atol=1e-6)
 
@@ -104,7 +105,7 @@ def wider(opened, extra=128):
 
 def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
     model, rows = open_model(random_model).model, rows_of(4)
-    given = {"micro_rows": 4, "terms": KD, "vocabulary": model.config.vocab_size}
+    given = {"micro_batch_size": 4, "terms": KD, "vocabulary": model.config.vocab_size}
     plain = gradient(model, rows, sources=[Live(louder(random_model))], **given)
     padded = gradient(model, rows, sources=[Live(wider(louder(random_model)))], **given)
     assert torch.allclose(plain, padded, atol=1e-7) and float(plain.abs().max()) > 1e-3
@@ -112,7 +113,7 @@ def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
 
 def test_extra_columns_of_the_student_get_no_gradient_and_change_no_loss(random_model):
     rows, width = rows_of(4), open_model(random_model).model.config.vocab_size
-    given = {"micro_rows": 4, "terms": KD, "sources": [Live(louder(random_model))], "vocabulary": width}
+    given = {"micro_batch_size": 4, "terms": KD, "sources": [Live(louder(random_model))], "vocabulary": width}
     plain, _ = step(open_model(random_model).model, rows, **given)
     student = wider(open_model(random_model)).model
     padded, _ = step(student, rows, **given)
@@ -181,7 +182,7 @@ def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind
 def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
     rows = rows_of(30)
     seen = 0
-    for _, wanted in steps_of(rows, batch_rows=4, seed=3):
+    for _, wanted in steps_of(rows, batch_size=4, seed=3):
         kept = fitting(wanted, budget - seen)
         seen += sum(len(row.ids) for row in kept)
         if len(kept) < len(wanted):
@@ -191,7 +192,7 @@ def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
 
 def test_every_row_is_seen_once_an_epoch():
     rows = rows_of(30)
-    steps = [step for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_rows=4, seed=3)) if epoch == 2]
+    steps = [step for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_size=4, seed=3)) if epoch == 2]
     assert sorted(row.ids for step in steps for row in step) == sorted(row.ids for row in rows)
 
 
@@ -393,14 +394,14 @@ def test_same_seed_same_weights_and_another_seed_others(random_model, tmp_path):
 
 
 def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
-    rough = LoopSettings(**{**SETTINGS.__dict__, "learning_rate": 0.5, "warmup": 0.0})
+    rough = LoopSettings(**{**SETTINGS.__dict__, "learning_rate": 0.5, "warmup_ratio": 0.0})
     model, spent = run(random_model, tmp_path / "a", settings=rough)
     lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
     held_out = {line["step"]: line["validation_ce"] for line in lines if "validation_ce" in line}
     assert len(held_out) >= 4
     assert held_out.pop(0) == spent.start_ce < spent.best  # the untouched start is compared with, and never kept
     assert spent.best == min(held_out.values()) == held_out[spent.kept_step]
-    now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_rows=2, device="cpu")
+    now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_batch_size=2, device="cpu")
     assert now == pytest.approx(spent.best, rel=1e-5)
 
 

@@ -233,7 +233,7 @@ def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_p
 def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job, monkeypatch, tmp_path):
     made, _ = job
     monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
-    ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
+    ResponseDistillation(batch_size=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):  # where all would be kept, too
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
     monkeypatch.setattr(caching, "DENSE", 16)

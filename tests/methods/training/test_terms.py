@@ -35,7 +35,8 @@ from methods.uld import aligned_rows
 
 REGISTRY = Registry("method", METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
-SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
+                        validation_rows=4)  # fmt: skip
 
 
 def rows_of(count, seed=0, shortest=5, longest=19):
@@ -372,13 +373,13 @@ def test_recomputed_activations_change_no_weight(small, tmp_path):
     plain, _ = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto", attention="auto"))
     again, _ = train(
         small("Llama"), small("Llama", hidden_size=64), tmp_path / "b", inwards=Inwards(hidden="auto", attention="auto"),
-        settings=replace(SETTINGS, checkpointing=True),
+        settings=replace(SETTINGS, gradient_checkpointing=True),
     )  # fmt: skip
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())
 
 
 def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
-    still = replace(SETTINGS, learning_rate=1e-12, warmup=0.0)
+    still = replace(SETTINGS, learning_rate=1e-12, warmup_ratio=0.0)
     _, whole = train(small("Llama"), None, tmp_path / "a", terms=[hard_labels()], settings=replace(still, learning_rate=0.3))
     _, ended = train(small("Llama"), None, tmp_path / "b", terms=[hard_labels()], settings=replace(still, learning_rate=0.3, patience=1))
     assert ended["step"] < whole["step"] and ended["best"] == whole["best"]
@@ -387,10 +388,10 @@ def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
 # Chosen tokens
 
 
-def gradient_of(model, rows, micro_rows, **aim):
+def gradient_of(model, rows, micro_batch_size, **aim):
     model.zero_grad()
     objective = Objective(terms=[hard_labels()], **aim)
-    stepper = Stepper(model, Head(model), objective, micro_rows, 1)
+    stepper = Stepper(model, Head(model), objective, micro_batch_size, 1)
     values = stepper.backward(rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3).means
     return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -449,7 +450,7 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
 
 @pytest.mark.parametrize(("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})])
 def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp_path):
-    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_rows": 4})
+    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_size": 4})
     kept = []
     object.__setattr__(made, "distil", lambda given, examples, **_: kept.extend(examples))
     made.compress(job([tiny], tmp_path / "x", rows=24))
@@ -519,7 +520,7 @@ def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(tiny, s
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     assert cost["teacher_tokens"] == 2 * cost["seen_tokens"]
     given = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
-    REGISTRY.build("uld", {"batch_rows": 4}).compress(given)
+    REGISTRY.build("uld", {"batch_size": 4}).compress(given)
     cost = json.loads((tmp_path / "y" / "cost.json").read_text())
     assert 0 < cost["teacher_tokens"] != cost["seen_tokens"]  # the same text is fewer tokens to one of the two
 
@@ -540,7 +541,7 @@ def test_the_best_single_teacher_is_found_on_validation_rows_and_named(tiny, spe
 
 
 def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tmp_path):
-    REGISTRY.build("response", {"teacher": "tiny-math", "batch_rows": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
+    REGISTRY.build("response", {"teacher": "tiny-math", "batch_size": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
     meta = next((tmp_path / "cache" / "teachers").glob("*/meta.json"))
     assert json.loads(meta.read_text())["name"] == "tiny-math"
     with pytest.raises(CellFailed, match="the run's teachers are tiny, tiny-math"):
@@ -590,7 +591,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
     lengths = [len(row.ids) for row in encode(open_model(tiny).tokenizer, worked(examples), longest=2**31)[0]]
     assert min(lengths) <= 70 < max(lengths)
-    REGISTRY.build("response", {"batch_rows": 4}).compress(replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]}))
+    REGISTRY.build("response", {"batch_size": 4}).compress(replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]}))
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
     ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
@@ -616,7 +617,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
 
     monkeypatch.setattr(rollout.Rollout, "__call__", watched)
     again = job([short_sighted], tmp_path / "y", student_base=tiny, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
-    REGISTRY.build("on-policy", {"batch_rows": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
+    REGISTRY.build("on-policy", {"batch_size": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
     assert max(told) == 70
 
 
@@ -669,7 +670,7 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
 
 
 def test_on_policy_counts_what_the_student_wrote(tiny, tmp_path):
-    REGISTRY.build("on-policy", {"on_policy_share": 1.0, "batch_rows": 4, "longest": 20}).compress(job([tiny], tmp_path / "x"))
+    REGISTRY.build("on-policy", {"on_policy_share": 1.0, "batch_size": 4, "longest": 20}).compress(job([tiny], tmp_path / "x"))
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     wrote = cost["notes"]["student_wrote_tokens"]
     assert wrote - 4 * 20 <= cost["trained_tokens"] <= wrote and cost["teacher_tokens"] == cost["seen_tokens"]
@@ -740,14 +741,14 @@ def foreign(tmp_path_factory, other_tokenizer):
 @pytest.mark.parametrize("method", ["uld", "cot"])
 def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny, foreign, tmp_path):
     given = job([tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000)
-    made = REGISTRY.build(method, {"batch_rows": 4, "learning_rate": 1e-2}).compress(given)
+    made = REGISTRY.build(method, {"batch_size": 4, "learning_rate": 1e-2}).compress(given)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
     held = [line["validation_ce"] for line in lines if "validation_ce" in line]
     assert held[-1] < math.log(300) - 0.5 and made.digest != foreign.digest
     if method == "uld":
         again = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
-        REGISTRY.build(method, {"batch_rows": 4, "micro_rows": 1, "learning_rate": 1e-2}).compress(again)
+        REGISTRY.build(method, {"batch_size": 4, "micro_batch_size": 1, "learning_rate": 1e-2}).compress(again)
         split = json.loads((tmp_path / "y" / "cost.json").read_text())["notes"]["terms"]
         assert split["uld"]["last"] == pytest.approx(cost["notes"]["terms"]["uld"]["last"], rel=1e-3)
         notes = cost["notes"]
@@ -823,7 +824,7 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("methods.training.base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
-    REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
+    REGISTRY.build("sft", {"start": "random", "batch_size": 4}).compress(job([tiny], tmp_path / "x"))
     start, first = (json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2])
     assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start["validation_ce"] == pytest.approx(math.log(1024), abs=0.3)
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
@@ -882,18 +883,18 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(tiny, t
     from methods.training import tuning
 
     given = job([tiny], tmp_path / "one", tune=True, rows=60)
-    REGISTRY.build("sft", {"batch_rows": 4}).compress(given)
+    REGISTRY.build("sft", {"batch_size": 4}).compress(given)
     notes = json.loads((tmp_path / "one" / "cost.json").read_text())["notes"]
     tried = {float(rate): loss for rate, loss in notes["rates_tried"].items()}
     assert {1e-3, 5e-4, 2e-3} <= tried.keys() and notes["learning_rate"] == min(tried, key=tried.get)
     steps = [json.loads(line) for line in (tmp_path / "one" / "training.jsonl").read_text().splitlines()]
     assert max(line.get("rate", 0) for line in steps) <= notes["learning_rate"]
     monkeypatch.setattr(tuning, "_search", lambda *a, **k: pytest.fail("searched again"))
-    REGISTRY.build("sft", {"batch_rows": 4}).compress(replace(given, seed=2, workdir=_made(tmp_path / "two")))
+    REGISTRY.build("sft", {"batch_size": 4}).compress(replace(given, seed=2, workdir=_made(tmp_path / "two")))
     cost = json.loads((tmp_path / "two" / "cost.json").read_text())
     assert cost["notes"]["rates_tried"] == notes["rates_tried"] and cost["shared"][0]["tokens"] > 0
     with pytest.raises(pytest.fail.Exception, match="searched again"):
-        REGISTRY.build("sft", {"batch_rows": 8}).compress(replace(given, workdir=_made(tmp_path / "three")))
+        REGISTRY.build("sft", {"batch_size": 8}).compress(replace(given, workdir=_made(tmp_path / "three")))
 
 
 @pytest.mark.parametrize(
@@ -939,7 +940,7 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
 
             monkeypatch.setattr(caching.CachedTeacher, "_slice", wrong)
         given = job([tiny], folder, tokens=12_000, cache=tmp_path / "shared")
-        REGISTRY.build("response", {"teacher_share": 1.0, "batch_rows": 4}).compress(given)
+        REGISTRY.build("response", {"teacher_share": 1.0, "batch_size": 4}).compress(given)
         monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
         return min(line["validation_ce"] for line in lines if "validation_ce" in line and line["step"])
