@@ -7,8 +7,8 @@ Shapes: B rows, T tokens, N positions, V vocabulary, K tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.models.language_model import LanguageModel
@@ -54,15 +54,10 @@ class Reader:
         """Read rows in one batch; yield the log-probabilities (N, V) of each. Logits are made at the wanted positions alone."""
         import torch
 
-        ids_BT, attention_BT, wanted = right_padded(rows, self.opened.pad_id, self.opened.device)
-        with torch.inference_mode():
-            logits_NV = self._head.at(ids_BT, attention_BT, wanted)[:, :width]
-            log_p_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+        batch = right_padded(rows, self.opened.pad_id, self.opened.device)
+        with closing(PositionHead(self.opened.model)) as head, torch.inference_mode():
+            log_p_NV = torch.log_softmax(head.at(*batch)[:, :width].float(), dim=-1)
         yield from log_p_NV.split([row.count for row in rows])
-
-    @cached_property
-    def _head(self) -> PositionHead:
-        return PositionHead(self.opened.model)
 
 
 def likeliest(log_p_NV: "torch.Tensor", k: int | None) -> TopK:

@@ -164,6 +164,13 @@ def test_a_whole_distribution_stands_by_id_among_the_tokens_that_are_wanted(embe
         assert top.ids_NK.shape == log_p.shape and (top.ids_NK == torch.arange(log_p.shape[1])).all()
 
 
+@pytest.mark.parametrize("reader", [Reader, PlainReader])
+def test_reading_leaves_the_model_as_it_was(embedded, reader):
+    hooks = [len(module._forward_pre_hooks) for module in embedded.model.modules()]
+    list(reader(embedded).top_k(ROWS, k=2))
+    assert [len(module._forward_pre_hooks) for module in embedded.model.modules()] == hooks and not embedded.model.training
+
+
 def test_distributions_are_computed_while_they_are_taken(embedded, monkeypatch):
     calls, forward = [], type(embedded.model).forward
     monkeypatch.setattr(type(embedded.model), "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
@@ -221,8 +228,9 @@ class Table:
 
 
 def test_fidelity_asks_any_backend_that_can_read():
-    teacher = [Read((1,), (0, 2), torch.tensor([[0.5, 0.25, 0.25]] * 2).log()), Read((1, 1), (0,) * 8, torch.zeros(8, 3))]
+    shares = torch.tensor([[0.5, 0.25, 0.25]])
+    teacher = [Read((1,) * before, (0,) * after, shares.log().expand(after, 3)) for before, after in ((1, 2), (2, 8), (3, 1))]
     same, other = token_fidelity("t", teacher, Table(0.5, 0.25, 0.25)), token_fidelity("t", teacher, Table(0.25, 0.5, 0.25))
-    assert (same.items, other.items) == (1, 1)  # the second text is longer than what it can read
+    assert (same.items, other.items) == (2, 2)  # the second text is longer than what it can read
     assert same.kl == pytest.approx(0, abs=1e-7) and same.agreement == 1
     assert other.kl == pytest.approx(0.25 * math.log(2)) and other.agreement == 0
