@@ -36,6 +36,7 @@ __all__ = ["ItemRow", "journal_path", "read_rows", "sample", "score_task", "writ
 PLAIN_TEXT = Prompting()
 
 
+# Nine parameters: each is one condition of a score, and programs beside the harness call it by these names.
 def score_task(
     opened: LanguageModel,
     task: Task,
