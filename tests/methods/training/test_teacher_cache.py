@@ -159,14 +159,14 @@ def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
 
 
 def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows, monkeypatch):
-    plain = caching._live
+    plain = caching.Reader.top_k
     calls = []
 
-    def drifting(head, batch, pad, width):
-        calls.append(len(batch))
-        return [one + (0.5 if len(batch) == 1 else 0.0) for one in plain(head, batch, pad, width)]
+    def drifting(reader, asked, **settings):
+        calls.append(len(asked))
+        return (replace(top, log_p_NK=top.log_p_NK + (0.5 if len(asked) == 1 else 0.0)) for top in plain(reader, asked, **settings))
 
-    monkeypatch.setattr(caching, "_live", drifting)
+    monkeypatch.setattr(caching.Reader, "top_k", drifting)
     with pytest.raises(CellFailed, match=r"differs from a live forward pass by 0\.5"):
         teacher_cache(job[0], teacher, rows, k=8, width=1024)
     assert not list((job[0].cache / "teachers").glob("*/meta.json")) and 1 in calls
@@ -185,12 +185,12 @@ def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype,
     there = torch.full((40, 500), -6.0)
     held = there.clone()
     held.flatten()[: int(share * held.numel())] += gap
-    monkeypatch.setattr(caching, "_live", lambda *_: [there])
     made = SimpleNamespace(dense=True, logits=lambda rows, device: held)
-    teacher = SimpleNamespace(pad_id=0, device="cpu", model=SimpleNamespace(dtype=dtype))
+    teacher = SimpleNamespace(top_k=lambda rows, k, width: iter([caching.TopK(None, there)]))
+    opened = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=dtype))
 
     with pytest.raises(CellFailed, match=said) if said else nullcontext():
-        caching._check(made, teacher, None, [Row((1, 2), 1)], 500)
+        caching._check(made, teacher, opened, [Row((1, 2), 1)], 500)
 
 
 @pytest.mark.parametrize("changed", [{"teacher": "another"}, {"dtype": "bfloat16"}, {"vocabulary": 1_000}, {"k": 7}])
