@@ -382,7 +382,7 @@ def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
     still = replace(SETTINGS, learning_rate=1e-12, warmup_ratio=0.0)
     _, whole = train(small("Llama"), None, tmp_path / "a", terms=[hard_labels()], settings=replace(still, learning_rate=0.3))
     _, ended = train(small("Llama"), None, tmp_path / "b", terms=[hard_labels()], settings=replace(still, learning_rate=0.3, patience=1))
-    assert ended["step"] < whole["step"] and ended["best"] == whole["best"]
+    assert ended.step < whole.step and ended.best == whole.best
 
 
 # Chosen tokens
