@@ -34,7 +34,10 @@ def line_of(rename: Rename) -> str:
 
 def table() -> str:
     """Return the table of renames in Markdown."""
-    head = ["| what | old name | new name | works until | of these methods |", "|:--|:--|:--|:--|:--|"]
+    head = [
+        "| what | old name | new name | works until | of these methods |",
+        "|:--|:--|:--|:--|:--|",
+    ]
     return "\n".join((*head, *map(line_of, every_rename())))
 
 

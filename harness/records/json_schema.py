@@ -1,4 +1,4 @@
-"""The JSON schema of a record's file, made from its model: what programs of other languages check a record with. No torch."""
+"""The JSON schema of a record's file, for programs of other languages, made from its model."""
 
 from typing import Any
 
@@ -14,10 +14,11 @@ _DIGEST = {
 
 
 def record_schema() -> dict[str, Any]:
-    """Return the schema (draft 2020-12) of the files that this version writes: fields, types, bounds, and which must be there.
+    """Return the schema (draft 2020-12) of the files that this version writes.
 
-    A file has the conditions among the record's own fields, and its digest beside them. A number may be `Infinity` or
-    `NaN`, as Python writes them.
+    It holds fields, types, bounds, and which must be there. A file has the conditions among the
+    record's own fields, and its digest beside them. A number may be `Infinity` or `NaN`, as Python
+    writes them.
     """
     made = RunRecord.model_json_schema(by_alias=True)
     own, conditions = made["properties"], made["$defs"].pop(Conditions.__name__)

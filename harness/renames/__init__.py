@@ -1,9 +1,9 @@
-"""Old names and new ones, in one table: what users typed, files hold and plug-ins say goes on to work. No torch.
+"""Old names and new ones, in one table: what was typed, written and programmed goes on to work.
 
-This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods, `labels` rows of older
-records, `options` flags, keys of run files and arguments of `harness.run`, `modules` what programs import, `columns`
-headers that are typed, and `notice` says each old name once. To rename something, add it here and rename it there:
-nothing else knows the old name.
+This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods,
+`labels` rows of older records, `options` flags, keys of run files and arguments of `harness.run`,
+`modules` what programs import, `columns` headers that are typed, and `notice` says each old name
+once. To rename something, add it here and rename it there: nothing else knows the old name.
 """
 
 __all__ = ["columns", "labels", "modules", "notice", "options", "settings"]
@@ -54,11 +54,16 @@ CALIBRATED = (
     "lowrank-plain",
 )
 
-# Settings of methods: old name -> new name, how the value is read, until when, which of our methods have it. A method of
-# another package reads the old name where it has the new setting and none of the old name.
+# Settings of methods: old name -> new name, how the value is read, until when, which of our methods
+# have it. One of another package reads the old name where it has the new setting and none of the old.
 SETTINGS = {
     "group": ("group_size", "same", FROM_0_1, GROUPED),
-    "zeros": ("symmetric", "opposite", FROM_0_1, ROUNDED),  # zeros=true had a zero point for every group
+    "zeros": (
+        "symmetric",
+        "opposite",
+        FROM_0_1,
+        ROUNDED,
+    ),  # zeros=true had a zero point for every group
     "damp": ("dampening_frac", "same", FROM_0_1, COMPENSATED),
     "skip": ("ignore", "same", FROM_0_1, CHOSEN_LAYERS),
     "sequences": ("num_calibration_samples", "same", FROM_0_1, CALIBRATED),
@@ -80,17 +85,20 @@ TRAITS = {
     "shaped": ("resulting_shape", FROM_0_1),
 }
 
-# Options of `harness run`, with underscores as in run files and in Python: old name -> new name, until when.
+# Options of `harness run`, with underscores as in run files and in Python: old -> new, until when.
 OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 
-# Modules that programs and plug-ins import, and names in modules ("module:name"): old -> new, until when.
-# A module that was split is found in each of its parts, in this order.
+# Modules that programs import, and names in them ("module:name"): old -> new, until when. A module
+# that was split is found in each of its parts, in this order.
 MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "methods._settings": ("methods.base", FROM_0_1),
     "methods._base": ("methods.training.base", FROM_0_1),
     "methods._terms": ("methods.training.terms", FROM_0_1),
     "methods._distil": ("methods.training.distilled", FROM_0_1),
-    "harness.model": ("harness.models.language_model, harness.models.shaping, harness.models.resolve", FROM_0_1),
+    "harness.model": (
+        "harness.models.language_model, harness.models.shaping, harness.models.resolve",
+        FROM_0_1,
+    ),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

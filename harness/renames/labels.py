@@ -1,4 +1,4 @@
-"""Rows of older records and baselines by the names that their settings have now: read in silence, for files are no mistake."""
+"""Rows of older records and baselines by the names of now: in silence, for files are no mistake."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ _SETTING = re.compile(r"(?:(?<=^)|(?<=,))(\s*)(\w+)=([^,]*)")
 
 
 def settings_in_records(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's settings, as a record of an older schema has them, by their names now; a chain has its stages' by method."""
+    """Return the settings of an older record by their names now; a chain's stand by method."""
     if "+" in method:
         parts = {name: own for name, own in settings.items() if isinstance(own, Mapping)}
         return {**settings, **{name: settings_in_records(name, own) for name, own in parts.items()}}
@@ -27,7 +27,8 @@ def settings_in_records(method: str, settings: Mapping[str, Any]) -> dict[str, A
 def current_label(label: str, *, typed_in: str = "") -> str:
     """Return a row's label, `int4[group=64]+...`, by the names that its settings have now.
 
-    Where it was typed, `typed_in` is the option: an old name in it is said, and one beside its new name refused.
+    Where it was typed, `typed_in` is the option: an old name in it is said. Raises `HarnessError`
+    for one beside its new name.
     """
     return _PART.sub(lambda part: f"{part[1]}[{_current(part[1], part[2], typed_in)}]", label)
 

@@ -18,7 +18,7 @@ def current_modules(name: str) -> tuple[str, ...]:
 
 
 class OldModules(MetaPathFinder):
-    """Finds a module by its old name: the module itself, not a copy, so that classes stay one class."""
+    """Finds a module by its old name: itself, not a copy, so that classes stay one class."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return where a renamed module is loaded from, None for any other."""
@@ -30,7 +30,7 @@ class OldModules(MetaPathFinder):
 
 
 class _Alias(Loader):
-    """Loads the module of the new name in place of the old one; of a module that was split, one that looks into its parts."""
+    """Loads the module of the new name; for one that was split, a module that looks into its parts."""
 
     def __init__(self, new: str) -> None:
         self.parts = new.split(", ")
@@ -55,7 +55,7 @@ def read_old_modules() -> None:
 
 
 def by_old_name(module: str) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a module, which finds its functions and classes by their old names."""
+    """Return the `__getattr__` of a module: it finds functions and classes by their old names."""
 
     def attribute(name: str) -> Any:
         rename = find("module", f"{module}:{name}")

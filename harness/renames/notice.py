@@ -59,7 +59,7 @@ def _tables() -> dict[Kind, Mapping[str, Any]]:
 
 
 def _rename(kind: Kind, old: str, entry: Any) -> Rename:
-    """Return a line of the table, of a setting one with its reading and its methods, as an object."""
+    """Return a line of the table as an object; a setting's has its reading and its methods."""
     new, *reading, (version, date) = entry[:3] if kind == "setting" else entry
     methods = entry[3] if kind == "setting" else ()
     return Rename(
@@ -77,7 +77,7 @@ _SAID: set[tuple[Kind, str]] = set()  # in this process: every old name is said 
 
 
 def say(rename: Rename, *, where: str) -> None:
-    """Warn once in a process that an old name was read; `where` names the place, such as `int4.group`."""
+    """Warn once in a process that an old name was read; `where` is the place, as `int4.group`."""
     if (rename.kind, rename.old) in _SAID:
         return
     _SAID.add((rename.kind, rename.old))

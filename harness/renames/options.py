@@ -1,4 +1,4 @@
-"""Options by their old names: on the command line, in run files and as arguments of `harness.run`."""
+"""Options by their old names: typed, in run files and as arguments of `harness.run`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,10 @@ from harness.renames.notice import find, renames_of, say
 
 
 def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-    """Return values by the names that options have now. Raises `HarnessError` where an old and a new name differ."""
+    """Return values by the names that options have now.
+
+    Raises `HarnessError` where one is given by both names, with two values.
+    """
     current: dict[str, Any] = {}
     for name, value in given.items():
         rename = find("option", name)
@@ -26,7 +29,10 @@ def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, A
 
 
 def current_flags(typed: Sequence[str]) -> list[str]:
-    """Return what was typed with the flags that it has now: `--old 3`, `--old=3`, `--no-old`. What stands after `--` is no flag."""
+    """Return what was typed with the flags of now: of `--old 3`, `--old=3` and `--no-old`.
+
+    What stands after `--` is no flag. Raises `HarnessError` where both names are typed.
+    """
     flags = {prefix + _dashed(old): rename for old, rename in renames_of("option").items() for prefix in ("--", "--no-")}
     end = typed.index("--") if "--" in typed else len(typed)
     present = {word.partition("=")[0] for word in typed[:end]}

@@ -1,4 +1,4 @@
-"""Settings of methods by their old names: where they are typed, where a program gives them, where a plug-in states them."""
+"""Settings of methods by their old names: typed, given by a program, stated by a plug-in."""
 
 import dataclasses
 import inspect
@@ -9,11 +9,23 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.renames.notice import Rename, find, renames_of, say
 
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 
 
 def value_by_new_name(rename: Rename, value: Any) -> Any:
-    """Return a value as the new setting has it; what is no truth value comes back as it is, for the setting to refuse."""
+    """Return a value as the new setting has it.
+
+    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse.
+    """
     if not rename.opposite:
         return value
     truth = _WORDS.get(str(value).lower())
@@ -21,10 +33,10 @@ def value_by_new_name(rename: Rename, value: Any) -> Any:
 
 
 def current_settings(where: str, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """Return settings by the names that a class has now, in their order; `where` is the method's name.
+    """Return settings by the names that a class has now, in their order; `where` is the method.
 
-    An old name is read where the class has the new setting and none of the old name. Raises `HarnessError` where both are
-    given and differ.
+    An old name is read where the class has the new setting and none of the old name. Raises
+    `HarnessError` where both are given and differ.
     """
     current: dict[str, Any] = {}
     for name, value in given.items():
@@ -49,9 +61,9 @@ def settings_of_class(found: type[Any]) -> tuple[str, ...]:
 
 
 def restate(found: type[Any]) -> None:
-    """Let a class that states a setting anew by its old name, for another default or other values, state the new one.
+    """Let a class that states an inherited setting by its old name state the new one.
 
-    Called before the class is made a dataclass. A setting of that name that its bases know nothing of is its own.
+    Called before the class is made a dataclass. A setting that its bases know nothing of is its own.
     """
     inherited = {name for base in found.__mro__[1:] for name in settings_of_class(base)}
     annotations = inspect.get_annotations(found)
@@ -69,7 +81,7 @@ def restate(found: type[Any]) -> None:
 
 
 def read_old_names(found: type[Any]) -> None:
-    """Let a class's constructor take old names of its settings, and its instances be read by them."""
+    """Let a constructor take settings by their old names, and its instances be read by them."""
     build = found.__init__
     names = settings_of_class(found)
 

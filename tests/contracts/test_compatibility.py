@@ -45,7 +45,11 @@ def test_the_page_and_the_schema_are_what_their_program_writes():
 
 
 def test_no_page_tells_anybody_to_type_an_old_name():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*/findings.md")]
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "results").glob("*/findings.md"),
+    ]
     for path in pages:
         text = path.read_text(encoding="utf-8")
         for old, (*_, having) in renames.SETTINGS.items():
@@ -71,9 +75,19 @@ def study(folder, rows, schema):
 
 
 OLD = {
-    "int4": {"label": "int4[group=128]", "settings": {"group": 128, "zeros": False, "embeddings": "int8", "skip": []}},
+    "int4": {
+        "label": "int4[group=128]",
+        "settings": {"group": 128, "zeros": False, "embeddings": "int8", "skip": []},
+    },
     "int4-calibrated": {
-        "settings": {"group": 64, "zeros": True, "skip": ["lm_head"], "sequences": 16, "tokens": 32, "damp": 0.01},
+        "settings": {
+            "group": 64,
+            "zeros": True,
+            "skip": ["lm_head"],
+            "sequences": 16,
+            "tokens": 32,
+            "damp": 0.01,
+        },
         "handed_on": {"group": 64, "zeros": True, "skip": ["lm_head"]},
     },
 }
@@ -105,7 +119,10 @@ def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tm
         {**data["stages"][0], "label": "prune-depth[sequences=8]"},
         {**data["stages"][1], "label": "prune-depth[sequences=8]+int8[skip=*.mlp]"},
     ]
-    settings = {"prune-depth": {"sequences": 8, "tokens": 256}, "int8": {"embeddings": "skip", "skip": ["*.mlp"]}}
+    settings = {
+        "prune-depth": {"sequences": 8, "tokens": 256},
+        "int8": {"embeddings": "skip", "skip": ["*.mlp"]},
+    }
     changed = {
         "stages": stages,
         "label": stages[1]["label"],
@@ -145,7 +162,13 @@ def test_a_row_of_an_older_baseline_is_still_that_row(tmp_path):
     old, new = study(tmp_path / "old", OLD, 7), study(tmp_path / "new", NEW, records.SCHEMA)
     frozen = tuple(map(freeze, old))
     names = tuple(row.label for row in frozen)
-    change = Change(reason="first", date="2026-11-25T00:00:00Z", commit=None, rows=names, accepted=("int4[group_size=128]",))
+    change = Change(
+        reason="first",
+        date="2026-11-25T00:00:00Z",
+        commit=None,
+        rows=names,
+        accepted=("int4[group_size=128]",),
+    )
     path = tmp_path / "baseline.json"
     write_baseline(path, Baseline(history=(change,), rows=frozen))
     today = read_baseline(path)
@@ -179,15 +202,31 @@ def old_lines(done):
 
 PLAN = ("run", "--dry-run", "--suite", "mini", "--no-controls", "--out")
 TYPED = {
-    "a setting": (["--methods", "int4,fake-int4", "--set", "int4.group=32", "--set", "fake-int4.group=32"], "int4[group_size=32]", 1),
-    "brackets": (["--methods", "int4[group=32,zeros=true],int8[skip=*.mlp]"], "int4[group_size=32,symmetric=False]", 3),
+    "a setting": (
+        ["--methods", "int4,fake-int4", "--set", "int4.group=32", "--set", "fake-int4.group=32"],
+        "int4[group_size=32]",
+        1,
+    ),
+    "brackets": (
+        ["--methods", "int4[group=32,zeros=true],int8[skip=*.mlp]"],
+        "int4[group_size=32,symmetric=False]",
+        3,
+    ),
     "a chain": (
         ["--methods", "prune-wanda[sequences=8]+sft[clip=0.5]"],
         "prune-wanda[num_calibration_samples=8]+sft[max_grad_norm=0.5] seed 1",
         2,
     ),
-    "three seeds": (["--methods", "sft[warmup=0.1]", "--seeds", "3"], "sft[warmup_ratio=0.1] seed 3", 1),
-    "brackets beside a setting": (["--methods", "int4[group_size=32]", "--set", "int4.group=128"], "int4[group_size=32]", 1),
+    "three seeds": (
+        ["--methods", "sft[warmup=0.1]", "--seeds", "3"],
+        "sft[warmup_ratio=0.1] seed 3",
+        1,
+    ),
+    "brackets beside a setting": (
+        ["--methods", "int4[group_size=32]", "--set", "int4.group=128"],
+        "int4[group_size=32]",
+        1,
+    ),
 }
 
 
@@ -205,10 +244,20 @@ def test_a_run_file_of_old_names_plans_the_rows_of_now(tmp_path):
     )
     done = harness(*PLAN, tmp_path / "runs", tmp_path / "run.toml")
     assert done.returncode == 0 and len(old_lines(done)) == 2, done.stderr
-    assert rows(done) == ["teacher", "int4-calibrated[dampening_frac=0.1]", "sft[micro_batch_size=4] seed 1"]
+    assert rows(done) == [
+        "teacher",
+        "int4-calibrated[dampening_frac=0.1]",
+        "sft[micro_batch_size=4] seed 1",
+    ]
 
 
-@pytest.mark.parametrize("words", [["int4[group=32,group_size=64]"], ["int4", "--set", "int4.group=32", "--set", "int4.group_size=64"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["int4[group=32,group_size=64]"],
+        ["int4", "--set", "int4.group=32", "--set", "int4.group_size=64"],
+    ],
+)
 def test_an_old_name_beside_its_new_one_is_refused(words, tmp_path):
     done = harness(*PLAN, tmp_path / "runs", "--methods", *words)
     assert done.returncode == 2 and done.stdout == ""
@@ -225,6 +274,15 @@ def test_a_report_is_asked_for_a_row_by_its_old_name(tmp_path):
     assert "Against int4[group_size=128]" in done.stdout
 
 
+def test_a_check_is_asked_for_a_row_by_its_old_name(tmp_path):
+    study(tmp_path / "records", OLD, 7)
+    judged = [harness("check", tmp_path / "records", "--margin", "50%", "--rows", f"int4[{name}=128]") for name in ("group", "group_size")]
+    assert judged[0].stdout == judged[1].stdout and "int4[group_size=128]" in judged[0].stdout, judged[0].stderr
+    assert [len(old_lines(done)) for done in judged] == [1, 0] and judged[0].returncode == judged[1].returncode != 2
+    both = harness("check", tmp_path / "records", "--rows", "int4[group=128],int4[group_size=128]")
+    assert both.returncode == 2 and "--rows: int4[group_size=128] is named twice" in both.stderr
+
+
 def test_a_table_is_sorted_by_a_column_of_its_old_header(tmp_path):
     done = harness("report", ROOT / "results" / "embedded", "--out", tmp_path / "a", "--sort", "seen")
     again = harness("report", ROOT / "results" / "embedded", "--out", tmp_path / "b", "--sort", "tokens seen")
@@ -235,7 +293,12 @@ def test_a_table_is_sorted_by_a_column_of_its_old_header(tmp_path):
 @pytest.mark.parametrize("old", renames.MODULES)
 def test_a_module_is_imported_by_its_old_name(old):
     first = renames.MODULES[old][0].partition(", ")[0]
-    public = {"methods._settings": "settings", "methods._base": "Trained", "methods._terms": "hard_labels", "methods._distil": "Distilled"}
+    public = {
+        "methods._settings": "settings",
+        "methods._base": "Trained",
+        "methods._terms": "hard_labels",
+        "methods._distil": "Distilled",
+    }
     name = public.get(old, "open_model")
     lines = f"from {old} import {name} as old\nimport {old}\nfrom {first} import {name} as new\nassert old is new\n"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=ROOT, timeout=120)
@@ -292,5 +355,11 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
     with pytest.warns(OldName):
         found = set(code_of(Registry("method", {"gentle": "gentle:Gentle", "sft": "methods.sft:SupervisedFineTuning"}).load("gentle")))
     sys.modules.pop("gentle")
-    assert {"gentle.py", "methods/base.py", "methods/training/base.py", "methods/training/loop.py", "methods/training/terms.py"} <= found
+    assert {
+        "gentle.py",
+        "methods/base.py",
+        "methods/training/base.py",
+        "methods/training/loop.py",
+        "methods/training/terms.py",
+    } <= found
     assert "harness/renames/__init__.py" not in found, "a new line of the table makes no student anew"

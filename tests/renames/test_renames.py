@@ -29,7 +29,14 @@ from methods.int4 import Int4, Int4Calibrated
 
 REGISTRY = Registry("method", methods.METHODS)
 # one value of each old setting that is not its default, and what it is by the new name
-OTHER = {"group": 32, "zeros": True, "damp": 0.05, "skip": ["*.down_proj"], "sequences": 8, "tokens": 64}
+OTHER = {
+    "group": 32,
+    "zeros": True,
+    "damp": 0.05,
+    "skip": ["*.down_proj"],
+    "sequences": 8,
+    "tokens": 64,
+}
 OTHER |= {"batch_rows": 4, "micro_rows": 2, "checkpointing": True, "warmup": 0.1, "clip": 0.5}
 EVERY = [(method, old) for old, (*_, having) in renames.SETTINGS.items() for method in having]
 
@@ -109,7 +116,11 @@ def test_both_names_are_refused_where_they_differ_and_taken_where_they_agree(old
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"group": 7}, "int4.group_size: .*given 7"), ({"zeros": "perhaps"}, "int4.symmetric: .*given 'perhaps'"), ({"grup": 32}, "unknown")],
+    [
+        ({"group": 7}, "int4.group_size: .*given 7"),
+        ({"zeros": "perhaps"}, "int4.symmetric: .*given 'perhaps'"),
+        ({"grup": 32}, "unknown"),
+    ],
 )
 def test_a_wrong_value_by_an_old_name_is_refused_by_the_new_one(given, message):
     with warnings.catch_warnings(), pytest.raises(HarnessError, match=message):
@@ -117,7 +128,10 @@ def test_a_wrong_value_by_an_old_name_is_refused_by_the_new_one(given, message):
         REGISTRY.build("int4", given)
 
 
-@pytest.mark.parametrize(("typed", "symmetric"), [(True, False), (False, True), ("true", False), ("off", True), (1, False), (0, True)])
+@pytest.mark.parametrize(
+    ("typed", "symmetric"),
+    [(True, False), (False, True), ("true", False), ("off", True), (1, False), (0, True)],
+)
 def test_zeros_turns_its_sense(typed, symmetric):
     with pytest.warns(OldName, match="true by the old name is false by the new one"):
         assert REGISTRY.build("int4", {"zeros": typed}).symmetric is symmetric
@@ -126,10 +140,22 @@ def test_zeros_turns_its_sense(typed, symmetric):
 def test_a_program_gives_and_reads_settings_by_old_names(said):
     made = Int4Calibrated(group=32, zeros=True, damp=0.02, skip=("*.mlp",), sequences=8, tokens=64)
     assert made == Int4Calibrated(
-        group_size=32, symmetric=False, dampening_frac=0.02, ignore=("*.mlp",), num_calibration_samples=8, max_seq_length=64
+        group_size=32,
+        symmetric=False,
+        dampening_frac=0.02,
+        ignore=("*.mlp",),
+        num_calibration_samples=8,
+        max_seq_length=64,
     )
     assert len(said()) == 6
-    assert (made.group, made.zeros, made.damp, made.skip, made.sequences, made.tokens) == (32, True, 0.02, ("*.mlp",), 8, 64)
+    assert (made.group, made.zeros, made.damp, made.skip, made.sequences, made.tokens) == (
+        32,
+        True,
+        0.02,
+        ("*.mlp",),
+        8,
+        64,
+    )
     assert len(said()) == 6, "said when they were given"
     with pytest.raises(HarnessError, match="which is meant"):
         Int4(group=32, group_size=64)
@@ -154,8 +180,16 @@ def test_a_plug_in_of_old_names_keeps_working(said):
 
     made = Finer()
     assert settings_of_class(Finer) == (*settings_of_class(Int4Calibrated), "lowest")
-    assert (made.group_size, made.symmetric, made.group, Finer(group=8).group_size) == (16, False, 16, 8)
-    assert current_settings("int4", made.control_settings(), settings_of_class(Int4)) == {"group_size": 16, "ignore": ()}
+    assert (made.group_size, made.symmetric, made.group, Finer(group=8).group_size) == (
+        16,
+        False,
+        16,
+        8,
+    )
+    assert current_settings("int4", made.control_settings(), settings_of_class(Int4)) == {
+        "group_size": 16,
+        "ignore": (),
+    }
     assert len(said()) == 3  # group, zeros, skip
 
 
@@ -175,7 +209,10 @@ def test_a_setting_of_another_package_may_have_a_name_that_was_ours(said):
         group: int = 2
 
     assert Grouped(group=3).group == 3 and Grouped().skip == 1
-    assert current_settings("own", {"group": 3, "skip": 2}, settings_of_class(Grouped)) == {"group": 3, "skip": 2}
+    assert current_settings("own", {"group": 3, "skip": 2}, settings_of_class(Grouped)) == {
+        "group": 3,
+        "skip": 2,
+    }
     assert Both(group=3).group == 3 and said() == []
     assert Both(sequences=4).num_calibration_samples == 4 and len(said()) == 1
 
@@ -196,8 +233,14 @@ def test_a_class_that_states_both_names_is_refused():
     ("old", "new"),
     [
         ("int4[group=32]", "int4[group_size=32]"),
-        ("int4[group=32,zeros=True,skip=*.mlp+*.q_proj]", "int4[group_size=32,symmetric=False,ignore=*.mlp+*.q_proj]"),
-        ("int4-calibrated[skip=model.[0-3].*,damp=0.1]", "int4-calibrated[ignore=model.[0-3].*,dampening_frac=0.1]"),
+        (
+            "int4[group=32,zeros=True,skip=*.mlp+*.q_proj]",
+            "int4[group_size=32,symmetric=False,ignore=*.mlp+*.q_proj]",
+        ),
+        (
+            "int4-calibrated[skip=model.[0-3].*,damp=0.1]",
+            "int4-calibrated[ignore=model.[0-3].*,dampening_frac=0.1]",
+        ),
         (
             "prune-wanda[sequences=8,tokens=64]+response[temperature=4.0]+int4[group=128]",
             "prune-wanda[num_calibration_samples=8,max_seq_length=64]+response[temperature=4.0]+int4[group_size=128]",
@@ -205,7 +248,10 @@ def test_a_class_that_states_both_names_is_refused():
         ("int4[group_size=32]", "int4[group_size=32]"),
         ("answer-only[equal=tokens]", "answer-only[equal=tokens]"),
         ("int8[embeddings=skip]", "int8[embeddings=skip]"),
-        ("acme[group=3,skip=1]", "acme[group=3,skip=1]"),  # another package's: its settings are its own
+        (
+            "acme[group=3,skip=1]",
+            "acme[group=3,skip=1]",
+        ),  # another package's: its settings are its own
         ("response", "response"),
         ("teacher tiny-math", "teacher tiny-math"),
     ],
@@ -227,10 +273,16 @@ def test_labels_are_those_that_a_plan_writes_now():
 
 
 def test_settings_of_records_are_renamed_by_method_and_stage_by_stage(said):
-    assert settings_in_records("int4", {"group": 64, "zeros": False}) == {"group_size": 64, "symmetric": True}
+    assert settings_in_records("int4", {"group": 64, "zeros": False}) == {
+        "group_size": 64,
+        "symmetric": True,
+    }
     assert settings_in_records("acme", {"group": 64}) == {"group": 64}
     chain = {"prune-wanda": {"skip": [], "ratio": 0.5}, "int4": {"group": 64}}
-    assert settings_in_records("prune-wanda+int4", chain) == {"prune-wanda": {"ignore": [], "ratio": 0.5}, "int4": {"group_size": 64}}
+    assert settings_in_records("prune-wanda+int4", chain) == {
+        "prune-wanda": {"ignore": [], "ratio": 0.5},
+        "int4": {"group_size": 64},
+    }
     assert said() == []
 
 
@@ -273,7 +325,11 @@ def test_a_column_that_is_typed_by_its_old_header(typed, read, said):
 @pytest.fixture
 def pretended(monkeypatch):
     """Pretend that options and modules were renamed."""
-    monkeypatch.setattr(renames, "OPTIONS", {"trainings": ("seeds", renames.FROM_0_1), "follow": ("track", renames.FROM_0_1)})
+    monkeypatch.setattr(
+        renames,
+        "OPTIONS",
+        {"trainings": ("seeds", renames.FROM_0_1), "follow": ("track", renames.FROM_0_1)},
+    )
     moved = {
         "methods._four": ("methods.int4", renames.FROM_0_1),
         "harness.errors:UserError": ("harness.errors:HarnessError", renames.FROM_0_1),
