@@ -44,7 +44,8 @@ class _Engine:
         assert max_tokens == 1 and temperature == 0
         if prompt_logprobs > self.settings.get("max_logprobs", 20):
             raise ValueError(f"Requested prompt logprobs of {prompt_logprobs}, which is greater than max allowed")
-        logs = torch.log_softmax(self.opened.model(torch.tensor([ids])).logits[0].float(), -1)
+        with torch.inference_mode():
+            logs = torch.log_softmax(self.opened.model(torch.tensor([ids])).logits[0].float(), -1)
         positions = [None]
         for before, token in zip(logs, ids[1:], strict=False):
             likeliest = before.topk(prompt_logprobs).indices.tolist()

@@ -83,12 +83,14 @@ class CanGenerate(Protocol):
         max_new_tokens: int,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
+        progress: Callable[[int], None] = unheard,
         finished: Callable[[int, Generation], None] = unheard,
         say: Callable[[str], None] = unheard,
     ) -> list[Generation]:
         """Continue each prompt until EOS, a stop string or `max_new_tokens`, greedily unless `sampling` is given.
 
-        Answers come in the given order; `finished` is called once for each row, as soon as it is over.
+        Answers come in the given order; `finished` is called once for each row, as soon as it is over,
+        and `progress` with how many are over since it was called last.
         """
         ...
 

@@ -77,10 +77,16 @@ class Writer:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
+        progress: Callable[[int], None] = unheard,
         finished: Callable[[int, Generation], None] = unheard,
         say: Callable[[str], None] = unheard,
     ) -> list[Generation]:
         """Continue each prompt; answers in the given order."""
+
+        def over(row: int, answer: Generation) -> None:
+            finished(row, answer)
+            progress(1)
+
         return generate(
             self.opened,
             prompts,
@@ -88,6 +94,6 @@ class Writer:
             stop=stop,
             batch_size=self.batch_size,
             sampling=sampling,
-            finished=finished,
+            finished=over,
             say=say,
         )

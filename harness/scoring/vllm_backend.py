@@ -106,6 +106,7 @@ class Vllm:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
+        progress: Callable[[int], None] = unheard,
         finished: Callable[[int, Generation], None] = unheard,
         say: Callable[[str], None] = unheard,
     ) -> list[Generation]:
@@ -125,6 +126,7 @@ class Vllm:
         for row, output in self._outputs(prompts, params):
             answers[row] = _generation(output.outputs[0])
             finished(row, answers[row])
+            progress(1)
         return [answers[row] for row in range(len(prompts))]
 
     def top_k(self, rows: Sequence[Scored], *, k: int | None, width: int | None = None) -> Iterator[TopK]:

@@ -115,8 +115,11 @@ def test_an_answer_ends_before_its_stop_string(backend):
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.0, seed=5)])
 def test_each_answer_is_reported_once_as_it_is_returned(backend, sampling):
-    heard = []
-    answers = backend.generate(PROMPTS, max_new_tokens=5, sampling=sampling, finished=lambda row, answer: heard.append((row, answer)))
+    heard, counts = [], []
+    answers = backend.generate(
+        PROMPTS, max_new_tokens=5, sampling=sampling, progress=counts.append, finished=lambda row, answer: heard.append((row, answer))
+    )
+    assert sum(counts) == len(PROMPTS)
     assert sorted(row for row, _ in heard) == list(range(len(PROMPTS)))
     assert all(answers[row] == answer and answers[row].ids == answer.ids for row, answer in heard)
 

@@ -645,7 +645,7 @@ def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, mo
         traces.teacher_traces(given, examples, **asked)
     [part] = (given.cache / "traces").glob("*.part")
     part.write_text(part.read_text()[:-9])  # and the last line torn
-    monkeypatch.setattr(traces, "generate", lambda opened, rows, **more: prompts.extend(rows) or plain(opened, rows, **more))
+    monkeypatch.setattr(traces.Writer, "generate", lambda writer, rows, **more: prompts.extend(rows) or plain(writer, rows, **more))
     assert traces.teacher_traces(given, examples, **asked).texts == expected.texts
     assert len(prompts) == 60 - 24 and not list((given.cache / "traces").glob("*.part"))
 
