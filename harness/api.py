@@ -205,7 +205,7 @@ def estimate_plans(
     from harness import catalog
     from harness.estimating.estimate import estimate
     from harness.estimating.hardware import parse_hardware
-    from harness.estimating.workload import Asked, is_size, parse_model, student_shape, work_of
+    from harness.estimating.workload import Asked, is_size, parse_model, work_of
     from harness.measuring.scenario import GRIDS
     from harness.models.artefacts import default_cache
     from harness.models.resolve import configuration_of, is_embedded
@@ -225,7 +225,7 @@ def estimate_plans(
 
     big = parse_model(teacher, folder)
     recipe = parse_recipe(student)
-    small = student_shape(big, recipe) if recipe else parse_model(student, folder)
+    small = recipe.shape_of(big) if recipe else parse_model(student, folder)
     if is_size(teacher) and is_size(student):  # public shapes of two families: taken as of one, with one vocabulary
         small = replace(small, vocabulary=big.vocabulary)
     embedded = is_embedded(teacher)
@@ -240,10 +240,10 @@ def estimate_plans(
         chain = tuple(name for name, _ in stages)
         if len(chain) > 1:
             check(chain, built)
-        told = {key: value for _, settings in stages for key, value in settings.items()}
+        told = {key: value for name, settings in stages for key, value in registry.current(name, settings).items()}
         asked = Asked(
             teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),
-            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_rows=int(str(told.get("micro_rows", 16))),
+            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_batch_size=int(str(told.get("micro_batch_size", 16))),
             samples=int(str(told.get("samples", 1))), grid=GRIDS[place.kind],
         )  # fmt: skip
         work = {name: work_of(method) for name, method in zip(chain, built, strict=True)}
@@ -266,7 +266,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     from harness import catalog
     from harness.estimating.estimate import Stage, making, scoring
     from harness.estimating.hardware import this_machine
-    from harness.estimating.workload import Asked, cut_parameters, student_shape, training_bytes, work_of
+    from harness.estimating.workload import Asked, cut_parameters, training_bytes, work_of
     from harness.models.shape import Shape
     from harness.models.shaping import parse_recipe
     from harness.records.store import read_all
@@ -281,7 +281,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
     folders = [one.path for one in plan.teachers]
     recipe, base = parse_recipe(plan.config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
     asked = Asked(
-        teacher=teachers[0], student=student_shape(base, recipe) if recipe else base, chain=(), budget=under.budget_tokens,
+        teacher=teachers[0], student=recipe.shape_of(base) if recipe else base, chain=(), budget=under.budget_tokens,
         rows=under.budget_rows, mini=all(task.endswith("-mini") for task in under.task_names), rounds=plan.config.rounds,
         items={
             task: min(_items_of(task, plan.config.include_path), limit_for(under.limit, task) or 10**9) for task in under.task_names
@@ -298,7 +298,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
             work = work_of(method)
             if at == 0 and not work.of_teacher:
                 folder, shape = plan.student_base.path, asked.student
-            own = replace(asked, micro_rows=method.rows_at_once, samples=method.answers_per_row)
+            own = replace(asked, micro_batch_size=method.rows_at_once, samples=method.answers_per_row)
             parts = making(stage.method, work, shape, own, place)
             for key, one in ((one.name if one.shared else stage.key, one) for one in parts):
                 seconds += 0.0 if key in made else one.seconds

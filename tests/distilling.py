@@ -7,10 +7,12 @@ from harness.contract import Budget, Job
 from harness.data.source import DataSource
 from harness.registry import Registry
 from methods import METHODS
-from methods.training.loop import LoopSettings, Stepper, fit
+from methods.training.loop import fit
 from methods.training.losses import forward_kl
 from methods.training.positions import Positions
 from methods.training.rows import Row, batch_of
+from methods.training.settings import LoopSettings, Training
+from methods.training.stepper import Stepper
 from methods.training.taps import Inside
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
@@ -28,7 +30,8 @@ class Quick(Registry):
 
 REGISTRY = Quick("method", METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
-SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
+                        validation_rows=4)  # fmt: skip
 
 
 def rows_of(count, seed=0, shortest=5, longest=19):
@@ -79,15 +82,15 @@ def train(student, teacher, folder, *, inwards=None, stop=None, settings=SETTING
         **aim,
     )
     spent = fit(
-        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings, seen_tokens=900, seed=4,
-        workdir=folder, stop_after_steps=stop,
+        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings,
+        training=Training(seen_tokens=900, seed=4, workdir=folder, stop_after_steps=stop),
     )  # fmt: skip
     return {name: tensor.clone() for name, tensor in student.model.state_dict().items()}, spent
 
 
-def gradient_of(model, rows, micro_rows, **aim):
+def gradient_of(model, rows, micro_batch_size, **aim):
     model.zero_grad()
     objective = Objective(terms=[hard_labels()], **aim)
-    stepper = Stepper(model, Head(model), objective, micro_rows, 1)
+    stepper = Stepper(model, Head(model), objective, micro_batch_size, 1)
     values = stepper.backward(rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3).means
     return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])

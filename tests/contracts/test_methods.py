@@ -76,7 +76,7 @@ def contracts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("students")
     told = {}
     for name in CANONICAL:
-        settings = {"batch_rows": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}  # what the student writes is long
+        settings = {"batch_size": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}  # what the student writes is long
         settings |= FEW if DEFAULTS[name].trains else {}
         try:
             told[name] = check_method(name, settings, folder=folder / name, fresh=False)
@@ -123,7 +123,7 @@ def test_keeps_the_protocol(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_refuses_settings_out_of_range_and_unknown_ones(name):
-    for settings in ({"learning_rate": 0}, {"batch_rows": 0}, {"warmup": 1.0}, {"clip": -1}):
+    for settings in ({"learning_rate": 0}, {"batch_size": 0}, {"warmup_ratio": 1.0}, {"max_grad_norm": -1}):
         with pytest.raises(HarnessError, match=next(iter(settings))):
             REGISTRY.build(name, settings)
     with pytest.raises(HarnessError, match="did you mean 'learning_rate'"):

@@ -99,7 +99,7 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
 
 @pytest.mark.slow
 def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
-    given = {"keep": 0.6, "allocation": "energy", "sequences": 8, "tokens": 64}
+    given = {"keep": 0.6, "allocation": "energy", "num_calibration_samples": 8, "max_seq_length": 64}
     ranks = []
     handed = Registry("method", METHODS).build("lowrank", given).control_settings()
     assert {name: handed[name] for name in given} == given
@@ -112,7 +112,7 @@ def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
 
 def test_nothing_left_to_factorise_is_said_so(compress):
     with pytest.raises(CellFailed, match="no matrix is left to factorise"):
-        compress("lowrank", {"skip": ["*.q_proj", "*.o_proj", "*.mlp"]})
+        compress("lowrank", {"ignore": ["*.q_proj", "*.o_proj", "*.mlp"]})
 
 
 def test_a_rank_that_saves_nothing_is_refused_with_the_largest_that_does(compress):

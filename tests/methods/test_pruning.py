@@ -96,7 +96,7 @@ def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     for name, tensor in before.items():
         if name.endswith("_proj.weight"):
             assert (after[name][tensor == 0] == 0).all() and not after[name].equal(tensor), name
-    for settings in ({}, {"group": 32, "zeros": True}):  # and through rounding, symmetric or not
+    for settings in ({}, {"group_size": 32, "symmetric": False}):  # and through rounding, symmetric or not
         packed = open_model(compress("int4" if settings else "int8", settings, base=recovered)[0]).model
         for name, tensor in after.items():
             if name.endswith("_proj.weight"):
@@ -136,18 +136,18 @@ def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny)
 
 def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(compress, tiny):
     from methods.masks import zeros_of
-    from methods.training.loop import _hold_zeros
+    from methods.training.optimizer import hold_zeros
 
     pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model
-    assert len(_hold_zeros(pruned)) == 56  # every matrix of the blocks
+    assert len(hold_zeros(pruned)) == 56  # every matrix of the blocks
     plain = open_model(tiny).model
     weight = plain.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0  # a Q4_0 file has so many
-    assert zeros_of(plain.config, weight) is None and not _hold_zeros(plain)
+    assert zeros_of(plain.config, weight) is None and not hold_zeros(plain)
     with torch.no_grad():
         weight[:, ::2] = 0
-    assert len(_hold_zeros(plain)) == 1  # pruned elsewhere: half of it
+    assert len(hold_zeros(plain)) == 1  # pruned elsewhere: half of it
 
 
 def test_influence_is_that_of_the_states_in_between(embedded, compress):
@@ -184,10 +184,11 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
     opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
     from types import SimpleNamespace
 
-    from methods.prune_width import WidthPruning, _Cut
+    from methods.compression.narrowing import Cut
+    from methods.prune_width import WidthPruning
 
     with pytest.raises(CellFailed, match=r"cannot narrow model\.layers\.\*\.mlp of LlamaForCausalLM; use prune-depth"):
-        _Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning())
+        Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning().narrower())
 
 
 @pytest.mark.slow
@@ -217,12 +218,12 @@ def test_what_was_zero_stays_zero_behind_sparse_gpt(compress):
         compress("prune-magnitude", {"ratio": 0.2}, base=made)
 
 
-FEW = {"sequences": 6, "tokens": 48}
+FEW = {"num_calibration_samples": 6, "max_seq_length": 48}
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group": 32}), ("lowrank", {**FEW, "keep": 0.7}),
+    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group_size": 32}), ("lowrank", {**FEW, "keep": 0.7}),
      ("prune-depth", {**FEW, "ratio": 0.5}), ("prune-width", {**FEW, "ratio": 0.25, "groups": 1})],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

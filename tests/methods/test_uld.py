@@ -41,14 +41,14 @@ def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, o
 @pytest.mark.parametrize("method", ["uld", "cot"])
 def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny, foreign, tmp_path):
     given = job([tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000)
-    made = REGISTRY.build(method, {"batch_rows": 4, "learning_rate": 1e-2}).compress(given)
+    made = REGISTRY.build(method, {"batch_size": 4, "learning_rate": 1e-2}).compress(given)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
     held = [line["validation_ce"] for line in lines if "validation_ce" in line]
     assert held[-1] < math.log(300) - 0.5 and made.digest != foreign.digest
     if method == "uld":
         again = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
-        REGISTRY.build(method, {"batch_rows": 4, "micro_rows": 1, "learning_rate": 1e-2}).compress(again)
+        REGISTRY.build(method, {"batch_size": 4, "micro_batch_size": 1, "learning_rate": 1e-2}).compress(again)
         split = json.loads((tmp_path / "y" / "cost.json").read_text())["notes"]["terms"]
         assert split["uld"]["last"] == pytest.approx(cost["notes"]["terms"]["uld"]["last"], rel=1e-3)
         notes = cost["notes"]

@@ -16,7 +16,7 @@ from harness.models.resolve import resolve, smallest_exact
 from harness.models.shaping import save_student, student_of
 
 IDS = torch.arange(5, 35)[None]
-FEW = {"sequences": 4, "tokens": 32}
+FEW = {"num_calibration_samples": 4, "max_seq_length": 32}
 
 
 def logits(model, **more):
@@ -43,6 +43,31 @@ def bypassed(model, dropped):
     for at in dropped:
         decoder_blocks(model)[at].register_forward_hook(hand_on, with_kwargs=True)
     return model
+
+
+@pytest.mark.parametrize("saved", ["floats", "packed", "its own student"])
+def test_a_student_has_the_same_bytes_whether_the_hub_is_switched_off_or_not(saved, tmp_path, monkeypatch):
+    """transformers writes into a tokenizer how it was opened: the digest of a student would follow HF_HUB_OFFLINE."""
+    from transformers import tokenization_utils_base
+
+    from harness.models.packed import save_packed
+
+    def made(folder, offline):
+        monkeypatch.setattr(tokenization_utils_base, "is_offline_mode", lambda: offline)
+        base = resolve("tiny", cache=tmp_path)
+        if saved == "its own student":  # a tokenizer that was written by plain transformers, with its notes
+            from transformers import AutoTokenizer
+
+            base = save_student(open_model(base), folder / "first", name="x", dtype=torch.float32, parents=())
+            AutoTokenizer.from_pretrained(base.path).save_pretrained(base.path)
+        opened = open_model(base)
+        if saved == "packed":
+            (folder / "student").mkdir(parents=True)
+            save_packed(opened.model, opened.tokenizer, folder / "student", specs={}, tensors={}, dtype=torch.float32)
+            return describe(folder / "student", name="x").digest
+        return save_student(opened, folder / "student", name="x", dtype=torch.float32, parents=()).digest
+
+    assert made(tmp_path / "offline", True) == made(tmp_path / "online", False)
 
 
 CUT = ["Llama, biases", "Gemma 2", "Gemma 3, with vision", "Phi-3", "GPT-2", "GPT-Neo", "OPT", "Falcon", "MPT", "Mixtral", "Qwen2-MoE",
@@ -220,11 +245,11 @@ def test_head_and_table_are_as_in_the_opened_model_whatever_its_configuration_sa
     )
     if ":" in name:
         made, _ = compress(
-            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup": 0.0, "validation_rows": 2, "batch_rows": 2}
+            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup_ratio": 0.0, "validation_rows": 2, "batch_size": 2}
         )
         student = student_of(name, untied, seed=0, device="cpu", dtype="float32").model
     else:
-        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_rows": 2}}.get(
+        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_size": 2}}.get(
             name, {}
         )
         made, _ = compress(name, settings, base=untied, tokens=400)
@@ -306,9 +331,9 @@ def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
     for family in ("Mixtral", "DBRX", "Llama 4"):
         base = saved_family(family, tmp_path / family)
         with pytest.raises(CellFailed, match="does not know") as caught:
-            compress("int4", {"group": 32}, base=base)
+            compress("int4", {"group_size": 32}, base=base)
         [setting] = shlex.split(re.search(r"--set (.*)$", str(caught.value))[1])
-        made, _ = compress("int4", {"group": 32, **parse_set([setting])["int4"]}, base=base)
+        made, _ = compress("int4", {"group_size": 32, **parse_set([setting])["int4"]}, base=base)
         before, after = open_model(base).model.state_dict(), open_model(made).model.state_dict()
         experts = [name for name in before if "experts" in name and "shared" not in name]
         assert experts and all(torch.equal(before[name], after[name]) for name in experts)

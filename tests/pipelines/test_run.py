@@ -332,7 +332,7 @@ def test_out_of_memory_says_what_makes_that_work_smaller(tmp_path):
 
     assert said().startswith("out of memory in prune-depth; give a smaller model")
     for folder, expected in zip(job.stage_folders, (
-        "in training; type --set response.micro_rows=1 and --set response.checkpointing=true, or give a smaller --student (CUDA out",
+        "in training; type --set response.micro_batch_size=1 and --set response.gradient_checkpointing=true, or give a smaller --student (",
         "in int8; give a smaller model", "in scoring; type a smaller --batch-size (CUDA out",
     ), strict=True):  # fmt: skip
         folder.mkdir(parents=True)

@@ -122,7 +122,7 @@ def test_perplexities_stand_against_controls_by_their_ratio():
 
 def test_fractions_have_retention_with_an_interval_and_no_flips():
     text = report.markdown([numbered("teacher", TEACHERS), numbered("int8", [0.9 * value for value in TEACHERS])])
-    assert "90.0 % [" in text and "lost/won" not in text and "items carry numbers, so intervals are those of paired means" in text
+    assert "90.0 % [" in text and "losses/wins" not in text and "items carry numbers, so intervals are those of paired means" in text
     assert "no retention" not in text
 
 
@@ -162,7 +162,7 @@ def test_parts_that_count_alike_are_weighed_in_every_table():
 def test_a_figure_of_all_items_has_retention_and_difference():
     records = [together("teacher", "f1", guesses(13)), together("int8", "f1", guesses(13)), together("nf4", "f1", guesses(3))]
     text = report.markdown(records)
-    assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "lost/won" not in text
+    assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "losses/wins" not in text
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
     assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
     [found] = comparison.group(records)

@@ -74,7 +74,7 @@ def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
     records = [RECORDS[0], *(make("cot", seed=seed, cost=cost) for seed in (1, 2, 3)), make("sft", seed=1, cost=Cost(seconds=4.0))]
     text = report.markdown(records, report.Asked(price=3.6))
     shown = rows_of(text, "Training cost (at 3.6 a device-hour)")
-    assert shown["cot"]["shared s"] == "30.0" and shown["cot"]["its share s"] == "10.0" and shown["sft"]["its share s"] == "-"
+    assert shown["cot"]["shared s"] == "30.0" and shown["cot"]["shared s/row"] == "10.0" and shown["sft"]["shared s/row"] == "-"
     assert shown["cot"]["money"] == "0.0200" and shown["cot"]["energy J"] == "50" and shown["sft"]["energy J"] == "-"
     assert "money" not in report.markdown(records)
 
@@ -133,8 +133,8 @@ def test_a_mistake_is_one_line_and_nothing_is_kept(tmp_path, given, said):
 def test_more_tokens_a_second_are_better_and_more_seconds_are_not():
     from harness.reporting.table import less_is_better
 
-    assert not any(map(less_is_better, ("decode tok/s", "prefill tok/s", "tokens", "score", "decode x", "same top")))
-    assert all(map(less_is_better, ("TTFT ms", "train s", "s/problem", "disk MiB", "KL", "lost/won", "mmlu perplexity")))
+    assert not any(map(less_is_better, ("decode tok/s", "prefill tok/s", "tokens", "score", "decode x", "top-1 agreement")))
+    assert all(map(less_is_better, ("TTFT ms", "train s", "s/problem", "disk MiB", "KL", "losses/wins", "mmlu perplexity")))
 
 
 def test_rows_timed_under_another_scenario_have_dashes():

@@ -31,7 +31,7 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
 
 @pytest.mark.slow
 def test_on_policy_counts_what_the_student_wrote(tiny, tmp_path):
-    REGISTRY.build("on-policy", {"on_policy_share": 1.0, "batch_rows": 4, "longest": 20}).compress(job([tiny], tmp_path / "x"))
+    REGISTRY.build("on-policy", {"on_policy_share": 1.0, "batch_size": 4, "longest": 20}).compress(job([tiny], tmp_path / "x"))
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     wrote = cost["notes"]["student_wrote_tokens"]
     assert wrote - 4 * 20 <= cost["trained_tokens"] <= wrote and cost["teacher_tokens"] == cost["seen_tokens"]

@@ -69,7 +69,7 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
 
 @pytest.mark.parametrize(("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})])
 def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp_path):
-    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_rows": 4})
+    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_size": 4})
     kept = []
     object.__setattr__(made, "distil", lambda given, examples, **_: kept.extend(examples))
     made.compress(job([tiny], tmp_path / "x", rows=24))

@@ -83,7 +83,7 @@ def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(tiny, s
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     assert cost["teacher_tokens"] == 2 * cost["seen_tokens"]
     given = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
-    REGISTRY.build("uld", {"batch_rows": 4}).compress(given)
+    REGISTRY.build("uld", {"batch_size": 4}).compress(given)
     cost = json.loads((tmp_path / "y" / "cost.json").read_text())
     assert 0 < cost["teacher_tokens"] != cost["seen_tokens"]  # the same text is fewer tokens to one of the two
 
@@ -106,7 +106,7 @@ def test_the_best_single_teacher_is_found_on_validation_rows_and_named(tiny, spe
 
 @pytest.mark.slow
 def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tmp_path):
-    REGISTRY.build("response", {"teacher": "tiny-math", "batch_rows": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
+    REGISTRY.build("response", {"teacher": "tiny-math", "batch_size": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
     meta = next((tmp_path / "cache" / "teachers").glob("*/meta.json"))
     assert json.loads(meta.read_text())["name"] == "tiny-math"
     with pytest.raises(CellFailed, match="the run's teachers are tiny, tiny-math"):
@@ -121,7 +121,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
     lengths = [len(row.ids) for row in encode(open_model(tiny).tokenizer, worked(examples), longest=2**31)[0]]
     assert min(lengths) <= 70 < max(lengths)
-    REGISTRY.build("response", {"batch_rows": 4}).compress(replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]}))
+    REGISTRY.build("response", {"batch_size": 4}).compress(replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]}))
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
     ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
@@ -147,7 +147,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
 
     monkeypatch.setattr(rollout.Rollout, "__call__", watched)
     again = job([short_sighted], tmp_path / "y", student_base=tiny, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
-    REGISTRY.build("on-policy", {"batch_rows": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
+    REGISTRY.build("on-policy", {"batch_size": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
     assert max(told) == 70
 
 
@@ -168,7 +168,7 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
 
             monkeypatch.setattr(caching.CachedTeacher, "_slice", wrong)
         given = job([tiny], folder, tokens=12_000, cache=tmp_path / "shared")
-        REGISTRY.build("response", {"teacher_share": 1.0, "batch_rows": 4}).compress(given)
+        REGISTRY.build("response", {"teacher_share": 1.0, "batch_size": 4}).compress(given)
         monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
         return min(line["validation_ce"] for line in lines if "validation_ce" in line and line["step"])

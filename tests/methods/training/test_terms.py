@@ -10,8 +10,10 @@ from distilling import REGISTRY, SETTINGS, job, rows_of, stepped, train
 
 from harness.errors import CellFailed, HarnessError
 from methods.training.divergences import mixed_kl
-from methods.training.loop import Stepper, fit
+from methods.training.loop import fit
 from methods.training.losses import forward_kl
+from methods.training.settings import Training
+from methods.training.stepper import Stepper
 from methods.training.taps import Inside, Inwards
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
@@ -42,7 +44,7 @@ def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_byt
     whole, spent = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards)
     for stop in (3, 8, None):
         parts, resumed = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "parts", inwards=inwards, stop=stop)
-    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items()) and resumed["terms"] == spent["terms"]
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items()) and resumed.terms == spent.terms
     assert not any("projection" in name for name in whole)  # never part of the student
 
 
@@ -71,7 +73,7 @@ def test_an_auto_term_that_is_nothing_gets_no_boundless_weight(small, tmp_path):
 def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatch):
     from accelerate.tracking import GeneralTracker
 
-    from methods.training import loop
+    from methods.training import preparation
 
     told = []
 
@@ -84,20 +86,20 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
         def log(self, values, step=None, **more):
             told.append((step, values))
 
-    plain = loop.Accelerator
-    monkeypatch.setattr(loop, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
+    plain = preparation.Accelerator
+    monkeypatch.setattr(preparation, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
     student = small("Llama")
     teacher = Live(small("Llama", hidden_size=64))
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
     spent = fit(
         student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=Objective(terms=[kd, hard_labels(0.5)], sources=[teacher]),
-        settings=SETTINGS, seen_tokens=900, seed=4, workdir=tmp_path, track="kept",
+        settings=SETTINGS, training=Training(seen_tokens=900, seed=4, workdir=tmp_path, track="kept"),
     )  # fmt: skip
     assert told[0][0] == "config" and told[0][1]["seed"] == 4
     steps = {step: values for step, values in told[1:] if "kl" in values}
-    assert list(steps) == list(range(1, spent["step"] + 1))
+    assert list(steps) == list(range(1, spent.step + 1))
     assert {"kl", "ce", "weight_kl", "rate", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce"} <= steps[1].keys()
-    assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent["step"]
+    assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent.step
 
 
 def test_norms_of_terms_are_those_of_their_own_gradients(small):
@@ -139,16 +141,16 @@ def test_recomputed_activations_change_no_weight(small, tmp_path):
     plain, _ = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto", attention="auto"))
     again, _ = train(
         small("Llama"), small("Llama", hidden_size=64), tmp_path / "b", inwards=Inwards(hidden="auto", attention="auto"),
-        settings=replace(SETTINGS, checkpointing=True),
+        settings=replace(SETTINGS, gradient_checkpointing=True),
     )  # fmt: skip
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())
 
 
 def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
-    still = replace(SETTINGS, learning_rate=1e-12, warmup=0.0)
+    still = replace(SETTINGS, learning_rate=1e-12, warmup_ratio=0.0)
     _, whole = train(small("Llama"), None, tmp_path / "a", terms=[hard_labels()], settings=replace(still, learning_rate=0.3))
     _, ended = train(small("Llama"), None, tmp_path / "b", terms=[hard_labels()], settings=replace(still, learning_rate=0.3, patience=1))
-    assert ended["step"] < whole["step"] and ended["best"] == whole["best"]
+    assert ended.step < whole.step and ended.best == whole.best
 
 
 def test_controls_start_alike_and_random_selection_has_the_same_terms():
@@ -220,7 +222,7 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("methods.training.base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
-    REGISTRY.build("sft", {"start": "random", "batch_rows": 4}).compress(job([tiny], tmp_path / "x"))
+    REGISTRY.build("sft", {"start": "random", "batch_size": 4}).compress(job([tiny], tmp_path / "x"))
     start, first = (json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2])
     assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start["validation_ce"] == pytest.approx(math.log(1024), abs=0.3)
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
@@ -230,9 +232,9 @@ def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypat
 def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
     """The last step holds the rows that still fit; shorter rows of a next one must not."""
     whole, spent = train(small("Llama"), None, tmp_path / "whole", terms=[hard_labels()])
-    train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()], stop=spent["step"])
+    train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()], stop=spent.step)
     again, resumed = train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()])
-    assert resumed["step"] == spent["step"] and resumed["seen"] == spent["seen"] and resumed["over"]
+    assert resumed.step == spent.step and resumed.seen == spent.seen and resumed.over
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 

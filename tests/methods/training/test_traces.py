@@ -17,9 +17,9 @@ def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, mo
     examples = training_examples(TASKS, whole.source, rows=30)
     asked = {"samples": 2, "temperature": 1.0, "longest": 60}
     expected = traces.teacher_traces(whole, examples, **asked)
-    plain, prompts = traces.generate, []
+    plain, prompts = traces.Writer.generate, []
 
-    def killed(opened, rows, *, finished, **more):
+    def killed(writer, rows, *, finished, **more):
         def until_the_kill(row, one):
             if len(answered) == 25:
                 raise KeyboardInterrupt
@@ -27,14 +27,14 @@ def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, mo
             finished(row, one)
 
         answered = []
-        return plain(opened, rows, finished=until_the_kill, **more)
+        return plain(writer, rows, finished=until_the_kill, **more)
 
-    monkeypatch.setattr(traces, "generate", killed)
+    monkeypatch.setattr(traces.Writer, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         traces.teacher_traces(given, examples, **asked)
     [part] = (given.cache / "traces").glob("*.part")
     part.write_text(part.read_text()[:-9])  # and the last line torn
-    monkeypatch.setattr(traces, "generate", lambda opened, rows, **more: prompts.extend(rows) or plain(opened, rows, **more))
+    monkeypatch.setattr(traces.Writer, "generate", lambda writer, rows, **more: prompts.extend(rows) or plain(writer, rows, **more))
     assert traces.teacher_traces(given, examples, **asked).texts == expected.texts
     assert len(prompts) == 60 - 24 and not list((given.cache / "traces").glob("*.part"))
 
