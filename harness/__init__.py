@@ -5,12 +5,15 @@ Both doors are loaded lazily, so that importing this package imports neither tor
 
 from typing import TYPE_CHECKING, Any
 
+from harness.renames.modules import read_old_modules
+
 if TYPE_CHECKING:
     from harness.api import Run, load_records, run
     from harness.errors import HarnessError
 
 __all__ = ["HarnessError", "Run", "load_records", "run"]
 __version__ = "0.1.0"
+read_old_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -240,10 +240,10 @@ def estimate_plans(
         chain = tuple(name for name, _ in stages)
         if len(chain) > 1:
             check(chain, built)
-        told = {key: value for _, settings in stages for key, value in settings.items()}
+        told = {key: value for name, settings in stages for key, value in registry.current(name, settings).items()}
         asked = Asked(
             teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),
-            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_rows=int(str(told.get("micro_rows", 16))),
+            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_batch_size=int(str(told.get("micro_batch_size", 16))),
             samples=int(str(told.get("samples", 1))), grid=GRIDS[place.kind],
         )  # fmt: skip
         work = {name: work_of(method) for name, method in zip(chain, built, strict=True)}
@@ -298,7 +298,7 @@ def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
             work = work_of(method)
             if at == 0 and not work.of_teacher:
                 folder, shape = plan.student_base.path, asked.student
-            own = replace(asked, micro_rows=method.rows_at_once, samples=method.answers_per_row)
+            own = replace(asked, micro_batch_size=method.rows_at_once, samples=method.answers_per_row)
             parts = making(stage.method, work, shape, own, place)
             for key, one in ((one.name if one.shared else stage.key, one) for one in parts):
                 seconds += 0.0 if key in made else one.seconds

@@ -37,8 +37,7 @@ def load_task(name: str, *, include_path: str | Path | None = None) -> Task:
 
 def count_items(name: str, *, include_path: str | Path | None = None) -> int | None:
     """Return how many items a task of lm-eval's own has; None where only its data tell."""
-    count: int | None = _suites.load(name, include_path=include_path).count()
-    return count
+    return _suites.count_items(name, include_path=include_path)
 
 
 def resolve_suites(names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None) -> dict[str, Suite]:
@@ -71,6 +70,6 @@ def train_teacher(recipe: Any, **options: Any) -> Checkpoint:
 
 def forget_training(folder: Path) -> None:
     """Remove what only a training that goes on needs. Imports torch."""
-    from methods.training import loop
+    from methods.training import state
 
-    loop.forget_state(folder)
+    state.forget_state(folder)

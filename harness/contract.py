@@ -109,12 +109,35 @@ class DataSource(Protocol):
 class Task(Protocol):
     """One benchmark: prompt, answer form, grader, chance level and version. Pure: no model, no I/O but its data."""
 
-    name: ClassVar[str]
-    version: ClassVar[str]  # printed with every score; changes whenever a prompt, item or grader does
-    kind: ClassVar[Kind]
-    chance: ClassVar[float]  # accuracy of guessing, 0 where guessing is hopeless
-    primary: ClassVar[str]  # the extractor that the score is made from
-    domain: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """What a record and a table call it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Printed with every score; changes whenever a prompt, item or grader does."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What is asked of a model."""
+        ...
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing, 0 where guessing is hopeless."""
+        ...
+
+    @property
+    def primary(self) -> str:
+        """The extractor that the score is made from."""
+        ...
+
+    @property
+    def domain(self) -> str:
+        """What it is about: math, knowledge, language."""
+        ...
 
     def lm_eval_tasks(self, source: "DataSource") -> dict[str, Any]:
         """Return lm-eval's own task objects (`ConfigurableTask`) by name: one, or one a subject."""

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import HarnessError, in_one_line, unknown
+from harness.renames.settings import current_settings, settings_of_class
 from harness.rooms import refuse_upper_rooms
 from harness.traits import adopted, refuse_values
 
@@ -80,6 +81,10 @@ class Registry:
                 return (ast.get_docstring(node) or "").partition("\n")[0]
         return f"(no class {attribute} in {module})"
 
+    def current(self, name: str, settings: Mapping[str, object]) -> dict[str, Any]:
+        """Return settings of an entry by the names that they have now; an old name is said once."""
+        return current_settings(name, settings, settings_of_class(self.load(name)))
+
     def build(self, name: str, settings: Mapping[str, object]) -> Any:
         """Construct an entry with settings, refusing unknown names and values out of range."""
         entry = built(name, self.load(name), settings)
@@ -90,13 +95,14 @@ class Registry:
 
 def built(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
     """Construct a class with settings, refusing unknown names and values out of range."""
-    known = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+    known = settings_of_class(found)
+    settings = current_settings(name, settings, known)
     for key in settings:
         if key not in known:
             hint = f"({name} has: {', '.join(known) or 'no settings'})"
             raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
     try:
-        return TypeAdapter(found).validate_python(dict(settings))
+        return TypeAdapter(found).validate_python(settings)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else name

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.renames.modules import current_modules
 
 UPPER = tuple(
     f"harness.{name}"
@@ -31,6 +32,9 @@ UPPER = tuple(
         "scoring.items",
         "scoring.outcomes",
         "scoring.lm_eval_model",
+        "scoring.request_tokens",
+        "scoring.journalled",
+        "scoring.transformers_backend",
         "scoring.fidelity",
         "scoring.vllm_backend",
         "scoring.answer_cache",
@@ -47,7 +51,7 @@ def refuse_upper_rooms(name: str, module: str) -> None:
     seen, waiting = {module}, [module]
     while waiting:
         at = waiting.pop()
-        for wanted in _imports_of(at):
+        for wanted in (current for name in _imports_of(at) for current in current_modules(name)):
             room = next((one for one in UPPER if f"{wanted}.".startswith(f"{one}.")), "")
             if room:
                 raise HarnessError(

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.contract import Family, Method
 from harness.errors import HarnessError, OldName, in_one_line
+from harness.renames.notice import renames_of
 
 FAMILIES: tuple[str, ...] = get_args(Family)
 FROM_TEACHER = (
@@ -23,14 +24,8 @@ FROM_TEACHER = (
     "low-rank",
     "quantization",
 )  # families that change the teacher where nothing is said
-OLD_NAMES: Mapping[str, str] = {
-    "draws": "draws_random_numbers",
-    "several_teachers": "needs_several_teachers",
-    "same_vocabulary": "needs_same_vocabulary",
-    "reads_inside": "reads_teacher_live",
-    "hands_on": "control_settings",
-    "shaped": "resulting_shape",
-}
+RENAMED = renames_of("trait")
+OLD_NAMES: Mapping[str, str] = {old: rename.new for old, rename in RENAMED.items()}
 _MISSPELT = 0.9  # likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
 
 
@@ -126,10 +121,10 @@ def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> No
                 raise HarnessError(f"{where}: {old} and {new} are two names for one trait; keep {new}")
             if stated[old] is not False or new in fixed_traits():  # what a base says by its settings holds
                 setattr(own, new, stated[old])
-            noted.append(f"{old} is {new} now")
+            noted.append(RENAMED[old])
             _keep_callable(found, old, new)
     if noted:
-        told = f"{where}: {', '.join(dict.fromkeys(noted))}; the old name goes with the next version"
+        told = f"{where}: {', '.join(dict.fromkeys(f'{one.old} is {one.new} now' for one in noted))}; the old name {noted[0].until}"
         warnings.warn(told, OldName, stacklevel=2)
 
 

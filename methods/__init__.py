@@ -5,6 +5,10 @@ the table, but for `base.py` and `masks.py`, on which methods stand, and `packed
 stands in `training/` and `compression/`.
 """
 
+from harness.renames.modules import read_old_modules
+
+read_old_modules()
+
 METHODS: dict[str, str] = {
     "identity": "methods.identity:Identity",
     "untouched": "methods.untouched:Untouched",

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Trained, bare, worked
+from methods.training.base import Trained, TrainOptions, bare, worked
 
 
 @settings
@@ -38,4 +38,5 @@ class AnswerOnly(Trained):
             ]  # fmt: skip
             tokens = round(job.budget.seen_tokens * lengths[0] / lengths[1])
         held_out = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
-        return self.train(job, bare(examples), terms=[hard_labels()], seen_tokens=tokens, validation=held_out)
+        options = TrainOptions(seen_tokens=tokens, validation=held_out)
+        return self.train(job, bare(examples), terms=[hard_labels()], options=options)

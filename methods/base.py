@@ -3,12 +3,24 @@
 Nothing of training or compressing is imported here: a method's code reaches only what the method uses.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+from harness.renames.settings import read_old_names, restate
+
+Made = TypeVar("Made")
+_frozen = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(found: type[Made]) -> type[Made]:
+    """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones are read by their old names too."""
+    restate(found)
+    made = cast("type[Made]", _frozen(found))
+    read_old_names(made)
+    return made
 
 
 def _listed(given: Any) -> Any:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Trained, bare
+from methods.training.base import Trained, TrainOptions, bare
 
 EXPLAIN = "Explain the answer.\n"  # before the prompt of a rationale, in the form step-by-step
 
@@ -76,7 +76,8 @@ class ChainOfThought(Trained):
             pairs += [(job.source.show(own, EXPLAIN + example.asked), text, 1) for example, text in kept]
             terms = [hard_labels(self.answer_share, tag=0), hard_labels(1 - self.answer_share, tag=1)]
             validation = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
-        return self.train(job, pairs, terms=terms, notes=counts, shared=[written.cost()], validation=validation)
+        options = TrainOptions(validation=validation)
+        return self.train(job, pairs, terms=terms, notes=counts, shared=[written.cost()], options=options)
 
 
 @settings

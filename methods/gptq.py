@@ -18,16 +18,16 @@ class Gptq(Calibrated):
     family: ClassVar[Family] = "quantization"
     controls: ClassVar[tuple[str, ...]] = ("int4",)
 
-    group: Literal[32, 64, 128] = 128
+    group_size: Literal[32, 64, 128] = 128
 
     @property
     def bits_per_weight(self) -> float:
         """Return 4 bits, and those of a scale, a zero and an index for each group."""
-        return 4 + 25.6 / self.group
+        return 4 + 25.6 / self.group_size
 
     def control_settings(self) -> dict[str, object]:
         """Its control rounds the same groups."""
-        return {"group": self.group}
+        return {"group_size": self.group_size}
 
     def compress(self, job: Job) -> Checkpoint:
         """Hand the model and the text to optimum."""
@@ -48,14 +48,14 @@ class Gptq(Calibrated):
         with by_library("gptq", "gptqmodel", making.base):
             from optimum.gptq import GPTQQuantizer
 
-            quantizer = GPTQQuantizer(bits=4, group_size=self.group, dataset=texts, model_seqlen=int(data.ids.shape[1]))
+            quantizer = GPTQQuantizer(bits=4, group_size=self.group_size, dataset=texts, model_seqlen=int(data.ids.shape[1]))
             packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
         head = packed.get_output_embeddings()
         left = [name for name, module in packed.named_modules() if type(module) is nn.Linear and module is not head]
         if left:
             raise CellFailed(f"gptq: {len(left)} of {count} matrices were left as they are, for example {left[0]}; use int4-calibrated")
         told = {
-            "library": "optimum+gptqmodel", "bits": 4, "group": self.group, "packed_layers": count, "table_and_head": "skip",
+            "library": "optimum+gptqmodel", "bits": 4, "group_size": self.group_size, "packed_layers": count, "table_and_head": "skip",
             "calibration": dict(data.told),
         }  # fmt: skip
         return written_by(making, packed, told, save=lambda folder: quantizer.save(packed, folder))

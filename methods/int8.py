@@ -34,7 +34,7 @@ class Int8(Quantized):
         from methods.compression.rounding import round_to_nearest
 
         making = Making(job, self._kind)
-        layers = layers_of(making.model, skip=self.skip, method=self._kind)
+        layers = layers_of(making.model, skip=self.ignore, method=self._kind)
         return pack(job, making, self, layers, lambda name, layer: round_to_nearest(layer.weight, bits=8), kind=self._kind, notes={})
 
 

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Family, Job
+from harness.errors import CellFailed
 from methods.base import Patterns, changed, settings
 from methods.compression.base import Making
 from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from methods.compression.calibration import Calibration
 
 GROUPED = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
 
@@ -37,7 +40,7 @@ class LowRank(Calibrated):
     rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
     allocation: Literal["uniform", "energy"] = "uniform"
     jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
-    skip: Patterns = ()  # layers to leave as they are, and all below them
+    ignore: Patterns = ()  # layers to leave as they are, and all below them
 
     @property
     def calibrates(self) -> bool:
@@ -51,83 +54,108 @@ class LowRank(Calibrated):
 
     def control_settings(self) -> dict[str, object]:
         """Its control has the same ranks."""
-        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "skip")}
-        return ranks | (changed(self, "calibration", "sequences", "tokens", "jitter") if self.allocation == "energy" else {})
+        ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "ignore")}
+        text = ("calibration", "num_calibration_samples", "max_seq_length", "jitter")
+        return ranks | (changed(self, *text) if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
-        from harness.errors import CellFailed
-        from harness.models.language_model import stored_dtype
-        from methods.compression.calibration import Flow, sweep
-        from methods.compression.layers import layers_of, within
-
         name = "lowrank" if self._whitened else "lowrank-plain"
-        making = Making(job, name)
-        found = layers_of(making.model, skip=self.skip, method=name)
-        every = found.linear
+        factoring = _Factoring(Making(job, name), self)
+        by_threshold = self.allocation == "energy" and not self.rank
+        if not self._whitened and not by_threshold:  # the weights alone: no text is read
+            factoring.cut_all()
+            return factoring.saved({}, flops=0.0)
+        data = self.calibrate(job, factoring.making.opened)
+        if by_threshold:  # the control's ranks too: it has the same ones
+            factoring.spread_ranks(data, self.keep)
+        if self._whitened:
+            factoring.sweep(data, factoring.cut, again=True)
+        else:
+            factoring.cut_all()
+        passes = (1 if by_threshold else 0) + (2 if self._whitened else 0)
+        flops = calibration_flops(factoring.making, data, passes)
+        return factoring.saved({"calibration": dict(data.told)}, flops=flops)
+
+    def factorised_layers(self, making: Making, every: "dict[str, nn.Linear]") -> "dict[str, nn.Linear]":
+        """Return the layers that become factors. Raises `CellFailed` where none is left, or the rank saves nothing in one."""
         config = making.model.config.get_text_config()
         heads = int(getattr(config, "num_attention_heads", None) or 0)
         grouped = int(getattr(config, "num_key_value_heads", None) or heads) < heads
-        layers = {one: layer for one, layer in every.items() if not (grouped and one.rpartition(".")[2] in GROUPED)}
+        layers = {name: layer for name, layer in every.items() if not (grouped and name.rpartition(".")[2] in GROUPED)}
         if not layers:
-            raise CellFailed(f"{name}: no matrix is left to factorise (keys' and values' projections stay whole under grouped queries)")
-        for one, layer in layers.items():
+            raise CellFailed(
+                f"{making.method}: no matrix is left to factorise (keys' and values' projections stay whole under grouped queries)"
+            )
+        for name, layer in layers.items():
             if self.rank >= saves_below(layer):
                 raise CellFailed(
-                    f"{name}: rank {self.rank} saves nothing in {one} ({layer.out_features} x {layer.in_features}); "
+                    f"{making.method}: rank {self.rank} saves nothing in {name} ({layer.out_features} x {layer.in_features}); "
                     f"give at most {saves_below(layer) - 1}"
                 )
-        spectra: dict[str, Tensor] = {}
-        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        return layers
 
-        ranks = {one: self.rank or rank_of(layer, self.keep) for one, layer in layers.items()}
-        by_threshold = self.allocation == "energy" and not self.rank
 
-        def read(one: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
-            spectra[one] = decomposed(layer.weight, gram, jitter=self.jitter)[1]
+class _Factoring:
+    """A model whose matrices become factors one after another, (O, r) and (r, I) by the layer's name."""
 
-        dtype = stored_dtype(making.base)
-
-        def cut(one: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
-            up, down = factorised(layer.weight, ranks[one], gram, jitter=self.jitter)
-            factors[one] = (up.to(dtype), down.to(dtype))  # as they will be saved: half the memory, and what later blocks will see
-            layer.weight.copy_(factors[one][0].to(layer.weight.dtype) @ factors[one][1].to(layer.weight.dtype))
-
-        if not self._whitened and not by_threshold:  # the weights alone: no text is read
-            for one, layer in layers.items():
-                cut(one, layer, None)
-            return self._saved(job, making, factors, found.told, flops=0.0)
-        data = self.calibrate(job, making.opened)
-
-        def swept(do: "Callable[[str, nn.Linear, Tensor | None], None]", *, again: bool) -> None:
-            def visit(block: str, flow: Flow) -> None:
-                for one, layer in within(layers, block):
-                    do(one, layer, flow.sums[one])
-
-            sweep(making.opened, data, layers, kind="gram", visit=visit, progress=job.progress, again=again, method=name)
-
-        if by_threshold:
-            swept(read, again=False)
-            ranks = by_energy(spectra, layers, self.keep)  # the control's too: it has the same ranks
-        if self._whitened:
-            swept(cut, again=True)
-        else:
-            for one, layer in layers.items():
-                cut(one, layer, None)
-        flops = calibration_flops(making, data, (1 if by_threshold else 0) + (2 if self._whitened else 0))
-        return self._saved(job, making, factors, {"calibration": dict(data.told), **found.told}, flops=flops)
-
-    def _saved(
-        self, job: Job, making: Making, factors: "dict[str, tuple[Tensor, Tensor]]", told: dict[str, Any], *, flops: float
-    ) -> Checkpoint:
+    def __init__(self, making: Making, method: LowRank) -> None:
         from harness.models.language_model import stored_dtype
+        from methods.compression.layers import layers_of
+
+        self.making, self.jitter = making, method.jitter
+        every = layers_of(making.model, skip=method.ignore, method=making.method)
+        self.left_alone = every.told
+        self.layers: dict[str, nn.Linear] = method.factorised_layers(making, every.linear)
+        self.ranks = {name: method.rank or rank_of(layer, method.keep) for name, layer in self.layers.items()}
+        self.dtype = stored_dtype(making.base)
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def cut(self, name: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
+        """Factorise a layer, and put into it what its factors stand for.
+
+        They are of the type that they will be saved in: half the memory, and what later blocks will see.
+        """
+        up, down = factorised(layer.weight, self.ranks[name], gram, jitter=self.jitter)
+        self.factors[name] = up, down = up.to(self.dtype), down.to(self.dtype)
+        layer.weight.copy_(up.to(layer.weight.dtype) @ down.to(layer.weight.dtype))
+
+    def cut_all(self) -> None:
+        """Factorise every layer by its weights alone."""
+        for name, layer in self.layers.items():
+            self.cut(name, layer, None)
+
+    def spread_ranks(self, data: "Calibration", keep: float) -> None:
+        """Give all matrices one threshold of energy in place of one share."""
+        spectra: dict[str, Tensor] = {}
+
+        def read(name: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
+            spectra[name] = decomposed(layer.weight, gram, jitter=self.jitter)[1]
+
+        self.sweep(data, read, again=False)
+        self.ranks = by_energy(spectra, self.layers, keep)
+
+    def sweep(self, data: "Calibration", do: "Callable[[str, nn.Linear, Tensor | None], None]", *, again: bool) -> None:
+        """Go through the blocks, and `do` something to each layer, given the second moments (I, I) of what flows into it."""
+        from methods.compression.calibration import Flow, SweepOptions, sweep
+        from methods.compression.layers import within
+
+        def visit(block: str, flow: Flow) -> None:
+            for name, layer in within(self.layers, block):
+                do(name, layer, flow.sums[name])
+
+        making = self.making
+        options = SweepOptions(again=again, progress=making.job.progress, method=making.method)
+        sweep(making.opened, data, self.layers, kind="gram", visit=visit, options=options)
+
+    def saved(self, told: dict[str, Any], *, flops: float) -> Checkpoint:
+        """Save the factors in place of the matrices."""
         from harness.models.packed import save_packed
 
-        dtype = stored_dtype(making.base)
+        making = self.making
         specs: dict[str, Any] = {}
         tensors: dict[str, Any] = {}
-        before = after = 0
-        for name, (up, down) in factors.items():
+        for name, (up, down) in self.factors.items():
             layer = making.model.get_submodule(name)
             layer.weight.data = layer.weight.data.new_empty(0)  # stands in the file as its factors
             bias = layer.bias
@@ -135,15 +163,20 @@ class LowRank(Calibrated):
             specs[f"{name}.up"] = {"kind": "float", "shape": list(up.shape), **({"bias": True} if bias is not None else {})}
             tensors |= {f"{name}.weight": down, f"{name}.up.weight": up}
             if bias is not None:
-                tensors[f"{name}.up.bias"] = bias.to(dtype)
-            before, after = before + up.shape[0] * down.shape[1], after + up.numel() + down.numel()
-        ranks = [down.shape[0] for _, down in factors.values()]
-        notes = {"matrices": len(factors), "ranks": [min(ranks), max(ranks)], "kept_of_them": round(after / before, 4), **told}
+                tensors[f"{name}.up.bias"] = bias.to(self.dtype)
 
         def write(fresh: Any) -> None:
-            save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, method=making.method)
+            save_packed(making.opened, fresh, specs=specs, tensors=tensors, dtype=self.dtype, method=making.method)
 
-        return making.save_as(write, notes=notes, flops=flops)
+        return making.save_as(write, notes={**self._counts(), **told, **self.left_alone}, flops=flops)
+
+    def _counts(self) -> dict[str, Any]:
+        """Return how many matrices became factors, their smallest and largest rank, and the share of their weights that is left."""
+        pairs = self.factors.values()
+        before = sum(up.shape[0] * down.shape[1] for up, down in pairs)
+        after = sum(up.numel() + down.numel() for up, down in pairs)
+        ranks = [down.shape[0] for _, down in pairs]
+        return {"matrices": len(pairs), "ranks": [min(ranks), max(ranks)], "kept_of_them": round(after / before, 4)}
 
 
 @settings
@@ -157,7 +190,7 @@ class PlainLowRank(LowRank):
 
 def saves_below(layer: "nn.Linear") -> int:
     """Return the smallest rank that saves nothing: O I / (O + I), rounded up."""
-    return -(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features))
+    return int(-(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features)))
 
 
 def rank_of(layer: "nn.Linear", keep: float) -> int:
@@ -188,8 +221,6 @@ def by_energy(spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep
 def decomposed(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
     """Return (U, singular values, V^T, S) of W, or of W S where X^T X = S S^T, in fp64."""
     import torch
-
-    from harness.errors import CellFailed
 
     if gram is None:
         return *torch.linalg.svd(w.double(), full_matrices=False), None

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Teachers, Trained, shared_vocabulary
+from methods.training.base import Trained
 from methods.training.distilled import Distilled
+from methods.training.sources import Teachers, shared_vocabulary
 
 
 @settings
@@ -111,8 +112,8 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     from harness.models.language_model import open_model
     from harness.models.shape import forward_flops_per_token
     from methods.training.base import worked
-    from methods.training.loop import validate
     from methods.training.rows import encode
+    from methods.training.stepper import validate
     from methods.training.teachers import Head
 
     began = time.monotonic()
@@ -130,7 +131,7 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
             read = sum(len(row.ids) for row in held)
             cost["tokens"] += read
             cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
-            loss = validate(held, head=head, pad=opened.pad_id, micro_rows=16, device=job.device)
+            loss = validate(held, head=head, pad=opened.pad_id, micro_batch_size=16, device=job.device)
             found[teacher.name][name] = round(loss, 5)
         del opened, head
         release_memory(job.device)

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.training.base import Teachers, Trained, context_of, shared_vocabulary, worked
+from methods.training.base import Trained, TrainOptions, worked
+from methods.training.sources import Teachers, context_of, shared_vocabulary
 
 
 @settings
@@ -47,7 +48,11 @@ class OnPolicyDistillation(Trained):
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         teachers = Teachers(models=(job.teacher,), vocabulary=shared_vocabulary(job, [job.teacher]), cache="off")
+
+        def rollout() -> Rollout:
+            return Rollout(self.on_policy_share, self.sampling_temperature, self.longest, job.seed, context_of(teachers))
+
         return self.train(
             job, worked(examples), terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))], teachers=teachers,
-            rollout=lambda: Rollout(self.on_policy_share, self.sampling_temperature, self.longest, job.seed, context_of(teachers)),
+            options=TrainOptions(rollout=rollout),
         )  # fmt: skip

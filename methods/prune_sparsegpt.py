@@ -22,13 +22,14 @@ class SparseGptPruning(CalibratedZeroing):
 
     controls: ClassVar[tuple[str, ...]] = ("prune-magnitude",)
 
-    damp: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the mean of the second moments, added to each
+    dampening_frac: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the mean of the second moments, added to each
 
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks."""
         from methods.compression.sparsity import sparse_gpt
 
         def cut(layer: "nn.Linear", gram: "Tensor", tokens: int, stays: "Tensor | None") -> None:
-            layer.weight.copy_(sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.damp, stays=stays))
+            kept = sparse_gpt(layer.weight, gram, ratio=self.ratio, pattern=self.pattern, damp=self.dampening_frac, stays=stays)
+            layer.weight.copy_(kept)
 
         return self.swept(job, "prune-sparsegpt", kind="gram", cut=cut)

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Family, Job
 from methods.base import settings
-from methods.training.base import sources_of, worked
+from methods.training.base import worked
 from methods.training.distilled import Distilled
+from methods.training.sources import sources_of
 
 if TYPE_CHECKING:
     from methods.training.rows import Row

@@ -20,12 +20,12 @@ class TorchAo(Compressed):
     family: ClassVar[Family] = "quantization"
 
     scheme: Literal["int8", "int8-dynamic", "int4"] = "int8"  # int4 needs a GPU
-    group: Literal[32, 64, 128, 256] = 64  # of int4: weights that share a scale
+    group_size: Literal[32, 64, 128, 256] = 64  # of int4: weights that share a scale
 
     @property
     def bits_per_weight(self) -> float:
         """Return 8 bits and a scale for each row; of int4 4 bits, and a scale and a zero of 16 for each group."""
-        return 4 + 32 / self.group if self.scheme == "int4" else 8.1
+        return 4 + 32 / self.group_size if self.scheme == "int4" else 8.1
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
@@ -51,11 +51,11 @@ class TorchAo(Compressed):
             count = sum(type(module.weight.data).__module__.startswith("torchao.") for module in packed.modules() if _is_matrix(module))
         if count != wanted:
             raise CellFailed(
-                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group} must divide every "
-                "row); use int8 or int4"
+                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group_size} must divide "
+                "every row); use int8 or int4"
             )
         told: dict[str, Any] = {"library": "torchao", "scheme": self.scheme, "packed_layers": count, "table_and_head": "skip"}
-        return written_by(making, packed.eval(), told | ({"group": self.group} if self.scheme == "int4" else {}))
+        return written_by(making, packed.eval(), told | ({"group_size": self.group_size} if self.scheme == "int4" else {}))
 
     def _asked(self) -> Any:
         """Return the library's own settings; its changes of torch's global ones (float32 precision) are refused."""
@@ -63,7 +63,7 @@ class TorchAo(Compressed):
 
         if self.scheme == "int4":
             # the layout of PyTorch's own kernel; torchao's default layout needs another package
-            return Int4WeightOnlyConfig(group_size=self.group, int4_packing_format="tile_packed_to_4d", set_inductor_config=False)
+            return Int4WeightOnlyConfig(group_size=self.group_size, int4_packing_format="tile_packed_to_4d", set_inductor_config=False)
         kind = Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
         return kind(granularity=PerRow(), set_inductor_config=False)  # an activation's row is a token
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import Weight, settings
-from methods.training.base import Teachers, Trained, worked
+from methods.training.base import Trained, TrainOptions, worked
+from methods.training.sources import Teachers
 
 if TYPE_CHECKING:
     from methods.training.rows import Row
@@ -72,7 +73,7 @@ class UniversalLogitDistillation(Trained):
         terms = [hard_labels()]
         terms += [Term("uld", self.uld_weight, value, counts=lambda row: len(row.other.pairs))]  # type: ignore[union-attr]
         teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
-        return self.train(job, worked(examples), terms=terms, teachers=teachers, encoder=encoder, notes=counts)
+        return self.train(job, worked(examples), terms=terms, teachers=teachers, options=TrainOptions(encoder=encoder), notes=counts)
 
 
 def aligned_rows(

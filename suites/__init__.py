@@ -49,6 +49,13 @@ def load(name: str, *, include_path: str | Path | None = None) -> Task:
     return task
 
 
+def count_items(name: str, *, include_path: str | Path | None = None) -> int | None:
+    """Return how many items a task of lm-eval's own has; None where only its data tell."""
+    from suites.loading.outside import OutsideTask
+
+    return OutsideTask(name, include_path=include_path).count()
+
+
 def resolve(names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None) -> dict[str, Suite]:
     """Return the named suites, in one order however they were typed: it orders the training rows.
 

@@ -1,13 +1,33 @@
-"""Shared fixtures: tiny random models, and sockets that refuse."""
+"""Shared fixtures: tiny random models, and sockets that refuse; which tests are slow, and which files go first."""
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+HERE = Path(__file__).parent
+# Fixtures that run or time whole rows, make students, or pack what a bare machine lacks: tests that ask for them are slow.
+EXPENSIVE = {"finished", "desk", "contracts", "students", "compress", "measured", "teacher_job", "bare"}
+# The files that take longest, the longest first: two workers end together when no long file is left to the end.
+LONGEST = (
+    "gpu/test_gpu.py", "pipelines/test_run.py", "contracts/test_methods.py", "contracts/test_readme.py", "pipelines/test_ci.py",
+    "measuring/test_measure.py", "planning/test_chain.py", "methods/test_pruning.py", "pipelines/test_kills.py",
+    "methods/training/test_teachers.py", "contracts/test_checks.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what an expensive fixture makes slow, and put the longest files first (with `--no-loadscope-reorder`, as tox says it)."""
+    for item in items:
+        if EXPENSIVE & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture
@@ -99,16 +119,34 @@ def tiny():
 
 
 @pytest.fixture
+def folder(tmp_path):
+    """Return a data folder in the published layout, without a manifest; every item is made up."""
+    from task_data import write_all
+
+    write_all(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def source(folder):
+    """Return the made-up data folder as a source of real tasks' items."""
+    from harness.data.source import DataSource
+
+    return DataSource(folder=folder)
+
+
+@pytest.fixture
 def compress(tiny, tmp_path):
     """Return a function that makes a student of `tiny` by a method and returns it with what the method told."""
     import json
     from itertools import count
 
+    from distilling import Quick
+
     import methods
     import suites
     from harness.contract import Budget, Job
     from harness.data.source import DataSource
-    from harness.registry import Registry
 
     numbers = count()
 
@@ -120,7 +158,7 @@ def compress(tiny, tmp_path):
             source=source or DataSource(), budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder,
             cache=tmp_path / "cache", **more,
         )  # fmt: skip
-        made = Registry("method", methods.METHODS).build(name, settings or {}).compress(job)
+        made = Quick("method", methods.METHODS).build(name, settings or {}).compress(job)
         notes = json.loads((folder / "cost.json").read_text())["notes"]
         return made, notes.get(name, notes)
 

@@ -177,6 +177,8 @@ def report(
     from harness.files.places import check_folder
     from harness.planning.spec import listed
     from harness.records.store import keep_records, read_all
+    from harness.renames.columns import current_column
+    from harness.renames.labels import current_labels
     from harness.reporting import report as tables
     from harness.reporting.glossary import glossary
 
@@ -187,17 +189,19 @@ def report(
     for flag, folder in (("--out", out), ("--keep", keep)):
         if folder is not None:
             check_folder(folder, flag)
-    refuse_doubles("--against", listed(against) or [])
+    references = current_labels(listed(against), typed_in="--against")
+    refuse_doubles("--against", references)
     refuse_doubles("--forms", listed(forms) or [])
     records, problems = read_all(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
         folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
-        references = listed(against) or []
         unknown_rows = [label for label in references if label not in {record.label for record in records}]
         if unknown_rows:
             raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
+        tasks = {score.task for record in records for score in record.scores}
+        sort = sort and current_column(sort, tasks, typed_in="--sort")
         asked = tables.Asked(price=price, references=tuple(references), sort=sort)
         made = tables.made_of(records, asked)
         if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(made)):

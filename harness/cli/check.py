@@ -75,6 +75,7 @@ def check(
     from harness.gate.rules import rules_of
     from harness.planning.spec import listed
     from harness.records.baseline import read_baseline
+    from harness.renames.labels import current_labels
 
     for name, value in (("alpha", alpha), ("frozen-alpha", frozen_alpha)):
         if not 0 < value < 0.5:
@@ -84,11 +85,12 @@ def check(
     for flag, path in (("--json", json_to), ("--junit", junit), ("--markdown", summary)):
         if path is not None:
             check_file(path, flag)
-    refuse_doubles("--rows", listed(rows) or ())
+    named = current_labels(listed(rows), typed_in="--rows")
+    refuse_doubles("--rows", named)
     share, points = parse_margin(margin)
     rules = gate_check.Rules(
         margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=percent_of("tolerance", tolerance),
-        detect=percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(listed(rows) or ()),
+        detect=percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(named),
         task_weights=parse_task_weights(task_weights), decide=parse_decide(decide),
     )  # fmt: skip
     frozen = read_baseline(baseline) if baseline else None
@@ -160,13 +162,15 @@ def baseline_update(
     from harness.gate.rules import Rules
     from harness.gate.update import update
     from harness.planning.spec import listed
+    from harness.renames.labels import current_labels
 
     check_file(baseline, "--baseline")
-    refuse_doubles("--rows", listed(rows) or ())
+    named = current_labels(listed(rows), typed_in="--rows")
+    refuse_doubles("--rows", named)
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
     moved = update(
-        baseline, records, reason=reason, rules=rules, rows=listed(rows) or (), accept=accept, drop=drop, own_margin=own_margin
+        baseline, records, reason=reason, rules=rules, rows=named, accept=accept, drop=drop, own_margin=own_margin
     )  # fmt: skip
     _echo(difference(moved.old, moved.made))
     if shown := reach_shown(reach(moved.made, moved.old, records, rules)):

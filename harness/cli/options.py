@@ -76,8 +76,9 @@ class ConfigCommand(Command):
         """Read the arguments; the configuration's go to `context.obj` as values. Raises `HarnessError` for what is no value."""
         from harness.cli.run_options import values_of
         from harness.planning import config
+        from harness.renames.options import current_flags
 
-        rest = super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, current_flags(args))
         ctx.obj = values_of(config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields})
         return rest
 

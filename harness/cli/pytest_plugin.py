@@ -83,11 +83,12 @@ def pytest_configure(config: pytest.Config) -> None:
     from harness.gate.rules import Rules, rules_of
     from harness.planning.spec import split_list
     from harness.records.baseline import read_baseline
+    from harness.renames.labels import current_labels
 
     try:
         share, points = parse_margin(options["margin"])
         rules = Rules(
-            margin=share, points=points, rows=tuple(split_list(options["rows"])) if options["rows"] else (),
+            margin=share, points=points, rows=tuple(current_labels(split_list(options["rows"] or ""), typed_in="--harness-rows")),
             task_weights=parse_task_weights(options["task-weights"]), decide=parse_decide(options["decide"]),
         )  # fmt: skip
         frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None

@@ -134,7 +134,7 @@ def _reading(asked: Asked, hardware: Hardware) -> Stage:
 
 def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware, *, live: bool) -> Stage:
     length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
-    tokens = asked.micro_rows * long  # rows lie beside rows of their own length: the longest batch decides the memory
+    tokens = asked.micro_batch_size * long  # rows lie beside rows of their own length: the longest batch decides the memory
     vocabulary = max(student.vocabulary, asked.teacher.vocabulary) if work.reads_teacher else student.vocabulary
     need = _Need(
         states=float(STATE_BYTES * student.parameters),
@@ -202,7 +202,7 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
         ways.append(_Way(f"FSDP2 over {devices}{sharded}, activations recomputed", split + recomputed + share, compute=again))
     else:
         split = need.states
-        ways.append(_Way(f"{one}{beside}, micro_rows=1", split + working / 16 + need.teacher, "--set METHOD.micro_rows=1"))
+        ways.append(_Way(f"{one}{beside}, micro_batch_size=1", split + working / 16 + need.teacher, "--set METHOD.micro_batch_size=1"))
     if need.cacheable:
         name = f"FSDP2 over {devices}" if devices > 1 else one
         ways.append(_Way(f"{name}, teacher's log-probabilities from the cache", split + working, "--set METHOD.cache=on", cached=True))

@@ -101,7 +101,7 @@ class Asked:
     chain: tuple[str, ...]
     budget: int  # seen tokens
     rows: int
-    micro_rows: int = 16
+    micro_batch_size: int = 16
     samples: int = 1  # traces a row
     items: Mapping[str, int]  # task -> items to score
     mini: bool = False  # all tasks are the generated ones: short rows

@@ -28,6 +28,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.files.syntax import Reference, Source, bytes_digest, read_source, source_of, stamp_of
+from harness.renames.modules import current_modules
 
 OURS = ("harness", "methods", "suites")
 _MOST_FILES = 5_000  # of one package
@@ -127,11 +128,16 @@ def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Pl
         parts = place.package.split(".")
         kept = parts[: len(parts) - reference.level + 1]
         base = ".".join([*kept, *([base] if base else [])])
-    if not base or not scope.follows(base):
-        return
+    for current in current_modules(base) if base and scope.follows(base) else ():
+        yield from _taken(current, reference, scope)
+
+
+def _taken(base: str, reference: Reference, scope: _Scope) -> Iterator[_Place]:
+    """Yield what an import of a module, by the name that it has now, loads."""
     located = _locate(base, scope)
     whole = bool(located) and located[-1].name == base
-    inner = [_locate(f"{base}.{name}", scope) for name in reference.names if name != "*"] if whole and located[-1].is_package else []
+    named = [part for name in reference.names if name != "*" for part in current_modules(f"{base}.{name}")]
+    inner = [_locate(name, scope) for name in named] if whole and located[-1].is_package else []
     submodules = [found[-1] for found in inner if found and found[-1].name != base]
     taken = whole and len(submodules) < max(1, len(reference.names))  # something of the module itself
     for one in (*located, *submodules):

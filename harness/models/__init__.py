@@ -16,6 +16,7 @@ __all__ = [
     "language_model",
     "packed",
     "packed_bits",
+    "position_head",
     "rendering",
     "resolve",
     "shape",

@@ -19,7 +19,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from harness.errors import CellFailed, in_one_line
 from harness.files.untrusted import MODEL, read_object
 from harness.models.blocks import hooked, is_tied, probe_of
 from harness.models.checkpoint import first_non_finite
+
+if TYPE_CHECKING:
+    from harness.models.language_model import LanguageModel
 
 FORMAT = "compression-harness"
 VERSION = 1
@@ -341,16 +344,24 @@ def modules_of(model: Any) -> dict[str, Any]:
 
 
 def save_packed(
-    model: Any, tokenizer: Any, folder: Path, *, specs: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype,
-    state: dict[str, Tensor] | None = None, config: Any = None, method: str = "",
-) -> None:  # fmt: skip
-    """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others come from `model`.
+    opened: "LanguageModel",
+    folder: Path,
+    *,
+    specs: dict[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    state: dict[str, Tensor] | None = None,
+    config: Any = None,
+    method: str = "",
+) -> None:
+    """Write a checkpoint: `specs` of the modules that are packed, `tensors` of theirs by full name; all others are the opened model's.
 
     Floats are stored in `dtype`, integers and scales as they are given. The specs of an opened packed model go on where no new one
     replaces them. `state` and `config` stand in for the model's own.
     """
     from huggingface_hub import save_torch_state_dict
 
+    model = opened.model
     replaced = tuple(f"{name}.{leaf}" for name in specs for leaf in ("weight", "bias"))
     tied = _tied_names(model)
     config = config or model.config
@@ -371,7 +382,7 @@ def save_packed(
     config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    opened.tokenizer.save_pretrained(folder)
     refuse_otherwise(folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model))
 
 
@@ -450,13 +461,13 @@ def _refuse_misread(model: Any, name: str) -> None:
         ) from problem
     if cast:
         head = next((at for at, one in packed.items() if one is model.get_output_embeddings()), "")
-        setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.skip={json.dumps(cast)}'"
+        setting = f"{name}.embeddings=skip" if cast == [head] else f"'{name}.ignore={json.dumps(cast)}'"
         raise CellFailed(
             f"{name}: {type(model).__name__} casts what it hands {', '.join(cast)} to the integers of the packed weight; leave that as "
             f"it is with --set {setting}"
         )
     if other or not bool(torch.isfinite(logits).all()):
-        raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with skip")
+        raise CellFailed(f"{name}: {(other or ['the head'])[0]} does not compute what its codes stand for; leave it as it is with ignore")
 
 
 def _checking(name: str, cast: list[str], other: list[str]) -> Any:

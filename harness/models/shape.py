@@ -218,26 +218,41 @@ def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _known(
-    name: str, layers: int, hidden: int, heads: int, kv_heads: int, head_size: int, intermediate: int, vocabulary: int, context: int,
+    name: str,
+    layers: int,
+    hidden: int,
+    attention: tuple[int, int, int],  # query heads, heads of keys and values, size of a head
+    intermediate: int,
+    vocabulary: int,
+    context: int,
     tied: bool = False,
-) -> Shape:  # fmt: skip
+) -> Shape:
+    heads, kv_heads, head_size = attention
     return Shape(
-        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_size=head_size, intermediate=intermediate,
-        vocabulary=vocabulary, context=context, tied=tied,
-    )  # fmt: skip
+        name=name,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        intermediate=intermediate,
+        vocabulary=vocabulary,
+        context=context,
+        tied=tied,
+    )
 
 
 KNOWN = (  # from the models' public configurations
-    _known("SmolLM2-135M", 30, 576, 9, 3, 64, 1_536, 49_152, 8_192, tied=True),
-    _known("Qwen2.5-0.5B", 24, 896, 14, 2, 64, 4_864, 151_936, 32_768, tied=True),
-    _known("Llama-3.2-1B", 16, 2_048, 32, 8, 64, 8_192, 128_256, 131_072, tied=True),
-    _known("Llama-3.2-3B", 28, 3_072, 24, 8, 128, 8_192, 128_256, 131_072, tied=True),
-    _known("Llama-2-7B", 32, 4_096, 32, 32, 128, 11_008, 32_000, 4_096),
-    _known("Llama-3.1-8B", 32, 4_096, 32, 8, 128, 14_336, 128_256, 131_072),
-    _known("Llama-2-13B", 40, 5_120, 40, 40, 128, 13_824, 32_000, 4_096),
-    _known("Qwen2.5-32B", 64, 5_120, 40, 8, 128, 27_648, 152_064, 32_768),
-    _known("Llama-3.1-70B", 80, 8_192, 64, 8, 128, 28_672, 128_256, 131_072),
-    _known("Llama-3.1-405B", 126, 16_384, 128, 8, 128, 53_248, 128_256, 131_072),
+    _known("SmolLM2-135M", 30, 576, (9, 3, 64), 1_536, 49_152, 8_192, tied=True),
+    _known("Qwen2.5-0.5B", 24, 896, (14, 2, 64), 4_864, 151_936, 32_768, tied=True),
+    _known("Llama-3.2-1B", 16, 2_048, (32, 8, 64), 8_192, 128_256, 131_072, tied=True),
+    _known("Llama-3.2-3B", 28, 3_072, (24, 8, 128), 8_192, 128_256, 131_072, tied=True),
+    _known("Llama-2-7B", 32, 4_096, (32, 32, 128), 11_008, 32_000, 4_096),
+    _known("Llama-3.1-8B", 32, 4_096, (32, 8, 128), 14_336, 128_256, 131_072),
+    _known("Llama-2-13B", 40, 5_120, (40, 40, 128), 13_824, 32_000, 4_096),
+    _known("Qwen2.5-32B", 64, 5_120, (40, 8, 128), 27_648, 152_064, 32_768),
+    _known("Llama-3.1-70B", 80, 8_192, (64, 8, 128), 28_672, 128_256, 131_072),
+    _known("Llama-3.1-405B", 126, 16_384, (128, 8, 128), 53_248, 128_256, 131_072),
 )
 
 

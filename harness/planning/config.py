@@ -12,6 +12,7 @@ from harness.files import untrusted
 from harness.models.artefacts import default_cache as default_cache
 from harness.planning.fields import Spelling, from_environment
 from harness.planning.spec import parse_limit, parse_set, parse_teachers, split_list, split_teachers
+from harness.renames.options import current_options
 
 EMBEDDED_BUDGET = 250_000  # seen tokens: under a minute of training for the embedded student on two cores
 OUTSIDE_BUDGET = 1_000_000
@@ -195,6 +196,7 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
     What nobody gave and a variable of the environment does is taken from there.
     """
     known = RunConfig.model_fields
+    values = current_options(values, where=where)
     for key in values:
         if key not in known:
             raise unknown(f"setting{' in ' + where if where else ''}", key, known)
@@ -213,7 +215,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise HarnessError(f"no run file at {path}; give a TOML file with for example: methods = ['cot', 'response']")
     values = untrusted.read_toml(path)
-    return {key.replace("-", "_"): value for key, value in values.items()}
+    return current_options({key.replace("-", "_"): value for key, value in values.items()}, where=str(path))
 
 
 def joined(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from harness.planning.spec import parse_method
 from harness.records.conditions import Conditions
 from harness.records.record import TEACHER
 from harness.registry import Registry, expanded
+from harness.renames.settings import current_settings, settings_of_class
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _rows(config: RowSettings, methods: Registry) -> list[_Row]:
 
     def build(name: str, written: Mapping[str, JsonValue]) -> tuple[str, Any]:
         name = methods.canonical(name)
-        return name, methods.build(name, {**config.set.get(name, {}), **written})
+        return name, methods.build(name, {**methods.current(name, config.set.get(name, {})), **methods.current(name, written)})
 
     def add(stages: Sequence[tuple[str, Any]]) -> _Row | None:
         """Add a row; None where it stands already."""
@@ -278,7 +279,7 @@ def _beside(
 
     def control(name: str) -> tuple[str, Any]:
         known = {field.name for field in dataclasses.fields(methods.load(name))}
-        return build(name, {key: value for key, value in _handed_on(row.last).items() if key in known})
+        return build(name, {key: value for key, value in methods.current(name, _handed_on(row.last)).items() if key in known})
 
     own = dict(zip(map(_label, row.names, row.methods), zip(row.names, row.methods, strict=True), strict=True))
     if len(row.methods) == 1:
@@ -289,7 +290,8 @@ def _beside(
 
 def _handed_on(method: Any) -> dict[str, JsonValue]:
     """Return the settings that a row's controls take over."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in method.control_settings().items()}
+    handed_on = current_settings(type(method).__name__, method.control_settings(), settings_of_class(type(method)))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in handed_on.items()}
 
 
 def _label(name: str, method: Any) -> str:

@@ -4,4 +4,16 @@
 `baseline` (the file), `environment` of a process, `model_card` and `export` for others.
 """
 
-__all__ = ["baseline", "columns", "conditions", "consistency", "environment", "export", "model_card", "record", "samples", "store"]
+__all__ = [
+    "baseline",
+    "columns",
+    "conditions",
+    "consistency",
+    "environment",
+    "export",
+    "json_schema",
+    "model_card",
+    "record",
+    "samples",
+    "store",
+]

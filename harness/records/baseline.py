@@ -22,8 +22,9 @@ from harness.records import consistency
 from harness.records.conditions import frozen_of
 from harness.records.consistency import Checks, Consistent, not_negative
 from harness.records.record import RunRecord, Share, TaskScore, rows_of
+from harness.renames.labels import current_label
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _Frozen(Consistent, BaseModel):
@@ -306,7 +307,18 @@ def _with_origins(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "schema": 2, "rows": rows}
 
 
-_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_origins}
+def _by_new_names(old: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 has the settings in rows' names by the names that they have now, in its history too."""
+    rows = [{**row, "label": current_label(row["label"])} for row in old["rows"]]
+    listed = ("rows", "accepted", "anew")
+    history = [
+        {**change, **{name: [current_label(label) for label in change[name]] for name in listed if name in change}}
+        for change in old["history"]
+    ]
+    return {**old, "schema": 3, "rows": rows, "history": history}
+
+
+_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_origins, 2: _by_new_names}
 
 
 LM_EVAL = "lm-eval"  # the condition that baselines of schema 1 do not hold

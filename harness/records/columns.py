@@ -164,7 +164,7 @@ ABOVE_CHANCE = Quantity(
 )
 LOST_WON = Quantity(
     "lost_won",
-    "lost/won",
+    "losses/wins",
     unit="items",
     format=".0f",
     better="lower",
@@ -172,7 +172,7 @@ LOST_WON = Quantity(
 )
 LOST = Quantity(
     "lost",
-    "lost",
+    "losses",
     unit="items",
     format=".0f",
     better="lower",
@@ -181,7 +181,7 @@ LOST = Quantity(
 )
 WON = Quantity(
     "won",
-    "won",
+    "wins",
     unit="items",
     format=".0f",
     better="higher",
@@ -200,7 +200,7 @@ KL = Quantity(
 HALF_WIDTH = Quantity("half_width", "half-width", term="", help="half of the 95 % interval of the number before it")
 SAME_TOP = Quantity(
     "agreement",
-    "same top",
+    "top-1 agreement",
     unit="%",
     share=True,
     format=".1f",
@@ -250,7 +250,7 @@ CORRECT_BY = Quantity("correct_by", "correct by", words=True, help="accuracy by 
 MACRO = Quantity("macro", "macro", better="higher", help="mean accuracy over subjects, or over problems' numbers of steps")
 PICKED = Quantity("picked", "picked", unit="%", share=True, format=".0f", words=True, help="how often each position was chosen, in percent")
 # Of answers and prompts that were cut no way is better in a sort: whoever sorts by them wants to see where most were.
-UNENDED = Quantity("truncated_share", "unended", unit="%", share=True, format=".1f", help="answers that ran into the longest length")
+UNENDED = Quantity("truncated_share", "truncated", unit="%", share=True, format=".1f", help="answers that ran into the longest length")
 CUT_PROMPTS = Quantity(
     "cut_prompts", "cut prompts", format=".0f", help="requests longer than the context, which lost tokens on the left as in lm-eval"
 )
@@ -523,7 +523,7 @@ FIRST_CALL = Quantity(
 # What making a student took.
 SEEN = Quantity(
     "seen_tokens",
-    "seen",
+    "tokens seen",
     stored="tokens",
     unit="tokens",
     format=",.0f",
@@ -531,7 +531,7 @@ SEEN = Quantity(
     help="tokens that passed through the student in training, prompts included, padding not",
 )
 TRAINED = Quantity(
-    "trained_tokens", "trained", stored="tokens", unit="tokens", format=",.0f", better="lower", help="tokens that had a loss"
+    "trained_tokens", "tokens trained", stored="tokens", unit="tokens", format=",.0f", better="lower", help="tokens that had a loss"
 )
 TRAIN_SECONDS = Quantity(
     "seconds",
@@ -603,7 +603,7 @@ SHARED_SECONDS = Quantity(
 )
 SHARE_SECONDS = Quantity(
     "share_seconds",
-    "its share s",
+    "shared s/row",
     stored="s",
     unit="s",
     format=".1f",
@@ -738,7 +738,7 @@ DECODE_X_OF_PARTS = replace(
 STAGE_SECONDS = Quantity(
     "stage_seconds", "stage s", stored="s", unit="s", format=".1f", better="lower", help="seconds that this stage took"
 )
-MONEY = Quantity("money", "money", format=".4f", better="lower", help="price x (device s + its share s)")
+MONEY = Quantity("money", "money", format=".4f", better="lower", help="price x (device s + shared s/row)")
 
 # What the page works out beside its tables.
 LOWEST = Quantity(

@@ -18,8 +18,9 @@ from harness.machine.gpu import Gpu
 from harness.records import consistency
 from harness.records.conditions import Conditions, Flat, ModelReference, Rows, Same
 from harness.records.consistency import Checks, Consistent, not_negative
+from harness.renames.labels import current_label, settings_in_records
 
-SCHEMA = 8
+SCHEMA = 9
 Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -272,7 +273,28 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     # they add to a figure of all of them
     6: lambda old: {**old, "schema": 7},
     7: lambda old: {**old, "schema": 8},  # 8 added a field with a default: how many items of each task a sample had
+    8: lambda old: {**_by_new_names(old), "schema": 9},  # 9 renamed settings of methods, in labels too (harness/renames)
 }
+
+
+def _by_new_names(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the settings of its method, and of the rows and stages that it names, by their names now.
+
+    What is no record at all comes back as it is, for the model to refuse.
+    """
+    method, last = str(old.get("method", "")), str(old.get("method", "")).rpartition("+")[2]
+    settings = {"settings": method, "handed_on": last}
+    renamed: dict[str, Any] = {
+        name: settings_in_records(own, old[name]) for name, own in settings.items() if isinstance(old.get(name), dict)
+    }
+    if isinstance(old.get("label"), str):
+        renamed["label"] = current_label(old["label"])
+    if isinstance(old.get("stages"), list):
+        renamed["stages"] = [
+            {**stage, "label": current_label(stage["label"])} if isinstance(stage, dict) and isinstance(stage.get("label"), str) else stage
+            for stage in old["stages"]
+        ]
+    return {**old, **renamed}
 
 
 class BadRecord(OneLine):

@@ -14,6 +14,7 @@ from harness.files.untrusted import Unreadable, read_object
 from harness.files.writing import read_signed, write_signed
 from harness.planning.cells import Plan, PlannedCell
 from harness.records.store import Store
+from harness.renames.labels import settings_in_records
 
 PARTS = "parts.json"  # in the folder of a cell, and of a student
 _IDENTITY = re.compile(r'"identity": "([0-9a-f]{24})"')
@@ -122,6 +123,7 @@ def _reasons(old: Mapping[str, Any], plan: Plan, cell: PlannedCell, store: Store
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], reasons: Reasons) -> None:
+    old = {**old, "settings": settings_in_records(str(old.get("method")), old.get("settings") or {})} if "settings" in new else old
     for name in sorted({*old, *new} - _UNSAID):
         before, now = _plain(old.get(name)), _plain(new.get(name))
         if before == now:

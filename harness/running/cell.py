@@ -41,9 +41,8 @@ from harness.running.job import CellJob
 
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
+    from harness.scoring.backend import Backend
     from harness.scoring.items import ItemRow
-    from harness.scoring.lm_eval_model import Transformers
-    from harness.scoring.vllm_backend import Vllm
 
 
 def main(argv: list[str]) -> int:
@@ -107,7 +106,7 @@ def _at_what(job: CellJob) -> str:
     if not stage.trains:
         return f"in {stage.method}; give a smaller model, or a larger device"
     name = stage.method
-    return f"in training; type --set {name}.micro_rows=1 and --set {name}.checkpointing=true, or give a smaller --student"
+    return f"in training; type --set {name}.micro_batch_size=1 and --set {name}.gradient_checkpointing=true, or give a smaller --student"
 
 
 def _own_standard_output() -> Callable[[dict[str, Any]], None]:
@@ -206,10 +205,10 @@ def score_again(job: CellJob) -> "list[TaskScore]":
 
 
 @contextmanager
-def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | None = None) -> "Iterator[Transformers | Vllm]":
+def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | None = None) -> "Iterator[Backend]":
     """Open what scores a model, `few` rows at once where that is given; vLLM's engine gives its memory back at the end."""
     from harness.models.language_model import open_model
-    from harness.scoring.lm_eval_model import Transformers
+    from harness.scoring.transformers_backend import Transformers
 
     if job.work.backend == "transformers":
         pack = few * _TOKENS_OF_FEW if few else None
@@ -225,7 +224,7 @@ def _backend(job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | Non
 
 
 def _scored(
-    job: CellJob, backend: "Transformers | Vllm", tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]
+    job: CellJob, backend: "Backend", tasks: dict[str, Task], source: DataSource, progress: Callable[[Progress], None]
 ) -> "tuple[list[TaskScore], list[ItemRow]]":
     from harness.scoring.score import score_task
 
@@ -318,7 +317,7 @@ def _fidelity(
     """Compare distributions with the teacher's on every task, where both speak the same vocabulary."""
     from harness.files.untrusted import Unreadable
     from harness.models.language_model import open_model, student_tokenizer
-    from harness.scoring.fidelity import choice_fidelity, reads, recall, texts_to_read, token_fidelity
+    from harness.scoring.fidelity import choice_fidelity, reader, reads, recall, texts_to_read, token_fidelity
     from harness.scoring.items import read_rows
 
     checkpoint = job.teachers[0].checkpoint()
@@ -338,12 +337,12 @@ def _fidelity(
         if task.kind == "choose":
             found.append(choice_fidelity(name, before, [row for row in rows if row.task == name]))
         elif task.kind == "generate":
-            known = recall(job.teacher_samples.with_name(_TEACHER_READS), checkpoint, name, device=job.conditions.device)
+            kept, width = job.teacher_samples.with_name(_TEACHER_READS), student.vocabulary
+            known = recall(kept, checkpoint, name, device=job.conditions.device, width=width)
             if known is None:
                 teacher = teacher or open_model(checkpoint, device=job.conditions.device, dtype=job.conditions.dtype)
-                found.append(token_fidelity(name, reads(teacher, texts_to_read(teacher, name, before)), student))
-            else:
-                found.append(token_fidelity(name, known, student))
+                known = reads(reader(teacher), texts_to_read(teacher, name, before), width=width)
+            found.append(token_fidelity(name, known, reader(student)))
     return tuple(one for one in found if one is not None)
 
 

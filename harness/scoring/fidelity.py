@@ -22,7 +22,8 @@ from harness.models.checkpoint import weight_files
 from harness.models.encoding import as_written, encoded_pair
 from harness.models.language_model import LanguageModel
 from harness.records.record import Fidelity
-from harness.scoring.plain import last_logits, one_row
+from harness.scoring.backend import CanRead, Scored
+from harness.scoring.plain_reading import PlainReader, end_logits
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,21 @@ class Read:
 
     before: tuple[int, ...]
     after: tuple[int, ...]
-    logits: "torch.Tensor"  # (len(after), V)
+    log_p: "torch.Tensor"  # (len(after), V), over the tokens that both models know
+
+    @property
+    def row(self) -> Scored:
+        """The text and how many of its tokens are compared, as a backend is asked."""
+        return _row(self.before, self.after)
+
+
+def _row(before: Sequence[int], after: Sequence[int]) -> Scored:
+    return Scored([*before, *after], len(after))
+
+
+def reader(opened: LanguageModel) -> PlainReader:
+    """Return what reads a model for a distance: a few rows at a time, for whole distributions are large."""
+    return PlainReader(opened, _ROWS)
 
 
 def texts_to_read(teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]") -> list[tuple[list[int], list[int]]]:
@@ -80,18 +95,18 @@ def texts_to_read(teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]") 
     return [(before, after) for before, after in texts if after and len(before) + len(after) <= teacher.context][:TOKEN_ITEMS]
 
 
-def reads(teacher: LanguageModel, texts: Sequence[tuple[list[int], list[int]]]) -> Iterator[Read]:
-    """Let the teacher read its answers now."""
-    for start in range(0, len(texts), _ROWS):
-        batch = texts[start : start + _ROWS]
-        for (before, after), logits in zip(batch, _logits(teacher, batch), strict=True):
-            yield Read(tuple(before), tuple(after), logits)
+def reads(teacher: CanRead, texts: Sequence[tuple[list[int], list[int]]], *, width: int | None = None) -> Iterator[Read]:
+    """Let the teacher read its answers now; distributions are over the first `width` tokens, which the student knows too."""
+    rows = [_row(before, after) for before, after in texts]
+    for (before, after), top in zip(texts, teacher.top_k(rows, k=None, width=width), strict=True):
+        yield Read(tuple(before), tuple(after), top.log_p_NK)
 
 
 def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", tasks: Sequence[str]) -> None:
     """Keep what the teacher reads for every student to come: its last hidden states, from which the head makes the logits.
 
-    Nothing is kept where the head alone does not make them (a bias, a scale or a cap behind it).
+    Nothing is kept where the head alone does not make them (a bias, a scale or a cap behind it). No backend gives hidden
+    states: the live model is watched.
     """
     import torch
     from safetensors.torch import save_file
@@ -101,30 +116,37 @@ def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", task
     name = _name_of(head.weight, teacher) if plain else None
     if name is None:
         return
-    seen: list[torch.Tensor] = []  # of the rows read last
-
-    def watch(module: Any, inputs: tuple[Any, ...]) -> None:
-        seen.extend(inputs[0].detach())
-        del seen[:-_ROWS]
-
-    watching = head.register_forward_pre_hook(watch)
     kept: dict[str, torch.Tensor] = {}
-    try:
-        for task in tasks:
-            texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
-            for index, ((before, after), one) in enumerate(zip(texts, reads(teacher, texts), strict=True)):
-                batch = min(_ROWS, len(texts) - index // _ROWS * _ROWS)
-                hidden = seen[index % _ROWS - batch][-len(after) - 1 : -1]
-                if not torch.allclose(torch.nn.functional.linear(hidden, head.weight.detach()), one.logits, atol=1e-2, rtol=1e-2):
-                    return
-                kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
-                kept[f"{task}/{index}/ids"] = torch.tensor([*before, *after])
-                kept[f"{task}/{index}/written"] = torch.tensor(len(after))
-    finally:
-        watching.remove()
+    for task in tasks:
+        texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
+        for index, ((before, after), hidden) in enumerate(zip(texts, _hidden(teacher, head, texts), strict=True)):
+            if hidden is None:
+                return
+            kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
+            kept[f"{task}/{index}/ids"] = torch.tensor([*before, *after])
+            kept[f"{task}/{index}/written"] = torch.tensor(len(after))
     if kept:
         keep_file(path, lambda fresh: save_file(kept, fresh, metadata={"head": name, "teacher": teacher.checkpoint.digest}))
         write_signed(path.with_suffix(".json"), {"file": file_digest(path)})
+
+
+def _hidden(teacher: LanguageModel, head: Any, texts: Sequence[tuple[list[int], list[int]]]) -> "Iterator[torch.Tensor | None]":
+    """Yield the hidden states (T, width) before the head at each text's answer; None where the head alone does not make its logits."""
+    import torch
+
+    seen: list[torch.Tensor] = []  # of the rows read last
+    watching = head.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].detach()))
+    try:
+        for start in range(0, len(texts), _ROWS):
+            batch = [_row(before, after) for before, after in texts[start : start + _ROWS]]
+            seen.clear()
+            logits = end_logits(teacher, batch)
+            for row, states, own in zip(batch, seen[-len(batch) :], logits, strict=True):
+                hidden = states[-row.count - 1 : -1]
+                same = torch.allclose(torch.nn.functional.linear(hidden, head.weight.detach()), own, atol=1e-2, rtol=1e-2)
+                yield hidden if same else None
+    finally:
+        watching.remove()
 
 
 def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
@@ -140,8 +162,11 @@ def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
     return None
 
 
-def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> Iterator[Read] | None:
-    """Return what the teacher read on a task, from its own cell's file; None where there is none for this teacher."""
+def recall(path: Path, teacher: Checkpoint, task: str, *, device: str, width: int | None = None) -> Iterator[Read] | None:
+    """Return what the teacher read on a task, from its own cell's file; None where there is none for this teacher.
+
+    Distributions are over the first `width` tokens, which the student knows too.
+    """
     from safetensors import safe_open
 
     if not path.exists():
@@ -158,7 +183,7 @@ def recall(path: Path, teacher: Checkpoint, task: str, *, device: str) -> Iterat
             return None
         names = set(kept.keys())
 
-    return _recalled(path, task, weight, names, device)
+    return _recalled(path, task, weight, names, device, width)
 
 
 def _damage(path: Path) -> str:
@@ -170,7 +195,7 @@ def _damage(path: Path) -> str:
     return "" if same else "its digest does not match"
 
 
-def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], device: str) -> Iterator[Read]:
+def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], device: str, width: int | None = None) -> Iterator[Read]:
     import torch
     from safetensors import safe_open
 
@@ -182,7 +207,7 @@ def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], de
             cut = len(ids) - int(kept.get_tensor(f"{task}/{index}/written"))
             weight = weight.to(device, hidden.dtype)  # crosses once: every item has the same type
             logits = torch.nn.functional.linear(hidden.to(device), weight)
-            yield Read(tuple(ids[:cut]), tuple(ids[cut:]), logits)
+            yield Read(tuple(ids[:cut]), tuple(ids[cut:]), torch.log_softmax(logits[:, :width].float(), dim=-1))
             index += 1
 
 
@@ -194,7 +219,7 @@ def _tensor(file: Path, name: str) -> "torch.Tensor | None":
 
 
 def token_fidelity(
-    task: str, teacher: Iterable[Read], student: LanguageModel, *, progress: Callable[[int], None] = lambda _: None
+    task: str, teacher: Iterable[Read], student: CanRead, *, progress: Callable[[int], None] = lambda _: None
 ) -> Fidelity | None:
     """Let the student read prompts with the teacher's answers; compare the two at every token of the answers.
 
@@ -202,37 +227,36 @@ def token_fidelity(
     """
     divergences: list[tuple[float, float]] = []
     same: list[tuple[float, float]] = []
-    fitting = (one for one in teacher if len(one.before) + len(one.after) <= student.context)
-    while batch := list(islice(fitting, _ROWS)):  # a few answers' logits at once, never all
-        for one, ours in zip(batch, _logits(student, [(one.before, one.after) for one in batch]), strict=True):
-            kl, agree = _compared(one.logits, ours)
-            divergences.append((kl, float(len(one.after))))
-            same.append((agree, float(len(one.after))))
+    fitting = (read for read in teacher if len(read.before) + len(read.after) <= student.max_length)
+    while batch := list(islice(fitting, _ROWS)):  # a few answers' distributions at once, never all
+        tops = student.top_k([read.row for read in batch], k=None, width=batch[0].log_p.shape[-1])
+        for read, ours in zip(batch, tops, strict=True):
+            kl, agree = _compared(read.log_p, ours.log_p_NK)
+            divergences.append((kl, float(len(read.after))))
+            same.append((agree, float(len(read.after))))
         progress(len(batch))
     return _summary(task, "tokens", divergences, same) if divergences else None
 
 
-def _logits(opened: LanguageModel, batch: "Sequence[tuple[Sequence[int], Sequence[int]]]") -> "list[torch.Tensor]":
-    """Return the logits (len(after), V) that predict each answer's tokens."""
-    keep = max(len(after) for _, after in batch) + 1
-    texts = [[*before, *after] for before, after in batch]
-    batches = [[text] for text in texts] if one_row(opened) else [texts]
-    logits = [told for part in batches for told in last_logits(opened, part, keep)]
-    return [one[-len(after) - 1 : -1] for one, (_, after) in zip(logits, batch, strict=True)]
-
-
-def _compared(left: Any, right: Any) -> tuple[float, float]:
-    """Return (summed divergence, tokens with the same likeliest successor) of logits (T, V) each."""
+def _compared(left: "torch.Tensor", right: "torch.Tensor") -> tuple[float, float]:
+    """Return (summed divergence, tokens with the same likeliest successor) of log-probabilities (T, V) each."""
     import torch
 
     width = min(left.shape[-1], right.shape[-1])  # padded vocabularies: no token lives beyond the shorter one
-    theirs, ours = (torch.log_softmax(part[:, :width].float(), dim=-1) for part in (left, right))
+    theirs, ours = (_narrowed(part, width) for part in (left, right))
     for which, logs in (("the teacher's", theirs), ("the student's", ours)):
         if bool(torch.isnan(logs).any()):
             token = int(torch.isnan(logs).any(dim=-1).nonzero()[0])
             raise CellFailed(f"{which} logits at token {token + 1} of an answer are no numbers (NaN); see its row, and score it in float32")
     kl = (theirs.exp() * (theirs - ours)).sum(dim=-1)
     return float(kl.sum()), float((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).sum())
+
+
+def _narrowed(log_p: "torch.Tensor", width: int) -> "torch.Tensor":
+    """Return log-probabilities over the first `width` tokens alone; those that are, stay as they are to the last bit."""
+    import torch
+
+    return log_p if log_p.shape[-1] == width else torch.log_softmax(log_p[:, :width], dim=-1)
 
 
 def _summary(task: str, form: str, divergences: Sequence[tuple[float, float]], same: Sequence[tuple[float, float]]) -> Fidelity:

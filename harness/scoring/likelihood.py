@@ -8,31 +8,23 @@ positions that are scored reach the language-model head.
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.machine.memory import is_out_of_memory
 from harness.models.encoding import shared_length
 from harness.models.language_model import LanguageModel
+from harness.scoring.backend import Answer, BatchSize, Scored, unheard
+from harness.scoring.batch_sizes import WORTH_SHARING, pack_tokens
 from harness.scoring.finite import NoNumber, not_finite
-from harness.scoring.generation import WORTH_SHARING, BatchSize, pack_tokens, why_plain
+from harness.scoring.generation import why_plain
 from harness.scoring.plain import last_logits, note_of, one_row
 from harness.scoring.prefix_sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention
 
 if TYPE_CHECKING:
     import torch
 
-Answer = tuple[float, bool]  # log-probability, and whether every token was the likeliest
 PLAIN_ROWS = 16  # of a padded batch where the batch size is left to us
 _LOGIT_VALUES = 2**26  # of one forward: 256 MiB in fp32
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A text as token ids, of which the last `count` are scored; at least one token stands before them."""
-
-    ids: Sequence[int]
-    count: int
 
 
 def log_likelihoods(
@@ -42,8 +34,8 @@ def log_likelihoods(
     batch_size: BatchSize = "auto",
     pack: int | None = None,
     known: Mapping[int, Answer] | None = None,
-    finished: Callable[[int, Answer], None] = lambda row, answer: None,
-    say: Callable[[str], None] = lambda line: None,
+    finished: Callable[[int, Answer], None] = unheard,
+    say: Callable[[str], None] = unheard,
 ) -> list[Answer]:
     """Score every row; answers in the given order, `finished` called for each that was computed, as they come.
 
@@ -56,7 +48,7 @@ def log_likelihoods(
     def keep(row: int, answer: Answer) -> None:
         if row in found:  # it stands in a pack with one that was asked
             return
-        if not math.isfinite(answer[0]):
+        if not math.isfinite(answer.log_probability):
             raise NoNumber(rows[row].ids[:-1])
         found[row] = answer
         finished(row, answer)
@@ -174,7 +166,7 @@ def _pack(
     start = 0
     for row in pack:
         end = start + rows[row].count
-        keep(row, (sum(values[start:end]), all(likeliest[start:end])))
+        keep(row, Answer(sum(values[start:end]), all(likeliest[start:end])))
         start = end
 
 
@@ -203,7 +195,7 @@ def _chain(opened: LanguageModel, row: Scored, prefix: KeyValues, most: int) -> 
             wanted = torch.tensor([ids[start + index + 1] for index in scored], device=logits.device)
             values, likeliest = _at(logits, torch.arange(len(scored), device=logits.device), wanted)
             total, greedy = total + sum(values), greedy and all(likeliest)
-    return total, greedy
+    return Answer(total, greedy)
 
 
 def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], size: int, keep: Callable[[int, Answer], None]) -> None:
@@ -225,4 +217,4 @@ def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], size:
                 count = rows[row].count
                 wanted = torch.tensor(rows[row].ids[len(rows[row].ids) - count :], device=logits_KV.device)
                 values, likeliest = _at(logits_KV[len(logits_KV) - count :], torch.arange(count, device=logits_KV.device), wanted)
-                keep(row, (sum(values), all(likeliest)))
+                keep(row, Answer(sum(values), all(likeliest)))

@@ -23,19 +23,20 @@ from harness.machine.gpu import device_label
 from harness.models.language_model import LanguageModel
 from harness.records.record import TaskScore
 from harness.scoring.answer_cache import Journal
-from harness.scoring.generation import BatchSize
+from harness.scoring.backend import BatchSize
 from harness.scoring.items import ItemRow, Scored, read_rows, write_rows
 from harness.scoring.outcomes import leaf_of, metric_of, summarise
 from harness.scoring.sampling import Picked, pick, sample
 
 if TYPE_CHECKING:
-    from harness.scoring.lm_eval_model import Backend
+    from harness.scoring.backend import Backend
 
 __all__ = ["ItemRow", "journal_path", "read_rows", "sample", "score_task", "write_rows"]
 
 PLAIN_TEXT = Prompting()
 
 
+# Nine parameters: each is one condition of a score, and programs beside the harness call it by these names.
 def score_task(
     opened: LanguageModel,
     task: Task,
@@ -54,7 +55,8 @@ def score_task(
     """
     from lm_eval.evaluator import evaluate
 
-    from harness.scoring.lm_eval_model import HarnessLM, Transformers
+    from harness.scoring.lm_eval_model import HarnessLM
+    from harness.scoring.transformers_backend import Transformers
 
     backend = backend or Transformers(opened, batch_size)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

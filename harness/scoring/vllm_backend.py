@@ -1,4 +1,4 @@
-"""The vLLM backend of the scorer (`--backend vllm`): the same prompts, cuts, journal and grading, computed by vLLM.
+"""The vLLM backend (`--backend vllm`): the same prompts, cuts, journal and grading, computed by vLLM.
 
 vLLM lives in an environment of its own and is imported here alone. Its prefix cache does what our shared path does;
 its kernels are not batch-invariant, so a table never mixes its rows with others (the path is in every record).
@@ -13,11 +13,11 @@ from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel, tokenizer_of
-from harness.scoring.generation import Generation, StopReason
-from harness.scoring.likelihood import Answer, Scored
+from harness.scoring.backend import Answer, Generation, Sampling, Scored, StopReason, TopK, unheard
 
 CHUNK = 2_048  # requests handed over at once: what a killed run loses at most
 BACKENDS = ("transformers", "vllm")
+MOST_LOGPROBS = 64  # of a position: what a teacher's cache keeps; vLLM refuses more than it was started for
 
 
 def require_vllm() -> None:
@@ -58,51 +58,96 @@ class Vllm:
         self._params = vllm.SamplingParams
         self._engine = vllm.LLM(
             model=str(checkpoint.path), dtype=dtype, seed=0, max_model_len=self.opened.context, enable_prefix_caching=True,
-            disable_log_stats=True,
+            disable_log_stats=True, max_logprobs=MOST_LOGPROBS,
         )  # fmt: skip
 
-    def _asked(self, prompts: Sequence[Sequence[int]], params: Any) -> Iterator[tuple[int, Any]]:
-        """Ask in chunks, prompts with a common beginning next to each other, so that vLLM's prefix cache finds it."""
-        order = sorted(range(len(prompts)), key=lambda index: list(prompts[index]))
+    def _outputs(self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
+        """Ask in chunks, prompts with a common beginning next to each other, so that vLLM's prefix cache finds it.
+
+        Yields (row, vLLM's output); `params` gives each row's settings.
+        """
+        order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
         for start in range(0, len(order), CHUNK):
             part = order[start : start + CHUNK]
-            asked = [{"prompt_token_ids": list(prompts[index])} for index in part]
-            yield from zip(part, self._engine.generate(asked, sampling_params=params, use_tqdm=False), strict=True)
+            inputs = [{"prompt_token_ids": list(prompts[row])} for row in part]
+            outputs = self._engine.generate(inputs, sampling_params=[params(row) for row in part], use_tqdm=False)
+            yield from zip(part, outputs, strict=True)
 
-    def log_likelihoods(
-        self, rows: Sequence[Scored], *, known: Mapping[int, Answer], finished: Callable[[int, Answer], None], say: Callable[[str], None]
+    def _read(self, rows: Sequence[Scored], count: int) -> Iterator[tuple[int, list[Mapping[int, Any]]]]:
+        """Yield (row, what vLLM says of each of its last tokens): `count` likeliest and the token itself, with their ranks."""
+        # prompt_logprobs switches vLLM's own prefix cache off for these requests: right answers before speed.
+        params = self._params(temperature=0, max_tokens=1, prompt_logprobs=count)
+        for row, output in self._outputs([row.ids for row in rows], lambda _: params):
+            yield row, output.prompt_logprobs[len(rows[row].ids) - rows[row].count :]
+
+    def score(
+        self,
+        rows: Sequence[Scored],
+        *,
+        known: Mapping[int, Answer],
+        finished: Callable[[int, Answer], None] = unheard,
+        say: Callable[[str], None] = unheard,
     ) -> list[Answer]:
         """Score the continuation of every row that is not `known`; vLLM returns each prompt token's log-probability and rank."""
-        found = dict(known)
+        answers = dict(known)
         left = [index for index in range(len(rows)) if index not in known]
-        # prompt_logprobs switches vLLM's own prefix cache off for these requests: right answers before speed.
-        params = self._params(temperature=0, max_tokens=1, prompt_logprobs=1)
-        for place, output in self._asked([rows[index].ids for index in left], params):
-            index = left[place]
-            row = rows[index]
-            tail = list(zip(row.ids, output.prompt_logprobs, strict=True))[len(row.ids) - row.count :]
-            told = [held[token] for token, held in tail]
-            found[index] = (float(sum(one.logprob for one in told)), all(one.rank == 1 for one in told))
-            finished(index, found[index])
-        return [found[index] for index in range(len(rows))]
+        for place, positions in self._read([rows[index] for index in left], 1):
+            row = rows[left[place]]
+            scored = [held[token] for token, held in zip(row.ids[len(row.ids) - row.count :], positions, strict=True)]
+            answer = Answer(float(sum(token.logprob for token in scored)), all(token.rank == 1 for token in scored))
+            answers[left[place]] = answer
+            finished(left[place], answer)
+        return [answers[index] for index in range(len(rows))]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: tuple[str, ...], progress: Callable[[int], None],
-        finished: Callable[[int, Generation], None], say: Callable[[str], None],
-    ) -> list[Generation]:  # fmt: skip
-        """Continue every prompt greedily until EOS, a stop string or the longest length."""
-        params = self._params(
-            temperature=0, max_tokens=max_new_tokens, stop=list(stop), stop_token_ids=sorted(self.opened.eos_ids), skip_special_tokens=True
-        )
-        found: dict[int, Generation] = {}
-        for index, output in self._asked(prompts, params):
-            one = output.outputs[0]
-            by_string = isinstance(one.stop_reason, str)
-            reason: StopReason = "length" if one.finish_reason == "length" else "stop" if by_string else "eos"
-            found[index] = Generation(one.text, len(one.token_ids), reason)
-            finished(index, found[index])
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        progress: Callable[[int], None] = unheard,
+        finished: Callable[[int, Generation], None] = unheard,
+        say: Callable[[str], None] = unheard,
+    ) -> list[Generation]:
+        """Continue every prompt until EOS, a stop string or the longest length; what is drawn follows vLLM's own streams."""
+
+        def params(row: int) -> Any:
+            drawn = {"temperature": sampling.temperature, "seed": sampling.stream_of(row)} if sampling else {"temperature": 0}
+            return self._params(
+                max_tokens=max_new_tokens,
+                stop=list(stop),
+                stop_token_ids=sorted(self.opened.eos_ids),
+                skip_special_tokens=True,
+                **drawn,
+            )
+
+        answers: dict[int, Generation] = {}
+        for row, output in self._outputs(prompts, params):
+            answers[row] = _generation(output.outputs[0])
+            finished(row, answers[row])
             progress(1)
-        return [found[index] for index in range(len(prompts))]
+        return [answers[row] for row in range(len(prompts))]
+
+    def top_k(self, rows: Sequence[Scored], *, k: int | None, width: int | None = None) -> Iterator[TopK]:
+        """Return the `k` likeliest tokens at the last positions of each row; vLLM gives no whole distributions, and cuts no logits."""
+        vocabulary = int(self.opened.text_config.vocab_size)
+        if k is None or k > MOST_LOGPROBS:
+            raise HarnessError(
+                f"--backend vllm gives the {MOST_LOGPROBS} likeliest tokens at most, not {'all' if k is None else k}; "
+                "type --backend transformers"
+            )
+        if width is not None and width < vocabulary:
+            raise HarnessError(
+                f"--backend vllm gives probabilities among all {vocabulary:,} tokens, not among {width:,}; type --backend transformers"
+            )
+        return self._tops(rows, k)
+
+    def _tops(self, rows: Sequence[Scored], k: int) -> Iterator[TopK]:
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            tops = {row: _likeliest(positions, k) for row, positions in self._read(part, k)}
+            yield from (tops[row] for row in range(len(part)))
 
     def close(self) -> None:
         """Stop the engine and give the device's memory back, before another process or library wants it."""
@@ -111,3 +156,19 @@ class Vllm:
             core.shutdown()
         del self._engine
         release_memory(self.opened.device)
+
+
+def _generation(output: Any) -> Generation:
+    """Return what vLLM wrote; it stops by a string, by the id of a token (EOS), or at the longest length."""
+    by_string = isinstance(output.stop_reason, str)
+    reason: StopReason = "length" if output.finish_reason == "length" else "stop" if by_string else "eos"
+    return Generation(output.text, len(output.token_ids), reason, tuple(output.token_ids))
+
+
+def _likeliest(positions: Sequence[Mapping[int, Any]], k: int) -> TopK:
+    """Return the likeliest tokens by rank; vLLM adds the token that stands there, whatever its rank, which goes."""
+    import torch
+
+    ranked = [sorted(held.items(), key=lambda item: (item[1].rank, item[0]))[:k] for held in positions]
+    ids = torch.tensor([[token for token, _ in tokens] for tokens in ranked], dtype=torch.long)
+    return TopK(ids, torch.tensor([[held.logprob for _, held in tokens] for tokens in ranked], dtype=torch.float32))

@@ -4,4 +4,4 @@ A method derives from `base.Compressed`, or from one of its kinds in `quantized`
 without torch), and asks inside `compress` for `layers`, `calibration` or `rounding`.
 """
 
-__all__ = ["base", "calibrated", "calibration", "external", "layers", "quantized", "rounding", "sparsity"]
+__all__ = ["base", "calibrated", "calibration", "external", "layers", "narrowing", "quantized", "rounding", "sizes", "sparsity"]

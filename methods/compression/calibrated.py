@@ -18,8 +18,8 @@ class Calibrated(Compressed):
     """A method that reads training text first."""
 
     calibration: Literal["auto", "train", "c4"] = "auto"  # auto: the tasks' train split, C4 of the data folder where there is none
-    sequences: Annotated[int, Field(ge=1, le=4096)] = 128
-    tokens: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
+    num_calibration_samples: Annotated[int, Field(ge=1, le=4096)] = 128
+    max_seq_length: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
 
     @property
     def calibrates(self) -> bool:
@@ -28,13 +28,13 @@ class Calibrated(Compressed):
 
     def calibration_tokens(self) -> tuple[int, int]:
         """Return how many sequences are read, and the tokens of each."""
-        return self.sequences, self.tokens
+        return self.num_calibration_samples, self.max_seq_length
 
     def calibrate(self, job: Job, opened: "LanguageModel") -> "Calibration":
         """Return the text, in tokens."""
         from methods.compression.calibration import calibration
 
-        return calibration(job, opened, source=self.calibration, sequences=self.sequences, tokens=self.tokens)
+        return calibration(job, opened, source=self.calibration, sequences=self.num_calibration_samples, tokens=self.max_seq_length)
 
 
 def calibration_flops(making: Making, data: "Calibration", passes: int) -> float:
@@ -42,4 +42,4 @@ def calibration_flops(making: Making, data: "Calibration", passes: int) -> float
     from harness.models.shape import forward_flops_per_token
 
     count, length = data.ids.shape
-    return passes * count * length * forward_flops_per_token(making.model, length)
+    return float(passes * count * length * forward_flops_per_token(making.model, length))

@@ -138,52 +138,70 @@ def watched(flow: Flow, layers: Mapping[str, nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """How a sweep reads the text.
+
+    `again` runs each block once more after its visit; without it the next block sees what this one gave before.
+    """
+
+    alike: bool = False  # as `Flow` has it
+    again: bool = True
+    progress: Callable[[Progress], None] = lambda _: None
+    method: str = "METHOD"  # the row whose settings an error names
+
+
+_AS_A_RULE = SweepOptions()
+
+
 def sweep(
     opened: LanguageModel,
     data: Calibration,
     layers: Mapping[str, nn.Module],
     *,
     kind: Kind,
-    alike: bool = False,
     visit: Callable[[str, Flow], None],
-    progress: Callable[[Progress], None] = lambda _: None,
-    again: bool = True,
-    method: str = "METHOD",
+    options: SweepOptions = _AS_A_RULE,
 ) -> None:
-    """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change the block, and the next ones see that.
-
-    `again` runs each block once more after its visit; without it the next block sees what this one gave before.
-    """
+    """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change the block, and the next ones see that."""
     prefix, blocks = blocks_of(opened.model)
-    outside = [one for one in layers if not one.startswith(f"{prefix}.")]
-    if outside:
-        raise CellFailed(
-            f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is with --set "
-            + skipping(method, outside)
-        )
+    _refuse_outside(layers, prefix, options.method)
     states, given, seen = _entered(opened.model, blocks, data)
     whole = len(states[0])
     _check_alone(opened.model, blocks, given, seen, whole)
     with torch.no_grad():
         for at, block in enumerate(blocks):
             name = f"{prefix}.{at}"
-            flow = Flow(kind, alike)
             inside = {one: layer for one, layer in layers.items() if one.startswith(f"{name}.")}
+            flow = Flow(kind, options.alike, tokens=int(data.ids.numel()))
             with watched(flow, inside):
                 after = []
                 for state in states:
                     out = _output(block, state, given[at], whole)
-                    after += [] if again else [out]  # two copies of all states are not held at once
-            flow.tokens = int(data.ids.numel())
-            unread = [one for one in inside if one not in flow.sums]
-            if unread:  # an expert that no token was sent to
-                raise CellFailed(
-                    f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of {name}; give more text with "
-                    f"--set {method}.sequences={4 * len(data.ids)}"
-                )
+                    after += [] if options.again else [out]  # two copies of all states are not held at once
+            _refuse_unread(inside, flow, name, f"{options.method}.num_calibration_samples={4 * len(data.ids)}")
             visit(name, flow)
-            states = [_output(block, state, given[at], whole) for state in states] if again else after
-            progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))
+            states = [_output(block, state, given[at], whole) for state in states] if options.again else after
+            options.progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))
+
+
+def _refuse_outside(layers: Mapping[str, nn.Module], prefix: str, method: str) -> None:
+    """Refuse layers beside the blocks."""
+    outside = [one for one in layers if not one.startswith(f"{prefix}.")]
+    if outside:
+        raise CellFailed(
+            f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is with --set "
+            + skipping(method, outside)
+        )
+
+
+def _refuse_unread(inside: Mapping[str, nn.Module], flow: Flow, block: str, more: str) -> None:
+    """Refuse a layer that nothing flowed into: an expert that no token was sent to."""
+    unread = [one for one in inside if one not in flow.sums]
+    if unread:
+        raise CellFailed(
+            f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of {block}; give more text with --set {more}"
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def matrices_of(model: Any, method: str) -> int:
     strange = [name for name, one in model.named_parameters() if id(one) not in known and is_stranger(model, name)]
     if strange:
         raise CellFailed(
-            f"{method} does not know {', '.join(short_names(strange))}, which would stay as they are unsaid; use int8 or int4 with skip"
+            f"{method} does not know {', '.join(short_names(strange))}, which would stay as they are unsaid; use int8 or int4 with ignore"
         )
     return len(matrices)
 

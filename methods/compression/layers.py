@@ -78,7 +78,7 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
             known.add(id(module.weight))
     unused = [pattern for pattern in skip if pattern not in used]
     if unused:
-        raise CellFailed(f"{method}: skip={unused[0]!r} matches no layer; names look like {next(iter(linear), 'none')}")
+        raise CellFailed(f"{method}: ignore={unused[0]!r} matches no layer; names look like {next(iter(linear), 'none')}")
     others = [
         name for name, one in model.named_parameters() if id(one) not in known and f"{name}.".startswith(f"{prefix}." if prefix else "")
     ]
@@ -150,7 +150,7 @@ def _strangers(model: Any, strange: Sequence[str], method: str) -> str:
 
 def skipping(method: str, patterns: Sequence[str]) -> str:
     """Return the setting that leaves layers as they are, to paste behind --set."""
-    return f"{method}.skip={patterns[0]}" if len(patterns) == 1 else f"'{method}.skip={json.dumps(list(patterns))}'"
+    return f"{method}.ignore={patterns[0]}" if len(patterns) == 1 else f"'{method}.ignore={json.dumps(list(patterns))}'"
 
 
 def never_called(model: Any, layers: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.contract import Checkpoint, Family, Job
+from harness.contract import Checkpoint, Family, Job, Progress
+from harness.errors import CellFailed
 from methods.base import Patterns, settings
 from methods.compression.base import Compressed, Making
 
@@ -21,14 +22,12 @@ class Quantized(Compressed):
     family: ClassVar[Family] = "quantization"
 
     embeddings: Literal["int8", "skip"] = "int8"  # token table and head; skip: as they are
-    skip: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
+    ignore: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
 
 
 def scaled(table: Any, method: str) -> dict[str, float]:
     """Return what a table multiplies its vectors with, as its class says; refuses tables that do anything else with them."""
     from torch import nn
-
-    from harness.errors import CellFailed
 
     if type(table) is nn.Embedding:
         return {}
@@ -50,55 +49,103 @@ def pack(
     flops: float = 0.0,
 ) -> Checkpoint:
     """Pack every layer by `code`, and table and head to int8 where the method does; save it, and say how many bits that took."""
-    from harness.contract import Progress
-    from harness.errors import CellFailed
-    from harness.models.checkpoint import weight_files
-    from harness.models.language_model import stored_dtype
-    from harness.models.packed import refuse_other_codes, save_packed
-    from methods.compression.rounding import packed, round_to_nearest
-
-    specs: dict[str, Any] = {}
-    tensors: dict[str, Any] = {}
-
-    def add(name: str, found: "Codes", bias: Any, **more: Any) -> None:
-        specs[name], own = packed(name, found, bias, **more)
-        refuse_other_codes(name, specs[name], own, found.dequantized())
-        tensors.update(own)
-
-    def whole_row(weight: Any) -> "Codes":
-        return round_to_nearest(weight, bits=8)
-
-    count = 0
-    for at, (name, layer) in enumerate(layers.linear.items()):
-        factors = {"factors": True} if hasattr(layer, "up") else {}
-        add(name, code(name, layer), layer.bias, kind=kind, **factors)
-        count += layer.weight.numel()
-        job.progress(Progress(stage="pack", done=at + 1, total=len(layers.linear), unit="layers"))
-    inside = sum(one.numel() * one.element_size() for one in tensors.values())
+    packing = _Packing(making, layers)
+    packing.add_layers(code, kind=kind, progress=job.progress)
+    packed_bytes = packing.bytes  # of the blocks' layers: table and head are not among them
     if method.embeddings == "int8":
-        table, embedding = layers.table
-        if layers.tied and layers.head is not None and (layers.head[0] in layers.left) != (table in layers.left):
-            raise CellFailed(
-                f"{making.method}: {layers.head[0]} and {table} are one matrix here, and skip names one of the two; name both, or type "
-                f"--set {making.method}.embeddings=skip"
-            )
-        if table not in layers.left:
-            add(table, whole_row(embedding.weight), None, kind="int8", embedding=True, **scaled(embedding, making.method))
-        if layers.head is not None and layers.tied and table not in layers.left:
-            if layers.head[1].bias is not None:
-                raise CellFailed(f"{making.method}: a tied head with a bias is not known here; type --set {making.method}.embeddings=skip")
-            specs[layers.head[0]] = {"kind": "tied", "table": table}
-        elif layers.head is not None and not layers.tied and layers.head[0] not in layers.left:
-            add(layers.head[0], whole_row(layers.head[1].weight), layers.head[1].bias, kind="int8")
+        packing.add_table_and_head()
+    weights = sum(layer.weight.numel() for layer in layers.linear.values())
     told = {
-        **notes, "packed_layers": len(layers.linear), "packed_weights": count, "bits_of_a_packed_weight": round(8 * inside / count, 3),
-        "table_and_head": method.embeddings, "skipped": list(method.skip), **layers.told,
-    }  # fmt: skip
-    dtype = stored_dtype(making.base)
+        **notes,
+        "packed_layers": len(layers.linear),
+        "packed_weights": weights,
+        "bits_of_a_packed_weight": round(8 * packed_bytes / weights, 3),
+        "table_and_head": method.embeddings,
+        "skipped": list(method.ignore),
+        **layers.told,
+    }
+    return packing.saved(told, flops=flops)
 
-    def write(fresh: Any) -> None:
-        save_packed(making.model, making.opened.tokenizer, fresh, specs=specs, tensors=tensors, dtype=dtype, method=making.method)
-        written = sum(path.stat().st_size for path in weight_files(fresh))
-        told["bits_per_weight"] = making.bits(written)
 
-    return making.save_as(write, notes=told, flops=flops)
+class _Packing:
+    """A model whose matrices are packed one after another: what `config.json` will say of each, and their tensors."""
+
+    def __init__(self, making: Making, layers: "Layers") -> None:
+        self.making, self.layers = making, layers
+        self.specs: dict[str, Any] = {}
+        self.tensors: dict[str, Any] = {}
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the tensors so far."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def _add(self, name: str, codes: "Codes", bias: Any, **more: Any) -> None:
+        from harness.models.packed import refuse_other_codes
+        from methods.compression.rounding import packed
+
+        self.specs[name], own = packed(name, codes, bias, **more)
+        refuse_other_codes(name, self.specs[name], own, codes.dequantized())
+        self.tensors.update(own)
+
+    def add_layers(self, code: "Callable[[str, nn.Linear], Codes]", *, kind: str, progress: "Callable[[Progress], None]") -> None:
+        """Pack the layers of the blocks."""
+        linear = self.layers.linear
+        for at, (name, layer) in enumerate(linear.items()):
+            factors = {"factors": True} if hasattr(layer, "up") else {}
+            self._add(name, code(name, layer), layer.bias, kind=kind, **factors)
+            progress(Progress(stage="pack", done=at + 1, total=len(linear), unit="layers"))
+
+    def add_table_and_head(self) -> None:
+        """Pack token table and head to int8, but those that the patterns leave as they are."""
+        self._refuse_half_a_tie()
+        layers, method = self.layers, self.making.method
+        table, embedding = layers.table
+        if table not in layers.left:
+            factor = scaled(embedding, method)
+            self._add(table, _whole_rows(embedding.weight), None, kind="int8", embedding=True, **factor)
+        if layers.head is None:
+            return
+        name, head = layers.head
+        if layers.tied and table not in layers.left:
+            self._tie(name, head)
+        elif not layers.tied and name not in layers.left:
+            self._add(name, _whole_rows(head.weight), head.bias, kind="int8")
+
+    def _refuse_half_a_tie(self) -> None:
+        layers, method, table = self.layers, self.making.method, self.layers.table[0]
+        if layers.head is None or not layers.tied:
+            return
+        name = layers.head[0]
+        if (name in layers.left) != (table in layers.left):
+            raise CellFailed(
+                f"{method}: {name} and {table} are one matrix here, and ignore names one of the two; name both, or type "
+                f"--set {method}.embeddings=skip"
+            )
+
+    def _tie(self, name: str, head: "nn.Linear") -> None:
+        if head.bias is not None:
+            method = self.making.method
+            raise CellFailed(f"{method}: a tied head with a bias is not known here; type --set {method}.embeddings=skip")
+        self.specs[name] = {"kind": "tied", "table": self.layers.table[0]}
+
+    def saved(self, told: dict[str, Any], *, flops: float) -> Checkpoint:
+        """Save the packed model, and note the bits that each of its weights takes on disk."""
+        from harness.models.checkpoint import weight_files
+        from harness.models.language_model import stored_dtype
+        from harness.models.packed import save_packed
+
+        making, dtype = self.making, stored_dtype(self.making.base)
+
+        def write(fresh: Any) -> None:
+            save_packed(making.opened, fresh, specs=self.specs, tensors=self.tensors, dtype=dtype, method=making.method)
+            written = sum(path.stat().st_size for path in weight_files(fresh))
+            told["bits_per_weight"] = making.bits(written)
+
+        return making.save_as(write, notes=told, flops=flops)
+
+
+def _whole_rows(weight: Any) -> "Codes":
+    from methods.compression.rounding import round_to_nearest
+
+    return round_to_nearest(weight, bits=8)

@@ -27,7 +27,7 @@ class Zeroing(Compressed):
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the weights that go; 2:4 and 4:8 are one half
     pattern: Pattern = "unstructured"  # 2:4: two of every four consecutive inputs stay
-    skip: Patterns = ()  # layers to leave as they are, and all below them; table and head always are
+    ignore: Patterns = ()  # layers to leave as they are, and all below them; table and head always are
 
     @model_validator(mode="after")
     def _a_pattern_is_a_half(self) -> Self:
@@ -47,7 +47,7 @@ class Zeroing(Compressed):
 
     def control_settings(self) -> dict[str, object]:
         """Its controls cut as much, of the same layers."""
-        return {"ratio": self.ratio, "pattern": self.pattern, "skip": self.skip}
+        return {"ratio": self.ratio, "pattern": self.pattern, "ignore": self.ignore}
 
     def zeroed(self, job: Job, name: str, score: "Callable[[str, nn.Linear], Tensor]", *, within: str) -> Checkpoint:
         """Zero the lowest scores of every layer, without data."""
@@ -55,7 +55,7 @@ class Zeroing(Compressed):
         from methods.masks import mark_pruned
 
         making = Making(job, name)
-        found = layers_of(making.model, skip=self.skip, method=name)
+        found = layers_of(making.model, skip=self.ignore, method=name)
         layers = found.linear
         before = zeros_in(layers)
         for at, layer in layers.items():
@@ -70,12 +70,12 @@ class CalibratedZeroing(Zeroing, Calibrated):
 
     def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]") -> Checkpoint:
         """Let `cut` change every layer in place, given the sums of what flows into it, the number of tokens and an earlier mask."""
-        from methods.compression.calibration import Flow, sweep
+        from methods.compression.calibration import Flow, SweepOptions, sweep
         from methods.compression.layers import layers_of, within
         from methods.masks import mark_pruned, zeros_of
 
         making = Making(job, name)
-        found = layers_of(making.model, skip=self.skip, method=name)
+        found = layers_of(making.model, skip=self.ignore, method=name)
         layers = found.linear
         before = zeros_in(layers)
         data = self.calibrate(job, making.opened)
@@ -84,7 +84,8 @@ class CalibratedZeroing(Zeroing, Calibrated):
             for one, layer in within(layers, block):
                 cut(layer, flow.sums[one], flow.tokens, zeros_of(making.model.config, layer.weight))
 
-        sweep(making.opened, data, layers, kind=kind, visit=visit, progress=job.progress, method=name)
+        options = SweepOptions(progress=job.progress, method=name)
+        sweep(making.opened, data, layers, kind=kind, visit=visit, options=options)
         mark_pruned(making.model.config)
         notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told), **found.told}
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
@@ -102,7 +103,7 @@ def mask_of(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Ten
         if score.shape[1] % of:
             from harness.errors import CellFailed
 
-            raise CellFailed(f"pattern {pattern} needs inputs in groups of {of}, and a layer has {score.shape[1]}; leave it out with skip")
+            raise CellFailed(f"pattern {pattern} needs inputs in groups of {of}, a layer has {score.shape[1]}; leave it out with ignore")
         groups = score.reshape(score.shape[0], -1, of)
         best = groups.topk(keep, dim=-1).indices
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(score.shape)

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Example, Job
 from methods.base import Weight, settings
-from methods.training.base import Teachers, Trained, shared_vocabulary, worked
+from methods.training.base import Trained, TrainOptions, worked
+from methods.training.sources import Teachers, shared_vocabulary
 
 if TYPE_CHECKING:
     from methods.training.selection import Selection
@@ -97,8 +98,8 @@ class Distilled(Trained):
     ) -> Checkpoint:
         """Train on examples with this method's terms; `over` are more rows than these that the teacher's cache shall hold."""
         return self.train(
-            job, worked(examples), terms=self.loss_terms(), teachers=self.teachers(job, over=over), selection=selection,
-            inwards=self.inwards(), notes=notes, shared=shared,
+            job, worked(examples), terms=self.loss_terms(), teachers=self.teachers(job, over=over),
+            selection=selection, options=TrainOptions(inwards=self.inwards()), notes=notes, shared=shared,
         )  # fmt: skip
 
     def _examples(self, job: Job) -> list[Example]:

@@ -22,8 +22,9 @@ from harness.data.source import DataSource
 from harness.errors import HarnessError
 from harness.models.language_model import LanguageModel
 from harness.models.shaping import save_student
-from methods.training.loop import LoopSettings, fit
+from methods.training.loop import fit
 from methods.training.rows import Row, encode
+from methods.training.settings import LoopSettings, Training
 from methods.training.terms import Objective, hard_labels
 
 VOCABULARY = 1024
@@ -57,7 +58,14 @@ RECIPES = (
     Recipe("tiny-math", problems=50_000, choices=600, seen_tokens=5_000_000, seed=2),
 )
 SETTINGS = LoopSettings(
-    learning_rate=0.02, batch_rows=16, micro_rows=16, warmup=0.03, weight_decay=0.01, clip=1.0, validation_rows=400, optimizer="muon"
+    learning_rate=0.02,
+    batch_size=16,
+    micro_batch_size=16,
+    warmup_ratio=0.03,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    validation_rows=400,
+    optimizer="muon",
 )
 
 
@@ -122,15 +130,17 @@ def train_teacher(
             validation=encode(tokenizer, held_out, longest=LONGEST)[0],
             objective=Objective(terms=[hard_labels()]),
             settings=SETTINGS,
-            seen_tokens=recipe.seen_tokens,
-            seed=recipe.seed,
-            workdir=workdir,
-            progress=lambda one: progress(replace(one, detail=f"{recipe.name}, {one.detail}")),
+            training=Training(
+                seen_tokens=recipe.seen_tokens,
+                seed=recipe.seed,
+                workdir=workdir,
+                progress=lambda step: progress(replace(step, detail=f"{recipe.name}, {step.detail}")),
+            ),
         )
     finally:
         torch.set_num_threads(threads)
     made = save_student(student, folder, name=recipe.name, dtype=torch.bfloat16, parents=())
-    told: dict[str, Any] = {"recipe": asdict(recipe), "settings": asdict(SETTINGS), "spent": spent, "torch": torch.__version__}
+    told: dict[str, Any] = {"recipe": asdict(recipe), "settings": asdict(SETTINGS), "spent": asdict(spent), "torch": torch.__version__}
     (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     _thin(workdir / "training.jsonl", folder / "training.jsonl")
     shutil.rmtree(workdir)

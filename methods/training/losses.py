@@ -53,7 +53,7 @@ def forward_kl(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float = 1
     return found
 
 
-class _ForwardKL(torch.autograd.Function):
+class _ForwardKL(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """The forward KL with its gradient written down: one (N, V) tensor is kept for the backward pass, where autograd would keep five.
 
     As in `_softened`, what the teacher thinks impossible adds nothing, and its gradient is `tau q`.
@@ -72,7 +72,7 @@ class _ForwardKL(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # one output, hence one gradient
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # one output, hence one gradient
         [slope_NV] = ctx.saved_tensors
         return (slope_NV * grads[0][:, None]).to(ctx.dtype), None, None
 

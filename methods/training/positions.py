@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from harness.scoring.backend import TopK
 from methods.training.rows import Batch, Row
 
 if TYPE_CHECKING:
     from methods.training.taps import Inside
-
-
-@dataclass(frozen=True)
-class TopK:
-    """A teacher's likeliest tokens at trained positions: ids and log-probabilities at temperature 1, (N, k) each."""
-
-    ids_NK: Tensor
-    log_p_NK: Tensor
 
 
 @dataclass(frozen=True)

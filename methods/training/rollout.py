@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.models.language_model import LanguageModel
-from harness.scoring.generation import Sampling, generate
+from harness.scoring.backend import CanGenerate, Sampling
+from harness.scoring.generation import Writer
 from methods.training.rows import Row
 
 
@@ -34,8 +35,9 @@ class Rollout:
         prompts = [row.ids[: row.trained_from] for row in rows]
         room = min(self.longest, min(student.context, self.readable) - max(map(len, prompts)))
         sampling = Sampling(temperature=self.temperature, seed=random.Random(f"{self.seed}/{number}/draw").randrange(2**31))
+        writer: CanGenerate = Writer(student)
         student.model.eval()
-        written = generate(student, prompts, max_new_tokens=room, sampling=sampling)
+        written = writer.generate(prompts, max_new_tokens=room, sampling=sampling)
         student.model.train()
         self.seconds += time.monotonic() - began
         self.written += sum(one.tokens for one in written)

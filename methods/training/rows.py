@@ -97,7 +97,7 @@ def batch_of(rows: Sequence[Row], pad: int, device: Any = "cpu") -> Batch:
     return Batch(tuple(rows), *collate(rows, pad)).to(device)
 
 
-def steps_of(rows: Sequence[Row], *, batch_rows: int, seed: int) -> Iterator[tuple[int, list[Row]]]:
+def steps_of(rows: Sequence[Row], *, batch_size: int, seed: int) -> Iterator[tuple[int, list[Row]]]:
     """Yield (epoch, rows of one optimiser step) without end.
 
     Rows are shuffled each epoch and sorted by length inside windows of 16 steps, which halves the padding.
@@ -108,10 +108,10 @@ def steps_of(rows: Sequence[Row], *, batch_rows: int, seed: int) -> Iterator[tup
         shuffled = list(rows)
         order.shuffle(shuffled)
         steps: list[list[Row]] = []
-        window = batch_rows * 16
+        window = batch_size * 16
         for start in range(0, len(shuffled), window):
             part = sorted(shuffled[start : start + window], key=lambda row: len(row.ids))
-            steps += [part[at : at + batch_rows] for at in range(0, len(part), batch_rows)]
+            steps += [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
         order.shuffle(steps)
         for step in steps:
             yield epoch, step

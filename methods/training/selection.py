@@ -30,11 +30,11 @@ class Selection:
         """Return how many tokens of a row are trained; known before anything is computed."""
         return max(1, int(self.share * row.trained + 0.5))
 
-    @torch.no_grad()
     def chosen(self, at: Positions, number: int) -> Tensor:
         """Return which positions are trained, (N,) of booleans: exactly `counts` of each row's."""
         assert at.batch is not None
-        scores = self._scores(at, number)
+        with torch.no_grad():
+            scores = self._scores(at, number)
         chosen = torch.zeros_like(at.labels_N, dtype=torch.bool)
         start = 0
         for row in at.batch.rows:

@@ -55,9 +55,9 @@ def parse_pairs(text: str, students: int, teachers: int, *, most: int, setting: 
         if not match:
             raise CellFailed(f"{setting}={text!r}: {part!r} is not STUDENT-TEACHER; write for example 2-4,4-8, blocks counted from 1")
         pair = int(match[1]), int(match[2])
-        for side, block, blocks in (("student", pair[0], students), ("teacher", pair[1], teachers)):
-            if not 1 <= block <= blocks:
-                raise CellFailed(f"{setting}={text!r}: the {side} has no block {block}; its blocks are 1 to {blocks}")
+        for side, block, last in (("student", pair[0], students), ("teacher", pair[1], teachers)):
+            if not 1 <= block <= last:
+                raise CellFailed(f"{setting}={text!r}: the {side} has no block {block}; its blocks are 1 to {last}")
         pairs.append(pair)
     return tuple(pairs)
 
@@ -138,12 +138,18 @@ class Inside:
         projected = len(self.pairs) if widths[0] != widths[1] else 0
         self.projections = nn.ModuleList(nn.Linear(*widths, bias=False, device=student.device) for _ in range(projected))
 
-    @torch.no_grad()
     def start_projections(self, batches: Iterable[Batch]) -> None:
         """Set each projection to the least-squares map from student to teacher states, over batches that both models run as they are drawn.
 
         It stops at eight tokens for each dimension of the student: fewer would be fitted by heart.
         """
+        with torch.no_grad():
+            for projection, (gram, cross) in zip(self.projections, self._products(batches), strict=True):
+                ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+                projection.weight.copy_(torch.linalg.solve(gram + ridge, cross).T)
+
+    def _products(self, batches: Iterable[Batch]) -> list[Any]:
+        """Return X^T X and X^T Y of each mapped pair, over as many batches as are enough."""
         products: list[Any] = [(0.0, 0.0) for _ in self.projections]
         tokens = 0
         for batch in batches:
@@ -156,11 +162,9 @@ class Inside:
                 if self.inwards.distance != "plain-mse":
                     x, y = (nn.functional.rms_norm(one, one.shape[-1:], eps=1e-12) for one in (x, y))
                 products[index] = products[index][0] + x.T @ x, products[index][1] + x.T @ y
-            if tokens >= 8 * self.projections[0].in_features:  # type: ignore[operator]
+            if tokens >= 8 * self.projections[0].in_features:
                 break
-        for projection, (gram, cross) in zip(self.projections, products, strict=True):
-            ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-            projection.weight.copy_(torch.linalg.solve(gram + ridge, cross).T)
+        return products
 
     def features(self, at: Positions) -> Tensor:
         """Return the mean distance of mapped hidden states at the trained positions, (N,); position 0 of a row counts 0."""
@@ -218,9 +222,12 @@ class Inside:
 
     def close(self) -> None:
         """Leave both models as they were."""
-        for pair in [*self.hidden, *self.attention]:
-            for tap in pair:
+        for hidden in self.hidden:
+            for tap in hidden:
                 tap.close()
+        for attention in self.attention:
+            for side in attention:
+                side.close()
 
 
 def _attention_scores(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -13,7 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,15 @@ from harness.machine.memory import release_memory
 from harness.models.artefacts import described, described_damage, description_of
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import DENSE, forward_flops_per_token
-from methods.training.positions import Distribution, TopK
-from methods.training.rows import Batch, Row, batch_of
-from methods.training.teachers import Head
+from harness.scoring.backend import CanRead, Scored, TopK
+from harness.scoring.reading import Reader
+from methods.training.positions import Distribution
+from methods.training.rows import Batch, Row
 
 SHARD_BYTES = 2**28  # of log-probabilities in one file, and twice that in memory while it is written
 CHECKED_ROWS = 20
 TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
 BF16_TOLERANCE = 0.5  # a logit between 32 and 64 has steps of 0.25, and another company of rows another rounding
-_LOGIT_BYTES = 2**28  # of one forward pass
-_CPU_TOKENS = 2_048
 
 
 @dataclass(frozen=True)
@@ -150,58 +149,36 @@ def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher 
 def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k: int, width: int) -> None:
     """Run the teacher over every row once, write shards, check them, and put the whole folder in place."""
     shutil.rmtree(folder, ignore_errors=True)
-    teacher = open_model(checkpoint, device=job.device, dtype=job.dtype)
-    head = Head(teacher.model)
-    dense = width <= DENSE
-    kept = width if dense else k
-    most = max(1, SHARD_BYTES // (2 * kept))
+    opened = open_model(checkpoint, device=job.device, dtype=job.dtype)
+    teacher = reader(opened)
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    began = time.monotonic()
+    kept = None if width <= DENSE else k
 
     def write(fresh: Path) -> None:
-        places: list[tuple[int, int, int]] = []
-        shard, waiting_p, waiting_ids, held, read = 0, [], [], 0, 0
-        mass = 0.0
-
-        def flush() -> None:
-            nonlocal shard, held
-            if held:
-                np.save(fresh / f"log_p-{shard:03}.npy", np.concatenate(waiting_p))
-                if not dense:
-                    np.save(fresh / f"ids-{shard:03}.npy", np.concatenate(waiting_ids))
-                shard, held = shard + 1, 0
-                waiting_p.clear()
-                waiting_ids.clear()
-
-        for batch in _batches(ordered, width, job.device):
-            for row, log_p in zip(batch, _live(head, batch, teacher.pad_id, width), strict=True):
-                if held + len(log_p) > most:
-                    flush()
-                places.append((shard, held, len(log_p)))
-                values, ids = (log_p, None) if dense else log_p.topk(kept, dim=-1)
-                mass += len(log_p) if dense else float(values.exp().sum())
-                waiting_p.append(values.to(torch.float16).cpu().numpy())
-                if ids is not None:
-                    waiting_ids.append(ids.to(torch.int32).cpu().numpy().astype(np.uint16 if width <= 2**16 else np.int32))
-                held += len(log_p)
-                read += len(row.ids)
-            job.progress(Progress(stage="teacher", done=len(places), total=len(ordered), unit="rows", detail=f"read by {checkpoint.name}"))
-        flush()
-        names = np.frombuffer(b"".join(key_of(row) for row in ordered), dtype="V16")
-        np.savez(fresh / "index.npz", rows=names, places=np.asarray(places, dtype=np.int64))
-        files = {path.name: file_digest(path) for path in sorted(fresh.iterdir())}
-        length, positions = read / len(ordered), sum(count for _, _, count in places)
+        began = time.monotonic()
+        shards = _write_shards(fresh, job, teacher, ordered, kept, width, checkpoint.name)
+        read, positions = sum(len(row.ids) for row in ordered), sum(count for _, _, count in shards.places)
         meta = {
             "code": digest_of_code(__name__),
-            "teacher": checkpoint.digest, "name": checkpoint.name, "dtype": job.dtype, "vocabulary": width,
-            "dense": dense, "k": kept, "kept_mass": round(mass / positions, 6), "rows": len(ordered), "positions": positions,
-            "read": read, "shards": shard,
-            "seconds": round(time.monotonic() - began, 3), "flops": forward_flops_per_token(teacher.model, length) * read, "files": files,
-        }  # fmt: skip
+            "teacher": checkpoint.digest,
+            "name": checkpoint.name,
+            "dtype": job.dtype,
+            "vocabulary": width,
+            "dense": kept is None,
+            "k": kept or width,
+            "kept_mass": round(shards.mass / positions, 6),
+            "rows": len(ordered),
+            "positions": positions,
+            "read": read,
+            "shards": shards.number,
+            "seconds": round(time.monotonic() - began, 3),
+            "flops": forward_flops_per_token(opened.model, read / len(ordered)) * read,
+            "files": {path.name: file_digest(path) for path in sorted(fresh.iterdir())},
+        }
         write_whole(fresh / "meta.json", described(meta))
-        made = _opened(fresh, job, {})
-        assert made is not None
-        _check(made, teacher, head, ordered, width)  # before it has its name: an unchecked cache is never found
+        written = _opened(fresh, job, {})
+        assert written is not None
+        _check(written, teacher, opened, ordered, width)  # before it has its name: an unchecked cache is never found
 
     try:
         save_atomically(folder, write)
@@ -211,46 +188,92 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
         raise
 
 
-def _batches(ordered: Sequence[Row], width: int, device: str) -> Any:
-    """Cut rows (longest first) into batches whose logits stay within 256 MiB; on a CPU also into what its caches hold."""
-    tokens = 64 * len(ordered[0].ids) if device.startswith("cuda") else _CPU_TOKENS
-    start = 0
-    while start < len(ordered):
-        longest = len(ordered[start].ids)
-        size = max(1, min(64, tokens // longest, _LOGIT_BYTES // (4 * width * longest)))  # more than it needs: prompts have no logits
-        yield ordered[start : start + size]
-        start += size
+def reader(opened: LanguageModel) -> Reader:
+    """Return what reads a teacher for a cache, its batches by memory."""
+    return Reader(opened)
 
 
-def _live(head: Head, rows: Sequence[Row], pad: int, width: int) -> list[Tensor]:
-    """Return the teacher's log-probabilities (trained positions, width) of each row, fp32, from a forward pass now."""
-    with torch.inference_mode():
-        logits = head(batch_of(rows, pad, head.model.device))[:, :width]
-        return list(torch.log_softmax(logits.float(), dim=-1).split([row.trained for row in rows]))
+@dataclass
+class _Shards:
+    """Files of log-probabilities, each written when the next row would make it too long."""
+
+    folder: Path
+    kept: int | None  # tokens of a position; None: all, in the order of their ids
+    width: int  # of the vocabulary
+    places: list[tuple[int, int, int]] = field(default_factory=list)  # of each row: shard, first position, positions
+    number: int = 0  # of shards written
+    mass: float = 0.0  # of probability kept, in positions
+    _log_p: list[Any] = field(default_factory=list)
+    _ids: list[Any] = field(default_factory=list)
+    _held: int = 0  # positions that wait
+
+    def add(self, top: TopK) -> None:
+        """Take the distributions of the next row."""
+        count, tokens = top.log_p_NK.shape
+        if self._held + count > max(1, SHARD_BYTES // (2 * tokens)):
+            self.flush()
+        self.places.append((self.number, self._held, count))
+        self.mass += count if self.kept is None else float(top.log_p_NK.exp().sum())
+        self._log_p.append(top.log_p_NK.to(torch.float16).cpu().numpy())
+        if self.kept is not None:
+            kind = np.uint16 if self.width <= 2**16 else np.int32
+            self._ids.append(top.ids_NK.to(torch.int32).cpu().numpy().astype(kind))
+        self._held += count
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._held:
+            return
+        for name, waiting in (("log_p", self._log_p), ("ids", self._ids)):
+            if waiting:
+                np.save(self.folder / f"{name}-{self.number:03}.npy", np.concatenate(waiting))
+                waiting.clear()
+        self.number, self._held = self.number + 1, 0
 
 
-def _check(made: CachedTeacher, teacher: LanguageModel, head: Head, rows: Sequence[Row], width: int) -> None:
+def _write_shards(fresh: Path, job: Job, teacher: CanRead, rows: Sequence[Row], kept: int | None, width: int, name: str) -> _Shards:
+    """Let the teacher read rows, longest first, and write what it thinks and where each row's stands."""
+    shards = _Shards(fresh, kept, width)
+    for top in teacher.top_k([scored_of(row) for row in rows], k=kept, width=width):
+        shards.add(top)
+        done = len(shards.places)
+        job.progress(Progress(stage="teacher", done=done, total=len(rows), unit="rows", detail=f"read by {name}"))
+    shards.flush()
+    names = np.frombuffer(b"".join(key_of(row) for row in rows), dtype="V16")
+    np.savez(fresh / "index.npz", rows=names, places=np.asarray(shards.places, dtype=np.int64))
+    return shards
+
+
+def scored_of(row: Row) -> Scored:
+    """Return a training row as a backend is asked: its trained tokens stand at its end."""
+    return Scored(row.ids, row.trained)
+
+
+def _check(written: CachedTeacher, teacher: CanRead, opened: LanguageModel, rows: Sequence[Row], width: int) -> None:
     """Compare twenty rows with a live forward pass, each alone: other company than when they were written.
 
     bf16 is judged by what all but a thousandth of its values keep, and by their mean: among so many, one or two always round far away.
     """
-    gaps = []
-    for row in random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows))):
-        [live] = _live(head, [row], teacher.pad_id, width)
-        if made.dense:
-            held, there = made.logits([row], teacher.device), live
-        else:
-            top = made.top([row], teacher.device)
-            held, there = top.log_p_NK, live.gather(1, top.ids_NK)
-        likely = there > -12  # fp16 is coarse far out, where nothing is trained
-        gaps.append((held - there)[likely].abs().cpu().numpy())
-    together = np.concatenate(gaps)
+    sample = random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows)))
+    together = np.concatenate([_gaps(written, teacher, opened, row, width) for row in sample])
     if not len(together):
         return
-    coarse = teacher.model.dtype == torch.bfloat16
+    coarse = opened.model.dtype == torch.bfloat16
     gap, mean = float(np.quantile(together, 0.999 if coarse else 1.0)), float(together.mean())
     if not (gap <= BF16_TOLERANCE and mean <= BF16_TOLERANCE / 10 if coarse else gap <= TOLERANCE):
         raise CellFailed(
             f"the teacher's cache differs from a live forward pass by {gap:.3f} nats at {'the 99.9th percentile' if coarse else 'most'} "
             f"and by {mean:.3f} on average; it was not kept"
         )
+
+
+def _gaps(written: CachedTeacher, teacher: CanRead, opened: LanguageModel, row: Row, width: int) -> Any:
+    """Return how far kept log-probabilities of a row lie from those of a live pass, in nats, where anything is trained."""
+    [live] = teacher.top_k([scored_of(row)], k=None, width=width)
+    if written.dense:
+        held, there = written.logits([row], opened.device), live.log_p_NK
+    else:
+        top = written.top([row], opened.device)
+        held, there = top.log_p_NK, live.log_p_NK.gather(1, top.ids_NK)
+    likely = there > -12  # fp16 is coarse far out, where nothing is trained
+    return (held - there)[likely].abs().cpu().numpy()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from harness.machine.memory import synchronise
 from harness.models.language_model import LanguageModel
+from harness.models.position_head import PositionHead
 from methods.training.positions import Distribution
 from methods.training.rows import Batch, Row, batch_of
 
@@ -20,38 +21,12 @@ class Source(Protocol):
         ...
 
 
-class Head:
-    """Runs a causal language model and makes logits at the wanted positions only: the head is handed no others.
-
-    Everything behind the head (scales, caps) is the model's own. Logits of a whole batch would be the largest tensor of the step.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._wanted: Tensor | None = None
-        self.model = model
-        head = model.get_output_embeddings()
-        self._hook = head.register_forward_pre_hook(self._select) if head is not None else None
-
-    def _select(self, head: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._wanted is None or not given or given[0].ndim != 3 or given[0].shape[1] != self._wanted.shape[1] + 1:
-            return None
-        return (given[0][:, :-1][self._wanted][None], *given[1:])
+class Head(PositionHead):
+    """A model's logits at the trained positions of a batch."""
 
     def __call__(self, batch: Batch, *, through: Any = None) -> Tensor:
         """Return logits (N, V); `through` is the wrapped model, where training wraps it."""
-        self._wanted = batch.mask
-        try:
-            logits = (through or self.model)(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
-        finally:
-            self._wanted = None
-        count = int(batch.mask.sum())
-        found: Tensor = logits[0] if logits.shape[:2] == (1, count) else logits[:, :-1][batch.mask]
-        return found
-
-    def close(self) -> None:
-        """Leave the model as it was."""
-        if self._hook is not None:
-            self._hook.remove()
+        return self.at(batch.ids, batch.attention, batch.mask, through=through)
 
 
 class Live:

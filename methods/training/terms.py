@@ -30,7 +30,7 @@ class Term:
     counts: Counts = trained_tokens  # positions of a row that the term is divided by, known before any of them is computed
 
 
-def hard_labels(weight: float = 1.0, *, tag: int | None = None) -> Term:
+def hard_labels(weight: float | Literal["auto"] = 1.0, *, tag: int | None = None) -> Term:
     """Return the cross-entropy term against the text itself; with a tag, of rows with that tag alone."""
     if tag is None:
         return Term("ce", weight, lambda at: cross_entropy(at.student_NV, at.labels_N))

@@ -29,12 +29,14 @@ from harness.machine.gpu import device_label
 from harness.models.encoding import written_text
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import forward_flops_per_token
-from harness.scoring.generation import Generation, Sampling, generate
+from harness.scoring.backend import CanGenerate, Generation, Sampling
+from harness.scoring.generation import Writer
 
 _COUNTS = (
     "traces_written", "traces_kept", "kept_in_another_form", "dropped_wrong", "dropped_unreadable", "dropped_in_another_form",
     "dropped_unfinished", "dropped_short", "dropped_repeats", "dropped_contaminated", "problems_without_trace",
 )  # fmt: skip
+_ROWS = 128  # written at once
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
 
 
@@ -95,9 +97,9 @@ def _made(
         raise CellFailed(
             f"no prompt leaves room for {longest} new tokens in the {opened.context} that {writer.name} can read; give a smaller longest"
         )
-    written, seconds = _written(
-        job, opened, prompts, path.with_suffix(".part"), temperature=temperature, longest=longest, writer=writer.name
-    )
+    sampling = Sampling(temperature=temperature, seed=job.seed) if temperature else None
+    asking = _Asking(opened, Writer(opened, _ROWS), prompts, longest, sampling)
+    written, seconds = _written(job, asking, path.with_suffix(".part"))
     tokens = sum(one.tokens for one in written)
     read = sum(map(len, prompts))
     flops = forward_flops_per_token(opened.model, (read + tokens) / len(prompts)) * (read + tokens)
@@ -109,31 +111,44 @@ def _made(
     return made
 
 
-def _written(
-    job: Job, opened: LanguageModel, prompts: Sequence[Sequence[int]], part: Path, *, temperature: float, longest: int, writer: str
-) -> tuple[list[Generation], float]:
+@dataclass(frozen=True)
+class _Asking:
+    """What a teacher is asked to write, and what writes it."""
+
+    opened: LanguageModel
+    backend: CanGenerate
+    prompts: Sequence[Sequence[int]]
+    longest: int  # new tokens
+    sampling: Sampling | None
+
+    def shown(self, row: int, answer: Generation) -> Generation:
+        """Return an answer with its text as it is trained behind its prompt: with its first space."""
+        ids = answer.ids[:-1] if answer.stop == "eos" else answer.ids
+        return replace(answer, text=written_text(self.opened.tokenizer, self.prompts[row], ids))
+
+
+def _written(job: Job, asking: _Asking, part: Path) -> tuple[list[Generation], float]:
     """Return an answer to every prompt and the seconds that took; what a killed run wrote is read from its lines, not asked again."""
-    answers, before = _lines(part, len(prompts))
-    missing = [row for row in range(len(prompts)) if row not in answers]
+    total = len(asking.prompts)
+    answers, before = _lines(part, total)
+    missing = [row for row in range(total) if row not in answers]
+    detail = f"written by {asking.opened.checkpoint.name}"
     began = time.monotonic()
     with part.open("a", encoding="utf-8") as stream:
 
-        def finished(place: int, one: Generation) -> None:
+        def finished(place: int, answer: Generation) -> None:
             row = missing[place]
-            ids = one.ids[:-1] if one.stop == "eos" else one.ids
-            one = replace(one, text=written_text(opened.tokenizer, wanted[place], ids))  # trained behind its prompt: with its first space
-            answers[row] = one
+            kept = answers[row] = asking.shown(row, answer)
             seconds = round(before + time.monotonic() - began, 3)
-            stream.write(signed({"row": row, "text": one.text, "tokens": one.tokens, "stop": one.stop, "seconds": seconds}))
+            stream.write(signed({"row": row, "text": kept.text, "tokens": kept.tokens, "stop": kept.stop, "seconds": seconds}))
             stream.flush()
-            done = len(answers)
-            job.progress(Progress(stage="traces", done=done, total=len(prompts), unit="answers", detail=f"written by {writer}"))
+            job.progress(Progress(stage="traces", done=len(answers), total=total, unit="answers", detail=detail))
 
         # An answer draws from the stream of its own number, whatever is written beside it: a resumed run draws the same.
-        sampling = Sampling(temperature=temperature, seed=job.seed, numbers=missing) if temperature else None
-        wanted = [prompts[row] for row in missing]
-        generate(opened, wanted, max_new_tokens=longest, batch_size=128, sampling=sampling, finished=finished)
-    return [answers[row] for row in range(len(prompts))], before + time.monotonic() - began
+        sampling = replace(asking.sampling, numbers=missing) if asking.sampling else None
+        wanted = [asking.prompts[row] for row in missing]
+        asking.backend.generate(wanted, max_new_tokens=asking.longest, sampling=sampling, finished=finished)
+    return [answers[row] for row in range(total)], before + time.monotonic() - began
 
 
 def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:

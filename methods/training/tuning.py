@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,11 @@ from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel
 from harness.models.shape import forward_flops_per_token
 from harness.registry import expanded
-from methods.training.loop import Diverged, LoopSettings, fit, forget_state
+from methods.training.loop import fit
 from methods.training.rows import Row
+from methods.training.settings import LoopSettings, Training
+from methods.training.state import forget_state
+from methods.training.term_progress import Diverged
 from methods.training.terms import Objective
 
 HELD_OUT = 0.1  # of the training rows
@@ -36,7 +39,7 @@ def best_rate(
     rows: Sequence[Row],
     loop: LoopSettings,
     *,
-    run: Mapping[str, Any],
+    training: Training,
     student: Callable[[int], LanguageModel],
     objective: Callable[[], Objective],
 ) -> tuple[LoopSettings, dict[str, Any], dict[str, Any]]:
@@ -44,15 +47,14 @@ def best_rate(
 
     Half, once and twice the method's own rate are tried, then further on while the best stands at an edge. Every trial is a whole
     training on nine tenths of the rows at seed 1, so the choice knows neither validation nor test items. It is kept by content: other
-    seeds read it.
+    seeds read it. `training` says how many tokens each trial sees, and at which precision.
     """
     own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
     data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
     models = [job.student, job.student_base.digest, [one.digest for one in job.teachers], list(job.teacher_weights)]
     code = digest_of_code(type(method), __name__)
-    key = digest_of(
-        "rate", code, type(method).__name__, own, loop.learning_rate, models, data, dict(run), device_label(job.device), job.dtype
-    )
+    run = {"seen_tokens": training.seen_tokens, "mixed_precision": training.mixed_precision}
+    key = digest_of("rate", code, type(method).__name__, own, loop.learning_rate, models, data, run, device_label(job.device), job.dtype)
     path = job.cache / "rates" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -60,7 +62,7 @@ def best_rate(
         if held is None:
             if path.exists():
                 job.progress(Progress(stage="tune", done=0, total=1, detail=f"the kept rates {path.name} are damaged; searched again"))
-            held = _search(job, rows, loop, key=key, run=run, student=student, objective=objective)
+            held = _search(job, rows, loop, key=key, training=training, student=student, objective=objective)
             write_signed(path, held)
     best = min(held["losses"], key=lambda rate: held["losses"][rate])
     notes = {"learning_rate": float(best), "rates_tried": held["losses"]}
@@ -90,7 +92,7 @@ def _trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[
 
 
 def _search(
-    job: Job, rows: Sequence[Row], loop: LoopSettings, *, key: str, run: Mapping[str, Any], student: Callable[[int], LanguageModel],
+    job: Job, rows: Sequence[Row], loop: LoopSettings, *, key: str, training: Training, student: Callable[[int], LanguageModel],
     objective: Callable[[], Objective],
 ) -> dict[str, Any]:  # fmt: skip
     prompts = sorted({row.ids[: row.trained_from] for row in rows})  # by prompt: another trace of a held-out problem is not trained
@@ -106,9 +108,10 @@ def _search(
         began, opened, aim = time.monotonic(), student(1), objective()
         try:
             spent = fit(
-                opened, rows=trained, validation=held_out, objective=aim, settings=replace(loop, learning_rate=rate), seed=1,
-                workdir=folder, progress=lambda one: job.progress(Progress(stage="tune", done=one.done, total=one.total, unit=one.unit,
-                detail=f"rate {rate:g}, {one.detail}")), **run,
+                opened, rows=trained, validation=held_out, objective=aim, settings=replace(loop, learning_rate=rate),
+                training=replace(training, seed=1, workdir=folder, track="", progress=lambda step: job.progress(
+                    replace(step, stage="tune", detail=f"rate {rate:g}, {step.detail}")
+                )),
             )  # fmt: skip
         except Diverged:  # a rate that diverges is not chosen
             return {"loss": None, "tokens": 0, "flops": 0.0, "seconds": time.monotonic() - began}
@@ -116,8 +119,8 @@ def _search(
             release_memory(job.device)
         own = forward_flops_per_token(opened.model, length)
         teachers = sum(forward_flops_per_token(one.model, length) for one in aim.live)
-        flops = (3 * own + teachers) * spent["seen"] + own * spent["written"]
-        return {"loss": spent["best"], "tokens": spent["seen"], "flops": flops, "seconds": time.monotonic() - began}
+        flops = (3 * own + teachers) * spent.seen + own * spent.written
+        return {"loss": spent.best, "tokens": spent.seen, "flops": flops, "seconds": time.monotonic() - began}
 
     def attempt(rate: float) -> None:
         folder = job.workdir / f"rate-{rate:g}"

@@ -4,4 +4,4 @@ A task builds lm-eval's own task objects by `lm_eval`, grades by `numbers`, and 
 benchmark from outside; `outside.OutsideTask` is any task that lm-eval knows.
 """
 
-__all__ = ["definition", "generated", "gold", "inputs", "lm_eval", "numbers", "outside"]
+__all__ = ["definition", "generated", "gold", "inputs", "lm_eval", "numbers", "outside", "statement"]

@@ -109,7 +109,7 @@ def _yaml_alone(text: str) -> dict[str, Any]:
     """Parse YAML text with tags such as `!function` ignored and nothing included."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped here
         pass
 
     Loader.add_multi_constructor("!", lambda loader, tag, node: None)

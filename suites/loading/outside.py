@@ -4,12 +4,12 @@ Kind, version and primary figure are read from the YAML alone, so that planning 
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.examples import interleaved
@@ -17,15 +17,11 @@ from harness.data.seeding import seeded_as_lm_eval
 from harness.data.source import NoSplit
 from harness.errors import HarnessError, in_one_line
 from harness.statistics.figures import number_of, weighted
-from suites.loading.definition import PREFIX, Averages, Leaf, find, metrics_of, reads_files
-from suites.loading.inputs import Inputs, definition_files, digest_of_leaf, inputs_of
+from suites.loading.definition import PREFIX, Leaf, reads_files
+from suites.loading.inputs import Inputs, definition_files, digest_of_leaf
 from suites.loading.lm_eval import built, from_hub
+from suites.loading.statement import read_statement
 
-_KINDS: dict[str, Literal["generate", "choose", "perplexity"]] = {
-    "multiple_choice": "choose",
-    "generate_until": "generate",
-    "loglikelihood_rolling": "perplexity",
-}
 _HELD_OUT = 500
 _COUNTED = 50_000_000  # bytes of a data file whose lines are counted while planning
 
@@ -58,80 +54,12 @@ class OutsideTask:
         self._chance: float | None = None
         self._docs: dict[str, tuple[Any, Any]] = {}  # gold -> task and doc, for `grade`
         with _as_tasks_are(name):
-            self._read(folder)
-
-    def _read(self, folder: Path | None) -> None:
-        """Read the definition and what can be told from it alone."""
-        self._leaves, averages = find(self.name.removeprefix(PREFIX), folder)
-        if not self._leaves:
-            raise HarnessError(f"{self.name} is an empty group; pick another task")
-        self._settings = [leaf.settings() for leaf in self._leaves]
-        self.kind = self._one_kind()
-        self._refuse_what_cannot_be_asked()
-        self.notes: tuple[str, ...] = ()
-        self.metric, self.by_size, self.aggregated = self._judged_by(averages)
-        self.primary = self._primary()
-        self._inputs = [inputs_of(leaf) for leaf in self._leaves if leaf.local]
-        self.unknown_inputs = next((one.unknown for one in self._inputs if one.unknown), "")
-        if self.unknown_inputs:
-            self.notes += (f"{self.unknown_inputs}, so nothing of this task is kept from run to run",)
-        self.needs_hub = not all(reads_files(one) or one.get("custom_dataset") is not None for one in self._settings)
-        self.version = self._version()
-
-    def _one_kind(self) -> Literal["generate", "choose", "perplexity"]:
-        types = sorted({str(settings.get("output_type", "generate_until")) for settings in self._settings})
-        if len(types) > 1:
-            raise HarnessError(f"{self.name} mixes {' and '.join(types)} tasks; name its tasks one by one, each as lm-eval:NAME")
-        if types[0] not in _KINDS:
-            raise HarnessError(f"{self.name} has output_type {types[0]}; tasks of {', '.join(_KINDS)} can be scored, pick one of those")
-        return _KINDS[types[0]]
-
-    def _refuse_what_cannot_be_asked(self) -> None:
-        for settings in self._settings:
-            if settings.get("unsafe_code"):
-                raise HarnessError(f"{self.name} runs code that a model wrote (unsafe_code), which is not done here; pick another task")
-            if settings.get("doc_to_image") or settings.get("doc_to_audio"):
-                raise HarnessError(f"{self.name} shows pictures or sounds, and texts alone are scored here; pick another task")
-
-    def _judged_by(self, averages: Sequence[Averages]) -> tuple[str, bool, bool]:
-        """Return the metric of the figure, whether a group weighs its tasks by their items, and whether its file says how.
-
-        A group's own `aggregate_metric_list` decides; tasks without that metric are left out, as lm-eval leaves them out of its figure.
-        Else the first metric that all tasks have (of choices `acc`, where all have it), else each task's own.
-        """
-        own = [metrics_of(settings, self.kind) for settings in self._settings]
-        stated = [one for one in averages if any(one.metric in names for names in own)]
-        if stated:
-            chosen = next((one for one in stated if self.kind == "choose" and one.metric == "acc"), stated[0])
-            self._leave_out([chosen.metric in names for names in own], chosen.metric)
-            return chosen.metric, chosen.by_size, True
-        common = [name for name in own[0] if all(name in names for names in own)] or own[0]
-        return "acc" if self.kind == "choose" and "acc" in common else common[0], True, False
-
-    def _leave_out(self, kept: Sequence[bool], metric: str) -> None:
-        """Drop the tasks that a group's figure is not made of, and say so."""
-        dropped = [leaf.name for leaf, keep in zip(self._leaves, kept, strict=True) if not keep]
-        if dropped:
-            self.notes += (f"without {', '.join(dropped[:6])}{' ...' if len(dropped) > 6 else ''}, which have no {metric}",)
-            self._leaves = [leaf for leaf, keep in zip(self._leaves, kept, strict=True) if keep]
-            self._settings = [one for one, keep in zip(self._settings, kept, strict=True) if keep]
-
-    def _primary(self) -> str:
-        """Return the name of the first filter of a generating task, else of the metric."""
-        filters = self._settings[0].get("filter_list")
-        if self.kind == "generate":
-            return str(filters[0]["name"]) if filters else "none"
-        return self.metric
-
-    def _version(self) -> str:
-        stated = [settings["metadata"] if isinstance(settings.get("metadata"), dict) else {} for settings in self._settings]
-        upstream = "/".join(sorted({str(one.get("version", "Yaml")) for one in stated}))  # "Yaml" is lm-eval's word for none
-        local = [leaf for leaf in self._leaves if leaf.local]
-        digests = [digest_of_leaf(leaf, inputs) for leaf, inputs in zip(local, self._inputs, strict=True)]
-        if digests and self.aggregated:  # the group's own file says how it averages
-            digests.append(repr((self.metric, self.by_size)))
-        own = f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""
-        return f"{upstream}+lm-eval{own}"
+            stated = read_statement(name, folder)
+        self._leaves, self._settings = stated.leaves, stated.settings
+        self.kind, self.version, self.notes = stated.kind, stated.version, stated.notes
+        self.metric, self.primary = stated.metric, stated.primary
+        self.by_size, self.aggregated = stated.by_size, stated.aggregated
+        self.unknown_inputs, self.needs_hub = stated.unknown_inputs, stated.needs_hub
 
     @cached_property
     def definition(self) -> str:

@@ -111,7 +111,7 @@ def against_double(opened: LanguageModel, requests: list[Any], answers: dict[str
     lm = HarnessLM(opened)
     found: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
     for index in sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:widest]:
-        before, after = lm._encode_pair(*requests[index].args)
+        before, after = lm.tokens.pair(*requests[index].args)
         with torch.inference_mode():
             out = model(input_ids=torch.tensor([before + after]), use_cache=False, logits_to_keep=len(after) + 1).logits[0, :-1]
         exact = float(torch.log_softmax(out, -1)[torch.arange(len(after)), torch.tensor(after)].sum())
@@ -122,7 +122,7 @@ def against_double(opened: LanguageModel, requests: list[Any], answers: dict[str
         "of the widest gaps": widest, "scored tokens": found["tokens"],
         "largest error against float64": {who: max(found[who]) for who in ("ours", "theirs")},
         "largest gap a token": max(
-            abs(answers["ours"][index][0] - answers["theirs"][index][0]) / max(1, len(lm._encode_pair(*requests[index].args)[1]))
+            abs(answers["ours"][index][0] - answers["theirs"][index][0]) / max(1, len(lm.tokens.pair(*requests[index].args)[1]))
             for index in range(len(requests))
         ),
     }  # fmt: skip

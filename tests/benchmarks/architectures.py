@@ -26,7 +26,7 @@ from families import FAMILIES, saved_family  # noqa: E402
 
 RESULTS = ROOT / "results" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
-TEXT = {"sequences": 4, "tokens": 48}
+TEXT = {"num_calibration_samples": 4, "max_seq_length": 48}
 # column -> (method, its settings, the student's recipe or "" for the model itself)
 COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "depth:0.5": ("untouched", {}, "depth:0.5"),
@@ -34,11 +34,11 @@ COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "prune-depth": ("prune-depth", {**TEXT, "ratio": 0.25}, ""),
     "prune-width": ("prune-width", {**TEXT, "ratio": 0.5, "multiple": 8}, ""),
     "int8": ("int8", {}, ""),
-    "int4": ("int4", {"group": 32}, ""),
-    "int4-calibrated": ("int4-calibrated", {**TEXT, "group": 32}, ""),
+    "int4": ("int4", {"group_size": 32}, ""),
+    "int4-calibrated": ("int4-calibrated", {**TEXT, "group_size": 32}, ""),
     "lowrank": ("lowrank", {**TEXT, "keep": 0.6}, ""),
     "prune-wanda": ("prune-wanda", TEXT, ""),
-    "sft": ("sft", {"batch_rows": 2, "validation_rows": 2, "learning_rate": 1e-3}, ""),
+    "sft": ("sft", {"batch_size": 2, "validation_rows": 2, "learning_rate": 1e-3}, ""),
 }
 
 

@@ -26,9 +26,11 @@ from harness.machine.memory import at_rest, process_bytes, reset_peak
 from harness.models.resolve import resolve
 from harness.models.shaping import student_of
 from methods.training.divergences import distribution_kl
-from methods.training.loop import LoopSettings, Stepper, make_optimizers
+from methods.training.optimizer import make_optimizers
 from methods.training.positions import Positions
 from methods.training.rows import Row
+from methods.training.settings import LoopSettings
+from methods.training.stepper import Stepper
 from methods.training.teacher_cache import teacher_cache
 from methods.training.teachers import Head
 from methods.training.terms import Objective, Term, hard_labels
@@ -48,7 +50,8 @@ def setting(name: str, folder: Path) -> tuple[Any, Any, list[Row], Any]:
         source=DataSource(),
         budget=Budget(seen_tokens=10_000), seed=0, workdir=folder, cache=folder,
     )  # fmt: skip
-    loop = LoopSettings(learning_rate=1e-4, batch_rows=ROWS, micro_rows=ROWS, warmup=0.1, weight_decay=0.0, clip=1.0, validation_rows=1)
+    sizes = {"batch_size": ROWS, "micro_batch_size": ROWS}
+    loop = LoopSettings(learning_rate=1e-4, **sizes, warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, validation_rows=1)
     [(optimizer, _)] = make_optimizers(student.model, loop)
     student.model.train()
     return student, optimizer, rows, teacher_cache(job, teacher, rows, k=64, width=width)

@@ -23,7 +23,7 @@ from typing import Any
 ROWS, EPOCHS, BATCH, RATE, VOCABULARY, TEACHING, KEPT = 400, 2, 16, 1e-3, 8_192, 120_000, 256
 
 LOOP: dict[str, Any] = {
-    "learning_rate": RATE, "batch_rows": BATCH, "micro_rows": BATCH, "warmup": 0.05, "weight_decay": 0.01, "clip": 1.0,
+    "learning_rate": RATE, "batch_size": BATCH, "micro_batch_size": BATCH, "warmup_ratio": 0.05, "weight_decay": 0.01, "max_grad_norm": 1.0,
     "validation_rows": 50,
 }  # fmt: skip
 
@@ -48,10 +48,11 @@ def in_order(seed: int) -> tuple[list[Any], list[float]]:
     """Return the rows of all epochs one after another, and every step's learning rate, as our loop has them."""
     from itertools import islice
 
-    from methods.training.loop import LoopSettings, rate_at
+    from methods.training.optimizer import rate_at
     from methods.training.rows import steps_of
+    from methods.training.settings import LoopSettings
 
-    steps = [step for _, step in islice(steps_of(rows_of("train", ROWS), batch_rows=BATCH, seed=seed), EPOCHS * ROWS // BATCH)]
+    steps = [step for _, step in islice(steps_of(rows_of("train", ROWS), batch_size=BATCH, seed=seed), EPOCHS * ROWS // BATCH)]
     lengths = [sum(len(row.ids) for row in step) for step in steps]
     loop = LoopSettings(**LOOP)
     return [row for step in steps for row in step], [rate_at(sum(lengths[:number]) / sum(lengths), loop) for number in range(len(steps))]
@@ -77,18 +78,25 @@ def teach(folder: Path) -> None:
     from _pair import random_pair
 
     from harness.models.language_model import open_model
-    from methods.training.loop import LoopSettings, fit
+    from methods.training.loop import fit
+    from methods.training.settings import LoopSettings, Training
     from methods.training.terms import Objective, hard_labels
 
     teacher, _, _ = random_pair(folder, vocabulary=VOCABULARY)
     opened = open_model(teacher)
     loop = LoopSettings(
-        learning_rate=RATE, batch_rows=BATCH, micro_rows=BATCH, warmup=0.05, weight_decay=0.01, clip=1.0, validation_rows=50
+        learning_rate=RATE,
+        batch_size=BATCH,
+        micro_batch_size=BATCH,
+        warmup_ratio=0.05,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        validation_rows=50,
     )
     (folder / "work").mkdir()
     fit(
         opened, rows=rows_of("train", 2_000), validation=rows_of("validation", 50), objective=Objective(terms=[hard_labels()]),
-        settings=loop, seen_tokens=TEACHING, seed=0, workdir=folder / "work",
+        settings=loop, training=Training(seen_tokens=TEACHING, seed=0, workdir=folder / "work"),
     )  # fmt: skip
     opened.model.to(torch.float32).save_pretrained(folder / "teacher")
 
@@ -98,7 +106,8 @@ def ours(folder: Path, out: Path, seed: int) -> dict[str, float]:
     from harness.machine.memory import process_bytes, reset_peak
     from harness.models.language_model import open_model
     from methods.training.divergences import distribution_kl
-    from methods.training.loop import LoopSettings, fit
+    from methods.training.loop import fit
+    from methods.training.settings import LoopSettings, Training
     from methods.training.teacher_cache import teacher_cache
     from methods.training.terms import Objective, Term
 
@@ -115,12 +124,13 @@ def ours(folder: Path, out: Path, seed: int) -> dict[str, float]:
     )
     (out / "work").mkdir(parents=True)
     spent = fit(
-        student, rows=rows, validation=rows[:1], objective=objective, settings=loop, seen_tokens=budget, seed=seed, workdir=out / "work"
-    )
+        student, rows=rows, validation=rows[:1], objective=objective, settings=loop,
+        training=Training(seen_tokens=budget, seed=seed, workdir=out / "work"),
+    )  # fmt: skip
     seconds = time.perf_counter() - began
     peak = process_bytes("VmHWM") or 0
     student.model.save_pretrained(out)
-    return {"seconds": seconds, "rise": peak - rest, "tokens": spent["seen"], "steps": spent["step"]}
+    return {"seconds": seconds, "rise": peak - rest, "tokens": spent.seen, "steps": spent.step}
 
 
 def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:

@@ -93,6 +93,7 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
     assert (tmp_path / "tables" / "table.md").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -162,6 +163,7 @@ def test_packages_resolve_to_one_parent_folder():
     assert len(parents) == 1
 
 
+@pytest.mark.slow
 def test_lm_evals_own_command_asks_our_model(tmp_path):
     from pathlib import Path
 

@@ -240,7 +240,7 @@ def python_of(folder):
 @pytest.mark.parametrize("folder", ["harness", "methods"])
 def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
     """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a method's, which reads no value."""
-    traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_rows"}
+    traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_batch_size"}
     for name, tree in python_of(folder):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr") and len(node.args) > 1:
@@ -303,4 +303,4 @@ def test_the_row_before_training_is_known_by_what_it_started_from(fields, is_one
     assert RunRecord.model_construct(**{"family": "control", "trains": False, "starts_from": "", **fields}).is_starting_point is is_one
 
 
-OLD_LINE = "method 'old' (old:Mine): draws is draws_random_numbers now; the old name goes with the next version"
+OLD_LINE = "method 'old' (old:Mine): draws is draws_random_numbers now; the old name works until version 0.3.0 and 2027-12-01"

@@ -226,11 +226,11 @@ def old_form(data):
 def test_a_baseline_of_schema_1_holds_rows_to_what_it_holds(desk):
     desk.edit(old_form)
     found = desk.frozen
-    assert found.schema_number == 2 and found.rows[1].scores[0].origin == Origin(value=0.8, date="2026-11-24T08:00:00Z", reason="first")
+    assert found.schema_number == 3 and found.rows[1].scores[0].origin == Origin(value=0.8, date="2026-11-24T08:00:00Z", reason="first")
     done = desk.run("check", desk.place, "--baseline", desk.path)
     assert done.return_value == 0 and "does not say which lm-eval scored teacher, int8" in done.output
     desk.put(row("int8", score(lost(20))))
-    assert desk.update().return_value == 0 and json.loads(desk.path.read_text())["schema"] == 2
+    assert desk.update().return_value == 0 and json.loads(desk.path.read_text())["schema"] == 3
     desk.put(row("int8", score(lost(40))))
     assert "against its first accepted value" in str(desk.update().exception)
 
@@ -240,10 +240,10 @@ def test_the_committed_baseline_is_read():
     assert len(found.rows) == 4 and all(one.first == one and one.origin.value == one.value for each in found.rows for one in each.scores)
 
 
-@pytest.mark.parametrize("schema", [0, 3, None, "1", 1.5])
+@pytest.mark.parametrize("schema", [0, 4, None, "1", 1.5])
 def test_other_schemas_are_named(desk, schema):
     desk.edit(lambda data: data.update(schema=schema))
-    with pytest.raises(HarnessError, match="this version reads up to 2"):
+    with pytest.raises(HarnessError, match="this version reads up to 3"):
         read_baseline(desk.path)
 
 
@@ -266,7 +266,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize(("schema", "name"), [*((2, name) for name in EDITS), *((1, name) for name in list(EDITS)[2:])])
+@pytest.mark.parametrize(("schema", "name"), [*((3, name) for name in EDITS), *((1, name) for name in list(EDITS)[2:])])
 def test_an_edited_baseline_is_refused(desk, schema, name):
     if schema == 1:  # which has no first accepted values
         desk.edit(old_form)

@@ -124,21 +124,18 @@ def reading(kit: Kit) -> Figures:
     import torch
 
     from harness.scoring.plain import left_padded
-    from methods.training import teacher_cache as cache
-    from methods.training.teachers import Head
+    from methods.training.teacher_cache import reader, scored_of
 
     opened = kit.opened("7B")
     width = kit.shapes["7B"][5]
     rows = sorted(_training_rows(kit, 8 if kit.dry else 128, width), key=lambda row: len(row.ids), reverse=True)
-    tokens, head = sum(len(row.ids) for row in rows), Head(opened.model)
-    sizes = [len(batch) for batch in cache._batches(rows, width, kit.device)]
+    tokens, teacher, asked = sum(len(row.ids) for row in rows), reader(opened), [scored_of(row) for row in rows]
+    sizes = [len(batch) for batch in teacher.batches(asked, width)]
 
     def read() -> None:
-        for batch in cache._batches(rows, width, kit.device):
-            for log_p in cache._live(head, batch, 0, width):
-                values, ids = log_p.topk(min(64, width), dim=-1)
-                values.to(torch.float16).cpu()
-                ids.to(torch.int32).cpu()
+        for top in teacher.top_k(asked, k=min(64, width), width=width):
+            top.log_p_NK.to(torch.float16).cpu()
+            top.ids_NK.to(torch.int32).cpu()
 
     def forward() -> None:
         for start in range(0, len(rows), 16):

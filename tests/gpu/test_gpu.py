@@ -346,6 +346,7 @@ def _python(*arguments, **environment):
 STAND_IN = {"PYTHONPATH": str(KIT / "stand_in"), "HARNESS_STAND_IN_CARD": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -403,6 +404,7 @@ def test_every_step_of_the_kit_runs_on_the_stand_in_card_with_the_packed_folder_
         assert again.returncode == 0 and again.stdout.count("finished before") == 6
 
 
+@pytest.mark.slow
 def test_without_a_card_the_kit_says_so_in_a_line_and_a_broken_wheel_is_named(tmp_path):
     if signs_of_gpu():
         pytest.skip("this machine has a GPU")
@@ -420,6 +422,7 @@ def test_without_a_card_the_kit_says_so_in_a_line_and_a_broken_wheel_is_named(tm
     assert done.returncode == 2 and "invalid choice" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_part_without_room_is_skipped_with_both_numbers_and_a_failed_one_does_not_stop_the_next(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(KIT)!r})\nimport torch\nfrom pathlib import Path\nfrom kit import Kit\n"

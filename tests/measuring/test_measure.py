@@ -214,6 +214,7 @@ def wrappers(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(embedded, tmp_path, wrappers, measured):
     plain = {one.name: one.value for one in measured[0].measurements if one.unit == "bytes"}
     settings = Settings(grid=parse_grid("32x1x4"), rounds=1, visit_seconds=0.01)
@@ -224,6 +225,7 @@ def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(embedded, tm
     assert not any(one.name.endswith("_speedup") for one in found.measurements)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrap", "said"), [("broken", "ValueError: no such kernel"), ("deadly", "ended with status 7")])
 def test_a_process_that_fails_says_why(embedded, tmp_path, wrappers, wrap, said):
     with pytest.raises(CellFailed, match=said):
@@ -338,6 +340,7 @@ def test_a_process_counts_its_own_cpu_seconds():
     assert processor.process_seconds(2**22 + 1) is None
 
 
+@pytest.mark.slow
 def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
     from harness.api import measure_models
     from harness.reporting.measured import weighed_tables
@@ -370,6 +373,7 @@ def test_the_stopwatch_needs_no_more_than_opening_and_running():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_an_answer_cut_in_the_middle_is_the_end_of_the_process(embedded, tmp_path, wrappers):
     (tmp_path / "wrappers.py").write_text("import os\n\ndef torn(model):\n    os.write(3, b'{')\n    os.kill(os.getpid(), 9)\n")
     with pytest.raises(CellFailed, match="killed \\(SIGKILL, perhaps for want of memory\\)"):

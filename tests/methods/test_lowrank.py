@@ -65,6 +65,7 @@ def test_energy_gives_ranks_where_it_is_and_keeps_the_total():
     assert 64 * sum(ranks.values()) <= 0.5 * 2 * 32 * 32
 
 
+@pytest.mark.slow
 def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress, tiny):
     made, told = compress("lowrank", {"keep": 0.6})
     assert told["matrices"] == 40 and told["kept_of_them"] == pytest.approx(0.6, abs=0.02)  # keys and values stay whole
@@ -96,8 +97,9 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
         assert torch.allclose(open_model(made).model(ids).logits, plain(ids).logits, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
-    given = {"keep": 0.6, "allocation": "energy", "sequences": 8, "tokens": 64}
+    given = {"keep": 0.6, "allocation": "energy", "num_calibration_samples": 8, "max_seq_length": 64}
     ranks = []
     handed = Registry("method", METHODS).build("lowrank", given).control_settings()
     assert {name: handed[name] for name in given} == given
@@ -110,7 +112,7 @@ def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
 
 def test_nothing_left_to_factorise_is_said_so(compress):
     with pytest.raises(CellFailed, match="no matrix is left to factorise"):
-        compress("lowrank", {"skip": ["*.q_proj", "*.o_proj", "*.mlp"]})
+        compress("lowrank", {"ignore": ["*.q_proj", "*.o_proj", "*.mlp"]})
 
 
 def test_a_rank_that_saves_nothing_is_refused_with_the_largest_that_does(compress):

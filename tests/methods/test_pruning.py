@@ -67,6 +67,7 @@ def test_sparse_gpt_loses_less_on_real_inputs_than_magnitude_and_wanda(pattern, 
         assert error(ours) < 0.97 * error(w * mask_of(score, ratio=0.5, pattern=pattern, within=within))
 
 
+@pytest.mark.slow
 def test_every_zeroing_method_zeroes_what_it_was_asked_to_and_nothing_else(compress, tiny):
     from safetensors.torch import load_file
 
@@ -84,6 +85,7 @@ def test_every_zeroing_method_zeroes_what_it_was_asked_to_and_nothing_else(compr
                 assert one[one != 0].equal(base["model.layers.3.mlp.down_proj.weight"][one != 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prune-magnitude", "prune-wanda", "prune-sparsegpt"])
 def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     from safetensors.torch import load_file
@@ -94,7 +96,7 @@ def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     for name, tensor in before.items():
         if name.endswith("_proj.weight"):
             assert (after[name][tensor == 0] == 0).all() and not after[name].equal(tensor), name
-    for settings in ({}, {"group": 32, "zeros": True}):  # and through rounding, symmetric or not
+    for settings in ({}, {"group_size": 32, "symmetric": False}):  # and through rounding, symmetric or not
         packed = open_model(compress("int4" if settings else "int8", settings, base=recovered)[0]).model
         for name, tensor in after.items():
             if name.endswith("_proj.weight"):
@@ -134,18 +136,18 @@ def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny)
 
 def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(compress, tiny):
     from methods.masks import zeros_of
-    from methods.training.loop import _hold_zeros
+    from methods.training.optimizer import hold_zeros
 
     pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model
-    assert len(_hold_zeros(pruned)) == 56  # every matrix of the blocks
+    assert len(hold_zeros(pruned)) == 56  # every matrix of the blocks
     plain = open_model(tiny).model
     weight = plain.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0  # a Q4_0 file has so many
-    assert zeros_of(plain.config, weight) is None and not _hold_zeros(plain)
+    assert zeros_of(plain.config, weight) is None and not hold_zeros(plain)
     with torch.no_grad():
         weight[:, ::2] = 0
-    assert len(_hold_zeros(plain)) == 1  # pruned elsewhere: half of it
+    assert len(hold_zeros(plain)) == 1  # pruned elsewhere: half of it
 
 
 def test_influence_is_that_of_the_states_in_between(embedded, compress):
@@ -182,18 +184,21 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
     opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
     from types import SimpleNamespace
 
-    from methods.prune_width import WidthPruning, _Cut
+    from methods.compression.narrowing import Cut
+    from methods.prune_width import WidthPruning
 
     with pytest.raises(CellFailed, match=r"cannot narrow model\.layers\.\*\.mlp of LlamaForCausalLM; use prune-depth"):
-        _Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning())
+        Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning().narrower())
 
 
+@pytest.mark.slow
 def test_channels_stay_in_multiples_that_kernels_take(compress):
     for settings, left in (({"ratio": 0.2}, 304), ({"ratio": 0.2, "multiple": 1}, 307), ({"ratio": 0.2, "multiple": 64}, 320)):
         for name in ("prune-width", "prune-width-random"):
             assert compress(name, settings)[1]["channels"] == [384, [left, left]], (name, settings)
 
 
+@pytest.mark.slow
 def test_a_norm_over_all_heads_is_named_and_nothing_is_cut(small, compress, tmp_path):
     base = saved(small("Olmo2"), tmp_path / "olmo", "Olmo2")
     with pytest.raises(CellFailed, match=r"groups=1 does not know model\.layers\.0\.self_attn\.q_norm\.weight, .*give groups=0"):
@@ -213,12 +218,12 @@ def test_what_was_zero_stays_zero_behind_sparse_gpt(compress):
         compress("prune-magnitude", {"ratio": 0.2}, base=made)
 
 
-FEW = {"sequences": 6, "tokens": 48}
+FEW = {"num_calibration_samples": 6, "max_seq_length": 48}
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group": 32}), ("lowrank", {**FEW, "keep": 0.7}),
+    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group_size": 32}), ("lowrank", {**FEW, "keep": 0.7}),
      ("prune-depth", {**FEW, "ratio": 0.5}), ("prune-width", {**FEW, "ratio": 0.25, "groups": 1})],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -265,6 +270,7 @@ def dead(tiny, folder):
     return describe(folder, name="dead")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_cutting_what_gives_nothing_changes_nothing(allocation, compress, tiny, tmp_path):
     base = dead(tiny, tmp_path / "dead")
@@ -280,6 +286,7 @@ def test_cutting_what_gives_nothing_changes_nothing(allocation, compress, tiny, 
     assert left == told["parameters"][1] == 1024 * 128 + 128 + 8 * (3 * 128 * 288 + 2 * 128 * 64 + 2 * 128 * 32 + 2 * 128)
 
 
+@pytest.mark.slow
 def test_widths_that_differ_reopen_and_can_be_packed_and_trained(compress, tiny):
     made, told = compress("prune-width", {"ratio": 0.4, "allocation": "global"})
     narrowest, widest = told["channels"][1]

@@ -1,18 +1,13 @@
 """GGUF files of many kinds, written here: to which floats they are unpacked, that this is said, and that the numbers are gguf's own."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from gguf_files import exact, write_llama
 from safetensors.torch import load_file
 
 from harness.errors import HarnessError
 from harness.models.language_model import open_model, stored_dtype
 from harness.models.resolve import EMBEDDED, resolve
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from gguf_files import exact, write_llama
 
 pytest.importorskip("gguf", reason="opening GGUF files needs the gguf package")
 

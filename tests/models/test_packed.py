@@ -174,13 +174,14 @@ def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
     assert not hasattr(module, "prepared") and torch.allclose(kernel, floats, atol=1e-3 * float(kernel.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "settings"), [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2, "multiple": 1})])
 def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
     """One token at a time, in a process of its own: what it guards against is a crash."""
     import subprocess
     import sys
 
-    base, _ = compress(cut, {**settings, "sequences": 8, "tokens": 64})
+    base, _ = compress(cut, {**settings, "num_calibration_samples": 8, "max_seq_length": 64})
     made, _ = compress("int8", base=base)
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     assert any(spec["kind"] == "int8" and spec["shape"][1] % 16 for spec in modules.values())
@@ -324,10 +325,13 @@ CLAIMS = {  # bytes of a packed matrix (O, I), its scales in bf16
 }
 
 
+FEW = {"num_calibration_samples": 8, "max_seq_length": 64}
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("int8", {}), ("int8-dynamic", {}), ("int4", {}), ("int4", {"group": 32, "zeros": True}), ("lowrank", {"sequences": 8, "tokens": 64}),
-     ("prune-width", {"allocation": "global", "sequences": 8, "tokens": 64})],
+    [("int8", {}), ("int8-dynamic", {}), ("int4", {}), ("int4", {"group_size": 32, "symmetric": False}),
+     ("lowrank", FEW), ("prune-width", {"allocation": "global", **FEW})],
 )  # fmt: skip
 def test_every_byte_on_disk_is_one_that_a_formula_claims(name, settings, compress):
     made, _ = compress(name, settings)
@@ -397,7 +401,7 @@ def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp
     from harness.models.language_model import open_model
     from harness.models.resolve import quantized_by
 
-    made, told = compress("int4", {"group": 32, "zeros": True})
+    made, told = compress("int4", {"group_size": 32, "symmetric": False})
     config = json.loads((made.path / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compression-harness" and quantized_by(made.path) == "int4+int8+tied"
     one = config["modules"]["model.layers.0.mlp.up_proj"]
@@ -423,7 +427,7 @@ def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_wha
 
 
 def test_embeddings_can_be_left_alone_and_layers_skipped(compress):
-    made, told = compress("int8", {"embeddings": "skip", "skip": ["*.down_proj"]})
+    made, told = compress("int8", {"embeddings": "skip", "ignore": ["*.down_proj"]})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     assert not any(name.endswith(("down_proj", "embed_tokens", "lm_head")) for name in modules) and len(modules) == 48
     assert told["packed_layers"] == 48 and told["table_and_head"] == "skip"
@@ -434,8 +438,8 @@ def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
 
     for one in ("lm_head", "model.embed_tokens"):
         with pytest.raises(CellFailed, match="are one matrix here, and skip names one of the two"):
-            compress("int8", {"skip": [one]})
-    made, _ = compress("int8", {"skip": ["lm_head", "model.embed_tokens"]})
+            compress("int8", {"ignore": [one]})
+    made, _ = compress("int8", {"ignore": ["lm_head", "model.embed_tokens"]})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     assert not {"lm_head", "model.embed_tokens"} & modules.keys()
 
@@ -447,7 +451,7 @@ def test_the_simulated_one_holds_exactly_what_the_packed_one_stands_for(compress
     for name, module in packed.named_modules():
         if hasattr(module, "dequantized"):
             assert fake.get_submodule(name).weight.equal(module.dequantized()), name
-    left, told = compress("fake-int4", {"skip": ["model.embed_tokens", "lm_head"]})
+    left, told = compress("fake-int4", {"ignore": ["model.embed_tokens", "lm_head"]})
     assert open_model(left).model.get_input_embeddings().weight.equal(open_model(tiny).model.get_input_embeddings().weight)
     assert told["table_and_head"] == "int8" and told["skipped"] == ["model.embed_tokens", "lm_head"]
 
@@ -468,8 +472,8 @@ def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_an
 def test_what_was_pruned_stays_zero_when_it_is_packed_with_compensation(compress):
     from harness.models.language_model import open_model
 
-    pruned, _ = compress("prune-wanda", {"sequences": 8, "tokens": 64})
-    packed = open_model(compress("int4-calibrated", {"sequences": 8, "tokens": 64}, base=pruned)[0]).model
+    pruned, _ = compress("prune-wanda", {"num_calibration_samples": 8, "max_seq_length": 64})
+    packed = open_model(compress("int4-calibrated", {"num_calibration_samples": 8, "max_seq_length": 64}, base=pruned)[0]).model
     before = open_model(pruned).model
     for name, module in packed.named_modules():
         if name.endswith("_proj"):
@@ -491,7 +495,7 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
                   max_position_embeddings=64)
     ).eval()  # fmt: skip
     layers = layers_of(model, skip=["*.embed_positions"], method="int4-calibrated").linear
-    with pytest.raises(CellFailed, match=r"model\.decoder\.project_\w+, .* stands outside the blocks .*METHOD\.skip=\["):
+    with pytest.raises(CellFailed, match=r"model\.decoder\.project_\w+, .* stands outside the blocks .*METHOD\.ignore=\["):
         sweep(
             SimpleNamespace(model=model, device="cpu"), Calibration(torch.arange(8)[None], {}), layers, kind="gram", visit=lambda *a: None
         )
@@ -501,7 +505,7 @@ def test_strange_layers_and_idle_patterns_are_named(compress, random_model):
     from harness.errors import CellFailed
 
     with pytest.raises(CellFailed, match=r"skip='\*\.nothing' matches no layer"):
-        compress("int8", {"skip": ["*.nothing"]})
+        compress("int8", {"ignore": ["*.nothing"]})
     packed_once, _ = compress("int8")
     with pytest.raises(CellFailed, match="quantized already"):
         compress("int4", base=packed_once)
@@ -543,7 +547,7 @@ def test_other_architectures_reopen_as_what_their_packed_weights_stand_for(name,
     opened.model.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
     base = describe(folder, name=kind)
-    settings = {"group": 32} if name == "int4" else {}
+    settings = {"group_size": 32} if name == "int4" else {}
     made, _ = compress(name, settings, base=base)
     student = open_model(made).model
     plain = open_model(base).model
@@ -557,9 +561,9 @@ def test_other_architectures_reopen_as_what_their_packed_weights_stand_for(name,
 
 
 def test_a_pattern_leaves_all_below_it_and_a_word_is_a_pattern(compress):
-    made, told = compress("int8", {"skip": "*.mlp"})
+    made, told = compress("int8", {"ignore": "*.mlp"})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     assert told["packed_layers"] == 32 and not any(".mlp." in name for name in modules)
-    made, _ = compress("int8", {"skip": ["*embed_tokens", "lm_head"]})
+    made, _ = compress("int8", {"ignore": ["*embed_tokens", "lm_head"]})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     assert "model.embed_tokens" not in modules and "lm_head" not in modules

@@ -2,12 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from families import BLOCKS, FAMILIES, random_family, saved_family
 
 from harness.errors import CellFailed, HarnessError
 from harness.models.checkpoint import describe, first_non_finite, weight_files
@@ -15,11 +15,8 @@ from harness.models.language_model import open_model
 from harness.models.resolve import resolve, smallest_exact
 from harness.models.shaping import save_student, student_of
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from families import BLOCKS, FAMILIES, random_family, saved_family
-
 IDS = torch.arange(5, 35)[None]
-FEW = {"sequences": 4, "tokens": 32}
+FEW = {"num_calibration_samples": 4, "max_seq_length": 32}
 
 
 def logits(model, **more):
@@ -140,6 +137,7 @@ def channels_zeroed(teacher, student, reader):
     return teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", READERS)
 @pytest.mark.parametrize("name", ["width:0.4", "prune-width"])
 def test_a_width_cut_is_the_teacher_with_its_other_channels_zeroed(family, name, tmp_path, compress):
@@ -247,11 +245,11 @@ def test_head_and_table_are_as_in_the_opened_model_whatever_its_configuration_sa
     )
     if ":" in name:
         made, _ = compress(
-            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup": 0.0, "validation_rows": 2, "batch_rows": 2}
+            "sft", base=untied, tokens=400, settings={"learning_rate": 1e-6, "warmup_ratio": 0.0, "validation_rows": 2, "batch_size": 2}
         )
         student = student_of(name, untied, seed=0, device="cpu", dtype="float32").model
     else:
-        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_rows": 2}}.get(
+        settings = {"prune-depth": FEW, "prune-width": FEW, "sft": {"learning_rate": 1e-6, "validation_rows": 2, "batch_size": 2}}.get(
             name, {}
         )
         made, _ = compress(name, settings, base=untied, tokens=400)
@@ -333,9 +331,9 @@ def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
     for family in ("Mixtral", "DBRX", "Llama 4"):
         base = saved_family(family, tmp_path / family)
         with pytest.raises(CellFailed, match="does not know") as caught:
-            compress("int4", {"group": 32}, base=base)
+            compress("int4", {"group_size": 32}, base=base)
         [setting] = shlex.split(re.search(r"--set (.*)$", str(caught.value))[1])
-        made, _ = compress("int4", {"group": 32, **parse_set([setting])["int4"]}, base=base)
+        made, _ = compress("int4", {"group_size": 32, **parse_set([setting])["int4"]}, base=base)
         before, after = open_model(base).model.state_dict(), open_model(made).model.state_dict()
         experts = [name for name in before if "experts" in name and "shared" not in name]
         assert experts and all(torch.equal(before[name], after[name]) for name in experts)
@@ -364,6 +362,7 @@ def test_a_class_built_on_linear_that_computes_something_else_is_no_linear_layer
     assert seen_as_linear(Doubled(8, 8)) is None and seen_as_linear(Plain(8, 4)) is not None
 
 
+@pytest.mark.slow
 def test_rows_that_are_all_too_long_are_a_line(tmp_path, compress):
     base = saved_family("Llama", tmp_path / "base")
     config = json.loads((base.path / "config.json").read_text()) | {"max_position_embeddings": 12}

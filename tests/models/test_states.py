@@ -1,12 +1,11 @@
 """Caches of every family, whatever they are called and whatever their layers keep; timing of models that keep states, or nothing."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from families import BLOCKS, FAMILIES, random_family, saved_family
 
 from harness.errors import HarnessError
 from harness.estimating.estimate import _decoding
@@ -17,9 +16,6 @@ from harness.measuring.worker import cache_bytes, run, stamps_of
 from harness.models.shape import Shape, forward_flops_per_token
 from harness.models.states import arguments_of, handed_back, tensors_in
 from harness.records.columns import DISK
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from families import BLOCKS, FAMILIES, random_family, saved_family
 
 ROWS, READ, NEW = 2, 20, 5
 HELD = READ + NEW - 1  # the last token is never fed
@@ -125,6 +121,7 @@ def test_what_hands_no_cache_back_has_no_bytes():
     assert cache_bytes({"state": []}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Mamba", "Gemma 3", "LFM2", "RecurrentGemma"])
 def test_a_stopwatch_runs_on_it(name, tmp_path):
     from harness.reporting.measured import weighed_tables

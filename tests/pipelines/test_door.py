@@ -296,6 +296,7 @@ def test_a_grandchild_that_holds_the_pipe_holds_nobody_up(tmp_path):
     assert ended_so.code == 0 and not ended_so.late and time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_a_process_whose_time_is_over_is_ended_with_what_it_started(tmp_path):
     process, log = a_child(tmp_path, GRANDCHILD + "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)")
     heard = []
@@ -432,6 +433,7 @@ def test_a_killed_process_ends_within_its_grace(tmp_path):
     assert process.returncode == -signal.SIGKILL and time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_task_files_run_only_where_they_are_allowed_to(typed, here):
     (here / "tasks").mkdir()
     (here / "mine.toml").write_text('name = "mine"\ntasks = ["lm-eval:x"]\ninclude_path = "tasks"\n')
@@ -551,6 +553,7 @@ def test_a_stage_whose_process_was_killed_leaves_nothing_beside_its_student(tmp_
 TTY = "needs a pseudo-terminal"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_every_process_shows_the_cursor_and_says_how_to_go_on(tmp_path):
     pty = pytest.importorskip("pty", reason=TTY)
     ours, theirs = pty.openpty()
@@ -589,6 +592,7 @@ def _bytes(path):
         return b""
 
 
+@pytest.mark.slow
 def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_on(tmp_path):
     import harness
 

@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 QUICK = [target for target in TARGETS if not target.heavy]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", QUICK, ids=[target.name for target in QUICK])
 def test_harmed_files_are_one_line_or_made_again(target, tmp_path):
     found = fuzz(target, tmp_path / "files", count=6, seed=1)

@@ -26,6 +26,7 @@ PROGRAM = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 GONE = 2**22 + 7  # no process of Linux has so high a number
 
 
+@pytest.mark.slow
 def test_killed_and_refused_runs_go_on_to_the_same_records_and_many_starts_share_them():
     command = [sys.executable, str(PROGRAM), "--first", "2", "--crowds", "6", "--seed", "1"]
     root = str(PROGRAM.parents[2])

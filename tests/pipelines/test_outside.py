@@ -60,7 +60,7 @@ def test_response_runs_to_a_table_that_names_the_model_and_cot_says_that_no_trac
     done = harness.run(
         "response,cot[longest=24]", "mini", teacher=os.environ["HARNESS_GGUF"], controls=False, budget=600, rows=8, limit=6, batch_size=6,
         grid="16x1x4", rounds=1,
-        set={"response": {"validation_rows": 4, "batch_rows": 2}}, out=place / "runs", cache=place / "cache",
+        set={"response": {"validation_rows": 4, "batch_size": 2}}, out=place / "runs", cache=place / "cache",
     )  # fmt: skip
     status = {record.method: record for record in done.records}
     assert status["teacher"].status == status["response"].status == "success", [record.reason for record in done.records]

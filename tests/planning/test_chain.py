@@ -94,8 +94,8 @@ def test_seeds_are_drawn_where_a_stage_draws_and_what_does_not_draw_is_shared_by
 def test_a_control_in_a_chain_takes_over_what_its_row_hands_on():
     cells = by_label(plan(["prune-wanda[pattern=2:4]+response"]))
     assert "prune-magnitude[pattern=2:4]" in cells
-    cells = by_label(plan(["response+int4-calibrated[group=32]"]))
-    assert {"response+int4[group=32]", "int4-calibrated[group=32]", "int4[group=32]"} <= set(cells)
+    cells = by_label(plan(["response+int4-calibrated[group_size=32]"]))
+    assert {"response+int4[group_size=32]", "int4-calibrated[group_size=32]", "int4[group_size=32]"} <= set(cells)
 
 
 def test_a_simulated_row_is_neither_weighed_nor_timed():

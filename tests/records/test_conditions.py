@@ -187,7 +187,7 @@ def test_a_file_has_the_conditions_among_its_fields_in_every_schema(tmp_path):
     whole = make("sft", Conditions(**PLAIN, limit={"gsm8k": 400}), seed=1)
     records.write(tmp_path / "a.json", whole)
     data = json.loads((tmp_path / "a.json").read_text())
-    assert data["schema"] == records.SCHEMA == 8 and "conditions" not in data
+    assert data["schema"] == records.SCHEMA == 9 and "conditions" not in data
     assert (data["limit"], data["limited"], data["device"]) == ({"gsm8k": 400}, True, "cpu")
     assert records.read(tmp_path / "a.json") == whole
 

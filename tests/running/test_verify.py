@@ -17,28 +17,28 @@ STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def finished(tmp_path_factory):
     """A store with a teacher and a student, scored on a few items."""
     folder = tmp_path_factory.mktemp("verified")
-    finished = harness.run(
+    done = harness.run(
         ["int8"], "mini", limit=4, noise=0, grid="none", controls=False, out=folder / "runs", cache=folder / "cache"
     )  # fmt: skip
-    assert finished.succeeded
+    assert done.succeeded
     return folder / "runs"
 
 
 @pytest.fixture
-def store(made, tmp_path):
+def store(finished, tmp_path):
     """A copy that a test may spoil; the weights are looked for where they were made, so that they are checked too."""
-    return shutil.copytree(made, tmp_path / "runs")
+    return shutil.copytree(finished, tmp_path / "runs")
 
 
 def records_in(place, label="int8"):
     return [path for path in (place / "cells").glob("*/record.json") if json.loads(path.read_text())["label"] == label]
 
 
-def test_what_was_just_made_is_whole(made):
-    for path in (made / "cells").glob("*/record.json"):
+def test_what_was_just_made_is_whole(finished):
+    for path in (finished / "cells").glob("*/record.json"):
         found = verify(path)
         assert found.difference == "" and found.checked[-1].startswith("the weights of teacher tiny"), found
 
@@ -96,7 +96,7 @@ def test_the_first_difference_is_named(spoil, said, store):
     assert said in verify(place).difference
 
 
-def test_weights_that_changed_are_named(made, store):
+def test_weights_that_changed_are_named(finished, store):
     from harness.running.job import CellJob
 
     [record] = records_in(store)
@@ -124,10 +124,10 @@ def test_the_command_says_each_record_and_exits_with_1_where_one_differs(store):
     assert nowhere.returncode == 2 and len(nowhere.stderr.splitlines()) == 1
 
 
-def test_scores_are_computed_again_where_that_is_asked_for(made, monkeypatch):
+def test_scores_are_computed_again_where_that_is_asked_for(finished, monkeypatch):
     import harness.running.cell
 
-    [record] = records_in(made)
+    [record] = records_in(finished)
     assert verify(record, score=True).checked[-1] == "its scores, computed again"
     before = harness.running.cell.score_again
 

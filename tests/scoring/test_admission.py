@@ -1,21 +1,18 @@
 """Which models take the shared path where floats are short: what is right in float32 and rounds as the own attention does."""
 
 import copy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from families import random_family
 
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.resolve import EMBEDDED, resolve
 from harness.scoring import admission, prefix_sharing, rounding
 from harness.scoring.admission import refusal
 from harness.scoring.rounding import ROUNDS_WIDER, deviation, in_float32, log_probabilities, own_ways
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from families import random_family
 
 FAMILIES = ("Llama", "Qwen3", "Gemma", "GPT-NeoX", "OPT", "Granite", "Mixtral", "DeepSeek-V3")
 

@@ -7,10 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import CellFailed
+from harness.scoring.backend import Sampling, Scored, unheard
+from harness.scoring.decoding import Decoding
 from harness.scoring.finite import NoNumber
-from harness.scoring.generation import Sampling, _Decoding, _StopRule, generate, why_plain
-from harness.scoring.likelihood import Scored, log_likelihoods
+from harness.scoring.generation import generate, why_plain
+from harness.scoring.likelihood import log_likelihoods
 from harness.scoring.plain import one_row, writing_of
+from harness.scoring.stopping import StopRule
 
 PROMPTS = [list(range(5, 14)), list(range(30, 36)), list(range(50, 53))]
 
@@ -72,7 +75,7 @@ def test_what_is_minus_infinity_for_all_tokens_is_no_number_and_for_some_it_is(s
 
 
 def deciding(opened, sampling=None):
-    decoding = _Decoding(opened, PROMPTS, 8, _StopRule.of(opened, ()), sampling, 3, lambda _: None, lambda row, one: None)
+    decoding = Decoding(opened, PROMPTS, 8, StopRule.of(opened, ()), sampling, 3, unheard)
     decoding.begin([0, 1, 2])
     return decoding
 

@@ -121,11 +121,11 @@ def test_stop_strings_are_those_of_lm_eval():
 
 def test_stop_strings_cut_one_after_the_other(opened):
     """As lm-eval cuts: of two that overlap, the one that is listed first decides."""
-    from harness.scoring.generation import _StopRule
+    from harness.scoring.stopping import StopRule
 
     ids = opened.tokenizer("red fox", add_special_tokens=False)["input_ids"]
     for stop, wanted in (((" f", "d "), "red"), (("d ", " f"), "re"), ((" f",), "red"), (("z", ""), "red fox")):
-        found = _StopRule.of(opened, stop).finish(ids)
+        found = StopRule.of(opened, stop).finish(ids)
         assert (found.text, found.stop) == (wanted, "stop" if wanted != "red fox" else "length")
 
 
@@ -181,6 +181,7 @@ def test_forbidden_tokens_are_noted_where_the_engine_writes_them(random_model):
     assert notes_of(opened) == [] and "bad_words_ids=[[7]]" in notes_of(opened, forbids=False)[0]
 
 
+@pytest.mark.slow
 def test_importing_our_model_hides_none_of_lm_evals_own():
     import subprocess
     import sys

@@ -43,12 +43,14 @@ def test_log_probabilities_are_those_of_lm_evals_backend(embedded, upstream):
             assert greedy_a == greedy_b
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_lm_evals_backend(embedded, upstream):
     theirs, ours = samples_of(upstream, "gsm8k-mini"), samples_of(HarnessLM(embedded, batch_size=16), "gsm8k-mini")
     assert [one["resps"] for one in theirs] == [one["resps"] for one in ours]
     assert [one["exact_match"] for one in theirs] == [one["exact_match"] for one in ours]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
     found = [score_task(embedded, TASKS[name], DataSource(), batch_size=size, limit=ITEMS, progress=lambda one: None)[1] for size in (1, 8)]
@@ -118,6 +120,7 @@ def test_a_limited_sample_is_seeded_and_spread_over_the_groups():
     assert sample(groups, 500, name="t") == list(range(100))
 
 
+@pytest.mark.slow
 def test_the_embedded_teachers_reach_their_committed_scores():
     """The scores that stand beside the weights are those that the weights give (a seeded fifth of the items)."""
     import json

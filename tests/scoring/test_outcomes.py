@@ -350,6 +350,7 @@ print(json.dumps([row.prompt_hash for row in rows]))
 """
 
 
+@pytest.mark.slow
 def test_every_process_shows_the_same_shots(random_model, place, scored):
     done = subprocess.run(
         [sys.executable, "-c", PROMPTS, str(random_model.path), str(place), "7"], capture_output=True, text=True, check=True

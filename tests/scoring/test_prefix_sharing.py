@@ -17,7 +17,7 @@ from harness.errors import CellFailed
 from harness.models.language_model import open_model
 from harness.scoring.admission import refusal
 from harness.scoring.answer_cache import Journal, asked
-from harness.scoring.fidelity import choice_fidelity, clustered_mean, reads, recall, remember, texts_to_read, token_fidelity
+from harness.scoring.fidelity import choice_fidelity, clustered_mean, reader, reads, recall, remember, texts_to_read, token_fidelity
 from harness.scoring.generation import generate, why_plain
 from harness.scoring.items import ItemRow
 from harness.scoring.likelihood import Scored, log_likelihoods, runs
@@ -235,6 +235,7 @@ def scored(opened, name, cache, limit=40):
     return score_task(opened, suites.load(name), DataSource(), batch_size="auto", limit=limit, progress=lambda one: None, cache=cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
 def test_answers_are_read_again_from_the_journal_but_never_another_models(embedded, random_model, tmp_path, name):
     score, rows = scored(embedded, name, tmp_path)
@@ -262,6 +263,7 @@ score_task(opened, suites.load("gsm8k-mini"), DataSource(), batch_size=4, limit=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
     process = subprocess.Popen([sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begin\n"
@@ -306,10 +308,10 @@ def test_clustered_errors_of_equal_clusters_are_the_plain_ones():
 def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, random_model):
     rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
     texts = texts_to_read(embedded, "t", rows)
-    own = token_fidelity("t", reads(embedded, texts), embedded)
+    own = token_fidelity("t", reads(reader(embedded), texts), reader(embedded))
     assert own.kl == pytest.approx(0, abs=1e-6) and own.agreement == 1 and own.items == 6
     student = open_model(random_model)
-    other = token_fidelity("t", reads(embedded, texts), student)
+    other = token_fidelity("t", reads(reader(embedded), texts), reader(student))
     assert other.kl > 0.5 and other.agreement < 0.5 and other.kl_stderr > 0
     by_hand = []
     for before, after in texts:  # an independent sum over single sequences, without batches or padding
@@ -323,12 +325,12 @@ def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, ra
 def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model, tmp_path, monkeypatch):
     rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
     kept, student = tmp_path / "reads.safetensors", open_model(random_model)
-    fresh = token_fidelity("t", reads(embedded, texts_to_read(embedded, "t", rows)), student)
+    fresh = token_fidelity("t", reads(reader(embedded), texts_to_read(embedded, "t", rows)), reader(student))
     remember(kept, embedded, rows, ["t"])
     monkeypatch.setattr(type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again"))
     known = recall(kept, embedded.checkpoint, "t", device="cpu")
     monkeypatch.undo()
-    again = token_fidelity("t", known, student)
+    again = token_fidelity("t", known, reader(student))
     assert again.kl == pytest.approx(fresh.kl, rel=1e-5) and again.agreement == fresh.agreement and again.items == fresh.items
     assert recall(kept, student.checkpoint, "t", device="cpu") is None  # of another teacher
     assert recall(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
@@ -372,8 +374,8 @@ def test_two_bos_tokens_are_an_error(embedded, monkeypatch):
     monkeypatch.setattr(type(lm.tokenizer), "bos_token_id", 5, raising=False)
     monkeypatch.setattr(type(lm.tokenizer), "bos_token", "<s>", raising=False)
     with pytest.raises(CellFailed, match="two BOS"):
-        lm._one_bos([5, 5, 6])
-    lm._one_bos([5, 6, 5])
+        lm.tokens.refuse_two_bos([5, 5, 6])
+    lm.tokens.refuse_two_bos([5, 6, 5])
 
 
 def test_lm_evals_own_command_knows_the_model():

@@ -1,56 +1,29 @@
 """The vLLM backend against the transformers one, with a stand-in engine that answers as vLLM does; the real one where it is."""
 
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
 import suites
 from harness.data.source import DataSource
 from harness.errors import HarnessError
-from harness.scoring.generation import generate
+from harness.scoring.backend import Scored
 from harness.scoring.score import score_task
-from harness.scoring.vllm_backend import Vllm, require_vllm
+from harness.scoring.vllm_backend import MOST_LOGPROBS, Vllm, require_vllm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from vllm_stand_in import install
 
 
 @pytest.fixture
 def stand_in(embedded, monkeypatch):
-    """Install a module `vllm` whose engine computes with transformers and answers in vLLM's own types of fields."""
-    import torch
-
-    calls = []
-
-    class Engine:
-        def __init__(self, **settings):
-            calls.append(settings)
-            if settings["max_model_len"] > embedded.context:  # vLLM's own two rules on length
-                raise ValueError("User-specified max_model_len is greater than the derived max_model_len")
-
-        def generate(self, prompts, sampling_params, use_tqdm):
-            for prompt in prompts:
-                assert len(prompt["prompt_token_ids"]) + 1 <= calls[0]["max_model_len"]
-            return [self.one(prompt["prompt_token_ids"], **vars(sampling_params)) for prompt in prompts]
-
-        def one(self, ids, max_tokens, temperature, prompt_logprobs=None, stop=(), stop_token_ids=(), skip_special_tokens=True):
-            assert temperature == 0
-            if prompt_logprobs is not None:
-                logs = torch.log_softmax(embedded.model(torch.tensor([ids])).logits[0].float(), -1)
-                told = [None]
-                for before, token in zip(logs, ids[1:], strict=False):
-                    rank = 1 + int((before > before[token]).sum())
-                    told.append({token: SimpleNamespace(logprob=float(before[token]), rank=rank)})
-                return SimpleNamespace(prompt_logprobs=told)
-            [one] = generate(embedded, [ids], max_new_tokens=max_tokens, stop=tuple(stop))
-            finish = "length" if one.stop == "length" else "stop"
-            told = stop[0] if one.stop == "stop" else None
-            out = SimpleNamespace(text=one.text, token_ids=[0] * one.tokens, finish_reason=finish, stop_reason=told)
-            return SimpleNamespace(outputs=[out])
-
-    fake = SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace, __version__="0.0", __spec__=SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    return calls
+    """Install a module `vllm` whose engine computes with transformers; return the settings of its engines."""
+    return install(monkeypatch, embedded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
 def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in, name):
     task = suites.load(name)
@@ -84,6 +57,27 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
     asked = Instance(request_type="loglikelihood", doc={}, arguments=(long, " four"), idx=0, metadata=("t", 0, 1))
     [(value, _)] = lm.loglikelihood([asked])
     assert value < 0 and lm.cut_prompts == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"k": None}, "gives the 64 likeliest tokens at most, not all; type --backend transformers"),
+        ({"k": MOST_LOGPROBS + 1}, "gives the 64 likeliest tokens at most, not 65"),
+        ({"k": 3, "width": 1_000}, "gives probabilities among all 1,024 tokens, not among 1,000"),
+    ],
+)
+def test_what_vllm_does_not_give_is_refused_in_one_line_before_anything_is_asked(embedded, stand_in, settings, said):
+    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    with pytest.raises(HarnessError, match=said) as refused:
+        engine.top_k([Scored([5, 6, 7], 1)], **settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_engine_is_started_for_as_many_likeliest_tokens_as_are_promised(embedded, stand_in):
+    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    [top] = engine.top_k([Scored([5, 6, 7], 2)], k=MOST_LOGPROBS, width=1_024)
+    assert top.ids_NK.shape == (2, MOST_LOGPROBS) and stand_in[0]["max_logprobs"] == MOST_LOGPROBS
 
 
 def test_without_vllm_it_is_refused_in_one_line(monkeypatch):

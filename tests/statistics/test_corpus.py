@@ -114,6 +114,7 @@ def pair(n, seed, *, share=0.7, prevalence=0.5):
     return tuple(Corpus("f1", tuple(f"{int(a)} {int(b)}" for a, b in zip(gold, side, strict=True))) for side in (student, teacher))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "share", "prevalence"), [(80, 0.6, 0.5), (200, 0.8, 0.3)])
 def test_intervals_hold_as_often_as_they_say(n, share, prevalence):
     whole = pair(400_000, 99, share=share, prevalence=prevalence)

@@ -121,18 +121,21 @@ def simulate(trials, n, teacher, retention, flips, seed):
     return draw.multinomial(n, [teacher - b, b, c, 1 - teacher - c], size=trials)
 
 
+@pytest.mark.slow
 def test_retention_interval_covers_the_truth():
     found = [stats.retention(Pairs(*map(int, row))) for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)]
     share = sum(one.low <= 0.95 <= one.high for one in found) / len(found)
     assert 0.935 <= share <= 0.97
 
 
+@pytest.mark.slow
 def test_above_chance_interval_covers_the_truth():
     found = [stats.retention_above_chance(Pairs(*map(int, row)), 0.25) for row in simulate(2000, 1000, 0.75, 0.95, 0.10, 2)]
     truth = (0.75 * 0.95 - 0.25) / 0.5
     assert 0.935 <= sum(one.low <= truth <= one.high for one in found) / len(found) <= 0.97
 
 
+@pytest.mark.slow
 def test_difference_interval_covers_the_truth():
     found = [stats.difference(Pairs(*map(int, row))) for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)]
     assert 0.93 <= sum(one.low <= -0.0375 <= one.high for one in found) / len(found) <= 0.97

@@ -15,12 +15,13 @@ from methods.compression.calibration import Calibration, Flow, influence, sweep,
 from methods.compression.layers import layers_of
 
 
+@pytest.mark.slow
 def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compress):
-    told = [compress("prune-wanda", {"sequences": 6, "tokens": 64})[1]["calibration"] for _ in range(2)]
+    told = [compress("prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64})[1]["calibration"] for _ in range(2)]
     assert told[0] == told[1] and told[0]["name"] == "train split of gsm8k-mini"
     assert (told[0]["sequences"], told[0]["tokens_each"]) == (6, 64) and len(told[0]["digest"]) == 64
     assert told[0]["compared_with"] == ["gsm8k-mini"] and told[0]["dropped_for_evaluation_text"] == 0
-    other = compress("prune-wanda", {"sequences": 6, "tokens": 64}, tasks=("mmlu-mini",))[1]["calibration"]
+    other = compress("prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64}, tasks=("mmlu-mini",))[1]["calibration"]
     assert other["digest"] != told[0]["digest"] and other["name"] == "train split of mmlu-mini"
 
 
@@ -34,7 +35,8 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     (tmp_path / "wikitext2").mkdir()
     page = f" = A title = \n \n Before it , {' '.join(f'word{n}' for n in range(13))} and behind .\n"
     (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
-    told = compress("prune-wanda", {"sequences": 4, "tokens": 64}, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
+    few = {"num_calibration_samples": 4, "max_seq_length": 64}
+    told = compress("prune-wanda", few, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
     assert told["calibration"]["name"] == "C4 sample"
     assert told["calibration"]["compared_with"] == ["wikitext"] and told["calibration"]["dropped_for_evaluation_text"] == 1
 
@@ -51,7 +53,7 @@ def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside(
 
 def test_too_little_text_is_said(compress):
     with pytest.raises(CellFailed, match="fill no sequence"):
-        compress("prune-wanda", {"tokens": 512}, rows=2)
+        compress("prune-wanda", {"max_seq_length": 512}, rows=2)
 
 
 def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypatch):

@@ -12,16 +12,23 @@ import torch
 
 from harness.contract import Progress
 from harness.errors import CellFailed
+from harness.files.writing import read_signed, write_signed
 from harness.models.language_model import open_model
-from methods.training import loop as training
-from methods.training.loop import LoopSettings, Stepper, fit, rate_at, validate
+from methods.training import meter
+from methods.training import state as states
+from methods.training.loop import fit
 from methods.training.losses import forward_kl
+from methods.training.optimizer import rate_at
 from methods.training.positions import Positions
 from methods.training.rows import Row, batch_of, collate, fitting, steps_of
+from methods.training.settings import LoopSettings, Training
+from methods.training.state import LoopState, SavedStates
+from methods.training.stepper import Stepper, validate
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
 
-SETTINGS = LoopSettings(learning_rate=1e-2, batch_rows=4, micro_rows=2, warmup=0.1, weight_decay=0.01, clip=1.0, validation_rows=4)
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
+                        validation_rows=4)  # fmt: skip
 
 
 def rows_of(count, seed=0, shortest=5, longest=19):
@@ -34,11 +41,11 @@ def rows_of(count, seed=0, shortest=5, longest=19):
     return made
 
 
-def step(model, rows, *, micro_rows, terms=None, sources=(), ranks=1, rank=0, pad=1, norms=False, number=1, inside=None, **aim):
+def step(model, rows, *, micro_batch_size, terms=None, sources=(), ranks=1, rank=0, pad=1, norms=False, number=1, inside=None, **aim):
     """Run one step's backward pass; return what it says and the gradient."""
     model.zero_grad()
     objective = Objective(terms=terms or [hard_labels()], sources=sources, **aim)
-    stepper = Stepper(model, Head(model), objective, micro_rows, pad, inside=inside, ranks=ranks, rank=rank)
+    stepper = Stepper(model, Head(model), objective, micro_batch_size, pad, inside=inside, ranks=ranks, rank=rank)
     weights = {term.name: term.weight for term in objective.terms}
     found = stepper.backward(rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number)
     stepper.head.close()
@@ -64,23 +71,23 @@ def louder(random_model, factor=1.3):
 def test_gradient_does_not_depend_on_the_split_into_micro_batches(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
     given = {"terms": KD, "sources": [Live(louder(random_model))]}
-    whole = gradient(model, rows, micro_rows=8, **given)
+    whole = gradient(model, rows, micro_batch_size=8, **given)
     for micro in (4, 1):
-        assert torch.allclose(gradient(model, rows, micro_rows=micro, **given), whole, atol=1e-6)
+        assert torch.allclose(gradient(model, rows, micro_batch_size=micro, **given), whole, atol=1e-6)
 
 
 def test_gradient_does_not_depend_on_the_number_of_ranks(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
-    whole = gradient(model, rows, micro_rows=8)
-    averaged = sum(gradient(model, rows, micro_rows=2, ranks=2, rank=rank) for rank in (0, 1)) / 2  # what DDP does
+    whole = gradient(model, rows, micro_batch_size=8)
+    averaged = sum(gradient(model, rows, micro_batch_size=2, ranks=2, rank=rank) for rank in (0, 1)) / 2  # what DDP does
     assert torch.allclose(averaged, whole, atol=1e-6)
 
 
 def test_loss_does_not_depend_on_padding(random_model):
     model = open_model(random_model).model
     short, long = rows_of(1, seed=1, shortest=6, longest=8), rows_of(1, seed=2, shortest=17, longest=19)
-    alone, beside = gradient(model, short, micro_rows=1), gradient(model, [*short, *long], micro_rows=2)
-    padded = gradient(model, [*short, *long], micro_rows=1)
+    alone, beside = gradient(model, short, micro_batch_size=1), gradient(model, [*short, *long], micro_batch_size=2)
+    padded = gradient(model, [*short, *long], micro_batch_size=1)
     assert torch.allclose(beside, padded, atol=1e-6)
     assert not torch.allclose(alone, beside, atol=1e-6)
 
@@ -98,7 +105,7 @@ def wider(opened, extra=128):
 
 def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
     model, rows = open_model(random_model).model, rows_of(4)
-    given = {"micro_rows": 4, "terms": KD, "vocabulary": model.config.vocab_size}
+    given = {"micro_batch_size": 4, "terms": KD, "vocabulary": model.config.vocab_size}
     plain = gradient(model, rows, sources=[Live(louder(random_model))], **given)
     padded = gradient(model, rows, sources=[Live(wider(louder(random_model)))], **given)
     assert torch.allclose(plain, padded, atol=1e-7) and float(plain.abs().max()) > 1e-3
@@ -106,7 +113,7 @@ def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
 
 def test_extra_columns_of_the_student_get_no_gradient_and_change_no_loss(random_model):
     rows, width = rows_of(4), open_model(random_model).model.config.vocab_size
-    given = {"micro_rows": 4, "terms": KD, "sources": [Live(louder(random_model))], "vocabulary": width}
+    given = {"micro_batch_size": 4, "terms": KD, "sources": [Live(louder(random_model))], "vocabulary": width}
     plain, _ = step(open_model(random_model).model, rows, **given)
     student = wider(open_model(random_model)).model
     padded, _ = step(student, rows, **given)
@@ -175,7 +182,7 @@ def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind
 def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
     rows = rows_of(30)
     seen = 0
-    for _, wanted in steps_of(rows, batch_rows=4, seed=3):
+    for _, wanted in steps_of(rows, batch_size=4, seed=3):
         kept = fitting(wanted, budget - seen)
         seen += sum(len(row.ids) for row in kept)
         if len(kept) < len(wanted):
@@ -185,7 +192,7 @@ def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
 
 def test_every_row_is_seen_once_an_epoch():
     rows = rows_of(30)
-    steps = [step for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_rows=4, seed=3)) if epoch == 2]
+    steps = [step for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_size=4, seed=3)) if epoch == 2]
     assert sorted(row.ids for step in steps for row in step) == sorted(row.ids for row in rows)
 
 
@@ -203,10 +210,10 @@ def run(random_model, workdir, *, terms=None, sources=(), aim=None, **changes):
         "validation": rows_of(6, seed=9),
         "objective": Objective(terms=terms or [hard_labels()], sources=sources, **(aim or {})),
         "settings": SETTINGS,
-        "seen_tokens": 900,
-        "seed": 4,
     }
-    spent = fit(student, workdir=workdir, **{**given, **changes})
+    own = {name: changes.pop(name) for name in list(changes) if name not in given}
+    training = Training(**{"seen_tokens": 900, "seed": 4, "workdir": workdir, **own})
+    spent = fit(student, training=training, **{**given, **changes})
     return student.model, spent
 
 
@@ -220,11 +227,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     run(random_model, tmp_path / "parts", stop_after_steps=stop)
     told = []
     again, resumed = run(random_model, tmp_path / "parts", progress=told.append)
-    assert len(told) == spent["step"] - stop  # it went on, and did not begin again
+    assert len(told) == spent.step - stop  # it went on, and did not begin again
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(model).items())
-    assert {key: spent[key] for key in ("step", "seen", "trained", "best", "kept_step")} == {
-        key: resumed[key] for key in ("step", "seen", "trained", "best", "kept_step")
-    }
+    for name in ("step", "seen", "trained", "best", "kept_step"):
+        assert getattr(spent, name) == getattr(resumed, name)
     logs = [[json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
 
@@ -247,6 +253,48 @@ def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, n
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again, _ = run(random_model, tmp_path / "torn")
     assert "training begins anew" in capsys.readouterr().err
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+
+
+# What `loop.json` holds beside the files' digests, as states on disk have had it since before it was a type.
+SAVED = (
+    "step", "epoch", "seen", "trained", "start_ce", "best", "kept_step", "seconds", "teacher_seconds", "teacher_tokens", "energy_joules",
+    "since_best", "means", "terms", "written", "writing_seconds", "over",
+)  # fmt: skip
+TERM = {"first": 1.0, "gradient_norm": None, "weight": 1.0, "last": 1.0}
+
+
+def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_path):
+    run(random_model, tmp_path / "a", terms=KD, sources=[Live(open_model(random_model))], stop_after_steps=7)
+    [file] = (tmp_path / "a").rglob("loop.json")
+    saved = json.loads(file.read_text())
+    assert tuple(saved) == (*SAVED, "files", "sha256")
+    assert set(saved["terms"]) == {"kl", "ce"} == set(saved["means"])
+    assert list(saved["terms"]["ce"]) == list(TERM)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"momentum": 1}, "it has fields that are unknown here (momentum)"),
+        ({"seen": None}, "its field seen is unreadable"),
+        ({"terms": {"ce": {"first": 1.0}}}, "its field terms.ce."),
+        ({"terms": {"ce": {**TERM, "odd": 1}}}, "its field terms.ce.odd is unreadable"),
+        ("kept_step", "lacks the fields kept_step"),
+        ("means", "lacks the fields means"),
+    ],
+)
+def test_a_state_of_another_version_is_said_and_training_begins_anew(random_model, tmp_path, change, complaint, capsys):
+    whole, _ = run(random_model, tmp_path / "whole")
+    run(random_model, tmp_path / "other", stop_after_steps=7)
+    [file] = (tmp_path / "other").rglob("loop.json")
+    saved = read_signed(file)
+    if isinstance(change, str):
+        del saved[change]
+    write_signed(file, saved if isinstance(change, str) else {**saved, **change})
+    again, _ = run(random_model, tmp_path / "other")
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "training begins anew" in line]
+    assert complaint in said
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
 
 
@@ -277,12 +325,13 @@ def clock(monkeypatch):
         save(*given, **told)
 
     monkeypatch.setattr(torch, "save", slow)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for counting in (states, meter):
+        monkeypatch.setattr(counting, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
 def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(random_model, tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(states, "SECONDS_BETWEEN_STATES", 0.0)
     monkeypatch.setattr("harness.machine.energy.rapl_joules", lambda: 7 * clock[0])
 
     def a_second_a_step(_):
@@ -292,7 +341,7 @@ def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopp
     run(random_model, tmp_path / "parts", progress=a_second_a_step, stop_after_steps=5)
     _, parts = run(random_model, tmp_path / "parts", progress=a_second_a_step)
     for spent in (whole, parts):
-        assert (spent["seconds"], spent["device_seconds"], spent["energy_joules"]) == (spent["step"], spent["step"], 7 * spent["step"])
+        assert (spent.seconds, spent.device_seconds, spent.energy_joules) == (spent.step, spent.step, 7 * spent.step)
 
 
 @pytest.mark.parametrize(("between", "takes", "written"), [(20, 1, [20, 41, 62]), (20, 3, [20, 83]), (0, 3, [0, 4, 8, 12, 16])])
@@ -304,11 +353,11 @@ def test_a_state_that_takes_long_is_saved_less_often(tmp_path, monkeypatch, betw
         saved.append(now[0])
         now[0] += takes
 
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", between)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    states = training._States(tmp_path, SimpleNamespace(save_state=save))
+    monkeypatch.setattr(states, "SECONDS_BETWEEN_STATES", between)
+    monkeypatch.setattr(states, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    kept = SavedStates(tmp_path, SimpleNamespace(save_state=save))
     for step in range(100 if between else 5):
-        states.save({"step": step})
+        kept.save(LoopState(step=step))
         now[0] += 1
     assert saved[: len(written)] == written
 
@@ -345,15 +394,15 @@ def test_same_seed_same_weights_and_another_seed_others(random_model, tmp_path):
 
 
 def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
-    rough = LoopSettings(**{**SETTINGS.__dict__, "learning_rate": 0.5, "warmup": 0.0})
+    rough = LoopSettings(**{**SETTINGS.__dict__, "learning_rate": 0.5, "warmup_ratio": 0.0})
     model, spent = run(random_model, tmp_path / "a", settings=rough)
     lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
     held_out = {line["step"]: line["validation_ce"] for line in lines if "validation_ce" in line}
     assert len(held_out) >= 4
-    assert held_out.pop(0) == spent["start_ce"] < spent["best"]  # the untouched start is compared with, and never kept
-    assert spent["best"] == min(held_out.values()) == held_out[spent["kept_step"]]
-    now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_rows=2, device="cpu")
-    assert now == pytest.approx(spent["best"], rel=1e-5)
+    assert held_out.pop(0) == spent.start_ce < spent.best  # the untouched start is compared with, and never kept
+    assert spent.best == min(held_out.values()) == held_out[spent.kept_step]
+    now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_batch_size=2, device="cpu")
+    assert now == pytest.approx(spent.best, rel=1e-5)
 
 
 def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
@@ -363,7 +412,7 @@ def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
     assert {"kl", "ce", "weight_kl", "weight_ce", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce", "seen"} <= set(first)
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # the student starts as the teacher
     assert first["gradient_norm_kl"] == pytest.approx(0, abs=1e-5) and first["gradient_norm_ce"] > 0.01
-    assert set(spent["terms"]) == {"kl", "ce"} and spent["terms"]["ce"]["weight"] == 0.5 and spent["terms"]["ce"]["gradient_norm"] > 0.01
+    assert set(spent.terms) == {"kl", "ce"} and spent.terms["ce"].weight == 0.5 and spent.terms["ce"].gradient_norm > 0.01
     assert "ce " in told[0].detail and "x0.5 |g|" in told[0].detail
 
 
@@ -389,7 +438,7 @@ def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(random_mo
     burst = Term("odd", 1.0, lambda at: Bursting.apply(at.student_NV).float().sum(-1))
     with pytest.raises(CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"):
         run(random_model, tmp_path / "a", terms=[burst])
-    monkeypatch.setattr("methods.training.loop.validate", lambda *_, **__: math.nan)
+    monkeypatch.setattr("methods.training.validation.validate", lambda *_, **__: math.nan)
     with pytest.raises(CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"):
         run(random_model, tmp_path / "b")
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from distilling import FEW
 
 import suites
 from harness.contract import Budget, Job
@@ -25,9 +26,9 @@ from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 from methods.response import ResponseDistillation
 from methods.training import teacher_cache as caching
-from methods.training.loop import Stepper
 from methods.training.losses import forward_kl, top_k_kl
 from methods.training.rows import Row, collate, encode
+from methods.training.stepper import Stepper
 from methods.training.teacher_cache import damage_of, key_of, teacher_cache
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term
@@ -159,14 +160,14 @@ def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
 
 
 def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows, monkeypatch):
-    plain = caching._live
+    plain = caching.Reader.top_k
     calls = []
 
-    def drifting(head, batch, pad, width):
-        calls.append(len(batch))
-        return [one + (0.5 if len(batch) == 1 else 0.0) for one in plain(head, batch, pad, width)]
+    def drifting(reader, asked, **settings):
+        calls.append(len(asked))
+        return (replace(top, log_p_NK=top.log_p_NK + (0.5 if len(asked) == 1 else 0.0)) for top in plain(reader, asked, **settings))
 
-    monkeypatch.setattr(caching, "_live", drifting)
+    monkeypatch.setattr(caching.Reader, "top_k", drifting)
     with pytest.raises(CellFailed, match=r"differs from a live forward pass by 0\.5"):
         teacher_cache(job[0], teacher, rows, k=8, width=1024)
     assert not list((job[0].cache / "teachers").glob("*/meta.json")) and 1 in calls
@@ -185,12 +186,12 @@ def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype,
     there = torch.full((40, 500), -6.0)
     held = there.clone()
     held.flatten()[: int(share * held.numel())] += gap
-    monkeypatch.setattr(caching, "_live", lambda *_: [there])
     made = SimpleNamespace(dense=True, logits=lambda rows, device: held)
-    teacher = SimpleNamespace(pad_id=0, device="cpu", model=SimpleNamespace(dtype=dtype))
+    teacher = SimpleNamespace(top_k=lambda rows, k, width: iter([caching.TopK(None, there)]))
+    opened = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=dtype))
 
     with pytest.raises(CellFailed, match=said) if said else nullcontext():
-        caching._check(made, teacher, None, [Row((1, 2), 1)], 500)
+        caching._check(made, teacher, opened, [Row((1, 2), 1)], 500)
 
 
 @pytest.mark.parametrize("changed", [{"teacher": "another"}, {"dtype": "bfloat16"}, {"vocabulary": 1_000}, {"k": 7}])
@@ -215,13 +216,14 @@ def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedde
     assert made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4) and made.meta["kept_mass"] < 1
 
 
+@pytest.mark.slow
 def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_path):
     made, _ = job
     losses, costs = {}, {}
     for cache in ("on", "off"):
         workdir = tmp_path / cache
         workdir.mkdir()
-        ResponseDistillation(cache=cache).compress(replace(made, workdir=workdir))
+        ResponseDistillation(cache=cache, **FEW).compress(replace(made, workdir=workdir))
         lines = [json.loads(line) for line in (workdir / "training.jsonl").read_text().splitlines()]
         losses[cache] = [line["forward-kl"] for line in lines if "forward-kl" in line]
         costs[cache] = json.loads((workdir / "cost.json").read_text())
@@ -230,10 +232,11 @@ def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_p
     assert costs["off"]["teacher_tokens"] == costs["off"]["seen_tokens"] and not costs["off"]["shared"]
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job, monkeypatch, tmp_path):
     made, _ = job
     monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
-    ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
+    ResponseDistillation(batch_size=4, **FEW).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):  # where all would be kept, too
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
     monkeypatch.setattr("harness.models.shape.DENSE", 16)

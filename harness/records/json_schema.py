@@ -1,0 +1,40 @@
+"""The JSON schema of a record's file, for programs of other languages, made from its model."""
+
+from typing import Any
+
+from harness.records.conditions import Conditions
+from harness.records.record import SCHEMA, RunRecord
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_DIGEST = {
+    "type": "string",
+    "pattern": "^[0-9a-f]{64}$",
+    "description": "sha256 of everything else in the file, as canonical JSON",
+}
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the schema (draft 2020-12) of the files that this version writes.
+
+    It holds fields, types, bounds, and which must be there. A file has the conditions among the
+    record's own fields, and its digest beside them. A number may be `Infinity` or `NaN`, as Python
+    writes them.
+    """
+    made = RunRecord.model_json_schema(by_alias=True)
+    own, conditions = made["properties"], made["$defs"].pop(Conditions.__name__)
+    del own["conditions"]
+    required = [name for name in made["required"] if name != "conditions"]
+    return {
+        "$schema": DIALECT,
+        "title": f"Record of compression-harness, schema {SCHEMA}",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "schema": {"const": SCHEMA},
+            **{name: field for name, field in own.items() if name != "schema"},
+            **conditions["properties"],
+            "digest": _DIGEST,
+        },
+        "required": sorted({"schema", "digest", *required, *conditions["required"]}),
+        "$defs": made["$defs"],
+    }

@@ -1,0 +1,114 @@
+"""Old names and new ones, in one table: what was typed, written and programmed goes on to work.
+
+This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods,
+`labels` rows of older records, `options` flags, keys of run files and arguments of `harness.run`,
+`modules` what programs import, `columns` headers that are typed, and `notice` says each old name
+once. To rename something, add it here and rename it there: nothing else knows the old name.
+"""
+
+__all__ = ["columns", "labels", "modules", "notice", "options", "settings"]
+
+# The version and the date until which a name goes on to work; the later of the two counts.
+FROM_0_1 = ("0.3.0", "2027-12-01")
+
+TRAINED = (
+    "sft",
+    "answer-only",
+    "cot-human",
+    "response",
+    "feature",
+    "attention",
+    "cot",
+    "cot-unfiltered",
+    "selective",
+    "selective-random",
+    "multi-teacher",
+    "best-single-teacher",
+    "on-policy",
+    "uld",
+)
+GROUPED = ("int4", "int4-calibrated", "fake-int4", "torchao", "gptq")
+ROUNDED = ("int4", "int4-calibrated", "fake-int4")
+COMPENSATED = ("int4-calibrated", "prune-sparsegpt")
+CHOSEN_LAYERS = (
+    "int8",
+    "int8-dynamic",
+    "int4",
+    "int4-calibrated",
+    "fake-int4",
+    "prune-magnitude",
+    "prune-random",
+    "prune-wanda",
+    "prune-sparsegpt",
+    "lowrank",
+    "lowrank-plain",
+)
+CALIBRATED = (
+    "int4-calibrated",
+    "gptq",
+    "prune-wanda",
+    "prune-sparsegpt",
+    "prune-depth",
+    "prune-width",
+    "lowrank",
+    "lowrank-plain",
+)
+
+# Settings of methods: old name -> new name, how the value is read, until when, which of our methods
+# have it. One of another package reads the old name where it has the new setting and none of the old.
+SETTINGS = {
+    "group": ("group_size", "same", FROM_0_1, GROUPED),
+    "zeros": (
+        "symmetric",
+        "opposite",
+        FROM_0_1,
+        ROUNDED,
+    ),  # zeros=true had a zero point for every group
+    "damp": ("dampening_frac", "same", FROM_0_1, COMPENSATED),
+    "skip": ("ignore", "same", FROM_0_1, CHOSEN_LAYERS),
+    "sequences": ("num_calibration_samples", "same", FROM_0_1, CALIBRATED),
+    "tokens": ("max_seq_length", "same", FROM_0_1, CALIBRATED),
+    "batch_rows": ("batch_size", "same", FROM_0_1, TRAINED),
+    "micro_rows": ("micro_batch_size", "same", FROM_0_1, TRAINED),
+    "checkpointing": ("gradient_checkpointing", "same", FROM_0_1, TRAINED),
+    "warmup": ("warmup_ratio", "same", FROM_0_1, TRAINED),
+    "clip": ("max_grad_norm", "same", FROM_0_1, TRAINED),
+}
+
+# Traits that a method declares (harness.contract.Method): old name -> new name, until when.
+TRAITS = {
+    "draws": ("draws_random_numbers", FROM_0_1),
+    "several_teachers": ("needs_several_teachers", FROM_0_1),
+    "same_vocabulary": ("needs_same_vocabulary", FROM_0_1),
+    "reads_inside": ("reads_teacher_live", FROM_0_1),
+    "hands_on": ("control_settings", FROM_0_1),
+    "shaped": ("resulting_shape", FROM_0_1),
+}
+
+# Options of `harness run`, with underscores as in run files and in Python: old -> new, until when.
+OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
+
+# Modules that programs import, and names in them ("module:name"): old -> new, until when. A module
+# that was split is found in each of its parts, in this order.
+MODULES: dict[str, tuple[str, tuple[str, str]]] = {
+    "methods._settings": ("methods.base", FROM_0_1),
+    "methods._base": ("methods.training.base", FROM_0_1),
+    "methods._terms": ("methods.training.terms", FROM_0_1),
+    "methods._distil": ("methods.training.distilled", FROM_0_1),
+    "harness.model": (
+        "harness.models.language_model, harness.models.shaping, harness.models.resolve",
+        FROM_0_1,
+    ),
+}
+
+# Headers of columns in tables, CSV files and frames: old header -> new header, until when.
+COLUMNS = {
+    "lost/won": ("losses/wins", FROM_0_1),
+    "lost": ("losses", FROM_0_1),
+    "won": ("wins", FROM_0_1),
+    "same top": ("top-1 agreement", FROM_0_1),
+    "unended": ("truncated", FROM_0_1),
+    "seen": ("tokens seen", FROM_0_1),
+    "trained": ("tokens trained", FROM_0_1),
+    "its share s": ("shared s/row", FROM_0_1),
+}

@@ -1,0 +1,68 @@
+"""Modules, and names in modules, that a program imports by their old names."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from harness.renames.notice import find, say
+
+
+def current_modules(name: str) -> tuple[str, ...]:
+    """Return the name that a module has now; several where it was split."""
+    rename = find("module", name)
+    return tuple(rename.new.split(", ")) if rename else (name,)
+
+
+class OldModules(MetaPathFinder):
+    """Finds a module by its old name: itself, not a copy, so that classes stay one class."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return where a renamed module is loaded from, None for any other."""
+        rename = find("module", fullname)
+        if rename is None:
+            return None
+        say(rename, where="import")
+        return ModuleSpec(fullname, _Alias(rename.new))
+
+
+class _Alias(Loader):
+    """Loads the module of the new name; for one that was split, a module that looks into its parts."""
+
+    def __init__(self, new: str) -> None:
+        self.parts = new.split(", ")
+
+    def exec_module(self, module: ModuleType) -> None:
+        if len(self.parts) == 1:
+            sys.modules[module.__name__] = importlib.import_module(self.parts[0])
+        else:
+            module.__getattr__ = self._find  # type: ignore[method-assign]
+
+    def _find(self, name: str) -> Any:
+        for part in self.parts:
+            if not name.startswith("__") and hasattr(importlib.import_module(part), name):
+                return getattr(importlib.import_module(part), name)
+        raise AttributeError(f"none of {', '.join(self.parts)} has {name!r}")
+
+
+def read_old_modules() -> None:
+    """Let modules be imported by their old names, in this process."""
+    if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(OldModules())
+
+
+def by_old_name(module: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module: it finds functions and classes by their old names."""
+
+    def attribute(name: str) -> Any:
+        rename = find("module", f"{module}:{name}")
+        if rename is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        say(rename, where="import")
+        home, _, new = rename.new.partition(":")
+        return getattr(importlib.import_module(home), new)
+
+    return attribute

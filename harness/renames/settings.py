@@ -1,0 +1,103 @@
+"""Settings of methods by their old names: typed, given by a program, stated by a plug-in."""
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Mapping
+from functools import wraps
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.renames.notice import Rename, find, renames_of, say
+
+_WORDS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+def value_by_new_name(rename: Rename, value: Any) -> Any:
+    """Return a value as the new setting has it.
+
+    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse.
+    """
+    if not rename.opposite:
+        return value
+    truth = _WORDS.get(str(value).lower())
+    return value if truth is None else not truth
+
+
+def current_settings(where: str, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Return settings by the names that a class has now, in their order; `where` is the method.
+
+    An old name is read where the class has the new setting and none of the old name. Raises
+    `HarnessError` where both are given and differ.
+    """
+    current: dict[str, Any] = {}
+    for name, value in given.items():
+        rename = find("setting", name)
+        if rename is None or name in fields or rename.new not in fields:
+            current[name] = value
+            continue
+        renamed = value_by_new_name(rename, value)
+        if given.get(rename.new, renamed) != renamed:
+            raise HarnessError(
+                f"{where}: {name}={value} and {rename.new}={given[rename.new]} are two names for one setting, and differ; "
+                f"which is meant? Keep {rename.new}, its name now"
+            )
+        say(rename, where=f"{where}.{name}")
+        current[rename.new] = renamed
+    return current
+
+
+def settings_of_class(found: type[Any]) -> tuple[str, ...]:
+    """Return the names of a class's settings."""
+    return tuple(field.name for field in dataclasses.fields(found)) if dataclasses.is_dataclass(found) else ()
+
+
+def restate(found: type[Any]) -> None:
+    """Let a class that states an inherited setting by its old name state the new one.
+
+    Called before the class is made a dataclass. A setting that its bases know nothing of is its own.
+    """
+    inherited = {name for base in found.__mro__[1:] for name in settings_of_class(base)}
+    annotations = inspect.get_annotations(found)
+    for old, rename in renames_of("setting").items():
+        if old not in annotations or old in inherited or rename.new not in inherited:
+            continue
+        if rename.new in annotations:
+            raise HarnessError(f"{found.__qualname__}: {old} and {rename.new} are two names for one setting; keep {rename.new}")
+        say(rename, where=f"{found.__qualname__}.{old}")
+        annotations[rename.new] = annotations.pop(old)
+        if old in vars(found):
+            setattr(found, rename.new, value_by_new_name(rename, vars(found)[old]))
+            delattr(found, old)
+    found.__annotations__ = annotations
+
+
+def read_old_names(found: type[Any]) -> None:
+    """Let a constructor take settings by their old names, and its instances be read by them."""
+    build = found.__init__
+    names = settings_of_class(found)
+
+    @wraps(build)
+    def take(self: Any, *args: Any, **given: Any) -> None:
+        build(self, *args, **current_settings(type(self).__name__, given, names))
+
+    found.__init__ = take
+    if not hasattr(found, "__getattr__"):
+        found.__getattr__ = _by_old_name
+
+
+def _by_old_name(self: Any, name: str) -> Any:
+    """Return a setting that a program reads by its old name."""
+    rename = find("setting", name)
+    if rename is None or rename.new not in settings_of_class(type(self)):
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    say(rename, where=f"{type(self).__name__}.{name}")
+    return value_by_new_name(rename, getattr(self, rename.new))

@@ -1,0 +1,62 @@
+"""Counts what a training takes into its state: seconds and joules without saving, teachers' work, the student's writing."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from harness.machine.energy import EnergyMeter
+from harness.machine.memory import process_bytes
+from methods.training.state import LoopState
+from methods.training.terms import Objective
+
+
+class Meter:
+    """Keeps a state's counts up to date; what an earlier process counted is kept."""
+
+    def __init__(self, state: LoopState, objective: Objective, device: str) -> None:
+        self.state, self.objective = state, objective
+        self.before = replace(state)
+        self.counted_until = time.monotonic()
+        self.energy = EnergyMeter(device)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Bring the counts up to date, and leave out of them what is done inside."""
+        self.count()
+        yield
+        self.counted_until = time.monotonic()
+        self.energy.joules()
+
+    def count(self) -> None:
+        """Bring the counts up to date."""
+        now = time.monotonic()
+        self.state.seconds += now - self.counted_until
+        self.counted_until = now
+        joules, before = self.energy.joules(), self.state.energy_joules
+        self.state.energy_joules = None if joules is None or before is None else before + joules
+        self._count_models()
+
+    def _count_models(self) -> None:
+        """Take over what live teachers and the writing student counted in this process."""
+        state, before = self.state, self.before
+        live, rollout = self.objective.live, self.objective.rollout
+        state.teacher_seconds = before.teacher_seconds + sum(teacher.seconds for teacher in live)
+        state.teacher_tokens = before.teacher_tokens + sum(teacher.tokens for teacher in live)
+        if rollout is not None:
+            state.written = before.written + rollout.written
+            state.writing_seconds = before.writing_seconds + rollout.seconds
+
+    @property
+    def energy_source(self) -> str:
+        """Name the counter that the joules come from; "" where none could be read."""
+        return self.energy.source if self.state.energy_joules is not None else ""
+
+
+def peak_bytes(device: str) -> int | None:
+    """Return the peak memory so far: allocated on a GPU, resident on a CPU; None where nothing tells."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    return process_bytes("VmHWM")

@@ -1,0 +1,56 @@
+"""The validation rows while a student trains: their loss, and the weights of the epoch where it was lowest."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods.training.meter import Meter
+from methods.training.preparation import Prepared
+from methods.training.rows import Row
+from methods.training.state import LoopState, keep_best, load_best, write_best
+from methods.training.stepper import validate
+from methods.training.term_progress import Diverged
+from methods.training.training_log import TrainingLog
+
+
+class Validation:
+    """Scores the validation rows and keeps the best weights in a file."""
+
+    def __init__(self, rows: Sequence[Row], *, ready: Prepared, state: LoopState, best_file: Path) -> None:
+        self.rows, self.ready, self.state, self.best_file = rows, ready, state, best_file
+
+    def score(self, log: TrainingLog) -> float:
+        """Return the loss on the validation rows (nats a token), logged."""
+        ready, state = self.ready, self.state
+        ready.model.eval()
+        loss = validate(
+            self.rows,
+            head=ready.head,
+            pad=ready.student.pad_id,
+            micro_batch_size=ready.settings.micro_batch_size,
+            device=ready.accelerator.device,
+        )
+        ready.model.train()
+        log.write_validation(loss, step=state.step, epoch=state.epoch, seen=state.seen)
+        return loss
+
+    def hold_out(self, log: TrainingLog, meter: Meter) -> None:
+        """Score an epoch that has ended, and keep the weights when they are the best so far."""
+        state, loss = self.state, self.score(log)
+        if not math.isfinite(loss):
+            raise Diverged(f"the validation loss became {loss} at step {state.step}; try a lower learning_rate")
+        state.since_best += 1
+        if loss < state.best:
+            state.best, state.kept_step, state.since_best = loss, state.step, 0
+            fresh = self.best_file.with_suffix(".part")
+            with meter.paused():
+                write_best(self.ready.plain().state_dict(), fresh)
+            keep_best(fresh, self.best_file)
+
+    def stops_early(self) -> bool:
+        """Tell whether as many epochs as are patiently waited for have brought nothing better."""
+        return 0 < self.ready.settings.patience <= self.state.since_best
+
+    def load_best(self) -> None:
+        """Put the best weights into the model."""
+        self.ready.plain().load_state_dict(load_best(self.best_file))

@@ -1,0 +1,14 @@
+"""A folder of two records for the commands."""
+
+import pytest
+from gate_rows import SAME, TEACHES
+
+from harness.records.record import write
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "records"
+    for one in (TEACHES, SAME):
+        write(folder / f"{one.label}.json", one)
+    return folder

@@ -1,0 +1,96 @@
+"""Rows, jobs and trainings of tiny models, for tests of distillation."""
+
+import torch
+
+import suites
+from harness.contract import Budget, Job
+from harness.data.source import DataSource
+from harness.registry import Registry
+from methods import METHODS
+from methods.training.loop import fit
+from methods.training.losses import forward_kl
+from methods.training.positions import Positions
+from methods.training.rows import Row, batch_of
+from methods.training.settings import LoopSettings, Training
+from methods.training.stepper import Stepper
+from methods.training.taps import Inside
+from methods.training.teachers import Head, Live
+from methods.training.terms import Objective, Term, hard_labels
+
+FEW = {"validation_rows": 16}  # held out: the default of 200 takes far longer to score than these trainings to train
+
+
+class Quick(Registry):
+    """The registry of methods; what trains scores few held-out rows, unless it is told otherwise."""
+
+    def build(self, name, settings):
+        """Build a method with its settings."""
+        return super().build(name, {**(FEW if self.load(name).trains else {}), **settings})
+
+
+REGISTRY = Quick("method", METHODS)
+TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
+SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
+                        validation_rows=4)  # fmt: skip
+
+
+def rows_of(count, seed=0, shortest=5, longest=19):
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        length = int(torch.randint(shortest, longest, (1,), generator=draw))
+        ids = torch.randint(3, 500, (length,), generator=draw).tolist()
+        made.append(Row(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+    return made
+
+
+def job(teachers, folder, *, tokens=3_000, rows=40, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {
+        "teachers": tuple(teachers), "student": "depth:0.5", "student_base": teachers[0], "tasks": TASKS, "source": DataSource(),
+        "budget": Budget(seen_tokens=tokens, rows=rows), "seed": 1, "workdir": folder, "cache": folder.parent / "cache",
+    }  # fmt: skip
+    return Job(**{**given, **more})
+
+
+def seen_inside(student, teacher, inwards, rows=None):
+    """Run both models with taps; return the inside and the positions."""
+    inside = Inside(student, teacher.model, inwards)
+    batch = batch_of(rows or rows_of(4), 1)
+    logits = Head(student.model)(batch)
+    with torch.no_grad():
+        Head(teacher.model)(batch)
+    return inside, Positions(logits, batch.ids[:, 1:][batch.mask], (), batch, inside)
+
+
+def stepped(student, objective, rows, micro, inside=None):
+    student.model.zero_grad()
+    stepper = Stepper(student.model, Head(student.model), objective, micro, 1, inside=inside)
+    stepper.backward(rows, weights=dict.fromkeys((term.name for term in objective.terms), 1.0), backward=lambda loss: loss.backward())
+    stepper.head.close()
+    return torch.cat([one.grad.flatten() for one in student.model.parameters() if one.grad is not None])
+
+
+def train(student, teacher, folder, *, inwards=None, stop=None, settings=SETTINGS, terms=None, **aim):
+    folder.mkdir(exist_ok=True)
+    kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
+    feature = Term("feature", "auto", lambda at: at.inside.features(at))
+    objective = Objective(
+        terms=terms or [kd, hard_labels(0.5), *([feature] if inwards else [])],
+        sources=[Live(teacher)] if teacher else (),
+        inwards=inwards,
+        **aim,
+    )
+    spent = fit(
+        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings,
+        training=Training(seen_tokens=900, seed=4, workdir=folder, stop_after_steps=stop),
+    )  # fmt: skip
+    return {name: tensor.clone() for name, tensor in student.model.state_dict().items()}, spent
+
+
+def gradient_of(model, rows, micro_batch_size, **aim):
+    model.zero_grad()
+    objective = Objective(terms=[hard_labels()], **aim)
+    stepper = Stepper(model, Head(model), objective, micro_batch_size, 1)
+    values = stepper.backward(rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3).means
+    return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])

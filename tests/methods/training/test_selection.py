@@ -1,0 +1,96 @@
+"""Chosen tokens and chosen rows: exactly as many as were asked for, those that score highest, the same share of each task."""
+
+import pytest
+import torch
+from distilling import REGISTRY, TASKS, gradient_of, job, rows_of
+
+from harness.data.examples import training_examples
+from harness.errors import HarnessError
+from harness.models.language_model import open_model
+from methods.training.base import worked
+from methods.training.positions import Positions
+from methods.training.rows import batch_of, encode
+from methods.training.selection import Selection
+from methods.training.teachers import Head, Live
+
+
+@pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
+def test_all_tokens_chosen_is_no_choice_and_the_split_changes_nothing(small, score):
+    model, source = small("Llama").model, [Live(small("Llama", hidden_size=64))]
+    rows = rows_of(8)
+    plain, expected = gradient_of(model, rows, 8)
+    whole, found = gradient_of(model, rows, 8, sources=source, selection=Selection(1.0, score, 1))
+    assert whole == pytest.approx(plain, rel=1e-6) and torch.allclose(found, expected, atol=1e-6)
+    half = Selection(0.5, score, 1)
+    value, whole = gradient_of(model, rows, 8, sources=source, selection=half)
+    again, split = gradient_of(model, rows, 3, sources=source, selection=half)
+    assert again == pytest.approx(value, rel=1e-6) and torch.allclose(split, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
+def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highest(small, score):
+    opened, teacher = small("Llama"), Live(small("Llama", hidden_size=64))
+    rows = rows_of(5)
+    batch = batch_of(rows, 1)
+    at = Positions(Head(opened.model)(batch), batch.ids[:, 1:][batch.mask], (teacher.read(batch, None),), batch)
+    selection = Selection(0.4, score, 7)
+    chosen, scores = selection.chosen(at, 2), selection._scores(at, 2)
+    start = 0
+    for row in rows:
+        mine, points = chosen[start : start + row.trained], scores[start : start + row.trained]
+        assert int(mine.sum()) == selection.counts(row) == max(1, int(0.4 * row.trained + 0.5))
+        assert row.trained == int(mine.sum()) or points[mine].min() >= points[~mine].max()
+        start += row.trained
+    if score == "random":
+        assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(chosen, selection.chosen(at, 3))
+
+
+@pytest.mark.slow
+def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
+    given = job([tiny], tmp_path / "x")
+    examples = training_examples(TASKS, given.source, rows=12)
+    short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
+    lengths = [row.trained for row in encode(open_model(tiny).tokenizer, worked(short), longest=512)[0]]
+    assert lengths == sorted(lengths)
+    sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
+    opened = open_model(tiny)
+
+    def loss(example):
+        batch = batch_of(encode(opened.tokenizer, worked([example]), longest=512)[0], 1)
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(Head(opened.model)(batch), batch.ids[:, 1:][batch.mask]))
+
+    losses = [loss(one) for one in sure]
+    assert losses == pytest.approx(sorted(losses), abs=2e-3) and len(rows) == 12
+    right, _, told, shared = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
+    assert 6 < told["teacher_solves"] <= 12 and {one.prompt for one in right} == {one.prompt for one in examples}
+    assert shared[0]["tokens"] > 100  # what the teacher wrote for the choice is a cost of the row
+
+
+@pytest.mark.parametrize(("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})])
+def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp_path):
+    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_size": 4})
+    kept = []
+    object.__setattr__(made, "distil", lambda given, examples, **_: kept.extend(examples))
+    made.compress(job([tiny], tmp_path / "x", rows=24))
+    assert [sum(one.task == task for one in kept) for task in TASKS] == [3, 3]
+
+
+@pytest.mark.slow
+def test_answers_that_choose_rows_are_written_by_the_named_teacher(tiny, specialist, tmp_path, monkeypatch):
+    from methods.training import traces
+
+    asked, plain = [], traces.teacher_traces
+    monkeypatch.setattr(traces, "teacher_traces", lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given))
+    given = job([tiny, specialist], tmp_path / "x")
+    examples = training_examples(TASKS, given.source, rows=8)
+    *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(given, examples)
+    assert asked == ["tiny-math"]
+    *_, others = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
+    assert others[0]["key"] != shared[0]["key"]
+
+
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(HarnessError, match="share"):
+        REGISTRY.build("selective", {"share": share})

@@ -1,0 +1,83 @@
+"""Answers that are asked for once: a second run computes what is missing, and counts the seconds of the first."""
+
+import pytest
+
+from harness.scoring.answer_cache import Journal
+from harness.scoring.backend import Answer, Generation, Scored
+from harness.scoring.journalled import Journalled
+
+
+class Counting:
+    """A backend that answers from a formula, keeps what it was asked, and stops as a killed process does."""
+
+    def __init__(self, dies_after=1_000):
+        self.left, self.asked, self.known = dies_after, [], None
+
+    def _one_more(self, asked):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.asked.append(asked)
+
+    def score(self, rows, *, known, finished, say):
+        self.known, answers = dict(known), dict(known)
+        for index in sorted(set(range(len(rows))) - set(known), reverse=True):
+            self._one_more(tuple(rows[index].ids))
+            answers[index] = Answer(-float(sum(rows[index].ids)), rows[index].count == 1)
+            finished(index, answers[index])
+        return [answers[index] for index in range(len(rows))]
+
+    def generate(self, prompts, *, max_new_tokens, stop, finished, say):
+        answers = {}
+        for index in reversed(range(len(prompts))):
+            self._one_more(tuple(prompts[index]))
+            answers[index] = Generation(f"{sum(prompts[index])}{stop}", max_new_tokens, "eos")
+            finished(index, answers[index])
+        return [answers[index] for index in range(len(prompts))]
+
+
+ROWS = [Scored([index, 2, 3], 1 + index % 2) for index in range(6)]
+PROMPTS = [[index, 5] for index in range(6)]
+ASKS = {
+    "score": lambda journalled: journalled.score(ROWS, say=print),
+    "generate": lambda journalled: journalled.generate(PROMPTS, max_new_tokens=4, stop=("Q:",), say=print),
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("after", [0, 1, 4, 5])
+def test_a_killed_run_goes_on_with_what_is_missing(ask, after, tmp_path):
+    whole = ASKS[ask](Journalled(Counting(), Journal()))
+    with pytest.raises(KeyboardInterrupt):
+        ASKS[ask](Journalled(Counting(dies_after=after), Journal(tmp_path / "answers.jsonl")))
+    backend, heard = Counting(), []
+    again = Journalled(backend, Journal(tmp_path / "answers.jsonl"), progress=heard.append)
+    assert ASKS[ask](again) == whole
+    assert len(backend.asked) == 6 - after and sum(heard) == 6 and heard[0] == after
+    assert ask != "score" or len(backend.known) == after
+
+
+def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch):
+    clock = iter([10.0, 13.0, 20.0, 21.0])
+    monkeypatch.setattr("harness.scoring.journalled.time.perf_counter", lambda: next(clock))
+    first = Journalled(Counting(), Journal(tmp_path / "answers.jsonl"))
+    first.score(ROWS[:1], say=print)
+    second = Journalled(Counting(), Journal(tmp_path / "answers.jsonl"))
+    second.score(ROWS[:2], say=print)
+    assert (first.seconds, second.seconds) == (3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda journalled: journalled.generate(PROMPTS, max_new_tokens=5, stop=("Q:",), say=print),
+        lambda journalled: journalled.generate(PROMPTS, max_new_tokens=4, stop=("A:",), say=print),
+        lambda journalled: journalled.generate([[*prompt, 1] for prompt in PROMPTS], max_new_tokens=4, stop=("Q:",), say=print),
+    ],
+)
+def test_an_answer_to_another_question_is_not_served(other, tmp_path):
+    journal = Journal(tmp_path / "answers.jsonl")
+    ASKS["generate"](Journalled(Counting(), journal))
+    backend = Counting()
+    other(Journalled(backend, journal))
+    assert len(backend.asked) == 6
