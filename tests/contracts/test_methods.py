@@ -532,8 +532,8 @@ def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(teacher,
     asked = {"samples": 1, "temperature": 0.0, "longest": 96}
     first = traces.teacher_traces(given, examples, **asked)
     calls = []
-    generate = traces.generate
-    monkeypatch.setattr(traces, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    generate = traces.Writer.generate
+    monkeypatch.setattr(traces.Writer, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
     assert traces.teacher_traces(given, examples, **asked) == first and not calls
     assert traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5] and len(calls) == 1
     other = Checkpoint(path=teacher.path, name="other", digest="another model")
