@@ -10,17 +10,17 @@ from pydantic.dataclasses import dataclass
 
 from harness.renames.settings import read_old_names, restate
 
-Made = TypeVar("Made")
+Settings = TypeVar("Settings")
 _frozen = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-def settings(found: type[Made]) -> type[Made]:
+def settings(owner: type[Settings]) -> type[Settings]:
     """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones are read by their old names too."""
-    restate(found)
-    made = cast("type[Made]", _frozen(found))
-    read_old_names(made)
-    return made
+    restate(owner)
+    checked = cast("type[Settings]", _frozen(owner))
+    read_old_names(checked)
+    return checked
 
 
 def _listed(given: Any) -> Any:

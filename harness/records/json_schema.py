@@ -20,10 +20,10 @@ def record_schema() -> dict[str, Any]:
     record's own fields, and its digest beside them. A number may be `Infinity` or `NaN`, as Python
     writes them.
     """
-    made = RunRecord.model_json_schema(by_alias=True)
-    own, conditions = made["properties"], made["$defs"].pop(Conditions.__name__)
+    model_schema = RunRecord.model_json_schema(by_alias=True)
+    own, conditions = model_schema["properties"], model_schema["$defs"].pop(Conditions.__name__)
     del own["conditions"]
-    required = [name for name in made["required"] if name != "conditions"]
+    required = [name for name in model_schema["required"] if name != "conditions"]
     return {
         "$schema": DIALECT,
         "title": f"Record of compression-harness, schema {SCHEMA}",
@@ -36,5 +36,5 @@ def record_schema() -> dict[str, Any]:
             "digest": _DIGEST,
         },
         "required": sorted({"schema", "digest", *required, *conditions["required"]}),
-        "$defs": made["$defs"],
+        "$defs": model_schema["$defs"],
     }

@@ -41,11 +41,11 @@ def current_labels(labels: Sequence[str] | None, *, typed_in: str) -> list[str]:
 def _current(method: str, settings: str, typed_in: str) -> str:
     given = {name: value for _, name, value in _SETTING.findall(settings)}
 
-    def renamed(found: re.Match[str]) -> str:
-        blank, name, value = found.groups()
+    def renamed(match: re.Match[str]) -> str:
+        blank, name, value = match.groups()
         rename = _rename_of(method, name)
         if rename is None:
-            return found[0]
+            return match[0]
         current = str(value_by_new_name(rename, value))
         if typed_in:
             say(rename, where=f"{typed_in} {method}[{name}={value}]")

@@ -55,43 +55,43 @@ def current_settings(where: str, given: Mapping[str, Any], fields: Collection[st
     return current
 
 
-def settings_of_class(found: type[Any]) -> tuple[str, ...]:
+def settings_of_class(owner: type[Any]) -> tuple[str, ...]:
     """Return the names of a class's settings."""
-    return tuple(field.name for field in dataclasses.fields(found)) if dataclasses.is_dataclass(found) else ()
+    return tuple(field.name for field in dataclasses.fields(owner)) if dataclasses.is_dataclass(owner) else ()
 
 
-def restate(found: type[Any]) -> None:
+def restate(owner: type[Any]) -> None:
     """Let a class that states an inherited setting by its old name state the new one.
 
     Called before the class is made a dataclass. A setting that its bases know nothing of is its own.
     """
-    inherited = {name for base in found.__mro__[1:] for name in settings_of_class(base)}
-    annotations = inspect.get_annotations(found)
+    inherited = {name for base in owner.__mro__[1:] for name in settings_of_class(base)}
+    annotations = inspect.get_annotations(owner)
     for old, rename in renames_of("setting").items():
         if old not in annotations or old in inherited or rename.new not in inherited:
             continue
         if rename.new in annotations:
-            raise HarnessError(f"{found.__qualname__}: {old} and {rename.new} are two names for one setting; keep {rename.new}")
-        say(rename, where=f"{found.__qualname__}.{old}")
+            raise HarnessError(f"{owner.__qualname__}: {old} and {rename.new} are two names for one setting; keep {rename.new}")
+        say(rename, where=f"{owner.__qualname__}.{old}")
         annotations[rename.new] = annotations.pop(old)
-        if old in vars(found):
-            setattr(found, rename.new, value_by_new_name(rename, vars(found)[old]))
-            delattr(found, old)
-    found.__annotations__ = annotations
+        if old in vars(owner):
+            setattr(owner, rename.new, value_by_new_name(rename, vars(owner)[old]))
+            delattr(owner, old)
+    owner.__annotations__ = annotations
 
 
-def read_old_names(found: type[Any]) -> None:
+def read_old_names(owner: type[Any]) -> None:
     """Let a constructor take settings by their old names, and its instances be read by them."""
-    build = found.__init__
-    names = settings_of_class(found)
+    build = owner.__init__
+    names = settings_of_class(owner)
 
     @wraps(build)
     def take(self: Any, *args: Any, **given: Any) -> None:
         build(self, *args, **current_settings(type(self).__name__, given, names))
 
-    found.__init__ = take
-    if not hasattr(found, "__getattr__"):
-        found.__getattr__ = _by_old_name
+    owner.__init__ = take
+    if not hasattr(owner, "__getattr__"):
+        owner.__getattr__ = _by_old_name
 
 
 def _by_old_name(self: Any, name: str) -> Any:

@@ -178,8 +178,10 @@ def test_a_row_of_an_older_baseline_is_still_that_row(tmp_path):
     assert before.model_copy(update={"digest": ""}) == today.model_copy(update={"digest": ""})
     assert before.moved("int4[group_size=128]").accepted == ("int4[group_size=128]",)
     findings = check(new, Rules(), before).findings
-    assert any(one.row == "int4[group_size=128]" and one.layer == "frozen" and one.verdict.value == "passed" for one in findings)
-    assert not [one.told for one in findings if one.verdict.value == "not comparable"]
+    assert any(
+        finding.row == "int4[group_size=128]" and finding.layer == "frozen" and finding.verdict.value == "passed" for finding in findings
+    )
+    assert not [finding.told for finding in findings if finding.verdict.value == "not comparable"]
 
 
 # Typed and imported
@@ -353,7 +355,7 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
     (tmp_path / "gentle.py").write_text(textwrap.dedent(PLUG_IN))
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(OldName):
-        found = set(code_of(Registry("method", {"gentle": "gentle:Gentle", "sft": "methods.sft:SupervisedFineTuning"}).load("gentle")))
+        files = set(code_of(Registry("method", {"gentle": "gentle:Gentle", "sft": "methods.sft:SupervisedFineTuning"}).load("gentle")))
     sys.modules.pop("gentle")
     assert {
         "gentle.py",
@@ -361,5 +363,5 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
         "methods/training/base.py",
         "methods/training/loop.py",
         "methods/training/terms.py",
-    } <= found
-    assert "harness/renames/__init__.py" not in found, "a new line of the table makes no student anew"
+    } <= files
+    assert "harness/renames/__init__.py" not in files, "a new line of the table makes no student anew"

@@ -121,6 +121,7 @@ EDITS = {
     "the command": ("harness/cli/app.py", "\nADDED = 1\n", (), ()),
     "options": ("harness/planning/config.py", "\nADDED = 1\n", (), ()),
     "the table of methods": ("methods/__init__.py", "\nADDED = 1\n", (), ()),
+    "the table of renames": ("harness/renames/__init__.py", "\nADDED = 1\n", (), ()),
 }  # fmt: skip
 PROGRAM = """
 import json, sys

@@ -37,37 +37,37 @@ def wrong(value, schema, place=""):
     """Return what does not conform, place by place; a keyword that is not known here is an error of this test."""
     if "type" in schema and not is_of(schema["type"], value):
         return [f"{place}: {value!r} is no {schema['type']}"]
-    found = []
+    problems = []
     for keyword, stated in schema.items():
         if keyword in SILENT or keyword == "additionalProperties":
             continue
         if keyword == "$ref":
-            found += wrong(value, SCHEMA["$defs"][stated.rpartition("/")[2]], place)
+            problems += wrong(value, SCHEMA["$defs"][stated.rpartition("/")[2]], place)
         elif keyword == "anyOf":
-            found += [] if any(not wrong(value, one, place) for one in stated) else [f"{place}: none of anyOf"]
+            problems += [] if any(not wrong(value, choice, place) for choice in stated) else [f"{place}: none of anyOf"]
         elif keyword in ("const", "enum"):
-            found += [] if value in (stated if keyword == "enum" else [stated]) else [f"{place}: {value!r} is not {stated}"]
+            problems += [] if value in (stated if keyword == "enum" else [stated]) else [f"{place}: {value!r} is not {stated}"]
         elif keyword == "type":
             pass  # looked at first
         elif keyword in BOUNDS:
-            found += [] if BOUNDS[keyword](value, stated) else [f"{place}: {value!r} is against {keyword} {stated}"]
+            problems += [] if BOUNDS[keyword](value, stated) else [f"{place}: {value!r} is against {keyword} {stated}"]
         elif keyword == "required":
-            found += [f"{place}: no {name}" for name in stated if name not in value]
+            problems += [f"{place}: no {name}" for name in stated if name not in value]
         elif keyword == "properties":
-            found += [line for name in value if name in stated for line in wrong(value[name], stated[name], f"{place}.{name}")]
+            problems += [line for name in value if name in stated for line in wrong(value[name], stated[name], f"{place}.{name}")]
         elif keyword == "prefixItems":
-            found += [line for item, one in zip(value, stated, strict=False) for line in wrong(item, one, f"{place}[]")]
+            problems += [line for item, kind in zip(value, stated, strict=False) for line in wrong(item, kind, f"{place}[]")]
         elif keyword == "items":
             rest = value[len(schema.get("prefixItems", ())) :]
-            found += [line for item in rest for line in wrong(item, stated, f"{place}[]")] if isinstance(stated, dict) else []
+            problems += [line for item in rest for line in wrong(item, stated, f"{place}[]")] if isinstance(stated, dict) else []
         else:
             raise AssertionError(f"{place}: the keyword {keyword} is not known here")
     others = schema.get("additionalProperties", True)
     if others is not True and isinstance(value, dict):
         more = [name for name in value if name not in schema.get("properties", {})]
-        found += [f"{place}: unknown {name}" for name in more] if others is False else []
-        found += [line for name in more if others for line in wrong(value[name], others, f"{place}.{name}")]
-    return found
+        problems += [f"{place}: unknown {name}" for name in more] if others is False else []
+        problems += [line for name in more if others for line in wrong(value[name], others, f"{place}.{name}")]
+    return problems
 
 
 def written(read, folder):
@@ -103,7 +103,7 @@ def test_a_record_of_each_schema_conforms(schema, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problem"),
     [
         ({"label": None}, ".label: None is no string"),
         ({"status": "fine"}, ".status: 'fine' is not"),
@@ -116,10 +116,10 @@ def test_a_record_of_each_schema_conforms(schema, tmp_path):
         ({"teachers": {}}, ".teachers: {} is no array"),
     ],
 )
-def test_what_is_no_record_does_not_conform(change, told, tmp_path):
+def test_what_is_no_record_does_not_conform(change, problem, tmp_path):
     data = written(record.read(COMMITTED[0]), tmp_path)
     assert wrong(data, SCHEMA) == []
-    assert any(told in line for line in wrong({**data, **change}, SCHEMA)), wrong({**data, **change}, SCHEMA)
+    assert any(problem in line for line in wrong({**data, **change}, SCHEMA)), wrong({**data, **change}, SCHEMA)
 
 
 def test_a_file_lacks_nothing_that_the_schema_requires(tmp_path):

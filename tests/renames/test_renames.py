@@ -62,9 +62,9 @@ def renamed(old, value):
 @pytest.mark.parametrize(("method", "old"), EVERY)
 def test_an_old_setting_makes_the_same_method_as_its_new_name(method, old, said):
     new = renames.SETTINGS[old][0]
-    made = REGISTRY.build(method, {old: OTHER[old]})
-    assert made == REGISTRY.build(method, {new: renamed(old, OTHER[old])}) != REGISTRY.build(method, {})
-    assert old not in expanded(made) and expanded(made)[new] == renamed(old, OTHER[old])
+    built = REGISTRY.build(method, {old: OTHER[old]})
+    assert built == REGISTRY.build(method, {new: renamed(old, OTHER[old])}) != REGISTRY.build(method, {})
+    assert old not in expanded(built) and expanded(built)[new] == renamed(old, OTHER[old])
     [line] = said()
     assert line.startswith(f"{method}.{old}: {old} is {new} now") and "\n" not in line
     assert line.endswith("; the old name works until version 0.3.0 and 2027-12-01")
@@ -138,8 +138,8 @@ def test_zeros_turns_its_sense(typed, symmetric):
 
 
 def test_a_program_gives_and_reads_settings_by_old_names(said):
-    made = Int4Calibrated(group=32, zeros=True, damp=0.02, skip=("*.mlp",), sequences=8, tokens=64)
-    assert made == Int4Calibrated(
+    method = Int4Calibrated(group=32, zeros=True, damp=0.02, skip=("*.mlp",), sequences=8, tokens=64)
+    assert method == Int4Calibrated(
         group_size=32,
         symmetric=False,
         dampening_frac=0.02,
@@ -148,7 +148,7 @@ def test_a_program_gives_and_reads_settings_by_old_names(said):
         max_seq_length=64,
     )
     assert len(said()) == 6
-    assert (made.group, made.zeros, made.damp, made.skip, made.sequences, made.tokens) == (
+    assert (method.group, method.zeros, method.damp, method.skip, method.sequences, method.tokens) == (
         32,
         True,
         0.02,
@@ -163,7 +163,7 @@ def test_a_program_gives_and_reads_settings_by_old_names(said):
         Int4(groups=32)
     with pytest.raises(AttributeError, match="no attribute 'sequences'"):
         _ = Int4().sequences
-    assert pickle.loads(pickle.dumps(made)) == made and dataclasses.replace(made, group_size=64).group_size == 64
+    assert pickle.loads(pickle.dumps(method)) == method and dataclasses.replace(method, group_size=64).group_size == 64
 
 
 def test_a_plug_in_of_old_names_keeps_working(said):
@@ -178,15 +178,15 @@ def test_a_plug_in_of_old_names_keeps_working(said):
         def control_settings(self):
             return {"group": self.group, "skip": self.skip}
 
-    made = Finer()
+    method = Finer()
     assert settings_of_class(Finer) == (*settings_of_class(Int4Calibrated), "lowest")
-    assert (made.group_size, made.symmetric, made.group, Finer(group=8).group_size) == (
+    assert (method.group_size, method.symmetric, method.group, Finer(group=8).group_size) == (
         16,
         False,
         16,
         8,
     )
-    assert current_settings("int4", made.control_settings(), settings_of_class(Int4)) == {
+    assert current_settings("int4", method.control_settings(), settings_of_class(Int4)) == {
         "group_size": 16,
         "ignore": (),
     }
