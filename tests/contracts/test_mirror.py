@@ -25,9 +25,10 @@ def mirrored():
 
 
 def modules_of(name):
-    """Return where the module that a file of tests names may stand: a room of the harness, or a package beside it."""
+    """Return where the module that a file of tests names may stand: a room of the harness, a package beside it, or the room itself."""
     path = Path(name)
     module = path.with_name(path.name.removeprefix("test_"))
+    module = module.with_name("__init__.py") if module.stem == module.parent.name else module
     return [ROOT / "harness" / module] + ([ROOT / module] if module.parts[0] in HOUSES else [])
 
 
