@@ -342,7 +342,7 @@ def _done(folder: Path) -> Path:
 
 
 def _read_done(folder: Path, path: Path) -> Believed:
-    from harness.running.cell import _made_before
+    from harness.running.student import _made_before
 
     told = _made_before(folder, lambda one: None)
     return {} if told is None else told.model_dump(mode="json")

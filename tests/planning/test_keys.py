@@ -63,7 +63,7 @@ def test_no_score_holds_what_tables_and_commands_are_made_by(name):
     assert not {f"harness/{one}.py" for one in REPORTING} & set(code_of(name))
 
 
-@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES + keys.OPENS + (keys.CELL,))
+@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES + keys.OPENS + keys.CELL)
 def test_the_roots_of_keys_are_there(name):
     assert f"{name.replace('.', '/')}.py" in code_of(name)
 
