@@ -16,6 +16,7 @@ from harness.machine.gpu import choose_device, default_dtype
 from harness.planning.cells import Plan, PlannedCell
 from harness.planning.config import RunConfig, build
 from harness.planning.plan import make_plan
+from harness.planning.setup import Resolved
 from harness.planning.spec import limit_for, parse_method
 from harness.records.record import TEACHER, RunRecord
 from harness.running.runner import Finished, Watcher, run_plan
@@ -91,17 +92,17 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
-    plan = make_plan(
-        config,
+    resolved = Resolved(
         teachers=teachers,
         methods=registry,
         suites=found,
-        built=tasks,
+        tasks=tasks,
         data=_data_of(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
     )
+    plan = make_plan(config, resolved)
     return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
 
 
