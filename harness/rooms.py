@@ -1,4 +1,4 @@
-"""Which of the harness's modules a method may use: the contracts below it, never the upper half that runs and reports it.
+"""Which of the harness's modules a method may use: contracts, data, models, generation; never what runs and reports it.
 
 Our own methods are held to it by import-linter; one of another package is looked at when it is loaded, by
 its source and that of its own package, with imports inside functions.
@@ -51,8 +51,8 @@ def refuse_upper_rooms(name: str, module: str) -> None:
             room = next((one for one in UPPER if f"{wanted}.".startswith(f"{one}.")), "")
             if room:
                 raise HarnessError(
-                    f"method {name!r}: {at} imports {room}, which runs and reports methods; a method may use harness.contract and "
-                    f"what stands below it (docs/add-a-method.md), not {', '.join(UPPER)}"
+                    f"method {name!r}: {at} imports {room}, which runs and reports methods; a method may use harness.contract, "
+                    f"harness.data, harness.models and harness.scoring.generation (docs/add-a-method.md), not {', '.join(UPPER)}"
                 )
             if wanted.partition(".")[0] == top and wanted not in seen:
                 seen.add(wanted)

@@ -1,7 +1,8 @@
 """Methods, as a literal table: a row's name and the class that makes its student. Importing this imports no method.
 
-A new method is one file in this folder and one line here (docs/add-a-method.md). Files with an underscore are
-machinery; every other file carries at least one name of the table, but for `packed.py`, which opens students elsewhere.
+A new method is one file in this folder and one line here (docs/add-a-method.md). Every file of this folder carries at least one name of
+the table, but for `base.py` and `masks.py`, on which methods stand, and `packed.py`, which opens students elsewhere. What methods share
+stands in `training/` and `compression/`.
 """
 
 METHODS: dict[str, str] = {

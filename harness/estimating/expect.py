@@ -14,7 +14,7 @@ from harness.data.sizes import ITEMS
 from harness.errors import HarnessError
 from harness.estimating.estimate import Estimate, Stage, estimate, making, scoring
 from harness.estimating.hardware import Hardware, parse_hardware, this_machine
-from harness.estimating.workload import Asked, cut_parameters, is_size, parse_model, student_shape, training_bytes, work_of
+from harness.estimating.workload import Asked, cut_parameters, is_size, parse_model, training_bytes, work_of
 from harness.measuring.scenario import GRIDS
 from harness.models.artefacts import default_cache
 from harness.models.resolve import configuration_of, is_embedded
@@ -102,7 +102,7 @@ def _shapes(request: ChainsRequest) -> tuple[Shape, Shape]:
 
     teacher = parse_model(request.teacher, folder)
     recipe = parse_recipe(request.student)
-    student = student_shape(teacher, recipe) if recipe else parse_model(request.student, folder)
+    student = recipe.shape_of(teacher) if recipe else parse_model(request.student, folder)
     if is_size(request.teacher) and is_size(request.student):  # public shapes of two families: taken as of one, with one vocabulary
         student = replace(student, vocabulary=teacher.vocabulary)
     return teacher, student
@@ -239,7 +239,7 @@ def _asked_by(plan: Plan, teacher: Shape) -> Asked:
     names = under.task_names
     return Asked(
         teacher=teacher,
-        student=student_shape(base, recipe) if recipe else base,
+        student=recipe.shape_of(base) if recipe else base,
         chain=(),
         budget=under.budget_tokens,
         rows=under.budget_rows,

@@ -45,12 +45,6 @@ def parse_model(text: str, folder: Callable[[str], Path]) -> Shape:
     return found
 
 
-def student_shape(teacher: Shape, recipe: tuple[str, float]) -> Shape:
-    """Return the shape that a recipe cuts out of the teacher's; `scratch` has that of `depth`."""
-    kind, share = recipe
-    return teacher.narrower(share) if kind == "width" else teacher.shallower(share)
-
-
 def cut_parameters(folder: Path, shape: Shape) -> float:
     """Return the parameters of a stored model once it is cut to a shape: the stored ones, by the ratio of the two shapes."""
     return parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters

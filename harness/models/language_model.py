@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.contract import Checkpoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
 DEFAULT_CONTEXT = 2048  # tokens, where neither configuration nor tokenizer tells: lm-eval's own
 _ENDLESS = 10**18  # what transformers gives for a tokenizer without a longest text is above
+_HOW_IT_WAS_OPENED = ("is_local", "local_files_only")  # what transformers notes in a tokenizer
 _DATE_CODES = "aAbBcdFHIjmMpSTuUwWxXyYZ"  # of strftime
 
 
@@ -135,13 +137,12 @@ def _clock() -> str:
 def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
     """Open a checkpoint with plain transformers, in eval mode."""
     import torch
-    from transformers import AutoTokenizer
 
     import harness.models.packed  # noqa: F401  the formats of our own students
 
     with opening(checkpoint.name):
         model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        tokenizer = tokenizer_of(checkpoint.path)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
@@ -169,10 +170,22 @@ def refuse_non_finite(model: Any, name: str) -> None:
 
 def student_tokenizer(checkpoint: Checkpoint) -> Any:
     """Open a checkpoint's tokenizer alone."""
+    with opening(checkpoint.name):
+        return tokenizer_of(checkpoint.path)
+
+
+def tokenizer_of(folder: Path, **options: Any) -> Any:
+    """Open the tokenizer of a folder, as transformers does.
+
+    transformers notes in it how it was opened (from a folder, with the Hub switched off) and writes that into every tokenizer that is
+    saved: students of one training would have other bytes, and another digest, where HF_HUB_OFFLINE is set.
+    """
     from transformers import AutoTokenizer
 
-    with opening(checkpoint.name):
-        return AutoTokenizer.from_pretrained(checkpoint.path)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    for name in _HOW_IT_WAS_OPENED:
+        getattr(tokenizer, "init_kwargs", {}).pop(name, None)
+    return tokenizer
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":

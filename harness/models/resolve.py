@@ -11,7 +11,7 @@ from harness.errors import HarnessError, unknown
 from harness.files.writing import save_atomically
 from harness.models.checkpoint import describe, read_object, refuse_torn, remembered_digest, weight_files
 from harness.models.foreign import refuse_foreign, refuse_gguf
-from harness.models.language_model import opening, stored_dtype
+from harness.models.language_model import opening, stored_dtype, tokenizer_of
 
 if TYPE_CHECKING:
     import torch
@@ -154,14 +154,14 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
     if not (folder / "config.json").exists():
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers import AutoModelForCausalLM, GgufConfig
 
         # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as quantised.
         with opening(path.name):
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
             )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = tokenizer_of(path.parent, gguf_file=path.name)
         model.hf_quantizer = None
         model.is_quantized = False
         model.quantization_method = None

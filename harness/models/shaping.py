@@ -1,7 +1,10 @@
 """Students cut from a base model, and how they are saved."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError, unknown
@@ -9,28 +12,76 @@ from harness.files.writing import save_atomically
 from harness.models.checkpoint import describe, weight_files
 from harness.models.language_model import LanguageModel, open_model, refuse_non_finite
 from harness.models.resolve import quantized_by
+from harness.models.shape import Shape
 
 if TYPE_CHECKING:
     import torch
 
 
-RECIPES = ("depth", "width", "scratch")
+Cut = Callable[[Any, float, str], Any]  # (model, share kept, the recipe as typed) -> the smaller model
 
 
-def parse_recipe(text: str) -> tuple[str, float] | None:
+class Recipe(NamedTuple):
+    """A student's starting point as it is typed: `depth:0.5`."""
+
+    kind: str
+    share: float  # kept, above 0 and at most 1
+
+    @property
+    def draws_weights(self) -> bool:
+        """Tell whether weights are drawn from a seed: each seed starts from others."""
+        return RECIPES[self.kind].draws_weights
+
+    def shape_of(self, base: Shape) -> Shape:
+        """Return the shape of the student that is cut out of a base model's."""
+        return RECIPES[self.kind].shape(base, self.share)
+
+
+@dataclass(frozen=True)
+class RecipeKind:
+    """One way to make a smaller model of a base model: all that the harness asks about it."""
+
+    cut: Cut
+    shape: Callable[[Shape, float], Shape]
+    draws_weights: bool = False
+
+
+def _in_depth(model: Any, share: float, cut: str, *, copy: bool) -> Any:
+    from harness.models.blocks import blocks_of
+    from harness.models.depth import with_blocks
+
+    _, blocks = blocks_of(model)
+    return with_blocks(model, kept_blocks(len(blocks), share), copy=copy, cut=cut)
+
+
+def _in_width(model: Any, share: float, cut: str) -> Any:
+    from harness.models.width import narrowed
+
+    return narrowed(model, share, cut=cut)
+
+
+RECIPES: dict[str, RecipeKind] = {
+    "depth": RecipeKind(partial(_in_depth, copy=True), Shape.shallower),
+    "width": RecipeKind(_in_width, Shape.narrower),
+    "scratch": RecipeKind(partial(_in_depth, copy=False), Shape.shallower, draws_weights=True),
+}
+
+
+def parse_recipe(text: str) -> Recipe | None:
     """Split `depth:0.5` into its parts; None when the text names a model instead."""
     kind, colon, share = text.partition(":")
     if not colon or "/" in text or "\\" in text:
         return None
     if kind not in RECIPES:
-        raise unknown("student recipe", kind, RECIPES, hint="(write depth:0.5, width:0.5, scratch:0.5, a folder or a Hub id)")
+        written = ", ".join(f"{name}:0.5" for name in RECIPES)
+        raise unknown("student recipe", kind, tuple(RECIPES), hint=f"(write {written}, a folder or a Hub id)")
     try:
         value = float(share)
     except ValueError:
         value = -1.0
     if not 0 < value <= 1:
         raise HarnessError(f"student {text!r}: the share kept must be above 0 and at most 1; write for example {kind}:0.5")
-    return kind, value
+    return Recipe(kind, value)
 
 
 def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str) -> LanguageModel:
@@ -42,24 +93,15 @@ def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: 
     """
     import torch
 
-    from harness.models.blocks import blocks_of
-    from harness.models.depth import with_blocks
-    from harness.models.width import narrowed
-
     opened = open_model(base, device=device, dtype=dtype)
     parsed = parse_recipe(recipe)
     if parsed is None:
         return opened
-    kind, share = parsed
     packed = quantized_by(base.path)
     if packed:
         raise CellFailed(f"student {recipe}: {base.name} is packed ({packed}) and cannot be cut; start from the floats that it was made of")
     torch.manual_seed(seed)
-    if kind == "width":
-        model = narrowed(opened.model, share, cut=recipe)
-    else:
-        _, blocks = blocks_of(opened.model)
-        model = with_blocks(opened.model, kept_blocks(len(blocks), share), copy=kind == "depth", cut=recipe)
+    model = RECIPES[parsed.kind].cut(opened.model, parsed.share, recipe)
     model.generation_config = opened.model.generation_config
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 

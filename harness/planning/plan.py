@@ -172,7 +172,7 @@ class _Planner:
 
     def _draws(self, method: Method, at: int = 0) -> bool:
         """Tell whether the student that a method makes as a chain's stage of this number depends on the seed."""
-        from_nothing = at == 0 and self.setup.models.from_random_weights and method.starts_from == "student"
+        from_nothing = at == 0 and self.setup.models.draws_weights and method.starts_from == "student"
         return method.trains or method.draws_random_numbers or from_nothing
 
     def _stages(self, row: Row, seed: int | None) -> tuple[PlannedStage, ...]:

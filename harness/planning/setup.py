@@ -12,7 +12,7 @@ from harness.machine.processor import threads_asked
 from harness.measuring.scenario import GRIDS
 from harness.models.resolve import is_embedded, quantized_by, resolve
 from harness.models.shape import parameters_on_disk
-from harness.models.shaping import parse_recipe
+from harness.models.shaping import Recipe, parse_recipe
 from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.cells import PlannedModel
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
@@ -41,7 +41,7 @@ class Models:
 
     teachers: tuple[PlannedModel, ...]
     base: PlannedModel
-    recipe: tuple[str, float] | None  # how students are cut from the base; None: they start from it whole
+    recipe: Recipe | None  # how students are cut from the base; None: they start from it whole
     student: str  # the recipe as it was typed, or the base's name; never a path: it stands in records and tables
 
     @classmethod
@@ -53,9 +53,9 @@ class Models:
         return cls(planned, base, recipe, config.student if recipe else base.name)
 
     @property
-    def from_random_weights(self) -> bool:
-        """Tell whether only the shape of the base is taken."""
-        return self.recipe is not None and self.recipe[0] == "scratch"
+    def draws_weights(self) -> bool:
+        """Tell whether a student starts from weights that are drawn, in a shape cut from the base's."""
+        return self.recipe is not None and self.recipe.draws_weights
 
 
 def check_teachers(rows: Sequence[Row], teachers: Sequence[Checkpoint]) -> None:

@@ -215,7 +215,7 @@ def _a(name: str) -> str:
 def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str) -> None:
     """Fail before a teacher is asked anything where what training holds whatever its batches is more than the device has."""
     from harness.estimating.hardware import GIB
-    from harness.estimating.workload import cut_parameters, student_shape, training_bytes, work_of
+    from harness.estimating.workload import cut_parameters, training_bytes, work_of
     from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk
     from harness.models.shaping import parse_recipe
 
@@ -223,7 +223,7 @@ def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, star
     if training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype) <= memory:
         return  # before any cut
     cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
-    parameters = cut_parameters(start.path, student_shape(whole, cut) if cut else whole)
+    parameters = cut_parameters(start.path, cut.shape_of(whole) if cut else whole)
     need = training_bytes(work, parameters, folders, job.conditions.dtype)
     if need > memory:
         beside = ", and the teacher beside it" if need > STATE_BYTES * parameters else ""

@@ -12,7 +12,7 @@ from typing import Any
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.machine.memory import release_memory
-from harness.models.language_model import LanguageModel
+from harness.models.language_model import LanguageModel, tokenizer_of
 from harness.scoring.generation import Generation, StopReason
 from harness.scoring.likelihood import Answer, Scored
 
@@ -44,14 +44,14 @@ class Vllm:
         require_vllm()
         import torch
         import vllm
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
 
         config = AutoConfig.from_pretrained(checkpoint.path)
         generation = checkpoint.path / "generation_config.json"
         described = _Description(
             config, GenerationConfig.from_pretrained(checkpoint.path) if generation.exists() else GenerationConfig(), getattr(torch, dtype)
         )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        tokenizer = tokenizer_of(checkpoint.path)
         self.opened = LanguageModel(described, tokenizer, device, checkpoint)
         self.path = f"vllm/{vllm.__version__}"
         self.max_length = self.opened.context - 2  # a scored text is one token longer than its input, and vLLM wants room to write one

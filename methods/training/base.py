@@ -111,7 +111,7 @@ class Trained(Method):
         from harness.errors import CellFailed
         from harness.files.writing import write_whole
         from harness.models.language_model import stored_dtype
-        from harness.models.shaping import random_weights, save_student, student_of
+        from harness.models.shaping import parse_recipe, random_weights, save_student, student_of
         from methods.training.loop import LoopSettings, fit
         from methods.training.rows import encode
         from methods.training.terms import Objective
@@ -134,7 +134,8 @@ class Trained(Method):
                 selection=selection, inwards=inwards, rollout=rollout() if rollout else None,
             )  # fmt: skip
 
-        scratch = self.start == "random" or job.student.startswith("scratch:")
+        recipe = parse_recipe(job.student)
+        scratch = self.start == "random" or (recipe is not None and recipe.draws_weights)
         size = sum(parameter.numel() for parameter in student.model.parameters())
         rate = rate_for(size, scratch=scratch) if self.learning_rate == "auto" else self.learning_rate
         own = {field.name: getattr(self, field.name) for field in fields(self)}

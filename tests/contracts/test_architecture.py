@@ -40,5 +40,21 @@ def test_what_the_walks_pass_through_is_there(file, name):
     assert not name or name in there, f"{file} has no {name}"
 
 
+PAGES = sorted([ROOT / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("SECURITY.md")])
+FILE = r"(?:`|\]\()((?:\.\./)?(?:harness|methods|suites|tests|docs|results)/[\w./-]+\.(?:py|md|html|json|toml|jsonl))[`)#:]"
+WRITTEN_BY_READERS = ("results/runs/", "results/cache/", "methods/first_words.py")  # by a run, or by hand
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent == ROOT else f"{page.parent.name}/{page.name}")
+def test_every_file_that_a_page_names_is_there(page):
+    named = {name.removeprefix("../") for name in re.findall(FILE, page.read_text(encoding="utf-8"))}
+    missing = [name for name in sorted(named) if not name.startswith(WRITTEN_BY_READERS) and not (ROOT / name).exists()]
+    assert not missing, f"{page.name} names files that are not there: {missing}"
+
+
+def test_pages_name_files():
+    assert sum(len(set(re.findall(FILE, page.read_text(encoding="utf-8")))) for page in PAGES) >= 60
+
+
 def test_the_walks_name_what_they_pass():
     assert len(NAMED) >= 20

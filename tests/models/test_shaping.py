@@ -48,6 +48,31 @@ def bypassed(model, dropped):
     return model
 
 
+@pytest.mark.parametrize("saved", ["floats", "packed", "its own student"])
+def test_a_student_has_the_same_bytes_whether_the_hub_is_switched_off_or_not(saved, tmp_path, monkeypatch):
+    """transformers writes into a tokenizer how it was opened: the digest of a student would follow HF_HUB_OFFLINE."""
+    from transformers import tokenization_utils_base
+
+    from harness.models.packed import save_packed
+
+    def made(folder, offline):
+        monkeypatch.setattr(tokenization_utils_base, "is_offline_mode", lambda: offline)
+        base = resolve("tiny", cache=tmp_path)
+        if saved == "its own student":  # a tokenizer that was written by plain transformers, with its notes
+            from transformers import AutoTokenizer
+
+            base = save_student(open_model(base), folder / "first", name="x", dtype=torch.float32, parents=())
+            AutoTokenizer.from_pretrained(base.path).save_pretrained(base.path)
+        opened = open_model(base)
+        if saved == "packed":
+            (folder / "student").mkdir(parents=True)
+            save_packed(opened.model, opened.tokenizer, folder / "student", specs={}, tensors={}, dtype=torch.float32)
+            return describe(folder / "student", name="x").digest
+        return save_student(opened, folder / "student", name="x", dtype=torch.float32, parents=()).digest
+
+    assert made(tmp_path / "offline", True) == made(tmp_path / "online", False)
+
+
 CUT = ["Llama, biases", "Gemma 2", "Gemma 3, with vision", "Phi-3", "GPT-2", "GPT-Neo", "OPT", "Falcon", "MPT", "Mixtral", "Qwen2-MoE",
        "Qwen3-MoE", "DeepSeek-V2", "DeepSeek-V3", "Llama 4", "ERNIE 4.5 MoE", "SmolLM3", "LFM2", "Bamba", "Qwen3-Next", "RecurrentGemma",
        "Mamba", "xLSTM", "Kimi Linear", "XGLM", "DBRX"]  # fmt: skip

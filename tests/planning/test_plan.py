@@ -9,7 +9,7 @@ import pytest
 import methods
 from harness.api import plan_run
 from harness.errors import HarnessError
-from harness.models.resolve import resolve
+from harness.models.resolve import EMBEDDED, resolve
 from harness.models.shaping import kept_blocks, parse_recipe
 from harness.planning.config import build, read_toml
 from harness.planning.spec import limit_for, parse_limit, parse_method, parse_set, split_list
@@ -281,6 +281,22 @@ def test_a_recipe_is_not_a_path():
     assert parse_recipe("depth:0.25") == ("depth", 0.25)
     assert parse_recipe("Qwen/Qwen2.5-0.5B") is None
     assert parse_recipe("./folder") is None
+    assert [parse_recipe(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")] == [False, False, True]
+
+
+def test_a_recipe_is_one_line_of_one_table(monkeypatch):
+    """What a new kind of student is, is asked of its line: nothing falls into another kind's branch."""
+    from harness.models import shaping
+    from harness.models.shape import Shape
+
+    halved = shaping.RecipeKind(lambda model, share, cut: model, lambda base, share: base.narrower(share / 2), draws_weights=True)
+    monkeypatch.setitem(shaping.RECIPES, "half-width", halved)
+    recipe = parse_recipe("half-width:0.5")
+    assert recipe.draws_weights
+    base = Shape.of_folder(EMBEDDED / "tiny")
+    assert recipe.shape_of(base).intermediate == base.intermediate // 4
+    with pytest.raises(HarnessError, match=r"half-width:0\.5"):
+        parse_recipe("quarter:0.5")
 
 
 def test_two_packages_cannot_claim_one_name(monkeypatch):
