@@ -30,7 +30,7 @@ from harness.running.evaluation import evaluate
 from harness.running.failure import failure_of
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
-from harness.running.student import student_of, with_untrained_tasks
+from harness.running.student import student_of_cell, with_untrained_tasks
 
 
 def main(argv: list[str]) -> int:
@@ -88,7 +88,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     progress(Progress(stage="start", done=0, total=1))
     torch.set_num_threads(job.threads)
     loaded = LoadedJob.of(job, progress)
-    student = student_of(loaded)
+    student = student_of_cell(loaded)
     release_memory(job.conditions.device)  # what training left with the allocator would be missing for the answers' keys and values
     cost = with_untrained_tasks(loaded, student.cost)
     result = evaluate(loaded, student.checkpoint)

@@ -33,7 +33,7 @@ class Student(NamedTuple):
     stages: tuple[StageRecord, ...]  # none in a teacher's row
 
 
-def student_of(loaded: LoadedJob) -> Student:
+def student_of_cell(loaded: LoadedJob) -> Student:
     """Return the cell's student: the teacher itself, or what the stages of its chain make of it."""
     job = loaded.job
     if not job.cell.stages:

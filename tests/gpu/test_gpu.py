@@ -262,7 +262,7 @@ def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monk
     for module in (cell, evaluation):
         monkeypatch.setattr(module, "release_memory", lambda device: (order.append("release"), plain_release(device)))
     monkeypatch.setattr(language_model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1])
-    monkeypatch.setattr(cell, "student_of", lambda loaded: (order.append("make"), Student(loaded.teachers[0], Cost(), ()))[1])
+    monkeypatch.setattr(cell, "student_of_cell", lambda loaded: (order.append("make"), Student(loaded.teachers[0], Cost(), ()))[1])
     timed = SimpleNamespace(measurements=(), raw={}, skipped=())
     monkeypatch.setattr(evaluation, "measure", lambda *a, **k: (order.append("time"), timed)[1])
     job = teacher_job.model_copy(update={"noise": 0, "measure": True, "grid": "8x1x2"})

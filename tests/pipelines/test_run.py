@@ -316,7 +316,7 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
     monkeypatch.setattr(student, "device_bytes", lambda device: need - 1)
     job = cell_job(tmp_path, ["cot"], "cot")
     with pytest.raises(CellFailed, match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller --student$"):
-        student.student_of(LoadedJob(job, {}, DataSource(), lambda _: None))
+        student.student_of_cell(LoadedJob(job, {}, DataSource(), lambda _: None))
     assert not (tmp_path / "cache").exists()
 
 
