@@ -208,7 +208,7 @@ def _fidelity(loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
         return ()
     if student.tokenizer.get_vocab() != student_tokenizer(loaded.teachers[0]).get_vocab():
         return ()
-    reader = _TeacherReader(loaded)
+    teacher = _TeacherReader(loaded)
     theirs = _teacher_rows(loaded.job)
     distances: list[Fidelity | None] = []
     for name, task in loaded.tasks.items():
@@ -217,7 +217,7 @@ def _fidelity(loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
         if task.kind == "choose":
             distances.append(choice_fidelity(name, before, [row for row in rows if row.task == name]))
         elif task.kind == "generate":
-            distances.append(token_fidelity(name, reader.reads(name, before), student))
+            distances.append(token_fidelity(name, teacher.reads(name, before), student))
     return tuple(distance for distance in distances if distance is not None)
 
 
