@@ -11,7 +11,7 @@ from harness.files.untrusted import Unreadable
 from harness.files.writing import write_whole
 from harness.scoring.parts import plain
 from harness.scoring.sampling import group_of
-from harness.statistics.means import number_of
+from harness.statistics.figures import number_of
 
 Samples = list[dict[str, Any]]  # of one item, one a filter
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -46,3 +47,12 @@ def covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
         scale = items / (items - 1) if items > 1 else 1.0
         total += scale * float(((here[0] - middles[0]) * (here[1] - middles[1]) * here[2] ** 2).sum())
     return total
+
+
+def number_of(value: object) -> float | None:
+    """Return what a metric gave an item as a number, None for parts of a figure of all items together and for what is no number."""
+    try:
+        found = float(value.item()) if hasattr(value, "item") else float(value) if isinstance(value, Real) else None  # numpy's have item()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return found if found == found else None

@@ -14,7 +14,6 @@ within a part they are a sample, the parts are given.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -240,12 +239,3 @@ def _log_figures(side: _Numbers, units: _Numbers, *, bits: bool) -> _Numbers:
     """Return the logarithm of every run's figure, up to a constant."""
     nats: _Numbers = -side.sum(axis=1) / units.sum()
     return np.log(nats) if bits else nats
-
-
-def number_of(value: object) -> float | None:
-    """Return what a metric gave an item as a number, None for parts of a figure of all items together and for what is no number."""
-    try:
-        found = float(value.item()) if hasattr(value, "item") else float(value) if isinstance(value, Real) else None  # numpy's have item()
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return found if found == found else None

@@ -16,8 +16,7 @@ from harness.data.examples import interleaved
 from harness.data.seeding import seeded_as_lm_eval
 from harness.data.source import NoSplit
 from harness.errors import HarnessError, in_one_line
-from harness.statistics.figures import weighted
-from harness.statistics.means import number_of
+from harness.statistics.figures import number_of, weighted
 from suites.loading.definition import PREFIX, Averages, Leaf, find, metrics_of, reads_files
 from suites.loading.inputs import Inputs, definition_files, digest_of_leaf, inputs_of
 from suites.loading.lm_eval import built, from_hub

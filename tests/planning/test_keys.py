@@ -68,7 +68,7 @@ def test_the_roots_of_keys_are_there(name):
     assert f"{name.replace('.', '/')}.py" in code_of(name)
 
 
-@pytest.mark.skipif(not (ROOT / "methods" / "_settings.py").exists(), reason="the settings stand in _base still, beside the loop")
+@pytest.mark.skipif(not (ROOT / "methods" / "base.py").exists(), reason="settings stand beside the loop")
 @pytest.mark.parametrize(
     "name", [name for name in methods.METHODS if name.startswith(("int", "nf4", "bnb", "fake", "gptq", "prune", "low"))]
 )

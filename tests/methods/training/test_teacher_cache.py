@@ -236,7 +236,7 @@ def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job
     ResponseDistillation(batch_rows=4).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):  # where all would be kept, too
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
-    monkeypatch.setattr(caching, "DENSE", 16)
+    monkeypatch.setattr("harness.models.shape.DENSE", 16)
     for method, said in ((ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
                          (ResponseDistillation(top_k=2_000, cache="on"), "top_k=2000 is above the vocabulary of 1,024")):  # fmt: skip
         with pytest.raises(CellFailed, match=said):
