@@ -1,9 +1,9 @@
 """The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives a pandas frame."""
 
-import contextlib
 import importlib.util
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
 from harness.machine.gpu import choose_device, default_dtype
-from harness.planning.cells import Plan, PlannedCell
+from harness.planning.cells import Plan
 from harness.planning.config import RunConfig, build
 from harness.planning.plan import make_plan
-from harness.planning.spec import limit_for, parse_method
-from harness.records.record import TEACHER, RunRecord
+from harness.planning.setup import Resolved
+from harness.planning.spec import parse_method
+from harness.records.record import RunRecord
 from harness.running.runner import Finished, Watcher, run_plan
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from harness.data.source import DataSource
     from harness.estimating.estimate import Estimate
-    from harness.measuring.measure import Measured
+    from harness.estimating.expect import Expected
+    from harness.measuring.measure import Measured, Settings, Subject
     from harness.registry import Registry
 
 
@@ -91,17 +93,17 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
     device = choose_device(config.device, say=say)
-    plan = make_plan(
-        config,
+    resolved = Resolved(
         teachers=teachers,
         methods=registry,
         suites=found,
-        built=tasks,
+        tasks=tasks,
         data=_data_of(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
     )
+    plan = make_plan(config, resolved)
     return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
 
 
@@ -148,17 +150,6 @@ def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", ta
         raise HarnessError(f"{trains} has nothing to train on ({told}); add a suite with a train split, for example --suite math")
 
 
-def _items_of(name: str, include_path: Path | None) -> int:
-    """Return how many items a task has: as published, or as its data files have lines; 1,000 where neither is known."""
-    from harness import catalog
-    from harness.data.sizes import ITEMS
-
-    if name in ITEMS or not name.startswith(catalog.OUTSIDE):
-        return ITEMS.get(name, 1_000)
-    counted: int | None = catalog.count_items(name, include_path=include_path)
-    return 1_000 if counted is None else counted
-
-
 _USUAL = RunConfig()
 
 
@@ -202,119 +193,27 @@ def estimate_plans(
     cache: Path | None = None,
 ) -> list["Estimate"]:
     """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no weights, computes nothing."""
-    from harness import catalog
-    from harness.estimating.estimate import estimate
-    from harness.estimating.hardware import parse_hardware
-    from harness.estimating.workload import Asked, is_size, parse_model, work_of
-    from harness.measuring.scenario import GRIDS
-    from harness.models.artefacts import default_cache
-    from harness.models.resolve import configuration_of, is_embedded
-    from harness.models.shaping import parse_recipe
-    from harness.planning.chain import check, parts_of
-    from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
-    from harness.planning.spec import parse_method
+    from harness.estimating.expect import ChainsRequest, estimates_of
 
-    if not methods:
-        raise HarnessError("no method is asked for; write for example --methods cot,response+int4")
-    if budget is not None and budget < 100:
-        raise HarnessError(f"--budget {budget}: give 100 seen tokens or more")
-    place = parse_hardware(hardware, records)
-
-    def folder(name: str) -> Path:
-        return configuration_of(name, cache=cache or default_cache())
-
-    big = parse_model(teacher, folder)
-    recipe = parse_recipe(student)
-    small = recipe.shape_of(big) if recipe else parse_model(student, folder)
-    if is_size(teacher) and is_size(student):  # public shapes of two families: taken as of one, with one vocabulary
-        small = replace(small, vocabulary=big.vocabulary)
-    embedded = is_embedded(teacher)
-    named = catalog.resolve_suites(list(suite), embedded=embedded)
-    tasks = dict.fromkeys(task for one in named.values() for task in one.tasks)
-    items = {task: min(_items_of(task, None), limit or 10**9) for task in tasks}
-    registry = catalog.methods()
-    found: list[Estimate] = []
-    for spec in methods:
-        stages = [(registry.canonical(name), settings) for name, settings in map(parse_method, parts_of(spec))]
-        built = [registry.build(name, settings) for name, settings in stages]  # refuses what the method would refuse
-        chain = tuple(name for name, _ in stages)
-        if len(chain) > 1:
-            check(chain, built)
-        told = {key: value for name, settings in stages for key, value in registry.current(name, settings).items()}
-        asked = Asked(
-            teacher=big, student=small, chain=chain, items=items, rows=rows, mini=all(task.endswith("-mini") for task in tasks),
-            budget=budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET), micro_batch_size=int(str(told.get("micro_batch_size", 16))),
-            samples=int(str(told.get("samples", 1))), grid=GRIDS[place.kind],
-        )  # fmt: skip
-        work = {name: work_of(method) for name, method in zip(chain, built, strict=True)}
-        found.append(estimate(asked, work, place, records, teacher_row=not found))
-    return found
+    request = ChainsRequest(
+        teacher=teacher,
+        student=student,
+        hardware=hardware,
+        suite=suite,
+        budget=budget,
+        rows=rows,
+        limit=limit,
+        records=records,
+        cache=cache,
+    )
+    return estimates_of(methods, request)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What a planned cell will take on this machine, by formula."""
-
-    seconds: float
-    states: float = 0.0  # bytes that its training holds whatever the batches; 0 where nothing trains
-    memory: float = 0.0  # bytes of the device
-    verdict: str = ""  # whether its training fits, batches included
-
-
-def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
+def expect(plan: Plan, finished: Container[str]) -> list["Expected"]:
     """Estimate every cell of a plan, given the keys of those that are finished; what cells share counts in the first that makes it."""
-    from harness import catalog
-    from harness.estimating.estimate import Stage, making, scoring
-    from harness.estimating.hardware import this_machine
-    from harness.estimating.workload import Asked, cut_parameters, training_bytes, work_of
-    from harness.models.shape import Shape
-    from harness.models.shaping import parse_recipe
-    from harness.records.store import read_all
+    from harness.estimating.expect import expect as expected
 
-    under = plan.conditions
-    registry = catalog.methods()
-    records: list[RunRecord] = []
-    with contextlib.suppress(HarnessError):  # no record yet
-        records, _ = read_all(plan.config.out)
-    place = this_machine(under.device, records)
-    teachers = [Shape.of_folder(one.path, name=one.name) for one in plan.teachers]
-    folders = [one.path for one in plan.teachers]
-    recipe, base = parse_recipe(plan.config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
-    asked = Asked(
-        teacher=teachers[0], student=recipe.shape_of(base) if recipe else base, chain=(), budget=under.budget_tokens,
-        rows=under.budget_rows, mini=all(task.endswith("-mini") for task in under.task_names), rounds=plan.config.rounds,
-        items={
-            task: min(_items_of(task, plan.config.include_path), limit_for(under.limit, task) or 10**9) for task in under.task_names
-        },
-        grid=plan.grid if any(suite.measure for suite in plan.suites.values()) else "",
-    )  # fmt: skip
-    made: set[str] = set()
-
-    def expected(cell: PlannedCell) -> Expected:
-        folder, shape = folders[cell.teacher], teachers[cell.teacher]
-        seconds, states, trainings = 0.0, 0.0, list[Stage]()
-        for at, stage in enumerate(cell.stages):
-            method = registry.build(stage.method, stage.settings)
-            work = work_of(method)
-            if at == 0 and not work.of_teacher:
-                folder, shape = plan.student_base.path, asked.student
-            own = replace(asked, micro_batch_size=method.rows_at_once, samples=method.answers_per_row)
-            parts = making(stage.method, work, shape, own, place)
-            for key, one in ((one.name if one.shared else stage.key, one) for one in parts):
-                seconds += 0.0 if key in made else one.seconds
-                made.add(key)
-            if work.trains:
-                states = max(states, training_bytes(work, cut_parameters(folder, shape), folders, under.dtype))
-                trainings.append(parts[-1])
-            shape = work.shaped(shape)
-        own = replace(asked, grid="") if cell.simulated else asked
-        seconds += scoring(cell.label, shape, own, place, records, beside=shape if cell.method == TEACHER else teachers[0]).seconds
-        how = " ".join(dict.fromkeys(one.note for one in trainings if one.note))
-        fits = states <= place.memory and all(one.fits for one in trainings)
-        verdict = f"fits{how and f' with {how}'}" if fits else "DOES NOT FIT, give a smaller student or a larger device"
-        return Expected(seconds=0.0 if cell.key in finished else seconds, states=states, memory=place.memory, verdict=verdict)
-
-    return [expected(cell) for cell in plan.cells]
+    return expected(plan, finished)
 
 
 @dataclass(frozen=True)
@@ -339,44 +238,60 @@ def measure_models(
     say: Callable[[str], None] = warnings.warn,
 ) -> tuple[list[Weighed], Path]:
     """Time and weigh models; each after the first by turns with it. Return what was found and the file with every raw stamp."""
-    import tempfile
-    import time
-
-    from harness.files.writing import write_whole
     from harness.machine.processor import threads_asked
-    from harness.measuring.measure import ROUNDS, Settings, Subject, measure
+    from harness.measuring.measure import ROUNDS, Settings, Subject
     from harness.measuring.scenario import GRIDS, parse_grid
     from harness.models.artefacts import default_cache
     from harness.models.resolve import resolve
-    from harness.records.environment import environment
 
     if not models:
         raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
     place = choose_device(device, say=say)
     settings = Settings(
-        grid=parse_grid(grid or GRIDS[place]), rounds=ROUNDS if rounds is None else rounds, device=place,
+        grid=parse_grid(grid or GRIDS[place]),
+        rounds=ROUNDS if rounds is None else rounds,
+        device=place,
         dtype=dtype if dtype != "auto" else default_dtype(place, say=say),
         threads=threads or threads_asked(),
-    )  # fmt: skip
+    )
     subjects = [Subject(resolve(name, cache=cache or default_cache())) for name in models]
-    done: list[Weighed] = []
+    weighed = _weigh(list(zip(models, subjects, strict=True)), settings, progress)
+    return weighed, _write_stamps(out, weighed, subjects, settings)
+
+
+def _weigh(models: "Sequence[tuple[str, Subject]]", settings: "Settings", progress: Callable[[Progress], None]) -> list[Weighed]:
+    """Measure each model, those after the first by turns with it; a model may stand there twice, to be compared with itself."""
+    import tempfile
+
+    from harness.measuring.measure import measure
+
+    _, first = models[0]
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, subject) in enumerate(zip(models, subjects, strict=True)):
-            base = subjects[0] if number else None
-            done.append(Weighed(name, measure(subject, base, settings, folder=Path(folder), progress=progress)))
+        return [
+            Weighed(name, measure(subject, first if number else None, settings, folder=Path(folder), progress=progress))
+            for number, (name, subject) in enumerate(models)
+        ]
+
+
+def _write_stamps(out: Path, weighed: Sequence[Weighed], subjects: "Sequence[Subject]", settings: "Settings") -> Path:
+    """Write a file with every raw stamp of measured models and return where it is."""
+    from harness.files.writing import write_whole
+    from harness.records.environment import environment
+
     path = out / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.json"
-    told = {
-        "environment": environment(device=place, dtype=settings.dtype, threads=settings.threads).model_dump(mode="json"),
-        "models": [
-            {
-                "name": one.name, "digest": subject.checkpoint.digest, "skipped": one.found.skipped, "raw": one.found.raw,
-                "measurements": [each.model_dump(mode="json") for each in one.found.measurements],
-            }
-            for one, subject in zip(done, subjects, strict=True)
-        ],
-    }  # fmt: skip
-    write_whole(path, json.dumps(told))
-    return done, path
+    place = environment(device=settings.device, dtype=settings.dtype, threads=settings.threads)
+    models = [
+        {
+            "name": model.name,
+            "digest": subject.checkpoint.digest,
+            "skipped": model.found.skipped,
+            "raw": model.found.raw,
+            "measurements": [measurement.model_dump(mode="json") for measurement in model.found.measurements],
+        }
+        for model, subject in zip(weighed, subjects, strict=True)
+    ]
+    write_whole(path, json.dumps({"environment": place.model_dump(mode="json"), "models": models}))
+    return path
 
 
 def train_embedded(

@@ -18,6 +18,7 @@ from harness.errors import CellFailed, HarnessError, OldName, unknown
 if TYPE_CHECKING:
     from harness.api import Run
     from harness.planning.cells import Plan
+    from harness.records.record import RunRecord
 
 app = typer.Typer(
     name="harness", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -174,12 +175,12 @@ def report(
     explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
 ) -> int:
     """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
+    from harness.cli.tables import Files, folder_of, forms_of, tables_of
     from harness.files.places import check_folder
     from harness.planning.spec import listed
     from harness.records.store import keep_records, read_all
-    from harness.renames.columns import current_column
     from harness.renames.labels import current_labels
-    from harness.reporting import report as tables
+    from harness.reporting.formats import as_markdown
     from harness.reporting.glossary import glossary
 
     if explain:
@@ -196,32 +197,12 @@ def report(
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
-        folder = out or (keep / "tables" if keep else place.with_suffix("") if place.is_file() else place / "tables")
-        unknown_rows = [label for label in references if label not in {record.label for record in records}]
-        if unknown_rows:
-            raise unknown("row", unknown_rows[0], {record.label for record in records}, hint="(in --against)")
-        tasks = {score.task for record in records for score in record.scores}
-        sort = sort and current_column(sort, tasks, typed_in="--sort")
-        asked = tables.Asked(price=price, references=tuple(references), sort=sort)
-        made = tables.made_of(records, asked)
-        if sort is not None and sort.removeprefix("-") not in (known := tables.columns_of(made)):
-            raise unknown("column", sort.removeprefix("-"), known, hint="(in --sort)")
-        wanted = listed(forms) or list(tables.FORMS)
-        if wrong := [form for form in wanted if form not in tables.FORMS]:
-            raise unknown("form", wrong[0], tables.FORMS, hint="(in --forms)")
+        made = tables_of(records, price=price, against=references, sort=sort)
+        files = Files(folder=out or folder_of(place, keep), forms=forms_of(listed(forms)), page=html, pictures=plots)
         if keep:
             keep_records(records, keep / "records")
-        typer.echo(tables.as_markdown(made))
-        written = tables.write_made(made, folder, forms=wanted)
-        if plots:
-            from harness.reporting.plots import write_plots
-
-            written += write_plots(records, folder)
-        if html:
-            from harness.records.samples import evidence_of
-            from harness.reporting.html_page import write_page
-
-            written += write_page(made, folder, evidence=evidence_of(place, records))
+        typer.echo(as_markdown(made))
+        written = files.write(made, records, place)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
 
@@ -283,27 +264,37 @@ def plan(
     from harness.api import estimate_plans
     from harness.estimating.estimate import text
     from harness.planning.spec import listed
-    from harness.records.store import read_all
 
     refuse_doubles("--methods", listed(methods) or [])
     refuse_doubles("--suite", listed(suite) or [])
+    estimates = estimate_plans(
+        ["cot", "response"] if methods is None else listed(methods) or [],
+        teacher=teacher,
+        student=student,
+        hardware=hardware,
+        suite=listed(suite) or ["math"],
+        budget=budget,
+        rows=rows,
+        limit=limit,
+        records=_known_records(records),
+        cache=cache,
+    )
+    for estimate in estimates:
+        typer.echo(text(estimate, price=price) + "\n")
+    return 0 if all(stage.fits for estimate in estimates for stage in estimate.stages) else 1
 
-    places = records or [place for place in (Path("results/runs"),) if place.exists()]
-    known = []
-    for place in places:
-        found_there, problems = read_all(place)
-        known += found_there
+
+def _known_records(places: list[Path] | None) -> "list[RunRecord]":
+    """Return the records of this machine's rates: those that are named, else those of the usual place, where it is there."""
+    from harness.records.store import read_all
+
+    records: list[RunRecord] = []
+    for place in places or [usual for usual in (Path("results/runs"),) if usual.exists()]:
+        here, problems = read_all(place)
+        records += here
         for line in problems:
             typer.echo(f"skipped {line}", err=True)
-    found = estimate_plans(
-        ["cot", "response"] if methods is None else listed(methods) or [],
-        teacher=teacher, student=student, hardware=hardware, suite=listed(suite) or ["math"],
-        budget=budget, rows=rows,
-        limit=limit, records=known, cache=cache,
-    )  # fmt: skip
-    for one in found:
-        typer.echo(text(one, price=price) + "\n")
-    return 0 if all(stage.fits for one in found for stage in one.stages) else 1
+    return records
 
 
 @app.command(cls=Command)
@@ -314,7 +305,6 @@ def cache(
     older_than: Annotated[float | None, typer.Option(help="prune: delete also what was last written more days ago.", min=0)] = None,
 ) -> int:
     """List, verify or prune what teachers have computed; anything deleted is made again when it is needed."""
-    from harness.errors import unknown
     from harness.models.artefacts import KINDS, damage_of, default_cache, entries, remove
 
     place = folder or default_cache()

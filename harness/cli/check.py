@@ -5,6 +5,7 @@ Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not com
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from harness.files.places import check_file, check_folder
 from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights, percent_of, records_of
 
 if TYPE_CHECKING:
+    from harness.gate.rules import Checked
     from harness.records.record import Measurement
 
 baseline_app = typer.Typer(
@@ -71,7 +73,6 @@ def check(
 ) -> int:
     """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2 your mistake."""
     from harness.gate import check as gate_check
-    from harness.gate import output
     from harness.gate.rules import rules_of
     from harness.planning.spec import listed
     from harness.records.baseline import read_baseline
@@ -81,10 +82,7 @@ def check(
         if not 0 < value < 0.5:
             raise HarnessError(f"--{name} {value:g}: give a share between 0 and 0.5, such as 0.05")
     _refuse_thresholds(faster, slower)
-    summary = markdown or (Path(found) if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
-    for flag, path in (("--json", json_to), ("--junit", junit), ("--markdown", summary)):
-        if path is not None:
-            check_file(path, flag)
+    outputs = _Outputs.of(json_to, junit, markdown, annotate=annotate)
     named = current_labels(listed(rows), typed_in="--rows")
     refuse_doubles("--rows", named)
     share, points = parse_margin(margin)
@@ -95,16 +93,40 @@ def check(
     )  # fmt: skip
     frozen = read_baseline(baseline) if baseline else None
     rules = rules_of(frozen, rules)
-    records = records_of(place)
-    checked = gate_check.check(records, rules, frozen, measured=_measured(measured) if measured else ())
-    typer.echo(output.text(checked))
-    for path, form, mode in ((json_to, output.as_json, "w"), (junit, output.junit, "w"), (summary, output.markdown, "a")):
-        if path:
-            _written(path, form(checked), mode)
-    if annotate or (annotate is None and os.environ.get("GITHUB_ACTIONS") == "true"):
-        for line in output.annotations(checked):
-            typer.echo(line)
+    checked = gate_check.check(records_of(place), rules, frozen, measured=_measured(measured) if measured else ())
+    outputs.write(checked)
     return checked.exit_code
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Where a verdict goes beside the terminal."""
+
+    json: Path | None
+    junit: Path | None
+    markdown: Path | None
+    annotates: bool  # for GitHub's log
+
+    @classmethod
+    def of(cls, json: Path | None, junit: Path | None, markdown: Path | None, *, annotate: bool | None) -> "_Outputs":
+        """Fill in what GitHub's actions set where nothing was typed. Raises `HarnessError` for a file that cannot be written."""
+        summary = markdown or (Path(name) if (name := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
+        for flag, path in (("--json", json), ("--junit", junit), ("--markdown", summary)):
+            if path is not None:
+                check_file(path, flag)
+        annotates = os.environ.get("GITHUB_ACTIONS") == "true" if annotate is None else annotate
+        return cls(json, junit, summary, annotates)
+
+    def write(self, checked: "Checked") -> None:
+        """Print a verdict and write its files."""
+        from harness.gate import output
+
+        typer.echo(output.text(checked))
+        for path, form, mode in ((self.json, output.as_json, "w"), (self.junit, output.junit, "w"), (self.markdown, output.markdown, "a")):
+            if path:
+                _written(path, form(checked), mode)
+        for line in output.annotations(checked) if self.annotates else ():
+            typer.echo(line)
 
 
 def _refuse_thresholds(faster: float | None, slower: float) -> None:

@@ -142,53 +142,84 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     subjects = {"student": student} if base is None else {"student": student, "base": base}
     shapes = {who: Shape.of_folder(one.checkpoint.path, name=one.checkpoint.name) for who, one in subjects.items()}
-    vocabulary = min(shape.vocabulary for shape in shapes.values())
     grid, skipped = _fitting(subjects, shapes, settings)
-    found: list[Measurement] = _on_disk(student.checkpoint)
+    on_disk = _on_disk(student.checkpoint)
     if not grid:
-        return Measured(tuple(found), {}, tuple(skipped))
-    raw: dict[str, Any] = {"settings": {**asdict(settings), "grid": [str(one) for one in settings.grid]}, "scenarios": {}}
+        return Measured(tuple(on_disk), {}, tuple(skipped))
+    vocabulary = min(shape.vocabulary for shape in shapes.values())
     with ExitStack() as stack:
-        held: dict[str, Stopwatch] = {}
-        for who, one in subjects.items():
-            job = Job(
-                path=str(one.checkpoint.path), device=settings.device, dtype=settings.dtype, threads=settings.threads,
-                vocabulary=vocabulary, wrap=one.wrap,
-            )  # fmt: skip
-            held[who] = stack.enter_context(Stopwatch(job, folder, who))
-        for process in held.values():
+        processes = {who: stack.enter_context(_stopwatch(who, one, vocabulary, settings, folder)) for who, one in subjects.items()}
+        for process in processes.values():
             process.wait_until_ready()
-        opened = {who: process.ask("open") for who, process in held.items()}
-        raw["open"] = opened
-        total = len(grid) * (settings.rounds + 1)
+        opened = {who: process.ask("open") for who, process in processes.items()}
+        session = _Session(processes, opened, student.checkpoint, shapes["student"], settings, progress)
+        return session.over(grid, on_disk, skipped)
+
+
+def _stopwatch(name: str, subject: Subject, vocabulary: int, settings: Settings, folder: Path) -> Stopwatch:
+    job = Job(
+        path=str(subject.checkpoint.path),
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        vocabulary=vocabulary,
+        wrap=subject.wrap,
+    )
+    return Stopwatch(job, folder, name)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The processes of a model and of its base, both open, and what is known of the model before it is timed."""
+
+    processes: Mapping[str, Stopwatch]
+    opened: Mapping[str, dict[str, Any]]  # what each said of opening its model
+    checkpoint: Checkpoint
+    shape: Shape
+    settings: Settings
+    progress: Callable[[Progress], None]
+
+    def over(self, grid: Sequence[Scenario], on_disk: Sequence[Measurement], skipped: Sequence[str]) -> Measured:
+        """Time and weigh the model in each scenario; a later one that fails is left out, and what came before stands."""
+        figures, left_out, timings = [*on_disk], [*skipped], dict[str, Any]()
         for number, scenario in enumerate(grid):
-            before = number * (settings.rounds + 1)
-
-            def done(rounds: int, before: int = before) -> None:
-                progress(Progress(stage="measure", done=before + rounds, total=total, unit="rounds"))
-
             try:
-                timed = _alternate(held, scenario, settings, done)
-                weighed = timed["weighed"] = held["student"].ask("weigh", scenario=asdict(scenario))
+                timed = self._timed(scenario, number, of=len(grid))
             except CellFailed as problem:
-                if any(process.process.poll() is not None for process in held.values()) or number == 0:
+                if any(process.process.poll() is not None for process in self.processes.values()) or number == 0:
                     raise
-                skipped.append(f"{scenario}: {problem}")  # out of memory, most likely: what came before stands
+                left_out.append(f"{scenario}: {problem}")  # out of memory, most likely
                 continue
-            raw["scenarios"][str(scenario)] = timed
-            found += _speeds(timed, scenario)
-            found += _memory(
-                weighed,
-                student.checkpoint,
-                shapes["student"],
-                scenario,
-                settings,
-                with_weights=number == 0,
-                exercised=opened["student"]["exercised"],
-            )
-            if number == 0:
-                found += _first(opened["student"], timed["warm"]["student"], scenario)
-    return Measured(tuple(found), raw, tuple(skipped))
+            timings[str(scenario)] = timed
+            figures += self._figures(timed, scenario, is_first=number == 0)
+        said = {**asdict(self.settings), "grid": [str(scenario) for scenario in self.settings.grid]}
+        return Measured(tuple(figures), {"settings": said, "scenarios": timings, "open": self.opened}, tuple(left_out))
+
+    def _timed(self, scenario: Scenario, number: int, *, of: int) -> dict[str, Any]:
+        """Return the raw stamps of one scenario, the model's memory among them."""
+        each = self.settings.rounds + 1
+
+        def done(rounds: int) -> None:
+            self.progress(Progress(stage="measure", done=number * each + rounds, total=of * each, unit="rounds"))
+
+        timed = _alternate(self.processes, scenario, self.settings, done)
+        timed["weighed"] = self.processes["student"].ask("weigh", scenario=asdict(scenario))
+        return timed
+
+    def _figures(self, timed: Mapping[str, Any], scenario: Scenario, *, is_first: bool) -> list[Measurement]:
+        """Turn the raw stamps of a scenario into measurements; weights, loading and the first call are said once."""
+        opened = self.opened["student"]
+        figures = _speeds(timed, scenario)
+        figures += _memory(
+            timed["weighed"],
+            self.checkpoint,
+            self.shape,
+            scenario,
+            self.settings,
+            with_weights=is_first,
+            exercised=opened["exercised"],
+        )
+        return figures + (_first(opened, timed["warm"]["student"], scenario) if is_first else [])
 
 
 def _fitting(subjects: Mapping[str, Subject], shapes: Mapping[str, Shape], settings: Settings) -> tuple[list[Scenario], list[str]]:

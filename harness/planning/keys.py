@@ -22,7 +22,9 @@ OPENS = (
 )  # opens, cuts and saves models; finds training rows and shows them
 SCORES = ("harness.scoring.score", "harness.scoring.lm_eval_model", "harness.scoring.fidelity", "harness.models.rendering")
 MEASURES = ("harness.measuring.measure", "harness.measuring.worker")
-CELL = "harness.running.cell"  # how the others are called: its own file, without what it imports beside them
+CELL = tuple(
+    f"harness.running.{name}" for name in ("cell", "loaded", "student", "evaluation", "failure")
+)  # how the others are called: each its own file, without what it imports beside them
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Code:
     def of_scores(self, *, backend: str, measured: bool) -> dict[str, str]:
         """Return what asks a model, grades, compares with the teacher and, where it is, times."""
         modules = [*SCORES, *(MEASURES if measured else ()), *(("harness.scoring.vllm_backend",) if backend == "vllm" else ())]
-        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own_code_of(CELL)
+        own = {name: digest for module in CELL for name, digest in own_code_of(module).items()}
+        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
 
     def of_student(self, method: Any) -> dict[str, str]:
         """Return what makes a student: its method, what opens and saves models and, where it reads items, the tasks'.

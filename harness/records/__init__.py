@@ -1,7 +1,8 @@
 """The truth on disk: a record a cell, what stands beside it, baselines, and other projects' forms of them. No torch.
 
 `record.RunRecord` with `record.read` and `record.write`, `store.Store` of a user's cells, `samples` beside a record,
-`baseline` (the file), `environment` of a process, `model_card` and `export` for others.
+`columns` (every quantity, of the type in `quantity`), `baseline` (the file), `environment` of a process, `model_card` and
+`export` for others.
 """
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "export",
     "json_schema",
     "model_card",
+    "quantity",
     "record",
     "samples",
     "store",

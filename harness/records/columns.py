@@ -2,114 +2,14 @@
 
 A column's header, unit, scale, format, direction and meaning stand here and nowhere else: tables,
 page, pictures, glossary, frame and the gate's output read them. A column is renamed here alone.
-The file is longer than others because it is one table, an entry for each quantity.
+The file is longer than others because it is one table, an entry for each quantity; their type is in `quantity`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from harness.statistics.intervals import Interval
+from harness.records.quantity import DASH, GIB, HIGH_END, LOW_END, MIB, Header, Quantity, mebibytes, times
 
-DASH = "-"
-MIB, GIB = 2**20, 2**30
-
-
-class Header(str):
-    """The text of a column's header, which knows its quantity."""
-
-    quantity: "Quantity"
-
-    def __new__(cls, text: str, quantity: "Quantity") -> "Header":  # noqa: D102
-        header = super().__new__(cls, text)
-        header.quantity = quantity
-        return header
-
-    def __getnewargs__(self) -> tuple[str, "Quantity"]:  # type: ignore[override]  # a copy knows it too
-        return str(self), self.quantity
-
-    def of(self, task: str) -> "Header":
-        """Return the header of this column for one of several tasks; "" leaves it as it is."""
-        parts = (self, task) if self.quantity.task_last else (task, self)
-        return Header(" ".join(part for part in parts if part), self.quantity)
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One thing that a column can hold."""
-
-    key: str  # its name in code; of what a record holds, the record's own name for it
-    header: str
-    help: str  # what it means, to a reader of tables
-    unit: str = ""  # of a cell's number; "" of words, counts and figures in a task's own unit
-    stored: str = ""  # unit of the number that a record holds, where it is a record's
-    scale: float = 1.0  # a column's number = a record's number x scale; CSV files hold it
-    format: str | Callable[[float], str] = ""  # specification of a number, or what picks it by size
-    share: bool = False  # a column's number is a share of 1; a cell shows it times 100
-    prefix: str = ""  # written before a number
-    better: Literal["higher", "lower", "none"] = "none"  # none: a sort puts the largest first
-    words: bool = False  # a cell is text: left-aligned, ordered by letters
-    leads: bool = False  # the cells of the best rows stand in bold
-    task_last: bool = False  # of several tasks, the task's name stands behind the header
-    term: str | None = None  # the glossary's word for it: None the header, "" no line there
-    axis: str = ""  # what a picture's axis is called
-
-    @property
-    def name(self) -> Header:
-        """The header as a table's column."""
-        return Header(self.header, self)
-
-    @property
-    def low(self) -> Header:
-        """The column of its interval's lower end."""
-        return Header(f"{self.header} {LOW.header}", self)
-
-    @property
-    def high(self) -> Header:
-        """The column of its interval's upper end."""
-        return Header(f"{self.header} {HIGH.header}", self)
-
-    def part(self, which: str) -> Header:
-        """Return the column of one part of it: a choice's letter, an error."""
-        return Header(f"{self.header} {which}", self)
-
-    def scaled(self, stored: float | None) -> float | None:
-        """Return a record's number in the unit of the column."""
-        return stored if stored is None or self.scale == 1 else stored * self.scale
-
-    def text(self, value: float | None) -> str:
-        """Write a column's number as a cell; a dash where there is none."""
-        if value is None:
-            return DASH
-        return f"{self.prefix}{self.digits(value)}{' %' if self.unit == '%' and not self.words else ''}"
-
-    def with_interval(self, found: Interval) -> str:
-        """Write a number with its interval, where it has one: 97.1 % [95.0, 99.2]."""
-        text = self.text(found.value)
-        if found.value is None or found.low is None or found.high is None:
-            return text
-        low, high = (self.digits(end, like=found.value) for end in (found.low, found.high))
-        return f"{text} [{low}, {high}]"
-
-    def exact(self, found: Interval) -> dict[Header, object]:
-        """Return a number and its interval's ends unrounded, by column."""
-        return {self.name: found.value, self.low: found.low, self.high: found.high}
-
-    def digits(self, value: float, *, like: float | None = None) -> str:
-        """Write a column's number without unit, in the form that `like` has where size decides."""
-        form = self.format if isinstance(self.format, str) else self.format(value if like is None else like)
-        return format(100 * value if self.share else value, form)
-
-
-def _mebibytes(value: float) -> str:
-    """Keep two digits of less than a hundredth, since 0.00 reads as none."""
-    return ".2g" if 0 < value < 0.005 else ",.2f"
-
-
-def _times(value: float) -> str:
-    """Write very large and very small ratios in powers of ten."""
-    return ".3f" if 0.01 <= value < 1_000 else ".2g"
-
+__all__ = ["DASH", "FRAME", "GIB", "MIB", "QUANTITIES", "Header", "Quantity", "named"]  # and each quantity, by its own name
 
 # What a row is.
 ROW = Quantity("row", "row", words=True, help="the method that made the student; settings that differ from the defaults in brackets")
@@ -229,7 +129,7 @@ AGAINST_TEACHER = Quantity(
     "against teacher",
     unit="x",
     prefix="x",
-    format=_times,
+    format=times,
     leads=True,
     better="lower",
     help="student's perplexity (or error) / teacher's, with its 95 % interval over documents (or items)",
@@ -239,13 +139,13 @@ RATIO = Quantity(
     "ratio",
     unit="x",
     prefix="x",
-    format=_times,
+    format=times,
     better="lower",
     term="",
     help="the row's perplexity (or error) / the other's; below 1 is better",
 )
-LOW = Quantity("low", "low", term="", help="lower end of the 95 % interval, or of a range")
-HIGH = Quantity("high", "high", term="", help="upper end of the 95 % interval, or of a range")
+LOW = Quantity("low", LOW_END, term="", help="lower end of the 95 % interval, or of a range")
+HIGH = Quantity("high", HIGH_END, term="", help="upper end of the 95 % interval, or of a range")
 CORRECT_BY = Quantity("correct_by", "correct by", words=True, help="accuracy by each extractor or metric; the first is the score's own")
 MACRO = Quantity("macro", "macro", better="higher", help="mean accuracy over subjects, or over problems' numbers of steps")
 PICKED = Quantity("picked", "picked", unit="%", share=True, format=".0f", words=True, help="how often each position was chosen, in percent")
@@ -399,7 +299,7 @@ DISK = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=_mebibytes,
+    format=mebibytes,
     better="lower",
     term="disk",
     help="bytes of the weight files; (x) the teacher's / the student's",
@@ -420,7 +320,7 @@ WEIGHTS = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=_mebibytes,
+    format=mebibytes,
     better="lower",
     term="weights",
     help="bytes of parameters and buffers in memory, each storage once, in the dtype of the table",
@@ -441,7 +341,7 @@ KV = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=_mebibytes,
+    format=mebibytes,
     better="lower",
     term="KV",
     help="bytes of keys and values at the end of a run, counted, checked against 2 L B T H d",
@@ -452,7 +352,7 @@ ACTIVATIONS = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=_mebibytes,
+    format=mebibytes,
     better="lower",
     term="activations",
     help="the rest of the peak: peak - weights - KV",
@@ -668,7 +568,7 @@ GAP = Quantity(
     "ratio, below 1 is better",
 )
 GAP_OF_NUMBERS = replace(GAP, key="gap_of_numbers", unit="", share=False, format="+.3f")
-GAP_AS_RATIO = replace(GAP, key="gap_as_ratio", unit="x", share=False, prefix="x", format=_times)
+GAP_AS_RATIO = replace(GAP, key="gap_as_ratio", unit="x", share=False, prefix="x", format=times)
 P = Quantity("p", "p", format=".2g", term="", help="two-sided p of no difference, of this line alone")
 P_HOLM = Quantity(
     "p_holm", "p (Holm)", format=".2g", help="two-sided p of no difference, adjusted over the lines of the table that are judged"

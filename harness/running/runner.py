@@ -24,8 +24,9 @@ from harness.planning.cells import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read, write
 from harness.records.store import Busy, Store
 from harness.running.anew import keep_parts, made_anew
-from harness.running.cell import NO_ANSWERS, scores_of
+from harness.running.evaluation import NO_ANSWERS
 from harness.running.job import CellJob
+from harness.running.student import scores_of
 
 
 @dataclass(frozen=True)

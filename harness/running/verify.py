@@ -161,7 +161,7 @@ def _of_model(name: str, path: Path, digest: str) -> str:
 
 def _scored_anew(record: RunRecord, job: "CellJob") -> str:
     """Ask a record's model every question again and return the first figure or item that comes out another one."""
-    from harness.running.cell import score_again
+    from harness.running.evaluation import score_again
 
     try:
         scores: Mapping[str, TaskScore] = {score.task: score for score in score_again(job)}

@@ -342,7 +342,7 @@ def _done(folder: Path) -> Path:
 
 
 def _read_done(folder: Path, path: Path) -> Believed:
-    from harness.running.cell import _made_before
+    from harness.running.student import _made_before
 
     told = _made_before(folder, lambda one: None)
     return {} if told is None else told.model_dump(mode="json")
@@ -415,7 +415,7 @@ def _read_model(folder: Path, path: Path) -> Believed:
     from harness.models.resolve import quantized_by
     from harness.models.shape import Shape, parameters_on_disk, weight_bytes
     from harness.models.vocabulary import token_map
-    from harness.planning.plan import has_chat_template
+    from harness.planning.setup import has_chat_template
 
     place = folder / "model"
     refuse_torn(place)

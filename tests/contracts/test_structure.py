@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -130,3 +133,105 @@ def test_the_wheel_holds_every_package_and_every_file_beside_them():
             relative = path.relative_to(ROOT / "harness").as_posix()
             if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
                 assert any(fnmatch.fnmatchcase(relative, pattern) for pattern in data), relative
+
+
+# --- how large things are
+
+MOST_LINES, MOST_PARAMETERS, CLASS_LINES, MEDIAN_LINES = 60, 8, 150, 12
+
+_OPTIONS = "a command's options are its parameters: typer reads them from the signature"
+_DOOR = "the Python door: each keyword is an option of the command, by the same name"
+_SPLIT = "being split"
+LARGE = {
+    "harness/api.py:estimate_plans": _DOOR,
+    "harness/api.py:measure_models": _DOOR,
+    "harness/cli/app.py:plan": _OPTIONS,
+    "harness/cli/app.py:report": _OPTIONS,
+    "harness/cli/check.py:check": _OPTIONS,
+    "harness/scoring/score.py:score_task": "what is scored, and how, each by name; whoever gives a backend gives no batch size",
+    "harness/models/packed.py:save_packed": _SPLIT,
+    "harness/models/shape.py:_known": _SPLIT,
+    "harness/scoring/generation.py:_Decoding": _SPLIT,
+    "harness/scoring/generation.py:generate": _SPLIT,
+    "harness/scoring/lm_eval_model.py:HarnessLM": _SPLIT,
+    "methods/compression/calibration.py:sweep": _SPLIT,
+    "methods/compression/quantized.py:pack": _SPLIT,
+    "methods/lowrank.py:LowRank.compress": _SPLIT,
+    "methods/prune_width.py:_Cut": _SPLIT,
+    "methods/training/base.py:Trained.train": _SPLIT,
+    "methods/training/loop.py:_Run": _SPLIT,
+    "methods/training/loop.py:_Run.__init__": _SPLIT,
+    "methods/training/loop.py:fit": _SPLIT,
+    "methods/training/teacher_cache.py:_build": _SPLIT,
+    "suites/loading/outside.py:OutsideTask": _SPLIT,
+}
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A function or class, and how large it is."""
+
+    name: str  # with the names that it stands in
+    is_class: bool
+    lines: int  # without decorators
+    parameters: int  # without self and cls
+
+    @property
+    def is_large(self) -> bool:
+        return self.lines >= CLASS_LINES if self.is_class else self.lines > MOST_LINES or self.parameters > MOST_PARAMETERS
+
+
+def sizes(tree: ast.AST, inside: str = "", *, methods: bool = False) -> Iterator[Sized]:
+    """Yield everything that is defined in a module, also inside of classes and functions."""
+    for node in ast.iter_child_nodes(tree):
+        is_class = isinstance(node, ast.ClassDef)
+        if not is_class and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from sizes(node, inside, methods=methods)
+            continue
+        lines = node.end_lineno - node.lineno + 1
+        yield Sized(f"{inside}{node.name}", is_class, lines, 0 if is_class else parameters(node, bound=methods))
+        yield from sizes(node, f"{inside}{node.name}.", methods=is_class)
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, *, bound: bool) -> int:
+    takes = function.args
+    named = [*takes.posonlyargs, *takes.args, *takes.kwonlyargs, *filter(None, (takes.vararg, takes.kwarg))]
+    static = any(isinstance(one, ast.Name) and one.id == "staticmethod" for one in function.decorator_list)
+    return len(named) - (bound and not static)
+
+
+@pytest.fixture(scope="module")
+def house() -> dict[str, Sized]:
+    files = [path for top in ("harness", "methods", "suites") for path in sorted((ROOT / top).rglob("*.py"))]
+    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    return {f"{file}:{each.name}": each for file, tree in trees.items() for each in sizes(tree)}
+
+
+def test_functions_do_one_thing_and_what_is_large_has_a_reason(house):
+    unexplained = {name: each for name, each in house.items() if each.is_large and name not in LARGE}
+    assert not unexplained, "split it; where that makes it harder to read, LARGE takes it with a reason"
+
+
+def test_what_is_large_no_longer_leaves_the_table(house):
+    gone = [name for name in LARGE if name not in house or not house[name].is_large]
+    assert not gone, "these are small by now: take them out of LARGE"
+
+
+def test_most_functions_are_small(house):
+    functions = [each.lines for each in house.values() if not each.is_class]
+    assert len(functions) > 2_000 and median(functions) <= MEDIAN_LINES
+
+
+def test_the_measure_of_size_sees_what_is_large():
+    def grown(text: str) -> list[str]:
+        return [each.name for each in sizes(ast.parse(text)) if each.is_large]
+
+    long, short = "    x = 1\n" * MOST_LINES, "    x = 1\n" * (MOST_LINES - 1)
+    assert grown(f"def f():\n{long}") == ["f"] and grown(f"@decorated\ndef f():\n{short}") == []
+    assert grown("async def f(a, b, /, c, d, *e, g, h, i, **j): ...") == ["f"]
+    assert grown("def f(a, b, /, c, d, *e, g, h, **j): ...") == []
+    assert grown("class A:\n  def f(self, a, b, c, d, e, f, g, h): ...\n  def g(self, a, b, c, d, e, f, g, h, i): ...") == ["A.g"]
+    assert grown("class A:\n  @staticmethod\n  def f(a, b, c, d, e, f, g, h, i): ...") == ["A.f"]
+    assert grown("if 1:\n  def f():\n    def g(a, b, c, d, e, f, g, h, i): ...") == ["f.g"]
+    assert grown(f"class A:\n{'    x = 1' + chr(10)}" + "    y = 1\n" * (CLASS_LINES - 3)) == []
+    assert grown("class A:\n" + "    y = 1\n" * (CLASS_LINES - 1)) == ["A"]

@@ -9,10 +9,11 @@ import pytest
 
 import methods
 import suites
-from harness.api import estimate_plans, expect, plan_run
+from harness.api import estimate_plans, plan_run
 from harness.data.sizes import ITEMS
 from harness.errors import HarnessError
 from harness.estimating.estimate import activation_bytes, duration, text
+from harness.estimating.expect import expect
 from harness.estimating.hardware import GIB, parse_hardware, this_machine
 from harness.estimating.workload import cut_parameters, work_of
 from harness.machine.processor import machine, processor_in, threads_asked

@@ -221,14 +221,14 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teach
 
 def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that_are_none_do_not(teacher_job, monkeypatch):
     from harness.errors import CellFailed
-    from harness.running import cell
+    from harness.running import cell, evaluation
     from harness.scoring import fidelity
 
     def out_of_memory(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(fidelity, "remember", out_of_memory)
-    monkeypatch.setattr(cell, "_fidelity", out_of_memory)
+    monkeypatch.setattr(evaluation, "_fidelity", out_of_memory)
     job = teacher_job.model_copy(update={"noise": 0})
     record = cell._compute(job, lambda _: None, time.monotonic())
     assert record.status == "success" and [score.n for score in record.scores] == [6, 6] and record.fidelity == ()
@@ -238,7 +238,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     def not_a_number(*given, **named):
         raise CellFailed("answers with NaN")
 
-    monkeypatch.setattr(cell, "_fidelity", not_a_number)
+    monkeypatch.setattr(evaluation, "_fidelity", not_a_number)
     with pytest.raises(CellFailed, match="NaN"):
         cell._compute(job, lambda _: None, time.monotonic())
 
@@ -253,17 +253,18 @@ def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teache
 
 def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monkeypatch):
     from harness.machine import memory
-    from harness.measuring import measure
     from harness.models import language_model
-    from harness.running import cell
+    from harness.running import cell, evaluation
+    from harness.running.student import Cost, Student
 
     order = []
     plain_release, plain_open = memory.release_memory, language_model.open_model
-    monkeypatch.setattr(memory, "release_memory", lambda device: (order.append("release"), plain_release(device)))
+    for module in (cell, evaluation):
+        monkeypatch.setattr(module, "release_memory", lambda device: (order.append("release"), plain_release(device)))
     monkeypatch.setattr(language_model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1])
-    monkeypatch.setattr(cell, "_student", lambda job, *rest: (order.append("make"), job.teachers[0].checkpoint(), cell.Cost(), ())[1:])
+    monkeypatch.setattr(cell, "student_of_cell", lambda loaded: (order.append("make"), Student(loaded.teachers[0], Cost(), ()))[1])
     timed = SimpleNamespace(measurements=(), raw={}, skipped=())
-    monkeypatch.setattr(measure, "measure", lambda *a, **k: (order.append("time"), timed)[1])
+    monkeypatch.setattr(evaluation, "measure", lambda *a, **k: (order.append("time"), timed)[1])
     job = teacher_job.model_copy(update={"noise": 0, "measure": True, "grid": "8x1x2"})
     cell._compute(job, lambda _: None, time.monotonic())
     assert order[:3] == ["make", "release", "open"] and order[order.index("time") - 1] == "release"

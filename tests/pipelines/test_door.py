@@ -402,7 +402,7 @@ def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
 
 @pytest.mark.parametrize("made", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str)
 def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(made, tmp_path):
-    from harness.running.cell import _refuse_no_student
+    from harness.running.student import _refuse_no_student
 
     with pytest.raises(CellFailed, match=r"mine\.compress returned .* must return a Checkpoint: save it in job\.workdir"):
         _refuse_no_student("mine", made, tmp_path)
@@ -410,7 +410,7 @@ def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(made, tmp_pa
 
 def test_a_checkpoint_elsewhere_is_told_where_it_belongs(tmp_path):
     from harness.contract import Checkpoint
-    from harness.running.cell import _refuse_no_student
+    from harness.running.student import _refuse_no_student
 
     def at(path):
         return Checkpoint(path=path, name="x", digest="d", bytes_on_disk=1)

@@ -20,7 +20,7 @@ from harness.files.lines import signed, signed_lines
 from harness.files.writing import write_signed
 from harness.models.checkpoint import remembered_digest
 from harness.records.store import Store
-from harness.running import cell, runner
+from harness.running import cell, evaluation, runner
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 GONE = 2**22 + 7  # no process of Linux has so high a number
@@ -241,8 +241,8 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
     store.prepare()
     teacher = scored("teacher", "10" * 20, 1).model_copy(update={"key": "t" * 24, "measurements": ()})
     whole = scored("int8", "10" * 20, 1)
-    alone = whole.model_copy(update={"key": "a" * 24, "measurements": (cell._undistanced(cell.NO_ANSWERS),)})
-    other = whole.model_copy(update={"measurements": (*whole.measurements, cell._undistanced("out of memory"))})
+    alone = whole.model_copy(update={"key": "a" * 24, "measurements": (evaluation._undistanced(evaluation.NO_ANSWERS),)})
+    other = whole.model_copy(update={"measurements": (*whole.measurements, evaluation._undistanced("out of memory"))})
     plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
     assert runner._was_alone(plan, store, alone) == ""  # nor are they there now
     write(store.record_path(teacher.key), teacher)

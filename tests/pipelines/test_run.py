@@ -21,7 +21,9 @@ from harness.planning.config import build
 from harness.records.store import Busy, Store, read_all
 from harness.registry import Registry
 from harness.reporting import report
-from harness.running import cell, runner
+from harness.running import runner, student
+from harness.running.failure import failure_of
+from harness.running.loaded import LoadedJob
 from methods import METHODS
 
 SMALL = {"budget": 2_000, "rows": 40, "limit": 40, "grid": "16x1x4", "rounds": 1, "noise": 4}
@@ -305,10 +307,10 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
     need = 16 * 918_656
 
     def refuse(method, memory, *, recipe="depth:0.5", **start):
-        monkeypatch.setattr(cell, "device_bytes", lambda device: memory)
+        monkeypatch.setattr(student, "device_bytes", lambda device: memory)
         job = cell_job(tmp_path, [method], method)
         built = Registry("method", METHODS).build(method, {})
-        cell._refuse_what_cannot_fit(job, job.cell.stages[0], built, replace(job.student_base.checkpoint(), **start), recipe)
+        student._refuse_what_cannot_fit(job, job.cell.stages[0], built, replace(job.student_base.checkpoint(), **start), recipe)
 
     refuse("cot", need)
     refuse("response", need)  # a cache can stand for its teacher
@@ -316,10 +318,10 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
         refuse("feature", need)
     with pytest.raises(CellFailed, match=r"x 1,706,112 parameters are .*; give a student that was cut further before"):
         refuse("sft", need, recipe="", digest="of the stage before")
-    monkeypatch.setattr(cell, "device_bytes", lambda device: need - 1)
+    monkeypatch.setattr(student, "device_bytes", lambda device: need - 1)
     job = cell_job(tmp_path, ["cot"], "cot")
     with pytest.raises(CellFailed, match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller --student$"):
-        cell._staged(job, job.cell.stages[0], job.stage_folders[0], None, {}, DataSource(), lambda _: None)
+        student.student_of_cell(LoadedJob(job, {}, DataSource(), lambda _: None))
     assert not (tmp_path / "cache").exists()
 
 
@@ -328,7 +330,7 @@ def test_out_of_memory_says_what_makes_that_work_smaller(tmp_path):
     job = cell_job(tmp_path, ["prune-depth+response+int8"], "prune-depth+response+int8")
 
     def said():
-        return cell._reason(job, problem)[0]
+        return failure_of(job, problem).reason
 
     assert said().startswith("out of memory in prune-depth; give a smaller model")
     for folder, expected in zip(job.stage_folders, (

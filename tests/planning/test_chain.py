@@ -123,7 +123,7 @@ def test_a_student_in_another_type_and_other_files_is_still_the_model_it_started
     from harness.errors import CellFailed
     from harness.models.checkpoint import describe
     from harness.models.language_model import open_model
-    from harness.running.cell import _changed_something
+    from harness.running.student import _changed_something
 
     model = open_model(random_model).model.to(torch.bfloat16)
     model.save_pretrained(tmp_path / "start")

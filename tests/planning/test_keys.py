@@ -63,7 +63,7 @@ def test_no_score_holds_what_tables_and_commands_are_made_by(name):
     assert not {f"harness/{one}.py" for one in REPORTING} & set(code_of(name))
 
 
-@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES + keys.OPENS + (keys.CELL,))
+@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES + keys.OPENS + keys.CELL)
 def test_the_roots_of_keys_are_there(name):
     assert f"{name.replace('.', '/')}.py" in code_of(name)
 
@@ -105,6 +105,11 @@ EDITS = {
     "the scorer": ("harness/scoring/lm_eval_model.py", "\nADDED = 1\n", (), "all"),
     "the timing": ("harness/measuring/worker.py", "\nADDED = 1\n", (), "all"),
     "fidelity": ("harness/scoring/fidelity.py", "\nADDED = 1\n", (), "all"),
+    "the process of a cell": ("harness/running/cell.py", "\nADDED = 1\n", (), "all"),
+    "how a cell evaluates": ("harness/running/evaluation.py", "\nADDED = 1\n", (), "all"),
+    "how a cell makes students": ("harness/running/student.py", "\nADDED = 1\n", (), "all"),
+    "what a cell is told": ("harness/running/job.py", "\nADDED = 1\n", (), ()),
+    "the plan": ("harness/planning/plan.py", "\nADDED = 1\n", (), ()),
     "generation": ("harness/scoring/generation.py", "\nADDED = 1\n", {"cot"}, "all"),
     "decoding": ("harness/scoring/decoding.py", "\nADDED = 1\n", {"cot"}, "all"),
     "likelihoods": ("harness/scoring/likelihood.py", "\nADDED = 1\n", (), "all"),
@@ -171,6 +176,38 @@ def test_an_edit_makes_anew_what_it_can_change(edited, edit):
 
 
 # --- what else is in the keys
+
+OF_STUDENTS = {
+    "teachers", "base", "recipe", "device", "dtype", "rows", "train", "threads", "method", "settings", "budget", "seed", "text", "parent",
+    "code",
+}  # fmt: skip
+OF_CELLS = {"tasks", "code", "lm-eval", "measure", "grid", "machine", "noise"}
+OF_TEACHERS = OF_CELLS | {"teachers", "device", "dtype", "data", "prompting", "teacher"}
+WHERE_SET = {  # settings -> parts that are in keys only where these are not at their defaults: of students, of cells
+    "defaults": ({}, set(), set()),
+    "a search for the rate": ({"tune": True}, {"tune"}, set()),
+    "weights of teachers": ({"teacher": ("tiny=0.7", "tiny-math=0.3")}, {"weights"}, set()),
+    "a limit": ({"limit": 10}, set(), {"limit"}),
+}
+
+
+@pytest.mark.parametrize("name", WHERE_SET)
+def test_keys_hold_these_parts_and_others_only_where_they_are_set(name):
+    settings, of_students, of_cells = WHERE_SET[name]
+    found = plan(methods=("sft", "untouched"), suite=("math",), data_dir=None, **settings)
+    for cell in found.cells:
+        held = set(found.parts[cell.key]["held"])
+        assert held == (OF_CELLS if cell.stages else OF_TEACHERS) | of_cells
+        assert all(set(found.parts[stage.key]["held"]) == OF_STUDENTS | of_students for stage in cell.stages)
+
+
+def test_budget_and_seed_are_in_keys_of_what_draws_and_a_chains_stage_holds_its_parent():
+    found = plan(methods=("prune-depth+sft",), budget=1_000, seeds=2)
+    for cell in (cell for cell in found.cells if cell.label == "prune-depth+sft"):
+        cut, trained = (found.parts[stage.key]["held"] for stage in cell.stages)
+        assert (cut["seed"], cut["budget"], cut["parent"]) == (None, 0, "")
+        assert (trained["seed"], trained["budget"], trained["parent"]) == (cell.seed, 1_000, cell.stages[0].key)
+        assert found.parts[cell.key]["students"] == [stage.key for stage in cell.stages] and cell.student_key == cell.stages[-1].key
 
 
 def test_the_version_of_lm_eval_is_in_cells_alone(monkeypatch):

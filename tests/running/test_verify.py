@@ -125,11 +125,11 @@ def test_the_command_says_each_record_and_exits_with_1_where_one_differs(store):
 
 
 def test_scores_are_computed_again_where_that_is_asked_for(finished, monkeypatch):
-    import harness.running.cell
+    import harness.running.evaluation
 
     [record] = records_in(finished)
     assert verify(record, score=True).checked[-1] == "its scores, computed again"
-    before = harness.running.cell.score_again
+    before = harness.running.evaluation.score_again
 
     def otherwise(job):
         first, *others = before(job)
@@ -137,5 +137,5 @@ def test_scores_are_computed_again_where_that_is_asked_for(finished, monkeypatch
         turned = {**first.outcomes, name: ("0" if marks[0] == "1" else "1") + marks[1:]}
         return [first.model_copy(update={"outcomes": turned}), *others]
 
-    monkeypatch.setattr(harness.running.cell, "score_again", otherwise)
+    monkeypatch.setattr(harness.running.evaluation, "score_again", otherwise)
     assert "item 0 comes out" in verify(record, score=True).difference
