@@ -21,7 +21,7 @@ from harness.models.shaping import student_of
 from harness.scoring.admission import _TOLERANCE, _answers, _in_float32, _probed, _widest, refusal
 from harness.scoring.rounding import LIKELY, at_places, deviation, log_probabilities, own_deviation
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from families import FAMILIES, random_family
 
 SPREADS = (0.1, 0.3)  # of the weights: the second makes logits so wide that a step of bf16 is a tenth of a nat

@@ -3,12 +3,11 @@
 import copy
 import inspect
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from vllm_stand_in import install
 
 from harness.scoring import backend as protocols
 from harness.scoring import generation
@@ -18,10 +17,6 @@ from harness.scoring.plain_reading import PlainReader
 from harness.scoring.reading import Reader, by_memory
 from harness.scoring.transformers_backend import Transformers
 from harness.scoring.vllm_backend import Vllm
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from vllm_stand_in import install
 
 KINDS = ("shared", "plain", "plain, three rows", "shared, a pack of 24", "vllm")
 SHARED = list(range(40, 90))  # a beginning that is worth a pass of its own

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme_tables import PAGES, filled
+from tables import PAGES, filled
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 def test_tables_are_the_generated_ones():
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        assert filled(text) == text, "type: python tests/readme_tables.py"
+        assert filled(text) == text, "type: python docs/tables.py"
 
 
 def test_the_table_of_figures_is_what_the_programs_wrote():

@@ -141,7 +141,6 @@ MOST_LINES, MOST_PARAMETERS, CLASS_LINES, MEDIAN_LINES = 60, 8, 150, 12
 
 _OPTIONS = "a command's options are its parameters: typer reads them from the signature"
 _DOOR = "the Python door: each keyword is an option of the command, by the same name"
-_SPLIT = "being split"
 LARGE = {
     "harness/api.py:estimate_plans": _DOOR,
     "harness/api.py:measure_models": _DOOR,
@@ -149,21 +148,6 @@ LARGE = {
     "harness/cli/app.py:report": _OPTIONS,
     "harness/cli/check.py:check": _OPTIONS,
     "harness/scoring/score.py:score_task": "what is scored, and how, each by name; whoever gives a backend gives no batch size",
-    "harness/models/packed.py:save_packed": _SPLIT,
-    "harness/models/shape.py:_known": _SPLIT,
-    "harness/scoring/generation.py:_Decoding": _SPLIT,
-    "harness/scoring/generation.py:generate": _SPLIT,
-    "harness/scoring/lm_eval_model.py:HarnessLM": _SPLIT,
-    "methods/compression/calibration.py:sweep": _SPLIT,
-    "methods/compression/quantized.py:pack": _SPLIT,
-    "methods/lowrank.py:LowRank.compress": _SPLIT,
-    "methods/prune_width.py:_Cut": _SPLIT,
-    "methods/training/base.py:Trained.train": _SPLIT,
-    "methods/training/loop.py:_Run": _SPLIT,
-    "methods/training/loop.py:_Run.__init__": _SPLIT,
-    "methods/training/loop.py:fit": _SPLIT,
-    "methods/training/teacher_cache.py:_build": _SPLIT,
-    "suites/loading/outside.py:OutsideTask": _SPLIT,
 }
 
 

@@ -1,9 +1,7 @@
 """The vLLM backend against the transformers one, with a stand-in engine that answers as vLLM does; the real one where it is."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from vllm_stand_in import install
 
 import suites
 from harness.data.source import DataSource
@@ -11,10 +9,6 @@ from harness.errors import HarnessError
 from harness.scoring.backend import Scored
 from harness.scoring.score import score_task
 from harness.scoring.vllm_backend import MOST_LOGPROBS, Vllm, require_vllm
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from vllm_stand_in import install
 
 
 @pytest.fixture

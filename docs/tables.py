@@ -3,13 +3,14 @@
 `<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods: FAMILY FAMILY -->` lists the methods of
 the registry that are of these families, by what they declare.
 
-    python tests/readme_tables.py
+    python docs/tables.py
 
 A test holds the pages to what this writes.
 """
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 from harness.contract import Method
@@ -18,6 +19,7 @@ from harness.registry import Registry
 from methods import METHODS
 
 ROOT = Path(__file__).parents[1]
+MARGIN = " " * 15  # of a line of modules in the tree
 PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "ci.md")
 
 
@@ -43,9 +45,32 @@ def filled(page: str) -> str:
                 lines.append(f"| beside it | {one['peer']} | |")
         return f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
 
+    page = re.sub(r"(?<=## The tree\n).*?```\n.*?\n```", tree, page, flags=re.S)
     page = re.sub(r"<!-- methods: ([\w -]+) -->.*?<!-- end -->", methods, page, flags=re.S)
     page = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page, flags=re.S)
     return re.sub(r"<!-- figures: (\S+)( \S+)? -->.*?<!-- end -->", figures, page, flags=re.S)
+
+
+def tree(match: re.Match[str]) -> str:
+    """Return README's tree with the modules of today under each folder; the words beside a folder stay."""
+    lines: list[str] = []
+    top = ""
+    for line in match[0].split("\n"):
+        if line.startswith(MARGIN):  # modules of the folder above, as they were
+            continue
+        lines.append(line)
+        if folder := re.match(r"( *)(\w+/)", line):
+            top = top if folder[1] else folder[2]
+            lines += modules_in(ROOT / (top + folder[2] if folder[1] else top))
+    return "\n".join(lines)
+
+
+def modules_in(folder: Path) -> list[str]:
+    """Return the modules of a package as lines of the tree; none of a folder that is no package, or holds a file for each row."""
+    if not (folder / "__init__.py").exists() or folder.name in ("methods", "suites"):
+        return []
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
+    return textwrap.wrap(", ".join(names), width=132, initial_indent=MARGIN, subsequent_indent=MARGIN)
 
 
 def methods(match: re.Match[str]) -> str:
