@@ -1,13 +1,14 @@
 """How much is computed at once: tokens of a packed forward, rows of a decoding, and what prompts share."""
 
-import os
 from collections.abc import Sequence
 
+from harness.machine.memory import free_bytes
 from harness.models.encoding import shared_length
 from harness.models.language_model import LanguageModel
 from harness.models.shape import CPU_CACHE, ROWS_AT_ONCE
 
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}  # of one packed forward: enough to fill the device, few enough to mask cheaply
+MEMORY_SHARE = 0.4  # of the free memory, for keys and values: activations and logits take some too
 WORTH_SHARING = 32  # tokens of a common beginning
 
 
@@ -18,15 +19,12 @@ def pack_tokens(opened: LanguageModel) -> int:
 
 def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     """Return how many rows of `tokens` tokens may be decoded at once: by the device's free memory, and no more than helps."""
-    import torch
-
+    kind = "cuda" if opened.device.startswith("cuda") else "cpu"
+    free = free_bytes(opened.device)  # pages that the system gives back count as free: after a download nearly all are such
+    shares = [int(free * MEMORY_SHARE)] if free is not None else []
+    shares += [CPU_CACHE] if kind == "cpu" else []
     row = max(1, _bytes_of_row(opened, tokens))
-    if opened.device.startswith("cuda"):
-        free, most = torch.cuda.mem_get_info()[0], ROWS_AT_ONCE["cuda"]
-    else:
-        free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ROWS_AT_ONCE["cpu"]
-    share = int(free * 0.4) if opened.device.startswith("cuda") else min(int(free * 0.4), CPU_CACHE)
-    return max(1, min(most, share // row))
+    return max(1, min(ROWS_AT_ONCE[kind], *(share // row for share in shares)))
 
 
 def _bytes_of_row(opened: LanguageModel, tokens: int) -> int:
