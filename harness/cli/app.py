@@ -246,7 +246,7 @@ def plan(
         list[str] | None, typer.Option(help="Chains, separated by commas: cot,response+int4. [default: cot,response]", show_default=False)
     ] = None,
     teacher: Annotated[str, typer.Option(help="A model, or a size as the nearest public shape: 70B.")] = "tiny",
-    student: Annotated[str, typer.Option(help="depth:S, width:S of the teacher, a model, or a size: 7B.")] = "depth:0.5",
+    student: Annotated[str, typer.Option(help="depth:S, width:S or scratch:S of the teacher, a model, or a size: 7B.")] = "depth:0.5",
     hardware: Annotated[str, typer.Option(help="cpu (this machine), cpu:CORESxMEMORYGB, 8xH100, or by memory: 8x80GB.")] = "cpu",
     suite: Annotated[list[str] | None, typer.Option(help="Suites or tasks that are scored. [default: math]", show_default=False)] = None,
     budget: Annotated[

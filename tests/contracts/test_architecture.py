@@ -40,7 +40,7 @@ def test_what_the_walks_pass_through_is_there(file, name):
     assert not name or name in there, f"{file} has no {name}"
 
 
-PAGES = sorted([ROOT / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("SECURITY.md")])
+PAGES = sorted({ROOT / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("[A-Z]*.md")})
 FILE = r"(?:`|\]\()((?:\.\./)?(?:harness|methods|suites|tests|docs|results)/[\w./-]+\.(?:py|md|html|json|toml|jsonl))[`)#:]"
 WRITTEN_BY_READERS = ("results/runs/", "results/cache/", "methods/first_words.py")  # by a run, or by hand
 
