@@ -1,6 +1,6 @@
 """Checks that every method and every task passes, ours and those of other packages, as scikit-learn's `check_estimator`.
 
-    pass
+    from harness.testing import check_method
 
     def test_my_method_keeps_the_contract():
         check_method(MyMethod)

@@ -31,6 +31,7 @@ from harness.files.syntax import Reference, Source, bytes_digest, read_source, s
 from harness.renames.modules import current_modules
 
 OURS = ("harness", "methods", "suites")
+_OLD_NAMES = "harness.renames."
 _MOST_FILES = 5_000  # of one package
 _BINARIES = (".so", ".pyd")
 
@@ -133,7 +134,12 @@ def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Pl
 
 
 def _taken(base: str, reference: Reference, scope: _Scope) -> Iterator[_Place]:
-    """Yield what an import of a module, by the name that it has now, loads."""
+    """Yield what an import of a module, by the name that it has now, loads.
+
+    What reads old names is left out: names are those of today before anything has a key, and it goes with the last old name.
+    """
+    if f"{base}.".startswith(_OLD_NAMES):
+        return
     located = _locate(base, scope)
     whole = bool(located) and located[-1].name == base
     named = [part for name in reference.names if name != "*" for part in current_modules(f"{base}.{name}")]

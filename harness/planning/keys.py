@@ -23,7 +23,7 @@ OPENS = (
 SCORES = ("harness.scoring.score", "harness.scoring.lm_eval_model", "harness.scoring.fidelity", "harness.models.rendering")
 MEASURES = ("harness.measuring.measure", "harness.measuring.worker")
 CELL = tuple(
-    f"harness.running.{name}" for name in ("cell", "loaded", "student", "evaluation", "failure")
+    f"harness.running.{name}" for name in ("cell", "job", "loaded", "student", "evaluation")
 )  # how the others are called: each its own file, without what it imports beside them
 
 

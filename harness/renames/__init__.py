@@ -92,9 +92,17 @@ OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 # that was split is found in each of its parts, in this order.
 MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "methods._settings": ("methods.base", FROM_0_1),
-    "methods._base": ("methods.training.base", FROM_0_1),
-    "methods._terms": ("methods.training.terms", FROM_0_1),
+    "methods._base": ("methods.training.base, methods.training.sources", FROM_0_1),
+    "methods._terms": (
+        "methods.training.terms, methods.training.positions, methods.training.selection, "
+        "methods.training.divergences, methods.training.teachers",
+        FROM_0_1,
+    ),
     "methods._distil": ("methods.training.distilled", FROM_0_1),
+    "harness.checkpoint": (
+        "harness.models.checkpoint, harness.files.writing, harness.files.digests",
+        FROM_0_1,
+    ),
     "harness.model": (
         "harness.models.language_model, harness.models.shaping, harness.models.resolve",
         FROM_0_1,

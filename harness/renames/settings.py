@@ -9,27 +9,28 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.renames.notice import Rename, find, renames_of, say
 
-_WORDS = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
-
 
 def value_by_new_name(rename: Rename, value: Any) -> Any:
     """Return a value as the new setting has it.
 
-    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse.
+    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse. What is one is said by
+    pydantic, which reads the setting: a spelling that only one of them knew would turn the sense round.
     """
     if not rename.opposite:
         return value
-    truth = _WORDS.get(str(value).lower())
-    return value if truth is None else not truth
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return not TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        return value
+
+
+def default_by_new_name(rename: Rename, default: Any) -> Any:
+    """Return what a class states as a setting's default, a value or a field that holds one, as the new setting has it."""
+    if rename.opposite and isinstance(getattr(default, "default", None), bool):
+        return not default.default  # a truth value has no bounds that the field could hold beside it
+    return value_by_new_name(rename, default)
 
 
 def current_settings(where: str, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def restate(owner: type[Any]) -> None:
         say(rename, where=f"{owner.__qualname__}.{old}")
         annotations[rename.new] = annotations.pop(old)
         if old in vars(owner):
-            setattr(owner, rename.new, value_by_new_name(rename, vars(owner)[old]))
+            setattr(owner, rename.new, default_by_new_name(rename, vars(owner)[old]))
             delattr(owner, old)
     owner.__annotations__ = annotations
 

@@ -104,10 +104,12 @@ class Trained(Method):
         options: TrainOptions = _AS_A_RULE,
         notes: Mapping[str, Any] | None = None,
         shared: Sequence[dict[str, Any]] = (),
+        **older: Any,
     ) -> Checkpoint:
         """Train the job's student on (prompt, completion[, tag]) pairs and save it, with `cost.json` beside it.
 
-        `selection` trains a share of the tokens; `shared` is the teacher's cached work, as `SharedCost` has it.
+        `selection` trains a share of the tokens; `shared` is the teacher's cached work, as `SharedCost` has it. `older` are the fields of
+        `options` by name, as they were given before it.
         """
         from harness.data.examples import examples_of
         from methods.training.trainer import Lesson, Trainer
@@ -119,7 +121,7 @@ class Trained(Method):
             terms=terms,
             teachers=teachers,
             selection=selection,
-            options=options,
+            options=dataclasses.replace(options, **older) if older else options,
             notes=notes or {},
             shared=shared,
             held_out=held_out,

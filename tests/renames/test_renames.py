@@ -8,7 +8,7 @@ import warnings
 from typing import ClassVar
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 import methods
 from harness import renames
@@ -130,7 +130,10 @@ def test_a_wrong_value_by_an_old_name_is_refused_by_the_new_one(given, message):
 
 @pytest.mark.parametrize(
     ("typed", "symmetric"),
-    [(True, False), (False, True), ("true", False), ("off", True), (1, False), (0, True)],
+    [
+        *[(value, False) for value in (True, "true", "yes", "on", "t", "y", "Y", 1, "1", 1.0)],
+        *[(value, True) for value in (False, "false", "no", "off", "f", "n", "N", 0, "0", 0.0)],
+    ],
 )
 def test_zeros_turns_its_sense(typed, symmetric):
     with pytest.warns(OldName, match="true by the old name is false by the new one"):
@@ -191,6 +194,15 @@ def test_a_plug_in_of_old_names_keeps_working(said):
         "ignore": (),
     }
     assert len(said()) == 3  # group, zeros, skip
+
+
+@pytest.mark.parametrize("default", [Field(default=True), dataclasses.field(default=True), True])
+def test_a_default_that_a_plug_in_states_as_a_field_turns_its_sense_too(said, default):
+    class Zeroed(Int4):
+        zeros: bool = default
+
+    assert settings(Zeroed)().symmetric is False and Zeroed(zeros=False).symmetric is True
+    assert Int4().symmetric is True
 
 
 def test_a_setting_of_another_package_may_have_a_name_that_was_ours(said):
@@ -261,7 +273,7 @@ def test_a_row_of_an_older_file_has_its_name_of_now(old, new, said):
 
 
 def test_labels_are_those_that_a_plan_writes_now():
-    from harness.planning.plan import _label
+    from harness.planning.rows import label_of
 
     for method, old in EVERY:
         value = OTHER[old]
@@ -269,7 +281,7 @@ def test_labels_are_those_that_a_plan_writes_now():
             continue
         written = "+".join(value) if isinstance(value, list) else str(value)
         new = renames.SETTINGS[old][0]
-        assert current_label(f"{method}[{old}={written}]") == _label(method, REGISTRY.build(method, {new: renamed(old, value)}))
+        assert current_label(f"{method}[{old}={written}]") == label_of(method, REGISTRY.build(method, {new: renamed(old, value)}))
 
 
 def test_settings_of_records_are_renamed_by_method_and_stage_by_stage(said):

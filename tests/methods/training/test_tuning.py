@@ -54,3 +54,27 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(better, farthest, 
 def _made(folder):
     folder.mkdir()
     return folder
+
+
+def test_options_given_one_by_one_as_before_are_taken(monkeypatch):
+    """Methods of other packages gave `train` what stands in `TrainOptions` now, by the same names."""
+    from methods.sft import SupervisedFineTuning
+    from methods.training import trainer
+    from methods.training.base import TrainOptions
+
+    lessons = []
+
+    class Heard:
+        def __init__(self, method, job, lesson):
+            lessons.append(lesson)
+
+        def through(self, pairs):
+            return None
+
+    monkeypatch.setattr(trainer, "Trainer", Heard)
+    method = SupervisedFineTuning()
+    method.train(None, [], terms=(), seen_tokens=5, encoder=len)
+    method.train(None, [], terms=(), options=TrainOptions(seen_tokens=5), encoder=len)
+    assert [lesson.options for lesson in lessons] == [TrainOptions(seen_tokens=5, encoder=len)] * 2
+    with pytest.raises(TypeError, match="rolout"):
+        method.train(None, [], terms=(), rolout=None)
