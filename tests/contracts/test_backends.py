@@ -170,8 +170,8 @@ def test_reading_leaves_the_model_as_it_was(embedded, reader):
 
 
 def test_distributions_are_computed_while_they_are_taken(embedded, monkeypatch):
-    calls, forward = [], type(embedded.model).forward
-    monkeypatch.setattr(type(embedded.model), "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
+    calls, forward = [], embedded.model.forward
+    monkeypatch.setattr(embedded.model, "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
     tops = Reader(embedded, 2).top_k(ROWS, k=1)
     assert not calls
     next(tops)

@@ -9,7 +9,7 @@ import pytest
 from harness.errors import HarnessError
 
 REAL = ("gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext")
-LOCAL = Path(__file__).parent / "tasks"
+LOCAL = Path(__file__).parents[1] / "tasks"
 SUBJECTS = ("anatomy", "marketing")
 
 

@@ -437,7 +437,7 @@ def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
     from harness.errors import CellFailed
 
     for one in ("lm_head", "model.embed_tokens"):
-        with pytest.raises(CellFailed, match="are one matrix here, and skip names one of the two"):
+        with pytest.raises(CellFailed, match="are one matrix here, and ignore names one of the two"):
             compress("int8", {"ignore": [one]})
     made, _ = compress("int8", {"ignore": ["lm_head", "model.embed_tokens"]})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
@@ -504,7 +504,7 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
 def test_strange_layers_and_idle_patterns_are_named(compress, random_model):
     from harness.errors import CellFailed
 
-    with pytest.raises(CellFailed, match=r"skip='\*\.nothing' matches no layer"):
+    with pytest.raises(CellFailed, match=r"ignore='\*\.nothing' matches no layer"):
         compress("int8", {"ignore": ["*.nothing"]})
     packed_once, _ = compress("int8")
     with pytest.raises(CellFailed, match="quantized already"):

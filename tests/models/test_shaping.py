@@ -63,7 +63,7 @@ def test_a_student_has_the_same_bytes_whether_the_hub_is_switched_off_or_not(sav
         opened = open_model(base)
         if saved == "packed":
             (folder / "student").mkdir(parents=True)
-            save_packed(opened.model, opened.tokenizer, folder / "student", specs={}, tensors={}, dtype=torch.float32)
+            save_packed(opened, folder / "student", specs={}, tensors={}, dtype=torch.float32)
             return describe(folder / "student", name="x").digest
         return save_student(opened, folder / "student", name="x", dtype=torch.float32, parents=()).digest
 
