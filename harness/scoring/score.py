@@ -6,6 +6,7 @@ ours is a journal keyed by what the model is and what it was asked.
 """
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,12 +78,14 @@ def score_task(
         progress(Progress(stage="score", done=done, total=total, unit="requests", detail=task.name))
 
     journal = Journal(journal_path(opened, task, prompting, cache, path=backend.path) if cache else None)
-    model = HarnessLM(
-        opened, backend=backend, journal=journal, progress=report,
-        say=lambda line: progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line)),
-    )  # fmt: skip
-    if journal.damage():
-        model.say(journal.damage())
+
+    def say(line: str) -> None:
+        progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line))
+
+    model = HarnessLM(opened, backend=backend, journal=journal, progress=report, say=say)
+    if damage := journal.damage():  # no note of the score: what was dropped is asked again, and nothing in the record differs
+        print(damage, file=sys.stderr)
+        say(damage)
     total = items * _choices(picked.tasks) if task.kind == "choose" else items
     with seeded_as_lm_eval(), _told(task.name):
         result = evaluate(

@@ -280,6 +280,19 @@ def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
     assert rows == same and fresh.outcomes == score.outcomes
 
 
+@pytest.mark.parametrize("task", ["gsm8k-mini", "mmlu-mini"])
+def test_answers_that_were_damaged_are_asked_again_and_said_and_the_score_is_the_same(embedded, tmp_path, capsys, task):
+    whole, _ = scored(embedded, task, tmp_path, limit=12)
+    [path] = tmp_path.rglob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], lines[3][: len(lines[3]) // 2] + b"\n", *lines[4:]]))
+    mended, _ = scored(embedded, task, tmp_path, limit=12)
+    assert "1 kept answers are not as they were written" in capsys.readouterr().err
+    assert (mended.notes, mended.outcomes, mended.answers_digest, mended.likelihoods_digest) == (
+        whole.notes, whole.outcomes, whole.answers_digest, whole.likelihoods_digest
+    )  # fmt: skip
+
+
 def row_of(item, logs=(), prompt="", text=""):
     return ItemRow(
         task="t", item=item, group="", doc_hash="", prompt_hash="", target_hash="", gold="", text=text, extracted={}, correct={}, tokens=0,
