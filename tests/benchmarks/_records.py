@@ -34,8 +34,8 @@ def record(label: str, seed: int | None = None, *, control: bool = False) -> Run
         created="2026-11-25T00:00:00Z", cost=Cost(seen_tokens=990, seconds=10.0, flops=1e12) if seed is not None else Cost(),
         measurements=(
             Measurement(
-                name="decode_speedup", value=1.0 if teacher else 1.9, low=1.0 if teacher else 1.8, high=1.0 if teacher else 2.0, unit="ratio",
-                higher_is_better=True,
+                name="decode_speedup", value=1.0 if teacher else 1.9, low=1.0 if teacher else 1.8, high=1.0 if teacher else 2.0,
+                unit="ratio", higher_is_better=True,
             ),
             Measurement(name="weight_bytes_disk", value=2e6 if teacher else 1e6, unit="bytes", higher_is_better=False),
         ),

@@ -25,7 +25,7 @@ from _form import figure, write
 from _kills import STATES, Case, Outcome, Reference, cases, reference, tried
 
 LONGEST_TURN = 90.0  # seconds
-STORES = 20
+STORES = 25
 UNITS = {
     "lost": "cells or finished work lost or computed again",
     "different": "records that differ from the undisturbed run's",
