@@ -3,17 +3,38 @@
 Both doors are loaded lazily, so that importing this package imports neither torch nor pandas.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from harness.renames.modules import read_old_modules
-
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
     from harness.api import Run, load_records, run
     from harness.errors import HarnessError
 
 __all__ = ["HarnessError", "Run", "load_records", "run"]
 __version__ = "0.1.0"
-read_old_modules()
+
+
+class _OldModules:
+    """Finds modules of ours that are imported by their old names.
+
+    Python asks it last, so nothing that has its name today waits for it, and the table of old names
+    is loaded only when something is missing.
+    """
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "ModuleSpec | None":
+        if fullname.partition(".")[0] not in ("harness", "methods"):
+            return None
+        from harness.renames.modules import spec_of
+
+        return spec_of(fullname)
+
+
+sys.meta_path.append(_OldModules)
 
 
 def __getattr__(name: str) -> Any:

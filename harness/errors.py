@@ -1,6 +1,5 @@
 """Errors that are the user's to mend: one line that says what was given, what is right and what to type next."""
 
-import difflib
 import re
 import signal
 from collections.abc import Iterable
@@ -33,6 +32,8 @@ class OldName(FutureWarning):
 
 def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> HarnessError:
     """Build the error for a name that is not in a table, with the nearest name that is."""
+    import difflib
+
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
@@ -61,16 +62,15 @@ def how_it_ended(code: int, log: str) -> str:
 
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})  # by the process's own fault
 # What libraries, the loader and the C++ runtime say where an allocation or a mapping fails, or a thread has no room for its stack.
-_NO_MEMORY = re.compile(
+_NO_MEMORY = (  # looked for in any case
     r"out of memory|(can't|cannot|could not|unable to) allocate|failed to map segment|std::bad_alloc|MemoryError|OpenBLAS.*alloc|"
-    r"can't start new thread|thread creation failed|pthread_create failed|failed to create thread|Errno 12\b|cudaErrorMemoryAllocation",
-    re.IGNORECASE,
+    r"can't start new thread|thread creation failed|pthread_create failed|failed to create thread|Errno 12\b|cudaErrorMemoryAllocation"
 )
 
 
 def says_no_memory(text: str) -> bool:
     """Tell whether the words of an error, or the last words of a process, are those of one that had no memory left."""
-    return _NO_MEMORY.search(text) is not None
+    return re.search(_NO_MEMORY, text, re.IGNORECASE) is not None
 
 
 def _limit_of_memory() -> str:

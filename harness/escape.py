@@ -5,33 +5,33 @@ is no text - control characters, terminal escape sequences with what they carry 
 direction of writing - and cuts what is longer than anybody reads. What is left is one line, and what was clean comes back as it is.
 """
 
-import html
 import re
 from collections.abc import Mapping
 from typing import Any
 
 LONGEST = 2_000  # characters: a reason has 300 at most
+# Patterns are strings, so that a command which shows nothing dirty compiles none of them.
 # Escape sequences: operating-system commands and other strings up to their end, control sequences, and single ones.
-_SEQUENCES = re.compile(
+_SEQUENCES = (
     r"(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]{0,4096}(?:\x07|\x1b\\|\x9c)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|\x1b[ -/]*[0-~]?"
 )
-_BREAKS = re.compile(r"[ \t]*[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+[ \t]*")
-_HALVES = re.compile(r"[\ud800-\udfff]")  # of surrogate pairs, which no encoding takes
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-_DIRTY = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")
-_BAR = re.compile(r"(\\*)\|")
-_FORMULA = re.compile(r"[=+\-@]")
-_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?\b|-$")
+_BREAKS = r"[ \t]*[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+[ \t]*"
+_HALVES = r"[\ud800-\udfff]"  # of surrogate pairs, which no encoding takes
+_UNSHOWN = r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+_DIRTY = r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+_TAG = r"<(?=[A-Za-z/!?])"
+_BAR = r"(\\*)\|"
+_FORMULA = r"[=+\-@]"
+_NUMBER = r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?\b|-$"
 
 
 def clean(text: str, longest: int = LONGEST) -> str:
     """Return a text as one line that any terminal and file may show; a text that is one comes back as the same object."""
-    if not _DIRTY.search(text) and len(text) <= longest:
+    if not re.search(_DIRTY, text) and len(text) <= longest:
         return text
     cut = text[: 8 * longest]  # a bound before the work
-    made = _UNSHOWN.sub("\ufffd", _HALVES.sub("?", _BREAKS.sub(" ", _SEQUENCES.sub("", cut)))).strip()
+    made = re.sub(_UNSHOWN, "\ufffd", re.sub(_HALVES, "?", re.sub(_BREAKS, " ", re.sub(_SEQUENCES, "", cut)))).strip()
     return made if len(made) <= longest and len(cut) == len(text) else f"{made[:longest]} ... (cut; {len(text):,} characters)"
 
 
@@ -46,12 +46,12 @@ def clean_all(value: Any) -> Any:
 
 def markdown_text(text: str) -> str:
     """Return a text that may stand in a line of Markdown: it opens no tag and makes no link."""
-    return _TAG.sub("&lt;", clean(text)).replace("](", r"]\(")
+    return re.sub(_TAG, "&lt;", clean(text)).replace("](", r"]\(")
 
 
 def markdown_cell(text: str) -> str:
     """Return a text that may stand in a cell of a Markdown table: in addition no bar ends the cell, whatever stands before it."""
-    return _BAR.sub(lambda bar: f"{2 * bar[1]}\\|", markdown_text(text))
+    return re.sub(_BAR, lambda bar: f"{2 * bar[1]}\\|", markdown_text(text))
 
 
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -73,11 +73,13 @@ def csv_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = clean(value)
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if re.match(_FORMULA, text) and not re.fullmatch(_NUMBER, text) else text
 
 
 def html_text(text: str) -> str:
     """Return a text for a page."""
+    import html  # its table of entities would be loaded by every command
+
     return html.escape(clean(text))
 
 

@@ -5,9 +5,7 @@ the table, but for `base.py` and `masks.py`, on which methods stand, and `packed
 stands in `training/` and `compression/`.
 """
 
-from harness.renames.modules import read_old_modules
-
-read_old_modules()
+import harness  # noqa: F401  finds modules by their old names, of this package too
 
 METHODS: dict[str, str] = {
     "identity": "methods.identity:Identity",

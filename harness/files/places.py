@@ -14,9 +14,8 @@ LEAST_FREE = 16 * 2**20  # bytes: less holds not even the embedded pair's run
 LITTLE_FREE = 2**30  # bytes: less is worth a line, for it may not hold a student from outside
 _PROBE = b"\0" * 4096
 # safetensors, torch's zip writer and tar say it in their own words, as no OSError
-_NO_SPACE = re.compile(
-    r"no space left on device|os error 28\b|disk quota exceeded|PytorchStreamWriter failed writing|enforce fail at inline_container",
-    re.IGNORECASE,
+_NO_SPACE = (  # looked for in any case
+    r"no space left on device|os error 28\b|disk quota exceeded|PytorchStreamWriter failed writing|enforce fail at inline_container"
 )
 
 
@@ -85,7 +84,7 @@ def make_folder(path: Path, flag: str) -> None:
 def no_space(problem: BaseException, places: Mapping[str, Path]) -> str:
     """Say which of the places has no space where that is what an error means, by number or by words; "" for other errors."""
     full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
-    if not full and not _NO_SPACE.search(str(problem)):
+    if not full and not re.search(_NO_SPACE, str(problem), re.IGNORECASE):
         return ""
     named = problem.filename if isinstance(problem, OSError) and problem.filename else None
     if named is not None:

@@ -2,8 +2,8 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from collections.abc import Callable
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -17,16 +17,16 @@ def current_modules(name: str) -> tuple[str, ...]:
     return tuple(rename.new.split(", ")) if rename else (name,)
 
 
-class OldModules(MetaPathFinder):
-    """Finds a module by its old name: itself, not a copy, so that classes stay one class."""
+def spec_of(name: str) -> ModuleSpec | None:
+    """Return where a renamed module is loaded from, None for any other.
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return where a renamed module is loaded from, None for any other."""
-        rename = find("module", fullname)
-        if rename is None:
-            return None
-        say(rename, where="import")
-        return ModuleSpec(fullname, _Alias(rename.new))
+    It is the module itself and not a copy, so that its classes stay one class.
+    """
+    rename = find("module", name)
+    if rename is None:
+        return None
+    say(rename, where="import")
+    return ModuleSpec(name, _Alias(rename.new))
 
 
 class _Alias(Loader):
@@ -46,12 +46,6 @@ class _Alias(Loader):
             if not name.startswith("__") and hasattr(importlib.import_module(part), name):
                 return getattr(importlib.import_module(part), name)
         raise AttributeError(f"none of {', '.join(self.parts)} has {name!r}")
-
-
-def read_old_modules() -> None:
-    """Let modules be imported by their old names, in this process."""
-    if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
-        sys.meta_path.append(OldModules())
 
 
 def by_old_name(module: str) -> Callable[[str], Any]:

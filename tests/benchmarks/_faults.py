@@ -262,11 +262,15 @@ def _failing(
 
 
 class _Failing(io.RawIOBase):
-    """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write through it."""
+    """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write through it.
+
+    A log is the exception: it is handed to another process, which writes past us, so its fault comes then.
+    """
 
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__()
         self._path, self._file = path, _Real.io_open(path, f"{mode}b", buffering=0)
+        self._is_for_others = _watch is not None and kind_of(path.relative_to(_watch.root)) == "log"
         self._taken, self._struck = 0, False
 
     def writable(self) -> bool:
@@ -280,6 +284,13 @@ class _Failing(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._file.tell())
+
+    def fileno(self) -> int:
+        if not self._is_for_others:
+            return super().fileno()
+        if not self._struck:
+            self._strike()
+        return int(self._file.fileno())
 
     def write(self, data: Any) -> int:
         assert _watch is not None and _watch.fault is not None

@@ -26,6 +26,7 @@ from harness.files.writing import read_signed
 from harness.models.artefacts import described_damage
 from harness.models.checkpoint import describe
 from harness.records.record import BadRecord, RunRecord, read
+from harness.running.evaluation import NO_ANSWERS
 
 ROWS = "cot,response,cot+int8"
 OPTIONS = (
@@ -235,7 +236,7 @@ def finished(root: Path) -> dict[str, Any]:
 
 
 def _succeeded(path: Path) -> bool:
-    """Tell whether a record is one, and a teacher's rows stand beside it whole."""
+    """Tell whether a record is one, is complete, and a teacher's rows stand beside it whole."""
     try:
         record = read(path)
     except BadRecord:
@@ -243,7 +244,27 @@ def _succeeded(path: Path) -> bool:
     samples = path.with_name("samples.jsonl")
     values, wrong = signed_lines(samples)
     complete = not wrong and len(values) == sum(score.n for score in record.scores)
-    return record.status == "success" and (record.label != "teacher" or complete)
+    whole = record.label != "teacher" or complete
+    return record.status == "success" and whole and not _lacks_teacher(record)
+
+
+def _lacks_teacher(record: RunRecord) -> bool:
+    """Tell whether a row was scored while its teacher's had failed: it is compared, from its kept
+    answers, once that one stands.
+    """
+    skipped = record.measured("skipped_fidelity")
+    return skipped is not None and skipped.remark.endswith(NO_ANSWERS)
+
+
+def _incomplete(root: Path) -> int:
+    """Count the records that wait for their teacher's row."""
+    count = 0
+    for path in (root / "store" / "cells").glob("*/record.json"):
+        try:
+            count += _lacks_teacher(read(path))
+        except BadRecord:
+            continue
+    return count
 
 
 def _student_is_whole(path: Path) -> bool:
@@ -309,6 +330,7 @@ class Outcome:
 
     lines: list[str] = field(default_factory=list)  # one a fault
     struck: list[Fault] = field(default_factory=list)
+    incomplete: int = 0  # records that were written while their teacher's row was missing
     lost: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -438,6 +460,7 @@ def tried(case: Case, root: Path, whole: Reference) -> Outcome:
     for fault in case.faults:
         ended = attempt(root, fault, fresh=case.fresh)
         before = _after_an_attempt(outcome, root, before, ended, fault)
+        outcome.incomplete = max(outcome.incomplete, _incomplete(root))
         if ended.struck:
             outcome.struck.append(fault)
         how = f"ended with {ended.code}" if ended.struck else "never came"
@@ -486,7 +509,7 @@ def _again(outcome: Outcome, seen: Sequence[Sequence[str]], whole: Reference) ->
     """Count steps of training and answers that were computed again: a fault may cost the one that it struck."""
     for operation, kind in (("renamed", "state"), ("write", "answers"), ("renamed", "samples")):
         excess = _count(seen, operation, kind) - whole.count(operation, kind)
-        if excess > len(outcome.struck):
+        if excess > len(outcome.struck) + outcome.incomplete * (kind == "samples"):
             outcome.lost.append(f"{excess} of {kind} were computed again")
 
 

@@ -20,7 +20,7 @@ from harness.registry import Registry, expanded
 from harness.renames import notice
 from harness.renames.columns import current_column
 from harness.renames.labels import current_label, settings_in_records
-from harness.renames.modules import by_old_name, read_old_modules
+from harness.renames.modules import by_old_name
 from harness.renames.options import current_flags, current_options
 from harness.renames.settings import current_settings, settings_of_class
 from methods.base import settings
@@ -374,7 +374,6 @@ def test_an_option_by_its_old_name_in_a_run_file_and_in_python(pretended, said):
 
 
 def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
-    read_old_modules()
     try:
         import methods._four as four
 
