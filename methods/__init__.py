@@ -5,7 +5,7 @@ the table, but for `base.py` and `masks.py`, on which methods stand, and `packed
 stands in `training/` and `compression/`.
 """
 
-import harness  # noqa: F401  finds modules by their old names, of this package too
+import harness.renames  # noqa: F401  the package finds modules by their old names, ours too
 
 METHODS: dict[str, str] = {
     "identity": "methods.identity:Identity",

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from typing import Any, Self
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError, safe_open
 
 from harness.errors import in_one_line
 from harness.files.digests import file_digest
@@ -122,6 +124,8 @@ class SavedStates:
         saved = read_signed(folder / "loop.json")
         if saved.pop("files", None) != _digests(folder):
             raise Unreadable(f"{folder}: its files are not as they were written")
+        for path in folder.iterdir():
+            _check_whole(path)
         state = LoopState.read(saved, folder)
         if state.kept_step:
             load_best(self.folder.with_name("best.pt"))
@@ -157,6 +161,22 @@ def _digests(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     listed = (path for path in files if path.name != "loop.json")
     return {str(path.relative_to(folder)): file_digest(path) for path in listed}
+
+
+def _check_whole(path: Path) -> None:
+    """Raise `Unreadable` for a file that was cut while it was written, whose digest is of the cut one.
+
+    Only headers and ends are read. What loads states would raise when the model is half loaded, and
+    passes over torn random states.
+    """
+    if path.suffix in (".bin", ".pkl") and not zipfile.is_zipfile(path):
+        raise Unreadable(f"{path}: it was written in part")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):
+                return
+        except (OSError, SafetensorError) as problem:
+            raise Unreadable(f"{path}: {in_one_line(problem)}") from problem
 
 
 def write_best(weights: Mapping[str, Any], fresh: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from harness.contract import Progress
 from harness.errors import CellFailed
+from harness.files.digests import file_digest
 from harness.files.writing import read_signed, write_signed
 from harness.models.language_model import open_model
 from methods.training import meter
@@ -251,6 +252,21 @@ def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, n
     assert files and json.loads(next((tmp_path / "torn").rglob("loop.json")).read_text())["kept_step"]
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again, _ = run(random_model, tmp_path / "torn")
+    assert "training begins anew" in capsys.readouterr().err
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "random_states"])
+def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(random_model, tmp_path, name, capsys):
+    whole, _ = run(random_model, tmp_path / "whole")
+    run(random_model, tmp_path / "torn", stop_after_steps=7)
+    [loop] = (tmp_path / "torn").rglob("loop.json")
+    saved = read_signed(loop)
+    [path] = [path for path in loop.parent.iterdir() if path.name.startswith(name)]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    files = {**saved["files"], path.name: file_digest(path)}  # as if that had been written
+    write_signed(loop, {**saved, "files": files})
     again, _ = run(random_model, tmp_path / "torn")
     assert "training begins anew" in capsys.readouterr().err
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
