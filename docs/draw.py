@@ -1,6 +1,8 @@
-"""Draws the house into docs/architecture.md: a picture of rooms and imports, and a table of rooms. Type: python docs/draw.py.
+"""Draws the house into docs/architecture.md: a picture of rooms and imports, and a table of rooms.
+Type: python docs/draw.py.
 
-Everything is read from the source with `ast`, nothing is imported; a test compares the page with what this writes.
+Everything is read from the source with `ast`, nothing is imported; a test compares the page with
+what this writes.
 """
 
 import ast
@@ -21,7 +23,9 @@ def module_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module stands in: `gate` of `harness.gate.check`, `methods` of any method."""
+    """Return the room that a module stands in: `gate` of `harness.gate.check`, `methods` of any
+    method.
+    """
     top, _, rest = module.partition(".")
     return rest.partition(".")[0] or "harness" if top == "harness" else top
 
@@ -33,11 +37,17 @@ def files() -> dict[str, Path]:
 
 def annotations_only(node: ast.AST) -> bool:
     """Tell whether a statement is the `if TYPE_CHECKING:` of a module."""
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
 
 
 def imported(path: Path) -> list[tuple[str, bool]]:
-    """Return what a file imports, and whether it does so when it is imported itself (or only inside a function)."""
+    """Return what a file imports, and whether it does so when it is imported itself (or only inside
+    a function).
+    """
     found: list[tuple[str, bool]] = []
 
     def walk(node: ast.AST, at_once: bool) -> None:
@@ -59,13 +69,19 @@ def edges() -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for module, path in files().items():
         for name, _ in imported(path):
-            if name.partition(".")[0] in TOPS and room_of(name) != room_of(module) and module != "harness":
+            if (
+                name.partition(".")[0] in TOPS
+                and room_of(name) != room_of(module)
+                and module != "harness"
+            ):
                 found[room_of(module)].add(room_of(name))
     return found
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out arrows that others imply: what is imported by what one imports is reached anyway."""
+    """Leave out arrows that others imply: what is imported by what one imports is reached
+    anyway.
+    """
 
     def reach(room: str) -> set[str]:
         seen: set[str] = set()
@@ -79,20 +95,28 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
     beyond = {room: reach(room) for room in graph}
     return {
-        room: {other for other in others if not any(other in beyond.get(third, ()) for third in others - {other})}
+        room: {
+            other
+            for other in others
+            if not any(other in beyond.get(third, ()) for third in others - {other})
+        }
         for room, others in graph.items()
     }
 
 
 def layers() -> list[list[str]]:
     """Return the rooms of the harness from top to bottom, as the import rules name them."""
-    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "importlinter"
+    ]["contracts"]
     found = next(rule["layers"] for rule in rules if "containers" in rule)
     return [layer.replace("|", " ").replace(":", " ").split() for layer in found]
 
 
 def picture() -> str:
-    """Return the rooms as a Mermaid graph, a row a layer; arrows go from a room to what it imports."""
+    """Return the rooms as a Mermaid graph, a row a layer; arrows go from a room to what it
+    imports.
+    """
     graph = edges()
     lines = ["```mermaid", "flowchart TD"]
     for number, layer in enumerate(layers(), 1):
@@ -106,10 +130,20 @@ def picture() -> str:
 
 
 def torch_in(modules: list[Path]) -> str:
-    """Say when a room imports torch: never, inside functions, or when one of its modules is imported."""
-    eager = sorted(path.stem for path in modules if any(name.split(".")[0] == "torch" and at_once for name, at_once in imported(path)))
+    """Say when a room imports torch: never, inside functions, or when one of its modules is
+    imported.
+    """
+    eager = sorted(
+        path.stem
+        for path in modules
+        if any(name.split(".")[0] == "torch" and at_once for name, at_once in imported(path))
+    )
     if eager:
-        return "at import: " + ", ".join(eager) if len(eager) < 4 else f"at import: {len(eager)} modules"
+        return (
+            "at import: " + ", ".join(eager)
+            if len(eager) < 4
+            else f"at import: {len(eager)} modules"
+        )
     lazy = any(name.split(".")[0] == "torch" for path in modules for name, _ in imported(path))
     return "inside functions" if lazy else "never"
 
@@ -119,17 +153,30 @@ def rooms() -> str:
     lines = ["| room | what it is for | modules | torch |", "|:--|:--|--:|:--|"]
     found = files()
     packages = [f"harness.{room}" for layer in layers() for room in layer]
-    packages += sorted(name for name, path in found.items() if path.name == "__init__.py" and not name.startswith("harness"))
+    packages += sorted(
+        name
+        for name, path in found.items()
+        if path.name == "__init__.py" and not name.startswith("harness")
+    )
     for package in packages:
         own = package in TOPS
         inside = [
-            path for name, path in found.items()
-            if (name == package or name.startswith(f"{package}.")) and (not own or path.parent == ROOT / package)
-        ]  # fmt: skip
+            path
+            for name, path in found.items()
+            if (name == package or name.startswith(f"{package}."))
+            and (not own or path.parent == ROOT / package)
+        ]
         doc = ast.get_docstring(ast.parse(found[package].read_text(encoding="utf-8"))) or ""
-        first = " ".join(doc.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".").replace("|", "\\|")
+        first = (
+            " ".join(doc.partition("\n\n")[0].split())
+            .partition(". ")[0]
+            .rstrip(".")
+            .replace("|", "\\|")
+        )
         modules = len([path for path in inside if not path.stem.startswith("__")]) or 1
-        lines.append(f"| `{package.replace('.', '/')}` | {first} | {modules} | {torch_in(inside)} |")
+        lines.append(
+            f"| `{package.replace('.', '/')}` | {first} | {modules} | {torch_in(inside)} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,4 +1,5 @@
-"""Writes what the docs take from the code: the table of renames in compatibility.md, and record.schema.json.
+"""Writes what the docs take from the code: the table of renames in compatibility.md, and
+record.schema.json.
 
 Type: python docs/generate.py. A test compares both files with what this writes.
 """
@@ -29,7 +30,10 @@ def line_of(rename: Rename) -> str:
     """Return a rename as a line of the table."""
     sense = "; true is false" if rename.opposite else ""
     having = ", ".join(rename.methods)
-    return f"| {KINDS[rename.kind]} | `{rename.old}` | `{rename.new}`{sense} | {rename.version} and {rename.date} | {having} |"
+    return (
+        f"| {KINDS[rename.kind]} | `{rename.old}` | `{rename.new}`{sense} | {rename.version} and "
+        f"{rename.date} | {having} |"
+    )
 
 
 def table() -> str:

@@ -1,7 +1,9 @@
-"""Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!-- end -->`.
+"""Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!--
+figures: PROGRAM -->` and `<!-- end -->`.
 
-`<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods: FAMILY FAMILY -->` lists the methods of
-the registry that are of these families, by what they declare.
+`<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods:
+FAMILY FAMILY -->` lists the methods of the registry that are of these families, by what they
+declare.
 
     python docs/tables.py
 
@@ -24,26 +26,41 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "c
 
 
 def filled(page: str) -> str:
-    """Return a page's text with every table taken from its file (headings left out) and every figure from its program's JSON."""
+    """Return a page's text with every table taken from its file (headings left out) and every
+    figure from its program's JSON.
+    """
 
     def table(match: re.Match[str]) -> str:
         lines = (ROOT / match[1]).read_text(encoding="utf-8").splitlines()
-        text = "\n".join(line for line in lines if not line.startswith("#") and not line.startswith("Generated")).strip()
+        text = "\n".join(
+            line for line in lines if not line.startswith("#") and not line.startswith("Generated")
+        ).strip()
         return f"<!-- table: {match[1]} -->\n\n{text}\n\n<!-- end -->"
 
     def figures(match: re.Match[str]) -> str:
-        found = json.loads((ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8"))
+        found = json.loads(
+            (ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8")
+        )
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
         every = found if isinstance(found, list) else [found]
         for one in (one for one in every if not match[2] or match[2].strip() in one["name"]):
-            # A name that goes on from another's is a rival of that figure: the target is not its own.
+            # A name that goes on from another's is a rival of that figure: the target is not its
+            # own.
             ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
-            aim = f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}" if one["target"] is not None else ""
+            aim = (
+                f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}"
+                if one["target"] is not None
+                else ""
+            )
             target = aim if ours else ""
             lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
             if one["peer"] and ours:
                 lines.append(f"| beside it | {one['peer']} | |")
-        return f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
+        return (
+            f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n"
+            + "\n".join(lines)
+            + "\n\n<!-- end -->"
+        )
 
     page = re.sub(r"(?<=## The tree\n).*?```\n.*?\n```", tree, page, flags=re.S)
     page = re.sub(r"<!-- methods: ([\w -]+) -->.*?<!-- end -->", methods, page, flags=re.S)
@@ -52,7 +69,9 @@ def filled(page: str) -> str:
 
 
 def tree(match: re.Match[str]) -> str:
-    """Return README's tree with the modules of today under each folder; the words beside a folder stay."""
+    """Return README's tree with the modules of today under each folder; the words beside a folder
+    stay.
+    """
     lines: list[str] = []
     top = ""
     for line in match[0].split("\n"):
@@ -66,24 +85,37 @@ def tree(match: re.Match[str]) -> str:
 
 
 def modules_in(folder: Path) -> list[str]:
-    """Return the modules of a package as lines of the tree; none of a folder that is no package, or holds a file for each row."""
+    """Return the modules of a package as lines of the tree; none of a folder that is no package, or
+    holds a file for each row.
+    """
     if not (folder / "__init__.py").exists() or folder.name in ("methods", "suites"):
         return []
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
-    return textwrap.wrap(", ".join(names), width=132, initial_indent=MARGIN, subsequent_indent=MARGIN)
+    return textwrap.wrap(
+        ", ".join(names), width=132, initial_indent=MARGIN, subsequent_indent=MARGIN
+    )
 
 
 def methods(match: re.Match[str]) -> str:
-    """Return the table of the methods of some families, in the registry's order; a second name says whose it is."""
+    """Return the table of the methods of some families, in the registry's order; a second name says
+    whose it is.
+    """
     registry = Registry("method", METHODS)
     lines = ["| row | what it does | teacher, student | its controls |", "|:--|:--|:--|:--|"]
     for name in METHODS:
         method = registry.build(name, {})
         if method.family in match[1].split():
             first = registry.canonical(name)
-            does = registry.summary(name).rstrip(".") if first == name else f"another name of `{first}`"
+            does = (
+                registry.summary(name).rstrip(".")
+                if first == name
+                else f"another name of `{first}`"
+            )
             controls = ", ".join(f"`{control}`" for control in method.controls if first == name)
-            lines.append(f"| `{name}` | {does} | {traits_in_words(method) if first == name else ''} | {controls} |")
+            lines.append(
+                f"| `{name}` | {does} | {traits_in_words(method) if first == name else ''} | "
+                f"{controls} |"
+            )
     return f"<!-- methods: {match[1]} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
 
 
@@ -96,7 +128,9 @@ def traits_in_words(method: Method) -> str:
         "writes first, kept": method.writes_traces,
         "each read once, kept": method.needs_several_teachers,
         "beside the student": method.reads_teacher_live,
-        "read once, kept": reads and not method.needs_several_teachers and not method.reads_teacher_live,
+        "read once, kept": reads
+        and not method.needs_several_teachers
+        and not method.reads_teacher_live,
         f"{method.bits_per_weight} bits a weight": method.bits_per_weight is not None,
         "floats: accuracy only": method.simulated,
         "zeros: no byte saved": method.leaves_zeros,

@@ -1,4 +1,5 @@
-"""Evaluation-first benchmarking of LLM compression: `run` makes students and scores them, `load_records` reads them.
+"""Evaluation-first benchmarking of LLM compression: `run` makes students and scores them,
+`load_records` reads them.
 
 Both doors are loaded lazily, so that importing this package imports neither torch nor pandas.
 """
@@ -26,7 +27,9 @@ class _OldModules:
     """
 
     @classmethod
-    def find_spec(cls, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "ModuleSpec | None":
+    def find_spec(
+        cls, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if fullname.partition(".")[0] not in ("harness", "methods"):
             return None
         from harness.renames.modules import spec_of

@@ -1,4 +1,6 @@
-"""The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives a pandas frame."""
+"""The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives
+a pandas frame.
+"""
 
 import importlib.util
 import json
@@ -63,7 +65,8 @@ class Run:
 
 
 def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> Plan:
-    """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes nothing.
+    """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes
+    nothing.
 
     `say` is told what a user should know about the device that `auto` chose.
     """
@@ -76,22 +79,37 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
 
         require_vllm()
     if config.track and importlib.util.find_spec(config.track) is None:
-        raise HarnessError(f"--track {config.track}: that package is not installed; type: pip install {config.track}")
+        raise HarnessError(
+            f"--track {config.track}: that package is not installed; type: pip install "
+            f"{config.track}"
+        )
     registry = catalog.methods()
     source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
-    _refuse_task_code(catalog.include_path_of(list(config.suite), config.include_path), allowed=config.allow_task_code)
+    _refuse_task_code(
+        catalog.include_path_of(list(config.suite), config.include_path),
+        allowed=config.allow_task_code,
+    )
     found = catalog.resolve_suites(
-        list(config.suite), embedded=all(is_embedded(name) for name in config.teacher_names), include_path=config.include_path
+        list(config.suite),
+        embedded=all(is_embedded(name) for name in config.teacher_names),
+        include_path=config.include_path,
     )
     include_path = catalog.include_path_of(list(config.suite), config.include_path)
     config = config.model_copy(update={"include_path": include_path})
     names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
     if not names:
-        raise HarnessError(f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for example --suite mini")
+        raise HarnessError(
+            f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for "
+            "example --suite mini"
+        )
     tasks = {name: catalog.load_task(name, include_path=config.include_path) for name in names}
     _refuse_training_on_nothing(config.methods, registry, tasks, source)
-    files = sorted({file for task in tasks.values() for file in getattr(task, "files", ())}) if source.folder else []
+    files = (
+        sorted({file for task in tasks.values() for file in getattr(task, "files", ())})
+        if source.folder
+        else []
+    )
     device = choose_device(config.device, say=say)
     resolved = Resolved(
         teachers=teachers,
@@ -101,14 +119,17 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         data=_data_of(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
-        text=source.fingerprint([C4]) if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3])) else "",
+        text=source.fingerprint([C4])
+        if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3]))
+        else "",
     )
     plan = make_plan(config, resolved)
     return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
 
 
 def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:
-    """Refuse, before anything is opened or computed, folders that a run could not write to; make nothing.
+    """Refuse, before anything is opened or computed, folders that a run could not write to; make
+    nothing.
 
     `say` is told where little space is free.
     """
@@ -119,35 +140,51 @@ def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.war
 
 
 def _refuse_task_code(folder: Path | None, *, allowed: bool) -> None:
-    """Refuse task files of a folder that nobody has allowed to run: their templates and functions are code."""
+    """Refuse task files of a folder that nobody has allowed to run: their templates and functions
+    are code.
+    """
     if folder is not None and not allowed:
         raise HarnessError(
-            f"the task files in {folder} are programs (templates, !function): read them, then type --allow-task-code (docs/security.md)"
+            f"the task files in {folder} are programs (templates, !function): read them, then type "
+            "--allow-task-code (docs/security.md)"
         )
 
 
 def _needs_hub(task: Task, source: "DataSource") -> bool:
     """Tell whether a task's items come from the Hub: its own files are not here."""
-    return bool(getattr(task, "needs_hub", bool(getattr(task, "files", ())) and source.folder is None))
+    return bool(
+        getattr(task, "needs_hub", bool(getattr(task, "files", ())) and source.folder is None)
+    )
 
 
 def _data_of(tasks: Mapping[str, Task], files: str) -> str:
-    """Return the digest of what tasks read; one of its own for every plan where a task may read what nobody can know beforehand."""
+    """Return the digest of what tasks read; one of its own for every plan where a task may read
+    what nobody can know beforehand.
+    """
     if not any(getattr(task, "unknown_inputs", "") for task in tasks.values()):
         return files
     return f"unknown beforehand {os.urandom(16).hex()}"
 
 
-def _refuse_training_on_nothing(methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource") -> None:
+def _refuse_training_on_nothing(
+    methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource"
+) -> None:
     """Refuse rows that train where no task has a training item, as far as its definition tells."""
     from harness.planning.chain import parts_of
 
-    names = [registry.canonical(parse_method(part)[0]) for spec in methods for part in parts_of(spec)]
+    names = [
+        registry.canonical(parse_method(part)[0]) for spec in methods for part in parts_of(spec)
+    ]
     trains = next((name for name in names if registry.load(name).trains), "")
-    reasons = {name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()}
+    reasons = {
+        name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()
+    }
     if trains and reasons and all(reasons.values()):
         told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-        raise HarnessError(f"{trains} has nothing to train on ({told}); add a suite with a train split, for example --suite math")
+        raise HarnessError(
+            f"{trains} has nothing to train on ({told}); add a suite with a train split, for "
+            "example --suite math"
+        )
 
 
 _USUAL = RunConfig()
@@ -166,12 +203,19 @@ def run(
 ) -> Run:
     """Run methods on a suite and return how it ended; finished cells are read, not computed again.
 
-    Takes what `harness run` takes, by the same names with underscores (the fields of `harness.planning.config.RunConfig`): `rows`,
-    `controls`,
-    `set` (`{"response": {"temperature": 4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`.
-    A cell that fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
+    Takes what `harness run` takes, by the same names with underscores (the fields of
+    `harness.planning.config.RunConfig`): `rows`, `controls`, `set` (`{"response": {"temperature":
+    4}}`), `device`, `dtype`, `batch_size`, `out`, `cache`, `data_dir`, `force`, `wait`. A cell that
+    fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
     """
-    named = {"methods": methods, "suite": suite, "teacher": teacher, "student": student, "seeds": seeds, "budget": budget}
+    named = {
+        "methods": methods,
+        "suite": suite,
+        "teacher": teacher,
+        "student": student,
+        "seeds": seeds,
+        "budget": budget,
+    }
     config = build({**named, **settings})
     check_places(config)
     plan = plan_run(config)
@@ -192,7 +236,9 @@ def estimate_plans(
     records: Sequence[RunRecord] = (),
     cache: Path | None = None,
 ) -> list["Estimate"]:
-    """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no weights, computes nothing."""
+    """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no
+    weights, computes nothing.
+    """
     from harness.estimating.expect import ChainsRequest, estimates_of
 
     request = ChainsRequest(
@@ -210,7 +256,9 @@ def estimate_plans(
 
 
 def expect(plan: Plan, finished: Container[str]) -> list["Expected"]:
-    """Estimate every cell of a plan, given the keys of those that are finished; what cells share counts in the first that makes it."""
+    """Estimate every cell of a plan, given the keys of those that are finished; what cells share
+    counts in the first that makes it.
+    """
     from harness.estimating.expect import expect as expected
 
     return expected(plan, finished)
@@ -218,7 +266,9 @@ def expect(plan: Plan, finished: Container[str]) -> list["Expected"]:
 
 @dataclass(frozen=True)
 class Weighed:
-    """One model of `measure_models`: its name and what was found, speeds as ratios to the first model of the call."""
+    """One model of `measure_models`: its name and what was found, speeds as ratios to the first
+    model of the call.
+    """
 
     name: str
     found: "Measured"
@@ -237,7 +287,9 @@ def measure_models(
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = warnings.warn,
 ) -> tuple[list[Weighed], Path]:
-    """Time and weigh models; each after the first by turns with it. Return what was found and the file with every raw stamp."""
+    """Time and weigh models; each after the first by turns with it. Return what was found and the
+    file with every raw stamp.
+    """
     from harness.machine.processor import threads_asked
     from harness.measuring.measure import ROUNDS, Settings, Subject
     from harness.measuring.scenario import GRIDS, parse_grid
@@ -245,7 +297,9 @@ def measure_models(
     from harness.models.resolve import resolve
 
     if not models:
-        raise HarnessError("no model is named; write for example: harness measure tiny ./my-student")
+        raise HarnessError(
+            "no model is named; write for example: harness measure tiny ./my-student"
+        )
     place = choose_device(device, say=say)
     settings = Settings(
         grid=parse_grid(grid or GRIDS[place]),
@@ -259,8 +313,14 @@ def measure_models(
     return weighed, _write_stamps(out, weighed, subjects, settings)
 
 
-def _weigh(models: "Sequence[tuple[str, Subject]]", settings: "Settings", progress: Callable[[Progress], None]) -> list[Weighed]:
-    """Measure each model, those after the first by turns with it; a model may stand there twice, to be compared with itself."""
+def _weigh(
+    models: "Sequence[tuple[str, Subject]]",
+    settings: "Settings",
+    progress: Callable[[Progress], None],
+) -> list[Weighed]:
+    """Measure each model, those after the first by turns with it; a model may stand there twice, to
+    be compared with itself.
+    """
     import tempfile
 
     from harness.measuring.measure import measure
@@ -268,12 +328,23 @@ def _weigh(models: "Sequence[tuple[str, Subject]]", settings: "Settings", progre
     _, first = models[0]
     with tempfile.TemporaryDirectory() as folder:
         return [
-            Weighed(name, measure(subject, first if number else None, settings, folder=Path(folder), progress=progress))
+            Weighed(
+                name,
+                measure(
+                    subject,
+                    first if number else None,
+                    settings,
+                    folder=Path(folder),
+                    progress=progress,
+                ),
+            )
             for number, (name, subject) in enumerate(models)
         ]
 
 
-def _write_stamps(out: Path, weighed: Sequence[Weighed], subjects: "Sequence[Subject]", settings: "Settings") -> Path:
+def _write_stamps(
+    out: Path, weighed: Sequence[Weighed], subjects: "Sequence[Subject]", settings: "Settings"
+) -> Path:
     """Write a file with every raw stamp of measured models and return where it is."""
     from harness.files.writing import write_whole
     from harness.records.environment import environment
@@ -286,7 +357,9 @@ def _write_stamps(out: Path, weighed: Sequence[Weighed], subjects: "Sequence[Sub
             "digest": subject.checkpoint.digest,
             "skipped": model.found.skipped,
             "raw": model.found.raw,
-            "measurements": [measurement.model_dump(mode="json") for measurement in model.found.measurements],
+            "measurements": [
+                measurement.model_dump(mode="json") for measurement in model.found.measurements
+            ],
         }
         for model, subject in zip(weighed, subjects, strict=True)
     ]
@@ -295,11 +368,17 @@ def _write_stamps(out: Path, weighed: Sequence[Weighed], subjects: "Sequence[Sub
 
 
 def train_embedded(
-    out: Path | None = None, *, only: str | None = None, budget: int | None = None, progress: Callable[[Progress], None] = lambda _: None
+    out: Path | None = None,
+    *,
+    only: str | None = None,
+    budget: int | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[str]:
-    """Train the embedded teachers from nothing, score them on the test splits, and yield one line for each.
+    """Train the embedded teachers from nothing, score them on the test splits, and yield one line
+    for each.
 
-    Writes model folders with their training log and `scores.json`; an interrupted training goes on where it was.
+    Writes model folders with their training log and `scores.json`; an interrupted training goes on
+    where it was.
     """
     from harness import catalog
     from harness.data.source import DataSource
@@ -308,7 +387,9 @@ def train_embedded(
     from harness.scoring.score import score_task
 
     if budget is not None and budget < 100:
-        raise HarnessError(f"--budget {budget}: give 100 seen tokens or more, or leave it out for the recipe's own")
+        raise HarnessError(
+            f"--budget {budget}: give 100 seen tokens or more, or leave it out for the recipe's own"
+        )
     if only is not None and only not in EMBEDDED_MODELS:
         raise unknown("embedded model", only, EMBEDDED_MODELS)
     tasks = {name: catalog.load_task(name) for name in catalog.SUITES["mini"].tasks}
@@ -316,7 +397,14 @@ def train_embedded(
     folder = out or EMBEDDED
     for recipe in catalog.embedded_recipes():
         if only in (None, recipe.name):
-            made = catalog.train_teacher(recipe, tasks=tasks, source=source, folder=folder / recipe.name, budget=budget, progress=progress)
+            made = catalog.train_teacher(
+                recipe,
+                tasks=tasks,
+                source=source,
+                folder=folder / recipe.name,
+                budget=budget,
+                progress=progress,
+            )
             opened = open_model(made)
             scores: dict[str, dict[str, Any]] = {}
             for task in tasks.values():
@@ -328,15 +416,21 @@ def train_embedded(
                     "stderr": score.stderr,
                     "groups": score.groups,
                 }
-            (made.path / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-            told = ", ".join(f"{name} {100 * score['value']:.1f} %" for name, score in scores.items())
+            (made.path / "scores.json").write_text(
+                json.dumps(scores, indent=1) + "\n", encoding="utf-8"
+            )
+            told = ", ".join(
+                f"{name} {100 * score['value']:.1f} %" for name, score in scores.items()
+            )
             yield f"{recipe.name}: {told}, {made.bytes_on_disk / 1e6:.2f} MB in {made.path}"
 
 
 def load_records(folder: str | Path) -> "pandas.DataFrame":
-    """Read records (a run file, a store, a study, a folder) into a frame: one row a cell and metric.
+    """Read records (a run file, a store, a study, a folder) into a frame: one row a cell and
+    metric.
 
-    `harness.records.columns.FRAME` holds its columns and what they mean. A file that is no record raises `HarnessError` with its name.
+    `harness.records.columns.FRAME` holds its columns and what they mean. A file that is no record
+    raises `HarnessError` with its name.
     """
     from harness.records.store import read_all
     from harness.reporting.frame import frame_of

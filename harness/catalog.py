@@ -1,6 +1,8 @@
-"""The one place of the harness that knows `methods` and `suites`: command, Python door and cell ask here.
+"""The one place of the harness that knows `methods` and `suites`: command, Python door and cell ask
+here.
 
-Both tables are literal and name classes as text, so that reading them imports no method, no task and no torch.
+Both tables are literal and name classes as text, so that reading them imports no method, no task
+and no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,9 @@ def tasks() -> Registry:
 
 
 def load_task(name: str, *, include_path: str | Path | None = None) -> Task:
-    """Return a task of the table, or of `lm-eval:NAME`; `include_path` is a folder with more YAML tasks."""
+    """Return a task of the table, or of `lm-eval:NAME`; `include_path` is a folder with more YAML
+    tasks.
+    """
     task: Task = _suites.load(name, include_path=include_path)
     return task
 
@@ -40,20 +44,28 @@ def count_items(name: str, *, include_path: str | Path | None = None) -> int | N
     return _suites.count_items(name, include_path=include_path)
 
 
-def resolve_suites(names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None) -> dict[str, Suite]:
-    """Return the named suites in one order however they were typed; those of the embedded pair hold `-mini` tasks."""
+def resolve_suites(
+    names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None
+) -> dict[str, Suite]:
+    """Return the named suites in one order however they were typed; those of the embedded pair hold
+    `-mini` tasks.
+    """
     found: dict[str, Suite] = _suites.resolve(names, embedded=embedded, include_path=include_path)
     return found
 
 
 def include_path_of(names: Sequence[str], include_path: str | Path | None = None) -> Path | None:
-    """Return the folder with tasks for lm-eval: the one given, else the one that a suite file states."""
+    """Return the folder with tasks for lm-eval: the one given, else the one that a suite file
+    states.
+    """
     found: Path | None = _suites.include_path_of(names, include_path)
     return found
 
 
 def embedded_recipes() -> Sequence[Any]:
-    """Return how the embedded teachers are trained, in the order in which they are. Imports torch."""
+    """Return how the embedded teachers are trained, in the order in which they are. Imports
+    torch.
+    """
     from methods.training import embedded_teachers
 
     recipes: Sequence[Any] = embedded_teachers.RECIPES

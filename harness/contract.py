@@ -1,7 +1,9 @@
-"""The contracts between harness, methods and suites: what a method is given and what it must return.
+"""The contracts between harness, methods and suites: what a method is given and what it must
+return.
 
-Nothing here computes and nothing imports torch. A method sees a `Job` and returns a `Checkpoint`; a suite is
-a list of tasks; the harness scores and measures the checkpoint itself, so no method reports its own numbers.
+Nothing here computes and nothing imports torch. A method sees a `Job` and returns a `Checkpoint`; a
+suite is a list of tasks; the harness scores and measures the checkpoint itself, so no method
+reports its own numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,9 @@ Kind = Literal["generate", "choose", "perplexity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model on disk: the only thing that passes from a method to the scorer. The teacher is one too."""
+    """A model on disk: the only thing that passes from a method to the scorer. The teacher is one
+    too.
+    """
 
     path: Path
     name: str  # what the user typed, or the method that made it
@@ -30,7 +34,9 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One training item of a task. `prompt + completion` is the text; only the completion is trained."""
+    """One training item of a task. `prompt + completion` is the text; only the completion is
+    trained.
+    """
 
     task: str
     prompt: str  # exactly what the scorer will show the model
@@ -38,7 +44,9 @@ class Example:
     answer: str  # the same without the work: what `answer-only` trains on
     gold: str  # what a grader compares with
     plain: str = ""  # the prompt before it was shown in a chat template; "" where it was not
-    ending: str = ""  # what closes an answer written in another form, so that the scorer reads it; "" where the task has none
+    # what closes an answer written in another form, so that the scorer reads it; "" where the task
+    # has none
+    ending: str = ""
 
     @property
     def asked(self) -> str:
@@ -48,7 +56,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """What one extractor made of one output. `extracted` is None where it found no answer at all."""
+    """What one extractor made of one output. `extracted` is None where it found no answer
+    at all.
+    """
 
     extractor: str
     extracted: str | None
@@ -57,14 +67,18 @@ class Grade:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much a trained row may see: tokens that pass through the student, prompt included, padding not."""
+    """How much a trained row may see: tokens that pass through the student, prompt included,
+    padding not.
+    """
 
     seen_tokens: int
     rows: int = 2_000  # distinct training items, the same ones for every row of a table
 
 
 class DataSource(Protocol):
-    """Where tasks read real items from; `harness.data.source` has the one that reads a folder or the Hub."""
+    """Where tasks read real items from; `harness.data.source` has the one that reads a folder or
+    the Hub.
+    """
 
     @property
     def folder(self) -> Path | None:
@@ -90,10 +104,14 @@ class DataSource(Protocol):
         check: Callable[[dict[str, Any]], str | None] | None = None,
         wanted: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
-        """Return the rows of a JSON-lines file, each checked; raises `HarnessError` with file and line."""
+        """Return the rows of a JSON-lines file, each checked; raises `HarnessError` with file and
+        line.
+        """
         ...
 
-    def text(self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()) -> str:
+    def text(
+        self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()
+    ) -> str:
         """Return a whole text file of so many lines."""
         ...
 
@@ -107,7 +125,9 @@ class DataSource(Protocol):
 
 
 class Task(Protocol):
-    """One benchmark: prompt, answer form, grader, chance level and version. Pure: no model, no I/O but its data."""
+    """One benchmark: prompt, answer form, grader, chance level and version. Pure: no model, no I/O
+    but its data.
+    """
 
     @property
     def name(self) -> str:
@@ -148,7 +168,9 @@ class Task(Protocol):
         ...
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade one output with every extractor of the task; the primary one comes first, the most lenient one last."""
+        """Grade one output with every extractor of the task; the primary one comes first, the most
+        lenient one last.
+        """
         ...
 
 
@@ -165,7 +187,9 @@ class Suite:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """How prompts are shown: as plain text, or as a conversation in the tokenizer's chat template."""
+    """How prompts are shown: as plain text, or as a conversation in the tokenizer's chat
+    template.
+    """
 
     chat: bool = False
     system: str | None = None
@@ -203,7 +227,8 @@ class Job:
     dtype: str = "float32"
     teacher_weights: tuple[float, ...] = ()  # of several teachers, where the user gave them
     tune: bool = False  # choose the learning rate on a held-out slice of the training rows
-    track: str = ""  # tensorboard, wandb or trackio: where the steps are shown, beside training.jsonl
+    # tensorboard, wandb or trackio: where the steps are shown, beside training.jsonl
+    track: str = ""
     progress: Callable[[Progress], None] = field(default=_silent, compare=False)
 
     @property
@@ -217,16 +242,18 @@ Start = Literal["teacher", "student"]
 
 
 class Method:
-    """One way to make a student. Its constructor's fields are its settings, with defaults; they are frozen.
+    """One way to make a student. Its constructor's fields are its settings, with defaults; they are
+    frozen.
 
-    Every trait that the harness asks about stands here, with what holds where a class does not state
-    it. A class may derive from this one or from nothing: `harness.traits` completes it when it is
-    loaded, and refuses a trait that is not here, or a value that is none. Traits that are properties
-    may follow from settings. A constant of a method's own begins with an underscore.
+    Every trait that the harness asks about stands here, with what holds where a class does not
+    state it. A class may derive from this one or from nothing: `harness.traits` completes it when
+    it is loaded, and refuses a trait that is not here, or a value that is none. Traits that are
+    properties may follow from settings. A constant of a method's own begins with an underscore.
     """
 
     family: ClassVar[Family]  # always stated: its block of a table, and its place in a chain
-    # What it changes where it stands first in a chain. Not stated: pruning, low-rank and quantization
+    # What it changes where it stands first in a chain. Not stated: pruning, low-rank and
+    # quantization
     # start from the teacher, all others from the student.
     starts_from: ClassVar[Start]
     controls: ClassVar[tuple[str, ...]] = ()  # methods whose rows must stand beside this one
@@ -235,7 +262,8 @@ class Method:
     draws_random_numbers: ClassVar[bool] = False  # without training: a student for every seed
     simulated: ClassVar[bool] = False  # floats that stand for packed weights: no bytes, no speed
     needs_several_teachers: ClassVar[bool] = False
-    needs_same_vocabulary: ClassVar[bool] = False  # it compares logits: one token map for both models
+    # it compares logits: one token map for both models
+    needs_same_vocabulary: ClassVar[bool] = False
     needs_plain: ClassVar[bool] = False  # works on the architecture's own shapes alone
     drops_inputs: ClassVar[bool] = False  # columns of matrices go, and patterns of zeros with them
     leaves_zeros: ClassVar[bool] = False  # weights that a later stage keeps at zero
@@ -272,12 +300,16 @@ class Method:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Return the bits of a packed weight with its share of scales and zeros; None: all are floats."""
+        """Return the bits of a packed weight with its share of scales and zeros; None: all are
+        floats.
+        """
         return None
 
     @property
     def zero_share(self) -> float:
-        """Return the share of weights that become zero, where `leaves_zeros` says that they stay so."""
+        """Return the share of weights that become zero, where `leaves_zeros` says that they stay
+        so.
+        """
         return 0.0
 
     @property
@@ -287,7 +319,9 @@ class Method:
 
     @property
     def keeps_architecture(self) -> bool:
-        """Tell whether the student has the shapes of its architecture, or factors and widths of its own."""
+        """Tell whether the student has the shapes of its architecture, or factors and widths of its
+        own.
+        """
         return True
 
     def calibration_tokens(self) -> tuple[int, int]:
@@ -295,7 +329,9 @@ class Method:
         return 0, 0
 
     def control_settings(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them: they start alike."""
+        """Return settings that this row's controls take over, where they have them: they start
+        alike.
+        """
         return {}
 
     def resulting_shape(self, before: "Shape") -> "Shape":

@@ -1,4 +1,6 @@
-"""Errors that are the user's to mend: one line that says what was given, what is right and what to type next."""
+"""Errors that are the user's to mend: one line that says what was given, what is right and what to
+type next.
+"""
 
 import re
 import signal
@@ -8,7 +10,9 @@ from harness.escape import clean
 
 
 class OneLine(Exception):
-    """An error whose message is one line that any terminal may show, whatever the names and reasons in it hold."""
+    """An error whose message is one line that any terminal may show, whatever the names and reasons
+    in it hold.
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__(clean(message))
@@ -19,15 +23,21 @@ class HarnessError(OneLine):
 
 
 class CellFailed(OneLine):
-    """A method could not make its student, for a reason worth a line in the table (*failed: reason*)."""
+    """A method could not make its student, for a reason worth a line in the table (*failed:
+    reason*).
+    """
 
 
 class Skipped(CellFailed):
-    """A row that this machine cannot make for want of a package or a device: it stands in the table as *skipped: reason*, no failure."""
+    """A row that this machine cannot make for want of a package or a device: it stands in the table
+    as *skipped: reason*, no failure.
+    """
 
 
 class OldName(FutureWarning):
-    """Something is written by the name that an older version had: it is read, and said in one line."""
+    """Something is written by the name that an older version had: it is read, and said in
+    one line.
+    """
 
 
 def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> HarnessError:
@@ -46,7 +56,9 @@ def in_one_line(problem: BaseException) -> str:
 
 
 def how_it_ended(code: int, log: str) -> str:
-    """Say in one line how a process ended that left no answer: by which signal, or with which last words."""
+    """Say in one line how a process ended that left no answer: by which signal, or with which last
+    words.
+    """
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if says_no_memory(log):
@@ -60,16 +72,22 @@ def how_it_ended(code: int, log: str) -> str:
     return f"ended with status {code}: {clean(last)[:200]}"
 
 
-CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})  # by the process's own fault
-# What libraries, the loader and the C++ runtime say where an allocation or a mapping fails, or a thread has no room for its stack.
+# by the process's own fault
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+# What libraries, the loader and the C++ runtime say where an allocation or a mapping fails, or a
+# thread has no room for its stack.
 _NO_MEMORY = (  # looked for in any case
-    r"out of memory|(can't|cannot|could not|unable to) allocate|failed to map segment|std::bad_alloc|MemoryError|OpenBLAS.*alloc|"
-    r"can't start new thread|thread creation failed|pthread_create failed|failed to create thread|Errno 12\b|cudaErrorMemoryAllocation"
+    r"out of memory|(can't|cannot|could not|unable to) allocate|failed to map "
+    r"segment|std::bad_alloc|MemoryError|OpenBLAS.*alloc|"
+    r"can't start new thread|thread creation failed|pthread_create failed|failed to create "
+    r"thread|Errno 12\b|cudaErrorMemoryAllocation"
 )
 
 
 def says_no_memory(text: str) -> bool:
-    """Tell whether the words of an error, or the last words of a process, are those of one that had no memory left."""
+    """Tell whether the words of an error, or the last words of a process, are those of one that had
+    no memory left.
+    """
     return re.search(_NO_MEMORY, text, re.IGNORECASE) is not None
 
 
@@ -79,14 +97,32 @@ def _limit_of_memory() -> str:
         import resource
 
         soft = min(
-            (one for one in (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)) if one >= 0), default=-1
+            (
+                one
+                for one in (
+                    resource.getrlimit(kind)[0]
+                    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+                )
+                if one >= 0
+            ),
+            default=-1,
         )
     except (ImportError, AttributeError, OSError):
         return ""
-    return "" if soft < 0 else f"; this shell allows {soft / 2**30:.1f} GiB to a process: type ulimit -v unlimited, or give a smaller model"
+    return (
+        ""
+        if soft < 0
+        else f"; this shell allows {soft / 2**30:.1f} GiB to a process: type ulimit -v unlimited, "
+        "or give a smaller model"
+    )
 
 
 def _crashed_at(log: str) -> str:
-    """Return where Python was when native code crashed, as the fault handler has written it; "" where it has not."""
-    said = re.search(r"(?:Current thread|Thread) 0x[0-9a-f]+[^\n]*:\n\s+File \"([^\"]+)\", line (\d+) in (\S+)", log)
+    """Return where Python was when native code crashed, as the fault handler has written it; ""
+    where it has not.
+    """
+    said = re.search(
+        r"(?:Current thread|Thread) 0x[0-9a-f]+[^\n]*:\n\s+File \"([^\"]+)\", line (\d+) in (\S+)",
+        log,
+    )
     return f" in {said[3]}, {said[1].rpartition('/')[2]} line {said[2]}" if said else ""

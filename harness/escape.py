@@ -1,8 +1,11 @@
-r"""One sanitiser of text that others wrote, and one escaper a form: terminal, Markdown, LaTeX, CSV, HTML. No torch.
+r"""One sanitiser of text that others wrote, and one escaper a form: terminal, Markdown, LaTeX, CSV,
+HTML. No torch.
 
-A reason, a name or a remark may come from a model folder, a library's error or a record that somebody sent. `clean` takes from it what
-is no text - control characters, terminal escape sequences with what they carry (colours, window titles, links), marks that turn the
-direction of writing - and cuts what is longer than anybody reads. What is left is one line, and what was clean comes back as it is.
+A reason, a name or a remark may come from a model folder, a library's error or a record that
+somebody sent. `clean` takes from it what is no text - control characters, terminal escape sequences
+with what they carry (colours, window titles, links), marks that turn the direction of writing - and
+cuts what is longer than anybody reads. What is left is one line, and what was clean comes back as
+it is.
 """
 
 import re
@@ -11,9 +14,11 @@ from typing import Any
 
 LONGEST = 2_000  # characters: a reason has 300 at most
 # Patterns are strings, so that a command which shows nothing dirty compiles none of them.
-# Escape sequences: operating-system commands and other strings up to their end, control sequences, and single ones.
+# Escape sequences: operating-system commands and other strings up to their end, control sequences,
+# and single ones.
 _SEQUENCES = (
-    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]{0,4096}(?:\x07|\x1b\\|\x9c)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]{0,4096}(?:\x07|\x1b\\|\x9c)?"
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|\x1b[ -/]*[0-~]?"
 )
 _BREAKS = r"[ \t]*[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+[ \t]*"
@@ -27,12 +32,20 @@ _NUMBER = r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?\b|-$"
 
 
 def clean(text: str, longest: int = LONGEST) -> str:
-    """Return a text as one line that any terminal and file may show; a text that is one comes back as the same object."""
+    """Return a text as one line that any terminal and file may show; a text that is one comes back
+    as the same object.
+    """
     if not re.search(_DIRTY, text) and len(text) <= longest:
         return text
     cut = text[: 8 * longest]  # a bound before the work
-    made = re.sub(_UNSHOWN, "\ufffd", re.sub(_HALVES, "?", re.sub(_BREAKS, " ", re.sub(_SEQUENCES, "", cut)))).strip()
-    return made if len(made) <= longest and len(cut) == len(text) else f"{made[:longest]} ... (cut; {len(text):,} characters)"
+    made = re.sub(
+        _UNSHOWN, "\ufffd", re.sub(_HALVES, "?", re.sub(_BREAKS, " ", re.sub(_SEQUENCES, "", cut)))
+    ).strip()
+    return (
+        made
+        if len(made) <= longest and len(cut) == len(text)
+        else f"{made[:longest]} ... (cut; {len(text):,} characters)"
+    )
 
 
 def clean_all(value: Any) -> Any:
@@ -40,7 +53,10 @@ def clean_all(value: Any) -> Any:
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
-        return {clean(name) if isinstance(name, str) else name: clean_all(part) for name, part in value.items()}
+        return {
+            clean(name) if isinstance(name, str) else name: clean_all(part)
+            for name, part in value.items()
+        }
     return [clean_all(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -50,12 +66,27 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return a text that may stand in a cell of a Markdown table: in addition no bar ends the cell, whatever stands before it."""
+    """Return a text that may stand in a cell of a Markdown table: in addition no bar ends the cell,
+    whatever stands before it.
+    """
     return re.sub(_BAR, lambda bar: f"{2 * bar[1]}\\|", markdown_text(text))
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 def tex(text: str) -> str:
@@ -64,12 +95,16 @@ def tex(text: str) -> str:
 
 
 def tex_comment(text: str) -> str:
-    """Return a text that may stand behind a percent sign: it has no line break, and the comment ends where it ends."""
+    """Return a text that may stand behind a percent sign: it has no line break, and the comment
+    ends where it ends.
+    """
     return clean(text)
 
 
 def csv_cell(value: object) -> object:
-    """Return a cell of a CSV file: a text that a spreadsheet would compute (`=`, `+`, `-`, `@`) begins with an apostrophe; numbers stay."""
+    """Return a cell of a CSV file: a text that a spreadsheet would compute (`=`, `+`, `-`, `@`)
+    begins with an apostrophe; numbers stay.
+    """
     if not isinstance(value, str):
         return value
     text = clean(value)
@@ -84,5 +119,7 @@ def html_text(text: str) -> str:
 
 
 def cell_of(text: str) -> str:
-    """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that would end the cell."""
+    """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that
+    would end the cell.
+    """
     return markdown_cell(text)

@@ -1,7 +1,9 @@
-"""Literal, lazy tables: a name and where its class lives. Nothing is imported until it is asked for.
+"""Literal, lazy tables: a name and where its class lives. Nothing is imported until it is asked
+for.
 
-Our own methods stand in `methods/__init__.py`; other packages add theirs through the `harness.methods` entry-point
-group. A name that two packages claim is an error, never the last one wins.
+Our own methods stand in `methods/__init__.py`; other packages add theirs through the
+`harness.methods` entry-point group. A name that two packages claim is an error, never the last one
+wins.
 """
 
 import ast
@@ -38,7 +40,8 @@ class Registry:
         for point in metadata.entry_points(group=group):
             if joined.get(point.name, point.value) != point.value:
                 raise HarnessError(
-                    f"two packages claim the {kind} {point.name!r}: {joined[point.name]} and {point.value}; rename or uninstall one"
+                    f"two packages claim the {kind} {point.name!r}: {joined[point.name]} and "
+                    f"{point.value}; rename or uninstall one"
                 )
             joined[point.name] = point.value
         return cls(kind, joined)
@@ -59,21 +62,36 @@ class Registry:
         try:
             found: Any = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as problem:
-            raise HarnessError(f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {problem}") from problem
-        except Exception as problem:  # whatever the module of another package does while it is imported
-            raise HarnessError(f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {in_one_line(problem)}") from problem
+            raise HarnessError(
+                f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {problem}"
+            ) from problem
+        # whatever the module of another package does while it is imported
+        except Exception as problem:
+            raise HarnessError(
+                f"{self.kind} {name!r} cannot be imported from {self.table[name]}: "
+                f"{in_one_line(problem)}"
+            ) from problem
         if self.kind != "method":
             return found
         if not isinstance(found, type):
-            raise HarnessError(f"method {name!r} ({self.table[name]}) is no class, and must be one with compress(self, job)")
+            raise HarnessError(
+                f"method {name!r} ({self.table[name]}) is no class, and must be one with "
+                "compress(self, job)"
+            )
         return admitted(name, found, frozenset(self.table))
 
     def summary(self, name: str) -> str:
-        """Return the first docstring line of the class behind a name, read without importing its module's needs."""
+        """Return the first docstring line of the class behind a name, read without importing its
+        module's needs.
+        """
         module, _, attribute = self.table[name].partition(":")
         try:
             spec = importlib.util.find_spec(module)
-            source = importlib.util.decode_source(Path(spec.origin).read_bytes()) if spec and spec.origin else ""
+            source = (
+                importlib.util.decode_source(Path(spec.origin).read_bytes())
+                if spec and spec.origin
+                else ""
+            )
         except (ImportError, OSError) as problem:
             return f"(cannot be found: {problem})"
         for node in ast.parse(source).body:
@@ -108,7 +126,10 @@ def built(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
         where = str(first["loc"][0]) if first["loc"] else name
         message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
         given = first["input"]
-        raise HarnessError(f"{name}.{where}: {message}; given {given!r}; write for example --set {name}.{where}=VALUE") from problem
+        raise HarnessError(
+            f"{name}.{where}: {message}; given {given!r}; write for example --set "
+            f"{name}.{where}=VALUE"
+        ) from problem
 
 
 @cache
@@ -123,4 +144,6 @@ def expanded(instance: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(instance):
         return {}
     values = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }

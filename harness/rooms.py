@@ -1,7 +1,8 @@
-"""Which of the harness's modules a method may use: contracts, data, models, generation; never what runs and reports it.
+"""Which of the harness's modules a method may use: contracts, data, models, generation; never what
+runs and reports it.
 
-Our own methods are held to it by import-linter; one of another package is looked at when it is loaded, by
-its source and that of its own package, with imports inside functions.
+Our own methods are held to it by import-linter; one of another package is looked at when it is
+loaded, by its source and that of its own package, with imports inside functions.
 """
 
 import ast
@@ -44,7 +45,9 @@ OURS = ("harness", "methods", "suites")
 
 
 def refuse_upper_rooms(name: str, module: str) -> None:
-    """Raise `HarnessError` where a method's module, or one of its own package that it imports, imports what it may not."""
+    """Raise `HarnessError` where a method's module, or one of its own package that it imports,
+    imports what it may not.
+    """
     top = module.partition(".")[0]
     if top in OURS:
         return
@@ -55,8 +58,10 @@ def refuse_upper_rooms(name: str, module: str) -> None:
             room = next((one for one in UPPER if f"{wanted}.".startswith(f"{one}.")), "")
             if room:
                 raise HarnessError(
-                    f"method {name!r}: {at} imports {room}, which runs and reports methods; a method may use harness.contract, "
-                    f"harness.data, harness.models and harness.scoring.generation (docs/add-a-method.md), not {', '.join(UPPER)}"
+                    f"method {name!r}: {at} imports {room}, which runs and reports methods; a "
+                    "method may use harness.contract, "
+                    "harness.data, harness.models and harness.scoring.generation "
+                    f"(docs/add-a-method.md), not {', '.join(UPPER)}"
                 )
             if wanted.partition(".")[0] == top and wanted not in seen:
                 seen.add(wanted)
@@ -64,10 +69,16 @@ def refuse_upper_rooms(name: str, module: str) -> None:
 
 
 def _imports_of(module: str) -> Iterator[str]:
-    """Yield the modules that one imports, wherever it does, but for its type checker's; names of a module count as modules."""
+    """Yield the modules that one imports, wherever it does, but for its type checker's; names of a
+    module count as modules.
+    """
     try:
         spec = importlib.util.find_spec(module)
-        tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin and spec.origin.endswith(".py") else ast.Module([], [])
+        tree = (
+            ast.parse(Path(spec.origin).read_bytes())
+            if spec and spec.origin and spec.origin.endswith(".py")
+            else ast.Module([], [])
+        )
     except (ImportError, OSError, ValueError, SyntaxError):
         return
     package = module if spec and spec.submodule_search_locations else module.rpartition(".")[0]

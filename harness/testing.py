@@ -1,12 +1,14 @@
-"""Checks that every method and every task passes, ours and those of other packages, as scikit-learn's `check_estimator`.
+"""Checks that every method and every task passes, ours and those of other packages, as
+scikit-learn's `check_estimator`.
 
     from harness.testing import check_method
 
     def test_my_method_keeps_the_contract():
         check_method(MyMethod)
 
-Every check has a name. The first one that fails is an `AssertionError` which names it, what was seen, and what was declared. What this
-machine cannot make (a package or a GPU is missing) is not checked: `Checked.skipped` says why.
+Every check has a name. The first one that fails is an `AssertionError` which names it, what was
+seen, and what was declared. What this machine cannot make (a package or a GPU is missing) is not
+checked: `Checked.skipped` says why.
 """
 
 import tempfile
@@ -26,16 +28,21 @@ __all__ = ["Checked", "ContractError", "check_method", "check_task", "method_reg
 
 
 class ContractError(AssertionError):
-    """A method or a task does not keep its contract: the check's name, what was seen, what was declared."""
+    """A method or a task does not keep its contract: the check's name, what was seen, what was
+    declared.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What was checked, by name, and what could not be; the students of a method, in a folder that the caller gave."""
+    """What was checked, by name, and what could not be; the students of a method, in a folder that
+    the caller gave.
+    """
 
     passed: tuple[str, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
-    students: Mapping[str, Made] = field(default_factory=dict)  # first, again (the same seed), other (another seed)
+    # first, again (the same seed), other (another seed)
+    students: Mapping[str, Made] = field(default_factory=dict)
 
 
 def method_registry() -> Registry:
@@ -52,16 +59,19 @@ def check_method(
     folder: Path | None = None,
     fresh: bool = True,
 ) -> Checked:
-    """Hold a method (its class, or its name in the registry) with some settings to the contract. Raises `ContractError`.
+    """Hold a method (its class, or its name in the registry) with some settings to the contract.
+    Raises `ContractError`.
 
-    It makes three students of the embedded pair, of 1,500 seen tokens. `folder` keeps them; without it they
-    are deleted. `fresh` opens the student and imports the class in processes of their own: without that,
-    neither a student that only opens here nor an import of torch is noticed.
+    It makes three students of the embedded pair, of 1,500 seen tokens. `folder` keeps them; without
+    it they are deleted. `fresh` opens the student and imports the class in processes of their own:
+    without that, neither a student that only opens here nor an import of torch is noticed.
     """
     registry = method_registry()
     name, found = (method, None) if isinstance(method, str) else (method.__name__, method)
     if found is not None:
-        registry = Registry("method", {**registry.table, name: f"{found.__module__}:{found.__qualname__}"})
+        registry = Registry(
+            "method", {**registry.table, name: f"{found.__module__}:{found.__qualname__}"}
+        )
     with _place(folder) as place:
         trial = Trial(
             name=name,
@@ -75,11 +85,21 @@ def check_method(
 
 
 def check_task(task: type[Task] | Task | str, *, items: int = 200) -> Checked:
-    """Hold a task (its class, an instance, or a name of `harness list tasks`) to the contract, on so many items of each split."""
+    """Hold a task (its class, an instance, or a name of `harness list tasks`) to the contract, on
+    so many items of each split.
+    """
     from harness import catalog
 
-    made: Any = catalog.load_task(task) if isinstance(task, str) else task() if isinstance(task, type) else task
-    return _checked(TASK_CHECKS, TaskTrial(task=made, items=items), f"task {getattr(made, 'name', made)!r}")
+    made: Any = (
+        catalog.load_task(task)
+        if isinstance(task, str)
+        else task()
+        if isinstance(task, type)
+        else task
+    )
+    return _checked(
+        TASK_CHECKS, TaskTrial(task=made, items=items), f"task {getattr(made, 'name', made)!r}"
+    )
 
 
 @contextmanager
@@ -103,7 +123,8 @@ def _checked(checks: Mapping[str, Any], trial: Any, what: str) -> Checked:
             skipped[name] = str(reason)
         except AssertionError as problem:
             raise ContractError(f"{what}: {name}: {problem}") from problem
-        except Exception as problem:  # of the method's or the task's own code, or of a library that reads what it made
+        # of the method's or the task's own code, or of a library that reads what it made
+        except Exception as problem:
             raise ContractError(f"{what}: {name}: {in_one_line(problem)}") from problem
         else:
             passed.append(name)

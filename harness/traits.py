@@ -1,7 +1,9 @@
-"""What a method declares, looked at when its class is loaded: unknown traits, families and starts are refused in one line.
+"""What a method declares, looked at when its class is loaded: unknown traits, families and starts
+are refused in one line.
 
-A class that derives from nothing is completed with the defaults of `harness.contract.Method`, so that
-everything else reads a trait as an attribute. Names of older versions are read with a deprecation line.
+A class that derives from nothing is completed with the defaults of `harness.contract.Method`, so
+that everything else reads a trait as an attribute. Names of older versions are read with a
+deprecation line.
 """
 
 import dataclasses
@@ -26,13 +28,16 @@ FROM_TEACHER = (
 )  # families that change the teacher where nothing is said
 RENAMED = renames_of("trait")
 OLD_NAMES: Mapping[str, str] = {old: rename.new for old, rename in RENAMED.items()}
-_MISSPELT = 0.9  # likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
+# likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
+_MISSPELT = 0.9
 
 
 @cache
 def fixed_traits() -> Mapping[str, Any]:
     """Return the traits that belong to a class, with their types."""
-    return {name: get_args(hint)[0] for name, hint in get_type_hints(Method, {"Shape": Any}).items()}
+    return {
+        name: get_args(hint)[0] for name, hint in get_type_hints(Method, {"Shape": Any}).items()
+    }
 
 
 @cache
@@ -54,13 +59,17 @@ def known_traits() -> tuple[str, ...]:
 
 
 def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
-    """Return a method's class, completed with defaults; `methods` are the names that controls may have.
+    """Return a method's class, completed with defaults; `methods` are the names that controls may
+    have.
 
     Raises `HarnessError` for what is misspelt, unknown, of a wrong type, or stated by two names.
     """
     where = f"method {name!r} ({found.__module__}:{found.__qualname__})"
     if not dataclasses.is_dataclass(found):
-        raise HarnessError(f"{where} is no dataclass; write @settings above the class (from methods.base import settings)")
+        raise HarnessError(
+            f"{where} is no dataclass; write @settings above the class (from methods.base import "
+            "settings)"
+        )
     fields = _fields(where, found)
     _read_old_names(where, found, fields)
     for own in _classes(found):
@@ -71,60 +80,93 @@ def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
         if not isinstance(stated, property):
             _refuse_type(where, trait, stated, kind)
         elif trait in fixed_traits():
-            raise HarnessError(f"{where}: {trait} belongs to the class and cannot follow from settings; write {trait}: ClassVar = VALUE")
+            raise HarnessError(
+                f"{where}: {trait} belongs to the class and cannot follow from settings; write "
+                f"{trait}: ClassVar = VALUE"
+            )
     for called in protocol_methods():
         if not callable(getattr(found, called)):
-            raise HarnessError(f"{where}: {called} is called by the harness, and is {getattr(found, called)!r}; write def {called}(self)")
+            raise HarnessError(
+                f"{where}: {called} is called by the harness, and is {getattr(found, called)!r}; "
+                f"write def {called}(self)"
+            )
     method: type[Any] = found
     if method.compress is Method.compress:
         raise HarnessError(f"{where} has no compress(self, job), which makes the student")
     for control in method.controls:
         if control not in methods:
-            raise HarnessError(f"{where}: its control {control!r} is no method{_nearest(control, methods)}")
+            raise HarnessError(
+                f"{where}: its control {control!r} is no method{_nearest(control, methods)}"
+            )
     return method
 
 
 def refuse_values(name: str, method: Any) -> None:
-    """Refuse traits of a method with its settings that are of a wrong type, or that cannot be computed."""
+    """Refuse traits of a method with its settings that are of a wrong type, or that cannot be
+    computed.
+    """
     for trait, kind in traits_by_settings().items():
         try:
             value = getattr(method, trait)
         except Exception as problem:  # a plug-in's own code
-            raise HarnessError(f"method {name!r}: its trait {trait} fails ({in_one_line(problem)})") from problem
+            raise HarnessError(
+                f"method {name!r}: its trait {trait} fails ({in_one_line(problem)})"
+            ) from problem
         _refuse_type(f"method {name!r}", trait, value, kind)
 
 
 def _classes(found: type[Any]) -> Iterator[type[Any]]:
     """Yield the classes that may state something, from the first to the last derived one."""
-    return (own for own in reversed(found.__mro__) if own not in (object, Method) and own.__module__ != "typing")
+    return (
+        own
+        for own in reversed(found.__mro__)
+        if own not in (object, Method) and own.__module__ != "typing"
+    )
 
 
 def _fields(where: str, found: type[Any]) -> tuple[str, ...]:
-    """Return a method's settings; refuses those without a default, and traits that are written as settings."""
+    """Return a method's settings; refuses those without a default, and traits that are written as
+    settings.
+    """
     for field in dataclasses.fields(found):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise HarnessError(f"{where}: the setting {field.name} has no default; give it one")
         if field.name in known_traits():
-            raise HarnessError(f"{where}: {field.name} is a trait, and is written as a setting; write {field.name}: ClassVar = VALUE")
+            raise HarnessError(
+                f"{where}: {field.name} is a trait, and is written as a setting; write "
+                f"{field.name}: ClassVar = VALUE"
+            )
     return tuple(field.name for field in dataclasses.fields(found))
 
 
 def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> None:
-    """Let what is stated by an old name count by its new one; says so once. Refuses two names for one thing."""
+    """Let what is stated by an old name count by its new one; says so once. Refuses two names for
+    one thing.
+    """
     noted = []
     for own in _classes(found):
         stated = vars(own)
         for old, new in OLD_NAMES.items():
-            if old not in stated or old in fields or (inspect.isfunction(stated[old]) and stated[old] is stated.get(new)):
+            if (
+                old not in stated
+                or old in fields
+                or (inspect.isfunction(stated[old]) and stated[old] is stated.get(new))
+            ):
                 continue
             if new in stated:
-                raise HarnessError(f"{where}: {old} and {new} are two names for one trait; keep {new}")
-            if stated[old] is not False or new in fixed_traits():  # what a base says by its settings holds
+                raise HarnessError(
+                    f"{where}: {old} and {new} are two names for one trait; keep {new}"
+                )
+            # what a base says by its settings holds
+            if stated[old] is not False or new in fixed_traits():
                 setattr(own, new, stated[old])
             noted.append(RENAMED[old])
             _keep_callable(found, old, new)
     if noted:
-        told = f"{where}: {', '.join(dict.fromkeys(f'{one.old} is {one.new} now' for one in noted))}; the old name {noted[0].until}"
+        told = (
+            f"{where}: {', '.join(dict.fromkeys(f'{one.old} is {one.new} now' for one in noted))}; "
+            f"the old name {noted[0].until}"
+        )
         warnings.warn(told, OldName, stacklevel=2)
 
 
@@ -136,12 +178,16 @@ def _keep_callable(found: type[Any], old: str, new: str) -> None:
 
 
 def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None:
-    """Refuse public names that are no setting, no trait and no helper: constants, and misspelt methods of the protocol."""
+    """Refuse public names that are no setting, no trait and no helper: constants, and misspelt
+    methods of the protocol.
+    """
     known = (*known_traits(), *OLD_NAMES)
     for name in dict.fromkeys((*vars(own), *inspect.get_annotations(own))):
         if name.startswith("_") or name in known or name in fields:
             continue
-        helper = callable(value := inspect.getattr_static(own, name, None)) or isinstance(value, property | classmethod | staticmethod)
+        helper = callable(value := inspect.getattr_static(own, name, None)) or isinstance(
+            value, property | classmethod | staticmethod
+        )
         if not helper:
             raise HarnessError(
                 f"{where}: unknown trait {name!r}{_nearest(name, known_traits())} "
@@ -149,14 +195,20 @@ def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None
             )
         near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
         if near and near[0] in (*protocol_methods(), *OLD_NAMES):
-            raise HarnessError(f"{where}: {name} is nothing that the harness calls; did you mean {near[0]!r}? Else name it _{name}")
+            raise HarnessError(
+                f"{where}: {name} is nothing that the harness calls; did you mean {near[0]!r}? "
+                f"Else name it _{name}"
+            )
 
 
 def _complete(where: str, found: type[Any]) -> None:
     """Give a class the defaults of what it does not state, after its family was looked at."""
     family = getattr(found, "family", None)
     if family is None:
-        raise HarnessError(f"{where} states no family; write family: ClassVar = one of {', '.join(map(repr, FAMILIES))}")
+        raise HarnessError(
+            f"{where} states no family; write family: ClassVar = one of "
+            f"{', '.join(map(repr, FAMILIES))}"
+        )
     if family not in FAMILIES:
         raise HarnessError(f"{where}: unknown family {family!r}{_nearest(str(family), FAMILIES)}")
     if not hasattr(found, "starts_from"):
@@ -170,7 +222,11 @@ def _refuse_type(where: str, trait: str, value: object, kind: Any) -> None:
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as problem:
-        right = "a value or a property (write @property above it)" if inspect.isfunction(value) else _words(kind)
+        right = (
+            "a value or a property (write @property above it)"
+            if inspect.isfunction(value)
+            else _words(kind)
+        )
         raise HarnessError(f"{where}: {trait} = {value!r} is not {right}") from problem
 
 

@@ -1,8 +1,10 @@
-"""Methods, as a literal table: a row's name and the class that makes its student. Importing this imports no method.
+"""Methods, as a literal table: a row's name and the class that makes its student. Importing this
+imports no method.
 
-A new method is one file in this folder and one line here (docs/add-a-method.md). Every file of this folder carries at least one name of
-the table, but for `base.py` and `masks.py`, on which methods stand, and `packed.py`, which opens students elsewhere. What methods share
-stands in `training/` and `compression/`.
+A new method is one file in this folder and one line here (docs/add-a-method.md). Every file of this
+folder carries at least one name of the table, but for `base.py` and `masks.py`, on which methods
+stand, and `packed.py`, which opens students elsewhere. What methods share stands in `training/` and
+`compression/`.
 """
 
 import harness.renames  # noqa: F401  the package finds modules by their old names, ours too
@@ -12,7 +14,8 @@ METHODS: dict[str, str] = {
     "untouched": "methods.untouched:Untouched",
     "sft": "methods.sft:SupervisedFineTuning",
     "answer-only": "methods.answer_only:AnswerOnly",
-    "cot-human": "methods.sft:SupervisedFineTuning",  # another name of sft: gold rationales are what it trains on
+    # another name of sft: gold rationales are what it trains on
+    "cot-human": "methods.sft:SupervisedFineTuning",
     "response": "methods.response:ResponseDistillation",
     "feature": "methods.feature:FeatureDistillation",
     "attention": "methods.attention:AttentionDistillation",

@@ -1,8 +1,8 @@
 """Control of chain-of-thought: the same problems, trained to answer without the work.
 
-`equal="examples"` shows each problem as often as the same rows with their work would be, in fewer tokens; `equal="tokens"` spends
-the whole budget of seen tokens and so passes over the problems more often. Together they rule out that more
-tokens, or more passes, made the difference.
+`equal="examples"` shows each problem as often as the same rows with their work would be, in fewer
+tokens; `equal="tokens"` spends the whole budget of seen tokens and so passes over the problems more
+often. Together they rule out that more tokens, or more passes, made the difference.
 """
 
 from typing import ClassVar, Literal
@@ -34,8 +34,9 @@ class AnswerOnly(Trained):
         if self.equal == "examples":
             tokenizer = student_tokenizer(job.student_base)
             lengths = [
-                sum(len(row.ids) for row in encode(tokenizer, form(examples), longest=2**31)[0]) for form in (bare, worked)
-            ]  # fmt: skip
+                sum(len(row.ids) for row in encode(tokenizer, form(examples), longest=2**31)[0])
+                for form in (bare, worked)
+            ]
             tokens = round(job.budget.seen_tokens * lengths[0] / lengths[1])
         held_out = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
         options = TrainOptions(seen_tokens=tokens, validation=held_out)

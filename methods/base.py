@@ -1,6 +1,8 @@
-"""What the settings of every method are made of: the frozen dataclass, and the kinds of values that several methods take.
+"""What the settings of every method are made of: the frozen dataclass, and the kinds of values that
+several methods take.
 
-Nothing of training or compressing is imported here: a method's code reaches only what the method uses.
+Nothing of training or compressing is imported here: a method's code reaches only what the method
+uses.
 """
 
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
@@ -16,7 +18,9 @@ _frozen = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(owner: type[Settings]) -> type[Settings]:
-    """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones are read by their old names too."""
+    """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones
+    are read by their old names too.
+    """
     restate(owner)
     checked = cast("type[Settings]", _frozen(owner))
     read_old_names(checked)
@@ -35,4 +39,8 @@ Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
 def changed(method: Any, *names: str) -> dict[str, object]:
     """Return those of a method's named settings that are not at their defaults."""
     defaults = type(method)()
-    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(defaults, name)}
+    return {
+        name: getattr(method, name)
+        for name in names
+        if getattr(method, name) != getattr(defaults, name)
+    }

@@ -1,16 +1,20 @@
-"""Chain-of-thought distillation: the teacher writes worked answers, the right ones are trained (sequence-level KD).
+"""Chain-of-thought distillation: the teacher writes worked answers, the right ones are trained
+(sequence-level KD).
 
-For each training problem the teacher writes `samples` answers; those that end by themselves and whose extracted
-answer equals the gold one are kept (rejection sampling), repeats dropped. A right answer in another form than the scorer's (an instruct
-teacher was shown none) is closed as the task closes its own. Traces are cached by content: teacher, problems, sampling. Counts of what was
-kept and dropped go into the record.
+For each training problem the teacher writes `samples` answers; those that end by themselves and
+whose extracted answer equals the gold one are kept (rejection sampling), repeats dropped. A right
+answer in another form than the scorer's (an instruct teacher was shown none) is closed as the task
+closes its own. Traces are cached by content: teacher, problems, sampling. Counts of what was kept
+and dropped go into the record.
 
-Form `traces` trains the worked answer. Form `step-by-step` (Hsieh et al., 2023) trains two texts a problem: the bare answer behind the
-scorer's own prompt, and the worked answer behind the same prompt with a line before it; each is divided by its own tokens. The student
-then answers without steps, at no cost in length.
+Form `traces` trains the worked answer. Form `step-by-step` (Hsieh et al., 2023) trains two texts a
+problem: the bare answer behind the scorer's own prompt, and the worked answer behind the same
+prompt with a line before it; each is divided by its own tokens. The student then answers without
+steps, at no cost in length.
 
-Cost: the teacher's writing, once per cache; the student of form `traces` then pays for longer answers at inference. Fails when
-the teacher solves too little (*no trace survived*), or when the student is too small to learn long traces.
+Cost: the teacher's writing, once per cache; the student of form `traces` then pays for longer
+answers at inference. Fails when the teacher solves too little (*no trace survived*), or when the
+student is too small to learn long traces.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -32,16 +36,22 @@ class ChainOfThought(Trained):
     _rejects: ClassVar[bool] = True
 
     form: Literal["traces", "step-by-step"] = "traces"
-    answer_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # alpha, of step-by-step: the bare answers' weight against the rationales'
+    # alpha, of step-by-step: the bare answers' weight against the rationales'
+    answer_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     samples: Annotated[int, Field(ge=1, le=64)] = 1  # answers the teacher writes per problem
-    sampling_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0  # 0: the likeliest token, always
-    longest: Annotated[int, Field(ge=1)] = 256  # new tokens of a trace at most; longer ones are dropped, not cut
-    shortest: Annotated[int, Field(ge=0)] = 0  # tokens of a trace at least; an answer without its steps teaches none
+    # 0: the likeliest token, always
+    sampling_temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    # new tokens of a trace at most; longer ones are dropped, not cut
+    longest: Annotated[int, Field(ge=1)] = 256
+    # tokens of a trace at least; an answer without its steps teaches none
+    shortest: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
         if self.samples > 1 and self.sampling_temperature == 0:
-            raise ValueError("samples above 1 need sampling_temperature above 0: greedy answers are all the same")
+            raise ValueError(
+                "samples above 1 need sampling_temperature above 0: greedy answers are all the same"
+            )
         if self.shortest >= self.longest:
             raise ValueError(f"shortest={self.shortest} must be below longest={self.longest}")
         return self
@@ -57,15 +67,25 @@ class ChainOfThought(Trained):
         return self.samples
 
     def compress(self, job: Job) -> Checkpoint:
-        """Have the traces written (or read them from the cache), keep the right ones, train on them."""
+        """Have the traces written (or read them from the cache), keep the right ones, train on
+        them.
+        """
         from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
         from methods.training.terms import Term, hard_labels
         from methods.training.traces import surviving, teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        written = teacher_traces(job, examples, samples=self.samples, temperature=self.sampling_temperature, longest=self.longest)
-        kept, counts = surviving(examples, written.texts, job, shortest=self.shortest, rejects=self._rejects)
+        written = teacher_traces(
+            job,
+            examples,
+            samples=self.samples,
+            temperature=self.sampling_temperature,
+            longest=self.longest,
+        )
+        kept, counts = surviving(
+            examples, written.texts, job, shortest=self.shortest, rejects=self._rejects
+        )
         pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
         terms: list[Term] = [hard_labels()]
         validation = None
@@ -73,16 +93,27 @@ class ChainOfThought(Trained):
             answers = {example.prompt: example.answer for example, _ in kept}
             pairs = [(prompt, answer, 0) for prompt, answer in answers.items()]
             own = student_tokenizer(job.student_base)
-            pairs += [(job.source.show(own, EXPLAIN + example.asked), text, 1) for example, text in kept]
-            terms = [hard_labels(self.answer_share, tag=0), hard_labels(1 - self.answer_share, tag=1)]
-            validation = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
+            pairs += [
+                (job.source.show(own, EXPLAIN + example.asked), text, 1) for example, text in kept
+            ]
+            terms = [
+                hard_labels(self.answer_share, tag=0),
+                hard_labels(1 - self.answer_share, tag=1),
+            ]
+            validation = bare(
+                examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
+            )
         options = TrainOptions(validation=validation)
-        return self.train(job, pairs, terms=terms, notes=counts, shared=[written.cost()], options=options)
+        return self.train(
+            job, pairs, terms=terms, notes=counts, shared=[written.cost()], options=options
+        )
 
 
 @settings
 class UnfilteredChainOfThought(ChainOfThought):
-    """Train on as many of the teacher's answers, right or wrong (control of `cot`: what rejecting gives)."""
+    """Train on as many of the teacher's answers, right or wrong (control of `cot`: what rejecting
+    gives).
+    """
 
     family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)

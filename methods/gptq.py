@@ -1,6 +1,8 @@
-"""GPTQ through optimum and gptqmodel, on a GPU. Needs the `gptq` extra; `int4-calibrated` is the same rounding anywhere.
+"""GPTQ through optimum and gptqmodel, on a GPU. Needs the `gptq` extra; `int4-calibrated` is the
+same rounding anywhere.
 
-Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: its kernels are for GPUs.
+Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: its kernels are for
+GPUs.
 """
 
 from typing import ClassVar, Literal
@@ -48,14 +50,30 @@ class Gptq(Calibrated):
         with by_library("gptq", "gptqmodel", making.base):
             from optimum.gptq import GPTQQuantizer
 
-            quantizer = GPTQQuantizer(bits=4, group_size=self.group_size, dataset=texts, model_seqlen=int(data.ids.shape[1]))
+            quantizer = GPTQQuantizer(
+                bits=4,
+                group_size=self.group_size,
+                dataset=texts,
+                model_seqlen=int(data.ids.shape[1]),
+            )
             packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
         head = packed.get_output_embeddings()
-        left = [name for name, module in packed.named_modules() if type(module) is nn.Linear and module is not head]
+        left = [
+            name
+            for name, module in packed.named_modules()
+            if type(module) is nn.Linear and module is not head
+        ]
         if left:
-            raise CellFailed(f"gptq: {len(left)} of {count} matrices were left as they are, for example {left[0]}; use int4-calibrated")
+            raise CellFailed(
+                f"gptq: {len(left)} of {count} matrices were left as they are, for example "
+                f"{left[0]}; use int4-calibrated"
+            )
         told = {
-            "library": "optimum+gptqmodel", "bits": 4, "group_size": self.group_size, "packed_layers": count, "table_and_head": "skip",
+            "library": "optimum+gptqmodel",
+            "bits": 4,
+            "group_size": self.group_size,
+            "packed_layers": count,
+            "table_and_head": "skip",
             "calibration": dict(data.told),
-        }  # fmt: skip
+        }
         return written_by(making, packed, told, save=lambda folder: quantizer.save(packed, folder))

@@ -27,5 +27,9 @@ class Identity(Method):
             return copy_student(job.teacher, job.workdir / "student", name="identity")
         opened = open_model(job.teacher, device="cpu", dtype=job.dtype)
         return save_student(
-            opened, job.workdir / "student", name="identity", dtype=stored_dtype(job.teacher), parents=(job.teacher.digest,)
+            opened,
+            job.workdir / "student",
+            name="identity",
+            dtype=stored_dtype(job.teacher),
+            parents=(job.teacher.digest,),
         )

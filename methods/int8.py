@@ -1,12 +1,14 @@
-"""Int8: weights in eight bits with one scale an output channel; activations as they are, or in eight bits too.
+"""Int8: weights in eight bits with one scale an output channel; activations as they are, or in
+eight bits too.
 
-`int8`: symmetric round to nearest, `w_hat = scale * code`, scale = max|w| / 127 (LLM.int8(), Dettmers et al., 2022, without the outlier
-part: weights alone need none). `int8-dynamic`: the same weights; every token's activations get a scale of their own (SmoothQuant's
-O2, Xiao et al., 2023). PyTorch's own dynamic kernel takes one scale for the whole batch, so an answer would depend on its
+`int8`: symmetric round to nearest, `w_hat = scale * code`, scale = max|w| / 127 (LLM.int8(),
+Dettmers et al., 2022, without the outlier part: weights alone need none). `int8-dynamic`: the same
+weights; every token's activations get a scale of their own (SmoothQuant's O2, Xiao et al., 2023).
+PyTorch's own dynamic kernel takes one scale for the whole batch, so an answer would depend on its
 neighbours; ours divides each row by its largest magnitude first.
 
-Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). Prompts are bound by arithmetic, not by reading weights:
-`int8` gains there only on processors with bf16 instructions.
+Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). Prompts are bound by
+arithmetic, not by reading weights: `int8` gains there only on processors with bf16 instructions.
 """
 
 from typing import ClassVar
@@ -35,7 +37,15 @@ class Int8(Quantized):
 
         making = Making(job, self._kind)
         layers = layers_of(making.model, skip=self.ignore, method=self._kind)
-        return pack(job, making, self, layers, lambda name, layer: round_to_nearest(layer.weight, bits=8), kind=self._kind, notes={})
+        return pack(
+            job,
+            making,
+            self,
+            layers,
+            lambda name, layer: round_to_nearest(layer.weight, bits=8),
+            kind=self._kind,
+            notes={},
+        )
 
 
 @settings

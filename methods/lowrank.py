@@ -1,12 +1,16 @@
-"""Low rank: the matrices of the blocks become products of two thinner ones each, by singular values.
+"""Low rank: the matrices of the blocks become products of two thinner ones each, by singular
+values.
 
-Whitened (the default; Wang et al., 2025, SVD-LLM): X^T X = S S^T over calibration text, `svd(W S) = U Sig V^T`, and W' = [U_r sqrt(Sig_r)]
-[sqrt(Sig_r) V_r^T S^-1]: what is lost on that text is exactly the sum of the squares of the dropped singular values, and plain SVD never
-loses less. `lowrank-plain` is that control: the same ranks by the SVD of W alone.
+Whitened (the default; Wang et al., 2025, SVD-LLM): X^T X = S S^T over calibration text, `svd(W S) =
+U Sig V^T`, and W' = [U_r sqrt(Sig_r)] [sqrt(Sig_r) V_r^T S^-1]: what is lost on that text is
+exactly the sum of the squares of the dropped singular values, and plain SVD never loses less.
+`lowrank-plain` is that control: the same ranks by the SVD of W alone.
 
-`keep` is the share of a matrix's parameters that stays: r = floor(keep * O * I / (O + I)). `allocation=energy` gives all matrices one
-threshold of dropped energy instead, at the same total. Keys' and values' projections stay whole under grouped queries: they are small.
-The student opens after `import methods.packed`. Cost: one pass of second moments and one SVD a layer. Useful to 20 or 30 % removed.
+`keep` is the share of a matrix's parameters that stays: r = floor(keep * O * I / (O + I)).
+`allocation=energy` gives all matrices one threshold of dropped energy instead, at the same total.
+Keys' and values' projections stay whole under grouped queries: they are small. The student opens
+after `import methods.packed`. Cost: one pass of second moments and one SVD a layer. Useful to 20 or
+30 % removed.
 """
 
 from collections.abc import Callable
@@ -30,7 +34,9 @@ GROUPED = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
 
 @settings
 class LowRank(Calibrated):
-    """Replace every matrix by two thinner factors, by the singular values of what it does to real inputs."""
+    """Replace every matrix by two thinner factors, by the singular values of what it does to real
+    inputs.
+    """
 
     family: ClassVar[Family] = "low-rank"
     controls: ClassVar[tuple[str, ...]] = ("lowrank-plain",)
@@ -39,7 +45,8 @@ class LowRank(Calibrated):
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of a matrix's parameters
     rank: Annotated[int, Field(ge=0)] = 0  # the same rank for every matrix, in place of `keep`
     allocation: Literal["uniform", "energy"] = "uniform"
-    jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4  # of the mean second moment, added where the factorisation needs it
+    # of the mean second moment, added where the factorisation needs it
+    jitter: Annotated[float, Field(gt=0, le=1)] = 1e-4
     ignore: Patterns = ()  # layers to leave as they are, and all below them
 
     @property
@@ -77,27 +84,39 @@ class LowRank(Calibrated):
         flops = calibration_flops(factoring.making, data, passes)
         return factoring.saved({"calibration": dict(data.told)}, flops=flops)
 
-    def factorised_layers(self, making: Making, every: "dict[str, nn.Linear]") -> "dict[str, nn.Linear]":
-        """Return the layers that become factors. Raises `CellFailed` where none is left, or the rank saves nothing in one."""
+    def factorised_layers(
+        self, making: Making, every: "dict[str, nn.Linear]"
+    ) -> "dict[str, nn.Linear]":
+        """Return the layers that become factors. Raises `CellFailed` where none is left, or the
+        rank saves nothing in one.
+        """
         config = making.model.config.get_text_config()
         heads = int(getattr(config, "num_attention_heads", None) or 0)
         grouped = int(getattr(config, "num_key_value_heads", None) or heads) < heads
-        layers = {name: layer for name, layer in every.items() if not (grouped and name.rpartition(".")[2] in GROUPED)}
+        layers = {
+            name: layer
+            for name, layer in every.items()
+            if not (grouped and name.rpartition(".")[2] in GROUPED)
+        }
         if not layers:
             raise CellFailed(
-                f"{making.method}: no matrix is left to factorise (keys' and values' projections stay whole under grouped queries)"
+                f"{making.method}: no matrix is left to factorise (keys' and values' projections "
+                "stay whole under grouped queries)"
             )
         for name, layer in layers.items():
             if self.rank >= saves_below(layer):
                 raise CellFailed(
-                    f"{making.method}: rank {self.rank} saves nothing in {name} ({layer.out_features} x {layer.in_features}); "
+                    f"{making.method}: rank {self.rank} saves nothing in {name} "
+                    f"({layer.out_features} x {layer.in_features}); "
                     f"give at most {saves_below(layer) - 1}"
                 )
         return layers
 
 
 class _Factoring:
-    """A model whose matrices become factors one after another, (O, r) and (r, I) by the layer's name."""
+    """A model whose matrices become factors one after another, (O, r) and (r, I) by the layer's
+    name.
+    """
 
     def __init__(self, making: Making, method: LowRank) -> None:
         from harness.models.language_model import stored_dtype
@@ -107,14 +126,17 @@ class _Factoring:
         every = layers_of(making.model, skip=method.ignore, method=making.method)
         self.left_alone = every.told
         self.layers: dict[str, nn.Linear] = method.factorised_layers(making, every.linear)
-        self.ranks = {name: method.rank or rank_of(layer, method.keep) for name, layer in self.layers.items()}
+        self.ranks = {
+            name: method.rank or rank_of(layer, method.keep) for name, layer in self.layers.items()
+        }
         self.dtype = stored_dtype(making.base)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def cut(self, name: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
         """Factorise a layer, and put into it what its factors stand for.
 
-        They are of the type that they will be saved in: half the memory, and what later blocks will see.
+        They are of the type that they will be saved in: half the memory, and what later blocks will
+        see.
         """
         up, down = factorised(layer.weight, self.ranks[name], gram, jitter=self.jitter)
         self.factors[name] = up, down = up.to(self.dtype), down.to(self.dtype)
@@ -135,8 +157,16 @@ class _Factoring:
         self.sweep(data, read, again=False)
         self.ranks = by_energy(spectra, self.layers, keep)
 
-    def sweep(self, data: "Calibration", do: "Callable[[str, nn.Linear, Tensor | None], None]", *, again: bool) -> None:
-        """Go through the blocks, and `do` something to each layer, given the second moments (I, I) of what flows into it."""
+    def sweep(
+        self,
+        data: "Calibration",
+        do: "Callable[[str, nn.Linear, Tensor | None], None]",
+        *,
+        again: bool,
+    ) -> None:
+        """Go through the blocks, and `do` something to each layer, given the second moments (I, I)
+        of what flows into it.
+        """
         from methods.compression.calibration import Flow, SweepOptions, sweep
         from methods.compression.layers import within
 
@@ -160,23 +190,42 @@ class _Factoring:
             layer.weight.data = layer.weight.data.new_empty(0)  # stands in the file as its factors
             bias = layer.bias
             specs[name] = {"kind": "float", "shape": list(down.shape), "factors": True}
-            specs[f"{name}.up"] = {"kind": "float", "shape": list(up.shape), **({"bias": True} if bias is not None else {})}
+            specs[f"{name}.up"] = {
+                "kind": "float",
+                "shape": list(up.shape),
+                **({"bias": True} if bias is not None else {}),
+            }
             tensors |= {f"{name}.weight": down, f"{name}.up.weight": up}
             if bias is not None:
                 tensors[f"{name}.up.bias"] = bias.to(self.dtype)
 
         def write(fresh: Any) -> None:
-            save_packed(making.opened, fresh, specs=specs, tensors=tensors, dtype=self.dtype, method=making.method)
+            save_packed(
+                making.opened,
+                fresh,
+                specs=specs,
+                tensors=tensors,
+                dtype=self.dtype,
+                method=making.method,
+            )
 
-        return making.save_as(write, notes={**self._counts(), **told, **self.left_alone}, flops=flops)
+        return making.save_as(
+            write, notes={**self._counts(), **told, **self.left_alone}, flops=flops
+        )
 
     def _counts(self) -> dict[str, Any]:
-        """Return how many matrices became factors, their smallest and largest rank, and the share of their weights that is left."""
+        """Return how many matrices became factors, their smallest and largest rank, and the share
+        of their weights that is left.
+        """
         pairs = self.factors.values()
         before = sum(up.shape[0] * down.shape[1] for up, down in pairs)
         after = sum(up.numel() + down.numel() for up, down in pairs)
         ranks = [down.shape[0] for _, down in pairs]
-        return {"matrices": len(pairs), "ranks": [min(ranks), max(ranks)], "kept_of_them": round(after / before, 4)}
+        return {
+            "matrices": len(pairs),
+            "ranks": [min(ranks), max(ranks)],
+            "kept_of_them": round(after / before, 4),
+        }
 
 
 @settings
@@ -190,16 +239,27 @@ class PlainLowRank(LowRank):
 
 def saves_below(layer: "nn.Linear") -> int:
     """Return the smallest rank that saves nothing: O I / (O + I), rounded up."""
-    return int(-(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features)))
+    return int(
+        -(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features))
+    )
 
 
 def rank_of(layer: "nn.Linear", keep: float) -> int:
     """Return the rank that keeps a share of a matrix's parameters; at least 1."""
-    return max(1, int(keep * layer.out_features * layer.in_features / (layer.out_features + layer.in_features)))
+    return max(
+        1,
+        int(
+            keep * layer.out_features * layer.in_features / (layer.out_features + layer.in_features)
+        ),
+    )
 
 
-def by_energy(spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep: float) -> dict[str, int]:
-    """Return ranks by one threshold on the share of energy a component carries in its matrix, per parameter that it costs."""
+def by_energy(
+    spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep: float
+) -> dict[str, int]:
+    """Return ranks by one threshold on the share of energy a component carries in its matrix, per
+    parameter that it costs.
+    """
     import torch
 
     worth, cost, owner = [], [], []
@@ -218,7 +278,9 @@ def by_energy(spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep
     return {name: max(1, int(count)) for name, count in zip(spectra, counts, strict=True)}
 
 
-def decomposed(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
+def decomposed(
+    w: "Tensor", gram: "Tensor | None", *, jitter: float
+) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
     """Return (U, singular values, V^T, S) of W, or of W S where X^T X = S S^T, in fp64."""
     import torch
 
@@ -228,15 +290,24 @@ def decomposed(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> "tuple[T
     mean = h.diagonal().mean().clamp(min=1e-30)
     share = 0.0
     for _ in range(12):
-        lower, problem = torch.linalg.cholesky_ex(h + share * mean * torch.eye(len(h), dtype=h.dtype, device=h.device))
+        lower, problem = torch.linalg.cholesky_ex(
+            h + share * mean * torch.eye(len(h), dtype=h.dtype, device=h.device)
+        )
         if int(problem) == 0 and float(lower.diagonal().min()) > 1e-6 * float(mean.sqrt()):
             return *torch.linalg.svd(w.double() @ lower, full_matrices=False), lower
         share = max(jitter * 0.01, share * 10)
-    raise CellFailed("what flows into a layer has no second moments that can be factorised (is a number in it not finite?)")
+    raise CellFailed(
+        "what flows into a layer has no second moments that can be factorised (is a number in it "
+        "not finite?)"
+    )
 
 
-def factorised(w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: float = 1e-4) -> "tuple[Tensor, Tensor]":
-    """Return (up (O, r), down (r, I)) with W ~ up @ down: the best of its rank, for inputs with second moments `gram` where given."""
+def factorised(
+    w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: float = 1e-4
+) -> "tuple[Tensor, Tensor]":
+    """Return (up (O, r), down (r, I)) with W ~ up @ down: the best of its rank, for inputs with
+    second moments `gram` where given.
+    """
     import torch
 
     u, values, vt, lower = decomposed(w, gram, jitter=jitter)
@@ -245,6 +316,7 @@ def factorised(w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: 
     if lower is not None:
         down = torch.linalg.solve_triangular(lower.T, down.T, upper=True).T
     up = u[:, :rank] * root
-    # Of equal norms component by component: the product is the same, and one learning rate fits both factors in a later training.
+    # Of equal norms component by component: the product is the same, and one learning rate fits
+    # both factors in a later training.
     balance = (down.norm(dim=1) / up.norm(dim=0).clamp(min=1e-30)).sqrt().clamp(min=1e-12)
     return (up * balance).to(w.dtype), (down / balance[:, None]).to(w.dtype)

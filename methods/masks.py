@@ -1,11 +1,15 @@
-"""Zeros that are a mask: how a pruned model says so, and which of its weights stay zero through every later stage."""
+"""Zeros that are a mask: how a pruned model says so, and which of its weights stay zero through
+every later stage.
+"""
 
 from typing import Any
 
 from torch import Tensor
 
 _PRUNED = "pruned_weights_stay_zero"  # in config.json of what our pruning methods wrote
-_MANY = 0.4  # share of exact zeros from which a matrix from elsewhere counts as pruned; a file of few bits, unpacked, has a tenth
+# share of exact zeros from which a matrix from elsewhere counts as pruned; a file of few bits,
+# unpacked, has a tenth
+_MANY = 0.4
 
 
 def mark_pruned(config: Any) -> None:

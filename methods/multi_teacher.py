@@ -1,11 +1,12 @@
 """Multi-teacher distillation: one student, several teachers, each read once and in memory alone.
 
-Target: `p = sum_k w_k p_k`, a mean of probabilities (a mean of logits would let one teacher's veto decide); loss as in `response`.
-Weights: equal, the ones given with `--teacher a=0.7,b=0.3`, by each teacher's confidence at each token (`softmax_k(-entropy_k)`), or by
-domain: each task's rows learn from the teacher with the lowest loss on that task's validation rows.
+Target: `p = sum_k w_k p_k`, a mean of probabilities (a mean of logits would let one teacher's veto
+decide); loss as in `response`. Weights: equal, the ones given with `--teacher a=0.7,b=0.3`, by each
+teacher's confidence at each token (`softmax_k(-entropy_k)`), or by domain: each task's rows learn
+from the teacher with the lowest loss on that task's validation rows.
 
-Cost: one forward of each teacher per distinct row, kept. Needs one token map. Fails when the second teacher is worse everywhere: then the
-best single teacher, its control, is better.
+Cost: one forward of each teacher per distinct row, kept. Needs one token map. Fails when the second
+teacher is worse everywhere: then the best single teacher, its control, is better.
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,21 @@ from methods.training.sources import Teachers, shared_vocabulary
 
 @settings
 class MultiTeacher(Trained):
-    """Match a mixture of several teachers' distributions (mean, fixed, confidence or domain weights)."""
+    """Match a mixture of several teachers' distributions (mean, fixed, confidence or domain
+    weights).
+    """
 
     controls: ClassVar[tuple[str, ...]] = ("best-single-teacher", "sft", "untouched")
     needs_same_vocabulary: ClassVar[bool] = True
     needs_several_teachers: ClassVar[bool] = True
 
-    weighting: Literal["auto", "mean", "fixed", "confidence", "domain"] = "auto"  # auto: fixed where weights were given, else mean
+    # auto: fixed where weights were given, else mean
+    weighting: Literal["auto", "mean", "fixed", "confidence", "domain"] = "auto"
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
-    teacher_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # weight of the teachers' term against the labels'
-    cache: Literal["on", "off"] = "on"  # on: each teacher is read once, alone in memory; off: all run beside the student
+    # weight of the teachers' term against the labels'
+    teacher_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    # on: each teacher is read once, alone in memory; off: all run beside the student
+    cache: Literal["on", "off"] = "on"
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
 
     @property
@@ -52,10 +58,21 @@ class MultiTeacher(Trained):
         from methods.training.terms import Term, hard_labels
 
         if len(job.teachers) < 2:
-            raise CellFailed("multi-teacher needs two teachers or more; type for example --teacher tiny,tiny-math")
-        weighting = self.weighting if self.weighting != "auto" else "fixed" if job.teacher_weights else "mean"
+            raise CellFailed(
+                "multi-teacher needs two teachers or more; type for example --teacher "
+                "tiny,tiny-math"
+            )
+        weighting = (
+            self.weighting
+            if self.weighting != "auto"
+            else "fixed"
+            if job.teacher_weights
+            else "mean"
+        )
         if weighting == "fixed" and not job.teacher_weights:
-            raise CellFailed("weighting=fixed needs weights; type for example --teacher tiny=0.7,tiny-math=0.3")
+            raise CellFailed(
+                "weighting=fixed needs weights; type for example --teacher tiny=0.7,tiny-math=0.3"
+            )
         names = list(job.tasks)
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         pairs = [(one.prompt, one.completion, names.index(one.task)) for one in examples]
@@ -67,19 +84,32 @@ class MultiTeacher(Trained):
             notes["teachers_loss"] = losses
             shared = [spent]
             # A task that has no training rows (perplexity) has no loss and no row to weigh.
-            by_task = [_one_hot([losses[teacher.name].get(task, 0.0) for teacher in job.teachers]) for task in names]
+            by_task = [
+                _one_hot([losses[teacher.name].get(task, 0.0) for teacher in job.teachers])
+                for task in names
+            ]
 
         def value(at: Positions) -> Any:
-            return mixed_kl(at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature)
+            return mixed_kl(
+                at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature
+            )
 
         vocabulary = shared_vocabulary(job, job.teachers)
-        teachers = Teachers(models=job.teachers, vocabulary=vocabulary, k=self.top_k, cache=self.cache, temperature=self.temperature)
+        teachers = Teachers(
+            models=job.teachers,
+            vocabulary=vocabulary,
+            k=self.top_k,
+            cache=self.cache,
+            temperature=self.temperature,
+        )
         terms = [Term("forward-kl", self.teacher_share, value)]
         terms += [hard_labels(1 - self.teacher_share)] if self.teacher_share < 1 else []
         return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes, shared=shared)
 
 
-def _weights(weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]) -> Any:
+def _weights(
+    weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]
+) -> Any:
     """Return the weights of the teachers at each position, (N, M)."""
     import torch
 
@@ -87,7 +117,9 @@ def _weights(weighting: str, at: Any, given: Sequence[float], by_task: Sequence[
 
     like = {"device": at.labels_N.device, "dtype": torch.float32}
     if weighting == "confidence":
-        return torch.softmax(-torch.stack([distribution_entropy(one) for one in at.teachers], dim=-1), dim=-1)
+        return torch.softmax(
+            -torch.stack([distribution_entropy(one) for one in at.teachers], dim=-1), dim=-1
+        )
     if weighting == "domain":
         return torch.tensor(by_task, **like)[at.tags_N]
     chosen = list(given) if weighting == "fixed" else [1.0] * len(at.teachers)
@@ -99,8 +131,11 @@ def _one_hot(losses: Sequence[float]) -> list[float]:
     return [1.0 if index == best else 0.0 for index in range(len(losses))]
 
 
-def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), and what that cost; one in memory at a time.
+def validation_losses(
+    job: Job, teachers: Sequence[Checkpoint], *, rows: int
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), and
+    what that cost; one in memory at a time.
 
     Every cell reads them anew, so the cost carries the cell's own name: nothing is shared.
     """
@@ -117,7 +152,12 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
     from methods.training.teachers import Head
 
     began = time.monotonic()
-    cost: dict[str, Any] = {"key": digest_of("validation losses", str(job.workdir)), "tokens": 0, "seconds": 0.0, "flops": 0.0}
+    cost: dict[str, Any] = {
+        "key": digest_of("validation losses", str(job.workdir)),
+        "tokens": 0,
+        "seconds": 0.0,
+        "flops": 0.0,
+    }
     found: dict[str, dict[str, float]] = {}
     for teacher in teachers:
         opened = open_model(teacher, device=job.device, dtype=job.dtype)
@@ -131,7 +171,9 @@ def validation_losses(job: Job, teachers: Sequence[Checkpoint], *, rows: int) ->
             read = sum(len(row.ids) for row in held)
             cost["tokens"] += read
             cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
-            loss = validate(held, head=head, pad=opened.pad_id, micro_batch_size=16, device=job.device)
+            loss = validate(
+                held, head=head, pad=opened.pad_id, micro_batch_size=16, device=job.device
+            )
             found[teacher.name][name] = round(loss, 5)
         del opened, head
         release_memory(job.device)
@@ -148,10 +190,17 @@ class BestSingleTeacher(Distilled):
     is_control: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Choose by the mean over tasks of the loss on validation rows, then distil as `response` does."""
+        """Choose by the mean over tasks of the loss on validation rows, then distil as `response`
+        does.
+        """
         from dataclasses import replace
 
         losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
         best = min(job.teachers, key=lambda one: sum(losses[one.name].values()))
         chosen = replace(self, teacher=best.name)
-        return chosen.distil(job, self._examples(job), notes={"teacher": best.name, "teachers_loss": losses}, shared=[spent])
+        return chosen.distil(
+            job,
+            self._examples(job),
+            notes={"teacher": best.name, "teachers_loss": losses},
+            shared=[spent],
+        )

@@ -1,7 +1,8 @@
-"""bitsandbytes' formats through transformers: NF4 (Dettmers et al., 2023, QLoRA) and its int8 (Dettmers et al., 2022, LLM.int8()).
+"""bitsandbytes' formats through transformers: NF4 (Dettmers et al., 2023, QLoRA) and its int8
+(Dettmers et al., 2022, LLM.int8()).
 
-Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them. Cost: seconds, no data. Fails at nothing but speed: the
-4-bit kernels unpack before they multiply.
+Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them. Cost: seconds, no
+data. Fails at nothing but speed: the 4-bit kernels unpack before they multiply.
 """
 
 from typing import ClassVar, Literal
@@ -24,15 +25,19 @@ class Nf4(Compressed):
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 4 bits, and a scale of 32 for 64 weights, or of 8 where scales are quantised too."""
+        """Return 4 bits, and a scale of 32 for 64 weights, or of 8 where scales are
+        quantised too.
+        """
         return 4 + (8 if self.double else 32) / 64
 
     def asked(self) -> dict[str, object]:
         """Return the library's own settings."""
         return {
-            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": self.compute,
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": self.compute,
             "bnb_4bit_use_double_quant": self.double,
-        }  # fmt: skip
+        }
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
@@ -51,13 +56,21 @@ class Nf4(Compressed):
             packed = AutoModelForCausalLM.from_pretrained(
                 making.base.path,
                 quantization_config=BitsAndBytesConfig(**self.asked()),
-                dtype=stored_dtype(making.base),  # what is left alone is saved in the base's own type
+                # what is left alone is saved in the base's own type
+                dtype=stored_dtype(making.base),
                 device_map=job.device,
             )
-            count = sum(type(module).__module__.startswith("bitsandbytes.") for module in packed.modules())
+            count = sum(
+                type(module).__module__.startswith("bitsandbytes.") for module in packed.modules()
+            )
         if count != wanted:
             raise CellFailed(f"{self._name}: bitsandbytes packed {count} of {wanted} matrices")
-        told = {"library": "bitsandbytes", "packed_layers": count, "table_and_head": "skip", **self.asked()}
+        told = {
+            "library": "bitsandbytes",
+            "packed_layers": count,
+            "table_and_head": "skip",
+            **self.asked(),
+        }
         return written_by(making, packed.eval(), told)
 
 

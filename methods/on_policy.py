@@ -2,12 +2,14 @@
 
 After Agarwal et al. (2024, GKD) and Gu et al. (2024, MiniLLM).
 
-In a share of the steps the completions are samples of the student's at that moment, drawn plainly (no top-k, no top-p); in the others
-they are the training split's. At every completion token the divergence between student and teacher is trained, no gradient through the
-sampling, no labels. N counts the tokens that the student wrote.
+In a share of the steps the completions are samples of the student's at that moment, drawn plainly
+(no top-k, no top-p); in the others they are the training split's. At every completion token the
+divergence between student and teacher is trained, no gradient through the sampling, no labels. N
+counts the tokens that the student wrote.
 
-Cost: the student's writing, which dominates, and the teacher beside it at every step: what it will be asked is not known beforehand. Fails
-when the student writes such nonsense that the teacher has no useful opinion of it: train it a little first.
+Cost: the student's writing, which dominates, and the teacher beside it at every step: what it will
+be asked is not known beforehand. Fails when the student writes such nonsense that the teacher has
+no useful opinion of it: train it a little first.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -27,9 +29,11 @@ class OnPolicyDistillation(Trained):
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
     needs_same_vocabulary: ClassVar[bool] = True
 
-    on_policy_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the steps; the others train on the gold answers
+    # of the steps; the others train on the gold answers
+    on_policy_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     sampling_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0  # of what the student writes
-    longest: Annotated[int, Field(ge=1)] = 128  # new tokens of an answer; one that is cut has no end to learn
+    # new tokens of an answer; one that is cut has no end to learn
+    longest: Annotated[int, Field(ge=1)] = 128
     divergence: Literal["jsd", "reverse-kl", "forward-kl"] = "jsd"
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of jsd: the teacher's share of the mixture
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0  # of the loss, not of the sampling
@@ -47,12 +51,23 @@ class OnPolicyDistillation(Trained):
         from methods.training.terms import Term
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        teachers = Teachers(models=(job.teacher,), vocabulary=shared_vocabulary(job, [job.teacher]), cache="off")
+        teachers = Teachers(
+            models=(job.teacher,), vocabulary=shared_vocabulary(job, [job.teacher]), cache="off"
+        )
 
         def rollout() -> Rollout:
-            return Rollout(self.on_policy_share, self.sampling_temperature, self.longest, job.seed, context_of(teachers))
+            return Rollout(
+                self.on_policy_share,
+                self.sampling_temperature,
+                self.longest,
+                job.seed,
+                context_of(teachers),
+            )
 
         return self.train(
-            job, worked(examples), terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))], teachers=teachers,
+            job,
+            worked(examples),
+            terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))],
+            teachers=teachers,
             options=TrainOptions(rollout=rollout),
-        )  # fmt: skip
+        )

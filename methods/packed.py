@@ -1,4 +1,5 @@
-"""Import this to open students with plain transformers: it registers their format (harness/models/packed.py). No method of its own.
+"""Import this to open students with plain transformers: it registers their format
+(harness/models/packed.py). No method of its own.
 
 import methods.packed
 model = AutoModelForCausalLM.from_pretrained("results/runs/students/.../student")

@@ -1,11 +1,14 @@
-"""Depth pruning: whole blocks go, those that change what passes through them least (Men et al., 2024, ShortGPT).
+"""Depth pruning: whole blocks go, those that change what passes through them least (Men et al.,
+2024, ShortGPT).
 
-A block's influence is `1 - mean cos(what enters, what leaves)` over calibration text. `contiguous` drops the run of neighbours with the
-least influence together instead. The rest is renumbered and opens with plain transformers. Control: as many random blocks.
+A block's influence is `1 - mean cos(what enters, what leaves)` over calibration text. `contiguous`
+drops the run of neighbours with the least influence together instead. The rest is renumbered and
+opens with plain transformers. Control: as many random blocks.
 
-Really smaller and really faster, in proportion to the blocks. Cost: one pass over the calibration text. One cut without recovery falls
-off a cliff on long answers while multiple choice hides it (36 to 32 blocks: 98.7 % of MMLU, 32.8 % of GSM8K): chain a distillation
-behind it, `prune-depth+response`.
+Really smaller and really faster, in proportion to the blocks. Cost: one pass over the calibration
+text. One cut without recovery falls off a cliff on long answers while multiple choice hides it (36
+to 32 blocks: 98.7 % of MMLU, 32.8 % of GSM8K): chain a distillation behind it,
+`prune-depth+response`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -76,7 +79,11 @@ class RandomDepthPruning(Compressed):
 
         making = Making(job, "prune-depth-random", plain=True)
         count = len(blocks_of(making.model)[1])
-        return without(making, sorted(random.Random(job.seed).sample(range(count), dropped(count, self.ratio))), {})
+        return without(
+            making,
+            sorted(random.Random(job.seed).sample(range(count), dropped(count, self.ratio))),
+            {},
+        )
 
 
 def dropped(count: int, ratio: float) -> int:
@@ -85,7 +92,9 @@ def dropped(count: int, ratio: float) -> int:
 
     gone = max(1, int(ratio * count + 0.5))
     if gone >= count:
-        raise CellFailed(f"ratio {ratio} leaves none of {count} blocks; give at most {(count - 1) / count:.2f}")
+        raise CellFailed(
+            f"ratio {ratio} leaves none of {count} blocks; give at most {(count - 1) / count:.2f}"
+        )
     return gone
 
 
@@ -96,7 +105,9 @@ def fewer(before: "Shape", ratio: float) -> "Shape":
     return replace(before, layers=before.layers - dropped(before.layers, ratio))
 
 
-def without(making: Making, drop: list[int], told: dict[str, Any], *, flops: float = 0.0) -> Checkpoint:
+def without(
+    making: Making, drop: list[int], told: dict[str, Any], *, flops: float = 0.0
+) -> Checkpoint:
     """Save the model without these blocks."""
     from dataclasses import replace
 
@@ -111,6 +122,12 @@ def without(making: Making, drop: list[int], told: dict[str, Any], *, flops: flo
     model.generation_config = making.model.generation_config
     after = sum(parameter.numel() for parameter in model.parameters())
     if after >= before:
-        raise CellFailed(f"{making.method}: without blocks {drop} the model is no smaller (its blocks share their weights)")
+        raise CellFailed(
+            f"{making.method}: without blocks {drop} the model is no smaller (its blocks share "
+            "their weights)"
+        )
     making.opened = replace(making.opened, model=model.eval())
-    return making.save(notes={"dropped": drop, "kept": len(kept), "parameters": [before, after], **told}, flops=flops)
+    return making.save(
+        notes={"dropped": drop, "kept": len(kept), "parameters": [before, after], **told},
+        flops=flops,
+    )

@@ -1,7 +1,9 @@
-"""Magnitude pruning: the smallest weights of every layer become zero (Han et al., 2015). The control sets as many random ones to zero.
+"""Magnitude pruning: the smallest weights of every layer become zero (Han et al., 2015). The
+control sets as many random ones to zero.
 
-Dense kernels gain nothing from zeros: bytes and speed are those of the dense model. Cost: seconds, no data. Fails early: at 50 % on
-models without recovery, because a small weight behind a large input matters more than a large one behind nothing.
+Dense kernels gain nothing from zeros: bytes and speed are those of the dense model. Cost: seconds,
+no data. Fails early: at 50 % on models without recovery, because a small weight behind a large
+input matters more than a large one behind nothing.
 """
 
 from typing import ClassVar
@@ -19,7 +21,9 @@ class MagnitudePruning(Zeroing):
 
     def compress(self, job: Job) -> Checkpoint:
         """Compare magnitudes within each layer."""
-        return self.zeroed(job, "prune-magnitude", lambda name, layer: layer.weight.abs().float(), within="layer")
+        return self.zeroed(
+            job, "prune-magnitude", lambda name, layer: layer.weight.abs().float(), within="layer"
+        )
 
 
 @settings
@@ -35,5 +39,10 @@ class RandomPruning(Zeroing):
 
         draw = torch.Generator().manual_seed(job.seed)
         return self.zeroed(
-            job, "prune-random", lambda name, layer: torch.rand(layer.weight.shape, generator=draw).to(layer.weight.device), within="layer"
+            job,
+            "prune-random",
+            lambda name, layer: torch.rand(layer.weight.shape, generator=draw).to(
+                layer.weight.device
+            ),
+            within="layer",
         )

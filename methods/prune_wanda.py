@@ -1,6 +1,8 @@
-"""Wanda: weights times the norm of the inputs they meet, the lowest of each output's row become zero (Sun et al., 2024).
+"""Wanda: weights times the norm of the inputs they meet, the lowest of each output's row become
+zero (Sun et al., 2024).
 
-Cost: two passes over the calibration text. Dense kernels gain nothing from zeros. The control is magnitude at equal ratio.
+Cost: two passes over the calibration text. Dense kernels gain nothing from zeros. The control is
+magnitude at equal ratio.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -24,6 +26,13 @@ class WandaPruning(CalibratedZeroing):
         from methods.compression.sparsity import mask_of, wanda_score
 
         def cut(layer: "nn.Linear", squares: "Tensor", tokens: int, stays: "Tensor | None") -> None:
-            layer.weight.mul_(mask_of(wanda_score(layer.weight, squares), ratio=self.ratio, pattern=self.pattern, within="row"))
+            layer.weight.mul_(
+                mask_of(
+                    wanda_score(layer.weight, squares),
+                    ratio=self.ratio,
+                    pattern=self.pattern,
+                    within="row",
+                )
+            )
 
         return self.swept(job, "prune-wanda", kind="squares", cut=cut)

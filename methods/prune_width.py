@@ -1,11 +1,14 @@
-"""Width pruning: feed-forward channels and whole groups of heads go, by what flows through them on calibration text.
+"""Width pruning: feed-forward channels and whole groups of heads go, by what flows through them on
+calibration text.
 
-A channel's score is `mean |act(gate) * up| * ||down column||`; a KV group's (its query heads, key head and value head together, so that
-the ratio of heads and the head size stay) is the same of its part of the output projection's input. By default every block loses as
-much, and the student opens with plain transformers; `allocation=global` compares channels over all blocks, so that widths differ: such
-a student opens after `import methods.packed`. Control: random channels and groups.
+A channel's score is `mean |act(gate) * up| * ||down column||`; a KV group's (its query heads, key
+head and value head together, so that the ratio of heads and the head size stay) is the same of its
+part of the output projection's input. By default every block loses as much, and the student opens
+with plain transformers; `allocation=global` compares channels over all blocks, so that widths
+differ: such a student opens after `import methods.packed`. Control: random channels and groups.
 
-Parameters of a gated block afterwards: 3 H F + 2 H A d + 2 H K d and norms, asserted. Cost: one pass over the calibration text.
+Parameters of a gated block afterwards: 3 H F + 2 H A d + 2 H K d and norms, asserted. Cost: one
+pass over the calibration text.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -35,7 +38,8 @@ class Narrowing(Compressed):
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of the feed-forward channels that go
     groups: Annotated[int, Field(ge=0)] = 0  # KV groups that go from every block
-    multiple: Annotated[int, Field(ge=1)] = 16  # channels that stay, rounded to the nearest of it: what kernels take without filling up
+    # channels that stay, rounded to the nearest of it: what kernels take without filling up
+    multiple: Annotated[int, Field(ge=1)] = 16
 
     def narrower(self) -> Narrower:
         """Return how much goes, as the cut has it."""
@@ -47,7 +51,12 @@ class Narrowing(Compressed):
 
         kept = max(1, before.kv_heads - self.groups)
         channels = max(1, self.narrower().kept_channels(before.intermediate))
-        return replace(before, intermediate=channels, kv_heads=kept, heads=before.heads // before.kv_heads * kept)
+        return replace(
+            before,
+            intermediate=channels,
+            kv_heads=kept,
+            heads=before.heads // before.kv_heads * kept,
+        )
 
 
 @settings
@@ -89,7 +98,9 @@ class WidthPruning(Narrowing, Calibrated):
         channels = {part.name: score(part.reader) for part in cut.parts}
         heads = {name: score(reader) for name, reader in cut.outputs().items()}
         told = {"calibration": dict(data.told), "allocation": self.allocation}
-        return cut.saved(channels, heads, self.allocation, told, flops=calibration_flops(making, data, 1))
+        return cut.saved(
+            channels, heads, self.allocation, told, flops=calibration_flops(making, data, 1)
+        )
 
 
 @settings
@@ -113,5 +124,8 @@ class RandomWidthPruning(Narrowing):
             return torch.rand(outputs, generator=draw)
 
         channels = {part.name: score(part.width) for part in cut.parts}
-        heads = {name: score(matrix_of(making.model, reader).shape[1]) for name, reader in cut.outputs().items()}
+        heads = {
+            name: score(matrix_of(making.model, reader).shape[1])
+            for name, reader in cut.outputs().items()
+        }
         return cut.saved(channels, heads, "uniform", {})

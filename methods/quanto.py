@@ -1,7 +1,9 @@
-"""optimum's quanto: weights in 2, 4 or 8 bits, kept as the floats that they stand for. Needs the `quant` extra.
+"""optimum's quanto: weights in 2, 4 or 8 bits, kept as the floats that they stand for. Needs the
+`quant` extra.
 
-quanto is in maintenance: `quantize(); save_pretrained()` reloads random weights with only a warning, and what its own class writes plain
-transformers cannot open. So this row is about accuracy alone; it prints no size and no speed. Cost: seconds, no data.
+quanto is in maintenance: `quantize(); save_pretrained()` reloads random weights with only a
+warning, and what its own class writes plain transformers cannot open. So this row is about accuracy
+alone; it prints no size and no speed. Cost: seconds, no data.
 """
 
 from collections.abc import Sequence
@@ -38,13 +40,23 @@ class Quanto(Compressed):
         with by_library(f"quanto[bits={self.bits}]", "optimum-quanto", making.base):
             count = _quantized(making.model, self.bits, left)
         if count != wanted:
-            raise CellFailed(f"quanto: {count} of {wanted} matrices were quantised; use int8 or int4")
-        notes = {"library": "optimum-quanto", "bits": self.bits, "packed_layers": count, "table_and_head": "skip", "simulated": True}
+            raise CellFailed(
+                f"quanto: {count} of {wanted} matrices were quantised; use int8 or int4"
+            )
+        notes = {
+            "library": "optimum-quanto",
+            "bits": self.bits,
+            "packed_layers": count,
+            "table_and_head": "skip",
+            "simulated": True,
+        }
         return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
 
 
 def _quantized(model: Any, bits: int, left: Sequence[str]) -> int:
-    """Quantise a model's matrices but those `left` out, and put the floats that they stand for in their places; return how many."""
+    """Quantise a model's matrices but those `left` out, and put the floats that they stand for in
+    their places; return how many.
+    """
     import torch
     from optimum import quanto
 
@@ -53,7 +65,9 @@ def _quantized(model: Any, bits: int, left: Sequence[str]) -> int:
     count = 0
     for name, module in list(model.named_modules()):
         if isinstance(module, quanto.QLinear):
-            plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            plain = torch.nn.Linear(
+                module.in_features, module.out_features, bias=module.bias is not None
+            )
             plain.weight.data = module.weight.dequantize()
             if module.bias is not None:
                 plain.bias.data = module.bias.data

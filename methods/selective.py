@@ -1,13 +1,15 @@
 """Selective distillation: train where the teacher has most to say, and nowhere else.
 
-Tokens: the share of each row with the highest divergence from the student (`kl`), entropy of the teacher (`entropy`) or excess loss
-(`excess`; Lin et al., 2024, Rho-1). Rows: the share that the teacher is surest of (`confidence`), solves by itself first (`correct`), or
-the shortest or longest. The loss is that of `response`; its denominator counts chosen tokens only.
+Tokens: the share of each row with the highest divergence from the student (`kl`), entropy of the
+teacher (`entropy`) or excess loss (`excess`; Lin et al., 2024, Rho-1). Rows: the share that the
+teacher is surest of (`confidence`), solves by itself first (`correct`), or the shortest or longest.
+The loss is that of `response`; its denominator counts chosen tokens only.
 
 Rows are chosen within each task, so that the mixture of tasks stays what it was.
 
-Cost: that of `response`, and the teacher's own answers for `correct`. The control is a random choice of the same size: without it a gain
-may be the smaller number of tokens. Fails when the unchosen tokens are what the student lacked.
+Cost: that of `response`, and the teacher's own answers for `correct`. The control is a random
+choice of the same size: without it a gain may be the smaller number of tokens. Fails when the
+unchosen tokens are what the student lacked.
 """
 
 from collections import Counter
@@ -39,12 +41,16 @@ class SelectiveDistillation(Distilled):
 
     @property
     def writes_traces(self) -> bool:
-        """Tell whether the teacher answers every problem first, so that those it solves are known."""
+        """Tell whether the teacher answers every problem first, so that those it solves are
+        known.
+        """
         return self.by == "correct"
 
     def control_settings(self) -> dict[str, object]:
         """Its control chooses as many, of the same kind, and is trained by the same loss."""
-        inward = [name for name in vars(self) if name.startswith(("feature_", "attention_", "relation_"))]
+        inward = [
+            name for name in vars(self) if name.startswith(("feature_", "attention_", "relation_"))
+        ]
         size = {"share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
         return {**super().control_settings(), **self.changed("terms", "top_k", *inward), **size}
 
@@ -54,19 +60,36 @@ class SelectiveDistillation(Distilled):
 
         examples = self._examples(job)
         if self.by in _TOKENS:
-            return self.distil(job, examples, selection=Selection(self.share, self.by, job.seed), over=())  # type: ignore[arg-type]
+            selection = Selection(self.share, self.by, job.seed)  # type: ignore[arg-type]
+            return self.distil(job, examples, selection=selection, over=())
         ranked, rows, told, shared = self._ranked(job, examples)
         kept = of_each_task(ranked, self.share)
-        return self.distil(job, kept, over=rows, notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)}, shared=shared)
+        return self.distil(
+            job,
+            kept,
+            over=rows,
+            notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)},
+            shared=shared,
+        )
 
-    def _ranked(self, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], Sequence[Row], dict[str, Any], list[dict[str, Any]]]":
-        """Return examples best first, every row (for the teacher's cache), counts, and what the teacher wrote for it."""
+    def _ranked(
+        self, job: Job, examples: Sequence[Example]
+    ) -> "tuple[list[Example], Sequence[Row], dict[str, Any], list[dict[str, Any]]]":
+        """Return examples best first, every row (for the teacher's cache), counts, and what the
+        teacher wrote for it.
+        """
         examples, encoded = readable(self, job, examples)
         if self.by in ("short", "long"):
-            order = sorted(range(len(examples)), key=lambda index: encoded[index].trained, reverse=self.by == "long")
+            order = sorted(
+                range(len(examples)),
+                key=lambda index: encoded[index].trained,
+                reverse=self.by == "long",
+            )
             return [examples[index] for index in order], encoded, {}, []
         losses = self._teacher_losses(job, encoded)
-        solved, written = self._solved(job, examples) if self.by == "correct" else ([True] * len(examples), [])
+        solved, written = (
+            self._solved(job, examples) if self.by == "correct" else ([True] * len(examples), [])
+        )
         order = sorted(range(len(examples)), key=lambda index: (not solved[index], losses[index]))
         told = {"teacher_solves": sum(solved)} if self.by == "correct" else {}
         return [examples[index] for index in order], encoded, told, written
@@ -89,27 +112,41 @@ class SelectiveDistillation(Distilled):
             found.update({index: float(one.mean()) for index, one in zip(part, each, strict=True)})
         return [found[index] for index in range(len(rows))]
 
-    def _solved(self, job: Job, examples: Sequence[Example]) -> tuple[list[bool], list[dict[str, Any]]]:
-        """Tell which problems the teacher answers right by itself, and what writing the answers took."""
+    def _solved(
+        self, job: Job, examples: Sequence[Example]
+    ) -> tuple[list[bool], list[dict[str, Any]]]:
+        """Tell which problems the teacher answers right by itself, and what writing the answers
+        took.
+        """
         from methods.training.traces import teacher_traces
 
-        written = teacher_traces(job, examples, teacher=self.chosen_teacher(job), samples=1, temperature=0.0, longest=256)
+        written = teacher_traces(
+            job, examples, teacher=self.chosen_teacher(job), samples=1, temperature=0.0, longest=256
+        )
         answered = zip(examples, written.texts, strict=True)
-        return [job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered], [written.cost()]
+        return [
+            job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered
+        ], [written.cost()]
 
 
-def readable(method: Distilled, job: Job, examples: Sequence[Example]) -> "tuple[list[Example], list[Row]]":
+def readable(
+    method: Distilled, job: Job, examples: Sequence[Example]
+) -> "tuple[list[Example], list[Row]]":
     """Return the examples that student and teacher can read whole, and each one's row."""
     from harness.models.language_model import student_tokenizer
     from methods.training.rows import encode
 
     tokenizer, longest = student_tokenizer(job.student_base), method.longest_row(job)
     every = [encode(tokenizer, [pair], longest=longest)[0] for pair in worked(examples)]
-    return [example for example, rows in zip(examples, every, strict=True) if rows], [row for rows in every for row in rows]
+    return [example for example, rows in zip(examples, every, strict=True) if rows], [
+        row for rows in every for row in rows
+    ]
 
 
 def of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
-    """Return the leading share of each task's examples, at least one, in the order that they have: the mixture of tasks stays."""
+    """Return the leading share of each task's examples, at least one, in the order that they have:
+    the mixture of tasks stays.
+    """
     counts = Counter(one.task for one in ranked)
     left = {task: max(1, round(share * count)) for task, count in counts.items()}
     kept = []
@@ -138,6 +175,12 @@ class RandomSelection(Distilled):
         from methods.training.selection import Selection
 
         if self.unit == "tokens":
-            return self.distil(job, self._examples(job), selection=Selection(self.share, "random", job.seed))
+            return self.distil(
+                job, self._examples(job), selection=Selection(self.share, "random", job.seed)
+            )
         examples, rows = readable(self, job, self._examples(job))
-        return self.distil(job, of_each_task(random.Random(job.seed).sample(examples, len(examples)), self.share), over=rows)
+        return self.distil(
+            job,
+            of_each_task(random.Random(job.seed).sample(examples, len(examples)), self.share),
+            over=rows,
+        )

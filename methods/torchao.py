@@ -1,8 +1,10 @@
-"""torchao's formats through transformers: int8 weights, the same with int8 activations a token, and int4 in groups on a GPU.
+"""torchao's formats through transformers: int8 weights, the same with int8 activations a token, and
+int4 in groups on a GPU.
 
-Needs the `quant` extra. The same roundings as `int8`, `int8-dynamic` and `int4` in the library's own checkpoint and kernels, for who
-serves that format. Table and head stay floats, as transformers leaves them. Cost: seconds, no data. Fails at speed on a CPU: without
-torch.compile its int8 weights are turned into floats before every product. Source: https://github.com/pytorch/ao
+Needs the `quant` extra. The same roundings as `int8`, `int8-dynamic` and `int4` in the library's
+own checkpoint and kernels, for who serves that format. Table and head stay floats, as transformers
+leaves them. Cost: seconds, no data. Fails at speed on a CPU: without torch.compile its int8 weights
+are turned into floats before every product. Source: https://github.com/pytorch/ao
 """
 
 from typing import Any, ClassVar, Literal
@@ -24,7 +26,9 @@ class TorchAo(Compressed):
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 8 bits and a scale for each row; of int4 4 bits, and a scale and a zero of 16 for each group."""
+        """Return 8 bits and a scale for each row; of int4 4 bits, and a scale and a zero of 16 for
+        each group.
+        """
         return 4 + 32 / self.group_size if self.scheme == "int4" else 8.1
 
     def compress(self, job: Job) -> Checkpoint:
@@ -34,7 +38,9 @@ class TorchAo(Compressed):
 
         require("torchao", "quant")
         if self.scheme == "int4" and not job.device.startswith("cuda"):
-            raise Skipped("torchao's int4 kernels run on a GPU; int4 is the same rounding on any machine")
+            raise Skipped(
+                "torchao's int4 kernels run on a GPU; int4 is the same rounding on any machine"
+            )
         import torch
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
@@ -43,29 +49,61 @@ class TorchAo(Compressed):
 
         making = Making(job, "torchao", plain=True)
         wanted = matrices_of(making.model, "torchao")
-        dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(making.base)  # int4's kernel multiplies bf16 alone
+        # int4's kernel multiplies bf16 alone
+        dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(making.base)
         with by_library(f"torchao[scheme={self.scheme}]", "torchao", making.base):
             packed = AutoModelForCausalLM.from_pretrained(
-                making.base.path, quantization_config=TorchAoConfig(self._asked()), dtype=dtype, device_map=job.device
+                making.base.path,
+                quantization_config=TorchAoConfig(self._asked()),
+                dtype=dtype,
+                device_map=job.device,
             )
-            count = sum(type(module.weight.data).__module__.startswith("torchao.") for module in packed.modules() if _is_matrix(module))
+            count = sum(
+                type(module.weight.data).__module__.startswith("torchao.")
+                for module in packed.modules()
+                if _is_matrix(module)
+            )
         if count != wanted:
             raise CellFailed(
-                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's group of {self.group_size} must divide "
+                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's "
+                f"group of {self.group_size} must divide "
                 "every row); use int8 or int4"
             )
-        told: dict[str, Any] = {"library": "torchao", "scheme": self.scheme, "packed_layers": count, "table_and_head": "skip"}
-        return written_by(making, packed.eval(), told | ({"group_size": self.group_size} if self.scheme == "int4" else {}))
+        told: dict[str, Any] = {
+            "library": "torchao",
+            "scheme": self.scheme,
+            "packed_layers": count,
+            "table_and_head": "skip",
+        }
+        return written_by(
+            making,
+            packed.eval(),
+            told | ({"group_size": self.group_size} if self.scheme == "int4" else {}),
+        )
 
     def _asked(self) -> Any:
-        """Return the library's own settings; its changes of torch's global ones (float32 precision) are refused."""
-        from torchao.quantization import Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, PerRow
+        """Return the library's own settings; its changes of torch's global ones (float32 precision)
+        are refused.
+        """
+        from torchao.quantization import (
+            Int4WeightOnlyConfig,
+            Int8DynamicActivationInt8WeightConfig,
+            Int8WeightOnlyConfig,
+            PerRow,
+        )
 
         if self.scheme == "int4":
             # the layout of PyTorch's own kernel; torchao's default layout needs another package
-            return Int4WeightOnlyConfig(group_size=self.group_size, int4_packing_format="tile_packed_to_4d", set_inductor_config=False)
-        kind = Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
-        return kind(granularity=PerRow(), set_inductor_config=False)  # an activation's row is a token
+            return Int4WeightOnlyConfig(
+                group_size=self.group_size,
+                int4_packing_format="tile_packed_to_4d",
+                set_inductor_config=False,
+            )
+        kind = (
+            Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
+        )
+        # an activation's row is a token
+        return kind(granularity=PerRow(), set_inductor_config=False)
 
 
 def _is_matrix(module: Any) -> bool:

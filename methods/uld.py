@@ -1,10 +1,12 @@
 """Universal logit distillation: a teacher with another tokenizer (Boizard et al., 2024, ULD).
 
-Loss: the labels' cross-entropy plus `w * sum_i |sort(q)_i - sort(p)_i|` wherever both tokenizers have a boundary at the same place of the
-text: there both models have read the same and are about to go on. The sorted form compares how sure the two are, not of what.
+Loss: the labels' cross-entropy plus `w * sum_i |sort(q)_i - sort(p)_i|` wherever both tokenizers
+have a boundary at the same place of the text: there both models have read the same and are about to
+go on. The sorted form compares how sure the two are, not of what.
 
-Cost: the teacher beside the student, on its own tokens. Its controls are `sft` and `cot` (sequence-level distillation), which works across
-tokenizers too and is the safer choice; fails where the boundaries seldom meet (the share of aligned positions stands in the record).
+Cost: the teacher beside the student, on its own tokens. Its controls are `sft` and `cot`
+(sequence-level distillation), which works across tokenizers too and is the safer choice; fails
+where the boundaries seldom meet (the share of aligned positions stands in the record).
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 @settings
 class UniversalLogitDistillation(Trained):
-    """Match the shape of the distributions of a teacher with another tokenizer, where token boundaries meet."""
+    """Match the shape of the distributions of a teacher with another tokenizer, where token
+    boundaries meet.
+    """
 
     controls: ClassVar[tuple[str, ...]] = ("cot", "sft", "untouched")
     uld_weight: Weight = 1.5
@@ -47,14 +51,21 @@ class UniversalLogitDistillation(Trained):
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         counts = {"aligned": 0, "positions": 0}
 
-        def encoder(tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int) -> "tuple[list[Row], int]":
+        def encoder(
+            tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int
+        ) -> "tuple[list[Row], int]":
             shown = {example.prompt: job.source.show(theirs, example.asked) for example in examples}
             context = Shape.of_folder(job.teacher.path).context
-            rows, too_long = aligned_rows(tokenizer, theirs, pairs, longest=longest, their_longest=context, shown=shown)
+            rows, too_long = aligned_rows(
+                tokenizer, theirs, pairs, longest=longest, their_longest=context, shown=shown
+            )
             counts["aligned"] = sum(len(row.other.pairs) for row in rows if row.other)
             counts["positions"] = sum(row.trained for row in rows)
             if rows and counts["aligned"] <= len(rows):
-                raise CellFailed("the two tokenizers share no boundary inside any training text; type --methods cot")
+                raise CellFailed(
+                    "the two tokenizers share no boundary inside any training text; type --methods "
+                    "cot"
+                )
             return rows, too_long
 
         def value(at: Positions) -> Any:
@@ -68,12 +79,21 @@ class UniversalLogitDistillation(Trained):
                 start += row.trained
             index = torch.tensor(ours, device=at.labels_N.device)
             found = torch.zeros(len(at.labels_N), device=at.labels_N.device)
-            return found.index_put((index,), universal_logit(at.student_NV[index], teacher.logits_NV))
+            return found.index_put(
+                (index,), universal_logit(at.student_NV[index], teacher.logits_NV)
+            )
 
         terms = [hard_labels()]
         terms += [Term("uld", self.uld_weight, value, counts=lambda row: len(row.other.pairs))]  # type: ignore[union-attr]
         teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
-        return self.train(job, worked(examples), terms=terms, teachers=teachers, options=TrainOptions(encoder=encoder), notes=counts)
+        return self.train(
+            job,
+            worked(examples),
+            terms=terms,
+            teachers=teachers,
+            options=TrainOptions(encoder=encoder),
+            notes=counts,
+        )
 
 
 def aligned_rows(
@@ -85,9 +105,11 @@ def aligned_rows(
     their_longest: int = 2**31,
     shown: Mapping[str, str] | None = None,
 ) -> "tuple[list[Row], int]":
-    """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand behind the same text.
+    """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand
+    behind the same text.
 
-    `shown` gives the prompt as the other model is shown it (its own chat template); the completion is the same text for both.
+    `shown` gives the prompt as the other model is shown it (its own chat template); the completion
+    is the same text for both.
     """
     from dataclasses import replace
 
@@ -101,7 +123,10 @@ def aligned_rows(
         if len(own.ids) > longest or len(other.ids) > their_longest:
             too_long += 1
             continue
-        behind = [_boundaries(one, row, text, completion) for (one, text), row in zip(texts, (own, other), strict=True)]
+        behind = [
+            _boundaries(one, row, text, completion)
+            for (one, text), row in zip(texts, (own, other), strict=True)
+        ]
         shared = sorted(behind[0].keys() & behind[1].keys())
         matched = tuple((behind[0][at], behind[1][at]) for at in shared)
         rows.append(replace(own, other=OtherText(other.ids, other.trained_from, matched)))
@@ -109,7 +134,9 @@ def aligned_rows(
 
 
 def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dict[int, int]:
-    """Return, by the number of the completion's characters read, the position that stands there; inside a character stands none."""
+    """Return, by the number of the completion's characters read, the position that stands there;
+    inside a character stands none.
+    """
     from harness.models.encoding import ends_of
 
     ends = ends_of(tokenizer, prompt + completion)
@@ -120,12 +147,15 @@ def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dic
     found = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
     for position, end in enumerate(ends[start:], start=1):
         if end >= len(prompt):
-            found[end - len(prompt)] = position  # of tokens that end in one character, the last has read it whole
+            # of tokens that end in one character, the last has read it whole
+            found[end - len(prompt)] = position
     return found
 
 
 def _decoded_boundaries(tokenizer: Any, row: "Row", completion: str) -> dict[int, int]:
-    """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer beginnings."""
+    """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
+    beginnings.
+    """
     from harness.models.encoding import written_text
 
     found = {0: 0}

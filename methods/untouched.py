@@ -1,4 +1,6 @@
-"""Control: the student before any training. Rules out that the student was this good from the start."""
+"""Control: the student before any training. Rules out that the student was this good from the
+start.
+"""
 
 from typing import ClassVar
 
@@ -20,9 +22,18 @@ class Untouched(Method):
         from harness.models.resolve import quantized_by
         from harness.models.shaping import copy_student, parse_recipe, save_student, student_of
 
-        if parse_recipe(job.student) is None and quantized_by(job.student_base.path) not in ("", "float"):
+        if parse_recipe(job.student) is None and quantized_by(job.student_base.path) not in (
+            "",
+            "float",
+        ):
             return copy_student(job.student_base, job.workdir / "student", name="untouched")
-        student = student_of(job.student, job.student_base, seed=job.seed, device="cpu", dtype=job.dtype)
+        student = student_of(
+            job.student, job.student_base, seed=job.seed, device="cpu", dtype=job.dtype
+        )
         return save_student(
-            student, job.workdir / "student", name="untouched", dtype=stored_dtype(job.student_base), parents=(job.student_base.digest,)
+            student,
+            job.workdir / "student",
+            name="untouched",
+            dtype=stored_dtype(job.student_base),
+            parents=(job.student_base.digest,),
         )

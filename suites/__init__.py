@@ -1,4 +1,6 @@
-"""Tasks and suites, as literal tables: a name and where it lives. Listing imports no task's machinery."""
+"""Tasks and suites, as literal tables: a name and where it lives. Listing imports no task's
+machinery.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +23,24 @@ TASKS: dict[str, str] = {
 }
 
 SUITES: dict[str, Suite] = {
-    "math": Suite(name="math", version=1, tasks=("gsm8k",), help="grade-school word problems, solved step by step"),
-    "knowledge": Suite(name="knowledge", version=1, tasks=("mmlu",), help="four-choice questions on what the weights know"),
-    "mini": Suite(name="mini", version=1, tasks=("gsm8k-mini", "mmlu-mini"), help="both generated tasks, for any model: no data needed"),
+    "math": Suite(
+        name="math",
+        version=1,
+        tasks=("gsm8k",),
+        help="grade-school word problems, solved step by step",
+    ),
+    "knowledge": Suite(
+        name="knowledge",
+        version=1,
+        tasks=("mmlu",),
+        help="four-choice questions on what the weights know",
+    ),
+    "mini": Suite(
+        name="mini",
+        version=1,
+        tasks=("gsm8k-mini", "mmlu-mini"),
+        help="both generated tasks, for any model: no data needed",
+    ),
     "full": Suite(
         name="full",
         version=1,
@@ -37,9 +54,11 @@ _FILE_KEYS = {"name": str, "tasks": list, "measure": bool, "help": str, "include
 
 
 def load(name: str, *, include_path: str | Path | None = None) -> Task:
-    """Return the task of a name in `TASKS`, or of `lm-eval:NAME`; `include_path` is a folder with more YAML tasks for lm-eval.
+    """Return the task of a name in `TASKS`, or of `lm-eval:NAME`; `include_path` is a folder with
+    more YAML tasks for lm-eval.
 
-    Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot score.
+    Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot
+    score.
     """
     if name.startswith(OUTSIDE):
         from suites.loading.outside import OutsideTask
@@ -56,29 +75,52 @@ def count_items(name: str, *, include_path: str | Path | None = None) -> int | N
     return OutsideTask(name, include_path=include_path).count()
 
 
-def resolve(names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None) -> dict[str, Suite]:
+def resolve(
+    names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None
+) -> dict[str, Suite]:
     """Return the named suites, in one order however they were typed: it orders the training rows.
 
-    A name is a suite, a task, `lm-eval:NAME`, or the path of a suite file (.toml). For the embedded pair the suites of
-    this module hold their `-mini` tasks only; what the user puts together is taken as typed. Raises `HarnessError`.
+    A name is a suite, a task, `lm-eval:NAME`, or the path of a suite file (.toml). For the embedded
+    pair the suites of this module hold their `-mini` tasks only; what the user puts together is
+    taken as typed. Raises `HarnessError`.
     """
     given: dict[str, Suite] = {}
     for name in [one for one in dict.fromkeys(names) if one not in SUITES]:
         suite = _own(name, include_path)
         if suite.name in SUITES or suite.name in given:
-            raise HarnessError(f"{name} names its suite {suite.name!r}, as another one is named; give it another name = ...")
+            raise HarnessError(
+                f"{name} names its suite {suite.name!r}, as another one is named; give it another "
+                "name = ..."
+            )
         given[suite.name] = suite
-    fixed = {name: replace(suite, tasks=_mini(suite)) if embedded else suite for name, suite in SUITES.items() if name in names}
+    fixed = {
+        name: replace(suite, tasks=_mini(suite)) if embedded else suite
+        for name, suite in SUITES.items()
+        if name in names
+    }
     return fixed | dict(sorted(given.items()))
 
 
 def include_path_of(names: Sequence[str], include_path: str | Path | None = None) -> Path | None:
-    """Return the folder with tasks for lm-eval: the one given, else the one that a suite file among `names` states."""
+    """Return the folder with tasks for lm-eval: the one given, else the one that a suite file among
+    `names` states.
+    """
     if include_path is not None:
         return Path(include_path)
-    stated = sorted({path for name in names if name.endswith(".toml") for path in [_stated_path(Path(name))] if path})
+    stated = sorted(
+        {
+            path
+            for name in names
+            if name.endswith(".toml")
+            for path in [_stated_path(Path(name))]
+            if path
+        }
+    )
     if len(stated) > 1:
-        raise HarnessError(f"the suite files state {len(stated)} different include_path folders; type one: --include-path {stated[0]}")
+        raise HarnessError(
+            f"the suite files state {len(stated)} different include_path folders; type one: "
+            f"--include-path {stated[0]}"
+        )
     return stated[0] if stated else None
 
 
@@ -95,7 +137,12 @@ def _own(name: str, include_path: str | Path | None) -> Suite:
     if name in TASKS or name.startswith(OUTSIDE):
         _check_task(name, include_path)
         return Suite(name=name, version=1, tasks=(name,), help=f"the task {name} alone")
-    raise unknown("suite", name, [*SUITES, *TASKS], hint="(or lm-eval:NAME, or the path of a suite file ending in .toml)")
+    raise unknown(
+        "suite",
+        name,
+        [*SUITES, *TASKS],
+        hint="(or lm-eval:NAME, or the path of a suite file ending in .toml)",
+    )
 
 
 def _check_task(name: str, include_path: str | Path | None) -> None:
@@ -117,22 +164,39 @@ def _from_file(path: Path, include_path: str | Path | None) -> Suite:
     for task in table["tasks"]:
         _check_task(task, folder)
     return Suite(
-        name=table["name"], version=1, tasks=tuple(table["tasks"]), measure=table.get("measure", True), help=table.get("help", "")
-    )  # fmt: skip
+        name=table["name"],
+        version=1,
+        tasks=tuple(table["tasks"]),
+        measure=table.get("measure", True),
+        help=table.get("help", ""),
+    )
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise HarnessError(f"no suite file at {path}; give --suite a suite or the path of a .toml file")
+        raise HarnessError(
+            f"no suite file at {path}; give --suite a suite or the path of a .toml file"
+        )
     try:
         table = read_toml(path)
     except Unreadable as problem:
-        raise HarnessError(f'{problem}; write for example: name = "mine", tasks = ["gsm8k-mini"]') from problem
+        raise HarnessError(
+            f'{problem}; write for example: name = "mine", tasks = ["gsm8k-mini"]'
+        ) from problem
     for key, value in table.items():
         if key not in _FILE_KEYS:
             raise unknown(f"key in {path}:", key, _FILE_KEYS)
         if not isinstance(value, _FILE_KEYS[key]):
-            raise HarnessError(f"{path}: {key} must be a {_FILE_KEYS[key].__name__}, given {value!r}")
-    if not table.get("name") or not table.get("tasks") or not all(isinstance(task, str) and task for task in table["tasks"]):
-        raise HarnessError(f'{path} must state a name and a list of tasks, for example: name = "mine", tasks = ["gsm8k-mini"]')
+            raise HarnessError(
+                f"{path}: {key} must be a {_FILE_KEYS[key].__name__}, given {value!r}"
+            )
+    if (
+        not table.get("name")
+        or not table.get("tasks")
+        or not all(isinstance(task, str) and task for task in table["tasks"])
+    ):
+        raise HarnessError(
+            f"{path} must state a name and a list of tasks, for example: "
+            'name = "mine", tasks = ["gsm8k-mini"]'
+        )
     return table

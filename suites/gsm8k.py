@@ -1,6 +1,8 @@
-"""`gsm8k` and `gsm8k-cot`: grade-school word problems (Cobbe et al. 2021), through lm-eval's own two definitions.
+"""`gsm8k` and `gsm8k-cot`: grade-school word problems (Cobbe et al. 2021), through lm-eval's own
+two definitions.
 
-Items come from `gsm8k/test.jsonl` and `gsm8k/train.jsonl` of the data folder (plain or .gz), else from the Hub.
+Items come from `gsm8k/test.jsonl` and `gsm8k/train.jsonl` of the data folder (plain or .gz), else
+from the Hub.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,52 +23,90 @@ def _problem(row: Row) -> str | None:
     """Say what is wrong with a row, if anything is."""
     if not isinstance(row["question"], str) or not isinstance(row["answer"], str):
         return "question and answer must be texts"
-    return None if "#### " in row["answer"] else "the answer does not end in '#### N'; write its number so"
+    return (
+        None
+        if "#### " in row["answer"]
+        else "the answer does not end in '#### N'; write its number so"
+    )
 
 
 def published_rows(split: str, source: DataSource, *, task: str) -> list[Row]:
-    """Return `{question, answer}` of GSM8K's own splits `train` or `test`, answers with their calculator marks."""
+    """Return `{question, answer}` of GSM8K's own splits `train` or `test`, answers with their
+    calculator marks.
+    """
     if source.folder is None:
         with from_hub(task, with_files(FILES)):
-            return [{"question": row["question"], "answer": row["answer"]} for row in hub_rows("openai/gsm8k", "main", split)]
+            return [
+                {"question": row["question"], "answer": row["answer"]}
+                for row in hub_rows("openai/gsm8k", "main", split)
+            ]
     found = source.rows(
-        f"gsm8k/{split}.jsonl", fields=("question", "answer"), expected=PUBLISHED[split], check=_problem, wanted=FILES
-    )  # fmt: skip
+        f"gsm8k/{split}.jsonl",
+        fields=("question", "answer"),
+        expected=PUBLISHED[split],
+        check=_problem,
+        wanted=FILES,
+    )
     return [{"question": row["question"], "answer": row["answer"]} for row in found]
 
 
 def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
-    """Return the rows of a split; `validation` is held out from the end of GSM8K's train. Raises `NoSplit` for `dev`."""
+    """Return the rows of a split; `validation` is held out from the end of GSM8K's train. Raises
+    `NoSplit` for `dev`.
+    """
     if split == "dev":
-        raise NoSplit(f"{task} has no dev split: its shots are fixed in its prompt; use train, validation or test")
+        raise NoSplit(
+            f"{task} has no dev split: its shots are fixed in its prompt; use train, validation or "
+            "test"
+        )
     if split == "test":
         return published_rows("test", source, task=task)
     every = published_rows("train", source, task=task)
-    held_out = min(HELD_OUT, max(1, len(every) // 10))  # a small set of one's own keeps most of its rows
+    # a small set of one's own keeps most of its rows
+    held_out = min(HELD_OUT, max(1, len(every) // 10))
     return every[-held_out:] if split == "validation" else every[:-held_out]
 
 
-def _tasks(name: str, yaml: str, source: DataSource, *, task: str, splits: Iterable[str], **changes: Any) -> dict[str, Any]:
+def _tasks(
+    name: str, yaml: str, source: DataSource, *, task: str, splits: Iterable[str], **changes: Any
+) -> dict[str, Any]:
     base = builtin(yaml)
     changes |= {"generation_kwargs": base["generation_kwargs"] | {"max_gen_toks": NEW_TOKENS}}
     if source.folder is None:
         with from_hub(task, with_files(FILES)):
             return {name: built(base, **changes)}
-    return {name: configurable_task(base, rows=lambda split: published_rows(split, source, task=task), splits=splits, **changes)}
+    return {
+        name: configurable_task(
+            base,
+            rows=lambda split: published_rows(split, source, task=task),
+            splits=splits,
+            **changes,
+        )
+    }
 
 
-def _examples(task: str, split: Split, source: DataSource, write: Callable[[str, str], tuple[str, str, str]]) -> Iterator[Example]:
+def _examples(
+    task: str, split: Split, source: DataSource, write: Callable[[str, str], tuple[str, str, str]]
+) -> Iterator[Example]:
     for row in rows(split, source, task=task):
         gold = final_number(row["answer"])
         prompt, completion, answer = write(row["question"], without_marks(row["answer"]))
-        yield Example(task=task, prompt=prompt, completion=completion, answer=answer, gold=gold, ending=answer.strip())
+        yield Example(
+            task=task,
+            prompt=prompt,
+            completion=completion,
+            answer=answer,
+            gold=gold,
+            ending=answer.strip(),
+        )
 
 
 class Gsm8k:
     """GSM8K, 5-shot: 1,319 grade-school word problems, answers ending in `#### N`; greedy."""
 
     name = "gsm8k"
-    version = f"3+first_n+{NEW_TOKENS}"  # lm-eval's version; its five shots fixed; new tokens at most
+    # lm-eval's version; its five shots fixed; new tokens at most
+    version = f"3+first_n+{NEW_TOKENS}"
     kind = "generate"
     chance = 0.0
     primary = "strict-match"
@@ -74,13 +114,22 @@ class Gsm8k:
     files = FILES
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's gsm8k with the first five training rows as the shots of every item (upstream draws them anew)."""
+        """Return lm-eval's gsm8k with the first five training rows as the shots of every item
+        (upstream draws them anew).
+        """
         return _tasks(
-            "gsm8k", "gsm8k/gsm8k.yaml", source, task=self.name, splits=("train", "test"), fewshot_config={"sampler": "first_n"}
-        )  # fmt: skip
+            "gsm8k",
+            "gsm8k/gsm8k.yaml",
+            source,
+            task=self.name,
+            splits=("train", "test"),
+            fewshot_config={"sampler": "first_n"},
+        )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield items without shots; worked solutions have no calculator marks and end in `#### N`. Raises `NoSplit` for `dev`."""
+        """Yield items without shots; worked solutions have no calculator marks and end in `#### N`.
+        Raises `NoSplit` for `dev`.
+        """
         return _examples(self.name, split, source, self._write)
 
     @staticmethod
@@ -89,13 +138,16 @@ class Gsm8k:
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `#### N` (strict), the last number (flexible) and numeric equality."""
-        from suites.loading.numbers import grade_number  # here: students do not depend on it (harness/planning/keys.py)
+        # here: students do not depend on it (harness/planning/keys.py)
+        from suites.loading.numbers import grade_number
 
         return grade_number(gold, text)
 
 
 class Gsm8kCot:
-    """GSM8K, 8-shot chain of thought (Wei et al.'s shots), answers ending in `The answer is N.`; greedy."""
+    """GSM8K, 8-shot chain of thought (Wei et al.'s shots), answers ending in `The answer is N.`;
+    greedy.
+    """
 
     name = "gsm8k-cot"
     version = f"3+{NEW_TOKENS}"  # lm-eval's version; new tokens at most
@@ -110,13 +162,17 @@ class Gsm8kCot:
         return _tasks("gsm8k_cot", "gsm8k/gsm8k-cot.yaml", source, task=self.name, splits=("test",))
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield items without shots; worked solutions stand on one line and end in the sentence. Raises `NoSplit` for `dev`."""
+        """Yield items without shots; worked solutions stand on one line and end in the sentence.
+        Raises `NoSplit` for `dev`.
+        """
         return _examples(self.name, split, source, self._write)
 
     @staticmethod
     def _write(question: str, worked: str) -> tuple[str, str, str]:
         answer = f" The answer is {final_number(worked)}."
-        lines = [line.strip() for line in worked.rpartition("#### ")[0].splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in worked.rpartition("#### ")[0].splitlines() if line.strip()
+        ]
         return f"Q: {question}\nA:", f" {' '.join(lines)}{answer}" if lines else answer, answer
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:

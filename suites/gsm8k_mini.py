@@ -2,10 +2,8 @@ r"""`gsm8k-mini`: generated word problems of two to five steps, in GSM8K's exact
 
 A laboratory animal for machines without GPU or network, not a stand-in for GSM8K. One item:
 
-    Question: Lena has 3 boxes with 4 pens in each. Lena buys 5 more pens. How many pens does Lena have now?
-    Answer: There are 3*4=12 pens.
-    Then 12+5=17 pens.
-    #### 17
+    Question: Lena has 3 boxes with 4 pens in each. Lena buys 5 more pens. How many pens does Lena
+    have now? Answer: There are 3*4=12 pens. Then 12+5=17 pens. #### 17
 
 Gold answers carry GSM8K's calculator marks (`3*4=<<3*4=12>>12`); training texts and traces do not.
 Every intermediate result is an integer from 1 to 40. Version 1 is frozen: any change to a generated
@@ -71,7 +69,9 @@ _TIMES = {2: "twice", 3: "3 times", 4: "4 times", 5: "5 times"}
 
 
 class _Problem:
-    """A word problem under construction: sentences told so far, steps solved so far, current number."""
+    """A word problem under construction: sentences told so far, steps solved so far, current
+    number.
+    """
 
     def __init__(self, stream: random.Random) -> None:
         self.random = stream
@@ -88,7 +88,9 @@ class _Problem:
         """Write `words left sign right = result unit.` and make the result the current number."""
         result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
         expression = f"{left}{sign}{right}"
-        self.steps.append(f"{words} {expression}=<<{expression}={result}>>{result} {unit or self.things}.")
+        self.steps.append(
+            f"{words} {expression}=<<{expression}={result}>>{result} {unit or self.things}."
+        )
         self.value = result
 
 
@@ -99,7 +101,11 @@ def _begin(p: _Problem) -> None:
         p.value = p.random.randint(2, 15)
         p.tell(f"{p.name} has {p.value} {p.things}.")
     elif pick < 0.7:
-        groups, each, boxes = p.random.randint(2, 6), p.random.randint(2, 6), p.random.choice(_BOXES)
+        groups, each, boxes = (
+            p.random.randint(2, 6),
+            p.random.randint(2, 6),
+            p.random.choice(_BOXES),
+        )
         p.tell(f"{p.name} has {groups} {boxes} with {each} {p.things} in each.")
         p.step("There are", groups, "*", each)
     else:
@@ -116,13 +122,27 @@ def _continue(p: _Problem) -> bool:
         more = p.random.randint(2, 9)
         if p.value + more > LARGEST:
             return False
-        p.tell(p.random.choice((f"{p.name} buys {more} more {p.things}.", f"{p.friend} gives {p.name} {more} more {p.things}.")))
+        p.tell(
+            p.random.choice(
+                (
+                    f"{p.name} buys {more} more {p.things}.",
+                    f"{p.friend} gives {p.name} {more} more {p.things}.",
+                )
+            )
+        )
         p.step("Then", p.value, "+", more)
     elif event == 1:
         if p.value < 4:
             return False
         less = p.random.randint(2, min(9, p.value - 1))
-        p.tell(p.random.choice((f"{p.name} gives {less} {p.things} to {p.friend}.", f"{p.name} loses {less} of the {p.things}.")))
+        p.tell(
+            p.random.choice(
+                (
+                    f"{p.name} gives {less} {p.things} to {p.friend}.",
+                    f"{p.name} loses {less} of the {p.things}.",
+                )
+            )
+        )
         p.step("Then", p.value, "-", less)
     elif event == 2:
         factor = p.random.choice((2, 3))
@@ -166,7 +186,9 @@ def _ask(p: _Problem) -> bool:
         p.tell(f"Each of them costs {price} dollars. How many dollars are they worth?")
         p.step("They are worth", p.value, "*", price, "dollars")
     elif question == 2:
-        friends = p.random.choice([k for k in range(2, 10) if p.value % k == 0 and p.value // k > 0] or [0])
+        friends = p.random.choice(
+            [k for k in range(2, 10) if p.value % k == 0 and p.value // k > 0] or [0]
+        )
         if not friends:
             return False
         p.tell(f"They are shared by {friends} friends. How many {p.things} does each friend get?")
@@ -181,7 +203,9 @@ def _ask(p: _Problem) -> bool:
         factor, had = p.random.choice((2, 3)), p.value
         if had * (factor + 1) > LARGEST:
             return False
-        p.tell(f"{p.friend} has {_TIMES[factor]} as many {p.things}. How many do they have together?")
+        p.tell(
+            f"{p.friend} has {_TIMES[factor]} as many {p.things}. How many do they have together?"
+        )
         p.step(f"{p.friend} has", had, "*", factor)
         p.step("Together", had, "+", p.value)
     return True
@@ -202,21 +226,30 @@ def _generate(stream: random.Random) -> Item:
 
 def rows(split_name: str) -> Iterator[Item]:
     """Yield `{question, answer, steps}` of a split in its fixed order."""
-    return split(split_name, generate=_generate, identity=lambda item: str(item["question"]), sizes=SIZES, seed=f"gsm8k-mini/{VERSION}")
+    return split(
+        split_name,
+        generate=_generate,
+        identity=lambda item: str(item["question"]),
+        sizes=SIZES,
+        seed=f"gsm8k-mini/{VERSION}",
+    )
 
 
 class Gsm8kMini:
     """Generated grade-school word problems, 2 to 5 steps, GSM8K's answer form; 0-shot, greedy."""
 
     name = "gsm8k-mini"
-    version = f"{VERSION}+gsm8k3+0shot+128"  # ours; on lm-eval's gsm8k version 3, without shots, 128 new tokens at most
+    # ours; on lm-eval's gsm8k version 3, without shots, 128 new tokens at most
+    version = f"{VERSION}+gsm8k3+0shot+128"
     kind = "generate"
     chance = 0.0
     primary = "strict-match"
     domain = "math"
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's gsm8k, under our name, over the generated test split (marks kept in the gold, as upstream)."""
+        """Return lm-eval's gsm8k, under our name, over the generated test split (marks kept in the
+        gold, as upstream).
+        """
         base = builtin("gsm8k/gsm8k.yaml")
         built = configurable_task(
             base,
@@ -236,12 +269,19 @@ class Gsm8kMini:
             worked = without_marks(item["answer"])
             gold = final_number(item["answer"])
             yield Example(
-                task=self.name, prompt=f"Question: {item['question']}\nAnswer:", completion=f" {worked}", answer=f" #### {gold}", gold=gold,
+                task=self.name,
+                prompt=f"Question: {item['question']}\nAnswer:",
+                completion=f" {worked}",
+                answer=f" #### {gold}",
+                gold=gold,
                 ending=f"#### {gold}",
-            )  # fmt: skip
+            )
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade by `#### N` (strict), the last number (flexible) and numeric equality, as lm-eval and we do."""
-        from suites.loading.numbers import grade_number  # here: students do not depend on it (harness/planning/keys.py)
+        """Grade by `#### N` (strict), the last number (flexible) and numeric equality, as lm-eval
+        and we do.
+        """
+        # here: students do not depend on it (harness/planning/keys.py)
+        from suites.loading.numbers import grade_number
 
         return grade_number(gold, text)

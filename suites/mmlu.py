@@ -1,8 +1,9 @@
-"""`mmlu` and `mmlu-cloze`: 57 subjects of four-choice questions (Hendrycks et al. 2021), through lm-eval's own templates.
+"""`mmlu` and `mmlu-cloze`: 57 subjects of four-choice questions (Hendrycks et al. 2021), through
+lm-eval's own templates.
 
-Items come from `mmlu/dev.jsonl`, `mmlu/val.jsonl` and `mmlu/test.jsonl` of the data folder (plain or .gz), else from the Hub.
-The files name the answer by its letter; everything behind `rows` sees 0 to 3, because two of lm-eval's templates
-score an oracle 0.0 on letters without an error.
+Items come from `mmlu/dev.jsonl`, `mmlu/val.jsonl` and `mmlu/test.jsonl` of the data folder (plain
+or .gz), else from the Hub. The files name the answer by its letter; everything behind `rows` sees 0
+to 3, because two of lm-eval's templates score an oracle 0.0 on letters without an error.
 """
 
 import re
@@ -13,14 +14,23 @@ from harness.contract import DataSource, Example, Grade, Split
 from harness.data.examples import interleaved
 from harness.data.source import NoSplit, Row
 from harness.errors import HarnessError, unknown
-from suites.loading.lm_eval import built, builtin, builtin_path, configurable_task, from_hub, hub_rows, with_files
+from suites.loading.lm_eval import (
+    built,
+    builtin,
+    builtin_path,
+    configurable_task,
+    from_hub,
+    hub_rows,
+    with_files,
+)
 
 FILES = ("mmlu/dev.jsonl.gz", "mmlu/test.jsonl.gz")
 FIELDS = ("subject", "question", "choices", "answer")
 PUBLISHED = {"dev": 285, "validation": 1_531, "test": 14_042}
 SHOTS = 5
 LETTERS = "ABCD"
-_STATED = re.compile(r"(?i:\banswer)[ *]*(?:is|:)[ *:(]*([A-D])(?:[*).:;]|[ ]*$)", re.MULTILINE)  # The answer is (B). **Answer:** B
+# The answer is (B). **Answer:** B
+_STATED = re.compile(r"(?i:\banswer)[ *]*(?:is|:)[ *:(]*([A-D])(?:[*).:;]|[ ]*$)", re.MULTILINE)
 _STEMS = {"dev": "dev", "validation": "val", "test": "test"}
 
 
@@ -29,32 +39,64 @@ def _problem(row: Row) -> str | None:
     if not isinstance(row["question"], str) or not isinstance(row["subject"], str):
         return "subject and question must be texts"
     choices, answer = row["choices"], row["answer"]
-    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
+    if (
+        not isinstance(choices, list)
+        or len(choices) != 4
+        or not all(isinstance(choice, str) for choice in choices)
+    ):
         count = f"{len(choices)} given" if isinstance(choices, list) else f"given {choices!r:.40}"
         return f"choices must be a list of four texts, {count}"
     if _position(answer) is None:
-        return f"answer must be its position, 0 to 3, or one of the letters A, B, C, D, given {answer!r:.40}"
+        return (
+            "answer must be its position, 0 to 3, or one of the letters A, B, C, D, given "
+            f"{answer!r:.40}"
+        )
     return None
 
 
 def _position(answer: object) -> int | None:
-    """Read an answer that is a letter, or as the Hub's own files have it its position, 0 to 3; None for anything else."""
+    """Read an answer that is a letter, or as the Hub's own files have it its position, 0 to 3; None
+    for anything else.
+    """
     if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
         return LETTERS.index(answer)
-    position = int(answer) if isinstance(answer, str) and len(answer) == 1 and answer.isdecimal() else answer
-    return position if isinstance(position, int) and not isinstance(position, bool) and position in range(len(LETTERS)) else None
+    position = (
+        int(answer)
+        if isinstance(answer, str) and len(answer) == 1 and answer.isdecimal()
+        else answer
+    )
+    return (
+        position
+        if isinstance(position, int)
+        and not isinstance(position, bool)
+        and position in range(len(LETTERS))
+        else None
+    )
 
 
 def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
-    """Return `{question, subject, choices, answer}` (answer 0 to 3) of `dev`, `validation` or `test`, in file order."""
+    """Return `{question, subject, choices, answer}` (answer 0 to 3) of `dev`, `validation` or
+    `test`, in file order.
+    """
     if source.folder is None:
         with from_hub(task, with_files(FILES)):
-            return [{name: row[name] for name in FIELDS} for row in hub_rows("cais/mmlu", "all", split)]
+            return [
+                {name: row[name] for name in FIELDS} for row in hub_rows("cais/mmlu", "all", split)
+            ]
     found = source.rows(
-        f"mmlu/{_STEMS[split]}.jsonl", fields=FIELDS, expected=PUBLISHED[split], check=_problem, wanted=FILES
-    )  # fmt: skip
+        f"mmlu/{_STEMS[split]}.jsonl",
+        fields=FIELDS,
+        expected=PUBLISHED[split],
+        check=_problem,
+        wanted=FILES,
+    )
     return [
-        {"question": row["question"], "subject": row["subject"], "choices": row["choices"], "answer": _position(row["answer"])}
+        {
+            "question": row["question"],
+            "subject": row["subject"],
+            "choices": row["choices"],
+            "answer": _position(row["answer"]),
+        }
         for row in found
     ]
 
@@ -63,10 +105,14 @@ def _training_rows(source: DataSource, *, task: str) -> Iterator[Row]:
     """Yield the rows of MMLU's `auxiliary_train`, which only the Hub has."""
     if source.folder is not None:
         raise NoSplit(
-            f"{task}: mmlu in {source.folder} holds dev, val and test only, which are never trained on; "
-            "type --suite math to train on gsm8k, or leave --data-dir out and the Hub's auxiliary_train is used"
+            f"{task}: mmlu in {source.folder} holds dev, val and test only, which are never "
+            "trained on; "
+            "type --suite math to train on gsm8k, or leave --data-dir out and the Hub's "
+            "auxiliary_train is used"
         )
-    with from_hub(task, "type --suite math to train on gsm8k: auxiliary_train stands on the Hub only"):
+    with from_hub(
+        task, "type --suite math to train on gsm8k: auxiliary_train stands on the Hub only"
+    ):
         found = hub_rows("cais/mmlu", "auxiliary_train", "train")
     return (row.get("train", row) for row in found)  # that configuration nests each row once more
 
@@ -79,14 +125,18 @@ def _by_subject(found: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def stated_letter(text: str) -> str | None:
-    """Return the letter that a text states (`The answer is (B).`, `Answer: B`, a last line that is the letter), if it states only one."""
+    """Return the letter that a text states (`The answer is (B).`, `Answer: B`, a last line that is
+    the letter), if it states only one.
+    """
     last = re.fullmatch(r"\W*([A-D])\W*", text.rstrip().rpartition("\n")[2])
     found = {*_STATED.findall(text), *(last.groups() if last else ())}
     return found.pop() if len(found) == 1 else None
 
 
 class Mmlu:
-    """MMLU, 5-shot: 14,042 four-choice questions in 57 subjects, by the log-probability of the letter."""
+    """MMLU, 5-shot: 14,042 four-choice questions in 57 subjects, by the log-probability of the
+    letter.
+    """
 
     name = "mmlu"
     version = f"1+{SHOTS}shot"  # lm-eval's version
@@ -97,8 +147,11 @@ class Mmlu:
     files = FILES
     _folder = "default"
 
-    def lm_eval_tasks(self, source: DataSource, subjects: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return lm-eval's task of every subject, or of `subjects`, by its name there; a folder's subjects are those in its test file.
+    def lm_eval_tasks(
+        self, source: DataSource, subjects: Iterable[str] | None = None
+    ) -> dict[str, Any]:
+        """Return lm-eval's task of every subject, or of `subjects`, by its name there; a folder's
+        subjects are those in its test file.
 
         Raises `HarnessError` for an unknown subject and for one with fewer than five dev rows.
         """
@@ -108,7 +161,9 @@ class Mmlu:
             if subject not in known:
                 raise unknown("subject of mmlu", subject, known)
         if source.folder is None:
-            return self._from_hub([subject for subject in known if asked is None or subject in asked])
+            return self._from_hub(
+                [subject for subject in known if asked is None or subject in asked]
+            )
         test, dev = (_by_subject(rows(split, source, task=self.name)) for split in ("test", "dev"))
         found: dict[str, Any] = {}
         for subject in [one for one in test if asked is None or one in asked]:
@@ -116,12 +171,15 @@ class Mmlu:
                 raise unknown(f"subject in {source.folder}/mmlu/test.jsonl:", subject, known)
             if len(dev.get(subject, [])) < SHOTS:
                 raise HarnessError(
-                    f"{source.folder}/mmlu/dev.jsonl holds {len(dev.get(subject, []))} rows of {subject} and {SHOTS} are shown before "
+                    f"{source.folder}/mmlu/dev.jsonl holds {len(dev.get(subject, []))} rows of "
+                    f"{subject} and {SHOTS} are shown before "
                     f"each question; add the others to the file"
                 )
             parts = {"test": test[subject], "dev": dev[subject]}
             base = self._base(subject)
-            found[base["task"]] = configurable_task(base, rows=parts.__getitem__, splits=parts, num_fewshot=SHOTS)
+            found[base["task"]] = configurable_task(
+                base, rows=parts.__getitem__, splits=parts, num_fewshot=SHOTS
+            )
         return found
 
     def _from_hub(self, subjects: list[str]) -> dict[str, Any]:
@@ -134,10 +192,14 @@ class Mmlu:
 
     def known_subjects(self) -> list[str]:
         """Return the subjects that lm-eval has a template for, in alphabetical order."""
-        return sorted(path.stem.removeprefix("mmlu_") for path in builtin_path(f"mmlu/{self._folder}").glob("mmlu_*.yaml"))
+        return sorted(
+            path.stem.removeprefix("mmlu_")
+            for path in builtin_path(f"mmlu/{self._folder}").glob("mmlu_*.yaml")
+        )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield items without description and shots, the subjects in turn; work and answer are the same text.
+        """Yield items without description and shots, the subjects in turn; work and answer are the
+        same text.
 
         `train` is the Hub's auxiliary_train; with a data folder it raises `NoSplit`.
         """
@@ -148,21 +210,36 @@ class Mmlu:
 
     def no_training(self, source: DataSource) -> str:
         """Say why there is nothing to train on, "" where there is."""
-        return f"mmlu in {source.folder} holds dev, val and test only, which are never trained on" if source.folder is not None else ""
+        return (
+            f"mmlu in {source.folder} holds dev, val and test only, which are never trained on"
+            if source.folder is not None
+            else ""
+        )
 
     def _example(self, row: Row) -> Example:
         gold = self._gold(row)
-        return Example(task=self.name, prompt=self._prompt(row), completion=f" {gold}", answer=f" {gold}", gold=gold, ending=gold)
+        return Example(
+            task=self.name,
+            prompt=self._prompt(row),
+            completion=f" {gold}",
+            answer=f" {gold}",
+            gold=gold,
+            ending=gold,
+        )
 
     def _prompt(self, row: Row) -> str:
-        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True)]
+        lines = [
+            f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True)
+        ]
         return "\n".join([row["question"].strip(), *lines, "Answer:"])
 
     def _gold(self, row: Row) -> str:
         return LETTERS[row["answer"]]
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written answer by the bare letter, and by the one that its prose states (scores come from log-probabilities)."""
+        """Grade a written answer by the bare letter, and by the one that its prose states (scores
+        come from log-probabilities).
+        """
         bare, stated = text.strip() if text.strip() in tuple(LETTERS) else None, stated_letter(text)
         return (
             Grade(extractor=self.primary, extracted=bare, correct=bare == gold.strip()),
@@ -171,7 +248,9 @@ class Mmlu:
 
 
 class MmluCloze(Mmlu):
-    """MMLU, 5-shot, choices not shown: the same questions by the log-probability of each choice's text."""
+    """MMLU, 5-shot, choices not shown: the same questions by the log-probability of each choice's
+    text.
+    """
 
     name = "mmlu-cloze"
     _folder = "continuation"

@@ -1,6 +1,8 @@
-r"""`mmlu-mini`: generated four-choice questions in MMLU's exact form, about facts that live in the weights.
+r"""`mmlu-mini`: generated four-choice questions in MMLU's exact form, about facts that live in the
+weights.
 
-A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU template prints it, but answered by the choice's text:
+A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU template prints it,
+but answered by the choice's text:
 
     The following are multiple choice questions (with answers) about geography.
 
@@ -11,10 +13,11 @@ A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU te
     D. Oslo
     Answer: Lima
 
-The answer is scored as the likeliest of the four texts, not of the four letters: models of this size stay at chance on
-letters (docs/design.md has the measurement), as small models do on MMLU itself (OLMES, arXiv 2406.08446).
-Splits share facts (a fact that training never showed cannot be known) but no item: the same question
-with the same four choices, in whatever order, stands in one split only. Version 1 is frozen.
+The answer is scored as the likeliest of the four texts, not of the four letters: models of this
+size stay at chance on letters (docs/design.md has the measurement), as small models do on MMLU
+itself (OLMES, arXiv 2406.08446). Splits share facts (a fact that training never showed cannot be
+known) but no item: the same question with the same four choices, in whatever order, stands in one
+split only. Version 1 is frozen.
 """
 
 import random
@@ -35,76 +38,93 @@ def _pairs(text: str) -> dict[str, str]:
     return dict(pair.split(":") for pair in text.split())
 
 
-# subject -> (question forms, {asked: answer}); answers are distinct within a subject, and so are distractors.
+# subject -> (question forms, {asked: answer}); answers are distinct within a subject, and so are
+# distractors.
 FACTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "geography": (
         ("What is the capital of {}?", "Which city is the capital of {}?"),
         _pairs(
-            "France:Paris Italy:Rome Japan:Tokyo Egypt:Cairo Peru:Lima Cuba:Havana Norway:Oslo Greece:Athens "
+            "France:Paris Italy:Rome Japan:Tokyo Egypt:Cairo Peru:Lima Cuba:Havana Norway:Oslo "
+            "Greece:Athens "
             "Russia:Moscow China:Beijing Kenya:Nairobi Spain:Madrid Poland:Warsaw Ireland:Dublin"
         ),
     ),
     "chemistry": (
         ("What is the chemical symbol of {}?", "Which symbol stands for {}?"),
         _pairs(
-            "hydrogen:H helium:He carbon:C oxygen:O sodium:Na iron:Fe copper:Cu silver:Ag gold:Au lead:Pb "
+            "hydrogen:H helium:He carbon:C oxygen:O sodium:Na iron:Fe copper:Cu silver:Ag gold:Au "
+            "lead:Pb "
             "mercury:Hg tin:Sn potassium:K neon:Ne"
         ),
     ),
     "biology": (
         ("What is a young {} called?", "What is the name for a young {}?"),
         _pairs(
-            "cat:kitten dog:puppy cow:calf horse:foal sheep:lamb goat:kid pig:piglet bear:cub duck:duckling "
+            "cat:kitten dog:puppy cow:calf horse:foal sheep:lamb goat:kid pig:piglet bear:cub "
+            "duck:duckling "
             "goose:gosling swan:cygnet deer:fawn frog:tadpole hen:chick"
         ),
     ),
     "french": (
         ("What does the French word {} mean?", "Translate {} from French."),
         _pairs(
-            "chien:dog maison:house eau:water livre:book pain:bread soleil:sun lune:moon arbre:tree fleur:flower "
+            "chien:dog maison:house eau:water livre:book pain:bread soleil:sun lune:moon "
+            "arbre:tree fleur:flower "
             "rouge:red noir:black main:hand porte:door lait:milk"
         ),
     ),
     "literature": (
         ("Who wrote {}?", "Which author wrote {}?"),
         _pairs(
-            "Hamlet:Shakespeare Faust:Goethe Emma:Austen Dracula:Stoker Ulysses:Joyce Candide:Voltaire "
-            "Inferno:Dante Walden:Thoreau Middlemarch:Eliot Nostromo:Conrad Kim:Kipling Siddhartha:Hesse"
+            "Hamlet:Shakespeare Faust:Goethe Emma:Austen Dracula:Stoker Ulysses:Joyce "
+            "Candide:Voltaire "
+            "Inferno:Dante Walden:Thoreau Middlemarch:Eliot Nostromo:Conrad Kim:Kipling "
+            "Siddhartha:Hesse"
         ),
     ),
     "economics": (
         ("What is the currency of {}?", "With which currency does one pay in {}?"),
         _pairs(
-            "Japan:yen India:rupee Brazil:real China:yuan Poland:zloty Turkey:lira Thailand:baht Vietnam:dong "
+            "Japan:yen India:rupee Brazil:real China:yuan Poland:zloty Turkey:lira Thailand:baht "
+            "Vietnam:dong "
             "Korea:won Russia:ruble Denmark:krone Israel:shekel Mexico:peso Hungary:forint"
         ),
     ),
     "physics": (
         ("What is the unit of {}?", "In which unit does one measure {}?"),
         _pairs(
-            "force:newton energy:joule power:watt pressure:pascal current:ampere voltage:volt resistance:ohm "
-            "frequency:hertz temperature:kelvin mass:kilogram length:meter time:second charge:coulomb"
+            "force:newton energy:joule power:watt pressure:pascal current:ampere voltage:volt "
+            "resistance:ohm "
+            "frequency:hertz temperature:kelvin mass:kilogram length:meter time:second "
+            "charge:coulomb"
         ),
     ),
     "language": (
         ("What is the opposite of {}?", "Which word means the opposite of {}?"),
         _pairs(
-            "hot:cold big:small fast:slow high:low early:late rich:poor hard:soft open:closed full:empty "
+            "hot:cold big:small fast:slow high:low early:late rich:poor hard:soft open:closed "
+            "full:empty "
             "old:new strong:weak dark:light wet:dry loud:quiet"
         ),
     ),
     "mathematics": (
-        ("Which number is written {} in Roman numerals?", "What is the value of the Roman numeral {}?"),
+        (
+            "Which number is written {} in Roman numerals?",
+            "What is the value of the Roman numeral {}?",
+        ),
         _pairs(
-            "III:three IV:four VI:six VII:seven IX:nine XI:eleven XII:twelve XV:fifteen XX:twenty XL:forty L:fifty LX:sixty "
+            "III:three IV:four VI:six VII:seven IX:nine XI:eleven XII:twelve XV:fifteen XX:twenty "
+            "XL:forty L:fifty LX:sixty "
             "XC:ninety C:hundred"
         ),
     ),
     "sports": (
         ("In which sport does one use a {}?", "A {} belongs to which sport?"),
         _pairs(
-            "racket:tennis puck:hockey bat:baseball saddle:riding oar:rowing foil:fencing shuttlecock:badminton "
-            "glove:boxing hoop:basketball surfboard:surfing ski:skiing arrow:archery putter:golf cue:billiards"
+            "racket:tennis puck:hockey bat:baseball saddle:riding oar:rowing foil:fencing "
+            "shuttlecock:badminton "
+            "glove:boxing hoop:basketball surfboard:surfing ski:skiing arrow:archery putter:golf "
+            "cue:billiards"
         ),
     ),
 }
@@ -117,7 +137,12 @@ def _generate(stream: random.Random) -> Item:
     asked, right = stream.choice(list(facts.items()))
     choices = [right, *stream.sample([answer for answer in facts.values() if answer != right], 3)]
     stream.shuffle(choices)
-    return {"subject": subject, "question": stream.choice(forms).format(asked), "choices": choices, "answer": choices.index(right)}
+    return {
+        "subject": subject,
+        "question": stream.choice(forms).format(asked),
+        "choices": choices,
+        "answer": choices.index(right),
+    }
 
 
 def _identity(item: Item) -> str:
@@ -125,22 +150,31 @@ def _identity(item: Item) -> str:
 
 
 def rows(split_name: str) -> Iterator[Item]:
-    """Yield `{subject, question, choices, answer}` (answer 0 to 3) of a split in its fixed order."""
-    return split(split_name, generate=_generate, identity=_identity, sizes=SIZES, seed=f"mmlu-mini/{VERSION}")
+    """Yield `{subject, question, choices, answer}` (answer 0 to 3) of a split in its fixed
+    order.
+    """
+    return split(
+        split_name, generate=_generate, identity=_identity, sizes=SIZES, seed=f"mmlu-mini/{VERSION}"
+    )
 
 
 class MmluMini:
-    """Generated four-choice questions on ten subjects, MMLU's form; 0-shot, by the log-probability of each choice."""
+    """Generated four-choice questions on ten subjects, MMLU's form; 0-shot, by the log-probability
+    of each choice.
+    """
 
     name = "mmlu-mini"
-    version = f"{VERSION}+mmlu1+0shot+text"  # lm-eval's mmlu version 1, no shots, choices scored by their text
+    # lm-eval's mmlu version 1, no shots, choices scored by their text
+    version = f"{VERSION}+mmlu1+0shot+text"
     kind = "choose"
     chance = 0.25
     primary = "acc"
     domain = "knowledge"
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's own MMLU template, under our name, over the generated test split, the subject named in each prompt."""
+        """Return lm-eval's own MMLU template, under our name, over the generated test split, the
+        subject named in each prompt.
+        """
         built = configurable_task(
             builtin("mmlu/default/_default_template_yaml"),
             rows=rows,
@@ -157,12 +191,21 @@ class MmluMini:
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them; work and answer are the same text."""
         for item in rows(split_name):
-            lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item["choices"], strict=True)]
+            lines = [
+                f"{letter}. {choice}"
+                for letter, choice in zip(LETTERS, item["choices"], strict=True)
+            ]
             gold = item["choices"][item["answer"]]
-            prompt = "\n".join([_DESCRIPTION.format(item["subject"]) + item["question"], *lines, "Answer:"])
-            yield Example(task=self.name, prompt=prompt, completion=f" {gold}", answer=f" {gold}", gold=gold)
+            prompt = "\n".join(
+                [_DESCRIPTION.format(item["subject"]) + item["question"], *lines, "Answer:"]
+            )
+            yield Example(
+                task=self.name, prompt=prompt, completion=f" {gold}", answer=f" {gold}", gold=gold
+            )
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written answer (used where a teacher writes; scores come from log-probabilities)."""
+        """Grade a written answer (used where a teacher writes; scores come from
+        log-probabilities).
+        """
         found = text.strip() or None
         return (Grade(extractor="acc", extracted=found, correct=found == gold),)

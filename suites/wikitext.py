@@ -1,6 +1,8 @@
-"""`wikitext`: perplexity of WikiText-2's raw test text (Merity et al. 2016), document by document, as lm-eval defines it.
+"""`wikitext`: perplexity of WikiText-2's raw test text (Merity et al. 2016), document by document,
+as lm-eval defines it.
 
-Text comes from `wikitext2/wiki.test.raw` of the data folder (plain or .gz), else documents from the Hub.
+Text comes from `wikitext2/wiki.test.raw` of the data folder (plain or .gz), else documents from the
+Hub.
 """
 
 import re
@@ -17,9 +19,12 @@ _TITLE = re.compile(r" = [^=]+ = ?")  # ` = Title = `; deeper headings have more
 
 
 def documents(text: str) -> list[str]:
-    """Split the raw text before every heading of level one; what stands before the first one is a document if it has words."""
+    """Split the raw text before every heading of level one; what stands before the first one is a
+    document if it has words.
+    """
     found: list[list[str]] = [[]]
-    for line in text.removesuffix("\n").split("\n"):  # not `splitlines`, which also cuts at rarer characters
+    # not `splitlines`, which also cuts at rarer characters
+    for line in text.removesuffix("\n").split("\n"):
         if _TITLE.fullmatch(line):
             found.append([])
         found[-1].append(line)
@@ -38,13 +43,22 @@ class WikiText:
     files = FILES
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's wikitext over one row `{page}` per document; its detokenizer and its word counts."""
+        """Return lm-eval's wikitext over one row `{page}` per document; its detokenizer and its
+        word counts.
+        """
         base = builtin("wikitext/wikitext.yaml")
         if source.folder is None:
             with from_hub(self.name, with_files(FILES)):
                 return {self.name: built(base)}
-        pages = [{"page": page} for page in documents(source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES))]
-        task = configurable_task(base, rows=lambda _: pages, splits=("test",), training_split=None, validation_split=None)
+        pages = [
+            {"page": page}
+            for page in documents(
+                source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES)
+            )
+        ]
+        task = configurable_task(
+            base, rows=lambda _: pages, splits=("test",), training_split=None, validation_split=None
+        )
         return {self.name: task}
 
     def no_training(self, source: DataSource) -> str:
@@ -57,11 +71,16 @@ class WikiText:
             [task] = self.lm_eval_tasks(source).values()
             yield from (str(task.doc_to_target(doc)) for doc in task.eval_docs)
         else:
-            yield from documents(source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES))
+            yield from documents(
+                source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES)
+            )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
         """Raise `NoSplit`: a text has no prompt and no answer to train on."""
-        raise NoSplit("wikitext has no training form: it measures perplexity only; train on another suite, for example --suite math")
+        raise NoSplit(
+            "wikitext has no training form: it measures perplexity only; train on another suite, "
+            "for example --suite math"
+        )
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Return nothing: no answer is written."""

@@ -1,4 +1,6 @@
-"""Shared fixtures: tiny random models, and sockets that refuse; which tests are slow, and which files go first."""
+"""Shared fixtures: tiny random models, and sockets that refuse; which tests are slow, and which
+files go first.
+"""
 
 import os
 import socket
@@ -11,18 +13,39 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 HERE = Path(__file__).parent
-# Fixtures that run or time whole rows, make students, or pack what a bare machine lacks: tests that ask for them are slow.
-EXPENSIVE = {"finished", "desk", "contracts", "students", "compress", "measured", "teacher_job", "bare"}
-# The files that take longest, the longest first: two workers end together when no long file is left to the end.
+# Fixtures that run or time whole rows, make students, or pack what a bare machine lacks: tests that
+# ask for them are slow.
+EXPENSIVE = {
+    "finished",
+    "desk",
+    "contracts",
+    "students",
+    "compress",
+    "measured",
+    "teacher_job",
+    "bare",
+}
+# The files that take longest, the longest first: two workers end together when no long file is left
+# to the end.
 LONGEST = (
-    "gpu/test_gpu.py", "pipelines/test_run.py", "contracts/test_methods.py", "contracts/test_readme.py", "pipelines/test_ci.py",
-    "measuring/test_measure.py", "planning/test_chain.py", "methods/test_pruning.py", "pipelines/test_kills.py",
-    "methods/training/test_teachers.py", "contracts/test_checks.py",
-)  # fmt: skip
+    "gpu/test_gpu.py",
+    "pipelines/test_run.py",
+    "contracts/test_methods.py",
+    "contracts/test_readme.py",
+    "pipelines/test_ci.py",
+    "measuring/test_measure.py",
+    "planning/test_chain.py",
+    "methods/test_pruning.py",
+    "pipelines/test_kills.py",
+    "methods/training/test_teachers.py",
+    "contracts/test_checks.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what an expensive fixture makes slow, and put the longest files first (with `--no-loadscope-reorder`, as tox says it)."""
+    """Mark what an expensive fixture makes slow, and put the longest files first (with
+    `--no-loadscope-reorder`, as tox says it).
+    """
     for item in items:
         if EXPENSIVE & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
@@ -59,12 +82,22 @@ def random_model(tmp_path_factory):
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return describe(folder, name="random")
@@ -83,7 +116,9 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def small():
-    """Return a maker of random models of two blocks with grouped heads and the embedded tokenizer, by transformers' class."""
+    """Return a maker of random models of two blocks with grouped heads and the embedded tokenizer,
+    by transformers' class.
+    """
 
     def make(kind, **changes):
         import torch
@@ -95,15 +130,23 @@ def small():
 
         torch.manual_seed(0)
         sizes = {
-            "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "vocab_size": 1024,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
             "max_position_embeddings": 512,
-        }  # fmt: skip
+        }
         if kind != "GPTNeoX":
             sizes |= {"num_key_value_heads": 2, "head_dim": 8}
-        config = AutoConfig.for_model({"GPTNeoX": "gpt_neox"}.get(kind, kind.lower()), **{**sizes, **changes})
+        config = AutoConfig.for_model(
+            {"GPTNeoX": "gpt_neox"}.get(kind, kind.lower()), **{**sizes, **changes}
+        )
         model = AutoModelForCausalLM.from_config(config).eval()
         folder = EMBEDDED / "tiny"
-        return LanguageModel(model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind))
+        return LanguageModel(
+            model, AutoTokenizer.from_pretrained(folder), "cpu", describe(folder, name=kind)
+        )
 
     return make
 
@@ -137,7 +180,9 @@ def source(folder):
 
 @pytest.fixture
 def compress(tiny, tmp_path):
-    """Return a function that makes a student of `tiny` by a method and returns it with what the method told."""
+    """Return a function that makes a student of `tiny` by a method and returns it with what the
+    method told.
+    """
     import json
     from itertools import count
 
@@ -150,14 +195,32 @@ def compress(tiny, tmp_path):
 
     numbers = count()
 
-    def make(name, settings=None, *, base=tiny, tasks=("gsm8k-mini",), rows=60, seed=1, tokens=3_000, source=None, **more):
+    def make(
+        name,
+        settings=None,
+        *,
+        base=tiny,
+        tasks=("gsm8k-mini",),
+        rows=60,
+        seed=1,
+        tokens=3_000,
+        source=None,
+        **more,
+    ):
         folder = tmp_path / f"made-{next(numbers)}"
         folder.mkdir()
         job = Job(
-            teachers=(tiny,), student=str(base.path), student_base=base, tasks={task: suites.load(task) for task in tasks},
-            source=source or DataSource(), budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder,
-            cache=tmp_path / "cache", **more,
-        )  # fmt: skip
+            teachers=(tiny,),
+            student=str(base.path),
+            student_base=base,
+            tasks={task: suites.load(task) for task in tasks},
+            source=source or DataSource(),
+            budget=Budget(seen_tokens=tokens, rows=rows),
+            seed=seed,
+            workdir=folder,
+            cache=tmp_path / "cache",
+            **more,
+        )
         made = Quick("method", methods.METHODS).build(name, settings or {}).compress(job)
         notes = json.loads((folder / "cost.json").read_text())["notes"]
         return made, notes.get(name, notes)

@@ -3,7 +3,15 @@
 import pytest
 
 from harness.errors import CellFailed, HarnessError, how_it_ended
-from harness.escape import clean, csv_cell, html_text, markdown_cell, markdown_text, tex, tex_comment
+from harness.escape import (
+    clean,
+    csv_cell,
+    html_text,
+    markdown_cell,
+    markdown_text,
+    tex,
+    tex_comment,
+)
 from harness.records.record import BadRecord
 
 HOSTILE = {
@@ -28,7 +36,9 @@ def test_what_is_no_text_is_taken_out(name):
     assert clean(clean(given)) == clean(given) and clean(given).encode()
 
 
-@pytest.mark.parametrize("text", ["response[temperature=4]", "±0.5 µs, 中文, émigré, 😀", "", " two  spaces ", "a|b & c"])
+@pytest.mark.parametrize(
+    "text", ["response[temperature=4]", "±0.5 µs, 中文, émigré, 😀", "", " two  spaces ", "a|b & c"]
+)
 def test_clean_text_stays_the_same_object(text):
     assert clean(text) is text
 
@@ -48,7 +58,10 @@ def test_every_form_cleans_what_it_escapes(given):
 
 def test_markdown_has_no_bar_tag_or_link():
     assert markdown_cell("a|b") == r"a\|b" and markdown_cell("a\\|b") == r"a\\\|b"
-    assert markdown_cell("<script>x</script>") == "&lt;script>x&lt;/script>" and markdown_cell("p < 0.05") == "p < 0.05"
+    assert (
+        markdown_cell("<script>x</script>") == "&lt;script>x&lt;/script>"
+        and markdown_cell("p < 0.05") == "p < 0.05"
+    )
     assert markdown_text("[x](http://y)") == r"[x]\(http://y)"
 
 
@@ -57,12 +70,16 @@ def test_tex_has_no_command_and_its_comments_no_second_line():
     assert "\n" not in tex_comment("a\n\\input{x}") and "\r" not in tex_comment("a\r\\input{x}")
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd|'/c calc'!A0", "-2+3", "@SUM(A1)", '=HYPERLINK("x")', "\t=1", "\r=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+cmd|'/c calc'!A0", "-2+3", "@SUM(A1)", '=HYPERLINK("x")', "\t=1", "\r=1"]
+)
 def test_a_cell_that_a_spreadsheet_would_compute_is_text(text):
     assert csv_cell(text)[0] == "'"
 
 
-@pytest.mark.parametrize("value", ["-1.5", "+2", "-", "1e-5", "-1e-5", "-1,000", -1.5, 3, None, True, "text"])
+@pytest.mark.parametrize(
+    "value", ["-1.5", "+2", "-", "1e-5", "-1e-5", "-1,000", -1.5, 3, None, True, "text"]
+)
 def test_numbers_and_plain_texts_stay_as_they_are(value):
     assert csv_cell(value) == value
 

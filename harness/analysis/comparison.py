@@ -1,6 +1,7 @@
 """Which records may stand in one table, and how two of its rows are compared. No torch.
 
-Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine, GPU with driver and CUDA, and task versions.
+Rows of one table share teacher, student shape, budget, device, dtype, scoring path, machine, GPU
+with driver and CUDA, and task versions.
 """
 
 import math
@@ -21,7 +22,8 @@ from harness.statistics.pooled import Corpus
 
 ALPHA = 0.05  # of a verdict in a table
 _Run = TypeVar("_Run")
-Values = tuple[float, ...] | Corpus  # of one run: a number an item, or what each adds to a figure of all of them
+# of one run: a number an item, or what each adds to a figure of all of them
+Values = tuple[float, ...] | Corpus
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,16 @@ class Row:
 
     @cached_property
     def trainings(self) -> tuple[RunRecord, ...]:
-        """The records that succeeded, one a student: seeds that gave the same student, and the same answers, are one training."""
+        """The records that succeeded, one a student: seeds that gave the same student, and the same
+        answers, are one training.
+        """
         return tuple({_student_of(record): record for record in reversed(self.done)}.values())[::-1]
 
     @property
     def trained_once(self) -> bool:
-        """Tell whether a draw was made (a training, a random control) and made only once: then nothing is known of its spread."""
+        """Tell whether a draw was made (a training, a random control) and made only once: then
+        nothing is known of its spread.
+        """
         return bool(self.done) and self.done[0].seed is not None and len(self.trainings) < 2
 
     def scores(self, task: str) -> list[TaskScore]:
@@ -57,16 +63,28 @@ class Row:
 
     def by_seed(self, task: str) -> dict[int | None, str]:
         """Per-item outcomes by seed, one a training, where every item is hit or miss."""
-        scores = [(record.seed, score) for record in self.trainings if (score := record.score(task)) is not None]
+        scores = [
+            (record.seed, score)
+            for record in self.trainings
+            if (score := record.score(task)) is not None
+        ]
         return {seed: score.outcomes[score.primary] for seed, score in scores if score.hit_or_miss}
 
     def outcomes(self, task: str) -> list[str]:
-        """Per-item outcomes of the primary extractor, one string a seed; none where items are no hits or misses."""
+        """Per-item outcomes of the primary extractor, one string a seed; none where items are no
+        hits or misses.
+        """
         return list(self.by_seed(task).values())
 
     def numbers(self, task: str) -> dict[int | None, Values]:
-        """Per-item values by seed, one a training: 1 and 0 of hits and misses, numbers, or what items add to a figure of all."""
-        scores = [(record.seed, score) for record in self.trainings if (score := record.score(task)) is not None]
+        """Per-item values by seed, one a training: 1 and 0 of hits and misses, numbers, or what
+        items add to a figure of all.
+        """
+        scores = [
+            (record.seed, score)
+            for record in self.trainings
+            if (score := record.score(task)) is not None
+        ]
         return {seed: values for seed, score in scores if (values := values_of(score))}
 
 
@@ -87,7 +105,9 @@ def values_of(score: _Carried) -> Values:
 
 
 def tests_of(score: TaskScore) -> ModuleType:
-    """Return the functions that compare such values: `statistics/corpus.py` or `statistics/means.py`, which share names and arguments."""
+    """Return the functions that compare such values: `statistics/corpus.py` or
+    `statistics/means.py`, which share names and arguments.
+    """
     return corpus if score.form else means
 
 
@@ -119,22 +139,34 @@ def _scored_under(record: RunRecord) -> dict[str, str]:
 
 def _measured_under(record: RunRecord) -> dict[str, str]:
     """What rows that succeeded share beside that."""
-    environment = shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
-    return {"path": record.path, "items": digest_of([score.items_digest for score in record.scores]), **environment}
+    environment = (
+        shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
+    )
+    return {
+        "path": record.path,
+        "items": digest_of([score.items_digest for score in record.scores]),
+        **environment,
+    }
 
 
 def _made_under(record: RunRecord) -> dict[str, str]:
-    """What rows of one table share in how their students were made; teachers' rows have none of it."""
+    """What rows of one table share in how their students were made; teachers' rows have
+    none of it.
+    """
     return shared_by(record.conditions, rows_of(record))
 
 
 def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
-    """Tell whether a record may stand in a table of students made so: it names nothing else than they do."""
+    """Tell whether a record may stand in a table of students made so: it names nothing else than
+    they do.
+    """
     return all(made.get(name) == value for name, value in _made_under(record).items())
 
 
 def group(records: Iterable[RunRecord]) -> list[Group]:
-    """Split records into tables. The teacher and untrained rows join every table that they fit; failed ones too."""
+    """Split records into tables. The teacher and untrained rows join every table that they fit;
+    failed ones too.
+    """
     every = list(records)
     groups: list[Group] = []
     for scored in _distinct(_scored_under(record) for record in every):
@@ -145,8 +177,15 @@ def group(records: Iterable[RunRecord]) -> list[Group]:
             alike = [record for record in worked if _measured_under(record) == measured]
             members = [*alike, *failed]
             made = _distinct(_made_under(record) for record in members if record.trains)
-            made = made or _distinct(_made_under(record) for record in members if record.method != TEACHER) or [{}]
-            groups += [_group([r for r in members if _fits(r, one)], {**scored, **measured, **one}) for one in made]
+            made = (
+                made
+                or _distinct(_made_under(record) for record in members if record.method != TEACHER)
+                or [{}]
+            )
+            groups += [
+                _group([r for r in members if _fits(r, one)], {**scored, **measured, **one})
+                for one in made
+            ]
     return sorted(groups, key=lambda one: sorted(one.shared.items()))
 
 
@@ -159,9 +198,19 @@ def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
     newest: dict[tuple[str, int | None], RunRecord] = {}
     for record in sorted(records, key=lambda r: (r.status == "success", r.created, r.key)):
         newest[record.label, record.seed] = record
-    labels = dict.fromkeys(label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0)))
+    labels = dict.fromkeys(
+        label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0))
+    )
     rows = tuple(
-        Row(label, tuple(record for (name, _), record in sorted(newest.items(), key=_by_seed) if name == label)) for label in labels
+        Row(
+            label,
+            tuple(
+                record
+                for (name, _), record in sorted(newest.items(), key=_by_seed)
+                if name == label
+            ),
+        )
+        for label in labels
     )
     sample = next((record for record in newest.values() if record.status == "success"), None)
     tasks = tuple(score.task for score in sample.scores) if sample else ()
@@ -174,14 +223,26 @@ def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
 
 def block_of(row: Row) -> str:
     """Return the block of a table that a row stands in: teacher, its family, or control."""
-    return TEACHER if row.first.method == TEACHER else "control" if row.first.is_control else row.first.family
+    return (
+        TEACHER
+        if row.first.method == TEACHER
+        else "control"
+        if row.first.is_control
+        else row.first.family
+    )
 
 
 def ordered(found: Group) -> list[Row]:
-    """Teachers, then families of methods with the best row's family first, then controls; within each by mean score, best first."""
+    """Teachers, then families of methods with the best row's family first, then controls; within
+    each by mean score, best first.
+    """
 
     def score(row: Row) -> float:
-        values = [-score.value if score.lower_is_better else score.value for task in found.tasks for score in row.scores(task)]
+        values = [
+            -score.value if score.lower_is_better else score.value
+            for task in found.tasks
+            for score in row.scores(task)
+        ]
         return -fmean(values) if values else float("inf")
 
     best: dict[str, float] = {}
@@ -196,13 +257,18 @@ def ordered(found: Group) -> list[Row]:
     return sorted(found.rows, key=place)
 
 
-def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0) -> Interval:
-    """Compare two rows on a task, on the same items: score intervals of one run against one, Student's t over runs and items otherwise."""
+def compare(
+    student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0
+) -> Interval:
+    """Compare two rows on a task, on the same items: score intervals of one run against one,
+    Student's t over runs and items otherwise.
+    """
     ours, theirs = student.scores(task), reference.scores(task)
     if why := next((score.unpaired for score in [*ours, *theirs] if score.unpaired), ""):
         return Interval(None, reason=why)
     if student is reference and ours and not (ratio and (chance or ours[0].signed)):
-        return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)  # itself, by definition
+        # itself, by definition
+        return Interval(1.0, 1.0, 1.0) if ratio else Interval(0.0, 0.0, 0.0)
     if not ours or not theirs:
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:
@@ -211,19 +277,36 @@ def compare(student: Row, reference: Row, task: str, *, ratio: bool, chance: flo
     if not runs.left or not runs.right:
         return Interval(None, reason="no outcomes")
     if runs.single and all(score.hit_or_miss for score in [*ours, *theirs]):
-        counts = stats.pairs(*(next(iter(row.by_seed(task).values())) for row in (reference, student)))
+        counts = stats.pairs(
+            *(next(iter(row.by_seed(task).values())) for row in (reference, student))
+        )
         found = stats.difference(counts) if not ratio else stats.retention(counts)
         found = stats.retention_above_chance(counts, chance) if ratio and chance else found
     elif ratio and ours[0].signed:
-        return Interval(None, reason=f"{ours[0].metric} may be below zero, and a ratio of two says nothing; see the difference")
+        return Interval(
+            None,
+            reason=f"{ours[0].metric} may be below zero, and a ratio of two says nothing; see the "
+            "difference",
+        )
     elif ratio:
-        found = tests_of(ours[0]).ratio(runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together)
+        found = tests_of(ours[0]).ratio(
+            runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together
+        )
     else:
-        found = tests_of(ours[0]).difference(runs.left, runs.right, ours[0].parts, paired=runs.together)
+        found = tests_of(ours[0]).difference(
+            runs.left, runs.right, ours[0].parts, paired=runs.together
+        )
     if student is reference and found.value is not None:
         return Interval(1.0, 1.0, 1.0)
-    nothing_below = ratio and not chance and all(score.unit == "share" for score in [*ours, *theirs])  # no share is negative
-    return replace(found, low=max(0.0, found.low)) if nothing_below and found.low is not None else found
+    # no share is negative
+    nothing_below = (
+        ratio and not chance and all(score.unit == "share" for score in [*ours, *theirs])
+    )
+    return (
+        replace(found, low=max(0.0, found.low))
+        if nothing_below and found.low is not None
+        else found
+    )
 
 
 class Runs(NamedTuple):
@@ -252,8 +335,9 @@ def paired_numbers(student: Row, reference: Row, task: str) -> Runs:
 
 def _runs(
     student: Row, left: Mapping[int | None, _Run], reference: Row, right: Mapping[int | None, _Run]
-) -> tuple[list[_Run], list[_Run], bool]:  # fmt: skip
-    """Return all runs of both rows; of rows of which one was made from the other's students those of the seeds that they share.
+) -> tuple[list[_Run], list[_Run], bool]:
+    """Return all runs of both rows; of rows of which one was made from the other's students those
+    of the seeds that they share.
 
     Equal seeds alone make no pairs: two methods draw their trainings each for itself.
     """
@@ -268,11 +352,14 @@ def _made_from(one: str, other: str) -> bool:
     return one.startswith(f"{other}+") or other.startswith(f"{one}+")
 
 
-def keeps(row: Row, reference: Row, task: str, margin: float, *, points: bool = False, chance: float = 0.0) -> tuple[float, float]:
-    """Test whether a row keeps `margin` of what a reference has above `chance` (or, `points`, all but `margin`) on the same items.
+def keeps(
+    row: Row, reference: Row, task: str, margin: float, *, points: bool = False, chance: float = 0.0
+) -> tuple[float, float]:
+    """Test whether a row keeps `margin` of what a reference has above `chance` (or, `points`, all
+    but `margin`) on the same items.
 
-    Returns the one-sided (p of "it does not", p of "it does"): the same test for tables and gate. Of figures that are better when lower,
-    at most 1 / `margin` of the reference's.
+    Returns the one-sided (p of "it does not", p of "it does"): the same test for tables and gate.
+    Of figures that are better when lower, at most 1 / `margin` of the reference's.
     """
     score = row.scores(task)[0]
     if score.kind == "perplexity":
@@ -281,28 +368,47 @@ def keeps(row: Row, reference: Row, task: str, margin: float, *, points: bool = 
     if runs.single and all(one.hit_or_miss for one in [*row.scores(task), *reference.scores(task)]):
         return stats.keeps(*paired(row, reference, task), margin, points=points, chance=chance)
     p: tuple[float, float] = tests_of(score).keeps(
-        runs.left, runs.right, margin, score.parts, points=points, lower=score.lower_is_better, chance=chance, paired=runs.together
-    )  # fmt: skip
+        runs.left,
+        runs.right,
+        margin,
+        score.parts,
+        points=points,
+        lower=score.lower_is_better,
+        chance=chance,
+        paired=runs.together,
+    )
     return p
 
 
 def unequal(row: Row, other: Row, task: str) -> float | None:
-    """Return the two-sided p of "both rows score alike" on the same items; None where they cannot be compared."""
+    """Return the two-sided p of "both rows score alike" on the same items; None where they cannot
+    be compared.
+    """
     scores = [*row.scores(task), *other.scores(task)]
-    if not row.scores(task) or not other.scores(task) or len({score.items_digest for score in scores}) > 1:
+    if (
+        not row.scores(task)
+        or not other.scores(task)
+        or len({score.items_digest for score in scores}) > 1
+    ):
         return None
     if any(score.unpaired for score in scores):
         return None
     if scores[0].kind == "perplexity":
         ratio = times_of(row, other, task)
-        return two_sided(math.log(ratio.value), ratio.sources) if ratio.value and ratio.sources and ratio.value < math.inf else None
+        return (
+            two_sided(math.log(ratio.value), ratio.sources)
+            if ratio.value and ratio.sources and ratio.value < math.inf
+            else None
+        )
     runs = paired_numbers(row, other, task)
     if runs.single and all(score.hit_or_miss for score in scores):
         left, right = paired(row, other, task)
         return stats.unequal(left, right)
     if not runs.left or not runs.right:
         return None
-    p: float = tests_of(scores[0]).unequal(runs.left, runs.right, scores[0].parts, paired=runs.together)
+    p: float = tests_of(scores[0]).unequal(
+        runs.left, runs.right, scores[0].parts, paired=runs.together
+    )
     return p
 
 
@@ -318,7 +424,9 @@ def times_of(row: Row, reference: Row, task: str) -> Interval:
         return Interval(None, reason=why)
     if scores[0].kind != "perplexity":
         return compare(row, reference, task, ratio=True)
-    ours, theirs = ([score.totals for score in _of_trainings(one, task)] for one in (row, reference))
+    ours, theirs = (
+        [score.totals for score in _of_trainings(one, task)] for one in (row, reference)
+    )
     return of_documents(ours, theirs, scores[0])
 
 
@@ -326,8 +434,12 @@ def _of_trainings(row: Row, task: str) -> list[TaskScore]:
     return [score for record in row.trainings if (score := record.score(task)) is not None]
 
 
-def of_documents(ours: Sequence[means.Documents], theirs: Sequence[means.Documents], score: TaskScore) -> Interval:
-    """Return a perplexity over another's on the same documents, run by run; of bits per byte the ratio of the bits."""
+def of_documents(
+    ours: Sequence[means.Documents], theirs: Sequence[means.Documents], score: TaskScore
+) -> Interval:
+    """Return a perplexity over another's on the same documents, run by run; of bits per byte the
+    ratio of the bits.
+    """
     return means.ratio_of_documents(ours, theirs, bits=score.metric == BITS)
 
 
@@ -337,39 +449,67 @@ def conditions_of(record: RunRecord) -> dict[str, str]:
 
 
 def by_chance(found: Group, task: str) -> bool:
-    """Tell whether a task with right answers was scored and its teacher is at chance there: no retention means anything."""
+    """Tell whether a task with right answers was scored and its teacher is at chance there: no
+    retention means anything.
+    """
     scores = found.teacher.scores(task) if found.teacher else []
     return bool(scores) and scores[0].retains and not means_something(found, task)
 
 
 def means_something(found: Group, task: str) -> bool:
-    """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above chance (and above 5 %)."""
-    scores = [score for score in (found.teacher.scores(task) if found.teacher else ()) if score.retains]
-    return any(score.value - 1.96 * _error_of(score) > (max(score.chance, 0.05) if score.unit == "share" else 0) for score in scores)
+    """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above
+    chance (and above 5 %).
+    """
+    scores = [
+        score for score in (found.teacher.scores(task) if found.teacher else ()) if score.retains
+    ]
+    return any(
+        score.value - 1.96 * _error_of(score)
+        > (max(score.chance, 0.05) if score.unit == "share" else 0)
+        for score in scores
+    )
 
 
 def _error_of(score: TaskScore) -> float:
     """Return a figure's standard error, of hits and misses from the items themselves."""
-    return math.sqrt(score.value * (1 - score.value) / score.n) if score.hit_or_miss else score.stderr or 0.0
+    return (
+        math.sqrt(score.value * (1 - score.value) / score.n)
+        if score.hit_or_miss
+        else score.stderr or 0.0
+    )
 
 
 def leaders(found: Group, task: str) -> frozenset[str]:
-    """Return the labels of the best row that is no control, and of all that are not significantly worse on the same items.
+    """Return the labels of the best row that is no control, and of all that are not significantly
+    worse on the same items.
 
-    One-sided tests against the best row (exact McNemar of one run each, else Student's t), Holm's adjustment over the rows, alpha .05.
-    Nothing is best where there is no choice (fewer than two rows), no difference that counts (a teacher at chance), or where a row was
-    trained once: of its method nothing is known.
+    One-sided tests against the best row (exact McNemar of one run each, else Student's t), Holm's
+    adjustment over the rows, alpha .05. Nothing is best where there is no choice (fewer than two
+    rows), no difference that counts (a teacher at chance), or where a row was trained once: of its
+    method nothing is known.
     """
-    rows = [row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)]
-    unknown = by_chance(found, task) or any(row.trained_once or score.unpaired for row in rows for score in row.scores(task))
+    rows = [
+        row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)
+    ]
+    unknown = by_chance(found, task) or any(
+        row.trained_once or score.unpaired for row in rows for score in row.scores(task)
+    )
     if len(rows) < 2 or unknown:
         return frozenset()
     sign = -1 if lower_is_better(rows[0], task) else 1
-    best = max(rows, key=lambda row: (sign * fmean(score.value for score in row.scores(task)), row.label))
+    best = max(
+        rows, key=lambda row: (sign * fmean(score.value for score in row.scores(task)), row.label)
+    )
     digest = best.scores(task)[0].items_digest
-    others = [row for row in rows if row is not best and all(score.items_digest == digest for score in row.scores(task))]
+    others = [
+        row
+        for row in rows
+        if row is not best and all(score.items_digest == digest for score in row.scores(task))
+    ]
     adjusted = stats.holm([_worse(row, best, task) for row in others])
-    return frozenset([best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA)])
+    return frozenset(
+        [best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA)]
+    )
 
 
 def _worse(row: Row, best: Row, task: str) -> float:
@@ -377,11 +517,19 @@ def _worse(row: Row, best: Row, task: str) -> float:
     scores = [*row.scores(task), *best.scores(task)]
     if scores[0].kind == "perplexity":
         ratio = times_of(row, best, task)
-        return one_sided(math.log(ratio.value), ratio.sources) if ratio.value and ratio.sources and ratio.value < math.inf else 1.0
+        return (
+            one_sided(math.log(ratio.value), ratio.sources)
+            if ratio.value and ratio.sources and ratio.value < math.inf
+            else 1.0
+        )
     runs = paired_numbers(row, best, task)
     if runs.single and all(score.hit_or_miss for score in scores):
         return stats.worse(*paired(row, best, task))
     p: float = tests_of(scores[0]).worse(
-        runs.left, runs.right, scores[0].parts, lower=scores[0].lower_is_better, paired=runs.together
-    )  # fmt: skip
+        runs.left,
+        runs.right,
+        scores[0].parts,
+        lower=scores[0].lower_is_better,
+        paired=runs.together,
+    )
     return p

@@ -1,4 +1,6 @@
-"""Processes of their own that know nothing of this one: one that imports a class, one that opens a student with transformers."""
+"""Processes of their own that know nothing of this one: one that imports a class, one that opens a
+student with transformers.
+"""
 
 import importlib
 import json
@@ -40,19 +42,28 @@ _APART = 1e-3  # of the largest logit: another order of sums, seen between proce
 
 
 def import_without_torch(found: type[Any]) -> None:
-    """Raise `AssertionError` where importing and building a class imports torch; `Skipped` where it cannot be imported by name."""
-    if "." in found.__qualname__ or getattr(importlib.import_module(found.__module__), found.__qualname__, None) is not found:
+    """Raise `AssertionError` where importing and building a class imports torch; `Skipped` where it
+    cannot be imported by name.
+    """
+    if (
+        "." in found.__qualname__
+        or getattr(importlib.import_module(found.__module__), found.__qualname__, None) is not found
+    ):
         raise Skipped(f"{found.__qualname__} cannot be imported by its name in another process")
     done = _run(_IMPORT, found.__module__, found.__qualname__)
     if done.returncode == 3:
         raise Skipped(f"{found.__module__} is no module that another process can import")
-    assert done.returncode == 0, f"it cannot be imported and built in a fresh process: {_last(done.stderr)}"
+    assert done.returncode == 0, (
+        f"it cannot be imported and built in a fresh process: {_last(done.stderr)}"
+    )
     brought = done.stdout.strip()
     assert not brought, f"importing {found.__module__} imports {brought}; import it inside compress"
 
 
 def reopen(made: Checkpoint, *, fresh: bool, door: bool) -> None:
-    """Raise `AssertionError` where a student does not open with transformers, or says something else there than here."""
+    """Raise `AssertionError` where a student does not open with transformers, or says something
+    else there than here.
+    """
     import torch
 
     from harness.models.language_model import open_model
@@ -60,10 +71,16 @@ def reopen(made: Checkpoint, *, fresh: bool, door: bool) -> None:
     with torch.no_grad():
         here = open_model(made).model(torch.tensor([_IDS])).logits[0, -1].float()
     assert bool(torch.isfinite(here).all()), "the student's logits are not finite"
-    there = _logits_there(made.path, "methods.packed" if door else "") if fresh else _logits_here(made.path)
+    there = (
+        _logits_there(made.path, "methods.packed" if door else "")
+        if fresh
+        else _logits_here(made.path)
+    )
     assert len(there) == len(here), f"the student has {len(there)} logits there, {len(here)} here"
     gap = float((torch.tensor(there) - here).abs().max())
-    assert gap <= _APART * max(1.0, float(here.abs().max())), f"opened with transformers alone its logits differ by {gap:.3g}"
+    assert gap <= _APART * max(1.0, float(here.abs().max())), (
+        f"opened with transformers alone its logits differ by {gap:.3g}"
+    )
 
 
 def _logits_here(folder: Path) -> list[float]:
@@ -80,7 +97,9 @@ def _logits_here(folder: Path) -> list[float]:
 def _logits_there(folder: Path, door: str) -> list[float]:
     done = _run(_REOPEN, str(folder), door, json.dumps(_IDS))
     how = f"transformers after import {door}" if door else "transformers alone"
-    assert done.returncode == 0, f"a fresh process with {how} cannot open the student: {_last(done.stderr)}"
+    assert done.returncode == 0, (
+        f"a fresh process with {how} cannot open the student: {_last(done.stderr)}"
+    )
     logits: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
     return logits
 
@@ -98,4 +117,6 @@ def _run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _last(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")[:300]
+    return next(
+        (line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output"
+    )[:300]

@@ -1,6 +1,8 @@
-"""What `harness.testing.check_method` looks at, check by check: first what is declared, then three students and what making them did.
+"""What `harness.testing.check_method` looks at, check by check: first what is declared, then three
+students and what making them did.
 
-A check raises `AssertionError` with what was seen and what was declared, or `Skipped` where this machine cannot make the student.
+A check raises `AssertionError` with what was seen and what was declared, or `Skipped` where this
+machine cannot make the student.
 """
 
 import json
@@ -71,11 +73,17 @@ class Trial:
 
     @cached_property
     def loaded(self) -> Any:
-        """The class, its traits looked at, and its module's imports; a module of tests may import what it tests."""
+        """The class, its traits looked at, and its module's imports; a module of tests may import
+        what it tests.
+        """
         if self.found is None:
             return self.registry.load(self.name)
-        tests = self.found.__module__.rpartition(".")[2].startswith(("test_", "conftest", "__main__"))
-        return (adopted if tests else admitted)(self.name, self.found, frozenset(self.registry.table))
+        tests = self.found.__module__.rpartition(".")[2].startswith(
+            ("test_", "conftest", "__main__")
+        )
+        return (adopted if tests else admitted)(
+            self.name, self.found, frozenset(self.registry.table)
+        )
 
     @cached_property
     def teachers(self) -> tuple[Checkpoint, ...]:
@@ -101,7 +109,9 @@ class Trial:
             return self.teachers[0]
         base = describe(EMBEDDED / "tiny-math", name="tiny-math")
         half = student_of("depth:0.5", base, seed=1, device="cpu", dtype="float32")
-        return save_student(half, self.folder / "inputs" / "half", name="half", dtype=torch.bfloat16, parents=())
+        return save_student(
+            half, self.folder / "inputs" / "half", name="half", dtype=torch.bfloat16, parents=()
+        )
 
     @property
     def first(self) -> Made:
@@ -129,12 +139,21 @@ class Trial:
         cache.mkdir(exist_ok=True)
         task: Any = Watched(catalog.load_task("gsm8k-mini"), read)
         job = Job(
-            teachers=self.teachers, student=str(self.start.path), student_base=self.start, tasks={task.name: task}, source=DataSource(),
-            budget=Budget(seen_tokens=TOKENS, rows=ROWS), seed=SEEDS[which], workdir=workdir, cache=cache,
-        )  # fmt: skip
+            teachers=self.teachers,
+            student=str(self.start.path),
+            student_base=self.start,
+            tasks={task.name: task},
+            source=DataSource(),
+            budget=Budget(seen_tokens=TOKENS, rows=ROWS),
+            seed=SEEDS[which],
+            workdir=workdir,
+            cache=cache,
+        )
         with written_outside([workdir, cache]) as outside:
             checkpoint = self.method.compress(job)
-        assert isinstance(checkpoint, Checkpoint), f"compress returned {checkpoint!r}; it must return a Checkpoint"
+        assert isinstance(checkpoint, Checkpoint), (
+            f"compress returned {checkpoint!r}; it must return a Checkpoint"
+        )
         traces = len(list((cache / "traces").glob("*.json")))
         return Made(
             checkpoint=checkpoint,
@@ -156,7 +175,11 @@ def files_in(folder: Path) -> dict[str, str]:
     """Return the digest of every file below a folder."""
     from harness.files.digests import file_digest
 
-    return {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def class_loads(trial: Trial) -> None:
@@ -168,22 +191,30 @@ def class_loads(trial: Trial) -> None:
 
 
 def settings_round_trip(trial: Trial) -> None:
-    """Settings are read from what they are written as, unknown ones are refused, and none changes afterwards."""
+    """Settings are read from what they are written as, unknown ones are refused, and none changes
+    afterwards.
+    """
     method, found = trial.method, trial.loaded
     again = built(trial.name, found, json.loads(json.dumps(expanded(method))))
-    assert again == method, f"built again from its own settings {expanded(method)} it is another method"
+    assert again == method, (
+        f"built again from its own settings {expanded(method)} it is another method"
+    )
     try:
         built(trial.name, found, {"no_such_setting": 1})
     except HarnessError:
         pass
     else:
-        raise AssertionError("an unknown setting was accepted; decorate the class with methods.base.settings")
+        raise AssertionError(
+            "an unknown setting was accepted; decorate the class with methods.base.settings"
+        )
     name = next(iter(expanded(method)), None)
     try:
         setattr(method, name or "no_such_setting", 1)
     except Exception:  # noqa: BLE001  a dataclass and pydantic raise their own
         return
-    raise AssertionError(f"its setting {name} can be changed after it was built; settings are frozen")
+    raise AssertionError(
+        f"its setting {name} can be changed after it was built; settings are frozen"
+    )
 
 
 def makes_a_student(trial: Trial) -> None:
@@ -196,7 +227,10 @@ def makes_a_student(trial: Trial) -> None:
         raise
     except Exception as problem:
         raise AssertionError(f"compress raised {in_one_line(problem)}") from problem
-    inside = made.path.resolve().parent == (trial.folder / "first").resolve() and (made.path / "config.json").is_file()
+    inside = (
+        made.path.resolve().parent == (trial.folder / "first").resolve()
+        and (made.path / "config.json").is_file()
+    )
     assert inside, f"its checkpoint lies in {made.path}; it must be a model folder in job.workdir"
     after = files_in(trial.folder / "inputs")
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
@@ -206,7 +240,9 @@ def makes_a_student(trial: Trial) -> None:
 def writes_in_its_folders_only(trial: Trial) -> None:
     """Files are written in `job.workdir` and `job.cache` alone."""
     outside = trial.first.outside
-    assert not outside, f"it wrote {', '.join(outside[:3])}; it may write in job.workdir and job.cache alone"
+    assert not outside, (
+        f"it wrote {', '.join(outside[:3])}; it may write in job.workdir and job.cache alone"
+    )
 
 
 def cost_is_valid(trial: Trial) -> None:
@@ -217,37 +253,56 @@ def cost_is_valid(trial: Trial) -> None:
     from harness.records.record import Cost
 
     made = trial.first
-    assert made.cost or not trial.method.trains, "it trains and wrote no cost.json (self.train writes one)"
+    assert made.cost or not trial.method.trains, (
+        "it trains and wrote no cost.json (self.train writes one)"
+    )
     try:
         Cost.model_validate(made.cost, context=READING)
     except ValidationError as problem:
         first = problem.errors()[0]
-        raise AssertionError(f"cost.json: {'.'.join(map(str, first['loc']))}: {first['msg']}, given {first['input']!r}") from problem
+        raise AssertionError(
+            f"cost.json: {'.'.join(map(str, first['loc']))}: {first['msg']}, given "
+            f"{first['input']!r}"
+        ) from problem
 
 
 def starts_from(trial: Trial) -> None:
     """The student is made of what the class says that it starts from."""
     parents, declared = trial.first.checkpoint.parents, trial.method.starts_from
-    told = f"declared starts_from = {declared!r}; its checkpoint's parents are {[one[:12] for one in parents]}"
-    assert trial.start.digest in parents, f"{told}, without job.student_base ({trial.start.digest[:12]})"
+    told = (
+        f"declared starts_from = {declared!r}; its checkpoint's parents are "
+        f"{[one[:12] for one in parents]}"
+    )
+    assert trial.start.digest in parents, (
+        f"{told}, without job.student_base ({trial.start.digest[:12]})"
+    )
     if declared == "student" and not trial.method.trains:
-        assert trial.teachers[0].digest not in parents, f"{told}, the teacher ({trial.teachers[0].digest[:12]}) among them"
+        assert trial.teachers[0].digest not in parents, (
+            f"{told}, the teacher ({trial.teachers[0].digest[:12]}) among them"
+        )
 
 
 def changes_a_weight(trial: Trial) -> None:
-    """What trains, cuts or packs gives other weights than it was given; a control that does not train may give the same."""
+    """What trains, cuts or packs gives other weights than it was given; a control that does not
+    train may give the same.
+    """
     from harness.models.checkpoint import same_weights
 
     made, method = trial.first.checkpoint, trial.method
     if method.trains or method.family != "control":
         same = same_weights(made.path, trial.start.path)
-        assert not same, f"declared family = {method.family!r}; the student's weights are, number by number, those that it started from"
+        assert not same, (
+            f"declared family = {method.family!r}; the student's weights are, number by number, "
+            "those that it started from"
+        )
 
 
 def trains(trial: Trial) -> None:
     """The token budget is spent by what trains, never exceeded, and by nothing else."""
     seen, declared = trial.first.cost.get("seen_tokens", 0), trial.method.trains
-    assert (seen > 0) == declared, f"declared trains = {declared}; cost.json says {seen:,} seen tokens"
+    assert (seen > 0) == declared, (
+        f"declared trains = {declared}; cost.json says {seen:,} seen tokens"
+    )
     assert seen <= TOKENS, f"it saw {seen:,} tokens of a budget of {TOKENS:,}"
 
 
@@ -255,12 +310,14 @@ def repeats_itself(trial: Trial) -> None:
     """The same seed gives the same bytes."""
     first, again = trial.first.checkpoint, trial.student("again").checkpoint
     assert first.digest == again.digest, (
-        f"two students of one seed have the digests {first.digest[:12]} and {again.digest[:12]}; draw from job.seed alone"
+        f"two students of one seed have the digests {first.digest[:12]} and {again.digest[:12]}; "
+        "draw from job.seed alone"
     )
 
 
 def draws_random_numbers(trial: Trial) -> None:
-    """Without training, another seed gives another student exactly where the class says that it draws.
+    """Without training, another seed gives another student exactly where the class says that it
+    draws.
 
     What trains has a row for every seed anyway; so few steps may still see the same rows in both.
     """
@@ -269,7 +326,8 @@ def draws_random_numbers(trial: Trial) -> None:
     declared = trial.method.draws_random_numbers
     differ = trial.first.checkpoint.digest != trial.student("other").checkpoint.digest
     assert differ == declared, (
-        f"declared draws_random_numbers = {declared}, trains = False; students of two seeds {'differ' if differ else 'are the same'}"
+        f"declared draws_random_numbers = {declared}, trains = False; students of two seeds "
+        f"{'differ' if differ else 'are the same'}"
     )
 
 
@@ -278,22 +336,31 @@ def calibrates(trial: Trial) -> None:
     if trial.method.trains:
         return
     read, declared = "train" in trial.first.read, trial.method.calibrates
-    assert read == declared, f"declared calibrates = {declared}; the task's train split was {'read' if read else 'not read'}"
+    assert read == declared, (
+        f"declared calibrates = {declared}; the task's train split was "
+        f"{'read' if read else 'not read'}"
+    )
 
 
 def writes_traces(trial: Trial) -> None:
     """A teacher's written answers are in the cache exactly where the class says so."""
     traces, declared = trial.first.traces, trial.method.writes_traces
-    assert bool(traces) == declared, f"declared writes_traces = {declared}; the cache holds {traces} files of written answers"
+    assert bool(traces) == declared, (
+        f"declared writes_traces = {declared}; the cache holds {traces} files of written answers"
+    )
 
 
 def reads_teacher_live(trial: Trial) -> None:
     """A teacher that ran beside the student is declared, and one that is declared ran."""
     read, method = trial.first.cost.get("teacher_tokens", 0), trial.method
-    declared = f"declared reads_teacher_live = {method.reads_teacher_live}, needs_same_vocabulary = {method.needs_same_vocabulary}"
+    declared = (
+        f"declared reads_teacher_live = {method.reads_teacher_live}, needs_same_vocabulary = "
+        f"{method.needs_same_vocabulary}"
+    )
     if method.reads_teacher_live:
         assert read > 0, f"{declared}; cost.json says that the teacher read nothing"
-    elif not method.needs_same_vocabulary:  # what compares logits reads a teacher live where the budget is small
+    # what compares logits reads a teacher live where the budget is small
+    elif not method.needs_same_vocabulary:
         assert not read, f"{declared}; cost.json says that the teacher read {read:,} tokens"
 
 
@@ -305,40 +372,64 @@ def resulting_shape(trial: Trial) -> None:
 
     announced = asdict(trial.method.resulting_shape(Shape.of_folder(trial.start.path)))
     is_there = asdict(Shape.of_folder(trial.first.checkpoint.path))
-    unlike = {name: (announced[name], is_there[name]) for name in is_there if name != "name" and announced[name] != is_there[name]}
-    told = ", ".join(f"{name} {before} announced, {after} in config.json" for name, (before, after) in unlike.items())
+    unlike = {
+        name: (announced[name], is_there[name])
+        for name in is_there
+        if name != "name" and announced[name] != is_there[name]
+    }
+    told = ", ".join(
+        f"{name} {before} announced, {after} in config.json"
+        for name, (before, after) in unlike.items()
+    )
     assert not unlike, f"resulting_shape() and the student differ: {told}"
 
 
 def bits_per_weight(trial: Trial) -> None:
-    """The declared bits are those of the packed matrices in the student's file; floats have none declared."""
+    """The declared bits are those of the packed matrices in the student's file; floats have none
+    declared.
+    """
     from harness.models.packed_bits import bits_in_file
 
     declared, made = trial.method.bits_per_weight, trial.first.checkpoint
     found, tolerance = bits_in_file(trial.start.path, made.path)
     if trial.method.simulated:
-        assert declared is None, f"declared simulated = True and bits_per_weight = {declared:g}; floats that stand for others save none"
+        assert declared is None, (
+            f"declared simulated = True and bits_per_weight = {declared:g}; floats that stand for "
+            "others save none"
+        )
     elif declared is None:
-        assert found is None, f"declared bits_per_weight = None; the matrices of the student's blocks take {found or 0:.2f} bits a weight"
+        assert found is None, (
+            "declared bits_per_weight = None; the matrices of the student's blocks take "
+            f"{found or 0:.2f} bits a weight"
+        )
     else:
         assert found is not None and abs(found - declared) <= tolerance, (
             f"declared bits_per_weight = {declared:g}; the matrices of the student's blocks take "
-            f"{'their full' if found is None else f'{found:.2f}'} bits a weight (may differ by {tolerance:.2f})"
+            f"{'their full' if found is None else f'{found:.2f}'} bits a weight (may differ by "
+            f"{tolerance:.2f})"
         )
 
 
 def leaves_zeros(trial: Trial) -> None:
-    """The share of zeros in the blocks is the declared one; where none are declared, no later stage would take them for a mask."""
+    """The share of zeros in the blocks is the declared one; where none are declared, no later stage
+    would take them for a mask.
+    """
     from harness.models.packed_bits import zeros_in_blocks
 
     share, method = zeros_in_blocks(trial.first.checkpoint.path), trial.method
     if share is None:
         return
     if method.leaves_zeros:
-        near = method.zero_share - 0.01 <= share <= method.zero_share + 0.05  # masks are rounded by unit; some weights were zero before
-        assert near, f"declared zero_share = {method.zero_share:g}; {share:.3f} of the blocks' weights are zero"
+        # masks are rounded by unit; some weights were zero before
+        near = method.zero_share - 0.01 <= share <= method.zero_share + 0.05
+        assert near, (
+            f"declared zero_share = {method.zero_share:g}; {share:.3f} of the blocks' weights are "
+            "zero"
+        )
     else:
-        assert share < 0.4, f"declared leaves_zeros = False; {share:.3f} of the blocks' weights are zero"
+        assert share < 0.4, (
+            f"declared leaves_zeros = False; {share:.3f} of the blocks' weights are zero"
+        )
 
 
 def builds_without_torch(trial: Trial) -> None:
@@ -350,7 +441,9 @@ def builds_without_torch(trial: Trial) -> None:
 
 
 def reopens(trial: Trial) -> None:
-    """The student opens in plain transformers, a packed one behind `import methods.packed`, and says what it says here."""
+    """The student opens in plain transformers, a packed one behind `import methods.packed`, and
+    says what it says here.
+    """
     from harness.checking.fresh import reopen
 
     reopen(
@@ -363,8 +456,23 @@ def reopens(trial: Trial) -> None:
 METHOD_CHECKS: Mapping[str, Callable[[Trial], None]] = {
     check.__name__: check
     for check in (
-        class_loads, settings_round_trip, builds_without_torch, makes_a_student, writes_in_its_folders_only, cost_is_valid, starts_from,
-        changes_a_weight, trains, calibrates, writes_traces, reads_teacher_live, resulting_shape, bits_per_weight, leaves_zeros, reopens,
-        repeats_itself, draws_random_numbers,
+        class_loads,
+        settings_round_trip,
+        builds_without_torch,
+        makes_a_student,
+        writes_in_its_folders_only,
+        cost_is_valid,
+        starts_from,
+        changes_a_weight,
+        trains,
+        calibrates,
+        writes_traces,
+        reads_teacher_live,
+        resulting_shape,
+        bits_per_weight,
+        leaves_zeros,
+        reopens,
+        repeats_itself,
+        draws_random_numbers,
     )
-}  # fmt: skip
+}

@@ -1,6 +1,8 @@
-"""What `harness.testing.check_task` looks at, check by check: what a task declares, its items, its grader, what lm-eval makes of it.
+"""What `harness.testing.check_task` looks at, check by check: what a task declares, its items, its
+grader, what lm-eval makes of it.
 
-A check raises `AssertionError` with what was seen and what was declared, or `Skipped` where the task's data is not on this machine.
+A check raises `AssertionError` with what was seen and what was declared, or `Skipped` where the
+task's data is not on this machine.
 """
 
 import socket
@@ -38,9 +40,13 @@ class TaskTrial:
         return DataSource.from_environment(None)
 
     def examples(self, split: str) -> list[Example]:
-        """Return the first items of a split; none where the task has no such split. Raises `Skipped` without its data."""
+        """Return the first items of a split; none where the task has no such split. Raises
+        `Skipped` without its data.
+        """
         if getattr(self.task, "files", ()) and self.source.folder is None:
-            raise Skipped(f"its files {', '.join(self.task.files[:2])} are not here; set HARNESS_DATA_DIR")
+            raise Skipped(
+                f"its files {', '.join(self.task.files[:2])} are not here; set HARNESS_DATA_DIR"
+            )
         try:
             return list(islice(self.task.examples(split, self.source), self.items))
         except NoSplit:
@@ -57,35 +63,57 @@ def declares_itself(trial: TaskTrial) -> None:
     """Name, version, kind, chance, primary extractor and domain are stated, each of its type."""
     for name, kind in _DECLARED.items():
         value = getattr(trial.task, name, None)
-        right = isinstance(value, int | float) and not isinstance(value, bool) if kind is float else isinstance(value, kind) and bool(value)
+        right = (
+            isinstance(value, int | float) and not isinstance(value, bool)
+            if kind is float
+            else isinstance(value, kind) and bool(value)
+        )
         assert right, f"declared {name} = {value!r}; it must be a {kind.__name__}"
-    assert trial.task.kind in get_args(Kind), f"declared kind = {trial.task.kind!r}; kinds are {', '.join(get_args(Kind))}"
-    assert "@" not in trial.task.name + trial.task.version, f"{trial.task.name}@{trial.task.version}: neither may hold an @"
+    assert trial.task.kind in get_args(Kind), (
+        f"declared kind = {trial.task.kind!r}; kinds are {', '.join(get_args(Kind))}"
+    )
+    assert "@" not in trial.task.name + trial.task.version, (
+        f"{trial.task.name}@{trial.task.version}: neither may hold an @"
+    )
 
 
 def chance_is_a_share(trial: TaskTrial) -> None:
     """Guessing is right in a share of 0 to less than 1 of the items."""
-    assert 0 <= trial.task.chance < 1, f"declared chance = {trial.task.chance!r}; it is a share from 0 to below 1"
+    assert 0 <= trial.task.chance < 1, (
+        f"declared chance = {trial.task.chance!r}; it is a share from 0 to below 1"
+    )
 
 
 def has_items(trial: TaskTrial) -> None:
-    """A task that is graded has items in some split; all of them name it, and say what is asked and what is right."""
+    """A task that is graded has items in some split; all of them name it, and say what is asked and
+    what is right.
+    """
     if trial.task.kind == "perplexity":
         return
     assert trial.splits, "no split has an item"
     for split, examples in trial.splits.items():
         for number, one in enumerate(examples):
             where = f"{split} item {number}"
-            assert one.task == trial.task.name, f"{where} names the task {one.task!r}; declared name = {trial.task.name!r}"
-            assert one.prompt and one.gold and one.completion and one.answer, f"{where} has an empty prompt, gold, completion or answer"
+            assert one.task == trial.task.name, (
+                f"{where} names the task {one.task!r}; declared name = {trial.task.name!r}"
+            )
+            assert one.prompt and one.gold and one.completion and one.answer, (
+                f"{where} has an empty prompt, gold, completion or answer"
+            )
 
 
 def items_repeat(trial: TaskTrial) -> None:
     """A split yields the same items in the same order, again and from an instance of its own."""
-    others = [trial, TaskTrial(task=type(trial.task)(), items=trial.items)] if _built_from_nothing(trial.task) else [trial]
+    others = (
+        [trial, TaskTrial(task=type(trial.task)(), items=trial.items)]
+        if _built_from_nothing(trial.task)
+        else [trial]
+    )
     for split, examples in trial.splits.items():
         for other in others:
-            assert other.examples(split) == examples, f"read twice, the items of {split} differ; draw them from a seed of their own"
+            assert other.examples(split) == examples, (
+                f"read twice, the items of {split} differ; draw them from a seed of their own"
+            )
 
 
 def _built_from_nothing(task: Any) -> bool:
@@ -102,32 +130,49 @@ def splits_share_no_item(trial: TaskTrial) -> None:
     for split, examples in trial.splits.items():
         for one in examples:
             before = seen.setdefault(one.asked, split)
-            assert before == split, f"an item stands in {before} and in {split}: {one.asked[-80:]!r}"
-        assert len({one.asked for one in examples}) == len(examples), f"an item stands twice in {split}"
+            assert before == split, (
+                f"an item stands in {before} and in {split}: {one.asked[-80:]!r}"
+            )
+        assert len({one.asked for one in examples}) == len(examples), (
+            f"an item stands twice in {split}"
+        )
 
 
 def grades_gold_right(trial: TaskTrial) -> None:
-    """The worked answer and the bare one of every item are right by every extractor; the primary one comes first."""
+    """The worked answer and the bare one of every item are right by every extractor; the primary
+    one comes first.
+    """
     for split, examples in trial.splits.items():
         for number, one in enumerate(examples):
             for text in (one.completion, one.answer):
                 grades = trial.task.grade(one.gold, text)
                 assert grades, f"{split} item {number}: grade() returned nothing"
                 assert grades[0].extractor == trial.task.primary, (
-                    f"declared primary = {trial.task.primary!r}; grade() gives {grades[0].extractor!r} first"
+                    f"declared primary = {trial.task.primary!r}; grade() gives "
+                    f"{grades[0].extractor!r} first"
                 )
                 wrong = next((grade for grade in grades if not grade.correct), None)
-                assert wrong is None, f"{split} item {number}: {wrong.extractor} takes the gold answer for wrong: {text[-60:]!r}"
+                assert wrong is None, (
+                    f"{split} item {number}: {wrong.extractor} takes the gold answer for wrong: "
+                    f"{text[-60:]!r}"
+                )
 
 
 def grades_wrong_wrong(trial: TaskTrial) -> None:
-    """An empty answer, one of nonsense, and another item's gold answer are wrong by the primary extractor."""
+    """An empty answer, one of nonsense, and another item's gold answer are wrong by the primary
+    extractor.
+    """
     for split, examples in trial.splits.items():
         for number, one in enumerate(examples):
-            other = next((each for each in examples if not _alike(trial.task, each.gold, one.gold)), None)
+            other = next(
+                (each for each in examples if not _alike(trial.task, each.gold, one.gold)), None
+            )
             for text in ("", " qwertz", *([other.answer] if other else [])):
                 grade = trial.task.grade(one.gold, text)[0]
-                assert not grade.correct, f"{split} item {number}: {grade.extractor} takes {text!r} for right; gold is {one.gold!r}"
+                assert not grade.correct, (
+                    f"{split} item {number}: {grade.extractor} takes {text!r} for right; gold is "
+                    f"{one.gold!r}"
+                )
 
 
 def _alike(task: Any, left: str, right: str) -> bool:
@@ -136,11 +181,15 @@ def _alike(task: Any, left: str, right: str) -> bool:
 
 
 def lm_eval_builds_it(trial: TaskTrial) -> None:
-    """lm-eval's own task objects are made, have items, and score by what the task calls its primary metric or extractor."""
+    """lm-eval's own task objects are made, have items, and score by what the task calls its primary
+    metric or extractor.
+    """
     if getattr(trial.task, "files", ()) and trial.source.folder is None:
         raise Skipped("its files are not here; set HARNESS_DATA_DIR")
     built = trial.task.lm_eval_tasks(trial.source)
-    assert built and isinstance(built, Mapping), f"lm_eval_tasks() returned {built!r}; it must be a mapping from names to tasks"
+    assert built and isinstance(built, Mapping), (
+        f"lm_eval_tasks() returned {built!r}; it must be a mapping from names to tasks"
+    )
     for name, one in built.items():
         assert list(islice(iter(one.eval_docs), 1)), f"lm-eval's task {name} has no item"
 
@@ -165,7 +214,9 @@ def _no_network() -> Iterator[list[str]]:
     attempts: list[str] = []
 
     def refuse(*asked: Any, **_: Any) -> Any:
-        attempts.append(" ".join(str(one) for one in asked if isinstance(one, str | tuple)) or "a connection")
+        attempts.append(
+            " ".join(str(one) for one in asked if isinstance(one, str | tuple)) or "a connection"
+        )
         raise OSError("the network is blocked in this check")
 
     kept = (socket.socket.connect, socket.getaddrinfo, socket.create_connection)
@@ -179,7 +230,14 @@ def _no_network() -> Iterator[list[str]]:
 TASK_CHECKS: Mapping[str, Callable[[TaskTrial], None]] = {
     check.__name__: check
     for check in (
-        declares_itself, chance_is_a_share, has_items, items_repeat, splits_share_no_item, grades_gold_right, grades_wrong_wrong,
-        lm_eval_builds_it, is_offline,
+        declares_itself,
+        chance_is_a_share,
+        has_items,
+        items_repeat,
+        splits_share_no_item,
+        grades_gold_right,
+        grades_wrong_wrong,
+        lm_eval_builds_it,
+        is_offline,
     )
-}  # fmt: skip
+}

@@ -1,4 +1,6 @@
-"""The command `harness`: options in, exit code out. 0 done, 1 a cell failed, 2 a user's mistake, 130 stopped."""
+"""The command `harness`: options in, exit code out. 0 done, 1 a cell failed, 2 a user's mistake,
+130 stopped.
+"""
 
 import logging
 import sys
@@ -21,10 +23,16 @@ if TYPE_CHECKING:
     from harness.records.record import RunRecord
 
 app = typer.Typer(
-    name="harness", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    cls=Group, context_settings=HELP,
-    help="Compress language models in many ways, score every student in one way, and write the tables.",
-)  # fmt: skip
+    name="harness",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    cls=Group,
+    context_settings=HELP,
+    help="Compress language models in many ways, score every student in one way, and write the "
+    "tables.",
+)
 
 
 app.command(cls=Command)(check)
@@ -54,17 +62,27 @@ class CacheAction(StrEnum):
 def run(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="A TOML file with the options below as keys; options typed here win.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A TOML file with the options below as keys; options typed here win.",
+            show_default=False,
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")
+    ] = False,
 ) -> int:
-    """Make students, score and measure them beside their teacher, write the tables. Finished cells are skipped."""
+    """Make students, score and measure them beside their teacher, write the tables. Finished cells
+    are skipped.
+    """
     from harness.api import Run, check_places, plan_run
     from harness.cli.console import Console
     from harness.planning.config import build, joined, read_toml
     from harness.running.runner import failures, run_plan
 
-    config = build(joined(read_toml(file) if file else {}, context.obj), where=str(file) if file else "")
+    config = build(
+        joined(read_toml(file) if file else {}, context.obj), where=str(file) if file else ""
+    )
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
@@ -80,7 +98,9 @@ def run(
     broken = failures(ended)
     for line in broken:
         typer.echo(line, err=True)
-    return 0 if all(one.record is not None and one.record.status != "failed" for one in ended) else 1
+    return (
+        0 if all(one.record is not None and one.record.status != "failed" for one in ended) else 1
+    )
 
 
 def _print_plan(plan: "Plan") -> int:
@@ -91,22 +111,30 @@ def _print_plan(plan: "Plan") -> int:
     from harness.running.anew import made_anew
 
     under, store = plan.conditions, Store(plan.config.out)
-    finished = {cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)}
+    finished = {
+        cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)
+    }
     expected = expect(plan, finished)
     typer.echo(
-        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} parameters), student {under.student_recipe}, "
-        f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; tasks: {', '.join(under.task_names)}"
+        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} "
+        f"parameters), student {under.student_recipe}, "
+        f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; "
+        f"tasks: {', '.join(under.task_names)}"
     )
     for cell, one in zip(plan.cells, expected, strict=True):
         state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
         if one.states and cell.key not in finished:
-            state += f"; training states {one.states / GIB:,.2f} of {one.memory / GIB:,.1f} GiB: {one.verdict}"
+            state += (
+                f"; training states {one.states / GIB:,.2f} of {one.memory / GIB:,.1f} GiB: "
+                f"{one.verdict}"
+            )
         seed = f" seed {cell.seed}" if cell.seed is not None else ""
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
     for line in () if plan.config.force else made_anew(plan, store):
         typer.echo(line)
     typer.echo(
-        f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to compute "
+        f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to "
+        "compute "
         f"(by the formulas of harness plan, on this {under.device})"
     )
     return 0
@@ -134,7 +162,10 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
     from harness.models.resolve import EMBEDDED_MODELS
 
     if what is Listed.suites:
-        lines = {name: f"{suite.help} ({', '.join(suite.tasks)})" for name, suite in catalog.SUITES.items()}
+        lines = {
+            name: f"{suite.help} ({', '.join(suite.tasks)})"
+            for name, suite in catalog.SUITES.items()
+        }
     elif what is Listed.models:
         lines = dict.fromkeys(EMBEDDED_MODELS, "embedded teacher, about 1.7 million parameters")
         lines |= {
@@ -153,28 +184,62 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
 
 @app.command(cls=Command)
 def report(
-    place: Annotated[Path | None, typer.Argument(help="A run file, a store, a study or a folder of records.")] = Path("results/runs"),
+    place: Annotated[
+        Path | None, typer.Argument(help="A run file, a store, a study or a folder of records.")
+    ] = Path("results/runs"),
     out: Annotated[
-        Path | None, typer.Option(help="Where to write table.md and the CSV files. [default: tables/ beside the records]")
+        Path | None,
+        typer.Option(
+            help="Where to write table.md and the CSV files. [default: tables/ beside the records]"
+        ),
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Copy the records into this study's records/ and write its tables/ beside them.")
+        Path | None,
+        typer.Option(
+            help="Copy the records into this study's records/ and write its tables/ beside them."
+        ),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Money per device-hour: adds what each training cost.", min=0)] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(help="Money per device-hour: adds what each training cost.", min=0),
+    ] = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="Rows, separated by commas: adds a table of every row's difference from each of them.")
+        list[str] | None,
+        typer.Option(
+            help="Rows, separated by commas: adds a table of every row's difference from each of "
+            "them."
+        ),
     ] = None,
     sort: Annotated[
-        str | None, typer.Option(help="Order rows by a column, best first (-COLUMN: worst first); families stay together. [default: score]")
+        str | None,
+        typer.Option(
+            help="Order rows by a column, best first (-COLUMN: worst first); families stay "
+            "together. [default: score]"
+        ),
     ] = None,
     forms: Annotated[
-        list[str] | None, typer.Option(help="Which files to write: md, csv, tex, json. [default: md,csv,tex,json]", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Which files to write: md, csv, tex, json. [default: md,csv,tex,json]",
+            show_default=False,
+        ),
     ] = None,
-    html: Annotated[bool, typer.Option("--html", help="Write also page.html: one file with tables, pictures and answers.")] = False,
-    plots: Annotated[bool, typer.Option("--plots", help="Write also each picture as PNG and SVG.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Print what each column means and stop.")] = False,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html", help="Write also page.html: one file with tables, pictures and answers."
+        ),
+    ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Write also each picture as PNG and SVG.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what each column means and stop.")
+    ] = False,
 ) -> int:
-    """Make the tables again from records alone: the same records give the same bytes. Needs no torch."""
+    """Make the tables again from records alone: the same records give the same bytes. Needs no
+    torch.
+    """
     from harness.cli.tables import Files, folder_of, forms_of, tables_of
     from harness.files.places import check_folder
     from harness.planning.spec import listed
@@ -198,7 +263,12 @@ def report(
         typer.echo(f"skipped {line}", err=True)
     if records:
         made = tables_of(records, price=price, against=references, sort=sort)
-        files = Files(folder=out or folder_of(place, keep), forms=forms_of(listed(forms)), page=html, pictures=plots)
+        files = Files(
+            folder=out or folder_of(place, keep),
+            forms=forms_of(listed(forms)),
+            page=html,
+            pictures=plots,
+        )
         if keep:
             keep_records(records, keep / "records")
         typer.echo(as_markdown(made))
@@ -209,33 +279,63 @@ def report(
 
 @app.command(cls=Command)
 def measure(
-    models: Annotated[list[str] | None, typer.Argument(help="Models; each after the first is timed by turns with it.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models; each after the first is timed by turns with it."),
+    ] = None,
     grid: Annotated[
         str | None,
-        typer.Option(help="Prompt tokens x batch x new tokens, lists combined. [default: 128x1x32; GPU: 128,512,2048x1,8,32x128]"),
+        typer.Option(
+            help="Prompt tokens x batch x new tokens, lists combined. [default: 128x1x32; GPU: "
+            "128,512,2048x1,8,32x128]"
+        ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of base, model, model, base. [default: 10]")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of base, model, model, base. [default: 10]")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each model. [default: the CPUs that may be used]", min=1)] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the file with every raw value.")] = Path("results/runs/measured"),
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of each model. [default: the CPUs that may be used]", min=1),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the file with every raw value.")] = Path(
+        "results/runs/measured"
+    ),
 ) -> int:
-    """Time and weigh models: first token, later tokens, bytes of weights, cache and peak; ratios to the first model."""
+    """Time and weigh models: first token, later tokens, bytes of weights, cache and peak; ratios to
+    the first model.
+    """
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
     from harness.reporting.measured import weighed_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
-        raise HarnessError(f"--device {device} --dtype {dtype}: devices are auto, cpu, cuda; dtypes auto, float32, bfloat16")
+        raise HarnessError(
+            f"--device {device} --dtype {dtype}: devices are auto, cpu, cuda; dtypes auto, "
+            "float32, bfloat16"
+        )
     check_folder(out, "--out")
     with Console() as console:
         found, path = measure_models(
-            models or [], grid=grid, rounds=rounds, device=device, dtype=dtype, threads=threads, cache=cache, out=out,
-            progress=console.progress, say=console.say,
-        )  # fmt: skip
-    typer.echo(weighed_tables([(one.name, one.found.measurements, one.found.skipped) for one in found]))
+            models or [],
+            grid=grid,
+            rounds=rounds,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            cache=cache,
+            out=out,
+            progress=console.progress,
+            say=console.say,
+        )
+    typer.echo(
+        weighed_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
+    )
     typer.echo(f"every raw value: {path}")
     return 0
 
@@ -243,24 +343,54 @@ def measure(
 @app.command(cls=Command)
 def plan(
     methods: Annotated[
-        list[str] | None, typer.Option(help="Chains, separated by commas: cot,response+int4. [default: cot,response]", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Chains, separated by commas: cot,response+int4. [default: cot,response]",
+            show_default=False,
+        ),
     ] = None,
-    teacher: Annotated[str, typer.Option(help="A model, or a size as the nearest public shape: 70B.")] = "tiny",
-    student: Annotated[str, typer.Option(help="depth:S, width:S or scratch:S of the teacher, a model, or a size: 7B.")] = "depth:0.5",
-    hardware: Annotated[str, typer.Option(help="cpu (this machine), cpu:CORESxMEMORYGB, 8xH100, or by memory: 8x80GB.")] = "cpu",
-    suite: Annotated[list[str] | None, typer.Option(help="Suites or tasks that are scored. [default: math]", show_default=False)] = None,
+    teacher: Annotated[
+        str, typer.Option(help="A model, or a size as the nearest public shape: 70B.")
+    ] = "tiny",
+    student: Annotated[
+        str,
+        typer.Option(help="depth:S, width:S or scratch:S of the teacher, a model, or a size: 7B."),
+    ] = "depth:0.5",
+    hardware: Annotated[
+        str,
+        typer.Option(help="cpu (this machine), cpu:CORESxMEMORYGB, 8xH100, or by memory: 8x80GB."),
+    ] = "cpu",
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="Suites or tasks that are scored. [default: math]", show_default=False),
+    ] = None,
     budget: Annotated[
-        int | None, typer.Option(help="Seen tokens of a trained row. [default: 250000 for the embedded pair, else 1000000]", min=100)
+        int | None,
+        typer.Option(
+            help="Seen tokens of a trained row. [default: 250000 for the embedded pair, else "
+            "1000000]",
+            min=100,
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(help="Distinct training items.", min=1)] = 2_000,
-    limit: Annotated[int | None, typer.Option(help="Items scored of each task. [default: all]", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Items scored of each task. [default: all]", min=1)
+    ] = None,
     price: Annotated[float | None, typer.Option(help="Money per device-hour.", min=0)] = None,
     records: Annotated[
-        list[Path] | None, typer.Option(help="Records of this machine, for its rates; repeatable. [default: results/runs where it exists]")
+        list[Path] | None,
+        typer.Option(
+            help="Records of this machine, for its rates; repeatable. [default: results/runs where "
+            "it exists]"
+        ),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")
+    ] = None,
 ) -> int:
-    """Estimate memory, time, tokens and money of chains on some hardware before anything is spent; computes nothing."""
+    """Estimate memory, time, tokens and money of chains on some hardware before anything is spent;
+    computes nothing.
+    """
     from harness.api import estimate_plans
     from harness.estimating.estimate import text
     from harness.planning.spec import listed
@@ -285,7 +415,9 @@ def plan(
 
 
 def _known_records(places: list[Path] | None) -> "list[RunRecord]":
-    """Return the records of this machine's rates: those that are named, else those of the usual place, where it is there."""
+    """Return the records of this machine's rates: those that are named, else those of the usual
+    place, where it is there.
+    """
     from harness.records.store import read_all
 
     records: list[RunRecord] = []
@@ -299,12 +431,26 @@ def _known_records(places: list[Path] | None) -> "list[RunRecord]":
 
 @app.command(cls=Command)
 def cache(
-    what: Annotated[CacheAction, typer.Argument(help="ls: list; verify: check every digest; prune: delete what is damaged or old.")],
-    folder: Annotated[Path | None, typer.Option("--cache", help="The cache folder. [default: as in run]")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only answers, traces, teachers or gguf.")] = None,
-    older_than: Annotated[float | None, typer.Option(help="prune: delete also what was last written more days ago.", min=0)] = None,
+    what: Annotated[
+        CacheAction,
+        typer.Argument(
+            help="ls: list; verify: check every digest; prune: delete what is damaged or old."
+        ),
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("--cache", help="The cache folder. [default: as in run]")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only answers, traces, teachers or gguf.")
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(help="prune: delete also what was last written more days ago.", min=0),
+    ] = None,
 ) -> int:
-    """List, verify or prune what teachers have computed; anything deleted is made again when it is needed."""
+    """List, verify or prune what teachers have computed; anything deleted is made again when it is
+    needed.
+    """
     from harness.models.artefacts import KINDS, damage_of, default_cache, entries, remove
 
     place = folder or default_cache()
@@ -315,7 +461,10 @@ def cache(
     found = [one for one in entries(place) if kind in (None, one.kind)]
     damaged = 0
     for one in found:
-        told = f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  {one.days:6.1f} days"
+        told = (
+            f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  "
+            f"{one.days:6.1f} days"
+        )
         wrong = "" if what is CacheAction.ls else damage_of(one)
         damaged += bool(wrong)
         if what is CacheAction.prune:
@@ -326,13 +475,21 @@ def cache(
         elif what is CacheAction.verify:
             told += f"  DAMAGED: {wrong}" if wrong else "  whole"
         typer.echo(told)
-    typer.echo(f"{len(found)} artefacts, {sum(one.bytes for one in found) / 2**20:,.2f} MiB in {place}")
+    typer.echo(
+        f"{len(found)} artefacts, {sum(one.bytes for one in found) / 2**20:,.2f} MiB in {place}"
+    )
     return 1 if damaged and what is CacheAction.verify else 0
 
 
-@app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
 def lm_eval_(context: typer.Context) -> int:
-    """Run lm-eval's own command with our scorer as --model harness (--model_args pretrained=NAME)."""
+    """Run lm-eval's own command with our scorer as --model harness (--model_args
+    pretrained=NAME).
+    """
     from lm_eval.__main__ import cli_evaluate
 
     import harness.scoring.lm_eval_model  # noqa: F401  importing it registers the model; lm-eval has no plug-in hook of its own
@@ -344,11 +501,19 @@ def lm_eval_(context: typer.Context) -> int:
 
 @app.command("train-tiny", cls=Command)
 def train_tiny(
-    out: Annotated[Path | None, typer.Option(help="Folder for the models. [default: the package's own embedded/]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the models. [default: the package's own embedded/]"),
+    ] = None,
     only: Annotated[str | None, typer.Option(help="Train one of them: tiny or tiny-math.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Seen tokens, in place of the recipe's (for a trial).", min=100)] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Seen tokens, in place of the recipe's (for a trial).", min=100),
+    ] = None,
 ) -> int:
-    """Train the embedded teachers from nothing: tokenizer, tiny, tiny-math, and their scores on the test splits."""
+    """Train the embedded teachers from nothing: tokenizer, tiny, tiny-math, and their scores on the
+    test splits.
+    """
     from harness.api import train_embedded
     from harness.cli.console import Console
     from harness.files.places import check_folder
@@ -371,7 +536,8 @@ def main() -> None:
 def _command() -> int:
     """Run the command that was typed and return its exit code."""
     _one_line_for_old_names()
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # where torchao is installed, its enums are announced at every start
+    # where torchao is installed, its enums are announced at every start
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False) or 0
     except HarnessError as problem:
@@ -385,7 +551,8 @@ def _command() -> int:
     except OSError:
         raise
     except Exception as problem:
-        if not hasattr(problem, "format_message"):  # a click usage error: unknown option, missing argument
+        # a click usage error: unknown option, missing argument
+        if not hasattr(problem, "format_message"):
             if sys.argv[1:2] != ["check"]:
                 raise
             traceback.print_exc()  # a defect of ours: 1 would say that a model regressed

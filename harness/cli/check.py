@@ -1,6 +1,8 @@
-"""The commands that judge and hand on: `harness check`, `harness baseline`, `harness export`. No torch.
+"""The commands that judge and hand on: `harness check`, `harness baseline`, `harness export`. No
+torch.
 
-Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a user's mistake, as everywhere.
+Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a
+user's mistake, as everywhere.
 """
 
 import os
@@ -16,62 +18,126 @@ from harness.cli.options import HELP, Command, Group, refuse_doubles
 from harness.errors import HarnessError, unknown
 from harness.escape import clean
 from harness.files.places import check_file, check_folder
-from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights, percent_of, records_of
+from harness.gate.inputs import (
+    parse_decide,
+    parse_margin,
+    parse_task_weights,
+    percent_of,
+    records_of,
+)
 
 if TYPE_CHECKING:
     from harness.gate.rules import Checked
     from harness.records.record import Measurement
 
 baseline_app = typer.Typer(
-    name="baseline", no_args_is_help=True, add_completion=False, rich_markup_mode=None, cls=Group, context_settings=HELP,
+    name="baseline",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    cls=Group,
+    context_settings=HELP,
     help="Freeze accepted rows item by item, show what is frozen, and what changed.",
-)  # fmt: skip
+)
 
-Records = Annotated[Path, typer.Argument(help="A run file, a store, a study or a folder of records.")]
+Records = Annotated[
+    Path, typer.Argument(help="A run file, a store, a study or a folder of records.")
+]
 Margin = Annotated[
     str | None,
     typer.Option(
-        help="Share of the teacher's score that must be kept: 0.95 (of choices: of what the teacher has above chance); "
+        help="Share of the teacher's score that must be kept: 0.95 (of choices: of what the "
+        "teacher has above chance); "
         "or what may be lost: 2points.",
         show_default=False,
     ),
 ]
-Rows = Annotated[list[str] | None, typer.Option(help="Only these rows, separated by commas. [default: every row that is no control]")]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only these rows, separated by commas. [default: every row that is no control]"
+    ),
+]
 
 
 def check(
     place: Records = Path("results/runs"),
-    baseline: Annotated[Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")
+    ] = None,
     margin: Margin = None,
     rows: Rows = None,
     decide: Annotated[
         str,
-        typer.Option(help="tasks: each must pass; pooled: a row's pooled items, where they pass, settle what a single task cannot."),
+        typer.Option(
+            help="tasks: each must pass; pooled: a row's pooled items, where they pass, settle "
+            "what a single task cannot."
+        ),
     ] = "tasks",
     task_weights: Annotated[
-        str, typer.Option(help="Of the pooled decision: items (each counts alike), tasks (each counts alike), or mmlu=2,gsm8k=1.")
+        str,
+        typer.Option(
+            help="Of the pooled decision: items (each counts alike), tasks (each counts alike), or "
+            "mmlu=2,gsm8k=1."
+        ),
     ] = "items",
-    alpha: Annotated[float, typer.Option(help="Of the claim against the teacher, one-sided; Holm over rows, tasks and pools.")] = 0.05,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            help="Of the claim against the teacher, one-sided; Holm over rows, tasks and pools."
+        ),
+    ] = 0.05,
     frozen_alpha: Annotated[
-        float, typer.Option(help="Of the comparison with the frozen items, one-sided; Holm over rows, tasks and pools.")
+        float,
+        typer.Option(
+            help="Of the comparison with the frozen items, one-sided; Holm over rows, tasks and "
+            "pools."
+        ),
     ] = 0.01,
-    tolerance: Annotated[float, typer.Option(help="Points: a smaller drop against the frozen score is a warning at most.")] = 2.0,
-    detect: Annotated[float, typer.Option(help="Points: a drop that the items must be able to show, else: cannot tell.")] = 5.0,
-    exact: Annotated[bool, typer.Option("--exact", help="Any flipped item is a regression, on the frozen machine and versions.")] = False,
-    faster: Annotated[float | None, typer.Option(help="Decode speed over the teacher's, by turns, that must be reached.")] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Points: a smaller drop against the frozen score is a warning at most."),
+    ] = 2.0,
+    detect: Annotated[
+        float,
+        typer.Option(help="Points: a drop that the items must be able to show, else: cannot tell."),
+    ] = 5.0,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Any flipped item is a regression, on the frozen machine and versions."
+        ),
+    ] = False,
+    faster: Annotated[
+        float | None,
+        typer.Option(help="Decode speed over the teacher's, by turns, that must be reached."),
+    ] = None,
     measured: Annotated[
-        Path | None, typer.Option(help="File of `harness measure OLD NEW`: NEW may not be slower by more than --slower.")
+        Path | None,
+        typer.Option(
+            help="File of `harness measure OLD NEW`: NEW may not be slower by more than --slower."
+        ),
     ] = None,
     slower: Annotated[float, typer.Option(help="Slowdown that is tolerated.")] = 1.05,
-    json_to: Annotated[Path | None, typer.Option("--json", help="Write the verdict as JSON.")] = None,
+    json_to: Annotated[
+        Path | None, typer.Option("--json", help="Write the verdict as JSON.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the verdict as JUnit XML.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Append Markdown here. [default: $GITHUB_STEP_SUMMARY where it is set]")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Append Markdown here. [default: $GITHUB_STEP_SUMMARY where it is set]"),
+    ] = None,
     annotate: Annotated[
         bool | None,
-        typer.Option("--annotate/--no-annotate", help="Print annotations for GitHub's log. [default: where GITHUB_ACTIONS is set]"),
+        typer.Option(
+            "--annotate/--no-annotate",
+            help="Print annotations for GitHub's log. [default: where GITHUB_ACTIONS is set]",
+        ),
     ] = None,
 ) -> int:
-    """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2 your mistake."""
+    """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2
+    your mistake.
+    """
     from harness.gate import check as gate_check
     from harness.gate.rules import rules_of
     from harness.planning.spec import listed
@@ -87,13 +153,24 @@ def check(
     refuse_doubles("--rows", named)
     share, points = parse_margin(margin)
     rules = gate_check.Rules(
-        margin=share, points=points, alpha=alpha, frozen_alpha=frozen_alpha, tolerance=percent_of("tolerance", tolerance),
-        detect=percent_of("detect", detect), faster=faster, slower=slower, exact=exact, rows=tuple(named),
-        task_weights=parse_task_weights(task_weights), decide=parse_decide(decide),
-    )  # fmt: skip
+        margin=share,
+        points=points,
+        alpha=alpha,
+        frozen_alpha=frozen_alpha,
+        tolerance=percent_of("tolerance", tolerance),
+        detect=percent_of("detect", detect),
+        faster=faster,
+        slower=slower,
+        exact=exact,
+        rows=tuple(named),
+        task_weights=parse_task_weights(task_weights),
+        decide=parse_decide(decide),
+    )
     frozen = read_baseline(baseline) if baseline else None
     rules = rules_of(frozen, rules)
-    checked = gate_check.check(records_of(place), rules, frozen, measured=_measured(measured) if measured else ())
+    checked = gate_check.check(
+        records_of(place), rules, frozen, measured=_measured(measured) if measured else ()
+    )
     outputs.write(checked)
     return checked.exit_code
 
@@ -108,9 +185,15 @@ class _Outputs:
     annotates: bool  # for GitHub's log
 
     @classmethod
-    def of(cls, json: Path | None, junit: Path | None, markdown: Path | None, *, annotate: bool | None) -> "_Outputs":
-        """Fill in what GitHub's actions set where nothing was typed. Raises `HarnessError` for a file that cannot be written."""
-        summary = markdown or (Path(name) if (name := os.environ.get("GITHUB_STEP_SUMMARY")) else None)
+    def of(
+        cls, json: Path | None, junit: Path | None, markdown: Path | None, *, annotate: bool | None
+    ) -> "_Outputs":
+        """Fill in what GitHub's actions set where nothing was typed. Raises `HarnessError` for a
+        file that cannot be written.
+        """
+        summary = markdown or (
+            Path(name) if (name := os.environ.get("GITHUB_STEP_SUMMARY")) else None
+        )
         for flag, path in (("--json", json), ("--junit", junit), ("--markdown", summary)):
             if path is not None:
                 check_file(path, flag)
@@ -122,7 +205,11 @@ class _Outputs:
         from harness.gate import output
 
         typer.echo(output.text(checked))
-        for path, form, mode in ((self.json, output.as_json, "w"), (self.junit, output.junit, "w"), (self.markdown, output.markdown, "a")):
+        for path, form, mode in (
+            (self.json, output.as_json, "w"),
+            (self.junit, output.junit, "w"),
+            (self.markdown, output.markdown, "a"),
+        ):
             if path:
                 _written(path, form(checked), mode)
         for line in output.annotations(checked) if self.annotates else ():
@@ -134,7 +221,9 @@ def _refuse_thresholds(faster: float | None, slower: float) -> None:
     if faster is not None and faster <= 0:
         raise HarnessError(f"--faster {faster:g}: give a ratio of speeds above 0, such as 1.5")
     if slower < 1:
-        raise HarnessError(f"--slower {slower:g}: give what is tolerated, 1 or more (1.05: five per cent slower)")
+        raise HarnessError(
+            f"--slower {slower:g}: give what is tolerated, 1 or more (1.05: five per cent slower)"
+        )
 
 
 def _written(path: Path, text: str, mode: str) -> None:
@@ -143,7 +232,9 @@ def _written(path: Path, text: str, mode: str) -> None:
         with path.open(mode, encoding="utf-8", newline="\n") as stream:
             stream.write(text)
     except OSError as problem:
-        raise HarnessError(f"cannot write {path} ({problem.strerror}); give another file") from problem
+        raise HarnessError(
+            f"cannot write {path} ({problem.strerror}); give another file"
+        ) from problem
 
 
 def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
@@ -157,29 +248,60 @@ def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     try:
         models = read_object(path)["models"]
         found = [
-            (str(one["name"]), [Measurement.model_validate(each, context=READING) for each in one["measurements"]]) for one in models[1:]
+            (
+                str(one["name"]),
+                [Measurement.model_validate(each, context=READING) for each in one["measurements"]],
+            )
+            for one in models[1:]
         ]
     except ValidationError as problem:
-        raise HarnessError(f"--measured {path}: {what_is_wrong(problem)}; type: harness measure OLD NEW") from problem
+        raise HarnessError(
+            f"--measured {path}: {what_is_wrong(problem)}; type: harness measure OLD NEW"
+        ) from problem
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
-        raise HarnessError(f"--measured {path}: not a file of harness measure ({problem}); type: harness measure OLD NEW") from problem
+        raise HarnessError(
+            f"--measured {path}: not a file of harness measure ({problem}); type: harness measure "
+            "OLD NEW"
+        ) from problem
     if not found:
-        raise HarnessError(f"--measured {path}: no model stands beside the first; type: harness measure OLD NEW")
+        raise HarnessError(
+            f"--measured {path}: no model stands beside the first; type: harness measure OLD NEW"
+        )
     return [*found]
 
 
 @baseline_app.command("update", cls=Command)
 def baseline_update(
     place: Records = Path("results/runs"),
-    baseline: Annotated[Path, typer.Option(help="The file that is written.")] = Path("results/baselines/baseline.json"),
-    reason: Annotated[str, typer.Option(help="Why it moves, in a few words; kept in the file.")] = "",
-    rows: Annotated[list[str] | None, typer.Option(help="Move only these rows (and the teacher's). [default: all of the records]")] = None,
+    baseline: Annotated[Path, typer.Option(help="The file that is written.")] = Path(
+        "results/baselines/baseline.json"
+    ),
+    reason: Annotated[
+        str, typer.Option(help="Why it moves, in a few words; kept in the file.")
+    ] = "",
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Move only these rows (and the teacher's). [default: all of the records]"
+        ),
+    ] = None,
     margin: Margin = None,
-    accept: Annotated[bool, typer.Option("--accept-regression", help="Make a regression the new standard.")] = False,
-    drop: Annotated[bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")] = False,
-    own_margin: Annotated[bool, typer.Option("--own-margin", help="Freeze rows that do not keep the margin with what they keep.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept-regression", help="Make a regression the new standard.")
+    ] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop frozen rows that these records lack.")
+    ] = False,
+    own_margin: Annotated[
+        bool,
+        typer.Option(
+            "--own-margin", help="Freeze rows that do not keep the margin with what they keep."
+        ),
+    ] = False,
 ) -> int:
-    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in small steps, and margins not met."""
+    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in
+    small steps, and margins not met.
+    """
     from harness.gate.baseline_shown import difference, family_of, reach, reach_shown
     from harness.gate.rules import Rules
     from harness.gate.update import update
@@ -192,18 +314,34 @@ def baseline_update(
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
     moved = update(
-        baseline, records, reason=reason, rules=rules, rows=named, accept=accept, drop=drop, own_margin=own_margin
-    )  # fmt: skip
+        baseline,
+        records,
+        reason=reason,
+        rules=rules,
+        rows=named,
+        accept=accept,
+        drop=drop,
+        own_margin=own_margin,
+    )
     _echo(difference(moved.old, moved.made))
     if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
         tests = f"Holm over {family_of(moved.made)} tests"
-        typer.echo(f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, {tests}):")
+        typer.echo(
+            f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, "
+            f"{tests}):"
+        )
         _echo(shown)
     for note in moved.notes:
         typer.echo(f"note: {note}")
     if moved.made.history[-1].commit is None:
-        typer.echo("note: these records name no commit (an installed package); the file cannot say which code it is of")
-    typer.echo(f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; commit it")
+        typer.echo(
+            "note: these records name no commit (an installed package); the file cannot say which "
+            "code it is of"
+        )
+    typer.echo(
+        f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
+        "commit it"
+    )
     return 0
 
 
@@ -219,7 +357,12 @@ def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")])
     for change in found.history:
         accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
         anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
-        typer.echo(clean(f"{change.date} {(change.commit or '-')[:12]}: {change.reason} ({', '.join(change.rows)}){accepted}{anew}"))
+        typer.echo(
+            clean(
+                f"{change.date} {(change.commit or '-')[:12]}: {change.reason} "
+                f"({', '.join(change.rows)}){accepted}{anew}"
+            )
+        )
     return 0
 
 
@@ -228,7 +371,9 @@ def baseline_diff(
     baseline: Annotated[Path, typer.Argument(help="A baseline.")],
     other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
 ) -> int:
-    """Show what changed from a baseline to another one, or to records: scores, items lost and won, bytes."""
+    """Show what changed from a baseline to another one, or to records: scores, items lost and won,
+    bytes.
+    """
     from harness.files.untrusted import text_of
     from harness.gate.baseline_shown import difference
     from harness.records.baseline import Baseline, freeze, read_baseline
@@ -247,14 +392,27 @@ def _echo(lines: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     rows = [[clean(cell) for cell in line.values()] for line in lines]
-    typer.echo(tabulate(rows, headers=list(lines[0]) if lines else [], tablefmt="plain", disable_numparse=True))
+    typer.echo(
+        tabulate(
+            rows, headers=list(lines[0]) if lines else [], tablefmt="plain", disable_numparse=True
+        )
+    )
 
 
 def verify(
-    place: Annotated[Path, typer.Argument(help="A record, a cell's folder, or what report takes: each record is checked.")],
-    score: Annotated[bool, typer.Option("--score", help="Ask the model every question again, on this machine.")] = False,
+    place: Annotated[
+        Path,
+        typer.Argument(
+            help="A record, a cell's folder, or what report takes: each record is checked."
+        ),
+    ],
+    score: Annotated[
+        bool, typer.Option("--score", help="Ask the model every question again, on this machine.")
+    ] = False,
 ) -> int:
-    """Check records against what stands beside them: digests, items, weights; exit code 1 and the first difference where one differs."""
+    """Check records against what stands beside them: digests, items, weights; exit code 1 and the
+    first difference where one differs.
+    """
     from harness.records.store import record_files
     from harness.running.verify import verify as checked
 
@@ -281,12 +439,22 @@ class Form(StrEnum):
 
 
 def export(
-    form: Annotated[Form, typer.Argument(help="lm-eval: its result files; datasets: per-item rows; or a tracker that is installed.")],
+    form: Annotated[
+        Form,
+        typer.Argument(
+            help="lm-eval: its result files; datasets: per-item rows; or a tracker that is "
+            "installed."
+        ),
+    ],
     place: Records = Path("results/runs"),
     out: Annotated[Path, typer.Option(help="Where files are written.")] = Path("results/exported"),
-    project: Annotated[str, typer.Option(help="Project or experiment of a tracker.")] = "compression-harness",
+    project: Annotated[
+        str, typer.Option(help="Project or experiment of a tracker.")
+    ] = "compression-harness",
 ) -> int:
-    """Hand records on: lm-eval's result JSON, a `datasets` folder of items, or runs of MLflow, W&B or trackio."""
+    """Hand records on: lm-eval's result JSON, a `datasets` folder of items, or runs of MLflow, W&B
+    or trackio.
+    """
     from harness.records import export as handing
     from harness.records.samples import evidence_of
 

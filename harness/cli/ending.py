@@ -1,4 +1,6 @@
-"""How a command ends: errors of the system in one line, a reader that went away, signals that say what is kept. No torch."""
+"""How a command ends: errors of the system in one line, a reader that went away, signals that say
+what is kept. No torch.
+"""
 
 import io
 import os
@@ -15,7 +17,9 @@ _GOING_ON = ("run", "train-tiny")  # what starts again where it was
 
 
 class Stopped(BaseException):
-    """A signal that asks the program to end: it passes everything that catches exceptions, so that all is put away on the way out."""
+    """A signal that asks the program to end: it passes everything that catches exceptions, so that
+    all is put away on the way out.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -23,7 +27,9 @@ class Stopped(BaseException):
 
 
 class _Patient(io.FileIO):
-    """A stream whose reader may go away (`| head`): what is written then goes nowhere, and the command ends as it would have ended."""
+    """A stream whose reader may go away (`| head`): what is written then goes nowhere, and the
+    command ends as it would have ended.
+    """
 
     def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
         """Write, or drop what nobody reads."""
@@ -35,7 +41,11 @@ class _Patient(io.FileIO):
             os.close(nowhere)
             return len(data)
         except OSError as problem:
-            raise OSError(problem.errno, problem.strerror, "standard output" if self.fileno() == 1 else "standard error") from problem
+            raise OSError(
+                problem.errno,
+                problem.strerror,
+                "standard output" if self.fileno() == 1 else "standard error",
+            ) from problem
 
 
 def guard_streams() -> None:
@@ -49,17 +59,23 @@ def guard_streams() -> None:
         stream.flush()
         raw = _Patient(number, "w", closefd=False)
         setattr(
-            sys, name,
+            sys,
+            name,
             io.TextIOWrapper(
-                io.BufferedWriter(raw), encoding=stream.encoding, line_buffering=name == "stderr" or raw.isatty(),
-                # a path's bytes, or a model's name, need not be text that can be encoded: shown escaped, never a traceback
+                io.BufferedWriter(raw),
+                encoding=stream.encoding,
+                line_buffering=name == "stderr" or raw.isatty(),
+                # a path's bytes, or a model's name, need not be text that can be encoded: shown
+                # escaped, never a traceback
                 errors="backslashreplace" if stream.errors == "strict" else stream.errors,
             ),
-        )  # fmt: skip
+        )
 
 
 def flushed(code: int) -> int:
-    """Write out what is still buffered; a standard output that takes nothing (a full disk) is a mistake of the command line."""
+    """Write out what is still buffered; a standard output that takes nothing (a full disk) is a
+    mistake of the command line.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -72,21 +88,26 @@ def flushed(code: int) -> int:
 
 
 def _drop_the_rest() -> None:
-    """Point standard output to nowhere: the interpreter flushes it once more at its end, and would say so again."""
+    """Point standard output to nowhere: the interpreter flushes it once more at its end, and would
+    say so again.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def catch_signals() -> None:
-    """Turn SIGTERM and SIGHUP into `Stopped`: processes are ended, the cursor comes back, and the last line says what is kept."""
+    """Turn SIGTERM and SIGHUP into `Stopped`: processes are ended, the cursor comes back, and the
+    last line says what is kept.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so do we
+        # nohup ignores SIGHUP: so do we
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, stop)
 
 
@@ -105,7 +126,9 @@ def say(line: str) -> None:
 
 
 def ended(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code where the system or a signal ends it: 2, or 128 and the signal's number."""
+    """Run a command and return its exit code where the system or a signal ends it: 2, or 128 and
+    the signal's number.
+    """
     try:
         return command()
     except OSError as problem:

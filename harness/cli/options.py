@@ -1,4 +1,6 @@
-"""What every command's options have in common: nothing empty, no number that is none, `-h`, `--version`. No torch."""
+"""What every command's options have in common: nothing empty, no number that is none, `-h`,
+`--version`. No torch.
+"""
 
 import math
 import platform
@@ -11,7 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from harness.errors import HarnessError
 
-# typer brings its own click in some versions and takes the installed one in others: contexts and parameters are typed Any here.
+# typer brings its own click in some versions and takes the installed one in others: contexts and
+# parameters are typed Any here.
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -23,7 +26,10 @@ def version_line() -> str:
         number = metadata.version("compression-harness")
     except metadata.PackageNotFoundError:
         number = "(not installed)"
-    return f"compression-harness {number}, records of schema {SCHEMA}, Python {platform.python_version()}"
+    return (
+        f"compression-harness {number}, records of schema {SCHEMA}, Python "
+        f"{platform.python_version()}"
+    )
 
 
 class Command(TyperCommand):
@@ -32,7 +38,9 @@ class Command(TyperCommand):
     may_be_empty: frozenset[str] = frozenset()  # parameters of which "" is a value
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a number."""
+        """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a
+        number.
+        """
         _say_version(ctx, args)
         written = list(args)
         rest = super().parse_args(ctx, args)
@@ -45,9 +53,11 @@ class Command(TyperCommand):
 
 
 class ConfigCommand(Command):
-    """A command whose options are the fields of `RunConfig`, beside its own; `context.obj` holds the values that were typed.
+    """A command whose options are the fields of `RunConfig`, beside its own; `context.obj` holds
+    the values that were typed.
 
-    They are made when the command is typed or looked into: the help of all commands does not wait for them.
+    They are made when the command is typed or looked into: the help of all commands does not wait
+    for them.
     """
 
     _params: list[Any]
@@ -62,24 +72,31 @@ class ConfigCommand(Command):
             from harness.planning.fields import settings_of
 
             fields = settings_of(config.RunConfig)
-            self.may_be_empty = frozenset(name for name, one in fields.items() if one.spelling.may_be_empty)
+            self.may_be_empty = frozenset(
+                name for name, one in fields.items() if one.spelling.may_be_empty
+            )
             place = sum(one.param_type_name == "argument" for one in self._params)
             self._params[place:place] = parameters_of(config.RunConfig)
             self._whole = True
-        return self._params  # always the same list: click puts its help option there and takes it again
+        # always the same list: click puts its help option there and takes it again
+        return self._params
 
     @params.setter
     def params(self, own: list[Any]) -> None:
         self._params, self._whole = own, False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; the configuration's go to `context.obj` as values. Raises `HarnessError` for what is no value."""
+        """Read the arguments; the configuration's go to `context.obj` as values. Raises
+        `HarnessError` for what is no value.
+        """
         from harness.cli.run_options import values_of
         from harness.planning import config
         from harness.renames.options import current_flags
 
         rest = super().parse_args(ctx, current_flags(args))
-        ctx.obj = values_of(config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields})
+        ctx.obj = values_of(
+            config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields}
+        )
         return rest
 
 
@@ -108,7 +125,10 @@ def _refuse_empty(parameter: Any, value: Any) -> None:
     values = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
         missing = ", so no method is asked for" if parameter.name == "methods" else ""
-        raise HarnessError(f"{_name_of(parameter)} is empty{missing}; leave it out for its default, or see --help for what it takes")
+        raise HarnessError(
+            f"{_name_of(parameter)} is empty{missing}; leave it out for its default, or see --help "
+            "for what it takes"
+        )
 
 
 def _refuse_no_number(parameter: Any, value: Any) -> None:

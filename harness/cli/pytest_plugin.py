@@ -1,8 +1,10 @@
-"""A pytest plugin whose tests are the rows: `pytest --harness-baseline FILE --harness-records PLACE`.
+"""A pytest plugin whose tests are the rows: `pytest --harness-baseline FILE --harness-records
+PLACE`.
 
-Each finding of the check is one test: *regressed*, *missed* and *not comparable* fail, *cannot tell* fails too unless it is told to skip;
-what cannot be told and does not count (a pool, or a task that a pool settled) is skipped.
-Without one of the options the plugin does nothing, and imports nothing of ours.
+Each finding of the check is one test: *regressed*, *missed* and *not comparable* fail, *cannot
+tell* fails too unless it is told to skip; what cannot be told and does not count (a pool, or a task
+that a pool settled) is skipped. Without one of the options the plugin does nothing, and imports
+nothing of ours.
 """
 
 from pathlib import Path
@@ -21,13 +23,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     options = parser.getgroup("compression-harness", "retention of compressed models")
     options.addoption("--harness-baseline", metavar="FILE", help="frozen rows; each becomes a test")
-    options.addoption("--harness-records", metavar="PLACE", help="run file, store, study or folder of records [results/runs]")
-    options.addoption("--harness-margin", metavar="M", help="share of the teacher's score that must be kept (0.95), or 2points")
-    options.addoption("--harness-task-weights", metavar="W", help="of the pooled decision: items, tasks, or mmlu=2,gsm8k=1 [items]")
-    options.addoption("--harness-decide", metavar="HOW", help="tasks, or pooled: a pool that passed settles single tasks [tasks]")
+    options.addoption(
+        "--harness-records",
+        metavar="PLACE",
+        help="run file, store, study or folder of records [results/runs]",
+    )
+    options.addoption(
+        "--harness-margin",
+        metavar="M",
+        help="share of the teacher's score that must be kept (0.95), or 2points",
+    )
+    options.addoption(
+        "--harness-task-weights",
+        metavar="W",
+        help="of the pooled decision: items, tasks, or mmlu=2,gsm8k=1 [items]",
+    )
+    options.addoption(
+        "--harness-decide",
+        metavar="HOW",
+        help="tasks, or pooled: a pool that passed settles single tasks [tasks]",
+    )
     options.addoption("--harness-rows", metavar="ROWS", help="only these rows, separated by commas")
     options.addoption(
-        "--harness-cannot-tell", choices=("fail", "skip"), default="fail", help="what becomes of rows that too few items judge [fail]"
+        "--harness-cannot-tell",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what becomes of rows that too few items judge [fail]",
     )
 
 
@@ -74,7 +95,10 @@ class NothingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check the records once; a mistake in what was typed is one line, under pytest-xdist too."""
-    options = {name: config.getoption(f"--harness-{name}") for name in ("baseline", "records", "margin", "rows", "task-weights", "decide")}
+    options = {
+        name: config.getoption(f"--harness-{name}")
+        for name in ("baseline", "records", "margin", "rows", "task-weights", "decide")
+    }
     if not any(options.values()):
         return
     from harness.errors import HarnessError
@@ -88,17 +112,26 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         share, points = parse_margin(options["margin"])
         rules = Rules(
-            margin=share, points=points, rows=tuple(current_labels(split_list(options["rows"] or ""), typed_in="--harness-rows")),
-            task_weights=parse_task_weights(options["task-weights"]), decide=parse_decide(options["decide"]),
-        )  # fmt: skip
+            margin=share,
+            points=points,
+            rows=tuple(
+                current_labels(split_list(options["rows"] or ""), typed_in="--harness-rows")
+            ),
+            task_weights=parse_task_weights(options["task-weights"]),
+            decide=parse_decide(options["decide"]),
+        )
         frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None
         rules = rules_of(frozen, rules)
-        config.stash[_FOUND] = check(records_of(Path(options["records"] or "results/runs")), rules, frozen).findings
+        config.stash[_FOUND] = check(
+            records_of(Path(options["records"] or "results/runs")), rules, frozen
+        ).findings
     except HarnessError as problem:
         raise pytest.UsageError(str(problem)) from problem
 
 
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Add a test for each finding."""
     found = config.stash.get(_FOUND, None)
     if found is None:

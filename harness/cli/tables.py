@@ -1,4 +1,6 @@
-"""What `harness report` does with records: their tables as they are asked for, and the files that it writes. No torch."""
+"""What `harness report` does with records: their tables as they are asked for, and the files that
+it writes. No torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +13,12 @@ from harness.reporting.formats import Made
 from harness.reporting.report import FORMS, Asked, columns_of, made_of, write_made
 
 
-def tables_of(records: Sequence[RunRecord], *, price: float | None, against: Sequence[str], sort: str | None) -> list[Made]:
-    """Build the tables of records. Raises `HarnessError` for a row or a column that they have not."""
+def tables_of(
+    records: Sequence[RunRecord], *, price: float | None, against: Sequence[str], sort: str | None
+) -> list[Made]:
+    """Build the tables of records. Raises `HarnessError` for a row or a column that they
+    have not.
+    """
     labels = {record.label for record in records}
     if missing := [label for label in against if label not in labels]:
         raise unknown("row", missing[0], labels, hint="(in --against)")
@@ -25,14 +31,18 @@ def tables_of(records: Sequence[RunRecord], *, price: float | None, against: Seq
 
 
 def folder_of(place: Path, study: Path | None) -> Path:
-    """Return where the tables of a place go that nobody named a folder for: into the study, else beside the records."""
+    """Return where the tables of a place go that nobody named a folder for: into the study, else
+    beside the records.
+    """
     if study is not None:
         return study / "tables"
     return place.with_suffix("") if place.is_file() else place / "tables"
 
 
 def forms_of(named: Sequence[str] | None) -> list[str]:
-    """Return the forms to write, all where none is named. Raises `HarnessError` for one that there is not."""
+    """Return the forms to write, all where none is named. Raises `HarnessError` for one that there
+    is not.
+    """
     if wrong := [form for form in named or () if form not in FORMS]:
         raise unknown("form", wrong[0], FORMS, hint="(in --forms)")
     return list(named or FORMS)
@@ -48,7 +58,9 @@ class Files:
     pictures: bool
 
     def write(self, made: Sequence[Made], records: Sequence[RunRecord], place: Path) -> list[Path]:
-        """Write tables, pictures and page; return what was written. Answers of single items are looked for beside `place`."""
+        """Write tables, pictures and page; return what was written. Answers of single items are
+        looked for beside `place`.
+        """
         written = write_made(made, self.folder, forms=self.forms)
         if self.pictures:
             from harness.reporting.plots import write_plots

@@ -1,4 +1,5 @@
-"""Where tasks find their items, and the guard that keeps evaluation text out of training data. No torch at import.
+"""Where tasks find their items, and the guard that keeps evaluation text out of training data. No
+torch at import.
 
 The names below are public: methods and tasks of other packages import them from here.
 """

@@ -7,17 +7,24 @@ from harness.contract import DataSource, Example, Task
 from harness.data.examples import held_out_prompts
 
 
-def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> set[str]:
+def overlapping(
+    examples: Iterable[Example], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13
+) -> set[str]:
     """Return the prompts of examples that also stand in an evaluation split of their tasks.
 
-    Found by equal text everywhere, by a shared run of `words` words only in data from outside: our generators share templates by design.
-    The question alone is compared: shots stand before it in every prompt.
+    Found by equal text everywhere, by a shared run of `words` words only in data from outside: our
+    generators share templates by design. The question alone is compared: shots stand before it in
+    every prompt.
     """
     found: set[str] = set()
     for name, task in tasks.items():
         own = [example for example in examples if example.task == name]
         held_out = {_question(prompt) for prompt in held_out_prompts(task, source)}
-        runs = {run for text in held_out for run in _runs(text, words)} if getattr(task, "files", ()) else set()
+        runs = (
+            {run for text in held_out for run in _runs(text, words)}
+            if getattr(task, "files", ())
+            else set()
+        )
         for example in own:
             question = _question(example.asked)  # as the task has it, not in a chat template
             if question in held_out or (runs and not runs.isdisjoint(_runs(question, words))):
@@ -25,19 +32,32 @@ def overlapping(examples: Iterable[Example], tasks: Mapping[str, Task], source: 
     return found
 
 
-def contaminated(texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13) -> tuple[set[int], list[str]]:
-    """Return the indices of free texts that share a run of `words` words with evaluation text, and the tasks compared with.
+def contaminated(
+    texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13
+) -> tuple[set[int], list[str]]:
+    """Return the indices of free texts that share a run of `words` words with evaluation text, and
+    the tasks compared with.
 
-    Questions and whole documents of tasks read from outside: in generated ones n-grams mean nothing.
+    Questions and whole documents of tasks read from outside: in generated ones n-grams mean
+    nothing.
     """
     outside = {name: task for name, task in tasks.items() if getattr(task, "files", ())}
-    runs = {run for task in outside.values() for text in _evaluated(task, source) for run in _runs(text, words)}
-    found = {at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(text, words))}
+    runs = {
+        run
+        for task in outside.values()
+        for text in _evaluated(task, source)
+        for run in _runs(text, words)
+    }
+    found = {
+        at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(text, words))
+    }
     return found, list(outside)
 
 
 def _evaluated(task: Task, source: DataSource) -> Iterator[str]:
-    """Yield a task's evaluation text: its questions, or the documents whose perplexity is measured."""
+    """Yield a task's evaluation text: its questions, or the documents whose perplexity is
+    measured.
+    """
     if task.kind != "perplexity":
         yield from (_question(prompt) for prompt in held_out_prompts(task, source))
     elif hasattr(task, "texts"):
@@ -48,11 +68,15 @@ def _evaluated(task: Task, source: DataSource) -> Iterator[str]:
 
 
 def _question(prompt: str) -> str:
-    """Return a prompt's last paragraph, in lower case and single spaces: what is asked, without shots."""
+    """Return a prompt's last paragraph, in lower case and single spaces: what is asked, without
+    shots.
+    """
     return " ".join(prompt.strip().rsplit("\n\n", 1)[-1].lower().split())
 
 
 def _runs(text: str, words: int) -> set[int]:
-    """Return the hashes (this process's) of every run of so many words, in lower case and without what stands between them."""
+    """Return the hashes (this process's) of every run of so many words, in lower case and without
+    what stands between them.
+    """
     parts = re.findall(r"\w+", text.lower())
     return {hash(tuple(parts[at : at + words])) for at in range(len(parts) - words + 1)}

@@ -10,30 +10,44 @@ from harness.errors import HarnessError
 from harness.files.digests import digest_of
 
 
-def examples_of(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int) -> list[Example]:
-    """Take `rows` items of a split, in equal parts from every task, interleaved, in fixed order, rendered for the model.
+def examples_of(
+    tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int
+) -> list[Example]:
+    """Take `rows` items of a split, in equal parts from every task, interleaved, in fixed order,
+    rendered for the model.
 
     Tasks that measure perplexity have no training form and take no part.
     """
     return [source.render(example) for example in _taken(tasks, split, source, rows=rows)]
 
 
-def _taken(tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int) -> list[Example]:
+def _taken(
+    tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int
+) -> list[Example]:
     asked = [task for task in tasks.values() if task.kind != "perplexity"]
     if not asked:
-        raise NoSplit(f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such as math")
+        raise NoSplit(
+            f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such "
+            "as math"
+        )
     asked = _with_rows(asked, split, source)
     share, rest = divmod(rows, len(asked))
     taken = list(
-        interleaved([list(islice(task.examples(split, source), share + (index < rest))) for index, task in enumerate(asked)])
-    )  # fmt: skip
+        interleaved(
+            [
+                list(islice(task.examples(split, source), share + (index < rest)))
+                for index, task in enumerate(asked)
+            ]
+        )
+    )
     if not taken:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
     return taken
 
 
 def _with_rows(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
-    """Return the tasks that take part: those with a train split, of which validation is held out too; raises `NoSplit` where none has one.
+    """Return the tasks that take part: those with a train split, of which validation is held out
+    too; raises `NoSplit` where none has one.
 
     Where no task can be trained on, the validation items of all of them are what there is.
     """
@@ -56,12 +70,20 @@ def _without(task: Task, split: Split, source: DataSource) -> str:
 
 
 def untrained(tasks: Mapping[str, Task], source: DataSource) -> dict[str, str]:
-    """Return the tasks that no training row is of, though others give some, and why; those that only measure a perplexity left out."""
-    return {name: why for name, task in tasks.items() if task.kind != "perplexity" and (why := _without(task, "train", source))}
+    """Return the tasks that no training row is of, though others give some, and why; those that
+    only measure a perplexity left out.
+    """
+    return {
+        name: why
+        for name, task in tasks.items()
+        if task.kind != "perplexity" and (why := _without(task, "train", source))
+    }
 
 
 def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
-    """Yield the first of every part, then the second of every part, and so on; short parts end early."""
+    """Yield the first of every part, then the second of every part, and so on; short parts end
+    early.
+    """
     for index in range(max(map(len, parts), default=0)):
         yield from (part[index] for part in parts if index < len(part))
 
@@ -73,7 +95,10 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))
         if shared:
-            raise HarnessError(f"{len(shared)} evaluation items of {name} stand in the training data, for example {shared[0][:80]!r}")
+            raise HarnessError(
+                f"{len(shared)} evaluation items of {name} stand in the training data, for example "
+                f"{shared[0][:80]!r}"
+            )
     return [source.render(example) for example in taken]
 
 
@@ -91,4 +116,6 @@ def held_out_prompts(task: Task, source: DataSource) -> set[str]:
 
 def examples_digest(examples: Iterable[Example]) -> str:
     """Return the content digest of training items, in order."""
-    return digest_of([(example.task, example.prompt, example.completion, example.gold) for example in examples])
+    return digest_of(
+        [(example.task, example.prompt, example.completion, example.gold) for example in examples]
+    )

@@ -1,6 +1,8 @@
-"""The seeds that lm-eval's `simple_evaluate` sets around a task, so that its shots and shuffles are the same in every process.
+"""The seeds that lm-eval's `simple_evaluate` sets around a task, so that its shots and shuffles are
+the same in every process.
 
-Python, numpy and torch are seeded for the time of a `with` block only: what trains beside it keeps its own streams.
+Python, numpy and torch are seeded for the time of a `with` block only: what trains beside it keeps
+its own streams.
 """
 
 import random
@@ -14,7 +16,9 @@ import numpy as np
 
 @contextmanager
 def seeded_as_lm_eval() -> Iterator[None]:
-    """Seed every generator as lm-eval does before it loads tasks; put the states back at the end."""
+    """Seed every generator as lm-eval does before it loads tasks; put the states back at
+    the end.
+    """
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     ours, numpys = random.getstate(), np.random.get_state()
@@ -35,7 +39,9 @@ def seeded_as_lm_eval() -> Iterator[None]:
 
 
 def prepare(tasks: Iterable[Any]) -> None:
-    """Do to tasks what `simple_evaluate` does before it evaluates them: no shots where none are stated, and the seed of the shots."""
+    """Do to tasks what `simple_evaluate` does before it evaluates them: no shots where none are
+    stated, and the seed of the shots.
+    """
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     for task in tasks:

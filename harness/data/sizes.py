@@ -3,5 +3,11 @@
 from collections.abc import Mapping
 
 ITEMS: Mapping[str, int] = {
-    "gsm8k": 1_319, "gsm8k-cot": 1_319, "mmlu": 14_042, "mmlu-cloze": 14_042, "gsm8k-mini": 1_000, "mmlu-mini": 1_000, "wikitext": 62,
-}  # fmt: skip
+    "gsm8k": 1_319,
+    "gsm8k-cot": 1_319,
+    "mmlu": 14_042,
+    "mmlu-cloze": 14_042,
+    "gsm8k-mini": 1_000,
+    "mmlu-mini": 1_000,
+    "wikitext": 62,
+}

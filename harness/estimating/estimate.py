@@ -1,9 +1,11 @@
-"""`harness plan`: what a chain would take before anything is spent: memory, time, tokens, money, and what speaks for its settings.
+"""`harness plan`: what a chain would take before anything is spent: memory, time, tokens, money,
+and what speaks for its settings.
 
-Everything is a formula over shapes (`harness/models/shape.py`) and rates. Rates come from this machine's own records where there
-are any, else from the hardware's data sheet times a stated efficiency. No torch, no weights, no network.
-Formulas: training 6 N per token and forward passes 2 N (Kaplan et al., 2020); training states 16 bytes a weight (fp32
-weights, gradients and Adam's two moments; Rajbhandari et al., 2020); decoding reads every weight and the cache at each step.
+Everything is a formula over shapes (`harness/models/shape.py`) and rates. Rates come from this
+machine's own records where there are any, else from the hardware's data sheet times a stated
+efficiency. No torch, no weights, no network. Formulas: training 6 N per token and forward passes 2
+N (Kaplan et al., 2020); training states 16 bytes a weight (fp32 weights, gradients and Adam's two
+moments; Rajbhandari et al., 2020); decoding reads every weight and the cache at each step.
 """
 
 import math
@@ -60,8 +62,17 @@ class Estimate:
         return max(stage.memory for stage in self.stages)
 
 
-def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records: Sequence[RunRecord], *, teacher_row: bool) -> Estimate:
-    """Estimate a chain stage by stage; `teacher_row` adds the teacher's own scoring, which a table needs once."""
+def estimate(
+    asked: Asked,
+    work: Mapping[str, Work],
+    hardware: Hardware,
+    records: Sequence[RunRecord],
+    *,
+    teacher_row: bool,
+) -> Estimate:
+    """Estimate a chain stage by stage; `teacher_row` adds the teacher's own scoring, which a table
+    needs once.
+    """
     stages: list[Stage] = []
     shape = asked.teacher if work[asked.chain[0]].of_teacher else asked.student
     if teacher_row:
@@ -69,19 +80,25 @@ def estimate(asked: Asked, work: Mapping[str, Work], hardware: Hardware, records
     for name in asked.chain:
         stages += making(name, work[name], shape, asked, hardware)
         shape = work[name].shaped(shape)
-    stages.append(scoring("score and time the student", shape, asked, hardware, records, beside=asked.teacher))
+    stages.append(
+        scoring("score and time the student", shape, asked, hardware, records, beside=asked.teacher)
+    )
     told = advice(asked, work, hardware, fits=all(stage.fits for stage in stages), records=records)
     return Estimate(asked=asked, hardware=hardware, stages=tuple(stages), advice=tuple(told))
 
 
 def making(name: str, work: Work, shape: Shape, asked: Asked, hardware: Hardware) -> list[Stage]:
-    """Return what one method of a chain takes, given a model of a shape: the teacher's part, which rows share, then its own."""
+    """Return what one method of a chain takes, given a model of a shape: the teacher's part, which
+    rows share, then its own.
+    """
     stages = [_traces(asked, hardware)] if work.writes_traces else []
     cached = _is_cached(work, asked)
     if cached:
         stages.append(_reading(asked, hardware))
     if work.trains:
-        stages.append(_training(name, work, shape, asked, hardware, live=work.reads_teacher and not cached))
+        stages.append(
+            _training(name, work, shape, asked, hardware, live=work.reads_teacher and not cached)
+        )
     elif work.changes:
         stages.append(_posthoc(name, work, shape, hardware))
     return stages
@@ -94,8 +111,9 @@ def _item(hardware: Hardware) -> int:
 def activation_bytes(shape: Shape, tokens: float, item: int) -> float:
     """Return what a forward pass keeps for the backward one, with fused attention.
 
-    A token and layer: norm inputs, attention's input and output and the residuals (about 8 h), queries, keys, values, and
-    gate, up, activation and product of the feed-forward (4 intermediate).
+    A token and layer: norm inputs, attention's input and output and the residuals (about 8 h),
+    queries, keys, values, and gate, up, activation and product of the feed-forward (4
+    intermediate).
     """
     block = 8 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_size
     block += (4 if shape.gated else 2) * shape.intermediate
@@ -105,14 +123,16 @@ def activation_bytes(shape: Shape, tokens: float, item: int) -> float:
 def logits_bytes(vocabulary: int, tokens: float, trained: float, *, teacher: bool) -> float:
     """Return the bytes of logits and of what the losses make of them, in fp32.
 
-    The whole batch: logits, their gradient, the teacher's. Trained positions: selected, log-softmax, product, gradient;
-    twice that with the teacher's side.
+    The whole batch: logits, their gradient, the teacher's. Trained positions: selected,
+    log-softmax, product, gradient; twice that with the teacher's side.
     """
     return 4.0 * vocabulary * ((3 if teacher else 2) * tokens + (8 if teacher else 4) * trained)
 
 
 def _is_cached(work: Work, asked: Asked) -> bool:
-    """Tell whether a method keeps the teacher's distributions: logits alone, and a budget that reads every row once and more."""
+    """Tell whether a method keeps the teacher's distributions: logits alone, and a budget that
+    reads every row once and more.
+    """
     length, _, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
     return work.reads_teacher and not work.reads_inside and asked.budget >= asked.rows * length
 
@@ -123,19 +143,36 @@ def _reading(asked: Asked, hardware: Hardware) -> Stage:
     tokens = asked.rows * length
     seconds = tokens * asked.teacher.forward_flops(length) / (hardware.forward * hardware.count)
     layout, memory, fits = _sharded(
-        asked.teacher, hardware, 2.0**28 + activation_bytes(replace(asked.teacher, layers=1), long, _item(hardware))
+        asked.teacher,
+        hardware,
+        2.0**28 + activation_bytes(replace(asked.teacher, layers=1), long, _item(hardware)),
     )
-    each = asked.teacher.vocabulary * 2 if asked.teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
+    each = (
+        asked.teacher.vocabulary * 2 if asked.teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
+    )
     return Stage(
-        name="teacher reads the rows (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
-        tokens=float(tokens), fits=fits, shared=True, note=f"{tokens * share * each / GIB:.2f} GiB of cache",
-    )  # fmt: skip
+        name="teacher reads the rows (once, cached)",
+        seconds=seconds,
+        memory=_PROCESS_BYTES[hardware.kind] + memory,
+        layout=layout,
+        tokens=float(tokens),
+        fits=fits,
+        shared=True,
+        note=f"{tokens * share * each / GIB:.2f} GiB of cache",
+    )
 
 
-def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware, *, live: bool) -> Stage:
+def _training(
+    name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware, *, live: bool
+) -> Stage:
     length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
-    tokens = asked.micro_batch_size * long  # rows lie beside rows of their own length: the longest batch decides the memory
-    vocabulary = max(student.vocabulary, asked.teacher.vocabulary) if work.reads_teacher else student.vocabulary
+    # rows lie beside rows of their own length: the longest batch decides the memory
+    tokens = asked.micro_batch_size * long
+    vocabulary = (
+        max(student.vocabulary, asked.teacher.vocabulary)
+        if work.reads_teacher
+        else student.vocabulary
+    )
     need = _Need(
         states=float(STATE_BYTES * student.parameters),
         activations=activation_bytes(student, tokens, _item(hardware)),
@@ -154,14 +191,23 @@ def _training(name: str, work: Work, student: Shape, asked: Asked, hardware: Har
         read = asked.rows * length if way.cached else asked.budget
         seconds += asked.teacher.forward_flops(length) * read / (hardware.forward * hardware.count)
     return Stage(
-        name=f"train: {name}", seconds=seconds + _START_SECONDS, memory=base + way.memory, layout=way.layout, tokens=float(asked.budget),
-        fits=way.memory <= room, note=way.note.replace("METHOD", name) if way.memory <= room else "a smaller student, or a larger device",
-    )  # fmt: skip
+        name=f"train: {name}",
+        seconds=seconds + _START_SECONDS,
+        memory=base + way.memory,
+        layout=way.layout,
+        tokens=float(asked.budget),
+        fits=way.memory <= room,
+        note=way.note.replace("METHOD", name)
+        if way.memory <= room
+        else "a smaller student, or a larger device",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Need:
-    """What training holds, in bytes: states of the student, what the backward pass needs, logits, the teacher."""
+    """What training holds, in bytes: states of the student, what the backward pass needs, logits,
+    the teacher.
+    """
 
     states: float
     activations: float
@@ -185,36 +231,78 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
     """Choose the simplest way in which training fits, else the smallest."""
     devices = hardware.count
     working = need.activations + need.logits
-    recomputed = 0.25 * need.activations + need.logits  # checkpointing keeps each block's input; logits stay as they are
+    # checkpointing keeps each block's input; logits stay as they are
+    recomputed = 0.25 * need.activations + need.logits
     again = 4 / 3  # one more forward pass
-    one = "one process" if hardware.kind == "cpu" else "one GPU" if devices == 1 else f"DDP over {devices}"
-    buckets = 4.0 * student.parameters if devices > 1 else 0.0  # DDP copies gradients into its own buckets
+    one = (
+        "one process"
+        if hardware.kind == "cpu"
+        else "one GPU"
+        if devices == 1
+        else f"DDP over {devices}"
+    )
+    # DDP copies gradients into its own buckets
+    buckets = 4.0 * student.parameters if devices > 1 else 0.0
     beside = ", teacher beside it" if need.teacher else ""
     ways = [_Way(f"{one}{beside}", need.states + buckets + working + need.teacher)]
     if devices > 1:
-        # What one moment gathers: the widest block and the embedding, head too where it has weights of its own; weights and gradients.
-        widest = 4.0 * 2 * (student.body / student.layers + student.embedding * (1 if student.tied else 2))
+        # What one moment gathers: the widest block and the embedding, head too where it has weights
+        # of its own; weights and gradients.
+        widest = (
+            4.0
+            * 2
+            * (student.body / student.layers + student.embedding * (1 if student.tied else 2))
+        )
         split, share = need.states / devices + widest, need.teacher / devices
         sharded = ", teacher sharded" if need.teacher else ""
         if need.teacher:
-            ways.append(_Way(f"DDP over {devices}{sharded}", need.states + buckets + working + share))
+            ways.append(
+                _Way(f"DDP over {devices}{sharded}", need.states + buckets + working + share)
+            )
         ways.append(_Way(f"FSDP2 over {devices}{sharded}", split + working + share))
-        ways.append(_Way(f"FSDP2 over {devices}{sharded}, activations recomputed", split + recomputed + share, compute=again))
+        ways.append(
+            _Way(
+                f"FSDP2 over {devices}{sharded}, activations recomputed",
+                split + recomputed + share,
+                compute=again,
+            )
+        )
     else:
         split = need.states
-        ways.append(_Way(f"{one}{beside}, micro_batch_size=1", split + working / 16 + need.teacher, "--set METHOD.micro_batch_size=1"))
+        ways.append(
+            _Way(
+                f"{one}{beside}, micro_batch_size=1",
+                split + working / 16 + need.teacher,
+                "--set METHOD.micro_batch_size=1",
+            )
+        )
     if need.cacheable:
         name = f"FSDP2 over {devices}" if devices > 1 else one
-        ways.append(_Way(f"{name}, teacher's log-probabilities from the cache", split + working, "--set METHOD.cache=on", cached=True))
+        ways.append(
+            _Way(
+                f"{name}, teacher's log-probabilities from the cache",
+                split + working,
+                "--set METHOD.cache=on",
+                cached=True,
+            )
+        )
     return next((way for way in ways if way.memory <= room), min(ways, key=lambda way: way.memory))
 
 
 def _sharded(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float, bool]:
     """Place a model that is only read: on each device, or split over all (tensor parallel)."""
-    room = (hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory) - _PROCESS_BYTES[hardware.kind]
+    room = (
+        hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory
+    ) - _PROCESS_BYTES[hardware.kind]
     whole = float(shape.parameters * _item(hardware))
     if whole + extra <= room or hardware.count == 1:
-        layout = "one process" if hardware.kind == "cpu" else "one GPU" if hardware.count == 1 else f"a copy on each of {hardware.count}"
+        layout = (
+            "one process"
+            if hardware.kind == "cpu"
+            else "one GPU"
+            if hardware.count == 1
+            else f"a copy on each of {hardware.count}"
+        )
         return layout, whole + extra, whole + extra <= room
     ways = 2
     while ways < hardware.count and whole / ways + extra > room:
@@ -223,16 +311,31 @@ def _sharded(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float
     return f"tensor parallel over {ways}", whole / ways + extra, whole / ways + extra <= room
 
 
-def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hardware) -> tuple[float, int]:
-    """Return (seconds, rows at once) of writing `written` tokens behind `prompt` for every row, on all devices together."""
+def _decoding(
+    shape: Shape, rows: int, prompt: int, written: int, hardware: Hardware
+) -> tuple[float, int]:
+    """Return (seconds, rows at once) of writing `written` tokens behind `prompt` for every row, on
+    all devices together.
+    """
     item = _item(hardware)
     share = min(0.3 * hardware.memory, float(CPU_CACHE) if hardware.kind == "cpu" else math.inf)
     batch = int(
-        max(1, min(rows, ROWS_AT_ONCE[hardware.kind], share // max(1, shape.kv_bytes(batch=1, tokens=prompt + written, item=item))))
+        max(
+            1,
+            min(
+                rows,
+                ROWS_AT_ONCE[hardware.kind],
+                share // max(1, shape.kv_bytes(batch=1, tokens=prompt + written, item=item)),
+            ),
+        )
     )
     steps = math.ceil(rows / batch) * written
-    reading = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=item) / (hardware.bandwidth * hardware.count)
-    computing = batch * shape.forward_flops(prompt + written / 2) / (hardware.forward * hardware.count)
+    reading = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=item) / (
+        hardware.bandwidth * hardware.count
+    )
+    computing = (
+        batch * shape.forward_flops(prompt + written / 2) / (hardware.forward * hardware.count)
+    )
     return steps * (max(reading, computing) + shape.layers * _STEP_SECONDS), batch
 
 
@@ -240,35 +343,67 @@ def _traces(asked: Asked, hardware: Hardware) -> Stage:
     length, share, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
     prompt, written = round(length * (1 - share)), round(length * share)
     seconds, batch = _decoding(asked.teacher, asked.rows * asked.samples, prompt, written, hardware)
-    seconds += asked.rows * asked.samples * prompt * asked.teacher.forward_flops(prompt) / (hardware.forward * hardware.count)
+    seconds += (
+        asked.rows
+        * asked.samples
+        * prompt
+        * asked.teacher.forward_flops(prompt)
+        / (hardware.forward * hardware.count)
+    )
     cache = asked.teacher.kv_bytes(batch=batch, tokens=length, item=_item(hardware))
     layout, memory, fits = _sharded(asked.teacher, hardware, float(cache))
     mebibytes = asked.rows * asked.samples * length * 6 / 2**20
     return Stage(
-        name="teacher writes traces (once, cached)", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout,
-        tokens=float(asked.rows * asked.samples * written), fits=fits, shared=True, note=f"{mebibytes:.1f} MiB of text",
-    )  # fmt: skip
+        name="teacher writes traces (once, cached)",
+        seconds=seconds,
+        memory=_PROCESS_BYTES[hardware.kind] + memory,
+        layout=layout,
+        tokens=float(asked.rows * asked.samples * written),
+        fits=fits,
+        shared=True,
+        note=f"{mebibytes:.1f} MiB of text",
+    )
 
 
 def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
-    """Quantise, prune or factorise: read and write every weight; with calibration, two forward passes over its text."""
+    """Quantise, prune or factorise: read and write every weight; with calibration, two forward
+    passes over its text.
+    """
     item = _item(hardware)
     seconds = 3 * shape.parameters * item / hardware.bandwidth + _START_SECONDS
     sequences, length = work.calibrates
     if sequences:
-        seconds += sequences * length * shape.forward_flops(length) / (hardware.forward * hardware.count) * 2
-        seconds += 20 * shape.parameters * shape.hidden / hardware.train  # second-moment matrices and their factors
+        seconds += (
+            sequences
+            * length
+            * shape.forward_flops(length)
+            / (hardware.forward * hardware.count)
+            * 2
+        )
+        # second-moment matrices and their factors
+        seconds += 20 * shape.parameters * shape.hidden / hardware.train
     extra = activation_bytes(replace(shape, layers=1), 2_048, item) + 4.0 * shape.hidden**2
     layout, memory, fits = _sharded(shape, hardware, extra)
-    note = f"{work.bits:g} bits a weight: {shape.parameters * work.bits / 8 / GIB:.2f} GiB" if work.bits else ""
+    note = (
+        f"{work.bits:g} bits a weight: {shape.parameters * work.bits / 8 / GIB:.2f} GiB"
+        if work.bits
+        else ""
+    )
     return Stage(
-        name=f"compress: {name}", seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout, fits=fits, note=note,
+        name=f"compress: {name}",
+        seconds=seconds,
+        memory=_PROCESS_BYTES[hardware.kind] + memory,
+        layout=layout,
+        fits=fits,
+        note=note,
         tokens=float(sequences * length),
-    )  # fmt: skip
+    )
 
 
 def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -> float:
-    """Return what the stopwatches take for the grid: two starts, warm-ups, and two visits of each model a round."""
+    """Return what the stopwatches take for the grid: two starts, warm-ups, and two visits of each
+    model a round.
+    """
     if not asked.grid:
         return 0.0
     total = _STOPWATCH_SECONDS
@@ -276,16 +411,37 @@ def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -
         for shape in shapes:
             tokens = scenario.batch * scenario.prompt_tokens
             run = tokens * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
-            reading = shape.decode_bytes(batch=scenario.batch, tokens=scenario.prompt_tokens, item=_item(hardware)) / hardware.bandwidth
-            computing = scenario.batch * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
+            reading = (
+                shape.decode_bytes(
+                    batch=scenario.batch, tokens=scenario.prompt_tokens, item=_item(hardware)
+                )
+                / hardware.bandwidth
+            )
+            computing = (
+                scenario.batch * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
+            )
             run += scenario.new_tokens * (max(reading, computing) + shape.layers * _STEP_SECONDS)
-            total += max(3 * run, WARM_UP_SECONDS) + asked.rounds * 2 * max(1.25 * run, 1.25 * VISIT_SECONDS)
+            total += max(3 * run, WARM_UP_SECONDS) + asked.rounds * 2 * max(
+                1.25 * run, 1.25 * VISIT_SECONDS
+            )
     return total
 
 
-def scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records: Sequence[RunRecord], beside: Shape | None = None) -> Stage:
-    """Score every task and time the model; seconds an item by this machine's records where it has some, scaled by the FLOPs of a token."""
-    seconds, tokens = _START_SECONDS + _timing_seconds((shape, beside or shape), asked, hardware), 0.0
+def scoring(
+    name: str,
+    shape: Shape,
+    asked: Asked,
+    hardware: Hardware,
+    records: Sequence[RunRecord],
+    beside: Shape | None = None,
+) -> Stage:
+    """Score every task and time the model; seconds an item by this machine's records where it has
+    some, scaled by the FLOPs of a token.
+    """
+    seconds, tokens = (
+        _START_SECONDS + _timing_seconds((shape, beside or shape), asked, hardware),
+        0.0,
+    )
     known = 0
     for task, count in asked.items.items():
         own, common, written = ITEM_TOKENS.get(task, (150, 0, 30))
@@ -295,17 +451,33 @@ def scoring(name: str, shape: Shape, asked: Asked, hardware: Hardware, records: 
             known += 1
             seconds += count * measured
             continue
-        seconds += (count * own + common) * shape.forward_flops(own + common / 57) / (hardware.forward * hardware.count)
+        seconds += (
+            (count * own + common)
+            * shape.forward_flops(own + common / 57)
+            / (hardware.forward * hardware.count)
+        )
         if written:
             seconds += _decoding(shape, count, own, written, hardware)[0]
     item = _item(hardware)
     working = float(CPU_CACHE) if hardware.kind == "cpu" else 0.3 * hardware.memory
-    layout, memory, fits = _sharded(shape, hardware, min(working, decoding_cache(shape, asked, item)))
+    layout, memory, fits = _sharded(
+        shape, hardware, min(working, decoding_cache(shape, asked, item))
+    )
     note = f"{known} of {len(asked.items)} tasks from this machine's records" if known else ""
-    if hardware.kind == "cuda" and float(item * (shape.parameters + (beside or shape).parameters)) > _USABLE * hardware.memory:
+    if (
+        hardware.kind == "cuda"
+        and float(item * (shape.parameters + (beside or shape).parameters))
+        > _USABLE * hardware.memory
+    ):
         note = "not timed on one GPU: base and model do not fit side by side"
     return Stage(
-        name=name, seconds=seconds, memory=_PROCESS_BYTES[hardware.kind] + memory, layout=layout, tokens=tokens, fits=fits, note=note
+        name=name,
+        seconds=seconds,
+        memory=_PROCESS_BYTES[hardware.kind] + memory,
+        layout=layout,
+        tokens=tokens,
+        fits=fits,
+        note=note,
     )
 
 
@@ -317,7 +489,9 @@ def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
         most = max(
             most,
             float(
-                shape.kv_bytes(batch=min(count, ROWS_AT_ONCE["cpu"]), tokens=own + written, item=item)
+                shape.kv_bytes(
+                    batch=min(count, ROWS_AT_ONCE["cpu"]), tokens=own + written, item=item
+                )
                 + shape.kv_bytes(batch=1, tokens=common, item=item)
             ),
         )
@@ -325,7 +499,9 @@ def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
 
 
 def _measured_item(task: str, shape: Shape, records: Sequence[RunRecord]) -> float | None:
-    """Return seconds an item from this machine's records of the task, scaled by size; None without a record within 4x of the size."""
+    """Return seconds an item from this machine's records of the task, scaled by size; None without
+    a record within 4x of the size.
+    """
     found: list[tuple[float, float]] = []
     for record in made_here(records):
         score = record.score(task)
@@ -349,25 +525,45 @@ def text(found: Estimate, *, price: float | None = None) -> str:
     rows = []
     for stage in found.stages:
         needed = columns.DEVICE_MEMORY.text(columns.DEVICE_MEMORY.scaled(stage.memory))
+        fits = "" if stage.fits else " DOES NOT FIT"
         row = {
             columns.STAGE.header: stage.name,
-            columns.DEVICE_MEMORY.header: f"{needed} {columns.DEVICE_MEMORY.unit}{'' if stage.fits else ' DOES NOT FIT'}",
+            columns.DEVICE_MEMORY.header: f"{needed} {columns.DEVICE_MEMORY.unit}{fits}",
             columns.LAYOUT.header: stage.layout,
             columns.TIME.header: duration(stage.seconds),
             columns.PLANNED_TOKENS.header: columns.PLANNED_TOKENS.text(stage.tokens or None),
         }
         if price is not None:
-            row[columns.PLANNED_MONEY.header] = columns.PLANNED_MONEY.text(stage.seconds * hardware.count * price / 3600)
+            row[columns.PLANNED_MONEY.header] = columns.PLANNED_MONEY.text(
+                stage.seconds * hardware.count * price / 3600
+            )
         rows.append({**row, columns.NOTE.header: stage.note})
-    total = f"Together: {duration(found.seconds)}, at most {found.memory / GIB:.1f} GiB of {hardware.memory / GIB:.0f} GiB a device"
+    total = (
+        f"Together: {duration(found.seconds)}, at most {found.memory / GIB:.1f} GiB of "
+        f"{hardware.memory / GIB:.0f} GiB a device"
+    )
     if price is not None:
-        total += f", {found.seconds * hardware.count * price / 3600:,.2f} at {price:g} a device-hour"
+        total += (
+            f", {found.seconds * hardware.count * price / 3600:,.2f} at {price:g} a device-hour"
+        )
     head = (
-        f"{'+'.join(asked.chain)}: {asked.teacher.name} ({_size(asked.teacher)}) to {asked.student.name} ({_size(asked.student)}), "
-        f"{asked.budget:,} seen tokens, {asked.rows:,} rows; on {hardware.name}, {hardware.memory / GIB:.0f} GiB each"
+        f"{'+'.join(asked.chain)}: {asked.teacher.name} ({_size(asked.teacher)}) to "
+        f"{asked.student.name} ({_size(asked.student)}), "
+        f"{asked.budget:,} seen tokens, {asked.rows:,} rows; on {hardware.name}, "
+        f"{hardware.memory / GIB:.0f} GiB each"
     )
     lines = [f"- Rates: {hardware.source}.", *(f"- {line}" for line in found.advice)]
-    return "\n".join([head, "", tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True), "", f"{total}.", "", *lines])
+    return "\n".join(
+        [
+            head,
+            "",
+            tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True),
+            "",
+            f"{total}.",
+            "",
+            *lines,
+        ]
+    )
 
 
 def _size(shape: Shape) -> str:

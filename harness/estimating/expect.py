@@ -1,4 +1,6 @@
-"""What chains and planned cells will take: models and tasks are looked up, then priced by formula (`estimate`). No torch, no weights."""
+"""What chains and planned cells will take: models and tasks are looked up, then priced by formula
+(`estimate`). No torch, no weights.
+"""
 
 import contextlib
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -14,7 +16,14 @@ from harness.data.sizes import ITEMS
 from harness.errors import HarnessError
 from harness.estimating.estimate import Estimate, Stage, estimate, making, scoring
 from harness.estimating.hardware import Hardware, parse_hardware, this_machine
-from harness.estimating.workload import Asked, cut_parameters, is_size, parse_model, training_bytes, work_of
+from harness.estimating.workload import (
+    Asked,
+    cut_parameters,
+    is_size,
+    parse_model,
+    training_bytes,
+    work_of,
+)
 from harness.measuring.scenario import GRIDS
 from harness.models.artefacts import default_cache
 from harness.models.resolve import configuration_of, is_embedded
@@ -32,7 +41,9 @@ _NO_LIMIT = 10**9
 
 
 def items_of(name: str, include_path: Path | None) -> int:
-    """Return how many items a task has: as published, or as its data files have lines; 1,000 where neither is known."""
+    """Return how many items a task has: as published, or as its data files have lines; 1,000 where
+    neither is known.
+    """
     if name in ITEMS or not name.startswith(catalog.OUTSIDE):
         return ITEMS.get(name, _USUAL_ITEMS)
     counted: int | None = catalog.count_items(name, include_path=include_path)
@@ -46,7 +57,9 @@ def _are_generated(tasks: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainsRequest:
-    """What chains are estimated under: models by name or by size (70B), the hardware, and how much is trained and scored."""
+    """What chains are estimated under: models by name or by size (70B), the hardware, and how much
+    is trained and scored.
+    """
 
     teacher: str
     student: str
@@ -71,9 +84,14 @@ def estimates_of(methods: Sequence[str], request: ChainsRequest) -> list[Estimat
     for spec in methods:
         chain = _Chain.of(spec)
         asked = replace(
-            common, chain=chain.names, micro_batch_size=chain.number("micro_batch_size", 16), samples=chain.number("samples", 1)
+            common,
+            chain=chain.names,
+            micro_batch_size=chain.number("micro_batch_size", 16),
+            samples=chain.number("samples", 1),
         )
-        work = {name: work_of(method) for name, method in zip(chain.names, chain.methods, strict=True)}
+        work = {
+            name: work_of(method) for name, method in zip(chain.names, chain.methods, strict=True)
+        }
         estimates.append(estimate(asked, work, place, request.records, teacher_row=not estimates))
     return estimates
 
@@ -105,14 +123,17 @@ def _shapes(request: ChainsRequest) -> tuple[Shape, Shape]:
     teacher = parse_model(request.teacher, folder)
     recipe = parse_recipe(request.student)
     student = recipe.shape_of(teacher) if recipe else parse_model(request.student, folder)
-    if is_size(request.teacher) and is_size(request.student):  # public shapes of two families: taken as of one, with one vocabulary
+    # public shapes of two families: taken as of one, with one vocabulary
+    if is_size(request.teacher) and is_size(request.student):
         student = replace(student, vocabulary=teacher.vocabulary)
     return teacher, student
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """A chain as it was typed: its methods by their own names, built, and the settings that were typed."""
+    """A chain as it was typed: its methods by their own names, built, and the settings that were
+    typed.
+    """
 
     names: tuple[str, ...]
     methods: tuple[Method, ...]
@@ -120,15 +141,22 @@ class _Chain:
 
     @classmethod
     def of(cls, spec: str) -> Self:
-        """Build a chain's methods. Raises `HarnessError` for what a method or its place in the chain refuses."""
+        """Build a chain's methods. Raises `HarnessError` for what a method or its place in the
+        chain refuses.
+        """
         registry = catalog.methods()
-        stages = [(registry.canonical(name), settings) for name, settings in map(parse_method, parts_of(spec))]
+        stages = [
+            (registry.canonical(name), settings)
+            for name, settings in map(parse_method, parts_of(spec))
+        ]
         methods = tuple(registry.build(name, settings) for name, settings in stages)
         names = tuple(name for name, _ in stages)
         if len(names) > 1:
             check(names, methods)
         typed = (registry.current(name, settings) for name, settings in stages)
-        return cls(names, methods, {key: value for settings in typed for key, value in settings.items()})
+        return cls(
+            names, methods, {key: value for settings in typed for key, value in settings.items()}
+        )
 
     def number(self, setting: str, default: int) -> int:
         """Return a whole number that was typed for any of the methods."""
@@ -140,13 +168,16 @@ class Expected:
     """What a planned cell will take on this machine, by formula."""
 
     seconds: float
-    states: float = 0.0  # bytes that its training holds whatever the batches; 0 where nothing trains
+    # bytes that its training holds whatever the batches; 0 where nothing trains
+    states: float = 0.0
     memory: float = 0.0  # bytes of the device
     verdict: str = ""  # whether its training fits, batches included
 
 
 def expect(plan: Plan, finished: Container[str]) -> list[Expected]:
-    """Estimate every cell of a plan, given the keys of those that are finished; what cells share counts in the first that makes it."""
+    """Estimate every cell of a plan, given the keys of those that are finished; what cells share
+    counts in the first that makes it.
+    """
     estimator = _CellEstimator.of(plan)
     return [estimator.expected(cell, is_finished=cell.key in finished) for cell in plan.cells]
 
@@ -170,18 +201,23 @@ class _CellEstimator:
     records: Sequence[RunRecord]
     teachers: tuple[Shape, ...]
     asked: Asked
-    counted: set[str] = field(default_factory=set)  # stages, and what stages share, that an earlier cell makes
+    # stages, and what stages share, that an earlier cell makes
+    counted: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """Look up what all cells have in common: shapes, items, and this machine's rates from its records."""
+        """Look up what all cells have in common: shapes, items, and this machine's rates from its
+        records.
+        """
         records = _records_at(plan.config.out)
         teachers = tuple(Shape.of_folder(model.path, name=model.name) for model in plan.teachers)
         place = this_machine(plan.conditions.device, records)
         return cls(plan, place, records, teachers, _asked_by(plan, teachers[0]))
 
     def expected(self, cell: PlannedCell, *, is_finished: bool) -> Expected:
-        """Return what a cell takes: making its student, and scoring and timing it beside the teacher."""
+        """Return what a cell takes: making its student, and scoring and timing it beside the
+        teacher.
+        """
         made = self._making(cell)
         beside = made.shape if cell.method == TEACHER else self.teachers[0]
         asked = replace(self.asked, grid="") if cell.simulated else self.asked
@@ -200,19 +236,27 @@ class _CellEstimator:
             work = work_of(method)
             if at == 0 and not work.of_teacher:
                 folder, made.shape = self.plan.student_base.path, self.asked.student
-            asked = replace(self.asked, micro_batch_size=method.rows_at_once, samples=method.answers_per_row)
+            asked = replace(
+                self.asked, micro_batch_size=method.rows_at_once, samples=method.answers_per_row
+            )
             stages = making(name, work, made.shape, asked, self.place)
             made.seconds += self._not_counted_before(key, stages)
             if work.trains:
                 parameters = cut_parameters(folder, made.shape)
-                made.states = max(made.states, training_bytes(work, parameters, teachers, self.plan.conditions.dtype))
+                made.states = max(
+                    made.states,
+                    training_bytes(work, parameters, teachers, self.plan.conditions.dtype),
+                )
                 made.trainings.append(stages[-1])
             made.shape = work.shaped(made.shape)
         return made
 
     def _methods_of(self, cell: PlannedCell) -> Iterator[tuple[str, str, Any]]:
         registry = catalog.methods()
-        return ((stage.key, stage.method, registry.build(stage.method, stage.settings)) for stage in cell.stages)
+        return (
+            (stage.key, stage.method, registry.build(stage.method, stage.settings))
+            for stage in cell.stages
+        )
 
     def _not_counted_before(self, key: str, stages: Sequence[Stage]) -> float:
         seconds = 0.0
@@ -238,7 +282,10 @@ def _records_at(out: Path) -> list[RunRecord]:
 def _asked_by(plan: Plan, teacher: Shape) -> Asked:
     """Return what all cells of a plan are asked, given the teacher's shape."""
     under, config = plan.conditions, plan.config
-    recipe, base = parse_recipe(config.student), Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
+    recipe, base = (
+        parse_recipe(config.student),
+        Shape.of_folder(plan.student_base.path, name=plan.student_base.name),
+    )
     names = under.task_names
     return Asked(
         teacher=teacher,
@@ -248,6 +295,11 @@ def _asked_by(plan: Plan, teacher: Shape) -> Asked:
         rows=under.budget_rows,
         mini=_are_generated(names),
         rounds=config.rounds,
-        items={name: min(items_of(name, config.include_path), limit_for(under.limit, name) or _NO_LIMIT) for name in names},
+        items={
+            name: min(
+                items_of(name, config.include_path), limit_for(under.limit, name) or _NO_LIMIT
+            )
+            for name in names
+        },
         grid=plan.grid if any(suite.measure for suite in plan.suites.values()) else "",
     )

@@ -1,15 +1,18 @@
-"""The code behind a class or module: a digest of each file that it is made of, by what it imports. No torch, nothing is run.
+"""The code behind a class or module: a digest of each file that it is made of, by what it imports.
+No torch, nothing is run.
 
-A key that holds these digests changes with every line of code that can change a number, and with no other. Files are read
-with `ast`: imports count wherever they stand, in functions too; those under `if TYPE_CHECKING:` do not, since nothing runs
-them. Comments, docstrings, blank lines and the places of things do not count. Imports are followed inside `harness`,
-`methods` and `suites`, and inside the distribution (or, outside of site-packages, the folder) of a class from elsewhere.
-Libraries are not followed. An `__init__.py` on the way counts, but for those of our own packages: they hold tables of
-names, and what a name leads to is in the key that asks for it.
+A key that holds these digests changes with every line of code that can change a number, and with no
+other. Files are read with `ast`: imports count wherever they stand, in functions too; those under
+`if TYPE_CHECKING:` do not, since nothing runs them. Comments, docstrings, blank lines and the
+places of things do not count. Imports are followed inside `harness`, `methods` and `suites`, and
+inside the distribution (or, outside of site-packages, the folder) of a class from elsewhere.
+Libraries are not followed. An `__init__.py` on the way counts, but for those of our own packages:
+they hold tables of names, and what a name leads to is in the key that asks for it.
 
-What cannot be followed counts whole: where a class from elsewhere imports by a name that only running it tells, every
-module of its package counts, and where it reads files, every file of the package. Our own packages do neither: a file that
-they name beside themselves, or a task file of lm-eval, counts by its bytes.
+What cannot be followed counts whole: where a class from elsewhere imports by a name that only
+running it tells, every module of its package counts, and where it reads files, every file of the
+package. Our own packages do neither: a file that they name beside themselves, or a task file of
+lm-eval, counts by its bytes.
 """
 
 import hashlib
@@ -58,7 +61,9 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Scope:
-    """What is followed beside our packages: the names of a distribution, and a folder whose modules stand beside the class."""
+    """What is followed beside our packages: the names of a distribution, and a folder whose modules
+    stand beside the class.
+    """
 
     tops: frozenset[str] = frozenset()
     folder: str = ""
@@ -66,11 +71,17 @@ class _Scope:
     def follows(self, name: str) -> bool:
         """Tell whether a module's code is part of what is digested."""
         top = name.partition(".")[0]
-        return top in OURS or top in self.tops or bool(self.folder and _in_folder(top, self.folder, top))
+        return (
+            top in OURS
+            or top in self.tops
+            or bool(self.folder and _in_folder(top, self.folder, top))
+        )
 
 
 def _is_table(place: _Place) -> bool:
-    """Tell whether a file is the `__init__` of a package of ours: it holds names, and what they lead to counts by itself."""
+    """Tell whether a file is the `__init__` of a package of ours: it holds names, and what they
+    lead to counts by itself.
+    """
     return place.is_package and place.name.partition(".")[0] in OURS
 
 
@@ -82,14 +93,18 @@ def _in_folder(name: str, folder: str, part: str) -> _Place | None:
     if os.path.isfile(f"{base}.py"):  # noqa: PTH113
         return _Place(name, f"{base}.py", False)
     if os.path.isdir(folder):  # noqa: PTH112
-        binary = next((one for one in sorted(Path(folder).glob(f"{part}.*")) if one.suffix in _BINARIES), None)
+        binary = next(
+            (one for one in sorted(Path(folder).glob(f"{part}.*")) if one.suffix in _BINARIES), None
+        )
         if binary is not None:
             return _Place(name, str(binary), False)
     return _Place(name, "", True) if os.path.isdir(base) else None  # noqa: PTH112
 
 
 def _top_folders(top: str, scope: _Scope) -> list[str]:
-    """Return the folders in which a top-level module or package lies; nothing is imported for it."""
+    """Return the folders in which a top-level module or package lies; nothing is imported
+    for it.
+    """
     loaded = sys.modules.get(top)
     if loaded is not None and getattr(loaded, "__path__", None):
         return [str(Path(one).parent) for one in loaded.__path__]
@@ -108,11 +123,20 @@ def _top_folders(top: str, scope: _Scope) -> list[str]:
 
 
 def _locate(name: str, scope: _Scope) -> list[_Place]:
-    """Return a module behind the packages that it lies in, each with its file; nothing where it does not exist."""
+    """Return a module behind the packages that it lies in, each with its file; nothing where it
+    does not exist.
+    """
     parts = name.split(".")
     folders, found = _top_folders(parts[0], scope), list[_Place]()
     for at, part in enumerate(parts):
-        place = next((one for folder in folders if (one := _in_folder(".".join(parts[: at + 1]), folder, part))), None)
+        place = next(
+            (
+                one
+                for folder in folders
+                if (one := _in_folder(".".join(parts[: at + 1]), folder, part))
+            ),
+            None,
+        )
         if place is None:
             return found
         found.append(place)
@@ -121,7 +145,9 @@ def _locate(name: str, scope: _Scope) -> list[_Place]:
 
 
 def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Place]:
-    """Yield the modules that one import loads: the packages on the way, the module, and what is taken from it where that is one."""
+    """Yield the modules that one import loads: the packages on the way, the module, and what is
+    taken from it where that is one.
+    """
     base = reference.module
     if reference.level:
         if not place.package:
@@ -136,26 +162,38 @@ def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Pl
 def _taken(base: str, reference: Reference, scope: _Scope) -> Iterator[_Place]:
     """Yield what an import of a module, by the name that it has now, loads.
 
-    What reads old names is left out: names are those of today before anything has a key, and it goes with the last old name.
+    What reads old names is left out: names are those of today before anything has a key, and it
+    goes with the last old name.
     """
     if f"{base}.".startswith(_OLD_NAMES):
         return
     located = _locate(base, scope)
     whole = bool(located) and located[-1].name == base
-    named = [part for name in reference.names if name != "*" for part in current_modules(f"{base}.{name}")]
+    named = [
+        part
+        for name in reference.names
+        if name != "*"
+        for part in current_modules(f"{base}.{name}")
+    ]
     inner = [_locate(name, scope) for name in named] if whole and located[-1].is_package else []
     submodules = [found[-1] for found in inner if found and found[-1].name != base]
-    taken = whole and len(submodules) < max(1, len(reference.names))  # something of the module itself
+    # something of the module itself
+    taken = whole and len(submodules) < max(1, len(reference.names))
     for one in (*located, *submodules):
         if not _is_table(one) or (taken and reference.names and one.name == base):
             yield one
 
 
 def _data_files(source: Source, place: _Place) -> Iterator[tuple[str, str]]:
-    """Yield (name, path) of files that a module names and that lie beside it, or among lm-eval's tasks where it is a task of ours."""
+    """Yield (name, path) of files that a module names and that lie beside it, or among lm-eval's
+    tasks where it is a task of ours.
+    """
     folders = [(str(Path(place.file).parent), place.package.replace(".", "/"))]
     if place.name.startswith("suites.") and any(one.endswith(".yaml") for one in source.texts):
-        folders += [(f"{folder}/lm_eval/tasks", "lm_eval/tasks") for folder in _top_folders("lm_eval", _Scope())]
+        folders += [
+            (f"{folder}/lm_eval/tasks", "lm_eval/tasks")
+            for folder in _top_folders("lm_eval", _Scope())
+        ]
     for text in source.texts:
         for folder, shown in folders:
             path = f"{folder}/{text}"
@@ -167,13 +205,18 @@ def _beneath(package: _Place, scope: _Scope, *, code: bool) -> Iterator[tuple[st
     """Yield (name, path) of every module of a package, or of every other file in it."""
     folders = [Path(one) / package.name for one in _top_folders(package.name, scope)]
     for folder in [Path(package.file).parent] if package.file else folders:
-        files = sorted(one for one in folder.rglob("*") if one.is_file() and "__pycache__" not in one.parts)[:_MOST_FILES]
+        files = sorted(
+            one for one in folder.rglob("*") if one.is_file() and "__pycache__" not in one.parts
+        )[:_MOST_FILES]
         for one in files:
-            if (one.suffix == ".py") is code and not any(part.startswith(".") for part in one.relative_to(folder).parts):
+            if (one.suffix == ".py") is code and not any(
+                part.startswith(".") for part in one.relative_to(folder).parts
+            ):
                 yield f"{package.name}/{one.relative_to(folder).as_posix()}", str(one)
 
 
-Memo = dict[tuple[str, str, _Scope], tuple[list[_Place], list[tuple[str, str]]]]  # what files import and name
+# what files import and name
+Memo = dict[tuple[str, str, _Scope], tuple[list[_Place], list[tuple[str, str]]]]
 
 
 @dataclass
@@ -187,7 +230,9 @@ class _Walk:
     waiting: list[_Place] = field(default_factory=list)
 
     def start(self, place: _Place, without: frozenset[str]) -> None:
-        """Read a root, of which the methods named in `without` are left out, and everything that it leads to."""
+        """Read a root, of which the methods named in `without` are left out, and everything that it
+        leads to.
+        """
         self._file(place, without)
         while self.waiting:
             self._file(self.waiting.pop(), frozenset())
@@ -210,11 +255,18 @@ class _Walk:
         if place.name.partition(".")[0] not in OURS and (source.imports_unknown or source.reads):
             self._whole(source, place)
 
-    def _named_by(self, source: Source, place: _Place) -> tuple[list[_Place], list[tuple[str, str]]]:
+    def _named_by(
+        self, source: Source, place: _Place
+    ) -> tuple[list[_Place], list[tuple[str, str]]]:
         """Return the modules that a file imports and the files that it names, looked for once."""
         key = (place.file, source.digest, self.scope)
         if key not in self.memo:
-            modules = dict.fromkeys(one for reference in source.imports for one in _targets(reference, place, self.scope) if one.file)
+            modules = dict.fromkeys(
+                one
+                for reference in source.imports
+                for one in _targets(reference, place, self.scope)
+                if one.file
+            )
             self.memo[key] = list(modules), list(_data_files(source, place))
         return self.memo[key]
 
@@ -222,21 +274,32 @@ class _Walk:
         """Count all of a package of which only running it tells what it imports or reads."""
         top = next(iter(_locate(place.name, self.scope)), None)
         if top is None or not top.is_package:
-            beside = sorted(Path(self.scope.folder).glob("*.py")) if self.scope.folder and source.imports_unknown else ()
+            beside = (
+                sorted(Path(self.scope.folder).glob("*.py"))
+                if self.scope.folder and source.imports_unknown
+                else ()
+            )
             self.waiting += [_Place(one.stem, str(one), False) for one in beside]
             return
         if source.reads:
-            self.found |= {name: bytes_digest(path, *stamp_of(path)) for name, path in _beneath(top, self.scope, code=False)}
+            self.found |= {
+                name: bytes_digest(path, *stamp_of(path))
+                for name, path in _beneath(top, self.scope, code=False)
+            }
         for name, path in _beneath(top, self.scope, code=True) if source.imports_unknown else ():
             module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             self.waiting.append(_Place(module, path, path.endswith("/__init__.py")))
 
 
-def code_of(*targets: type[Any] | ModuleType | str, without: Iterable[str] = (), memo: Memo | None = None) -> dict[str, str]:
-    """Return the digest of every file behind classes or modules, by name, sorted. Raises `HarnessError` for one that cannot be read.
+def code_of(
+    *targets: type[Any] | ModuleType | str, without: Iterable[str] = (), memo: Memo | None = None
+) -> dict[str, str]:
+    """Return the digest of every file behind classes or modules, by name, sorted. Raises
+    `HarnessError` for one that cannot be read.
 
-    Methods named in `without` are left out of each target's own module, with what they alone import: what one part of a class
-    does is then no part of the key of another. A `memo` that calls share spares them looking for the same files again.
+    Methods named in `without` are left out of each target's own module, with what they alone
+    import: what one part of a class does is then no part of the key of another. A `memo` that calls
+    share spares them looking for the same files again.
     """
     memo = {} if memo is None else memo
     found: dict[str, str] = {}
@@ -250,14 +313,19 @@ def digest_of_code(*targets: type[Any] | ModuleType | str) -> str:
     return hashlib.sha256(repr(code_of(*targets)).encode()).hexdigest()
 
 
-def _code_of(target: type[Any] | ModuleType | str, without: frozenset[str], memo: Memo) -> dict[str, str]:
+def _code_of(
+    target: type[Any] | ModuleType | str, without: frozenset[str], memo: Memo
+) -> dict[str, str]:
     if isinstance(target, str | ModuleType):
         name = target if isinstance(target, str) else target.__name__
         return _from_module(name, getattr(target, "__file__", None), without, memo)
     found = _of_class(target, without, memo)
-    for base in target.__mro__[1:]:  # a method or task from another package, whose code is this one's too
+    # a method or task from another package, whose code is this one's too
+    for base in target.__mro__[1:]:
         top = base.__module__.partition(".")[0]
-        if (hasattr(base, "compress") or hasattr(base, "grade")) and top not in sys.stdlib_module_names:
+        if (
+            hasattr(base, "compress") or hasattr(base, "grade")
+        ) and top not in sys.stdlib_module_names:
             found |= _of_class(base, without, memo)
     return found
 
@@ -272,7 +340,9 @@ def _of_class(target: type[Any], without: frozenset[str], memo: Memo) -> dict[st
 
 
 def _from_text(target: type[Any], shown: str) -> dict[str, str]:
-    """Return the code of a class that was typed, by its own text; what it imports beside our packages is not known."""
+    """Return the code of a class that was typed, by its own text; what it imports beside our
+    packages is not known.
+    """
     try:
         text = inspect.getsource(target)
     except (OSError, TypeError) as problem:
@@ -285,7 +355,9 @@ def _from_text(target: type[Any], shown: str) -> dict[str, str]:
     return walk.found
 
 
-def _from_module(name: str, file: str | None, without: frozenset[str], memo: Memo, shown: str = "") -> dict[str, str]:
+def _from_module(
+    name: str, file: str | None, without: frozenset[str], memo: Memo, shown: str = ""
+) -> dict[str, str]:
     top = name.partition(".")[0]
     scope = _Scope() if top in OURS else _scope_of(name, file)
     located = _locate(name, scope) if name != "__main__" else []
@@ -303,18 +375,25 @@ def _from_module(name: str, file: str | None, without: frozenset[str], memo: Mem
 
 
 def _no_code(shown: str) -> HarnessError:
-    return HarnessError(f"the code of {shown} cannot be found, so nothing that it makes has a key; put it into a .py file of a package")
+    return HarnessError(
+        f"the code of {shown} cannot be found, so nothing that it makes has a key; put it into a "
+        ".py file of a package"
+    )
 
 
 def _scope_of(name: str, file: str | None) -> _Scope:
-    """Return what is followed from a module of another package: its distribution, and its folder where that is no site-packages."""
+    """Return what is followed from a module of another package: its distribution, and its folder
+    where that is no site-packages.
+    """
     top, folder = name.partition(".")[0], ""
     if file is not None:
         depth = name.count(".") + (Path(file).name == "__init__.py") if name != "__main__" else 0
         folder = str(Path(file).resolve().parents[depth])
     else:
         folder = next(iter(_top_folders(top, _Scope())), "")
-    return _Scope(_distribution_of(top)) if _is_library(folder) else _Scope(frozenset({top}), folder)
+    return (
+        _Scope(_distribution_of(top)) if _is_library(folder) else _Scope(frozenset({top}), folder)
+    )
 
 
 def _is_library(folder: str) -> bool:
@@ -331,7 +410,9 @@ def _distribution_of(top: str) -> frozenset[str]:
     """Return the names that a top-level module's distribution installs, itself among them."""
     by_name = _installed(tuple(sys.path))
     own = set(by_name.get(top, ()))
-    return frozenset({top, *(name for name, homes in by_name.items() if own & set(homes))} - set(OURS))
+    return frozenset(
+        {top, *(name for name, homes in by_name.items() if own & set(homes))} - set(OURS)
+    )
 
 
 def own_code_of(module: str) -> dict[str, str]:
@@ -339,4 +420,8 @@ def own_code_of(module: str) -> dict[str, str]:
     located = _locate(module, _Scope())
     if not located or located[-1].name != module:
         raise _no_code(module)
-    return {located[-1].shown: read_source(located[-1].file, *stamp_of(located[-1].file), frozenset()).digest}
+    return {
+        located[-1].shown: read_source(
+            located[-1].file, *stamp_of(located[-1].file), frozenset()
+        ).digest
+    }

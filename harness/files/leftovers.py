@@ -1,4 +1,6 @@
-"""Takes away what killed processes left half written: hidden files with their number in the name. No torch."""
+"""Takes away what killed processes left half written: hidden files with their number in the name.
+No torch.
+"""
 
 import os
 import re
@@ -8,7 +10,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-QUIET = 600.0  # seconds without a change: another machine's processes, whose numbers say nothing here, write to shared folders too
+# seconds without a change: another machine's processes, whose numbers say nothing here, write to
+# shared folders too
+QUIET = 600.0
 _OF_A_PROCESS = re.compile(r"\..+\.(\d+)\.part|\.probe-(\d+)")
 
 
@@ -24,7 +28,9 @@ def lives(number: int) -> bool:
 
 
 def abandoned(path: Path) -> bool:
-    """Tell whether a path is half written and nobody writes it: its process is gone, and nothing in it has changed for a while."""
+    """Tell whether a path is half written and nobody writes it: its process is gone, and nothing in
+    it has changed for a while.
+    """
     match = _OF_A_PROCESS.fullmatch(path.name)
     if match is None or lives(int(match[1] or match[2])):
         return False
@@ -33,10 +39,13 @@ def abandoned(path: Path) -> bool:
 
 
 def sweep(folders: Iterable[Path]) -> list[Path]:
-    """Delete what stands abandoned in these folders themselves, not below them, and return it; what cannot be deleted stays."""
+    """Delete what stands abandoned in these folders themselves, not below them, and return it; what
+    cannot be deleted stays.
+    """
     gone = []
     for path in (path for folder in folders for path in sorted(folder.glob(".*"))):
-        with suppress(OSError):  # another run takes it away at this moment, or the folder is read-only
+        # another run takes it away at this moment, or the folder is read-only
+        with suppress(OSError):
             if abandoned(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                 gone.append(path)

@@ -1,6 +1,8 @@
-r"""JSON lines, read and written in one way: a line ends at `\n` alone, whatever other line breaks stand inside its texts. No torch.
+r"""JSON lines, read and written in one way: a line ends at `\n` alone, whatever other line breaks
+stand inside its texts. No torch.
 
-`str.splitlines` also cuts at U+0085, U+2028, U+2029 and form feeds, which JSON leaves unescaped inside a string.
+`str.splitlines` also cuts at U+0085, U+2028, U+2029 and form feeds, which JSON leaves unescaped
+inside a string.
 """
 
 import gzip
@@ -27,7 +29,8 @@ def lines_of(text: str) -> list[str]:
 def json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
     """Yield the value of every line that is not blank; a name that ends in .gz is unpacked.
 
-    Raises `Unreadable`, a `ValueError`, for a line that is no JSON; with `torn` such lines are left out: what a killed process leaves.
+    Raises `Unreadable`, a `ValueError`, for a line that is no JSON; with `torn` such lines are left
+    out: what a killed process leaves.
     """
     for number, line in enumerate(_raw(path, torn=torn), 1):
         if line.strip():
@@ -39,7 +42,9 @@ def json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
 
 
 def _raw(path: Path, *, torn: bool) -> Iterator[bytes]:
-    r"""Yield the lines of a file, which end at `\n`; one that is longer than any of ours ends it before it is held."""
+    r"""Yield the lines of a file, which end at `\n`; one that is longer than any of ours ends it
+    before it is held.
+    """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             while line := stream.readline(LINE.bytes + 1):
@@ -52,7 +57,9 @@ def _raw(path: Path, *, torn: bool) -> Iterator[bytes]:
 
 
 def json_line(value: object) -> str:
-    r"""Return a value as one line with its `\n`; half of a surrogate pair, which no UTF-8 takes, is escaped."""
+    r"""Return a value as one line with its `\n`; half of a surrogate pair, which no UTF-8 takes, is
+    escaped.
+    """
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -67,12 +74,20 @@ def write_json_lines(path: Path, values: Iterable[object]) -> None:
 
 
 def signed(value: object) -> str:
-    r"""Return a value as one line that carries its own digest: a list ends in it, an object has it as `digest`."""
-    return json_line([*value, _digest(value)] if isinstance(value, list) else {**_object(value), "digest": _digest(value)})
+    r"""Return a value as one line that carries its own digest: a list ends in it, an object has it
+    as `digest`.
+    """
+    return json_line(
+        [*value, _digest(value)]
+        if isinstance(value, list)
+        else {**_object(value), "digest": _digest(value)}
+    )
 
 
 def checked(line: Any) -> Any:
-    """Return the value that `signed` wrote, without its digest. Raises `ValueError` for a line that has none, or another."""
+    """Return the value that `signed` wrote, without its digest. Raises `ValueError` for a line that
+    has none, or another.
+    """
     if isinstance(line, dict):
         value: Any = {name: part for name, part in line.items() if name != "digest"}
         stated = line.get("digest")
@@ -86,9 +101,11 @@ def checked(line: Any) -> Any:
 
 
 def signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[str]]:
-    """Return the values of a file of signed lines, and what is wrong with every other line but a torn last one, as a kill leaves it.
+    """Return the values of a file of signed lines, and what is wrong with every other line but a
+    torn last one, as a kill leaves it.
 
-    A file that is written at once has no torn last line: with `whole` it is wrong, too. A file that is not there has no lines.
+    A file that is written at once has no torn last line: with `whole` it is wrong, too. A file that
+    is not there has no lines.
     """
     values: list[Any] = []
     wrong: list[str] = []

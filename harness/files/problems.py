@@ -1,4 +1,6 @@
-"""Says an error of the system in one line: which path, what the system said, what to do about it."""
+"""Says an error of the system in one line: which path, what the system said, what to do
+about it.
+"""
 
 import errno
 import os
@@ -26,14 +28,22 @@ _WAYS_OUT = {
 
 
 def shown(path: object) -> str:
-    """Return a path as an error shows it: in one line, and its middle left out where it is very long."""
-    text = " ".join(os.fsdecode(path).split()) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    """Return a path as an error shows it: in one line, and its middle left out where it is very
+    long.
+    """
+    text = (
+        " ".join(os.fsdecode(path).split())
+        if isinstance(path, (str, bytes, os.PathLike))
+        else str(path)
+    )
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 2]} … {text[-half + 2 :]}"
 
 
 def told_of(problem: OSError) -> str:
-    """Say an error of the system in one line: which path, what the system said, what to do about it."""
+    """Say an error of the system in one line: which path, what the system said, what to do about
+    it.
+    """
     if problem.strerror is None or problem.errno is None:  # a library's own words
         return in_one_line(problem)
     name = problem.filename2 if problem.filename is None else problem.filename

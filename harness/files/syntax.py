@@ -1,7 +1,8 @@
-"""What one Python file says to a key: a digest of its code, and the modules and files that it names. No torch, nothing is run.
+"""What one Python file says to a key: a digest of its code, and the modules and files that it
+names. No torch, nothing is run.
 
-The digest is of the syntax tree without positions, comments, docstrings and what stands under `if TYPE_CHECKING:`. Docstrings
-count in a file that reads them.
+The digest is of the syntax tree without positions, comments, docstrings and what stands under `if
+TYPE_CHECKING:`. Docstrings count in a file that reads them.
 """
 
 import ast
@@ -23,12 +24,41 @@ _LARGE = 16 * 2**20  # bytes: a data file above counts by its size and time of c
 _FILE_NAME = re.compile(r"[\w.@+-]+(/[\w.@+-]+)*\.[A-Za-z]\w{0,11}")
 _IMPORTERS = frozenset({"import_module", "__import__"})
 _BY_ANY_NAME = frozenset(
-    {"walk_packages", "iter_modules", "spec_from_file_location", "run_path", "run_module", "load_module", "exec_module"}
+    {
+        "walk_packages",
+        "iter_modules",
+        "spec_from_file_location",
+        "run_path",
+        "run_module",
+        "load_module",
+        "exec_module",
+    }
 )
-_READERS = frozenset({
-    "open", "read_text", "read_bytes", "get_data", "open_text", "open_binary", "files", "glob", "rglob", "iterdir", "listdir",
-    "scandir", "load", "safe_load", "safe_open", "load_file", "from_file", "fromfile", "read_csv", "read_json", "read_parquet",
-})  # fmt: skip
+_READERS = frozenset(
+    {
+        "open",
+        "read_text",
+        "read_bytes",
+        "get_data",
+        "open_text",
+        "open_binary",
+        "files",
+        "glob",
+        "rglob",
+        "iterdir",
+        "listdir",
+        "scandir",
+        "load",
+        "safe_load",
+        "safe_open",
+        "load_file",
+        "from_file",
+        "fromfile",
+        "read_csv",
+        "read_json",
+        "read_parquet",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +72,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Source:
-    """What a Python file says: a digest of its code, its imports, the files that it may name, and what cannot be known."""
+    """What a Python file says: a digest of its code, its imports, the files that it may name, and
+    what cannot be known.
+    """
 
     digest: str
     imports: tuple[Reference, ...]
@@ -90,7 +122,9 @@ class _Reader:
                 self.nodes(one.orelse if sense else one.body)
             elif not isinstance(one, ast.AST):
                 self.out.append(f"{one!a},")
-            elif not self._is_nothing(one) and not (of_class and getattr(one, "name", "") in self.without):
+            elif not self._is_nothing(one) and not (
+                of_class and getattr(one, "name", "") in self.without
+            ):
                 self.node(one)
                 self.out.append(",")
 
@@ -100,14 +134,20 @@ class _Reader:
 
     def _constant(self, node: ast.Constant) -> None:
         self.out.append(ascii(node.value))
-        if isinstance(node.value, str) and 3 <= len(node.value) <= 200 and _FILE_NAME.fullmatch(node.value):
+        if (
+            isinstance(node.value, str)
+            and 3 <= len(node.value) <= 200
+            and _FILE_NAME.fullmatch(node.value)
+        ):
             self.texts.add(node.value)
 
     def _look(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
             self.imports += [Reference(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            self.imports.append(Reference(node.level, node.module or "", tuple(alias.name for alias in node.names)))
+            self.imports.append(
+                Reference(node.level, node.module or "", tuple(alias.name for alias in node.names))
+            )
         elif isinstance(node, ast.Call):
             self._call(node)
 
@@ -120,8 +160,12 @@ class _Reader:
         self.reads |= name in _READERS
 
     def _by_name(self, node: ast.Call) -> None:
-        """Take `import_module("a.b")` and `import_module(".b", "a")` for imports; any other name is not known."""
-        name, package = (_literal(node, at, keyword) for at, keyword in enumerate(("name", "package")))
+        """Take `import_module("a.b")` and `import_module(".b", "a")` for imports; any other name is
+        not known.
+        """
+        name, package = (
+            _literal(node, at, keyword) for at, keyword in enumerate(("name", "package"))
+        )
         if not name:
             self.unknown = True
         elif name.startswith(".") and package:
@@ -132,21 +176,39 @@ class _Reader:
 
 
 def _literal(node: ast.Call, at: int, keyword: str) -> str:
-    """Return the text that a call is given, "" where it is given none, or one that only running it tells."""
-    given = node.args[at] if len(node.args) > at else next((one.value for one in node.keywords if one.arg == keyword), None)
+    """Return the text that a call is given, "" where it is given none, or one that only running it
+    tells.
+    """
+    given = (
+        node.args[at]
+        if len(node.args) > at
+        else next((one.value for one in node.keywords if one.arg == keyword), None)
+    )
     return given.value if isinstance(given, ast.Constant) and isinstance(given.value, str) else ""
 
 
 def _type_checking(test: ast.expr) -> bool | None:
-    """Return True for `TYPE_CHECKING`, False for `not TYPE_CHECKING`, None for any other condition."""
+    """Return True for `TYPE_CHECKING`, False for `not TYPE_CHECKING`, None for any other
+    condition.
+    """
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return None if (sense := _type_checking(test.operand)) is None else not sense
-    name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
+    name = (
+        test.id
+        if isinstance(test, ast.Name)
+        else test.attr
+        if isinstance(test, ast.Attribute)
+        else ""
+    )
     return True if name == "TYPE_CHECKING" else None
 
 
 def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def source_of(data: bytes | str, where: str, without: frozenset[str]) -> Source:
@@ -158,15 +220,21 @@ def source_of(data: bytes | str, where: str, without: frozenset[str]) -> Source:
         reader = _Reader(without, documented="__doc__" in text or "getdoc" in text)
         reader.node(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
-        raise HarnessError(f"{where} is no Python that can be read ({in_one_line(problem)}); correct it") from problem
+        raise HarnessError(
+            f"{where} is no Python that can be read ({in_one_line(problem)}); correct it"
+        ) from problem
     finally:
         collecting()
     digest = hashlib.sha256("".join(reader.out).encode()).hexdigest()[:_HASH]
-    return Source(digest, tuple(reader.imports), tuple(sorted(reader.texts)), reader.unknown, reader.reads)
+    return Source(
+        digest, tuple(reader.imports), tuple(sorted(reader.texts)), reader.unknown, reader.reads
+    )
 
 
 def _collector_at_rest() -> Callable[[], None]:
-    """Stop the garbage collector, which triples the time of making a syntax tree; return what starts it again."""
+    """Stop the garbage collector, which triples the time of making a syntax tree; return what
+    starts it again.
+    """
     if not gc.isenabled():
         return lambda: None
     gc.disable()
@@ -175,29 +243,41 @@ def _collector_at_rest() -> Callable[[], None]:
 
 @lru_cache(maxsize=4096)
 def read_source(path: str, size: int, changed: int, without: frozenset[str]) -> Source:
-    """Read a Python file, once for each state of it; `size` and `changed` are its stamp. Raises `HarnessError` with its name."""
+    """Read a Python file, once for each state of it; `size` and `changed` are its stamp. Raises
+    `HarnessError` with its name.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as problem:
-        raise HarnessError(f"{path} cannot be read ({problem.strerror or problem}); make it readable") from problem
+        raise HarnessError(
+            f"{path} cannot be read ({problem.strerror or problem}); make it readable"
+        ) from problem
     return source_of(data, path, without)
 
 
 @lru_cache(maxsize=4096)
 def bytes_digest(path: str, size: int, changed: int) -> str:
-    """Return the digest of any other file, once for each state of it. Raises `HarnessError` with its name."""
+    """Return the digest of any other file, once for each state of it. Raises `HarnessError` with
+    its name.
+    """
     if size > _LARGE:
         return hashlib.sha256(f"{size} {changed}".encode()).hexdigest()[:_HASH]
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:_HASH]
     except OSError as problem:
-        raise HarnessError(f"{path} cannot be read ({problem.strerror or problem}); make it readable") from problem
+        raise HarnessError(
+            f"{path} cannot be read ({problem.strerror or problem}); make it readable"
+        ) from problem
 
 
 def stamp_of(path: str) -> tuple[int, int]:
-    """Return what changes when a file does. Raises `HarnessError` with its name where it cannot be looked at."""
+    """Return what changes when a file does. Raises `HarnessError` with its name where it cannot be
+    looked at.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError as problem:
-        raise HarnessError(f"{path} cannot be read ({problem.strerror or problem}); make it readable") from problem
+        raise HarnessError(
+            f"{path} cannot be read ({problem.strerror or problem}); make it readable"
+        ) from problem
     return status.st_size, status.st_mtime_ns

@@ -1,8 +1,10 @@
-r"""The one reader of what a person or another process wrote: JSON, JSON lines, TOML. Bounded, typed, one line where it fails. No torch.
+r"""The one reader of what a person or another process wrote: JSON, JSON lines, TOML. Bounded,
+typed, one line where it fails. No torch.
 
-Every bound is far above what such files hold and far below what breaks a process: bytes before they are read, digits before they become
-a number, depth before anything walks the value. Names that stand twice in an object are refused: which of the two counts is no reader's
-to choose. UTF-8 with or without a byte order mark; a line ends at `\n` alone.
+Every bound is far above what such files hold and far below what breaks a process: bytes before they
+are read, digits before they become a number, depth before anything walks the value. Names that
+stand twice in an object are refused: which of the two counts is no reader's to choose. UTF-8 with
+or without a byte order mark; a line ends at `\n` alone.
 """
 
 import json
@@ -28,7 +30,8 @@ class Limits:
 
 
 USUAL = Limits()
-# Files of model folders: tokenizers write "no longest length" as a number of 31 digits; libraries let the last of two names count.
+# Files of model folders: tokenizers write "no longest length" as a number of 31 digits; libraries
+# let the last of two names count.
 MODEL = Limits(digits=40, twice=True)
 LINE = Limits(bytes=16 * 2**20, digits=40)  # one line of a file of lines
 SETTINGS = Limits(bytes=2**20, depth=16)  # what a person types: run files, suites, options
@@ -46,7 +49,13 @@ def text_of(path: Path, limits: Limits = USUAL) -> str:
     """Return a file's text, without its byte order mark; no folder, pipe or device is opened."""
     try:
         if not path.is_file():
-            stands = "a folder stands where a file should be" if path.is_dir() else "no file" if path.exists() else "no such file"
+            stands = (
+                "a folder stands where a file should be"
+                if path.is_dir()
+                else "no file"
+                if path.exists()
+                else "no such file"
+            )
             raise Unreadable(f"{path}: {stands}")
         with path.open("rb") as stream:
             data = stream.read(limits.bytes + 1)
@@ -60,22 +69,30 @@ def text_of(path: Path, limits: Limits = USUAL) -> str:
 
 
 def decoded(data: bytes, where: str, limits: Limits = USUAL) -> str:
-    """Return the text of bytes that are UTF-8, with or without a byte order mark, and no more than a file may be."""
+    """Return the text of bytes that are UTF-8, with or without a byte order mark, and no more than
+    a file may be.
+    """
     if len(data) > limits.bytes:
         raise Unreadable(f"{where}: more than {limits.bytes:,} bytes, which no such file has")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = data.count(b"\n", 0, problem.start) + 1
-        raise Unreadable(f"{where}, line {line}: not UTF-8 ({problem.reason}); save the file as UTF-8") from problem
+        raise Unreadable(
+            f"{where}, line {line}: not UTF-8 ({problem.reason}); save the file as UTF-8"
+        ) from problem
 
 
 def parsed(text: str, where: str, limits: Limits = USUAL, *, what: str = "file") -> Any:
-    """Return the value of one JSON text. `where` begins every message: a file, or a file and a line."""
+    """Return the value of one JSON text. `where` begins every message: a file, or a file and a
+    line.
+    """
 
     def integer(digits: str) -> int:
         if len(digits.lstrip("-")) > limits.digits:
-            raise Unreadable(f"{where}: a number of {len(digits):,} digits; at most {limits.digits} are read")
+            raise Unreadable(
+                f"{where}: a number of {len(digits):,} digits; at most {limits.digits} are read"
+            )
         return int(digits)
 
     def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,7 +100,9 @@ def parsed(text: str, where: str, limits: Limits = USUAL, *, what: str = "file")
         if len(made) < len(pairs) and not limits.twice:
             seen: set[str] = set()
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise Unreadable(f"{where}: {_short(twice)} stands twice in one object; leave one of them")
+            raise Unreadable(
+                f"{where}: {_short(twice)} stands twice in one object; leave one of them"
+            )
         return made
 
     try:
@@ -101,7 +120,9 @@ def parsed(text: str, where: str, limits: Limits = USUAL, *, what: str = "file")
 def _refuse_depth(value: Any, where: str, limits: Limits) -> None:
     """Refuse what is nested so deeply that whoever walks it next would run out of stack."""
     level, depth = [value], 0
-    while level := [part for one in level for part in _parts(one) if isinstance(part, (dict, list))]:
+    while level := [
+        part for one in level for part in _parts(one) if isinstance(part, (dict, list))
+    ]:
         depth += 1
         if depth >= limits.depth:
             raise Unreadable(f"{where}: nested deeper than {limits.depth} levels")
@@ -125,12 +146,16 @@ def read_object(path: Path, limits: Limits = USUAL) -> dict[str, Any]:
 
 
 def read_as(path: Path, kind: type[Model], limits: Limits = USUAL) -> Model:
-    """Return a JSON file as a model of pydantic's. Raises `Unreadable` with the first field that is wrong."""
+    """Return a JSON file as a model of pydantic's. Raises `Unreadable` with the first field that is
+    wrong.
+    """
     return checked(read_json(path, limits), kind, str(path))
 
 
 def checked(value: Any, kind: type[Model], where: str) -> Model:
-    """Return a value as a model of pydantic's. Raises `Unreadable` with the first field that is wrong."""
+    """Return a value as a model of pydantic's. Raises `Unreadable` with the first field that is
+    wrong.
+    """
     try:
         return kind.model_validate(value)
     except ValidationError as problem:
@@ -140,7 +165,9 @@ def checked(value: Any, kind: type[Model], where: str) -> Model:
 
 
 def value_of_line(line: bytes, where: str) -> Any:
-    """Return the value of one line of a file of JSON lines; `where` names both. Raises `Unreadable`."""
+    """Return the value of one line of a file of JSON lines; `where` names both. Raises
+    `Unreadable`.
+    """
     return parsed(decoded(line, where, LINE), where, LINE, what="line")
 
 
@@ -177,7 +204,14 @@ def typed(text: str) -> Any:
 
 def kind_of(value: Any) -> str:
     """Say what a JSON value is, with an article."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "null")
 
 

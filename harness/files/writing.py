@@ -19,7 +19,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def keep_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that leaves what stood there before."""
+    """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that
+    leaves what stood there before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -33,7 +35,9 @@ def keep_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's names, to the disk now; a file system that cannot sync folders is let be."""
+    """Have the system write a file, or a folder's names, to the disk now; a file system that cannot
+    sync folders is let be.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,14 +50,21 @@ def sync(path: Path) -> None:
 
 def write_signed(path: Path, told: Mapping[str, Any]) -> None:
     """Write a JSON object with its own digest, whole or not at all."""
-    write_whole(path, json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n")
+    write_whole(
+        path,
+        json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n",
+    )
 
 
 def read_signed(path: Path) -> dict[str, Any]:
-    """Return what `write_signed` wrote, without the digest. Raises `Unreadable` for a file that is torn, foreign or edited."""
+    """Return what `write_signed` wrote, without the digest. Raises `Unreadable` for a file that is
+    torn, foreign or edited.
+    """
     told = untrusted.read_object(path)
     if (stated := told.pop("sha256", None)) != digest_of(told):
-        raise untrusted.Unreadable(f"{path}: {'its digest does not match' if stated else 'it carries no digest'}")
+        raise untrusted.Unreadable(
+            f"{path}: {'its digest does not match' if stated else 'it carries no digest'}"
+        )
     return told
 
 

@@ -1,4 +1,6 @@
-"""What `harness baseline` prints: what is frozen, what changed, and what a check can show with so many items. No torch."""
+"""What `harness baseline` prints: what is frozen, what changed, and what a check can show with so
+many items. No torch.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ UNKNOWN_FLIPS = 0.05  # of the items, where no study has shown how many flip
 
 
 def rows_shown(baseline: Baseline) -> list[Line]:
-    """Return what `harness baseline show` prints, a line a row and task; the first accepted value only where it is another one."""
+    """Return what `harness baseline show` prints, a line a row and task; the first accepted value
+    only where it is another one.
+    """
     lines: list[Line] = []
     for row in baseline.rows:
         for score in row.scores:
@@ -32,7 +36,9 @@ def rows_shown(baseline: Baseline) -> list[Line]:
                     columns.FIRST_ACCEPTED.header: _first_shown(score),
                     columns.OWN_MARGIN.header: margin_shown(row),
                     columns.BYTES.header: columns.BYTES.text(row.weight_bytes),
-                    columns.DECODE_X.header: columns.DECODE_X.text(row.decode_speedup[0] if row.decode_speedup else None),
+                    columns.DECODE_X.header: columns.DECODE_X.text(
+                        row.decode_speedup[0] if row.decode_speedup else None
+                    ),
                 }
             )
     return lines
@@ -56,18 +62,40 @@ def margin_shown(given: FrozenRow | Baseline) -> str:
 
 
 def difference(old: Baseline | None, new: Baseline) -> list[Line]:
-    """Return what changed between two baselines, a line a row and task: scores, items lost and won, first accepted values, bytes."""
-    before = {(row.label, row.seed, score.task): (row, score) for row in (old.rows if old else ()) for score in row.scores}
-    after = {(row.label, row.seed, score.task): (row, score) for row in new.rows for score in row.scores}
+    """Return what changed between two baselines, a line a row and task: scores, items lost and won,
+    first accepted values, bytes.
+    """
+    before = {
+        (row.label, row.seed, score.task): (row, score)
+        for row in (old.rows if old else ())
+        for score in row.scores
+    }
+    after = {
+        (row.label, row.seed, score.task): (row, score) for row in new.rows for score in row.scores
+    }
     lines: list[Line] = []
-    for key in sorted(dict.fromkeys([*before, *after]), key=lambda one: (one[0] != TEACHER, one[0], one[1] or 0, one[2])):
+    for key in sorted(
+        dict.fromkeys([*before, *after]),
+        key=lambda one: (one[0] != TEACHER, one[0], one[1] or 0, one[2]),
+    ):
         label, seed, task = key
-        line = {columns.ROW.header: label, columns.SEED.header: _seed_shown(seed), columns.TASK.header: task}
+        line = {
+            columns.ROW.header: label,
+            columns.SEED.header: _seed_shown(seed),
+            columns.TASK.header: task,
+        }
         then, now = before.get(key), after.get(key)
         if then is None or now is None:
             there = now or then
             assert there is not None
-            cells: tuple[str, ...] = ("new" if then is None else "gone", f"{there[1].value:.4f}", DASH, DASH, margin_shown(there[0]), DASH)
+            cells: tuple[str, ...] = (
+                "new" if then is None else "gone",
+                f"{there[1].value:.4f}",
+                DASH,
+                DASH,
+                margin_shown(there[0]),
+                DASH,
+            )
         else:
             cells = _moved(then, now)
         lines.append(line | dict(zip(_MOVED, cells, strict=True)))
@@ -75,11 +103,21 @@ def difference(old: Baseline | None, new: Baseline) -> list[Line]:
 
 
 _MOVED = tuple(
-    one.header for one in (columns.CHANGE, columns.SCORE, columns.LOST_WON, columns.FIRST_ACCEPTED, columns.OWN_MARGIN, columns.BYTES)
+    one.header
+    for one in (
+        columns.CHANGE,
+        columns.SCORE,
+        columns.LOST_WON,
+        columns.FIRST_ACCEPTED,
+        columns.OWN_MARGIN,
+        columns.BYTES,
+    )
 )
 
 
-def _moved(then: tuple[FrozenRow, FrozenScore], now: tuple[FrozenRow, FrozenScore]) -> tuple[str, ...]:
+def _moved(
+    then: tuple[FrozenRow, FrozenScore], now: tuple[FrozenRow, FrozenScore]
+) -> tuple[str, ...]:
     """Return what changed in one score of a row, in the order of `_MOVED`."""
     flips = DASH
     if then[1].items_digest == now[1].items_digest and then[1].packed and now[1].packed:
@@ -108,7 +146,9 @@ def _change(then: FrozenScore, now: FrozenScore) -> str:
 
 @dataclass(frozen=True)
 class Reach:
-    """What a check can show of a row and task: from which true drop on it is seen, and below how many items nothing but equality passes."""
+    """What a check can show of a row and task: from which true drop on it is seen, and below how
+    many items nothing but equality passes.
+    """
 
     row: str
     task: str
@@ -129,14 +169,24 @@ def judged_scores(baseline: Baseline) -> dict[tuple[str, str], list[tuple[Frozen
 
 
 def family_of(baseline: Baseline) -> int:
-    """Return over how many tests Holm's adjustment goes at most: every row and task, and the pool of each row with two tasks of shares."""
+    """Return over how many tests Holm's adjustment goes at most: every row and task, and the pool
+    of each row with two tasks of shares.
+    """
     judged = judged_scores(baseline)
-    shares = [label for (label, _), seeds in judged.items() if seeds[0][1].unit == "share" and seeds[0][1].numbers]
+    shares = [
+        label
+        for (label, _), seeds in judged.items()
+        if seeds[0][1].unit == "share" and seeds[0][1].numbers
+    ]
     return len(judged) + sum(shares.count(label) > 1 for label in set(shares))
 
 
-def reach(made: Baseline, old: Baseline | None, records: Sequence[RunRecord], rules: Rules) -> list[Reach]:
-    """Return what a check of a baseline can show, with power .8, Holm over all that it judges; items that are right or wrong."""
+def reach(
+    made: Baseline, old: Baseline | None, records: Sequence[RunRecord], rules: Rules
+) -> list[Reach]:
+    """Return what a check of a baseline can show, with power .8, Holm over all that it judges;
+    items that are right or wrong.
+    """
     judged = judged_scores(made)
     alpha = rules.frozen_alpha / max(1, family_of(made))
     found = []
@@ -144,13 +194,24 @@ def reach(made: Baseline, old: Baseline | None, records: Sequence[RunRecord], ru
         score = seeds[0][1]
         if score.packed and not score.parts and not score.unpaired:
             flips, source = _flips(seeds, old, records)
-            found.append(Reach(label, task, score.n, flips, source, _seen_from(score.n, flips, alpha, rules),
-                               stats.items_for(0.0, rules.detect, alpha=alpha)))  # fmt: skip
+            found.append(
+                Reach(
+                    label,
+                    task,
+                    score.n,
+                    flips,
+                    source,
+                    _seen_from(score.n, flips, alpha, rules),
+                    stats.items_for(0.0, rules.detect, alpha=alpha),
+                )
+            )
     return found
 
 
 def _seen_from(n: int, flips: float, alpha: float, rules: Rules) -> float | None:
-    """Return from which true drop on a check says *regressed* with power .8: significant, and beyond the tolerance."""
+    """Return from which true drop on a check says *regressed* with power .8: significant, and
+    beyond the tolerance.
+    """
     drop = smallest_drop(n, flips, alpha)
     if drop is None:
         return None
@@ -160,7 +221,9 @@ def _seen_from(n: int, flips: float, alpha: float, rules: Rules) -> float | None
 
 
 def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
-    """Return the smallest true drop that n paired items show at a share of flips (power .8); None where they show none."""
+    """Return the smallest true drop that n paired items show at a share of flips (power .8); None
+    where they show none.
+    """
     if n < 1 or stats.items_for(flips, 1.0, alpha=alpha) > n:
         return None
     low, high = 0.0, 1.0
@@ -170,19 +233,41 @@ def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
     return high
 
 
-def _flips(seeds: Sequence[tuple[FrozenRow, FrozenScore]], old: Baseline | None, records: Sequence[RunRecord]) -> tuple[float, str]:
-    """Return the share of items that flip without a cause: of this row's last move, else the teacher's own by rounding, else a guess."""
-    before = {(row.label, row.seed, score.task): score for row in (old.rows if old else ()) for score in row.scores}
+def _flips(
+    seeds: Sequence[tuple[FrozenRow, FrozenScore]],
+    old: Baseline | None,
+    records: Sequence[RunRecord],
+) -> tuple[float, str]:
+    """Return the share of items that flip without a cause: of this row's last move, else the
+    teacher's own by rounding, else a guess.
+    """
+    before = {
+        (row.label, row.seed, score.task): score
+        for row in (old.rows if old else ())
+        for score in row.scores
+    }
     shares = []
     for row, score in seeds:
         then = before.get((row.label, row.seed, score.task))
-        if then and then.packed and then.items_digest == score.items_digest and then.answers_digest != score.answers_digest:
+        if (
+            then
+            and then.packed
+            and then.items_digest == score.items_digest
+            and then.answers_digest != score.answers_digest
+        ):
             counts = pairs(then.outcomes, score.outcomes)
             shares.append((counts.teacher_only + counts.student_only) / counts.n)
     if shares:
         return max(shares), "since the last move"
     name = f"{columns.FLIPS.key}:{seeds[0][1].task}"
-    noise = next((one for record in records if record.label == TEACHER and (one := record.measured(name)) and not one.remark), None)
+    noise = next(
+        (
+            one
+            for record in records
+            if record.label == TEACHER and (one := record.measured(name)) and not one.remark
+        ),
+        None,
+    )
     return (noise.value, "the teacher's, by rounding") if noise else (UNKNOWN_FLIPS, "not known")
 
 
@@ -194,8 +279,11 @@ def reach_shown(lines: Sequence[Reach]) -> list[Line]:
             columns.TASK.header: one.task,
             columns.N.header: columns.N.text(one.n),
             columns.FLIPS.header: f"{columns.FLIPS.text(one.flips)} ({one.source})",
-            columns.SEES_FROM.header: "none" if one.drop is None else f"{columns.SEES_FROM.text(one.drop)} {columns.SEES_FROM.unit}",
-            columns.EQUAL_ONLY.header: f"below {one.least:,} items{' (here)' if one.n < one.least else ''}",
+            columns.SEES_FROM.header: "none"
+            if one.drop is None
+            else f"{columns.SEES_FROM.text(one.drop)} {columns.SEES_FROM.unit}",
+            columns.EQUAL_ONLY.header: f"below {one.least:,} items"
+            + (" (here)" if one.n < one.least else ""),
         }
         for one in lines
     ]

@@ -1,7 +1,8 @@
-"""The GPU of this machine: which one it is, whether torch can use it, and why not where it cannot. torch only inside functions.
+"""The GPU of this machine: which one it is, whether torch can use it, and why not where it cannot.
+torch only inside functions.
 
-A planning process asks NVML first, since a CUDA context of its own would stand on the GPU for hours and be counted as another
-process in every timing. Where NVML's package is missing, torch is asked.
+A planning process asks NVML first, since a CUDA context of its own would stand on the GPU for hours
+and be counted as another process in every timing. Where NVML's package is missing, torch is asked.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from harness.errors import HarnessError
 from harness.machine.energy import Nvml
 
-BF16_SINCE = (8, 0)  # compute capability of the first NVIDIA GPUs that multiply bf16 in hardware (Ampere)
+# compute capability of the first NVIDIA GPUs that multiply bf16 in hardware (Ampere)
+BF16_SINCE = (8, 0)
 
 
 class Gpu(BaseModel):
@@ -32,7 +34,10 @@ class Gpu(BaseModel):
 
     def __str__(self) -> str:
         driver = f", driver {self.driver}" if self.driver else ""
-        return f"{self.name}{driver}, {self.cuda if self.cuda.startswith('rocm') else f'CUDA {self.cuda}'}"
+        return (
+            f"{self.name}{driver}, "
+            f"{self.cuda if self.cuda.startswith('rocm') else f'CUDA {self.cuda}'}"
+        )
 
 
 def gpu_of(device: str) -> Gpu | None:
@@ -41,7 +46,9 @@ def gpu_of(device: str) -> Gpu | None:
 
 
 def device_label(device: str) -> str:
-    """Return the device's kind and, of a GPU, its name: what keys hold, so that an A100's work is not taken for an H100's."""
+    """Return the device's kind and, of a GPU, its name: what keys hold, so that an A100's work is
+    not taken for an H100's.
+    """
     gpu = gpu_of(device)
     return f"{device.partition(':')[0]} {gpu.name}" if gpu else device.partition(":")[0]
 
@@ -54,12 +61,18 @@ def _first_gpu() -> Gpu:
     told = library.identity() if library else {}
     if not told.get("name"):
         properties = torch.cuda.get_device_properties(0)
-        told = {"name": properties.name, "capability": f"{properties.major}.{properties.minor}", **told}
+        told = {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            **told,
+        }
     hip = getattr(torch.version, "hip", None)
     return Gpu(
-        name=told["name"], driver=told.get("driver") or _driver_of_kernel(), cuda=f"rocm {hip}" if hip else str(torch.version.cuda),
+        name=told["name"],
+        driver=told.get("driver") or _driver_of_kernel(),
+        cuda=f"rocm {hip}" if hip else str(torch.version.cuda),
         capability=told.get("capability", ""),
-    )  # fmt: skip
+    )
 
 
 def _driver_of_kernel(path: Path = Path("/proc/driver/nvidia/version")) -> str:
@@ -73,9 +86,11 @@ def _driver_of_kernel(path: Path = Path("/proc/driver/nvidia/version")) -> str:
 
 
 def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Turn `auto` into cuda where torch can use a GPU, else into cpu; a GPU that is there and cannot be used is told to `say`.
+    """Turn `auto` into cuda where torch can use a GPU, else into cpu; a GPU that is there and
+    cannot be used is told to `say`.
 
-    Raises `HarnessError` with the reason where a GPU is asked for and cannot be used. torch is not imported where none can be.
+    Raises `HarnessError` with the reason where a GPU is asked for and cannot be used. torch is not
+    imported where none can be.
     """
     signs = signs_of_gpu()
     if asked == "cpu" or (asked == "auto" and not signs and sys.platform != "win32"):
@@ -84,15 +99,26 @@ def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None)
     if not reason:
         return "cuda"
     if asked == "cuda":
-        raise HarnessError(f"--device cuda: torch sees no GPU here: {reason}; mend that, or type --device cpu")
+        raise HarnessError(
+            f"--device cuda: torch sees no GPU here: {reason}; mend that, or type --device cpu"
+        )
     if signs:
-        say(f"running on the CPU, though a GPU is here ({signs[0]}): {reason} (--device cpu says that this is meant)")
+        say(
+            f"running on the CPU, though a GPU is here ({signs[0]}): {reason} (--device cpu says "
+            "that this is meant)"
+        )
     return "cpu"
 
 
 def signs_of_gpu(root: Path = Path("/")) -> list[str]:
-    """Return the device files that say that a GPU is there: NVIDIA's (a Jetson's too), WSL's with its CUDA library, AMD's."""
-    signs = sorted(str(path) for pattern in ("nvidia[0-9]*", "nvhost-gpu") for path in (root / "dev").glob(pattern))
+    """Return the device files that say that a GPU is there: NVIDIA's (a Jetson's too), WSL's with
+    its CUDA library, AMD's.
+    """
+    signs = sorted(
+        str(path)
+        for pattern in ("nvidia[0-9]*", "nvhost-gpu")
+        for path in (root / "dev").glob(pattern)
+    )
     wsl = root / "dev/dxg"
     if wsl.exists() and any((root / "usr/lib/wsl/lib").glob("libcuda.so*")):
         signs.append(str(wsl))
@@ -104,14 +130,20 @@ def why_unusable(signs: Iterable[str] = ()) -> str:
     """Return why torch cannot use a GPU here, "" where it can."""
     import torch
 
-    built_for = "rocm" if getattr(torch.version, "hip", None) else "cuda" if torch.version.cuda else ""
+    built_for = (
+        "rocm" if getattr(torch.version, "hip", None) else "cuda" if torch.version.cuda else ""
+    )
     if not built_for:
         return (
-            f"torch {torch.__version__} is built for the CPU alone; install a build for your GPU (https://pytorch.org/get-started/locally)"
+            f"torch {torch.__version__} is built for the CPU alone; install a build for your GPU "
+            "(https://pytorch.org/get-started/locally)"
         )
     amd_alone = bool(signs) and all(sign.endswith("kfd") for sign in signs)
     if amd_alone and built_for == "cuda":
-        return f"torch {torch.__version__} is built for CUDA and the GPU is AMD's; install torch's ROCm build"
+        return (
+            f"torch {torch.__version__} is built for CUDA and the GPU is AMD's; install torch's "
+            "ROCm build"
+        )
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides every GPU"
     if not torch.cuda.is_available():
@@ -120,30 +152,46 @@ def why_unusable(signs: Iterable[str] = ()) -> str:
 
 
 def _failure_to_start(torch: Any) -> str:
-    """Return what torch itself says about a GPU that it cannot start: an old driver, no driver, a fault."""
+    """Return what torch itself says about a GPU that it cannot start: an old driver, no driver, a
+    fault.
+    """
     reason = "it names no reason"
-    with contextlib.suppress(AttributeError):  # a build without these functions keeps the plain reason
+    # a build without these functions keeps the plain reason
+    with contextlib.suppress(AttributeError):
         try:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as problem:
-            reason = str(problem).strip().split(". ")[0].splitlines()[0] if str(problem).strip() else reason
+            reason = (
+                str(problem).strip().split(". ")[0].splitlines()[0]
+                if str(problem).strip()
+                else reason
+            )
     driver = _driver_of_kernel()
-    return f"{reason.rstrip('.')} (torch {torch.__version__}{f', driver {driver}' if driver else ''})"
+    return (
+        f"{reason.rstrip('.')} (torch {torch.__version__}{f', driver {driver}' if driver else ''})"
+    )
 
 
 def _missing_kernels(torch: Any) -> str:
-    """Return why torch's build has no kernels for this GPU, "" where it has: an old card, or one newer than the build."""
+    """Return why torch's build has no kernels for this GPU, "" where it has: an old card, or one
+    newer than the build.
+    """
     gpu = _first_gpu()
     if gpu.cuda.startswith("rocm") or not gpu.capability:
         return ""
     built = [str(arch) for arch in torch.cuda.get_arch_list()]
     if not built or any(_runs_on(arch, gpu.capability) for arch in built):
         return ""
-    return f"torch {torch.__version__} has no kernels for {gpu.name} (capability {gpu.capability}; built for {' '.join(built)})"
+    return (
+        f"torch {torch.__version__} has no kernels for {gpu.name} (capability {gpu.capability}; "
+        f"built for {' '.join(built)})"
+    )
 
 
 def _runs_on(arch: str, capability: str) -> bool:
-    """Tell whether code built for `sm_80` or `compute_90` runs on a capability: the same major version, or a later one by PTX."""
+    """Tell whether code built for `sm_80` or `compute_90` runs on a capability: the same major
+    version, or a later one by PTX.
+    """
     match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch)
     if not match:
         return False
@@ -152,12 +200,17 @@ def _runs_on(arch: str, capability: str) -> bool:
 
 
 def default_dtype(device: str, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Return the dtype that `auto` stands for: bfloat16 on a GPU that multiplies it in hardware, else float32."""
+    """Return the dtype that `auto` stands for: bfloat16 on a GPU that multiplies it in hardware,
+    else float32.
+    """
     gpu = gpu_of(device)
     if gpu is None:
         return "float32"
     if not has_bf16(gpu):
-        say(f"{gpu.name} (capability {gpu.capability}) has no bf16 arithmetic: --dtype auto takes float32")
+        say(
+            f"{gpu.name} (capability {gpu.capability}) has no bf16 arithmetic: --dtype auto takes "
+            "float32"
+        )
         return "float32"
     return "bfloat16"
 

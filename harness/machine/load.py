@@ -1,8 +1,10 @@
-"""What else this machine does, and how our threads take it: their number follows the model, how they wait follows the load. No torch.
+"""What else this machine does, and how our threads take it: their number follows the model, how
+they wait follows the load. No torch.
 
-Threads that meet at a barrier every few microseconds spin there, which is fast on an idle machine and ruinous on a busy one: the
-thread that they wait for does not run while they burn its core. So they wait passively unless the machine is idle. How many they
-are decides the order of sums and stands in keys: it must not follow a load that is another one tomorrow.
+Threads that meet at a barrier every few microseconds spin there, which is fast on an idle machine
+and ruinous on a busy one: the thread that they wait for does not run while they burn its core. So
+they wait passively unless the machine is idle. How many they are decides the order of sums and
+stands in keys: it must not follow a load that is another one tomorrow.
 """
 
 import os
@@ -21,7 +23,8 @@ PASSIVE = {
     "KMP_BLOCKTIME": "0",
     "GOMP_SPINCOUNT": "0",
 }  # GNU's OpenMP reads the first and last, LLVM's the others
-_OURS = "HARNESS_WAITING"  # set beside them: a user's own settings are neither replaced nor taken away
+# set beside them: a user's own settings are neither replaced nor taken away
+_OURS = "HARNESS_WAITING"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Load:
 
     @property
     def busy(self) -> bool:
-        """Tell whether others use the machine; one that does not tell is taken for idle, as it was before anybody looked."""
+        """Tell whether others use the machine; one that does not tell is taken for idle, as it was
+        before anybody looked.
+        """
         return self.used is not None and self.used > IDLE
 
     @property
@@ -42,48 +47,68 @@ class Load:
         return "passive" if self.busy else "active"
 
     def __str__(self) -> str:
-        return f"{self.used:.1f} of {self.cores} cores in use" if self.used is not None else f"{self.cores} cores"
+        return (
+            f"{self.used:.1f} of {self.cores} cores in use"
+            if self.used is not None
+            else f"{self.cores} cores"
+        )
 
 
 UNSEEN = Load(1, None)
 
 
-def look(window: float = WINDOW, *, read: Callable[[set[int]], tuple[float | None, float | None]] = cpu_seconds) -> Load:
-    """Look at the machine for a moment, in which this process sleeps: what is busy then is somebody else's."""
+def look(
+    window: float = WINDOW,
+    *,
+    read: Callable[[set[int]], tuple[float | None, float | None]] = cpu_seconds,
+) -> Load:
+    """Look at the machine for a moment, in which this process sleeps: what is busy then is somebody
+    else's.
+    """
     cpus = allowed_cpus()
     before, began = read(cpus), time.monotonic()
     time.sleep(window)
     after, passed = read(cpus), time.monotonic() - began
     if before[0] is None or after[0] is None or passed <= 0:
         return Load(len(cpus), None)
-    taken = sum((now or 0.0) - (then or 0.0) for then, now in zip(before, after, strict=True))  # by others here, and by other machines
+    # by others here, and by other machines
+    taken = sum((now or 0.0) - (then or 0.0) for then, now in zip(before, after, strict=True))
     return Load(len(cpus), max(0.0, taken / passed))
 
 
 def threads_for(parameters: int, *, cores: int | None = None) -> int:
-    """Return how many threads compute a model: one for each half a million parameters, at most a core each.
+    """Return how many threads compute a model: one for each half a million parameters, at most a
+    core each.
 
     OMP_NUM_THREADS, where the user has set it, decides instead.
     """
     if os.environ.get("OMP_NUM_THREADS"):
         return threads_asked()
-    return max(1, min(parameters // PARAMETERS_OF_A_THREAD, physical_cores() if cores is None else cores))
+    return max(
+        1, min(parameters // PARAMETERS_OF_A_THREAD, physical_cores() if cores is None else cores)
+    )
 
 
 def physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Return the cores that may be used, each counted once however many threads it runs; the CPUs where the system does not tell."""
+    """Return the cores that may be used, each counted once however many threads it runs; the CPUs
+    where the system does not tell.
+    """
     cpus = allowed_cpus()
     siblings = set()
     for cpu in cpus:
         try:
-            siblings.add((root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip())
+            siblings.add(
+                (root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+            )
         except OSError:
             return len(cpus)
     return len(siblings)
 
 
 def settings_of(load: Load, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which a process's threads wait as the load wants; none where the user has said how they shall."""
+    """Return the variables by which a process's threads wait as the load wants; none where the user
+    has said how they shall.
+    """
     if not load.busy or any(name in environment for name in PASSIVE):
         return {}
     return {**PASSIVE, _OURS: "passive"}
@@ -96,6 +121,8 @@ def waiting_of(environment: Mapping[str, str]) -> str:
 
 
 def without_ours(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment as the user gave it: timing keeps its own rule, whatever training waited like."""
+    """Return an environment as the user gave it: timing keeps its own rule, whatever training
+    waited like.
+    """
     drop = {*PASSIVE, _OURS} if _OURS in environment else set()
     return {name: value for name, value in environment.items() if name not in drop}

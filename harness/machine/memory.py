@@ -1,4 +1,6 @@
-"""What a process holds in memory, as Linux tells it, and waiting for a device. No torch at import."""
+"""What a process holds in memory, as Linux tells it, and waiting for a device. No torch at
+import.
+"""
 
 import contextlib
 import ctypes
@@ -19,14 +21,17 @@ def synchronise(device: str) -> None:
 
 def trim() -> None:
     """Give memory that the allocator holds and nobody uses back to the system."""
-    with contextlib.suppress(OSError, AttributeError):  # a C library without malloc_trim keeps what it keeps
+    # a C library without malloc_trim keeps what it keeps
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> bool:
-    """Set this process's peak resident memory (VmHWM) back to its current size; False where that cannot be done.
+    """Set this process's peak resident memory (VmHWM) back to its current size; False where that
+    cannot be done.
 
-    Freed memory that the allocator still holds goes back to the system first, or the next run would lift nothing.
+    Freed memory that the allocator still holds goes back to the system first, or the next run would
+    lift nothing.
     """
     trim()
     try:
@@ -55,7 +60,9 @@ def device_bytes(device: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the memory that is free now, of the GPU or of the machine; None where nothing tells."""
+    """Return the memory that is free now, of the GPU or of the machine; None where nothing
+    tells.
+    """
     if device.startswith("cuda"):
         import torch
 
@@ -64,11 +71,15 @@ def free_bytes(device: str) -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None
+    )
 
 
 def at_rest(device: str) -> dict[str, int]:
-    """Return what this process holds before the model, in bytes: what could be given back is; 0 where nothing tells."""
+    """Return what this process holds before the model, in bytes: what could be given back is; 0
+    where nothing tells.
+    """
     gc.collect()
     if device.startswith("cuda"):
         import torch
@@ -76,7 +87,10 @@ def at_rest(device: str) -> dict[str, int]:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
+        return {
+            "allocated": torch.cuda.memory_allocated(),
+            "reserved": torch.cuda.memory_reserved(),
+        }
     trim()
     return {"resident": process_bytes("VmRSS") or 0}
 
@@ -94,4 +108,6 @@ def release_memory(device: str) -> None:
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Tell whether an exception says that the device or the machine has no memory left."""
-    return isinstance(problem, MemoryError) or (isinstance(problem, (RuntimeError, OSError)) and says_no_memory(str(problem)))
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, (RuntimeError, OSError)) and says_no_memory(str(problem))
+    )

@@ -1,7 +1,7 @@
 """Watches what spoils a measurement: load by others, throttling, jumping clocks.
 
-Everything is read from the system, nothing is started: /proc and /sys on Linux, NVML through `pynvml` where it is installed.
-What cannot be read is None or silent, never zero.
+Everything is read from the system, nothing is started: /proc and /sys on Linux, NVML through
+`pynvml` where it is installed. What cannot be read is None or silent, never zero.
 """
 
 import os
@@ -29,7 +29,9 @@ class _Sample:
 
 @dataclass
 class Watch:
-    """One watched stretch of time: `begin`, then `end` for the reasons why it is dirty, "" where there is none."""
+    """One watched stretch of time: `begin`, then `end` for the reasons why it is dirty, "" where
+    there is none.
+    """
 
     processes: Iterable[int] = ()
     gpu: bool = False
@@ -52,7 +54,13 @@ class Watch:
         if abs((after.wall - before.wall) - passed) > CLOCK_JUMP:
             found.append(f"the clock jumped by {after.wall - before.wall - passed:+.1f} s")
         cpus = len(allowed_cpus())
-        if passed > 0 and before.busy is not None and after.busy is not None and before.own is not None and after.own is not None:
+        if (
+            passed > 0
+            and before.busy is not None
+            and after.busy is not None
+            and before.own is not None
+            and after.own is not None
+        ):
             foreign = max(0.0, (after.busy - before.busy) - (after.own - before.own)) / passed
             if foreign > FOREIGN_SHARE * cpus:
                 found.append(f"other processes used {foreign:.1f} of {cpus} cores")
@@ -60,13 +68,26 @@ class Watch:
             stolen = (after.stolen - before.stolen) / passed
             if stolen > STOLEN_SHARE * cpus:
                 found.append(f"the hypervisor took {stolen:.1f} of {cpus} cores")
-        if before.throttled is not None and after.throttled is not None and after.throttled > before.throttled:
+        if (
+            before.throttled is not None
+            and after.throttled is not None
+            and after.throttled > before.throttled
+        ):
             found.append(f"the CPU throttled {after.throttled - before.throttled} times")
         if self._nvml is not None and self._gpu_before is not None:
-            found += self._nvml.complaints(self._gpu_before, self._nvml.sample(), {os.getpid(), *self.processes})
+            found += self._nvml.complaints(
+                self._gpu_before, self._nvml.sample(), {os.getpid(), *self.processes}
+            )
         return tuple(found)
 
     def _sample(self) -> _Sample:
         busy, stolen = cpu_seconds(allowed_cpus())
         own = [process_seconds(pid) for pid in {os.getpid(), *self.processes}]
-        return _Sample(time.time(), time.monotonic(), busy, stolen, sum(one for one in own if one is not None), throttle_events())
+        return _Sample(
+            time.time(),
+            time.monotonic(),
+            busy,
+            stolen,
+            sum(one for one in own if one is not None),
+            throttle_events(),
+        )

@@ -1,4 +1,6 @@
-"""Watches over a process of ours: its signs of life, its log's size, its time; and lets no process outlive its parent. No torch."""
+"""Watches over a process of ours: its signs of life, its log's size, its time; and lets no process
+outlive its parent. No torch.
+"""
 
 import contextlib
 import ctypes
@@ -19,22 +21,32 @@ MOST_LOG = 8 * 2**20  # bytes of a log: more is cut to its end
 KEPT_LOG = 2**20  # bytes that are left then
 TAIL = 4_000  # bytes of a log that are read for its last words
 LOOKS = 0.2  # seconds between two looks at a process
-_AFTER_ITS_END = 0.5  # seconds in which what a process has said is still read: a grandchild may hold its pipe for ever
+# seconds in which what a process has said is still read: a grandchild may hold its pipe for ever
+_AFTER_ITS_END = 0.5
 _LONGEST_SIGN = 1_000_000  # characters of one line from a process
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (negative: a signal), the end of its log, and whether its time was over."""
+    """How a process ended: its exit code (negative: a signal), the end of its log, and whether its
+    time was over.
+    """
 
     code: int
     log: str
     late: bool = False
 
 
-def attend(process: "subprocess.Popen[str]", log: Path, heard: Callable[[dict[str, Any]], None], *, seconds: float | None = None) -> Ended:
-    """Wait for a process, not for the end of its pipe; pass on what it says, keep its log small, end it after `seconds`.
+def attend(
+    process: "subprocess.Popen[str]",
+    log: Path,
+    heard: Callable[[dict[str, Any]], None],
+    *,
+    seconds: float | None = None,
+) -> Ended:
+    """Wait for a process, not for the end of its pipe; pass on what it says, keep its log small,
+    end it after `seconds`.
 
     Whatever interrupts the wait ends the process, and what that has started.
     """
@@ -49,7 +61,9 @@ def attend(process: "subprocess.Popen[str]", log: Path, heard: Callable[[dict[st
                 late = True
                 end(process)
         until = time.monotonic() + _AFTER_ITS_END
-        while _pass_on(lines, heard, max(0.0, until - time.monotonic())) and time.monotonic() < until:
+        while (
+            _pass_on(lines, heard, max(0.0, until - time.monotonic())) and time.monotonic() < until
+        ):
             pass
     except BaseException:
         end(process)
@@ -75,7 +89,9 @@ def _reading(process: "subprocess.Popen[str]") -> "queue.SimpleQueue[str | None]
     return lines
 
 
-def _pass_on(lines: "queue.SimpleQueue[str | None]", heard: Callable[[dict[str, Any]], None], seconds: float) -> bool:
+def _pass_on(
+    lines: "queue.SimpleQueue[str | None]", heard: Callable[[dict[str, Any]], None], seconds: float
+) -> bool:
     """Wait for one line and pass it on; False at the lines' end, or where none came."""
     try:
         line = lines.get(timeout=seconds)
@@ -116,7 +132,9 @@ def descendants(number: int) -> Iterator[int]:
 
 
 def cut(log: Path, *, most: int = MOST_LOG, kept: int = KEPT_LOG) -> None:
-    """Cut a log that has grown beyond `most` bytes to its last `kept`; its writers append, so they go on behind them."""
+    """Cut a log that has grown beyond `most` bytes to its last `kept`; its writers append, so they
+    go on behind them.
+    """
     with contextlib.suppress(OSError):
         size = log.stat().st_size
         if size <= most:
@@ -125,7 +143,9 @@ def cut(log: Path, *, most: int = MOST_LOG, kept: int = KEPT_LOG) -> None:
         with log.open("r+b") as stream:
             stream.truncate(0)
         with log.open("ab") as stream:
-            stream.write(f"[the first {size - len(rest):,} bytes of this log were dropped]\n".encode() + rest)
+            stream.write(
+                f"[the first {size - len(rest):,} bytes of this log were dropped]\n".encode() + rest
+            )
 
 
 def tail_of(log: Path, most: int = TAIL) -> str:
@@ -143,7 +163,8 @@ def _end_of(log: Path, most: int) -> bytes:
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the machine.
+    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the
+    machine.
 
     `parent` is the id that the parent gave: read here, it could be another one already.
     """

@@ -1,4 +1,6 @@
-"""The processors of this machine: their kind, which of them we may use, and the seconds that they spent."""
+"""The processors of this machine: their kind, which of them we may use, and the seconds that they
+spent.
+"""
 
 import contextlib
 import os
@@ -17,13 +19,19 @@ def allowed_cpus() -> set[int]:
 
 
 def threads_asked() -> int:
-    """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be used."""
+    """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be
+    used.
+    """
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(told) if told.isascii() and told.isdigit() and int(told) else len(allowed_cpus())
 
 
-def cpu_seconds(cpus: set[int], stat: Path = Path("/proc/stat")) -> tuple[float | None, float | None]:
-    """Return (busy, stolen) CPU seconds since boot on the given CPUs; (None, None) where the system does not tell."""
+def cpu_seconds(
+    cpus: set[int], stat: Path = Path("/proc/stat")
+) -> tuple[float | None, float | None]:
+    """Return (busy, stolen) CPU seconds since boot on the given CPUs; (None, None) where the system
+    does not tell.
+    """
     try:
         lines = stat.read_text().splitlines()
     except OSError:
@@ -32,7 +40,9 @@ def cpu_seconds(cpus: set[int], stat: Path = Path("/proc/stat")) -> tuple[float 
     for line in lines:
         name, *values = line.split()
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
-            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(value) for value in values[:8])
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (
+                int(value) for value in values[:8]
+            )
             busy += (user + nice + system + irq + softirq) / _TICK
             stolen += steal / _TICK
     return busy, stolen
@@ -56,24 +66,50 @@ def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
     return sum(counts) if counts else None
 
 
-# What decides how fast a product of matrices is, from the oldest to the newest: two processors of one name may differ in them.
-_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
+# What decides how fast a product of matrices is, from the oldest to the newest: two processors of
+# one name may differ in them.
+_INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
 
 
 def machine() -> str:
-    """Return the kind of machine, never its name: processor, its instruction sets that count, cores."""
+    """Return the kind of machine, never its name: processor, its instruction sets that count,
+    cores.
+    """
     return f"{processor()}, {os.cpu_count()} cores"
 
 
 def processor() -> str:
     """Return the kind of processor and its instruction sets that count; never a machine's name."""
-    known = processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")) if sys.platform == "linux" else ""
+    known = (
+        processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        if sys.platform == "linux"
+        else ""
+    )
     return known or platform.processor() or platform.machine()
 
 
 def processor_in(cpuinfo: str) -> str:
-    """Return the same from what Linux tells of its first processor; "" where it names neither model nor instructions."""
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())}
+    """Return the same from what Linux tells of its first processor; "" where it names neither model
+    nor instructions.
+    """
+    told = {
+        key.strip(): value.strip()
+        for key, _, value in (
+            line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines()
+        )
+    }
     has = (told.get("flags") or told.get("Features") or "").split()
     known = " ".join(one for one in _INSTRUCTIONS if one in has)
     name = told.get("model name") or (platform.machine() if known else "")

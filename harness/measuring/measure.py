@@ -1,10 +1,12 @@
-"""Times and weighs models: each in a fresh process of its own, told when to run, base and student by turns.
+"""Times and weighs models: each in a fresh process of its own, told when to run, base and student
+by turns.
 
-The rules (what they guard against stands in docs/measuring.md): the same token ids for every model, EOS off, full-length
-warm-up until stable, rounds in the order base, student, student, base, one ratio a round, an interval by bootstrap over
-the rounds, raw values kept. Memory is counted by storages and compared with what the configuration says.
-Definitions: TTFT is the prefill and the first token; TPOT = (end to end - TTFT) / (new tokens - 1); decode tokens/s =
-batch (new tokens - 1) / (end to end - TTFT), as MLPerf and vLLM count them. Tokenising is not in any of them.
+The rules (what they guard against stands in docs/measuring.md): the same token ids for every model,
+EOS off, full-length warm-up until stable, rounds in the order base, student, student, base, one
+ratio a round, an interval by bootstrap over the rounds, raw values kept. Memory is counted by
+storages and compared with what the configuration says. Definitions: TTFT is the prefill and the
+first token; TPOT = (end to end - TTFT) / (new tokens - 1); decode tokens/s = batch (new tokens - 1)
+/ (end to end - TTFT), as MLPerf and vLLM count them. Tokenising is not in any of them.
 """
 
 import json
@@ -39,9 +41,13 @@ from harness.statistics.intervals import ratio_of_rounds
 
 ROUNDS = 10
 AGREE = 0.02  # share by which arithmetic and count may differ before the row says so
-START_SPREAD = 0.015  # of a log ratio of two processes: starting the same two again moves it so much (measured: measure-aa)
+# of a log ratio of two processes: starting the same two again moves it so much (measured:
+# measure-aa)
+START_SPREAD = 0.015
 _NOT_ALL_MEMORY = 0.9  # of what is free may be asked for
-_NO_CACHE = "no cache is handed back between steps: each reads the whole text, and there are no KV bytes"
+_NO_CACHE = (
+    "no cache is handed back between steps: each reads the whole text, and there are no KV bytes"
+)
 _PERCENTILE_NEEDS = 30  # values, before a 90th percentile is printed
 
 
@@ -67,7 +73,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found about one model beside its base: figures, raw stamps, and what was left out and why."""
+    """What was found about one model beside its base: figures, raw stamps, and what was left out
+    and why.
+    """
 
     measurements: tuple[Measurement, ...]
     raw: dict[str, Any] = field(default_factory=dict)
@@ -90,14 +98,31 @@ class Stopwatch:
         }
         with self.log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.measuring.worker", str(path.resolve()), str(os.getpid())],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", env=environment,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "harness.measuring.worker",
+                    str(path.resolve()),
+                    str(os.getpid()),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                env=environment,
+            )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         assert self.process.stdin is not None
         if kind is not None:
             self.process.kill()
@@ -131,32 +156,51 @@ class Stopwatch:
 
 
 def measure(
-    student: Subject, base: Subject | None, settings: Settings, *, folder: Path, progress: Callable[[Progress], None] = lambda _: None
+    student: Subject,
+    base: Subject | None,
+    settings: Settings,
+    *,
+    folder: Path,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Measured:
-    """Measure a model, its speed as a ratio to `base` where one is given; job files and logs go to `folder`.
+    """Measure a model, its speed as a ratio to `base` where one is given; job files and logs go to
+    `folder`.
 
-    What cannot fit (context, memory) is skipped with the numbers. Raises `CellFailed` when a process fails.
+    What cannot fit (context, memory) is skipped with the numbers. Raises `CellFailed` when a
+    process fails.
     """
     if settings.rounds < 1:
-        raise HarnessError(f"--rounds {settings.rounds}: at least one round is needed; 10 give an interval")
+        raise HarnessError(
+            f"--rounds {settings.rounds}: at least one round is needed; 10 give an interval"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     subjects = {"student": student} if base is None else {"student": student, "base": base}
-    shapes = {who: Shape.of_folder(one.checkpoint.path, name=one.checkpoint.name) for who, one in subjects.items()}
+    shapes = {
+        who: Shape.of_folder(one.checkpoint.path, name=one.checkpoint.name)
+        for who, one in subjects.items()
+    }
     grid, skipped = _fitting(subjects, shapes, settings)
     on_disk = _on_disk(student.checkpoint)
     if not grid:
         return Measured(tuple(on_disk), {}, tuple(skipped))
     vocabulary = min(shape.vocabulary for shape in shapes.values())
     with ExitStack() as stack:
-        processes = {who: stack.enter_context(_stopwatch(who, one, vocabulary, settings, folder)) for who, one in subjects.items()}
+        processes = {
+            who: stack.enter_context(_stopwatch(who, one, vocabulary, settings, folder))
+            for who, one in subjects.items()
+        }
         for process in processes.values():
             process.wait_until_ready()
         opened = {who: process.ask("open") for who, process in processes.items()}
-        session = _Session(processes, opened, student.checkpoint, shapes["student"], settings, progress)
+        session = _Session(
+            processes, opened, student.checkpoint, shapes["student"], settings, progress
+        )
         return session.over(grid, on_disk, skipped)
 
 
-def _stopwatch(name: str, subject: Subject, vocabulary: int, settings: Settings, folder: Path) -> Stopwatch:
+def _stopwatch(
+    name: str, subject: Subject, vocabulary: int, settings: Settings, folder: Path
+) -> Stopwatch:
     job = Job(
         path=str(subject.checkpoint.path),
         device=settings.device,
@@ -170,7 +214,9 @@ def _stopwatch(name: str, subject: Subject, vocabulary: int, settings: Settings,
 
 @dataclass(frozen=True)
 class _Session:
-    """The processes of a model and of its base, both open, and what is known of the model before it is timed."""
+    """The processes of a model and of its base, both open, and what is known of the model before it
+    is timed.
+    """
 
     processes: Mapping[str, Stopwatch]
     opened: Mapping[str, dict[str, Any]]  # what each said of opening its model
@@ -179,35 +225,54 @@ class _Session:
     settings: Settings
     progress: Callable[[Progress], None]
 
-    def over(self, grid: Sequence[Scenario], on_disk: Sequence[Measurement], skipped: Sequence[str]) -> Measured:
-        """Time and weigh the model in each scenario; a later one that fails is left out, and what came before stands."""
+    def over(
+        self, grid: Sequence[Scenario], on_disk: Sequence[Measurement], skipped: Sequence[str]
+    ) -> Measured:
+        """Time and weigh the model in each scenario; a later one that fails is left out, and what
+        came before stands.
+        """
         figures, left_out, timings = [*on_disk], [*skipped], dict[str, Any]()
         for number, scenario in enumerate(grid):
             try:
                 timed = self._timed(scenario, number, of=len(grid))
             except CellFailed as problem:
-                if any(process.process.poll() is not None for process in self.processes.values()) or number == 0:
+                if (
+                    any(process.process.poll() is not None for process in self.processes.values())
+                    or number == 0
+                ):
                     raise
                 left_out.append(f"{scenario}: {problem}")  # out of memory, most likely
                 continue
             timings[str(scenario)] = timed
             figures += self._figures(timed, scenario, is_first=number == 0)
         said = {**asdict(self.settings), "grid": [str(scenario) for scenario in self.settings.grid]}
-        return Measured(tuple(figures), {"settings": said, "scenarios": timings, "open": self.opened}, tuple(left_out))
+        return Measured(
+            tuple(figures),
+            {"settings": said, "scenarios": timings, "open": self.opened},
+            tuple(left_out),
+        )
 
     def _timed(self, scenario: Scenario, number: int, *, of: int) -> dict[str, Any]:
         """Return the raw stamps of one scenario, the model's memory among them."""
         each = self.settings.rounds + 1
 
         def done(rounds: int) -> None:
-            self.progress(Progress(stage="measure", done=number * each + rounds, total=of * each, unit="rounds"))
+            self.progress(
+                Progress(
+                    stage="measure", done=number * each + rounds, total=of * each, unit="rounds"
+                )
+            )
 
         timed = _alternate(self.processes, scenario, self.settings, done)
         timed["weighed"] = self.processes["student"].ask("weigh", scenario=asdict(scenario))
         return timed
 
-    def _figures(self, timed: Mapping[str, Any], scenario: Scenario, *, is_first: bool) -> list[Measurement]:
-        """Turn the raw stamps of a scenario into measurements; weights, loading and the first call are said once."""
+    def _figures(
+        self, timed: Mapping[str, Any], scenario: Scenario, *, is_first: bool
+    ) -> list[Measurement]:
+        """Turn the raw stamps of a scenario into measurements; weights, loading and the first call
+        are said once.
+        """
         opened = self.opened["student"]
         figures = _speeds(timed, scenario)
         figures += _memory(
@@ -222,50 +287,83 @@ class _Session:
         return figures + (_first(opened, timed["warm"]["student"], scenario) if is_first else [])
 
 
-def _fitting(subjects: Mapping[str, Subject], shapes: Mapping[str, Shape], settings: Settings) -> tuple[list[Scenario], list[str]]:
-    """Return the scenarios that every model's context and the memory allow, and why the others were left out."""
+def _fitting(
+    subjects: Mapping[str, Subject], shapes: Mapping[str, Shape], settings: Settings
+) -> tuple[list[Scenario], list[str]]:
+    """Return the scenarios that every model's context and the memory allow, and why the others were
+    left out.
+    """
     item = ITEM_BYTES[settings.dtype]
     free = free_bytes(settings.device)
-    weights = {who: weight_bytes(one.checkpoint.path, settings.dtype) for who, one in subjects.items()}
+    weights = {
+        who: weight_bytes(one.checkpoint.path, settings.dtype) for who, one in subjects.items()
+    }
     grid: list[Scenario] = []
     skipped: list[str] = []
     for scenario in settings.grid:
         tokens = scenario.prompt_tokens + scenario.new_tokens
         short = next((shape for shape in shapes.values() if tokens > shape.context), None)
         running = [
-            shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item) + working_bytes(shape, scenario, item)
+            shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item)
+            + working_bytes(shape, scenario, item)
             for shape in shapes.values()
         ]
         # An idle process gives a CPU's memory back; a GPU's allocator keeps what it once reserved.
-        need = sum(weights.values()) + (sum(running) if settings.device.startswith("cuda") else max(running))
+        need = sum(weights.values()) + (
+            sum(running) if settings.device.startswith("cuda") else max(running)
+        )
         if short is not None:
-            skipped.append(f"{scenario}: {tokens} tokens are more than the context of {short.context} of {short.name}")
+            skipped.append(
+                f"{scenario}: {tokens} tokens are more than the context of {short.context} of "
+                f"{short.name}"
+            )
         elif free is not None and need > _NOT_ALL_MEMORY * free:
-            skipped.append(f"{scenario}: about {need / 2**30:.1f} GiB would be needed and {free / 2**30:.1f} GiB are free")
+            skipped.append(
+                f"{scenario}: about {need / 2**30:.1f} GiB would be needed and {free / 2**30:.1f} "
+                "GiB are free"
+            )
         else:
             grid.append(scenario)
     return grid, skipped
 
 
 def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
-    """Estimate what a prefill holds beside weights and cache: the widest layer's inputs and outputs, and one position of logits."""
+    """Estimate what a prefill holds beside weights and cache: the widest layer's inputs and
+    outputs, and one position of logits.
+    """
     rows = scenario.batch * scenario.prompt_tokens
-    block = rows * (4 * shape.hidden + 3 * shape.intermediate + shape.heads * shape.head_size) * item
+    block = (
+        rows * (4 * shape.hidden + 3 * shape.intermediate + shape.heads * shape.head_size) * item
+    )
     return block + scenario.batch * shape.vocabulary * 4
 
 
-def _alternate(held: Mapping[str, Stopwatch], scenario: Scenario, settings: Settings, done: Callable[[int], None]) -> dict[str, Any]:
-    """Warm every model up, then visit them by turns; return the raw stamps of each visit and what spoiled them."""
+def _alternate(
+    held: Mapping[str, Stopwatch],
+    scenario: Scenario,
+    settings: Settings,
+    done: Callable[[int], None],
+) -> dict[str, Any]:
+    """Warm every model up, then visit them by turns; return the raw stamps of each visit and what
+    spoiled them.
+    """
     asked = asdict(scenario)
-    warm = {who: one.ask("warm", scenario=asked, visit_seconds=settings.visit_seconds) for who, one in held.items()}
-    watch = Watch([one.process.pid for one in held.values()], gpu=settings.device.startswith("cuda"))
+    warm = {
+        who: one.ask("warm", scenario=asked, visit_seconds=settings.visit_seconds)
+        for who, one in held.items()
+    }
+    watch = Watch(
+        [one.process.pid for one in held.values()], gpu=settings.device.startswith("cuda")
+    )
     visits: dict[str, list[list[list[float]]]] = {who: [] for who in held}
     order = ("base", "student", "student", "base") if "base" in held else ("student", "student")
     done(0)
     watch.begin()
     for number in range(settings.rounds):
         for who in order:
-            told = held[who].ask("visit", scenario=asked, runs=warm[who]["runs"], prefills=warm[who]["prefills"])
+            told = held[who].ask(
+                "visit", scenario=asked, runs=warm[who]["runs"], prefills=warm[who]["prefills"]
+            )
             visits[who].append(told["stamps"])
         done(number + 1)
     dirty = list(watch.end())
@@ -276,19 +374,25 @@ def _alternate(held: Mapping[str, Stopwatch], scenario: Scenario, settings: Sett
 
 
 def quartile(values: Sequence[float]) -> float:
-    """Return the lower quartile (linear between ranks): what a run takes when nothing gets in its way.
+    """Return the lower quartile (linear between ranks): what a run takes when nothing gets in its
+    way.
 
-    Others on the machine only ever add time, so low quantiles repeat where means do not (Chen and Revels, 2016, "Robust
-    benchmarking in noisy environments", take the least); the least of all would rest on one lucky value.
+    Others on the machine only ever add time, so low quantiles repeat where means do not (Chen and
+    Revels, 2016, "Robust benchmarking in noisy environments", take the least); the least of all
+    would rest on one lucky value.
     """
     ordered = sorted(values)
     place = 0.25 * (len(ordered) - 1)
     below = int(place)
-    return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
+    return ordered[below] + (place - below) * (
+        ordered[min(below + 1, len(ordered) - 1)] - ordered[below]
+    )
 
 
 def _of_a_round(runs: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return a model's seconds in one round, its visits pooled: the lower quartiles of first tokens and of later ones."""
+    """Return a model's seconds in one round, its visits pooled: the lower quartiles of first tokens
+    and of later ones.
+    """
     first = quartile([stamps[1] for stamps in runs])
     steps = max(len(stamps) for stamps in runs) - 2
     later = quartile([b - a for stamps in runs for a, b in pairwise(stamps[1:])]) * steps
@@ -296,12 +400,25 @@ def _of_a_round(runs: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def measurement_of(quantity: Quantity, value: float, part: str = "", **rest: Any) -> Measurement:
-    """Return a measurement of a quantity, or of one part of it (a task, a kind of memory): unit and direction are the table's."""
+    """Return a measurement of a quantity, or of one part of it (a task, a kind of memory): unit and
+    direction are the table's.
+    """
     name = f"{quantity.key}:{part}" if part else quantity.key
-    return Measurement(name=name, value=value, unit=quantity.stored, higher_is_better=quantity.better == "higher", **rest)
+    return Measurement(
+        name=name,
+        value=value,
+        unit=quantity.stored,
+        higher_is_better=quantity.better == "higher",
+        **rest,
+    )
 
 
-_SPEEDUPS = {"prefill": columns.PREFILL_X, "decode": columns.DECODE_X, "end_to_end": columns.END_TO_END_X}  # by `_of_a_round`'s names
+# by `_of_a_round`'s names
+_SPEEDUPS = {
+    "prefill": columns.PREFILL_X,
+    "decode": columns.DECODE_X,
+    "end_to_end": columns.END_TO_END_X,
+}
 _PEAKS = {"prefill": columns.PREFILL_PEAK, "decode": columns.PEAK}
 
 
@@ -309,35 +426,51 @@ def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     """Turn stamps into seconds, tokens per second, and one ratio to the base a round."""
     condition, dirty = str(scenario), "; ".join(timed["dirty"])
     visits = timed["visits"]
-    every = [stamps for visit in visits["student"] for stamps in visit]  # whole runs, and prefills alone: two stamps
+    # whole runs, and prefills alone: two stamps
+    every = [stamps for visit in visits["student"] for stamps in visit]
     runs = [stamps for stamps in every if len(stamps) > 2]
     steps = scenario.new_tokens - 1
 
     def figure(quantity: Quantity, values: Sequence[float]) -> Measurement:
-        return measurement_of(quantity, median(values), values=tuple(values), condition=condition, remark=dirty)
+        return measurement_of(
+            quantity, median(values), values=tuple(values), condition=condition, remark=dirty
+        )
 
     found = [
         figure(columns.TTFT, [stamps[1] for stamps in every]),
         figure(columns.TPOT, [(stamps[-1] - stamps[1]) / steps for stamps in runs]),
         figure(columns.END_TO_END, [stamps[-1] for stamps in runs]),
-        figure(columns.PREFILL_RATE, [scenario.batch * scenario.prompt_tokens / s[1] for s in every]),
+        figure(
+            columns.PREFILL_RATE, [scenario.batch * scenario.prompt_tokens / s[1] for s in every]
+        ),
         figure(columns.DECODE_RATE, [scenario.batch * steps / (s[-1] - s[1]) for s in runs]),
     ]
     gaps = sorted(later - sooner for stamps in runs for sooner, later in pairwise(stamps[1:]))
-    if len(gaps) >= _PERCENTILE_NEEDS:  # pooled over the runs: averaging each run's own percentile would hide the spikes
+    # pooled over the runs: averaging each run's own percentile would hide the spikes
+    if len(gaps) >= _PERCENTILE_NEEDS:
         value = gaps[math.ceil(0.9 * len(gaps)) - 1]
         found.append(measurement_of(columns.GAP_P90, value, condition=condition, remark=dirty))
     if "base" in visits:
         rounds = {
-            who: [_of_a_round([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)] for who, each in visits.items()
-        }  # fmt: skip
+            who: [_of_a_round([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)]
+            for who, each in visits.items()
+        }
         for name, quantity in _SPEEDUPS.items():
-            ratios = [base[name] / own[name] for base, own in zip(rounds["base"], rounds["student"], strict=True)]
+            ratios = [
+                base[name] / own[name]
+                for base, own in zip(rounds["base"], rounds["student"], strict=True)
+            ]
             interval = ratio_of_rounds(ratios, spread=START_SPREAD)
             assert interval.value is not None
             found.append(
                 measurement_of(
-                    quantity, interval.value, values=tuple(ratios), condition=condition, low=interval.low, high=interval.high, remark=dirty
+                    quantity,
+                    interval.value,
+                    values=tuple(ratios),
+                    condition=condition,
+                    low=interval.low,
+                    high=interval.high,
+                    remark=dirty,
                 )
             )
     return found
@@ -362,17 +495,29 @@ def _memory(
     with_weights: bool,
     exercised: bool,
 ) -> list[Measurement]:
-    """Turn counts into measurements, each beside what the configuration says; the activations are the rest of the peak."""
+    """Turn counts into measurements, each beside what the configuration says; the activations are
+    the rest of the peak.
+    """
     condition, found = str(scenario), []
     if with_weights:
         expected = weight_bytes(checkpoint.path, settings.dtype)
         remark = _differ("weights", weighed["weights"], expected)
-        found.append(measurement_of(columns.WEIGHTS, weighed["weights"], condition=settings.dtype, remark=remark))
+        found.append(
+            measurement_of(
+                columns.WEIGHTS, weighed["weights"], condition=settings.dtype, remark=remark
+            )
+        )
     kv = weighed["kv"]
     if kv is None:
-        found.append(Measurement(name="skipped_kv", value=0, unit="", higher_is_better=False, remark=_NO_CACHE))
+        found.append(
+            Measurement(
+                name="skipped_kv", value=0, unit="", higher_is_better=False, remark=_NO_CACHE
+            )
+        )
     else:
-        expected = shape.kv_bytes(batch=scenario.batch, tokens=weighed["kv_tokens"], item=ITEM_BYTES[settings.dtype])
+        expected = shape.kv_bytes(
+            batch=scenario.batch, tokens=weighed["kv_tokens"], item=ITEM_BYTES[settings.dtype]
+        )
         # The arithmetic knows keys and values; what recurrent layers keep is counted alone.
         remark = "" if shape.stateful else _differ("keys and values", kv, expected)
         found.append(measurement_of(columns.KV, kv, condition=condition, remark=remark))
@@ -382,33 +527,52 @@ def _memory(
     both = [one for one in weighed["peaks"].values() if one]
     if both:
         peak = max(one.get("allocated", one.get("resident", 0)) for one in both)
-        remark = "" if exercised else "activations include what libraries load and reserve: this architecture has no block to try them on"
+        remark = (
+            ""
+            if exercised
+            else "activations include what libraries load and reserve: this architecture has no "
+            "block to try them on"
+        )
         rest = max(0, peak - weighed["weights"] - (kv or 0))
         found.append(measurement_of(columns.ACTIVATIONS, rest, condition=condition, remark=remark))
     return found
 
 
 def _differ(what: str, counted: int, expected: int) -> str:
-    """Say by how much a count differs from the arithmetic, "" where they agree to 2 % (or 64 KiB: rotary tables and the like)."""
+    """Say by how much a count differs from the arithmetic, "" where they agree to 2 % (or 64 KiB:
+    rotary tables and the like).
+    """
     if abs(counted - expected) <= max(AGREE * expected, 2**16):
         return ""
     return f"{what}: {counted / 2**20:.2f} MiB counted, {expected / 2**20:.2f} MiB by arithmetic"
 
 
-def _first(opened: Mapping[str, Any], warm: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
+def _first(
+    opened: Mapping[str, Any], warm: Mapping[str, Any], scenario: Scenario
+) -> list[Measurement]:
     """Return loading and the first call, which every later call is spared."""
     return [
-        measurement_of(columns.LOAD, opened["seconds"], condition="a fresh process, imports done, files perhaps in the page cache"),
+        measurement_of(
+            columns.LOAD,
+            opened["seconds"],
+            condition="a fresh process, imports done, files perhaps in the page cache",
+        ),
         measurement_of(columns.FIRST_CALL, warm["seconds"][0], condition=str(scenario)),
     ]
 
 
 def per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
-    """Seconds per problem and per correct answer of the scored run, batched as scored: natural answer lengths, so not a latency."""
+    """Seconds per problem and per correct answer of the scored run, batched as scored: natural
+    answer lengths, so not a latency.
+    """
     found = []
     for score in scores:
         found.append(measurement_of(columns.PER_PROBLEM, score.seconds / score.n, score.task))
-        right = score.value * score.n if score.retains and score.unit == "share" and not score.form else 0
+        right = (
+            score.value * score.n
+            if score.retains and score.unit == "share" and not score.form
+            else 0
+        )
         if right:
             found.append(measurement_of(columns.PER_CORRECT, score.seconds / right, score.task))
     return found

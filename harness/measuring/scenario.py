@@ -1,4 +1,6 @@
-"""The grid of a timing: prompt lengths, rows at once and forced lengths, as typed and as defaults."""
+"""The grid of a timing: prompt lengths, rows at once and forced lengths, as typed and as
+defaults.
+"""
 
 import re
 from dataclasses import dataclass
@@ -20,19 +22,31 @@ class Scenario:
     new_tokens: int = 32
 
     def __str__(self) -> str:
-        return f"{self.prompt_tokens} prompt tokens, {self.new_tokens} new tokens, batch {self.batch}"
+        return (
+            f"{self.prompt_tokens} prompt tokens, {self.new_tokens} new tokens, batch {self.batch}"
+        )
 
 
 def parse_grid(text: str) -> tuple[Scenario, ...]:
-    """Read `PROMPTSxBATCHESxNEW`, each a comma list, all combined; several of these separated by spaces or semicolons."""
+    """Read `PROMPTSxBATCHESxNEW`, each a comma list, all combined; several of these separated by
+    spaces or semicolons.
+    """
     found: list[Scenario] = []
     for part in filter(None, re.split(r"[;\s]+", text.strip())):
         lists = part.lower().split("x")
         if len(lists) != 3 or not all(re.fullmatch(r"\d+(,\d+)*", one) for one in lists):
-            raise HarnessError(f"--grid {part!r} is not PROMPT TOKENSxBATCHxNEW TOKENS; write for example 128,512x1,8x32")
-        for prompt, batch, new in product(*([int(value) for value in one.split(",")] for one in lists)):
+            raise HarnessError(
+                f"--grid {part!r} is not PROMPT TOKENSxBATCHxNEW TOKENS; write for example "
+                "128,512x1,8x32"
+            )
+        for prompt, batch, new in product(
+            *([int(value) for value in one.split(",")] for one in lists)
+        ):
             if prompt < 1 or batch < 1 or new < 2:
-                raise HarnessError(f"--grid {part!r}: prompts and batches start at 1, new tokens at 2 (one comes from the prefill)")
+                raise HarnessError(
+                    f"--grid {part!r}: prompts and batches start at 1, new tokens at 2 (one comes "
+                    "from the prefill)"
+                )
             found.append(Scenario(prompt_tokens=prompt, batch=batch, new_tokens=new))
     if not found:
         raise HarnessError("--grid is empty; write for example 128,512x1,8x32")

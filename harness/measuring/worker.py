@@ -1,10 +1,13 @@
-"""The process that holds one model and times it when it is told to: `python -P -m harness.measuring.worker JOB.json`.
+"""The process that holds one model and times it when it is told to: `python -P -m
+harness.measuring.worker JOB.json`.
 
-Its parent (`harness/measuring/measure.py`) asks by lines of JSON on standard input, one at a time, and waits; between two questions
-this process does nothing. Nothing else is imported here than what opening and running the model needs: the memory before
-the model is opened is the baseline that the model's own memory is counted from.
+Its parent (`harness/measuring/measure.py`) asks by lines of JSON on standard input, one at a time,
+and waits; between two questions this process does nothing. Nothing else is imported here than what
+opening and running the model needs: the memory before the model is opened is the baseline that the
+model's own memory is counted from.
 
-A timed run: fixed token ids, a prefill, then forced greedy steps without EOS, logits of one position, a fresh cache.
+A timed run: fixed token ids, a prefill, then forced greedy steps without EOS, logits of one
+position, a fresh cache.
 """
 
 import contextlib
@@ -43,7 +46,8 @@ class Job:
     dtype: str
     threads: int
     vocabulary: int  # ids are drawn below it: the smallest of the compared models'
-    wrap: str = ""  # module:function applied to the opened model (a wrapper of one's own, a compiled form)
+    # module:function applied to the opened model (a wrapper of one's own, a compiled form)
+    wrap: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +72,10 @@ def main(argv: Sequence[str]) -> int:
             answer = getattr(held, name)(**question)
         except Exception as problem:  # noqa: BLE001  told to the parent in one line, which decides
             traceback.print_exc()
-            answer = {"failed": f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"}
+            answer = {
+                "failed": f"{type(problem).__name__}: "
+                f"{str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
+            }
         answers.write(json.dumps(answer) + "\n")
     return 0
 
@@ -82,7 +89,9 @@ class _Held:
         self.baseline: dict[str, int] = {}
 
     def open(self) -> dict[str, Any]:
-        """Open the model; return the seconds (imports not counted) and what loading lifted the memory by."""
+        """Open the model; return the seconds (imports not counted) and what loading lifted the
+        memory by.
+        """
         import torch
 
         exercised = exercise(self.job)
@@ -95,10 +104,16 @@ class _Held:
             module, _, function = self.job.wrap.partition(":")
             self.model = getattr(importlib.import_module(module), function)(self.model)
         synchronise(self.job.device)
-        return {"seconds": time.perf_counter() - began, "peak": self._peaks(), "exercised": exercised}
+        return {
+            "seconds": time.perf_counter() - began,
+            "peak": self._peaks(),
+            "exercised": exercised,
+        }
 
     def warm(self, scenario: dict[str, int], visit_seconds: float) -> dict[str, Any]:
-        """Run at full length until two runs in a row agree; return the seconds of each, the first among them."""
+        """Run at full length until two runs in a row agree; return the seconds of each, the first
+        among them.
+        """
         asked = Scenario(**scenario)
         seconds: list[float] = []
         first: list[float] = []
@@ -116,9 +131,11 @@ class _Held:
         return {"seconds": seconds, "runs": runs, "prefills": prefills}
 
     def visit(self, scenario: dict[str, int], runs: int, prefills: int) -> dict[str, Any]:
-        """Time forced runs, then prefills alone, with the garbage collector off; return the stamps of each, in seconds from its start.
+        """Time forced runs, then prefills alone, with the garbage collector off; return the stamps
+        of each, in seconds from its start.
 
-        A prefill is so much shorter than a run that a visit without more of them would time it too seldom.
+        A prefill is so much shorter than a run that a visit without more of them would time it too
+        seldom.
         """
         asked = Scenario(**scenario)
         ids = self._ids(asked)
@@ -132,7 +149,9 @@ class _Held:
         return {"stamps": [[stamp - stamps[0] for stamp in stamps] for stamps in found]}
 
     def weigh(self, scenario: dict[str, int]) -> dict[str, Any]:
-        """Count weights and cache by their storages, and measure the peak of a prefill and of a whole run; all in bytes."""
+        """Count weights and cache by their storages, and measure the peak of a prefill and of a
+        whole run; all in bytes.
+        """
         import torch
 
         asked = Scenario(**scenario)
@@ -151,14 +170,24 @@ class _Held:
             peaks[phase] = self._peaks() if resets else None
             kv = cache_bytes(out)
             del out
-        return {"weights": resident_bytes(self.model), "kv": kv, "peaks": peaks, "kv_tokens": asked.prompt_tokens + asked.new_tokens - 1}
+        return {
+            "weights": resident_bytes(self.model),
+            "kv": kv,
+            "peaks": peaks,
+            "kv_tokens": asked.prompt_tokens + asked.new_tokens - 1,
+        }
 
     def _peaks(self) -> dict[str, int] | None:
-        """Return the peak above the baseline: what tensors took and what the allocator reserved, or the process's memory."""
+        """Return the peak above the baseline: what tensors took and what the allocator reserved, or
+        the process's memory.
+        """
         if self.job.device.startswith("cuda"):
             import torch
 
-            now = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+            now = {
+                "allocated": torch.cuda.max_memory_allocated(),
+                "reserved": torch.cuda.max_memory_reserved(),
+            }
         else:
             peak = process_bytes("VmHWM")
             if peak is None:
@@ -170,7 +199,10 @@ class _Held:
         import torch
 
         draw = random.Random(0)
-        rows = [[draw.randrange(self.job.vocabulary) for _ in range(scenario.prompt_tokens)] for _ in range(scenario.batch)]
+        rows = [
+            [draw.randrange(self.job.vocabulary) for _ in range(scenario.prompt_tokens)]
+            for _ in range(scenario.batch)
+        ]
         return torch.tensor(rows, device=self.job.device)
 
     def _run(self, scenario: Scenario) -> list[float]:
@@ -178,40 +210,57 @@ class _Held:
 
 
 def exercise(job: Job) -> bool:
-    """Save, open and run one block of the same architecture, so that what libraries load and reserve is in the baseline.
+    """Save, open and run one block of the same architecture, so that what libraries load and
+    reserve is in the baseline.
 
-    The imports of a model's code, thread pools and kernels' scratch space belong to no model; without this they would stand
-    as the activations of the first. False where the architecture cannot be cut so: then they do.
+    The imports of a model's code, thread pools and kernels' scratch space belong to no model;
+    without this they would stand as the activations of the first. False where the architecture
+    cannot be cut so: then they do.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder:  # an architecture that cannot be cut so: no harm
+    # an architecture that cannot be cut so: no harm
+    with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder:
         config = AutoConfig.from_pretrained(job.path)
         inner = config.get_text_config()
         if hasattr(config, "quantization_config"):  # the block is tried in floats
             del config.quantization_config
-        inner.num_hidden_layers, inner.vocab_size, inner.pad_token_id, inner.bos_token_id = 1, 64, None, None
+        inner.num_hidden_layers, inner.vocab_size, inner.pad_token_id, inner.bos_token_id = (
+            1,
+            64,
+            None,
+            None,
+        )
         if getattr(inner, "layer_types", None):
             inner.layer_types = inner.layer_types[:1]
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype))
-        run(model.to(job.device).eval(), torch.zeros((1, 32), dtype=torch.long, device=job.device), 3)
+        run(
+            model.to(job.device).eval(),
+            torch.zeros((1, 32), dtype=torch.long, device=job.device),
+            3,
+        )
         synchronise(job.device)
         return True
     return False
 
 
 def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None) -> Any:
-    """Read the prompts and write `new_tokens` greedy tokens whatever they are; return the last output, its cache inside.
+    """Read the prompts and write `new_tokens` greedy tokens whatever they are; return the last
+    output, its cache inside.
 
-    `stamp` is called before the first forward pass and after each token is chosen. A model that hands no cache back reads the
-    whole text at every step, as the scorer lets it.
+    `stamp` is called before the first forward pass and after each token is chosen. A model that
+    hands no cache back reads the whole text at every step, as the scorer lets it.
     """
     import torch
 
     names = arguments_of(model)
-    settings = {name: value for name, value in (("use_cache", True), ("logits_to_keep", 1)) if names is None or {name, "kwargs"} & names}
+    settings = {
+        name: value
+        for name, value in (("use_cache", True), ("logits_to_keep", 1))
+        if names is None or {name, "kwargs"} & names
+    }
     with torch.inference_mode():
         stamp()
         out = model(input_ids=ids_BT, **settings)
@@ -228,7 +277,8 @@ def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = la
 
 
 def stamps_of(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[float]:
-    """Return the time of the start and of each token, in seconds: by the CPU's steady clock, or by events on the GPU.
+    """Return the time of the start and of each token, in seconds: by the CPU's steady clock, or by
+    events on the GPU.
 
     On a GPU the events are read after one synchronisation at the end: none inside the run.
     """
@@ -252,7 +302,9 @@ def stamps_of(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[flo
 
 
 def _storages(tensor: Any) -> Iterator[tuple[int, int]]:
-    """Yield (address, bytes) of the storages behind a tensor; packed tensors consist of several (values, scales, zeros)."""
+    """Yield (address, bytes) of the storages behind a tensor; packed tensors consist of several
+    (values, scales, zeros).
+    """
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:
@@ -264,7 +316,9 @@ def _storages(tensor: Any) -> Iterator[tuple[int, int]]:
 
 
 def _scales_beside(tensor: Any) -> Iterator[tuple[int, int]]:
-    """Yield what bitsandbytes hangs on its parameters as attributes, which no list of parameters or buffers names."""
+    """Yield what bitsandbytes hangs on its parameters as attributes, which no list of parameters or
+    buffers names.
+    """
     state = getattr(tensor, "quant_state", None)
     beside = [getattr(tensor, "SCB", None)]
     while state is not None:
@@ -281,13 +335,18 @@ def _unique(tensors: Iterator[Any]) -> int:
 
 
 def resident_bytes(model: Any) -> int:
-    """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count once), and of what kernels hold beside."""
+    """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count
+    once), and of what kernels hold beside.
+    """
     beside = sum(int(getattr(module, "held_bytes", 0)) for module in model.modules())
-    return beside + _unique(tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    return beside + _unique(
+        tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors
+    )
 
 
 def cache_bytes(out: Any) -> int | None:
-    """Sum the bytes of all that stands in the cache behind an output, each storage once; None where there is none.
+    """Sum the bytes of all that stands in the cache behind an output, each storage once; None where
+    there is none.
 
     A layer's own count of its tokens, a single integer, is no part of them.
     """

@@ -1,8 +1,9 @@
-"""Models on disk and in memory: names resolved, opened, shaped, packed, saved. torch inside functions, but for `packed`.
+"""Models on disk and in memory: names resolved, opened, shaped, packed, saved. torch inside
+functions, but for `packed`.
 
-`resolve.resolve` finds a model by name, `language_model.open_model` opens it, `shaping` cuts and saves students,
-`checkpoint` is a model's identity, `shape` its bytes and FLOPs by formula, `packed` the format of compressed students
-(importing it imports torch and registers the format).
+`resolve.resolve` finds a model by name, `language_model.open_model` opens it, `shaping` cuts and
+saves students, `checkpoint` is a model's identity, `shape` its bytes and FLOPs by formula, `packed`
+the format of compressed students (importing it imports torch and registers the format).
 """
 
 __all__ = [

@@ -1,4 +1,6 @@
-"""What lies in the cache folder: teacher's answers, traces, distributions, unpacked models; listed, verified, pruned. No torch."""
+"""What lies in the cache folder: teacher's answers, traces, distributions, unpacked models; listed,
+verified, pruned. No torch.
+"""
 
 import hashlib
 import json
@@ -29,7 +31,8 @@ KINDS = {
 }
 
 
-COMPARED = ("teacher", "dtype", "vocabulary", "k")  # of a teacher's cache: another one is named, as another one
+# of a teacher's cache: another one is named, as another one
+COMPARED = ("teacher", "dtype", "vocabulary", "k")
 
 
 def default_cache() -> Path:
@@ -55,16 +58,25 @@ class Entry:
 def entries(cache: Path) -> Iterator[Entry]:
     """Yield every artefact, kind by kind; half-written ones (`.part`) too."""
     for kind in KINDS:
-        places = sorted((cache / kind).rglob("*.jsonl") if kind == "answers" else (cache / kind).glob("*"))
+        places = sorted(
+            (cache / kind).rglob("*.jsonl") if kind == "answers" else (cache / kind).glob("*")
+        )
         for path in places:
             files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
             if path.suffix == ".lock" or not files:
                 continue
-            yield Entry(kind, path, sum(one.stat().st_size for one in files), max(one.stat().st_mtime for one in files))
+            yield Entry(
+                kind,
+                path,
+                sum(one.stat().st_size for one in files),
+                max(one.stat().st_mtime for one in files),
+            )
 
 
 def damage_of(entry: Entry) -> str:
-    """Return what is wrong with an artefact, "" where nothing is: by the digests that it carries, else by its form."""
+    """Return what is wrong with an artefact, "" where nothing is: by the digests that it carries,
+    else by its form.
+    """
     if entry.kind == "traces" and entry.path.suffix == ".part":
         return ""  # a run that was killed, or still runs, goes on from it
     if entry.path.name.endswith(".part") or entry.path.name.startswith("."):
@@ -87,43 +99,72 @@ def damage_of(entry: Entry) -> str:
 
 
 def _bad_line(path: Path) -> str:
-    """Return the first line that is not as it was written; a torn last one is what a kill leaves, and is asked again."""
+    """Return the first line that is not as it was written; a torn last one is what a kill leaves,
+    and is asked again.
+    """
     wrong = signed_lines(path)[1]
     return wrong[0] if wrong else ""
 
 
 def described(told: Mapping[str, Any]) -> str:
-    """Return a folder's description as JSON with its digest, of everything but what whoever opens it compares with what is wanted."""
+    """Return a folder's description as JSON with its digest, of everything but what whoever opens
+    it compares with what is wanted.
+    """
     return json.dumps({**told, "sha256": _digest(told)}, indent=1)
 
 
 def description_of(folder: Path) -> dict[str, Any]:
-    """Return what a folder's meta.json says. Raises `Unreadable` where it is not as it was written."""
+    """Return what a folder's meta.json says. Raises `Unreadable` where it is not as it was
+    written.
+    """
     told = read_object(folder / "meta.json")
     if (stated := told.pop("sha256", None)) != _digest(told):
-        raise Unreadable(f"meta.json: {'its digest does not match' if stated else 'it carries no digest'}")
+        raise Unreadable(
+            f"meta.json: {'its digest does not match' if stated else 'it carries no digest'}"
+        )
     return told
 
 
 def _digest(told: Mapping[str, Any]) -> str:
-    return digest_of({name: value for name, value in json.loads(json.dumps(told)).items() if name not in COMPARED})
+    return digest_of(
+        {
+            name: value
+            for name, value in json.loads(json.dumps(told)).items()
+            if name not in COMPARED
+        }
+    )
 
 
 def described_damage(folder: Path) -> str:
     """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
     try:
         meta = description_of(folder)
-        changed = next((name for name, digest in meta["files"].items() if file_digest(folder / name) != digest), None)
+        changed = next(
+            (
+                name
+                for name, digest in meta["files"].items()
+                if file_digest(folder / name) != digest
+            ),
+            None,
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
         return str(problem) or type(problem).__name__
     return f"{changed} has changed" if changed else ""
 
 
 def sweep(cache: Path) -> list[Path]:
-    """Delete what killed runs left half written, and return it; what a living one writes, or holds the lock of, stays."""
+    """Delete what killed runs left half written, and return it; what a living one writes, or holds
+    the lock of, stays.
+    """
     from filelock import FileLock, Timeout
 
-    gone = leftovers.sweep([cache, *(cache / name for name in (*KINDS, "digests")), *sorted((cache / "answers").glob("*"))])
+    gone = leftovers.sweep(
+        [
+            cache,
+            *(cache / name for name in (*KINDS, "digests")),
+            *sorted((cache / "answers").glob("*")),
+        ]
+    )
     for torn in sorted((cache / "teachers").glob(".*.part")):
         lock = FileLock(torn.with_name(f"{torn.name[1:].partition('.')[0]}.lock"))
         try:

@@ -14,7 +14,9 @@ class TooLong(Exception):
 
 @contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Raise `TooLong` inside the block once it has run for `seconds`: between two steps of Python code, never inside a library's own."""
+    """Raise `TooLong` inside the block once it has run for `seconds`: between two steps of Python
+    code, never inside a library's own.
+    """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         with _by_alarm(seconds):
             yield
@@ -25,7 +27,9 @@ def bounded(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _by_alarm(seconds: float) -> Iterator[None]:
-    """Bound by the process's alarm clock, which belongs to the main thread; one that was running goes on behind the block."""
+    """Bound by the process's alarm clock, which belongs to the main thread; one that was running
+    goes on behind the block.
+    """
 
     def over(number: int, frame: FrameType | None) -> None:
         raise TooLong
@@ -48,7 +52,9 @@ def _by_thread(seconds: float) -> Iterator[None]:
     def over() -> None:
         with open_:
             if not done:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(mine), ctypes.py_object(TooLong))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(mine), ctypes.py_object(TooLong)
+                )
 
     timer = threading.Timer(seconds, over)
     timer.daemon = True

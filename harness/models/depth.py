@@ -1,26 +1,54 @@
-"""Cuts in depth: the same decoder with fewer blocks, renumbered, and compared with the whole one whose other blocks are bypassed.
+"""Cuts in depth: the same decoder with fewer blocks, renumbered, and compared with the whole one
+whose other blocks are bypassed.
 
-What a configuration says of single blocks (layer types, mixtures only in some, windows) is carried over by the block it is said of. What
-depends on a block's number in a way that no configuration can say (DiffLlama's lambda) makes a cut another model: it is refused.
+What a configuration says of single blocks (layer types, mixtures only in some, windows) is carried
+over by the block it is said of. What depends on a block's number in a way that no configuration can
+say (DiffLlama's lambda) makes a cut another model: it is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import CellFailed, in_one_line
-from harness.models.blocks import blocks_of, bypass, difference, edited, is_tied, probe_of, steps_of, unlike
+from harness.models.blocks import (
+    blocks_of,
+    bypass,
+    difference,
+    edited,
+    is_tied,
+    probe_of,
+    steps_of,
+    unlike,
+)
 
-COUNTS = ("num_blocks", "num_layers", "n_layers", "n_layer")  # settings that count blocks beside `num_hidden_layers` (xLSTM)
+# settings that count blocks beside `num_hidden_layers` (xLSTM)
+COUNTS = ("num_blocks", "num_layers", "n_layers", "n_layer")
 # Settings that list block numbers; others that hold one entry a block are told by their length.
-NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "attention_layers_idx")
-# Settings that hold for the blocks before a number (or from it on): how many of the kept ones stand before it is the new number.
-FIRST = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers", "first_k_dense_layers", "num_hash_layers")
+NUMBERS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "hybrid_layer_ids",
+    "attention_layers_idx",
+)
+# Settings that hold for the blocks before a number (or from it on): how many of the kept ones stand
+# before it is the new number.
+FIRST = (
+    "first_k_dense_replace",
+    "moe_layer_start_index",
+    "num_dense_layers",
+    "first_k_dense_layers",
+    "num_hash_layers",
+)
 
 
 def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str = "depth") -> Any:
-    """Return a model of these blocks alone, in this order, renumbered (keys and values are cached by number); random without `copy`.
+    """Return a model of these blocks alone, in this order, renumbered (keys and values are cached
+    by number); random without `copy`.
 
-    Raises `CellFailed` naming the cut and what differs where that is not the model with its other blocks bypassed.
+    Raises `CellFailed` naming the cut and what differs where that is not the model with its other
+    blocks bypassed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -30,11 +58,13 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str 
         small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     except Exception as problem:  # a configuration that its class does not take: whatever it raises
         raise CellFailed(
-            f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of {len(blocks)}: {in_one_line(problem)}"
+            f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of "
+            f"{len(blocks)}: {in_one_line(problem)}"
         ) from problem
     if len(blocks_of(small)[1]) != len(kept):
         raise CellFailed(
-            f"{cut}: {type(model).__name__} counts its blocks by another setting than num_hidden_layers and was built with "
+            f"{cut}: {type(model).__name__} counts its blocks by another setting than "
+            "num_hidden_layers and was built with "
             f"{len(blocks_of(small)[1])} for {len(kept)}; use {instead(cut)}"
         )
     small = small.to(next(model.parameters()).device).eval()
@@ -47,14 +77,19 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str 
 
 def instead(cut: str) -> str:
     """Name the cut in width that may be had in place of one in depth."""
-    return "prune-width" if cut.startswith("prune") else cut.replace("depth", "width").replace("scratch", "width")
+    return (
+        "prune-width"
+        if cut.startswith("prune")
+        else cut.replace("depth", "width").replace("scratch", "width")
+    )
 
 
 def _configured(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
     text = model.config.get_text_config()
     if text.num_hidden_layers != count:
         raise CellFailed(
-            f"{cut}: {type(model).__name__} has a list of {count} blocks and its configuration says {text.num_hidden_layers}; none of them "
+            f"{cut}: {type(model).__name__} has a list of {count} blocks and its configuration "
+            f"says {text.num_hidden_layers}; none of them "
             "can be dropped here"
         )
     told = text.to_dict()
@@ -63,7 +98,9 @@ def _configured(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
 
 
 def _by_place(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
-    """Return those settings of a configuration that speak of single blocks, for the kept ones alone."""
+    """Return those settings of a configuration that speak of single blocks, for the kept ones
+    alone.
+    """
     changes: dict[str, Any] = {}
     for name, value in told.items():
         if name in COUNTS and value == count:
@@ -80,9 +117,13 @@ def _by_place(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[
 
 
 def _renumbered(name: str, value: list[Any], kept: Sequence[int], count: int) -> list[Any] | None:
-    """Return a list of block numbers, or of one entry a block, for the kept blocks; None for any other list."""
+    """Return a list of block numbers, or of one entry a block, for the kept blocks; None for any
+    other list.
+    """
     numbers = all(type(one) is int and 0 <= one < count for one in value)
-    if name in NUMBERS or (numbers and name.endswith(("layers_idx", "layer_idxs", "layer_ids", "layer_indices"))):
+    if name in NUMBERS or (
+        numbers and name.endswith(("layers_idx", "layer_idxs", "layer_ids", "layer_indices"))
+    ):
         return [new for new, old in enumerate(kept) if old in value]
     return [value[at] for at in kept] if len(value) == count else None
 
@@ -90,14 +131,23 @@ def _renumbered(name: str, value: list[Any], kept: Sequence[int], count: int) ->
 def _sparse_step(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
     """Every n-th block is a mixture (Qwen2-MoE's family): the dense ones are listed instead."""
     only = told.get("mlp_only_layers") or []
-    dense = [new for new, old in enumerate(kept) if old in only or (old + 1) % told["decoder_sparse_step"]]
+    dense = [
+        new
+        for new, old in enumerate(kept)
+        if old in only or (old + 1) % told["decoder_sparse_step"]
+    ]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
 def _attention_types(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
     """GPT-Neo: [[kinds, how often], ...], spelt out."""
-    every = [kind for kinds, times in told["attention_types"] for _ in range(times) for kind in kinds]
-    return {"attention_types": [[[every[at]], 1] for at in kept], "attention_layers": [every[at] for at in kept]}
+    every = [
+        kind for kinds, times in told["attention_types"] for _ in range(times) for kind in kinds
+    ]
+    return {
+        "attention_types": [[[every[at]], 1] for at in kept],
+        "attention_layers": [every[at] for at in kept],
+    }
 
 
 def _last_mixture(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
@@ -128,20 +178,36 @@ _RULES: Mapping[str, Callable[[Mapping[str, Any], Sequence[int], int], dict[str,
 
 
 def _fill(model: Any, small: Any, prefix: str, kept: Sequence[int], cut: str) -> None:
-    """Copy every weight of the kept blocks and of what stands around them; refuses weights that would be lost or made up."""
+    """Copy every weight of the kept blocks and of what stands around them; refuses weights that
+    would be lost or made up.
+    """
     source, wanted = model.state_dict(), small.state_dict()
     renamed = {name: _old_name(name, prefix, kept) for name in wanted}
-    odd = next((new for new, old in renamed.items() if old not in source or source[old].shape != wanted[new].shape), None)
+    odd = next(
+        (
+            new
+            for new, old in renamed.items()
+            if old not in source or source[old].shape != wanted[new].shape
+        ),
+        None,
+    )
     if odd:
-        there = f"of shape {tuple(source[renamed[odd]].shape)}" if renamed[odd] in source else "missing"
+        there = (
+            f"of shape {tuple(source[renamed[odd]].shape)}" if renamed[odd] in source else "missing"
+        )
         raise CellFailed(
-            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has {odd} of shape {tuple(wanted[odd].shape)}, and {renamed[odd]} is "
-            f"{there} in the model that it is cut from: what a block is depends on its place; keep other blocks, or use {instead(cut)}"
+            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has {odd} of shape "
+            f"{tuple(wanted[odd].shape)}, and {renamed[odd]} is "
+            f"{there} in the model that it is cut from: what a block is depends on its place; keep "
+            f"other blocks, or use {instead(cut)}"
         )
     dropped = tuple(f"{prefix}.{at}." for at in range(len(blocks_of(model)[1])) if at not in kept)
     lost = {name for name in source.keys() - set(renamed.values()) if not name.startswith(dropped)}
     if lost:
-        raise CellFailed(f"{cut}: a {type(model).__name__} of blocks {list(kept)} has no place for {min(lost)}; keep other blocks")
+        raise CellFailed(
+            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has no place for {min(lost)}; "
+            "keep other blocks"
+        )
     small.load_state_dict({new: source[old] for new, old in renamed.items()})
 
 
@@ -164,9 +230,12 @@ def _compare(model: Any, small: Any, kept: Sequence[int], cut: str) -> None:
         ids = probe_of(model)
         base = steps_of(model, ids, kept, bypass(before, dropped))
         ours = steps_of(small, ids, range(len(kept)))
-        told = difference(ours, base, kept, dtype=str(next(model.parameters()).dtype).removeprefix("torch."))
+        told = difference(
+            ours, base, kept, dtype=str(next(model.parameters()).dtype).removeprefix("torch.")
+        )
     if told:
         raise CellFailed(
-            f"{cut}: {type(model).__name__} without its blocks {dropped} is not that model with those blocks bypassed ({told}): what a "
+            f"{cut}: {type(model).__name__} without its blocks {dropped} is not that model with "
+            f"those blocks bypassed ({told}): what a "
             f"block does depends on its place; keep other blocks, or use {instead(cut)}"
         )

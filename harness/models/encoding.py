@@ -1,7 +1,8 @@
 """How text becomes tokens and tokens become text again, for every family of tokenizers.
 
-A text and what follows it are encoded as one: where a tokenizer puts a mark before a word (`▁A`), joins letters across
-the seam, or ends every text with EOS, two parts encoded apart are other tokens than the model will ever see.
+A text and what follows it are encoded as one: where a tokenizer puts a mark before a word (`▁A`),
+joins letters across the seam, or ends every text with EOS, two parts encoded apart are other tokens
+than the model will ever see.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,13 @@ from typing import Any
 
 
 def encoded(tokenizer: Any, text: str, *, special: bool | None = None) -> list[int]:
-    """Encode a prompt: special tokens as the tokenizer adds them, but no second BOS before a text that brings one of its own."""
+    """Encode a prompt: special tokens as the tokenizer adds them, but no second BOS before a text
+    that brings one of its own.
+    """
     add = True if special is None else special
-    return list(tokenizer(text, add_special_tokens=add and not brings_bos(tokenizer, text))["input_ids"])
+    return list(
+        tokenizer(text, add_special_tokens=add and not brings_bos(tokenizer, text))["input_ids"]
+    )
 
 
 def brings_bos(tokenizer: Any, text: str) -> bool:
@@ -21,9 +26,11 @@ def brings_bos(tokenizer: Any, text: str) -> bool:
 
 
 def encoded_pair(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Encode a prompt with its completion as one text, and cut where the prompt's own tokens end; no EOS at the end.
+    """Encode a prompt with its completion as one text, and cut where the prompt's own tokens end;
+    no EOS at the end.
 
-    A token that holds the last of the prompt and the first of the completion belongs to the completion.
+    A token that holds the last of the prompt and the first of the completion belongs to the
+    completion.
     """
     whole = encoded(tokenizer, prompt + completion)
     if whole and whole[-1] == tokenizer.eos_token_id:
@@ -41,7 +48,9 @@ def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def written_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """Decode what was written behind a prompt as it goes on there: alone, many tokenizers drop the space before its first word."""
+    """Decode what was written behind a prompt as it goes on there: alone, many tokenizers drop the
+    space before its first word.
+    """
     before = tokenizer.decode(list(prompt), skip_special_tokens=True)
     whole = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
     if whole.startswith(before):
@@ -50,7 +59,9 @@ def written_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> s
 
 
 def as_written(tokenizer: Any, prompt: str, text: str) -> str:
-    """Return a text that was decoded without its prompt, with the space that decoding alone has dropped before its first word."""
+    """Return a text that was decoded without its prompt, with the space that decoding alone has
+    dropped before its first word.
+    """
     spaced = prompt[-1:].isspace() or text[:1].isspace() or not _drops_space(tokenizer)
     return text if spaced else f" {text}"
 
@@ -71,14 +82,20 @@ def _first_word(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 
 
 def appends_eos(tokenizer: Any) -> bool:
-    """Tell whether a tokenizer ends every prompt with EOS: what a model is then asked to go on from is the end of a text."""
+    """Tell whether a tokenizer ends every prompt with EOS: what a model is then asked to go on from
+    is the end of a text.
+    """
     eos = tokenizer.eos_token_id
     return eos is not None and tokenizer("a")["input_ids"][-1:] == [eos]
 
 
 def ends_of(tokenizer: Any, text: str) -> list[int] | None:
-    """Return behind how many characters of a text each of its tokens ends, special ones at 0; None where a tokenizer cannot tell."""
+    """Return behind how many characters of a text each of its tokens ends, special ones at 0; None
+    where a tokenizer cannot tell.
+    """
     if not getattr(tokenizer, "is_fast", False):
         return None
-    told = tokenizer(text, add_special_tokens=not brings_bos(tokenizer, text), return_offsets_mapping=True)
+    told = tokenizer(
+        text, add_special_tokens=not brings_bos(tokenizer, text), return_offsets_mapping=True
+    )
     return [int(end) for _, end in told["offset_mapping"]]

@@ -1,6 +1,8 @@
-"""What a model folder from elsewhere must hold before a library opens it: JSON files that are JSON, counts that are counts. No torch.
+"""What a model folder from elsewhere must hold before a library opens it: JSON files that are JSON,
+counts that are counts. No torch.
 
-Libraries read such files with whatever their language raises; here a folder that cannot be opened is one line with the file and the field.
+Libraries read such files with whatever their language raises; here a folder that cannot be opened
+is one line with the file and the field.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,23 +12,59 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.files.untrusted import MODEL, Unreadable, kind_of, read_json
 
-_FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json")
-_ABOVE_0 = ("hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "num_layers", "n_layers", "vocab_size",
-            "max_position_embeddings", "n_positions")  # fmt: skip
-_COUNTS = (*_ABOVE_0, "num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads", "intermediate_size", "n_inner",
-           "head_dim", "num_experts", "num_local_experts", "n_routed_experts")  # fmt: skip
+_FILES = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "vocab.json",
+)
+_ABOVE_0 = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "vocab_size",
+    "max_position_embeddings",
+    "n_positions",
+)
+_COUNTS = (
+    *_ABOVE_0,
+    "num_attention_heads",
+    "n_head",
+    "num_heads",
+    "n_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "n_inner",
+    "head_dim",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+)
 _MOST = 2**31  # of any of them
 _MEND = "download or save the model again"
 
 
 def refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model folder whose files are no JSON objects, or whose configuration states counts that are none."""
+    """Refuse a model folder whose files are no JSON objects, or whose configuration states counts
+    that are none.
+    """
     for place, part in _parts(config):
         for name in _COUNTS:
-            if (wrong := _no_count(part.get(name), least=1 if name in _ABOVE_0 else 0)) and part.get(name) is not None:
+            if (
+                wrong := _no_count(part.get(name), least=1 if name in _ABOVE_0 else 0)
+            ) and part.get(name) is not None:
                 raise HarnessError(f"{folder / 'config.json'}: {place}{name} is {wrong}; {_MEND}")
     if not isinstance(config.get("model_type", ""), str):
-        raise HarnessError(f"{folder / 'config.json'}: model_type is {kind_of(config['model_type'])}, not a text; {_MEND}")
+        raise HarnessError(
+            f"{folder / 'config.json'}: model_type is {kind_of(config['model_type'])}, not a text; "
+            f"{_MEND}"
+        )
     for name in _FILES:
         if (folder / name).exists():
             _refuse_file(folder / name)
@@ -41,8 +79,17 @@ def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 def _no_count(value: Any, *, least: int) -> str:
     """Say what a value is that is no count, nor a list of them, one a layer; "" where it is."""
     values = value if isinstance(value, list) else [value]
-    wrong = next((one for one in values if one is not None and (type(one) is not int or not least <= one < _MOST)), None)
-    return "" if wrong is None else f"{repr(wrong)[:40]}, where a whole number from {least} on belongs"
+    wrong = next(
+        (
+            one
+            for one in values
+            if one is not None and (type(one) is not int or not least <= one < _MOST)
+        ),
+        None,
+    )
+    return (
+        "" if wrong is None else f"{repr(wrong)[:40]}, where a whole number from {least} on belongs"
+    )
 
 
 def _refuse_file(path: Path) -> None:
@@ -57,17 +104,29 @@ def _refuse_file(path: Path) -> None:
 
 
 def refuse_gguf(path: Path) -> None:
-    """Refuse a GGUF file whose header is none: its mark, its version, counts of tensors and keys that the file could hold."""
+    """Refuse a GGUF file whose header is none: its mark, its version, counts of tensors and keys
+    that the file could hold.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(24)
     except OSError as problem:
         raise HarnessError(f"{path}: cannot be read ({problem.strerror})") from problem
     if len(head) < 24 or head[:4] != b"GGUF":
-        raise HarnessError(f"{path} is no GGUF file (it begins with {head[:4]!r}); download it again")
-    version, (tensors, keys) = int.from_bytes(head[4:8], "little"), (int.from_bytes(head[at : at + 8], "little") for at in (8, 16))
+        raise HarnessError(
+            f"{path} is no GGUF file (it begins with {head[:4]!r}); download it again"
+        )
+    version, (tensors, keys) = (
+        int.from_bytes(head[4:8], "little"),
+        (int.from_bytes(head[at : at + 8], "little") for at in (8, 16)),
+    )
     size = path.stat().st_size
     if version not in (2, 3):
-        raise HarnessError(f"{path}: GGUF version {version}; versions 2 and 3 are read; convert it again")
+        raise HarnessError(
+            f"{path}: GGUF version {version}; versions 2 and 3 are read; convert it again"
+        )
     if not 0 < tensors <= size // 16 or keys > size // 12:
-        raise HarnessError(f"{path} is damaged (its header says {tensors:,} tensors and {keys:,} keys); download it again")
+        raise HarnessError(
+            f"{path} is damaged (its header says {tensors:,} tensors and {keys:,} keys); download "
+            "it again"
+        )

@@ -1,6 +1,7 @@
 """A language model in memory: opened with its tokenizer, encoding, chat templates, context.
 
-torch and transformers are imported inside the functions, so that planning and reporting start without them.
+torch and transformers are imported inside the functions, so that planning and reporting start
+without them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from harness.models.shape import stored_tensors
 if TYPE_CHECKING:
     import torch
 
-TODAY = date(2024, 7, 26)  # in every chat template that writes a date: the day that Llama 3.1's falls back to
+# in every chat template that writes a date: the day that Llama 3.1's falls back to
+TODAY = date(2024, 7, 26)
 DEFAULT_CONTEXT = 2048  # tokens, where neither configuration nor tokenizer tells: lm-eval's own
 _ENDLESS = 10**18  # what transformers gives for a tokenizer without a longest text is above
 _HOW_IT_WAS_OPENED = ("is_local", "local_files_only")  # what transformers notes in a tokenizer
@@ -35,18 +37,26 @@ class LanguageModel:
     tokenizer: Any
     device: str
     checkpoint: Checkpoint
-    autocast: str = ""  # the type of its products under mixed precision, where that is not its weights'
+    # the type of its products under mixed precision, where that is not its weights'
+    autocast: str = ""
 
     @property
     def dtype(self) -> str:
-        """The type that it computes in: "float32", "bfloat16"; what a comparison of two ways to compute must allow for follows from it."""
+        """The type that it computes in: "float32", "bfloat16"; what a comparison of two ways to
+        compute must allow for follows from it.
+        """
         return self.autocast or str(self.model.dtype).removeprefix("torch.")
 
     @property
     def pad_id(self) -> int:
-        """An id for padding, which is always masked: the tokenizer's where the embedding table has it, else any that it has."""
+        """An id for padding, which is always masked: the tokenizer's where the embedding table has
+        it, else any that it has.
+        """
         listed = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((int(token) for token in listed if token is not None and 0 <= token < self.vocabulary), 0)
+        return next(
+            (int(token) for token in listed if token is not None and 0 <= token < self.vocabulary),
+            0,
+        )
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -56,40 +66,67 @@ class LanguageModel:
         return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
-        """Encode as the tokenizer would by default; a text that already starts with BOS (a chat template's) gets no second one."""
+        """Encode as the tokenizer would by default; a text that already starts with BOS (a chat
+        template's) gets no second one.
+        """
         return encoded(self.tokenizer, text, special=special)
 
     def refuse_unknown(self, ids: Sequence[int]) -> None:
-        """Refuse token ids that the embedding table does not have, as a tokenizer gives them that was added to without resizing."""
+        """Refuse token ids that the embedding table does not have, as a tokenizer gives them that
+        was added to without resizing.
+        """
         if ids and max(ids) >= self.vocabulary:
             token = max(ids)
             raise CellFailed(
-                f"the tokenizer of {self.checkpoint.name} writes {self.tokenizer.convert_ids_to_tokens(token)!r} as id {token:,}, and its "
-                f"embedding table has {self.vocabulary:,} rows; save the model again after model.resize_token_embeddings(len(tokenizer))"
+                f"the tokenizer of {self.checkpoint.name} writes "
+                f"{self.tokenizer.convert_ids_to_tokens(token)!r} as id {token:,}, and its "
+                f"embedding table has {self.vocabulary:,} rows; save the model again after "
+                "model.resize_token_embeddings(len(tokenizer))"
             )
 
     @property
     def text_config(self) -> Any:
-        """The configuration of the language model, which models with a vision or audio tower keep inside their own."""
+        """The configuration of the language model, which models with a vision or audio tower keep
+        inside their own.
+        """
         return text_config(self.model.config)
 
     @property
     def placeholders(self) -> frozenset[int]:
-        """Ids that stand for an image or a sound: a text that holds one is refused by the model for want of it."""
-        named = {key: value for key, value in self.model.config.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
+        """Ids that stand for an image or a sound: a text that holds one is refused by the model for
+        want of it.
+        """
+        named = {
+            key: value
+            for key, value in self.model.config.to_dict().items()
+            if key.endswith(("_token_id", "_token_index"))
+        }
         spoken = ("bos_", "eos_", "pad_", "sep_", "unk_", "decoder_")
-        return frozenset(value for key, value in named.items() if isinstance(value, int) and not key.startswith(spoken))
+        return frozenset(
+            value
+            for key, value in named.items()
+            if isinstance(value, int) and not key.startswith(spoken)
+        )
 
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding table: the ids that the model can be shown."""
-        table = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
+        table = (
+            self.model.get_input_embeddings()
+            if hasattr(self.model, "get_input_embeddings")
+            else None
+        )
         return int(self.text_config.vocab_size if table is None else table.weight.shape[0])
 
     @property
     def context(self) -> int:
-        """The longest sequence that the model was built for, in tokens, by lm-eval's rule: configuration, tokenizer, 2,048."""
-        told = (getattr(self.text_config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+        """The longest sequence that the model was built for, in tokens, by lm-eval's rule:
+        configuration, tokenizer, 2,048.
+        """
+        told = (
+            getattr(self.text_config, name, None)
+            for name in ("n_positions", "max_position_embeddings", "n_ctx")
+        )
         length = next((value for value in told if value is not None), None)
         if length is None:
             length = self.tokenizer.model_max_length
@@ -97,7 +134,9 @@ class LanguageModel:
 
 
 def text_config(config: Any) -> Any:
-    """Return the part of a configuration that describes the language model: itself, unless there are towers beside it."""
+    """Return the part of a configuration that describes the language model: itself, unless there
+    are towers beside it.
+    """
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
@@ -106,42 +145,70 @@ TEMPLATE_CHARACTERS = 200_000  # beside ten times what is shown
 
 
 def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
-    """Render a conversation as the tokenizer's template does, the same on every day; `goes_on` leaves the last turn open to be continued.
+    """Render a conversation as the tokenizer's template does, the same on every day; `goes_on`
+    leaves the last turn open to be continued.
 
-    A template that asks for the date is told `TODAY`: with the real one, yesterday's prompts, digests and caches would not be today's.
+    A template that asks for the date is told `TODAY`: with the real one, yesterday's prompts,
+    digests and caches would not be today's.
     """
     told: dict[str, str] = {}
     if tokenizer.chat_template:  # mistral-common's tokenizers have none and write no date
-        told = {"chat_template": _clock() + tokenizer.get_chat_template(), "date_string": TODAY.strftime("%d %b %Y")}
+        told = {
+            "chat_template": _clock() + tokenizer.get_chat_template(),
+            "date_string": TODAY.strftime("%d %b %Y"),
+        }
     try:
         with bounded(TEMPLATE_SECONDS):
             text: str = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on, **told
-            )  # fmt: skip
+                turns,
+                tokenize=False,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                **told,
+            )
     except TooLong:
-        raise CellFailed(f"the chat template takes more than {TEMPLATE_SECONDS:g} s for one prompt; type --chat-template off") from None
-    except (MemoryError, RecursionError, OverflowError) as problem:  # Jinja's sandbox bounds ranges, and Python calls
-        raise CellFailed(f"the chat template cannot be used ({in_one_line(problem)}); type --chat-template off") from problem
+        raise CellFailed(
+            f"the chat template takes more than {TEMPLATE_SECONDS:g} s for one prompt; type "
+            "--chat-template off"
+        ) from None
+    # Jinja's sandbox bounds ranges, and Python calls
+    except (MemoryError, RecursionError, OverflowError) as problem:
+        raise CellFailed(
+            f"the chat template cannot be used ({in_one_line(problem)}); type --chat-template off"
+        ) from problem
     shown = sum(len(str(turn.get("content", ""))) for turn in turns)
     if len(text) > TEMPLATE_CHARACTERS + 10 * shown:
-        raise CellFailed(f"the chat template writes {len(text):,} characters around {shown:,}; type --chat-template off")
+        raise CellFailed(
+            f"the chat template writes {len(text):,} characters around {shown:,}; type "
+            "--chat-template off"
+        )
     return text
 
 
 def _clock() -> str:
-    """Return a Jinja macro that hides the template's `strftime_now`: transformers passes texts to a template, and no functions."""
+    """Return a Jinja macro that hides the template's `strftime_now`: transformers passes texts to a
+    template, and no functions.
+    """
     codes = "".join(f".replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in _DATE_CODES)
-    return "{% macro strftime_now(format) %}{{ format.replace('%-', '%')" + codes + " }}{% endmacro %}\n"
+    return (
+        "{% macro strftime_now(format) %}{{ format.replace('%-', '%')"
+        + codes
+        + " }}{% endmacro %}\n"
+    )
 
 
-def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+def open_model(
+    checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32"
+) -> LanguageModel:
     """Open a checkpoint with plain transformers, in eval mode."""
     import torch
 
     import harness.models.packed  # noqa: F401  the formats of our own students
 
     with opening(checkpoint.name):
-        model = model_class(checkpoint.path).from_pretrained(checkpoint.path, dtype=getattr(torch, dtype))
+        model = model_class(checkpoint.path).from_pretrained(
+            checkpoint.path, dtype=getattr(torch, dtype)
+        )
         tokenizer = tokenizer_of(checkpoint.path)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
@@ -150,22 +217,31 @@ def open_model(checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "flo
 
 @contextmanager
 def opening(name: str) -> Iterator[None]:
-    """Turn what a library raises over a model's files into one line; want of memory and of kernels stays what it is."""
+    """Turn what a library raises over a model's files into one line; want of memory and of kernels
+    stays what it is.
+    """
     try:
         yield
     except (HarnessError, CellFailed, MemoryError, RuntimeError):
         raise
     except Exception as problem:
-        raise HarnessError(f"{name} cannot be opened ({in_one_line(problem)}); download or save the model again") from problem
+        raise HarnessError(
+            f"{name} cannot be opened ({in_one_line(problem)}); download or save the model again"
+        ) from problem
 
 
 def refuse_non_finite(model: Any, name: str) -> None:
-    """Refuse a model that holds a number which is none: whatever is computed with it would be noise that looks like a result."""
-    kept = model.state_dict(keep_vars=True).keys()  # a buffer that is never saved may hold a mask of infinities
+    """Refuse a model that holds a number which is none: whatever is computed with it would be noise
+    that looks like a result.
+    """
+    # a buffer that is never saved may hold a mask of infinities
+    kept = model.state_dict(keep_vars=True).keys()
     buffers = ((key, buffer) for key, buffer in model.named_buffers() if key in kept)
     place = first_non_finite((*model.named_parameters(), *buffers))
     if place:
-        raise CellFailed(f"{name} holds numbers that are not finite: {place}; train, save or download it again")
+        raise CellFailed(
+            f"{name} holds numbers that are not finite: {place}; train, save or download it again"
+        )
 
 
 def student_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -177,8 +253,9 @@ def student_tokenizer(checkpoint: Checkpoint) -> Any:
 def tokenizer_of(folder: Path, **options: Any) -> Any:
     """Open the tokenizer of a folder, as transformers does.
 
-    transformers notes in it how it was opened (from a folder, with the Hub switched off) and writes that into every tokenizer that is
-    saved: students of one training would have other bytes, and another digest, where HF_HUB_OFFLINE is set.
+    transformers notes in it how it was opened (from a folder, with the Hub switched off) and writes
+    that into every tokenizer that is saved: students of one training would have other bytes, and
+    another digest, where HF_HUB_OFFLINE is set.
     """
     from transformers import AutoTokenizer
 
@@ -189,9 +266,18 @@ def tokenizer_of(folder: Path, **options: Any) -> Any:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
-    """Return the dtype in which a checkpoint's largest matrix of floats lies on disk: a student is saved in its base's."""
+    """Return the dtype in which a checkpoint's largest matrix of floats lies on disk: a student is
+    saved in its base's.
+    """
     import torch
 
-    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    _, kind = max((count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in floats)
+    floats = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    _, kind = max(
+        (count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in floats
+    )
     return floats[kind]

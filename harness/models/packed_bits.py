@@ -1,4 +1,6 @@
-"""How many bits the matrices of a model's blocks take in its files, and how many of their weights are zero, counted there."""
+"""How many bits the matrices of a model's blocks take in its files, and how many of their weights
+are zero, counted there.
+"""
 
 import re
 from pathlib import Path
@@ -8,25 +10,37 @@ from harness.models.checkpoint import tensors_in, weight_files
 
 _BLOCK = re.compile(r"\.(layers|h|blocks)\.\d+\.")
 _ROW_BITS = 64  # of a row's scale and zero, at most, where one is kept for each row
-_MATRIX_BYTES = 512  # what a library keeps beside a matrix at most: a code book, its own description
+# what a library keeps beside a matrix at most: a code book, its own description
+_MATRIX_BYTES = 512
 
 
 def bits_in_file(base: Path, student: Path) -> tuple[float | None, float]:
-    """Return the bits of a weight in the student's packed matrices, and how far a declared number may be from them; None: no packed one.
+    """Return the bits of a weight in the student's packed matrices, and how far a declared number
+    may be from them; None: no packed one.
 
-    A packed matrix is one of the base's blocks that has other types or shapes in the student; all tensors whose names begin
-    with its module's count, its bias left out. A declared number cannot know how wide rows are: it may
-    miss the scale and zero of the narrowest row, and what a library keeps beside the smallest matrix.
+    A packed matrix is one of the base's blocks that has other types or shapes in the student; all
+    tensors whose names begin with its module's count, its bias left out. A declared number cannot
+    know how wide rows are: it may miss the scale and zero of the narrowest row, and what a library
+    keeps beside the smallest matrix.
     """
     before, after = _tensors(base), _tensors(student)
     stored = weights = 0
     narrowest = smallest = 2**62
     for name, entry in before.items():
-        if len(entry["shape"]) != 2 or not _BLOCK.search(name) or after.get(name, {}).get("dtype") in ("F32", "F16", "BF16"):
+        if (
+            len(entry["shape"]) != 2
+            or not _BLOCK.search(name)
+            or after.get(name, {}).get("dtype") in ("F32", "F16", "BF16")
+        ):
             continue
         module = name.removesuffix("weight")
-        own = [one for other, one in after.items() if other.startswith(module) and other != f"{module}bias"]
-        if not own or any(other.startswith(f"{module}up.") for other in after):  # factors in its stead
+        own = [
+            one
+            for other, one in after.items()
+            if other.startswith(module) and other != f"{module}bias"
+        ]
+        # factors in its stead
+        if not own or any(other.startswith(f"{module}up.") for other in after):
             continue
         rows, columns = entry["shape"]
         stored += 8 * sum(end - begin for begin, end in (one["data_offsets"] for one in own))
@@ -38,7 +52,9 @@ def bits_in_file(base: Path, student: Path) -> tuple[float | None, float]:
 
 
 def zeros_in_blocks(folder: Path) -> float | None:
-    """Return the share of zeros in the float matrices of a model's blocks; None where it has none."""
+    """Return the share of zeros in the float matrices of a model's blocks; None where it
+    has none.
+    """
     from safetensors import safe_open
 
     zeros = count = 0
@@ -53,4 +69,6 @@ def zeros_in_blocks(folder: Path) -> float | None:
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
-    return {name: entry for path in weight_files(folder) for name, entry in tensors_in(path).items()}
+    return {
+        name: entry for path in weight_files(folder) for name, entry in tensors_in(path).items()
+    }

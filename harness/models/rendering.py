@@ -1,4 +1,6 @@
-"""How training items and prompts are shown to a model: as plain text, or as a conversation in its chat template. No torch at import."""
+"""How training items and prompts are shown to a model: as plain text, or as a conversation in its
+chat template. No torch at import.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,8 +9,12 @@ from typing import Any
 from harness.contract import Checkpoint, Example, Prompting
 
 
-def renderer(prompting: Prompting, base: Checkpoint) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
-    """Return how training items are shown to the student, and prompts to a model by its tokenizer: as the scorer shows them."""
+def renderer(
+    prompting: Prompting, base: Checkpoint
+) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
+    """Return how training items are shown to the student, and prompts to a model by its tokenizer:
+    as the scorer shows them.
+    """
     if not prompting.chat:
         return (lambda example: example), (lambda tokenizer, prompt: prompt)
     from harness.models.language_model import as_chat, student_tokenizer
@@ -21,6 +27,12 @@ def renderer(prompting: Prompting, base: Checkpoint) -> tuple[Callable[[Example]
 
     def render(example: Example) -> Example:
         completion, answer = example.completion.lstrip(), example.answer.lstrip()
-        return replace(example, prompt=show(own, example.prompt), plain=example.prompt, completion=completion, answer=answer)
+        return replace(
+            example,
+            prompt=show(own, example.prompt),
+            plain=example.prompt,
+            completion=completion,
+            answer=answer,
+        )
 
     return render, show

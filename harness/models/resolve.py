@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from harness.contract import Checkpoint
 from harness.errors import HarnessError, unknown
 from harness.files.writing import save_atomically
-from harness.models.checkpoint import describe, read_object, refuse_torn, remembered_digest, weight_files
+from harness.models.checkpoint import (
+    describe,
+    read_object,
+    refuse_torn,
+    remembered_digest,
+    weight_files,
+)
 from harness.models.foreign import refuse_foreign, refuse_gguf
 from harness.models.language_model import opening, stored_dtype, tokenizer_of
 
@@ -23,7 +29,8 @@ EMBEDDED = Path(__file__).parents[1] / "embedded"
 EMBEDDED_MODELS = ("tiny", "tiny-math")
 
 
-EXACT_KINDS = ("F32", "F16", "BF16", "Q8_0")  # of a GGUF file, kept to the last bit; fewer bits were rounded far more than bf16 is
+# of a GGUF file, kept to the last bit; fewer bits were rounded far more than bf16 is
+EXACT_KINDS = ("F32", "F16", "BF16", "Q8_0")
 
 
 def is_embedded(name: str) -> bool:
@@ -32,11 +39,15 @@ def is_embedded(name: str) -> bool:
 
 
 def resolve(name: str, *, cache: Path) -> Checkpoint:
-    """Find the model that the user named and return its checkpoint, unpacking a GGUF file into `cache` once."""
+    """Find the model that the user named and return its checkpoint, unpacking a GGUF file into
+    `cache` once.
+    """
     if is_embedded(name):
         folder = EMBEDDED / name
         if not (folder / "config.json").exists():
-            raise HarnessError(f"the embedded model {name!r} is missing from {folder}; type: harness train-tiny")
+            raise HarnessError(
+                f"the embedded model {name!r} is missing from {folder}; type: harness train-tiny"
+            )
         return describe(folder, name=name)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
@@ -57,30 +68,42 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
     return _from_hub(name)
 
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")  # opening one runs what it says
+# opening one runs what it says
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
 
 
 def _no_safetensors(name: str, folder: Path) -> HarnessError:
-    """Return the line for a folder without safetensors; weights that are pickles are named and never opened."""
+    """Return the line for a folder without safetensors; weights that are pickles are named and
+    never opened.
+    """
     pickled = next((path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))), "")
     told = f": {pickled} is a pickle, which is a program, and is not opened" if pickled else ""
-    return HarnessError(f"folder {name} holds no *.safetensors weights{told}; save it with save_pretrained()")
+    return HarnessError(
+        f"folder {name} holds no *.safetensors weights{told}; save it with save_pretrained()"
+    )
 
 
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
 def _is_hub_id(name: str) -> bool:
-    """Tell whether a name may be a Hub id: org/name, or a single name (gpt2) that is not nearly an embedded one, @revision behind it."""
+    """Tell whether a name may be a Hub id: org/name, or a single name (gpt2) that is not nearly an
+    embedded one, @revision behind it.
+    """
     alone = "/" not in name.partition("@")[0]
-    return _HUB_ID.fullmatch(name) is not None and not (alone and difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.5))
+    return _HUB_ID.fullmatch(name) is not None and not (
+        alone and difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.5)
+    )
 
 
 def _unknown_model(name: str) -> HarnessError:
     return unknown(
-        "model", name, EMBEDDED_MODELS,
-        hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name, gpt2 or org/name@revision)",
-    )  # fmt: skip
+        "model",
+        name,
+        EMBEDDED_MODELS,
+        hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name, gpt2 "
+        "or org/name@revision)",
+    )
 
 
 def _at_revision(name: str) -> tuple[str, dict[str, str]]:
@@ -91,7 +114,9 @@ def _at_revision(name: str) -> tuple[str, dict[str, str]]:
 
 
 def configuration_of(name: str, *, cache: Path) -> Path:
-    """Return a folder with a model's configuration and, where that is free, nothing else: no weights are fetched, opened or hashed."""
+    """Return a folder with a model's configuration and, where that is free, nothing else: no
+    weights are fetched, opened or hashed.
+    """
     path = Path(name).expanduser()
     if is_embedded(name):
         return EMBEDDED / name
@@ -104,9 +129,13 @@ def configuration_of(name: str, *, cache: Path) -> Path:
         try:
             return Path(hf_hub_download(repository, "config.json", **revision)).parent
         except Exception as problem:
-            told = "the configuration of {name!r} is not to be had from the Hub ({reason}); give a folder or a size: 7B"
+            told = (
+                "the configuration of {name!r} is not to be had from the Hub ({reason}); give a "
+                "folder or a size: 7B"
+            )
             raise _refused_by_hub(name, problem, told) from problem
-    return resolve(name, cache=cache).path  # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
+    # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
+    return resolve(name, cache=cache).path
 
 
 def _from_hub(name: str) -> Checkpoint:
@@ -116,27 +145,48 @@ def _from_hub(name: str) -> Checkpoint:
     try:
         wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
         repository, revision = _at_revision(name)
-        folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["consolidated*"], **revision))
+        folder = Path(
+            snapshot_download(
+                repository, allow_patterns=wanted, ignore_patterns=["consolidated*"], **revision
+            )
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         if "/" not in name:
             raise _unknown_model(name) from problem
-        told = "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a folder or a .gguf file"
+        told = (
+            "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a "
+            "folder or a .gguf file"
+        )
         raise _refused_by_hub(name, problem, told) from problem
     if not any(folder.glob("*.safetensors")):
-        raise HarnessError(f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are not opened")
+        raise HarnessError(
+            f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are "
+            "not opened"
+        )
     # The snapshot folder is named by the commit: the Hub's own content address.
     refuse_foreign(folder, read_object(folder / "config.json"))
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
-    return Checkpoint(path=folder, name=name, digest=f"hub:{repository}@{folder.name}", bytes_on_disk=size, note=note)
+    return Checkpoint(
+        path=folder,
+        name=name,
+        digest=f"hub:{repository}@{folder.name}",
+        bytes_on_disk=size,
+        note=note,
+    )
 
 
 def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
-    """Return the line for a model that the Hub does not give: a name without a slash is more likely a slip than one of the Hub's few."""
+    """Return the line for a model that the Hub does not give: a name without a slash is more likely
+    a slip than one of the Hub's few.
+    """
     from huggingface_hub.errors import GatedRepoError
 
     if isinstance(problem, GatedRepoError):
-        return HarnessError(f"model {name!r} is gated; accept its licence at https://huggingface.co/{name}, then type: hf auth login")
+        return HarnessError(
+            f"model {name!r} is gated; accept its licence at https://huggingface.co/{name}, then "
+            "type: hf auth login"
+        )
     if "/" not in name.partition("@")[0]:
         return _unknown_model(name)
     return HarnessError(told.format(name=name, reason=str(problem).splitlines()[0][:120]))
@@ -147,7 +197,10 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     try:
         import gguf  # noqa: F401
     except ImportError as problem:
-        raise HarnessError("opening a .gguf file needs the gguf package; type: pip install 'compression-harness[gguf]'") from problem
+        raise HarnessError(
+            "opening a .gguf file needs the gguf package; type: pip install "
+            "'compression-harness[gguf]'"
+        ) from problem
     kind = gguf_kind(path)
     key = remembered_digest(path, cache)
     exact = kind in EXACT_KINDS
@@ -156,10 +209,14 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         import torch
         from transformers import AutoModelForCausalLM, GgufConfig
 
-        # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as quantised.
+        # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as
+        # quantised.
         with opening(path.name):
             model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
             )
             tokenizer = tokenizer_of(path.parent, gguf_file=path.name)
         model.hf_quantizer = None
@@ -179,43 +236,69 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         save_atomically(folder, write)
     checkpoint = describe(folder, name=path.stem, cache=cache)
     floats = str(stored_dtype(checkpoint)).removeprefix("torch.")
-    return replace(checkpoint, note=f"unpacked from GGUF {kind}, {'kept in' if exact else 'rounded to'} {floats}")
+    return replace(
+        checkpoint,
+        note=f"unpacked from GGUF {kind}, {'kept in' if exact else 'rounded to'} {floats}",
+    )
 
 
 def smallest_exact(model: Any) -> "torch.dtype":
-    """Return the smallest type of floats that holds every weight of a model as it is: bfloat16 or float16, else float32."""
+    """Return the smallest type of floats that holds every weight of a model as it is: bfloat16 or
+    float16, else float32.
+    """
     import torch
 
     def holds(dtype: "torch.dtype") -> bool:
-        return all(bool(torch.equal(one.to(dtype).to(one.dtype), one)) for one in model.state_dict().values() if one.is_floating_point())
+        return all(
+            bool(torch.equal(one.to(dtype).to(one.dtype), one))
+            for one in model.state_dict().values()
+            if one.is_floating_point()
+        )
 
     return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
 def gguf_kind(path: Path) -> str:
-    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...); refuses a file whose header is none."""
+    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...); refuses a file whose
+    header is none.
+    """
     from collections import Counter
 
     import gguf
 
     refuse_gguf(path)
     try:
-        counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
+        counts = Counter(
+            tensor.tensor_type.name
+            for tensor in gguf.GGUFReader(path).tensors
+            if len(tensor.shape) > 1
+        )
         return str(counts.most_common(1)[0][0])
-    except (ValueError, IndexError, KeyError, OSError) as problem:  # what the reader raises for a torn file, by where it is torn
-        raise HarnessError(f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); download it again") from problem
+    # what the reader raises for a torn file, by where it is torn
+    except (ValueError, IndexError, KeyError, OSError) as problem:
+        raise HarnessError(
+            f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); download it again"
+        ) from problem
 
 
 def quantized_by(folder: Path) -> str:
-    """Return which library packed a model folder's weights, as its configuration says; "" for plain floats."""
+    """Return which library packed a model folder's weights, as its configuration says; "" for plain
+    floats.
+    """
     told = read_object(folder / "config.json").get("quantization_config") or {}
     if not isinstance(told, dict):
-        raise HarnessError(f"{folder / 'config.json'}: quantization_config is no object; download or save the model again")
+        raise HarnessError(
+            f"{folder / 'config.json'}: quantization_config is no object; download or save the "
+            "model again"
+        )
     if told.get("quant_method") == "compression-harness":
         try:
             kinds = sorted({str(spec["kind"]) for spec in told["modules"].values()})
         except (AttributeError, LookupError, TypeError) as problem:
-            raise HarnessError(f"{folder / 'config.json'}: its packed modules are not described; save the model again") from problem
+            raise HarnessError(
+                f"{folder / 'config.json'}: its packed modules are not described; save the model "
+                "again"
+            ) from problem
         return "float" if kinds == ["float"] else "+".join(kinds)
     return str(told.get("quant_method") or "")
 

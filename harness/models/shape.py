@@ -1,8 +1,10 @@
-"""What a model weighs and computes, by formula from its configuration: bytes, keys and values, FLOPs. No torch.
+"""What a model weighs and computes, by formula from its configuration: bytes, keys and values,
+FLOPs. No torch.
 
-Used where nothing has run yet (plans, skipping what cannot fit), and beside what was measured: the two must agree.
-FLOPs: one multiply-add is 2; a forward pass costs 2 for each weight outside the embedding, the head and attention included;
-a backward pass twice that (Kaplan et al., 2020, section 2.1).
+Used where nothing has run yet (plans, skipping what cannot fit), and beside what was measured: the
+two must agree. FLOPs: one multiply-add is 2; a forward pass costs 2 for each weight outside the
+embedding, the head and attention included; a backward pass twice that (Kaplan et al., 2020, section
+2.1).
 """
 
 import math
@@ -16,8 +18,11 @@ from harness.models.checkpoint import read_object, tensors_in, weight_files
 
 ROWS_AT_ONCE = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
 DENSE = 2_048  # vocabularies up to this are cached whole
-STATE_BYTES = 16  # of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al., 2020)
-CPU_CACHE = 2**28  # bytes of keys and values in use on a CPU: more rows at once than fit help it little
+# of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al.,
+# 2020)
+STATE_BYTES = 16
+# bytes of keys and values in use on a CPU: more rows at once than fit help it little
+CPU_CACHE = 2**28
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED = {
     "F64": 8,
@@ -39,11 +44,26 @@ _STORED = {
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
-_HEADLESS = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")  # whatever their configurations call heads divides a state
-_STATE_KINDS = ("linear", "conv", "mamba", "recurrent", "state")  # of layers, in whose stead of keys and values stands a state
+# whatever their configurations call heads divides a state
+_HEADLESS = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
+# of layers, in whose stead of keys and values stands a state
+_STATE_KINDS = ("linear", "conv", "mamba", "recurrent", "state")
 _NO_MIXING = ("mlp", "moe")  # of layers that keep nothing
 _STATES = ("mamba_d_state", "state_size", "ssm_state_size", "lru_width")
-_PLAIN_FEED_FORWARD = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2", "gpt_bigcode", "rwkv"}
+_PLAIN_FEED_FORWARD = {
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "gptj",
+    "opt",
+    "bloom",
+    "phi",
+    "falcon",
+    "mpt",
+    "starcoder2",
+    "gpt_bigcode",
+    "rwkv",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +84,8 @@ class Shape:
     window: int | None = None  # of the layers that see only so many tokens
     windowed: int = 0  # how many layers do
     experts: int = 0  # of a mixture: the counts of weights below are those of a dense model
-    stateful: int = 0  # layers that keep a state beside or in place of keys and values; the arithmetic knows no states
+    # layers that keep a state beside or in place of keys and values; the arithmetic knows no states
+    stateful: int = 0
     attending: int | None = None  # layers that keep keys and values, where not all do
 
     @classmethod
@@ -74,23 +95,45 @@ class Shape:
 
     @classmethod
     def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
-        """Read a transformers configuration; the older names of GPT-2's family are understood, and models without heads have none."""
-        config = told["text_config"] if isinstance(told.get("text_config"), Mapping) and told["text_config"] else told
+        """Read a transformers configuration; the older names of GPT-2's family are understood, and
+        models without heads have none.
+        """
+        config = (
+            told["text_config"]
+            if isinstance(told.get("text_config"), Mapping) and told["text_config"]
+            else told
+        )
 
         def value(*names: str, default: Any = None) -> Any:
             return next((config[one] for one in names if config.get(one) is not None), default)
 
-        needed = {"a width": value(*_WIDTHS), "a number of layers": value(*_LAYERS), "a vocabulary": value("vocab_size")}
+        needed = {
+            "a width": value(*_WIDTHS),
+            "a number of layers": value(*_LAYERS),
+            "a vocabulary": value("vocab_size"),
+        }
         missing = next((word for word, number in needed.items() if number is None), None)
         if missing:
-            raise HarnessError(f"the configuration of {name} names {missing} in no form known here: it cannot be measured or planned")
+            raise HarnessError(
+                f"the configuration of {name} names {missing} in no form known here: it cannot be "
+                "measured or planned"
+            )
         try:
             return cls._of_values(told, config, value, name=name)
         except (ArithmeticError, TypeError, ValueError) as problem:
-            raise HarnessError(f"the configuration of {name} states counts that are none ({in_one_line(problem)})") from problem
+            raise HarnessError(
+                f"the configuration of {name} states counts that are none ({in_one_line(problem)})"
+            ) from problem
 
     @classmethod
-    def _of_values(cls, told: Mapping[str, Any], config: Mapping[str, Any], value: Callable[..., Any], *, name: str) -> "Shape":
+    def _of_values(
+        cls,
+        told: Mapping[str, Any],
+        config: Mapping[str, Any],
+        value: Callable[..., Any],
+        *,
+        name: str,
+    ) -> "Shape":
         hidden, heads, layers = _number(value(*_WIDTHS)), _heads(config), _number(value(*_LAYERS))
         kinds = _kinds(config, layers) if heads else ["state"] * layers
         windowed = sum("sliding" in kind for kind in kinds)
@@ -100,8 +143,11 @@ class Shape:
             and config.get("use_sliding_window", "use_sliding_window" not in config)
         ):
             windowed = layers
-        attending = sum(not any(word in kind for word in (*_STATE_KINDS, *_NO_MIXING)) for kind in kinds)
-        both = any(config.get(key) for key in _STATES) and attending == layers  # Falcon-H1: every layer attends and keeps a state
+        attending = sum(
+            not any(word in kind for word in (*_STATE_KINDS, *_NO_MIXING)) for kind in kinds
+        )
+        # Falcon-H1: every layer attends and keeps a state
+        both = any(config.get(key) for key in _STATES) and attending == layers
         return cls(
             name=name,
             layers=layers,
@@ -109,39 +155,70 @@ class Shape:
             heads=heads,
             kv_heads=_kv_heads(config, heads),
             head_size=_number(value("head_dim", default=hidden // heads)) if heads else 0,
-            intermediate=_number(value("intermediate_size", "n_inner", "ffn_dim", default=config.get("expand", 4) * hidden)),
+            intermediate=_number(
+                value(
+                    "intermediate_size",
+                    "n_inner",
+                    "ffn_dim",
+                    default=config.get("expand", 4) * hidden,
+                )
+            ),
             vocabulary=int(value("vocab_size")),
-            context=int(value("max_position_embeddings", "n_positions", "context_length", default=2048)),
+            context=int(
+                value("max_position_embeddings", "n_positions", "context_length", default=2048)
+            ),
             tied=bool(told.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
             gated=config.get("model_type") not in _PLAIN_FEED_FORWARD,
             window=config.get("sliding_window") if windowed else None,
             windowed=windowed,
-            experts=_number(value("num_experts", "num_local_experts", "n_routed_experts", default=0)),
-            stateful=layers if both else sum(any(word in kind for word in (*_STATE_KINDS, "hybrid")) for kind in kinds),
+            experts=_number(
+                value("num_experts", "num_local_experts", "n_routed_experts", default=0)
+            ),
+            stateful=layers
+            if both
+            else sum(any(word in kind for word in (*_STATE_KINDS, "hybrid")) for kind in kinds),
             attending=None if attending == layers else attending,
         )
 
     def shallower(self, share: float) -> "Shape":
-        """Return the shape of a depth cut: a share of the blocks, rounded half up, at least one, and of each kind as large a share."""
+        """Return the shape of a depth cut: a share of the blocks, rounded half up, at least one,
+        and of each kind as large a share.
+        """
         kept = max(1, int(self.layers * share + 0.5))
 
         def part(count: int) -> int:
             return min(kept, int(count * kept / self.layers + 0.5))
 
         return replace(
-            self, name=f"depth:{share:g} of {self.name}", layers=kept, windowed=part(self.windowed), stateful=part(self.stateful),
+            self,
+            name=f"depth:{share:g} of {self.name}",
+            layers=kept,
+            windowed=part(self.windowed),
+            stateful=part(self.stateful),
             attending=None if self.attending is None else part(self.attending),
-        )  # fmt: skip
+        )
 
     def narrower(self, share: float) -> "Shape":
         """Return the shape of a width cut: a share of every feed-forward's channels."""
-        return replace(self, name=f"width:{share:g} of {self.name}", intermediate=max(1, int(self.intermediate * share + 0.5)))
+        return replace(
+            self,
+            name=f"width:{share:g} of {self.name}",
+            intermediate=max(1, int(self.intermediate * share + 0.5)),
+        )
 
     @property
     def body(self) -> int:
-        """Weights of the blocks: attention, feed-forward, norms; of a model without heads, what its widest products have."""
-        if not self.heads:  # Mamba: into twice the inner width and out; RWKV: five squares, and a feed-forward of two matrices
-            block = 3 * self.hidden * self.intermediate if self.gated else self.hidden * (5 * self.hidden + 2 * self.intermediate)
+        """Weights of the blocks: attention, feed-forward, norms; of a model without heads, what its
+        widest products have.
+        """
+        # Mamba: into twice the inner width and out; RWKV: five squares, and a feed-forward of two
+        # matrices
+        if not self.heads:
+            block = (
+                3 * self.hidden * self.intermediate
+                if self.gated
+                else self.hidden * (5 * self.hidden + 2 * self.intermediate)
+            )
             return self.layers * (block + 2 * self.hidden) + self.hidden
         attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
         feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
@@ -158,24 +235,34 @@ class Shape:
         return self.body + self.embedding * (1 if self.tied else 2)
 
     def kv_bytes(self, *, batch: int, tokens: int, item: int) -> int:
-        """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d bytes; a windowed layer holds its window."""
+        """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d
+        bytes; a windowed layer holds its window.
+        """
         row = 2 * self.kv_heads * self.head_size * item * batch
         short = min(tokens, self.window) if self.window else tokens
         attending = self.layers if self.attending is None else self.attending
         return row * ((attending - self.windowed) * tokens + self.windowed * short)
 
     def forward_flops(self, length: float) -> float:
-        """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens (half of it seen on average)."""
+        """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens
+        (half of it seen on average).
+        """
         attention = 4 * self.layers * self.heads * self.head_size * length / 2
         return 2.0 * (self.body + self.embedding) + attention
 
     def decode_bytes(self, *, batch: int, tokens: int, item: int) -> int:
-        """Return the bytes that one decoding step reads: every weight but the unused embedding rows, and the keys and values."""
-        return (self.body + self.embedding) * item + self.kv_bytes(batch=batch, tokens=tokens, item=item)
+        """Return the bytes that one decoding step reads: every weight but the unused embedding
+        rows, and the keys and values.
+        """
+        return (self.body + self.embedding) * item + self.kv_bytes(
+            batch=batch, tokens=tokens, item=item
+        )
 
 
 def _number(value: Any) -> int:
-    """Read a number; a list that gives one to each layer counts as its mean, rounded up, and layers without as none."""
+    """Read a number; a list that gives one to each layer counts as its mean, rounded up, and layers
+    without as none.
+    """
     if isinstance(value, list | tuple):
         return math.ceil(sum(each or 0 for each in value) / max(1, len(value)))
     return int(value)
@@ -205,15 +292,29 @@ def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
 
 
 def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:
-    """Return what each layer is, in whichever way the configuration says it; attention where it says nothing."""
-    listed = next((config[name] for name in ("layer_types", "layers_block_type", "block_types") if config.get(name)), None)
+    """Return what each layer is, in whichever way the configuration says it; attention where it
+    says nothing.
+    """
+    listed = next(
+        (
+            config[name]
+            for name in ("layer_types", "layers_block_type", "block_types")
+            if config.get(name)
+        ),
+        None,
+    )
     if listed:
         return [str(listed[index % len(listed)]) for index in range(layers)]
     if config.get("attn_layer_indices") is not None:
-        return ["attention" if index in config["attn_layer_indices"] else "mamba" for index in range(layers)]
+        return [
+            "attention" if index in config["attn_layer_indices"] else "mamba"
+            for index in range(layers)
+        ]
     if config.get("attn_layer_period"):
         period, offset = config["attn_layer_period"], config.get("attn_layer_offset") or 0
-        return ["attention" if index % period == offset % period else "mamba" for index in range(layers)]
+        return [
+            "attention" if index % period == offset % period else "mamba" for index in range(layers)
+        ]
     return ["attention"] * layers
 
 
@@ -257,12 +358,16 @@ KNOWN = (  # from the models' public configurations
 
 
 def shape_of_size(parameters: float) -> Shape:
-    """Return the known public shape nearest in size (by ratio), for plans that name a size and no model."""
+    """Return the known public shape nearest in size (by ratio), for plans that name a size and no
+    model.
+    """
     return min(KNOWN, key=lambda one: abs(math.log(one.parameters / parameters)))
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Yield (name, stored type, number of values) of every tensor, from the safetensors headers alone."""
+    """Yield (name, stored type, number of values) of every tensor, from the safetensors headers
+    alone.
+    """
     for path in weight_files(folder):
         for name, entry in tensors_in(path).items():
             yield name, entry["dtype"], math.prod(entry["shape"])
@@ -274,23 +379,36 @@ def parameters_on_disk(folder: Path) -> int:
 
 
 def weight_bytes(folder: Path, dtype: str) -> int:
-    """Return what the stored weights take in memory once floats are opened as `dtype`; packed integers keep their size."""
+    """Return what the stored weights take in memory once floats are opened as `dtype`; packed
+    integers keep their size.
+    """
     item = ITEM_BYTES[dtype]
     return sum(
-        count * (item if kind.startswith(("F", "BF")) and not kind.startswith("F8") else _STORED.get(kind, 1))
+        count
+        * (
+            item
+            if kind.startswith(("F", "BF")) and not kind.startswith("F8")
+            else _STORED.get(kind, 1)
+        )
         for _, kind, count in stored_tensors(folder)
     )
 
 
 def forward_flops_per_token(model: Any, length: float) -> float:
-    """Count the FLOPs of one token's forward pass of an opened model: 2 per weight outside the embedding, head and attention included.
+    """Count the FLOPs of one token's forward pass of an opened model: 2 per weight outside the
+    embedding, head and attention included.
 
-    Attention adds 4 * heads * head size * (length / 2) per block: scores and mixture over half the sequence on average.
+    Attention adds 4 * heads * head size * (length / 2) per block: scores and mixture over half the
+    sequence on average.
     """
     config = model.config.get_text_config(decoder=True)
     embeddings = {id(model.get_input_embeddings().weight)}
     head = model.get_output_embeddings()
-    body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings and (head is None or p is not head.weight))
+    body = sum(
+        p.numel()
+        for p in model.parameters()
+        if id(p) not in embeddings and (head is None or p is not head.weight)
+    )
     heads = getattr(config, "num_attention_heads", None) or 0  # recurrent models have none
     heads = heads if isinstance(heads, int) else max(heads)
     width = (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 
-Cut = Callable[[Any, float, str], Any]  # (model, share kept, the recipe as typed) -> the smaller model
+# (model, share kept, the recipe as typed) -> the smaller model
+Cut = Callable[[Any, float, str], Any]
 
 
 class Recipe(NamedTuple):
@@ -74,22 +75,30 @@ def parse_recipe(text: str) -> Recipe | None:
         return None
     if kind not in RECIPES:
         written = ", ".join(f"{name}:0.5" for name in RECIPES)
-        raise unknown("student recipe", kind, tuple(RECIPES), hint=f"(write {written}, a folder or a Hub id)")
+        raise unknown(
+            "student recipe", kind, tuple(RECIPES), hint=f"(write {written}, a folder or a Hub id)"
+        )
     try:
         value = float(share)
     except ValueError:
         value = -1.0
     if not 0 < value <= 1:
-        raise HarnessError(f"student {text!r}: the share kept must be above 0 and at most 1; write for example {kind}:0.5")
+        raise HarnessError(
+            f"student {text!r}: the share kept must be above 0 and at most 1; write for example "
+            f"{kind}:0.5"
+        )
     return Recipe(kind, value)
 
 
-def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str) -> LanguageModel:
+def student_of(
+    recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str
+) -> LanguageModel:
     """Open the student's starting point: a cut of `base` (depth, width, scratch), or `base` itself.
 
-    depth:s keeps a share s of the blocks, evenly spaced, first and last among them; width:s keeps the share s of
-    each feed-forward's channels with the largest weight norms; scratch:s has the shape of depth:s and random
-    weights drawn from `seed`. Raises `CellFailed` where a cut is not what its recipe says.
+    depth:s keeps a share s of the blocks, evenly spaced, first and last among them; width:s keeps
+    the share s of each feed-forward's channels with the largest weight norms; scratch:s has the
+    shape of depth:s and random weights drawn from `seed`. Raises `CellFailed` where a cut is not
+    what its recipe says.
     """
     import torch
 
@@ -99,7 +108,10 @@ def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: 
         return opened
     packed = quantized_by(base.path)
     if packed:
-        raise CellFailed(f"student {recipe}: {base.name} is packed ({packed}) and cannot be cut; start from the floats that it was made of")
+        raise CellFailed(
+            f"student {recipe}: {base.name} is packed ({packed}) and cannot be cut; start from the "
+            "floats that it was made of"
+        )
     torch.manual_seed(seed)
     model = RECIPES[parsed.kind].cut(opened.model, parsed.share, recipe)
     model.generation_config = opened.model.generation_config
@@ -107,24 +119,40 @@ def student_of(recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: 
 
 
 def random_weights(student: LanguageModel, *, seed: int) -> LanguageModel:
-    """Return a model of the same shape whose weights are drawn from `seed`, as its class initialises them."""
+    """Return a model of the same shape whose weights are drawn from `seed`, as its class
+    initialises them.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(student.model.config, dtype=next(student.model.parameters()).dtype)
+    model = AutoModelForCausalLM.from_config(
+        student.model.config, dtype=next(student.model.parameters()).dtype
+    )
     model.generation_config = student.model.generation_config
-    return LanguageModel(model.to(student.device).eval(), student.tokenizer, student.device, student.checkpoint)
+    return LanguageModel(
+        model.to(student.device).eval(), student.tokenizer, student.device, student.checkpoint
+    )
 
 
 def kept_blocks(count: int, share: float) -> list[int]:
-    """Return the indices of the evenly spaced blocks that a share keeps (at least one, rounded half up)."""
+    """Return the indices of the evenly spaced blocks that a share keeps (at least one, rounded half
+    up).
+    """
     keep = max(1, int(count * share + 0.5))
     return [int(i * (count - 1) / (keep - 1) + 0.5) for i in range(keep)] if keep > 1 else [0]
 
 
-def save_student(student: LanguageModel, folder: Path, *, name: str, dtype: "torch.dtype", parents: tuple[str, ...]) -> Checkpoint:
-    """Save a student whole or not at all, with its tokenizer; return its checkpoint. What is saved is opened again and compared.
+def save_student(
+    student: LanguageModel,
+    folder: Path,
+    *,
+    name: str,
+    dtype: "torch.dtype",
+    parents: tuple[str, ...],
+) -> Checkpoint:
+    """Save a student whole or not at all, with its tokenizer; return its checkpoint. What is saved
+    is opened again and compared.
 
     The digest is the digest of the bytes written: same seed, same machine, same digest.
     """
@@ -134,11 +162,15 @@ def save_student(student: LanguageModel, folder: Path, *, name: str, dtype: "tor
     model = student.model.to(dtype)
     model.config.dtype = dtype
     if not is_plain(model):
-        raise CellFailed(f"{name}: {student.checkpoint.name} is quantized, and packed weights are not written again; copy its folder")
+        raise CellFailed(
+            f"{name}: {student.checkpoint.name} is quantized, and packed weights are not written "
+            "again; copy its folder"
+        )
     refuse_non_finite(model, name)
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", None) and not is_tied(model):
-            config.tie_word_embeddings = False  # the file held a head of its own, and the configuration said otherwise
+            # the file held a head of its own, and the configuration said otherwise
+            config.tie_word_embeddings = False
 
     def write(fresh: Path) -> None:
         model.save_pretrained(fresh)
@@ -152,7 +184,9 @@ def save_student(student: LanguageModel, folder: Path, *, name: str, dtype: "tor
 
 
 def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:
-    """Copy a checkpoint's files whole: what is packed is not written again, since kernels lay its weights out anew."""
+    """Copy a checkpoint's files whole: what is packed is not written again, since kernels lay its
+    weights out anew.
+    """
     import shutil
 
     def write(fresh: Path) -> None:

@@ -1,4 +1,6 @@
-"""What a model keeps between two steps, by whatever name it hands it back: keys and values, windows of them, states of recurrent layers."""
+"""What a model keeps between two steps, by whatever name it hands it back: keys and values, windows
+of them, states of recurrent layers.
+"""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
@@ -8,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-CACHES = ("cache", "past_key_values", "cache_params", "state")  # as transformers' versions and families call it
+# as transformers' versions and families call it
+CACHES = ("cache", "past_key_values", "cache_params", "state")
 
 
 def arguments_of(model: Any) -> frozenset[str] | None:
-    """Return the names of the arguments that a model's forward takes, None where a wrapper hides them."""
+    """Return the names of the arguments that a model's forward takes, None where a wrapper hides
+    them.
+    """
     for forward in (model.forward, type(model).forward):
         named = inspect.signature(forward).parameters
         if "input_ids" in named:
@@ -21,16 +26,23 @@ def arguments_of(model: Any) -> frozenset[str] | None:
 
 
 def handed_back(out: Any, named: Collection[str] | None) -> dict[str, Any]:
-    """Return the cache in a model's output, by the name under which the next step hands it back; {} where there is none.
+    """Return the cache in a model's output, by the name under which the next step hands it back; {}
+    where there is none.
 
     An output may show one cache under several names, of which the forward takes one.
     """
-    names = (name for name in CACHES if (named is None or name in named) and name in out and out[name] is not None)
+    names = (
+        name
+        for name in CACHES
+        if (named is None or name in named) and name in out and out[name] is not None
+    )
     return {name: out[name] for name in (names if named is not None else islice(names, 1))}
 
 
 def tensors_in(cache: Any) -> "Iterator[torch.Tensor]":
-    """Yield every tensor that a cache holds, in layers of whatever kind, in dictionaries and lists, each object once."""
+    """Yield every tensor that a cache holds, in layers of whatever kind, in dictionaries and lists,
+    each object once.
+    """
     import torch
 
     seen: set[int] = set()

@@ -1,9 +1,11 @@
-"""Cuts in width: the same decoder with fewer channels in every feed-forward, compared with the whole one whose channels are masked.
+"""Cuts in width: the same decoder with fewer channels in every feed-forward, compared with the
+whole one whose channels are masked.
 
-Where the channels run is read off the model itself: its class is built once more, without memory, from a configuration that asks for
-fewer, and the weights whose shapes change are the channels' writers (rows: gate, up, or both in one matrix, and their biases) and their
-reader (columns). Whatever else changes shape (experts, norms over channels, state spaces) is named and the cut refused.
-Legend: F channels, H width.
+Where the channels run is read off the model itself: its class is built once more, without memory,
+from a configuration that asks for fewer, and the weights whose shapes change are the channels'
+writers (rows: gate, up, or both in one matrix, and their biases) and their reader (columns).
+Whatever else changes shape (experts, norms over channels, state spaces) is named and the cut
+refused. Legend: F channels, H width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,16 @@ from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CellFailed, in_one_line
-from harness.models.blocks import Steps, blocks_of, difference, edited, is_tied, masked, probe_of, steps_of
+from harness.models.blocks import (
+    Steps,
+    blocks_of,
+    difference,
+    edited,
+    is_tied,
+    masked,
+    probe_of,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,17 +40,22 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class FeedForward:
-    """One feed-forward: the layers that write its channels and the one that reads them, by full name."""
+    """One feed-forward: the layers that write its channels and the one that reads them, by full
+    name.
+    """
 
     name: str  # of the module that they are children of
     reader: str
-    writers: Mapping[str, int]  # and how many parts of F outputs each has: 2 where gate and up are one matrix
+    # and how many parts of F outputs each has: 2 where gate and up are one matrix
+    writers: Mapping[str, int]
     width: int  # F
     kept: int  # of F, by the configuration
 
 
 def narrower_config(model: Any, keep: Callable[[int], int], *, cut: str) -> Any:
-    """Return the configuration of a model with `keep(F)` of F channels, by the setting that changes its shapes; refuses one without any."""
+    """Return the configuration of a model with `keep(F)` of F channels, by the setting that changes
+    its shapes; refuses one without any.
+    """
     text = model.config.get_text_config()
     told = text.to_dict()
     shapes = {name: one.shape for name, one in model.named_parameters()}
@@ -50,10 +66,14 @@ def narrower_config(model: Any, keep: Callable[[int], int], *, cut: str) -> Any:
             continue
         new = keep(width) if isinstance(width, int) else [keep(int(one)) for one in width]
         config = edited(model.config, {name: new}, tied=is_tied(model))
-        if new == width or any(one.shape != shapes.get(at) for at, one in empty_model(model, config, cut).named_parameters()):
+        if new == width or any(
+            one.shape != shapes.get(at)
+            for at, one in empty_model(model, config, cut).named_parameters()
+        ):
             return config
     raise CellFailed(
-        f"{cut}: no setting of {type(model.config).__name__} narrows {shortened(_left_whole(model, []))} of {type(model).__name__}; "
+        f"{cut}: no setting of {type(model.config).__name__} narrows "
+        f"{shortened(_left_whole(model, []))} of {type(model).__name__}; "
         f"use {instead(cut)}"
     )
 
@@ -73,12 +93,15 @@ def empty_model(model: Any, config: Any, cut: str) -> Any:
             return AutoModelForCausalLM.from_config(config)
     except Exception as problem:  # whatever a class raises at a width that it does not take
         raise CellFailed(
-            f"{cut}: {type(model).__name__} cannot be built with fewer channels: {in_one_line(problem)}; use {instead(cut)}"
+            f"{cut}: {type(model).__name__} cannot be built with fewer channels: "
+            f"{in_one_line(problem)}; use {instead(cut)}"
         ) from problem
 
 
 def outputs_axis(layer: Any) -> int | None:
-    """Return along which axis of a layer's weight its outputs run; None for what is no matrix of a linear layer."""
+    """Return along which axis of a layer's weight its outputs run; None for what is no matrix of a
+    linear layer.
+    """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -86,7 +109,9 @@ def outputs_axis(layer: Any) -> int | None:
 
 
 def feed_forwards(model: Any, config: Any, *, cut: str) -> list[FeedForward]:
-    """Return the feed-forwards that a narrower configuration narrows, in order; refuses by name what cannot be narrowed."""
+    """Return the feed-forwards that a narrower configuration narrows, in order; refuses by name
+    what cannot be narrowed.
+    """
     shapes = {name: one.shape for name, one in empty_model(model, config, cut).named_parameters()}
     groups: dict[str, dict[str, str]] = {}
     strange = []
@@ -103,36 +128,57 @@ def feed_forwards(model: Any, config: Any, *, cut: str) -> list[FeedForward]:
     strange += [name for name, one in made.items() if one is None]
     strange += _left_whole(model, [*groups, *strange])
     if strange:
-        raise CellFailed(f"{cut}: cannot narrow {shortened(strange)} of {type(model).__name__}; use {instead(cut)}")
+        raise CellFailed(
+            f"{cut}: cannot narrow {shortened(strange)} of {type(model).__name__}; use "
+            f"{instead(cut)}"
+        )
     return [one for one in made.values() if one is not None]
 
 
 def shortened(names: Sequence[str]) -> str:
     """Return names in short: those that differ in numbers alone once, with a star."""
-    short = list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names))
+    short = list(
+        dict.fromkeys(
+            ".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names
+        )
+    )
     return ", ".join(short[:6]) + (f" and {len(short) - 6} more" if len(short) > 6 else "")
 
 
 def _role(layer: Any, leaf: str, old: Sequence[int], new: Sequence[int]) -> str:
-    """Say what a weight that became narrower does with the channels: it writes or reads them; "" for no matrix of a linear layer."""
+    """Say what a weight that became narrower does with the channels: it writes or reads them; ""
+    for no matrix of a linear layer.
+    """
     axis = outputs_axis(layer)
-    changed = [at for at, (before, after) in enumerate(zip(old, new, strict=False)) if before != after]
+    changed = [
+        at for at, (before, after) in enumerate(zip(old, new, strict=False)) if before != after
+    ]
     if axis is None or len(old) != len(new) or len(changed) != 1 or leaf not in ("weight", "bias"):
         return ""
     return "writes" if leaf == "bias" or changed == [axis] else "reads"
 
 
-def _assembled(model: Any, name: str, roles: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> FeedForward | None:
+def _assembled(
+    model: Any, name: str, roles: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
+) -> FeedForward | None:
     readers = [owner for owner, role in roles.items() if role == "reads"]
     if len(readers) != 1 or len(roles) < 2:
         return None
     reader = model.get_submodule(readers[0])
     axis = 1 - (outputs_axis(reader) or 0)
     width, kept = int(reader.weight.shape[axis]), int(shapes[f"{readers[0]}.weight"][axis])
-    outputs = {owner: _outputs(model.get_submodule(owner)) for owner, role in roles.items() if role == "writes"}
+    outputs = {
+        owner: _outputs(model.get_submodule(owner))
+        for owner, role in roles.items()
+        if role == "writes"
+    }
     if kept >= width or any(count not in (width, 2 * width) for count in outputs.values()):
-        return None  # the configuration says another width than the model has, or its channels are laid out in a way of its own
-    return FeedForward(name, readers[0], {owner: count // width for owner, count in outputs.items()}, width, kept)
+        # the configuration says another width than the model has, or its channels are laid out in a
+        # way of its own
+        return None
+    return FeedForward(
+        name, readers[0], {owner: count // width for owner, count in outputs.items()}, width, kept
+    )
 
 
 def _outputs(layer: Any) -> int:
@@ -140,19 +186,25 @@ def _outputs(layer: Any) -> int:
 
 
 def _left_whole(model: Any, narrowed: Sequence[str]) -> list[str]:
-    """Return the blocks that would stay as wide as they are, by what stands in for their feed-forward (experts) where that shows."""
+    """Return the blocks that would stay as wide as they are, by what stands in for their
+    feed-forward (experts) where that shows.
+    """
     prefix, blocks = blocks_of(model)
     found = []
     for at, block in enumerate(blocks):
         own = f"{prefix}.{at}."
         if not any(f"{name}.".startswith(own) for name in narrowed):
-            experts = [name for name, _ in block.named_modules() if name.endswith(("experts", "expert"))]
+            experts = [
+                name for name, _ in block.named_modules() if name.endswith(("experts", "expert"))
+            ]
             found.append(own + experts[0] if experts else own.removesuffix("."))
     return found
 
 
 def norms_of(model: Any, part: FeedForward) -> "Tensor":
-    """Return each channel's product of norms, (F,): of what writes it, |gate_i| |up_i|, and of what reads it, |down_i|."""
+    """Return each channel's product of norms, (F,): of what writes it, |gate_i| |up_i|, and of what
+    reads it, |down_i|.
+    """
     found = []
     for owner, parts in part.writers.items():
         layer = model.get_submodule(owner)
@@ -164,8 +216,12 @@ def norms_of(model: Any, part: FeedForward) -> "Tensor":
     return product
 
 
-def keep_channels(model: Any, state: "dict[str, Tensor]", part: FeedForward, channels: "Tensor") -> int:
-    """Cut a feed-forward's matrices and biases in a state down to these channels; return how many weights went."""
+def keep_channels(
+    model: Any, state: "dict[str, Tensor]", part: FeedForward, channels: "Tensor"
+) -> int:
+    """Cut a feed-forward's matrices and biases in a state down to these channels; return how many
+    weights went.
+    """
     import torch
 
     gone = 0
@@ -181,26 +237,36 @@ def keep_channels(model: Any, state: "dict[str, Tensor]", part: FeedForward, cha
         take(f"{owner}.weight", outputs_axis(model.get_submodule(owner)) or 0, rows)
         if f"{owner}.bias" in state:
             take(f"{owner}.bias", 0, rows)
-    take(f"{part.reader}.weight", 1 - (outputs_axis(model.get_submodule(part.reader)) or 0), channels)
+    take(
+        f"{part.reader}.weight", 1 - (outputs_axis(model.get_submodule(part.reader)) or 0), channels
+    )
     return gone
 
 
 def narrowed(model: Any, share: float, *, cut: str) -> Any:
-    """Return a model that keeps a share of every feed-forward's channels: those with the largest product of norms."""
+    """Return a model that keeps a share of every feed-forward's channels: those with the largest
+    product of norms.
+    """
     from transformers import AutoModelForCausalLM
 
     config = narrower_config(model, lambda width: max(1, int(width * share + 0.5)), cut=cut)
     if share == 1:
         return model
     parts = feed_forwards(model, config, cut=cut)
-    kept = {part.name: norms_of(model, part).topk(part.kept).indices.sort().values for part in parts}
+    kept = {
+        part.name: norms_of(model, part).topk(part.kept).indices.sort().values for part in parts
+    }
     state = dict(model.state_dict())
     for part in parts:
         keep_channels(model, state, part, kept[part.name])
     small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     small.load_state_dict(state)
     small = small.to(next(model.parameters()).device).eval()
-    refuse_unlike(small, masked_steps(model, {part.reader: mask_of(part.width, kept[part.name]) for part in parts}), cut=cut)
+    refuse_unlike(
+        small,
+        masked_steps(model, {part.reader: mask_of(part.width, kept[part.name]) for part in parts}),
+        cut=cut,
+    )
     return small
 
 
@@ -220,12 +286,15 @@ def masked_steps(model: Any, masks: "Mapping[str, Tensor]") -> Steps:
 
 
 def refuse_unlike(small: Any, base: Steps, *, cut: str) -> None:
-    """Raise `CellFailed` where a narrowed model is not the whole one with its dropped channels masked."""
+    """Raise `CellFailed` where a narrowed model is not the whole one with its dropped channels
+    masked.
+    """
     every = range(len(blocks_of(small)[1]))
     dtype = str(next(small.parameters()).dtype).removeprefix("torch.")
     told = difference(steps_of(small, probe_of(small), every), base, every, dtype=dtype)
     if told:
         raise CellFailed(
-            f"{cut}: the narrowed {type(small).__name__} is not that model with the dropped channels masked ({told}): its blocks mix their "
+            f"{cut}: the narrowed {type(small).__name__} is not that model with the dropped "
+            f"channels masked ({told}): its blocks mix their "
             f"channels in a way that is not known here; use {instead(cut)}"
         )

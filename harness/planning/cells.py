@@ -27,17 +27,31 @@ class PlannedModel(BaseModel):
     def of(cls, checkpoint: Checkpoint) -> "PlannedModel":
         """Take a checkpoint's identity."""
         return cls(
-            path=checkpoint.path.resolve(), name=checkpoint.name, digest=checkpoint.digest, bytes_on_disk=checkpoint.bytes_on_disk,
+            path=checkpoint.path.resolve(),
+            name=checkpoint.name,
+            digest=checkpoint.digest,
+            bytes_on_disk=checkpoint.bytes_on_disk,
             note=checkpoint.note,
-        )  # fmt: skip
+        )
 
     def checkpoint(self) -> Checkpoint:
         """Return the checkpoint again."""
-        return Checkpoint(path=self.path, name=self.name, digest=self.digest, bytes_on_disk=self.bytes_on_disk, note=self.note)
+        return Checkpoint(
+            path=self.path,
+            name=self.name,
+            digest=self.digest,
+            bytes_on_disk=self.bytes_on_disk,
+            note=self.note,
+        )
 
     def reference(self) -> ModelReference:
         """Return which model it is, without where it lies."""
-        return ModelReference(name=self.name, digest=self.digest, weight_bytes=self.bytes_on_disk or None, note=self.note)
+        return ModelReference(
+            name=self.name,
+            digest=self.digest,
+            weight_bytes=self.bytes_on_disk or None,
+            note=self.note,
+        )
 
 
 class PlannedStage(BaseModel):
@@ -69,13 +83,16 @@ class PlannedCell(BaseModel):
     controls: tuple[str, ...]
     handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool
-    simulated: bool = False  # floats that stand for packed weights: scored, neither weighed nor timed
+    # floats that stand for packed weights: scored, neither weighed nor timed
+    simulated: bool = False
     seed: int | None
     teacher: int = 0  # which teacher a row of TEACHER scores
 
     @property
     def is_teacher(self) -> bool:
-        """Tell whether this is the first teacher's own row: the one that every other row is compared with."""
+        """Tell whether this is the first teacher's own row: the one that every other row is
+        compared with.
+        """
         return self.method == TEACHER and self.teacher == 0
 
 
@@ -91,7 +108,8 @@ class Plan:
     grid: str
     cells: tuple[PlannedCell, ...]
     threads: int = 1  # of each cell
-    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of each key, by name: why something is made anew
+    # of each key, by name: why something is made anew
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
 
     def conditions_of(self, cell: PlannedCell) -> Conditions:

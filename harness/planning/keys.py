@@ -1,6 +1,8 @@
-"""Keys of students and cells, by content: everything that can change a number, each part under its name. No torch.
+"""Keys of students and cells, by content: everything that can change a number, each part under its
+name. No torch.
 
-A key is a digest of its parts. They are kept beside what was made, so that a later run can say which of them is another one.
+A key is a digest of its parts. They are kept beside what was made, so that a later run can say
+which of them is another one.
 """
 
 from collections.abc import Mapping
@@ -20,7 +22,12 @@ OPENS = (
     "harness.data.examples",
     "harness.models.rendering",
 )  # opens, cuts and saves models; finds training rows and shows them
-SCORES = ("harness.scoring.score", "harness.scoring.lm_eval_model", "harness.scoring.fidelity", "harness.models.rendering")
+SCORES = (
+    "harness.scoring.score",
+    "harness.scoring.lm_eval_model",
+    "harness.scoring.fidelity",
+    "harness.models.rendering",
+)
 MEASURES = ("harness.measuring.measure", "harness.measuring.worker")
 CELL = tuple(
     f"harness.running.{name}" for name in ("cell", "job", "loaded", "student", "evaluation")
@@ -37,20 +44,30 @@ class Code:
 
     def of_scores(self, *, backend: str, measured: bool) -> dict[str, str]:
         """Return what asks a model, grades, compares with the teacher and, where it is, times."""
-        modules = [*SCORES, *(MEASURES if measured else ()), *(("harness.scoring.vllm_backend",) if backend == "vllm" else ())]
+        modules = [
+            *SCORES,
+            *(MEASURES if measured else ()),
+            *(("harness.scoring.vllm_backend",) if backend == "vllm" else ()),
+        ]
         own = {name: digest for module in CELL for name, digest in own_code_of(module).items()}
         return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
 
     def of_student(self, method: Any) -> dict[str, str]:
-        """Return what makes a student: its method, what opens and saves models and, where it reads items, the tasks'.
+        """Return what makes a student: its method, what opens and saves models and, where it reads
+        items, the tasks'.
 
-        A grader counts only for methods that it chooses training text for, or of which nothing is known.
+        A grader counts only for methods that it chooses training text for, or of which nothing is
+        known.
         """
         kind, grades = type(method), method.writes_traces or not _is_ours(method)
         if (kind, grades) not in self._students:
             files = code_of(kind, *OPENS, memo=self._memo)
             if reads_items(method):
-                files |= code_of(*map(type, self.tasks.values()), without=() if grades else ("grade",), memo=self._memo)
+                files |= code_of(
+                    *map(type, self.tasks.values()),
+                    without=() if grades else ("grade",),
+                    memo=self._memo,
+                )
             self._students[kind, grades] = files
         return self._students[kind, grades]
 
@@ -60,13 +77,21 @@ def _is_ours(method: Any) -> bool:
 
 
 def reads_items(method: Any) -> bool:
-    """Tell whether a method's student may depend on the tasks' items: it trains, calibrates, or comes from elsewhere."""
+    """Tell whether a method's student may depend on the tasks' items: it trains, calibrates, or
+    comes from elsewhere.
+    """
     return bool(method.trains or method.calibrates or not _is_ours(method))
 
 
 def of_items(tasks: Mapping[str, Task]) -> dict[str, object]:
-    """Return what makes the items of lm-eval's own tasks: its version, and the files that define them with the number of shots."""
-    definitions = {name: digest for name, task in tasks.items() if (digest := str(getattr(task, "definition", "")))}
+    """Return what makes the items of lm-eval's own tasks: its version, and the files that define
+    them with the number of shots.
+    """
+    definitions = {
+        name: digest
+        for name, task in tasks.items()
+        if (digest := str(getattr(task, "definition", "")))
+    }
     return {"lm-eval": lm_eval_version(), "definitions": definitions} if definitions else {}
 
 
@@ -82,12 +107,30 @@ def lm_eval_version() -> str:
 class KeyBook:
     """Makes keys, and keeps what each was made of."""
 
-    asked: Mapping[str, object]  # what the user asked for, by name: cells that differ in it are other cells, not old ones
+    # what the user asked for, by name: cells that differ in it are other cells, not old ones
+    asked: Mapping[str, object]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def key(self, kind: str, label: str, seed: int | None, held: Mapping[str, object], *, students: tuple[str, ...] = ()) -> str:
-        """Return the key of everything in `held`; `students` are those that a cell scores, stage by stage."""
+    def key(
+        self,
+        kind: str,
+        label: str,
+        seed: int | None,
+        held: Mapping[str, object],
+        *,
+        students: tuple[str, ...] = (),
+    ) -> str:
+        """Return the key of everything in `held`; `students` are those that a cell scores, stage by
+        stage.
+        """
         key = digest_of(kind, *students[-1:], held)
         identity = digest_of(kind, label, seed, self.asked)[:24]
-        self.parts[key] = {"identity": identity, "kind": kind, "label": label, "seed": seed, "students": list(students), "held": dict(held)}
+        self.parts[key] = {
+            "identity": identity,
+            "kind": kind,
+            "label": label,
+            "seed": seed,
+            "students": list(students),
+            "held": dict(held),
+        }
         return key

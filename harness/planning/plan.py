@@ -1,6 +1,8 @@
-"""From a configuration to cells: which rows, at which seeds, and a key for each by content. No torch.
+"""From a configuration to cells: which rows, at which seeds, and a key for each by content. No
+torch.
 
-A key holds everything that can change what it stands for, and nothing else: each part is put together here, under its name.
+A key holds everything that can change what it stands for, and nothing else: each part is put
+together here, under its name.
 """
 
 import os
@@ -15,15 +17,27 @@ from harness.planning.cells import Plan, PlannedCell, PlannedStage
 from harness.planning.config import RunConfig
 from harness.planning.keys import Code, KeyBook, lm_eval_version, of_items, reads_items
 from harness.planning.rows import Row, label_of, rows_of
-from harness.planning.setup import Models, Resolved, Setup, check_start, check_teachers, check_vocabularies
+from harness.planning.setup import (
+    Models,
+    Resolved,
+    Setup,
+    check_start,
+    check_teachers,
+    check_vocabularies,
+)
 from harness.records.record import TEACHER
 from harness.registry import expanded
 
 
 def make_plan(config: RunConfig, resolved: Resolved) -> Plan:
-    """Plan models, rows, controls and seeds; refuse here what cannot work, before anything is computed."""
+    """Plan models, rows, controls and seeds; refuse here what cannot work, before anything is
+    computed.
+    """
     if not config.methods:
-        raise HarnessError("no method is asked for; write for example --methods cot,response (harness list methods shows them)")
+        raise HarnessError(
+            "no method is asked for; write for example --methods cot,response (harness list "
+            "methods shows them)"
+        )
     rows = rows_of(config, resolved.methods)
     check_teachers(rows, resolved.teachers)
     models = Models.of(config, resolved.teachers)
@@ -46,7 +60,9 @@ def make_plan(config: RunConfig, resolved: Resolved) -> Plan:
 
 
 def _asked(setup: Setup) -> dict[str, object]:
-    """Return what the user asked for, by name: a cell that differs in it is another cell, not an old one."""
+    """Return what the user asked for, by name: a cell that differs in it is another cell, not an
+    old one.
+    """
     config = setup.config
     return {
         "tasks": tuple(setup.versions),
@@ -71,7 +87,9 @@ def _prompts(setup: Setup) -> list[bool | str | None]:
 
 
 def _shared_by_students(setup: Setup) -> dict[str, object]:
-    """Return what the keys of all students hold; what is at its default is left out, so that older keys stand."""
+    """Return what the keys of all students hold; what is at its default is left out, so that older
+    keys stand.
+    """
     config, resolved, models = setup.config, setup.resolved, setup.models
     held: dict[str, object] = {
         "teachers": [teacher.digest for teacher in models.teachers],
@@ -100,11 +118,15 @@ def _shared_by_scores(setup: Setup, code: Code) -> dict[str, object]:
     config = setup.config
     held: dict[str, object] = {
         "tasks": setup.versions,
-        "code": code.of_scores(backend=config.backend, measured=bool(setup.grid) and setup.measures),
+        "code": code.of_scores(
+            backend=config.backend, measured=bool(setup.grid) and setup.measures
+        ),
         "lm-eval": lm_eval_version(),
         **of_items(setup.resolved.tasks),
         "measure": setup.measures,
-        "grid": [[str(scenario) for scenario in parse_grid(setup.grid)], config.rounds] if setup.grid else "none",
+        "grid": [[str(scenario) for scenario in parse_grid(setup.grid)], config.rounds]
+        if setup.grid
+        else "none",
         "machine": _machine(setup),
     }
     if config.limit:  # none, or of no task: everything is scored
@@ -116,7 +138,9 @@ def _shared_by_scores(setup: Setup, code: Code) -> dict[str, object]:
 
 
 def _machine(setup: Setup) -> list[str | int | None]:
-    """Return what of this machine a cell's key holds, for its speeds: the processor; on a GPU also card, driver and CUDA."""
+    """Return what of this machine a cell's key holds, for its speeds: the processor; on a GPU also
+    card, driver and CUDA.
+    """
     gpu = gpu_of(setup.resolved.device)
     return [processor(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
 
@@ -136,7 +160,9 @@ class _Planner:
         for index, teacher in enumerate(self.setup.models.teachers):
             label = TEACHER if index == 0 else f"{TEACHER} {teacher.name}"
             yield PlannedCell(
-                key=self.book.key("cell", label, None, {**models, **self.of_scores, **given, "teacher": index}),
+                key=self.book.key(
+                    "cell", label, None, {**models, **self.of_scores, **given, "teacher": index}
+                ),
                 student_key="",
                 label=label,
                 method=TEACHER,
@@ -151,7 +177,9 @@ class _Planner:
 
     def cells_of(self, row: Row) -> Iterator[PlannedCell]:
         """Yield a row's cells: one for each seed where a stage draws, else one."""
-        for seed in range(1, self.setup.config.seeds + 1) if any(map(self._draws, row.methods)) else (None,):
+        for seed in (
+            range(1, self.setup.config.seeds + 1) if any(map(self._draws, row.methods)) else (None,)
+        ):
             stages = self._stages(row, seed)
             students = tuple(stage.key for stage in stages)
             yield PlannedCell(
@@ -171,22 +199,34 @@ class _Planner:
             )
 
     def _draws(self, method: Method, at: int = 0) -> bool:
-        """Tell whether the student that a method makes as a chain's stage of this number depends on the seed."""
-        from_nothing = at == 0 and self.setup.models.draws_weights and method.starts_from == "student"
+        """Tell whether the student that a method makes as a chain's stage of this number depends on
+        the seed.
+        """
+        from_nothing = (
+            at == 0 and self.setup.models.draws_weights and method.starts_from == "student"
+        )
         return method.trains or method.draws_random_numbers or from_nothing
 
     def _stages(self, row: Row, seed: int | None) -> tuple[PlannedStage, ...]:
-        """Plan a row's stages. A stage's key holds its parent's: chains that begin alike share what they begin with."""
+        """Plan a row's stages. A stage's key holds its parent's: chains that begin alike share what
+        they begin with.
+        """
         planned: list[PlannedStage] = []
         for at, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
             drawn = seed if self._draws(method, at) else None
             label = "+".join(map(label_of, row.names[: at + 1], row.methods[: at + 1]))
             held = self._held(name, method, seed=drawn, parent=planned[-1].key if at else "")
-            planned.append(_stage(self.book.key("student", label, drawn, held), label, name, method))
+            planned.append(
+                _stage(self.book.key("student", label, drawn, held), label, name, method)
+            )
         return tuple(planned)
 
-    def _held(self, name: str, method: Method, *, seed: int | None, parent: str) -> dict[str, object]:
-        """Return what the key of a student holds: `seed` is None where nothing is drawn, `parent` "" in a chain's first stage."""
+    def _held(
+        self, name: str, method: Method, *, seed: int | None, parent: str
+    ) -> dict[str, object]:
+        """Return what the key of a student holds: `seed` is None where nothing is drawn, `parent`
+        "" in a chain's first stage.
+        """
         return {
             **self.of_students,
             "method": name,

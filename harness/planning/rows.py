@@ -1,6 +1,8 @@
-"""The rows of a run: every chain that is asked for, and beside it the controls that it needs, each row once. No torch.
+"""The rows of a run: every chain that is asked for, and beside it the controls that it needs, each
+row once. No torch.
 
-A row's label says what it is: its methods, with the settings that differ from their defaults in brackets.
+A row's label says what it is: its methods, with the settings that differ from their defaults in
+brackets.
 """
 
 import dataclasses
@@ -49,14 +51,21 @@ class Row:
         """Settings with defaults expanded; a chain's by method."""
         if len(self.methods) == 1:
             return expanded(self.last)
-        return {name: expanded(method) for name, method in zip(self.names, self.methods, strict=True)}
+        return {
+            name: expanded(method) for name, method in zip(self.names, self.methods, strict=True)
+        }
 
     @property
     def inherited_by_controls(self) -> dict[str, JsonValue]:
         """The settings that the row's controls take over."""
         method = type(self.last)
-        inherited = current_settings(method.__name__, self.last.control_settings(), settings_of_class(method))
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in inherited.items()}
+        inherited = current_settings(
+            method.__name__, self.last.control_settings(), settings_of_class(method)
+        )
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in inherited.items()
+        }
 
     @property
     def trains(self) -> bool:
@@ -75,7 +84,8 @@ def rows_of(config: RowSettings, methods: Registry) -> list[Row]:
     if config.controls:
         book.add_controls()
     _refuse_unused_settings(config, book.rows.values())
-    return sorted(book.rows.values(), key=lambda row: len(row.methods))  # what a chain begins with is scored before the chain
+    # what a chain begins with is scored before the chain
+    return sorted(book.rows.values(), key=lambda row: len(row.methods))
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,11 @@ class _RowBook:
         """Build a method; settings that stand in the row's name win over those of `--set`."""
         name = self.methods.canonical(name)
         return name, self.methods.build(
-            name, {**self.methods.current(name, self.config.set.get(name, {})), **self.methods.current(name, settings)}
+            name,
+            {
+                **self.methods.current(name, self.config.set.get(name, {})),
+                **self.methods.current(name, settings),
+            },
         )
 
     def add(self, stages: Sequence[Stage]) -> Row | None:
@@ -99,8 +113,12 @@ class _RowBook:
         parts = tuple(map(label_of, names, methods))
         if len(parts) > 1:
             check(names, methods)
-        chains = tuple("+".join(map(bare, chain)) for chain in related(parts, methods, self.methods.load))
-        row = Row("+".join(parts), names, methods, chains if len(parts) > 1 else methods[-1].controls)
+        chains = tuple(
+            "+".join(map(bare, chain)) for chain in related(parts, methods, self.methods.load)
+        )
+        row = Row(
+            "+".join(parts), names, methods, chains if len(parts) > 1 else methods[-1].controls
+        )
         return None if self.rows.setdefault(row.label, row) is not row else row
 
     def add_controls(self) -> None:
@@ -108,12 +126,18 @@ class _RowBook:
         pending = list(self.rows.values())
         while pending:
             for stages in self._controls_of(pending.pop(0)):
-                added = self.add(stages)  # its own form: a variant that was asked for beside it is another row
+                # its own form: a variant that was asked for beside it is another row
+                added = self.add(stages)
                 pending += [added] if added else []
 
     def _controls_of(self, row: Row) -> Iterator[list[Stage]]:
-        """Yield the controls of a row, as stages that are built: settings that the row hands on are theirs too."""
-        own = {label_of(name, method): (name, method) for name, method in zip(row.names, row.methods, strict=True)}
+        """Yield the controls of a row, as stages that are built: settings that the row hands on are
+        theirs too.
+        """
+        own = {
+            label_of(name, method): (name, method)
+            for name, method in zip(row.names, row.methods, strict=True)
+        }
         if len(row.methods) == 1:
             yield from ([self._control(name, row)] for name in row.controls)
         for parts in related(tuple(own), row.methods, self.methods.load):
@@ -122,23 +146,41 @@ class _RowBook:
     def _control(self, name: str, row: Row) -> Stage:
         known = {setting.name for setting in dataclasses.fields(self.methods.load(name))}
         return self.stage(
-            name, {key: value for key, value in self.methods.current(name, row.inherited_by_controls).items() if key in known}
+            name,
+            {
+                key: value
+                for key, value in self.methods.current(name, row.inherited_by_controls).items()
+                if key in known
+            },
         )
 
 
 def _refuse_unused_settings(config: RowSettings, rows: Iterable[Row]) -> None:
     unused = sorted(set(config.set) - {name for row in rows for name in row.names})
     if unused:
-        raise HarnessError(f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or drop the setting")
+        raise HarnessError(
+            f"--set names {unused[0]!r}, which no row of this run uses; add it to --methods or "
+            "drop the setting"
+        )
 
 
 def label_of(name: str, method: Any) -> str:
     """Return the label of one method: settings that differ from the defaults stand in brackets."""
     defaults = expanded(type(method)())
-    differing = [f"{key}={_as_text(value)}" for key, value in expanded(method).items() if value != defaults[key]]
+    differing = [
+        f"{key}={_as_text(value)}"
+        for key, value in expanded(method).items()
+        if value != defaults[key]
+    ]
     return f"{name}[{','.join(differing)}]" if differing else name
 
 
 def _as_text(value: object) -> str:
-    """Return a setting's value as it stands in a label: a list's items joined by +, and no comma, which ends a row."""
-    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).replace(",", "+")
+    """Return a setting's value as it stands in a label: a list's items joined by +, and no comma,
+    which ends a row.
+    """
+    return (
+        "+".join(map(str, value))
+        if isinstance(value, (list, tuple))
+        else str(value).replace(",", "+")
+    )

@@ -1,4 +1,6 @@
-"""What all rows of a plan have in common: models, tasks, prompts, budget, threads; what cannot work with them is refused here. No torch."""
+"""What all rows of a plan have in common: models, tasks, prompts, budget, threads; what cannot work
+with them is refused here. No torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,34 +44,54 @@ class Models:
     teachers: tuple[PlannedModel, ...]
     base: PlannedModel
     recipe: Recipe | None  # how students are cut from the base; None: they start from it whole
-    student: str  # the recipe as it was typed, or the base's name; never a path: it stands in records and tables
+    # the recipe as it was typed, or the base's name; never a path: it stands in records and tables
+    student: str
 
     @classmethod
     def of(cls, config: RunConfig, teachers: Sequence[Checkpoint]) -> "Models":
-        """Resolve the model that students start from: the first teacher where `--student` is a recipe."""
+        """Resolve the model that students start from: the first teacher where `--student` is a
+        recipe.
+        """
         planned = tuple(map(PlannedModel.of, teachers))
         recipe = parse_recipe(config.student)
-        base = planned[0] if recipe else PlannedModel.of(resolve(config.student, cache=config.cache_folder))
+        base = (
+            planned[0]
+            if recipe
+            else PlannedModel.of(resolve(config.student, cache=config.cache_folder))
+        )
         return cls(planned, base, recipe, config.student if recipe else base.name)
 
     @property
     def draws_weights(self) -> bool:
-        """Tell whether a student starts from weights that are drawn, in a shape cut from the base's."""
+        """Tell whether a student starts from weights that are drawn, in a shape cut from the
+        base's.
+        """
         return self.recipe is not None and self.recipe.draws_weights
 
 
 def check_teachers(rows: Sequence[Row], teachers: Sequence[Checkpoint]) -> None:
     """Refuse two teachers that are one, and one teacher where a method needs several."""
     names = [teacher.name for teacher in teachers]
-    if len(set(names)) < len(names) or len({teacher.digest for teacher in teachers}) < len(teachers):
-        raise HarnessError(f"--teacher: {', '.join(names)}: two teachers have one name or the same weights; rename a folder, or drop one")
-    several = [row.name for row in rows if any(method.needs_several_teachers for method in row.methods)]
+    if len(set(names)) < len(names) or len({teacher.digest for teacher in teachers}) < len(
+        teachers
+    ):
+        raise HarnessError(
+            f"--teacher: {', '.join(names)}: two teachers have one name or the same weights; "
+            "rename a folder, or drop one"
+        )
+    several = [
+        row.name for row in rows if any(method.needs_several_teachers for method in row.methods)
+    ]
     if several and len(teachers) < 2:
-        raise HarnessError(f"{several[0]} needs two teachers or more; type for example --teacher tiny,tiny-math")
+        raise HarnessError(
+            f"{several[0]} needs two teachers or more; type for example --teacher tiny,tiny-math"
+        )
 
 
 def check_vocabularies(rows: Sequence[Row], models: Models) -> None:
-    """Refuse teachers whose tokens are not the student's, where a method compares their distributions."""
+    """Refuse teachers whose tokens are not the student's, where a method compares their
+    distributions.
+    """
     if not any(method.needs_same_vocabulary for row in rows for method in row.methods):
         return
     base = models.base
@@ -78,16 +100,26 @@ def check_vocabularies(rows: Sequence[Row], models: Models) -> None:
             continue
         ours, theirs = token_map(base.path), token_map(teacher.path)
         if ours is not None and theirs is not None:
-            common_vocabulary(ours, theirs, names=(f"student {base.name}", f"teacher {teacher.name}"))
+            common_vocabulary(
+                ours, theirs, names=(f"student {base.name}", f"teacher {teacher.name}")
+            )
 
 
 def check_start(rows: Sequence[Row], models: Models) -> None:
     """Refuse a base in packed weights, where a row cuts or trains it."""
     cuts = models.recipe is not None
-    starting = next((row.label for row in rows if row.methods[0].trains or (cuts and row.methods[0].starts_from == "student")), "")
+    starting = next(
+        (
+            row.label
+            for row in rows
+            if row.methods[0].trains or (cuts and row.methods[0].starts_from == "student")
+        ),
+        "",
+    )
     if starting and (packed := quantized_by(models.base.path)) not in ("", "float"):
         raise HarnessError(
-            f"{starting} starts from {models.base.name}, which is quantized ({packed}) and can be neither cut nor trained; "
+            f"{starting} starts from {models.base.name}, which is quantized ({packed}) and can be "
+            "neither cut nor trained; "
             "type --student with a model in floats"
         )
 
@@ -106,16 +138,21 @@ class Setup:
 
     @classmethod
     def of(cls, config: RunConfig, resolved: Resolved, models: Models) -> "Setup":
-        """Decide what the configuration leaves open. Raises `HarnessError` for a template or a limit of what is not there."""
+        """Decide what the configuration leaves open. Raises `HarnessError` for a template or a
+        limit of what is not there.
+        """
         prompting = Prompting(chat=_chat(config, models), system=config.system)
         setup = cls(
             config=config,
             resolved=resolved,
             models=models,
-            budget=config.budget or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET),
+            budget=config.budget
+            or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET),
             prompting=prompting,
             threads=_threads(models, resolved.device),
-            grid="" if config.grid == "none" else config.grid or GRIDS[resolved.device.partition(":")[0]],
+            grid=""
+            if config.grid == "none"
+            else config.grid or GRIDS[resolved.device.partition(":")[0]],
         )
         for name in config.limit if isinstance(config.limit, dict) else ():
             if name not in setup.versions:
@@ -125,7 +162,9 @@ class Setup:
     @property
     def versions(self) -> dict[str, str]:
         """The versions of all tasks by name, in the order of the suites."""
-        names = dict.fromkeys(task for suite in self.resolved.suites.values() for task in suite.tasks)
+        names = dict.fromkeys(
+            task for suite in self.resolved.suites.values() for task in suite.tasks
+        )
         return {name: self.resolved.tasks[name].version for name in names}
 
     @property
@@ -155,20 +194,36 @@ class Setup:
 
 
 def _threads(models: Models, device: str) -> int:
-    """Return the threads of a run's cells, one number for all rows of a table: by its largest model; on a GPU as they were."""
+    """Return the threads of a run's cells, one number for all rows of a table: by its largest
+    model; on a GPU as they were.
+    """
     if device != "cpu":
         return threads_asked()
-    return threads_for(max(parameters_on_disk(model.path) for model in (*models.teachers, models.base)))
+    return threads_for(
+        max(parameters_on_disk(model.path) for model in (*models.teachers, models.base))
+    )
 
 
 def _chat(config: RunConfig, models: Models) -> bool:
     """Decide once for all rows whether prompts are shown in the chat template."""
-    without = [model.name for model in (models.teachers[0], models.base) if not has_chat_template(model.path)]
+    without = [
+        model.name
+        for model in (models.teachers[0], models.base)
+        if not has_chat_template(model.path)
+    ]
     if config.chat_template == "on" and without:
-        raise HarnessError(f"--chat-template on: the tokenizer of {without[0]} has no chat template; type --chat-template off")
-    chat = config.chat_template == "on" or (config.chat_template == "auto" and not without and not is_embedded(config.teacher_names[0]))
+        raise HarnessError(
+            f"--chat-template on: the tokenizer of {without[0]} has no chat template; type "
+            "--chat-template off"
+        )
+    chat = config.chat_template == "on" or (
+        config.chat_template == "auto" and not without and not is_embedded(config.teacher_names[0])
+    )
     if config.system is not None and not chat:
-        raise HarnessError("--system needs a chat template, and none is used here; drop it, or type --chat-template on")
+        raise HarnessError(
+            "--system needs a chat template, and none is used here; drop it, or type "
+            "--chat-template on"
+        )
     return chat
 
 

@@ -11,10 +11,13 @@ from harness.files.untrusted import typed
 
 
 def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Read `tiny=0.7,tiny-math=0.3` into names and weights (none where none is given); weights sum to 1 afterwards."""
+    """Read `tiny=0.7,tiny-math=0.3` into names and weights (none where none is given); weights sum
+    to 1 afterwards.
+    """
     names, weights = [], []
     for spec in specs:
-        weighted = re.search(r"=[\d.]+$", spec) and not Path(spec).exists()  # a path that is there wins
+        # a path that is there wins
+        weighted = re.search(r"=[\d.]+$", spec) and not Path(spec).exists()
         name, equals, weight = spec.rpartition("=") if weighted else (spec, "", "")
         names.append(name)
         if equals:
@@ -22,19 +25,28 @@ def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, 
     if len(set(names)) < len(names):
         raise HarnessError(f"--teacher {','.join(specs)}: a teacher is named twice")
     if weights and (len(weights) < len(names) or min(weights) <= 0):
-        raise HarnessError(f"--teacher {','.join(specs)}: give every teacher a weight above 0, or none; for example tiny=0.7,tiny-math=0.3")
+        raise HarnessError(
+            f"--teacher {','.join(specs)}: give every teacher a weight above 0, or none; for "
+            "example tiny=0.7,tiny-math=0.3"
+        )
     return tuple(names), tuple(weight / sum(weights) for weight in weights)
 
 
 def split_teachers(text: str) -> list[str]:
-    """Split `a=0.7,b=0.3` at the commas; the longest part that is a path that is here, weighted or not, stays whole."""
+    """Split `a=0.7,b=0.3` at the commas; the longest part that is a path that is here, weighted or
+    not, stays whole.
+    """
     found: list[str] = []
     rest = text.split(",")
     while rest:
         counts = range(len(rest), 0, -1)
         joined = next((count for count in counts if _is_here(",".join(rest[:count]))), 0)
         if not joined:  # no path: at the next comma outside brackets
-            joined = split_list(",".join(rest))[0].count(",") + 1 if ",".join(rest).strip(", ") else len(rest)
+            joined = (
+                split_list(",".join(rest))[0].count(",") + 1
+                if ",".join(rest).strip(", ")
+                else len(rest)
+            )
         found.append(",".join(rest[:joined]).strip())
         rest = rest[joined:]
     return [one for one in found if one]
@@ -51,7 +63,9 @@ def split_list(text: str) -> list[str]:
 
 
 def listed(given: Sequence[str] | None) -> list[str] | None:
-    """Join an option's lists, typed once or several times: what was typed adds up. None where it was not typed."""
+    """Join an option's lists, typed once or several times: what was typed adds up. None where it
+    was not typed.
+    """
     return None if not given else [one for text in given for one in split_list(text)]
 
 
@@ -84,8 +98,15 @@ def parse_limit(text: str) -> int | dict[str, int]:
     parts = [part.rpartition("=") for part in split_list(text)]
     named = {name.strip(): count.strip() for name, _, count in parts}
     plain = len(parts) == 1 and "=" not in text
-    if not all(re.fullmatch(r"[1-9]\d*", count) for count in named.values()) or len(named) < max(1, len(parts)) or ("" in named) != plain:
-        raise HarnessError(f"--limit {text!r} is neither a number of items nor TASK=NUMBER,...; type for example --limit gsm8k=20,mmlu=100")
+    if (
+        not all(re.fullmatch(r"[1-9]\d*", count) for count in named.values())
+        or len(named) < max(1, len(parts))
+        or ("" in named) != plain
+    ):
+        raise HarnessError(
+            f"--limit {text!r} is neither a number of items nor TASK=NUMBER,...; type for example "
+            "--limit gsm8k=20,mmlu=100"
+        )
     counts = {name: int(count) for name, count in named.items()}
     return counts.get("", counts)
 
@@ -101,7 +122,10 @@ def parse_set(pairs: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
     for pair in pairs:
         match = re.fullmatch(r"([\w-]+)\.(\w+)=(.*)", pair)
         if not match:
-            raise HarnessError(f"--set {pair!r} is not METHOD.SETTING=VALUE; write for example --set response.temperature=4")
+            raise HarnessError(
+                f"--set {pair!r} is not METHOD.SETTING=VALUE; write for example --set "
+                "response.temperature=4"
+            )
         found.setdefault(match[1], {})[match[2]] = value_of(match[3])
     return found
 
@@ -110,9 +134,14 @@ def parse_method(spec: str) -> tuple[str, dict[str, JsonValue]]:
     """Read `response[temperature=4]` into a name and its settings."""
     match = re.fullmatch(r"([\w.-]+)(?:\[(.*)\])?", spec)
     if not match:
-        raise HarnessError(f"method {spec!r} is not NAME or NAME[SETTING=VALUE,...]; write for example response[temperature=4]")
+        raise HarnessError(
+            f"method {spec!r} is not NAME or NAME[SETTING=VALUE,...]; write for example "
+            "response[temperature=4]"
+        )
     settings: dict[str, JsonValue] = {}
-    for part in filter(None, _parts(match[2] or "", lambda rest: re.match(r"\s*\w+=", rest) is not None)):
+    for part in filter(
+        None, _parts(match[2] or "", lambda rest: re.match(r"\s*\w+=", rest) is not None)
+    ):
         key, equals, value = part.partition("=")
         if not equals:
             raise HarnessError(f"method {spec!r}: {part!r} is not SETTING=VALUE")

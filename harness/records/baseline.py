@@ -1,7 +1,9 @@
-"""Frozen records: per-item outcomes, bytes and conditions of rows that were accepted, in one file small enough for git. No torch.
+"""Frozen records: per-item outcomes, bytes and conditions of rows that were accepted, in one file
+small enough for git. No torch.
 
-A file holds the digest of everything else in it, so that an edit by hand is found, and the first accepted value of every score, so
-that many small steps down are seen as the fall that they are. 1,000 outcomes are 125 bytes before compression.
+A file holds the digest of everything else in it, so that an edit by hand is found, and the first
+accepted value of every score, so that many small steps down are seen as the fall that they are.
+1,000 outcomes are 125 bytes before compression.
 """
 
 import base64
@@ -28,14 +30,19 @@ SCHEMA = 3
 
 
 class _Frozen(Consistent, BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants"
+    )
 
 
-ITEMS = ("packed", "totals", "values", "statistics")  # where the items of a frozen score stand, one of them a kind of figure
+# where the items of a frozen score stand, one of them a kind of figure
+ITEMS = ("packed", "totals", "values", "statistics")
 
 
 class Origin(_Frozen):
-    """The first accepted value of a score, which every later one is held to; its items stand here once they differ from the frozen ones."""
+    """The first accepted value of a score, which every later one is held to; its items stand here
+    once they differ from the frozen ones.
+    """
 
     value: float
     date: str
@@ -89,7 +96,8 @@ class FrozenScore(_Frozen):
     value: float
     items_digest: str
     answers_digest: str
-    likelihoods_digest: str = ""  # of log-probabilities and positions, to the last bit; "" where not known
+    # of log-probabilities and positions, to the last bit; "" where not known
+    likelihoods_digest: str = ""
     packed: str = ""  # outcomes of the primary extractor: bits, deflated, base64
     totals: tuple[tuple[float, float], ...] = ()
     values: tuple[float, ...] = ()  # of items that carry numbers
@@ -112,7 +120,14 @@ class FrozenScore(_Frozen):
         items = {name: getattr(self.origin, name) for name in ITEMS}
         if not any(items.values()):
             return self.model_copy(update={"value": self.origin.value})
-        return self.model_copy(update={**items, "value": self.origin.value, "answers_digest": "", "likelihoods_digest": ""})
+        return self.model_copy(
+            update={
+                **items,
+                "value": self.origin.value,
+                "answers_digest": "",
+                "likelihoods_digest": "",
+            }
+        )
 
     @property
     def outcomes(self) -> str:
@@ -123,19 +138,27 @@ class FrozenScore(_Frozen):
     @property
     def numbers(self) -> tuple[float, ...]:
         """The value of every item; empty where items have none."""
-        return self.values or (tuple(float(mark == "1") for mark in self.outcomes) if self.packed else ())
+        return self.values or (
+            tuple(float(mark == "1") for mark in self.outcomes) if self.packed else ()
+        )
 
     def shown(self, value: float | None = None) -> str:
         """Write the figure, or another one of this task, as tables do."""
         value = self.value if value is None else value
-        return f"{100 * value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{value:.3f}"
+        return (
+            f"{100 * value:.1f} %"
+            if self.unit == "share" and self.kind != "perplexity"
+            else f"{value:.3f}"
+        )
 
 
 def _margin_is_one(given: "FrozenRow | Baseline") -> str:
     """Say where a margin is no share that could be kept or lost."""
     if given.margin is None:
         return ""
-    return "" if 0 < given.margin < 1 else f"{given.margin:g} is no share that could be kept or lost"
+    return (
+        "" if 0 < given.margin < 1 else f"{given.margin:g} is no share that could be kept or lost"
+    )
 
 
 def _tasks_are_distinct(row: "FrozenRow") -> str:
@@ -148,7 +171,11 @@ def _tasks_are_distinct(row: "FrozenRow") -> str:
 class FrozenRow(_Frozen):
     """One record: its row and seed, the conditions it was made and scored under, and its scores."""
 
-    checks: ClassVar[Checks] = (("margin", _margin_is_one), ("scores", _tasks_are_distinct), *not_negative("weight_bytes"))
+    checks: ClassVar[Checks] = (
+        ("margin", _margin_is_one),
+        ("scores", _tasks_are_distinct),
+        *not_negative("weight_bytes"),
+    )
 
     label: str
     seed: int | None
@@ -159,9 +186,11 @@ class FrozenRow(_Frozen):
     weight_bytes: int | None
     conditions: dict[str, str]
     machine: dict[str, str]
-    decode_speedup: tuple[float, float | None, float | None] | None = None  # shown, never compared: seconds of two jobs are not
+    # shown, never compared: seconds of two jobs are not
+    decode_speedup: tuple[float, float | None, float | None] | None = None
     scores: tuple[FrozenScore, ...]
-    margin: float | None = None  # its own claim, in place of the baseline's, where it never met that
+    # its own claim, in place of the baseline's, where it never met that
+    margin: float | None = None
     points: bool = False  # of its own claim: what may be lost
 
     @staticmethod
@@ -169,17 +198,31 @@ class FrozenRow(_Frozen):
         """Return what must be equal before two records of a row are compared."""
         version = record.environment.versions.get(LM_EVAL) if record.environment else None
         scorer = {LM_EVAL: version} if version else {}
-        return {**frozen_of(record.conditions, ("every row", *rows_of(record))), "path": record.path, **scorer}
+        return {
+            **frozen_of(record.conditions, ("every row", *rows_of(record))),
+            "path": record.path,
+            **scorer,
+        }
 
     @staticmethod
     def machine_of(record: RunRecord) -> dict[str, str]:
-        """Return within what answers must agree to the last: processor, GPU, platform, threads, versions."""
+        """Return within what answers must agree to the last: processor, GPU, platform, threads,
+        versions.
+        """
         known = record.environment
         if known is None:
             return {}
-        versions = {name: known.versions.get(name, "") for name in ("torch", "transformers", "tokenizers")}
+        versions = {
+            name: known.versions.get(name, "") for name in ("torch", "transformers", "tokenizers")
+        }
         gpu = {"gpu": str(known.gpu)} if known.gpu else {}
-        return {"machine": known.machine, "platform": known.platform, "threads": str(known.threads), **gpu, **versions}
+        return {
+            "machine": known.machine,
+            "platform": known.platform,
+            "threads": str(known.threads),
+            **gpu,
+            **versions,
+        }
 
 
 class Change(_Frozen):
@@ -190,25 +233,37 @@ class Change(_Frozen):
     commit: str | None
     rows: tuple[str, ...]
     accepted: tuple[str, ...] = ()  # regressions that this move made the new standard
-    anew: tuple[str, ...] = ()  # scores whose first accepted value started anew: other items, another scoring or other conditions
+    # scores whose first accepted value started anew: other items, another scoring or other
+    # conditions
+    anew: tuple[str, ...] = ()
 
 
 def _rows_are_distinct(baseline: "Baseline") -> str:
     """Say where a row and seed was frozen twice."""
     names = [(row.label, row.seed) for row in baseline.rows]
     double = next((name for name in names if names.count(name) > 1), None)
-    return f"{double[0]}{'' if double[1] is None else f' (seed {double[1]})'} stands there twice" if double else ""
+    return (
+        f"{double[0]}{'' if double[1] is None else f' (seed {double[1]})'} stands there twice"
+        if double
+        else ""
+    )
 
 
 def _history_is_there(baseline: "Baseline") -> str:
-    """Say where no move is written down: a baseline without a reason was not made by this program."""
+    """Say where no move is written down: a baseline without a reason was not made by this
+    program.
+    """
     return "" if baseline.history else "no move; a baseline has one for every reason that was given"
 
 
 class Baseline(_Frozen):
     """Everything in the file."""
 
-    checks: ClassVar[Checks] = (("margin", _margin_is_one), ("rows", _rows_are_distinct), ("history", _history_is_there))
+    checks: ClassVar[Checks] = (
+        ("margin", _margin_is_one),
+        ("rows", _rows_are_distinct),
+        ("history", _history_is_there),
+    )
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
     kind: Literal["baseline"] = "baseline"
@@ -226,37 +281,67 @@ class Baseline(_Frozen):
     @property
     def first(self) -> "Baseline":
         """The same rows with their first accepted scores."""
-        rows = tuple(row.model_copy(update={"scores": tuple(score.first for score in row.scores)}) for row in self.rows)
+        rows = tuple(
+            row.model_copy(update={"scores": tuple(score.first for score in row.scores)})
+            for row in self.rows
+        )
         return self.model_copy(update={"rows": rows})
 
     def moved(self, label: str) -> Change:
         """Return the last move of a row."""
-        return next((change for change in reversed(self.history) if label in change.rows), self.history[-1])
+        return next(
+            (change for change in reversed(self.history) if label in change.rows), self.history[-1]
+        )
 
 
 def freeze(record: RunRecord) -> FrozenRow:
     """Freeze one record that succeeded."""
     speed = record.measured("decode_speedup")
     return FrozenRow(
-        label=record.label, seed=record.seed, key=record.key, control=record.is_control, trains=record.trains,
+        label=record.label,
+        seed=record.seed,
+        key=record.key,
+        control=record.is_control,
+        trains=record.trains,
         student_digest=record.student.digest if record.student else None,
-        weight_bytes=record.student.weight_bytes if record.student else None, conditions=FrozenRow.conditions_of(record),
-        machine=FrozenRow.machine_of(record), scores=tuple(map(_freeze_score, record.scores)),
+        weight_bytes=record.student.weight_bytes if record.student else None,
+        conditions=FrozenRow.conditions_of(record),
+        machine=FrozenRow.machine_of(record),
+        scores=tuple(map(_freeze_score, record.scores)),
         decode_speedup=(speed.value, speed.low, speed.high) if speed else None,
-    )  # fmt: skip
+    )
 
 
 def _freeze_score(score: TaskScore) -> FrozenScore:
     marks = score.outcomes.get(score.primary, "") if score.primary not in score.values else ""
-    bits = np.packbits(np.frombuffer(marks.encode(), dtype=np.uint8) - ord("0")).tobytes() if marks else b""
+    bits = (
+        np.packbits(np.frombuffer(marks.encode(), dtype=np.uint8) - ord("0")).tobytes()
+        if marks
+        else b""
+    )
     return FrozenScore(
-        task=score.task, version=score.version, kind=score.kind, primary=score.primary, n=score.n, value=score.value,
-        items_digest=score.items_digest, answers_digest=score.answers_digest, likelihoods_digest=score.likelihoods_digest,
+        task=score.task,
+        version=score.version,
+        kind=score.kind,
+        primary=score.primary,
+        n=score.n,
+        value=score.value,
+        items_digest=score.items_digest,
+        answers_digest=score.answers_digest,
+        likelihoods_digest=score.likelihoods_digest,
         invalid_share=score.invalid_share,
-        packed=base64.b64encode(zlib.compress(bits, 9)).decode() if marks else "", totals=score.totals,
-        truncated_share=score.truncated_share, tokens=score.tokens_per_answer, values=score.values.get(score.primary, ()),
-        parts=score.parts, metric=score.metric, unit=score.unit, unpaired=score.unpaired, form=score.form, statistics=score.statistics,
-    )  # fmt: skip
+        packed=base64.b64encode(zlib.compress(bits, 9)).decode() if marks else "",
+        totals=score.totals,
+        truncated_share=score.truncated_share,
+        tokens=score.tokens_per_answer,
+        values=score.values.get(score.primary, ()),
+        parts=score.parts,
+        metric=score.metric,
+        unit=score.unit,
+        unpaired=score.unpaired,
+        form=score.form,
+        statistics=score.statistics,
+    )
 
 
 def _digest(data: Mapping[str, Any]) -> str:
@@ -271,54 +356,92 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline; a file that is none, is newer, or was edited by hand raises `HarnessError` naming it and the way out."""
+    """Read a baseline; a file that is none, is newer, or was edited by hand raises `HarnessError`
+    naming it and the way out.
+    """
     if not path.exists():
-        raise HarnessError(f"no baseline at {path}; type: harness baseline update RECORDS --baseline {path} --reason 'first baseline'")
+        raise HarnessError(
+            f"no baseline at {path}; type: harness baseline update RECORDS --baseline {path} "
+            "--reason 'first baseline'"
+        )
     try:
         data = read_json(path)
     except Unreadable as problem:
         raise HarnessError(f"{problem}; take it back from git") from problem
     if not isinstance(data, dict) or data.get("kind") != "baseline":
-        raise HarnessError(f"{path}: not a baseline; give the file that harness baseline update wrote")
+        raise HarnessError(
+            f"{path}: not a baseline; give the file that harness baseline update wrote"
+        )
     if type(data.get("schema")) is not int or not 1 <= data["schema"] <= SCHEMA:
-        raise HarnessError(f"{path}: schema {data.get('schema')}, this version reads up to {SCHEMA}; upgrade compression-harness")
+        raise HarnessError(
+            f"{path}: schema {data.get('schema')}, this version reads up to {SCHEMA}; upgrade "
+            "compression-harness"
+        )
     if data.get("digest") != _digest(data):
-        raise HarnessError(f"{path}: edited by hand (its digest differs); take it back from git, or delete it and freeze the rows anew")
+        raise HarnessError(
+            f"{path}: edited by hand (its digest differs); take it back from git, or delete it and "
+            "freeze the rows anew"
+        )
     try:
         while data["schema"] != SCHEMA:
             data = _MIGRATIONS[data["schema"]](data)
     except (AttributeError, LookupError, TypeError) as problem:
-        raise HarnessError(f"{path}: not a whole baseline of schema {data['schema']} ({problem}); take it back from git") from problem
+        raise HarnessError(
+            f"{path}: not a whole baseline of schema {data['schema']} ({problem}); take it back "
+            "from git"
+        ) from problem
     try:
         return Baseline.model_validate(data, context=consistency.READING)
     except ValidationError as problem:
         told = consistency.what_is_wrong(problem)
-        raise HarnessError(f"{path}: {told}; take it back from git, or delete it and freeze the rows anew") from problem
+        raise HarnessError(
+            f"{path}: {told}; take it back from git, or delete it and freeze the rows anew"
+        ) from problem
 
 
 def _with_origins(old: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 keeps first accepted values: of a baseline that did not, those that it holds, since its last move of the row."""
+    """Schema 2 keeps first accepted values: of a baseline that did not, those that it holds, since
+    its last move of the row.
+    """
 
     def origin(row: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
-        since = next((change for change in reversed(old["history"]) if row["label"] in change["rows"]), {"date": "", "reason": ""})
+        since = next(
+            (change for change in reversed(old["history"]) if row["label"] in change["rows"]),
+            {"date": "", "reason": ""},
+        )
         return {"value": score["value"], "date": since["date"], "reason": since["reason"]}
 
-    rows = [{**row, "scores": [{**score, "origin": origin(row, score)} for score in row["scores"]]} for row in old["rows"]]
+    rows = [
+        {**row, "scores": [{**score, "origin": origin(row, score)} for score in row["scores"]]}
+        for row in old["rows"]
+    ]
     return {**old, "schema": 2, "rows": rows}
 
 
 def _by_new_names(old: dict[str, Any]) -> dict[str, Any]:
-    """Schema 3 has the settings in rows' names by the names that they have now, in its history too."""
+    """Schema 3 has the settings in rows' names by the names that they have now, in its
+    history too.
+    """
     rows = [{**row, "label": current_label(row["label"])} for row in old["rows"]]
     listed = ("rows", "accepted", "anew")
     history = [
-        {**change, **{name: [current_label(label) for label in change[name]] for name in listed if name in change}}
+        {
+            **change,
+            **{
+                name: [current_label(label) for label in change[name]]
+                for name in listed
+                if name in change
+            },
+        }
         for change in old["history"]
     ]
     return {**old, "schema": 3, "rows": rows, "history": history}
 
 
-_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_origins, 2: _by_new_names}
+_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _with_origins,
+    2: _by_new_names,
+}
 
 
 LM_EVAL = "lm-eval"  # the condition that baselines of schema 1 do not hold

@@ -2,23 +2,59 @@
 
 A column's header, unit, scale, format, direction and meaning stand here and nowhere else: tables,
 page, pictures, glossary, frame and the gate's output read them. A column is renamed here alone.
-The file is longer than others because it is one table, an entry for each quantity; their type is in `quantity`.
+The file is longer than others because it is one table, an entry for each quantity; their type is in
+`quantity`.
 """
 
 from dataclasses import replace
 
-from harness.records.quantity import DASH, GIB, HIGH_END, LOW_END, MIB, Header, Quantity, mebibytes, times
+from harness.records.quantity import (
+    DASH,
+    GIB,
+    HIGH_END,
+    LOW_END,
+    MIB,
+    Header,
+    Quantity,
+    mebibytes,
+    times,
+)
 
-__all__ = ["DASH", "FRAME", "GIB", "MIB", "QUANTITIES", "Header", "Quantity", "named"]  # and each quantity, by its own name
+# and each quantity, by its own name
+__all__ = ["DASH", "FRAME", "GIB", "MIB", "QUANTITIES", "Header", "Quantity", "named"]
 
 # What a row is.
-ROW = Quantity("row", "row", words=True, help="the method that made the student; settings that differ from the defaults in brackets")
-FAMILY = Quantity("family", "family", words=True, help="the kind of method; rows of one family stand together, controls last")
-SEEDS = Quantity("seeds", "seeds", help="independent training runs, pooled; 1 for rows without a random draw")
+ROW = Quantity(
+    "row",
+    "row",
+    words=True,
+    help="the method that made the student; settings that differ from the defaults in brackets",
+)
+FAMILY = Quantity(
+    "family",
+    "family",
+    words=True,
+    help="the kind of method; rows of one family stand together, controls last",
+)
+SEEDS = Quantity(
+    "seeds", "seeds", help="independent training runs, pooled; 1 for rows without a random draw"
+)
 CONTROL = Quantity("control", "control", words=True, term="", help="whether the row is a control")
-STATUS = Quantity("status", "status", words=True, term="", help="success, or the first thing that is wrong with the row's records")
+STATUS = Quantity(
+    "status",
+    "status",
+    words=True,
+    term="",
+    help="success, or the first thing that is wrong with the row's records",
+)
 TASK = Quantity("task", "task", words=True, term="", help="the task that the line is of")
-BEST = Quantity("best", "best", words=True, term="", help="whether the row is the best one on the task, or not significantly worse than it")
+BEST = Quantity(
+    "best",
+    "best",
+    words=True,
+    term="",
+    help="whether the row is the best one on the task, or not significantly worse than it",
+)
 
 # What students can do.
 SCORE = Quantity(
@@ -26,10 +62,17 @@ SCORE = Quantity(
     "score",
     leads=True,
     better="higher",
-    help="accuracy, or the task's own metric, by its primary extractor, mean over seeds; bold: the best row and all not significantly "
+    help="accuracy, or the task's own metric, by its primary extractor, mean over seeds; bold: the "
+    "best row and all not significantly "
     "worse",
 )
-ERROR = Quantity("error", "error", leads=True, better="lower", help="the same of a metric that is better when lower")
+ERROR = Quantity(
+    "error",
+    "error",
+    leads=True,
+    better="lower",
+    help="the same of a metric that is better when lower",
+)
 RETENTION = Quantity(
     "retention",
     "retention",
@@ -38,8 +81,10 @@ RETENTION = Quantity(
     format=".1f",
     leads=True,
     better="higher",
-    help="student's score / teacher's score on the same items, with its 95 % interval (one training: paired score interval over items, "
-    "of this checkpoint; several: Student's t over trainings and items, of the method; items that carry numbers: paired means)",
+    help="student's score / teacher's score on the same items, with its 95 % interval (one "
+    "training: paired score interval over items, "
+    "of this checkpoint; several: Student's t over trainings and items, of the method; items that "
+    "carry numbers: paired means)",
 )
 DIFFERENCE = Quantity(
     "difference",
@@ -48,10 +93,13 @@ DIFFERENCE = Quantity(
     share=True,
     format="+.1f",
     better="higher",
-    help="student's figure - teacher's, of a figure that all items make together (F1, BLEU), with its 95 % interval: items drawn again,"
+    help="student's figure - teacher's, of a figure that all items make together (F1, BLEU), with "
+    "its 95 % interval: items drawn again,"
     " the same ones for both",
 )
-DIFFERENCE_OF_NUMBERS = replace(DIFFERENCE, key="difference_of_numbers", unit="", share=False, format="+.3f")
+DIFFERENCE_OF_NUMBERS = replace(
+    DIFFERENCE, key="difference_of_numbers", unit="", share=False, format="+.3f"
+)
 ABOVE_CHANCE = Quantity(
     "above_chance",
     "above chance",
@@ -60,7 +108,8 @@ ABOVE_CHANCE = Quantity(
     format=".1f",
     leads=True,
     better="higher",
-    help="the same ratio after the chance level is taken from both: what is left of the part above guessing",
+    help="the same ratio after the chance level is taken from both: what is left of the part above "
+    "guessing",
 )
 LOST_WON = Quantity(
     "lost_won",
@@ -94,10 +143,13 @@ KL = Quantity(
     unit="nats",
     format=".3f",
     better="lower",
-    help="divergence of the student's distributions from the teacher's, nats a question's choices or a token of the teacher's answers, "
+    help="divergence of the student's distributions from the teacher's, nats a question's choices "
+    "or a token of the teacher's answers, "
     "with the half-width of its 95 % interval over items and seeds",
 )
-HALF_WIDTH = Quantity("half_width", "half-width", term="", help="half of the 95 % interval of the number before it")
+HALF_WIDTH = Quantity(
+    "half_width", "half-width", term="", help="half of the 95 % interval of the number before it"
+)
 SAME_TOP = Quantity(
     "agreement",
     "top-1 agreement",
@@ -113,7 +165,8 @@ PERPLEXITY = Quantity(
     format=".2f",
     leads=True,
     better="lower",
-    help="by word, as lm-eval counts words, or by byte where that is the task's metric; lower is better",
+    help="by word, as lm-eval counts words, or by byte where that is the task's metric; lower is "
+    "better",
 )
 BITS_PER_BYTE = Quantity(
     "bits_per_byte",
@@ -132,7 +185,8 @@ AGAINST_TEACHER = Quantity(
     format=times,
     leads=True,
     better="lower",
-    help="student's perplexity (or error) / teacher's, with its 95 % interval over documents (or items)",
+    help="student's perplexity (or error) / teacher's, with its 95 % interval over documents (or "
+    "items)",
 )
 RATIO = Quantity(
     "ratio",
@@ -146,15 +200,50 @@ RATIO = Quantity(
 )
 LOW = Quantity("low", LOW_END, term="", help="lower end of the 95 % interval, or of a range")
 HIGH = Quantity("high", HIGH_END, term="", help="upper end of the 95 % interval, or of a range")
-CORRECT_BY = Quantity("correct_by", "correct by", words=True, help="accuracy by each extractor or metric; the first is the score's own")
-MACRO = Quantity("macro", "macro", better="higher", help="mean accuracy over subjects, or over problems' numbers of steps")
-PICKED = Quantity("picked", "picked", unit="%", share=True, format=".0f", words=True, help="how often each position was chosen, in percent")
-# Of answers and prompts that were cut no way is better in a sort: whoever sorts by them wants to see where most were.
-UNENDED = Quantity("truncated_share", "truncated", unit="%", share=True, format=".1f", help="answers that ran into the longest length")
-CUT_PROMPTS = Quantity(
-    "cut_prompts", "cut prompts", format=".0f", help="requests longer than the context, which lost tokens on the left as in lm-eval"
+CORRECT_BY = Quantity(
+    "correct_by",
+    "correct by",
+    words=True,
+    help="accuracy by each extractor or metric; the first is the score's own",
 )
-TOKENS = Quantity("tokens_per_answer", "tokens", unit="tokens", format=".1f", help="tokens written per answer, the ending one included")
+MACRO = Quantity(
+    "macro",
+    "macro",
+    better="higher",
+    help="mean accuracy over subjects, or over problems' numbers of steps",
+)
+PICKED = Quantity(
+    "picked",
+    "picked",
+    unit="%",
+    share=True,
+    format=".0f",
+    words=True,
+    help="how often each position was chosen, in percent",
+)
+# Of answers and prompts that were cut no way is better in a sort: whoever sorts by them wants to
+# see where most were.
+UNENDED = Quantity(
+    "truncated_share",
+    "truncated",
+    unit="%",
+    share=True,
+    format=".1f",
+    help="answers that ran into the longest length",
+)
+CUT_PROMPTS = Quantity(
+    "cut_prompts",
+    "cut prompts",
+    format=".0f",
+    help="requests longer than the context, which lost tokens on the left as in lm-eval",
+)
+TOKENS = Quantity(
+    "tokens_per_answer",
+    "tokens",
+    unit="tokens",
+    format=".1f",
+    help="tokens written per answer, the ending one included",
+)
 INVALID = Quantity(
     "invalid_share",
     "invalid",
@@ -170,7 +259,8 @@ KEEPS = Quantity(
     "keeps",
     "keeps 95 %",
     words=True,
-    help="whether the whole retention interval (of a choice task that above chance) lies above 95 % (yes) or below (no) on every task; "
+    help="whether the whole retention interval (of a choice task that above chance) lies above 95 "
+    "% (yes) or below (no) on every task; "
     "not judged where the teacher is at chance; speed counts only beside it",
 )
 DECODE_X = Quantity(
@@ -181,8 +271,10 @@ DECODE_X = Quantity(
     format=".2f",
     better="higher",
     axis="decode speed over the teacher's",
-    help="teacher's seconds per written token / the student's, by turns in processes of their own: lower quartiles of a round, "
-    "geometric mean and 95 % bootstrap interval over rounds (several seeds: over seeds); in brackets where quality is lost",
+    help="teacher's seconds per written token / the student's, by turns in processes of their own: "
+    "lower quartiles of a round, "
+    "geometric mean and 95 % bootstrap interval over rounds (several seeds: over seeds); in "
+    "brackets where quality is lost",
 )
 PREFILL_X = Quantity(
     "prefill_speedup",
@@ -257,9 +349,16 @@ LENGTH_X = Quantity(
     unit="x",
     format=".2f",
     task_last=True,
-    help="tokens of a student's answer / the teacher's; ! outside 90 to 110 %, the band in which MLPerf takes speeds for comparable",
+    help="tokens of a student's answer / the teacher's; ! outside 90 to 110 %, the band in which "
+    "MLPerf takes speeds for comparable",
 )
-SCENARIO = Quantity("scenario", "scenario", words=True, term="", help="prompt tokens, new tokens and batch of what was timed")
+SCENARIO = Quantity(
+    "scenario",
+    "scenario",
+    words=True,
+    term="",
+    help="prompt tokens, new tokens and batch of what was timed",
+)
 END_TO_END_X = Quantity(
     "end_to_end_speedup",
     "end to end x",
@@ -366,7 +465,8 @@ PEAK = Quantity(
     format=",.2f",
     better="lower",
     term="peak",
-    help="how far a run lifts a fresh process's memory above what it held before the model was opened (CPU: resident; GPU: allocated)",
+    help="how far a run lifts a fresh process's memory above what it held before the model was "
+    "opened (CPU: resident; GPU: allocated)",
 )
 PREFILL_PEAK = Quantity(
     "prefill_peak_bytes",
@@ -408,7 +508,8 @@ LOAD = Quantity(
     unit="s",
     format=".3g",
     better="lower",
-    help="opening the model in a fresh process, imports not counted, files perhaps in the page cache",
+    help="opening the model in a fresh process, imports not counted, files perhaps in the page "
+    "cache",
 )
 FIRST_CALL = Quantity(
     "first_call_seconds",
@@ -431,7 +532,13 @@ SEEN = Quantity(
     help="tokens that passed through the student in training, prompts included, padding not",
 )
 TRAINED = Quantity(
-    "trained_tokens", "tokens trained", stored="tokens", unit="tokens", format=",.0f", better="lower", help="tokens that had a loss"
+    "trained_tokens",
+    "tokens trained",
+    stored="tokens",
+    unit="tokens",
+    format=",.0f",
+    better="lower",
+    help="tokens that had a loss",
 )
 TRAIN_SECONDS = Quantity(
     "seconds",
@@ -440,10 +547,17 @@ TRAIN_SECONDS = Quantity(
     unit="s",
     format=".1f",
     better="lower",
-    help="seconds in the training loop; of methods without training, of making the student; of a chain, all its stages",
+    help="seconds in the training loop; of methods without training, of making the student; of a "
+    "chain, all its stages",
 )
 DEVICE_SECONDS = Quantity(
-    "device_seconds", "device s", stored="s", unit="s", format=".1f", better="lower", help="the same times the devices"
+    "device_seconds",
+    "device s",
+    stored="s",
+    unit="s",
+    format=".1f",
+    better="lower",
+    help="the same times the devices",
 )
 FLOPS = Quantity(
     "flops",
@@ -452,7 +566,8 @@ FLOPS = Quantity(
     unit="FLOP",
     format=".2e",
     better="lower",
-    help="training: 3 x forward (2 per weight outside the embedding, head and attention included) x seen tokens",
+    help="training: 3 x forward (2 per weight outside the embedding, head and attention included) "
+    "x seen tokens",
 )
 TRAINING_PEAK = replace(PEAK, key="peak_bytes", format=",.0f")
 ENERGY = Quantity(
@@ -462,7 +577,8 @@ ENERGY = Quantity(
     unit="J",
     format=",.0f",
     better="lower",
-    help="of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter can be read",
+    help="of the CPU packages (RAPL) or the GPU (NVML) while it trained; a dash where no counter "
+    "can be read",
 )
 TEACHER_SECONDS = Quantity(
     "teacher_seconds",
@@ -474,7 +590,13 @@ TEACHER_SECONDS = Quantity(
     help="seconds of the teacher's forward passes for this row alone, within train s",
 )
 TEACHER_FLOPS = Quantity(
-    "teacher_flops", "teacher FLOPs", stored="FLOP", unit="FLOP", format=".2e", better="lower", help="its forward passes for this row alone"
+    "teacher_flops",
+    "teacher FLOPs",
+    stored="FLOP",
+    unit="FLOP",
+    format=".2e",
+    better="lower",
+    help="its forward passes for this row alone",
 )
 TEACHER_TOKENS = Quantity(
     "teacher_tokens",
@@ -490,7 +612,8 @@ RATE = Quantity(
     "learning_rate",
     "rate",
     format="g",
-    help="learning rate: as set, or by the student's size; with --tune chosen on held-out training rows, once for all seeds",
+    help="learning rate: as set, or by the student's size; with --tune chosen on held-out training "
+    "rows, once for all seeds",
 )
 SHARED_SECONDS = Quantity(
     "shared_seconds",
@@ -499,7 +622,8 @@ SHARED_SECONDS = Quantity(
     unit="s",
     format=".1f",
     better="lower",
-    help="seconds that shared work took when it was made: the teacher's traces and distributions, the search for a learning rate",
+    help="seconds that shared work took when it was made: the teacher's traces and distributions, "
+    "the search for a learning rate",
 )
 SHARE_SECONDS = Quantity(
     "share_seconds",
@@ -522,7 +646,13 @@ CLAIMED_RETENTION = Quantity(
     help="how much of the teacher's score the student keeps, in per cent",
 )
 CLAIMED_SPEED = Quantity(
-    "claimed_speed", "decode speedup", unit="x", format=".2f", better="higher", term="", help="how many times faster the student decodes"
+    "claimed_speed",
+    "decode speedup",
+    unit="x",
+    format=".2f",
+    better="higher",
+    term="",
+    help="how many times faster the student decodes",
 )
 CLAIMED_MEMORY = Quantity(
     "claimed_memory",
@@ -534,50 +664,87 @@ CLAIMED_MEMORY = Quantity(
     help="how many times smaller its weight files are",
 )
 CLAIMED_COST = Quantity(
-    "claimed_cost", "training cost", unit="s", format=".1f", better="lower", term="", help="seconds of making the student"
+    "claimed_cost",
+    "training cost",
+    unit="s",
+    format=".1f",
+    better="lower",
+    term="",
+    help="seconds of making the student",
 )
-ALL_AT_ONCE = Quantity("all_at_once", "all at once", words=True, term="", help="the low ends of all claims together, of one row")
-METHOD = Quantity("method", "method", words=True, term="", help="the family of methods that is claimed of, or the method's own name")
+ALL_AT_ONCE = Quantity(
+    "all_at_once",
+    "all at once",
+    words=True,
+    term="",
+    help="the low ends of all claims together, of one row",
+)
+METHOD = Quantity(
+    "method",
+    "method",
+    words=True,
+    term="",
+    help="the family of methods that is claimed of, or the method's own name",
+)
 QUANTITY = Quantity("quantity", "quantity", words=True, term="", help="what is claimed")
-MEASURED = Quantity("measured", "measured", words=True, term="", help="the lowest and the highest value over the rows of this table")
+MEASURED = Quantity(
+    "measured",
+    "measured",
+    words=True,
+    term="",
+    help="the lowest and the highest value over the rows of this table",
+)
 CLAIMED = Quantity(
     "claimed",
     "claimed",
     words=True,
-    help="what comparisons of compression methods keep repeating; *holds here* names a row that was shown to reach the low end "
-    "(retention: the gate's test on every task, Holm over the family's rows; speed: its interval; a chain: it keeps 80 % and every"
-    " single method as small is shown to be worse on a task), *does not*: every row was shown not to; else *cannot tell*",
+    help="what comparisons of compression methods keep repeating; *holds here* names a row that "
+    "was shown to reach the low end "
+    "(retention: the gate's test on every task, Holm over the family's rows; speed: its interval; "
+    "a chain: it keeps 80 % and every"
+    " single method as small is shown to be worse on a task), *does not*: every row was shown not "
+    "to; else *cannot tell*",
 )
 PUBLISHED = Quantity(
     "published",
     "published",
     words=True,
-    help="ranges over the records in assets/published.json that were read first-hand, with the models' sizes in parameters; other"
+    help="ranges over the records in assets/published.json that were read first-hand, with the "
+    "models' sizes in parameters; other"
     " harnesses, other ways of timing, other kinds of memory",
 )
 
 # Rows against rows.
-AGAINST = Quantity("against", "against", words=True, term="", help="the row that this one stands against")
+AGAINST = Quantity(
+    "against", "against", words=True, term="", help="the row that this one stands against"
+)
 GAP = Quantity(
     "gap",
     "difference (points)",
     unit="points",
     share=True,
     format="+.1f",
-    help="row's score - the other row's on the same items, with the 95 % interval of this line alone; perplexities and errors: their "
+    help="row's score - the other row's on the same items, with the 95 % interval of this line "
+    "alone; perplexities and errors: their "
     "ratio, below 1 is better",
 )
 GAP_OF_NUMBERS = replace(GAP, key="gap_of_numbers", unit="", share=False, format="+.3f")
 GAP_AS_RATIO = replace(GAP, key="gap_as_ratio", unit="x", share=False, prefix="x", format=times)
-P = Quantity("p", "p", format=".2g", term="", help="two-sided p of no difference, of this line alone")
+P = Quantity(
+    "p", "p", format=".2g", term="", help="two-sided p of no difference, of this line alone"
+)
 P_HOLM = Quantity(
-    "p_holm", "p (Holm)", format=".2g", help="two-sided p of no difference, adjusted over the lines of the table that are judged"
+    "p_holm",
+    "p (Holm)",
+    format=".2g",
+    help="two-sided p of no difference, adjusted over the lines of the table that are judged",
 )
 VERDICT = Quantity(
     "verdict",
     "verdict",
     words=True,
-    help="better or worse at p (Holm) <= .05, else cannot tell; a method trained (or drawn) once is not judged: one training says "
+    help="better or worse at p (Holm) <= .05, else cannot tell; a method trained (or drawn) once "
+    "is not judged: one training says "
     "nothing of the next",
 )
 DROP_SHOWN = Quantity(
@@ -586,7 +753,8 @@ DROP_SHOWN = Quantity(
     unit="points",
     share=True,
     format=".1f",
-    help="the smallest true drop that these items show with power .8 (one-sided .05) at this row's own share of flips, in points",
+    help="the smallest true drop that these items show with power .8 (one-sided .05) at this row's "
+    "own share of flips, in points",
 )
 
 # Chains.
@@ -594,7 +762,8 @@ STAGE = Quantity(
     "stage",
     "stage",
     words=True,
-    help="a chain up to here: what that student scored in its own row, what it weighs, what this stage alone took",
+    help="a chain up to here: what that student scored in its own row, what it weighs, what this "
+    "stage alone took",
 )
 _OF_THE_PARTS = "of the parts"
 RETENTION_OF_PARTS = replace(
@@ -604,7 +773,8 @@ RETENTION_OF_PARTS = replace(
     better="none",
     leads=False,
     term=_OF_THE_PARTS,
-    help="product of what the chain before its last stage keeps (or gains) and what the last stage alone does: the measured whole "
+    help="product of what the chain before its last stage keeps (or gains) and what the last stage "
+    "alone does: the measured whole "
     "beside it says whether gains multiply",
 )
 SIZE = Quantity(
@@ -636,34 +806,105 @@ DECODE_X_OF_PARTS = replace(
     help=RETENTION_OF_PARTS.help,
 )
 STAGE_SECONDS = Quantity(
-    "stage_seconds", "stage s", stored="s", unit="s", format=".1f", better="lower", help="seconds that this stage took"
+    "stage_seconds",
+    "stage s",
+    stored="s",
+    unit="s",
+    format=".1f",
+    better="lower",
+    help="seconds that this stage took",
 )
-MONEY = Quantity("money", "money", format=".4f", better="lower", help="price x (device s + shared s/row)")
+MONEY = Quantity(
+    "money", "money", format=".4f", better="lower", help="price x (device s + shared s/row)"
+)
 
 # What the page works out beside its tables.
 LOWEST = Quantity(
-    "lowest", "lowest", unit="%", share=True, format=".1f", better="higher", term="", help="the lowest retention over the tasks"
+    "lowest",
+    "lowest",
+    unit="%",
+    share=True,
+    format=".1f",
+    better="higher",
+    term="",
+    help="the lowest retention over the tasks",
 )
-NET = Quantity("net", "net", unit="items", format="+.0f", better="higher", term="", help="items won less items lost")
+NET = Quantity(
+    "net",
+    "net",
+    unit="items",
+    format="+.0f",
+    better="higher",
+    term="",
+    help="items won less items lost",
+)
 CHANGED = Quantity(
-    "changed", "changed %", unit="%", share=True, format=".1f", better="lower", term="", help="share of the items that were lost or won"
+    "changed",
+    "changed %",
+    unit="%",
+    share=True,
+    format=".1f",
+    better="lower",
+    term="",
+    help="share of the items that were lost or won",
 )
-SUBJECT = Quantity("subject", "subject", words=True, term="", help="a part of a task: a subject, or a number of steps")
+SUBJECT = Quantity(
+    "subject",
+    "subject",
+    words=True,
+    term="",
+    help="a part of a task: a subject, or a number of steps",
+)
 TEACHER = Quantity("teacher", "teacher", term="", help="the teacher, or its figure")
 STUDENT = Quantity("student", "student", term="", help="the student, or its figure")
 
 # What the gate, a baseline and a model card say.
-LAYER = Quantity("layer", "layer", words=True, term="", help="which kind of check it was: row, claim, frozen, pooled, bytes, speed")
+LAYER = Quantity(
+    "layer",
+    "layer",
+    words=True,
+    term="",
+    help="which kind of check it was: row, claim, frozen, pooled, bytes, speed",
+)
 WHY = Quantity("why", "why", words=True, term="", help="what was found, in words")
 SEED = Quantity("seed", "seed", term="", help="the seed of a training or draw")
-ITEMS = Quantity("items", "items", unit="items", format=",", term="", help="how many items were scored")
-N = Quantity("n", "n", format=",", term="", help="how many items (of a measurement: values) stand behind the figure")
-FIRST_ACCEPTED = Quantity(
-    "first_accepted", "first accepted", words=True, term="", help="the first value that a baseline took, with its day and reason"
+ITEMS = Quantity(
+    "items", "items", unit="items", format=",", term="", help="how many items were scored"
 )
-OWN_MARGIN = Quantity("own_margin", "own margin", words=True, term="", help="what this row must keep, where it is not what the others must")
-BYTES = Quantity("bytes", "bytes", stored="bytes", unit="bytes", format=",", better="lower", term="", help="bytes of the weight files")
-CHANGE = Quantity("change", "change", words=True, term="", help="what changed between two baselines")
+N = Quantity(
+    "n",
+    "n",
+    format=",",
+    term="",
+    help="how many items (of a measurement: values) stand behind the figure",
+)
+FIRST_ACCEPTED = Quantity(
+    "first_accepted",
+    "first accepted",
+    words=True,
+    term="",
+    help="the first value that a baseline took, with its day and reason",
+)
+OWN_MARGIN = Quantity(
+    "own_margin",
+    "own margin",
+    words=True,
+    term="",
+    help="what this row must keep, where it is not what the others must",
+)
+BYTES = Quantity(
+    "bytes",
+    "bytes",
+    stored="bytes",
+    unit="bytes",
+    format=",",
+    better="lower",
+    term="",
+    help="bytes of the weight files",
+)
+CHANGE = Quantity(
+    "change", "change", words=True, term="", help="what changed between two baselines"
+)
 FLIPS = Quantity(
     "noise_flips",
     "flips",
@@ -684,7 +925,12 @@ SEES_FROM = Quantity(
     term="",
     help="the smallest true drop that a check would call regressed (power .8)",
 )
-EQUAL_ONLY = Quantity("equal_only", "only equal answers pass", term="", help="below how many items nothing passes but the same answers")
+EQUAL_ONLY = Quantity(
+    "equal_only",
+    "only equal answers pass",
+    term="",
+    help="below how many items nothing passes but the same answers",
+)
 
 # What `harness measure` and `harness plan` print.
 MODEL = Quantity("model", "model", words=True, term="", help="the model that was timed or weighed")
@@ -699,29 +945,64 @@ DEVICE_MEMORY = Quantity(
     term="",
     help="what a stage takes of each device",
 )
-LAYOUT = Quantity("layout", "layout", words=True, term="", help="how a stage would lie on the devices")
-TIME = Quantity("time", "time", better="lower", term="", help="how long a stage is expected to take")
+LAYOUT = Quantity(
+    "layout", "layout", words=True, term="", help="how a stage would lie on the devices"
+)
+TIME = Quantity(
+    "time", "time", better="lower", term="", help="how long a stage is expected to take"
+)
 NOTE = Quantity("note", "note", words=True, term="", help="what else is known of a stage")
-PLANNED_TOKENS = replace(TOKENS, key="planned_tokens", format=",.0f", term="", help="tokens that a stage reads or writes")
-PLANNED_MONEY = replace(MONEY, key="planned_money", format=",.2f", term="", help="price x hours x devices")
+PLANNED_TOKENS = replace(
+    TOKENS, key="planned_tokens", format=",.0f", term="", help="tokens that a stage reads or writes"
+)
+PLANNED_MONEY = replace(
+    MONEY, key="planned_money", format=",.2f", term="", help="price x hours x devices"
+)
 MEASURED_PEAK = replace(PEAK, key="measured_peak", format=",.1f")
 
 # What the pandas frame holds beside these.
 KEY = Quantity("key", "key", words=True, term="", help="the cell's key")
 REASON = Quantity("reason", "reason", words=True, term="", help="why a cell has no result")
-SUITE = Quantity("suite", "suite", words=True, term="", help="the suites that the run was asked for")
-BUDGET = Quantity("budget", "budget", unit="tokens", format=",", term="", help="tokens that each trained row may see")
+SUITE = Quantity(
+    "suite", "suite", words=True, term="", help="the suites that the run was asked for"
+)
+BUDGET = Quantity(
+    "budget",
+    "budget",
+    unit="tokens",
+    format=",",
+    term="",
+    help="tokens that each trained row may see",
+)
 DEVICE = Quantity("device", "device", words=True, term="", help="what the cell ran on")
-METRIC = Quantity("metric", "metric", words=True, term="", help="the task's extractor, or the measurement's name")
+METRIC = Quantity(
+    "metric", "metric", words=True, term="", help="the task's extractor, or the measurement's name"
+)
 VALUE = Quantity("value", "value", term="", help="the figure, as its record holds it")
 STDERR = Quantity("stderr", "stderr", term="", help="its standard error over items")
 UNIT = Quantity("unit", "unit", words=True, term="", help="the unit of the figure")
 
 QUANTITIES = tuple(one for one in list(globals().values()) if isinstance(one, Quantity))
 FRAME = (
-    KEY, ROW, METHOD, CONTROL, SEED, STATUS, REASON, TEACHER, STUDENT, SUITE, BUDGET, DEVICE,
-    METRIC, TASK, VALUE, STDERR, N, UNIT,
-)  # fmt: skip
+    KEY,
+    ROW,
+    METHOD,
+    CONTROL,
+    SEED,
+    STATUS,
+    REASON,
+    TEACHER,
+    STUDENT,
+    SUITE,
+    BUDGET,
+    DEVICE,
+    METRIC,
+    TASK,
+    VALUE,
+    STDERR,
+    N,
+    UNIT,
+)
 
 
 def named(column: str) -> Quantity | None:

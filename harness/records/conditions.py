@@ -1,7 +1,9 @@
-"""Under which conditions a row is made and scored: one object, made by the plan, held by the cell's job and by its record. No torch.
+"""Under which conditions a row is made and scored: one object, made by the plan, held by the cell's
+job and by its record. No torch.
 
-Every field says in its own line whether two rows must agree in it before they are compared, and how tables and baselines write it.
-Whatever groups, compares or refuses rows reads that here: a new setting is a new field, and no list of names is kept elsewhere.
+Every field says in its own line whether two rows must agree in it before they are compared, and how
+tables and baselines write it. Whatever groups, compares or refuses rows reads that here: a new
+setting is a new field, and no list of names is kept elsewhere.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -9,12 +11,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, JsonValue, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    JsonValue,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from harness.contract import Prompting
 from harness.records.consistency import Checks, Consistent, not_negative
 
-Rows = Literal["every row", "students", "trained rows"]  # which rows a condition says something about
+# which rows a condition says something about
+Rows = Literal["every row", "students", "trained rows"]
 EVERY_ROW: tuple[Rows, ...] = ("every row",)
 Text = Callable[[Any], str | None]  # None: nothing to say
 
@@ -38,12 +48,15 @@ class Frozen:
 
     name: str
     text: Text
-    always: bool = True  # else only where it is not at its default: baselines from before it hold rows to that
+    # else only where it is not at its default: baselines from before it hold rows to that
+    always: bool = True
 
 
 @dataclass(frozen=True)
 class Same:
-    """Two rows are compared only where they agree in this field; `name` is what tables call it. Fields of one name are one condition."""
+    """Two rows are compared only where they agree in this field; `name` is what tables call it.
+    Fields of one name are one condition.
+    """
 
     name: str
     text: Text = str
@@ -54,7 +67,9 @@ class Same:
 
 @dataclass(frozen=True)
 class Free:
-    """Rows may differ in this field and be compared all the same; `why` says what makes that right."""
+    """Rows may differ in this field and be compared all the same; `why` says what makes
+    that right.
+    """
 
     why: str
 
@@ -68,13 +83,18 @@ def _digests(models: tuple[ModelReference, ...]) -> str:
 
 
 class _Declared(Consistent):
-    """A model whose every field says `Same` or `Free`; one that does not is refused when its class is made."""
+    """A model whose every field says `Same` or `Free`; one that does not is refused when its class
+    is made.
+    """
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         for name, field in cls.model_fields.items():
             if not any(isinstance(mark, (Same, Free)) for mark in field.metadata):
-                raise TypeError(f"{cls.__name__}.{name} says neither Same(...) nor Free(...): must two rows agree in it to be compared?")
+                raise TypeError(
+                    f"{cls.__name__}.{name} says neither Same(...) nor Free(...): must two rows "
+                    "agree in it to be compared?"
+                )
 
 
 class Conditions(_Declared):
@@ -88,48 +108,92 @@ class Conditions(_Declared):
         Same("teacher", _names, in_baselines=False),  # a folder may be renamed
         Same("teacher digest", _digests, frozen=Frozen("teacher", _digests)),
     ]
-    tasks: Annotated[tuple[str, ...], Same("tasks", ", ".join, in_baselines=False)]  # name@version; a baseline holds them score by score
+    # name@version; a baseline holds them score by score
+    tasks: Annotated[tuple[str, ...], Same("tasks", ", ".join, in_baselines=False)]
     device: Annotated[str, Same("device", frozen=Frozen("device", str))]
     dtype: Annotated[str, Same("dtype", frozen=Frozen("dtype", str))]
-    limit: Annotated[int | dict[str, int] | None, Free("a score says how many items it has, and their digest")] = None
+    limit: Annotated[
+        int | dict[str, int] | None, Free("a score says how many items it has, and their digest")
+    ] = None
     limited: Annotated[  # scored on a sample of the items
         bool,
-        Same("limited", lambda given: "a sample of the items" if given else "", frozen=Frozen("limited", lambda on: "yes" if on else "no")),
+        Same(
+            "limited",
+            lambda given: "a sample of the items" if given else "",
+            frozen=Frozen("limited", lambda on: "yes" if on else "no"),
+        ),
     ] = False
     chat: Annotated[  # prompts in the chat template
         bool,
-        Same("prompts", lambda on: "chat template" if on else "", frozen=Frozen("prompts", lambda on: "chat " if on else "plain")),
+        Same(
+            "prompts",
+            lambda on: "chat template" if on else "",
+            frozen=Frozen("prompts", lambda on: "chat " if on else "plain"),
+        ),
     ] = False
     system: Annotated[
         str | None,
-        Same("prompts", lambda text: f"system prompt {text!r}" if text else "", frozen=Frozen("prompts", lambda text: text or "")),
+        Same(
+            "prompts",
+            lambda text: f"system prompt {text!r}" if text else "",
+            frozen=Frozen("prompts", lambda text: text or ""),
+        ),
     ] = None
     student_recipe: Annotated[str, Same("student", of="students", frozen=Frozen("student", str))]
     student_base: Annotated[  # what the recipe cuts, or what is trained as it is
         ModelReference,
-        Same("student base", lambda base: base.digest, "students", Frozen("student base", lambda base: base.digest)),
+        Same(
+            "student base",
+            lambda base: base.digest,
+            "students",
+            Frozen("student base", lambda base: base.digest),
+        ),
     ]
     budget_tokens: Annotated[
-        int, Same("budget", lambda count: f"{count:,} seen tokens", "trained rows", Frozen("budget", lambda count: f"{count} tokens"))
+        int,
+        Same(
+            "budget",
+            lambda count: f"{count:,} seen tokens",
+            "trained rows",
+            Frozen("budget", lambda count: f"{count} tokens"),
+        ),
     ]
     budget_rows: Annotated[
-        int, Same("budget", lambda count: f"{count:,} items", "trained rows", Frozen("budget", lambda count: f", {count} items"))
+        int,
+        Same(
+            "budget",
+            lambda count: f"{count:,} items",
+            "trained rows",
+            Frozen("budget", lambda count: f", {count} items"),
+        ),
     ]
     tuned: Annotated[  # the learning rate was chosen on a held-out slice of the training rows
         bool,
         Same(
-            "budget", lambda on: "a learning rate of its own" if on else "", "trained rows", Frozen("tuned", lambda on: "yes", always=False)
+            "budget",
+            lambda on: "a learning rate of its own" if on else "",
+            "trained rows",
+            Frozen("tuned", lambda on: "yes", always=False),
         ),
     ] = False
     teacher_weights: Annotated[  # of several teachers, where the user gave them
-        tuple[float, ...], Same("weights", lambda shares: "+".join(f"{share:.3g}" for share in shares), "trained rows")
+        tuple[float, ...],
+        Same(
+            "weights", lambda shares: "+".join(f"{share:.3g}" for share in shares), "trained rows"
+        ),
     ] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _limited(cls, given: Any) -> Any:
-        """A number of items makes a sample; records of schema 7 and before say only that it was one."""
-        return {**given, "limited": True} if isinstance(given, Mapping) and given.get("limit") else given
+        """A number of items makes a sample; records of schema 7 and before say only that it was
+        one.
+        """
+        return (
+            {**given, "limited": True}
+            if isinstance(given, Mapping) and given.get("limit")
+            else given
+        )
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -143,7 +207,9 @@ class Conditions(_Declared):
 
 
 def shared_by(model: BaseModel, rows: Collection[Rows] = EVERY_ROW) -> dict[str, str]:
-    """Return what must be equal before two rows are compared, as tables write it, of the fields that say something about `rows`."""
+    """Return what must be equal before two rows are compared, as tables write it, of the fields
+    that say something about `rows`.
+    """
     texts: dict[str, list[str]] = {}
     for value, same, _ in _comparable(model):
         if same.of in rows and (text := same.text(value)) is not None:
@@ -163,7 +229,14 @@ def frozen_of(model: BaseModel, rows: Collection[Rows]) -> dict[str, str]:
 
 def first_difference(one: BaseModel, other: BaseModel) -> str:
     """Name the first field in which two conditions differ, "" where they are the same."""
-    return next((name for name in type(one).model_fields if getattr(one, name) != getattr(other, name, None)), "")
+    return next(
+        (
+            name
+            for name in type(one).model_fields
+            if getattr(one, name) != getattr(other, name, None)
+        ),
+        "",
+    )
 
 
 def _comparable(model: BaseModel) -> Iterator[tuple[Any, Same, Any]]:
@@ -174,15 +247,25 @@ def _comparable(model: BaseModel) -> Iterator[tuple[Any, Same, Any]]:
 
 @cache
 def _marks(model: type[BaseModel]) -> tuple[tuple[str, Same, Any], ...]:
-    """Return name, mark and default of these fields of a class: read once, for a report groups thousands of records."""
+    """Return name, mark and default of these fields of a class: read once, for a report groups
+    thousands of records.
+    """
     fields = model.model_fields.items()
-    return tuple((name, mark, field.get_default()) for name, field in fields for mark in field.metadata if isinstance(mark, Same))
+    return tuple(
+        (name, mark, field.get_default())
+        for name, field in fields
+        for mark in field.metadata
+        if isinstance(mark, Same)
+    )
 
 
 class UnderConditions(BaseModel):
-    """A model that holds its conditions. It is made from them, or from their fields among its own: files have them so, of every schema."""
+    """A model that holds its conditions. It is made from them, or from their fields among its own:
+    files have them so, of every schema.
+    """
 
-    holds: ClassVar[tuple[str, ...]] = ("conditions",)  # the fields that are parts, whose fields may stand among its own
+    # the fields that are parts, whose fields may stand among its own
+    holds: ClassVar[tuple[str, ...]] = ("conditions",)
     conditions: Conditions
 
     @model_validator(mode="before")
@@ -191,13 +274,21 @@ class UnderConditions(BaseModel):
         if not isinstance(given, Mapping):
             return given
         parted = cls._parted(given)
-        return {**parted.pop(""), **{name: part for name, part in parted.items() if name not in given}}
+        return {
+            **parted.pop(""),
+            **{name: part for name, part in parted.items() if name not in given},
+        }
 
     @classmethod
     def _parted(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Part values into those of the parts, by the part's name, and under "" the rest."""
         parts = {name: cls.model_fields[name].annotation for name in cls.holds if name not in given}
-        owner = {field: name for name, part in parts.items() if part is not None for field in part.model_fields}
+        owner = {
+            field: name
+            for name, part in parts.items()
+            if part is not None
+            for field in part.model_fields
+        }
         parted: dict[str, dict[str, Any]] = {"": {}, **{name: {} for name in parts}}
         for key, value in given.items():
             parted["" if key in cls.model_fields else owner.get(key, "")][key] = value
@@ -208,10 +299,19 @@ class UnderConditions(BaseModel):
         parted = self._parted(update or {})
         own = parted.pop("")
         return super().model_copy(
-            update={**own, **{name: getattr(self, name).model_copy(update=part) for name, part in parted.items() if part}}, deep=deep
+            update={
+                **own,
+                **{
+                    name: getattr(self, name).model_copy(update=part)
+                    for name, part in parted.items()
+                    if part
+                },
+            },
+            deep=deep,
         )
 
-    if not TYPE_CHECKING:  # our own code says `.conditions.device`; programs of users that read `record.device` go on
+    # our own code says `.conditions.device`; programs of users that read `record.device` go on
+    if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             held = (self.__dict__[part] for part in self.holds if part in self.__dict__)
@@ -223,7 +323,13 @@ class Flat(UnderConditions):
     """A model that holds its conditions and is written with their fields among its own."""
 
     @model_serializer(mode="wrap")
-    def _written(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, JsonValue]:
+    def _written(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, JsonValue]:
         written: dict[str, JsonValue] = handler(self)
         held = self.conditions.model_dump(mode=info.mode)
-        return {key: value for name, one in written.items() for key, value in (held if name == "conditions" else {name: one}).items()}
+        return {
+            key: value
+            for name, one in written.items()
+            for key, value in (held if name == "conditions" else {name: one}).items()
+        }

@@ -1,7 +1,8 @@
-"""What a record or a baseline says twice must agree: named checks that their classes run while a file is read. No torch.
+"""What a record or a baseline says twice must agree: named checks that their classes run while a
+file is read. No torch.
 
-A digest shows that a file is the one that was written; it does not show that what was written is true. Objects that are made in
-memory are not checked: a finished cell is never lost to a check.
+A digest shows that a file is the one that was written; it does not show that what was written is
+true. Objects that are made in memory are not checked: a finished cell is never lost to a check.
 """
 
 import math
@@ -17,13 +18,15 @@ from harness.statistics.figures import BITS
 if TYPE_CHECKING:
     from harness.records.record import Measurement, RunRecord, TaskScore
 
-READING = {"reading": True}  # the context in which checks run: `Model.model_validate(data, context=READING)`
+# the context in which checks run: `Model.model_validate(data, context=READING)`
+READING = {"reading": True}
 WAY_OUT = "; delete it and run again"
 _KIND = "contradiction"
 _REL = 1e-9  # sums of floats in another order
 
 Check = Callable[[Any], str]  # returns what contradicts, "" where nothing does
-Checks = tuple[tuple[str, Check], ...]  # each with the field that is wrong where it fails; the first failure is told
+# each with the field that is wrong where it fails; the first failure is told
+Checks = tuple[tuple[str, Check], ...]
 
 
 class Consistent(BaseModel):
@@ -44,14 +47,17 @@ class Consistent(BaseModel):
 def what_is_wrong(problem: ValidationError) -> str:
     """Return the first problem of a file in one line: its field, and what is right."""
     first = problem.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "conditions")  # files have their fields among the others
+    # files have their fields among the others
+    place = ".".join(str(part) for part in first["loc"] if part != "conditions")
     if first["type"] == _KIND:
         return f"field {place}{'.' if place else ''}{first['msg']}"
     return f"field {place}: {first['msg']}"
 
 
 def is_contradiction(problem: ValidationError) -> bool:
-    """Tell whether a file has the right form and contradicts itself: no newer version reads it either."""
+    """Tell whether a file has the right form and contradicts itself: no newer version reads it
+    either.
+    """
     return bool(problem.errors()[0]["type"] == _KIND)
 
 
@@ -61,7 +67,11 @@ def not_negative(*names: str) -> Checks:
     def check(name: str) -> Check:
         def wrong(model: Any) -> str:
             value = getattr(model, name)
-            return "" if value is None or 0 <= value < math.inf else f"{value}; it is a number of 0 or more"
+            return (
+                ""
+                if value is None or 0 <= value < math.inf
+                else f"{value}; it is a number of 0 or more"
+            )
 
         return wrong
 
@@ -82,7 +92,9 @@ def finite(*names: str) -> Checks:
 
 
 class Figure(Protocol):
-    """What the score of a record and that of a baseline have in common: a figure and the items that it is made from."""
+    """What the score of a record and that of a baseline have in common: a figure and the items that
+    it is made from.
+    """
 
     @property
     def kind(self) -> str: ...  # noqa: D102
@@ -108,9 +120,16 @@ class Figure(Protocol):
     def unpaired(self) -> str: ...  # noqa: D102
 
 
-def figure_of(kind: str, metric: str, numbers: Sequence[float], totals: Sequence[tuple[float, float]],
-              parts: Sequence[tuple[int, float]]) -> float | None:  # fmt: skip
-    """Return the figure that items make: the (weighted) mean of their numbers, a perplexity or bits per byte; None without items."""
+def figure_of(
+    kind: str,
+    metric: str,
+    numbers: Sequence[float],
+    totals: Sequence[tuple[float, float]],
+    parts: Sequence[tuple[int, float]],
+) -> float | None:
+    """Return the figure that items make: the (weighted) mean of their numbers, a perplexity or bits
+    per byte; None without items.
+    """
     if kind == "perplexity":
         return _of_documents(metric, totals) if totals else None
     if not numbers:
@@ -129,12 +148,24 @@ def _of_documents(metric: str, totals: Sequence[tuple[float, float]]) -> float:
 def value_is_its_items(score: Figure) -> str:
     """Say where a figure is not the one that its items make."""
     try:
-        together = pooled.weighted(pooled.Corpus(score.form, score.statistics), score.parts) if score.form else None
+        together = (
+            pooled.weighted(pooled.Corpus(score.form, score.statistics), score.parts)
+            if score.form
+            else None
+        )
     except (KeyError, ValueError, IndexError) as problem:
         return f"its items' statistics make no {score.form} ({problem})"
-    made = together if score.form else figure_of(score.kind, score.metric, score.numbers, score.totals, score.parts)
+    made = (
+        together
+        if score.form
+        else figure_of(score.kind, score.metric, score.numbers, score.totals, score.parts)
+    )
     if made is None:
-        return "" if score.unpaired else f"{score.value:.6g}, and no item of {score.primary or score.kind} says so"
+        return (
+            ""
+            if score.unpaired
+            else f"{score.value:.6g}, and no item of {score.primary or score.kind} says so"
+        )
     if math.isclose(score.value, made, rel_tol=_REL, abs_tol=1e-12):
         return ""
     return f"{score.value:.6g}, and its {score.n:,} items make {made:.6g}"
@@ -144,26 +175,56 @@ def n_is_its_items(score: Figure) -> str:
     """Say where a number of items is not that of the numbers or documents that are there."""
     if score.n < 1:
         return f"{score.n}; a score has an item"
-    counts = {"documents": len(score.totals), "items": len(score.numbers), "statistics of items": len(score.statistics)}
-    return next((f"{score.n:,}, and there are {count:,} {what}" for what, count in counts.items() if count not in (0, score.n)), "")
+    counts = {
+        "documents": len(score.totals),
+        "items": len(score.numbers),
+        "statistics of items": len(score.statistics),
+    }
+    return next(
+        (
+            f"{score.n:,}, and there are {count:,} {what}"
+            for what, count in counts.items()
+            if count not in (0, score.n)
+        ),
+        "",
+    )
 
 
 def parts_are_whole(score: Figure) -> str:
     """Say where the parts of a group are not all its items, or their weights not 1 together."""
     if not score.parts:
         return ""
-    items, weight = sum(count for count, _ in score.parts), math.fsum(count * weight for count, weight in score.parts)
+    items, weight = (
+        sum(count for count, _ in score.parts),
+        math.fsum(count * weight for count, weight in score.parts),
+    )
     if items != score.n or min(count for count, _ in score.parts) < 1:
         return f"{items:,} items in parts of {score.n:,}"
-    return "" if math.isclose(weight, 1, rel_tol=1e-6) else f"weights that make {weight:.6g} together; they make 1"
+    return (
+        ""
+        if math.isclose(weight, 1, rel_tol=1e-6)
+        else f"weights that make {weight:.6g} together; they make 1"
+    )
 
 
 def documents_have_sizes(score: Figure) -> str:
     """Say where a document has no words, or a likelihood above 1."""
     if score.totals and score.kind != "perplexity":
         return f"documents of a task that is scored by {score.kind}"
-    odd = next((at for at, (total, size) in enumerate(score.totals) if not (total <= 1e-6 and 0 < size < math.inf)), None)
-    return "" if odd is None else f"document {odd} has a log-likelihood of {score.totals[odd][0]:.6g} for {score.totals[odd][1]:g} words"
+    odd = next(
+        (
+            at
+            for at, (total, size) in enumerate(score.totals)
+            if not (total <= 1e-6 and 0 < size < math.inf)
+        ),
+        None,
+    )
+    return (
+        ""
+        if odd is None
+        else f"document {odd} has a log-likelihood of {score.totals[odd][0]:.6g} for "
+        f"{score.totals[odd][1]:g} words"
+    )
 
 
 # In this order: a value is worked out of items that are known to be whole.
@@ -176,7 +237,9 @@ FIGURE: Checks = (
 
 
 def outcomes_are_marks(score: "TaskScore") -> str:
-    """Say where an extractor's outcomes are not one "0" or "1" an item, or an extractor judged items twice."""
+    """Say where an extractor's outcomes are not one "0" or "1" an item, or an extractor judged
+    items twice.
+    """
     for name, marks in score.outcomes.items():
         if set(marks) - {"0", "1"}:
             return f"{name} holds {sorted(set(marks) - {'0', '1'})[0]!r}; an outcome is 0 or 1"
@@ -191,18 +254,35 @@ def values_are_numbers(score: "TaskScore") -> str:
     wrong = next((name for name, values in score.values.items() if len(values) != score.n), None)
     if wrong is not None:
         return f"{wrong} has {len(score.values[wrong]):,} of {score.n:,} items"
-    odd = next((name for name, values in score.values.items() if any(math.isnan(value) for value in values)), None)
+    odd = next(
+        (
+            name
+            for name, values in score.values.items()
+            if any(math.isnan(value) for value in values)
+        ),
+        None,
+    )
     return f"{odd} holds an item that is no number" if odd is not None else ""
 
 
 def groups_hold_the_figure(score: "TaskScore") -> str:
-    """Say where a figure lies outside those of its groups; of parts that count alike, groups may cut across them."""
+    """Say where a figure lies outside those of its groups; of parts that count alike, groups may
+    cut across them.
+    """
     if any(math.isnan(value) for value in score.groups.values()):
         return "a group's figure is no number"
     if not score.groups or score.parts:
         return ""
-    low, high, slack = min(score.groups.values()), max(score.groups.values()), _REL * max(1.0, abs(score.value))
-    return "" if low - slack <= score.value <= high + slack else f"{low:.6g} to {high:.6g}, and the figure is {score.value:.6g}"
+    low, high, slack = (
+        min(score.groups.values()),
+        max(score.groups.values()),
+        _REL * max(1.0, abs(score.value)),
+    )
+    return (
+        ""
+        if low - slack <= score.value <= high + slack
+        else f"{low:.6g} to {high:.6g}, and the figure is {score.value:.6g}"
+    )
 
 
 def macro_is_the_groups(score: "TaskScore") -> str:
@@ -212,13 +292,21 @@ def macro_is_the_groups(score: "TaskScore") -> str:
     if not score.groups:
         return f"{score.macro:.6g}, and there are no groups"
     mean = math.fsum(score.groups.values()) / len(score.groups)
-    return "" if math.isclose(score.macro, mean, rel_tol=_REL, abs_tol=1e-12) else f"{score.macro:.6g}, and the groups' mean is {mean:.6g}"
+    return (
+        ""
+        if math.isclose(score.macro, mean, rel_tol=_REL, abs_tol=1e-12)
+        else f"{score.macro:.6g}, and the groups' mean is {mean:.6g}"
+    )
 
 
 def chosen_is_all(score: "TaskScore") -> str:
     """Say where the shares of the positions that were picked are not 1 together."""
     total = math.fsum(score.chosen.values())
-    return "" if not score.chosen or abs(total - 1) <= 1e-6 else f"shares of {total:.6g} together; they make 1"
+    return (
+        ""
+        if not score.chosen or abs(total - 1) <= 1e-6
+        else f"shares of {total:.6g} together; they make 1"
+    )
 
 
 SCORE: Checks = (
@@ -234,23 +322,39 @@ SCORE: Checks = (
 
 def value_is_in_its_interval(one: "Measurement") -> str:
     """Say where a measured value lies outside its own interval."""
-    low, high = one.low if one.low is not None else -math.inf, one.high if one.high is not None else math.inf
+    low, high = (
+        one.low if one.low is not None else -math.inf,
+        one.high if one.high is not None else math.inf,
+    )
     slack = _REL * abs(one.value)
-    return "" if low - slack <= one.value <= high + slack else f"{one.value:.6g}, outside its interval [{low:.6g}, {high:.6g}]"
+    return (
+        ""
+        if low - slack <= one.value <= high + slack
+        else f"{one.value:.6g}, outside its interval [{low:.6g}, {high:.6g}]"
+    )
 
 
 MEASUREMENT: Checks = (*not_negative("value"), ("value", value_is_in_its_interval))
 
 
 def tasks_are_the_scores(record: "RunRecord") -> str:
-    """Say where a record's tasks are not those of its scores: all of them, in order, where it succeeded."""
+    """Say where a record's tasks are not those of its scores: all of them, in order, where it
+    succeeded.
+    """
     scored = [f"{score.task}@{score.version}" for score in record.scores]
     if record.status == "success" and scored != list(record.conditions.tasks):
-        return f"{', '.join(record.conditions.tasks) or 'none'}, and there are scores of {', '.join(scored) or 'none'}"
+        return (
+            f"{', '.join(record.conditions.tasks) or 'none'}, and there are scores of "
+            f"{', '.join(scored) or 'none'}"
+        )
     if double := next((one for one in scored if scored.count(one) > 1), None):
         return f"{double} was scored twice"
     strange = next((one for one in scored if one not in record.conditions.tasks), None)
-    return f"{', '.join(record.conditions.tasks) or 'none'}, and there is a score of {strange}" if strange else ""
+    return (
+        f"{', '.join(record.conditions.tasks) or 'none'}, and there is a score of {strange}"
+        if strange
+        else ""
+    )
 
 
 def distances_are_of_its_tasks(record: "RunRecord") -> str:
@@ -267,8 +371,19 @@ def stages_end_in_the_row(record: "RunRecord") -> str:
     if last.label != record.label:
         return f"the last one is {last.label}, and the row {record.label}"
     own = {score.task: score.value for score in record.scores}
-    wrong = next((task for task, value in last.scores.items() if not math.isclose(value, own.get(task, math.nan), rel_tol=_REL)), None)
-    return f"the last one scored {last.scores[wrong]:.6g} on {wrong}, and the row did not" if wrong is not None else ""
+    wrong = next(
+        (
+            task
+            for task, value in last.scores.items()
+            if not math.isclose(value, own.get(task, math.nan), rel_tol=_REL)
+        ),
+        None,
+    )
+    return (
+        f"the last one scored {last.scores[wrong]:.6g} on {wrong}, and the row did not"
+        if wrong is not None
+        else ""
+    )
 
 
 RECORD: Checks = (

@@ -9,10 +9,21 @@ from harness.machine.gpu import gpu_of
 from harness.machine.processor import machine
 from harness.records.record import Environment
 
-_PACKAGES = ("compression-harness", "torch", "transformers", "lm-eval", "accelerate", "datasets", "tokenizers", "numpy")
+_PACKAGES = (
+    "compression-harness",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+)
 
 
-def environment(*, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None) -> Environment:
+def environment(
+    *, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None
+) -> Environment:
     """Describe this process's machine and versions. The machine is its kind, never its name."""
     versions = {}
     for name in _PACKAGES:
@@ -43,11 +54,25 @@ def _commit() -> tuple[str | None, bool | None]:
     if not (root / ".git").exists():
         return None, None
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "harness", "methods", "suites"],
-            cwd=root, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
+            [
+                "git",
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                "harness",
+                "methods",
+                "suites",
+            ],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return head, bool(changed)

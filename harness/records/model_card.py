@@ -1,4 +1,6 @@
-"""The model card beside a student's weights: what it was made from, how, what that took, and its scores as a `model-index`."""
+"""The model card beside a student's weights: what it was made from, how, what that took, and its
+scores as a `model-index`.
+"""
 
 import json
 from pathlib import Path
@@ -24,17 +26,28 @@ def card_of(record: RunRecord) -> str:
 
     results = [
         EvalResult(
-            task_type="text-generation", dataset_type=score.task, dataset_name=f"{score.task}@{score.version}", metric_type=_metric(score),
-            metric_value=round(score.value, 6), metric_name=score.primary or _metric(score),
+            task_type="text-generation",
+            dataset_type=score.task,
+            dataset_name=f"{score.task}@{score.version}",
+            metric_type=_metric(score),
+            metric_value=round(score.value, 6),
+            metric_name=score.primary or _metric(score),
         )
         for score in record.scores
-    ]  # fmt: skip
+    ]
     name = _name(record)
     head = ModelCardData(
-        model_name=name, base_model=[_shown(_start(record))], library_name="transformers", pipeline_tag="text-generation",
-        tags=["compression-harness", record.method, record.family], eval_results=results or None,
-    )  # fmt: skip
-    return f"---\n{head.to_yaml()}\n---\n\n# {name}\n\n{_lineage(record)}\n\n{_scores(record)}\n\n{_settings(record)}\n"
+        model_name=name,
+        base_model=[_shown(_start(record))],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["compression-harness", record.method, record.family],
+        eval_results=results or None,
+    )
+    return (
+        f"---\n{head.to_yaml()}\n---\n\n# "
+        f"{name}\n\n{_lineage(record)}\n\n{_scores(record)}\n\n{_settings(record)}\n"
+    )
 
 
 def _metric(score: TaskScore) -> str:
@@ -47,7 +60,11 @@ def _name(record: RunRecord) -> str:
 
 
 def _start(record: RunRecord) -> str:
-    return record.conditions.teachers[0].name if _from_teacher(record) else record.conditions.student_base.name
+    return (
+        record.conditions.teachers[0].name
+        if _from_teacher(record)
+        else record.conditions.student_base.name
+    )
 
 
 def _shown(name: str) -> str:
@@ -57,20 +74,37 @@ def _shown(name: str) -> str:
 
 def _lineage(record: RunRecord) -> str:
     named = record.cost.notes.get("taught_by", [])
-    taught = [one for one in record.conditions.teachers if isinstance(named, list) and one.name in named]
-    teachers = " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
-    start = f"`{_shown(record.conditions.student_base.name)}` ({record.conditions.student_base.digest[:12]})"
-    how = f"as `{record.conditions.student_recipe}` of it" if ":" in record.conditions.student_recipe else "as it is"
+    taught = [
+        one for one in record.conditions.teachers if isinstance(named, list) and one.name in named
+    ]
+    teachers = (
+        " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
+    )
+    start = (
+        f"`{_shown(record.conditions.student_base.name)}` "
+        f"({record.conditions.student_base.digest[:12]})"
+    )
+    how = (
+        f"as `{record.conditions.student_recipe}` of it"
+        if ":" in record.conditions.student_recipe
+        else "as it is"
+    )
     if _from_teacher(record):
-        start, how = f"`{_shown(record.conditions.teachers[0].name)}` ({record.conditions.teachers[0].digest[:12]})", "as it is"
+        start, how = (
+            f"`{_shown(record.conditions.teachers[0].name)}` "
+            f"({record.conditions.teachers[0].digest[:12]})",
+            "as it is",
+        )
     lines = [
         f"Made by the method `{record.label}` from {start}, started {how}, taught by {teachers}.",
-        f"Weights, configuration and tokenizer have the digest `{record.student.digest if record.student else '-'}`.",
+        "Weights, configuration and tokenizer have the digest "
+        f"`{record.student.digest if record.student else '-'}`.",
     ]
     if record.trains:
         cost = record.cost
         lines.append(
-            f"Training saw {cost.seen_tokens:,} tokens ({cost.trained_tokens:,} trained) in {cost.steps:,} steps, {cost.seconds:.0f} s on "
+            f"Training saw {cost.seen_tokens:,} tokens ({cost.trained_tokens:,} trained) in "
+            f"{cost.steps:,} steps, {cost.seconds:.0f} s on "
             f"{record.conditions.device} ({_where(record)}), seed {record.seed}."
         )
     return " ".join(lines)
@@ -83,10 +117,15 @@ def _where(record: RunRecord) -> str:
 
 
 def _from_teacher(record: RunRecord) -> bool:
-    """Tell whether the first stage changed the teacher's own weights; where that was not noted, what does not train started there."""
+    """Tell whether the first stage changed the teacher's own weights; where that was not noted,
+    what does not train started there.
+    """
     if record.starts_from:
         return record.starts_from == "teacher"
-    return not (record.stages[0].cost.seen_tokens if record.stages else record.trains) and record.family != "control"
+    return (
+        not (record.stages[0].cost.seen_tokens if record.stages else record.trains)
+        and record.family != "control"
+    )
 
 
 def _scores(record: RunRecord) -> str:
@@ -98,11 +137,19 @@ def _scores(record: RunRecord) -> str:
     told = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
     if record.conditions.limited:
         told += " A TRIAL on a sample of the items: not for quoting."
-    return "\n".join(lines) + f"\n\n{told} Compare it with its controls ({', '.join(record.controls) or 'none'}) before you quote it."
+    return (
+        "\n".join(lines)
+        + f"\n\n{told} Compare it with its controls ({', '.join(record.controls) or 'none'}) "
+        "before you quote it."
+    )
 
 
 def _settings(record: RunRecord) -> str:
     notes = {key: value for key, value in record.cost.notes.items() if key != "terms"}
-    made = {"settings": record.settings, "counts": notes, "terms": record.cost.notes.get("terms", {})}
+    made = {
+        "settings": record.settings,
+        "counts": notes,
+        "terms": record.cost.notes.get("terms", {}),
+    }
     versions = record.environment.versions if record.environment else {}
     return f"```json\n{json.dumps({**made, 'versions': versions}, indent=1)}\n```"

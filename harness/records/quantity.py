@@ -1,4 +1,6 @@
-"""The type of a quantity: how its column is headed, and how its numbers are scaled, rounded and written. No torch."""
+"""The type of a quantity: how its column is headed, and how its numbers are scaled, rounded and
+written. No torch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +79,8 @@ class Quantity:
         """Write a column's number as a cell; a dash where there is none."""
         if value is None:
             return DASH
-        return f"{self.prefix}{self.digits(value)}{' %' if self.unit == '%' and not self.words else ''}"
+        unit = " %" if self.unit == "%" and not self.words else ""
+        return f"{self.prefix}{self.digits(value)}{unit}"
 
     def with_interval(self, found: Interval) -> str:
         """Write a number with its interval, where it has one: 97.1 % [95.0, 99.2]."""
@@ -93,7 +96,11 @@ class Quantity:
 
     def digits(self, value: float, *, like: float | None = None) -> str:
         """Write a column's number without unit, in the form that `like` has where size decides."""
-        form = self.format if isinstance(self.format, str) else self.format(value if like is None else like)
+        form = (
+            self.format
+            if isinstance(self.format, str)
+            else self.format(value if like is None else like)
+        )
         return format(100 * value if self.share else value, form)
 
 

@@ -1,4 +1,5 @@
-"""The record of a cell: one schema-numbered JSON file that says everything about it; everything else is derived.
+"""The record of a cell: one schema-numbered JSON file that says everything about it; everything
+else is derived.
 
 Readers accept every older schema (`_MIGRATIONS`); a newer or foreign file is named and refused.
 """
@@ -32,8 +33,9 @@ class _Frozen(Consistent, BaseModel):
 class TaskScore(_Frozen):
     """The figure of one task with its per-item outcomes, in item order, for pairing.
 
-    An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part of a perplexity (`totals`), or it adds
-    to a figure that only all items together have (`statistics`); where even those are not known the figure is `unpaired`.
+    An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part
+    of a perplexity (`totals`), or it adds to a figure that only all items together have
+    (`statistics`); where even those are not known the figure is `unpaired`.
     """
 
     checks: ClassVar[Checks] = consistency.SCORE
@@ -47,19 +49,26 @@ class TaskScore(_Frozen):
     value: float  # accuracy, another metric's figure, or a perplexity
     stderr: float | None
     outcomes: dict[str, str]  # extractor -> "1" right, "0" wrong, one character an item
-    items_digest: str  # of doc, prompt (or conversation) and target hashes: equal digests may be paired
+    # of doc, prompt (or conversation) and target hashes: equal digests may be paired
+    items_digest: str
     answers_digest: str  # of what was written or chosen: equal digests, not one answer differs
-    likelihoods_digest: str = ""  # of log-probabilities and positions to the last bit; "" where none are computed or known
-    values: dict[str, tuple[float, ...]] = {}  # extractor -> a number an item; empty where every item is hit or miss
-    parts: tuple[tuple[int, float], ...] = ()  # (items, weight of each one), in item order; empty: all items count alike
+    # of log-probabilities and positions to the last bit; "" where none are computed or known
+    likelihoods_digest: str = ""
+    # extractor -> a number an item; empty where every item is hit or miss
+    values: dict[str, tuple[float, ...]] = {}
+    # (items, weight of each one), in item order; empty: all items count alike
+    parts: tuple[tuple[int, float], ...] = ()
     metric: str = ""  # lm-eval's name of the figure; "" in records of schema 6 and before
     higher_is_better: bool = True  # of the figure; a perplexity's is known by its kind
     unit: Literal["share", "number"] = "share"  # a share of 1 is shown in per cent
     unpaired: str = ""  # why the figure cannot be compared item by item; "" where it can
     form: str = (
-        ""  # how the figure follows from `statistics` (`harness/statistics/corpus.py`): f1, mcc, bleu ...; "" where it is a mean of items
+        # how the figure follows from `statistics` (`harness/statistics/corpus.py`): f1, mcc, bleu
+        # ...; "" where it is a mean of items
+        ""
     )
-    statistics: tuple[str, ...] = ()  # what each item adds to such a figure, in item order: numbers by spaces
+    # what each item adds to such a figure, in item order: numbers by spaces
+    statistics: tuple[str, ...] = ()
     signed: bool = False  # the figure may be below zero, so that a ratio of two says nothing
     groups: dict[str, float] = {}  # the figure by subject, or by number of steps
     macro: float | None = None  # mean over the groups
@@ -68,7 +77,8 @@ class TaskScore(_Frozen):
     truncated_share: Share | None = None  # answers that ran into the longest length
     tokens_per_answer: float | None = None
     cut_prompts: int = 0  # requests that lost tokens on the left, longer than the context
-    totals: tuple[tuple[float, float], ...] = ()  # perplexity: (log-likelihood, words) of each document
+    # perplexity: (log-likelihood, words) of each document
+    totals: tuple[tuple[float, float], ...] = ()
     seconds: float  # of computing; answers from the journal count with the seconds they took then
     from_journal: int = 0  # requests that were not computed again
     notes: tuple[str, ...] = ()
@@ -80,28 +90,48 @@ class TaskScore(_Frozen):
 
     @property
     def retains(self) -> bool:
-        """Tell whether a student's figure over its teacher's says how much was kept: larger is better, from zero on, and items pair."""
+        """Tell whether a student's figure over its teacher's says how much was kept: larger is
+        better, from zero on, and items pair.
+        """
         return not self.lower_is_better and not self.unpaired and not self.signed
 
     @property
     def hit_or_miss(self) -> bool:
-        """Tell whether every item is right or wrong and all count alike: what flips and McNemar's test are made for."""
-        return self.retains and self.primary in self.outcomes and self.primary not in self.values and not self.parts
+        """Tell whether every item is right or wrong and all count alike: what flips and McNemar's
+        test are made for.
+        """
+        return (
+            self.retains
+            and self.primary in self.outcomes
+            and self.primary not in self.values
+            and not self.parts
+        )
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """The value of every item; empty where items have none."""
-        return self.values.get(self.primary) or tuple(float(mark == "1") for mark in self.outcomes.get(self.primary, ""))
+        return self.values.get(self.primary) or tuple(
+            float(mark == "1") for mark in self.outcomes.get(self.primary, "")
+        )
 
     def shown(self, value: float) -> str:
         """Write a figure of this task: a share in per cent, anything else as a number."""
-        return f"{100 * value:.1f} %" if self.unit == "share" and self.kind != "perplexity" else f"{value:.3f}"
+        return (
+            f"{100 * value:.1f} %"
+            if self.unit == "share" and self.kind != "perplexity"
+            else f"{value:.3f}"
+        )
 
 
 class Fidelity(_Frozen):
-    """How near a student's distributions are to its teacher's on one task: means over items, errors clustered by item."""
+    """How near a student's distributions are to its teacher's on one task: means over items, errors
+    clustered by item.
+    """
 
-    checks: ClassVar[Checks] = (*consistency.finite("kl"), *not_negative("items", "kl_stderr", "agreement_stderr"))
+    checks: ClassVar[Checks] = (
+        *consistency.finite("kl"),
+        *not_negative("items", "kl_stderr", "agreement_stderr"),
+    )
 
     task: str
     form: Literal["choices", "tokens"]
@@ -129,7 +159,9 @@ class Measurement(_Frozen):
 
 
 class SharedCost(_Frozen):
-    """What a cached artefact of the teacher's took when it was made; every row that used it names the same key."""
+    """What a cached artefact of the teacher's took when it was made; every row that used it names
+    the same key.
+    """
 
     checks: ClassVar[Checks] = not_negative("tokens", "seconds", "flops")
 
@@ -143,9 +175,19 @@ class Cost(_Frozen):
     """What making the student took; the teacher's part apart."""
 
     checks: ClassVar[Checks] = not_negative(
-        "seen_tokens", "trained_tokens", "steps", "seconds", "devices", "device_seconds", "flops", "teacher_tokens", "teacher_seconds",
-        "teacher_flops", "peak_bytes", "energy_joules",
-    )  # fmt: skip
+        "seen_tokens",
+        "trained_tokens",
+        "steps",
+        "seconds",
+        "devices",
+        "device_seconds",
+        "flops",
+        "teacher_tokens",
+        "teacher_seconds",
+        "teacher_flops",
+        "peak_bytes",
+        "energy_joules",
+    )
 
     seen_tokens: int = 0
     trained_tokens: int = 0
@@ -158,24 +200,40 @@ class Cost(_Frozen):
     teacher_seconds: float = 0.0  # within `seconds`
     teacher_flops: float = 0.0
     shared: tuple[SharedCost, ...] = ()  # the teacher's work that other rows may share
-    peak_bytes: int | None = None  # of the process through training: resident on a CPU (imports included), allocated on a GPU
-    energy_joules: float | None = None  # of the whole package or GPU while it trained; None where no counter can be read
+    # of the process through training: resident on a CPU (imports included), allocated on a GPU
+    peak_bytes: int | None = None
+    # of the whole package or GPU while it trained; None where no counter can be read
+    energy_joules: float | None = None
     energy_source: str = ""
     notes: dict[str, JsonValue] = {}  # method's counts: rows kept, dropped and why
 
     def __add__(self, later: "Cost") -> "Cost":
-        """Return what two stages of a chain took together: sums, the larger peak, energy where both were read."""
-        summed = ("seen_tokens", "trained_tokens", "steps", "seconds", "device_seconds", "flops", "teacher_tokens", "teacher_seconds",
-                  "teacher_flops")  # fmt: skip
+        """Return what two stages of a chain took together: sums, the larger peak, energy where both
+        were read.
+        """
+        summed = (
+            "seen_tokens",
+            "trained_tokens",
+            "steps",
+            "seconds",
+            "device_seconds",
+            "flops",
+            "teacher_tokens",
+            "teacher_seconds",
+            "teacher_flops",
+        )
         both = [one.energy_joules for one in (self, later) if one.seconds]
         peaks = [one.peak_bytes for one in (self, later) if one.peak_bytes is not None]
         known = [joules for joules in both if joules is not None]
         return Cost(
             **{name: getattr(self, name) + getattr(later, name) for name in summed},
-            devices=max(self.devices, later.devices), shared=tuple({one.key: one for one in (*self.shared, *later.shared)}.values()),
-            peak_bytes=max(peaks, default=None), energy_joules=sum(known) if both and len(known) == len(both) else None,
-            energy_source=self.energy_source or later.energy_source, notes={**self.notes, **later.notes},
-        )  # fmt: skip
+            devices=max(self.devices, later.devices),
+            shared=tuple({one.key: one for one in (*self.shared, *later.shared)}.values()),
+            peak_bytes=max(peaks, default=None),
+            energy_joules=sum(known) if both and len(known) == len(both) else None,
+            energy_source=self.energy_source or later.energy_source,
+            notes={**self.notes, **later.notes},
+        )
 
 
 class StageRecord(_Frozen):
@@ -199,7 +257,8 @@ class Environment(_Frozen):
     device: str
     dtype: str
     threads: Annotated[int, Same("threads")]
-    waiting: str = ""  # how threads waited at their barriers, active or passive; "" where nobody looked
+    # how threads waited at their barriers, active or passive; "" where nobody looked
+    waiting: str = ""
     cores_in_use: float | None = None  # by others, when the cell began; None where nobody looked
     machine: Annotated[str, Same("machine")]
     gpu: Annotated[Gpu | None, Same("gpu", lambda gpu: str(gpu) if gpu else None)] = None
@@ -216,7 +275,9 @@ class RunRecord(Flat, _Frozen):
     checks: ClassVar[Checks] = consistency.RECORD
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants"
+    )
     kind: Literal["cell"] = "cell"
     key: str
     status: Status
@@ -229,9 +290,11 @@ class RunRecord(Flat, _Frozen):
     controls: tuple[str, ...] = ()  # methods whose rows this one must be compared with
     handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
     trains: bool = False
-    starts_from: Literal["teacher", "student", ""] = ""  # what its first stage changed; "" of a teacher, and where it was not noted
+    # what its first stage changed; "" of a teacher, and where it was not noted
+    starts_from: Literal["teacher", "student", ""] = ""
     settings: dict[str, JsonValue] = {}
-    conditions: Conditions  # under which it was made and scored; the tasks in the order of the scores
+    # under which it was made and scored; the tasks in the order of the scores
+    conditions: Conditions
     student: ModelReference | None = None
     seed: int | None = None  # None where no draw was made
     data_digest: str = ""
@@ -264,34 +327,45 @@ class RunRecord(Flat, _Frozen):
 _STUDENTS_AS_THEY_ARE = ("untouched",)  # methods of records from before `starts_from` was noted
 _SIGNED = 6  # the first schema whose files hold their own digest
 _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
-    1: lambda old: {**old, "schema": 2},  # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
-    2: lambda old: {**old, "schema": 3},  # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
-    3: lambda old: {**old, "schema": 4},  # 4 added fields with defaults: teachers' weights, whether the rate was tuned
+    # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
+    1: lambda old: {**old, "schema": 2},
+    # 3 added fields with defaults: intervals of measurements, shared teacher work, energy
+    2: lambda old: {**old, "schema": 3},
+    # 4 added fields with defaults: teachers' weights, whether the rate was tuned
+    3: lambda old: {**old, "schema": 4},
     4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
     5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
-    # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction, weights, why items cannot be paired, what
+    # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction,
+    # weights, why items cannot be paired, what
     # they add to a figure of all of them
     6: lambda old: {**old, "schema": 7},
-    7: lambda old: {**old, "schema": 8},  # 8 added a field with a default: how many items of each task a sample had
-    8: lambda old: {**_by_new_names(old), "schema": 9},  # 9 renamed settings of methods, in labels too (harness/renames)
+    # 8 added a field with a default: how many items of each task a sample had
+    7: lambda old: {**old, "schema": 8},
+    # 9 renamed settings of methods, in labels too (harness/renames)
+    8: lambda old: {**_by_new_names(old), "schema": 9},
 }
 
 
 def _by_new_names(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with the settings of its method, and of the rows and stages that it names, by their names now.
+    """Return a record with the settings of its method, and of the rows and stages that it names, by
+    their names now.
 
     What is no record at all comes back as it is, for the model to refuse.
     """
     method, last = str(old.get("method", "")), str(old.get("method", "")).rpartition("+")[2]
     settings = {"settings": method, "handed_on": last}
     renamed: dict[str, Any] = {
-        name: settings_in_records(own, old[name]) for name, own in settings.items() if isinstance(old.get(name), dict)
+        name: settings_in_records(own, old[name])
+        for name, own in settings.items()
+        if isinstance(old.get(name), dict)
     }
     if isinstance(old.get("label"), str):
         renamed["label"] = current_label(old["label"])
     if isinstance(old.get("stages"), list):
         renamed["stages"] = [
-            {**stage, "label": current_label(stage["label"])} if isinstance(stage, dict) and isinstance(stage.get("label"), str) else stage
+            {**stage, "label": current_label(stage["label"])}
+            if isinstance(stage, dict) and isinstance(stage.get("label"), str)
+            else stage
             for stage in old["stages"]
         ]
     return {**old, **renamed}
@@ -302,19 +376,35 @@ class BadRecord(OneLine):
 
 
 def read(path: Path) -> RunRecord:
-    """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer, edited, or at odds with itself."""
+    """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer,
+    edited, or at odds with itself.
+    """
     try:
         data = read_json(path)
     except Unreadable as problem:
-        raise BadRecord(f"{problem}; delete it and run again" if path.is_file() else str(problem)) from problem
+        raise BadRecord(
+            f"{problem}; delete it and run again" if path.is_file() else str(problem)
+        ) from problem
     if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
         raise BadRecord(f"{path}: not a record of this harness (no schema number)")
     stated, schema = data.pop("digest", None), data["schema"]
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        told = f"schema {schema}, this" if type(schema) is int else f"its schema is {kind_of(schema)}, not a number; this"
+        told = (
+            f"schema {schema}, this"
+            if type(schema) is int
+            else f"its schema is {kind_of(schema)}, not a number; this"
+        )
         raise BadRecord(f"{path}: {told} version reads up to {SCHEMA}; upgrade compression-harness")
-    if wrong := _unsigned(data, schema) if stated is None else "" if stated == _digest(data) else "its digest differs":
-        raise BadRecord(f"{path}: edited after it was written ({wrong}); take it back from git, or run again")
+    if (
+        wrong := _unsigned(data, schema)
+        if stated is None
+        else ""
+        if stated == _digest(data)
+        else "its digest differs"
+    ):
+        raise BadRecord(
+            f"{path}: edited after it was written ({wrong}); take it back from git, or run again"
+        )
     while data["schema"] != SCHEMA:
         data = _MIGRATIONS[data["schema"]](data)
     try:
@@ -324,25 +414,45 @@ def read(path: Path) -> RunRecord:
         raise BadRecord(f"{path}: {consistency.what_is_wrong(problem)}{way_out}") from problem
 
 
-_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")  # fields of scores
+# fields of scores
+_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")
 _WITH_ITEMS = 7  # the schema that they came with
 
 
 def _unsigned(data: Mapping[str, Any], schema: int) -> str:
-    """Say why a record without a digest is none that was written so, "" where it is of a schema that had none."""
+    """Say why a record without a digest is none that was written so, "" where it is of a schema
+    that had none.
+    """
     if schema >= _SIGNED:
         return f"schema {schema} has a digest, and it has none"
     listed = data.get("scores")
-    scores = [score for score in listed if isinstance(score, dict)] if isinstance(listed, list) else []
-    usual = {name: list(found) if isinstance(found := TaskScore.model_fields[name].default, tuple) else found for name in _LATER}
-    later = next((name for score in scores for name in _LATER if score.get(name, usual[name]) != usual[name]), "")
+    scores = (
+        [score for score in listed if isinstance(score, dict)] if isinstance(listed, list) else []
+    )
+    usual = {
+        name: list(found)
+        if isinstance(found := TaskScore.model_fields[name].default, tuple)
+        else found
+        for name in _LATER
+    }
+    later = next(
+        (
+            name
+            for score in scores
+            for name in _LATER
+            if score.get(name, usual[name]) != usual[name]
+        ),
+        "",
+    )
     return f"it says schema {schema}, and {later} came with schema {_WITH_ITEMS}" if later else ""
 
 
 def write(path: Path, record: RunRecord) -> None:
     """Write a record whole or not at all, with the digest of everything else in it."""
     data = record.model_dump(mode="json", by_alias=True)
-    write_whole(path, json.dumps({**data, "digest": _digest(data)}, indent=1, ensure_ascii=False) + "\n")
+    write_whole(
+        path, json.dumps({**data, "digest": _digest(data)}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def _digest(data: Mapping[str, JsonValue]) -> str:
@@ -353,7 +463,9 @@ TEACHER = "teacher"
 
 
 def rows_of(record: RunRecord) -> tuple[Rows, ...]:
-    """Return which conditions of making say something about a record: none of a teacher's, the budget of one that trains."""
+    """Return which conditions of making say something about a record: none of a teacher's, the
+    budget of one that trains.
+    """
     if record.method == TEACHER:
         return ()
     return ("students", "trained rows") if record.trains else ("students",)

@@ -1,4 +1,5 @@
-"""What stands beside a record in a store: the answers of every item, and the log of every training step. No torch.
+"""What stands beside a record in a store: the answers of every item, and the log of every training
+step. No torch.
 
 A study keeps records alone, so both may be missing; then pages and exports say so.
 """
@@ -26,7 +27,9 @@ class Evidence:
         yield from _signed(self.samples)
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """Yield what was logged of each training step: step, seen tokens, rate, and every loss term."""
+        """Yield what was logged of each training step: step, seen tokens, rate, and every loss
+        term.
+        """
         yield from _lines(self.training)
 
 
@@ -39,7 +42,9 @@ def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def _signed(path: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a version without digests has none."""
+    """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a
+    version without digests has none.
+    """
     signed = any("digest" in found for found in _lines(path))
     for found in _lines(path):
         with suppress(ValueError):
@@ -48,14 +53,31 @@ def _signed(path: Path | None) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-_KINDS = {"task": str, "item": int, "group": str, "gold": str, "prompt": str, "text": str, "correct": dict, "extracted": dict,
-          "log_probabilities": list, "tokens": int}  # fmt: skip
+_KINDS = {
+    "task": str,
+    "item": int,
+    "group": str,
+    "gold": str,
+    "prompt": str,
+    "text": str,
+    "correct": dict,
+    "extracted": dict,
+    "log_probabilities": list,
+    "tokens": int,
+}
 
 
 def _is_row(found: dict[str, Any]) -> bool:
-    """Tell whether an object names a task and an item, and what else is shown of it has its form."""
+    """Tell whether an object names a task and an item, and what else is shown of it has its
+    form.
+    """
     right = all(type(found[name]) is kind for name, kind in _KINDS.items() if name in found)
-    return right and "task" in found and "item" in found and all(type(one) in (int, float) for one in found.get("log_probabilities", ()))
+    return (
+        right
+        and "task" in found
+        and "item" in found
+        and all(type(one) in (int, float) for one in found.get("log_probabilities", ()))
+    )
 
 
 def _is_text(value: object) -> bool:
@@ -63,7 +85,9 @@ def _is_text(value: object) -> bool:
 
 
 def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evidence]:
-    """Find the evidence of records, by key: in the store that `place` is or that its run file belongs to."""
+    """Find the evidence of records, by key: in the store that `place` is or that its run file
+    belongs to.
+    """
     root = place.parent.parent if place.is_file() else place
     found: dict[str, Evidence] = {}
     for record in records:

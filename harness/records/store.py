@@ -1,4 +1,5 @@
-"""The store of a user's cells: one folder per cell by key, students shared between cells, locks, lists of runs.
+"""The store of a user's cells: one folder per cell by key, students shared between cells, locks,
+lists of runs.
 
 OUT/cells/KEY/   record.json, samples.jsonl, log.txt
 OUT/students/KEY/   student/ (the checkpoint), cost.json, training.jsonl, state/ while it trains
@@ -58,7 +59,9 @@ class Store:
         areas = [self.root / name for name in ("cells", "students", "runs", "locks")]
         for area in areas:
             make_folder(area, "--out")
-        leftovers.sweep([self.root, *areas, *(path for path in (self.root / "runs").iterdir() if path.is_dir())])
+        leftovers.sweep(
+            [self.root, *areas, *(path for path in (self.root / "runs").iterdir() if path.is_dir())]
+        )
         _sweep_notes(self.root / "locks")
 
     def cell(self, key: str) -> Path:
@@ -96,11 +99,17 @@ class Store:
             holder = _holder(note)
             if not wait:
                 raise Busy(holder) from None
-            on_wait(f"waiting for a cell {Busy(holder)} (Ctrl-C leaves it; --no-wait skips such cells)")
+            on_wait(
+                f"waiting for a cell {Busy(holder)} (Ctrl-C leaves it; --no-wait skips such cells)"
+            )
             lock.acquire()
         try:
             since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            note.write_text(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "since": since}))
+            note.write_text(
+                json.dumps(
+                    {"process": os.getpid(), "machine": socket.gethostname(), "since": since}
+                )
+            )
             yield
         finally:
             note.unlink(missing_ok=True)
@@ -128,23 +137,35 @@ def _holder(note: Path) -> Holder | None:
 
 
 def _sweep_notes(locks: Path) -> None:
-    """Delete the notes of holders that were killed on this machine: their locks are free, and a finished cell's is taken by nobody."""
+    """Delete the notes of holders that were killed on this machine: their locks are free, and a
+    finished cell's is taken by nobody.
+    """
     for note in locks.glob("*.json"):
         holder = _holder(note)
         with suppress(OSError):
             torn = holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET
-            if torn or (holder is not None and holder.machine == clean(socket.gethostname()) and not leftovers.lives(holder.process)):
+            if torn or (
+                holder is not None
+                and holder.machine == clean(socket.gethostname())
+                and not leftovers.lives(holder.process)
+            ):
                 note.unlink(missing_ok=True)
 
 
 def record_files(place: Path) -> tuple[list[Path], list[str]]:
-    """Find the record files of a run file, a store, a study (`records/`), or a plain folder; and what a run lacks."""
+    """Find the record files of a run file, a store, a study (`records/`), or a plain folder; and
+    what a run lacks.
+    """
     if place.is_file():
         return _files_of(place)
     hint = "give a run file, a study or a folder of records (harness run writes results/runs)"
     if not place.is_dir():
         raise HarnessError(f"no records at {place}; {hint}")
-    for folder, pattern in ((place / "cells", "*/record.json"), (place / "records", "*.json"), (place, "*.json")):
+    for folder, pattern in (
+        (place / "cells", "*/record.json"),
+        (place / "records", "*.json"),
+        (place, "*.json"),
+    ):
         if folder.is_dir() and (found := sorted(folder.glob(pattern))):
             return found, []
     raise HarnessError(f"no records in {place}; {hint}")
@@ -162,14 +183,30 @@ def _files_of(place: Path) -> tuple[list[Path], list[str]]:
         try:
             read_signed(place)
         except Unreadable as problem:
-            raise HarnessError(f"{problem}; give another run file, or type the command of the run again") from problem
+            raise HarnessError(
+                f"{problem}; give another run file, or type the command of the run again"
+            ) from problem
     keys = data.get("cells")
-    if not isinstance(keys, list) or not keys or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys):
-        raise HarnessError(f"{place}: a run file whose cells are no list of keys; give another, or type the command of the run again")
+    if (
+        not isinstance(keys, list)
+        or not keys
+        or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys)
+    ):
+        raise HarnessError(
+            f"{place}: a run file whose cells are no list of keys; give another, or type the "
+            "command of the run again"
+        )
     store = Store(place.parent.parent)
     paths = [store.record_path(key) for key in keys]
     missing = sum(not path.exists() for path in paths)
-    lacking = [f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or is under way)"] if missing else []
+    lacking = (
+        [
+            f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or "
+            "is under way)"
+        ]
+        if missing
+        else []
+    )
     return [path for path in paths if path.exists()], lacking
 
 
@@ -190,9 +227,11 @@ def twice(records: Sequence[RunRecord]) -> str:
 
 
 def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
-    """Copy records into a study's folder, each under its row and seed; records that stood there go, once the new ones stand.
+    """Copy records into a study's folder, each under its row and seed; records that stood there go,
+    once the new ones stand.
 
-    Nothing else is touched; a folder that holds something and is no study is refused before anything is written.
+    Nothing else is touched; a folder that holds something and is no study is refused before
+    anything is written.
     """
     named: dict[str, RunRecord] = {}
     for record in records:
@@ -200,7 +239,8 @@ def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
         seed = f"-seed{record.seed}" if record.seed is not None else ""
         if f"{name}{seed}" in named:
             raise HarnessError(
-                f"two records of {record.label}{seed}: a study holds one run's records; name that run's file (results/runs/runs/)"
+                f"two records of {record.label}{seed}: a study holds one run's records; name that "
+                "run's file (results/runs/runs/)"
             )
         named[f"{name}{seed}"] = record
     before = _own_records(folder, [f"{name}.json" for name in named])
@@ -211,32 +251,53 @@ def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
 
 
 def _own_records(folder: Path, names: Sequence[str]) -> set[Path]:
-    """Return the record files of a study's `records/`; refuses a folder that is none, and a foreign file under one of the new names."""
+    """Return the record files of a study's `records/`; refuses a folder that is none, and a foreign
+    file under one of the new names.
+    """
     study = folder.parent
     for place in (study, folder):
         if place.exists() and not place.is_dir():
-            raise HarnessError(f"--keep {study}: {place} is a file; give a folder, new or of a study")
+            raise HarnessError(
+                f"--keep {study}: {place} is a file; give a folder, new or of a study"
+            )
     known = {path for path in folder.glob("*.json") if _is_record(path)}
     if study.is_dir() and not folder.is_dir() and any(study.iterdir()):
-        raise HarnessError(f"--keep {study}: not empty, and no study (it has no records/); give a new folder, or a study's")
-    if foreign := next((path for path in map(folder.joinpath, names) if path.exists() and path not in known), None):
-        raise HarnessError(f"--keep {study}: {foreign} is no record and would be overwritten; move it, or give another folder")
+        raise HarnessError(
+            f"--keep {study}: not empty, and no study (it has no records/); give a new folder, or "
+            "a study's"
+        )
+    if foreign := next(
+        (path for path in map(folder.joinpath, names) if path.exists() and path not in known), None
+    ):
+        raise HarnessError(
+            f"--keep {study}: {foreign} is no record and would be overwritten; move it, or give "
+            "another folder"
+        )
     return known
 
 
 def _is_record(path: Path) -> bool:
-    """Tell whether a file is a record, of whatever schema, whole or edited: its own kind says so."""
+    """Tell whether a file is a record, of whatever schema, whole or edited: its own kind
+    says so.
+    """
     if path.is_symlink() or path.suffix != ".json" or not path.is_file():
         return False
     try:
         told = read_json(path)
     except Unreadable:
         return False
-    return isinstance(told, dict) and told.get("kind") == "cell" and "schema" in told and "label" in told
+    return (
+        isinstance(told, dict)
+        and told.get("kind") == "cell"
+        and "schema" in told
+        and "label" in told
+    )
 
 
 def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:
-    """Read every record of a place; return them and one line for each file that is none, or that a run lacks."""
+    """Read every record of a place; return them and one line for each file that is none, or that a
+    run lacks.
+    """
     paths, problems = record_files(place)
     records = []
     for path in paths:

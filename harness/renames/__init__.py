@@ -55,7 +55,8 @@ CALIBRATED = (
 )
 
 # Settings of methods: old name -> new name, how the value is read, until when, which of our methods
-# have it. One of another package reads the old name where it has the new setting and none of the old.
+# have it. One of another package reads the old name where it has the new setting and none of the
+# old.
 SETTINGS = {
     "group": ("group_size", "same", FROM_0_1, GROUPED),
     "zeros": (

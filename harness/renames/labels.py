@@ -20,7 +20,9 @@ def settings_in_records(method: str, settings: Mapping[str, Any]) -> dict[str, A
     current: dict[str, Any] = {}
     for name, value in settings.items():
         rename = _rename_of(method, name)
-        current[rename.new if rename else name] = value_by_new_name(rename, value) if rename else value
+        current[rename.new if rename else name] = (
+            value_by_new_name(rename, value) if rename else value
+        )
     return current
 
 
@@ -50,7 +52,10 @@ def _current(method: str, settings: str, typed_in: str) -> str:
         if typed_in:
             say(rename, where=f"{typed_in} {method}[{name}={value}]")
         if typed_in and given.get(rename.new, current) != current:
-            raise HarnessError(f"{typed_in}: {method}[{settings}] names one setting twice, as {name} and {rename.new}; keep {rename.new}")
+            raise HarnessError(
+                f"{typed_in}: {method}[{settings}] names one setting twice, as {name} and "
+                f"{rename.new}; keep {rename.new}"
+            )
         return f"{blank}{rename.new}={current}"
 
     return _SETTING.sub(renamed, settings)

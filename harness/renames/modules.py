@@ -30,7 +30,9 @@ def spec_of(name: str) -> ModuleSpec | None:
 
 
 class _Alias(Loader):
-    """Loads the module of the new name; for one that was split, a module that looks into its parts."""
+    """Loads the module of the new name; for one that was split, a module that looks into
+    its parts.
+    """
 
     def __init__(self, new: str) -> None:
         self.parts = new.split(", ")

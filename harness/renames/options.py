@@ -20,7 +20,8 @@ def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, A
             continue
         if given.get(rename.new, value) != value:
             raise HarnessError(
-                f"{where + ': ' if where else ''}{name}={value} and {rename.new}={given[rename.new]} are two names for one option, "
+                f"{where + ': ' if where else ''}{name}={value} and "
+                f"{rename.new}={given[rename.new]} are two names for one option, "
                 f"and differ; which is meant? Keep {rename.new}, its name now"
             )
         say(rename, where=where or name)
@@ -33,7 +34,11 @@ def current_flags(typed: Sequence[str]) -> list[str]:
 
     What stands after `--` is no flag. Raises `HarnessError` where both names are typed.
     """
-    flags = {prefix + _dashed(old): rename for old, rename in renames_of("option").items() for prefix in ("--", "--no-")}
+    flags = {
+        prefix + _dashed(old): rename
+        for old, rename in renames_of("option").items()
+        for prefix in ("--", "--no-")
+    }
     end = typed.index("--") if "--" in typed else len(typed)
     present = {word.partition("=")[0] for word in typed[:end]}
     current = []
@@ -43,7 +48,10 @@ def current_flags(typed: Sequence[str]) -> list[str]:
         if rename is not None:
             new = flag.removesuffix(_dashed(rename.old)) + _dashed(rename.new)
             if present & {f"--{_dashed(rename.new)}", f"--no-{_dashed(rename.new)}"}:
-                raise HarnessError(f"{flag} and {new} are two names for one option; which is meant? Keep {new}, its name now")
+                raise HarnessError(
+                    f"{flag} and {new} are two names for one option; which is meant? Keep {new}, "
+                    "its name now"
+                )
             say(rename, where=flag)
             flag = new
         current.append(flag + equals + value)

@@ -13,8 +13,9 @@ from harness.renames.notice import Rename, find, renames_of, say
 def value_by_new_name(rename: Rename, value: Any) -> Any:
     """Return a value as the new setting has it.
 
-    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse. What is one is said by
-    pydantic, which reads the setting: a spelling that only one of them knew would turn the sense round.
+    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse.
+    What is one is said by pydantic, which reads the setting: a spelling that only one of them knew
+    would turn the sense round.
     """
     if not rename.opposite:
         return value
@@ -27,13 +28,18 @@ def value_by_new_name(rename: Rename, value: Any) -> Any:
 
 
 def default_by_new_name(rename: Rename, default: Any) -> Any:
-    """Return what a class states as a setting's default, a value or a field that holds one, as the new setting has it."""
+    """Return what a class states as a setting's default, a value or a field that holds one, as the
+    new setting has it.
+    """
     if rename.opposite and isinstance(getattr(default, "default", None), bool):
-        return not default.default  # a truth value has no bounds that the field could hold beside it
+        # a truth value has no bounds that the field could hold beside it
+        return not default.default
     return value_by_new_name(rename, default)
 
 
-def current_settings(where: str, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+def current_settings(
+    where: str, given: Mapping[str, Any], fields: Collection[str]
+) -> dict[str, Any]:
     """Return settings by the names that a class has now, in their order; `where` is the method.
 
     An old name is read where the class has the new setting and none of the old name. Raises
@@ -48,7 +54,8 @@ def current_settings(where: str, given: Mapping[str, Any], fields: Collection[st
         renamed = value_by_new_name(rename, value)
         if given.get(rename.new, renamed) != renamed:
             raise HarnessError(
-                f"{where}: {name}={value} and {rename.new}={given[rename.new]} are two names for one setting, and differ; "
+                f"{where}: {name}={value} and {rename.new}={given[rename.new]} are two names for "
+                "one setting, and differ; "
                 f"which is meant? Keep {rename.new}, its name now"
             )
         say(rename, where=f"{where}.{name}")
@@ -58,13 +65,18 @@ def current_settings(where: str, given: Mapping[str, Any], fields: Collection[st
 
 def settings_of_class(owner: type[Any]) -> tuple[str, ...]:
     """Return the names of a class's settings."""
-    return tuple(field.name for field in dataclasses.fields(owner)) if dataclasses.is_dataclass(owner) else ()
+    return (
+        tuple(field.name for field in dataclasses.fields(owner))
+        if dataclasses.is_dataclass(owner)
+        else ()
+    )
 
 
 def restate(owner: type[Any]) -> None:
     """Let a class that states an inherited setting by its old name state the new one.
 
-    Called before the class is made a dataclass. A setting that its bases know nothing of is its own.
+    Called before the class is made a dataclass. A setting that its bases know nothing of is its
+    own.
     """
     inherited = {name for base in owner.__mro__[1:] for name in settings_of_class(base)}
     annotations = inspect.get_annotations(owner)
@@ -72,7 +84,10 @@ def restate(owner: type[Any]) -> None:
         if old not in annotations or old in inherited or rename.new not in inherited:
             continue
         if rename.new in annotations:
-            raise HarnessError(f"{owner.__qualname__}: {old} and {rename.new} are two names for one setting; keep {rename.new}")
+            raise HarnessError(
+                f"{owner.__qualname__}: {old} and {rename.new} are two names for one setting; keep "
+                f"{rename.new}"
+            )
         say(rename, where=f"{owner.__qualname__}.{old}")
         annotations[rename.new] = annotations.pop(old)
         if old in vars(owner):

@@ -1,4 +1,6 @@
-"""Tables of what students cost: seconds and bytes of using them, seconds, tokens and energy of making them. No torch."""
+"""Tables of what students cost: seconds and bytes of using them, seconds, tokens and energy of
+making them. No torch.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,15 +20,24 @@ _BAND = (0.9, 1.1)
 
 
 def speed(found: Group) -> Table:
-    """Speed beside the verdict on quality: ratios to the teacher by turns, and what a problem takes."""
+    """Speed beside the verdict on quality: ratios to the teacher by turns, and what a problem
+    takes.
+    """
     title = timed_under(found)
     rows = [_speed_of(found, row, title) for row in ordered(found)]
     return table_of("speed", f"Speed ({title})", rows if _timed(found) else without_dashes(rows))
 
 
 def _speed_of(found: Group, row: Row, title: str) -> Cells:
-    if row.done and timing_of(row) not in ("", title):  # a column never mixes scenarios: a note says so
-        row = replace(row, records=tuple(record.model_copy(update={"measurements": _untimed(record)}) for record in row.records))
+    # a column never mixes scenarios: a note says so
+    if row.done and timing_of(row) not in ("", title):
+        row = replace(
+            row,
+            records=tuple(
+                record.model_copy(update={"measurements": _untimed(record)})
+                for record in row.records
+            ),
+        )
     line, verdict = Line(row), kept(found, row)
     line.add_words(columns.KEEPS, verdict)
     for quantity in (columns.DECODE_X, columns.PREFILL_X):
@@ -39,19 +50,30 @@ def _speed_of(found: Group, row: Row, title: str) -> Cells:
             line.add(quantity, mean_of(row, f"{quantity.key}:{task}"), task=beside)
         length = _length_ratio(row, found.teacher, task)
         if length is not None:
-            line.add(columns.LENGTH_X, length, task=beside, mark="" if _BAND[0] <= length <= _BAND[1] else " !")
+            line.add(
+                columns.LENGTH_X,
+                length,
+                task=beside,
+                mark="" if _BAND[0] <= length <= _BAND[1] else " !",
+            )
     return line.cells
 
 
 def _timed(found: Group) -> bool:
     records = [record for row in found.rows for record in row.done]
-    return any(record.measured(one.key) for record in records for one in (columns.DECODE_X, columns.DECODE_RATE))
+    return any(
+        record.measured(one.key)
+        for record in records
+        for one in (columns.DECODE_X, columns.DECODE_RATE)
+    )
 
 
 def kept(found: Group, row: Row) -> str:
-    """Tell whether a row keeps 95 % of the teacher's score on every task, of a choice task 95 % of what the teacher has above chance.
+    """Tell whether a row keeps 95 % of the teacher's score on every task, of a choice task 95 % of
+    what the teacher has above chance.
 
-    yes, no, cannot tell; *not judged* where the teacher is at chance on every task; a dash without a retention.
+    yes, no, cannot tell; *not judged* where the teacher is at chance on every task; a dash without
+    a retention.
     """
     if row.label == TEACHER:
         judged = [task for task in found.tasks if any(score.retains for score in row.scores(task))]
@@ -67,21 +89,32 @@ def kept(found: Group, row: Row) -> str:
             continue
         interval = compare(row, found.teacher, task, ratio=True, chance=scores[0].chance)
         if interval.low is not None and interval.high is not None:
-            verdicts.append("yes" if interval.low >= KEEP else "no" if interval.high < KEEP else "cannot tell")
+            verdicts.append(
+                "yes" if interval.low >= KEEP else "no" if interval.high < KEEP else "cannot tell"
+            )
         elif interval.value is not None or interval.reason:
             verdicts.append("cannot tell")  # too near chance for a ratio, or one item
-    return next((one for one in ("no", "cannot tell", "yes") if one in verdicts), "not judged" if at_chance else DASH)
+    return next(
+        (one for one in ("no", "cannot tell", "yes") if one in verdicts),
+        "not judged" if at_chance else DASH,
+    )
 
 
 def _length_ratio(row: Row, teacher: Row | None, task: str) -> float | None:
     """Return the tokens of an answer over the teacher's, both as they end by themselves."""
     ours = [score.tokens_per_answer for score in row.scores(task) if score.tokens_per_answer]
-    theirs = [score.tokens_per_answer for score in (teacher.scores(task) if teacher else ()) if score.tokens_per_answer]
+    theirs = [
+        score.tokens_per_answer
+        for score in (teacher.scores(task) if teacher else ())
+        if score.tokens_per_answer
+    ]
     return fmean(ours) / fmean(theirs) if ours and theirs else None
 
 
 def speed_ratio(row: Row, name: str) -> Interval:
-    """Return a speed ratio with its interval: a record's own, or over the seeds where there are three and more."""
+    """Return a speed ratio with its interval: a record's own, or over the seeds where there are
+    three and more.
+    """
     measured = [one for record in row.done if (one := record.measured(name)) is not None]
     if not measured:
         return Interval(None, reason="not measured")
@@ -91,14 +124,19 @@ def speed_ratio(row: Row, name: str) -> Interval:
 
 
 def timed_under(found: Group) -> str:
-    """Name the scenario that the speed columns stand for: the teacher's first one, else any row's."""
+    """Name the scenario that the speed columns stand for: the teacher's first one, else any
+    row's.
+    """
     rows = [*([found.teacher] if found.teacher else []), *found.rows]
     return next((condition for row in rows if (condition := timing_of(row))), "not timed")
 
 
 def timing_of(row: Row) -> str:
     """Name the scenario that a row's speeds stand for, "" where it was not timed."""
-    return next((one.condition for record in row.done if (one := record.measured(columns.DECODE_RATE.key))), "")
+    return next(
+        (one.condition for record in row.done if (one := record.measured(columns.DECODE_RATE.key))),
+        "",
+    )
 
 
 def _untimed(record: RunRecord) -> tuple[Measurement, ...]:
@@ -109,7 +147,11 @@ def _untimed(record: RunRecord) -> tuple[Measurement, ...]:
 
 def scenarios(found: Group) -> Table | None:
     """Every point of the timing grid, where there is more than one."""
-    rows = [_timed_in(found, row, condition) for row in ordered(found) for condition in _conditions_of(row)]
+    rows = [
+        _timed_in(found, row, condition)
+        for row in ordered(found)
+        for condition in _conditions_of(row)
+    ]
     distinct = {shown[columns.SCENARIO.name] for shown, _ in rows}
     return table_of("scenarios", "Speed by scenario", rows) if len(distinct) > 1 else None
 
@@ -117,7 +159,9 @@ def scenarios(found: Group) -> Table | None:
 def _conditions_of(row: Row) -> list[str]:
     """Return the scenarios that a row was timed in."""
     every = [one for record in row.done for one in record.measurements]
-    return list(dict.fromkeys(one.condition for one in every if one.name == columns.DECODE_RATE.key))
+    return list(
+        dict.fromkeys(one.condition for one in every if one.name == columns.DECODE_RATE.key)
+    )
 
 
 def _timed_in(found: Group, row: Row, condition: str) -> Cells:
@@ -125,7 +169,9 @@ def _timed_in(found: Group, row: Row, condition: str) -> Cells:
     line.add_words(columns.SCENARIO, condition)
 
     def value(quantity: Quantity) -> float | None:
-        values = [one.value for one in every if (one.name, one.condition) == (quantity.key, condition)]
+        values = [
+            one.value for one in every if (one.name, one.condition) == (quantity.key, condition)
+        ]
         return fmean(values) if values else None
 
     for quantity in (columns.TTFT, columns.TPOT, columns.PREFILL_RATE, columns.DECODE_RATE):
@@ -138,9 +184,18 @@ def _timed_in(found: Group, row: Row, condition: str) -> Cells:
 
 def memory(found: Group) -> Table | None:
     """Bytes: on disk, of weights in memory, of keys and values, of the rest, and at the peak."""
-    peaks = {kind: quantity for kind, quantity in _PEAKS.items() if any(_peak(row, kind) is not None for row in found.rows)}
+    peaks = {
+        kind: quantity
+        for kind, quantity in _PEAKS.items()
+        if any(_peak(row, kind) is not None for row in found.rows)
+    }
     rows = [_memory_of(row, found.teacher, peaks) for row in ordered(found)]
-    weighed = any(text != DASH for shown, _ in rows for column, text in shown.items() if column.quantity is not columns.ROW)
+    weighed = any(
+        text != DASH
+        for shown, _ in rows
+        for column, text in shown.items()
+        if column.quantity is not columns.ROW
+    )
     return table_of("memory", f"Memory ({timed_under(found)})", rows) if weighed else None
 
 
@@ -160,7 +215,11 @@ def _memory_of(row: Row, teacher: Row | None, peaks: Mapping[str, Quantity]) -> 
     line.add_measured(columns.KV)
     line.add_measured(columns.ACTIVATIONS)
     for kind, quantity in peaks.items():
-        values = [value for phase in (columns.PREFILL_PEAK, columns.PEAK) if (value := mean_of(row, f"{phase.key}:{kind}")) is not None]
+        values = [
+            value
+            for phase in (columns.PREFILL_PEAK, columns.PEAK)
+            if (value := mean_of(row, f"{phase.key}:{kind}")) is not None
+        ]
         line.add(quantity, max(values, default=None))
     line.add_measured(columns.LOAD)
     line.add_measured(columns.FIRST_CALL)
@@ -168,11 +227,17 @@ def _memory_of(row: Row, teacher: Row | None, peaks: Mapping[str, Quantity]) -> 
 
 
 def training(found: Group, price: float | None = None) -> Table | None:
-    """What making each student took; the teacher's part apart, its cached work divided by the rows that used it."""
+    """What making each student took; the teacher's part apart, its cached work divided by the rows
+    that used it.
+    """
     every = [record for row in found.rows for record in row.done]
     users = Counter(one.key for record in every for one in record.cost.shared)
-    rated = any(columns.RATE.key in record.cost.notes for row in found.rows for record in row.records)
-    rows = [_training_of(row, users, price, rated=rated) for row in ordered(found) if _costs_of(row)]
+    rated = any(
+        columns.RATE.key in record.cost.notes for row in found.rows for record in row.records
+    )
+    rows = [
+        _training_of(row, users, price, rated=rated) for row in ordered(found) if _costs_of(row)
+    ]
     title = "Training cost" if price is None else f"Training cost (at {price:g} a device-hour)"
     return table_of("training", title, rows) if rows else None
 
@@ -198,16 +263,21 @@ def _training_of(row: Row, users: Mapping[str, int], price: float | None, *, rat
         line.add(columns.RATE, _rate(row))
     for quantity in (columns.TRAIN_SECONDS, columns.DEVICE_SECONDS, columns.FLOPS):
         line.add(quantity, cost_of(quantity))
-    for quantity in (columns.TRAINING_PEAK, columns.ENERGY):  # zero is a value here, None where nothing could be read
+    # zero is a value here, None where nothing could be read
+    for quantity in (columns.TRAINING_PEAK, columns.ENERGY):
         line.add(quantity, mean(lambda cost, key=quantity.key: getattr(cost, key)))  # type: ignore[misc]
     for quantity in (columns.TEACHER_SECONDS, columns.TEACHER_FLOPS):
         line.add(quantity, cost_of(quantity))
     share = mean(lambda cost: sum(one.seconds / users[one.key] for one in cost.shared) or None)
-    line.add(columns.SHARED_SECONDS, mean(lambda cost: sum(one.seconds for one in cost.shared) or None))
+    line.add(
+        columns.SHARED_SECONDS, mean(lambda cost: sum(one.seconds for one in cost.shared) or None)
+    )
     line.add(columns.SHARE_SECONDS, share)
     if price is not None:
         seconds = mean(lambda cost: cost.device_seconds or cost.seconds)
-        line.add(columns.MONEY, None if seconds is None else price * (seconds + (share or 0.0)) / 3600)
+        line.add(
+            columns.MONEY, None if seconds is None else price * (seconds + (share or 0.0)) / 3600
+        )
     return line.cells
 
 

@@ -1,4 +1,6 @@
-"""Tables written down: Markdown, CSV, LaTeX and JSON; the same tables give the same bytes anywhere. No torch."""
+"""Tables written down: Markdown, CSV, LaTeX and JSON; the same tables give the same bytes anywhere.
+No torch.
+"""
 
 import json
 from collections.abc import Sequence
@@ -31,9 +33,17 @@ def as_markdown(made: Sequence[Made]) -> str:
         parts.append(f"## {markdown_text(one.heading)}\n")
         for table in one.tables:
             alignment = ["left" if column.quantity.words else "right" for column in table.columns]
-            rows = [[f"**{cell_of(cell)}**" if isinstance(cell, Best) else cell_of(cell) for cell in row] for row in table.rows]
+            rows = [
+                [
+                    f"**{cell_of(cell)}**" if isinstance(cell, Best) else cell_of(cell)
+                    for cell in row
+                ]
+                for row in table.rows
+            ]
             headers = [*map(cell_of, table.columns)]
-            text = tabulate(rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+            text = tabulate(
+                rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True
+            )
             parts.append(f"**{markdown_text(table.title)}**\n\n{text}\n")
         parts.append(_listed(one.notes))
     return "\n".join(parts)
@@ -45,18 +55,33 @@ def _listed(lines: Sequence[str]) -> str:
 
 
 def as_latex(made: Sequence[Made]) -> str:
-    """Return tables as LaTeX (booktabs): a rule between families, bold where the others are bold."""
+    """Return tables as LaTeX (booktabs): a rule between families, bold where the others are
+    bold.
+    """
     parts = ["% \\usepackage{booktabs}; made by harness report\n"]
     for one in made:
         for table in one.tables:
             layout = "".join("l" if column.quantity.words else "r" for column in table.columns)
-            lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
+            lines = [
+                rf"\begin{{tabular}}{{{layout}}}",
+                r"\toprule",
+                " & ".join(map(tex, table.columns)) + r" \\",
+                r"\midrule",
+            ]
             for at, row in enumerate(table.rows):
                 if at and table.blocks[at] != table.blocks[at - 1]:
                     lines.append(r"\midrule")
-                lines.append(" & ".join(rf"\textbf{{{tex(cell)}}}" if isinstance(cell, Best) else tex(cell) for cell in row) + r" \\")
+                lines.append(
+                    " & ".join(
+                        rf"\textbf{{{tex(cell)}}}" if isinstance(cell, Best) else tex(cell)
+                        for cell in row
+                    )
+                    + r" \\"
+                )
             lines += [r"\bottomrule", r"\end{tabular}"]
-            parts.append(f"% {tex_comment(f'{one.heading}: {table.title}')}\n" + "\n".join(lines) + "\n")
+            parts.append(
+                f"% {tex_comment(f'{one.heading}: {table.title}')}\n" + "\n".join(lines) + "\n"
+            )
     return "\n".join(parts)
 
 
@@ -69,16 +94,24 @@ def as_json(made: Sequence[Made]) -> str:
             "notes": one.notes,
             "tables": [
                 {
-                    "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
-                    "best": [[isinstance(cell, Best) for cell in row] for row in table.rows], "exact": table.exact,
+                    "name": table.name,
+                    "title": table.title,
+                    "columns": table.columns,
+                    "rows": table.rows,
+                    "blocks": table.blocks,
+                    "best": [[isinstance(cell, Best) for cell in row] for row in table.rows],
+                    "exact": table.exact,
                 }
                 for table in one.tables
             ],
         }
         for one in made
-    ]  # fmt: skip
+    ]
     whole = finite({"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told})
-    return json.dumps(clean_all(whole), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    return (
+        json.dumps(clean_all(whole), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+        + "\n"
+    )
 
 
 FORMS = ("md", "csv", "tex", "json")
@@ -88,13 +121,19 @@ def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FOR
     """Write tables that were built, in the forms asked for; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for form, name, make in (("md", "table.md", as_markdown), ("tex", "tables.tex", as_latex), ("json", "tables.json", as_json)):
+    for form, name, make in (
+        ("md", "table.md", as_markdown),
+        ("tex", "tables.tex", as_latex),
+        ("json", "tables.json", as_json),
+    ):
         if form in forms:
             written.append(folder / name)
             write_whole(written[-1], make(made))
     for number, one in enumerate(made if "csv" in forms else (), 1):
         for table in one.tables:
-            path = folder / (f"{table.name}.csv" if len(made) == 1 else f"{table.name}-{number}.csv")
+            path = folder / (
+                f"{table.name}.csv" if len(made) == 1 else f"{table.name}-{number}.csv"
+            )
             table.to_csv(path)
             written.append(path)
     return written

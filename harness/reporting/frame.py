@@ -87,7 +87,11 @@ def _costs(record: RunRecord) -> list[_Line]:
     """Return what training cost, in the units that records hold."""
     known = {one: getattr(record.cost, one.key) for one in _COSTS}
     return [
-        {columns.METRIC.header: one.key, columns.VALUE.header: value, columns.UNIT.header: one.stored}
+        {
+            columns.METRIC.header: one.key,
+            columns.VALUE.header: value,
+            columns.UNIT.header: one.stored,
+        }
         for one, value in known.items()
         if value is not None
     ]

@@ -2,7 +2,9 @@
 
 from harness.records.columns import QUANTITIES
 
-GLOSSARY = {word: one.help for one in QUANTITIES if (word := one.header if one.term is None else one.term)}
+GLOSSARY = {
+    word: one.help for one in QUANTITIES if (word := one.header if one.term is None else one.term)
+}
 
 
 def glossary() -> str:

@@ -1,7 +1,8 @@
-"""The page: one self-contained HTML file with tables, pictures, training curves and answers side by side. No torch, no network.
+"""The page: one self-contained HTML file with tables, pictures, training curves and answers side by
+side. No torch, no network.
 
-What the page shows is data in it; `assets/page.html` draws. Answers are compressed: one seed's in the page, the other seeds' in
-files beside it that are loaded when they are asked for.
+What the page shows is data in it; `assets/page.html` draws. Answers are compressed: one seed's in
+the page, the other seeds' in files beside it that are loaded when they are asked for.
 """
 
 import base64
@@ -30,12 +31,24 @@ _STEPS = 160  # points of a training curve
 _LONGEST = 600  # letters of a question that are shown
 
 
-def write_page(made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evidence] | None = None) -> list[Path]:
+def write_page(
+    made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evidence] | None = None
+) -> list[Path]:
     """Write `page.html`, and the answers of further seeds beside it; return what was written."""
     known = evidence or {}
     groups = [one.found for one in made]
-    seeds = sorted({record.seed for found in groups for row in found.rows for record in row.done if record.seed is not None})
-    packed = {seed: _packed([_answers(found, known, seed) for found in groups]) for seed in seeds or [0]}
+    seeds = sorted(
+        {
+            record.seed
+            for found in groups
+            for row in found.rows
+            for record in row.done
+            if record.seed is not None
+        }
+    )
+    packed = {
+        seed: _packed([_answers(found, known, seed) for found in groups]) for seed in seeds or [0]
+    }
     first = next(iter(packed))
     inside = packed[first] if len(packed[first]) <= LARGEST else ""
     beside = {seed: text for seed, text in packed.items() if seed != first or not inside}
@@ -45,35 +58,65 @@ def write_page(made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evi
         old.unlink()
     for seed, text in beside.items():
         written.append(folder / f"page-answers-{seed}.js")
-        written[-1].write_text(f'harnessAnswers("{seed}", "{text}");\n', encoding="utf-8", newline="\n")
+        written[-1].write_text(
+            f'harnessAnswers("{seed}", "{text}");\n', encoding="utf-8", newline="\n"
+        )
     data = {
-        "groups": [_group(one, title, known) for one, title in zip(made, _titles(made), strict=True)],
-        "mixed": mixed(groups), "glossary": GLOSSARY,
-        "seeds": [str(seed) for seed in packed], "inside": str(first) if inside else "",
+        "groups": [
+            _group(one, title, known) for one, title in zip(made, _titles(made), strict=True)
+        ],
+        "mixed": mixed(groups),
+        "glossary": GLOSSARY,
+        "seeds": [str(seed) for seed in packed],
+        "inside": str(first) if inside else "",
         "answers": any(one.samples for one in known.values()),
-    }  # fmt: skip
-    title = " / ".join(dict.fromkeys(one.heading for one in made[:2])) + (" ..." if len(made) > 2 else "")
+    }
+    title = " / ".join(dict.fromkeys(one.heading for one in made[:2])) + (
+        " ..." if len(made) > 2 else ""
+    )
     page = _with_columns(TEMPLATE.read_text(encoding="utf-8"))
-    page = page.replace("{{title}}", html.escape(title)).replace("{{data}}", _embedded(data)).replace("{{answers}}", inside)
+    page = (
+        page.replace("{{title}}", html.escape(title))
+        .replace("{{data}}", _embedded(data))
+        .replace("{{answers}}", inside)
+    )
     written[0].write_text(page, encoding="utf-8", newline="\n")
     return written
 
 
 _WORDS = (
-    columns.ROW, columns.STAGE, columns.METHOD, columns.QUANTITY, columns.CLAIMED, columns.PUBLISHED, columns.MEASURED, columns.AGAINST,
-    columns.TASK, columns.VERDICT, columns.CORRECT_BY, columns.PICKED, columns.KEEPS, columns.SCENARIO, columns.FAMILY, columns.SUBJECT,
-)  # fmt: skip
+    columns.ROW,
+    columns.STAGE,
+    columns.METHOD,
+    columns.QUANTITY,
+    columns.CLAIMED,
+    columns.PUBLISHED,
+    columns.MEASURED,
+    columns.AGAINST,
+    columns.TASK,
+    columns.VERDICT,
+    columns.CORRECT_BY,
+    columns.PICKED,
+    columns.KEEPS,
+    columns.SCENARIO,
+    columns.FAMILY,
+    columns.SUBJECT,
+)
 _FLIPS = (columns.ROW, columns.LOST, columns.WON, columns.NET, columns.CHANGED)
 _PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)
 
 
 def _with_columns(template: str) -> str:
-    """Return the page's template with the headers of the tables that it makes by itself, and which of them are words or better when less.
+    """Return the page's template with the headers of the tables that it makes by itself, and which
+    of them are words or better when less.
 
-    Columns of words are in the order that pages always had, so that the same records give the same bytes.
+    Columns of words are in the order that pages always had, so that the same records give the same
+    bytes.
     """
     lists = {"words": _WORDS, "flips": _FLIPS, "parts": _PARTS}
-    filled: dict[str, Any] = {f"columns:{name}": [one.header for one in quantities] for name, quantities in lists.items()}
+    filled: dict[str, Any] = {
+        f"columns:{name}": [one.header for one in quantities] for name, quantities in lists.items()
+    }
     filled |= {"less:flips": [one.better == "lower" for one in _FLIPS]}
     filled |= {"column:row": columns.ROW.header, "column:lowest": columns.LOWEST.header}
     for name, value in filled.items():
@@ -85,7 +128,8 @@ def _embedded(data: object) -> str:
     """Return JSON that may stand inside a script element, whatever its texts hold."""
     text = json.dumps(data, ensure_ascii=False, default=str, separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair, which JSON lets in, is no text
+    # half of a surrogate pair, which JSON lets in, is no text
+    return text.encode("utf-8", "replace").decode()
 
 
 def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
@@ -95,29 +139,41 @@ def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str
         "heading": title,
         "notes": made.notes,
         "tasks": asked,
-        "items": {task: next((score.n for row in found.rows for score in row.scores(task)), 0) for task in asked},
+        "items": {
+            task: next((score.n for row in found.rows for score in row.scores(task)), 0)
+            for task in asked
+        },
         "colours": colours(found),
         "failed": {row.label: reason for row in found.rows if (reason := status_of(row))},
         "tables": [
             {
-                "name": table.name, "title": table.title, "columns": table.columns, "rows": table.rows, "blocks": table.blocks,
+                "name": table.name,
+                "title": table.title,
+                "columns": table.columns,
+                "rows": table.rows,
+                "blocks": table.blocks,
                 "best": [[isinstance(cell, Best) for cell in row] for row in table.rows],
                 "less": [less_is_better(column) for column in table.columns],
             }
             for table in made.tables
         ],
-        "points": {task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES} for task in asked},
+        "points": {
+            task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES}
+            for task in asked
+        },
         "axes": {axis: quantity.axis for axis, quantity in AXES.items()},
         "why": {task: {axis: _why(found, task, axis) for axis in AXES} for task in asked},
         "kept": _kept(found, asked),
         "flips": {task: _flips(found, task) for task in asked},
         "parts": {task: _parts(found, task) for task in asked},
         "curves": _curves(found, evidence),
-    }  # fmt: skip
+    }
 
 
 def _read_only(found: Group, task: str) -> bool:
-    """Tell whether nothing of a task is kept or lost: a perplexity, an error rate, a figure of all items together."""
+    """Tell whether nothing of a task is kept or lost: a perplexity, an error rate, a figure of all
+    items together.
+    """
     return any(not score.retains for row in found.rows for score in row.scores(task))
 
 
@@ -133,7 +189,11 @@ def _why(found: Group, task: str, axis: str) -> str:
     if not others:
         return "there is no row but the teacher's"
     reason = compare(others[0], found.teacher, task, ratio=True).reason
-    missing = {"speed": "nothing was timed beside the teacher", "memory": "no bytes on disk were measured", "weights": "no bytes in memory"}
+    missing = {
+        "speed": "nothing was timed beside the teacher",
+        "memory": "no bytes on disk were measured",
+        "weights": "no bytes in memory",
+    }
     return f"no retention: {reason}" if reason else missing[axis]
 
 
@@ -144,9 +204,19 @@ def _kept(found: Group, asked: Sequence[str]) -> list[list[Any]]:
         return []
     lines = []
     for row in ordered(found):
-        kept = [Interval(None) if by_chance(found, task) else compare(row, teacher, task, ratio=True) for task in asked]
+        kept = [
+            Interval(None) if by_chance(found, task) else compare(row, teacher, task, ratio=True)
+            for task in asked
+        ]
         numbers = [None if one.value is None else round(one.value, 4) for one in kept]
-        lines.append([shown_name(row), block_of(row), [columns.RETENTION.with_interval(one) for one in kept], numbers])
+        lines.append(
+            [
+                shown_name(row),
+                block_of(row),
+                [columns.RETENTION.with_interval(one) for one in kept],
+                numbers,
+            ]
+        )
     return lines
 
 
@@ -157,9 +227,21 @@ def _titles(made: Sequence[Made]) -> list[str]:
     for one in made:
         alike = [other for other in made if other.heading == one.heading]
         conditions = dict.fromkeys(name for other in alike for name in other.found.shared)
-        differing = [name for name in conditions if len({other.found.shared.get(name) for other in alike}) > 1]
-        shown = ", ".join(f"{name} {one.found.shared.get(name, '')[:40] or 'none'}" for name in differing if name != "items")
-        titles.append(one.heading if every.count(one.heading) == 1 else f"{one.heading} ({shown or 'other items'})")
+        differing = [
+            name
+            for name in conditions
+            if len({other.found.shared.get(name) for other in alike}) > 1
+        ]
+        shown = ", ".join(
+            f"{name} {one.found.shared.get(name, '')[:40] or 'none'}"
+            for name in differing
+            if name != "items"
+        )
+        titles.append(
+            one.heading
+            if every.count(one.heading) == 1
+            else f"{one.heading} ({shown or 'other items'})"
+        )
     return titles
 
 
@@ -168,7 +250,13 @@ def _point(one: Point) -> list[Any]:
         return [None if end is None else round(end, 5) for end in (value, low, high)]
 
     kept, gain = one.kept, one.gain
-    return [one.label, one.block, ends(kept.value, kept.low, kept.high), ends(gain.value, gain.low, gain.high), one.frontier]
+    return [
+        one.label,
+        one.block,
+        ends(kept.value, kept.low, kept.high),
+        ends(gain.value, gain.low, gain.high),
+        one.frontier,
+    ]
 
 
 def _flips(found: Group, task: str) -> list[list[Any]]:
@@ -180,7 +268,10 @@ def _flips(found: Group, task: str) -> list[list[Any]]:
     for row in ordered(found):
         counts = [pairs(reference, run) for run in row.outcomes(task) if len(run) == len(reference)]
         if counts and row.label != TEACHER:
-            lost, won = sum(one.teacher_only for one in counts), sum(one.student_only for one in counts)
+            lost, won = (
+                sum(one.teacher_only for one in counts),
+                sum(one.student_only for one in counts),
+            )
             lines.append([row.label, round(lost / len(counts), 1), round(won / len(counts), 1)])
     return lines
 
@@ -192,22 +283,30 @@ def _parts(found: Group, task: str) -> dict[str, dict[str, float]]:
         scores = [score for score in row.scores(task) if score.groups]
         if scores:
             told[row.label] = {
-                name: round(sum(score.groups.get(name, 0.0) for score in scores) / len(scores), 4) for name in scores[0].groups
+                name: round(sum(score.groups.get(name, 0.0) for score in scores) / len(scores), 4)
+                for name in scores[0].groups
             }
     return told
 
 
 def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[dict[str, Any]]]:
-    """Return what was logged of each trained row, a run a seed: every term's seen tokens and values, each thinned by itself."""
+    """Return what was logged of each trained row, a run a seed: every term's seen tokens and
+    values, each thinned by itself.
+    """
     told: dict[str, list[dict[str, Any]]] = {}
     for row in ordered(found):
         for record in row.done:
             steps = list(evidence[record.key].steps()) if record.key in evidence else []
             steps = [one for one in steps if isinstance(one.get("seen"), (int, float))]
-            names = dict.fromkeys(name for one in steps for name in one if name not in ("step", "epoch", "seen"))
+            names = dict.fromkeys(
+                name for one in steps for name in one if name not in ("step", "epoch", "seen")
+            )
             if not names:
                 continue
-            series = {name: _thinned([(one["seen"], _short(one[name])) for one in steps if name in one]) for name in names}
+            series = {
+                name: _thinned([(one["seen"], _short(one[name])) for one in steps if name in one])
+                for name in names
+            }
             told.setdefault(row.label, []).append({"run": f"seed {record.seed}", "series": series})
     return told
 
@@ -215,7 +314,11 @@ def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[di
 def _thinned(pairs: Sequence[tuple[float, float | None]]) -> list[list[float | None]]:
     """Keep some points of a curve: its last one, and every one that is no number, among them."""
     apart = max(1, math.ceil(len(pairs) / _STEPS))
-    kept = [pair for at, pair in enumerate(pairs) if at % apart == 0 or at == len(pairs) - 1 or pair[1] is None]
+    kept = [
+        pair
+        for at, pair in enumerate(pairs)
+        if at % apart == 0 or at == len(pairs) - 1 or pair[1] is None
+    ]
     return [[seen for seen, _ in kept], [value for _, value in kept]]
 
 
@@ -226,16 +329,21 @@ def _short(value: object) -> float | None:
 
 
 def _answers(found: Group, evidence: Mapping[str, Evidence], seed: int) -> dict[str, Any]:
-    """Return the answers of one seed of every row (and of rows without one), task by task in item order."""
+    """Return the answers of one seed of every row (and of rows without one), task by task in item
+    order.
+    """
     told: dict[str, Any] = {}
     for row in ordered(found):
         record = _of_seed(row, seed)
         if record is None or record.key not in evidence:
             continue
         for one in evidence[record.key].answers():
-            task = told.setdefault(str(one["task"]), {"item": [], "group": [], "gold": [], "asked": [], "rows": {}})
+            task = told.setdefault(
+                str(one["task"]), {"item": [], "group": [], "gold": [], "asked": [], "rows": {}}
+            )
             own = task["rows"].setdefault(row.label, {"text": [], "right": "", "tokens": []})
-            if len(task["item"]) == len(own["text"]):  # the first row that has this item says what it is
+            # the first row that has this item says what it is
+            if len(task["item"]) == len(own["text"]):
                 task["item"].append(one["item"])
                 task["group"].append(one.get("group", ""))
                 task["gold"].append(one.get("gold", ""))

@@ -1,4 +1,6 @@
-"""What a reader must know to trust a table: conditions, resolution, warnings, reasons for dashes. No torch."""
+"""What a reader must know to trust a table: conditions, resolution, warnings, reasons for dashes.
+No torch.
+"""
 
 from collections.abc import Sequence
 
@@ -33,11 +35,16 @@ def _conditions(found: Group) -> list[str]:
     shared = found.shared
     student, budget = _student(found) or "none", shared.get("budget")
     fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
-    trained = f", student {student}; {budget} for each trained row {fewer}" if budget else "; nothing was trained"
+    trained = (
+        f", student {student}; {budget} for each trained row {fewer}"
+        if budget
+        else "; nothing was trained"
+    )
     gpu = f"{shared['gpu']}; " if shared.get("gpu") else ""
     return [
         f"Teacher {shared['teacher']}{trained}.",
-        f"Device {shared['device']} ({gpu}{shared.get('machine', '-')}, {shared.get('threads', '-')} threads), {shared['dtype']}; "
+        f"Device {shared['device']} ({gpu}{shared.get('machine', '-')}, "
+        f"{shared.get('threads', '-')} threads), {shared['dtype']}; "
         f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]
 
@@ -46,27 +53,45 @@ def _of_tasks(found: Group) -> list[str]:
     """Say what bears on each task's figures."""
     if found.teacher is None and found.tasks:
         return ["The teacher's row did not succeed: no retention can be given."]
-    return [line for task in found.tasks for line in (*_kind_of_figure(found, task), *_warnings(found, task))]
+    return [
+        line
+        for task in found.tasks
+        for line in (*_kind_of_figure(found, task), *_warnings(found, task))
+    ]
 
 
 def _of_scoring(found: Group) -> list[str]:
-    """Say in what form prompts were shown, whether items are a sample, and what was done to teachers' weights to open them."""
-    lines = [f"Prompts are shown in the {found.shared['prompts']}."] if found.shared["prompts"] else []
+    """Say in what form prompts were shown, whether items are a sample, and what was done to
+    teachers' weights to open them.
+    """
+    lines = (
+        [f"Prompts are shown in the {found.shared['prompts']}."] if found.shared["prompts"] else []
+    )
     if found.shared["limited"]:
-        lines.append("A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline.")
-    teachers = [one for row in found.rows for record in row.records for one in record.conditions.teachers]
+        lines.append(
+            "A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline."
+        )
+    teachers = [
+        one for row in found.rows for record in row.records for one in record.conditions.teachers
+    ]
     return [*lines, *dict.fromkeys(f"{one.name}: {one.note}." for one in teachers if one.note)]
 
 
 def _without_result(found: Group) -> list[str]:
-    """Name the cells that did not succeed, with their reasons, and how many records are not shown."""
+    """Name the cells that did not succeed, with their reasons, and how many records are not
+    shown.
+    """
     lines = [
         f"{row.label}{_seed_of(record)} {record.status}: {record.reason}"
         for row in found.rows
         for record in row.records
         if record.status != "success"
     ]
-    return [*lines, f"{found.superseded} older records of the same rows are not shown."] if found.superseded else lines
+    return (
+        [*lines, f"{found.superseded} older records of the same rows are not shown."]
+        if found.superseded
+        else lines
+    )
 
 
 def _seed_of(record: RunRecord) -> str:
@@ -86,119 +111,210 @@ def _timed_otherwise(found: Group) -> list[str]:
 def _without_retention(found: Group) -> list[str]:
     """Say why a row that has a score has no retention."""
     pairs = [(row, task) for row in found.rows if row.done for task in found.tasks if found.teacher]
-    scored = [(row, task) for row, task in pairs if any(score.retains for score in row.scores(task))]
-    reasons = [(row, task, compare(row, found.teacher, task, ratio=True).reason) for row, task in scored if found.teacher]
-    return [f"{row.label}, {task}: no retention, {reason}." for row, task, reason in reasons if reason]
+    scored = [
+        (row, task) for row, task in pairs if any(score.retains for score in row.scores(task))
+    ]
+    reasons = [
+        (row, task, compare(row, found.teacher, task, ratio=True).reason)
+        for row, task in scored
+        if found.teacher
+    ]
+    return [
+        f"{row.label}, {task}: no retention, {reason}." for row, task, reason in reasons if reason
+    ]
 
 
 def _how_to_read(found: Group) -> list[str]:
     """Say what bold, verdicts and dashes mean."""
     lines = []
     if any(leaders(found, task) for task in found.tasks):
-        lines.append("Bold: the best row that is no control, and all that are not significantly worse on the same items (alpha .05, Holm).")
+        lines.append(
+            "Bold: the best row that is no control, and all that are not significantly worse on "
+            "the same items (alpha .05, Holm)."
+        )
     if any(row.first.controls for row in found.rows):
-        lines.append("Verdicts against controls hold for the whole table (Holm, alpha .05); each interval is of its line alone.")
-    return [*lines, "A dash: not measured for this row (no training, no teacher, a choice task writes no tokens), or undefined there."]
+        lines.append(
+            "Verdicts against controls hold for the whole table (Holm, alpha .05); each interval "
+            "is of its line alone."
+        )
+    return [
+        *lines,
+        "A dash: not measured for this row (no training, no teacher, a choice task writes no "
+        "tokens), or undefined there.",
+    ]
 
 
 def _kind_of_figure(found: Group, task: str) -> list[str]:
-    """Say of a task what is not as it is with right and wrong answers: why nothing is paired, which way is better, what counts how much."""
+    """Say of a task what is not as it is with right and wrong answers: why nothing is paired, which
+    way is better, what counts how much.
+    """
     scores = [score for row in found.rows for score in row.scores(task)]
-    lines = [f"{task}: no retention and no flips: {why}." for why in dict.fromkeys(score.unpaired for score in scores) if why]
+    lines = [
+        f"{task}: no retention and no flips: {why}."
+        for why in dict.fromkeys(score.unpaired for score in scores)
+        if why
+    ]
     first = scores[0] if scores else None
     if first is not None and first.kind != "perplexity" and first.lower_is_better:
         said = f"{first.metric or first.primary} is better when lower"
-        lines.append(f"{task}: {said}: it stands under {columns.ERROR.header}, and a ratio below 1 is better.")
+        lines.append(
+            f"{task}: {said}: it stands under {columns.ERROR.header}, and a ratio below 1 is "
+            "better."
+        )
     if any(score.values for score in scores) and not any(score.unpaired for score in scores):
-        lines.append(f"{task}: items carry numbers, so intervals are those of paired means and there are no flips.")
+        lines.append(
+            f"{task}: items carry numbers, so intervals are those of paired means and there are no "
+            "flips."
+        )
     if first is not None and first.form:
         lines.append(
-            f"{task}: all items make its {first.metric} together; its intervals are of items drawn again, the same for both models."
+            f"{task}: all items make its {first.metric} together; its intervals are of items drawn "
+            "again, the same for both models."
         )
     if first is not None and first.signed:
-        lines.append(f"{task}: no retention: {first.metric} may be below zero, and a ratio of two says nothing; see the difference.")
-    if any(score.parts and (not score.form or len({weight for _, weight in score.parts}) > 1) for score in scores):
-        lines.append(f"{task}: its {len(next(score.parts for score in scores if score.parts))} tasks count alike, whatever their size.")
+        lines.append(
+            f"{task}: no retention: {first.metric} may be below zero, and a ratio of two says "
+            "nothing; see the difference."
+        )
+    if any(
+        score.parts and (not score.form or len({weight for _, weight in score.parts}) > 1)
+        for score in scores
+    ):
+        lines.append(
+            f"{task}: its {len(next(score.parts for score in scores if score.parts))} tasks count "
+            "alike, whatever their size."
+        )
     return lines
 
 
 def _packed(found: Group) -> list[str]:
-    """Say of every row whose weights were packed how many bits they take, and what table and head became."""
+    """Say of every row whose weights were packed how many bits they take, and what table and head
+    became.
+    """
     lines = []
     for row in found.rows:
         for told in row.done[0].cost.notes.values() if row.done else ():
             if not isinstance(told, dict) or "bits_per_weight" not in told:
                 continue
-            each = f" ({told['bits_of_a_packed_weight']:g} in the blocks)" if "bits_of_a_packed_weight" in told else ""
-            head = {"int8": "; table and head in int8", "skip": "; table and head as they were"}.get(str(told.get("table_and_head")), "")
+            each = (
+                f" ({told['bits_of_a_packed_weight']:g} in the blocks)"
+                if "bits_of_a_packed_weight" in told
+                else ""
+            )
+            head = {
+                "int8": "; table and head in int8",
+                "skip": "; table and head as they were",
+            }.get(str(told.get("table_and_head")), "")
             skipped = told.get("skipped")
-            left = f"; left as they were: {', '.join(map(str, skipped))}" if isinstance(skipped, list) and skipped else ""
-            lines.append(f"{row.label}: {told['bits_per_weight']:g} bits on disk for each weight of the model{each}{head}{left}.")
+            left = (
+                f"; left as they were: {', '.join(map(str, skipped))}"
+                if isinstance(skipped, list) and skipped
+                else ""
+            )
+            lines.append(
+                f"{row.label}: {told['bits_per_weight']:g} bits on disk for each weight of the "
+                f"model{each}{head}{left}."
+            )
     return lines
 
 
 def _no_better(found: Group) -> list[str]:
-    """Name the trained rows that no epoch made better, on held-out rows, than they were before the first step."""
+    """Name the trained rows that no epoch made better, on held-out rows, than they were before the
+    first step.
+    """
     lines = []
     for row in found.rows:
         for record in row.done:
             start, best = (record.cost.notes.get(name) for name in ("start_ce", "best_ce"))
             if isinstance(start, float) and isinstance(best, float) and best >= start:
-                seen = f"no epoch's held-out loss was below that of the untouched start ({best:.4g} against {start:.4g})"
-                lines.append(f"{row.label}{_seed_of(record)}: {seen}{'' if record.conditions.tuned else '; try --tune'}.")
+                seen = (
+                    f"no epoch's held-out loss was below that of the untouched start ({best:.4g} "
+                    f"against {start:.4g})"
+                )
+                lines.append(
+                    f"{row.label}{_seed_of(record)}: "
+                    f"{seen}{'' if record.conditions.tuned else '; try --tune'}."
+                )
     return lines
 
 
 def _trained_once(found: Group) -> list[str]:
-    """Name the rows of which one draw was made: their checkpoints are judged, their methods are not."""
+    """Name the rows of which one draw was made: their checkpoints are judged, their methods are
+    not.
+    """
     once = [row.label for row in found.rows if row.trained_once]
     if not once:
         return []
     return [
-        f"{', '.join(once)}: one training (or draw) each. Retention is of this checkpoint; whether the method is better than another one "
+        f"{', '.join(once)}: one training (or draw) each. Retention is of this checkpoint; whether "
+        "the method is better than another one "
         "is not judged, and nothing stands in bold beside it: --seeds 3 asks for more."
     ]
 
 
 def _unequal_to_itself(found: Group) -> list[str]:
-    """Say where the teacher, timed by turns with itself, was not as fast as itself: one interval in twenty misses 1 by chance."""
+    """Say where the teacher, timed by turns with itself, was not as fast as itself: one interval in
+    twenty misses 1 by chance.
+    """
     lines = []
     for record in found.teacher.done if found.teacher else ():
         for one in record.measurements:
-            if one.name.endswith("_speedup") and one.low is not None and one.high is not None and not one.low <= 1 <= one.high:
+            if (
+                one.name.endswith("_speedup")
+                and one.low is not None
+                and one.high is not None
+                and not one.low <= 1 <= one.high
+            ):
                 lines.append(
-                    f"The teacher beside itself: {one.name.removesuffix('_speedup')} x{one.value:.4f} [{one.low:.4f}, {one.high:.4f}] "
-                    f"misses 1 ({one.condition}); one in twenty such intervals does by chance, more say that the machine was not quiet."
+                    f"The teacher beside itself: {one.name.removesuffix('_speedup')} "
+                    f"x{one.value:.4f} [{one.low:.4f}, {one.high:.4f}] "
+                    f"misses 1 ({one.condition}); one in twenty such intervals does by chance, "
+                    "more say that the machine was not quiet."
                 )
     return lines
 
 
 def _untaught(found: Group, note: str, said: str) -> list[str]:
-    """Name the rows that were trained without one of the table's tasks: no trace survived there, or it has no train split."""
+    """Name the rows that were trained without one of the table's tasks: no trace survived there, or
+    it has no train split.
+    """
     told = [(row.label, record.cost.notes.get(note)) for row in found.rows for record in row.done]
     return list(
         dict.fromkeys(
             f"{task}, {label}: {said}{why}."
-            for label, tasks in told if isinstance(tasks, dict) for task, why in tasks.items()
+            for label, tasks in told
+            if isinstance(tasks, dict)
+            for task, why in tasks.items()
         )
-    )  # fmt: skip
+    )
 
 
 def _remarks(found: Group) -> list[str]:
-    """Say which measurements are doubtful and why, each reason once with the rows that it concerns."""
+    """Say which measurements are doubtful and why, each reason once with the rows that it
+    concerns.
+    """
     rows: dict[str, list[str]] = {}
     for row in found.rows:
         for record in row.done:
             for one in record.measurements:
-                if one.remark and not one.name.startswith(columns.FLIPS.key) and row.label not in rows.setdefault(one.remark, []):
+                if (
+                    one.remark
+                    and not one.name.startswith(columns.FLIPS.key)
+                    and row.label not in rows.setdefault(one.remark, [])
+                ):
                     rows[one.remark].append(row.label)
     dirty = [(reason, names) for reason, names in sorted(rows.items())]
     return [f"Measured, {', '.join(names)}: {reason}." for reason, names in dirty]
 
 
 def _nothing_to_teach(found: Group, task: str) -> list[str]:
-    """Warn of distilled rows whose teachers were, on this task, no better than the student before any training."""
-    before = next((score for row in found.rows if row.first.is_starting_point for score in row.scores(task)), None)
+    """Warn of distilled rows whose teachers were, on this task, no better than the student before
+    any training.
+    """
+    before = next(
+        (score for row in found.rows if row.first.is_starting_point for score in row.scores(task)),
+        None,
+    )
     teachers = {
         record.conditions.teachers[0].name
         if row is found.teacher and record.conditions.teachers
@@ -213,14 +329,23 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
     for row in found.rows:
         told = row.done[0].cost.notes.get("taught_by") if row.done else []
         if not isinstance(told, list):  # a record of before this was noted
-            told = [row.first.settings.get("teacher") or next(iter(teachers), "")] if row.first.family == "distillation" else []
-        known = [teachers[name] for name in told if isinstance(name, str) and name in teachers and row.first.family != "chain"]
+            told = (
+                [row.first.settings.get("teacher") or next(iter(teachers), "")]
+                if row.first.family == "distillation"
+                else []
+            )
+        known = [
+            teachers[name]
+            for name in told
+            if isinstance(name, str) and name in teachers and row.first.family != "chain"
+        ]
         best = max(known, key=lambda score: score.value, default=None)
         if best is not None and best.value <= before.value:
             name = next(name for name, score in teachers.items() if score is best)
             poor.setdefault(f"{name} ({best.shown(best.value)})", []).append(row.label)
     return [
-        f"{task}, {', '.join(rows)}: WARNING: the teacher {teacher} is not better than the student was before any training "
+        f"{task}, {', '.join(rows)}: WARNING: the teacher {teacher} is not better than the student "
+        "was before any training "
         f"({before.shown(before.value)}), so it has little to teach here."
         for teacher, rows in poor.items()
     ]
@@ -230,42 +355,66 @@ _STILL_SAYS = (columns.KL, columns.SAME_TOP, columns.PERPLEXITY)  # where no ret
 
 
 def _warnings(found: Group, task: str) -> list[str]:
-    """Say what else bears on a task's figures: a teacher with nothing to teach, the noise floor, cut prompts, what the scorer told."""
+    """Say what else bears on a task's figures: a teacher with nothing to teach, the noise floor,
+    cut prompts, what the scorer told.
+    """
     lines = _nothing_to_teach(found, task)
     if found.teacher and by_chance(found, task):
         score = found.teacher.scores(task)[0]
         lines.append(
-            f"{task}: teacher at chance ({score.shown(score.value)} of {score.n}, guessing gives {100 * score.chance:.1f} %): no retention "
-            f"means anything, and none is shown; read {', '.join(one.header for one in _STILL_SAYS)}, speed and bytes."
+            f"{task}: teacher at chance ({score.shown(score.value)} of {score.n}, guessing gives "
+            f"{100 * score.chance:.1f} %): no retention "
+            "means anything, and none is shown; read "
+            f"{', '.join(one.header for one in _STILL_SAYS)}, speed and bytes."
         )
     floor = next(
-        (one for record in (found.teacher.done if found.teacher else ()) if (one := record.measured(f"{columns.FLIPS.key}:{task}"))), None
+        (
+            one
+            for record in (found.teacher.done if found.teacher else ())
+            if (one := record.measured(f"{columns.FLIPS.key}:{task}"))
+        ),
+        None,
     )
     if floor is not None and not floor.values:
         lines.append(f"{task}: no noise floor: {floor.remark}.")
     elif floor is not None:
         items = int(floor.values[0])
         lines.append(
-            f"{task}: noise floor: the teacher against itself ({floor.condition}) flips {floor.value * items:.0f} of {items} items."
+            f"{task}: noise floor: the teacher against itself ({floor.condition}) flips "
+            f"{floor.value * items:.0f} of {items} items."
         )
     for row in found.rows:
         for score in row.scores(task)[:1]:
             if score.cut_prompts:
-                lines.append(f"{task}, {row.label}: {score.cut_prompts} requests were longer than the context and lost tokens on the left.")
+                lines.append(
+                    f"{task}, {row.label}: {score.cut_prompts} requests were longer than the "
+                    "context and lost tokens on the left."
+                )
             lines += [f"{task}, {row.label}: {note}." for note in score.notes]
     return lines
 
 
 def mixed(groups: Sequence[Group]) -> list[str]:
-    """Say why records of the same tasks stand in several tables: every field that differs, with its values."""
+    """Say why records of the same tasks stand in several tables: every field that differs, with its
+    values.
+    """
     lines = []
     for names in dict.fromkeys(map(_task_names, groups)):
         alike = [found for found in groups if _task_names(found) == names]
         fields = dict.fromkeys(field for found in alike for field in found.shared)
-        differing = {field: sorted({found.shared.get(field, "") for found in alike}) for field in fields}
-        told = [f"{name} ({' | '.join(one[:60] or 'none' for one in values)})" for name, values in differing.items() if len(values) > 1]
+        differing = {
+            field: sorted({found.shared.get(field, "") for found in alike}) for field in fields
+        }
+        told = [
+            f"{name} ({' | '.join(one[:60] or 'none' for one in values)})"
+            for name, values in differing.items()
+            if len(values) > 1
+        ]
         if told:
-            lines.append(f"The records of {names} stand in {len(alike)} tables, since a column never mixes: {'; '.join(told)}.")
+            lines.append(
+                f"The records of {names} stand in {len(alike)} tables, since a column never mixes: "
+                f"{'; '.join(told)}."
+            )
     return lines
 
 
@@ -274,11 +423,18 @@ def _task_names(found: Group) -> str:
 
 
 def heading(found: Group) -> str:
-    """Name a group of tables: its tasks, its teacher and, where a row started from one, the student."""
-    return f"{_task_names(found)}: {found.shared['teacher']}{f' to {student}' if (student := _student(found)) else ''}"
+    """Name a group of tables: its tasks, its teacher and, where a row started from one, the
+    student.
+    """
+    return (
+        f"{_task_names(found)}: "
+        f"{found.shared['teacher']}{f' to {student}' if (student := _student(found)) else ''}"
+    )
 
 
 def _student(found: Group) -> str:
-    """Name the student that rows of these tables were trained from or are; "" where every row was made from the teacher itself."""
+    """Name the student that rows of these tables were trained from or are; "" where every row was
+    made from the teacher itself.
+    """
     started = any(row.first.trains or row.first.is_starting_point for row in found.rows)
     return found.shared.get("student", "") if started else ""

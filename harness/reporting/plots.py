@@ -1,4 +1,6 @@
-"""Retention against speed and against size, with intervals and the frontier: points, and PNG and SVG of them. No torch."""
+"""Retention against speed and against size, with intervals and the frontier: points, and PNG and
+SVG of them. No torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ _BYTES = {"memory": DISK, "weights": WEIGHTS}
 
 
 def points_of(found: Group, task: str, axis: str) -> list[Point]:
-    """Return the rows that have both figures; the frontier holds those that no other row beats in both (controls stand apart)."""
+    """Return the rows that have both figures; the frontier holds those that no other row beats in
+    both (controls stand apart).
+    """
     teacher = found.teacher
     if teacher is None or by_chance(found, task):
         return []
@@ -68,13 +72,18 @@ def _best(point: Point, points: Sequence[Point]) -> bool:
     return not any(beats(other) for other in points if other.block != "control")
 
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#3388bb", "#777711")  # near Okabe & Ito's, darker: 3:1 on white
+# near Okabe & Ito's, darker: 3:1 on white
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#3388bb", "#777711")
 
 
 def colours(found: Group) -> dict[str, str]:
     """Give each family a colour, the same in every picture of a group."""
     families = sorted({block_of(row) for row in found.rows} - {TEACHER, "control"})
-    return {TEACHER: "#000000", "control": "#888888", **{name: PALETTE[at % len(PALETTE)] for at, name in enumerate(families)}}
+    return {
+        TEACHER: "#000000",
+        "control": "#888888",
+        **{name: PALETTE[at % len(PALETTE)] for at, name in enumerate(families)},
+    }
 
 
 def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
@@ -100,7 +109,11 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
                 name = f"retention-{axis}-{task}" + ("" if len(groups) == 1 else f"-{number}")
                 for form in ("png", "svg"):
                     written.append(folder / f"{name}.{form}")
-                    figure.savefig(written[-1], dpi=160, metadata={"Date": None} if form == "svg" else {"Software": None})
+                    figure.savefig(
+                        written[-1],
+                        dpi=160,
+                        metadata={"Date": None} if form == "svg" else {"Software": None},
+                    )
                 pyplot.close(figure)
     return written
 
@@ -130,7 +143,9 @@ def _draw(axes: Any, points: Sequence[Point], shades: Mapping[str, str]) -> None
     stairs = [x for x, _ in front], [y for _, y in front]
     axes.step(*stairs, where="pre", color="#555555", lw=0.8, ls="--", label="frontier", zorder=0)
     for point in points:
-        axes.annotate(point.label, _place(point), fontsize=6, xytext=(4, 3), textcoords="offset points")
+        axes.annotate(
+            point.label, _place(point), fontsize=6, xytext=(4, 3), textcoords="offset points"
+        )
 
 
 def _label(axes: Any, points: Sequence[Point], quantity: Quantity, task: str) -> None:

@@ -1,4 +1,6 @@
-"""Tables of what students can do: scores, retention, flips, what stands behind them, and rows against rows. No torch."""
+"""Tables of what students can do: scores, retention, flips, what stands behind them, and rows
+against rows. No torch.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +8,18 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import cast
 
-from harness.analysis.comparison import ALPHA, Group, Row, block_of, by_chance, compare, leaders, ordered, times_of, unequal
+from harness.analysis.comparison import (
+    ALPHA,
+    Group,
+    Row,
+    block_of,
+    by_chance,
+    compare,
+    leaders,
+    ordered,
+    times_of,
+    unequal,
+)
 from harness.records import columns
 from harness.records.columns import DASH, Header, Quantity
 from harness.records.record import TEACHER, TaskScore
@@ -29,7 +42,9 @@ def quality(found: Group) -> Table:
         for task in found.tasks:
             best = row.label in leading[task]
             exact[columns.BEST.name.of(task)] = best
-            for quantity, (text, values) in _task_cells(row, found.teacher, task, chance=by_chance(found, task)).items():
+            for quantity, (text, values) in _task_cells(
+                row, found.teacher, task, chance=by_chance(found, task)
+            ).items():
                 column = quantity.name.of("" if len(found.tasks) == 1 else task)
                 shown[column] = Best(text) if best and quantity.leads and text != DASH else text
                 exact |= {key.of(task): value for key, value in values.items()}
@@ -39,7 +54,9 @@ def quality(found: Group) -> Table:
 
 
 def _of_row(row: Row, *, families: bool) -> Cells:
-    """Return what a row is: its label, how many seeds stand behind it, its family where there are several."""
+    """Return what a row is: its label, how many seeds stand behind it, its family where there are
+    several.
+    """
     shown = {columns.ROW.name: shown_name(row), columns.SEEDS.name: str(len(row.done))}
     if families:
         shown[columns.FAMILY.name] = block_of(row)
@@ -57,7 +74,9 @@ def _items(found: Group, task: str) -> int:
 
 
 def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _OfTask:
-    """Return the cells of one row on one task; no retention of a teacher that is at chance itself."""
+    """Return the cells of one row on one task; no retention of a teacher that is at chance
+    itself.
+    """
     scores = row.scores(task)
     if not scores:
         return {one: (DASH, {one.name: None}) for one in (columns.SCORE, columns.RETENTION)}
@@ -65,23 +84,40 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _O
         return _perplexity_cells(row, teacher, task)
     value = fmean(score.value for score in scores)
     if scores[0].lower_is_better:
-        return _error_cells(row, teacher, task, value) | _fidelity_cells(row, task) | _written_cells(scores)
+        return (
+            _error_cells(row, teacher, task, value)
+            | _fidelity_cells(row, task)
+            | _written_cells(scores)
+        )
     guessing = scores[0].chance
 
     def kept(quantity: Quantity, above: float) -> _OfTask:
-        against = compare(row, teacher, task, ratio=True, chance=above) if teacher and not chance else Interval(None)
+        against = (
+            compare(row, teacher, task, ratio=True, chance=above)
+            if teacher and not chance
+            else Interval(None)
+        )
         return {quantity: (quantity.with_interval(against), quantity.exact(against))}
 
     cells: _OfTask = {columns.SCORE: (scores[0].shown(value), {columns.SCORE.name: value})}
     cells |= kept(columns.RETENTION, 0.0) | _apart_cells(row, teacher, task)
     cells |= kept(columns.ABOVE_CHANCE, guessing) if guessing else {}
-    return cells | _flip_cells(row, teacher, task) | _fidelity_cells(row, task) | _written_cells(scores)
+    return (
+        cells
+        | _flip_cells(row, teacher, task)
+        | _fidelity_cells(row, task)
+        | _written_cells(scores)
+    )
 
 
 def _flip_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     """Return how many items were lost and won, where both have outcomes."""
     reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
-    counts = [stats.pairs(reference, outcome) for outcome in row.outcomes(task) if reference and len(outcome) == len(reference)]
+    counts = [
+        stats.pairs(reference, outcome)
+        for outcome in row.outcomes(task)
+        if reference and len(outcome) == len(reference)
+    ]
     if not counts:
         return {}
     lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
@@ -90,7 +126,9 @@ def _flip_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
 
 
 def _apart_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
-    """Return the difference to the teacher's figure where all items make it together: it has no flips, and not always a retention."""
+    """Return the difference to the teacher's figure where all items make it together: it has no
+    flips, and not always a retention.
+    """
     score = row.scores(task)[0]
     if not score.form or teacher is None:
         return {}
@@ -105,9 +143,13 @@ def _fidelity_cells(row: Row, task: str) -> _OfTask:
     if not near:
         return {}
     kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
-    error = _error_over_seeds([one.kl for one in near], [one.kl_stderr for one in near], near[0].items)
+    error = _error_over_seeds(
+        [one.kl for one in near], [one.kl_stderr for one in near], near[0].items
+    )
     exact: _Exact = {columns.KL.name: kl, columns.KL.part(columns.HALF_WIDTH.header): error}
-    return {columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)} | _number(columns.SAME_TOP, agreement)
+    return {columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)} | _number(
+        columns.SAME_TOP, agreement
+    )
 
 
 def _number(quantity: Quantity, value: float) -> _OfTask:
@@ -115,7 +157,9 @@ def _number(quantity: Quantity, value: float) -> _OfTask:
 
 
 def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: int) -> float:
-    """Return the half-width of a mean over seeds: its error over items, which the seeds share, and the scatter of the seeds."""
+    """Return the half-width of a mean over seeds: its error over items, which the seeds share, and
+    the scatter of the seeds.
+    """
     sources = [Source(fmean(error**2 for error in errors), max(1, items - 1))]
     if len(values) > 1:
         sources.append(Source(variance(values) / len(values), len(values) - 1))
@@ -127,28 +171,50 @@ def _written_cells(scores: list[TaskScore]) -> _OfTask:
     tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
     if not tokens:
         return {}
-    return _number(columns.TOKENS, fmean(tokens)) | _number(columns.INVALID, fmean(score.invalid_share for score in scores))
+    return _number(columns.TOKENS, fmean(tokens)) | _number(
+        columns.INVALID, fmean(score.invalid_share for score in scores)
+    )
 
 
 def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
-    """Return a perplexity, and its ratio to the teacher's with an interval over documents and trainings."""
+    """Return a perplexity, and its ratio to the teacher's with an interval over documents and
+    trainings.
+    """
     scores, reference = row.scores(task), teacher.scores(task) if teacher else []
     value = fmean(score.value for score in scores)
-    cells = _number(columns.BITS_PER_BYTE if scores[0].metric == BITS else columns.PERPLEXITY, value)
-    if teacher is not None and reference and len({score.items_digest for score in (*scores, *reference)}) == 1:
-        cells |= _ratio_cells(Interval(1.0, 1.0, 1.0) if row is teacher else times_of(row, teacher, task))
+    cells = _number(
+        columns.BITS_PER_BYTE if scores[0].metric == BITS else columns.PERPLEXITY, value
+    )
+    if (
+        teacher is not None
+        and reference
+        and len({score.items_digest for score in (*scores, *reference)}) == 1
+    ):
+        cells |= _ratio_cells(
+            Interval(1.0, 1.0, 1.0) if row is teacher else times_of(row, teacher, task)
+        )
     elif reference:
         ratio = value / reference[0].value
-        cells[columns.AGAINST_TEACHER] = (columns.AGAINST_TEACHER.text(ratio), {columns.RATIO.name: ratio})
+        cells[columns.AGAINST_TEACHER] = (
+            columns.AGAINST_TEACHER.text(ratio),
+            {columns.RATIO.name: ratio},
+        )
     return cells
 
 
 def _ratio_cells(ratio: Interval) -> _OfTask:
-    return {columns.AGAINST_TEACHER: (columns.AGAINST_TEACHER.with_interval(ratio), columns.RATIO.exact(ratio))}
+    return {
+        columns.AGAINST_TEACHER: (
+            columns.AGAINST_TEACHER.with_interval(ratio),
+            columns.RATIO.exact(ratio),
+        )
+    }
 
 
 def _error_cells(row: Row, teacher: Row | None, task: str, value: float) -> _OfTask:
-    """Return a figure that is better when lower, and its ratio to the teacher's on the same items: nothing is retained of it."""
+    """Return a figure that is better when lower, and its ratio to the teacher's on the same items:
+    nothing is retained of it.
+    """
     quantity = columns.PERPLEXITY if row.scores(task)[0].kind == "perplexity" else columns.ERROR
     cells: _OfTask = {quantity: (row.scores(task)[0].shown(value), {quantity.name: value})}
     if teacher is not None and teacher.scores(task):
@@ -157,7 +223,9 @@ def _error_cells(row: Row, teacher: Row | None, task: str, value: float) -> _OfT
 
 
 def diagnostics(found: Group) -> Table | None:
-    """What stands behind the scores: every extractor, both averages, the choices picked, what was cut."""
+    """What stands behind the scores: every extractor, both averages, the choices picked, what was
+    cut.
+    """
     every = [
         _diagnosed(found, row, task, scores)
         for row in ordered(found)
@@ -168,22 +236,34 @@ def diagnostics(found: Group) -> Table | None:
 
 
 def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -> Cells:
-    """Return what stands behind a row's scores on a task; what it has nothing of leaves its column out."""
+    """Return what stands behind a row's scores on a task; what it has nothing of leaves its column
+    out.
+    """
     first = scores[0]
     names = dict.fromkeys(name for score in scores for name in by_extractor_of(score))
-    figures = {name: fmean(known[name] for s in scores if name in (known := by_extractor_of(s))) for name in names}
+    figures = {
+        name: fmean(known[name] for s in scores if name in (known := by_extractor_of(s)))
+        for name in names
+    }
     macros = [score.macro for score in scores if score.macro is not None]
     macro = fmean(macros) if macros else None
-    picked = {letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen}
+    picked = {
+        letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen
+    }
     cut = [score.truncated_share for score in scores if score.truncated_share is not None]
     unended, prompts = fmean(cut) if cut else None, fmean(score.cut_prompts for score in scores)
     drop = _drop_shown(found, row, task)
     cells = {
         columns.ROW: shown_name(row),
         columns.TASK: task,
-        columns.CORRECT_BY: ", ".join(f"{name} {100 * value if first.unit == 'share' else value:.1f}" for name, value in figures.items()),
+        columns.CORRECT_BY: ", ".join(
+            f"{name} {100 * value if first.unit == 'share' else value:.1f}"
+            for name, value in figures.items()
+        ),
         columns.MACRO: "" if macro is None else first.shown(macro),
-        columns.PICKED: " ".join(f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()),
+        columns.PICKED: " ".join(
+            f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()
+        ),
         columns.UNENDED: "" if unended is None else columns.UNENDED.text(unended),
         columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
         columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
@@ -197,16 +277,26 @@ def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -
 
 
 def _drop_shown(found: Group, row: Row, task: str) -> float | None:
-    """Return the smallest true drop that the items show at a row's own share of flips against the teacher; None where there are none."""
+    """Return the smallest true drop that the items show at a row's own share of flips against the
+    teacher; None where there are none.
+    """
     teacher = found.teacher.outcomes(task) if found.teacher else []
-    counts = [stats.pairs(teacher[0], run) for run in row.outcomes(task) if len(run) == len(teacher[0])] if teacher else []
+    counts = (
+        [stats.pairs(teacher[0], run) for run in row.outcomes(task) if len(run) == len(teacher[0])]
+        if teacher
+        else []
+    )
     if not counts or row is found.teacher:
         return None
-    return stats.smallest_drop(counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts))
+    return stats.smallest_drop(
+        counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts)
+    )
 
 
 def by_extractor_of(score: TaskScore) -> dict[str, float]:
-    """Return the figure by every extractor (of a choice: every metric) that gives items a value, the score's own first."""
+    """Return the figure by every extractor (of a choice: every metric) that gives items a value,
+    the score's own first.
+    """
     names = sorted([*score.outcomes, *score.values], key=lambda name: name != score.primary)
     return {name: _figure(score, name) for name in names}
 
@@ -215,12 +305,18 @@ def _figure(score: TaskScore, name: str) -> float:
     if name in score.values:
         return weighted(score.values[name], score.parts)
     marks = score.outcomes[name]
-    return weighted([float(mark == "1") for mark in marks], score.parts) if score.parts else marks.count("1") / score.n
+    return (
+        weighted([float(mark == "1") for mark in marks], score.parts)
+        if score.parts
+        else marks.count("1") / score.n
+    )
 
 
 @dataclass(frozen=True)
 class _Gap:
-    """Two rows on one task: what parts them, and the p of "nothing does"; `why` says why the pair is not judged."""
+    """Two rows on one task: what parts them, and the p of "nothing does"; `why` says why the pair
+    is not judged.
+    """
 
     row: str
     reference: str
@@ -233,44 +329,82 @@ class _Gap:
 
 
 def controls(found: Group) -> Table | None:
-    """Each method against the controls that it needs: difference in points on the same items, verdicts adjusted over the table."""
+    """Each method against the controls that it needs: difference in points on the same items,
+    verdicts adjusted over the table.
+    """
     gaps = [
         _gap(found, row, control, task)
         for row in ordered(found)
         for name in row.first.controls
-        for control in _controls_of(row, [other for other in found.rows if other.first.method == name])
+        for control in _controls_of(
+            row, [other for other in found.rows if other.first.method == name]
+        )
         for task in found.tasks
     ]
-    return table_of("controls", "Against the controls, on the same items", _judged(gaps)) if gaps else None
+    return (
+        table_of("controls", "Against the controls, on the same items", _judged(gaps))
+        if gaps
+        else None
+    )
 
 
 def _judged(gaps: Sequence[_Gap]) -> list[Cells]:
-    """Return a line a gap with its verdict: two-sided alpha .05, Holm over the lines that are judged."""
+    """Return a line a gap with its verdict: two-sided alpha .05, Holm over the lines that are
+    judged.
+    """
     tested = [gap for gap in gaps if gap.p is not None and not gap.why]
-    adjusted = dict(zip(map(id, tested), stats.holm([gap.p for gap in tested if gap.p is not None]), strict=True))
+    adjusted = dict(
+        zip(
+            map(id, tested), stats.holm([gap.p for gap in tested if gap.p is not None]), strict=True
+        )
+    )
     lines = []
     for gap in gaps:
         p = adjusted.get(id(gap))
         verdict = gap.why or DASH
         if p is not None:
-            verdict = "cannot tell" if p > ALPHA or gap.sign == 0 else "better" if gap.sign > 0 else "worse"
-        pair = {columns.ROW.name: gap.row, columns.AGAINST.name: gap.reference, columns.TASK.name: gap.task}
+            verdict = (
+                "cannot tell"
+                if p > ALPHA or gap.sign == 0
+                else "better"
+                if gap.sign > 0
+                else "worse"
+            )
+        pair = {
+            columns.ROW.name: gap.row,
+            columns.AGAINST.name: gap.reference,
+            columns.TASK.name: gap.task,
+        }
         said = {columns.P_HOLM.name: columns.P_HOLM.text(p), columns.VERDICT.name: verdict}
-        exact: _Exact = {**pair, **gap.exact, columns.P.name: gap.p, columns.P_HOLM.name: p, columns.VERDICT.name: verdict}
+        exact: _Exact = {
+            **pair,
+            **gap.exact,
+            columns.P.name: gap.p,
+            columns.P_HOLM.name: p,
+            columns.VERDICT.name: verdict,
+        }
         lines.append(({**pair, columns.GAP.name: gap.shown, **said}, exact))
     return lines
 
 
 def _gap(found: Group, row: Row, reference: Row, task: str) -> _Gap:
-    """Return two rows' difference on a task. Perplexities and errors are compared by their ratio, below 1 is better."""
+    """Return two rows' difference on a task. Perplexities and errors are compared by their ratio,
+    below 1 is better.
+    """
     scores = [score for one in (row, reference) for score in one.scores(task)]
     alike = len(scores) > 1 and len({score.items_digest for score in scores}) == 1
     lower = alike and all(score.lower_is_better and not score.unpaired for score in scores)
     gap = times_of(row, reference, task) if lower else compare(row, reference, task, ratio=False)
     numbered = any(score.unit == "number" for score in scores)
-    quantity = columns.GAP_AS_RATIO if lower else columns.GAP_OF_NUMBERS if numbered else columns.GAP
+    quantity = (
+        columns.GAP_AS_RATIO if lower else columns.GAP_OF_NUMBERS if numbered else columns.GAP
+    )
     apart = Interval(None) if lower else gap
-    exact: _Exact = {columns.DIFFERENCE.name: apart.value, columns.LOW.name: apart.low, columns.HIGH.name: apart.high}
+    exact: _Exact = {
+        columns.DIFFERENCE.name: apart.value,
+        columns.LOW.name: apart.low,
+        columns.HIGH.name: apart.high,
+    }
     exact |= columns.RATIO.exact(gap) if lower else {}
     sign = 0.0 if gap.value is None else 1 - gap.value if lower else gap.value
     p = unequal(row, reference, task) if gap.value is not None and gap.low is not None else None
@@ -281,8 +415,8 @@ def _gap(found: Group, row: Row, reference: Row, task: str) -> _Gap:
 def _not_judged(found: Group, row: Row, reference: Row, task: str, gap: Interval) -> str:
     """Return why no verdict is given on two rows, "" where one is.
 
-    Where the teacher is at chance students that guess otherwise are no better and no worse. Of a method that was trained once nothing says
-    how much another training would differ.
+    Where the teacher is at chance students that guess otherwise are no better and no worse. Of a
+    method that was trained once nothing says how much another training would differ.
     """
     if gap.value is None or gap.low is None:
         return f"- ({gap.reason})" if gap.reason else DASH
@@ -295,16 +429,26 @@ def _not_judged(found: Group, row: Row, reference: Row, task: str, gap: Interval
 def against(found: Group, label: str) -> Table | None:
     """Every row against one named row: difference in points on the same items."""
     named = next((row for row in found.rows if row.label == label), None)
-    others = [row for row in ordered(found) if named is not None and row.label != label and row.done]
-    rows = _judged([_gap(found, row, named, task) for row in others for task in found.tasks]) if named is not None else []
+    others = [
+        row for row in ordered(found) if named is not None and row.label != label and row.done
+    ]
+    rows = (
+        _judged([_gap(found, row, named, task) for row in others for task in found.tasks])
+        if named is not None
+        else []
+    )
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-    return table_of(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
+    return (
+        table_of(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
+    )
 
 
 def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
-    """Of several rows of one control keep those nearest to this row: the most settings alike, stage by stage.
+    """Of several rows of one control keep those nearest to this row: the most settings alike, stage
+    by stage.
 
-    A stage that this row has not stands in the place of its last one, and is compared with what that one handed on first of all.
+    A stage that this row has not stands in the place of its last one, and is compared with what
+    that one handed on first of all.
     """
     own = _by_stage(row)
     replaced = {**next(reversed(own.values())), **row.first.handed_on}
@@ -323,4 +467,8 @@ def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
 def _by_stage(row: Row) -> dict[str, Mapping[str, object]]:
     """Return the settings of a row's stages by their methods' names."""
     first = row.first
-    return dict(cast("Mapping[str, Mapping[str, object]]", first.settings)) if "+" in first.method else {first.method: first.settings}
+    return (
+        dict(cast("Mapping[str, Mapping[str, object]]", first.settings))
+        if "+" in first.method
+        else {first.method: first.settings}
+    )

@@ -1,7 +1,8 @@
 """Every table of a set of records: the same records give the same bytes anywhere. No torch.
 
-Records are grouped before anything is compared: rows of one table share teacher, student shape, budget, device,
-dtype, scoring path, machine and task versions. What was not measured is a dash, and a note says why.
+Records are grouped before anything is compared: rows of one table share teacher, student shape,
+budget, device, dtype, scoring path, machine and task versions. What was not measured is a dash, and
+a note says why.
 """
 
 from collections.abc import Sequence
@@ -40,11 +41,21 @@ __all__ = [
 
 
 def tables(found: Group, price: float | None = None, references: Sequence[str] = ()) -> list[Table]:
-    """All tables of a group of records; `price` is money per device-hour, `references` are rows to stand every row against."""
+    """All tables of a group of records; `price` is money per device-hour, `references` are rows to
+    stand every row against.
+    """
     every = (
-        quality(found), controls(found), chains(found), speed(found), scenarios(found), memory(found), training(found, price),
-        claimed(found), diagnostics(found), *(against(found, label) for label in references),
-    )  # fmt: skip
+        quality(found),
+        controls(found),
+        chains(found),
+        speed(found),
+        scenarios(found),
+        memory(found),
+        training(found, price),
+        claimed(found),
+        diagnostics(found),
+        *(against(found, label) for label in references),
+    )
     return [table for table in every if table is not None]
 
 
@@ -61,7 +72,9 @@ PLAIN = Asked()
 
 
 def made_of(records: Sequence[RunRecord], asked: Asked = PLAIN) -> list[Made]:
-    """Build every table of these records once, as a reader asked for them; the forms below only write them down."""
+    """Build every table of these records once, as a reader asked for them; the forms below only
+    write them down.
+    """
     built = []
     for found in group(records):
         every = tables(found, asked.price, asked.references)
@@ -72,7 +85,15 @@ def made_of(records: Sequence[RunRecord], asked: Asked = PLAIN) -> list[Made]:
 
 def columns_of(made: Sequence[Made]) -> list[str]:
     """Return the columns that rows can be ordered by: those of tables with blocks."""
-    return list(dict.fromkeys(column for one in made for table in one.tables if any(table.blocks) for column in table.columns))
+    return list(
+        dict.fromkeys(
+            column
+            for one in made
+            for table in one.tables
+            if any(table.blocks)
+            for column in table.columns
+        )
+    )
 
 
 def markdown(records: Sequence[RunRecord], asked: Asked = PLAIN) -> str:
@@ -80,6 +101,14 @@ def markdown(records: Sequence[RunRecord], asked: Asked = PLAIN) -> str:
     return as_markdown(made_of(records, asked))
 
 
-def write_tables(records: Sequence[RunRecord], folder: Path, asked: Asked = PLAIN, *, forms: Sequence[str] = FORMS) -> list[Path]:
-    """Write `table.md`, `tables.tex`, `tables.json` and one CSV per table; return what was written."""
+def write_tables(
+    records: Sequence[RunRecord],
+    folder: Path,
+    asked: Asked = PLAIN,
+    *,
+    forms: Sequence[str] = FORMS,
+) -> list[Path]:
+    """Write `table.md`, `tables.tex`, `tables.json` and one CSV per table; return what was
+    written.
+    """
     return write_made(made_of(records, asked), folder, forms=forms)

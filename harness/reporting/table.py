@@ -1,4 +1,6 @@
-"""One table: header cells, rows of text, the exact numbers behind them, and which cells are the best. No torch."""
+"""One table: header cells, rows of text, the exact numbers behind them, and which cells are the
+best. No torch.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,22 +19,28 @@ if TYPE_CHECKING:
     import pandas
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-Cells = tuple[dict[Header, str], dict[Header, object]]  # of one row, by column: what is shown, and the exact values
+# of one row, by column: what is shown, and the exact values
+Cells = tuple[dict[Header, str], dict[Header, object]]
 
 
 class Best(str):
-    """A cell of a row that is the best one, or not significantly worse than it; forms show it in bold."""
+    """A cell of a row that is the best one, or not significantly worse than it; forms show it in
+    bold.
+    """
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: header cells, rows of text (`Best` where bold), the block of each row, and the same numbers unrounded."""
+    """One table: header cells, rows of text (`Best` where bold), the block of each row, and the
+    same numbers unrounded.
+    """
 
     name: str
     title: str
     columns: tuple[Header, ...]
     rows: tuple[tuple[str, ...], ...]
-    blocks: tuple[str, ...]  # of each row: teacher, its family, control; "" in tables that are not ordered by them
+    # of each row: teacher, its family, control; "" in tables that are not ordered by them
+    blocks: tuple[str, ...]
     exact: tuple[dict[Header, object], ...]
 
     @property
@@ -43,19 +51,32 @@ class Table:
         return pandas.DataFrame(list(self.exact))
 
     def to_csv(self, path: Path) -> None:
-        """Write the unrounded numbers as CSV: no text in it is a formula to a spreadsheet, or tells a terminal anything."""
+        """Write the unrounded numbers as CSV: no text in it is a formula to a spreadsheet, or tells
+        a terminal anything.
+        """
         frame = self.frame
         frame = frame.map(csv_cell).rename(columns=csv_cell)
-        keep_file(path, lambda fresh: frame.to_csv(fresh, index=False, float_format="%.6g", lineterminator="\n"))
+        keep_file(
+            path,
+            lambda fresh: frame.to_csv(
+                fresh, index=False, float_format="%.6g", lineterminator="\n"
+            ),
+        )
 
     def ordered_by(self, column: str) -> "Table":
-        """Return the table with each block's rows in the order of a column's numbers, best first (`-column`: worst first).
+        """Return the table with each block's rows in the order of a column's numbers, best first
+        (`-column`: worst first).
 
-        Blocks stay together, in the order of their first row; the teacher stays first and the controls stay last. A table without
-        that column, or in which a row fills several lines, comes back as it is.
+        Blocks stay together, in the order of their first row; the teacher stays first and the
+        controls stay last. A table without that column, or in which a row fills several lines,
+        comes back as it is.
         """
         name, reverse = (column[1:], True) if column.startswith("-") else (column, False)
-        if name not in self.columns or not any(self.blocks) or len({row[0] for row in self.rows}) < len(self.rows):
+        if (
+            name not in self.columns
+            or not any(self.blocks)
+            or len({row[0] for row in self.rows}) < len(self.rows)
+        ):
             return self
         at = self.columns.index(name)
         sign = (1 if less_is_better(self.columns[at]) else -1) * (-1 if reverse else 1)
@@ -64,16 +85,27 @@ class Table:
             found = number_in(self.rows[line][at])
             return found is None, 0.0 if found is None else sign * found
 
-        first = {block: min((key(line) for line, own in enumerate(self.blocks) if own == block)) for block in self.blocks}
+        first = {
+            block: min((key(line) for line, own in enumerate(self.blocks) if own == block))
+            for block in self.blocks
+        }
         place = {block: {"teacher": -1, "control": 1}.get(block, 0) for block in self.blocks}
         lines = sorted(
             range(len(self.rows)),
-            key=lambda line: (place[self.blocks[line]], first[self.blocks[line]], self.blocks[line], key(line), line),
+            key=lambda line: (
+                place[self.blocks[line]],
+                first[self.blocks[line]],
+                self.blocks[line],
+                key(line),
+                line,
+            ),
         )
         return replace(
-            self, rows=tuple(self.rows[line] for line in lines), blocks=tuple(self.blocks[line] for line in lines),
+            self,
+            rows=tuple(self.rows[line] for line in lines),
+            blocks=tuple(self.blocks[line] for line in lines),
             exact=tuple(self.exact[line] for line in lines),
-        )  # fmt: skip
+        )
 
 
 def less_is_better(column: str) -> bool:
@@ -100,7 +132,9 @@ def shown_name(row: Row) -> str:
 
 
 def table_of(name: str, title: str, rows: Sequence[Cells]) -> Table:
-    """Build a table from (shown, exact) pairs of rows; the family among the exact values names a row's block."""
+    """Build a table from (shown, exact) pairs of rows; the family among the exact values names a
+    row's block.
+    """
     columns = tuple(dict.fromkeys(column for shown, _ in rows for column in shown))
     texts = tuple(tuple(shown.get(column, DASH) for column in columns) for shown, _ in rows)
     blocks = tuple(str(exact.get(FAMILY.name, "")) for _, exact in rows)
@@ -120,7 +154,9 @@ class Line:
         """What is shown, and the exact values."""
         return self.shown, self.exact
 
-    def add(self, quantity: Quantity, stored: float | None, *, task: str = "", mark: str = "") -> None:
+    def add(
+        self, quantity: Quantity, stored: float | None, *, task: str = "", mark: str = ""
+    ) -> None:
         """Add a number as a record holds it, `mark` behind it; a dash where it was not measured."""
         column, value = quantity.name.of(task), quantity.scaled(stored)
         self.shown[column], self.exact[column] = quantity.text(value) + mark, value
@@ -134,7 +170,9 @@ class Line:
         self.shown[quantity.name] = self.exact[quantity.name] = text
 
     def add_ratio(self, quantity: Quantity, found: Interval, verdict: str) -> None:
-        """Add a speed ratio, which counts only beside a verdict on quality: none without one, in brackets where quality is lost."""
+        """Add a speed ratio, which counts only beside a verdict on quality: none without one, in
+        brackets where quality is lost.
+        """
         shown = quantity.with_interval(found) if verdict != DASH else DASH
         self.shown[quantity.name] = f"({shown})" if verdict == "no" and shown != DASH else shown
         self.exact |= quantity.exact(found)
@@ -153,5 +191,9 @@ def without_dashes(rows: Sequence[Cells]) -> list[Cells]:
 
 def mean_of(row: Row | None, name: str) -> float | None:
     """Return a measurement's mean over a row's seeds, None where it was not made."""
-    found = [one.value for record in (row.done if row else ()) if (one := record.measured(name)) is not None]
+    found = [
+        one.value
+        for record in (row.done if row else ())
+        if (one := record.measured(name)) is not None
+    ]
     return fmean(found) if found else None

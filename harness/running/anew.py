@@ -1,7 +1,9 @@
-"""Says what a run makes anew and why: by the parts of the keys that a store keeps beside its cells and students. No torch.
+"""Says what a run makes anew and why: by the parts of the keys that a store keeps beside its cells
+and students. No torch.
 
-A cell whose key is not in the store may stand there under another key: the same row of the same run as it was asked, made
-when some part of the key was another one. Those parts are named, once for all cells that share them.
+A cell whose key is not in the store may stand there under another key: the same row of the same run
+as it was asked, made when some part of the key was another one. Those parts are named, once for all
+cells that share them.
 """
 
 import re
@@ -20,14 +22,19 @@ PARTS = "parts.json"  # in the folder of a cell, and of a student
 _IDENTITY = re.compile(r'"identity": "([0-9a-f]{24})"')
 _NAMED = 6  # files of code that a line names
 _OLDER = (
-    "made by an older version of the harness, whose keys did not hold the code behind tasks, scores and helper modules, "
+    "made by an older version of the harness, whose keys did not hold the code behind tasks, "
+    "scores and helper modules, "
     "nor lm-eval's version"
 )
 _SAID = {
-    "teachers": "the teacher's weights changed", "base": "the student's base changed", "data": "the data files changed",
-    "text": "the calibration text changed", "definitions": "lm-eval's task files changed",
-}  # fmt: skip
-_UNSAID = frozenset({"parent", "rows", "recipe"})  # a parent says itself what changed; the others are asked for
+    "teachers": "the teacher's weights changed",
+    "base": "the student's base changed",
+    "data": "the data files changed",
+    "text": "the calibration text changed",
+    "definitions": "lm-eval's task files changed",
+}
+# a parent says itself what changed; the others are asked for
+_UNSAID = frozenset({"parent", "rows", "recipe"})
 
 
 @dataclass
@@ -51,17 +58,26 @@ class Reasons:
 
 
 def keep_parts(plan: Plan, cell: PlannedCell, store: Store) -> None:
-    """Write beside a cell and its students what their keys are made of, where it does not stand there, or is not as it was written."""
-    folders = {cell.key: store.cell(cell.key), **{stage.key: store.student(stage.key) for stage in cell.stages}}
+    """Write beside a cell and its students what their keys are made of, where it does not stand
+    there, or is not as it was written.
+    """
+    folders = {
+        cell.key: store.cell(cell.key),
+        **{stage.key: store.student(stage.key) for stage in cell.stages},
+    }
     for key, folder in folders.items():
         if key in plan.parts and not _parts(folder):
             write_signed(folder / PARTS, plan.parts[key])
 
 
 def made_anew(plan: Plan, store: Store) -> list[str]:
-    """Return a line for each reason why cells of a plan are computed though the store holds them under other keys."""
+    """Return a line for each reason why cells of a plan are computed though the store holds them
+    under other keys.
+    """
     missing = [cell for cell in plan.cells if not store.record_path(cell.key).exists()]
-    identities = {str(plan.parts[cell.key]["identity"]): cell for cell in missing if cell.key in plan.parts}
+    identities = {
+        str(plan.parts[cell.key]["identity"]): cell for cell in missing if cell.key in plan.parts
+    }
     if not identities or not (store.root / "cells").is_dir():
         return []
     siblings, unnamed = _siblings(store, set(identities))
@@ -69,26 +85,40 @@ def made_anew(plan: Plan, store: Store) -> list[str]:
     told: dict[str, list[PlannedCell]] = {}
     for identity, cell in identities.items():
         if identity in siblings:
-            nearest = min((_reasons(old, plan, cell, store) for old in siblings[identity]), key=lambda one: one.count)
+            nearest = min(
+                (_reasons(old, plan, cell, store) for old in siblings[identity]),
+                key=lambda one: one.count,
+            )
             told.setdefault(f"{nearest}{_kept(cell, nearest)}", []).append(cell)
         elif _asked_of(plan, cell) in older:
             told.setdefault(_OLDER, []).append(cell)
-    return [f"{len(cells)} {'cells are' if len(cells) > 1 else 'cell is'} computed anew: {why}" for why, cells in told.items()]
+    return [
+        f"{len(cells)} {'cells are' if len(cells) > 1 else 'cell is'} computed anew: {why}"
+        for why, cells in told.items()
+    ]
 
 
 def _kept(cell: PlannedCell, reasons: Reasons) -> str:
-    return "" if not cell.stages or reasons.students else "; what was trained or packed is kept, and scored again"
+    return (
+        ""
+        if not cell.stages or reasons.students
+        else "; what was trained or packed is kept, and scored again"
+    )
 
 
 def _siblings(store: Store, wanted: set[str]) -> tuple[dict[str, list[dict[str, Any]]], list[Path]]:
-    """Return the kept parts of finished cells by identity, and the cells that keep none; of others only the identity is read."""
+    """Return the kept parts of finished cells by identity, and the cells that keep none; of others
+    only the identity is read.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     unnamed = []
     for folder in (store.root / "cells").iterdir():
         if not (folder / "record.json").is_file():
             continue
         try:
-            identity = _IDENTITY.search((folder / PARTS).read_text(encoding="utf-8", errors="replace"))
+            identity = _IDENTITY.search(
+                (folder / PARTS).read_text(encoding="utf-8", errors="replace")
+            )
         except FileNotFoundError:
             unnamed.append(folder)
             continue
@@ -105,11 +135,17 @@ def _parts(folder: Path) -> dict[str, Any]:
         told = read_signed(folder / PARTS)
     except Unreadable:
         return {}
-    return told if isinstance(told.get("held"), dict) and isinstance(told.get("students"), list) else {}
+    return (
+        told
+        if isinstance(told.get("held"), dict) and isinstance(told.get("students"), list)
+        else {}
+    )
 
 
 def _reasons(old: Mapping[str, Any], plan: Plan, cell: PlannedCell, store: Store) -> Reasons:
-    """Compare the parts of a cell that is planned with those of one that was made, those of their students too."""
+    """Compare the parts of a cell that is planned with those of one that was made, those of their
+    students too.
+    """
     new, reasons = plan.parts[cell.key], Reasons()
     _compare(old["held"], new["held"], reasons)
     for before, now in zip(old["students"], new["students"], strict=False):
@@ -123,7 +159,11 @@ def _reasons(old: Mapping[str, Any], plan: Plan, cell: PlannedCell, store: Store
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], reasons: Reasons) -> None:
-    old = {**old, "settings": settings_in_records(str(old.get("method")), old.get("settings") or {})} if "settings" in new else old
+    old = (
+        {**old, "settings": settings_in_records(str(old.get("method")), old.get("settings") or {})}
+        if "settings" in new
+        else old
+    )
     for name in sorted({*old, *new} - _UNSAID):
         before, now = _plain(old.get(name)), _plain(new.get(name))
         if before == now:
@@ -164,11 +204,15 @@ def _short(value: object) -> str:
 def _asked_of(plan: Plan, cell: PlannedCell) -> str:
     """Return what tells one row of one run from another."""
     under = plan.conditions
-    return repr([cell.label, cell.seed, list(under.task_names), under.student_recipe, under.budget_tokens])
+    return repr(
+        [cell.label, cell.seed, list(under.task_names), under.student_recipe, under.budget_tokens]
+    )
 
 
 def _asked_in(folder: Path) -> str:
-    """Return the same of a cell that keeps no parts, by what its process was told; "" where that cannot be read."""
+    """Return the same of a cell that keeps no parts, by what its process was told; "" where that
+    cannot be read.
+    """
     try:
         told = read_object(folder / "job.json")
     except Unreadable:
@@ -176,4 +220,12 @@ def _asked_in(folder: Path) -> str:
     cell = told.get("cell")
     if not isinstance(cell, dict):
         return ""
-    return repr([cell.get("label"), cell.get("seed"), told.get("tasks"), told.get("student_recipe"), told.get("budget_tokens")])
+    return repr(
+        [
+            cell.get("label"),
+            cell.get("seed"),
+            told.get("tasks"),
+            told.get("student_recipe"),
+            told.get("budget_tokens"),
+        ]
+    )

@@ -1,8 +1,9 @@
-"""The process of one cell: `python -m harness.running.cell JOB.json`. Makes the student, scores it, measures it, records it.
+"""The process of one cell: `python -m harness.running.cell JOB.json`. Makes the student, scores it,
+measures it, records it.
 
-It is the third composition root beside the command line and the Python door: names arrive, so the tables are read
-here. Signs of life go to the original standard output, one JSON object a line; everything else a library prints
-goes to the cell's log.
+It is the third composition root beside the command line and the Python door: names arrive, so the
+tables are read here. Signs of life go to the original standard output, one JSON object a line;
+everything else a library prints goes to the cell's log.
 """
 
 import faulthandler
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
     """Run one cell; 0 when its record says success, 1 when it says failed."""
     speak = _own_standard_output()
     end_with_parent(int(argv[2]))
-    faulthandler.enable(file=sys.stderr)  # where native code crashes, the log says in which of our lines
+    # where native code crashes, the log says in which of our lines
+    faulthandler.enable(file=sys.stderr)
     job = read_as(Path(argv[1]), CellJob)
     began = time.monotonic()
 
@@ -65,7 +67,9 @@ def _leave_card(job: CellJob, record: RunRecord) -> None:
 
 
 def _own_standard_output() -> Callable[[dict[str, Any]], None]:
-    """Keep the real standard output for our lines; send everybody else's to the log (standard error)."""
+    """Keep the real standard output for our lines; send everybody else's to the log (standard
+    error).
+    """
     stream: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     last = 0.0
@@ -89,7 +93,8 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     torch.set_num_threads(job.threads)
     loaded = LoadedJob.of(job, progress)
     student = student_of_cell(loaded)
-    release_memory(job.conditions.device)  # what training left with the allocator would be missing for the answers' keys and values
+    # what training left with the allocator would be missing for the answers' keys and values
+    release_memory(job.conditions.device)
     cost = with_untrained_tasks(loaded, student.cost)
     result = evaluate(loaded, student.checkpoint)
     return _record(
@@ -108,9 +113,14 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
     )
 
 
-def _with_last_scores(stages: tuple[StageRecord, ...], scores: tuple[TaskScore, ...]) -> tuple[StageRecord, ...]:
+def _with_last_scores(
+    stages: tuple[StageRecord, ...], scores: tuple[TaskScore, ...]
+) -> tuple[StageRecord, ...]:
     """Fill in what the last stage scored: the row's own scores."""
-    return (*stages[:-1], stages[-1].model_copy(update={"scores": {score.task: score.value for score in scores}}))
+    return (
+        *stages[:-1],
+        stages[-1].model_copy(update={"scores": {score.task: score.value for score in scores}}),
+    )
 
 
 def _environment(job: CellJob) -> Environment:
@@ -125,9 +135,13 @@ def _environment(job: CellJob) -> Environment:
 
 def _reference(checkpoint: Checkpoint, parameters: int | None = None) -> ModelReference:
     return ModelReference(
-        name=checkpoint.name, digest=checkpoint.digest, parameters=parameters, weight_bytes=checkpoint.bytes_on_disk or None,
-        note=checkpoint.note, parents=checkpoint.parents,
-    )  # fmt: skip
+        name=checkpoint.name,
+        digest=checkpoint.digest,
+        parameters=parameters,
+        weight_bytes=checkpoint.bytes_on_disk or None,
+        note=checkpoint.note,
+        parents=checkpoint.parents,
+    )
 
 
 def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> RunRecord:

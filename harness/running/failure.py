@@ -1,4 +1,6 @@
-"""Why a cell, or an optional part of it, came to nothing: one line for the table, a traceback for the record. No torch."""
+"""Why a cell, or an optional part of it, came to nothing: one line for the table, a traceback for
+the record. No torch.
+"""
 
 import traceback
 from pathlib import Path
@@ -17,7 +19,9 @@ class Failure(NamedTuple):
 
 
 def failure_of(job: CellJob, problem: Exception) -> Failure:
-    """Return what a record says of an exception that is being handled: lack of space and of memory with what to do about it."""
+    """Return what a record says of an exception that is being handled: lack of space and of memory
+    with what to do about it.
+    """
     if isinstance(problem, (CellFailed, HarnessError)):
         return Failure(str(problem), "")
     if full := no_space(problem, _places(job)):
@@ -26,7 +30,10 @@ def failure_of(job: CellJob, problem: Exception) -> Failure:
         message = " ".join(str(problem).split())[:300]
         return Failure(f"out of memory {_at_what(job)} ({message})", traceback.format_exc())
     message = str(problem).strip()
-    return Failure(f"{type(problem).__name__}: {message.splitlines()[0] if message else 'no message'}", traceback.format_exc())
+    return Failure(
+        f"{type(problem).__name__}: {message.splitlines()[0] if message else 'no message'}",
+        traceback.format_exc(),
+    )
 
 
 def _places(job: CellJob) -> dict[str, Path]:
@@ -35,12 +42,21 @@ def _places(job: CellJob) -> dict[str, Path]:
 
 
 def _at_what(job: CellJob) -> str:
-    """Say what a cell that ran out of memory was at, and what makes that smaller: the first stage without a student, else scoring."""
-    unmade = (stage for stage, folder in zip(job.cell.stages, job.stage_folders, strict=True) if not (folder / "done.json").exists())
+    """Say what a cell that ran out of memory was at, and what makes that smaller: the first stage
+    without a student, else scoring.
+    """
+    unmade = (
+        stage
+        for stage, folder in zip(job.cell.stages, job.stage_folders, strict=True)
+        if not (folder / "done.json").exists()
+    )
     stage = next(unmade, None)
     if stage is None:
         return "in scoring; type a smaller --batch-size"
     if not stage.trains:
         return f"in {stage.method}; give a smaller model, or a larger device"
     name = stage.method
-    return f"in training; type --set {name}.micro_batch_size=1 and --set {name}.gradient_checkpointing=true, or give a smaller --student"
+    return (
+        f"in training; type --set {name}.micro_batch_size=1 and --set "
+        f"{name}.gradient_checkpointing=true, or give a smaller --student"
+    )

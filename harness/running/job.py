@@ -10,7 +10,9 @@ from harness.records.conditions import UnderConditions
 
 
 class CellJob(UnderConditions):
-    """What the parent tells the process: the cell and its conditions, where things lie, and how to go about it."""
+    """What the parent tells the process: the cell and its conditions, where things lie, and how to
+    go about it.
+    """
 
     model_config = ConfigDict(frozen=True)
     holds = ("conditions", "work")

@@ -1,4 +1,6 @@
-"""A cell's job once its process has begun: its tasks loaded, its data at hand, somebody who hears of progress. No torch."""
+"""A cell's job once its process has begun: its tasks loaded, its data at hand, somebody who hears
+of progress. No torch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from harness.running.job import CellJob
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """What every part of a cell's process works with: the job, its tasks by name, and where their items come from."""
+    """What every part of a cell's process works with: the job, its tasks by name, and where their
+    items come from.
+    """
 
     job: CellJob
     tasks: dict[str, Task]
@@ -22,8 +26,13 @@ class LoadedJob:
 
     @classmethod
     def of(cls, job: CellJob, progress: Callable[[Progress], None]) -> "LoadedJob":
-        """Load a job's tasks; training items are shown to the student, and prompts to a model, as the scorer shows them."""
-        tasks = {name: catalog.load_task(name, include_path=job.include_path) for name in job.conditions.task_names}
+        """Load a job's tasks; training items are shown to the student, and prompts to a model, as
+        the scorer shows them.
+        """
+        tasks = {
+            name: catalog.load_task(name, include_path=job.include_path)
+            for name in job.conditions.task_names
+        }
         render, show = renderer(job.conditions.prompting, job.student_base.checkpoint())
         return cls(job, tasks, DataSource(folder=job.data_dir, render=render, show=show), progress)
 
@@ -34,4 +43,6 @@ class LoadedJob:
 
     def data_digest(self) -> str:
         """Return the digest of the items that a student of this job may be trained on."""
-        return examples_digest(examples_of(self.tasks, "train", self.source, rows=self.job.conditions.budget_rows))
+        return examples_digest(
+            examples_of(self.tasks, "train", self.source, rows=self.job.conditions.budget_rows)
+        )

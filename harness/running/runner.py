@@ -1,4 +1,6 @@
-"""Runs a plan: one spawned process per cell, locks, progress, and a record whatever happens to the process."""
+"""Runs a plan: one spawned process per cell, locks, progress, and a record whatever happens to the
+process.
+"""
 
 import os
 import subprocess
@@ -55,7 +57,9 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
     sweep(plan.config.cache_folder)
-    listing = store.write_run(plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells])
+    listing = store.write_run(
+        plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
+    )
     for line in () if plan.config.force else made_anew(plan, store):
         watcher.say(line)
     ended: list[Finished] = []
@@ -76,14 +80,18 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
             held = None if plan.config.force else store.finished(cell.key)
-            if held is not None and not _why_again(plan, cell, store, held):  # the other run made it while we waited
+            # the other run made it while we waited
+            if held is not None and not _why_again(plan, cell, store, held):
                 return Finished(cell, _with_stages(plan, held, store), cached=True)
             if not cell.student_key:
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
-            # Two cells of one student (two suites, two chains that begin alike) must not make it at once.
+            # Two cells of one student (two suites, two chains that begin alike) must not make it at
+            # once.
             with ExitStack() as locks:
                 for stage in cell.stages:
-                    locks.enter_context(store.locked(stage.key, wait=plan.config.wait, on_wait=watcher.say))
+                    locks.enter_context(
+                        store.locked(stage.key, wait=plan.config.wait, on_wait=watcher.say)
+                    )
                     _forget_torn(store.student(stage.key))
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
     except Busy as busy:
@@ -91,12 +99,19 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
 
 
 def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
-    """Fill in what a chain's stages scored where their own rows came after it: one that was killed or failed is computed again later."""
-    rows = {stage.key: _row_of(plan, stage.key, store) for stage in record.stages if not stage.scores}
+    """Fill in what a chain's stages scored where their own rows came after it: one that was killed
+    or failed is computed again later.
+    """
+    rows = {
+        stage.key: _row_of(plan, stage.key, store) for stage in record.stages if not stage.scores
+    }
     scores = {key: scores_of(path) for key, path in rows.items()}
     if not any(scores.values()):
         return record
-    stages = tuple(stage.model_copy(update={"scores": scores.get(stage.key) or stage.scores}) for stage in record.stages)
+    stages = tuple(
+        stage.model_copy(update={"scores": scores.get(stage.key) or stage.scores})
+        for stage in record.stages
+    )
     filled = record.model_copy(update={"stages": stages})
     write(store.record_path(record.key), filled)
     return filled
@@ -108,27 +123,41 @@ def _why_again(plan: Plan, cell: PlannedCell, store: Store, record: RunRecord) -
 
 
 def _was_alone(plan: Plan, store: Store, record: RunRecord) -> str:
-    """Say that a row was scored while its teacher's had failed and can be compared with it now, "" where there is nothing to add."""
+    """Say that a row was scored while its teacher's had failed and can be compared with it now, ""
+    where there is nothing to add.
+    """
     skipped = record.measured("skipped_fidelity")
-    if skipped is None or not skipped.remark.endswith(NO_ANSWERS) or store.finished(plan.cells[0].key) is None:
+    if (
+        skipped is None
+        or not skipped.remark.endswith(NO_ANSWERS)
+        or store.finished(plan.cells[0].key) is None
+    ):
         return ""
     return "its teacher's answers are there now"
 
 
 def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:
-    """Say why the answers of a finished teacher's row cannot be compared with, "" where they can, or the row is no teacher's."""
+    """Say why the answers of a finished teacher's row cannot be compared with, "" where they can,
+    or the row is no teacher's.
+    """
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
     values, wrong = signed_lines(samples, whole=True)
     rows = Counter(value.get("task") for value in values if isinstance(value, dict))
-    lacking = [score.task for score in record.scores if rows[score.task] < max(map(len, score.outcomes.values()), default=0)]
+    lacking = [
+        score.task
+        for score in record.scores
+        if rows[score.task] < max(map(len, score.outcomes.values()), default=0)
+    ]
     wrong += [f"answers of {', '.join(lacking)} are missing"] if lacking else []
     return f"{samples}: {wrong[0]}" if wrong else ""
 
 
 def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> RunRecord:
-    """Run a cell's process to its end and return its record; write one for a process that died without."""
+    """Run a cell's process to its end and return its record; write one for a process that died
+    without.
+    """
     folder = store.cell(cell.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +166,8 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         before = _reason_before(record_path)
         record_path.unlink(missing_ok=True)
         for stage in cell.stages if plan.config.force else ():
-            if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:  # other stages are made anew by their own rows
+            # other stages are made anew by their own rows
+            if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:
                 _forget_student(store.student(stage.key))
         keep_parts(plan, cell, store)
         load = look()
@@ -146,21 +176,30 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         job = _job(plan, cell, store, load)
         write_whole(folder / "job.json", job.model_dump_json(indent=1))
         ended = _process(
-            folder, lambda one: watcher.alive(cell, one), environment=_environment(plan, load), seconds=plan.config.cell_timeout
-        )  # fmt: skip
+            folder,
+            lambda one: watcher.alive(cell, one),
+            environment=_environment(plan, load),
+            seconds=plan.config.cell_timeout,
+        )
         if record_path.exists():
             return read(record_path)
-        record = _died(plan, cell, _why(ended, before, plan.config.cell_timeout, folder / "log.txt"))
+        record = _died(
+            plan, cell, _why(ended, before, plan.config.cell_timeout, folder / "log.txt")
+        )
         write(record_path, record)
     except BadRecord as problem:
         return _died(plan, cell, str(problem))
     except OSError as problem:
-        raise HarnessError(f"{told_of(problem)}; what was finished is kept: mend that and run again") from problem
+        raise HarnessError(
+            f"{told_of(problem)}; what was finished is kept: mend that and run again"
+        ) from problem
     return record
 
 
 def _reason_before(record: Path) -> str:
-    """Return why a cell failed when it was tried before; "" where it was not, or where its record cannot be read."""
+    """Return why a cell failed when it was tried before; "" where it was not, or where its record
+    cannot be read.
+    """
     try:
         return read(record).reason
     except BadRecord:
@@ -170,17 +209,25 @@ def _reason_before(record: Path) -> str:
 def _why(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
     """Say why a process left no record, and what to do: the same crash twice is no accident."""
     if ended.late:
-        return f"stopped after {seconds:g} s (--cell-timeout); give a longer one: run again to go on from its last saved state"
+        return (
+            f"stopped after {seconds:g} s (--cell-timeout); give a longer one: run again to go on "
+            "from its last saved state"
+        )
     how = how_it_ended(ended.code, ended.log)
     if -ended.code in CRASHES:
         if before.startswith(how):
-            return f"{how}, as the time before: running it again will not help; read {log}, and leave the row out or change its settings"
+            return (
+                f"{how}, as the time before: running it again will not help; read {log}, and leave "
+                "the row out or change its settings"
+            )
         return f"{how}; a defect of a library or of this machine, see {log}; run again once"
     return f"{how}; run again to go on from its last saved state" if ended.code < 0 else how
 
 
 def _forget_torn(folder: Path) -> None:
-    """Delete what a killed run left half saved in a cell's or a student's folder; its lock is ours."""
+    """Delete what a killed run left half saved in a cell's or a student's folder; its lock
+    is ours.
+    """
     import shutil
 
     for torn in folder.rglob(".*.part"):
@@ -203,9 +250,13 @@ def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> Ce
         teachers=plan.teachers,
         student_base=plan.student_base,
         work=plan.config.work.model_copy(update={"grid": plan.grid}),
-        measure=bool(plan.grid) and any(suite.measure for suite in plan.suites.values()) and not cell.simulated,
+        measure=bool(plan.grid)
+        and any(suite.measure for suite in plan.suites.values())
+        and not cell.simulated,
         include_path=plan.config.include_path.resolve() if plan.config.include_path else None,
-        teacher_samples=None if cell.is_teacher else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
+        teacher_samples=None
+        if cell.is_teacher
+        else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
         cell_folder=store.cell(cell.key).resolve(),
         stage_folders=tuple(store.student(stage.key).resolve() for stage in cell.stages),
         stage_records=tuple(_row_of(plan, stage.key, store) for stage in cell.stages),
@@ -218,40 +269,84 @@ def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> Ce
 
 def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
     """Return where the record of a stage's own row stands, None where this run has no such row."""
-    return next((store.record_path(cell.key).resolve() for cell in plan.cells if cell.student_key == student_key), None)
+    return next(
+        (
+            store.record_path(cell.key).resolve()
+            for cell in plan.cells
+            if cell.student_key == student_key
+        ),
+        None,
+    )
 
 
 def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
-    """Return the child's environment; the Hub is not asked for anything where models and items are here."""
-    settings = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # fmt: skip
+    """Return the child's environment; the Hub is not asked for anything where models and items are
+    here.
+    """
+    settings = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     names = [*plan.config.teacher_names, plan.config.student]
-    if not plan.hub_data and all(is_embedded(name) or ":" in name or Path(name).exists() for name in names):
+    if not plan.hub_data and all(
+        is_embedded(name) or ":" in name or Path(name).exists() for name in names
+    ):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return {**os.environ, **settings, **settings_of(load, os.environ)}
 
 
 def _process(
-    folder: Path, alive: Callable[[Progress], None], *, environment: dict[str, str], seconds: float | None = None
-) -> Ended:  # fmt: skip
+    folder: Path,
+    alive: Callable[[Progress], None],
+    *,
+    environment: dict[str, str],
+    seconds: float | None = None,
+) -> Ended:
     """Start `python -m harness.running.cell`, pass its signs of life on, return how it ended."""
     log = folder / "log.txt"
     log.unlink(missing_ok=True)
     with log.open("ab") as errors:  # appended to: what is cut off at its beginning stays cut off
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.running.cell", str((folder / "job.json").resolve()), str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.running.cell",
+                str((folder / "job.json").resolve()),
+                str(os.getpid()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     return attend(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
 
 
 def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
-        key=cell.key, status="failed", reason=reason, label=cell.label, method=cell.method, family=cell.family, is_control=cell.is_control,
-        controls=cell.controls, handed_on=cell.handed_on, trains=cell.trains, settings=cell.settings, seed=cell.seed,
-        starts_from=cell.stages[0].starts_from if cell.stages else "", conditions=plan.conditions_of(cell), path="",
+        key=cell.key,
+        status="failed",
+        reason=reason,
+        label=cell.label,
+        method=cell.method,
+        family=cell.family,
+        is_control=cell.is_control,
+        controls=cell.controls,
+        handed_on=cell.handed_on,
+        trains=cell.trains,
+        settings=cell.settings,
+        seed=cell.seed,
+        starts_from=cell.stages[0].starts_from if cell.stages else "",
+        conditions=plan.conditions_of(cell),
+        path="",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )  # fmt: skip
+    )
 
 
 def failures(ended: Sequence[Finished]) -> list[str]:

@@ -1,6 +1,8 @@
-"""The student of a cell: each stage of its chain is made once under its key, and found again by whoever needs it. No torch at import.
+"""The student of a cell: each stage of its chain is made once under its key, and found again by
+whoever needs it. No torch at import.
 
-A student that was made lies in its stage's folder beside `done.json`, which says of what it was made and what its digests are.
+A student that was made lies in its stage's folder beside `done.json`, which says of what it was
+made and what its digests are.
 """
 
 from collections.abc import Callable
@@ -62,7 +64,9 @@ def _cost_in(folder: Path) -> Cost:
     return read_as(path, Cost) if path.exists() else Cost()
 
 
-def _stage_record(stage: PlannedStage, checkpoint: Checkpoint, cost: Cost, own_row: Path | None) -> StageRecord:
+def _stage_record(
+    stage: PlannedStage, checkpoint: Checkpoint, cost: Cost, own_row: Path | None
+) -> StageRecord:
     return StageRecord(
         label=stage.label,
         method=stage.method,
@@ -78,13 +82,19 @@ def _stage_record(stage: PlannedStage, checkpoint: Checkpoint, cost: Cost, own_r
 def scores_of(path: Path | None) -> dict[str, float]:
     """Return what a stage's own row scored, task by task; nothing where it was not scored."""
     try:
-        return {score.task: score.value for score in read(path).scores} if path is not None and path.exists() else {}
+        return (
+            {score.task: score.value for score in read(path).scores}
+            if path is not None and path.exists()
+            else {}
+        )
     except BadRecord:
         return {}
 
 
 class _Done(BaseModel):
-    """What `done.json` says of a student that was made: where it lies, of what, its digest, and that of what it took."""
+    """What `done.json` says of a student that was made: where it lies, of what, its digest, and
+    that of what it took.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str
@@ -95,7 +105,9 @@ class _Done(BaseModel):
 
 @dataclass(frozen=True)
 class _StageWork:
-    """One stage of a chain: what it starts from, and the folder where its student is looked for or made."""
+    """One stage of a chain: what it starts from, and the folder where its student is looked for or
+    made.
+    """
 
     loaded: LoadedJob
     stage: PlannedStage
@@ -103,8 +115,12 @@ class _StageWork:
     parent: Checkpoint | None  # the stage before, or the teacher; None: the student's recipe
 
     @classmethod
-    def of(cls, loaded: LoadedJob, stage: PlannedStage, folder: Path, before: Checkpoint | None) -> "_StageWork":
-        """Return the work of a stage behind the student of the stage before; a chain's first stage has none before it."""
+    def of(
+        cls, loaded: LoadedJob, stage: PlannedStage, folder: Path, before: Checkpoint | None
+    ) -> "_StageWork":
+        """Return the work of a stage behind the student of the stage before; a chain's first stage
+        has none before it.
+        """
         from_teacher = before is None and stage.starts_from == "teacher"
         return cls(loaded, stage, folder, loaded.teachers[0] if from_teacher else before)
 
@@ -119,21 +135,31 @@ class _StageWork:
         return self.loaded.job.conditions.student_recipe if self.parent is None else ""
 
     def student(self) -> Checkpoint:
-        """Return the stage's student, made before or now. Raises `CellFailed` where its files are not as they were written."""
+        """Return the stage's student, made before or now. Raises `CellFailed` where its files are
+        not as they were written.
+        """
         done = self._made_before() or self._make()
         if self.stage.trains:
-            catalog.forget_training(self.folder)  # once the student has its mark: without either, training would begin anew
+            # once the student has its mark: without either, training would begin anew
+            catalog.forget_training(self.folder)
         student = describe(self.folder / done.path, name=self.stage.label, parents=done.parents)
         if student.digest != done.digest:
             (self.folder / "done.json").unlink()
-            raise CellFailed(f"the student in {self.folder} is damaged (its digest changed); run again and it is made anew")
+            raise CellFailed(
+                f"the student in {self.folder} is damaged (its digest changed); run again and it "
+                "is made anew"
+            )
         _changed_something(self.stage, student, (self.start, *self.loaded.teachers))
         return student
 
     def _made_before(self) -> _Done | None:
-        """Return what stands of a student that was made before; None where its parent was made anew since, in other bytes."""
+        """Return what stands of a student that was made before; None where its parent was made anew
+        since, in other bytes.
+        """
         done = _made_before(self.folder, self.loaded.progress)
-        stale = done is not None and self.parent is not None and self.parent.digest not in done.parents
+        stale = (
+            done is not None and self.parent is not None and self.parent.digest not in done.parents
+        )
         return None if stale else done
 
     def _make(self) -> _Done:
@@ -149,7 +175,9 @@ class _StageWork:
         _refuse_no_student(self.stage.method, student, self.folder)
         cost = self.folder / "cost.json"
         digest = file_digest(cost) if cost.exists() else ""
-        mark = _Done(path=student.path.name, parents=student.parents, digest=student.digest, cost=digest)
+        mark = _Done(
+            path=student.path.name, parents=student.parents, digest=student.digest, cost=digest
+        )
         write_signed(done, mark.model_dump())
         return mark
 
@@ -176,18 +204,24 @@ class _StageWork:
 
 
 def _made_before(folder: Path, progress: Callable[[Progress], None]) -> _Done | None:
-    """Return what stands of a student that was made before; None where there is none, or its files are not as they were written: said."""
+    """Return what stands of a student that was made before; None where there is none, or its files
+    are not as they were written: said.
+    """
     if not (folder / "done.json").exists():
         return None
     try:
         return _read_done(folder)
     except Unreadable as problem:
-        progress(Progress(stage="make", done=0, total=1, detail=f"{problem}; the student is made again"))
+        progress(
+            Progress(stage="make", done=0, total=1, detail=f"{problem}; the student is made again")
+        )
         return None
 
 
 def _read_done(folder: Path) -> _Done:
-    """Read a student's mark. Raises `Unreadable` where it, its cost or its folder is not as it was written."""
+    """Read a student's mark. Raises `Unreadable` where it, its cost or its folder is not as it was
+    written.
+    """
     path, cost = folder / "done.json", folder / "cost.json"
     done = checked(read_signed(path), _Done, str(path))
     if (file_digest(cost) if cost.exists() else "") != done.cost:
@@ -199,12 +233,21 @@ def _read_done(folder: Path) -> _Done:
 
 def _refuse_no_student(method: str, made: object, folder: Path) -> None:
     """Refuse what a method returned where it is no student that it saved in its own folder."""
-    way_out = "save it in job.workdir / 'student' and return harness.models.checkpoint.describe(folder, name=...)"
+    way_out = (
+        "save it in job.workdir / 'student' and return harness.models.checkpoint.describe(folder, "
+        "name=...)"
+    )
     if not isinstance(made, Checkpoint):
         shown = " ".join(repr(made).split())[:60]
-        raise CellFailed(f"{method}.compress returned {_a(type(made).__name__)} ({shown}), and must return a Checkpoint: {way_out}")
+        raise CellFailed(
+            f"{method}.compress returned {_a(type(made).__name__)} ({shown}), and must return a "
+            f"Checkpoint: {way_out}"
+        )
     if made.path.resolve().parent != folder.resolve() or not (made.path / "config.json").is_file():
-        raise CellFailed(f"{method}.compress returned a Checkpoint whose path, {made.path}, is no model folder in job.workdir: {way_out}")
+        raise CellFailed(
+            f"{method}.compress returned a Checkpoint whose path, {made.path}, is no model folder "
+            f"in job.workdir: {way_out}"
+        )
 
 
 def _a(name: str) -> str:
@@ -212,24 +255,40 @@ def _a(name: str) -> str:
     return "None" if name == "NoneType" else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _refuse_what_cannot_fit(job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str) -> None:
-    """Fail before a teacher is asked anything where what training holds whatever its batches is more than the device has."""
+def _refuse_what_cannot_fit(
+    job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str
+) -> None:
+    """Fail before a teacher is asked anything where what training holds whatever its batches is
+    more than the device has.
+    """
     from harness.estimating.hardware import GIB
     from harness.estimating.workload import cut_parameters, training_bytes, work_of
     from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk
     from harness.models.shaping import parse_recipe
 
-    work, folders, memory = work_of(method), [one.path for one in job.teachers], device_bytes(job.conditions.device)
-    if training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype) <= memory:
+    work, folders, memory = (
+        work_of(method),
+        [one.path for one in job.teachers],
+        device_bytes(job.conditions.device),
+    )
+    if (
+        training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype)
+        <= memory
+    ):
         return  # before any cut
     cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
     parameters = cut_parameters(start.path, cut.shape_of(whole) if cut else whole)
     need = training_bytes(work, parameters, folders, job.conditions.dtype)
     if need > memory:
         beside = ", and the teacher beside it" if need > STATE_BYTES * parameters else ""
-        smaller = "a smaller --student" if start.digest == job.student_base.digest else "a student that was cut further before"
+        smaller = (
+            "a smaller --student"
+            if start.digest == job.student_base.digest
+            else "a student that was cut further before"
+        )
         raise CellFailed(
-            f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} parameters{beside} are {need / GIB:,.1f} GiB, "
+            f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} "
+            f"parameters{beside} are {need / GIB:,.1f} GiB, "
             f"and this {job.conditions.device} has {memory / GIB:,.1f} GiB; give {smaller}"
         )
 
@@ -240,8 +299,15 @@ def _forget_peak(device: str) -> None:
         reset_peak()
 
 
-def _changed_something(stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]) -> None:
-    """Refuse a method that trained, cut or packed nothing: it would return the teacher and look brilliant."""
+def _changed_something(
+    stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]
+) -> None:
+    """Refuse a method that trained, cut or packed nothing: it would return the teacher and look
+    brilliant.
+    """
     works = stage.trains or stage.family != "control"
     if works and any(same_weights(student.path, path) for path in {one.path for one in others}):
-        raise CellFailed(f"{stage.label} changed no weight: its student is, number by number, a model that it started from")
+        raise CellFailed(
+            f"{stage.label} changed no weight: its student is, number by number, a model that it "
+            "started from"
+        )

@@ -1,7 +1,8 @@
-"""Checks a record against everything that stands beside it: its digest, its items, its models, and, where asked, its scores anew. No torch.
+"""Checks a record against everything that stands beside it: its digest, its items, its models, and,
+where asked, its scores anew. No torch.
 
-A record alone can only be checked against itself. In a store it has company: the answers of every item, the student's and the
-teacher's weights, what its process was told.
+A record alone can only be checked against itself. In a store it has company: the answers of every
+item, the student's and the teacher's weights, what its process was told.
 """
 
 import json
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of one record: what was checked, and the first difference, "" where there is none."""
+    """What was found of one record: what was checked, and the first difference, "" where there is
+    none.
+    """
 
     path: Path
     checked: tuple[str, ...]
@@ -35,17 +38,25 @@ class Verified:
 
     def __str__(self) -> str:
         checked = ", ".join(self.checked) or "nothing"
-        return f"{self.path}: DIFFERS: {self.difference}" if self.difference else f"{self.path}: whole ({checked})"
+        return (
+            f"{self.path}: DIFFERS: {self.difference}"
+            if self.difference
+            else f"{self.path}: whole ({checked})"
+        )
 
 
 def verify(path: Path, *, score: bool = False) -> Verified:
-    """Check one record; with `score` also ask its model every question again, which takes as long as it took then."""
+    """Check one record; with `score` also ask its model every question again, which takes as long
+    as it took then.
+    """
     try:
         record = read(path)
     except BadRecord as problem:
         return Verified(path, (), str(problem).removeprefix(f"{path}: "))
     checked = ["its digest and its figures"]
-    cell = path.parent if path.name == "record.json" and path.parent.parent.name == "cells" else None
+    cell = (
+        path.parent if path.name == "record.json" and path.parent.parent.name == "cells" else None
+    )
     job = None if cell is None else _job_of(cell)
     for name, difference in _checks(record, cell, job):
         if difference:
@@ -54,7 +65,8 @@ def verify(path: Path, *, score: bool = False) -> Verified:
     if score:
         if job is None or record.status != "success":
             raise HarnessError(
-                f"{path}: --score needs a row that succeeded, in the store where it was made (results/runs/cells/KEY/record.json)"
+                f"{path}: --score needs a row that succeeded, in the store where it was made "
+                "(results/runs/cells/KEY/record.json)"
             )
         if difference := _scored_anew(record, job):
             return Verified(path, tuple(checked), difference)
@@ -62,22 +74,39 @@ def verify(path: Path, *, score: bool = False) -> Verified:
     return Verified(path, tuple(checked), "")
 
 
-def _checks(record: RunRecord, cell: Path | None, job: "CellJob | None") -> Iterator[tuple[str, str]]:
-    """Yield the name of each check that a record's company allows, and what it found; nothing is computed before it is asked for."""
+def _checks(
+    record: RunRecord, cell: Path | None, job: "CellJob | None"
+) -> Iterator[tuple[str, str]]:
+    """Yield the name of each check that a record's company allows, and what it found; nothing is
+    computed before it is asked for.
+    """
     if cell is not None:
-        yield "its key", "" if record.key[:24] == cell.name else f"its key is {record.key[:24]}, its folder {cell.name}"
+        yield (
+            "its key",
+            ""
+            if record.key[:24] == cell.name
+            else f"its key is {record.key[:24]}, its folder {cell.name}",
+        )
         if (cell / PARTS).exists():
             yield "the parts of its key", _of_parts(record, cell / PARTS)
         if record.status == "success":
             yield "its items", _of_items(record, cell / "samples.jsonl")
         if (cell / "job.json").exists():
-            yield "what its process was told", _of_job(record, cell / "job.json") or _of_conditions(record, job)
+            yield (
+                "what its process was told",
+                _of_job(record, cell / "job.json") or _of_conditions(record, job),
+            )
     if job is not None and (here := _models_here(record, job)):
-        yield f"the weights of {', '.join(here)}", next(filter(None, (_of_model(name, *one) for name, one in here.items())), "")
+        yield (
+            f"the weights of {', '.join(here)}",
+            next(filter(None, (_of_model(name, *one) for name, one in here.items())), ""),
+        )
 
 
 def _job_of(cell: Path) -> "CellJob | None":
-    """Return what a cell's process was told; None where that is not kept or cannot be read by this version."""
+    """Return what a cell's process was told; None where that is not kept or cannot be read by this
+    version.
+    """
     from harness.running.job import CellJob
 
     try:
@@ -103,11 +132,16 @@ def _of_items(record: RunRecord, samples: Path) -> str:
     try:
         rows = read_rows(samples)
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        return f"{samples.name} cannot be read ({type(problem).__name__}: {' '.join(str(problem).split())[:100]})"
+        return (
+            f"{samples.name} cannot be read ({type(problem).__name__}: "
+            f"{' '.join(str(problem).split())[:100]})"
+        )
     by_task: dict[str, list[ItemRow]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
-    return next(filter(None, (_of_task(score, by_task.get(score.task, [])) for score in record.scores)), "")
+    return next(
+        filter(None, (_of_task(score, by_task.get(score.task, [])) for score in record.scores)), ""
+    )
 
 
 def _of_task(score: TaskScore, rows: Sequence[ItemRow]) -> str:
@@ -116,13 +150,22 @@ def _of_task(score: TaskScore, rows: Sequence[ItemRow]) -> str:
     for extractor, marks in score.outcomes.items():
         if not all(extractor in row.correct for row in rows):
             continue
-        at = next((at for at, row in enumerate(rows) if str(int(row.correct[extractor])) != marks[at]), None)
+        at = next(
+            (at for at, row in enumerate(rows) if str(int(row.correct[extractor])) != marks[at]),
+            None,
+        )
         if at is not None:
-            return f"{score.task}: item {rows[at].item} is {_mark(rows[at].correct[extractor])} as kept, not so in the record ({extractor})"
+            return (
+                f"{score.task}: item {rows[at].item} is {_mark(rows[at].correct[extractor])} as "
+                f"kept, not so in the record ({extractor})"
+            )
     if digest_of([row.answer for row in rows]) != score.answers_digest:
         return f"{score.task}: the kept answers are not those of the record (their digest differs)"
     if score.likelihoods_digest and likelihoods_digest(rows) != score.likelihoods_digest:
-        return f"{score.task}: the kept log-probabilities are not those of the record (their digest differs)"
+        return (
+            f"{score.task}: the kept log-probabilities are not those of the record (their digest "
+            "differs)"
+        )
     return ""
 
 
@@ -131,7 +174,9 @@ def _mark(right: bool) -> str:
 
 
 def _of_job(record: RunRecord, path: Path) -> str:
-    """Compare the key that a cell's process was told; the rest of it changes from version to version."""
+    """Compare the key that a cell's process was told; the rest of it changes from version to
+    version.
+    """
     try:
         key = json.loads(path.read_text(encoding="utf-8"))["cell"]["key"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
@@ -140,27 +185,42 @@ def _of_job(record: RunRecord, path: Path) -> str:
 
 
 def _of_conditions(record: RunRecord, job: "CellJob | None") -> str:
-    """Compare the conditions that a process was given with those of its record; a job of another version cannot be read."""
+    """Compare the conditions that a process was given with those of its record; a job of another
+    version cannot be read.
+    """
     name = "" if job is None else first_difference(job.conditions, record.conditions)
     return f"its process was told another {name} than the record says" if name else ""
 
 
 def _models_here(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str]]:
-    """Return the folders of a record's models and the digests that it gives them; what is gone, or the Hub's, cannot be compared."""
+    """Return the folders of a record's models and the digests that it gives them; what is gone, or
+    the Hub's, cannot be compared.
+    """
     expected = {
-        f"teacher {told.name}": (planned.path, told.digest) for told, planned in zip(record.conditions.teachers, job.teachers, strict=False)
+        f"teacher {told.name}": (planned.path, told.digest)
+        for told, planned in zip(record.conditions.teachers, job.teachers, strict=False)
     }
     if job.stage_folders and record.student is not None:
         expected["student"] = (job.stage_folders[-1] / "student", record.student.digest)
-    return {name: (path, digest) for name, (path, digest) in expected.items() if path.is_dir() and not digest.startswith("hub:")}
+    return {
+        name: (path, digest)
+        for name, (path, digest) in expected.items()
+        if path.is_dir() and not digest.startswith("hub:")
+    }
 
 
 def _of_model(name: str, path: Path, digest: str) -> str:
-    return "" if folder_digest(path) == digest else f"{name}: the weights in {path} are not those of the record (their digest differs)"
+    return (
+        ""
+        if folder_digest(path) == digest
+        else f"{name}: the weights in {path} are not those of the record (their digest differs)"
+    )
 
 
 def _scored_anew(record: RunRecord, job: "CellJob") -> str:
-    """Ask a record's model every question again and return the first figure or item that comes out another one."""
+    """Ask a record's model every question again and return the first figure or item that comes out
+    another one.
+    """
     from harness.running.evaluation import score_again
 
     try:
@@ -173,11 +233,22 @@ def _scored_anew(record: RunRecord, job: "CellJob") -> str:
             return f"{old.task}: its items are other ones now"
         for extractor, marks in old.outcomes.items():
             now = new.outcomes.get(extractor, "")
-            at = next((at for at, pair in enumerate(zip(marks, now, strict=False)) if pair[0] != pair[1]), None)
+            at = next(
+                (at for at, pair in enumerate(zip(marks, now, strict=False)) if pair[0] != pair[1]),
+                None,
+            )
             if at is not None:
-                return f"{old.task}: item {at} comes out {_mark(now[at] == '1')} now, {_mark(marks[at] == '1')} in the record ({extractor})"
+                return (
+                    f"{old.task}: item {at} comes out {_mark(now[at] == '1')} now, "
+                    f"{_mark(marks[at] == '1')} in the record ({extractor})"
+                )
         if new.answers_digest != old.answers_digest:
-            return f"{old.task}: an answer comes out another one now, right and wrong as in the record"
+            return (
+                f"{old.task}: an answer comes out another one now, right and wrong as in the record"
+            )
         if abs(new.value - old.value) > 1e-6 * max(1.0, abs(old.value)):
-            return f"{old.task}: its figure comes out as {new.value:g} now, {old.value:g} in the record"
+            return (
+                f"{old.task}: its figure comes out as {new.value:g} now, {old.value:g} in the "
+                "record"
+            )
     return ""

@@ -1,8 +1,10 @@
-"""Answers that were computed once: one line each, appended as they come, so that a killed scoring goes on where it was.
+"""Answers that were computed once: one line each, appended as they come, so that a killed scoring
+goes on where it was.
 
-A journal belongs to one model, dtype, device and scoring path, by content (`harness/scoring/score.py` names its file); a line's
-key is the digest of what was asked, token by token. Every line carries its own digest: one that is cut off, edited, or of a version
-without digests is dropped, said, and its question asked again.
+A journal belongs to one model, dtype, device and scoring path, by content
+(`harness/scoring/score.py` names its file); a line's key is the digest of what was asked, token by
+token. Every line carries its own digest: one that is cut off, edited, or of a version without
+digests is dropped, said, and its question asked again.
 """
 
 import hashlib
@@ -18,12 +20,19 @@ from harness.files.writing import write_whole
 
 def asked(ids: Sequence[int], *settings: object) -> str:
     """Return the key of one request: its exact tokens and how it is to be answered."""
-    return hashlib.sha256(json.dumps([list(ids), *settings], ensure_ascii=False).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([list(ids), *settings], ensure_ascii=False).encode()
+    ).hexdigest()[:32]
 
 
 def _no_answer(found: object) -> str:
     """Say why a value is no line of a journal, "" where it is one."""
-    good = isinstance(found, list) and len(found) == 3 and isinstance(found[0], str) and isinstance(found[1], list)
+    good = (
+        isinstance(found, list)
+        and len(found) == 3
+        and isinstance(found[0], str)
+        and isinstance(found[1], list)
+    )
     return "" if good and type(found[2]) in (int, float) else "a line of another shape"  # type: ignore[index]
 
 
@@ -37,7 +46,8 @@ class Journal:
         self._fresh: set[str] = set()
         self.dropped: list[str] = []  # what is wrong with lines that are not believed
         if path is not None:
-            values, self.dropped = signed_lines(path)  # the torn last line of a killed process is left out without a word
+            # the torn last line of a killed process is left out without a word
+            values, self.dropped = signed_lines(path)
             for found in values:
                 if (wrong := _no_answer(found)) == "":
                     self._held[found[0]] = (found[1], found[2])
@@ -47,15 +57,25 @@ class Journal:
                 self._mend(path)
 
     def _mend(self, path: Path) -> None:
-        """Write the file anew without what is not believed; answers that another process adds meanwhile are asked again at worst."""
+        """Write the file anew without what is not believed; answers that another process adds
+        meanwhile are asked again at worst.
+        """
         with suppress(OSError):  # a cache that cannot be written to keeps its bad lines
-            write_whole(path, "".join(signed([key, answer, seconds]) for key, (answer, seconds) in self._held.items()))
+            write_whole(
+                path,
+                "".join(
+                    signed([key, answer, seconds]) for key, (answer, seconds) in self._held.items()
+                ),
+            )
 
     def damage(self) -> str:
         """Say in one line which lines were dropped; "" where none was."""
         if not self.dropped:
             return ""
-        return f"{len(self.dropped)} kept answers are not as they were written ({self.dropped[0]}); they are asked again"
+        return (
+            f"{len(self.dropped)} kept answers are not as they were written ({self.dropped[0]}); "
+            "they are asked again"
+        )
 
     def get(self, key: str) -> tuple[list[object], float] | None:
         """Return (answer, the seconds that it took), None for a question not asked before."""
@@ -76,7 +96,8 @@ class Journal:
         line = ("\n" if torn else "") + signed([key, answer, round(seconds, 6)])
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())  # one write: two processes may append to one journal
+            # one write: two processes may append to one journal
+            os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
 

@@ -1,7 +1,8 @@
-"""Rows that are being written: the queue, the choice of each next token, and the two ways to go from token to token.
+"""Rows that are being written: the queue, the choice of each next token, and the two ways to go
+from token to token.
 
-`SharedDecoding` keeps rows of different ages in slots behind one copy of what their prompts share; `padded` lets the
-model's own attention and cache do it.
+`SharedDecoding` keeps rows of different ages in slots behind one copy of what their prompts share;
+`padded` lets the model's own attention and cache do it.
 
 Shapes: B rows, V vocabulary.
 """
@@ -79,33 +80,47 @@ class Decoding:
         for row in rows:
             self.written[row] = []
             if self.sampling:
-                self.draws[row] = torch.Generator(self.opened.device).manual_seed(self.sampling.stream_of(row))
+                self.draws[row] = torch.Generator(self.opened.device).manual_seed(
+                    self.sampling.stream_of(row)
+                )
 
     def choose(self, logits_BV: "torch.Tensor", rows: Sequence[int]) -> list[int]:
         """Choose each row's next token: the likeliest, or one drawn from the row's own stream.
 
-        Raises `NoNumber` for logits that are none. Whether they are comes with the tokens, as an id below 0: asking the device
-        by itself would wait for it once more at every step.
+        Raises `NoNumber` for logits that are none. Whether they are comes with the tokens, as an id
+        below 0: asking the device by itself would wait for it once more at every step.
         """
         import torch
 
-        logits_BV = self.forbidden.masked(logits_BV, [self.prompts[row] for row in rows], [self.written[row] for row in rows])
+        logits_BV = self.forbidden.masked(
+            logits_BV, [self.prompts[row] for row in rows], [self.written[row] for row in rows]
+        )
         chosen = logits_BV.argmax(dim=-1)
-        finite = torch.isfinite(logits_BV.gather(-1, chosen[:, None])[:, 0])  # a NaN counts as the largest
+        # a NaN counts as the largest
+        finite = torch.isfinite(logits_BV.gather(-1, chosen[:, None])[:, 0])
         if self.sampling is not None:
-            chosen = self._drawn(logits_BV.masked_fill(~finite[:, None], 0.0), rows, self.sampling.temperature)
+            chosen = self._drawn(
+                logits_BV.masked_fill(~finite[:, None], 0.0), rows, self.sampling.temperature
+            )
         tokens: list[int] = chosen.masked_fill(~finite, -1).tolist()
         for row, token in zip(rows, tokens, strict=True):
             if token < 0:
                 raise NoNumber([*self.prompts[row], *self.written[row]])
         return tokens
 
-    def _drawn(self, logits_BV: "torch.Tensor", rows: Sequence[int], temperature: float) -> "torch.Tensor":
+    def _drawn(
+        self, logits_BV: "torch.Tensor", rows: Sequence[int], temperature: float
+    ) -> "torch.Tensor":
         """Draw a token for each row, (B,), on the device."""
         import torch
 
         weights = torch.softmax(logits_BV.float() / temperature, dim=-1)
-        return torch.cat([torch.multinomial(weights[index], 1, generator=self.draws[row]) for index, row in enumerate(rows)])
+        return torch.cat(
+            [
+                torch.multinomial(weights[index], 1, generator=self.draws[row])
+                for index, row in enumerate(rows)
+            ]
+        )
 
     def take(self, rows: Sequence[int], chosen: Sequence[int]) -> list[int]:
         """Note each row's new token; return the indices of the rows that are over, which leave."""
@@ -120,12 +135,16 @@ class Decoding:
 
 
 def shared(decoding: Decoding) -> None:
-    """Decode everything that waits, in slots behind the prompts' common beginning. Must run inside `shared_attention`."""
+    """Decode everything that waits, in slots behind the prompts' common beginning. Must run inside
+    `shared_attention`.
+    """
     SharedDecoding(decoding).run()
 
 
 class SharedDecoding:
-    """Slots that are refilled: a finished row leaves, and the next in the queue is read into its place."""
+    """Slots that are refilled: a finished row leaves, and the next in the queue is read into its
+    place.
+    """
 
     def __init__(self, decoding: Decoding) -> None:
         import torch
@@ -136,7 +155,9 @@ class SharedDecoding:
         prefix = prefix_of(self.opened, prompts[0][: self.common], most=pack_tokens(self.opened))
         capacity = max(map(len, prompts)) - self.common + decoding.max_new_tokens
         self.size = min(decoding.size, len(prompts))
-        self.slots = Slots(prefix, self.size, capacity, torch.zeros(0, dtype=torch.long, device=self.opened.device))
+        self.slots = Slots(
+            prefix, self.size, capacity, torch.zeros(0, dtype=torch.long, device=self.opened.device)
+        )
         self.active: list[int] = []  # the row in each slot
         self.last: list[int] = []  # its newest token
 
@@ -152,8 +173,12 @@ class SharedDecoding:
             self._step()
 
     def _step(self) -> None:
-        """Write one token in each slot; rows that are over leave, and the last ones move into their places."""
-        self.last = self.decoding.choose(forward_step(self.opened, self.last, self.slots), self.active)
+        """Write one token in each slot; rows that are over leave, and the last ones move into their
+        places.
+        """
+        self.last = self.decoding.choose(
+            forward_step(self.opened, self.last, self.slots), self.active
+        )
         over = self.decoding.take(self.active, self.last)
         if over:
             order = self.slots.retire(over)
@@ -161,7 +186,9 @@ class SharedDecoding:
             self.last = [self.last[slot] for slot in order]
 
     def _refill(self, free: int) -> None:
-        """Read waiting prompts into free slots, a pack at a time; a row that ends with its first token needs none."""
+        """Read waiting prompts into free slots, a pack at a time; a row that ends with its first
+        token needs none.
+        """
         while self.decoding.waiting and free > 0:
             free -= self._admit(self._next_pack(free))
 
@@ -176,8 +203,12 @@ class SharedDecoding:
         return rows
 
     def _admit(self, rows: Sequence[int]) -> int:
-        """Read prompts and choose their first tokens; return how many rows go on, each in a slot."""
-        ends, computed, places = self._read([self.decoding.prompts[row][self.common :] for row in rows])
+        """Read prompts and choose their first tokens; return how many rows go on, each in a
+        slot.
+        """
+        ends, computed, places = self._read(
+            [self.decoding.prompts[row][self.common :] for row in rows]
+        )
         self.decoding.begin(rows)
         chosen = self.decoding.choose(ends, rows)
         over = set(self.decoding.take(rows, chosen))
@@ -188,22 +219,33 @@ class SharedDecoding:
             self.slots.admit(computed, [places[index] for index in kept])
         return len(kept)
 
-    def _read(self, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, KeyValues, list[tuple[int, int, int]]]":
-        """Run prompts; return the logits at their ends (B, V), keys and values, and where each row's stand in them."""
+    def _read(
+        self, rows: Sequence[Sequence[int]]
+    ) -> "tuple[torch.Tensor, KeyValues, list[tuple[int, int, int]]]":
+        """Run prompts; return the logits at their ends (B, V), keys and values, and where each
+        row's stand in them.
+        """
         prefix, most = self.slots.prefix, pack_tokens(self.opened)
         if len(rows) == 1 and len(rows[0]) > most:
             held = prefix_of(self.opened, rows[0][:-1], most=most, behind=prefix)
             ends, last = forward_tree(self.opened, Tree.of([rows[0][-1:]]), held, [0])
             return ends, held.extended(last).after(prefix.length), [(0, 0, len(rows[0]))]
-        if not prefix.layers:  # rows of their own: sorted by length, they need little padding and no mask
-            return *forward_rows(self.opened, rows), [(index, 0, len(row)) for index, row in enumerate(rows)]
+        # rows of their own: sorted by length, they need little padding and no mask
+        if not prefix.layers:
+            return *forward_rows(self.opened, rows), [
+                (index, 0, len(row)) for index, row in enumerate(rows)
+            ]
         side_by_side = Tree.unmerged(rows)
-        ends, computed = forward_tree(self.opened, side_by_side, prefix, [path[-1] for path in side_by_side.paths])
+        ends, computed = forward_tree(
+            self.opened, side_by_side, prefix, [path[-1] for path in side_by_side.paths]
+        )
         return ends, computed, [(0, path[0], path[-1] + 1) for path in side_by_side.paths]
 
 
 def padded(decoding: Decoding) -> None:
-    """Decode the next rows by the model's own attention, as many at once as it can be asked; finished rows leave."""
+    """Decode the next rows by the model's own attention, as many at once as it can be asked;
+    finished rows leave.
+    """
     way = writing_of(decoding.opened)
     count = decoding.size if way.together else 1
     rows = [decoding.waiting.popleft() for _ in range(min(count, len(decoding.waiting)))]

@@ -1,7 +1,8 @@
-"""How near a student's distributions are to its teacher's: on the choices of questions, and token by token.
+"""How near a student's distributions are to its teacher's: on the choices of questions, and token
+by token.
 
-Forward Kullback-Leibler divergence, teacher || student, in nats; standard errors are clustered by item (the tokens of
-one answer are not independent). Only for models that share a vocabulary.
+Forward Kullback-Leibler divergence, teacher || student, in nats; standard errors are clustered by
+item (the tokens of one answer are not independent). Only for models that share a vocabulary.
 """
 
 import math
@@ -34,18 +35,30 @@ TOKEN_ITEMS = 32  # of the teacher's answers that both models read
 _ROWS = 4  # read at once
 
 
-def choice_fidelity(task: str, teacher: "Sequence[ItemRow]", student: "Sequence[ItemRow]") -> Fidelity | None:
-    """Compare the two distributions over each question's choices (softmax of their log-probabilities); None without pairs."""
+def choice_fidelity(
+    task: str, teacher: "Sequence[ItemRow]", student: "Sequence[ItemRow]"
+) -> Fidelity | None:
+    """Compare the two distributions over each question's choices (softmax of their
+    log-probabilities); None without pairs.
+    """
     theirs = {row.item: row for row in teacher}
-    pairs = [(theirs[row.item].log_probabilities, row.log_probabilities) for row in student if row.item in theirs]
+    pairs = [
+        (theirs[row.item].log_probabilities, row.log_probabilities)
+        for row in student
+        if row.item in theirs
+    ]
     pairs = [(left, right) for left, right in pairs if left and len(left) == len(right)]
     if not pairs:
         return None
     if any(not math.isfinite(value) for pair in pairs for values in pair for value in values):
-        raise CellFailed(f"{task}: a log-probability of a choice is no number; score the models again (--force)")
+        raise CellFailed(
+            f"{task}: a log-probability of a choice is no number; score the models again (--force)"
+        )
     divergences = [_divergence(_softmax(left), _softmax(right)) for left, right in pairs]
     same = [float(_first_largest(left) == _first_largest(right)) for left, right in pairs]
-    return _summary(task, "choices", [(value, 1.0) for value in divergences], [(value, 1.0) for value in same])
+    return _summary(
+        task, "choices", [(value, 1.0) for value in divergences], [(value, 1.0) for value in same]
+    )
 
 
 def _softmax(logs: Sequence[float]) -> list[float]:
@@ -56,7 +69,11 @@ def _softmax(logs: Sequence[float]) -> list[float]:
 
 
 def _divergence(left: Sequence[float], right: Sequence[float]) -> float:
-    return sum(p * (math.log(p) - math.log(max(q, 1e-300))) for p, q in zip(left, right, strict=True) if p > 0)
+    return sum(
+        p * (math.log(p) - math.log(max(q, 1e-300)))
+        for p, q in zip(left, right, strict=True)
+        if p > 0
+    )
 
 
 def _first_largest(values: Sequence[float]) -> int:
@@ -65,7 +82,9 @@ def _first_largest(values: Sequence[float]) -> int:
 
 @dataclass(frozen=True)
 class Read:
-    """One of the teacher's answers behind its prompt, as token ids, and what the teacher thought at each of its tokens."""
+    """One of the teacher's answers behind its prompt, as token ids, and what the teacher thought at
+    each of its tokens.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -82,60 +101,95 @@ def _row(before: Sequence[int], after: Sequence[int]) -> Scored:
 
 
 def reader(opened: LanguageModel) -> PlainReader:
-    """Return what reads a model for a distance: a few rows at a time, for whole distributions are large."""
+    """Return what reads a model for a distance: a few rows at a time, for whole distributions are
+    large.
+    """
     return PlainReader(opened, _ROWS)
 
 
-def texts_to_read(teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]") -> list[tuple[list[int], list[int]]]:
-    """Draw the answers that are compared, as (prompt, answer) ids: a seeded sample, those longer than the context left out."""
+def texts_to_read(
+    teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]"
+) -> list[tuple[list[int], list[int]]]:
+    """Draw the answers that are compared, as (prompt, answer) ids: a seeded sample, those longer
+    than the context left out.
+    """
     written = [row for row in rows if row.prompt and row.text]
     random.Random(f"fidelity/{task}").shuffle(written)
     tokenizer = teacher.tokenizer
-    texts = [encoded_pair(tokenizer, row.prompt, as_written(tokenizer, row.prompt, row.text)) for row in written[: 2 * TOKEN_ITEMS]]
-    return [(before, after) for before, after in texts if after and len(before) + len(after) <= teacher.context][:TOKEN_ITEMS]
+    texts = [
+        encoded_pair(tokenizer, row.prompt, as_written(tokenizer, row.prompt, row.text))
+        for row in written[: 2 * TOKEN_ITEMS]
+    ]
+    return [
+        (before, after)
+        for before, after in texts
+        if after and len(before) + len(after) <= teacher.context
+    ][:TOKEN_ITEMS]
 
 
-def reads(teacher: CanRead, texts: Sequence[tuple[list[int], list[int]]], *, width: int | None = None) -> Iterator[Read]:
-    """Let the teacher read its answers now; distributions are over the first `width` tokens, which the student knows too."""
+def reads(
+    teacher: CanRead, texts: Sequence[tuple[list[int], list[int]]], *, width: int | None = None
+) -> Iterator[Read]:
+    """Let the teacher read its answers now; distributions are over the first `width` tokens, which
+    the student knows too.
+    """
     rows = [_row(before, after) for before, after in texts]
     for (before, after), top in zip(texts, teacher.top_k(rows, k=None, width=width), strict=True):
         yield Read(tuple(before), tuple(after), top.log_p_NK)
 
 
-def remember(path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", tasks: Sequence[str]) -> None:
-    """Keep what the teacher reads for every student to come: its last hidden states, from which the head makes the logits.
+def remember(
+    path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", tasks: Sequence[str]
+) -> None:
+    """Keep what the teacher reads for every student to come: its last hidden states, from which the
+    head makes the logits.
 
-    Nothing is kept where the head alone does not make them (a bias, a scale or a cap behind it). No backend gives hidden
-    states: the live model is watched.
+    Nothing is kept where the head alone does not make them (a bias, a scale or a cap behind it). No
+    backend gives hidden states: the live model is watched.
     """
     import torch
     from safetensors.torch import save_file
 
     head = teacher.model.get_output_embeddings()
-    plain = head is not None and getattr(head, "bias", None) is None and head.weight.is_floating_point()
+    plain = (
+        head is not None and getattr(head, "bias", None) is None and head.weight.is_floating_point()
+    )
     name = _name_of(head.weight, teacher) if plain else None
     if name is None:
         return
     kept: dict[str, torch.Tensor] = {}
     for task in tasks:
         texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
-        for index, ((before, after), hidden) in enumerate(zip(texts, _hidden(teacher, head, texts), strict=True)):
+        for index, ((before, after), hidden) in enumerate(
+            zip(texts, _hidden(teacher, head, texts), strict=True)
+        ):
             if hidden is None:
                 return
             kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
             kept[f"{task}/{index}/ids"] = torch.tensor([*before, *after])
             kept[f"{task}/{index}/written"] = torch.tensor(len(after))
     if kept:
-        keep_file(path, lambda fresh: save_file(kept, fresh, metadata={"head": name, "teacher": teacher.checkpoint.digest}))
+        keep_file(
+            path,
+            lambda fresh: save_file(
+                kept, fresh, metadata={"head": name, "teacher": teacher.checkpoint.digest}
+            ),
+        )
         write_signed(path.with_suffix(".json"), {"file": file_digest(path)})
 
 
-def _hidden(teacher: LanguageModel, head: Any, texts: Sequence[tuple[list[int], list[int]]]) -> "Iterator[torch.Tensor | None]":
-    """Yield the hidden states (T, width) before the head at each text's answer; None where the head alone does not make its logits."""
+def _hidden(
+    teacher: LanguageModel, head: Any, texts: Sequence[tuple[list[int], list[int]]]
+) -> "Iterator[torch.Tensor | None]":
+    """Yield the hidden states (T, width) before the head at each text's answer; None where the head
+    alone does not make its logits.
+    """
     import torch
 
     seen: list[torch.Tensor] = []  # of the rows read last
-    watching = head.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].detach()))
+    watching = head.register_forward_pre_hook(
+        lambda module, inputs: seen.extend(inputs[0].detach())
+    )
     try:
         for start in range(0, len(texts), _ROWS):
             batch = [_row(before, after) for before, after in texts[start : start + _ROWS]]
@@ -143,17 +197,26 @@ def _hidden(teacher: LanguageModel, head: Any, texts: Sequence[tuple[list[int], 
             logits = end_logits(teacher, batch)
             for row, states, own in zip(batch, seen[-len(batch) :], logits, strict=True):
                 hidden = states[-row.count - 1 : -1]
-                same = torch.allclose(torch.nn.functional.linear(hidden, head.weight.detach()), own, atol=1e-2, rtol=1e-2)
+                same = torch.allclose(
+                    torch.nn.functional.linear(hidden, head.weight.detach()),
+                    own,
+                    atol=1e-2,
+                    rtol=1e-2,
+                )
                 yield hidden if same else None
     finally:
         watching.remove()
 
 
 def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
-    """Return the name under which a weight lies in the model's own files (a tied head lies there as the embedding)."""
+    """Return the name under which a weight lies in the model's own files (a tied head lies there as
+    the embedding).
+    """
     from safetensors import safe_open
 
-    names = [name for name, one in opened.model.named_parameters(remove_duplicate=False) if one is weight]
+    names = [
+        name for name, one in opened.model.named_parameters(remove_duplicate=False) if one is weight
+    ]
     for file in weight_files(opened.checkpoint.path):
         with safe_open(file, framework="pt") as tensors:
             found = next((str(name) for name in names if name in tensors.keys()), None)  # noqa: SIM118  no mapping
@@ -162,8 +225,11 @@ def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
     return None
 
 
-def recall(path: Path, teacher: Checkpoint, task: str, *, device: str, width: int | None = None) -> Iterator[Read] | None:
-    """Return what the teacher read on a task, from its own cell's file; None where there is none for this teacher.
+def recall(
+    path: Path, teacher: Checkpoint, task: str, *, device: str, width: int | None = None
+) -> Iterator[Read] | None:
+    """Return what the teacher read on a task, from its own cell's file; None where there is none
+    for this teacher.
 
     Distributions are over the first `width` tokens, which the student knows too.
     """
@@ -178,7 +244,14 @@ def recall(path: Path, teacher: Checkpoint, task: str, *, device: str, width: in
         told = kept.metadata()
         if told["teacher"] != teacher.digest:
             return None
-        weight = next((w for file in weight_files(teacher.path) if (w := _tensor(file, told["head"])) is not None), None)
+        weight = next(
+            (
+                w
+                for file in weight_files(teacher.path)
+                if (w := _tensor(file, told["head"])) is not None
+            ),
+            None,
+        )
         if weight is None:
             return None
         names = set(kept.keys())
@@ -187,7 +260,9 @@ def recall(path: Path, teacher: Checkpoint, task: str, *, device: str, width: in
 
 
 def _damage(path: Path) -> str:
-    """Say why a file of what a teacher read is not the one that was written, "" where it is: by the digest beside it."""
+    """Say why a file of what a teacher read is not the one that was written, "" where it is: by the
+    digest beside it.
+    """
     try:
         same = read_signed(path.with_suffix(".json")).get("file") == file_digest(path)
     except Unreadable as problem:
@@ -195,7 +270,14 @@ def _damage(path: Path) -> str:
     return "" if same else "its digest does not match"
 
 
-def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], device: str, width: int | None = None) -> Iterator[Read]:
+def _recalled(
+    path: Path,
+    task: str,
+    weight: "torch.Tensor",
+    names: set[str],
+    device: str,
+    width: int | None = None,
+) -> Iterator[Read]:
     import torch
     from safetensors import safe_open
 
@@ -207,7 +289,11 @@ def _recalled(path: Path, task: str, weight: "torch.Tensor", names: set[str], de
             cut = len(ids) - int(kept.get_tensor(f"{task}/{index}/written"))
             weight = weight.to(device, hidden.dtype)  # crosses once: every item has the same type
             logits = torch.nn.functional.linear(hidden.to(device), weight)
-            yield Read(tuple(ids[:cut]), tuple(ids[cut:]), torch.log_softmax(logits[:, :width].float(), dim=-1))
+            yield Read(
+                tuple(ids[:cut]),
+                tuple(ids[cut:]),
+                torch.log_softmax(logits[:, :width].float(), dim=-1),
+            )
             index += 1
 
 
@@ -219,9 +305,14 @@ def _tensor(file: Path, name: str) -> "torch.Tensor | None":
 
 
 def token_fidelity(
-    task: str, teacher: Iterable[Read], student: CanRead, *, progress: Callable[[int], None] = lambda _: None
+    task: str,
+    teacher: Iterable[Read],
+    student: CanRead,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Fidelity | None:
-    """Let the student read prompts with the teacher's answers; compare the two at every token of the answers.
+    """Let the student read prompts with the teacher's answers; compare the two at every token of
+    the answers.
 
     Answers longer than the student's context are left out; None when nothing is left.
     """
@@ -239,40 +330,59 @@ def token_fidelity(
 
 
 def _compared(left: "torch.Tensor", right: "torch.Tensor") -> tuple[float, float]:
-    """Return (summed divergence, tokens with the same likeliest successor) of log-probabilities (T, V) each."""
+    """Return (summed divergence, tokens with the same likeliest successor) of log-probabilities (T,
+    V) each.
+    """
     import torch
 
-    width = min(left.shape[-1], right.shape[-1])  # padded vocabularies: no token lives beyond the shorter one
+    # padded vocabularies: no token lives beyond the shorter one
+    width = min(left.shape[-1], right.shape[-1])
     theirs, ours = (_narrowed(part, width) for part in (left, right))
     for which, logs in (("the teacher's", theirs), ("the student's", ours)):
         if bool(torch.isnan(logs).any()):
             token = int(torch.isnan(logs).any(dim=-1).nonzero()[0])
-            raise CellFailed(f"{which} logits at token {token + 1} of an answer are no numbers (NaN); see its row, and score it in float32")
+            raise CellFailed(
+                f"{which} logits at token {token + 1} of an answer are no numbers (NaN); see its "
+                "row, and score it in float32"
+            )
     kl = (theirs.exp() * (theirs - ours)).sum(dim=-1)
     return float(kl.sum()), float((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).sum())
 
 
 def _narrowed(log_p: "torch.Tensor", width: int) -> "torch.Tensor":
-    """Return log-probabilities over the first `width` tokens alone; those that are, stay as they are to the last bit."""
+    """Return log-probabilities over the first `width` tokens alone; those that are, stay as they
+    are to the last bit.
+    """
     import torch
 
     return log_p if log_p.shape[-1] == width else torch.log_softmax(log_p[:, :width], dim=-1)
 
 
-def _summary(task: str, form: str, divergences: Sequence[tuple[float, float]], same: Sequence[tuple[float, float]]) -> Fidelity:
+def _summary(
+    task: str,
+    form: str,
+    divergences: Sequence[tuple[float, float]],
+    same: Sequence[tuple[float, float]],
+) -> Fidelity:
     kl, kl_error = clustered_mean(divergences)
     agreement, agreement_error = clustered_mean(same)
     return Fidelity(
-        task=task, form=form, items=len(divergences), kl=kl, kl_stderr=kl_error, agreement=min(1.0, agreement),  # type: ignore[arg-type]
+        task=task,
+        form=form,  # type: ignore[arg-type]
+        items=len(divergences),
+        kl=kl,
+        kl_stderr=kl_error,
+        agreement=min(1.0, agreement),
         agreement_stderr=agreement_error,
-    )  # fmt: skip
+    )
 
 
 def clustered_mean(sums: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the mean of clusters given as (sum, size), and its standard error with the clusters as the units.
+    """Return the mean of clusters given as (sum, size), and its standard error with the clusters as
+    the units.
 
-    The ratio estimator of survey sampling (Cochran 1977, chapter 6): the residual of a cluster is its sum less the
-    mean times its size.
+    The ratio estimator of survey sampling (Cochran 1977, chapter 6): the residual of a cluster is
+    its sum less the mean times its size.
     """
     total = sum(size for _, size in sums)
     mean = sum(value for value, _ in sums) / total

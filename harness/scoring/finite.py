@@ -1,4 +1,6 @@
-"""What is said when a model's logits are not numbers: in which of its modules the first NaN or infinity appears."""
+"""What is said when a model's logits are not numbers: in which of its modules the first NaN or
+infinity appears.
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class NoNumber(Exception):
-    """The logits behind a text are not numbers; `not_finite` tells it once the model has its own attention back."""
+    """The logits behind a text are not numbers; `not_finite` tells it once the model has its own
+    attention back.
+    """
 
     def __init__(self, ids: Sequence[int]) -> None:
         super().__init__(f"a text of {len(ids)} tokens")
@@ -20,18 +24,27 @@ class NoNumber(Exception):
 
 
 def not_finite(opened: LanguageModel, ids: Sequence[int]) -> CellFailed:
-    """Return the error for a text whose logits are not all numbers; reads it once more, watching every module."""
+    """Return the error for a text whose logits are not all numbers; reads it once more, watching
+    every module.
+    """
     place = first_module(opened, ids)
-    where = f"the first stands in the output of {place}" if place else "read alone, the text gives numbers"
+    where = (
+        f"the first stands in the output of {place}"
+        if place
+        else "read alone, the text gives numbers"
+    )
     kind = str(opened.model.dtype).removeprefix("torch.")
     return CellFailed(
-        f"{opened.checkpoint.name} answers a text of {len(ids)} tokens with NaN or infinity, computed in {kind}: {where}; its weights are "
+        f"{opened.checkpoint.name} answers a text of {len(ids)} tokens with NaN or infinity, "
+        f"computed in {kind}: {where}; its weights are "
         "damaged, or its numbers are too large for this type: try --dtype float32"
     )
 
 
 def first_module(opened: LanguageModel, ids: Sequence[int]) -> str:
-    """Return the name of the first module, in the order of their ends, whose output is not finite; "" where all are."""
+    """Return the name of the first module, in the order of their ends, whose output is not finite;
+    "" where all are.
+    """
     import torch
 
     bad: list[str] = []
@@ -56,5 +69,11 @@ def _floats(output: Any) -> "list[torch.Tensor]":
 
     if isinstance(output, torch.Tensor):
         return [output] if output.is_floating_point() else []
-    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    parts = (
+        output.values()
+        if isinstance(output, dict)
+        else output
+        if isinstance(output, tuple | list)
+        else ()
+    )
     return [tensor for part in parts for tensor in _floats(part)]

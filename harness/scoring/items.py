@@ -1,4 +1,6 @@
-"""One row an item: what a model made of it, joined from lm-eval's samples. Rows are the truth from which every figure is derived."""
+"""One row an item: what a model made of it, joined from lm-eval's samples. Rows are the truth from
+which every figure is derived.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,13 +35,17 @@ class ItemRow:
     tokens: int  # written, the ending one included; 0 for a choice
     stop: str  # eos, stop, length, or "" for a choice
     log_probabilities: tuple[float, ...] = ()  # of the choices, in their order; of a document, one
-    prompt: str = ""  # what was shown, for teacher-forced comparisons; of a choice its last part, without the shots
+    # what was shown, for teacher-forced comparisons; of a choice its last part, without the shots
+    prompt: str = ""
     words: float = 0.0  # of a document: the words, or bytes, that its figure is for each of
     position: int | None = None  # of the chosen choice
-    values: dict[str, float] = field(default_factory=dict)  # where a metric gives an item another number than 1 for a hit and 0 for a miss
-    twins: bool = False  # another choice reads like the chosen one: its text does not say which it was
+    # where a metric gives an item another number than 1 for a hit and 0 for a miss
+    values: dict[str, float] = field(default_factory=dict)
+    # another choice reads like the chosen one: its text does not say which it was
+    twins: bool = False
     chance: float = 0.0  # of guessing it
-    parts: dict[str, Any] = field(default_factory=dict)  # by extractor: what a metric that gives it no number aggregates of it, as JSON
+    # by extractor: what a metric that gives it no number aggregates of it, as JSON
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def value(self, extractor: str) -> float | None:
         """Return what a metric gives the item, None where it gives it nothing."""
@@ -49,8 +55,12 @@ class ItemRow:
 
     @property
     def answer(self) -> object:
-        """Return what must be equal where an answer is the same: its text, unless that hides which choice it was or how it was judged."""
-        if self.position is None or (set(self.correct) == {"acc"} and not self.twins and not self.values):
+        """Return what must be equal where an answer is the same: its text, unless that hides which
+        choice it was or how it was judged.
+        """
+        if self.position is None or (
+            set(self.correct) == {"acc"} and not self.twins and not self.values
+        ):
             return self.text or self.log_probabilities
         judged = [sorted(self.correct.items()), sorted(self.values.items())]
         return [self.position, *judged] if self.correct else [self.position, self.log_probabilities]
@@ -62,11 +72,16 @@ def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
 
 
 def read_rows(path: Path) -> list[ItemRow]:
-    """Read what `write_rows` wrote. Raises `Unreadable` where a line is torn, edited, or of another version."""
+    """Read what `write_rows` wrote. Raises `Unreadable` where a line is torn, edited, or of another
+    version.
+    """
     values, wrong = signed_lines(path, whole=True)
     if not wrong:
         try:
-            return [ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])}) for one in values]
+            return [
+                ItemRow(**{**one, "log_probabilities": tuple(one["log_probabilities"])})
+                for one in values
+            ]
         except (LookupError, TypeError) as problem:
             wrong = [f"a line of another shape ({problem})"]
     raise Unreadable(f"{path}: {wrong[0]}")
@@ -74,7 +89,9 @@ def read_rows(path: Path) -> list[ItemRow]:
 
 @dataclass(frozen=True)
 class Scored:
-    """One of lm-eval's tasks as it was scored: its samples, each document's number, and the metric that it is judged by."""
+    """One of lm-eval's tasks as it was scored: its samples, each document's number, and the metric
+    that it is judged by.
+    """
 
     task: Task
     name: str
@@ -100,13 +117,21 @@ class Scored:
     def base(self, item: int, first: Mapping[str, Any]) -> dict[str, Any]:
         """Return what every row says of its item."""
         return {
-            "task": self.task.name, "item": self.numbers[item], "group": group_of(first["doc"], self.name, several=self.several),
-            "doc_hash": first["doc_hash"], "prompt_hash": first["prompt_hash"], "target_hash": first["target_hash"],
-        }  # fmt: skip
+            "task": self.task.name,
+            "item": self.numbers[item],
+            "group": group_of(first["doc"], self.name, several=self.several),
+            "doc_hash": first["doc_hash"],
+            "prompt_hash": first["prompt_hash"],
+            "target_hash": first["target_hash"],
+        }
 
 
-def _judged(one: Scored, given: Mapping[str, object], metrics: Mapping[str, str]) -> tuple[dict[str, bool], dict[str, float]]:
-    """Return (full marks, other numbers) by extractor; `metrics` names each extractor's metric among those `given`."""
+def _judged(
+    one: Scored, given: Mapping[str, object], metrics: Mapping[str, str]
+) -> tuple[dict[str, bool], dict[str, float]]:
+    """Return (full marks, other numbers) by extractor; `metrics` names each extractor's metric
+    among those `given`.
+    """
     correct: dict[str, bool] = {}
     values: dict[str, float] = {}
     for extractor, metric in metrics.items():
@@ -121,7 +146,9 @@ def _judged(one: Scored, given: Mapping[str, object], metrics: Mapping[str, str]
 
 
 def _parts(given: Mapping[str, object]) -> dict[str, Any]:
-    """Return what a metric hands to its aggregation where that is no number (a pair of labels, references and a text), by extractor."""
+    """Return what a metric hands to its aggregation where that is no number (a pair of labels,
+    references and a text), by extractor.
+    """
     found = {name: plain(value) for name, value in given.items() if number_of(value) is None}
     return {name: part for name, part in found.items() if part is not None}
 
@@ -129,15 +156,19 @@ def _parts(given: Mapping[str, object]) -> dict[str, Any]:
 def _chosen(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
     first, task = samples[0], one.built
     options = [str(option) for option in task.doc_to_choice(first["doc"])]
-    pairs = first["filtered_resps"][: len(options)]  # what stands behind them are the choices without a question (acc_mutual_info)
+    # what stands behind them are the choices without a question (acc_mutual_info)
+    pairs = first["filtered_resps"][: len(options)]
     log_probabilities = tuple(float(pair[0]) for pair in pairs)
-    chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))  # a true tie: the lower index
+    # a true tie: the lower index
+    chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))
     shown = [str(request[1]).strip() for request in first["arguments"][: len(options)]]
     if len(set(shown)) < len(shown):  # WinoGrande's form: the choices stand in the prompts
         shown = [option.strip() for option in options]
     golds = _golds(task, first, options)
     names = sorted(first["metrics"], key=lambda name: name != one.metric)
-    correct, values = _judged(one, {name: first[name] for name in names}, {name: name for name in names})
+    correct, values = _judged(
+        one, {name: first[name] for name in names}, {name: name for name in names}
+    )
     return ItemRow(
         **one.base(item, first),
         gold="; ".join(shown[at] for at in golds) or str(first["target"]),
@@ -157,11 +188,21 @@ def _chosen(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
 
 
 def _golds(task: Any, sample: Mapping[str, Any], options: Sequence[str]) -> list[int]:
-    """Return the positions of the right choices, as lm-eval reads them; none where the target is not among them."""
+    """Return the positions of the right choices, as lm-eval reads them; none where the target is
+    not among them.
+    """
     told = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
     listed = told if isinstance(told, (list, tuple)) else [told]
-    found = [int(one) if not isinstance(one, str) else options.index(one) if one in options else int(one) if one.isdecimal() else -1
-             for one in listed]  # fmt: skip
+    found = [
+        int(one)
+        if not isinstance(one, str)
+        else options.index(one)
+        if one in options
+        else int(one)
+        if one.isdecimal()
+        else -1
+        for one in listed
+    ]
     return sorted({at for at in found if 0 <= at < len(options)})
 
 
@@ -170,23 +211,39 @@ def _written(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
     written = model.generations[one.name, item]
     target = first["target"]
     gold = "; ".join(map(str, target)) if isinstance(target, (list, tuple)) else str(target)
-    given: dict[str, object] = {sample["filter"]: sample[one.metric] for sample in samples if one.metric in sample}
+    given: dict[str, object] = {
+        sample["filter"]: sample[one.metric] for sample in samples if one.metric in sample
+    }
     parts = _parts(given)
     extracted = {sample["filter"]: _extracted(sample["filtered_resps"]) for sample in samples}
-    if not getattr(one.task, "judged_upstream", False):  # ours has extractors beside lm-eval's, whose verdict stands where it has one
+    # ours has extractors beside lm-eval's, whose verdict stands where it has one
+    if not getattr(one.task, "judged_upstream", False):
         gold = gold.rpartition("#### ")[2].strip()
         grades = {grade.extractor: grade for grade in one.task.grade(gold, written.text)}
-        given = {extractor: given.get(extractor, float(grade.correct)) for extractor, grade in grades.items()}
+        given = {
+            extractor: given.get(extractor, float(grade.correct))
+            for extractor, grade in grades.items()
+        }
         extracted = {extractor: grade.extracted for extractor, grade in grades.items()}
     correct, values = _judged(one, given, dict.fromkeys(given, one.metric))
     return ItemRow(
-        **one.base(item, first), gold=gold, text=written.text, extracted=extracted, correct=correct, tokens=written.tokens,
-        stop=written.stop, prompt=str(first["arguments"][0][0]), values=values, parts=parts,
-    )  # fmt: skip
+        **one.base(item, first),
+        gold=gold,
+        text=written.text,
+        extracted=extracted,
+        correct=correct,
+        tokens=written.tokens,
+        stop=written.stop,
+        prompt=str(first["arguments"][0][0]),
+        values=values,
+        parts=parts,
+    )
 
 
 def _extracted(responses: object) -> str | None:
-    """Return what a filter left of an answer, None where it found nothing ("[invalid]" is lm-eval's word for that)."""
+    """Return what a filter left of an answer, None where it found nothing ("[invalid]" is lm-eval's
+    word for that).
+    """
     found = responses[0] if isinstance(responses, (list, tuple)) and responses else responses
     while isinstance(found, (list, tuple)):
         found = found[0] if found else ""
@@ -196,8 +253,19 @@ def _extracted(responses: object) -> str | None:
 def _read(one: Scored, item: int, samples: Samples, model: Any) -> ItemRow:
     first = samples[0]
     found = first.get(one.metric)
-    pair = found if isinstance(found, (list, tuple)) and len(found) == 2 else (first["filtered_resps"][0], 0.0)
+    pair = (
+        found
+        if isinstance(found, (list, tuple)) and len(found) == 2
+        else (first["filtered_resps"][0], 0.0)
+    )
     return ItemRow(
-        **one.base(item, first), gold="", text="", extracted={}, correct={}, tokens=0, stop="", log_probabilities=(float(pair[0]),),
+        **one.base(item, first),
+        gold="",
+        text="",
+        extracted={},
+        correct={},
+        tokens=0,
+        stop="",
+        log_probabilities=(float(pair[0]),),
         words=float(pair[1]),
-    )  # fmt: skip
+    )

@@ -1,8 +1,8 @@
 """Log-probabilities of given continuations: each distinct token in its context is computed once.
 
-Requests are sorted, those with a long common beginning share one pass over it, and what follows is laid into packs
-as a tree: the choices of a question share the question, the questions of a subject share its examples. Only the
-positions that are scored reach the language-model head.
+Requests are sorted, those with a long common beginning share one pass over it, and what follows is
+laid into packs as a tree: the choices of a question share the question, the questions of a subject
+share its examples. Only the positions that are scored reach the language-model head.
 """
 
 import math
@@ -18,7 +18,13 @@ from harness.scoring.batch_sizes import WORTH_SHARING, pack_tokens
 from harness.scoring.finite import NoNumber, not_finite
 from harness.scoring.generation import why_plain
 from harness.scoring.plain import last_logits, note_of, one_row
-from harness.scoring.prefix_sharing import KeyValues, Tree, forward_tree, prefix_of, shared_attention
+from harness.scoring.prefix_sharing import (
+    KeyValues,
+    Tree,
+    forward_tree,
+    prefix_of,
+    shared_attention,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +43,13 @@ def log_likelihoods(
     finished: Callable[[int, Answer], None] = unheard,
     say: Callable[[str], None] = unheard,
 ) -> list[Answer]:
-    """Score every row; answers in the given order, `finished` called for each that was computed, as they come.
+    """Score every row; answers in the given order, `finished` called for each that was computed, as
+    they come.
 
-    On the shared path a forward takes `pack` tokens (None: by the device); `batch_size` counts the rows of the plain one.
-    Out of memory halves either and tells `say`. Rows whose answer is `known` are not computed, but keep their place: the other
-    rows are in the same company as without it, and a scoring that goes on after a kill ends with the same digits.
+    On the shared path a forward takes `pack` tokens (None: by the device); `batch_size` counts the
+    rows of the plain one. Out of memory halves either and tells `say`. Rows whose answer is `known`
+    are not computed, but keep their place: the other rows are in the same company as without it,
+    and a scoring that goes on after a kill ends with the same digits.
     """
     found: dict[int, Answer] = dict(known or {})
 
@@ -56,20 +64,36 @@ def log_likelihoods(
     plain = bool(why_plain(opened))
     if plain and rows and (note := note_of(opened, writes=False)):
         say(note)
-    size = (PLAIN_ROWS if batch_size == "auto" else batch_size) if plain else pack or pack_tokens(opened)
+    size = (
+        (PLAIN_ROWS if batch_size == "auto" else batch_size)
+        if plain
+        else pack or pack_tokens(opened)
+    )
     try:
         with nullcontext() if plain else shared_attention(opened):
             run = _padded if plain else _shared
-            _until_done(lambda left, size: run(opened, rows, left, size, keep), rows, found, size, "rows" if plain else "tokens", say)
-    except NoNumber as problem:  # the text is read once more to find the place, by the model's own attention
+            _until_done(
+                lambda left, size: run(opened, rows, left, size, keep),
+                rows,
+                found,
+                size,
+                "rows" if plain else "tokens",
+                say,
+            )
+    # the text is read once more to find the place, by the model's own attention
+    except NoNumber as problem:
         raise not_finite(opened, problem.ids) from None
     return [found[row] for row in range(len(rows))]
 
 
 def _until_done(
-    run: Callable[[Set[int], int], None], rows: Sequence[Scored], found: Mapping[int, Answer], size: int, unit: str,
+    run: Callable[[Set[int], int], None],
+    rows: Sequence[Scored],
+    found: Mapping[int, Answer],
+    size: int,
+    unit: str,
     say: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Run what is left until all rows are found; where memory runs out, half as much at once."""
     while len(found) < len(rows):
         try:
@@ -81,12 +105,21 @@ def _until_done(
             say(f"out of memory: {before} {unit} at once became {size}")
 
 
-def _shared(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], most: int, keep: Callable[[int, Answer], None]) -> None:
-    """Score what is left. All rows are laid into packs, and those packs run that hold a row that is left."""
+def _shared(
+    opened: LanguageModel,
+    rows: Sequence[Scored],
+    left: Set[int],
+    most: int,
+    keep: Callable[[int, Answer], None],
+) -> None:
+    """Score what is left. All rows are laid into packs, and those packs run that hold a row that is
+    left.
+    """
     order = sorted(range(len(rows)), key=lambda row: list(rows[row].ids))
     loose: list[int] = []
     for members, common in runs(rows, order):
-        if _tree_size(rows, members) <= most:  # one pack holds it all: the tree shares the beginning by itself
+        # one pack holds it all: the tree shares the beginning by itself
+        if _tree_size(rows, members) <= most:
             loose += members
         elif not left.isdisjoint(members):
             prefix = prefix_of(opened, rows[members[0]].ids[:common], most=most)
@@ -95,9 +128,11 @@ def _shared(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], most:
 
 
 def runs(rows: Sequence[Scored], order: Sequence[int]) -> list[tuple[list[int], int]]:
-    """Cut sorted rows into runs that share a beginning worth a pass of its own; return (rows, shared tokens) of each.
+    """Cut sorted rows into runs that share a beginning worth a pass of its own; return (rows,
+    shared tokens) of each.
 
-    A shared beginning ends before the first scored position's input, so that every logit is computed behind it.
+    A shared beginning ends before the first scored position's input, so that every logit is
+    computed behind it.
     """
     found: list[tuple[list[int], int]] = []
     for row in order:
@@ -122,10 +157,17 @@ def _tree_size(rows: Sequence[Scored], members: Sequence[int]) -> int:
 
 
 def _packs(
-    opened: LanguageModel, rows: Sequence[Scored], members: Sequence[int], left: Set[int], prefix: KeyValues, most: int,
+    opened: LanguageModel,
+    rows: Sequence[Scored],
+    members: Sequence[int],
+    left: Set[int],
+    prefix: KeyValues,
+    most: int,
     keep: Callable[[int, Answer], None],
-) -> None:  # fmt: skip
-    """Score rows behind a prefix, as many at once as a pack holds; a pack of which no row is left is not run."""
+) -> None:
+    """Score rows behind a prefix, as many at once as a pack holds; a pack of which no row is left
+    is not run.
+    """
     skipped = prefix.length
     most_logits = max(1, _LOGIT_VALUES // int(opened.text_config.vocab_size))
     pack: list[int] = []
@@ -147,21 +189,30 @@ def _packs(
 
 
 def _pack(
-    opened: LanguageModel, rows: Sequence[Scored], pack: Sequence[int], left: Set[int], prefix: KeyValues,
+    opened: LanguageModel,
+    rows: Sequence[Scored],
+    pack: Sequence[int],
+    left: Set[int],
+    prefix: KeyValues,
     keep: Callable[[int, Answer], None],
-) -> None:  # fmt: skip
+) -> None:
     import torch
 
     if left.isdisjoint(pack):
         return
     skipped = prefix.length
     tree = Tree.of([rows[row].ids[skipped:-1] for row in pack])
-    asked = [path[len(path) - rows[row].count :] for row, path in zip(pack, tree.paths, strict=True)]
+    asked = [
+        path[len(path) - rows[row].count :] for row, path in zip(pack, tree.paths, strict=True)
+    ]
     nodes = sorted({node for path in asked for node in path})
     at = {node: index for index, node in enumerate(nodes)}
     logits, _ = forward_tree(opened, tree, prefix, nodes)
     places = torch.tensor([at[node] for path in asked for node in path], device=logits.device)
-    wanted = torch.tensor([token for row in pack for token in rows[row].ids[len(rows[row].ids) - rows[row].count :]], device=logits.device)
+    wanted = torch.tensor(
+        [token for row in pack for token in rows[row].ids[len(rows[row].ids) - rows[row].count :]],
+        device=logits.device,
+    )
     values, likeliest = _at(logits, places, wanted)
     start = 0
     for row in pack:
@@ -170,8 +221,12 @@ def _pack(
         start = end
 
 
-def _at(logits_KV: "torch.Tensor", places: "torch.Tensor", wanted: "torch.Tensor") -> tuple[list[float], list[bool]]:
-    """Return the log-probability of each wanted token at its place, in fp32, and whether it is the likeliest."""
+def _at(
+    logits_KV: "torch.Tensor", places: "torch.Tensor", wanted: "torch.Tensor"
+) -> tuple[list[float], list[bool]]:
+    """Return the log-probability of each wanted token at its place, in fp32, and whether it is the
+    likeliest.
+    """
     import torch
 
     logits_KV = logits_KV.float()
@@ -180,7 +235,9 @@ def _at(logits_KV: "torch.Tensor", places: "torch.Tensor", wanted: "torch.Tensor
 
 
 def _chain(opened: LanguageModel, row: Scored, prefix: KeyValues, most: int) -> Answer:
-    """Score a text that is longer than a pack: stretch by stretch, each behind all that stands before it."""
+    """Score a text that is longer than a pack: stretch by stretch, each behind all that stands
+    before it.
+    """
     import torch
 
     ids = row.ids[prefix.length :]
@@ -192,14 +249,24 @@ def _chain(opened: LanguageModel, row: Scored, prefix: KeyValues, most: int) -> 
         logits, more = forward_tree(opened, Tree.of([stretch]), held, scored)
         held = held.extended(more)
         if scored:
-            wanted = torch.tensor([ids[start + index + 1] for index in scored], device=logits.device)
+            wanted = torch.tensor(
+                [ids[start + index + 1] for index in scored], device=logits.device
+            )
             values, likeliest = _at(logits, torch.arange(len(scored), device=logits.device), wanted)
             total, greedy = total + sum(values), greedy and all(likeliest)
     return Answer(total, greedy)
 
 
-def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], size: int, keep: Callable[[int, Answer], None]) -> None:
-    """Score by the model's own attention in left-padded batches; rows with equal inputs share a forward."""
+def _padded(
+    opened: LanguageModel,
+    rows: Sequence[Scored],
+    left: Set[int],
+    size: int,
+    keep: Callable[[int, Answer], None],
+) -> None:
+    """Score by the model's own attention in left-padded batches; rows with equal inputs share a
+    forward.
+    """
     import torch
 
     sharing: dict[tuple[int, ...], list[int]] = {}
@@ -215,6 +282,12 @@ def _padded(opened: LanguageModel, rows: Sequence[Scored], left: Set[int], size:
         for key, logits_KV in zip(batch, last_logits(opened, batch, longest), strict=True):
             for row in sharing[key]:
                 count = rows[row].count
-                wanted = torch.tensor(rows[row].ids[len(rows[row].ids) - count :], device=logits_KV.device)
-                values, likeliest = _at(logits_KV[len(logits_KV) - count :], torch.arange(count, device=logits_KV.device), wanted)
+                wanted = torch.tensor(
+                    rows[row].ids[len(rows[row].ids) - count :], device=logits_KV.device
+                )
+                values, likeliest = _at(
+                    logits_KV[len(logits_KV) - count :],
+                    torch.arange(count, device=logits_KV.device),
+                    wanted,
+                )
                 keep(row, Answer(sum(values), all(likeliest)))

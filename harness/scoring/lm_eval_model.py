@@ -1,7 +1,10 @@
-"""Our model for lm-eval: answers its requests by the shared path, or by the plain one where a model needs that.
+"""Our model for lm-eval: answers its requests by the shared path, or by the plain one where a model
+needs that.
 
-lm-eval keeps its tasks, prompts, filters and metrics. This class encodes (`harness/scoring/request_tokens.py`), asks a backend
-through a journal (`harness/scoring/journalled.py`), and keeps what lm-eval drops: tokens, stop reasons, conversations, notes.
+lm-eval keeps its tasks, prompts, filters and metrics. This class encodes
+(`harness/scoring/request_tokens.py`), asks a backend through a journal
+(`harness/scoring/journalled.py`), and keeps what lm-eval drops: tokens, stop reasons,
+conversations, notes.
 """
 
 import sys
@@ -29,9 +32,9 @@ from harness.scoring.transformers_backend import Transformers
 class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     """Answers lm-eval's requests with a model of ours.
 
-    `opened` gives tokenizer, context and identity; `backend` computes, `Transformers(opened, batch_size)` unless given. It is kept as
-    `engine`: lm-eval asks its models for a `backend` of another meaning, and encodes context and continuation as one text where that
-    says "causal".
+    `opened` gives tokenizer, context and identity; `backend` computes, `Transformers(opened,
+    batch_size)` unless given. It is kept as `engine`: lm-eval asks its models for a `backend` of
+    another meaning, and encodes context and continuation as one text where that says "causal".
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         self.notes: list[str] = []
         self._say = say
         self.generations: dict[tuple[str, int], Generation] = {}  # (task, item) -> what was written
-        self.conversations: dict[str, str] = {}  # lm-eval's hash of a rendered prompt -> digest of the conversation, in any template
+        # lm-eval's hash of a rendered prompt -> digest of the conversation, in any template
+        self.conversations: dict[str, str] = {}
         self.requests = 0
         for line in notes_of(opened, forbids=isinstance(self.engine, Transformers)):
             self.say(line)
@@ -100,63 +104,105 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         """Return the template in use, for lm-eval's bookkeeping; "" without one."""
         return str(self.tokenizer.chat_template or "") if chat_template else ""
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render a conversation as the tokenizer's template does; an open answer is continued, not closed."""
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Render a conversation as the tokenizer's template does; an open answer is continued, not
+        closed.
+        """
         text = as_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
         if text[:1].isspace() and brings_bos(self.tokenizer, text):
-            self.say("the chat template writes white space before its BOS; the tokenizer's own BOS before that is left out")
+            self.say(
+                "the chat template writes white space before its BOS; the tokenizer's own BOS "
+                "before that is left out"
+            )
         self.conversations[hash_string(text)] = digest_of(chat_history)
         return text
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         """Encode as the tokenizer would by default."""
         return self.tokens.encode(string, add_special_tokens)
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Return (log-probability, is the greedy choice) of each continuation; our progress instead of tqdm's."""
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Return (log-probability, is the greedy choice) of each continuation; our progress instead
+        of tqdm's.
+        """
         self.requests += len(requests)
         return self._scores([self.tokens.scored(request) for request in requests])
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of whole texts, the sum over disjoint windows of the context."""
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Return the log-likelihood of whole texts, the sum over disjoint windows of the
+        context.
+        """
         self.requests += len(requests)
         windows = [self.tokens.windows(str(request.args[0])) for request in requests]
         scores = iter(self._scores([window for of_text in windows for window in of_text]))
         totals = [0.0] * len(requests)
         for owner, of_text in enumerate(windows):
             for _ in of_text:
-                totals[owner] += next(scores)[0]  # one after the other: later Pythons' `sum` rounds otherwise
+                # one after the other: later Pythons' `sum` rounds otherwise
+                totals[owner] += next(scores)[0]
         return totals
 
-    def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
         """Score continuations that are tokens already."""
-        return self._scores([self.tokens.row(context, continuation) for _texts, context, continuation in requests])
+        return self._scores(
+            [self.tokens.row(context, continuation) for _texts, context, continuation in requests]
+        )
 
     def _scores(self, rows: list[Scored]) -> list[tuple[float, bool]]:
-        return [(answer.log_probability, answer.greedy) for answer in self.answers.score(rows, say=self.say)]
+        return [
+            (answer.log_probability, answer.greedy)
+            for answer in self.answers.score(rows, say=self.say)
+        ]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Write an answer to each request, greedily; groups requests that share their generation settings."""
+        """Write an answer to each request, greedily; groups requests that share their generation
+        settings.
+        """
         self.requests += len(requests)
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for index, request in enumerate(requests):
-            settings = greedy_settings(request.args[1], task=str(request.task_name), eos=self.tokenizer.eos_token)
+            settings = greedy_settings(
+                request.args[1], task=str(request.task_name), eos=self.tokenizer.eos_token
+            )
             groups.setdefault(settings, []).append(index)
         texts = [""] * len(requests)
         for (new_tokens, stop), members in groups.items():
             prompts = [self.tokens.prompt(requests[index], new_tokens) for index in members]
-            written = self.answers.generate(prompts, max_new_tokens=new_tokens, stop=stop, say=self.say)
+            written = self.answers.generate(
+                prompts, max_new_tokens=new_tokens, stop=stop, say=self.say
+            )
             for index, answer in zip(members, written, strict=True):
                 texts[index] = answer.text
-                self.generations[str(requests[index].task_name), int(requests[index].doc_id or 0)] = answer
+                self.generations[
+                    str(requests[index].task_name), int(requests[index].doc_id or 0)
+                ] = answer
         return texts
 
 
 @register_model("harness")
 class LmEvalModel(HarnessLM):
-    """`--model harness` of lm-eval's own command: `harness lm-eval --model harness --model_args pretrained=NAME ...`."""
+    """`--model harness` of lm-eval's own command: `harness lm-eval --model harness --model_args
+    pretrained=NAME ...`.
+    """
 
-    def __init__(self, pretrained: str, device: str = "auto", dtype: str = "auto", batch_size: int | str = "auto", **unknown: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | str = "auto",
+        **unknown: Any,
+    ) -> None:
         from harness.errors import HarnessError
         from harness.models.artefacts import default_cache
         from harness.models.language_model import open_model
@@ -165,14 +211,20 @@ class LmEvalModel(HarnessLM):
         ignored = {"max_batch_size", "trust_remote_code", "parallelize"}
         for key, value in unknown.items():
             if value and key not in ignored:
-                raise HarnessError(f"--model harness takes pretrained, device, dtype and batch_size; {key}={value!r} is none of them")
-        # lm-eval's own default is cuda:0 everywhere; its backend falls back to the CPU where there is none, and so do we.
+                raise HarnessError(
+                    "--model harness takes pretrained, device, dtype and batch_size; "
+                    f"{key}={value!r} is none of them"
+                )
+        # lm-eval's own default is cuda:0 everywhere; its backend falls back to the CPU where there
+        # is none, and so do we.
         wanted = "cuda" if device in ("auto", None, "") else str(device)
         usable = wanted if not wanted.startswith("cuda") else choose_device("auto", say=self._warn)
         place = wanted if usable == "cuda" else usable
         kind = default_dtype(place, say=self._warn) if dtype in ("auto", None, "") else dtype
         opened = open_model(resolve(pretrained, cache=default_cache()), device=place, dtype=kind)
-        super().__init__(opened, batch_size="auto" if batch_size in ("auto", None) else int(batch_size))
+        super().__init__(
+            opened, batch_size="auto" if batch_size in ("auto", None) else int(batch_size)
+        )
 
     @staticmethod
     def _warn(line: str) -> None:

@@ -1,9 +1,11 @@
-"""The plain path: a model run as transformers runs it, in padded batches where a probe shows that padding changes nothing.
+"""The plain path: a model run as transformers runs it, in padded batches where a probe shows that
+padding changes nothing.
 
-Recurrent and hybrid models differ in all that attention has taught us to take for granted: their caches have other
-names, some carry the padding along in their state, some cannot let a row leave. So every model is asked once, on random
-tokens, how it may be run: several rows at once or one, with its cache or without. One row without a cache is always
-right, and what all others are compared with.
+Recurrent and hybrid models differ in all that attention has taught us to take for granted: their
+caches have other names, some carry the padding along in their state, some cannot let a row leave.
+So every model is asked once, on random tokens, how it may be run: several rows at once or one, with
+its cache or without. One row without a cache is always right, and what all others are compared
+with.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -25,16 +27,20 @@ if TYPE_CHECKING:
 
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
 _LIKELY = -12.0  # log-probability; all but float32 is judged by likelier tokens
-_LENGTHS = (29, 18, 5)  # of the probe's rows: beyond the windows of small models, and one of a few tokens
+# of the probe's rows: beyond the windows of small models, and one of a few tokens
+_LENGTHS = (29, 18, 5)
 _STEPS = 3
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How a model writes answers: rows together or alone, with which mask at each step, from its cache or reading anew."""
+    """How a model writes answers: rows together or alone, with which mask at each step, from its
+    cache or reading anew.
+    """
 
     together: bool = False
-    masked: bool = False  # steps are shown the mask of all tokens before them; Mamba would take it for theirs
+    # steps are shown the mask of all tokens before them; Mamba would take it for theirs
+    masked: bool = False
     cached: bool = False
     why: str = ""  # why not all rows together
 
@@ -44,14 +50,18 @@ _WRITING: "WeakKeyDictionary[Any, Writing]" = WeakKeyDictionary()
 
 
 def one_row(opened: LanguageModel) -> str:
-    """Return why rows are read one at a time, "" where a padded batch gives what each row gives alone; asked once a model."""
+    """Return why rows are read one at a time, "" where a padded batch gives what each row gives
+    alone; asked once a model.
+    """
     if opened.model not in _READING:
         _READING[opened.model] = _gap(opened, lambda: _padded_gaps(opened), "padding")
     return _READING[opened.model]
 
 
 def writing_of(opened: LanguageModel) -> Writing:
-    """Return how answers are written: the first way whose steps give what the whole text read anew gives; asked once a model."""
+    """Return how answers are written: the first way whose steps give what the whole text read anew
+    gives; asked once a model.
+    """
     if opened.model not in _WRITING:
         _WRITING[opened.model] = _writing(opened)
     return _WRITING[opened.model]
@@ -61,8 +71,14 @@ def _writing(opened: LanguageModel) -> Writing:
     why = one_row(opened)
     for together in (True, False) if not why else (False,):
         for masked in (True, False):
-            way = Writing(together=together, masked=masked, cached=True, why="" if together else why)
-            problem = _gap(opened, partial(_decoded_gaps, opened, way), "decoding" if together else "decoding from its cache")
+            way = Writing(
+                together=together, masked=masked, cached=True, why="" if together else why
+            )
+            problem = _gap(
+                opened,
+                partial(_decoded_gaps, opened, way),
+                "decoding" if together else "decoding from its cache",
+            )
             if not problem:
                 return way
             why = why or problem
@@ -72,10 +88,16 @@ def _writing(opened: LanguageModel) -> Writing:
 def note_of(opened: LanguageModel, *, writes: bool) -> str:
     """Say how a model is run where the batch size is not what decides, "" where it is."""
     why = writing_of(opened).why if writes else one_row(opened)
-    return why and f"{opened.checkpoint.name} {'writes' if writes else 'is read'} one row at a time, whatever the batch size: {why}"
+    return (
+        why
+        and f"{opened.checkpoint.name} {'writes' if writes else 'is read'} one row at a time, "
+        f"whatever the batch size: {why}"
+    )
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+def left_padded(
+    rows: Sequence[Sequence[int]], pad: int, device: str
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """Return ids, attention mask and positions (B, T) with the padding on the left."""
     import torch
 
@@ -90,27 +112,40 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: str) -> "tuple[
 
 
 def last_logits(opened: LanguageModel, rows: Sequence[Sequence[int]], count: int) -> "torch.Tensor":
-    """Run rows; return the logits of their last `count` positions, (B, count, V). One row is run bare, several are padded on the left."""
+    """Run rows; return the logits of their last `count` positions, (B, count, V). One row is run
+    bare, several are padded on the left.
+    """
     import torch
 
     if len(rows) == 1:
-        return own_forward(opened, {"input_ids": torch.tensor([list(rows[0])], device=opened.device)}, count).logits
+        return own_forward(
+            opened, {"input_ids": torch.tensor([list(rows[0])], device=opened.device)}, count
+        ).logits
     ids, mask, positions = left_padded(rows, opened.pad_id, opened.device)
-    return own_forward(opened, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, count).logits
+    return own_forward(
+        opened, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, count
+    ).logits
 
 
 @dataclass
 class _Output:
     logits: "torch.Tensor"
-    cache: dict[str, Any] = field(default_factory=dict)  # by the name under which the next step hands it back
+    # by the name under which the next step hands it back
+    cache: dict[str, Any] = field(default_factory=dict)
 
 
-def own_forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, use_cache: bool = False) -> _Output:
-    """Call the model with those of the arguments that it names; keep the last `count` positions of its logits, and its cache."""
+def own_forward(
+    opened: LanguageModel, given: Mapping[str, Any], count: int, *, use_cache: bool = False
+) -> _Output:
+    """Call the model with those of the arguments that it names; keep the last `count` positions of
+    its logits, and its cache.
+    """
     import torch
 
     named = inspect.signature(opened.model.forward).parameters
-    arguments = {name: value for name, value in given.items() if name in named or name == "input_ids"}
+    arguments = {
+        name: value for name, value in given.items() if name in named or name == "input_ids"
+    }
     if "use_cache" in named:
         arguments["use_cache"] = use_cache
     if "logits_to_keep" in named:
@@ -121,7 +156,9 @@ def own_forward(opened: LanguageModel, given: Mapping[str, Any], count: int, *, 
 
 
 class Continuing:
-    """Rows that are being continued by the model's own attention and cache: left-padded, and any of them may leave."""
+    """Rows that are being continued by the model's own attention and cache: left-padded, and any of
+    them may leave.
+    """
 
     def __init__(self, opened: LanguageModel, rows: Sequence[Sequence[int]], way: Writing) -> None:
         self.opened, self.way = opened, way
@@ -137,7 +174,9 @@ class Continuing:
         return self._run()
 
     def go_on(self, kept: Sequence[int], tokens: Sequence[int]) -> "torch.Tensor":
-        """Let all rows but `kept` leave, give each of those its next token, and return the logits behind it (B, V)."""
+        """Let all rows but `kept` leave, give each of those its next token, and return the logits
+        behind it (B, V).
+        """
         import torch
 
         leave = len(kept) < len(self.rows)
@@ -157,7 +196,8 @@ class Continuing:
         for name in ("attention_mask", "position_ids"):
             self._given[name] = self._given[name][kept]
         for name in CACHES:
-            if name in self._given:  # batch_select_indices leaves the states of recurrent layers as they are, or lacks them
+            # batch_select_indices leaves the states of recurrent layers as they are, or lacks them
+            if name in self._given:
                 self._given[name].reorder_cache(kept)
 
     def _run(self) -> "torch.Tensor":
@@ -190,20 +230,25 @@ def _made_up(opened: LanguageModel, count: int, *, seed: int) -> list[int]:
 
 
 def _gap(opened: LanguageModel, gaps: "Callable[[], list[torch.Tensor]]", what: str) -> str:
-    """Return why a way of running a model is not its own, "" where the log-probabilities are the same."""
+    """Return why a way of running a model is not its own, "" where the log-probabilities are the
+    same.
+    """
     import torch
 
     from harness.machine.memory import is_out_of_memory
 
     try:
         widest = float(torch.stack(gaps()).max())
-    # Models of any origin come by here: whatever one of them raises means that it is not run this way, for this reason.
+    # Models of any origin come by here: whatever one of them raises means that it is not run this
+    # way, for this reason.
     except Exception as problem:
         if is_out_of_memory(problem):
             raise
         lines = str(problem).splitlines() or ["no message"]
         return f"{what} fails with {type(problem).__name__}: {lines[0][:100]}"
-    tolerance = 1.0 if getattr(opened.model, "is_quantized", False) else _TOLERANCE.get(opened.dtype, 0.5)
+    tolerance = (
+        1.0 if getattr(opened.model, "is_quantized", False) else _TOLERANCE.get(opened.dtype, 0.5)
+    )
     return "" if widest <= tolerance else f"{what} moves its log-probabilities by {widest:.2g}"
 
 
@@ -214,7 +259,9 @@ def _alone(opened: LanguageModel, row: Sequence[int], count: int) -> "torch.Tens
 
 
 def _apart(opened: LanguageModel, told: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
-    """Return the widest gap between logits and log-probabilities, of likely tokens alone where floats are short."""
+    """Return the widest gap between logits and log-probabilities, of likely tokens alone where
+    floats are short.
+    """
     import torch
 
     whole = opened.dtype == "float32" and not getattr(opened.model, "is_quantized", False)
@@ -226,15 +273,23 @@ def _padded_gaps(opened: LanguageModel) -> "list[torch.Tensor]":
     rows = _rows(opened)
     own = [_alone(opened, row, min(len(row), 4)) for row in rows]
     logits = last_logits(opened, rows, 4)
-    return [_apart(opened, told[len(told) - len(alone) :], alone) for told, alone in zip(logits, own, strict=True)]
+    return [
+        _apart(opened, told[len(told) - len(alone) :], alone)
+        for told, alone in zip(logits, own, strict=True)
+    ]
 
 
 def _decoded_gaps(opened: LanguageModel, way: Writing) -> "list[torch.Tensor]":
-    """Read rows, go on with made-up tokens, let the middle one leave; compare each step with the whole text read anew."""
+    """Read rows, go on with made-up tokens, let the middle one leave; compare each step with the
+    whole text read anew.
+    """
     going = Continuing(opened, _rows(opened)[: None if way.together else 1], way)
     logits, gaps = going.begin(), []
     for step in range(_STEPS + 1):
-        gaps += [_apart(opened, told[None], _alone(opened, row, 1)) for told, row in zip(logits, going.rows, strict=True)]
+        gaps += [
+            _apart(opened, told[None], _alone(opened, row, 1))
+            for told, row in zip(logits, going.rows, strict=True)
+        ]
         if step < _STEPS:
             kept = [index for index in range(len(going.rows)) if not (step == 1 and index == 1)]
             logits = going.go_on(kept, _made_up(opened, len(kept), seed=-step))

@@ -1,7 +1,9 @@
-"""What a transformers model holds likely at the ends of texts, as the plain path scores: padded on the left, if at all.
+"""What a transformers model holds likely at the ends of texts, as the plain path scores: padded on
+the left, if at all.
 
-Fidelity has always read so, and caches have always read padded on the right (`harness/scoring/reading.py`). The two differ in
-the last bits, on which the digits of records and the bytes of students hang: both stay.
+Fidelity has always read so, and caches have always read padded on the right
+(`harness/scoring/reading.py`). The two differ in the last bits, on which the digits of records and
+the bytes of students hang: both stay.
 
 Shapes: N positions, V vocabulary.
 """
@@ -22,7 +24,9 @@ class PlainReader(Reader):
     """Reads rows side by side where a probe shows that padding does not change them, else alone."""
 
     def read(self, rows: Sequence[Scored], width: int | None) -> "Iterator[torch.Tensor]":
-        """Yield the log-probabilities (N, V) of each row; those of one row at a time stand in memory."""
+        """Yield the log-probabilities (N, V) of each row; those of one row at a time stand in
+        memory.
+        """
         import torch
 
         for logits_NV in end_logits(self.opened, rows):
@@ -32,8 +36,14 @@ class PlainReader(Reader):
 
 
 def end_logits(opened: LanguageModel, rows: Sequence[Scored]) -> "list[torch.Tensor]":
-    """Return the model's own logits (N, V) that predict the last `count` tokens of each row; padded on the left, if at all."""
+    """Return the model's own logits (N, V) that predict the last `count` tokens of each row; padded
+    on the left, if at all.
+    """
     keep = max(row.count for row in rows) + 1
     parts = [[row] for row in rows] if one_row(opened) else [rows]
-    logits = [of_row for part in parts for of_row in last_logits(opened, [list(row.ids) for row in part], keep)]
+    logits = [
+        of_row
+        for part in parts
+        for of_row in last_logits(opened, [list(row.ids) for row in part], keep)
+    ]
     return [of_row[-row.count - 1 : -1] for of_row, row in zip(logits, rows, strict=True)]

@@ -1,7 +1,8 @@
-"""What a transformers model holds likely at the ends of texts, batch by batch, by its own attention.
+"""What a transformers model holds likely at the ends of texts, batch by batch, by its own
+attention.
 
-Texts are padded on the right, as training pads them: what stands behind a token is never seen by it, so that no family of
-models needs to be asked whether padding changes it.
+Texts are padded on the right, as training pads them: what stands behind a token is never seen by
+it, so that no family of models needs to be asked whether padding changes it.
 
 Shapes: B rows, T tokens, N positions, V vocabulary, K tokens.
 """
@@ -25,9 +26,11 @@ _CPU_TOKENS = 2_048  # of one batch: what a processor's caches hold
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A transformers model that says what is likely: `CanRead` and no more, for caches and distances.
+    """A transformers model that says what is likely: `CanRead` and no more, for caches and
+    distances.
 
-    `batch_size` counts consecutive rows; "auto" cuts them by memory, best where the longest come first.
+    `batch_size` counts consecutive rows; "auto" cuts them by memory, best where the longest come
+    first.
     """
 
     opened: LanguageModel
@@ -38,20 +41,30 @@ class Reader:
         """The longest input in tokens."""
         return self.opened.context
 
-    def top_k(self, rows: Sequence[Scored], *, k: int | None, width: int | None = None) -> Iterator[TopK]:
-        """Yield what is likely at the last positions of each row, in order; a batch is read when its first row is taken."""
+    def top_k(
+        self, rows: Sequence[Scored], *, k: int | None, width: int | None = None
+    ) -> Iterator[TopK]:
+        """Yield what is likely at the last positions of each row, in order; a batch is read when
+        its first row is taken.
+        """
         for batch in self.batches(rows, width):
             for log_p_NV in self.read(batch, width):
                 yield likeliest(log_p_NV, k)
 
-    def batches(self, rows: Sequence[Scored], width: int | None = None) -> Iterator[Sequence[Scored]]:
+    def batches(
+        self, rows: Sequence[Scored], width: int | None = None
+    ) -> Iterator[Sequence[Scored]]:
         """Cut rows into batches of the given size, or by memory."""
         if self.batch_size == "auto":
             return by_memory(rows, width or self.opened.vocabulary, self.opened.device)
-        return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+        return (
+            rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)
+        )
 
     def read(self, rows: Sequence[Scored], width: int | None) -> "Iterator[torch.Tensor]":
-        """Read rows in one batch; yield the log-probabilities (N, V) of each. Logits are made at the wanted positions alone."""
+        """Read rows in one batch; yield the log-probabilities (N, V) of each. Logits are made at
+        the wanted positions alone.
+        """
         import torch
 
         batch = right_padded(rows, self.opened.pad_id, self.opened.device)
@@ -65,13 +78,19 @@ def likeliest(log_p_NV: "torch.Tensor", k: int | None) -> TopK:
     import torch
 
     if k is None:
-        return TopK(torch.arange(log_p_NV.shape[1], device=log_p_NV.device).expand_as(log_p_NV), log_p_NV)
+        return TopK(
+            torch.arange(log_p_NV.shape[1], device=log_p_NV.device).expand_as(log_p_NV), log_p_NV
+        )
     values, ids = log_p_NV.topk(k, dim=-1)
     return TopK(ids, values)
 
 
-def right_padded(rows: Sequence[Scored], pad: int, device: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """Return ids and attention mask (B, T), and which positions (B, T-1) predict a token that is asked for."""
+def right_padded(
+    rows: Sequence[Scored], pad: int, device: str
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """Return ids and attention mask (B, T), and which positions (B, T-1) predict a token that is
+    asked for.
+    """
     import torch
 
     longest = max(len(row.ids) for row in rows)
@@ -87,7 +106,9 @@ def right_padded(rows: Sequence[Scored], pad: int, device: str) -> "tuple[torch.
 
 
 def by_memory(rows: Sequence[Scored], width: int, device: str) -> Iterator[Sequence[Scored]]:
-    """Cut rows into batches whose logits stay within 256 MiB; on a CPU also into what its caches hold."""
+    """Cut rows into batches whose logits stay within 256 MiB; on a CPU also into what its caches
+    hold.
+    """
     longest = max((len(row.ids) for row in rows), default=0)
     tokens = MOST_ROWS * longest if device.startswith("cuda") else _CPU_TOKENS
     start = 0

@@ -1,8 +1,9 @@
 """Scores a model on tasks through lm-eval's own machinery, and keeps one row per item.
 
-lm-eval builds the prompts, runs its filters and its metric; we answer its requests (`harness/scoring/lm_eval_model.py`), add the
-numeric extractor and the diagnostics, and derive every figure from the rows. Neither of lm-eval's caches is used:
-ours is a journal keyed by what the model is and what it was asked.
+lm-eval builds the prompts, runs its filters and its metric; we answer its requests
+(`harness/scoring/lm_eval_model.py`), add the numeric extractor and the diagnostics, and derive
+every figure from the rows. Neither of lm-eval's caches is used: ours is a journal keyed by what the
+model is and what it was asked.
 """
 
 import logging
@@ -37,7 +38,8 @@ __all__ = ["ItemRow", "journal_path", "read_rows", "sample", "score_task", "writ
 PLAIN_TEXT = Prompting()
 
 
-# Nine parameters: each is one condition of a score, and programs beside the harness call it by these names.
+# Nine parameters: each is one condition of a score, and programs beside the harness call it by
+# these names.
 def score_task(
     opened: LanguageModel,
     task: Task,
@@ -50,9 +52,11 @@ def score_task(
     cache: Path | None = None,
     backend: "Backend | None" = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
-    """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows, in item order.
+    """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows,
+    in item order.
 
-    With a `cache` folder every answer is kept as it comes, and none is computed twice, whatever killed the last try.
+    With a `cache` folder every answer is kept as it comes, and none is computed twice, whatever
+    killed the last try.
     """
     from lm_eval.evaluator import evaluate
 
@@ -77,56 +81,100 @@ def score_task(
         total = max(total, done)
         progress(Progress(stage="score", done=done, total=total, unit="requests", detail=task.name))
 
-    journal = Journal(journal_path(opened, task, prompting, cache, path=backend.path) if cache else None)
+    journal = Journal(
+        journal_path(opened, task, prompting, cache, path=backend.path) if cache else None
+    )
 
     def say(line: str) -> None:
         progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line))
 
     model = HarnessLM(opened, backend=backend, journal=journal, progress=report, say=say)
-    if damage := journal.damage():  # no note of the score: what was dropped is asked again, and nothing in the record differs
+    # no note of the score: what was dropped is asked again, and nothing in the record differs
+    if damage := journal.damage():
         print(damage, file=sys.stderr)
         say(damage)
     total = items * _choices(picked.tasks) if task.kind == "choose" else items
     with seeded_as_lm_eval(), _told(task.name):
         result = evaluate(
-            model, dict(picked.tasks), bootstrap_iters=0, log_samples=True, apply_chat_template=prompting.chat,
-            fewshot_as_multiturn=prompting.chat, system_instruction=prompting.system,
-        )  # fmt: skip
+            model,
+            dict(picked.tasks),
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=prompting.chat,
+            fewshot_as_multiturn=prompting.chat,
+            system_instruction=prompting.system,
+        )
     assert result is not None and model.requests, "lm-eval returned without asking the model"
     return _figures(task, picked, result, model)
 
 
-def journal_path(opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str) -> Path:
-    """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code and the task's version."""
-    code = digest_of_code("harness.scoring.lm_eval_model", *(("harness.scoring.vllm_backend",) if path.startswith("vllm") else ()))
+def journal_path(
+    opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str
+) -> Path:
+    """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code
+    and the task's version.
+    """
+    code = digest_of_code(
+        "harness.scoring.lm_eval_model",
+        *(("harness.scoring.vllm_backend",) if path.startswith("vllm") else ()),
+    )
     key = digest_of(
-        opened.checkpoint.digest, str(opened.model.dtype), device_label(opened.device), path, code, task.name, task.version,
+        opened.checkpoint.digest,
+        str(opened.model.dtype),
+        device_label(opened.device),
+        path,
+        code,
+        task.name,
+        task.version,
         asdict(prompting),
-    )  # fmt: skip
+    )
     return cache / "answers" / key[:2] / f"{key[:32]}.jsonl"
 
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Turn what a task's own code or metric raises into a line; what our code raises below it stays as it is."""
+    """Turn what a task's own code or metric raises into a line; what our code raises below it stays
+    as it is.
+    """
     try:
         yield
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as problem:
-        frames = traceback.extract_tb(problem.__traceback__)[2:]  # behind this function and the call
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        TypeError,
+        ValueError,
+    ) as problem:
+        # behind this function and the call
+        frames = traceback.extract_tb(problem.__traceback__)[2:]
         if any(Path(__file__).parents[1] in Path(frame.filename).parents for frame in frames):
             raise
         told = " ".join(str(problem).split())[:160] or "no message"
-        raise CellFailed(f"{name}: lm-eval cannot compute its figures ({type(problem).__name__}: {told}); correct the task") from problem
+        raise CellFailed(
+            f"{name}: lm-eval cannot compute its figures ({type(problem).__name__}: {told}); "
+            "correct the task"
+        ) from problem
 
 
-def _figures(task: Task, picked: Picked, result: Mapping[str, Any], model: Any) -> tuple[TaskScore, list[ItemRow]]:
+def _figures(
+    task: Task, picked: Picked, result: Mapping[str, Any], model: Any
+) -> tuple[TaskScore, list[ItemRow]]:
     """Make rows of lm-eval's samples and the task's figures of the rows."""
     leaves = []
     for name, built in picked.tasks.items():
         samples = result["samples"][name]
         scored = Scored(
-            task, name, built, samples, picked.numbers[name], metric_of(task, name, samples), several=len(picked.tasks) > 1
-        )  # fmt: skip
+            task,
+            name,
+            built,
+            samples,
+            picked.numbers[name],
+            metric_of(task, name, samples),
+            several=len(picked.tasks) > 1,
+        )
         leaves.append(leaf_of(scored, scored.rows(model), result["results"]))
     rows = sorted((row for leaf in leaves for row in leaf.rows), key=lambda row: row.item)
     if len(rows) != picked.count:
@@ -136,4 +184,8 @@ def _figures(task: Task, picked: Picked, result: Mapping[str, Any], model: Any) 
 
 def _choices(built: Mapping[str, Any]) -> int:
     first = next(iter(built.values()))
-    return len(first.doc_to_choice(first.eval_docs[0])) if first.config.doc_to_choice is not None else 1
+    return (
+        len(first.doc_to_choice(first.eval_docs[0]))
+        if first.config.doc_to_choice is not None
+        else 1
+    )

@@ -1,4 +1,6 @@
-"""The default backend: the opened model itself, on the shared path where a probe lets it, else on its own."""
+"""The default backend: the opened model itself, on the shared path where a probe lets it, else on
+its own.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +16,8 @@ from harness.scoring.plain_reading import PlainReader
 class Transformers(Writer, PlainReader):
     """Computes with transformers in this process: writes, reads and scores.
 
-    `batch_size` counts the rows at once, by memory unless given; on the shared path a forward that scores takes `pack`
-    tokens, by the device unless given.
+    `batch_size` counts the rows at once, by memory unless given; on the shared path a forward that
+    scores takes `pack` tokens, by the device unless given.
     """
 
     pack: int | None = field(default=None, kw_only=True)

@@ -1,10 +1,13 @@
-"""Paired comparisons of figures that all items make together (F1, Matthews correlation, BLEU, chrF, TER): a bootstrap over items.
+"""Paired comparisons of figures that all items make together (F1, Matthews correlation, BLEU, chrF,
+TER): a bootstrap over items.
 
-No item has a value of its own, but each adds something: a pair of labels, the n-grams of a sentence. A figure is a function of the sum
-of what its items add, so items are drawn again by drawing sums again; student and teacher are given the same draws, which is what pairs
-them (Koehn, 2004). Several runs (seeds) share the draws too, and the spread between the runs' own figures is added. Every draw is
-smoothed by what no item showed: without that, two models that differ on no item would have an interval of no width. The functions mirror
-`harness/statistics/means.py`: the same names, the same arguments, a `Corpus` where that has the values of a run. No torch.
+No item has a value of its own, but each adds something: a pair of labels, the n-grams of a
+sentence. A figure is a function of the sum of what its items add, so items are drawn again by
+drawing sums again; student and teacher are given the same draws, which is what pairs them (Koehn,
+2004). Several runs (seeds) share the draws too, and the spread between the runs' own figures is
+added. Every draw is smoothed by what no item showed: without that, two models that differ on no
+item would have an interval of no width. The functions mirror `harness/statistics/means.py`: the
+same names, the same arguments, a `Corpus` where that has the values of a run. No torch.
 """
 
 import math
@@ -33,7 +36,9 @@ Runs = Sequence[Corpus]
 
 @dataclass(frozen=True)
 class _Compared:
-    """Figures and draws of student and reference, means over their runs, and what scatters beside the items drawn."""
+    """Figures and draws of student and reference, means over their runs, and what scatters beside
+    the items drawn.
+    """
 
     student: float
     reference: float
@@ -44,34 +49,52 @@ class _Compared:
     runs: int
 
     def noise(self, share: float) -> tuple[float, float]:
-        """Return the scale and the degrees of freedom of what is added to student's figure - share x reference's."""
+        """Return the scale and the degrees of freedom of what is added to student's figure - share
+        x reference's.
+        """
         items, (ours, theirs, together) = self.unseen * (1 + share**2), self.between
         runs = max(0.0, ours + share**2 * theirs - 2 * share * together)
-        freedom = (self.runs - 1) * ((items + runs) / runs) ** 2 if runs > 0 and self.runs > 1 else math.inf
+        freedom = (
+            (self.runs - 1) * ((items + runs) / runs) ** 2
+            if runs > 0 and self.runs > 1
+            else math.inf
+        )
         return math.sqrt(items + runs), freedom
 
     def below(self, share: float, limit: float = 0.0) -> float:
-        """Return how much of the smoothed bootstrap has student's figure - share x reference's at or below a limit."""
+        """Return how much of the smoothed bootstrap has student's figure - share x reference's at
+        or below a limit.
+        """
         from scipy.special import ndtr, stdtr
 
         gaps = limit - (self.of_student - share * self.of_reference)
         scale, freedom = self.noise(share)
         if scale <= 0:
             return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
-        return float((ndtr(gaps / scale) if math.isinf(freedom) else stdtr(freedom, gaps / scale)).mean())
+        return float(
+            (ndtr(gaps / scale) if math.isinf(freedom) else stdtr(freedom, gaps / scale)).mean()
+        )
 
     def variance(self, share: float) -> float:
         """Return the variance of student's figure - share x reference's."""
-        return float((self.of_student - share * self.of_reference).var()) + self.noise(share)[0] ** 2
+        return (
+            float((self.of_student - share * self.of_reference).var()) + self.noise(share)[0] ** 2
+        )
 
 
 def _compared(student: Runs, reference: Runs, parts: Parts, *, paired: bool = False) -> _Compared:
     """Draw two sides together."""
     if len({len(run.statistics) for run in (*student, *reference)}) > 1:
-        raise ValueError(f"{len(student[0].statistics)} and {len(reference[0].statistics)} items are not the same")
-    ours, theirs = ([drawn(run, tuple(map(tuple, parts))) for run in side] for side in (student, reference))
+        raise ValueError(
+            f"{len(student[0].statistics)} and {len(reference[0].statistics)} items are not the "
+            "same"
+        )
+    ours, theirs = (
+        [drawn(run, tuple(map(tuple, parts))) for run in side] for side in (student, reference)
+    )
     count = len(student[0].statistics)
-    share = sum(weight**2 / (here.stop - here.start) for here, weight in strata(count, parts))  # sum of squared weights
+    # sum of squared weights
+    share = sum(weight**2 / (here.stop - here.start) for here, weight in strata(count, parts))
     unseen = 0.5 * max(one.reach for one in (*ours, *theirs)) ** 2 * share**2
     values = [np.array([one.figure for one in side]) for side in (ours, theirs)]
     draws = [np.mean([one.draws for one in side], axis=0) for side in (ours, theirs)]
@@ -87,9 +110,17 @@ def _compared(student: Runs, reference: Runs, parts: Parts, *, paired: bool = Fa
 
 
 def _between(ours: _Numbers, theirs: _Numbers, *, paired: bool) -> tuple[float, float, float]:
-    """Return the variances of the mean figures over runs, and their covariance where runs of one position are one training."""
-    first, second = (float(side.var(ddof=1)) / len(side) if len(side) > 1 else 0.0 for side in (ours, theirs))
-    together = float(np.cov(ours, theirs)[0, 1]) / len(ours) if paired and len(ours) == len(theirs) > 1 else 0.0
+    """Return the variances of the mean figures over runs, and their covariance where runs of one
+    position are one training.
+    """
+    first, second = (
+        float(side.var(ddof=1)) / len(side) if len(side) > 1 else 0.0 for side in (ours, theirs)
+    )
+    together = (
+        float(np.cov(ours, theirs)[0, 1]) / len(ours)
+        if paired and len(ours) == len(theirs) > 1
+        else 0.0
+    )
     return first, second, together
 
 
@@ -115,27 +146,41 @@ def _end(rising: Callable[[float], float], level: float, start: float, step: flo
 # The comparisons, as in `harness/statistics/means.py`
 
 
-def difference(student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False) -> Interval:
+def difference(
+    student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False
+) -> Interval:
     """Return student's figure - reference's with its paired 95 % interval."""
     if len(student[0].statistics) < 2:
-        return Interval(weighted(student[0], parts) - weighted(reference[0], parts), reason="one item gives no interval")
+        return Interval(
+            weighted(student[0], parts) - weighted(reference[0], parts),
+            reason="one item gives no interval",
+        )
     found = _compared(student, reference, parts, paired=paired)
     gap, step = found.student - found.reference, math.sqrt(found.variance(1.0))
     if step <= 0:
         return Interval(gap, gap, gap)
-    low, high = (_end(lambda limit: found.below(1.0, limit), level, gap, step) for level in (_TAIL, 1 - _TAIL))
+    low, high = (
+        _end(lambda limit: found.below(1.0, limit), level, gap, step)
+        for level in (_TAIL, 1 - _TAIL)
+    )
     return Interval(gap, low, high)
 
 
-def ratio(student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 0.0, paired: bool = False) -> Interval:
-    """Return student's figure / reference's with its paired 95 % interval: where the test of `keeps` turns.
+def ratio(
+    student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 0.0, paired: bool = False
+) -> Interval:
+    """Return student's figure / reference's with its paired 95 % interval: where the test of
+    `keeps` turns.
 
-    For figures that have a zero; no such figure has a `chance`. Undefined where the reference scores nothing; without an interval where
-    its own is too uncertain.
+    For figures that have a zero; no such figure has a `chance`. Undefined where the reference
+    scores nothing; without an interval where its own is too uncertain.
     """
     if len(student[0].statistics) < 2:
         base = weighted(reference[0], parts)
-        return Interval(weighted(student[0], parts) / base if base > 0 else None, reason="one item gives no interval")
+        return Interval(
+            weighted(student[0], parts) / base if base > 0 else None,
+            reason="one item gives no interval",
+        )
     if chance:
         raise ValueError("a figure of all items together has no chance level")
     found = _compared(student, reference, parts, paired=paired)
@@ -146,18 +191,28 @@ def ratio(student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 
     if found.reference < RESOLVES * error or not (found.of_reference > 0).all():
         return Interval(value, reason="the teacher's own score is too uncertain for an interval")
     step = math.sqrt(found.variance(value)) / found.reference
-    low, high = (_end(lambda share: found.below(share), level, value, step) for level in (_TAIL, 1 - _TAIL))
+    low, high = (
+        _end(lambda share: found.below(share), level, value, step) for level in (_TAIL, 1 - _TAIL)
+    )
     return Interval(value, max(0.0, low), high)
 
 
 def keeps(
-    student: Runs, reference: Runs, margin: float, parts: Parts = (), *, points: bool = False, lower: bool = False, chance: float = 0.0,
+    student: Runs,
+    reference: Runs,
+    margin: float,
+    parts: Parts = (),
+    *,
+    points: bool = False,
+    lower: bool = False,
+    chance: float = 0.0,
     paired: bool = False,
-) -> tuple[float, float]:  # fmt: skip
-    """Test a margin by the paired bootstrap: (p of "it does not keep it", p of "it does"), one-sided.
+) -> tuple[float, float]:
+    """Test a margin by the paired bootstrap: (p of "it does not keep it", p of "it does"),
+    one-sided.
 
-    Kept is `margin` of the reference's figure, or (`points`) all but `margin`; of a figure that is better when lower, at most
-    1 / `margin` of it, or `margin` more.
+    Kept is `margin` of the reference's figure, or (`points`) all but `margin`; of a figure that is
+    better when lower, at most 1 / `margin` of it, or `margin` more.
     """
     if chance:
         raise ValueError("a figure of all items together has no chance level")
@@ -181,8 +236,12 @@ def unequal(student: Runs, reference: Runs, parts: Parts = (), *, paired: bool =
     return min(1.0, 2 * min(under, 1 - under))
 
 
-def worse(row: Runs, best: Runs, parts: Parts = (), *, lower: bool = False, paired: bool = False) -> float:
-    """Return the one-sided p of "the row is no worse than the best one" on the same items; 1 where they are equal."""
+def worse(
+    row: Runs, best: Runs, parts: Parts = (), *, lower: bool = False, paired: bool = False
+) -> float:
+    """Return the one-sided p of "the row is no worse than the best one" on the same items; 1 where
+    they are equal.
+    """
     if list(row) == list(best) or len(row[0].statistics) < 2:
         return 1.0
     return keeps(row, best, 0.0, parts, points=True, lower=lower, paired=paired)[1]

@@ -1,4 +1,6 @@
-"""A task's figure and its standard error, from its items' numbers. What compares two of them stands in `statistics/means.py`. No torch."""
+"""A task's figure and its standard error, from its items' numbers. What compares two of them stands
+in `statistics/means.py`. No torch.
+"""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +38,9 @@ def weights_of(count: int, parts: Parts) -> _Numbers:
 
 
 def covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
-    """Return the covariance of two weighted means over the same items, parts as strata; a part of one item strays from the mean of all."""
+    """Return the covariance of two weighted means over the same items, parts as strata; a part of
+    one item strays from the mean of all.
+    """
     weights = weights_of(len(left), parts)
     total, start = 0.0, 0
     for items, _ in parts or ((len(left), 0.0),):
@@ -45,14 +49,25 @@ def covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
         here = (left[part], right[part], weights[part])
         middles = [side.mean() for side in here[:2]] if items > 1 else [left.mean(), right.mean()]
         scale = items / (items - 1) if items > 1 else 1.0
-        total += scale * float(((here[0] - middles[0]) * (here[1] - middles[1]) * here[2] ** 2).sum())
+        total += scale * float(
+            ((here[0] - middles[0]) * (here[1] - middles[1]) * here[2] ** 2).sum()
+        )
     return total
 
 
 def number_of(value: object) -> float | None:
-    """Return what a metric gave an item as a number, None for parts of a figure of all items together and for what is no number."""
+    """Return what a metric gave an item as a number, None for parts of a figure of all items
+    together and for what is no number.
+    """
     try:
-        found = float(value.item()) if hasattr(value, "item") else float(value) if isinstance(value, Real) else None  # numpy's have item()
+        # numpy's have item()
+        found = (
+            float(value.item())
+            if hasattr(value, "item")
+            else float(value)
+            if isinstance(value, Real)
+            else None
+        )
     except (TypeError, ValueError, RuntimeError):
         return None
     return found if found == found else None

@@ -1,11 +1,14 @@
-"""A value with its interval, where the error has several independent sources. Pure functions, no torch.
+"""A value with its interval, where the error has several independent sources. Pure functions, no
+torch.
 
-An error that comes from items alone has as many degrees of freedom as there are items, one that comes from trainings as many as there are
-trainings less one. Adding both variances and giving the sum one number of degrees of freedom (Satterthwaite's) is too sure where the few
-trainings happen to agree: two trainings against a fixed model were called different in 11.6 % of draws that were equal, two against five in
-12.1 % (`results/benchmarks/verdict-oc.json`). So every source keeps its own quantile of Student's t, and the half-widths add in
-quadrature (Banerjee, 1960, "Approximate confidence interval for linear functions of means of k populations when the population variances
-are not equal", Sankhya 22, 357-358: the coverage is never below the nominal one).
+An error that comes from items alone has as many degrees of freedom as there are items, one that
+comes from trainings as many as there are trainings less one. Adding both variances and giving the
+sum one number of degrees of freedom (Satterthwaite's) is too sure where the few trainings happen to
+agree: two trainings against a fixed model were called different in 11.6 % of draws that were equal,
+two against five in 12.1 % (`results/benchmarks/verdict-oc.json`). So every source keeps its own
+quantile of Student's t, and the half-widths add in quadrature (Banerjee, 1960, "Approximate
+confidence interval for linear functions of means of k populations when the population variances are
+not equal", Sankhya 22, 357-358: the coverage is never below the nominal one).
 """
 
 import math
@@ -20,7 +23,9 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 
 class Source(NamedTuple):
-    """One independent source of error: its variance, and the degrees of freedom with which that was estimated."""
+    """One independent source of error: its variance, and the degrees of freedom with which that was
+    estimated.
+    """
 
     variance: float
     freedom: float
@@ -28,9 +33,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval; `low` and `high` are None where it is undefined, `reason` says why.
+    """A value with its 95 % interval; `low` and `high` are None where it is undefined, `reason`
+    says why.
 
-    `sources` are the errors behind it: of the value, or, where it is a ratio that cannot be negative (`log`), of its logarithm.
+    `sources` are the errors behind it: of the value, or, where it is a ratio that cannot be
+    negative (`log`), of its logarithm.
     """
 
     value: float | None
@@ -49,11 +56,16 @@ def t_quantile(freedom: float, tail: float = 0.025) -> float:
 
 def half_width(sources: Sequence[Source], tail: float = 0.025) -> float:
     """Return the half-width of an interval that either side exceeds with probability `tail`."""
-    return math.sqrt(sum(one.variance * t_quantile(one.freedom, tail) ** 2 for one in sources if one.variance > 0))
+    return math.sqrt(
+        sum(
+            one.variance * t_quantile(one.freedom, tail) ** 2 for one in sources if one.variance > 0
+        )
+    )
 
 
 def one_sided(gap: float, sources: Sequence[Source]) -> float:
-    """Return the one-sided p of "the true value is not above zero" where `gap` was seen: small for a large positive gap.
+    """Return the one-sided p of "the true value is not above zero" where `gap` was seen: small for
+    a large positive gap.
 
     It is the level at which the interval's lower end touches zero.
     """
@@ -89,13 +101,17 @@ def around_ratio(log_value: float, sources: Sequence[Source]) -> Interval:
     return Interval(value, low, high, sources=tuple(sources))
 
 
-def ratio_of_rounds(ratios: Sequence[float], *, spread: float = 0.0, resamples: int = 10_000) -> Interval:
-    """Return the geometric mean of one ratio a round, with a 95 % bootstrap interval over the rounds.
+def ratio_of_rounds(
+    ratios: Sequence[float], *, spread: float = 0.0, resamples: int = 10_000
+) -> Interval:
+    """Return the geometric mean of one ratio a round, with a 95 % bootstrap interval over the
+    rounds.
 
-    The percentile interval of few rounds is too short; its tails are moved out to what Student's t and the factor
-    sqrt(n / (n - 1)) ask for (the expanded percentile interval of Hesterberg, 2015, "What teachers should know about
-    the bootstrap", section 5.2). `spread` is a standard deviation of the log ratio that no round can show, because all of
-    them share it; it widens both ends in quadrature. Fewer than three rounds give no interval.
+    The percentile interval of few rounds is too short; its tails are moved out to what Student's t
+    and the factor sqrt(n / (n - 1)) ask for (the expanded percentile interval of Hesterberg, 2015,
+    "What teachers should know about the bootstrap", section 5.2). `spread` is a standard deviation
+    of the log ratio that no round can show, because all of them share it; it widens both ends in
+    quadrature. Fewer than three rounds give no interval.
     """
     from scipy.special import stdtrit
 
@@ -107,6 +123,8 @@ def ratio_of_rounds(ratios: Sequence[float], *, spread: float = 0.0, resamples: 
     draw = np.random.Generator(np.random.PCG64(20261124))
     means = logs[draw.integers(0, count, size=(resamples, count))].mean(axis=1)
     tail = NormalDist().cdf(math.sqrt(count / (count - 1)) * float(stdtrit(count - 1, 0.025)))
-    below, above = (abs(float(end) - math.log(value)) for end in np.quantile(means, [tail, 1 - tail]))
+    below, above = (
+        abs(float(end) - math.log(value)) for end in np.quantile(means, [tail, 1 - tail])
+    )
     below, above = math.hypot(below, Z95 * spread), math.hypot(above, Z95 * spread)
     return Interval(value, value * math.exp(-below), value * math.exp(above))

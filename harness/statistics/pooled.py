@@ -1,7 +1,9 @@
-"""Figures that all items of a run make together (F1, Matthews correlation, BLEU, chrF, TER), and their standard errors.
+"""Figures that all items of a run make together (F1, Matthews correlation, BLEU, chrF, TER), and
+their standard errors.
 
-No item has a value of its own, but each adds something: a pair of labels, the n-grams of a sentence. A figure is a function of the sum
-of what its items add. What compares two of them stands in `harness/statistics/corpus.py`. No torch.
+No item has a value of its own, but each adds something: a pair of labels, the n-grams of a
+sentence. A figure is a function of the sum of what its items add. What compares two of them stands
+in `harness/statistics/corpus.py`. No torch.
 """
 
 import math
@@ -22,7 +24,9 @@ _BLOCK = 250  # draws that are summed at once: bounds memory
 
 @dataclass(frozen=True)
 class Corpus:
-    """One run on one task: how the figure follows, and what each item adds to it, in item order, numbers by spaces."""
+    """One run on one task: how the figure follows, and what each item adds to it, in item order,
+    numbers by spaces.
+    """
 
     form: str
     statistics: tuple[str, ...]
@@ -32,15 +36,27 @@ class Corpus:
 
 
 def _of_pairs(pairs: _Numbers) -> _Numbers:
-    """Return what (gold, prediction) pairs of 0 and 1 add to F1: a true positive, and positives of either side."""
+    """Return what (gold, prediction) pairs of 0 and 1 add to F1: a true positive, and positives of
+    either side.
+    """
     return np.stack([pairs[:, 0] * pairs[:, 1], pairs.sum(axis=1)], axis=1)
 
 
 def _of_labels(pairs: _Numbers) -> _Numbers:
-    """Return what (gold, prediction) pairs of class numbers add to a confusion table: items, hits, golds and predictions by class."""
+    """Return what (gold, prediction) pairs of class numbers add to a confusion table: items, hits,
+    golds and predictions by class.
+    """
     golds, predictions = pairs.astype(int).T
     classes = np.eye(int(pairs.max()) + 1)
-    return np.concatenate([np.ones((len(pairs), 1)), (golds == predictions)[:, None], classes[golds], classes[predictions]], axis=1)
+    return np.concatenate(
+        [
+            np.ones((len(pairs), 1)),
+            (golds == predictions)[:, None],
+            classes[golds],
+            classes[predictions],
+        ],
+        axis=1,
+    )
 
 
 # The figure of a sum of columns; sums may have any leading axes
@@ -51,7 +67,9 @@ def _f1(sums: _Numbers) -> _Numbers:
 
 
 def _matthews(sums: _Numbers) -> _Numbers:
-    """Return Matthews' correlation of any number of classes (Gorodkin's R_K, 2004); 0 where one side names one class alone."""
+    """Return Matthews' correlation of any number of classes (Gorodkin's R_K, 2004); 0 where one
+    side names one class alone.
+    """
     items, hits = sums[..., 0], sums[..., 1]
     golds, predictions = np.split(sums[..., 2:], 2, axis=-1)
     covariance = items * hits - (golds * predictions).sum(axis=-1)
@@ -60,11 +78,15 @@ def _matthews(sums: _Numbers) -> _Numbers:
 
 
 def _bleu(sums: _Numbers) -> _Numbers:
-    """Return sacrebleu's BLEU of (length, reference's length, n-grams that match, n-grams), orders 1 to 4, its exponential smoothing."""
+    """Return sacrebleu's BLEU of (length, reference's length, n-grams that match, n-grams), orders
+    1 to 4, its exponential smoothing.
+    """
     written, wanted = sums[..., 0], sums[..., 1]
     matches, grams = sums[..., 2:6], sums[..., 6:10]
     halvings = np.cumsum((matches == 0) & (grams > 0), axis=-1)
-    shares = np.where(matches > 0, _share(matches, grams), _share(np.ones_like(grams), 2.0**halvings * grams))
+    shares = np.where(
+        matches > 0, _share(matches, grams), _share(np.ones_like(grams), 2.0**halvings * grams)
+    )
     known = (grams > 0).all(axis=-1) & (matches > 0).any(axis=-1)
     logs = np.log(np.where(shares > 0, shares, 1.0)).mean(axis=-1)
     short = np.where(written > 0, np.exp(np.minimum(0.0, 1 - _share(wanted, written))), 0.0)
@@ -72,7 +94,9 @@ def _bleu(sums: _Numbers) -> _Numbers:
 
 
 def _chrf(sums: _Numbers) -> _Numbers:
-    """Return sacrebleu's chrF (beta 2) of (n-grams, reference's n-grams, matches) for each order."""
+    """Return sacrebleu's chrF (beta 2) of (n-grams, reference's n-grams, matches) for each
+    order.
+    """
     written, wanted, matches = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     both = (written > 0) & (wanted > 0)
     orders = both.sum(axis=-1)
@@ -102,8 +126,14 @@ def _share(part: _Numbers, whole: _Numbers) -> _Numbers:
 
 
 _FIGURES: Mapping[str, Callable[[_Numbers], _Numbers]] = {
-    "f1": _f1, "mcc": _matthews, "bleu": _bleu, "chrf": _chrf, "ter": _ter, "mean": _mean, "perplexity": _perplexity,
-}  # fmt: skip
+    "f1": _f1,
+    "mcc": _matthews,
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "ter": _ter,
+    "mean": _mean,
+    "perplexity": _perplexity,
+}
 _COLUMNS: Mapping[str, Callable[[_Numbers], _Numbers]] = {"f1": _of_pairs, "mcc": _of_labels}
 FORMS = frozenset(_FIGURES)
 SIGNED = frozenset({"mcc"})  # may be below zero, so that a ratio of two says nothing
@@ -128,9 +158,14 @@ def strata(count: int, parts: Parts) -> list[tuple[slice, float]]:
 
 
 def weighted(run: Corpus, parts: Parts = ()) -> float:
-    """Return the figure of a run; with `parts` (items, weight of each) the weighted mean of theirs."""
+    """Return the figure of a run; with `parts` (items, weight of each) the weighted mean of
+    theirs.
+    """
     columns, figure = _columns(run), _FIGURES[run.form]
-    return math.fsum(weight * float(figure(columns[here].sum(axis=0))) for here, weight in strata(len(columns), parts))
+    return math.fsum(
+        weight * float(figure(columns[here].sum(axis=0)))
+        for here, weight in strata(len(columns), parts)
+    )
 
 
 # Draws
@@ -138,7 +173,9 @@ def weighted(run: Corpus, parts: Parts = ()) -> float:
 
 @lru_cache(maxsize=32)
 def draws_of(items: int, at: int) -> npt.NDArray[np.uint8]:
-    """Return how often each item stands in each of the draws of part `at`: the same ones for every run."""
+    """Return how often each item stands in each of the draws of part `at`: the same ones for every
+    run.
+    """
     random = np.random.Generator(np.random.PCG64((_SEED, items, at)))
     found = np.empty((RESAMPLES, items), dtype=np.uint8)
     for start in range(0, RESAMPLES, _BLOCK):
@@ -162,15 +199,20 @@ class _Drawn:
 def drawn(run: Corpus, parts: _Key) -> _Drawn:
     """Draw a run's items again, within their parts.
 
-    An item's influence is the jackknife's: items x (figure - figure without it). Where no item has any (a perfect model), one that was
-    not seen could still cost the figure itself.
+    An item's influence is the jackknife's: items x (figure - figure without it). Where no item has
+    any (a perfect model), one that was not seen could still cost the figure itself.
     """
     columns, figure = _columns(run), _FIGURES[run.form]
     value, draws, low, high = 0.0, np.zeros(RESAMPLES), 0.0, 0.0
     for at, (here, weight) in enumerate(strata(len(columns), parts)):
         own = columns[here]
         total, counts = own.sum(axis=0), draws_of(len(own), at)
-        sums = np.concatenate([counts[first : first + _BLOCK].astype(np.float64) @ own for first in range(0, RESAMPLES, _BLOCK)])
+        sums = np.concatenate(
+            [
+                counts[first : first + _BLOCK].astype(np.float64) @ own
+                for first in range(0, RESAMPLES, _BLOCK)
+            ]
+        )
         whole = float(figure(total))
         value += weight * whole
         draws += weight * figure(sums)
@@ -182,4 +224,6 @@ def drawn(run: Corpus, parts: _Key) -> _Drawn:
 
 def standard_error(run: Corpus, parts: Parts = ()) -> float | None:
     """Return the bootstrap's standard error of a figure, None of fewer than two items."""
-    return float(drawn(run, tuple(map(tuple, parts))).draws.std()) if len(run.statistics) > 1 else None
+    return (
+        float(drawn(run, tuple(map(tuple, parts))).draws.std()) if len(run.statistics) > 1 else None
+    )

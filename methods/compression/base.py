@@ -1,4 +1,6 @@
-"""What methods without training share: their settings, opening what they change, saving it, saying what it cost. No torch at import."""
+"""What methods without training share: their settings, opening what they change, saving it, saying
+what it cost. No torch at import.
+"""
 
 import json
 import time
@@ -11,14 +13,18 @@ from methods.base import settings
 
 @settings
 class Compressed(Method):
-    """A method that changes weights without training. In a chain it changes the stage before it, else the teacher."""
+    """A method that changes weights without training. In a chain it changes the stage before it,
+    else the teacher.
+    """
 
     family: ClassVar[Family] = "pruning"
     starts_from: ClassVar[Start] = "teacher"
 
 
 class Making:
-    """One student in the making: opened in full precision, changed, saved; `cost.json` says what it took."""
+    """One student in the making: opened in full precision, changed, saved; `cost.json` says what it
+    took.
+    """
 
     def __init__(self, job: Job, method: str, *, plain: bool = False) -> None:
         from harness.errors import CellFailed
@@ -31,9 +37,15 @@ class Making:
         self.began = time.perf_counter()
         packed = quantized_by(self.base.path)
         if packed and packed != "float":
-            raise CellFailed(f"{method}: {self.base.name} is quantized already ({packed}); start from the floats that it was made of")
+            raise CellFailed(
+                f"{method}: {self.base.name} is quantized already ({packed}); start from the "
+                "floats that it was made of"
+            )
         if plain and packed:
-            raise CellFailed(f"{method}: {self.base.name} has factors or widths of its own; it needs the architecture's own shapes")
+            raise CellFailed(
+                f"{method}: {self.base.name} has factors or widths of its own; it needs the "
+                "architecture's own shapes"
+            )
         dtype = "float32" if job.device == "cpu" else job.dtype
         self.opened = open_model(self.base, device=job.device, dtype=dtype)
         self.opened.model.requires_grad_(False)
@@ -56,10 +68,18 @@ class Making:
         from harness.models.shaping import save_student
 
         kind = getattr(torch, dtype) if dtype else stored_dtype(self.base)
-        made = save_student(self.opened, self.job.workdir / "student", name=self.method, dtype=kind, parents=(self.base.digest,))
+        made = save_student(
+            self.opened,
+            self.job.workdir / "student",
+            name=self.method,
+            dtype=kind,
+            parents=(self.base.digest,),
+        )
         return self._told(made, notes, flops)
 
-    def save_as(self, write: "Callable[[Any], None]", *, notes: Mapping[str, Any], flops: float = 0.0) -> Checkpoint:
+    def save_as(
+        self, write: "Callable[[Any], None]", *, notes: Mapping[str, Any], flops: float = 0.0
+    ) -> Checkpoint:
         """Let `write` fill the student's folder, whole or not at all."""
         from harness.files.writing import save_atomically
         from harness.models.checkpoint import describe, weight_files
@@ -71,7 +91,9 @@ class Making:
 
         folder = self.job.workdir / "student"
         save_atomically(folder, whole)
-        return self._told(describe(folder, name=self.method, parents=(self.base.digest,)), notes, flops)
+        return self._told(
+            describe(folder, name=self.method, parents=(self.base.digest,)), notes, flops
+        )
 
     def _told(self, made: Checkpoint, notes: Mapping[str, Any], flops: float) -> Checkpoint:
         from harness.files.writing import write_whole
@@ -86,6 +108,12 @@ class Making:
             peak = process_bytes("VmHWM")
         seconds = time.perf_counter() - self.began
         told = {**notes, "bytes_before": self.base.bytes_on_disk, "bytes_after": made.bytes_on_disk}
-        cost = {"seconds": seconds, "device_seconds": seconds, "peak_bytes": peak, "flops": flops, "notes": {self.method: told}}
+        cost = {
+            "seconds": seconds,
+            "device_seconds": seconds,
+            "peak_bytes": peak,
+            "flops": flops,
+            "notes": {self.method: told},
+        }
         write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return made

@@ -1,4 +1,6 @@
-"""Settings of methods that read training text before they change a weight, and what reading it takes. No torch at import."""
+"""Settings of methods that read training text before they change a weight, and what reading it
+takes. No torch at import.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 class Calibrated(Compressed):
     """A method that reads training text first."""
 
-    calibration: Literal["auto", "train", "c4"] = "auto"  # auto: the tasks' train split, C4 of the data folder where there is none
+    # auto: the tasks' train split, C4 of the data folder where there is none
+    calibration: Literal["auto", "train", "c4"] = "auto"
     num_calibration_samples: Annotated[int, Field(ge=1, le=4096)] = 128
     max_seq_length: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
 
@@ -34,7 +37,13 @@ class Calibrated(Compressed):
         """Return the text, in tokens."""
         from methods.compression.calibration import calibration
 
-        return calibration(job, opened, source=self.calibration, sequences=self.num_calibration_samples, tokens=self.max_seq_length)
+        return calibration(
+            job,
+            opened,
+            source=self.calibration,
+            sequences=self.num_calibration_samples,
+            tokens=self.max_seq_length,
+        )
 
 
 def calibration_flops(making: Making, data: "Calibration", passes: int) -> float:

@@ -1,11 +1,14 @@
-"""Calibration: text of the training side, cut into sequences of equal length, and sums over it of what flows into each layer.
+"""Calibration: text of the training side, cut into sequences of equal length, and sums over it of
+what flows into each layer.
 
-The text is the tasks' own train split, each item once, or C4 from the data folder where a task has none; never an evaluation
-item: found by exact question everywhere, by a run of 13 words in text from outside (n-grams mean nothing in the generated tasks,
-which share templates and facts by design). Name, digest, size and what was dropped stand in the record.
+The text is the tasks' own train split, each item once, or C4 from the data folder where a task has
+none; never an evaluation item: found by exact question everywhere, by a run of 13 words in text
+from outside (n-grams mean nothing in the generated tasks, which share templates and facts by
+design). Name, digest, size and what was dropped stand in the record.
 
-A sweep goes block by block: what a block sees has passed through the blocks before it as they are by then, cut and packed.
-Legend: B sequences at once, T tokens of a sequence, H width, I inputs of a layer.
+A sweep goes block by block: what a block sees has passed through the blocks before it as they are
+by then, cut and packed. Legend: B sequences at once, T tokens of a sequence, H width, I inputs of a
+layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,8 +44,12 @@ class Calibration:
         yield from self.ids.split(max(1, AT_ONCE // self.ids.shape[1]))
 
 
-def calibration(job: Job, opened: LanguageModel, *, source: str, sequences: int, tokens: int) -> Calibration:
-    """Return up to `sequences` sequences of `tokens` tokens (the model's context, where that is shorter)."""
+def calibration(
+    job: Job, opened: LanguageModel, *, source: str, sequences: int, tokens: int
+) -> Calibration:
+    """Return up to `sequences` sequences of `tokens` tokens (the model's context, where that is
+    shorter).
+    """
     name, texts, told = _texts(job, source)
     length = min(tokens, opened.context)
     eos = opened.tokenizer.eos_token_id
@@ -56,21 +63,43 @@ def calibration(job: Job, opened: LanguageModel, *, source: str, sequences: int,
             break
     count = min(sequences, len(stream) // length)
     if count == 0:
-        raise CellFailed(f"calibration: {len(stream)} tokens of {name} fill no sequence of {length}; give more --rows, or fewer tokens")
+        raise CellFailed(
+            f"calibration: {len(stream)} tokens of {name} fill no sequence of {length}; give more "
+            "--rows, or fewer tokens"
+        )
     ids = torch.tensor(stream[: count * length], device=opened.device).view(count, length)
     digest = digest_of(name, texts[:used])
-    return Calibration(ids, {"name": name, "digest": digest, "sequences": count, "tokens_each": length, "texts": used, **told})
+    return Calibration(
+        ids,
+        {
+            "name": name,
+            "digest": digest,
+            "sequences": count,
+            "tokens_each": length,
+            "texts": used,
+            **told,
+        },
+    )
 
 
 def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
-    """Return the name of the text, its documents, and what was dropped for being evaluation text."""
+    """Return the name of the text, its documents, and what was dropped for being evaluation
+    text.
+    """
     if source in ("auto", "train"):
         try:
             examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
             names = list(dict.fromkeys(example.task for example in examples))
             held_out = overlapping(examples, job.tasks, job.source)
-            left = [example.prompt + example.completion for example in examples if example.prompt not in held_out]
-            told = {"compared_with": names, "dropped_for_evaluation_text": len(examples) - len(left)}
+            left = [
+                example.prompt + example.completion
+                for example in examples
+                if example.prompt not in held_out
+            ]
+            told = {
+                "compared_with": names,
+                "dropped_for_evaluation_text": len(examples) - len(left),
+            }
             return f"train split of {'+'.join(names)}", left, told
         except NoSplit:
             if source == "train":
@@ -83,7 +112,10 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     texts = [str(row["text"]) for row in rows]
     dropped, compared = contaminated(texts, job.tasks, job.source)
     kept = [text for at, text in enumerate(texts) if at not in dropped]
-    told = {"compared_with": compared, "dropped_for_evaluation_text": len(dropped) if compared else None}
+    told = {
+        "compared_with": compared,
+        "dropped_for_evaluation_text": len(dropped) if compared else None,
+    }
     return "C4 sample", kept, told
 
 
@@ -92,10 +124,12 @@ Kind = Literal["gram", "squares", "magnitude"]
 
 @dataclass
 class Flow:
-    """Sums over the tokens that went into layers: X^T X (I, I), squares (I,) or magnitudes (I,), in fp32; and how many tokens.
+    """Sums over the tokens that went into layers: X^T X (I, I), squares (I,) or magnitudes (I,), in
+    fp32; and how many tokens.
 
-    `alike` divides every token's input by its norm first. The few tokens that attention rests on (sinks: the first of a sequence, as a
-    rule) are hundreds of times larger than all others in some layers, and would decide the sums alone.
+    `alike` divides every token's input by its norm first. The few tokens that attention rests on
+    (sinks: the first of a sequence, as a rule) are hundreds of times larger than all others in some
+    layers, and would decide the sums alone.
     """
 
     kind: Kind
@@ -108,7 +142,13 @@ class Flow:
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         if self.alike:
             rows = nn.functional.normalize(rows, dim=-1)
-        value = rows.T @ rows if self.kind == "gram" else rows.square().sum(0) if self.kind == "squares" else rows.abs().sum(0)
+        value = (
+            rows.T @ rows
+            if self.kind == "gram"
+            else rows.square().sum(0)
+            if self.kind == "squares"
+            else rows.abs().sum(0)
+        )
         if name in self.sums:
             self.sums[name] += value
         else:
@@ -117,7 +157,9 @@ class Flow:
 
 @contextmanager
 def watched(flow: Flow, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Sum what goes into these layers while they run; layers that are handed the very same tensor share one sum."""
+    """Sum what goes into these layers while they run; layers that are handed the very same tensor
+    share one sum.
+    """
     last: list[tuple[Tensor, str]] = []
 
     def hook(name: str) -> Callable[..., None]:
@@ -142,7 +184,8 @@ def watched(flow: Flow, layers: Mapping[str, nn.Module]) -> Iterator[None]:
 class SweepOptions:
     """How a sweep reads the text.
 
-    `again` runs each block once more after its visit; without it the next block sees what this one gave before.
+    `again` runs each block once more after its visit; without it the next block sees what this one
+    gave before.
     """
 
     alike: bool = False  # as `Flow` has it
@@ -163,7 +206,9 @@ def sweep(
     visit: Callable[[str, Flow], None],
     options: SweepOptions = _AS_A_RULE,
 ) -> None:
-    """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change the block, and the next ones see that."""
+    """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change
+    the block, and the next ones see that.
+    """
     prefix, blocks = blocks_of(opened.model)
     _refuse_outside(layers, prefix, options.method)
     states, given, seen = _entered(opened.model, blocks, data)
@@ -178,11 +223,20 @@ def sweep(
                 after = []
                 for state in states:
                     out = _output(block, state, given[at], whole)
-                    after += [] if options.again else [out]  # two copies of all states are not held at once
-            _refuse_unread(inside, flow, name, f"{options.method}.num_calibration_samples={4 * len(data.ids)}")
+                    # two copies of all states are not held at once
+                    after += [] if options.again else [out]
+            _refuse_unread(
+                inside, flow, name, f"{options.method}.num_calibration_samples={4 * len(data.ids)}"
+            )
             visit(name, flow)
-            states = [_output(block, state, given[at], whole) for state in states] if options.again else after
-            options.progress(Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks"))
+            states = (
+                [_output(block, state, given[at], whole) for state in states]
+                if options.again
+                else after
+            )
+            options.progress(
+                Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks")
+            )
 
 
 def _refuse_outside(layers: Mapping[str, nn.Module], prefix: str, method: str) -> None:
@@ -190,8 +244,8 @@ def _refuse_outside(layers: Mapping[str, nn.Module], prefix: str, method: str) -
     outside = [one for one in layers if not one.startswith(f"{prefix}.")]
     if outside:
         raise CellFailed(
-            f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are seen; leave it as it is with --set "
-            + skipping(method, outside)
+            f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are "
+            "seen; leave it as it is with --set " + skipping(method, outside)
         )
 
 
@@ -200,7 +254,8 @@ def _refuse_unread(inside: Mapping[str, nn.Module], flow: Flow, block: str, more
     unread = [one for one in inside if one not in flow.sums]
     if unread:
         raise CellFailed(
-            f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of {block}; give more text with --set {more}"
+            f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of "
+            f"{block}; give more text with --set {more}"
         )
 
 
@@ -212,12 +267,16 @@ class _Beside:
     named: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list[Tensor], list[_Beside], dict[int, tuple[Tensor, Tensor]]]:
-    """Return the hidden states that enter the first block, by batch, and what each block is handed beside them.
+def _entered(
+    model: Any, blocks: nn.ModuleList, data: Calibration
+) -> tuple[list[Tensor], list[_Beside], dict[int, tuple[Tensor, Tensor]]]:
+    """Return the hidden states that enter the first block, by batch, and what each block is handed
+    beside them.
 
-    Masks and positions are those of the first batch: all sequences have one length and no padding, so they are the same for all. The
-    last value holds what the first and the last block made of the *second* batch inside the model (of the first where there is no other):
-    (states in, states out) by the block's number.
+    Masks and positions are those of the first batch: all sequences have one length and no padding,
+    so they are the same for all. The last value holds what the first and the last block made of the
+    *second* batch inside the model (of the first where there is no other): (states in, states out)
+    by the block's number.
     """
     given = [_Beside() for _ in blocks]
     states: list[Tensor] = []
@@ -235,18 +294,31 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
             if len(states) > 1:
                 return
             left_out = ("hidden_states", "past_key_values", "past_key_value")
-            given[at] = _Beside(positional[1:], {key: value for key, value in named.items() if key not in left_out})
+            given[at] = _Beside(
+                positional[1:], {key: value for key, value in named.items() if key not in left_out}
+            )
 
         return before
 
     def keep_own(at: int) -> Callable[..., None]:
-        def after(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
-            seen[at] = (positional[0] if positional else named["hidden_states"], out[0] if isinstance(out, tuple) else out)
+        def after(
+            module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any
+        ) -> None:
+            seen[at] = (
+                positional[0] if positional else named["hidden_states"],
+                out[0] if isinstance(out, tuple) else out,
+            )
 
         return after
 
-    handles = [block.register_forward_pre_hook(keep(at), with_kwargs=True) for at, block in enumerate(blocks)]
-    handles += [blocks[at].register_forward_hook(keep_own(at), with_kwargs=True) for at in {0, len(blocks) - 1}]
+    handles = [
+        block.register_forward_pre_hook(keep(at), with_kwargs=True)
+        for at, block in enumerate(blocks)
+    ]
+    handles += [
+        blocks[at].register_forward_hook(keep_own(at), with_kwargs=True)
+        for at in {0, len(blocks) - 1}
+    ]
     try:
         with torch.no_grad():
             for batch in data.batches():
@@ -261,23 +333,37 @@ def _entered(model: Any, blocks: nn.ModuleList, data: Calibration) -> tuple[list
 
 
 def _check_alone(
-    model: Any, blocks: nn.ModuleList, given: Sequence[_Beside], seen: Mapping[int, tuple[Tensor, Tensor]], whole: int
+    model: Any,
+    blocks: nn.ModuleList,
+    given: Sequence[_Beside],
+    seen: Mapping[int, tuple[Tensor, Tensor]],
+    whole: int,
 ) -> None:
-    """Refuse a model whose blocks, run one by one with what they were handed for the first batch, do not give what they give inside it."""
+    """Refuse a model whose blocks, run one by one with what they were handed for the first batch,
+    do not give what they give inside it.
+    """
     for at, (before, after) in seen.items():
         if not bool(torch.isfinite(after).all()):
             raise CellFailed(
-                f"{type(model).__name__}: what leaves block {at} is not finite on the calibration text; no method can read that"
+                f"{type(model).__name__}: what leaves block {at} is not finite on the calibration "
+                "text; no method can read that"
             )
         try:
             with torch.no_grad():
                 alone = _output(blocks[at], before, given[at], whole)
-            same = torch.allclose(alone.float(), after.float(), rtol=1e-3, atol=1e-3 * float(after.float().abs().max()))
-        except (TypeError, AttributeError, RuntimeError):  # it wants more than it was handed, or something of another shape
+            same = torch.allclose(
+                alone.float(),
+                after.float(),
+                rtol=1e-3,
+                atol=1e-3 * float(after.float().abs().max()),
+            )
+        # it wants more than it was handed, or something of another shape
+        except (TypeError, AttributeError, RuntimeError):
             same = False
         if not same:
             raise CellFailed(
-                f"{type(model).__name__}: block {at} run by itself gives other states than inside the model, so text cannot be led through "
+                f"{type(model).__name__}: block {at} run by itself gives other states than inside "
+                "the model, so text cannot be led through "
                 "it block by block; use a method that reads no text"
             )
 
@@ -302,19 +388,27 @@ def _cut(value: Any, whole: int, rows: int) -> Any:
 
 
 def influence(opened: LanguageModel, data: Calibration) -> list[float]:
-    """Return each block's influence: 1 - mean cos(what enters, what leaves), over all tokens (Men et al., 2024, ShortGPT)."""
+    """Return each block's influence: 1 - mean cos(what enters, what leaves), over all tokens (Men
+    et al., 2024, ShortGPT).
+    """
     _, blocks = blocks_of(opened.model)
     sums = [0.0] * len(blocks)
 
     def hook(at: int) -> Callable[..., None]:
-        def after(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+        def after(
+            module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any
+        ) -> None:
             before = positional[0] if positional else named["hidden_states"]
             left = out[0] if isinstance(out, tuple) else out
-            sums[at] += float((1 - torch.cosine_similarity(before.float(), left.float(), dim=-1)).sum())
+            sums[at] += float(
+                (1 - torch.cosine_similarity(before.float(), left.float(), dim=-1)).sum()
+            )
 
         return after
 
-    handles = [block.register_forward_hook(hook(at), with_kwargs=True) for at, block in enumerate(blocks)]
+    handles = [
+        block.register_forward_hook(hook(at), with_kwargs=True) for at, block in enumerate(blocks)
+    ]
     try:
         with torch.no_grad():
             for batch in data.batches():

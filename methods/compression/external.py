@@ -1,4 +1,6 @@
-"""Quantisation by other libraries: what is not installed is skipped with the command that installs it. No torch at import."""
+"""Quantisation by other libraries: what is not installed is skipped with the command that installs
+it. No torch at import.
+"""
 
 import errno
 import importlib.util
@@ -18,30 +20,45 @@ def require(package: str, extra: str) -> None:
     """Raise `Skipped` where a package is missing, or the one that it stands in (optimum.quanto)."""
     parts = package.split(".")
     if any(importlib.util.find_spec(".".join(parts[: at + 1])) is None for at in range(len(parts))):
-        raise Skipped(f"{package} is not installed; type: pip install 'compression-harness[{extra}]'")
+        raise Skipped(
+            f"{package} is not installed; type: pip install 'compression-harness[{extra}]'"
+        )
 
 
 def matrices_of(model: Any, method: str) -> int:
-    """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any that it would leave out unsaid."""
+    """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any
+    that it would leave out unsaid.
+    """
     from methods.compression.layers import is_stranger, seen_as_linear, short_names
 
     head = model.get_output_embeddings()
-    matrices = [module for module in model.modules() if module is not head and seen_as_linear(module) is not None]
+    matrices = [
+        module
+        for module in model.modules()
+        if module is not head and seen_as_linear(module) is not None
+    ]
     known = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
-    strange = [name for name, one in model.named_parameters() if id(one) not in known and is_stranger(model, name)]
+    strange = [
+        name
+        for name, one in model.named_parameters()
+        if id(one) not in known and is_stranger(model, name)
+    ]
     if strange:
         raise CellFailed(
-            f"{method} does not know {', '.join(short_names(strange))}, which would stay as they are unsaid; use int8 or int4 with ignore"
+            f"{method} does not know {', '.join(short_names(strange))}, which would stay as they "
+            "are unsaid; use int8 or int4 with ignore"
         )
     return len(matrices)
 
 
 @contextmanager
 def by_library(method: str, library: str, base: Checkpoint) -> Iterator[None]:
-    """Turn whatever a library raises into the row's reason: what it was given, which library of which version, what to type next.
+    """Turn whatever a library raises into the row's reason: what it was given, which library of
+    which version, what to type next.
 
-    Libraries raise anything, `SystemExit` and exceptions of other languages' bindings included. What says that memory or disk is full
-    goes on as it is: the row's reason names what makes that smaller.
+    Libraries raise anything, `SystemExit` and exceptions of other languages' bindings included.
+    What says that memory or disk is full goes on as it is: the row's reason names what makes that
+    smaller.
     """
     from harness.machine.memory import is_out_of_memory
 
@@ -54,7 +71,8 @@ def by_library(method: str, library: str, base: Checkpoint) -> Iterator[None]:
         if full or is_out_of_memory(problem):
             raise
         raise CellFailed(
-            f"{method}: {_named(library)} does not take {base.name} ({_said(problem)}); {_instead(problem, library)}"
+            f"{method}: {_named(library)} does not take {base.name} ({_said(problem)}); "
+            f"{_instead(problem, library)}"
         ) from problem
 
 
@@ -77,15 +95,23 @@ def _said(problem: BaseException) -> str:
 
 
 def _instead(problem: BaseException, library: str) -> str:
-    """Say what to type next: a library that cannot be imported may be mended, a model that it refuses cannot."""
+    """Say what to type next: a library that cannot be imported may be mended, a model that it
+    refuses cannot.
+    """
     if isinstance(problem, ImportError):
         extra = "gptq" if "gptq" in library else "quant"
-        return f"type: pip install --upgrade 'compression-harness[{extra}]', or use int8 or int4, which need no library"
+        return (
+            f"type: pip install --upgrade 'compression-harness[{extra}]', or use int8 or int4, "
+            "which need no library"
+        )
     return "use int8 or int4"
 
 
-def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None) -> Checkpoint:
-    """Save a model that a library packed, and compare what a fresh opening answers with what it answered before.
+def written_by(
+    making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None
+) -> Checkpoint:
+    """Save a model that a library packed, and compare what a fresh opening answers with what it
+    answered before.
 
     Some libraries reload random weights with no more than a warning. `told` names the library.
     """
@@ -102,13 +128,18 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
             if save is not None:
                 save(fresh)
             else:
-                packed.save_pretrained(fresh)  # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
+                # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
+                packed.save_pretrained(fresh)
         making.opened.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
             _in_order(path)
 
         def answers() -> tuple[Any, Any]:
-            again = AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype).to(packed.device).eval()
+            again = (
+                AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype)
+                .to(packed.device)
+                .eval()
+            )
             with torch.inference_mode():
                 return packed(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
 
@@ -116,15 +147,22 @@ def written_by(making: Making, packed: Any, told: dict[str, Any], *, save: Calla
             before, after = answers()
         gap = float((after - before).abs().max())
         if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
-            raise CellFailed(f"{making.method}: the saved student answers otherwise when it is opened again (logits differ by {gap:.3g})")
+            raise CellFailed(
+                f"{making.method}: the saved student answers otherwise when it is opened again "
+                f"(logits differ by {gap:.3g})"
+            )
 
-        told["bits_per_weight"] = making.bits(sum(path.stat().st_size for path in weight_files(fresh)))
+        told["bits_per_weight"] = making.bits(
+            sum(path.stat().st_size for path in weight_files(fresh))
+        )
 
     return making.save_as(write, notes=told)
 
 
 def _in_order(path: Path) -> None:
-    """Sort what a safetensors file notes beside its tensors: it is written in a random order, and the same student has the same bytes."""
+    """Sort what a safetensors file notes beside its tensors: it is written in a random order, and
+    the same student has the same bytes.
+    """
     with path.open("r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

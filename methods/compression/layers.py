@@ -1,8 +1,11 @@
-"""Which layers of a model a compression method works on; every other weight is named, never silently left out.
+"""Which layers of a model a compression method works on; every other weight is named, never
+silently left out.
 
-Layers are told by what they are: linear layers (`nn.Linear`, what is built on it, GPT-2's transposed Conv1D) inside the text model, the
-token table, the head. A matrix that is none of these (a mixture's fused experts) is an error that names all of its kind, unless a setting
-says to skip them. What is no matrix of a linear layer (positions, norms, routers, convolutions, recurrent states) is left alone.
+Layers are told by what they are: linear layers (`nn.Linear`, what is built on it, GPT-2's
+transposed Conv1D) inside the text model, the token table, the head. A matrix that is none of these
+(a mixture's fused experts) is an error that names all of its kind, unless a setting says to skip
+them. What is no matrix of a linear layer (positions, norms, routers, convolutions, recurrent
+states) is left alone.
 """
 
 import fnmatch
@@ -21,7 +24,9 @@ from harness.models.blocks import hooked, is_tied, probe_of, text_part
 
 
 class Transposed:
-    """GPT-2's Conv1D seen as the linear layer that it is: the weight as (O, I), a view of its own (I, O)."""
+    """GPT-2's Conv1D seen as the linear layer that it is: the weight as (O, I), a view of its own
+    (I, O).
+    """
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -41,23 +46,29 @@ class Transposed:
 class Layers:
     """A decoder's weight matrices by the part that they play."""
 
-    linear: dict[str, Any]  # inside the text model, in the order of a forward pass: nn.Linear, or what is seen as one
+    # inside the text model, in the order of a forward pass: nn.Linear, or what is seen as one
+    linear: dict[str, Any]
     table: tuple[str, nn.Embedding]
     head: tuple[str, nn.Linear] | None  # None where the model has none
     tied: bool  # head and table are one matrix
     left: frozenset[str]  # modules that the patterns leave as they are
-    alone: tuple[str, ...] = ()  # what no method here works on: positions, routers, convolutions, states; in short names
+    # what no method here works on: positions, routers, convolutions, states; in short names
+    alone: tuple[str, ...] = ()
 
     @property
     def told(self) -> dict[str, list[str]]:
-        """What a record says of weights that stay as they are though nobody asked for it; nothing where there are none."""
+        """What a record says of weights that stay as they are though nobody asked for it; nothing
+        where there are none.
+        """
         return {"left_alone": list(self.alone)} if self.alone else {}
 
 
 def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
-    """Sort a text model's matrices; `skip` are patterns (`*.down_proj`) of layers to leave as they are.
+    """Sort a text model's matrices; `skip` are patterns (`*.down_proj`) of layers to leave as they
+    are.
 
-    Raises `CellFailed` naming every stranger in one setting to paste. Towers beside the text model are left alone.
+    Raises `CellFailed` naming every stranger in one setting to paste. Towers beside the text model
+    are left alone.
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
@@ -72,15 +83,22 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
             left.add(name)
             known.update(id(parameter) for parameter in module.parameters())
         elif (
-            module is not head and f"{name}.".startswith(f"{prefix}." if prefix else "") and (matrix := seen_as_linear(module)) is not None
+            module is not head
+            and f"{name}.".startswith(f"{prefix}." if prefix else "")
+            and (matrix := seen_as_linear(module)) is not None
         ):
             linear[name] = matrix
             known.add(id(module.weight))
     unused = [pattern for pattern in skip if pattern not in used]
     if unused:
-        raise CellFailed(f"{method}: ignore={unused[0]!r} matches no layer; names look like {next(iter(linear), 'none')}")
+        raise CellFailed(
+            f"{method}: ignore={unused[0]!r} matches no layer; names look like "
+            f"{next(iter(linear), 'none')}"
+        )
     others = [
-        name for name, one in model.named_parameters() if id(one) not in known and f"{name}.".startswith(f"{prefix}." if prefix else "")
+        name
+        for name, one in model.named_parameters()
+        if id(one) not in known and f"{name}.".startswith(f"{prefix}." if prefix else "")
     ]
     strange = [name for name in others if is_stranger(model, name)]
     if strange:
@@ -89,44 +107,73 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
     linear = {name: layer for name, layer in linear.items() if name not in idle}
     if not linear:
         raise CellFailed(f"{method}: no linear layer is left to work on")
-    alone = [name for name in others if model.get_parameter(name).ndim >= 2] + [f"{name}.weight" for name in idle]
+    alone = [name for name in others if model.get_parameter(name).ndim >= 2] + [
+        f"{name}.weight" for name in idle
+    ]
     return Layers(
-        linear, (names[id(table)], table), None if head is None else (names[id(head)], head), is_tied(model), frozenset(left),
+        linear,
+        (names[id(table)], table),
+        None if head is None else (names[id(head)], head),
+        is_tied(model),
+        frozenset(left),
         tuple(short_names(alone)),
-    )  # fmt: skip
+    )
 
 
 def seen_as_linear(module: Any) -> Any:
-    """Return a module as a linear layer with a weight (O, I); None for any other. Classes built on nn.Linear must compute what it does."""
+    """Return a module as a linear layer with a weight (O, I); None for any other. Classes built on
+    nn.Linear must compute what it does.
+    """
     if isinstance(module, Conv1D):
         return Transposed(module)
     if type(module) is nn.Linear:
         return module
-    if not isinstance(module, nn.Linear) or {name for name, _ in module.named_parameters()} - {"weight", "bias"}:
+    if not isinstance(module, nn.Linear) or {name for name, _ in module.named_parameters()} - {
+        "weight",
+        "bias",
+    }:
         return None
-    x = torch.linspace(-1, 1, 3 * module.in_features, dtype=module.weight.dtype, device=module.weight.device).view(3, -1)
+    x = torch.linspace(
+        -1, 1, 3 * module.in_features, dtype=module.weight.dtype, device=module.weight.device
+    ).view(3, -1)
     try:
         with torch.no_grad():
             out, expected = module(x), nn.functional.linear(x, module.weight, module.bias)
     except Exception:  # noqa: BLE001  it takes something else: no linear layer
         return None
-    same = isinstance(out, Tensor) and out.shape == expected.shape and torch.allclose(out.float(), expected.float(), rtol=1e-2, atol=1e-2)
+    same = (
+        isinstance(out, Tensor)
+        and out.shape == expected.shape
+        and torch.allclose(out.float(), expected.float(), rtol=1e-2, atol=1e-2)
+    )
     return module if same else None
 
 
 def is_stranger(model: Any, name: str) -> bool:
-    """Tell whether a weight is a matrix that a method ought to work on and does not know: a mixture's fused experts, a class of its own.
+    """Tell whether a weight is a matrix that a method ought to work on and does not know: a
+    mixture's fused experts, a class of its own.
 
-    No matrices of a linear layer, and left alone: tables of positions, norms, convolutions, routers, states and mixing weights of
-    recurrent layers (parameters that are nobody's `weight`).
+    No matrices of a linear layer, and left alone: tables of positions, norms, convolutions,
+    routers, states and mixing weights of recurrent layers (parameters that are nobody's `weight`).
     """
     owner_name, _, leaf = name.rpartition(".")
-    owner, shape = model.get_submodule(owner_name), [size for size in model.get_parameter(name).shape if size > 1]
-    if len(shape) < 2 or isinstance(owner, nn.Embedding | nn.modules.conv._ConvNd) or "norm" in type(owner).__name__.lower():
+    owner, shape = (
+        model.get_submodule(owner_name),
+        [size for size in model.get_parameter(name).shape if size > 1],
+    )
+    if (
+        len(shape) < 2
+        or isinstance(owner, nn.Embedding | nn.modules.conv._ConvNd)
+        or "norm" in type(owner).__name__.lower()
+    ):
         return False
-    if "proj" not in leaf and _ROUTER.search(f"{owner_name.rpartition('.')[2]} {type(owner).__name__} {leaf}".lower()):
+    if "proj" not in leaf and _ROUTER.search(
+        f"{owner_name.rpartition('.')[2]} {type(owner).__name__} {leaf}".lower()
+    ):
         return False
-    return len(shape) > 2 or leaf == "weight" or "expert" in name or _MATRIX.search(leaf) is not None
+    return (
+        len(shape) > 2 or leaf == "weight" or "expert" in name or _MATRIX.search(leaf) is not None
+    )
 
 
 _MATRIX = re.compile(r"proj|^[wv]\d$")  # parameters of no layer that are matrices all the same
@@ -135,7 +182,11 @@ _ROUTER = re.compile(r"rout|gat(e|ing)\b|gate_|topk")
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Return names once each that differ in block numbers alone, a star in place of the number."""
-    return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names))
+    return list(
+        dict.fromkeys(
+            ".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names
+        )
+    )
 
 
 def _strangers(model: Any, strange: Sequence[str], method: str) -> str:
@@ -143,18 +194,28 @@ def _strangers(model: Any, strange: Sequence[str], method: str) -> str:
     owners = [name.rpartition(".")[0] for name in strange]
     shorts = short_names(strange)
     patterns = short_names(owners)
-    classes = ", ".join(dict.fromkeys(type(model.get_submodule(owner)).__name__ for owner in owners))
+    classes = ", ".join(
+        dict.fromkeys(type(model.get_submodule(owner)).__name__ for owner in owners)
+    )
     them = "it" if len(shorts) == 1 else "them"
-    return f"{method} does not know {', '.join(shorts)} ({classes}); leave {them} as floats with --set {skipping(method, patterns)}"
+    return (
+        f"{method} does not know {', '.join(shorts)} ({classes}); leave {them} as floats with "
+        f"--set {skipping(method, patterns)}"
+    )
 
 
 def skipping(method: str, patterns: Sequence[str]) -> str:
     """Return the setting that leaves layers as they are, to paste behind --set."""
-    return f"{method}.ignore={patterns[0]}" if len(patterns) == 1 else f"'{method}.ignore={json.dumps(list(patterns))}'"
+    return (
+        f"{method}.ignore={patterns[0]}"
+        if len(patterns) == 1
+        else f"'{method}.ignore={json.dumps(list(patterns))}'"
+    )
 
 
 def never_called(model: Any, layers: Mapping[str, Any]) -> list[str]:
-    """Return the layers that a forward pass does not go through: code beside them reads their weights (Mamba's time steps).
+    """Return the layers that a forward pass does not go through: code beside them reads their
+    weights (Mamba's time steps).
 
     Experts are called only where a router sends a token, and count as called.
     """
@@ -163,7 +224,10 @@ def never_called(model: Any, layers: Mapping[str, Any]) -> list[str]:
     def note(name: str) -> Callable[..., None]:
         return lambda *_: called.add(name)
 
-    with hooked([layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]), torch.no_grad():
+    with (
+        hooked([layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]),
+        torch.no_grad(),
+    ):
         model(input_ids=probe_of(model), use_cache=False)
     return [name for name in layers if name not in called and "expert" not in name]
 

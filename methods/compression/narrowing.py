@@ -1,4 +1,5 @@
-"""Cuts the same channels and heads out of every matrix that they run through, and saves what is left.
+"""Cuts the same channels and heads out of every matrix that they run through, and saves what is
+left.
 
 Legend: F channels of a feed-forward, O outputs and I inputs of a matrix, d size of a head.
 """
@@ -52,7 +53,9 @@ def matrix_of(model: Any, name: str) -> Tensor:
 
 
 class Heads:
-    """The attentions of a model, of which whole groups of heads go: query heads, key head and value head together."""
+    """The attentions of a model, of which whole groups of heads go: query heads, key head and value
+    head together.
+    """
 
     def __init__(self, making: Making, groups: int) -> None:
         text = making.model.config.get_text_config()
@@ -63,14 +66,17 @@ class Heads:
         self.attentions: list[str] = []
 
     def find(self) -> None:
-        """Look the attentions up by name; refuse those whose heads do not run through four projections of the known names alone."""
+        """Look the attentions up by name; refuse those whose heads do not run through four
+        projections of the known names alone.
+        """
         model = self.making.model
         prefix, blocks = blocks_of(model)
         inside = [name for name, _ in model.named_modules() if name.startswith(f"{prefix}.")]
         attentions = [name.removesuffix(".o_proj") for name in inside if name.endswith(".o_proj")]
         if len(attentions) != len(blocks) or not all(self._is_known(name) for name in attentions):
             raise CellFailed(
-                f"{self.making.method}: groups={self.groups} knows attentions of q_proj, k_proj, v_proj and o_proj, and "
+                f"{self.making.method}: groups={self.groups} knows attentions of q_proj, k_proj, "
+                "v_proj and o_proj, and "
                 f"{type(model).__name__} has others; give groups=0"
             )
         self.attentions = attentions
@@ -85,19 +91,28 @@ class Heads:
         return outputs == [queries, self.kv_heads * self.size, self.kv_heads * self.size]
 
     def kept(self, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which outputs of the queries and of the keys stay: whole groups, those with the largest sums."""
+        """Return which outputs of the queries and of the keys stay: whole groups, those with the
+        largest sums.
+        """
         each = len(score) // self.kv_heads  # outputs of a group's query heads, side by side
         sums = score.view(self.kv_heads, each).sum(1)
         best = sums.topk(self.kv_heads - self.groups).indices.sort().values
         queries = torch.cat([torch.arange(int(at) * each, int(at + 1) * each) for at in best])
-        keys = torch.cat([torch.arange(int(at) * self.size, int(at + 1) * self.size) for at in best])
+        keys = torch.cat(
+            [torch.arange(int(at) * self.size, int(at + 1) * self.size) for at in best]
+        )
         return queries, keys
 
     @staticmethod
     def take(state: dict[str, Tensor], name: str, queries: Tensor, keys: Tensor) -> int:
         """Cut an attention's projections down to these outputs; return how many weights went."""
         before = after = 0
-        for layer, axis, index in (("q_proj", 0, queries), ("k_proj", 0, keys), ("v_proj", 0, keys), ("o_proj", 1, queries)):
+        for layer, axis, index in (
+            ("q_proj", 0, queries),
+            ("k_proj", 0, keys),
+            ("v_proj", 0, keys),
+            ("o_proj", 1, queries),
+        ):
             for leaf in ("weight", "bias"):
                 full = f"{name}.{layer}.{leaf}"
                 if full in state and not (axis and leaf == "bias"):
@@ -143,12 +158,14 @@ class Cut:
         kv_heads = self.heads.kv_heads
         if self.keep == self.width and groups == 0:
             raise CellFailed(
-                f"{self.making.method}: ratio={ratio:g} of {self.width} channels (in multiples of {multiple}) and groups=0 cut nothing; "
+                f"{self.making.method}: ratio={ratio:g} of {self.width} channels (in multiples of "
+                f"{multiple}) and groups=0 cut nothing; "
                 "give one of them, or a smaller multiple"
             )
         if self.keep < 1 or (groups and groups >= kv_heads):
             raise CellFailed(
-                f"{self.making.method}: ratio={ratio} leaves {self.keep} of {self.width} channels and groups={groups} leaves "
+                f"{self.making.method}: ratio={ratio} leaves {self.keep} of {self.width} channels "
+                f"and groups={groups} leaves "
                 f"{kv_heads - groups} of {kv_heads} head groups; at least one of each must stay"
             )
 
@@ -161,8 +178,18 @@ class Cut:
         names = [*(part.reader for part in self.parts), *self.outputs().values()]
         return {name: self.making.model.get_submodule(name) for name in names}
 
-    def saved(self, channels: Scores, heads: Scores, allocation: str, told: dict[str, Any], *, flops: float = 0.0) -> Checkpoint:
-        """Keep the highest scores, compare with the model whose other channels are masked, and save."""
+    def saved(
+        self,
+        channels: Scores,
+        heads: Scores,
+        allocation: str,
+        told: dict[str, Any],
+        *,
+        flops: float = 0.0,
+    ) -> Checkpoint:
+        """Keep the highest scores, compare with the model whose other channels are masked, and
+        save.
+        """
         kept = self._kept_channels(channels, allocation)
         widths = [len(chosen) for chosen in kept.values()] or [self.width]
         left = self._cut(kept, heads)
@@ -192,28 +219,46 @@ class Cut:
         return CutState(tensors=state, before=before, parameters=before - gone, masked=masked)
 
     def _refuse_strangers(self, state: Mapping[str, Tensor]) -> None:
-        """Refuse weights that run along the heads and are none of the matrices that are cut (a norm over all heads' queries)."""
+        """Refuse weights that run along the heads and are none of the matrices that are cut (a norm
+        over all heads' queries).
+        """
         own = {layer for part in self.parts for layer in (*part.writers, part.reader)}
         empty = empty_model(self.making.model, self.configured(), self.making.method)
         shapes = {name: parameter.shape for name, parameter in empty.named_parameters()}
-        odd = [name for name, shape in shapes.items() if name.rpartition(".")[0] not in own and state[name].shape != shape]
+        odd = [
+            name
+            for name, shape in shapes.items()
+            if name.rpartition(".")[0] not in own and state[name].shape != shape
+        ]
         if odd:
             raise CellFailed(
-                f"{self.making.method}: groups={self.narrower.groups} does not know {odd[0]}, which runs along the heads too; "
+                f"{self.making.method}: groups={self.narrower.groups} does not know {odd[0]}, "
+                "which runs along the heads too; "
                 "give groups=0 or use prune-depth"
             )
 
     def _kept_channels(self, channels: Scores, allocation: str) -> dict[str, Tensor]:
         if allocation == "uniform" or not channels:
-            return {part.name: channels[part.name].topk(part.kept).indices.sort().values for part in self.parts}
-        # Scores of a block are divided by their mean first: blocks differ in scale, not in how much they matter.
+            return {
+                part.name: channels[part.name].topk(part.kept).indices.sort().values
+                for part in self.parts
+            }
+        # Scores of a block are divided by their mean first: blocks differ in scale, not in how much
+        # they matter.
         alike = {name: score / score.mean() for name, score in channels.items()}
-        lowest = torch.cat(list(alike.values())).sort(descending=True).values[self.keep * len(alike) - 1]
+        lowest = (
+            torch.cat(list(alike.values())).sort(descending=True).values[self.keep * len(alike) - 1]
+        )
         kept = {name: (score >= lowest).nonzero().flatten() for name, score in alike.items()}
-        return {name: chosen if len(chosen) else alike[name].argmax().view(1) for name, chosen in kept.items()}
+        return {
+            name: chosen if len(chosen) else alike[name].argmax().view(1)
+            for name, chosen in kept.items()
+        }
 
     def configured(self, *, narrow: bool = True) -> Any:
-        """Return the configuration of what is left; without `narrow` of the heads alone (widths that differ stand beside it)."""
+        """Return the configuration of what is left; without `narrow` of the heads alone (widths
+        that differ stand beside it).
+        """
         model = self.making.model
         config = self.config if narrow else model.config
         if not self.narrower.groups:
@@ -236,17 +281,24 @@ def save_even(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) 
     small.generation_config = generation
     parameters = sum(parameter.numel() for parameter in small.parameters())
     if parameters != left.parameters:
-        raise CellFailed(f"{making.method}: {parameters:,} weights are left and {left.parameters:,} should be; use prune-depth")
+        raise CellFailed(
+            f"{making.method}: {parameters:,} weights are left and {left.parameters:,} should be; "
+            "use prune-depth"
+        )
     refuse_unlike(small, left.masked, cut=making.method)
     making.opened = replace(making.opened, model=small)
     return making.save(notes=notes, flops=flops)
 
 
 def save_uneven(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) -> Checkpoint:
-    """Save what is left with widths of its own for each block, beside the architecture's configuration."""
+    """Save what is left with widths of its own for each block, beside the architecture's
+    configuration.
+    """
     making, dtype = cut.making, stored_dtype(cut.making.base)
     specs, tensors = uneven_layers(cut, left.tensors, dtype)
-    state = {key: tensor for key, tensor in left.tensors.items() if key.rpartition(".")[0] not in specs}
+    state = {
+        key: tensor for key, tensor in left.tensors.items() if key.rpartition(".")[0] not in specs
+    }
 
     def write(fresh: Any) -> None:
         save_packed(
@@ -259,14 +311,20 @@ def save_uneven(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float
             config=cut.configured(narrow=False),
             method=making.method,
         )
-        again = AutoModelForCausalLM.from_pretrained(fresh, dtype=next(making.model.parameters()).dtype)
+        again = AutoModelForCausalLM.from_pretrained(
+            fresh, dtype=next(making.model.parameters()).dtype
+        )
         refuse_unlike(again.to(making.job.device).eval(), left.masked, cut=making.method)
 
     return making.save_as(write, notes=notes, flops=flops)
 
 
-def uneven_layers(cut: Cut, state: Mapping[str, Tensor], dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the lines of `config.json` for the layers along the channels, and their tensors by full name, matrices as (O, I)."""
+def uneven_layers(
+    cut: Cut, state: Mapping[str, Tensor], dtype: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the lines of `config.json` for the layers along the channels, and their tensors by
+    full name, matrices as (O, I).
+    """
     specs: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name in (layer for part in cut.parts for layer in (*part.writers, part.reader)):
@@ -274,7 +332,11 @@ def uneven_layers(cut: Cut, state: Mapping[str, Tensor], dtype: Any) -> tuple[di
         matrix = state[f"{name}.weight"]
         if outputs_axis(cut.making.model.get_submodule(name)) != 0:
             matrix = matrix.T.contiguous()
-        specs[name] = {"kind": "float", "shape": list(matrix.shape), **({"bias": True} if bias is not None else {})}
+        specs[name] = {
+            "kind": "float",
+            "shape": list(matrix.shape),
+            **({"bias": True} if bias is not None else {}),
+        }
         tensors[f"{name}.weight"] = matrix.to(dtype)
         if bias is not None:
             tensors[f"{name}.bias"] = bias.to(dtype)

@@ -1,4 +1,6 @@
-"""What quantising methods share: which matrices are packed how, and the checkpoint that results. No torch at import."""
+"""What quantising methods share: which matrices are packed how, and the checkpoint that results. No
+torch at import.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 @settings
 class Quantized(Compressed):
-    """Packs the matrices of the blocks to few bits, and table and head to int8: in small models those are most of the bytes."""
+    """Packs the matrices of the blocks to few bits, and table and head to int8: in small models
+    those are most of the bytes.
+    """
 
     family: ClassVar[Family] = "quantization"
 
@@ -26,14 +30,19 @@ class Quantized(Compressed):
 
 
 def scaled(table: Any, method: str) -> dict[str, float]:
-    """Return what a table multiplies its vectors with, as its class says; refuses tables that do anything else with them."""
+    """Return what a table multiplies its vectors with, as its class says; refuses tables that do
+    anything else with them.
+    """
     from torch import nn
 
     if type(table) is nn.Embedding:
         return {}
     factor = getattr(table, "embed_scale", None)
     if factor is None:
-        raise CellFailed(f"{method} does not know the token table {type(table).__name__}; leave it with --set {method}.embeddings=skip")
+        raise CellFailed(
+            f"{method} does not know the token table {type(table).__name__}; leave it with --set "
+            f"{method}.embeddings=skip"
+        )
     return {"times": float(factor)}
 
 
@@ -48,7 +57,9 @@ def pack(
     notes: dict[str, Any],
     flops: float = 0.0,
 ) -> Checkpoint:
-    """Pack every layer by `code`, and table and head to int8 where the method does; save it, and say how many bits that took."""
+    """Pack every layer by `code`, and table and head to int8 where the method does; save it, and
+    say how many bits that took.
+    """
     packing = _Packing(making, layers)
     packing.add_layers(code, kind=kind, progress=job.progress)
     packed_bytes = packing.bytes  # of the blocks' layers: table and head are not among them
@@ -68,7 +79,9 @@ def pack(
 
 
 class _Packing:
-    """A model whose matrices are packed one after another: what `config.json` will say of each, and their tensors."""
+    """A model whose matrices are packed one after another: what `config.json` will say of each, and
+    their tensors.
+    """
 
     def __init__(self, making: Making, layers: "Layers") -> None:
         self.making, self.layers = making, layers
@@ -88,7 +101,13 @@ class _Packing:
         refuse_other_codes(name, self.specs[name], own, codes.dequantized())
         self.tensors.update(own)
 
-    def add_layers(self, code: "Callable[[str, nn.Linear], Codes]", *, kind: str, progress: "Callable[[Progress], None]") -> None:
+    def add_layers(
+        self,
+        code: "Callable[[str, nn.Linear], Codes]",
+        *,
+        kind: str,
+        progress: "Callable[[Progress], None]",
+    ) -> None:
         """Pack the layers of the blocks."""
         linear = self.layers.linear
         for at, (name, layer) in enumerate(linear.items()):
@@ -103,7 +122,9 @@ class _Packing:
         table, embedding = layers.table
         if table not in layers.left:
             factor = scaled(embedding, method)
-            self._add(table, _whole_rows(embedding.weight), None, kind="int8", embedding=True, **factor)
+            self._add(
+                table, _whole_rows(embedding.weight), None, kind="int8", embedding=True, **factor
+            )
         if layers.head is None:
             return
         name, head = layers.head
@@ -119,14 +140,18 @@ class _Packing:
         name = layers.head[0]
         if (name in layers.left) != (table in layers.left):
             raise CellFailed(
-                f"{method}: {name} and {table} are one matrix here, and ignore names one of the two; name both, or type "
+                f"{method}: {name} and {table} are one matrix here, and ignore names one of the "
+                "two; name both, or type "
                 f"--set {method}.embeddings=skip"
             )
 
     def _tie(self, name: str, head: "nn.Linear") -> None:
         if head.bias is not None:
             method = self.making.method
-            raise CellFailed(f"{method}: a tied head with a bias is not known here; type --set {method}.embeddings=skip")
+            raise CellFailed(
+                f"{method}: a tied head with a bias is not known here; type --set "
+                f"{method}.embeddings=skip"
+            )
         self.specs[name] = {"kind": "tied", "table": self.layers.table[0]}
 
     def saved(self, told: dict[str, Any], *, flops: float) -> Checkpoint:
@@ -138,7 +163,14 @@ class _Packing:
         making, dtype = self.making, stored_dtype(self.making.base)
 
         def write(fresh: Any) -> None:
-            save_packed(making.opened, fresh, specs=self.specs, tensors=self.tensors, dtype=dtype, method=making.method)
+            save_packed(
+                making.opened,
+                fresh,
+                specs=self.specs,
+                tensors=self.tensors,
+                dtype=dtype,
+                method=making.method,
+            )
             written = sum(path.stat().st_size for path in weight_files(fresh))
             told["bits_per_weight"] = making.bits(written)
 

@@ -1,7 +1,8 @@
-"""Rounding weights to few bits: formulas, error-compensated rounding, and the way from codes to a packed checkpoint.
+"""Rounding weights to few bits: formulas, error-compensated rounding, and the way from codes to a
+packed checkpoint.
 
-Legend: O outputs, I inputs, G groups of inputs. Scales are rounded to bf16 *before* weights are rounded to them, so that no
-later change of a float's type changes what a code stands for.
+Legend: O outputs, I inputs, G groups of inputs. Scales are rounded to bf16 *before* weights are
+rounded to them, so that no later change of a float's type changes what a code stands for.
 """
 
 from dataclasses import dataclass
@@ -26,15 +27,20 @@ class Codes:
     def dequantized(self) -> Tensor:
         """Return w_hat, (O, I) in fp32."""
         width = self.codes.shape[1]
-        scale, zero = (one.float().repeat_interleave(self.group, dim=1)[:, :width] for one in (self.scale, self.zero))
+        scale, zero = (
+            one.float().repeat_interleave(self.group, dim=1)[:, :width]
+            for one in (self.scale, self.zero)
+        )
         return scale * (self.codes.float() - zero)
 
 
 def grid(w: Tensor, *, bits: int, group: int, zeros: bool) -> tuple[Tensor, Tensor]:
-    """Return (scale in bf16, zero as integers), each (O, G), of a matrix's groups by their extremes.
+    """Return (scale in bf16, zero as integers), each (O, G), of a matrix's groups by their
+    extremes.
 
-    Symmetric: scale = max|w| / (2^(b-1) - 1), zero in the middle. Asymmetric: the range widened to hold 0, scale = (max - min) /
-    (2^b - 1), zero = round(-min / scale): 0 stays exactly 0 either way.
+    Symmetric: scale = max|w| / (2^(b-1) - 1), zero in the middle. Asymmetric: the range widened to
+    hold 0, scale = (max - min) / (2^b - 1), zero = round(-min / scale): 0 stays exactly 0 either
+    way.
     """
     padded = torch.nn.functional.pad(w.float(), (0, -w.shape[1] % group))
     groups = padded.view(w.shape[0], -1, group)
@@ -43,7 +49,9 @@ def grid(w: Tensor, *, bits: int, group: int, zeros: bool) -> tuple[Tensor, Tens
         scale = _nonzero((high - low) / (2**bits - 1))
         return scale, torch.round(-low / scale.float()).clamp(0, 2**bits - 1)
     scale = _nonzero(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
-    return scale, torch.full_like(scale, 0.0 if bits == 8 else float(2 ** (bits - 1)), dtype=torch.float32)
+    return scale, torch.full_like(
+        scale, 0.0 if bits == 8 else float(2 ** (bits - 1)), dtype=torch.float32
+    )
 
 
 def _nonzero(scale: Tensor) -> Tensor:
@@ -52,7 +60,9 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 
 def rounded(w: Tensor, scale: Tensor, zero: Tensor, *, bits: int, zeros: bool) -> Tensor:
-    """Return the codes of columns (O, n) under one scale and zero a row, (O,) each: the nearest, clamped to what the bits hold."""
+    """Return the codes of columns (O, n) under one scale and zero a row, (O,) each: the nearest,
+    clamped to what the bits hold.
+    """
     if bits == 8:
         return torch.round(w / scale[:, None]).clamp_(-127, 127)
     lowest = 0 if zeros else 1  # symmetric codes leave the lowest one out: -7..7
@@ -60,21 +70,29 @@ def rounded(w: Tensor, scale: Tensor, zero: Tensor, *, bits: int, zeros: bool) -
 
 
 def round_to_nearest(w: Tensor, *, bits: int, group: int = 0, zeros: bool = False) -> Codes:
-    """Round every weight to the nearest code (RTN): the floor that a calibrated method must beat. group 0: the whole row."""
+    """Round every weight to the nearest code (RTN): the floor that a calibrated method must beat.
+    group 0: the whole row.
+    """
     w = w.float()
     group = group or w.shape[1]
     scale, zero = grid(w, bits=bits, group=group, zeros=zeros)
     codes = torch.cat(
-        [rounded(part, scale[:, at].float(), zero[:, at], bits=bits, zeros=zeros) for at, part in enumerate(w.split(group, dim=1))], dim=1
+        [
+            rounded(part, scale[:, at].float(), zero[:, at], bits=bits, zeros=zeros)
+            for at, part in enumerate(w.split(group, dim=1))
+        ],
+        dim=1,
     )
     return Codes(codes.to(torch.int8), scale, zero, group)
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
-    """Return (upper Cholesky factor of the inverse of H, inputs that were always 0), H = X^T X + damp * mean(diag) I.
+    """Return (upper Cholesky factor of the inverse of H, inputs that were always 0), H = X^T X +
+    damp * mean(diag) I.
 
-    Row i of the factor, divided by its diagonal, says how an error in weight i is best made up for by the weights after it
-    (Frantar et al., 2023, GPTQ, section 3.3). Jitter grows until the factorisation exists.
+    Row i of the factor, divided by its diagonal, says how an error in weight i is best made up for
+    by the weights after it (Frantar et al., 2023, GPTQ, section 3.3). Jitter grows until the
+    factorisation exists.
     """
     h = gram.float().clone()
     dead = h.diagonal() == 0
@@ -90,7 +108,10 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
             if int(problem) == 0:
                 return upper, dead
         damp *= 10
-    raise CellFailed("what flows into a layer has no second moments that can be inverted (is a number in it not finite?)")
+    raise CellFailed(
+        "what flows into a layer has no second moments that can be inverted (is a number in it not "
+        "finite?)"
+    )
 
 
 def compensated(
@@ -104,10 +125,12 @@ def compensated(
     columns: int = 128,
     stays: Tensor | None = None,
 ) -> Codes:
-    """Round column by column, each error made up for in the columns after it (GPTQ; Frantar et al., 2023).
+    """Round column by column, each error made up for in the columns after it (GPTQ; Frantar et al.,
+    2023).
 
-    A group's scale is taken when its first column comes, from the weights as they are by then. Where `stays` (O, I) is
-    false a weight was pruned: it stays zero and takes up no error of others.
+    A group's scale is taken when its first column comes, from the weights as they are by then.
+    Where `stays` (O, I) is false a weight was pruned: it stays zero and takes up no error of
+    others.
     """
     w = w.float().clone()
     wide = w.shape[1]
@@ -122,13 +145,25 @@ def compensated(
         errors = torch.empty_like(part)
         for at in range(stop - start):
             if (start + at) % group == 0:
-                ahead = w[:, start + at : start + at + group] if start + at + group <= stop else _ahead(w, factor, errors, start, at, group)
-                ahead = ahead if stays is None else ahead * stays[:, start + at : start + at + group]
+                ahead = (
+                    w[:, start + at : start + at + group]
+                    if start + at + group <= stop
+                    else _ahead(w, factor, errors, start, at, group)
+                )
+                ahead = (
+                    ahead if stays is None else ahead * stays[:, start + at : start + at + group]
+                )
                 scale, zero = grid(ahead, bits=bits, group=ahead.shape[1], zeros=zeros)
                 scales.append(scale)
                 zero_points.append(zero)
             column, spread = part[:, at], inside[at, at]
-            code = rounded(column[:, None], scales[-1][:, 0].float(), zero_points[-1][:, 0], bits=bits, zeros=zeros)
+            code = rounded(
+                column[:, None],
+                scales[-1][:, 0].float(),
+                zero_points[-1][:, 0],
+                bits=bits,
+                zeros=zeros,
+            )
             codes[:, start + at] = code[:, 0]
             value = scales[-1][:, 0].float() * (code[:, 0] - zero_points[-1][:, 0])
             errors[:, at] = (column - value) / spread
@@ -142,7 +177,9 @@ def compensated(
 
 
 def _ahead(w: Tensor, factor: Tensor, errors: Tensor, start: int, at: int, group: int) -> Tensor:
-    """Return a group's weights where it reaches past the columns being worked on: those do not know this part's errors yet."""
+    """Return a group's weights where it reaches past the columns being worked on: those do not know
+    this part's errors yet.
+    """
     stop = min(start + at + group, w.shape[1])
     ahead = w[:, start + at : stop].clone()
     behind = errors.shape[1] - at  # columns of the group that this part holds, corrected already
@@ -150,7 +187,9 @@ def _ahead(w: Tensor, factor: Tensor, errors: Tensor, start: int, at: int, group
     return ahead
 
 
-def packed(name: str, found: Codes, bias: Tensor | None, *, kind: str, **more: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def packed(
+    name: str, found: Codes, bias: Tensor | None, *, kind: str, **more: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a module's line of `config.json` and its tensors by full name."""
     shape = [int(one) for one in found.codes.shape]
     spec: dict[str, Any] = {"kind": kind, "shape": shape, **more}

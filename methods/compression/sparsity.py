@@ -1,6 +1,7 @@
 """Which weights to set to zero: scores, masks by pattern, and SparseGPT's compensated sweep.
 
-Legend: O outputs, I inputs. W is (O, I), x (tokens, I) what flows into the layer. Masks are True where a weight stays.
+Legend: O outputs, I inputs. W is (O, I), x (tokens, I) what flows into the layer. Masks are True
+where a weight stays.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,25 @@ Pattern = Literal["unstructured", "2:4", "4:8"]
 
 @settings
 class Zeroing(Compressed):
-    """Settings of every method that sets weights to zero and keeps all shapes: it makes nothing smaller or faster in dense kernels."""
+    """Settings of every method that sets weights to zero and keeps all shapes: it makes nothing
+    smaller or faster in dense kernels.
+    """
 
     leaves_zeros: ClassVar[bool] = True
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the weights that go; 2:4 and 4:8 are one half
+    # of the weights that go; 2:4 and 4:8 are one half
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     pattern: Pattern = "unstructured"  # 2:4: two of every four consecutive inputs stay
-    ignore: Patterns = ()  # layers to leave as they are, and all below them; table and head always are
+    # layers to leave as they are, and all below them; table and head always are
+    ignore: Patterns = ()
 
     @model_validator(mode="after")
     def _a_pattern_is_a_half(self) -> Self:
         if self.pattern != "unstructured" and self.ratio != 0.5:
-            raise ValueError(f"pattern {self.pattern} zeroes one half, not {self.ratio:g}; leave one of the two out")
+            raise ValueError(
+                f"pattern {self.pattern} zeroes one half, not {self.ratio:g}; leave one of the two "
+                "out"
+            )
         return self
 
     @property
@@ -49,7 +57,9 @@ class Zeroing(Compressed):
         """Its controls cut as much, of the same layers."""
         return {"ratio": self.ratio, "pattern": self.pattern, "ignore": self.ignore}
 
-    def zeroed(self, job: Job, name: str, score: "Callable[[str, nn.Linear], Tensor]", *, within: str) -> Checkpoint:
+    def zeroed(
+        self, job: Job, name: str, score: "Callable[[str, nn.Linear], Tensor]", *, within: str
+    ) -> Checkpoint:
         """Zero the lowest scores of every layer, without data."""
         from methods.compression.layers import layers_of
         from methods.masks import mark_pruned
@@ -59,17 +69,32 @@ class Zeroing(Compressed):
         layers = found.linear
         before = zeros_in(layers)
         for at, layer in layers.items():
-            layer.weight.mul_(mask_of(score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within))
+            layer.weight.mul_(
+                mask_of(score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within)
+            )
         mark_pruned(making.model.config)
-        return making.save(notes=sparsity_of(layers, before) | {"pattern": self.pattern, **found.told})
+        return making.save(
+            notes=sparsity_of(layers, before) | {"pattern": self.pattern, **found.told}
+        )
 
 
 @settings
 class CalibratedZeroing(Zeroing, Calibrated):
-    """Zeroes by what flows through the layers, block by block, each block seeing the cut ones before it."""
+    """Zeroes by what flows through the layers, block by block, each block seeing the cut ones
+    before it.
+    """
 
-    def swept(self, job: Job, name: str, *, kind: Any, cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]") -> Checkpoint:
-        """Let `cut` change every layer in place, given the sums of what flows into it, the number of tokens and an earlier mask."""
+    def swept(
+        self,
+        job: Job,
+        name: str,
+        *,
+        kind: Any,
+        cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]",
+    ) -> Checkpoint:
+        """Let `cut` change every layer in place, given the sums of what flows into it, the number
+        of tokens and an earlier mask.
+        """
         from methods.compression.calibration import Flow, SweepOptions, sweep
         from methods.compression.layers import layers_of, within
         from methods.masks import mark_pruned, zeros_of
@@ -87,14 +112,20 @@ class CalibratedZeroing(Zeroing, Calibrated):
         options = SweepOptions(progress=job.progress, method=name)
         sweep(making.opened, data, layers, kind=kind, visit=visit, options=options)
         mark_pruned(making.model.config)
-        notes = sparsity_of(layers, before) | {"pattern": self.pattern, "calibration": dict(data.told), **found.told}
+        notes = sparsity_of(layers, before) | {
+            "pattern": self.pattern,
+            "calibration": dict(data.told),
+            **found.told,
+        }
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
 
 
 def mask_of(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Tensor":
-    """Return which weights stay, (O, I) of booleans: the highest scores of the layer or of each row, or of each group of a pattern.
+    """Return which weights stay, (O, I) of booleans: the highest scores of the layer or of each
+    row, or of each group of a pattern.
 
-    Exactly `round(ratio * n)` weights go of each unit; ties go by position, so that equal scores cannot empty a row.
+    Exactly `round(ratio * n)` weights go of each unit; ties go by position, so that equal scores
+    cannot empty a row.
     """
     import torch
 
@@ -103,33 +134,52 @@ def mask_of(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Ten
         if score.shape[1] % of:
             from harness.errors import CellFailed
 
-            raise CellFailed(f"pattern {pattern} needs inputs in groups of {of}, a layer has {score.shape[1]}; leave it out with ignore")
+            raise CellFailed(
+                f"pattern {pattern} needs inputs in groups of {of}, a layer has {score.shape[1]}; "
+                "leave it out with ignore"
+            )
         groups = score.reshape(score.shape[0], -1, of)
         best = groups.topk(keep, dim=-1).indices
-        return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(score.shape)
+        return (
+            torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(score.shape)
+        )
     units = score if within == "row" else score.reshape(1, -1)
     gone = round(ratio * units.shape[1])
     if gone >= units.shape[1]:
         from harness.errors import CellFailed
 
-        raise CellFailed(f"ratio {ratio} leaves nothing of a layer with {units.shape[1]} weights a unit; give a smaller one")
+        raise CellFailed(
+            f"ratio {ratio} leaves nothing of a layer with {units.shape[1]} weights a unit; give a "
+            "smaller one"
+        )
     order = units.argsort(dim=-1, stable=True)
     stays = torch.ones_like(units, dtype=torch.bool).scatter_(-1, order[:, :gone], False)
     return stays.reshape(score.shape)
 
 
 def wanda_score(w: "Tensor", squares: "Tensor") -> "Tensor":
-    """Return `|W_ij| * ||x_j||_2` (Sun et al., 2024, Wanda), squares being the sums of x_j^2; compared within an output's row."""
+    """Return `|W_ij| * ||x_j||_2` (Sun et al., 2024, Wanda), squares being the sums of x_j^2;
+    compared within an output's row.
+    """
     return w.abs().float() * squares.sqrt()
 
 
 def sparse_gpt(
-    w: "Tensor", gram: "Tensor", *, ratio: float, pattern: str, damp: float, columns: int = 128, stays: "Tensor | None" = None
+    w: "Tensor",
+    gram: "Tensor",
+    *,
+    ratio: float,
+    pattern: str,
+    damp: float,
+    columns: int = 128,
+    stays: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return W with zeros, each cut made up for in the columns after it (Frantar and Alistarh, 2023, SparseGPT).
+    """Return W with zeros, each cut made up for in the columns after it (Frantar and Alistarh,
+    2023, SparseGPT).
 
-    A weight's error is `w_j^2 / [H^-1]_jj^2` by the factor's diagonal; masks are chosen for each part of `columns` columns (and for
-    each group of a pattern) when its first column comes. Where `stays` (O, I) is false a weight is zero already and remains so.
+    A weight's error is `w_j^2 / [H^-1]_jj^2` by the factor's diagonal; masks are chosen for each
+    part of `columns` columns (and for each group of a pattern) when its first column comes. Where
+    `stays` (O, I) is false a weight is zero already and remains so.
     """
     import torch
 
@@ -146,7 +196,9 @@ def sparse_gpt(
         errors = torch.zeros_like(part)
         chosen = torch.ones_like(part, dtype=torch.bool)
         if not of:
-            chosen = mask_of(part.square() / spread.square(), ratio=ratio, pattern="unstructured", within="layer")
+            chosen = mask_of(
+                part.square() / spread.square(), ratio=ratio, pattern="unstructured", within="layer"
+            )
         for at in range(stop - start):
             if of and at % of == 0:
                 score = part[:, at : at + of].square() / spread[at : at + of].square()
@@ -165,12 +217,16 @@ def sparse_gpt(
 
 
 def zeros_in(layers: "dict[str, nn.Linear]") -> int:
-    """Return how many weights are zero: a file of few bits, unpacked, has some before anything is pruned."""
+    """Return how many weights are zero: a file of few bits, unpacked, has some before anything is
+    pruned.
+    """
     return sum(int((layer.weight == 0).sum()) for layer in layers.values())
 
 
 def sparsity_of(layers: "dict[str, nn.Linear]", before: int) -> dict[str, Any]:
-    """Return the share of zeros over all layers, and its extremes: what was done, counted in the weights themselves."""
+    """Return the share of zeros over all layers, and its extremes: what was done, counted in the
+    weights themselves.
+    """
     shares = {name: float((layer.weight == 0).float().mean()) for name, layer in layers.items()}
     total = sum(layer.weight.numel() for layer in layers.values())
     zeros = zeros_in(layers)
@@ -179,4 +235,8 @@ def sparsity_of(layers: "dict[str, nn.Linear]", before: int) -> dict[str, Any]:
 
         raise CellFailed("no weight became zero that was not; give a larger ratio")
     low, high = min(shares.values()), max(shares.values())
-    return {"zeros": round(zeros / total, 5), "zeros_of_a_layer": [round(low, 5), round(high, 5)], "layers": len(shares)}
+    return {
+        "zeros": round(zeros / total, 5),
+        "zeros_of_a_layer": [round(low, 5), round(high, 5)],
+        "layers": len(shares),
+    }

@@ -1,7 +1,8 @@
 """What trained methods share: rows, loss terms, teachers, the loop.
 
-A method derives from `base.Trained` or `distilled.Distilled` (both load without torch) and asks inside `compress` for
-`terms`, `losses`, `traces` or `rollout`. The loop is `loop.fit`; `teacher_cache` keeps what a teacher says.
+A method derives from `base.Trained` or `distilled.Distilled` (both load without torch) and asks
+inside `compress` for `terms`, `losses`, `traces` or `rollout`. The loop is `loop.fit`;
+`teacher_cache` keeps what a teacher says.
 """
 
 __all__ = [

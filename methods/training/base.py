@@ -1,4 +1,5 @@
-"""What trained methods share: their loop settings, and the way from (prompt, completion) pairs to a saved student.
+"""What trained methods share: their loop settings, and the way from (prompt, completion) pairs to a
+saved student.
 
 Importing this imports no torch, so that settings can be checked before anything is computed.
 """
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What few methods need beside terms and teachers, each in place of what the loop does as a rule."""
+    """What few methods need beside terms and teachers, each in place of what the loop does as a
+    rule.
+    """
 
     inwards: "Inwards | None" = None  # which blocks of student and teacher are compared
     rollout: "Callable[[], Rollout] | None" = None  # on-policy: rows are the student's own answers
@@ -39,10 +42,12 @@ _AS_A_RULE = TrainOptions()
 
 
 def rate_for(parameters: int, *, scratch: bool = False) -> float:
-    """Return a learning rate for a student of so many parameters: 1e-3 up to 10 million, then falling as their number to the power 2/3.
+    """Return a learning rate for a student of so many parameters: 1e-3 up to 10 million, then
+    falling as their number to the power 2/3.
 
-    A rule of thumb between what reports of pretraining and of full fine-tuning use (135M: 1.8e-4, 1B: 4.6e-5, 8B: 1.2e-5); from random
-    weights (`scratch`) the power is 1/3. It was not tuned: `--tune` searches.
+    A rule of thumb between what reports of pretraining and of full fine-tuning use (135M: 1.8e-4,
+    1B: 4.6e-5, 8B: 1.2e-5); from random weights (`scratch`) the power is 1/3. It was not tuned:
+    `--tune` searches.
     """
     return float(f"{1e-3 * min(1.0, 1e7 / parameters) ** (1 / 3 if scratch else 2 / 3):.2g}")
 
@@ -55,16 +60,21 @@ class Trained(Method):
     starts_from: ClassVar[Start] = "student"
     trains: ClassVar[bool] = True
 
-    start: Literal["student", "random"] = "student"  # random: the student's shape with weights drawn from the seed
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"  # auto: by the student's size, see `rate_for`
+    # random: the student's shape with weights drawn from the seed
+    start: Literal["student", "random"] = "student"
+    # auto: by the student's size, see `rate_for`
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
-    micro_batch_size: Annotated[int, Field(ge=1)] = 16  # rows of one forward pass (accumulation); changes memory, not the gradient
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
+    # rows of one forward pass (accumulation); changes memory, not the gradient
+    micro_batch_size: Annotated[int, Field(ge=1)] = 16
+    # compute activations again in the backward pass: less memory, a third more time
+    gradient_checkpointing: bool = False
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the budget
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     validation_rows: Annotated[int, Field(ge=1)] = 200
-    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation loss before training stops; 0: never
+    # epochs without a better validation loss before training stops; 0: never
+    patience: Annotated[int, Field(ge=0)] = 0
 
     @property
     def rows_at_once(self) -> int:
@@ -77,7 +87,9 @@ class Trained(Method):
         return self.start == "random"
 
     def control_settings(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them: they start alike."""
+        """Return settings that this row's controls take over, where they have them: they start
+        alike.
+        """
         return self.changed("start")
 
     def changed(self, *names: str) -> dict[str, object]:
@@ -106,16 +118,20 @@ class Trained(Method):
         shared: Sequence[dict[str, Any]] = (),
         **older: Any,
     ) -> Checkpoint:
-        """Train the job's student on (prompt, completion[, tag]) pairs and save it, with `cost.json` beside it.
+        """Train the job's student on (prompt, completion[, tag]) pairs and save it, with
+        `cost.json` beside it.
 
-        `selection` trains a share of the tokens; `shared` is the teacher's cached work, as `SharedCost` has it. `older` are the fields of
-        `options` by name, as they were given before it.
+        `selection` trains a share of the tokens; `shared` is the teacher's cached work, as
+        `SharedCost` has it. `older` are the fields of `options` by name, as they were given before
+        it.
         """
         from harness.data.examples import examples_of
         from methods.training.trainer import Lesson, Trainer
 
         def held_out() -> Iterable[tuple[str, str]]:
-            return worked(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
+            return worked(
+                examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
+            )
 
         lesson = Lesson(
             terms=terms,

@@ -1,7 +1,9 @@
-r"""Trains the embedded family: tokenizer, then `tiny` and `tiny-math`, with the loop that students use.
+r"""Trains the embedded family: tokenizer, then `tiny` and `tiny-math`, with the loop that students
+use.
 
-`harness train-tiny` calls this. Rows are the tasks' own training splits, prompts trained too (a base model's diet).
-Everything runs on one thread, so that the same seed gives the same bytes whatever the number of cores.
+`harness train-tiny` calls this. Rows are the tasks' own training splits, prompts trained too (a
+base model's diet). Everything runs on one thread, so that the same seed gives the same bytes
+whatever the number of cores.
 """
 
 import json
@@ -80,11 +82,18 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END, PAD], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[END, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=LONGEST, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=LONGEST,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -97,30 +106,47 @@ def train_teacher(
     budget: int | None,
     progress: Callable[[Progress], None],
 ) -> Checkpoint:
-    """Train one teacher from random weights and save it in bf16, with its recipe and log beside it."""
+    """Train one teacher from random weights and save it in bf16, with its recipe and log
+    beside it.
+    """
     recipe = replace(recipe, seen_tokens=budget or recipe.seen_tokens)
     workdir = folder.with_name(f".{folder.name}.work")
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_other_recipe(workdir / "recipe.json", recipe)
     problems, choices = tasks["gsm8k-mini"], tasks["mmlu-mini"]
     tokenizer = train_tokenizer(
-        text for task, count in ((problems, 5_000), (choices, 3_000)) for prompt, completion in _pairs(task, "train", source, count)
+        text
+        for task, count in ((problems, 5_000), (choices, 3_000))
+        for prompt, completion in _pairs(task, "train", source, count)
         for text in (prompt + completion,)
-    )  # fmt: skip
+    )
     pairs = [
         *_pairs(problems, "train", source, recipe.problems),
         *_pairs(choices, "train", source, recipe.choices),
     ]
     random.Random(recipe.seed).shuffle(pairs)
     half = SETTINGS.validation_rows // 2
-    held_out = [*_pairs(problems, "validation", source, half), *_pairs(choices, "validation", source, half)]
-    rows = [Row(row.ids, 1) for row in encode(tokenizer, pairs, longest=LONGEST)[0]]  # a base model learns its prompts too
+    held_out = [
+        *_pairs(problems, "validation", source, half),
+        *_pairs(choices, "validation", source, half),
+    ]
+    # a base model learns its prompts too
+    rows = [Row(row.ids, 1) for row in encode(tokenizer, pairs, longest=LONGEST)[0]]
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
-        LlamaConfig(**SHAPE, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        LlamaConfig(
+            **SHAPE,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     )
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    student = LanguageModel(model, tokenizer, "cpu", Checkpoint(path=folder, name=recipe.name, digest=""))
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    student = LanguageModel(
+        model, tokenizer, "cpu", Checkpoint(path=folder, name=recipe.name, digest="")
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -134,13 +160,20 @@ def train_teacher(
                 seen_tokens=recipe.seen_tokens,
                 seed=recipe.seed,
                 workdir=workdir,
-                progress=lambda step: progress(replace(step, detail=f"{recipe.name}, {step.detail}")),
+                progress=lambda step: progress(
+                    replace(step, detail=f"{recipe.name}, {step.detail}")
+                ),
             ),
         )
     finally:
         torch.set_num_threads(threads)
     made = save_student(student, folder, name=recipe.name, dtype=torch.bfloat16, parents=())
-    told: dict[str, Any] = {"recipe": asdict(recipe), "settings": asdict(SETTINGS), "spent": asdict(spent), "torch": torch.__version__}
+    told: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "settings": asdict(SETTINGS),
+        "spent": asdict(spent),
+        "torch": torch.__version__,
+    }
     (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     _thin(workdir / "training.jsonl", folder / "training.jsonl")
     shutil.rmtree(workdir)
@@ -148,18 +181,29 @@ def train_teacher(
 
 
 def _pairs(task: Task, split: Split, source: DataSource, count: int) -> list[tuple[str, str]]:
-    return [(example.prompt, example.completion) for example in islice(task.examples(split, source), count)]
+    return [
+        (example.prompt, example.completion)
+        for example in islice(task.examples(split, source), count)
+    ]
 
 
 def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
     """Keep a stopped training from going on under another recipe."""
     text = json.dumps([asdict(recipe), asdict(SETTINGS), SHAPE])
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise HarnessError(f"{path.parent} holds a stopped training with another recipe; delete that folder and type the command again")
+        raise HarnessError(
+            f"{path.parent} holds a stopped training with another recipe; delete that folder and "
+            "type the command again"
+        )
     path.write_text(text, encoding="utf-8")
 
 
 def _thin(source: Path, target: Path) -> None:
     """Keep every 25th step and every validation of a training log."""
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-    target.write_text("".join(line for number, line in enumerate(lines) if number % 25 == 0 or "validation_ce" in line), encoding="utf-8")
+    target.write_text(
+        "".join(
+            line for number, line in enumerate(lines) if number % 25 == 0 or "validation_ce" in line
+        ),
+        encoding="utf-8",
+    )

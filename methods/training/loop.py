@@ -1,15 +1,19 @@
 """The one training loop of every method that trains: rows, loss terms, budget, validation, resume.
 
-Methods differ by their rows (what text is trained) and by their terms (what loss); everything else is the same
-for all of them, so that a table compares methods and not loops. The rules:
+Methods differ by their rows (what text is trained) and by their terms (what loss); everything else
+is the same for all of them, so that a table compares methods and not loops. The rules:
 
-- The mask is made from lengths (prompt, completion), never from token ids: a real EOS is trained where pad = EOS.
-- The normaliser is the number of trained tokens of the whole optimiser step, known before its first backward (`stepper`).
+- The mask is made from lengths (prompt, completion), never from token ids: a real EOS is trained
+  where pad = EOS.
+- The normaliser is the number of trained tokens of the whole optimiser step, known before its first
+  backward (`stepper`).
 - Logits are made at trained positions only.
-- The budget counts *seen* tokens (prompt and completion, no padding) and is spent to the last row that fits.
-- The validation split is scored before the first step and after each epoch; the best weights of an epoch are what is saved.
-- State is written every few seconds, less often where that takes long; a run that was killed goes on from it and ends in
-  the same bytes (`state`).
+- The budget counts *seen* tokens (prompt and completion, no padding) and is spent to the last row
+  that fits.
+- The validation split is scored before the first step and after each epoch; the best weights of an
+  epoch are what is saved.
+- State is written every few seconds, less often where that takes long; a run that was killed goes
+  on from it and ends in the same bytes (`state`).
 - What saving takes is no part of the seconds and joules of training (`meter`).
 """
 
@@ -53,7 +57,9 @@ def fit(
         raise CellFailed("no training row is left (all were too long or filtered out)")
     torch.manual_seed(training.seed)
     with (
-        closing(Prepared(student, rows=rows, objective=objective, settings=settings, training=training)) as ready,
+        closing(
+            Prepared(student, rows=rows, objective=objective, settings=settings, training=training)
+        ) as ready,
         closing(_Run(ready, validation, training)) as run,
     ):
         return run.through(rows)
@@ -70,10 +76,14 @@ class _Run:
         self.states = SavedStates(workdir / "state", ready.accelerator)
         self.state = self.states.restore() or LoopState()
         tracker = ready.accelerator if training.track else None
-        self.log = TrainingLog(workdir / "training.jsonl", keep_until=self.state.step, tracker=tracker)
+        self.log = TrainingLog(
+            workdir / "training.jsonl", keep_until=self.state.step, tracker=tracker
+        )
         self.meter = Meter(self.state, self.objective, ready.student.device)
         self.terms = TermProgress(self.objective, self.state)
-        self.validation = Validation(validation, ready=ready, state=self.state, best_file=workdir / "best.pt")
+        self.validation = Validation(
+            validation, ready=ready, state=self.state, best_file=workdir / "best.pt"
+        )
         self.moved = self.state.step > 1  # the first step of a warm-up has rate 0
 
     def through(self, rows: Sequence[Row]) -> Spent:
@@ -121,7 +131,9 @@ class _Run:
 
     def _report(self, line: str) -> None:
         done, total = self.state.seen, self.training.seen_tokens
-        self.training.progress(Progress(stage="train", done=done, total=total, unit="tokens", detail=line))
+        self.training.progress(
+            Progress(stage="train", done=done, total=total, unit="tokens", detail=line)
+        )
 
     def _step(self, number: int, rows: Sequence[Row], *, rate: float) -> str:
         """Make one optimiser step; return a line on it."""
@@ -151,7 +163,9 @@ class _Run:
         self.state.seen += sum(len(row.ids) for row in rows)
         self.state.trained += sum(self.objective.trained(row) for row in rows)
 
-    def _line(self, rate: float, norm: float, weights: Mapping[str, float], values: StepValues) -> dict[str, float]:
+    def _line(
+        self, rate: float, norm: float, weights: Mapping[str, float], values: StepValues
+    ) -> dict[str, float]:
         """Return a step as a line of the log."""
         state = self.state
         line = {"step": state.step, "epoch": state.epoch, "seen": state.seen, "rate": rate}
@@ -164,12 +178,15 @@ class _Run:
     def _refuse_no_move(self) -> None:
         if not self.moved:
             raise CellFailed(
-                f"a budget of {self.training.seen_tokens} tokens ends within the first optimiser step, before any weight moves; "
+                f"a budget of {self.training.seen_tokens} tokens ends within the first optimiser "
+                "step, before any weight moves; "
                 "give a larger --budget, or fewer rows a step with --set METHOD.batch_size=4"
             )
 
     def _finish(self) -> Spent:
-        """Score the last epoch, put the best weights into the model, and return what it all took."""
+        """Score the last epoch, put the best weights into the model, and return what it all
+        took.
+        """
         self.validation.hold_out(self.log, self.meter)
         self.meter.count()
         self.validation.load_best()

@@ -1,4 +1,6 @@
-"""Counts what a training takes into its state: seconds and joules without saving, teachers' work, the student's writing."""
+"""Counts what a training takes into its state: seconds and joules without saving, teachers' work,
+the student's writing.
+"""
 
 import time
 from collections.abc import Iterator
@@ -56,7 +58,9 @@ class Meter:
 
 
 def peak_bytes(device: str) -> int | None:
-    """Return the peak memory so far: allocated on a GPU, resident on a CPU; None where nothing tells."""
+    """Return the peak memory so far: allocated on a GPU, resident on a CPU; None where nothing
+    tells.
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     return process_bytes("VmHWM")

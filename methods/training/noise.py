@@ -1,8 +1,10 @@
-"""Silences what a model draws at random while it trains: a gradient must not depend on how a step is split into micro-batches.
+"""Silences what a model draws at random while it trains: a gradient must not depend on how a step
+is split into micro-batches.
 
-Dropout comes in many forms: modules, numbers on modules or in a configuration that a function reads (`attention_dropout`, `resid_pdrop`),
-whole blocks left out (`layerdrop`), noise on routers (`jitter`). All that go by such a name are set to 0 while training lasts; then two
-passes in train mode must agree, or the model is refused: whatever is left was found by no name.
+Dropout comes in many forms: modules, numbers on modules or in a configuration that a function reads
+(`attention_dropout`, `resid_pdrop`), whole blocks left out (`layerdrop`), noise on routers
+(`jitter`). All that go by such a name are set to 0 while training lasts; then two passes in train
+mode must agree, or the model is refused: whatever is left was found by no name.
 """
 
 import re
@@ -19,7 +21,9 @@ AGREE = 1e-4  # of the largest logit: the order of sums alone
 
 
 def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
-    """Set every dropout and noise of a model to 0; return what to give to `restored` when training is over."""
+    """Set every dropout and noise of a model to 0; return what to give to `restored` when training
+    is over.
+    """
     before: list[tuple[Any, str, Any]] = []
     holders: dict[int, Any] = {}
     for module in model.modules():
@@ -31,14 +35,21 @@ def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
                 holders[id(holder)] = holder
     for holder in holders.values():
         for name, value in list(vars(holder).items()):
-            if _NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool) and value:
+            if (
+                _NOISE.search(name)
+                and isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and value
+            ):
                 before.append((holder, name, value))
                 setattr(holder, name, 0.0)
     return before
 
 
 def restored(before: list[tuple[Any, str, Any]]) -> None:
-    """Give every dropout its own value again: a student's configuration says what its base's did."""
+    """Give every dropout its own value again: a student's configuration says what its
+    base's did.
+    """
     for holder, name, value in before:
         setattr(holder, name, value)
 
@@ -52,12 +63,16 @@ def refuse_noise(model: Any) -> None:
             model.train()
             first, second = (model(input_ids=ids, use_cache=False).logits.float() for _ in range(2))
     except Exception as problem:  # whatever its class raises in train mode alone
-        raise CellFailed(f"{type(model).__name__} cannot be trained on text alone ({in_one_line(problem)})") from problem
+        raise CellFailed(
+            f"{type(model).__name__} cannot be trained on text alone ({in_one_line(problem)})"
+        ) from problem
     finally:
         model.train(was_training)
     gap = float((first - second).abs().max()) / max(float(first.abs().max()), 1e-6)
     if gap > AGREE:
         raise CellFailed(
-            f"{type(model).__name__} draws something at random while it trains that goes by no name known here (two passes differ by "
-            f"{gap:.2g} of the largest logit), so its gradient would depend on the batch; use a method that does not train"
+            f"{type(model).__name__} draws something at random while it trains that goes by no "
+            "name known here (two passes differ by "
+            f"{gap:.2g} of the largest logit), so its gradient would depend on the batch; use a "
+            "method that does not train"
         )

@@ -1,4 +1,6 @@
-"""How weights move: the learning rate's schedule, the optimizers, and zeros of pruned weights that stay."""
+"""How weights move: the learning rate's schedule, the optimizers, and zeros of pruned weights that
+stay.
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,10 +22,14 @@ def rate_at(progress: float, settings: LoopSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
 
 
-def make_optimizers(model: Any, settings: LoopSettings) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Return (optimizer, share of the learning rate) pairs: AdamW, or Muon for the hidden matrices and AdamW beside it.
+def make_optimizers(
+    model: Any, settings: LoopSettings
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Return (optimizer, share of the learning rate) pairs: AdamW, or Muon for the hidden matrices
+    and AdamW beside it.
 
-    Muon (Jordan et al., 2024) is for training from random weights: the embedded teachers need half the tokens with it.
+    Muon (Jordan et al., 2024) is for training from random weights: the embedded teachers need half
+    the tokens with it.
     """
     embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim >= 2 and p is not embedding]
@@ -41,15 +47,21 @@ def make_optimizers(model: Any, settings: LoopSettings) -> list[tuple[torch.opti
     return [(torch.optim.AdamW(groups, **adam), 1.0)]
 
 
-def projection_optimizer(projections: Any, settings: LoopSettings) -> tuple[torch.optim.Optimizer, float]:
-    """Return the (optimizer, share) pair of projections between two models' widths: they do not decay."""
+def projection_optimizer(
+    projections: Any, settings: LoopSettings
+) -> tuple[torch.optim.Optimizer, float]:
+    """Return the (optimizer, share) pair of projections between two models' widths: they do not
+    decay.
+    """
     rate = settings.learning_rate
     return torch.optim.AdamW(projections.parameters(), lr=rate, weight_decay=0.0), 1.0
 
 
 @dataclass(frozen=True)
 class Optimizers:
-    """The optimizers of one training, as accelerate prepared them, and each one's share of the rate."""
+    """The optimizers of one training, as accelerate prepared them, and each one's share of the
+    rate.
+    """
 
     prepared: Sequence[Any]
     shares: Sequence[float]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What one teacher thinks at the trained positions: logits (live, or kept whole) or its likeliest tokens."""
+    """What one teacher thinks at the trained positions: logits (live, or kept whole) or its
+    likeliest tokens.
+    """
 
     logits_NV: Tensor | None
     top: TopK | None = None
@@ -24,13 +26,16 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Positions:
-    """What a loss term may look at: the trained positions of a micro-batch, already shifted and selected."""
+    """What a loss term may look at: the trained positions of a micro-batch, already shifted and
+    selected.
+    """
 
     student_NV: Tensor
     labels_N: Tensor
     teachers: tuple[Distribution, ...] = ()
     batch: Batch | None = None
-    inside: "Inside | None" = None  # hidden states and attention of both models, where a term asked for them
+    # hidden states and attention of both models, where a term asked for them
+    inside: "Inside | None" = None
 
     @property
     def teacher_NV(self) -> Tensor:
@@ -43,7 +48,10 @@ class Positions:
     def tags_N(self) -> Tensor:
         """Each position's row's tag."""
         assert self.batch is not None
-        return torch.tensor([row.tag for row in self.batch.rows for _ in range(row.trained)], device=self.labels_N.device)
+        return torch.tensor(
+            [row.tag for row in self.batch.rows for _ in range(row.trained)],
+            device=self.labels_N.device,
+        )
 
 
 Counts = Callable[[Row], int]

@@ -1,4 +1,6 @@
-"""The student and what is read beside it, made ready for optimiser steps, and let go afterwards as they were."""
+"""The student and what is read beside it, made ready for optimiser steps, and let go afterwards as
+they were.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -49,7 +51,9 @@ class Prepared:
         self.zeros = hold_zeros(student.model)
         student.model.train()
         if settings.gradient_checkpointing:
-            student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            student.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         self.head = Head(student.model)
         self.inside = self._look_inside(rows, training.seed)
         self.model, self.optimizers = self._prepare()
@@ -72,7 +76,9 @@ class Prepared:
             if epoch > 0:
                 return
             for start in range(0, len(step), size):
-                batch = batch_of(step[start : start + size], self.student.pad_id, self.student.device)
+                batch = batch_of(
+                    step[start : start + size], self.student.pad_id, self.student.device
+                )
                 with torch.no_grad():
                     teacher.head(batch)
                     self.head(batch)
@@ -128,7 +134,9 @@ class Prepared:
 
 
 def accelerator_of(device: str, settings: LoopSettings, training: Training) -> Any:
-    """Return accelerate's accelerator for one process, with its tracker started where one was asked for."""
+    """Return accelerate's accelerator for one process, with its tracker started where one was asked
+    for.
+    """
     # It warns about tied weights at every saved state.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     accelerator = Accelerator(
@@ -138,7 +146,10 @@ def accelerator_of(device: str, settings: LoopSettings, training: Training) -> A
         project_dir=training.workdir / "tracker",
     )
     if accelerator.num_processes > 1:
-        raise CellFailed(f"{accelerator.num_processes} processes train at once, which this version does not do; start one process")
+        raise CellFailed(
+            f"{accelerator.num_processes} processes train at once, which this version does not do; "
+            "start one process"
+        )
     if training.track:
         config = {**asdict(settings), "seed": training.seed}
         accelerator.init_trackers("compression-harness", config=config)
@@ -149,4 +160,7 @@ def _refuse_idle_terms(objective: Objective, rows: Sequence[Row]) -> None:
     """Refuse a term that counts no position of any row: it would train nothing."""
     for term in objective.terms:
         if not any(objective.counts(term, row) for row in rows):
-            raise CellFailed(f"the term {term.name} counts no position of any training row (is attention_tokens below the prompts?)")
+            raise CellFailed(
+                f"the term {term.name} counts no position of any training row (is attention_tokens "
+                "below the prompts?)"
+            )

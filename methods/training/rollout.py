@@ -1,4 +1,6 @@
-"""On-policy rows: the student continues the prompts itself, and is then trained on what it wrote."""
+"""On-policy rows: the student continues the prompts itself, and is then trained on what it
+wrote.
+"""
 
 import random
 import time
@@ -13,10 +15,12 @@ from methods.training.rows import Row
 
 @dataclass
 class Rollout:
-    """Replaces the completions of a share of the steps by samples of the student's, drawn anew with its weights of that moment.
+    """Replaces the completions of a share of the steps by samples of the student's, drawn anew with
+    its weights of that moment.
 
-    Plain sampling: no top-k, no top-p, whatever the generation config says. Tokens are kept as they were drawn, never decoded and encoded
-    again; an answer cut at `longest` has no EOS to learn. Step and seed decide every draw, so a resumed run draws the same.
+    Plain sampling: no top-k, no top-p, whatever the generation config says. Tokens are kept as they
+    were drawn, never decoded and encoded again; an answer cut at `longest` has no EOS to learn.
+    Step and seed decide every draw, so a resumed run draws the same.
     """
 
     share: float  # of the steps
@@ -34,11 +38,17 @@ class Rollout:
         began = time.monotonic()
         prompts = [row.ids[: row.trained_from] for row in rows]
         room = min(self.longest, min(student.context, self.readable) - max(map(len, prompts)))
-        sampling = Sampling(temperature=self.temperature, seed=random.Random(f"{self.seed}/{number}/draw").randrange(2**31))
+        sampling = Sampling(
+            temperature=self.temperature,
+            seed=random.Random(f"{self.seed}/{number}/draw").randrange(2**31),
+        )
         writer: CanGenerate = Writer(student)
         student.model.eval()
         written = writer.generate(prompts, max_new_tokens=room, sampling=sampling)
         student.model.train()
         self.seconds += time.monotonic() - began
         self.written += sum(one.tokens for one in written)
-        return [Row((*prompt, *one.ids), len(prompt), row.tag) for prompt, one, row in zip(prompts, written, rows, strict=True)]
+        return [
+            Row((*prompt, *one.ids), len(prompt), row.tag)
+            for prompt, one, row in zip(prompts, written, rows, strict=True)
+        ]

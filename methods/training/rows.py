@@ -1,4 +1,6 @@
-"""Tokenised training rows: how text becomes them, how they are padded, and in which order they are seen."""
+"""Tokenised training rows: how text becomes them, how they are padded, and in which order they are
+seen.
+"""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +20,8 @@ class Row:
 
     ids: tuple[int, ...]
     trained_from: int
-    tag: int = 0  # what kind of row it is, where a method has several: its task, or its half of a pair
+    # what kind of row it is, where a method has several: its task, or its half of a pair
+    tag: int = 0
     other: "OtherText | None" = None  # the same text in a teacher's tokens, where those are others
 
     @property
@@ -29,7 +32,9 @@ class Row:
 
 @dataclass(frozen=True)
 class OtherText:
-    """A row's text in another tokenizer, and which trained positions of the two stand behind the same text."""
+    """A row's text in another tokenizer, and which trained positions of the two stand behind the
+    same text.
+    """
 
     ids: tuple[int, ...]
     trained_from: int
@@ -38,7 +43,9 @@ class OtherText:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right: ids, attention and trained-token masks (B, T), and which logits are trained (B, T-1)."""
+    """Rows padded on the right: ids, attention and trained-token masks (B, T), and which logits are
+    trained (B, T-1).
+    """
 
     rows: tuple[Row, ...]
     ids: Tensor
@@ -52,13 +59,19 @@ class Batch:
 
     def to(self, device: Any) -> "Batch":
         """Return the batch on a device."""
-        return Batch(self.rows, self.ids.to(device), self.attention.to(device), self.trained.to(device))
+        return Batch(
+            self.rows, self.ids.to(device), self.attention.to(device), self.trained.to(device)
+        )
 
 
-def encode(tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int) -> tuple[list[Row], int]:
-    """Tokenise (prompt, completion[, tag]), EOS appended; return rows and the number left out as too long.
+def encode(
+    tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int
+) -> tuple[list[Row], int]:
+    """Tokenise (prompt, completion[, tag]), EOS appended; return rows and the number left out as
+    too long.
 
-    Prompt and completion are encoded as one text, which is what the scorer reads and what the model goes on from.
+    Prompt and completion are encoded as one text, which is what the scorer reads and what the model
+    goes on from.
     """
     end = end_of(tokenizer)
     rows: list[Row] = []
@@ -75,7 +88,10 @@ def encode(tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int) ->
 def end_of(tokenizer: Any) -> int:
     """Return the token that ends a text: what a model must learn to write behind its answer."""
     if tokenizer.eos_token_id is None:
-        raise CellFailed("the student's tokenizer has no EOS, so no answer could end; set eos_token in its tokenizer_config.json")
+        raise CellFailed(
+            "the student's tokenizer has no EOS, so no answer could end; set eos_token in its "
+            "tokenizer_config.json"
+        )
     return int(tokenizer.eos_token_id)
 
 
@@ -100,7 +116,8 @@ def batch_of(rows: Sequence[Row], pad: int, device: Any = "cpu") -> Batch:
 def steps_of(rows: Sequence[Row], *, batch_size: int, seed: int) -> Iterator[tuple[int, list[Row]]]:
     """Yield (epoch, rows of one optimiser step) without end.
 
-    Rows are shuffled each epoch and sorted by length inside windows of 16 steps, which halves the padding.
+    Rows are shuffled each epoch and sorted by length inside windows of 16 steps, which halves the
+    padding.
     """
     epoch = 0
     while True:

@@ -16,10 +16,11 @@ Score = Literal["kl", "entropy", "excess", "random"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Trains a share of each row's tokens: those with the highest score, or random ones. At least one a row.
+    """Trains a share of each row's tokens: those with the highest score, or random ones. At least
+    one a row.
 
-    kl: the teacher's divergence from the student now. entropy: the teacher's. excess: the label's cross-entropy under the student less
-    that under the teacher (Lin et al., 2024, Rho-1).
+    kl: the teacher's divergence from the student now. entropy: the teacher's. excess: the label's
+    cross-entropy under the student less that under the teacher (Lin et al., 2024, Rho-1).
     """
 
     share: float
@@ -47,7 +48,12 @@ class Selection:
         if self.score == "random":  # by the row itself: the same for any split into micro-batches
             assert at.batch is not None
             drawn = [
-                torch.rand(row.trained, generator=torch.Generator().manual_seed(hash((self.seed, number, row.ids)) % 2**63))
+                torch.rand(
+                    row.trained,
+                    generator=torch.Generator().manual_seed(
+                        hash((self.seed, number, row.ids)) % 2**63
+                    ),
+                )
                 for row in at.batch.rows
             ]
             return torch.cat(drawn).to(at.labels_N.device)

@@ -1,4 +1,6 @@
-"""What the loop is set to: hyperparameters that the rows of a table share, and what is one training's own. No torch at import."""
+"""What the loop is set to: hyperparameters that the rows of a table share, and what is one
+training's own. No torch at import.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from harness.contract import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """Hyperparameters that every trained method shares; equal across the rows of a table unless set."""
+    """Hyperparameters that every trained method shares; equal across the rows of a table unless
+    set.
+    """
 
     learning_rate: float
     batch_size: int
@@ -30,7 +34,8 @@ def _silent(_: Progress) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training: how many tokens it sees, from which seed, and where its state and its log stand.
+    """One training: how many tokens it sees, from which seed, and where its state and its log
+    stand.
 
     `stop_after_steps` ends the process's work early, state saved (the tests use it; a user presses
     Ctrl-C, which costs at most the seconds since the last state).

@@ -1,4 +1,6 @@
-"""Which teachers a loss reads, and how: run beside the student, or from what was kept of each. No torch at import."""
+"""Which teachers a loss reads, and how: run beside the student, or from what was kept of each. No
+torch at import.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,16 +20,23 @@ class Teachers:
     models: tuple[Checkpoint, ...]
     vocabulary: int | None  # leading logit columns that mean the same token in all models
     k: int = 64
-    cache: Literal["auto", "on", "off"] = "auto"  # auto: where the budget reads every row at least once
+    # auto: where the budget reads every row at least once
+    cache: Literal["auto", "on", "off"] = "auto"
     whole: bool = False  # the loss needs every token's probability, not the k likeliest
     inside: bool = False  # it looks into the teacher, which no cache of distributions holds
     own_tokens: bool = False  # the teacher reads the text in its own tokenizer
     temperature: float = 1.0  # that the loss reads them at
-    over: Any = None  # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share one
+    # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share
+    # one
+    over: Any = None
 
 
-def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: int) -> "tuple[Sequence[Callable[[], Source]], list[Any]]":
-    """Return makers of what the loss reads, and the caches among them: live teachers, or what was kept of each over these rows."""
+def sources_of(
+    teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: int
+) -> "tuple[Sequence[Callable[[], Source]], list[Any]]":
+    """Return makers of what the loss reads, and the caches among them: live teachers, or what was
+    kept of each over these rows.
+    """
     from harness.errors import CellFailed
     from harness.models.language_model import open_model
     from harness.models.shape import DENSE, Shape
@@ -37,23 +46,34 @@ def sources_of(teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: i
     width = teachers.vocabulary or Shape.of_folder(teachers.models[0].path).vocabulary
     partial = width > DENSE  # only the likeliest tokens would be kept
     if teachers.cache == "on" and partial and teachers.whole:
-        raise CellFailed(f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type --set METHOD.cache=off")
+        raise CellFailed(
+            f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type "
+            "--set METHOD.cache=off"
+        )
     if teachers.cache != "off" and teachers.k > width:
-        raise CellFailed(f"top_k={teachers.k} is above the vocabulary of {width:,}; give a smaller one, or cache=off")
+        raise CellFailed(
+            f"top_k={teachers.k} is above the vocabulary of {width:,}; give a smaller one, or "
+            "cache=off"
+        )
     several = len(teachers.models) > 1
     seldom = budget < sum(len(row.ids) for row in rows) and not several
-    live = teachers.cache == "off" or (teachers.cache == "auto" and (seldom or (partial and teachers.whole)))
+    live = teachers.cache == "off" or (
+        teachers.cache == "auto" and (seldom or (partial and teachers.whole))
+    )
     if teachers.inside or teachers.own_tokens or live:
         opened = [open_model(one, device=job.device, dtype=job.dtype) for one in teachers.models]
         kind = OtherTokens if teachers.own_tokens else Live
         return [lambda one=one: kind(one) for one in opened], []
     rows = teachers.over or rows
-    kept = [teacher_cache(job, one, rows, k=teachers.k, width=width) for one in teachers.models]  # one in memory at a time
+    # one in memory at a time
+    kept = [teacher_cache(job, one, rows, k=teachers.k, width=width) for one in teachers.models]
     return [lambda one=one: one for one in kept], kept
 
 
 def context_of(teachers: Teachers | None) -> int:
-    """Return the longest row, in the student's tokens, that all these teachers can read; those with tokens of their own are not asked."""
+    """Return the longest row, in the student's tokens, that all these teachers can read; those with
+    tokens of their own are not asked.
+    """
     from harness.models.shape import Shape
 
     asked = teachers.models if teachers and not teachers.own_tokens else ()
@@ -61,12 +81,18 @@ def context_of(teachers: Teachers | None) -> int:
 
 
 def shared_vocabulary(job: Job, teachers: Sequence[Checkpoint]) -> int:
-    """Return how many logit columns the student and all these teachers share; refuses other token maps."""
+    """Return how many logit columns the student and all these teachers share; refuses other token
+    maps.
+    """
     from harness.models.language_model import student_tokenizer
     from harness.models.vocabulary import common_vocabulary
 
     ours = student_tokenizer(job.student_base).get_vocab()
     return min(
-        common_vocabulary(ours, student_tokenizer(one).get_vocab(), names=(f"student {job.student_base.name}", f"teacher {one.name}"))
+        common_vocabulary(
+            ours,
+            student_tokenizer(one).get_vocab(),
+            names=(f"student {job.student_base.name}", f"teacher {one.name}"),
+        )
         for one in teachers
     )

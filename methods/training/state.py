@@ -1,7 +1,9 @@
-"""The loop's state: where a training stands, and how it is kept so that a run that was killed goes on from it.
+"""The loop's state: where a training stands, and how it is kept so that a run that was killed goes
+on from it.
 
-On disk, below a training's folder: `state/step-N/` holds accelerate's files and `loop.json` with the
-fields of `LoopState` and every file's digest; `best.pt` holds the best weights of an epoch so far.
+On disk, below a training's folder: `state/step-N/` holds accelerate's files and `loop.json` with
+the fields of `LoopState` and every file's digest; `best.pt` holds the best weights of an epoch so
+far.
 """
 
 import dataclasses
@@ -26,14 +28,18 @@ from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, sync, write_signed
 
-SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))  # 0: a state after each step
-SAVES_BETWEEN_STATES = 20  # in times of the last save, so that a large model's states take a twentieth of its training at most
+# 0: a state after each step
+SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))
+# in times of the last save, so that a large model's states take a twentieth of its training at most
+SAVES_BETWEEN_STATES = 20
 _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(config=_STRICT)
 class TermState:
-    """What one term of the loss was at the first and at the last step, unweighted, and its weight."""
+    """What one term of the loss was at the first and at the last step, unweighted, and its
+    weight.
+    """
 
     first: float
     gradient_norm: float | None  # of the weighted term alone, when it was last computed
@@ -65,7 +71,9 @@ class LoopState:
 
     @classmethod
     def read(cls, saved: Mapping[str, Any], where: Path) -> Self:
-        """Return a saved state. Raises `Unreadable` where a field is unknown, missing or of another type."""
+        """Return a saved state. Raises `Unreadable` where a field is unknown, missing or of another
+        type.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         if lacking := [name for name in known if name not in saved]:
             raise Unreadable(f"{where}: it lacks the fields {', '.join(lacking)}")
@@ -76,7 +84,9 @@ class LoopState:
         except ValidationError as problem:
             first = problem.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise Unreadable(f"{where}: its field {field} is unreadable ({first['msg']})") from problem
+            raise Unreadable(
+                f"{where}: its field {field} is unreadable ({first['msg']})"
+            ) from problem
 
 
 @dataclass(config=_STRICT)
@@ -96,7 +106,9 @@ class Spent(LoopState):
 
 
 class SavedStates:
-    """Resumable state in a folder: always one whole copy on disk, whatever moment the process dies at."""
+    """Resumable state in a folder: always one whole copy on disk, whatever moment the process dies
+    at.
+    """
 
     def __init__(self, folder: Path, accelerator: Any) -> None:
         self.folder = folder
@@ -105,10 +117,14 @@ class SavedStates:
         self.pause = SECONDS_BETWEEN_STATES
 
     def restore(self) -> LoopState | None:
-        """Load the last whole state into model and optimizers and return it; None where training begins anew."""
+        """Load the last whole state into model and optimizers and return it; None where training
+        begins anew.
+        """
         for torn in self.folder.glob("*.part"):
             shutil.rmtree(torn, ignore_errors=True)
-        whole = sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
+        whole = sorted(
+            self.folder.glob("step-*"), key=lambda path: int(path.name.partition("-")[2])
+        )
         if not whole:
             return None
         try:
@@ -164,7 +180,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise `Unreadable` for a file that was cut while it was written, whose digest is of the cut one.
+    """Raise `Unreadable` for a file that was cut while it was written, whose digest is of the cut
+    one.
 
     Only headers and ends are read. What loads states would raise when the model is half loaded, and
     passes over torn random states.
@@ -191,7 +208,9 @@ def keep_best(fresh: Path, best_file: Path) -> None:
 
 
 def load_best(best_file: Path) -> Any:
-    """Return the best weights so far. Raises `Unreadable` where they are torn: torch checks every part's sum."""
+    """Return the best weights so far. Raises `Unreadable` where they are torn: torch checks every
+    part's sum.
+    """
     try:
         return torch.load(best_file, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as problem:
@@ -199,7 +218,9 @@ def load_best(best_file: Path) -> Any:
 
 
 def forget_state(workdir: Path) -> None:
-    """Remove what only a resumed run needs; called once the student is saved. State first: without it best.pt is made again."""
+    """Remove what only a resumed run needs; called once the student is saved. State first: without
+    it best.pt is made again.
+    """
     if (workdir / "state").exists():
         _remove(workdir / "state")
     shutil.rmtree(workdir / "state.part", ignore_errors=True)  # of a kill within `_remove`

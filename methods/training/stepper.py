@@ -1,4 +1,6 @@
-"""An optimiser step's loss and gradient: the same whatever its split into micro-batches and processes."""
+"""An optimiser step's loss and gradient: the same whatever its split into micro-batches and
+processes.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,9 @@ Sums = dict[str, Tensor]  # of a micro-batch: each term's part of the step's mea
 
 @dataclass
 class StepValues:
-    """What a step says of its terms: unweighted means, and the norms of their weighted gradients."""
+    """What a step says of its terms: unweighted means, and the norms of their weighted
+    gradients.
+    """
 
     means: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
@@ -32,8 +36,8 @@ class StepValues:
 class Stepper:
     """Computes a step's loss and gradient.
 
-    Each term is divided by the positions that it counts in the *whole* step over all processes, known
-    before the first backward; DDP averages gradients, so every process divides by its share.
+    Each term is divided by the positions that it counts in the *whole* step over all processes,
+    known before the first backward; DDP averages gradients, so every process divides by its share.
     """
 
     student: Any  # wrapped or not
@@ -55,7 +59,9 @@ class Stepper:
         number: int = 0,
         norms: bool = False,
     ) -> StepValues:
-        """Accumulate one step's gradient; return each term's mean, and the norms of their gradients where `norms`."""
+        """Accumulate one step's gradient; return each term's mean, and the norms of their gradients
+        where `norms`.
+        """
         values = StepValues()
         for batch, sums in self._micro_batches(rows, number, values):
             total = self._weighted(sums, weights)
@@ -77,7 +83,9 @@ class Stepper:
         total = torch.zeros((), device=self.device)
         return sum((weights[name] * value for name, value in sums.items()), total)
 
-    def _micro_batches(self, rows: Sequence[Row], number: int, values: StepValues) -> Iterator[tuple[Batch, Sums]]:
+    def _micro_batches(
+        self, rows: Sequence[Row], number: int, values: StepValues
+    ) -> Iterator[tuple[Batch, Sums]]:
         """Yield each micro-batch of this process with its sums; the means grow in `values`."""
         counts = self._counts(rows)
         values.means = dict.fromkeys(counts, 0.0)
@@ -90,7 +98,9 @@ class Stepper:
             yield batch, sums
 
     def _counts(self, rows: Sequence[Row]) -> dict[str, int]:
-        """Return how many positions each term counts in the step; a step may hold none that a term counts."""
+        """Return how many positions each term counts in the step; a step may hold none that a term
+        counts.
+        """
         every = {term.name: self._count(term, rows) for term in self.objective.terms}
         return {name: count for name, count in every.items() if count}
 
@@ -100,8 +110,8 @@ class Stepper:
     def _sums(self, batch: Batch, number: int, counts: Mapping[str, int]) -> Sums:
         """Return each term's sum over the micro-batch, divided by the step's count.
 
-        What the terms looked at is let go: the graph keeps what the backward pass needs, and teachers'
-        distributions are not among it.
+        What the terms looked at is let go: the graph keeps what the backward pass needs, and
+        teachers' distributions are not among it.
         """
         at = self._positions(batch)
         selection = self.objective.selection
@@ -120,7 +130,9 @@ class Stepper:
         student_NV = self.head(batch, through=self.student)[:, :vocabulary]
         return Positions(student_NV, batch.ids[:, 1:][batch.mask], teachers, batch, self.inside)
 
-    def _norms(self, sums: Sums, weights: Mapping[str, float], rows: Sequence[Row], batch: Batch) -> dict[str, float]:
+    def _norms(
+        self, sums: Sums, weights: Mapping[str, float], rows: Sequence[Row], batch: Batch
+    ) -> dict[str, float]:
         """Return the gradient norm of each weighted term, as this one micro-batch estimates it."""
         norms = {}
         for term in self.objective.terms:
@@ -135,11 +147,15 @@ class Stepper:
             return 0.0
         parameters = [one for one in self.student.parameters() if one.requires_grad]
         gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        squares = [
+            gradient.float().square().sum() for gradient in gradients if gradient is not None
+        ]
         return float(torch.stack(squares).sum().sqrt()) / share
 
 
-def validate(rows: Sequence[Row], *, head: Head, pad: int, micro_batch_size: int, device: Any) -> float:
+def validate(
+    rows: Sequence[Row], *, head: Head, pad: int, micro_batch_size: int, device: Any
+) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row.ids))

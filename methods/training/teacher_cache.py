@@ -1,9 +1,11 @@
-"""A teacher's distributions over its training rows, computed once and shared by methods, seeds and runs.
+"""A teacher's distributions over its training rows, computed once and shared by methods, seeds and
+runs.
 
-Kept for every trained position: the whole distribution where the vocabulary is small, else the k likeliest tokens. Always at
-temperature 1, as fp16 log-probabilities, in memory-mapped shards. Rows are found by a hash of their own token ids, never by
-their place in a shuffle: that is how others have trained on another row's teacher. A cache is checked against a
-live forward pass when it is made, and by its digests whenever it is opened; a torn or changed one is said so and made again.
+Kept for every trained position: the whole distribution where the vocabulary is small, else the k
+likeliest tokens. Always at temperature 1, as fp16 log-probabilities, in memory-mapped shards. Rows
+are found by a hash of their own token ids, never by their place in a shuffle: that is how others
+have trained on another row's teacher. A cache is checked against a live forward pass when it is
+made, and by its digests whenever it is opened; a torn or changed one is said so and made again.
 
 CACHE/teachers/KEY/   meta.json, index.npz, log_p-000.npy and, for the k likeliest, ids-000.npy
 """
@@ -37,10 +39,12 @@ from harness.scoring.reading import Reader
 from methods.training.positions import Distribution
 from methods.training.rows import Batch, Row
 
-SHARD_BYTES = 2**28  # of log-probabilities in one file, and twice that in memory while it is written
+# of log-probabilities in one file, and twice that in memory while it is written
+SHARD_BYTES = 2**28
 CHECKED_ROWS = 20
 TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
-BF16_TOLERANCE = 0.5  # a logit between 32 and 64 has steps of 0.25, and another company of rows another rounding
+# a logit between 32 and 64 has steps of 0.25, and another company of rows another rounding
+BF16_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,19 @@ class CachedTeacher:
         return Distribution(None, self.top(batch.rows, batch.ids.device))
 
     def logits(self, rows: Sequence[Row], device: Any) -> Tensor:
-        """Return the log-probabilities (N, V) of the rows' trained positions, row by row; they serve as logits."""
-        return torch.from_numpy(np.concatenate([self._slice(self.log_p, row) for row in rows])).to(device).float()
+        """Return the log-probabilities (N, V) of the rows' trained positions, row by row; they
+        serve as logits.
+        """
+        return (
+            torch.from_numpy(np.concatenate([self._slice(self.log_p, row) for row in rows]))
+            .to(device)
+            .float()
+        )
 
     def top(self, rows: Sequence[Row], device: Any) -> TopK:
-        """Return the likeliest tokens of the rows' trained positions: ids and log-probabilities (N, k)."""
+        """Return the likeliest tokens of the rows' trained positions: ids and log-probabilities (N,
+        k).
+        """
         ids = np.concatenate([self._slice(self.ids, row) for row in rows]).astype(np.int64)
         return TopK(torch.from_numpy(ids).to(device), self.logits(rows, device))
 
@@ -74,34 +86,57 @@ class CachedTeacher:
         try:
             shard, start, count = self.index[key_of(row)]
         except KeyError:
-            raise CellFailed("a training row is not in the teacher's cache; it was made for other rows") from None
+            raise CellFailed(
+                "a training row is not in the teacher's cache; it was made for other rows"
+            ) from None
         return parts[shard][start : start + count]
 
     def cost(self) -> dict[str, Any]:
         """Return what making the cache took, for every row that uses it to share."""
-        return {"key": self.key, "tokens": self.meta["read"], "seconds": self.meta["seconds"], "flops": self.meta["flops"]}
+        return {
+            "key": self.key,
+            "tokens": self.meta["read"],
+            "seconds": self.meta["seconds"],
+            "flops": self.meta["flops"],
+        }
 
 
 def key_of(row: Row) -> bytes:
     """Return a row's name: a hash of its token ids and of where training starts."""
-    return hashlib.sha256(np.asarray([row.trained_from, *row.ids], dtype=np.int64).tobytes()).digest()[:16]
+    return hashlib.sha256(
+        np.asarray([row.trained_from, *row.ids], dtype=np.int64).tobytes()
+    ).digest()[:16]
 
 
-def teacher_cache(job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int, width: int) -> CachedTeacher:
-    """Open the cache of a teacher over these rows, making it where there is none or where it is damaged.
+def teacher_cache(
+    job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int, width: int
+) -> CachedTeacher:
+    """Open the cache of a teacher over these rows, making it where there is none or where it is
+    damaged.
 
-    `width` is the vocabulary that both models share: logits are cut to it before any softmax. Raises `CellFailed` when what was
-    written does not agree with a live forward pass.
+    `width` is the vocabulary that both models share: logits are cut to it before any softmax.
+    Raises `CellFailed` when what was written does not agree with a live forward pass.
     """
     distinct = {key_of(row): row for row in rows}
     kept = "all" if width <= DENSE else k
     key = digest_of(
-        "teacher", digest_of_code(__name__), teacher.digest, job.dtype, device_label(job.device), kept, width,
+        "teacher",
+        digest_of_code(__name__),
+        teacher.digest,
+        job.dtype,
+        device_label(job.device),
+        kept,
+        width,
         [name.hex() for name in sorted(distinct)],
-    )  # fmt: skip
+    )
     folder = job.cache / "teachers" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    wanted = {"teacher": teacher.digest, "dtype": job.dtype, "vocabulary": width, "k": width if width <= DENSE else k}
+    wanted = {
+        "teacher": teacher.digest,
+        "dtype": job.dtype,
+        "vocabulary": width,
+        "k": width if width <= DENSE else k,
+    }
     with FileLock(folder.with_suffix(".lock")):
         held = _opened(folder, job, wanted)
         if held is not None:
@@ -114,11 +149,17 @@ def teacher_cache(job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int,
 
 
 def damage_of(folder: Path) -> str:
-    """Return why a cache cannot be used, "" where it can: its files against their digests, the code that made it against ours."""
+    """Return why a cache cannot be used, "" where it can: its files against their digests, the code
+    that made it against ours.
+    """
     wrong = described_damage(folder)
     if wrong:
         return wrong
-    return "" if description_of(folder).get("code") == digest_of_code(__name__) else "made by other code"
+    return (
+        ""
+        if description_of(folder).get("code") == digest_of_code(__name__)
+        else "made by other code"
+    )
 
 
 def foreign(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -128,7 +169,9 @@ def foreign(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher | None:
-    """Open a cache that is whole and of the teacher, dtype, vocabulary and k that are wanted, wherever its folder came from."""
+    """Open a cache that is whole and of the teacher, dtype, vocabulary and k that are wanted,
+    wherever its folder came from.
+    """
     if not folder.exists():
         return None
     wrong = damage_of(folder) or foreign(description_of(folder), wanted)
@@ -142,12 +185,20 @@ def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher 
         index = {bytes(name): (place[0], place[1], place[2]) for name, place in places}
     shards = range(meta["shards"])
     log_p = tuple(np.load(folder / f"log_p-{shard:03}.npy", mmap_mode="r") for shard in shards)
-    ids = () if meta["dense"] else tuple(np.load(folder / f"ids-{shard:03}.npy", mmap_mode="r") for shard in shards)
+    ids = (
+        ()
+        if meta["dense"]
+        else tuple(np.load(folder / f"ids-{shard:03}.npy", mmap_mode="r") for shard in shards)
+    )
     return CachedTeacher(folder.name, meta["k"], meta["dense"], index, log_p, ids, meta)
 
 
-def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k: int, width: int) -> None:
-    """Run the teacher over every row once, write shards, check them, and put the whole folder in place."""
+def _build(
+    folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k: int, width: int
+) -> None:
+    """Run the teacher over every row once, write shards, check them, and put the whole folder in
+    place.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     opened = open_model(checkpoint, device=job.device, dtype=job.dtype)
     teacher = reader(opened)
@@ -157,7 +208,10 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
     def write(fresh: Path) -> None:
         began = time.monotonic()
         shards = _write_shards(fresh, job, teacher, ordered, kept, width, checkpoint.name)
-        read, positions = sum(len(row.ids) for row in ordered), sum(count for _, _, count in shards.places)
+        read, positions = (
+            sum(len(row.ids) for row in ordered),
+            sum(count for _, _, count in shards.places),
+        )
         meta = {
             "code": digest_of_code(__name__),
             "teacher": checkpoint.digest,
@@ -178,7 +232,8 @@ def _build(folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k
         write_whole(fresh / "meta.json", described(meta))
         written = _opened(fresh, job, {})
         assert written is not None
-        _check(written, teacher, opened, ordered, width)  # before it has its name: an unchecked cache is never found
+        # before it has its name: an unchecked cache is never found
+        _check(written, teacher, opened, ordered, width)
 
     try:
         save_atomically(folder, write)
@@ -200,7 +255,8 @@ class _Shards:
     folder: Path
     kept: int | None  # tokens of a position; None: all, in the order of their ids
     width: int  # of the vocabulary
-    places: list[tuple[int, int, int]] = field(default_factory=list)  # of each row: shard, first position, positions
+    # of each row: shard, first position, positions
+    places: list[tuple[int, int, int]] = field(default_factory=list)
     number: int = 0  # of shards written
     mass: float = 0.0  # of probability kept, in positions
     _log_p: list[Any] = field(default_factory=list)
@@ -231,13 +287,27 @@ class _Shards:
         self.number, self._held = self.number + 1, 0
 
 
-def _write_shards(fresh: Path, job: Job, teacher: CanRead, rows: Sequence[Row], kept: int | None, width: int, name: str) -> _Shards:
-    """Let the teacher read rows, longest first, and write what it thinks and where each row's stands."""
+def _write_shards(
+    fresh: Path,
+    job: Job,
+    teacher: CanRead,
+    rows: Sequence[Row],
+    kept: int | None,
+    width: int,
+    name: str,
+) -> _Shards:
+    """Let the teacher read rows, longest first, and write what it thinks and where each row's
+    stands.
+    """
     shards = _Shards(fresh, kept, width)
     for top in teacher.top_k([scored_of(row) for row in rows], k=kept, width=width):
         shards.add(top)
         done = len(shards.places)
-        job.progress(Progress(stage="teacher", done=done, total=len(rows), unit="rows", detail=f"read by {name}"))
+        job.progress(
+            Progress(
+                stage="teacher", done=done, total=len(rows), unit="rows", detail=f"read by {name}"
+            )
+        )
     shards.flush()
     names = np.frombuffer(b"".join(key_of(row) for row in rows), dtype="V16")
     np.savez(fresh / "index.npz", rows=names, places=np.asarray(shards.places, dtype=np.int64))
@@ -249,10 +319,14 @@ def scored_of(row: Row) -> Scored:
     return Scored(row.ids, row.trained)
 
 
-def _check(written: CachedTeacher, teacher: CanRead, opened: LanguageModel, rows: Sequence[Row], width: int) -> None:
-    """Compare twenty rows with a live forward pass, each alone: other company than when they were written.
+def _check(
+    written: CachedTeacher, teacher: CanRead, opened: LanguageModel, rows: Sequence[Row], width: int
+) -> None:
+    """Compare twenty rows with a live forward pass, each alone: other company than when they were
+    written.
 
-    bf16 is judged by what all but a thousandth of its values keep, and by their mean: among so many, one or two always round far away.
+    bf16 is judged by what all but a thousandth of its values keep, and by their mean: among so
+    many, one or two always round far away.
     """
     sample = random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows)))
     together = np.concatenate([_gaps(written, teacher, opened, row, width) for row in sample])
@@ -262,13 +336,18 @@ def _check(written: CachedTeacher, teacher: CanRead, opened: LanguageModel, rows
     gap, mean = float(np.quantile(together, 0.999 if coarse else 1.0)), float(together.mean())
     if not (gap <= BF16_TOLERANCE and mean <= BF16_TOLERANCE / 10 if coarse else gap <= TOLERANCE):
         raise CellFailed(
-            f"the teacher's cache differs from a live forward pass by {gap:.3f} nats at {'the 99.9th percentile' if coarse else 'most'} "
+            f"the teacher's cache differs from a live forward pass by {gap:.3f} nats at "
+            f"{'the 99.9th percentile' if coarse else 'most'} "
             f"and by {mean:.3f} on average; it was not kept"
         )
 
 
-def _gaps(written: CachedTeacher, teacher: CanRead, opened: LanguageModel, row: Row, width: int) -> Any:
-    """Return how far kept log-probabilities of a row lie from those of a live pass, in nats, where anything is trained."""
+def _gaps(
+    written: CachedTeacher, teacher: CanRead, opened: LanguageModel, row: Row, width: int
+) -> Any:
+    """Return how far kept log-probabilities of a row lie from those of a live pass, in nats, where
+    anything is trained.
+    """
     [live] = teacher.top_k([scored_of(row)], k=None, width=width)
     if written.dense:
         held, there = written.logits([row], opened.device), live.log_p_NK

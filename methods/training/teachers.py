@@ -30,7 +30,9 @@ class Head(PositionHead):
 
 
 class Live:
-    """A teacher in memory, run beside the student; counts the seconds spent in it and the tokens that it read."""
+    """A teacher in memory, run beside the student; counts the seconds spent in it and the tokens
+    that it read.
+    """
 
     def __init__(self, opened: LanguageModel) -> None:
         self.opened = opened
@@ -44,7 +46,9 @@ class Live:
         return Distribution(self._run(batch)[:, :vocabulary])
 
     def _run(self, batch: Batch) -> Tensor:
-        """Return the teacher's logits; the seconds are its own: what a GPU was asked before is waited for."""
+        """Return the teacher's logits; the seconds are its own: what a GPU was asked before is
+        waited for.
+        """
         synchronise(self.opened.device)
         began = time.perf_counter()
         with torch.no_grad():

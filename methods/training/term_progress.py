@@ -1,4 +1,6 @@
-"""How each term of the loss goes from step to step: its weight, its running mean, and whether it explodes."""
+"""How each term of the loss goes from step to step: its weight, its running mean, and whether it
+explodes.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,8 @@ from methods.training.state import LoopState, TermState
 from methods.training.stepper import Stepper, StepValues
 from methods.training.terms import Objective
 
-# What `auto` gives a term at most: one that is nearly 0 from the start (a block and its own copy) has no more to say.
+# What `auto` gives a term at most: one that is nearly 0 from the start (a block and its own copy)
+# has no more to say.
 HEAVIEST = 1e6
 EXPLODED = 1_000  # times its first value
 
@@ -19,13 +22,17 @@ class Diverged(CellFailed):
 
 
 class TermProgress:
-    """Weighs the terms of a step by the steps before it, and keeps in the state what they became."""
+    """Weighs the terms of a step by the steps before it, and keeps in the state what they
+    became.
+    """
 
     def __init__(self, objective: Objective, state: LoopState) -> None:
         self.objective, self.state = objective, state
 
     def weights(self, stepper: Stepper, rows: Sequence[Row], number: int) -> dict[str, float]:
-        """Return each term's weight: `auto` ones count as much as the others together, by running means of earlier steps."""
+        """Return each term's weight: `auto` ones count as much as the others together, by running
+        means of earlier steps.
+        """
         terms = self.objective.terms
         fixed = {term.name: float(term.weight) for term in terms if term.weight != "auto"}
         if len(fixed) == len(terms):
@@ -36,19 +43,29 @@ class TermProgress:
         return fixed | auto_weights(free, fixed, self.state.means)
 
     def refuse_explosion(self, number: int, means: Mapping[str, float], norm: float) -> None:
-        """Raise `Diverged` for a loss or gradient that is no number, or a loss far above its first value."""
+        """Raise `Diverged` for a loss or gradient that is no number, or a loss far above its first
+        value.
+        """
         for name, value in means.items():
             before = self.state.terms.get(name)
             first = before.first if before else value
             if not math.isfinite(value) or abs(value) > EXPLODED * max(abs(first), 1.0):
-                raise Diverged(f"the term {name} became {value:.4g} at step {number} (first {first:.4g}); try a lower learning_rate")
+                raise Diverged(
+                    f"the term {name} became {value:.4g} at step {number} (first {first:.4g}); try "
+                    "a lower learning_rate"
+                )
         if not math.isfinite(norm):
-            raise Diverged(f"the gradient's norm became {norm} at step {number} (terms: {dict(means)}); try a lower learning_rate")
+            raise Diverged(
+                f"the gradient's norm became {norm} at step {number} (terms: {dict(means)}); try a "
+                "lower learning_rate"
+            )
 
     def remember(self, weights: Mapping[str, float], values: StepValues) -> None:
         """Take a step's terms into the state."""
         means = self.state.means
-        self.state.means = {name: 0.9 * means.get(name, value) + 0.1 * value for name, value in values.means.items()}
+        self.state.means = {
+            name: 0.9 * means.get(name, value) + 0.1 * value for name, value in values.means.items()
+        }
         for name, value in values.means.items():
             before = self.state.terms.get(name)
             norm = values.norms.get(name, before.gradient_norm if before else None)
@@ -66,8 +83,12 @@ class TermProgress:
         return f"loss {loss:.3f} ({', '.join(parts)})"
 
 
-def auto_weights(free: Sequence[str], fixed: Mapping[str, float], means: Mapping[str, float]) -> dict[str, float]:
-    """Return a weight for each free term, with which its mean is that of the terms of fixed weight together."""
+def auto_weights(
+    free: Sequence[str], fixed: Mapping[str, float], means: Mapping[str, float]
+) -> dict[str, float]:
+    """Return a weight for each free term, with which its mean is that of the terms of fixed weight
+    together.
+    """
     if not fixed:
         return dict.fromkeys(free, 1.0)
     anchor = sum(weight * means.get(name, 0.0) for name, weight in fixed.items())

@@ -1,4 +1,6 @@
-"""What is minimised: loss terms, each one number a trained position, and the objective that holds them."""
+"""What is minimised: loss terms, each one number a trained position, and the objective that holds
+them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,25 +21,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss. `value` returns (N,), one number a trained position; the loop sums, divides and weighs it.
+    """One summand of the loss. `value` returns (N,), one number a trained position; the loop sums,
+    divides and weighs it.
 
-    A weight of `auto` follows the others: the term then counts as much as all terms of fixed weight together.
+    A weight of `auto` follows the others: the term then counts as much as all terms of fixed weight
+    together.
     """
 
     name: str
     weight: float | Literal["auto"]
     value: Callable[[Positions], Tensor]
-    counts: Counts = trained_tokens  # positions of a row that the term is divided by, known before any of them is computed
+    # positions of a row that the term is divided by, known before any of them is computed
+    counts: Counts = trained_tokens
 
 
 def hard_labels(weight: float | Literal["auto"] = 1.0, *, tag: int | None = None) -> Term:
-    """Return the cross-entropy term against the text itself; with a tag, of rows with that tag alone."""
+    """Return the cross-entropy term against the text itself; with a tag, of rows with that tag
+    alone.
+    """
     if tag is None:
         return Term("ce", weight, lambda at: cross_entropy(at.student_NV, at.labels_N))
     return Term(
-        f"ce-{tag}", weight, lambda at: cross_entropy(at.student_NV, at.labels_N) * (at.tags_N == tag),
+        f"ce-{tag}",
+        weight,
+        lambda at: cross_entropy(at.student_NV, at.labels_N) * (at.tags_N == tag),
         counts=lambda row: row.trained if row.tag == tag else 0,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

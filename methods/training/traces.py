@@ -1,7 +1,7 @@
 """Teacher-written answers: made once, cached by content, filtered by their own extracted answer.
 
-A cache file is one JSON document with a digest of its own payload; a torn or foreign one is said so and made
-again. Nothing is cut: an answer that did not end by itself is dropped.
+A cache file is one JSON document with a digest of its own payload; a torn or foreign one is said so
+and made again. Nothing is cut: an answer that did not end by itself is dropped.
 """
 
 import hashlib
@@ -33,9 +33,18 @@ from harness.scoring.backend import CanGenerate, Generation, Sampling
 from harness.scoring.generation import Writer
 
 _COUNTS = (
-    "traces_written", "traces_kept", "kept_in_another_form", "dropped_wrong", "dropped_unreadable", "dropped_in_another_form",
-    "dropped_unfinished", "dropped_short", "dropped_repeats", "dropped_contaminated", "problems_without_trace",
-)  # fmt: skip
+    "traces_written",
+    "traces_kept",
+    "kept_in_another_form",
+    "dropped_wrong",
+    "dropped_unreadable",
+    "dropped_in_another_form",
+    "dropped_unfinished",
+    "dropped_short",
+    "dropped_repeats",
+    "dropped_contaminated",
+    "problems_without_trace",
+)
 _ROWS = 128  # written at once
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
 
@@ -52,15 +61,28 @@ class Traces:
 
     def cost(self) -> dict[str, Any]:
         """Return what every row that uses these traces records."""
-        return {"key": self.key, "tokens": self.tokens, "seconds": self.seconds, "flops": self.flops}
+        return {
+            "key": self.key,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "flops": self.flops,
+        }
 
 
 def teacher_traces(
-    job: Job, examples: Sequence[Example], *, samples: int, temperature: float, longest: int, teacher: Checkpoint | None = None
+    job: Job,
+    examples: Sequence[Example],
+    *,
+    samples: int,
+    temperature: float,
+    longest: int,
+    teacher: Checkpoint | None = None,
 ) -> Traces:
-    """Return `samples` answers to every example's prompt, from the cache where it holds them; the first teacher's unless one is named.
+    """Return `samples` answers to every example's prompt, from the cache where it holds them; the
+    first teacher's unless one is named.
 
-    A prompt that leaves no room for `longest` new tokens in the teacher's context is not asked; its answers count as unfinished.
+    A prompt that leaves no room for `longest` new tokens in the teacher's context is not asked; its
+    answers count as unfinished.
     """
     writer = teacher or job.teacher
     key = digest_of(
@@ -73,29 +95,52 @@ def teacher_traces(
         temperature,
         longest,
         job.seed if temperature else 0,
-        *([device_label(job.device)] if job.device != "cpu" else []),  # a GPU rounds otherwise and takes other seconds
+        # a GPU rounds otherwise and takes other seconds
+        *([device_label(job.device)] if job.device != "cpu" else []),
     )
     path = job.cache / "traces" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # two runs that share a cache write it once
         held = _read(path, job)
         if held is None:
-            return _made(path, job, examples, writer, samples=samples, temperature=temperature, longest=longest)
-        path.with_suffix(".part").unlink(missing_ok=True)  # of a run that was killed between the two
+            return _made(
+                path,
+                job,
+                examples,
+                writer,
+                samples=samples,
+                temperature=temperature,
+                longest=longest,
+            )
+        # of a run that was killed between the two
+        path.with_suffix(".part").unlink(missing_ok=True)
         return held
 
 
 def _made(
-    path: Path, job: Job, examples: Sequence[Example], writer: Checkpoint, *, samples: int, temperature: float, longest: int
+    path: Path,
+    job: Job,
+    examples: Sequence[Example],
+    writer: Checkpoint,
+    *,
+    samples: int,
+    temperature: float,
+    longest: int,
 ) -> Traces:
     """Let the teacher write, and keep it."""
     opened = open_model(writer, device=job.device, dtype=job.dtype)
-    shown = [opened.encode(job.source.show(opened.tokenizer, example.asked)) for example in examples]  # in its own template
+    # in its own template
+    shown = [
+        opened.encode(job.source.show(opened.tokenizer, example.asked)) for example in examples
+    ]
     fits = [len(prompt) + longest <= opened.context for prompt in shown]
-    prompts = [prompt for prompt, room in zip(shown, fits, strict=True) if room for _ in range(samples)]
+    prompts = [
+        prompt for prompt, room in zip(shown, fits, strict=True) if room for _ in range(samples)
+    ]
     if not prompts:
         raise CellFailed(
-            f"no prompt leaves room for {longest} new tokens in the {opened.context} that {writer.name} can read; give a smaller longest"
+            f"no prompt leaves room for {longest} new tokens in the {opened.context} that "
+            f"{writer.name} can read; give a smaller longest"
         )
     sampling = Sampling(temperature=temperature, seed=job.seed) if temperature else None
     asking = _Asking(opened, Writer(opened, _ROWS), prompts, longest, sampling)
@@ -105,7 +150,9 @@ def _made(
     flops = forward_flops_per_token(opened.model, (read + tokens) / len(prompts)) * (read + tokens)
     groups = iter([written[at : at + samples] for at in range(0, len(written), samples)])
     unasked = [Generation("", 0, "length")] * samples
-    made = Traces(path.stem, [next(groups) if room else unasked for room in fits], tokens, seconds, flops)
+    made = Traces(
+        path.stem, [next(groups) if room else unasked for room in fits], tokens, seconds, flops
+    )
     _write(path, made)
     path.with_suffix(".part").unlink(missing_ok=True)
     return made
@@ -122,13 +169,17 @@ class _Asking:
     sampling: Sampling | None
 
     def shown(self, row: int, answer: Generation) -> Generation:
-        """Return an answer with its text as it is trained behind its prompt: with its first space."""
+        """Return an answer with its text as it is trained behind its prompt: with its first
+        space.
+        """
         ids = answer.ids[:-1] if answer.stop == "eos" else answer.ids
         return replace(answer, text=written_text(self.opened.tokenizer, self.prompts[row], ids))
 
 
 def _written(job: Job, asking: _Asking, part: Path) -> tuple[list[Generation], float]:
-    """Return an answer to every prompt and the seconds that took; what a killed run wrote is read from its lines, not asked again."""
+    """Return an answer to every prompt and the seconds that took; what a killed run wrote is read
+    from its lines, not asked again.
+    """
     total = len(asking.prompts)
     answers, before = _lines(part, total)
     missing = [row for row in range(total) if row not in answers]
@@ -140,25 +191,47 @@ def _written(job: Job, asking: _Asking, part: Path) -> tuple[list[Generation], f
             row = missing[place]
             kept = answers[row] = asking.shown(row, answer)
             seconds = round(before + time.monotonic() - began, 3)
-            stream.write(signed({"row": row, "text": kept.text, "tokens": kept.tokens, "stop": kept.stop, "seconds": seconds}))
+            stream.write(
+                signed(
+                    {
+                        "row": row,
+                        "text": kept.text,
+                        "tokens": kept.tokens,
+                        "stop": kept.stop,
+                        "seconds": seconds,
+                    }
+                )
+            )
             stream.flush()
-            job.progress(Progress(stage="traces", done=len(answers), total=total, unit="answers", detail=detail))
+            job.progress(
+                Progress(
+                    stage="traces", done=len(answers), total=total, unit="answers", detail=detail
+                )
+            )
 
-        # An answer draws from the stream of its own number, whatever is written beside it: a resumed run draws the same.
+        # An answer draws from the stream of its own number, whatever is written beside it: a
+        # resumed run draws the same.
         sampling = replace(asking.sampling, numbers=missing) if asking.sampling else None
         wanted = [asking.prompts[row] for row in missing]
-        asking.backend.generate(wanted, max_new_tokens=asking.longest, sampling=sampling, finished=finished)
+        asking.backend.generate(
+            wanted, max_new_tokens=asking.longest, sampling=sampling, finished=finished
+        )
     return [answers[row] for row in range(total)], before + time.monotonic() - began
 
 
 def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
-    """Read the whole lines of a killed run: answers by row, and the seconds they took. Drops every line that is not as it was written."""
+    """Read the whole lines of a killed run: answers by row, and the seconds they took. Drops every
+    line that is not as it was written.
+    """
     answers: dict[int, Generation] = {}
     seconds = 0.0
     whole = []
     for told in signed_lines(part)[0]:
         try:
-            row, one = int(told["row"]), Generation(str(told["text"]), int(told["tokens"]), told["stop"])
+            row, one = (
+                int(told["row"]),
+                Generation(str(told["text"]), int(told["tokens"]), told["stop"]),
+            )
             taken = float(told["seconds"])
         except (ValueError, LookupError, TypeError):
             continue
@@ -177,7 +250,10 @@ def _write(path: Path, made: Traces) -> None:
         for one in group:
             del one["ids"]
     payload = json.dumps(kept, ensure_ascii=False)
-    write_whole(path, json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}))
+    write_whole(
+        path,
+        json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}),
+    )
 
 
 def _read(path: Path, job: Job) -> Traces | None:
@@ -192,25 +268,43 @@ def _read(path: Path, job: Job) -> Traces | None:
         texts = [[Generation(**one) for one in group] for group in data["texts"]]
         return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
-        job.progress(Progress(stage="traces", done=0, total=1, detail=f"the cached traces {path.name} are damaged ({problem}); made again"))
+        job.progress(
+            Progress(
+                stage="traces",
+                done=0,
+                total=1,
+                detail=f"the cached traces {path.name} are damaged ({problem}); made again",
+            )
+        )
         return None
 
 
 def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
     """Return what an answer counts as, and the answer as it is trained.
 
-    Where the task's primary extractor finds nothing, its most lenient one decides, and a right answer is closed as the task closes its own.
+    Where the task's primary extractor finds nothing, its most lenient one decides, and a right
+    answer is closed as the task closes its own.
     """
     grades = task.grade(example.gold, text)
     if grades[0].correct:
         return "traces_kept", text
     if grades[0].extracted is None and grades[-1].correct:
-        return ("kept_in_another_form", _closed(text, example)) if example.ending else ("dropped_in_another_form", text)
-    return ("dropped_unreadable" if all(grade.extracted is None for grade in grades) else "dropped_wrong"), text
+        return (
+            ("kept_in_another_form", _closed(text, example))
+            if example.ending
+            else ("dropped_in_another_form", text)
+        )
+    return (
+        "dropped_unreadable"
+        if all(grade.extracted is None for grade in grades)
+        else "dropped_wrong"
+    ), text
 
 
 def _closed(text: str, example: Example) -> str:
-    """End an answer as the task's own end, unless it does; one that says nothing else becomes the task's own bare answer."""
+    """End an answer as the task's own end, unless it does; one that says nothing else becomes the
+    task's own bare answer.
+    """
     if re.sub(r"\W", "", text) == re.sub(r"\W", "", example.ending):
         return example.answer
     ends = f" {' '.join(text.split())}".endswith(f" {example.ending}")
@@ -218,24 +312,41 @@ def _closed(text: str, example: Example) -> str:
 
 
 def _lost(counts: Mapping[str, int], longest: int) -> str:
-    """Say what became of answers of which none is trained, and what to do; the longest one has `longest` tokens."""
+    """Say what became of answers of which none is trained, and what to do; the longest one has
+    `longest` tokens.
+    """
     cut = 2 * counts["dropped_unfinished"] > counts["traces_written"]
-    remedy = f"most did not end: --set cot.longest={2 * longest}" if cut else "use a teacher that solves this task, or --methods sft"
+    remedy = (
+        f"most did not end: --set cot.longest={2 * longest}"
+        if cut
+        else "use a teacher that solves this task, or --methods sft"
+    )
     return (
-        f"of {counts['traces_written']} answers by the teacher {counts['dropped_wrong']} were wrong, {counts['dropped_unreadable']} had no "
-        f"readable answer, {counts['dropped_in_another_form']} were right in another form, {counts['dropped_unfinished']} did not end, "
-        f"{counts['dropped_short']} were too short and {counts['dropped_contaminated']} belong to evaluation items; {remedy}"
+        f"of {counts['traces_written']} answers by the teacher {counts['dropped_wrong']} were "
+        f"wrong, {counts['dropped_unreadable']} had no "
+        f"readable answer, {counts['dropped_in_another_form']} were right in another form, "
+        f"{counts['dropped_unfinished']} did not end, "
+        f"{counts['dropped_short']} were too short and {counts['dropped_contaminated']} belong to "
+        f"evaluation items; {remedy}"
     )
 
 
 def surviving(
-    examples: Sequence[Example], texts: Sequence[Sequence[Generation]], job: Job, *, shortest: int = 0, rejects: bool = True
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[Generation]],
+    job: Job,
+    *,
+    shortest: int = 0,
+    rejects: bool = True,
 ) -> tuple[list[tuple[Example, str]], dict[str, Any]]:
-    """Keep the distinct answers that ended and are right; return them with their problems, and the counts of what was dropped.
+    """Keep the distinct answers that ended and are right; return them with their problems, and the
+    counts of what was dropped.
 
-    Right means: the task's primary extractor finds the gold answer, or finds none where the most lenient one does (see `_judged`).
-    Problems that also stand in an evaluation split are dropped whole. Without `rejects` wrong answers stay, and as many are drawn from all
-    as the filter would have kept. A task without any trace is named in the counts; raises `CellFailed` when none is left at all.
+    Right means: the task's primary extractor finds the gold answer, or finds none where the most
+    lenient one does (see `_judged`). Problems that also stand in an evaluation split are dropped
+    whole. Without `rejects` wrong answers stay, and as many are drawn from all as the filter would
+    have kept. A task without any trace is named in the counts; raises `CellFailed` when none is
+    left at all.
     """
     by_task = {example.task: dict.fromkeys(_COUNTS, 0) for example in examples}
     held_out = overlapping(examples, job.tasks, job.source)
@@ -269,10 +380,28 @@ def surviving(
     if not right:
         raise CellFailed(f"no trace survived: {_lost(total, longest)}")
     chosen = right if rejects else random.Random(job.seed).sample(ended, len(right))
-    told: dict[str, Any] = {**total, "traces_kept": len(chosen), "keep_rate": round(len(right) / total["traces_written"], 4)}
-    without = {name: _lost(by_task[name], longest) for name in by_task if all(example.task != name for example, _ in chosen)}
+    told: dict[str, Any] = {
+        **total,
+        "traces_kept": len(chosen),
+        "keep_rate": round(len(right) / total["traces_written"], 4),
+    }
+    without = {
+        name: _lost(by_task[name], longest)
+        for name in by_task
+        if all(example.task != name for example, _ in chosen)
+    }
     for name, why in without.items():
-        job.progress(Progress(stage="traces", done=1, total=1, detail=f"no trace of {name} survived, and it is not trained: {why}"))
+        job.progress(
+            Progress(
+                stage="traces",
+                done=1,
+                total=1,
+                detail=f"no trace of {name} survived, and it is not trained: {why}",
+            )
+        )
     if without:
         told["tasks_without_trace"] = without
-    return chosen, told if rejects else {**told, "wrong_among_kept": sum(one not in right for one in chosen)}
+    return chosen, told if rejects else {
+        **told,
+        "wrong_among_kept": sum(one not in right for one in chosen),
+    }

@@ -1,4 +1,6 @@
-"""From (prompt, completion) pairs to a saved student: rows, teachers, learning rate, training, and what it cost."""
+"""From (prompt, completion) pairs to a saved student: rows, teachers, learning rate, training, and
+what it cost.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,14 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What a method trains a student with: its loss, its teachers, and how its text becomes rows."""
+    """What a method trains a student with: its loss, its teachers, and how its text becomes
+    rows.
+    """
 
     terms: Sequence[Term]
     teachers: Teachers | None
     selection: Selection | None
     options: "TrainOptions"
     notes: Mapping[str, Any]  # for the record
-    shared: Sequence[dict[str, Any]]  # what a teacher did for the method itself: traces, or losses on validation rows
+    # what a teacher did for the method itself: traces, or losses on validation rows
+    shared: Sequence[dict[str, Any]]
     held_out: Callable[[], Iterable[tuple[str, str]]]  # the validation split's pairs
 
 
@@ -73,7 +78,9 @@ class Trainer:
 
     def _fresh_student(self, seed: int) -> LanguageModel:
         job = self.job
-        student = student_of(job.student, job.student_base, seed=seed, device=job.device, dtype="float32")
+        student = student_of(
+            job.student, job.student_base, seed=seed, device=job.device, dtype="float32"
+        )
         return random_weights(student, seed=seed) if self.method.start == "random" else student
 
     def _read(self, pairs: Iterable[tuple[Any, ...]]) -> None:
@@ -85,7 +92,9 @@ class Trainer:
         if not self.rows:
             raise CellFailed(no_rows(self.too_long, longest, self.student.context))
         if teachers:
-            self.sources, self.caches = sources_of(teachers, self.job, self.rows, budget=self.budget)
+            self.sources, self.caches = sources_of(
+                teachers, self.job, self.rows, budget=self.budget
+            )
 
     def _objective(self) -> Objective:
         teachers, options = self.lesson.teachers, self.lesson.options
@@ -117,7 +126,9 @@ class Trainer:
         )
 
     def _tuned(self, loop: LoopSettings) -> tuple[LoopSettings, dict[str, Any], dict[str, Any]]:
-        """Return the loop with the best of several learning rates, what to note of the search, and its cost."""
+        """Return the loop with the best of several learning rates, what to note of the search, and
+        its cost.
+        """
         from methods.training.tuning import best_rate
 
         return best_rate(
@@ -163,7 +174,10 @@ class Trainer:
         }
         softened = teachers is not None and teachers.temperature != 1.0
         if teachers and softened and not all(cache.dense for cache in caches):
-            notes["approximate"] = f"temperature {teachers.temperature:g} over the {caches[0].k} likeliest tokens and their rest as one"
+            notes["approximate"] = (
+                f"temperature {teachers.temperature:g} over the {caches[0].k} likeliest tokens and "
+                "their rest as one"
+            )
         return notes
 
     def _saved(self, cost: Mapping[str, Any]) -> Checkpoint:
@@ -186,11 +200,14 @@ def no_rows(too_long: int, longest: int, context: int) -> str:
         return "there are no training rows; give more --rows, or another task"
     reader = "the student reads" if longest == context else "student and teachers can all read"
     return (
-        f"all {too_long:,} training rows are longer than the {longest:,} tokens that {reader}; give one with more context, or other tasks"
+        f"all {too_long:,} training rows are longer than the {longest:,} tokens that {reader}; "
+        "give one with more context, or other tasks"
     )
 
 
-def cost_of(student: LanguageModel, rows: Sequence[Row], spent: Spent, objective: Objective) -> dict[str, Any]:
+def cost_of(
+    student: LanguageModel, rows: Sequence[Row], spent: Spent, objective: Objective
+) -> dict[str, Any]:
     """Return what a training took, as the record's `Cost` has it."""
     length = sum(len(row.ids) for row in rows) / len(rows)
     each = forward_flops_per_token(student.model, length)

@@ -1,4 +1,6 @@
-"""`training.jsonl`: one line a step or validation, shown in a tracker too where one was asked for."""
+"""`training.jsonl`: one line a step or validation, shown in a tracker too where one was
+asked for.
+"""
 
 import json
 from collections.abc import Mapping
@@ -49,7 +51,8 @@ class TrainingLog:
 def _stands(line: dict[str, Any], keep_until: int) -> bool:
     """Tell whether a line is older than the state.
 
-    A state is saved after its step's line and before the validation of that step, which will come again.
+    A state is saved after its step's line and before the validation of that step, which will come
+    again.
     """
     step = line.get("step")
     if not isinstance(step, int):

@@ -1,4 +1,6 @@
-"""Choosing a learning rate for a row: on a held-out slice of the training rows, once, for all seeds."""
+"""Choosing a learning rate for a row: on a held-out slice of the training rows, once, for all
+seeds.
+"""
 
 import random
 import time
@@ -43,26 +45,53 @@ def best_rate(
     student: Callable[[int], LanguageModel],
     objective: Callable[[], Objective],
 ) -> tuple[LoopSettings, dict[str, Any], dict[str, Any]]:
-    """Return the loop with the rate of the lowest held-out loss, what to note of the search, and its cost.
+    """Return the loop with the rate of the lowest held-out loss, what to note of the search, and
+    its cost.
 
-    Half, once and twice the method's own rate are tried, then further on while the best stands at an edge. Every trial is a whole
-    training on nine tenths of the rows at seed 1, so the choice knows neither validation nor test items. It is kept by content: other
-    seeds read it. `training` says how many tokens each trial sees, and at which precision.
+    Half, once and twice the method's own rate are tried, then further on while the best stands at
+    an edge. Every trial is a whole training on nine tenths of the rows at seed 1, so the choice
+    knows neither validation nor test items. It is kept by content: other seeds read it. `training`
+    says how many tokens each trial sees, and at which precision.
     """
     own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
     data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
-    models = [job.student, job.student_base.digest, [one.digest for one in job.teachers], list(job.teacher_weights)]
+    models = [
+        job.student,
+        job.student_base.digest,
+        [one.digest for one in job.teachers],
+        list(job.teacher_weights),
+    ]
     code = digest_of_code(type(method), __name__)
     run = {"seen_tokens": training.seen_tokens, "mixed_precision": training.mixed_precision}
-    key = digest_of("rate", code, type(method).__name__, own, loop.learning_rate, models, data, run, device_label(job.device), job.dtype)
+    key = digest_of(
+        "rate",
+        code,
+        type(method).__name__,
+        own,
+        loop.learning_rate,
+        models,
+        data,
+        run,
+        device_label(job.device),
+        job.dtype,
+    )
     path = job.cache / "rates" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         held = _read(path)
         if held is None:
             if path.exists():
-                job.progress(Progress(stage="tune", done=0, total=1, detail=f"the kept rates {path.name} are damaged; searched again"))
-            held = _search(job, rows, loop, key=key, training=training, student=student, objective=objective)
+                job.progress(
+                    Progress(
+                        stage="tune",
+                        done=0,
+                        total=1,
+                        detail=f"the kept rates {path.name} are damaged; searched again",
+                    )
+                )
+            held = _search(
+                job, rows, loop, key=key, training=training, student=student, objective=objective
+            )
             write_signed(path, held)
     best = min(held["losses"], key=lambda rate: held["losses"][rate])
     notes = {"learning_rate": float(best), "rates_tried": held["losses"]}
@@ -78,7 +107,9 @@ def _read(path: Any) -> dict[str, Any] | None:
 
 
 def _trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a rate brought: read where a search that was killed has tried it already, else trained now and kept."""
+    """Return what a rate brought: read where a search that was killed has tried it already, else
+    trained now and kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "trial.json"
     with suppress(Unreadable):
@@ -92,10 +123,17 @@ def _trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[
 
 
 def _search(
-    job: Job, rows: Sequence[Row], loop: LoopSettings, *, key: str, training: Training, student: Callable[[int], LanguageModel],
+    job: Job,
+    rows: Sequence[Row],
+    loop: LoopSettings,
+    *,
+    key: str,
+    training: Training,
+    student: Callable[[int], LanguageModel],
     objective: Callable[[], Objective],
-) -> dict[str, Any]:  # fmt: skip
-    prompts = sorted({row.ids[: row.trained_from] for row in rows})  # by prompt: another trace of a held-out problem is not trained
+) -> dict[str, Any]:
+    # by prompt: another trace of a held-out problem is not trained
+    prompts = sorted({row.ids[: row.trained_from] for row in rows})
     random.Random("held out").shuffle(prompts)
     chosen = set(prompts[: max(1, round(HELD_OUT * len(prompts)))])
     held_out = [row for row in rows if row.ids[: row.trained_from] in chosen]
@@ -108,11 +146,21 @@ def _search(
         began, opened, aim = time.monotonic(), student(1), objective()
         try:
             spent = fit(
-                opened, rows=trained, validation=held_out, objective=aim, settings=replace(loop, learning_rate=rate),
-                training=replace(training, seed=1, workdir=folder, track="", progress=lambda step: job.progress(
-                    replace(step, stage="tune", detail=f"rate {rate:g}, {step.detail}")
-                )),
-            )  # fmt: skip
+                opened,
+                rows=trained,
+                validation=held_out,
+                objective=aim,
+                settings=replace(loop, learning_rate=rate),
+                training=replace(
+                    training,
+                    seed=1,
+                    workdir=folder,
+                    track="",
+                    progress=lambda step: job.progress(
+                        replace(step, stage="tune", detail=f"rate {rate:g}, {step.detail}")
+                    ),
+                ),
+            )
         except Diverged:  # a rate that diverges is not chosen
             return {"loss": None, "tokens": 0, "flops": 0.0, "seconds": time.monotonic() - began}
         finally:
@@ -120,7 +168,12 @@ def _search(
         own = forward_flops_per_token(opened.model, length)
         teachers = sum(forward_flops_per_token(one.model, length) for one in aim.live)
         flops = (3 * own + teachers) * spent.seen + own * spent.written
-        return {"loss": spent.best, "tokens": spent.seen, "flops": flops, "seconds": time.monotonic() - began}
+        return {
+            "loss": spent.best,
+            "tokens": spent.seen,
+            "flops": flops,
+            "seconds": time.monotonic() - began,
+        }
 
     def attempt(rate: float) -> None:
         folder = job.workdir / f"rate-{rate:g}"
@@ -134,11 +187,19 @@ def _search(
         attempt(rate)
     for step in (2.0, 0.5):
         best = min(losses, key=losses.__getitem__)
-        while best == (max if step > 1 else min)(losses) and 1 / FURTHEST <= best * step / start <= FURTHEST:
+        while (
+            best == (max if step > 1 else min)(losses)
+            and 1 / FURTHEST <= best * step / start <= FURTHEST
+        ):
             attempt(best * step)
             best = min(losses, key=losses.__getitem__)
     cost["seconds"] = round(cost["seconds"], 3)
-    finite = {f"{rate:g}": round(loss, 6) for rate, loss in sorted(losses.items()) if loss < float("inf")}
+    finite = {
+        f"{rate:g}": round(loss, 6) for rate, loss in sorted(losses.items()) if loss < float("inf")
+    }
     if not finite:
-        raise CellFailed(f"no learning rate of {', '.join(f'{rate:g}' for rate in sorted(losses))} trains; give a smaller learning_rate")
+        raise CellFailed(
+            f"no learning rate of {', '.join(f'{rate:g}' for rate in sorted(losses))} trains; give "
+            "a smaller learning_rate"
+        )
     return {"losses": finite, "cost": cost}

@@ -1,4 +1,6 @@
-"""The validation rows while a student trains: their loss, and the weights of the epoch where it was lowest."""
+"""The validation rows while a student trains: their loss, and the weights of the epoch where it was
+lowest.
+"""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from methods.training.training_log import TrainingLog
 class Validation:
     """Scores the validation rows and keeps the best weights in a file."""
 
-    def __init__(self, rows: Sequence[Row], *, ready: Prepared, state: LoopState, best_file: Path) -> None:
+    def __init__(
+        self, rows: Sequence[Row], *, ready: Prepared, state: LoopState, best_file: Path
+    ) -> None:
         self.rows, self.ready, self.state, self.best_file = rows, ready, state, best_file
 
     def score(self, log: TrainingLog) -> float:
@@ -38,7 +42,9 @@ class Validation:
         """Score an epoch that has ended, and keep the weights when they are the best so far."""
         state, loss = self.state, self.score(log)
         if not math.isfinite(loss):
-            raise Diverged(f"the validation loss became {loss} at step {state.step}; try a lower learning_rate")
+            raise Diverged(
+                f"the validation loss became {loss} at step {state.step}; try a lower learning_rate"
+            )
         state.since_best += 1
         if loss < state.best:
             state.best, state.kept_step, state.since_best = loss, state.step, 0

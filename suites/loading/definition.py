@@ -1,4 +1,6 @@
-"""Where lm-eval's tasks and the user's YAML files are defined: names, members, and how a group averages them."""
+"""Where lm-eval's tasks and the user's YAML files are defined: names, members, and how a group
+averages them.
+"""
 
 import difflib
 import logging
@@ -13,10 +15,14 @@ from suites.loading.lm_eval import read_yaml
 
 PREFIX = "lm-eval:"
 # Readers of files, no names on the Hub.
-LOCAL_FORMATS = frozenset({"json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset"})
+LOCAL_FORMATS = frozenset(
+    {"json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset"}
+)
 DEFAULTS = {
-    "choose": ["acc", "acc_norm"], "generate": ["exact_match"], "perplexity": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
-}  # fmt: skip
+    "choose": ["acc", "acc_norm"],
+    "generate": ["exact_match"],
+    "perplexity": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +35,23 @@ class Leaf:
     local: bool  # from the user's folder, so its text is part of its version
 
     def settings(self, *, functions: bool = False) -> dict[str, Any]:
-        """Return the YAML with the groups' changes and with local data as absolute paths; `datasets` would use the working directory."""
-        config = read_yaml(self.path, functions=functions) | dict(self.changes) | {"task": self.name}
+        """Return the YAML with the groups' changes and with local data as absolute paths;
+        `datasets` would use the working directory.
+        """
+        config = (
+            read_yaml(self.path, functions=functions) | dict(self.changes) | {"task": self.name}
+        )
         given = dict(config.get("dataset_kwargs") or {})
-        if isinstance(config.get("dataset_path"), str) and config["dataset_path"] not in LOCAL_FORMATS:
+        if (
+            isinstance(config.get("dataset_path"), str)
+            and config["dataset_path"] not in LOCAL_FORMATS
+        ):
             config["dataset_path"] = self._existing(config["dataset_path"])
         if reads_files(config):
             if "data_files" in given:
-                given["data_files"] = self._absolute(given["data_files"], Path(self._root(config)) / str(given.get("data_dir") or ""))
+                given["data_files"] = self._absolute(
+                    given["data_files"], Path(self._root(config)) / str(given.get("data_dir") or "")
+                )
             if isinstance(given.get("data_dir"), str):
                 given["data_dir"] = self._existing(given["data_dir"])
         return config | ({"dataset_kwargs": given} if given else {})
@@ -47,9 +62,13 @@ class Leaf:
         return stated if stated.is_absolute() and stated.is_dir() else self.path.parent
 
     def _existing(self, stated: str) -> str:
-        """Return an absolute path where a name stands for a file or folder beside the YAML, else the name."""
+        """Return an absolute path where a name stands for a file or folder beside the YAML, else
+        the name.
+        """
         beside = self.path.parent / stated
-        return str(beside.resolve()) if "://" not in stated and stated and beside.exists() else stated
+        return (
+            str(beside.resolve()) if "://" not in stated and stated and beside.exists() else stated
+        )
 
     def _absolute(self, files: Any, root: Path) -> Any:
         if isinstance(files, Mapping):
@@ -59,7 +78,9 @@ class Leaf:
         return files if "://" in str(files) else str(root / files)
 
     def data_files(self) -> list[Path]:
-        """Return the local data files that the task names, in name order: every file of a folder."""
+        """Return the local data files that the task names, in name order: every file of a
+        folder.
+        """
         config = self.settings()
         given = config.get("dataset_kwargs") or {}
         if not reads_files(config):
@@ -68,9 +89,15 @@ class Leaf:
         for file in (Path(one) for one in _strings(given.get("data_files")) if "://" not in one):
             matches = list(file.parent.glob(file.name))  # a pattern stands for several files
             if not matches:
-                raise HarnessError(f"{PREFIX}{self.name}: no data file {file}, which {self.path} names; correct data_files or add the file")
+                raise HarnessError(
+                    f"{PREFIX}{self.name}: no data file {file}, which {self.path} names; correct "
+                    "data_files or add the file"
+                )
             found.update(matches)
-        for folder in (Path(str(given.get("data_dir") or "")), Path(str(config.get("dataset_path") or ""))):
+        for folder in (
+            Path(str(given.get("data_dir") or "")),
+            Path(str(config.get("dataset_path") or "")),
+        ):
             if folder.is_absolute():
                 found.update(beneath(folder))
         return sorted(found)
@@ -83,11 +110,15 @@ def reads_files(settings: Mapping[str, Any]) -> bool:
 
 
 def beneath(place: Path) -> list[Path]:
-    """Return a file, or every file of a folder at any depth, hidden ones left out, in name order."""
+    """Return a file, or every file of a folder at any depth, hidden ones left out, in name
+    order.
+    """
     if place.is_file():
         return [place]
     return sorted(
-        one for one in place.rglob("*") if one.is_file() and not any(part.startswith(".") for part in one.relative_to(place).parts)
+        one
+        for one in place.rglob("*")
+        if one.is_file() and not any(part.startswith(".") for part in one.relative_to(place).parts)
     )
 
 
@@ -100,9 +131,15 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def metrics_of(settings: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the names of a task's metrics in its own order; of a function its own name, as lm-eval calls it."""
+    """Return the names of a task's metrics in its own order; of a function its own name, as lm-eval
+    calls it.
+    """
     listed = settings.get("metric_list")
-    names = [str(getattr(one["metric"], "__name__", one["metric"])) for one in listed] if listed else DEFAULTS[kind]
+    names = (
+        [str(getattr(one["metric"], "__name__", one["metric"])) for one in listed]
+        if listed
+        else DEFAULTS[kind]
+    )
     return [name.rpartition(".")[2] if "/" in name or "\\" in name else name for name in names]
 
 
@@ -116,7 +153,9 @@ class Averages:
 
 @lru_cache(maxsize=8)
 def _index(include_path: str | None, defaults: bool) -> dict[str, Any]:
-    """Return lm-eval's index of names; with its own tasks it takes about 20 s, so once per process."""
+    """Return lm-eval's index of names; with its own tasks it takes about 20 s, so once per
+    process.
+    """
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -126,12 +165,17 @@ def _index(include_path: str | None, defaults: bool) -> dict[str, Any]:
         if include_path is None:
             raise
         raise HarnessError(
-            f"--include-path {include_path}: a YAML in it is no task of lm-eval ({in_one_line(problem)}); correct it"
+            f"--include-path {include_path}: a YAML in it is no task of lm-eval "
+            f"({in_one_line(problem)}); correct it"
         ) from problem
 
 
-def _leaves(index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None) -> Iterator[Leaf]:
-    """Yield the tasks behind a name: itself, or a group's or tag's, in lm-eval's order. Raises `KeyError` for an unknown member."""
+def _leaves(
+    index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None
+) -> Iterator[Leaf]:
+    """Yield the tasks behind a name: itself, or a group's or tag's, in lm-eval's order. Raises
+    `KeyError` for an unknown member.
+    """
     entry = index[name]
     kind = entry.kind.name
     if kind == "TAG":
@@ -143,10 +187,18 @@ def _leaves(index: Mapping[str, Any], name: str, changes: Mapping[str, Any], fol
         local = folder is not None and folder in entry.yaml_path.resolve().parents
         yield Leaf(name=name, path=entry.yaml_path, changes=changes, local=local)
     else:
-        raise HarnessError(f"{PREFIX}{name} is a Python class, and only tasks written in YAML can be scored here; pick another task")
+        raise HarnessError(
+            f"{PREFIX}{name} is a Python class, and only tasks written in YAML can be scored here; "
+            "pick another task"
+        )
 
 
-def _members(index: Mapping[str, Any], group: Mapping[str, Any], changes: Mapping[str, Any], folder: Path | None) -> Iterator[Leaf]:
+def _members(
+    index: Mapping[str, Any],
+    group: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    folder: Path | None,
+) -> Iterator[Leaf]:
     from dataclasses import fields
 
     from lm_eval.config.group import GroupConfig
@@ -166,7 +218,9 @@ def _members(index: Mapping[str, Any], group: Mapping[str, Any], changes: Mappin
 
 
 def _averages(entry: Any) -> list[Averages]:
-    """Return what a group's file states under `aggregate_metric_list`; nothing for tasks and tags."""
+    """Return what a group's file states under `aggregate_metric_list`; nothing for tasks
+    and tags.
+    """
     if entry.kind.name != "GROUP":
         return []
     stated = read_yaml(entry.yaml_path, functions=False).get("aggregate_metric_list") or []
@@ -175,18 +229,32 @@ def _averages(entry: Any) -> list[Averages]:
 
 
 def find(name: str, include_path: Path | None) -> tuple[list[Leaf], list[Averages]]:
-    """Return the tasks behind a name, from the user's folder if it is known there, else from lm-eval's own, and a group's averages."""
+    """Return the tasks behind a name, from the user's folder if it is known there, else from
+    lm-eval's own, and a group's averages.
+    """
     given = str(include_path) if include_path else None
-    for defaults in (False, True) if given else (True,):  # the user's folder alone takes a moment, lm-eval's own 20 s
+    # the user's folder alone takes a moment, lm-eval's own 20 s
+    for defaults in (False, True) if given else (True,):
         index = _index(given, defaults)
         if name in index:
             try:
                 return list(_leaves(index, name, {}, include_path)), _averages(index[name])
             except KeyError as missing:  # a group of the user's may name tasks of lm-eval
                 if defaults:
-                    raise HarnessError(f"{PREFIX}{name} names {missing}, which lm-eval does not know; correct the group") from missing
+                    raise HarnessError(
+                        f"{PREFIX}{name} names {missing}, which lm-eval does not know; correct the "
+                        "group"
+                    ) from missing
     names = _index(given, False) if given else index
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near or given:
-        raise unknown("lm-eval task", name, names, hint=f"(in {given})" if given else "(type: lm-eval ls tasks)")
-    raise HarnessError(f"unknown lm-eval task {name!r}; type: lm-eval ls tasks, or give --include-path the folder of your own YAML files")
+        raise unknown(
+            "lm-eval task",
+            name,
+            names,
+            hint=f"(in {given})" if given else "(type: lm-eval ls tasks)",
+        )
+    raise HarnessError(
+        f"unknown lm-eval task {name!r}; type: lm-eval ls tasks, or give --include-path the folder "
+        "of your own YAML files"
+    )

@@ -1,7 +1,8 @@
 """Fixed, disjoint splits for tasks whose items are made by a seeded generator.
 
-An item belongs to the split that the digest of its own text names, so two splits cannot share an item
-whatever the generator does; a split is the first `size` distinct items of its bucket in a seeded stream.
+An item belongs to the split that the digest of its own text names, so two splits cannot share an
+item whatever the generator does; a split is the first `size` distinct items of its bucket in a
+seeded stream.
 """
 
 import hashlib
@@ -11,7 +12,12 @@ from itertools import islice
 from typing import Any
 
 # Buckets of 32: 26 train, 2 validation, 3 test, 1 dev (few-shot examples).
-_BUCKETS = {"train": range(26), "validation": range(26, 28), "test": range(28, 31), "dev": range(31, 32)}
+_BUCKETS = {
+    "train": range(26),
+    "validation": range(26, 28),
+    "test": range(28, 31),
+    "dev": range(31, 32),
+}
 
 Item = dict[str, Any]
 
@@ -22,11 +28,17 @@ def bucket(text: str) -> int:
 
 
 def split(
-    name: str, *, generate: Callable[[random.Random], Item], identity: Callable[[Item], str], sizes: Mapping[str, int], seed: str
+    name: str,
+    *,
+    generate: Callable[[random.Random], Item],
+    identity: Callable[[Item], str],
+    sizes: Mapping[str, int],
+    seed: str,
 ) -> Iterator[Item]:
     """Yield the items of split `name`, lazily and always in the same order.
 
-    `identity` is the text by which two items are the same question; it decides the bucket and drops repeats.
+    `identity` is the text by which two items are the same question; it decides the bucket and drops
+    repeats.
     """
     wanted = _BUCKETS[name]
     stream = random.Random(f"{seed}/{name}")

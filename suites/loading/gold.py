@@ -1,4 +1,6 @@
-"""Reads GSM8K's gold answers: the number behind `####`, and the worked solution without its calculator marks."""
+"""Reads GSM8K's gold answers: the number behind `####`, and the worked solution without its
+calculator marks.
+"""
 
 import re
 

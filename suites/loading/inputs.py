@@ -1,7 +1,8 @@
-"""Everything that a task of the user's reads, found without running it: YAML, code, data, and the files that its code names.
+"""Everything that a task of the user's reads, found without running it: YAML, code, data, and the
+files that its code names.
 
-Code may read what no reader of it can know: a path that is put together while it runs, an address, the environment. That is said, and
-then nothing of the task is kept from run to run.
+Code may read what no reader of it can know: a path that is put together while it runs, an address,
+the environment. That is said, and then nothing of the task is kept from run to run.
 """
 
 import ast
@@ -16,15 +17,48 @@ from typing import Any
 from harness.files.untrusted import text_of
 from suites.loading.definition import Leaf, _strings, beneath
 
-# Calls that read something: the last part of their name. A method of a path reads what the path names.
-_READS = frozenset({
-    "open", "read_text", "read_bytes", "load_dataset", "load_from_disk", "read_csv", "read_json", "read_parquet", "read_table", "loadtxt",
-    "genfromtxt", "from_json", "from_csv", "from_parquet", "from_text", "glob", "rglob", "iterdir", "listdir", "scandir", "walk",
-})  # fmt: skip
-_NEVER_KNOWN = frozenset({
-    "urlopen", "urlretrieve", "getenv", "environ", "hf_hub_download", "snapshot_download", "check_output", "Popen", "now", "today",
-    "urandom",
-})  # fmt: skip
+# Calls that read something: the last part of their name. A method of a path reads what the path
+# names.
+_READS = frozenset(
+    {
+        "open",
+        "read_text",
+        "read_bytes",
+        "load_dataset",
+        "load_from_disk",
+        "read_csv",
+        "read_json",
+        "read_parquet",
+        "read_table",
+        "loadtxt",
+        "genfromtxt",
+        "from_json",
+        "from_csv",
+        "from_parquet",
+        "from_text",
+        "glob",
+        "rglob",
+        "iterdir",
+        "listdir",
+        "scandir",
+        "walk",
+    }
+)
+_NEVER_KNOWN = frozenset(
+    {
+        "urlopen",
+        "urlretrieve",
+        "getenv",
+        "environ",
+        "hf_hub_download",
+        "snapshot_download",
+        "check_output",
+        "Popen",
+        "now",
+        "today",
+        "urandom",
+    }
+)
 _NETWORK = frozenset({"requests", "httpx", "urllib", "subprocess", "socket", "boto3"})
 _LARGEST = 100_000  # files of a folder that are looked at
 
@@ -41,10 +75,13 @@ def inputs_of(leaf: Leaf) -> Inputs:
     """Return everything that a task reads, as far as its files say."""
     definition = definition_files(leaf.path)
     settings = leaf.settings()
-    stated = {str(one) for one in _strings([settings.get("dataset_kwargs"), settings.get("metadata")])}
+    stated = {
+        str(one) for one in _strings([settings.get("dataset_kwargs"), settings.get("metadata")])
+    }
     handed = {file for name in sorted(stated) for file in _named(name, leaf.path.parent)}
     files, unknown = set(leaf.data_files()) | handed, ""
-    given = bool(handed) and settings.get("custom_dataset") is not None  # its function is handed paths by name
+    # its function is handed paths by name
+    given = bool(handed) and settings.get("custom_dataset") is not None
     for code in sorted(one for one in definition if one.suffix == ".py"):
         found = _of_code(code, code.stat().st_mtime_ns, given)
         files.update(found.files)
@@ -53,7 +90,9 @@ def inputs_of(leaf: Leaf) -> Inputs:
 
 
 def definition_files(path: Path) -> set[Path]:
-    """Return a YAML file, those it includes, the Python files whose functions it names and every module these import from beside them."""
+    """Return a YAML file, those it includes, the Python files whose functions it names and every
+    module these import from beside them.
+    """
     return _definition(path.resolve(), set())
 
 
@@ -85,17 +124,29 @@ def _imports(code: Path, root: Path, seen: set[Path]) -> None:
 
 
 def _imported(code: Path) -> Iterator[str]:
-    """Yield the paths of modules that a file imports, `a.b` as a/b and each of its packages; relative ones from where they lead."""
+    """Yield the paths of modules that a file imports, `a.b` as a/b and each of its packages;
+    relative ones from where they lead.
+    """
     for node in ast.walk(_parsed(code)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             up, base = "../" * max(0, node.level - 1), (node.module or "").replace(".", "/")
-            names = [f"{up}{base}", *(f"{up}{base}/{alias.name}".lstrip("/") if base or up else alias.name for alias in node.names)]
+            names = [
+                f"{up}{base}",
+                *(
+                    f"{up}{base}/{alias.name}".lstrip("/") if base or up else alias.name
+                    for alias in node.names
+                ),
+            ]
         for name in names:
             parts = name.split("/") if "/" in name else name.split(".")
-            yield from ("/".join(parts[:count]) for count in range(1, len(parts) + 1) if "/".join(parts[:count]).strip("./"))
+            yield from (
+                "/".join(parts[:count])
+                for count in range(1, len(parts) + 1)
+                if "/".join(parts[:count]).strip("./")
+            )
 
 
 def _parsed(code: Path) -> ast.Module:
@@ -141,18 +192,32 @@ def _of_code(code: Path, changed: int, given: bool) -> Inputs:
     files: set[Path] = set()
     for node in ast.walk(tree):  # texts that name a file are inputs wherever they stand
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            files |= {one for one in _named(node.value, code.parent) if one.is_file() and (code.parent / node.value).is_file()}
+            files |= {
+                one
+                for one in _named(node.value, code.parent)
+                if one.is_file() and (code.parent / node.value).is_file()
+            }
     for node in ast.walk(tree):
         name = _last_name(node)
         if name in _NEVER_KNOWN or _root_name(node) in _NETWORK:
-            return Inputs(tuple(files), f"{code.name}, line {getattr(node, 'lineno', 0)}, reads {ast.unparse(node)[:60]}")
+            return Inputs(
+                tuple(files),
+                f"{code.name}, line {getattr(node, 'lineno', 0)}, reads {ast.unparse(node)[:60]}",
+            )
         if isinstance(node, ast.Call) and name in _READS:
             texts = set(_texts(node, values, 0))
-            found = {file for text in texts for file in _named(text, code.parent) or _named(text, Path.cwd())}
+            found = {
+                file
+                for text in texts
+                for file in _named(text, code.parent) or _named(text, Path.cwd())
+            }
             files |= found
             if not found and not given and not _names_a_data_set(name, texts):
                 told = " ".join(ast.unparse(node).split())[:60]
-                return Inputs(tuple(files), f"{code.name}, line {node.lineno}, reads what only running it tells ({told})")
+                return Inputs(
+                    tuple(files),
+                    f"{code.name}, line {node.lineno}, reads what only running it tells ({told})",
+                )
     return Inputs(tuple(files), "")
 
 
@@ -168,17 +233,31 @@ def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
             pairs = [(node.target, node.iter)]
         elif isinstance(node, ast.withitem):
             pairs = [(node.optional_vars, node.context_expr)]
-        yield from ((target.id, value) for target, value in pairs if isinstance(target, ast.Name) and value is not None)
+        yield from (
+            (target.id, value)
+            for target, value in pairs
+            if isinstance(target, ast.Name) and value is not None
+        )
 
 
 def _names_a_data_set(name: str, texts: set[str]) -> bool:
-    """Tell whether a call loads a data set of the Hub by its name: known as far as any task's of the Hub."""
-    return name == "load_dataset" and any(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) for text in texts)
+    """Tell whether a call loads a data set of the Hub by its name: known as far as any task's of
+    the Hub.
+    """
+    return name == "load_dataset" and any(
+        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) for text in texts
+    )
 
 
 def _last_name(node: ast.AST) -> str:
     called = node.func if isinstance(node, ast.Call) else node
-    return called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+    return (
+        called.attr
+        if isinstance(called, ast.Attribute)
+        else called.id
+        if isinstance(called, ast.Name)
+        else ""
+    )
 
 
 def _root_name(node: ast.AST) -> str:
@@ -201,13 +280,21 @@ def _texts(node: ast.AST, values: Mapping[str, ast.expr], depth: int) -> Iterato
 
 
 def digest_of_leaf(leaf: Leaf, inputs: Inputs) -> str:
-    """Return the digest of all that defines a task of the user's: YAML, code and data, wherever the folder stands."""
+    """Return the digest of all that defines a task of the user's: YAML, code and data, wherever the
+    folder stands.
+    """
     changes = {key: value for key, value in leaf.changes.items() if not callable(value)}
     root = leaf.path.resolve().parent
     parts = [
-        (str(file.relative_to(root)) if root in file.parents else file.name, _file_digest(file, *_stamp(file))) for file in inputs.files
+        (
+            str(file.relative_to(root)) if root in file.parents else file.name,
+            _file_digest(file, *_stamp(file)),
+        )
+        for file in inputs.files
     ]
-    return hashlib.sha256(repr((parts, sorted(changes.items(), key=lambda pair: pair[0]))).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((parts, sorted(changes.items(), key=lambda pair: pair[0]))).encode()
+    ).hexdigest()
 
 
 def _stamp(file: Path) -> tuple[int, int]:

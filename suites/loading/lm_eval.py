@@ -1,7 +1,8 @@
-"""Builds lm-eval's own task objects from the YAML that lm-eval ships, fed with our items or the Hub's.
+"""Builds lm-eval's own task objects from the YAML that lm-eval ships, fed with our items or the
+Hub's.
 
-Prompt, filters, metric and stop strings stay upstream's; only the data set, the name and what a task states
-beside it are ours. No file is written.
+Prompt, filters, metric and stop strings stay upstream's; only the data set, the name and what a
+task states beside it are ours. No file is written.
 """
 
 import copy
@@ -21,7 +22,9 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
-    """Read a task's YAML as lm-eval does: `include` merged in, `!function` imported, or kept as text if not `functions`."""
+    """Read a task's YAML as lm-eval does: `include` merged in, `!function` imported, or kept as
+    text if not `functions`.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
     from yaml import YAMLError
 
@@ -33,20 +36,28 @@ def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as problem:
         if functions:
             raise  # a function's own module: whoever builds the task says so
-        raise HarnessError(f"{path} is no task of lm-eval ({in_one_line(problem)}); correct it") from problem
+        raise HarnessError(
+            f"{path} is no task of lm-eval ({in_one_line(problem)}); correct it"
+        ) from problem
     _refuse_large(found, path)
     return found
 
 
 def _refuse_large(value: Any, path: Path) -> None:
-    """Refuse a YAML that a few aliases blow up, or that holds itself: whoever walks it would not come back."""
+    """Refuse a YAML that a few aliases blow up, or that holds itself: whoever walks it would not
+    come back.
+    """
     waiting, count = [value], 0
     while waiting:
         part = waiting.pop()
         count += 1
         if count > _PARTS:
-            raise HarnessError(f"{path} holds more than {_PARTS:,} values, its aliases written out; correct it")
-        waiting += [*part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
+            raise HarnessError(
+                f"{path} holds more than {_PARTS:,} values, its aliases written out; correct it"
+            )
+        waiting += (
+            [*part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
+        )
 
 
 def builtin_path(relative: str) -> Path:
@@ -61,21 +72,33 @@ def builtin(relative: str) -> dict[str, Any]:
     return read_yaml(builtin_path(relative))
 
 
-def configurable_task(base: Mapping[str, Any], *, rows: Callable[[str], Rows], splits: Iterable[str], **changes: Any) -> Any:
-    """Return a `ConfigurableTask` with `base`'s definition, `changes` applied, over `rows(split)` for each split."""
+def configurable_task(
+    base: Mapping[str, Any], *, rows: Callable[[str], Rows], splits: Iterable[str], **changes: Any
+) -> Any:
+    """Return a `ConfigurableTask` with `base`'s definition, `changes` applied, over `rows(split)`
+    for each split.
+    """
     from datasets import Dataset
 
     data = {name: Dataset.from_list([dict(row) for row in rows(name)]) for name in splits}
-    kept = {key: value for key, value in base.items() if key not in {"dataset_path", "dataset_name"}}
+    kept = {
+        key: value for key, value in base.items() if key not in {"dataset_path", "dataset_name"}
+    }
     return built(kept, custom_dataset=lambda **_: data, **changes)
 
 
 def built(base: Mapping[str, Any], **changes: Any) -> Any:
-    """Return a `ConfigurableTask` with `base`'s definition and `changes` applied; it loads `base`'s own data set."""
+    """Return a `ConfigurableTask` with `base`'s definition and `changes` applied; it loads `base`'s
+    own data set.
+    """
     from lm_eval.api.task import ConfigurableTask
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every custom data set
-    config = {key: copy.deepcopy(value) for key, value in base.items() if key not in {"tag", "group", "task_list"}}
+    config = {
+        key: copy.deepcopy(value)
+        for key, value in base.items()
+        if key not in {"tag", "group", "task_list"}
+    }
     return ConfigurableTask(config=config | changes)
 
 
@@ -101,6 +124,9 @@ def from_hub(task: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, DatasetsError, *HfHubHTTPError.__bases__) as problem:
-        # a half-filled cache reads as a ValueError; the bases are the HTTP client's own errors, whichever client that is
+        # a half-filled cache reads as a ValueError; the bases are the HTTP client's own errors,
+        # whichever client that is
         told = next(iter(str(problem).splitlines()), "") or type(problem).__name__
-        raise HarnessError(f"{task}: the Hugging Face Hub could not be reached ({told[:120]}); {remedy}") from problem
+        raise HarnessError(
+            f"{task}: the Hugging Face Hub could not be reached ({told[:120]}); {remedy}"
+        ) from problem

@@ -1,4 +1,6 @@
-"""Reads numbers out of model answers: lm-eval's two GSM8K extractors and a numeric one, as pure functions."""
+"""Reads numbers out of model answers: lm-eval's two GSM8K extractors and a numeric one, as pure
+functions.
+"""
 
 import re
 from fractions import Fraction
@@ -6,9 +8,11 @@ from fractions import Fraction
 from harness.contract import Grade
 
 HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")  # `strict-match` of lm-eval's gsm8k
-SENTENCE = re.compile(r"The answer is (\-?[0-9\.\,]+).")  # of its gsm8k-cot; without a period after it the last digit is lost, as there
+# of its gsm8k-cot; without a period after it the last digit is lost, as there
+SENTENCE = re.compile(r"The answer is (\-?[0-9\.\,]+).")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-# A sign (also the typographic minus) before or behind a currency, digits with or without a whole part, and a fraction's denominator.
+# A sign (also the typographic minus) before or behind a currency, digits with or without a whole
+# part, and a fraction's denominator.
 _AMOUNT = (
     r"(?P<sign>[-\u2212]?)(?:[$€£]\s*)?(?P<minus>[-\u2212]?)(?P<digits>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?P<below>\s*/\s*[1-9][0-9]*(?![0-9.,/]*[0-9/]))?"
@@ -27,7 +31,9 @@ def _normal(text: str) -> str:
 
 
 def strict(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
-    """Return the first number that stands in the form `stated`, as lm-eval's `strict-match` filters do."""
+    """Return the first number that stands in the form `stated`, as lm-eval's `strict-match` filters
+    do.
+    """
     found = stated.findall(text)
     return found[0].strip() if found else None
 
@@ -39,10 +45,11 @@ def flexible(text: str) -> str | None:
 
 
 def numeric(text: str) -> str | None:
-    """Return the number that an answer states: the first of `####`, boxed, "answer is", else its last number.
+    """Return the number that an answer states: the first of `####`, boxed, "answer is", else its
+    last number.
 
-    Unlike the two of lm-eval it is compared as a number, so `$18.00` and `18` are equal and format drift is
-    told apart from lost ability.
+    Unlike the two of lm-eval it is compared as a number, so `$18.00` and `18` are equal and format
+    drift is told apart from lost ability.
     """
     text = _DATE.sub(lambda date: date[0].replace("/", " "), text)
     for pattern in (_STATED, _BOXED):
@@ -74,11 +81,15 @@ def _equal(left: str | None, right: str) -> bool:
 
 
 def grade_number(gold: str, text: str, *, stated: re.Pattern[str] = HASHES) -> tuple[Grade, ...]:
-    """Grade one answer with the three extractors; strict, the score's own, first. `stated` is the strict one's pattern."""
+    """Grade one answer with the three extractors; strict, the score's own, first. `stated` is the
+    strict one's pattern.
+    """
     found_strict, found_flexible, found_number = strict(text, stated), flexible(text), numeric(text)
     return (
         Grade(
-            extractor="strict-match", extracted=found_strict, correct=found_strict is not None and _normal(found_strict) == _normal(gold)
+            extractor="strict-match",
+            extracted=found_strict,
+            correct=found_strict is not None and _normal(found_strict) == _normal(gold),
         ),
         Grade(
             extractor="flexible-extract",

@@ -1,4 +1,6 @@
-"""What a task's files say of it: what is asked, which metric is its figure, its version. Nothing is built and nothing downloaded."""
+"""What a task's files say of it: what is asked, which metric is its figure, its version. Nothing is
+built and nothing downloaded.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,9 @@ class Statement:
 
 
 def read_statement(name: str, folder: Path | None) -> Statement:
-    """Read the files behind a name, from the user's folder first. Raises `HarnessError` for a task that cannot be scored here."""
+    """Read the files behind a name, from the user's folder first. Raises `HarnessError` for a task
+    that cannot be scored here.
+    """
     leaves, averages = find(name.removeprefix(PREFIX), folder)
     if not leaves:
         raise HarnessError(f"{name} is an empty group; pick another task")
@@ -62,8 +66,14 @@ def read_statement(name: str, folder: Path | None) -> Statement:
         primary=_primary(settings, kind, figure.metric),
         notes=notes,
         unknown_inputs=unknown,
-        needs_hub=not all(reads_files(one) or one.get("custom_dataset") is not None for one in settings),
-        version=_version(settings, figure, [digest_of_leaf(*pair) for pair in zip(_local(leaves), inputs, strict=True)]),
+        needs_hub=not all(
+            reads_files(one) or one.get("custom_dataset") is not None for one in settings
+        ),
+        version=_version(
+            settings,
+            figure,
+            [digest_of_leaf(*pair) for pair in zip(_local(leaves), inputs, strict=True)],
+        ),
     )
 
 
@@ -74,18 +84,30 @@ def _local(leaves: Sequence[Leaf]) -> list[Leaf]:
 def _one_kind(name: str, settings: Sequence[Settings]) -> Kind:
     types = sorted({str(one.get("output_type", "generate_until")) for one in settings})
     if len(types) > 1:
-        raise HarnessError(f"{name} mixes {' and '.join(types)} tasks; name its tasks one by one, each as lm-eval:NAME")
+        raise HarnessError(
+            f"{name} mixes {' and '.join(types)} tasks; name its tasks one by one, each as "
+            "lm-eval:NAME"
+        )
     if types[0] not in _KINDS:
-        raise HarnessError(f"{name} has output_type {types[0]}; tasks of {', '.join(_KINDS)} can be scored, pick one of those")
+        raise HarnessError(
+            f"{name} has output_type {types[0]}; tasks of {', '.join(_KINDS)} can be scored, pick "
+            "one of those"
+        )
     return _KINDS[types[0]]
 
 
 def _refuse_what_cannot_be_asked(name: str, settings: Sequence[Settings]) -> None:
     for one in settings:
         if one.get("unsafe_code"):
-            raise HarnessError(f"{name} runs code that a model wrote (unsafe_code), which is not done here; pick another task")
+            raise HarnessError(
+                f"{name} runs code that a model wrote (unsafe_code), which is not done here; pick "
+                "another task"
+            )
         if one.get("doc_to_image") or one.get("doc_to_audio"):
-            raise HarnessError(f"{name} shows pictures or sounds, and texts alone are scored here; pick another task")
+            raise HarnessError(
+                f"{name} shows pictures or sounds, and texts alone are scored here; pick another "
+                "task"
+            )
 
 
 @dataclass(frozen=True)
@@ -101,14 +123,19 @@ class _Figure:
 def _figure(settings: Sequence[Settings], kind: Kind, averages: Sequence[Averages]) -> _Figure:
     """Choose the metric of the figure.
 
-    A group's own `aggregate_metric_list` decides; tasks without that metric are left out, as lm-eval leaves them out of its figure.
-    Else the first metric that all tasks have (of choices `acc`, where all have it), else each task's own.
+    A group's own `aggregate_metric_list` decides; tasks without that metric are left out, as
+    lm-eval leaves them out of its figure. Else the first metric that all tasks have (of choices
+    `acc`, where all have it), else each task's own.
     """
     own = [metrics_of(one, kind) for one in settings]
     stated = [one for one in averages if any(one.metric in names for names in own)]
     if stated:
-        chosen = next((one for one in stated if kind == "choose" and one.metric == "acc"), stated[0])
-        return _Figure(chosen.metric, chosen.by_size, True, tuple(chosen.metric in names for names in own))
+        chosen = next(
+            (one for one in stated if kind == "choose" and one.metric == "acc"), stated[0]
+        )
+        return _Figure(
+            chosen.metric, chosen.by_size, True, tuple(chosen.metric in names for names in own)
+        )
     common = [name for name in own[0] if all(name in names for names in own)] or own[0]
     metric = "acc" if kind == "choose" and "acc" in common else common[0]
     return _Figure(metric, True, False, (True,) * len(own))
@@ -119,7 +146,10 @@ def _left_out(leaves: Sequence[Leaf], figure: _Figure) -> tuple[str, ...]:
     dropped = [leaf.name for leaf, kept in zip(leaves, figure.kept, strict=True) if not kept]
     if not dropped:
         return ()
-    return (f"without {', '.join(dropped[:6])}{' ...' if len(dropped) > 6 else ''}, which have no {figure.metric}",)
+    return (
+        f"without {', '.join(dropped[:6])}{' ...' if len(dropped) > 6 else ''}, which have no "
+        f"{figure.metric}",
+    )
 
 
 def _primary(settings: Sequence[Settings], kind: Kind, metric: str) -> str:
@@ -133,7 +163,8 @@ def _primary(settings: Sequence[Settings], kind: Kind, metric: str) -> str:
 def _version(settings: Sequence[Settings], figure: _Figure, digests: list[str]) -> str:
     """Return what lm-eval calls the version, and a digest of the user's own files."""
     stated = [one["metadata"] if isinstance(one.get("metadata"), dict) else {} for one in settings]
-    upstream = "/".join(sorted({str(one.get("version", "Yaml")) for one in stated}))  # "Yaml" is lm-eval's word for none
+    # "Yaml" is lm-eval's word for none
+    upstream = "/".join(sorted({str(one.get("version", "Yaml")) for one in stated}))
     if digests and figure.aggregated:  # the group's own file says how it averages
         digests = [*digests, repr((figure.metric, figure.by_size))]
     own = f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""

@@ -9,9 +9,14 @@ from harness.reporting import report
 
 
 def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
-    other = make("sft", 0.6, seed=1).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"machine": "another, 8 cores"})})
+    other = make("sft", 0.6, seed=1).model_copy(
+        update={"environment": ENVIRONMENT.model_copy(update={"machine": "another, 8 cores"})}
+    )
     text = report.markdown([*RECORDS, other])
-    assert "stand in 2 tables, since a column never mixes: machine (another, 8 cores | made up, 2 cores)" in text
+    assert (
+        "stand in 2 tables, since a column never mixes: machine (another, 8 cores | made up, 2 "
+        "cores)" in text
+    )
     newer = make("sft", 0.6, seed=1, tasks=("gsm8k-mini@2",))
     assert "tasks (gsm8k-mini@1 | gsm8k-mini@2)" in report.markdown([*RECORDS, newer])
     assert "never mixes" not in report.markdown(RECORDS)
@@ -37,7 +42,10 @@ def test_rows_made_under_other_conditions_stand_in_another_table(field, changes)
 
 
 def test_one_teacher_and_one_untouched_student_serve_two_budgets():
-    other = [make("sft", 0.5, seed=1, budget_tokens=2000), make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",))]
+    other = [
+        make("sft", 0.5, seed=1, budget_tokens=2000),
+        make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",)),
+    ]
     found = comparison.group([*RECORDS, *other])
     assert len(found) == 2 and all(group.teacher for group in found)
     assert all("untouched" in {row.label for row in group.rows} for group in found)
@@ -45,30 +53,61 @@ def test_one_teacher_and_one_untouched_student_serve_two_budgets():
 
 
 def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
-    failed = make("cot", seed=1, status="failed", reason="later trouble", created="2026-11-25T08:00:00Z", key="newer")
+    failed = make(
+        "cot",
+        seed=1,
+        status="failed",
+        reason="later trouble",
+        created="2026-11-25T08:00:00Z",
+        key="newer",
+    )
     text = report.markdown([*RECORDS, failed])
-    assert comparison.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(RECORDS).count("| cot ")
+    assert comparison.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(
+        RECORDS
+    ).count("| cot ")
     trial = make("cot", seed=1, status="failed", reason="trial trouble", limited=True)
     tables = report.markdown([*RECORDS, trial]).split("## ")[1:]
     assert len(tables) == 2
-    assert [("TRIAL" in table, "trial trouble" in table) for table in sorted(tables, key=len)] == [(True, True), (False, False)]
+    assert [("TRIAL" in table, "trial trouble" in table) for table in sorted(tables, key=len)] == [
+        (True, True),
+        (False, False),
+    ]
 
 
 def test_equal_seeds_make_no_pairs():
-    """Two methods draw their trainings each for itself: all of them count, whatever their seeds are called."""
+    """Two methods draw their trainings each for itself: all of them count, whatever their seeds are
+    called.
+    """
     cot = [make("cot", 0.6, seed=seed) for seed in (1, 3)]
     sft = [make("sft", 0.3, seed=seed) for seed in (1, 2, 3)]
-    found = comparison.compare(comparison.Row("cot", tuple(cot)), comparison.Row("sft", tuple(sft)), "gsm8k-mini", ratio=False)
+    found = comparison.compare(
+        comparison.Row("cot", tuple(cot)),
+        comparison.Row("sft", tuple(sft)),
+        "gsm8k-mini",
+        ratio=False,
+    )
     renamed = [record.model_copy(update={"seed": record.seed + 7}) for record in sft]
-    assert found == comparison.compare(comparison.Row("cot", tuple(cot)), comparison.Row("sft", tuple(renamed)), "gsm8k-mini", ratio=False)
+    assert found == comparison.compare(
+        comparison.Row("cot", tuple(cot)),
+        comparison.Row("sft", tuple(renamed)),
+        "gsm8k-mini",
+        ratio=False,
+    )
     values = [[record.scores[0].value for record in side] for side in (cot, sft)]
     assert found.value == pytest.approx(sum(values[0]) / 2 - sum(values[1]) / 3)
 
 
 def test_rows_scored_on_other_items_are_not_paired():
     odd = make("cot", 0.6, seed=1)
-    odd = odd.model_copy(update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)})
-    found = comparison.compare(comparison.Row("cot", (odd,)), comparison.Row("teacher", (RECORDS[0],)), "gsm8k-mini", ratio=True)
+    odd = odd.model_copy(
+        update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)}
+    )
+    found = comparison.compare(
+        comparison.Row("cot", (odd,)),
+        comparison.Row("teacher", (RECORDS[0],)),
+        "gsm8k-mini",
+        ratio=True,
+    )
     assert found.value is None and "different items" in found.reason
 
 
@@ -85,7 +124,12 @@ def test_models_with_different_chat_templates_are_paired_on_the_same_items(small
         score, _ = score_task(opened, MmluMini(), DataSource(), **given)
         return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
 
-    [found] = comparison.group([row("teacher", "<{{ m.role }}>{{ m.content }}"), row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1)])
+    [found] = comparison.group(
+        [
+            row("teacher", "<{{ m.role }}>{{ m.content }}"),
+            row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1),
+        ]
+    )
     student = next(one for one in found.rows if one.label == "uld")
     assert comparison.compare(student, found.teacher, "mmlu-mini", ratio=True).value is not None
 
@@ -93,14 +137,21 @@ def test_models_with_different_chat_templates_are_paired_on_the_same_items(small
 def test_the_newest_record_of_a_row_counts_and_the_older_is_said():
     older = make("cot", 0.1, seed=1, created="2026-11-23T08:00:00Z", key="old")
     text = report.markdown([older, *RECORDS])
-    assert text.replace("- 1 older records of the same rows are not shown.\n", "") == report.markdown(RECORDS)
+    assert text.replace(
+        "- 1 older records of the same rows are not shown.\n", ""
+    ) == report.markdown(RECORDS)
 
 
 def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
     both = (ModelReference(name="tiny", digest="d"), ModelReference(name="other", digest="e"))
     records = [
-        make("response", 0.6, seed=1, teachers=both), make("teacher other", 0.7, teachers=both, method="teacher"),
+        make("response", 0.6, seed=1, teachers=both),
+        make("teacher other", 0.7, teachers=both, method="teacher"),
         make("teacher", 0.9, teachers=both),
-    ]  # fmt: skip
+    ]
     [found] = comparison.group(records)
-    assert [row.label for row in comparison.ordered(found)] == ["teacher", "teacher other", "response"] and found.teacher.label == "teacher"
+    assert [row.label for row in comparison.ordered(found)] == [
+        "teacher",
+        "teacher other",
+        "response",
+    ] and found.teacher.label == "teacher"

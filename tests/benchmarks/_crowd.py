@@ -1,4 +1,6 @@
-"""Many starts at once on one store: every cell is computed once, by whoever comes first, and the others wait for it."""
+"""Many starts at once on one store: every cell is computed once, by whoever comes first, and the
+others wait for it.
+"""
 
 import shutil
 from collections import Counter
@@ -24,7 +26,9 @@ class Crowd:
 
 
 def crowd(root: Path, rows: Sequence[str], whole: Reference) -> Crowd:
-    """Start the command once for each of `rows` at the same moment; say what is not as it should be."""
+    """Start the command once for each of `rows` at the same moment; say what is not as it should
+    be.
+    """
     shutil.rmtree(root, ignore_errors=True)
     log_of(root).unlink(missing_ok=True)
     numbers = [begin(root, chosen, name=f"-{at}") for at, chosen in enumerate(rows)]
@@ -48,9 +52,10 @@ def _computed(root: Path, ours: Mapping[str, object]) -> list[str]:
     wrong = [
         f"{path} was written {times} times"
         for (kind, path), times in seen.items()
-        if kind in ("record", "done", "job", "samples", "traces", "teacher cache") and times != 1
+        if kind in ("record", "done", "job", "samples", "traces", "teacher cache")
+        and times != 1
         and ".part" not in path
-    ]  # fmt: skip
+    ]
     jobs = {Path(path).parent.name for kind, path in seen if kind == "job"}
     return wrong + [f"cell {name} was never started" for name in ours if name not in jobs]
 

@@ -1,8 +1,10 @@
-"""Faults below a program's writer: at a chosen event of a watched folder a process is killed, or the system says no.
+"""Faults below a program's writer: at a chosen event of a watched folder a process is killed, or
+the system says no.
 
-An event is an opened, written, synced, renamed or removed file. `watch` stands in for the functions of Python, safetensors and
-torch that make them; the program that is tried has no part in it. It takes its orders from two variables of the environment,
-so that the processes that it starts obey them too. No torch, no harness: it is loaded before either.
+An event is an opened, written, synced, renamed or removed file. `watch` stands in for the functions
+of Python, safetensors and torch that make them; the program that is tried has no part in it. It
+takes its orders from two variables of the environment, so that the processes that it starts obey
+them too. No torch, no harness: it is loaded before either.
 """
 
 import builtins
@@ -53,7 +55,8 @@ _CACHE = {
 class Fault:
     """What happens at which event. An event is counted within its process and attempt, from 1."""
 
-    deed: str = "kill group"  # kill group | kill parent | kill self | torn | short | ENOSPC, EIO ...
+    # kill group | kill parent | kill self | torn | short | ENOSPC, EIO ...
+    deed: str = "kill group"
     operation: str = ANY
     kind: str = ANY
     process: str = ANY  # "command", or the name of a cell's folder
@@ -74,7 +77,9 @@ class Fault:
 
 
 def log_of(root: Path) -> Path:
-    """Return the file beside a watched folder in which every event is a line: process, operation, kind, path."""
+    """Return the file beside a watched folder in which every event is a line: process, operation,
+    kind, path.
+    """
     return root.with_name(f"{root.name}.events")
 
 
@@ -231,7 +236,9 @@ def _kill(deed: str, delay: float) -> None:
 
 
 def _tear(path: Path) -> None:
-    """Cut a file, or every file of a folder, to half: what a power cut leaves of what was not synced."""
+    """Cut a file, or every file of a folder, to half: what a power cut leaves of what was not
+    synced.
+    """
     for file in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
         os.truncate(file, file.stat().st_size // 2)
 
@@ -262,9 +269,11 @@ def _failing(
 
 
 class _Failing(io.RawIOBase):
-    """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write through it.
+    """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write
+    through it.
 
-    A log is the exception: it is handed to another process, which writes past us, so its fault comes then.
+    A log is the exception: it is handed to another process, which writes past us, so its fault
+    comes then.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -376,7 +385,10 @@ def _watch_libraries() -> None:
         from safetensors import SafetensorError, torch
 
         words = "Error while serializing: I/O error: {} (os error {})"
-        torch.serialize_file = _library(torch.serialize_file, lambda number: SafetensorError(words.format(os.strerror(number), number)))
+        torch.serialize_file = _library(
+            torch.serialize_file,
+            lambda number: SafetensorError(words.format(os.strerror(number), number)),
+        )
     if "torch" in sys.modules:
         import torch as whole
 
@@ -385,7 +397,9 @@ def _watch_libraries() -> None:
 
 
 def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> Callable[..., None]:
-    """Stand in for a library's writer: its file is cut after it was written, which leaves the same as a fault in between."""
+    """Stand in for a library's writer: its file is cut after it was written, which leaves the same
+    as a fault in between.
+    """
 
     def write(content: Any, file: Any, *rest: Any, **named: Any) -> None:
         path = _below(file)
@@ -393,7 +407,8 @@ def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> C
         real(content, file, *rest, **named)
         if path is not None and _watch is not None and _watch.event("write", path):
             assert _watch.fault is not None
-            if _watch.fault.deed not in ("short", "kill parent"):  # these go on: what they wrote is whole
+            # these go on: what they wrote is whole
+            if _watch.fault.deed not in ("short", "kill parent"):
                 os.truncate(path, min(_watch.fault.after, path.stat().st_size))
             _strike(path, refuse)
 

@@ -1,7 +1,9 @@
-"""Starts the command over and over without loading torch each time: forked from a process that has loaded it and computed nothing.
+"""Starts the command over and over without loading torch each time: forked from a process that has
+loaded it and computed nothing.
 
-A command is a process group of its own and its cells are its children, as with `harness run`; between the two there is no new
-Python. What a new process would not have (open files, handlers of signals) is taken away.
+A command is a process group of its own and its cells are its children, as with `harness run`;
+between the two there is no new Python. What a new process would not have (open files, handlers of
+signals) is taken away.
 """
 
 import importlib
@@ -65,13 +67,16 @@ def load() -> None:
         importlib.import_module(name)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    assert AutoConfig and AutoModelForCausalLM and AutoTokenizer  # transformers loads them when they are named
+    # transformers loads them when they are named
+    assert AutoConfig and AutoModelForCausalLM and AutoTokenizer
     for name in _GENERATED:
         _remember_items(importlib.import_module(name))
 
 
 def _remember_items(task: Any) -> None:
-    """Draw a task's items once: every process of a cell would draw the same ones, which takes longer than all that it computes."""
+    """Draw a task's items once: every process of a cell would draw the same ones, which takes
+    longer than all that it computes.
+    """
     draw = task.split
     held: dict[str, list[dict[str, Any]]] = {}
 
@@ -116,7 +121,9 @@ def _fork() -> int:
 
 
 def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -> None:
-    """Take the standard streams and the environment of a new process; let go of every other file and of the parent's handlers."""
+    """Take the standard streams and the environment of a new process; let go of every other file
+    and of the parent's handlers.
+    """
     for place, number in enumerate((given, said, errors)):
         os.dup2(number, place)
     os.closerange(3, _FILES)
@@ -144,9 +151,13 @@ def _ended(run: Callable[[], int]) -> int:
 
 
 class Cell:
-    """The process of a cell as `subprocess.Popen` would give it; its command line ends in the job and the parent's number."""
+    """The process of a cell as `subprocess.Popen` would give it; its command line ends in the job
+    and the parent's number.
+    """
 
-    def __init__(self, command: Sequence[str], *, stderr: Any, env: Mapping[str, str], **_: Any) -> None:
+    def __init__(
+        self, command: Sequence[str], *, stderr: Any, env: Mapping[str, str], **_: Any
+    ) -> None:
         heard, said = os.pipe()
         self.returncode: int | None = None
         self.pid = _fork()

@@ -1,4 +1,6 @@
-"""The one form of a benchmark's result: `results/benchmarks/NAME.json`, and the table generated from all of them."""
+"""The one form of a benchmark's result: `results/benchmarks/NAME.json`, and the table generated
+from all of them.
+"""
 
 import json
 import platform
@@ -26,15 +28,27 @@ def figure(
     peer: str = "",
     details: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Return one figure: the median of its runs, their range, and whether the target is met (None: it has none, it explains another)."""
+    """Return one figure: the median of its runs, their range, and whether the target is met (None:
+    it has none, it explains another).
+    """
     value = median(values)
     met = None if target is None else value >= target if better == "higher" else value <= target
     return {
-        "name": name, "value": round(value, 4), "low": round(min(values), 4), "high": round(max(values), 4), "unit": unit, "better": better,
-        "target": target, "met": met, "peer": peer,
-        "command": f"python tests/benchmarks/{Path(sys.argv[0]).name}", "machine": machine(), "versions": versions(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "details": dict(details or {}),
-    }  # fmt: skip
+        "name": name,
+        "value": round(value, 4),
+        "low": round(min(values), 4),
+        "high": round(max(values), 4),
+        "unit": unit,
+        "better": better,
+        "target": target,
+        "met": met,
+        "peer": peer,
+        "command": f"python tests/benchmarks/{Path(sys.argv[0]).name}",
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "details": dict(details or {}),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -45,8 +59,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def timed(command: Sequence[str], **options: object) -> tuple[float, float, subprocess.CompletedProcess[str]]:
-    """Run a command; return its wall seconds, its CPU seconds (children included), and how it ended."""
+def timed(
+    command: Sequence[str], **options: object
+) -> tuple[float, float, subprocess.CompletedProcess[str]]:
+    """Run a command; return its wall seconds, its CPU seconds (children included), and how it
+    ended.
+    """
     import time
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -62,15 +80,23 @@ def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     body = figures[0] if len(figures) == 1 else list(figures)
     (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "README.md").write_text(f"# Benchmarks\n\nGenerated from the JSON files beside it.\n\n{table()}\n", encoding="utf-8")
+    (RESULTS / "README.md").write_text(
+        f"# Benchmarks\n\nGenerated from the JSON files beside it.\n\n{table()}\n", encoding="utf-8"
+    )
     for one in figures:
         verdict = {True: "met", False: "NOT met", None: "none"}[one["met"]]
-        print(f"{one['name']}: {one['value']} {one['unit']} [{one['low']}, {one['high']}], target {one['target']}: {verdict}")
+        print(
+            f"{one['name']}: {one['value']} {one['unit']} [{one['low']}, {one['high']}], target "
+            f"{one['target']}: {verdict}"
+        )
 
 
 def table() -> str:
     """Return the Markdown table of all committed figures."""
-    lines = ["| figure | value | range | target | met | machine | date |", "|:--|--:|--:|--:|:--|:--|:--|"]
+    lines = [
+        "| figure | value | range | target | met | machine | date |",
+        "|:--|--:|--:|--:|:--|:--|:--|",
+    ]
     for path in sorted(RESULTS.glob("*.json")):
         body = json.loads(path.read_text(encoding="utf-8"))
         for one in body if isinstance(body, list) else [body]:
@@ -78,7 +104,8 @@ def table() -> str:
             target = "-" if one["target"] is None else f"{sign} {one['target']:g}"
             met = {True: "yes", False: "no", None: "-"}[one["met"]]
             lines.append(
-                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to {one['high']:g} | {target} | "
+                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to "
+                f"{one['high']:g} | {target} | "
                 f"{met} | {one['machine']} | {one['date']} |"
             )
     return "\n".join(lines)

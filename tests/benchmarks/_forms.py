@@ -17,7 +17,9 @@ def turned(docs):
     return docs.select(list(reversed(range(len(docs)))))
 
 def twice(docs):
-    return docs.map(lambda rows: {key: [value for value in values for _ in (0, 1)] for key, values in rows.items()}, batched=True)
+    def doubled(rows):
+        return {key: [value for value in values for _ in (0, 1)] for key, values in rows.items()}
+    return docs.map(doubled, batched=True)
 
 def which(doc):
     return doc["gold"]
@@ -34,7 +36,8 @@ def near(doc, results):
 
 def shared_words(doc, results):
     written, wanted = set(results[0].split()), set(doc["answer"].split())
-    return {"f1": 2 * len(written & wanted) / max(1, len(written) + len(wanted)), "misses": len(wanted - written)}
+    f1 = 2 * len(written & wanted) / max(1, len(written) + len(wanted))
+    return {"f1": f1, "misses": len(wanted - written)}
 """
 
 _CHOOSE = """output_type: multiple_choice
@@ -50,38 +53,57 @@ metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """
 _OF_ALL = _CHOOSE.partition("metric_list")[0] + "metric_list:\n  - {metric: mcc}\n"
-_TEXTS = {"question": '"Question: {{question}}?\\nAnswer:"', "lettered": '"{{question}}\\nA. {{options[0]}}\\nB. {{options[1]}}\\nAnswer:"'}
+_TEXTS = {
+    "question": '"Question: {{question}}?\\nAnswer:"',
+    "lettered": '"{{question}}\\nA. {{options[0]}}\\nB. {{options[1]}}\\nAnswer:"',
+}
+_UNSPACED = 'target_delimiter: ""\ndoc_to_choice: "{{options}}"\n'
 FORMS: dict[str, str] = {
     "letters": f'{_CHOOSE}doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B", "C", "D"]\n',
     "cloze": f'{_CHOOSE}doc_to_text: {_TEXTS["question"]}\ndoc_to_choice: "{{{{options}}}}"\n',
-    "unspaced": f'{_CHOOSE}doc_to_text: "{{{{question}}}}\\n- "\ntarget_delimiter: ""\ndoc_to_choice: "{{{{options}}}}"\n',
-    "empty-context": f'{_CHOOSE}doc_to_text: ""\ntarget_delimiter: ""\ndoc_to_choice: "{{{{options}}}}"\n',
-    "one-continuation": _CHOOSE.replace("doc_to_target: gold", "doc_to_target: !function forms_code.behind")
+    "unspaced": f'{_CHOOSE}doc_to_text: "{{{{question}}}}\\n- "\n{_UNSPACED}',
+    "empty-context": f'{_CHOOSE}doc_to_text: ""\n{_UNSPACED}',
+    "one-continuation": _CHOOSE.replace(
+        "doc_to_target: gold", "doc_to_target: !function forms_code.behind"
+    )
     + "doc_to_text: !function forms_code.which\ndoc_to_choice: !function forms_code.contexts\n",
     "uneven": f'{_CHOOSE}doc_to_text: {_TEXTS["question"]}\ndoc_to_choice: "{{{{uneven}}}}"\n',
-    "shots": f'{_CHOOSE}doc_to_text: {_TEXTS["question"]}\ndoc_to_choice: "{{{{options}}}}"\nnum_fewshot: 2\nfewshot_split: train\n',
-    "long": f'{_CHOOSE}doc_to_text: "{{{{page}}}}\\nQuestion: {{{{question}}}}?"\ndoc_to_choice: "{{{{options}}}}"\n',
-    "filtered": f'{_CHOOSE}process_docs: !function forms_code.halves\ndoc_to_text: {_TEXTS["question"]}\n'
+    "shots": f"{_CHOOSE}doc_to_text: {_TEXTS['question']}\n"
+    'doc_to_choice: "{{options}}"\nnum_fewshot: 2\nfewshot_split: train\n',
+    "long": f'{_CHOOSE}doc_to_text: "{{{{page}}}}\\nQuestion: {{{{question}}}}?"\n'
     'doc_to_choice: "{{options}}"\n',
-    "reordered": f'{_CHOOSE}process_docs: !function forms_code.turned\ndoc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B"]\n',
-    "expanded": f'{_CHOOSE}process_docs: !function forms_code.twice\ndoc_to_text: {_TEXTS["question"]}\n'
+    "filtered": f"{_CHOOSE}process_docs: !function forms_code.halves\ndoc_to_text: "
+    f"{_TEXTS['question']}\n"
+    'doc_to_choice: "{{options}}"\n',
+    "reordered": f"{_CHOOSE}process_docs: !function forms_code.turned\n"
+    f'doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B"]\n',
+    "expanded": f"{_CHOOSE}process_docs: !function forms_code.twice\ndoc_to_text: "
+    f"{_TEXTS['question']}\n"
     'doc_to_choice: "{{options}}"\n',
     "stops": f'{_WRITE}generation_kwargs: {{until: ["\\n", " the", "?"], max_gen_toks: 10}}\n',
-    "max-new-tokens": f"{_WRITE}generation_kwargs: {{until: [], max_new_tokens: 5, do_sample: false, temperature: 0.0}}\n",
-    "written-shots": f'{_WRITE}num_fewshot: 1\nfewshot_split: train\ngeneration_kwargs: {{until: "\\n\\n", max_tokens: 6}}\n',
-    "fractional": f'{_CHOOSE}process_results: !function forms_code.near\ndoc_to_text: {_TEXTS["question"]}\n'
+    "max-new-tokens": f"{_WRITE}generation_kwargs: "
+    f"{{until: [], max_new_tokens: 5, do_sample: false, temperature: 0.0}}\n",
+    "written-shots": f"{_WRITE}num_fewshot: 1\nfewshot_split: train\n"
+    'generation_kwargs: {until: "\\n\\n", max_tokens: 6}\n',
+    "fractional": f"{_CHOOSE}process_results: !function forms_code.near\ndoc_to_text: "
+    f"{_TEXTS['question']}\n"
     'doc_to_choice: "{{options}}"\n',
-    "written-fractional": _WRITE.replace("exact_match", "f1") + "process_results: !function forms_code.shared_words\n"
+    "written-fractional": _WRITE.replace("exact_match", "f1")
+    + "process_results: !function forms_code.shared_words\n"
     'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n',
     "lower-is-better": _WRITE.replace("exact_match", "misses").replace("true", "false")
-    + 'process_results: !function forms_code.shared_words\ngeneration_kwargs: {until: ["\\n"], max_gen_toks: 8}\n',
+    + "process_results: !function forms_code.shared_words\n"
+    'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n',
     "corpus": f'{_OF_ALL}doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B"]\n',
     "rolling": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{page}}"\n'
     "metric_list:\n  - {metric: word_perplexity}\n",
-}  # fmt: skip
+}
 
 
-GROUPS = {"group-by-size": ("true", ("letters", "filtered")), "group-of-equals": ("false", ("letters", "filtered"))}
+GROUPS = {
+    "group-by-size": ("true", ("letters", "filtered")),
+    "group-of-equals": ("false", ("letters", "filtered")),
+}
 
 
 def document(number: int, split: str) -> dict[str, Any]:
@@ -91,12 +113,20 @@ def document(number: int, split: str) -> dict[str, Any]:
     def words(least: int, most: int) -> str:
         return " ".join(draw.choice(WORDS) for _ in range(draw.randrange(least, most)))
 
-    options = [words(1, 4) + rare for rare in draw.sample(["", " 42", " Ünal", " 日本", "x-ray", " 3.5", " ok"], 4)]
+    options = [
+        words(1, 4) + rare
+        for rare in draw.sample(["", " 42", " Ünal", " 日本", "x-ray", " 3.5", " ok"], 4)
+    ]
     return {
-        "number": number, "question": words(3, 12), "options": options, "gold": draw.randrange(2), "answer": words(1, 3),
-        "uneven": options[: 2 + number % 3], "page": f"{words(20, 60)}. " * (1 + number % 5),
+        "number": number,
+        "question": words(3, 12),
+        "options": options,
+        "gold": draw.randrange(2),
+        "answer": words(1, 3),
+        "uneven": options[: 2 + number % 3],
+        "page": f"{words(20, 60)}. " * (1 + number % 5),
         "sentence": f"The {words(2, 5)} _ {words(1, 5)}.",
-    }  # fmt: skip
+    }
 
 
 def write_tasks(folder: Path) -> None:
@@ -106,12 +136,22 @@ def write_tasks(folder: Path) -> None:
     for split, count in (("train", 12), ("test", ITEMS)):
         lines = (json.dumps(document(number, split), ensure_ascii=False) for number in range(count))
         (folder / f"forms_{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    files = "\n".join(f"    {split}: {(folder / f'forms_{split}.jsonl').resolve()}" for split in ("train", "test"))
+    files = "\n".join(
+        f"    {split}: {(folder / f'forms_{split}.jsonl').resolve()}" for split in ("train", "test")
+    )
     for form, body in FORMS.items():
-        head = f"task: form-{form}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n{files}\ntraining_split: train\ntest_split: test\n"
-        (folder / f"form_{form}.yaml").write_text(f"{head}{body}metadata: {{version: 1}}\n", encoding="utf-8")
+        head = (
+            f"task: form-{form}\ndataset_path: json\ndataset_kwargs:\n  "
+            f"data_files:\n{files}\ntraining_split: train\ntest_split: test\n"
+        )
+        (folder / f"form_{form}.yaml").write_text(
+            f"{head}{body}metadata: {{version: 1}}\n", encoding="utf-8"
+        )
     for form, (by_size, members) in GROUPS.items():
         listed = "".join(f"  - form-{member}\n" for member in members)
-        weights = f"aggregate_metric_list:\n  - {{metric: acc, aggregation: mean, weight_by_size: {by_size}}}\n"
+        weights = (
+            "aggregate_metric_list:\n  - "
+            f"{{metric: acc, aggregation: mean, weight_by_size: {by_size}}}\n"
+        )
         text = f"group: form-{form}\ntask:\n{listed}{weights}metadata: {{version: 1}}\n"
         (folder / f"form_{form}.yaml").write_text(text, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""What is fuzzed: a whole file of every kind, how it is harmed, and which of the harness's readers then reads it."""
+"""What is fuzzed: a whole file of every kind, how it is harmed, and which of the harness's readers
+then reads it.
+"""
 
 import json
 import random
@@ -32,7 +34,8 @@ SECONDS = 20.0  # that no reading of a small file takes
 EMBEDDED = Path(__file__).parents[2] / "harness" / "embedded" / "tiny"
 TASKS = Path(__file__).parents[1] / "tasks"
 _UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-Believed = dict[str, Any]  # what a reader took for true, by name; what it refused, or made again, is not in it
+# what a reader took for true, by name; what it refused, or made again, is not in it
+Believed = dict[str, Any]
 
 
 class Hang(BaseException):
@@ -45,7 +48,9 @@ class Raw(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One kind of file: `make` writes a whole one below a folder and returns it, `read` reads it and returns what it believes."""
+    """One kind of file: `make` writes a whole one below a folder and returns it, `read` reads it
+    and returns what it believes.
+    """
 
     name: str
     mutations: Sequence[Mutation]
@@ -67,9 +72,15 @@ class Found:
 
 
 def command(*arguments: object) -> str:
-    """Run the command in this process; return what it printed, raise what a user would see as a traceback."""
+    """Run the command in this process; return what it printed, raise what a user would see as a
+    traceback.
+    """
     done = CliRunner().invoke(app, [str(one) for one in arguments], standalone_mode=False)
-    if done.exception is not None and not isinstance(done.exception, SystemExit) and not hasattr(done.exception, "format_message"):
+    if (
+        done.exception is not None
+        and not isinstance(done.exception, SystemExit)
+        and not hasattr(done.exception, "format_message")
+    ):
         raise done.exception
     _refuse_raw(done.output)
     return done.output
@@ -96,8 +107,12 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(target: Target, folder: Path, *, count: int, seed: int = 0, seconds: float = SECONDS) -> Found:
-    """Harm a file `count` times, each time from the whole one, and read it; return what came of it."""
+def fuzz(
+    target: Target, folder: Path, *, count: int, seed: int = 0, seconds: float = SECONDS
+) -> Found:
+    """Harm a file `count` times, each time from the whole one, and read it; return what
+    came of it.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = target.make(folder)
@@ -116,7 +131,9 @@ def fuzz(target: Target, folder: Path, *, count: int, seed: int = 0, seconds: fl
 
 
 def _harmed(target: Target, whole: bytes, draw: random.Random) -> bytes:
-    """Return harmed bytes; a mutation that needs a form that the file has lost gives way to another."""
+    """Return harmed bytes; a mutation that needs a form that the file has lost gives way to
+    another.
+    """
     while True:
         try:
             return draw.choice(target.mutations)(whole, draw)
@@ -124,7 +141,15 @@ def _harmed(target: Target, whole: bytes, draw: random.Random) -> bytes:
             continue
 
 
-def _judge(target: Target, folder: Path, path: Path, truth: Believed, found: Found, name: str, seconds: float) -> None:
+def _judge(
+    target: Target,
+    folder: Path,
+    path: Path,
+    truth: Believed,
+    found: Found,
+    name: str,
+    seconds: float,
+) -> None:
     try:
         with within(seconds):
             believed = json.loads(json.dumps(target.read(folder, path), default=str))
@@ -132,16 +157,28 @@ def _judge(target: Target, folder: Path, path: Path, truth: Believed, found: Fou
         found.hangs.append(name)
     except (HarnessError, CellFailed, BadRecord) as problem:
         found.refused += 1
-        if "\n" in str(problem) or _UNSHOWN.search(str(problem)) or len(str(problem)) > 3_000 or not str(problem):
+        if (
+            "\n" in str(problem)
+            or _UNSHOWN.search(str(problem))
+            or len(str(problem)) > 3_000
+            or not str(problem)
+        ):
             found.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
     except Raw as problem:
         found.silent.append(f"{name}: raw: {problem}")
     except Exception as problem:  # noqa: BLE001  any other is what is looked for
         place = traceback.extract_tb(problem.__traceback__)[-1]
-        found.tracebacks.append(f"{name}: {type(problem).__name__}: {str(problem)[:120]} ({Path(place.filename).name}:{place.lineno})")
+        found.tracebacks.append(
+            f"{name}: {type(problem).__name__}: {str(problem)[:120]} "
+            f"({Path(place.filename).name}:{place.lineno})"
+        )
     else:
         found.refused += not believed
-        lies = [key for key, value in believed.items() if truth.get(key) != value] if target.signed else []
+        lies = (
+            [key for key, value in believed.items() if truth.get(key) != value]
+            if target.signed
+            else []
+        )
         if lies:
             found.silent.append(f"{name}: {lies[0]} is believed: {str(believed[lies[0]])[:80]}")
 
@@ -151,7 +188,11 @@ def _judge(target: Target, folder: Path, path: Path, truth: Believed, found: Fou
 
 def _records(folder: Path) -> list[Any]:
     teacher = scored("teacher", "1" * 40).model_copy(update={"measurements": ()})
-    return [teacher, scored("cot", "10" * 20, 1), scored("plain", "100" * 13 + "1", 1, control=True)]
+    return [
+        teacher,
+        scored("cot", "10" * 20, 1),
+        scored("plain", "100" * 13 + "1", 1, control=True),
+    ]
 
 
 def _study(folder: Path) -> Path:
@@ -228,20 +269,28 @@ def _read_toml(folder: Path, path: Path) -> Believed:
 
 
 def _suite(folder: Path) -> Path:
-    write_whole(folder / "mine.toml", 'name = "mine"\ntasks = ["gsm8k-mini", "mmlu-mini"]\nmeasure = true\nhelp = "both"\n')
+    write_whole(
+        folder / "mine.toml",
+        'name = "mine"\ntasks = ["gsm8k-mini", "mmlu-mini"]\nmeasure = true\nhelp = "both"\n',
+    )
     return folder / "mine.toml"
 
 
 def _read_suite(folder: Path, path: Path) -> Believed:
     import suites
 
-    return {name: str(suite.tasks) for name, suite in suites.resolve([str(path)], embedded=True).items()}
+    return {
+        name: str(suite.tasks) for name, suite in suites.resolve([str(path)], embedded=True).items()
+    }
 
 
 def _measured(folder: Path) -> Path:
     one = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
     write_whole(
-        folder / "measured.json", json.dumps({"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]})
+        folder / "measured.json",
+        json.dumps(
+            {"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]}
+        ),
     )
     _study(folder)
     return folder / "measured.json"
@@ -252,7 +301,9 @@ def _read_measured(folder: Path, path: Path) -> Believed:
 
 
 def _data(folder: Path) -> Path:
-    lines = [json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) for n in range(6)]
+    lines = [
+        json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) for n in range(6)
+    ]
     write_whole(folder / "data" / "test.jsonl", "\n".join(lines) + "\n")
     return folder / "data" / "test.jsonl"
 
@@ -260,7 +311,11 @@ def _data(folder: Path) -> Path:
 def _read_data(folder: Path, path: Path) -> Believed:
     from harness.data.source import DataSource
 
-    return {"rows": len(DataSource(folder=folder / "data").rows("test.jsonl", fields=("question", "answer")))}
+    return {
+        "rows": len(
+            DataSource(folder=folder / "data").rows("test.jsonl", fields=("question", "answer"))
+        )
+    }
 
 
 def _yaml(folder: Path) -> Path:
@@ -272,7 +327,8 @@ def _own_tasks(place: str | None, defaults: bool) -> dict[str, Any]:
     return {} if defaults else _INDEX[0](place, False)
 
 
-_INDEX: list[Callable[[str | None, bool], dict[str, Any]]] = []  # lm-eval's index, before it was replaced
+# lm-eval's index, before it was replaced
+_INDEX: list[Callable[[str | None, bool], dict[str, Any]]] = []
 
 
 def _read_yaml(folder: Path, path: Path) -> Believed:
@@ -281,7 +337,8 @@ def _read_yaml(folder: Path, path: Path) -> Believed:
 
     if not _INDEX:
         _INDEX.append(definition._index.__wrapped__)
-    definition._index = _own_tasks  # read anew every time, and without lm-eval's own tasks, which take 20 s
+    # read anew every time, and without lm-eval's own tasks, which take 20 s
+    definition._index = _own_tasks
     task = suites.load("lm-eval:arc_style", include_path=folder / "tasks")
     return {"version": task.version, "chance": getattr(task, "chance", 0.0)}
 
@@ -291,9 +348,21 @@ def _read_yaml(folder: Path, path: Path) -> Believed:
 
 def _row(item: int) -> ItemRow:
     return ItemRow(
-        task="t", item=item, group="", doc_hash="d", prompt_hash="p", target_hash="t", gold=str(item), text=f"answer\u2028 {item}",
-        extracted={"acc": str(item)}, correct={"acc": True}, tokens=3, stop="eos", log_probabilities=(-1.5, -2.0), prompt="q",
-    )  # fmt: skip
+        task="t",
+        item=item,
+        group="",
+        doc_hash="d",
+        prompt_hash="p",
+        target_hash="t",
+        gold=str(item),
+        text=f"answer\u2028 {item}",
+        extracted={"acc": str(item)},
+        correct={"acc": True},
+        tokens=3,
+        stop="eos",
+        log_probabilities=(-1.5, -2.0),
+        prompt="q",
+    )
 
 
 def _samples(folder: Path) -> Path:
@@ -303,13 +372,20 @@ def _samples(folder: Path) -> Path:
 
 def _read_samples(folder: Path, path: Path) -> Believed:
     shown = {f"shown {one['item']}": one for one in Evidence(path, None).answers()}
-    rows = {f"row {row.item}": [row.text, row.correct, row.log_probabilities, row.tokens] for row in read_rows(path)}
+    rows = {
+        f"row {row.item}": [row.text, row.correct, row.log_probabilities, row.tokens]
+        for row in read_rows(path)
+    }
     return {**shown, **rows}
 
 
 def _training(folder: Path) -> Path:
     write_whole(
-        folder / "training.jsonl", "".join(json.dumps({"step": step, "ce": 1 / step, "seen": 10 * step}) + "\n" for step in range(1, 6))
+        folder / "training.jsonl",
+        "".join(
+            json.dumps({"step": step, "ce": 1 / step, "seen": 10 * step}) + "\n"
+            for step in range(1, 6)
+        ),
     )
     return folder / "training.jsonl"
 
@@ -331,13 +407,25 @@ def _read_answers(folder: Path, path: Path) -> Believed:
     journal = Journal(path)
     if journal.dropped and "DAMAGED" not in said:
         return {"verify": said}
-    return {key: held for key, held in ((f"key{number}", journal.get(f"key{number}")) for number in range(5)) if held is not None}
+    return {
+        key: held
+        for key, held in ((f"key{number}", journal.get(f"key{number}")) for number in range(5))
+        if held is not None
+    }
 
 
 def _done(folder: Path) -> Path:
     (folder / "student").mkdir()
     write_whole(folder / "cost.json", '{"seconds": 1.0}')
-    write_signed(folder / "done.json", {"path": "student", "parents": ["d"], "digest": "s", "cost": file_digest(folder / "cost.json")})
+    write_signed(
+        folder / "done.json",
+        {
+            "path": "student",
+            "parents": ["d"],
+            "digest": "s",
+            "cost": file_digest(folder / "cost.json"),
+        },
+    )
     return folder / "done.json"
 
 
@@ -360,15 +448,29 @@ def _read_cost(folder: Path, path: Path) -> Believed:
 def _traces(folder: Path) -> Path:
     import hashlib
 
-    payload = json.dumps({"texts": [[{"text": "a", "tokens": 1, "stop": "eos"}]], "tokens": 1, "seconds": 1.0, "flops": 1.0})
+    payload = json.dumps(
+        {
+            "texts": [[{"text": "a", "tokens": 1, "stop": "eos"}]],
+            "tokens": 1,
+            "seconds": 1.0,
+            "flops": 1.0,
+        }
+    )
     path = folder / "cache" / "traces" / "abc.json"
-    write_whole(path, json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}))
+    write_whole(
+        path,
+        json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}),
+    )
     return path
 
 
 def _read_traces(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
-    return {} if damage_of(Entry("traces", path, 1, 0.0)) else {"payload": json.loads(path.read_bytes())["payload"]}
+    return (
+        {}
+        if damage_of(Entry("traces", path, 1, 0.0))
+        else {"payload": json.loads(path.read_bytes())["payload"]}
+    )
 
 
 def _rates(folder: Path) -> Path:
@@ -385,7 +487,13 @@ def _read_rates(folder: Path, path: Path) -> Believed:
 def _meta(folder: Path) -> Path:
     place = folder / "cache" / "teachers" / "abc"
     write_whole(place / "index.npz", "numbers")
-    meta = {"version": 2, "teacher": "t", "k": 8, "shards": 3, "files": {"index.npz": file_digest(place / "index.npz")}}
+    meta = {
+        "version": 2,
+        "teacher": "t",
+        "k": 8,
+        "shards": 3,
+        "files": {"index.npz": file_digest(place / "index.npz")},
+    }
     write_whole(place / "meta.json", described(meta))
     return place / "meta.json"
 
@@ -394,7 +502,9 @@ def _read_meta(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
     if damage_of(Entry("teachers", path.parent, 1, 0.0)):
         return {}
-    return {name: value for name, value in description_of(path.parent).items() if name not in COMPARED}
+    return {
+        name: value for name, value in description_of(path.parent).items() if name not in COMPARED
+    }
 
 
 # Models from elsewhere
@@ -403,7 +513,13 @@ def _read_meta(folder: Path, path: Path) -> Believed:
 def _model(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         (folder / "model").mkdir()
-        for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        for file in (
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "model.safetensors",
+        ):
             shutil.copy(EMBEDDED / file, folder / "model" / file)
         return folder / "model" / name
 
@@ -421,7 +537,13 @@ def _read_model(folder: Path, path: Path) -> Believed:
     refuse_torn(place)
     shape = Shape.of_folder(place)
     tokens = token_map(place)
-    told = [shape.parameters, parameters_on_disk(place), weight_bytes(place, "float32"), quantized_by(place), has_chat_template(place)]
+    told = [
+        shape.parameters,
+        parameters_on_disk(place),
+        weight_bytes(place, "float32"),
+        quantized_by(place),
+        has_chat_template(place),
+    ]
     return {"model": [*told, len(tokens or ())]}
 
 
@@ -462,11 +584,39 @@ TARGETS = (
     Target(name="traces", mutations=JSON, make=_traces, read=_read_traces, signed=True),
     Target(name="rates", mutations=JSON, make=_rates, read=_read_rates, signed=True),
     Target(name="teacher's cache", mutations=JSON, make=_meta, read=_read_meta, signed=True),
-    Target(name="config", mutations=JSON, make=_model("config.json"), read=_read_model, signed=False),
-    Target(name="generation config", mutations=JSON, make=_model("generation_config.json"), read=_read_model, signed=False),
-    Target(name="tokenizer", mutations=JSON, make=_model("tokenizer.json"), read=_read_model, signed=False),
-    Target(name="tokenizer config", mutations=JSON, make=_model("tokenizer_config.json"), read=_read_model, signed=False),
-    Target(name="safetensors", mutations=HEADER, make=_model("model.safetensors"), read=_read_model, signed=False),
+    Target(
+        name="config", mutations=JSON, make=_model("config.json"), read=_read_model, signed=False
+    ),
+    Target(
+        name="generation config",
+        mutations=JSON,
+        make=_model("generation_config.json"),
+        read=_read_model,
+        signed=False,
+    ),
+    Target(
+        name="tokenizer",
+        mutations=JSON,
+        make=_model("tokenizer.json"),
+        read=_read_model,
+        signed=False,
+    ),
+    Target(
+        name="tokenizer config",
+        mutations=JSON,
+        make=_model("tokenizer_config.json"),
+        read=_read_model,
+        signed=False,
+    ),
+    Target(
+        name="safetensors",
+        mutations=HEADER,
+        make=_model("model.safetensors"),
+        read=_read_model,
+        signed=False,
+    ),
     Target(name="GGUF", mutations=BINARY, make=_gguf, read=_read_gguf, signed=False),
-    Target(name="task YAML", mutations=SETTINGS, make=_yaml, read=_read_yaml, signed=False, heavy=True),
+    Target(
+        name="task YAML", mutations=SETTINGS, make=_yaml, read=_read_yaml, signed=False, heavy=True
+    ),
 )

@@ -1,4 +1,6 @@
-"""What is killed: one small whole run with every kind of written file; how it is struck, and what must stand afterwards."""
+"""What is killed: one small whole run with every kind of written file; how it is struck, and what
+must stand afterwards.
+"""
 
 import fcntl
 import hashlib
@@ -30,9 +32,26 @@ from harness.running.evaluation import NO_ANSWERS
 
 ROWS = "cot,response,cot+int8"
 OPTIONS = (
-    "--no-controls", "--suite", "math,knowledge", "--limit", "4", "--noise", "2", "--grid", "none",
-    "--budget", "1500", "--rows", "12", "--set", "cot.longest=96", "--set", "cot.validation_rows=8", "--set", "response.validation_rows=8",
-)  # fmt: skip
+    "--no-controls",
+    "--suite",
+    "math,knowledge",
+    "--limit",
+    "4",
+    "--noise",
+    "2",
+    "--grid",
+    "none",
+    "--budget",
+    "1500",
+    "--rows",
+    "12",
+    "--set",
+    "cot.longest=96",
+    "--set",
+    "cot.validation_rows=8",
+    "--set",
+    "response.validation_rows=8",
+)
 ATTEMPTS = 3  # of the plain command, after the last fault
 MOMENTS = 15  # kills between events
 ORPHANS = 10.0  # seconds that a process may outlive its command
@@ -59,11 +78,16 @@ class Ended:
 
 
 def environment(root: Path, fault: Fault | None) -> dict[str, str]:
-    """Return what a command is told: the watched folder, the fault, and to keep the state of every training step."""
+    """Return what a command is told: the watched folder, the fault, and to keep the state of every
+    training step.
+    """
     kept = {name: value for name, value in os.environ.items() if name != FAULT}
     return {
-        **kept, ROOT: str(root), STATES: "0", **({FAULT: fault.as_json()} if fault else {}),
-    }  # fmt: skip
+        **kept,
+        ROOT: str(root),
+        STATES: "0",
+        **({FAULT: fault.as_json()} if fault else {}),
+    }
 
 
 def begin(root: Path, rows: str = ROWS, fault: Fault | None = None, name: str = "") -> int:
@@ -105,21 +129,31 @@ def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
     preload.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
-    text = f"import sys\nsys.path.append({str(here)!r})\nimport _faults\n_faults.from_environment()\n"
+    text = (
+        f"import sys\nsys.path.append({str(here)!r})\nimport _faults\n_faults.from_environment()\n"
+    )
     (preload / "sitecustomize.py").write_text(text, encoding="utf-8")
     found = environment(root, fault)
-    found["PYTHONPATH"] = os.pathsep.join([str(preload), str(here.parents[1]), found.get("PYTHONPATH", "")])
+    found["PYTHONPATH"] = os.pathsep.join(
+        [str(preload), str(here.parents[1]), found.get("PYTHONPATH", "")]
+    )
     output = root.with_name(f"{root.name}.out")
     with output.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "harness.cli", *typed(root)],
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=found, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=found,
+            start_new_session=True,
+        )
     return end(root, process.pid)
 
 
 def _outlived(group: int) -> int:
-    """Return how many processes of a group are left after `ORPHANS` seconds; usually none is after a moment."""
+    """Return how many processes of a group are left after `ORPHANS` seconds; usually none is after
+    a moment.
+    """
     until = time.monotonic() + ORPHANS
     while (left := len(_members(group))) and time.monotonic() < until:
         time.sleep(0.02)
@@ -173,7 +207,9 @@ def reference(root: Path) -> Reference:
 
 
 def records(root: Path) -> dict[str, Any]:
-    """Return every record that succeeded, by its cell's folder, without what two runs may differ in."""
+    """Return every record that succeeded, by its cell's folder, without what two runs may differ
+    in.
+    """
     whole: dict[str, Any] = {}
     for path in sorted((root / "store" / "cells").glob("*/record.json")):
         try:
@@ -189,14 +225,20 @@ def comparable(record: RunRecord) -> Any:
     """Return a record without times, energy and peaks of memory."""
     told = record.model_dump(mode="json")
     told["measurements"] = [
-        each for each in told["measurements"] if not any(word in each["name"] or word in each["unit"] for word in (*_TIMES, "bytes"))
+        each
+        for each in told["measurements"]
+        if not any(word in each["name"] or word in each["unit"] for word in (*_TIMES, "bytes"))
     ]
     return _timeless(told)
 
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _timeless(part) for name, part in value.items() if not any(word in name for word in _TIMES)}
+        return {
+            name: _timeless(part)
+            for name, part in value.items()
+            if not any(word in name for word in _TIMES)
+        }
     return [_timeless(part) for part in value] if isinstance(value, list) else value
 
 
@@ -206,7 +248,9 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str:
         names = sorted({*ours, *theirs})
         pairs = [(f"{where}.{name}", ours.get(name), theirs.get(name)) for name in names]
     elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        pairs = [(f"{where}[{at}]", *pair) for at, pair in enumerate(zip(ours, theirs, strict=True))]
+        pairs = [
+            (f"{where}[{at}]", *pair) for at, pair in enumerate(zip(ours, theirs, strict=True))
+        ]
     else:
         text = f"{where.lstrip('.')}: {str(ours)[:60]} is {str(theirs)[:60]} undisturbed"
         return "" if ours == theirs else text
@@ -219,7 +263,8 @@ def finished(root: Path) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for path in (store / "cells").glob("*/record.json"):
         if _succeeded(path):
-            whole[f"record {path.parent.name}"] = read(path).seconds  # stages that are scored later are filled in
+            # stages that are scored later are filled in
+            whole[f"record {path.parent.name}"] = read(path).seconds
     for path in (store / "students").glob("*/done.json"):
         if _student_is_whole(path):
             whole[f"student {path.parent.name}"] = path.stat().st_mtime_ns
@@ -285,7 +330,9 @@ def _traces_are_whole(path: Path) -> bool:
 
 
 def litter(root: Path) -> list[str]:
-    """Name what a killed process has left: half-written files, notes of locks, locks, states of finished trainings."""
+    """Name what a killed process has left: half-written files, notes of locks, locks, states of
+    finished trainings.
+    """
     left = []
     for path in sorted(root.rglob("*")):
         inside = str(path.relative_to(root))
@@ -317,7 +364,9 @@ def _held(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """One fresh store and the faults that strike it, one an attempt; then the command is typed until it is through."""
+    """One fresh store and the faults that strike it, one an attempt; then the command is typed
+    until it is through.
+    """
 
     number: int
     faults: tuple[Fault, ...]
@@ -345,9 +394,12 @@ REFUSALS = {
     "rename": ("ENOSPC",),
 }
 DISKS = (
-    ("ENOSPC", "write", "answers"), ("ENOSPC", "write", "traces"), ("ENOSPC", "write", "teacher cache"), ("EROFS", "open", ANY),
+    ("ENOSPC", "write", "answers"),
+    ("ENOSPC", "write", "traces"),
+    ("ENOSPC", "write", "teacher cache"),
+    ("EROFS", "open", ANY),
     ("ENOSPC", "write", ANY),
-)  # fmt: skip
+)
 LONGEST_CHAIN = 6
 _OF_CELLS = ("job", "log", "lock", "lock note")  # that the command writes for a cell
 
@@ -362,17 +414,26 @@ class Aimed:
 
 
 def aimed(reference: Reference, at: int, deed: str, **more: Any) -> Aimed:
-    """Aim a fault at an event of a whole run, so that it finds it in whatever attempt that event comes for the first time."""
+    """Aim a fault at an event of a whole run, so that it finds it in whatever attempt that event
+    comes for the first time.
+    """
     process, operation, kind, path = reference.events[at]
     own = plain(Path(path)) if process == "command" and kind in _OF_CELLS else ""
     same = (process, operation, kind)
-    number = sum(tuple(event[:3]) == same and own in ("", plain(Path(event[3]))) for event in reference.events[: at + 1])
+    number = sum(
+        tuple(event[:3]) == same and own in ("", plain(Path(event[3])))
+        for event in reference.events[: at + 1]
+    )
     return Aimed(at, Fault(deed, operation, kind, process, own, number, **more))
 
 
 def _drawn(reference: Reference, draw: random.Random, operation: str, kind: str) -> int | None:
     """Draw an event of one sort, from a process that is drawn first; None where there is none."""
-    places = [at for at, event in enumerate(reference.events) if event[1] == operation and event[2] == kind]
+    places = [
+        at
+        for at, event in enumerate(reference.events)
+        if event[1] == operation and event[2] == kind
+    ]
     if not places:
         return None
     process = draw.choice(sorted({reference.events[at][0] for at in places}))
@@ -393,15 +454,24 @@ def kills(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
 
 
 def moments(reference: Reference, draw: random.Random, count: int) -> Iterator[Aimed]:
-    """Yield kills at random moments: a few milliseconds after events that are spread over the whole run."""
+    """Yield kills at random moments: a few milliseconds after events that are spread over the whole
+    run.
+    """
     for part in range(count):
         low, high = (len(reference.events) * at // count for at in (part, part + 1))
         delay = draw.choice((0.002, 0.01, 0.03, 0.1))
-        yield aimed(reference, draw.randrange(low, max(low + 1, high)), DEEDS[part % len(DEEDS)], delay=delay)
+        yield aimed(
+            reference,
+            draw.randrange(low, max(low + 1, high)),
+            DEEDS[part % len(DEEDS)],
+            delay=delay,
+        )
 
 
 def tears(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
-    """Yield a tear of every kind of file: cut to half once it has its name, as after a power cut without a sync."""
+    """Yield a tear of every kind of file: cut to half once it has its name, as after a power cut
+    without a sync.
+    """
     for kind in _kinds(reference):
         at = _drawn(reference, draw, "renamed", kind)
         if at is not None:
@@ -409,28 +479,41 @@ def tears(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
 
 
 def refusals(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
-    """Yield what the system may say to every kind of file, and whole disks that are full or read-only."""
+    """Yield what the system may say to every kind of file, and whole disks that are full or
+    read-only.
+    """
     for turn, kind in enumerate(_kinds(reference)):
         operations = [*itertools.islice(itertools.cycle(REFUSALS), turn, turn + len(REFUSALS))]
         places = ((each, _drawn(reference, draw, each, kind)) for each in operations)
-        operation, at = next(((each, place) for each, place in places if place is not None), ("", None))
+        operation, at = next(
+            ((each, place) for each, place in places if place is not None), ("", None)
+        )
         if at is not None:
             deed = draw.choice(REFUSALS[operation])
             yield replace(aimed(reference, at, deed, after=draw.randint(0, 60)), ends=True)
     for deed, operation, kind in DISKS:
-        at = next(at for at, event in enumerate(reference.events) if event[1] == operation and kind in (ANY, event[2]))
+        at = next(
+            at
+            for at, event in enumerate(reference.events)
+            if event[1] == operation and kind in (ANY, event[2])
+        )
         yield Aimed(at, Fault(deed, operation, kind, lasting=True), ends=True)
 
 
 def cases(reference: Reference, seed: int) -> list[Case]:
-    """Return every case: stores that keep going are struck in the order of the run, at most once in the process of a cell.
+    """Return every case: stores that keep going are struck in the order of the run, at most once in
+    the process of a cell.
 
-    So every fault comes: a second one in a cell that goes on from its state would count other events.
+    So every fault comes: a second one in a cell that goes on from its state would count other
+    events.
     """
     draw = random.Random(f"kills/{seed}")
     every = [
-        *kills(reference, draw), *tears(reference, draw), *moments(reference, draw, MOMENTS), *refusals(reference, draw),
-    ]  # fmt: skip
+        *kills(reference, draw),
+        *tears(reference, draw),
+        *moments(reference, draw, MOMENTS),
+        *refusals(reference, draw),
+    ]
     chains: list[list[Aimed]] = []
     for each in sorted(every, key=lambda each: each.at):
         free = [chain for chain in chains if _goes_on(chain, each)]
@@ -441,17 +524,24 @@ def cases(reference: Reference, seed: int) -> list[Case]:
             draw.choice([chain for chain in free if len(chain) == shortest]).append(each)
     draw.shuffle(chains)
     chains.sort(key=len, reverse=True)
-    return [Case(number, tuple(each.fault for each in chain), fresh=number % 20 == 7) for number, chain in enumerate(chains, 1)]
+    return [
+        Case(number, tuple(each.fault for each in chain), fresh=number % 20 == 7)
+        for number, chain in enumerate(chains, 1)
+    ]
 
 
 def _goes_on(chain: Sequence[Aimed], after: Aimed) -> bool:
     own = after.fault.process
     struck = any(each.fault.process == own for each in chain if own != "command")
-    return not struck and not chain[-1].ends and chain[-1].at < after.at and len(chain) < LONGEST_CHAIN
+    return (
+        not struck and not chain[-1].ends and chain[-1].at < after.at and len(chain) < LONGEST_CHAIN
+    )
 
 
 def tried(case: Case, root: Path, whole: Reference) -> Outcome:
-    """Strike a fresh store, type the command until it is through, and compare what stands with the undisturbed run."""
+    """Strike a fresh store, type the command until it is through, and compare what stands with the
+    undisturbed run.
+    """
     outcome = Outcome()
     for path in (root, root.with_name(f"{root.name}.preload")):
         shutil.rmtree(path, ignore_errors=True)
@@ -477,13 +567,19 @@ def tried(case: Case, root: Path, whole: Reference) -> Outcome:
     return outcome
 
 
-def _after_an_attempt(outcome: Outcome, root: Path, before: Mapping[str, Any], ended: Ended, fault: Fault | None) -> dict[str, Any]:
-    """Look at what an attempt has left: what was finished before must stand, and nothing must live on."""
+def _after_an_attempt(
+    outcome: Outcome, root: Path, before: Mapping[str, Any], ended: Ended, fault: Fault | None
+) -> dict[str, Any]:
+    """Look at what an attempt has left: what was finished before must stand, and nothing must live
+    on.
+    """
     now = finished(root)
     torn = fault is not None and fault.deed in _DAMAGE
     for name, value in before.items():
         if now.get(name) != value and not torn:
-            outcome.lost.append(f"{name} was finished and is {'made again' if name in now else 'gone'}")
+            outcome.lost.append(
+                f"{name} was finished and is {'made again' if name in now else 'gone'}"
+            )
     if ended.orphans:
         outcome.left.append(f"{ended.orphans} processes live on")
     if "Traceback (most recent call last)" in ended.said:
@@ -506,7 +602,9 @@ def _compare(outcome: Outcome, root: Path, whole: Reference) -> None:
 
 
 def _again(outcome: Outcome, seen: Sequence[Sequence[str]], whole: Reference) -> None:
-    """Count steps of training and answers that were computed again: a fault may cost the one that it struck."""
+    """Count steps of training and answers that were computed again: a fault may cost the one that
+    it struck.
+    """
     for operation, kind in (("renamed", "state"), ("write", "answers"), ("renamed", "samples")):
         excess = _count(seen, operation, kind) - whole.count(operation, kind)
         if excess > len(outcome.struck) + outcome.incomplete * (kind == "samples"):

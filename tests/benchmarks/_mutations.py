@@ -1,4 +1,6 @@
-"""Seeded harm to files: what a bad disk, a bad editor, a bad program and a bad person do to them."""
+"""Seeded harm to files: what a bad disk, a bad editor, a bad program and a bad person do to
+them.
+"""
 
 import json
 import random
@@ -8,9 +10,40 @@ from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-HOSTILE = ["", " ", "\x1b]0;owned\x07", "\x1b[31mred", "=cmd|'/c calc'!A0", "a|b\n\\input{x}", "../../etc/passwd", "\u202eturned",
-           "a\u2028b", "%s{0}$x", "<script>alert(1)</script>", "x" * 100_000, "\x00", "NaN", "²"]  # fmt: skip
-VALUES: list[Any] = [None, True, False, 0, -1, 3, 2.5, 1e308, -1e-320, 10**17, [], {}, [[]], {"a": 1}, "text"]
+HOSTILE = [
+    "",
+    " ",
+    "\x1b]0;owned\x07",
+    "\x1b[31mred",
+    "=cmd|'/c calc'!A0",
+    "a|b\n\\input{x}",
+    "../../etc/passwd",
+    "\u202eturned",
+    "a\u2028b",
+    "%s{0}$x",
+    "<script>alert(1)</script>",
+    "x" * 100_000,
+    "\x00",
+    "NaN",
+    "²",
+]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    3,
+    2.5,
+    1e308,
+    -1e-320,
+    10**17,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "text",
+]
 RAW = [
     b"NaN",
     b"Infinity",
@@ -53,20 +86,51 @@ def insert(data: bytes, draw: random.Random) -> bytes:
     """Put bytes that are no text, or hostile text, somewhere."""
     at = draw.randrange(len(data) + 1)
     return (
-        data[:at] + draw.choice([b"\xff", b"\x00", b"\x1b[2J", b"\xc3\x28", b"\xed\xa0\x80", b"\r", b"\xe2\x80\xa8", b"\x85"]) + data[at:]
+        data[:at]
+        + draw.choice(
+            [
+                b"\xff",
+                b"\x00",
+                b"\x1b[2J",
+                b"\xc3\x28",
+                b"\xed\xa0\x80",
+                b"\r",
+                b"\xe2\x80\xa8",
+                b"\x85",
+            ]
+        )
+        + data[at:]
     )
 
 
 def mark(data: bytes, draw: random.Random) -> bytes:
     """Begin with a byte order mark, or be in another encoding."""
     return draw.choice(
-        [b"\xef\xbb\xbf" + data, b"\xff\xfe" + data, data.decode("utf-8", "replace").encode("utf-16"), b"\xef\xbb\xbf" * 2 + data]
+        [
+            b"\xef\xbb\xbf" + data,
+            b"\xff\xfe" + data,
+            data.decode("utf-8", "replace").encode("utf-16"),
+            b"\xef\xbb\xbf" * 2 + data,
+        ]
     )
 
 
 def other(data: bytes, draw: random.Random) -> bytes:
     """Be something else altogether."""
-    return draw.choice([b"", b"null", b"[]", b"{}", b"3", b'"text"', b"\n\n", b"[" * 100_000, b'{"a":' * 100_000, bytes(range(256))])
+    return draw.choice(
+        [
+            b"",
+            b"null",
+            b"[]",
+            b"{}",
+            b"3",
+            b'"text"',
+            b"\n\n",
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            bytes(range(256)),
+        ]
+    )
 
 
 BYTES: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, mark, other)
@@ -74,7 +138,13 @@ BYTES: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, mark, other
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the paths of every part, no more than a few of long lists."""
-    parts = list(value.items()) if isinstance(value, dict) else list(enumerate(value))[:6] if isinstance(value, list) else []
+    parts = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))[:6]
+        if isinstance(value, list)
+        else []
+    )
     return [path, *(place for name, part in parts for place in _places(part, (*path, name)))]
 
 
@@ -131,7 +201,9 @@ def nudge(data: bytes, draw: random.Random) -> bytes:
 
 def raw(data: bytes, draw: random.Random) -> bytes:
     """Put something in a part's place that a JSON writer would not write."""
-    return _changed(data, draw, lambda parent, name: parent.__setitem__(name, "@@")).replace(b'"@@"', draw.choice(RAW), 1)
+    return _changed(data, draw, lambda parent, name: parent.__setitem__(name, "@@")).replace(
+        b'"@@"', draw.choice(RAW), 1
+    )
 
 
 def double(data: bytes, draw: random.Random) -> bytes:
@@ -141,10 +213,27 @@ def double(data: bytes, draw: random.Random) -> bytes:
     if not fields:
         return b'{"a": 1, "a": 2}'
     found = draw.choice(fields)
-    return text[: found.start()] + found[0] + draw.choice([b"0, ", b'"x", ', b"null, "]) + text[found.start() :]
+    return (
+        text[: found.start()]
+        + found[0]
+        + draw.choice([b"0, ", b'"x", ', b"null, "])
+        + text[found.start() :]
+    )
 
 
-JSON: tuple[Mutation, ...] = (*BYTES, retype, retype, hostile, remove, remove, nudge, nudge, raw, raw, double)
+JSON: tuple[Mutation, ...] = (
+    *BYTES,
+    retype,
+    retype,
+    hostile,
+    remove,
+    remove,
+    nudge,
+    nudge,
+    raw,
+    raw,
+    double,
+)
 
 
 def of_line(data: bytes, draw: random.Random) -> bytes:
@@ -193,5 +282,15 @@ def early(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-HEADER: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, other, early, early, *[of_header] * 6)
+HEADER: tuple[Mutation, ...] = (
+    flip,
+    truncate,
+    drop,
+    repeat,
+    insert,
+    other,
+    early,
+    early,
+    *[of_header] * 6,
+)
 BINARY: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, other, early, early, early)

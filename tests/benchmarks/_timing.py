@@ -1,4 +1,6 @@
-"""What the timing benchmarks share: the embedded teacher measured beside itself, and a process that disturbs it."""
+"""What the timing benchmarks share: the embedded teacher measured beside itself, and a process that
+disturbs it.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +10,8 @@ from harness.measuring.scenario import parse_grid
 from harness.models.resolve import resolve
 from harness.records.record import Measurement
 
-# Burns one core in bursts of 50 to 600 ms, with pauses as long: what a browser, a build or a neighbour does.
+# Burns one core in bursts of 50 to 600 ms, with pauses as long: what a browser, a build or a
+# neighbour does.
 BURN = """
 import random, sys, time
 draw = random.Random(sys.argv[1])
@@ -20,8 +23,12 @@ while True:
 """
 
 
-def measured(folder: Path, *, wrap: str = "", grid: str = "128x1x32", rounds: int = 10) -> tuple[Measurement, ...]:
-    """Measure the embedded teacher, with something around it where `wrap` says so, against itself."""
+def measured(
+    folder: Path, *, wrap: str = "", grid: str = "128x1x32", rounds: int = 10
+) -> tuple[Measurement, ...]:
+    """Measure the embedded teacher, with something around it where `wrap` says so, against
+    itself.
+    """
     tiny = resolve("tiny", cache=folder)
     settings = Settings(grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1))
     return measure(Subject(tiny, wrap), Subject(tiny), settings, folder=folder).measurements

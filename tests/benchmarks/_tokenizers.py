@@ -1,12 +1,16 @@
-"""Small tokenizers of the families in use, trained on made-up text: how words, spaces, rare letters and the ends of texts are marked."""
+"""Small tokenizers of the families in use, trained on made-up text: how words, spaces, rare letters
+and the ends of texts are marked.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 _TEXT = (
-    "the red fox walks over a long hill and sees four small houses near river water while children count green apples under "
-    "old trees what is two plus three answer question which of these words comes next nobody knows why trains run late "
+    "the red fox walks over a long hill and sees four small houses near river water while children "
+    "count green apples under "
+    "old trees what is two plus three answer question which of these words comes next nobody knows "
+    "why trains run late "
     "naïve café Zürich value number seven eight nine ten result equal more less than half twice"
 )
 WORDS = _TEXT.split()
@@ -21,7 +25,10 @@ def corpus() -> Iterator[str]:
     for _ in range(600):
         words = [draw.choice(WORDS) for _ in range(draw.randrange(4, 14))]
         number = draw.randrange(1000)
-        yield f"Question: {' '.join(words)}?\nA. {number}\nB. {words[0]}\nAnswer: {draw.choice('ABCD')}, {words[-1].title()}.\n\n"
+        yield (
+            f"Question: {' '.join(words)}?\nA. {number}\nB. {words[0]}\nAnswer: "
+            f"{draw.choice('ABCD')}, {words[-1].title()}.\n\n"
+        )
 
 
 def _bpe(**given: Any) -> Any:
@@ -30,10 +37,21 @@ def _bpe(**given: Any) -> Any:
     return Tokenizer(models.BPE(**given))
 
 
-def _trained(tokenizer: Any, *, special: tuple[str, ...], alphabet: tuple[str, ...] = (), most: int = VOCABULARY) -> Any:
+def _trained(
+    tokenizer: Any,
+    *,
+    special: tuple[str, ...],
+    alphabet: tuple[str, ...] = (),
+    most: int = VOCABULARY,
+) -> Any:
     from tokenizers import trainers
 
-    trainer = trainers.BpeTrainer(vocab_size=most, special_tokens=list(special), initial_alphabet=list(alphabet), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=most,
+        special_tokens=list(special),
+        initial_alphabet=list(alphabet),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(corpus(), trainer)
     return tokenizer
 
@@ -44,7 +62,11 @@ def _byte_level() -> Any:
     tokenizer = _bpe()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _trained(tokenizer, special=("<pad>", "<s>", "</s>"), alphabet=tuple(pre_tokenizers.ByteLevel.alphabet()))
+    return _trained(
+        tokenizer,
+        special=("<pad>", "<s>", "</s>"),
+        alphabet=tuple(pre_tokenizers.ByteLevel.alphabet()),
+    )
 
 
 def _framed(tokenizer: Any, frame: str) -> Any:
@@ -57,13 +79,16 @@ def _framed(tokenizer: Any, frame: str) -> Any:
 
 
 def _byte_fallback(normalizer: Any) -> Any:
-    """Return pieces of words marked with `▁`, and a token for every byte that no piece holds (Llama 2, Gemma)."""
+    """Return pieces of words marked with `▁`, and a token for every byte that no piece holds (Llama
+    2, Gemma).
+    """
     from tokenizers import decoders, pre_tokenizers
 
     special = ("<pad>", "<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)))
     tokenizer = _bpe(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no piece holds two words, as sentencepiece trains
+    # no piece holds two words, as sentencepiece trains
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     _trained(tokenizer, special=special, most=VOCABULARY + 260)
     tokenizer.pre_tokenizer = None
     return tokenizer, decoders
@@ -72,8 +97,17 @@ def _byte_fallback(normalizer: Any) -> Any:
 def _prepended() -> Any:
     from tokenizers import normalizers
 
-    tokenizer, decoders = _byte_fallback(normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]))
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer, decoders = _byte_fallback(
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     return _framed(tokenizer, "<s> $A")
 
 
@@ -81,7 +115,9 @@ def _gemma_like() -> Any:
     from tokenizers import normalizers
 
     tokenizer, decoders = _byte_fallback(normalizers.Replace(" ", "▁"))
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return _framed(tokenizer, "<s> $A")
 
 
@@ -104,7 +140,9 @@ def _wordpiece() -> Any:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], show_progress=False
+    )
     tokenizer.train_from_iterator(corpus(), trainer)
     return tokenizer
 
@@ -123,13 +161,20 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
 
 
 def made(family: str, folder: Path | None = None) -> Any:
-    """Return a family's tokenizer as transformers opens it, saved into a folder where one is given."""
+    """Return a family's tokenizer as transformers opens it, saved into a folder where one
+    is given.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     inner = TOKENIZERS[family]()
     special = {"unk_token": "<unk>"} if inner.token_to_id("<unk>") is not None else {}
     found = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False, **special
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+        **special,
     )
     if folder is None:
         return found

@@ -1,4 +1,6 @@
-"""What benchmarks put around a model: a sleep after each forward pass, a buffer that nobody needs, floats of another type."""
+"""What benchmarks put around a model: a sleep after each forward pass, a buffer that nobody needs,
+floats of another type.
+"""
 
 import time
 from typing import Any
@@ -17,7 +19,8 @@ def slower(model: Any) -> Any:
         began = time.perf_counter()
         out = plain(*given, **named)
         until = time.perf_counter() + SLOWER * (time.perf_counter() - began)
-        while (left := until - time.perf_counter()) > 0:  # the system's sleep alone is late by more than a tiny model's tenth
+        # the system's sleep alone is late by more than a tiny model's tenth
+        while (left := until - time.perf_counter()) > 0:
             if left > 0.001:
                 time.sleep(left - 0.001)
         return out

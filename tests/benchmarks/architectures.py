@@ -1,11 +1,14 @@
-"""Which methods work on which architectures: tiny random models of every family x methods, each made, opened again and run.
+"""Which methods work on which architectures: tiny random models of every family x methods, each
+made, opened again and run.
 
-A cell *works* (its student passed every check that is always on: the cut against the bypassed or masked model, the saved file against
-memory), works *with* the setting that its refusal gave to paste, is *refused* by the line that a
-user would read, or *breaks* with anything else, which is a fault and makes the program fail.
+A cell *works* (its student passed every check that is always on: the cut against the bypassed or
+masked model, the saved file against memory), works *with* the setting that its refusal gave to
+paste, is *refused* by the line that a user would read, or *breaks* with anything else, which is a
+fault and makes the program fail.
 
-    python tests/benchmarks/architectures.py                     # every family; writes results/architectures.json and docs/architectures.md
-    python tests/benchmarks/architectures.py "Gemma 3" Falcon    # these alone, the others as they were
+    python tests/benchmarks/architectures.py                     # every family; writes
+    results/architectures.json and docs/architectures.md python tests/benchmarks/architectures.py
+    "Gemma 3" Falcon    # these alone, the others as they were
 """
 
 import json
@@ -43,7 +46,9 @@ COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 
 
 def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None = None) -> str:
-    """Return "works", "with: SETTING" (that a refusal gave to paste), "refused: LINE" or "breaks: WHAT" for one cell."""
+    """Return "works", "with: SETTING" (that a refusal gave to paste), "refused: LINE" or "breaks:
+    WHAT" for one cell.
+    """
     import torch
 
     import methods
@@ -60,9 +65,16 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
     settings = {**settings, **(more or {})}
     folder.mkdir()
     job = Job(
-        teachers=(base,), student=recipe or str(base.path), student_base=base, tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(), budget=Budget(seen_tokens=500, rows=12), seed=1, workdir=folder, cache=folder / "cache",
-    )  # fmt: skip
+        teachers=(base,),
+        student=recipe or str(base.path),
+        student_base=base,
+        tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
+        source=DataSource(),
+        budget=Budget(seen_tokens=500, rows=12),
+        seed=1,
+        workdir=folder,
+        cache=folder / "cache",
+    )
     try:
         made = Registry("method", methods.METHODS).build(name, settings).compress(job)
         model = open_model(made).model
@@ -74,7 +86,9 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         if pasted is None or more is not None:
             return f"refused: {problem}"
         [setting] = shlex.split(pasted[1])
-        again = outcome(base, column, folder.with_name(f"{folder.name}-pasted"), parse_set([setting])[name])
+        again = outcome(
+            base, column, folder.with_name(f"{folder.name}-pasted"), parse_set([setting])[name]
+        )
         return f"with: --set {pasted[1]}" if again == "works" else f"{again} (after {problem})"
     except Exception as problem:  # noqa: BLE001  what this program is there to find
         return f"breaks: {type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
@@ -87,7 +101,13 @@ def tried(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
             folder = Path(place) / str(number)
             folder.mkdir()
             base = saved_family(family, folder / "model")
-            yield family, {column: outcome(base, column, folder / str(at)) for at, column in enumerate(COLUMNS)}
+            yield (
+                family,
+                {
+                    column: outcome(base, column, folder / str(at))
+                    for at, column in enumerate(COLUMNS)
+                },
+            )
 
 
 def page(results: Mapping[str, Mapping[str, str]]) -> str:
@@ -100,21 +120,46 @@ def page(results: Mapping[str, Mapping[str, str]]) -> str:
             return "works"
         return f"{kind} [{lines.setdefault(line, str(len(lines) + 1))}]"
 
-    rows = [[family, *(mark(results[family].get(column, "not tried")) if column in results[family] else "not tried" for column in COLUMNS)]
-            for family in FAMILIES if family in results]  # fmt: skip
-    table = [f"| {' | '.join(row)} |" for row in [["architecture", *COLUMNS], [":--"] * (len(COLUMNS) + 1), *rows]]
+    rows = [
+        [
+            family,
+            *(
+                mark(results[family].get(column, "not tried"))
+                if column in results[family]
+                else "not tried"
+                for column in COLUMNS
+            ),
+        ]
+        for family in FAMILIES
+        if family in results
+    ]
+    table = [
+        f"| {' | '.join(row)} |"
+        for row in [["architecture", *COLUMNS], [":--"] * (len(COLUMNS) + 1), *rows]
+    ]
     works = sum(cell.startswith("w") for row in rows for cell in row[1:])
     cells = sum(cell != "not tried" for row in rows for cell in row[1:])
     return "\n".join(
         [
-            "# Architectures", "",
-            "Generated by `python tests/benchmarks/architectures.py`; do not edit. Tiny random models of each family (transformers' own "
-            "classes, four blocks), each method run on it, its student opened again and run.", "",
-            f"{len(rows)} families, {works} of {cells} cells work. *With* is a setting that leaves weights as "
-            "floats, given to paste by the refusal without it; *refused* is a line that says why and what to type. Each stands below.", "",
-            *table, "", "## Lines", "", *(f"{number}. {line}" for line, number in lines.items()), "",
+            "# Architectures",
+            "",
+            "Generated by `python tests/benchmarks/architectures.py`; do not edit. Tiny random "
+            "models of each family (transformers' own "
+            "classes, four blocks), each method run on it, its student opened again and run.",
+            "",
+            f"{len(rows)} families, {works} of {cells} cells work. *With* is a setting that leaves "
+            "weights as "
+            "floats, given to paste by the refusal without it; *refused* is a line that says why "
+            "and what to type. Each stands below.",
+            "",
+            *table,
+            "",
+            "## Lines",
+            "",
+            *(f"{number}. {line}" for line, number in lines.items()),
+            "",
         ]
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -128,7 +173,9 @@ def main() -> None:
     for family, found in tried(sys.argv[1:] or list(FAMILIES)):
         results[family] = found
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(family, {column: said for column, said in found.items() if said != "works"}, flush=True)
+        print(
+            family, {column: said for column, said in found.items() if said != "works"}, flush=True
+        )
         broken += sum(said.startswith("breaks") for said in found.values())
     PAGE.write_text(page(results), encoding="utf-8")
     if broken:

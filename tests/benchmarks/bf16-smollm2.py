@@ -1,4 +1,5 @@
-"""The base itself in bf16 beside fp32: what packed weights gain from a processor's bf16 instructions alone.
+"""The base itself in bf16 beside fp32: what packed weights gain from a processor's bf16
+instructions alone.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/bf16-smollm2.py
 """
@@ -13,12 +14,25 @@ def main() -> None:
     """Time one model in two types."""
     teacher = base()
     timed = speeds(teacher.path, teacher, wrap="_wrapped:in_bf16")
-    units = {"decode": "times fp32", "prefill": "times fp32, 128 tokens", "prefill512": "times fp32, 512 tokens"}
+    units = {
+        "decode": "times fp32",
+        "prefill": "times fp32, 128 tokens",
+        "prefill512": "times fp32, 512 tokens",
+    }
     write(
         Path(__file__).stem,
-        [figure(f"bf16-smollm2:{name}", timed[name], unit=unit, better="higher", target=None, peer="the fp32 base, by turns")
-         for name, unit in units.items()],
-    )  # fmt: skip
+        [
+            figure(
+                f"bf16-smollm2:{name}",
+                timed[name],
+                unit=unit,
+                better="higher",
+                target=None,
+                peer="the fp32 base, by turns",
+            )
+            for name, unit in units.items()
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Training the embedded student beside four processes that burn the CPU, against a fair share of it; and on the idle machine.
+"""Training the embedded student beside four processes that burn the CPU, against a fair share of
+it; and on the idle machine.
 
-python tests/benchmarks/busy-machine.py            (ten minutes on two cores; the machine must be idle otherwise)
+python tests/benchmarks/busy-machine.py            (ten minutes on two cores; the machine must be
+idle otherwise)
 
-A fair share is what one thread does on the idle machine, times the cores, over the cores' worth of runnable processes: four that burn
-and one that trains. `busy-machine:idle` is the idle speed over that of the settings before threads followed model and load (a thread
-for each CPU, waiting as OpenMP does by itself). Every number is a whole `harness run`: tokens and seconds are those of its record.
+A fair share is what one thread does on the idle machine, times the cores, over the cores' worth of
+runnable processes: four that burn and one that trains. `busy-machine:idle` is the idle speed over
+that of the settings before threads followed model and load (a thread for each CPU, waiting as
+OpenMP does by itself). Every number is a whole `harness run`: tokens and seconds are those of its
+record.
 """
 
 import os
@@ -43,22 +47,52 @@ def burning(count: int) -> Iterator[None]:
 
 
 def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
-    """Train the embedded student once and return tokens per second, threads and how they waited, as its record says."""
+    """Train the embedded student once and return tokens per second, threads and how they waited, as
+    its record says.
+    """
     place = Path(tempfile.mkdtemp(dir=folder))
     line = [
-        sys.executable, "-P", "-m", "harness.cli", "run", "--methods", "sft", "--no-controls", "--suite", "mini", "--budget", str(BUDGET),
-        "--grid", "none", "--noise", "0", "--limit", "2", "--cache", str(folder / "cache"), "--out", str(place),
-    ]  # fmt: skip
-    own = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", *PASSIVE)}
-    done = subprocess.run(line, env={**own, **settings}, capture_output=True, text=True, check=False)
+        sys.executable,
+        "-P",
+        "-m",
+        "harness.cli",
+        "run",
+        "--methods",
+        "sft",
+        "--no-controls",
+        "--suite",
+        "mini",
+        "--budget",
+        str(BUDGET),
+        "--grid",
+        "none",
+        "--noise",
+        "0",
+        "--limit",
+        "2",
+        "--cache",
+        str(folder / "cache"),
+        "--out",
+        str(place),
+    ]
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OMP_NUM_THREADS", *PASSIVE)
+    }
+    done = subprocess.run(
+        line, env={**own, **settings}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(done.stderr)
     [record] = [one for one in read_all(place)[0] if one.label == "sft"]
     assert record.environment is not None
     return {
-        "tokens_per_second": round(record.cost.seen_tokens / record.cost.seconds, 1), "threads": record.environment.threads,
-        "waiting": record.environment.waiting, "cores_in_use": record.environment.cores_in_use,
-    }  # fmt: skip
+        "tokens_per_second": round(record.cost.seen_tokens / record.cost.seconds, 1),
+        "threads": record.environment.threads,
+        "waiting": record.environment.waiting,
+        "cores_in_use": record.environment.cores_in_use,
+    }
 
 
 def refuse_a_busy_machine() -> None:
@@ -71,7 +105,12 @@ def refuse_a_busy_machine() -> None:
 def main() -> None:
     """Measure by turns: before, one thread, ours, and ours beside burners."""
     cores = len(allowed_cpus())
-    told: dict[str, list[dict[str, object]]] = {"before": [], "one thread": [], "idle": [], "busy": []}
+    told: dict[str, list[dict[str, object]]] = {
+        "before": [],
+        "one thread": [],
+        "idle": [],
+        "busy": [],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         refuse_a_busy_machine()
@@ -81,18 +120,31 @@ def main() -> None:
             told["idle"].append(trained(folder, {}))
             with burning(BURNERS):
                 told["busy"].append(trained(folder, {}))
-    speeds = {who: [float(str(one["tokens_per_second"])) for one in all_] for who, all_ in told.items()}
+    speeds = {
+        who: [float(str(one["tokens_per_second"])) for one in all_] for who, all_ in told.items()
+    }
     fair = [one * min(cores / (BURNERS + 1), 1.0) for one in speeds["one thread"]]
     details = {"burners": BURNERS, "cores": cores, "budget": BUDGET, "runs": told}
     write(
         Path(__file__).stem,
         [
-            figure("busy-machine", [busy / share for busy, share in zip(speeds["busy"], fair, strict=True)], unit="of a fair share",
-                   better="higher", target=0.8, details=details),
-            figure("busy-machine:idle", [now / then for now, then in zip(speeds["idle"], speeds["before"], strict=True)],
-                   unit="of the speed before", better="higher", target=0.95),
+            figure(
+                "busy-machine",
+                [busy / share for busy, share in zip(speeds["busy"], fair, strict=True)],
+                unit="of a fair share",
+                better="higher",
+                target=0.8,
+                details=details,
+            ),
+            figure(
+                "busy-machine:idle",
+                [now / then for now, then in zip(speeds["idle"], speeds["before"], strict=True)],
+                unit="of the speed before",
+                better="higher",
+                target=0.95,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,21 @@ def main() -> None:
             Path(__file__).stem,
             [
                 figure("cli-start", cpu("--help"), unit="CPU s", better="lower", target=0.6),
-                figure("cli-start:list", cpu("list", "methods"), unit="CPU s", better="lower", target=0.6),
-                figure("cli-start:report", cpu("report", folder), unit="CPU s", better="lower", target=2.5, details={"records": 10}),
+                figure(
+                    "cli-start:list",
+                    cpu("list", "methods"),
+                    unit="CPU s",
+                    better="lower",
+                    target=0.6,
+                ),
+                figure(
+                    "cli-start:report",
+                    cpu("report", folder),
+                    unit="CPU s",
+                    better="lower",
+                    target=2.5,
+                    details={"records": 10},
+                ),
             ],
         )
 

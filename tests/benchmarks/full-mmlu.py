@@ -1,6 +1,8 @@
-"""Full MMLU, end to end and offline: a small random model as teacher and two students, every item of `--data-dir`, no row failed.
+"""Full MMLU, end to end and offline: a small random model as teacher and two students, every item
+of `--data-dir`, no row failed.
 
-python tests/benchmarks/full-mmlu.py --data-dir DATA [--subjects anatomy,marketing] [--limit N] [--keep FOLDER]
+python tests/benchmarks/full-mmlu.py --data-dir DATA [--subjects anatomy,marketing] [--limit N]
+[--keep FOLDER]
 """
 
 import argparse
@@ -18,7 +20,9 @@ from harness.files.lines import json_lines
 
 
 def random_teacher(folder: Path) -> Path:
-    """Save a model of one block with random weights and the embedded tokenizer, unless it is there."""
+    """Save a model of one block with random weights and the embedded tokenizer, unless it
+    is there.
+    """
     if (folder / "config.json").exists():
         return folder
     import torch
@@ -28,10 +32,20 @@ def random_teacher(folder: Path) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **shape
+            vocab_size=len(tokenizer),
+            max_position_embeddings=4096,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            **shape,
         )
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -43,7 +57,11 @@ def subset(data: Path, folder: Path, subjects: list[str]) -> Path:
     (folder / "mmlu").mkdir(parents=True, exist_ok=True)
     for stem in ("dev", "val", "test"):
         packed = data / "mmlu" / f"{stem}.jsonl.gz"
-        rows = [row for row in json_lines(packed if packed.exists() else packed.with_suffix("")) if row["subject"] in subjects]
+        rows = [
+            row
+            for row in json_lines(packed if packed.exists() else packed.with_suffix(""))
+            if row["subject"] in subjects
+        ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "mmlu" / f"{stem}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     return folder
@@ -53,11 +71,24 @@ def _figure(done: harness.Run) -> dict[str, object]:
     """Return the share of rows that were scored to their end, with what each took."""
     scores = {record.label: record.score("mmlu") for record in done.records}
     rows = {
-        label: {"items": score.n, "subjects": len(score.groups), "accuracy": score.value, "seconds": round(score.seconds)}
-        for label, score in scores.items() if score
-    }  # fmt: skip
+        label: {
+            "items": score.n,
+            "subjects": len(score.groups),
+            "accuracy": score.value,
+            "seconds": round(score.seconds),
+        }
+        for label, score in scores.items()
+        if score
+    }
     scored = sum(row["items"] == 14_042 for row in rows.values()) / len(scores)
-    return figure("full-mmlu", [scored], unit="of three rows scored on all 14,042 items", better="higher", target=1.0, details=rows)
+    return figure(
+        "full-mmlu",
+        [scored],
+        unit="of three rows scored on all 14,042 items",
+        better="higher",
+        target=1.0,
+        details=rows,
+    )
 
 
 def main() -> None:
@@ -66,23 +97,43 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--subjects", default="")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--keep", type=Path, help="a folder that stays: a run that was stopped goes on there")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder that stays: a run that was stopped goes on there"
+    )
     asked = parser.parse_args()
     place = asked.keep or Path(tempfile.mkdtemp())
     try:
-        data = subset(asked.data_dir, place / "data", asked.subjects.split(",")) if asked.subjects else asked.data_dir
+        data = (
+            subset(asked.data_dir, place / "data", asked.subjects.split(","))
+            if asked.subjects
+            else asked.data_dir
+        )
         began = time.monotonic()
         done = harness.run(
-            "int8,prune-magnitude", "mmlu", teacher=str(random_teacher(place / "teacher")), controls=False, grid="none",
-            limit=asked.limit, noise=0, data_dir=data, out=place / "runs", cache=place / "cache",
-        )  # fmt: skip
+            "int8,prune-magnitude",
+            "mmlu",
+            teacher=str(random_teacher(place / "teacher")),
+            controls=False,
+            grid="none",
+            limit=asked.limit,
+            noise=0,
+            data_dir=data,
+            out=place / "runs",
+            cache=place / "cache",
+        )
         for record in done.records:
             score = record.score("mmlu")
             told = (
-                f"{100 * score.value:.1f} % of {score.n:,}, {len(score.groups)} subjects, {score.seconds:.0f} s" if score else record.reason
+                f"{100 * score.value:.1f} % of {score.n:,}, {len(score.groups)} subjects, "
+                f"{score.seconds:.0f} s"
+                if score
+                else record.reason
             )
             print(f"{record.label}: {record.status}: {told}", flush=True)
-        print(f"{time.monotonic() - began:.0f} s; {'every row scored' if done.succeeded else 'A ROW FAILED'}")
+        print(
+            f"{time.monotonic() - began:.0f} s; "
+            f"{'every row scored' if done.succeeded else 'A ROW FAILED'}"
+        )
         assert done.succeeded, [record.reason for record in done.records]
         assert "retention" in done.markdown()
         if not asked.subjects and not asked.limit:

@@ -1,20 +1,28 @@
-"""The operating characteristic of the gate beside the rules of other projects, on the same draws: how often is each right and wrong?
+"""The operating characteristic of the gate beside the rules of other projects, on the same draws:
+how often is each right and wrong?
 
-One row on one task (20,000 draws), and ten rows on three tasks each (1,000 draws), of 100, 250 and 1,000 items, all through
-`harness.gate.check.check` on made-up records. *Claim*: students that keep exactly the margin (95 % of a teacher at 75 %, 10 % flips) should
-rarely pass, and of ten rows hardly ever any. *Frozen items*: unchanged students (flips both ways alike, 12 %) should rarely be called
-regressed, whatever their number, and one that truly lost 5 points on every task should be caught.
+One row on one task (20,000 draws), and ten rows on three tasks each (1,000 draws), of 100, 250 and
+1,000 items, all through `harness.gate.check.check` on made-up records. *Claim*: students that keep
+exactly the margin (95 % of a teacher at 75 %, 10 % flips) should rarely pass, and of ten rows
+hardly ever any. *Frozen items*: unchanged students (flips both ways alike, 12 %) should rarely be
+called regressed, whatever their number, and one that truly lost 5 points on every task should be
+caught.
 
-Rules of others, as their sources have them (read in November 2026), on the counts of the same draws:
+Rules of others, as their sources have them (read in November 2026), on the counts of the same
+draws:
 
-- TensorRT-LLM (`tests/integration/defs/accuracy/accuracy_core.py`): below reference + z(alpha) sqrt(2 sigma^2 / n), alpha .05, sigma .5;
-- SGLang (`test/registered/eval/test_text_models_gsm8k_eval.py`): below the measured score less 0.05;
+- TensorRT-LLM (`tests/integration/defs/accuracy/accuracy_core.py`): below reference + z(alpha)
+  sqrt(2 sigma^2 / n), alpha .05, sigma .5;
+- SGLang (`test/registered/eval/test_text_models_gsm8k_eval.py`): below the measured score less
+  0.05;
 - Model-Optimizer (its compare-results skill): not within one point of the reference;
 - llm-compressor (`tests/lmeval`): the recovery, rounded to two places, below 0.95;
-- vLLM (`tests/evals/gsm8k`): below the expected score less 0.08; before that, away from it by more than a relative 0.08.
+- vLLM (`tests/evals/gsm8k`): below the expected score less 0.08; before that, away from it by more
+  than a relative 0.08.
 
-They fix no rate of false alarms, and TensorRT-LLM's alpha is of two independent samples, so catches are compared at our own rate of false
-alarms too: TensorRT-LLM's threshold is moved until it calls as many unchanged checks regressed as the gate does (ties by lot).
+They fix no rate of false alarms, and TensorRT-LLM's alpha is of two independent samples, so catches
+are compared at our own rate of false alarms too: TensorRT-LLM's threshold is moved until it calls
+as many unchanged checks regressed as the gate does (ties by lot).
 
 python tests/benchmarks/gate-oc.py
 """
@@ -35,13 +43,19 @@ from harness.records.record import RunRecord
 SIZES, TEACHER, MARGIN = (100, 250, 1_000), 0.75, 0.95
 SHAPES = {"": (1, 1, 20_000), "-10x3": (10, 3, 1_000)}  # rows, tasks, draws
 FLIPS = 0.12  # of frozen items; at the margin .10
-Counts = npt.NDArray[np.int64]  # (draws, rows, tasks, 4): both right, first only, second only, neither
+# (draws, rows, tasks, 4): both right, first only, second only, neither
+Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-Rule = Callable[[Counts, Counts, int], Flags]  # right then, right now, of how many -> called regressed
+# right then, right now, of how many -> called regressed
+Rule = Callable[[Counts, Counts, int], Flags]
 
 
-def drawn(shape: tuple[int, int, int], n: int, flips: float, drops: list[float], seed: int) -> Counts:
-    """Draw tables of one model at 75 % and rows that lose `drops` of it: rows stand against the same outcomes, on every task others."""
+def drawn(
+    shape: tuple[int, int, int], n: int, flips: float, drops: list[float], seed: int
+) -> Counts:
+    """Draw tables of one model at 75 % and rows that lose `drops` of it: rows stand against the
+    same outcomes, on every task others.
+    """
     rows, tasks, draws = shape
     generator = np.random.default_rng([seed, n, rows])
     right = generator.binomial(n, TEACHER, size=(draws, 1, tasks)).repeat(rows, axis=1)
@@ -59,20 +73,31 @@ def outcomes(cells: Counts) -> tuple[str, str]:
 
 def with_scores(label: str, runs: list[str]) -> RunRecord:
     """Return a record with these outcomes, a task each."""
-    return record(label).model_copy(update={"scores": tuple(score(run, task=f"task-{at}") for at, run in enumerate(runs))})
+    return record(label).model_copy(
+        update={"scores": tuple(score(run, task=f"task-{at}") for at, run in enumerate(runs))}
+    )
 
 
 def claimed(table: Counts) -> Checked:
     """Check the claims of a draw's rows (rows, tasks, 4) against their one teacher."""
     teacher = with_scores("teacher", [outcomes(cells)[0] for cells in table[0]])
-    rows = [with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row]) for at, row in enumerate(table)]
+    rows = [
+        with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row])
+        for at, row in enumerate(table)
+    ]
     return check([teacher, *rows], Rules(margin=MARGIN))
 
 
 def against(table: Counts) -> Checked:
     """Check a draw's rows against their frozen outcomes."""
-    then = [with_scores(f"row-{at}", [outcomes(cells)[0] for cells in row]) for at, row in enumerate(table)]
-    now = [with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row]) for at, row in enumerate(table)]
+    then = [
+        with_scores(f"row-{at}", [outcomes(cells)[0] for cells in row])
+        for at, row in enumerate(table)
+    ]
+    now = [
+        with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row])
+        for at, row in enumerate(table)
+    ]
     return check(now, Rules(), frozen(*then))
 
 
@@ -80,17 +105,29 @@ def said(checked: Checked, row: str = "") -> Verdict:
     """Return the gravest verdict of the layers that read outcomes, of all rows or of one."""
     layers = ("claim", "pooled", "frozen", "pooled frozen")
     return Checked(
-        findings=tuple(one for one in checked.findings if one.layer in layers and row in ("", one.row)), notes=(), rules=checked.rules
+        findings=tuple(
+            one for one in checked.findings if one.layer in layers and row in ("", one.row)
+        ),
+        notes=(),
+        rules=checked.rules,
     ).verdict
 
 
 def passes_any(checked: Checked) -> bool:
     """Tell whether any claim passed, by task or pooled."""
-    return any(one.verdict is Verdict.passed for one in checked.findings if one.layer in ("claim", "pooled"))
+    return any(
+        one.verdict is Verdict.passed
+        for one in checked.findings
+        if one.layer in ("claim", "pooled")
+    )
 
 
-def share(tables: Counts, judge: Callable[[Counts], object], *, cells: slice = slice(0, 4)) -> dict[object, float]:
-    """Return how often each answer is given; tables that are alike in the `cells` on which it hangs are judged once."""
+def share(
+    tables: Counts, judge: Callable[[Counts], object], *, cells: slice = slice(0, 4)
+) -> dict[object, float]:
+    """Return how often each answer is given; tables that are alike in the `cells` on which it hangs
+    are judged once.
+    """
     known: dict[bytes, object] = {}
     answers = []
     for table in tables:
@@ -120,21 +157,33 @@ PEERS: Mapping[str, Rule] = {
 
 
 def peers(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]:
-    """Return how often each rule calls a check (or one row of it) regressed: any task of any row."""
+    """Return how often each rule calls a check (or one row of it) regressed: any task of
+    any row.
+    """
     seen = tables if row is None else tables[:, row : row + 1]
     then, now = seen[..., 0] + seen[..., 1], seen[..., 0] + seen[..., 2]
     return {name: float(rule(then, now, n).any(axis=(1, 2)).mean()) for name, rule in PEERS.items()}
 
 
 def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
-    """Return how often a threshold on the drop of two scores catches the first row of `lower`, if it alarms on `same` at this rate."""
+    """Return how often a threshold on the drop of two scores catches the first row of `lower`, if
+    it alarms on `same` at this rate.
+    """
 
     def drops(tables: Counts) -> npt.NDArray[np.int64]:
-        found: npt.NDArray[np.int64] = (tables[..., 1] - tables[..., 2]).reshape(len(tables), -1).max(axis=1)
+        found: npt.NDArray[np.int64] = (
+            (tables[..., 1] - tables[..., 2]).reshape(len(tables), -1).max(axis=1)
+        )
         return found
 
     alarms, catches = drops(same), drops(lower[:, :1])
-    limit = int(min(at for at in range(int(alarms.min()) - 1, int(alarms.max()) + 1) if (alarms > at).mean() <= rate))
+    limit = int(
+        min(
+            at
+            for at in range(int(alarms.min()) - 1, int(alarms.max()) + 1)
+            if (alarms > at).mean() <= rate
+        )
+    )
     tied = (alarms == limit).mean()
     lot = (rate - (alarms > limit).mean()) / tied if tied else 0.0
     return float((catches > limit).mean() + lot * (catches == limit).mean())
@@ -142,41 +191,94 @@ def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
 
 def listed(shares: Mapping[str, float], *, passes: bool = False) -> str:
     """Return what each peer does on the same draws."""
-    return ", ".join(f"{name} {1 - value if passes else value:.3g}" for name, value in shares.items())
+    return ", ".join(
+        f"{name} {1 - value if passes else value:.3g}" for name, value in shares.items()
+    )
 
 
 def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str, object]]:
     """Draw, judge, and return the figures of one shape at one number of items."""
     rows, tasks, draws = shape
-    what = f"{rows} row{'s' if rows > 1 else ''} x {tasks} task{'s' if tasks > 1 else ''} of {n:,} items"
+    what = (
+        f"{rows} row{'s' if rows > 1 else ''} x {tasks} task{'s' if tasks > 1 else ''} of {n:,} "
+        "items"
+    )
     margin = drawn(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1)
     same = drawn(shape, n, FLIPS, [0.0] * rows, 2)
-    lower, little = (drawn(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed) for drop, seed in ((0.05, 3), (0.03, 4)))
+    lower, little = (
+        drawn(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
+        for drop, seed in ((0.05, 3), (0.03, 4))
+    )
     kept = share(margin, lambda table: passes_any(claimed(table)))
     unchanged = share(same, lambda table: said(against(table)), cells=LOST_AND_WON)
-    caught, small = (share(tables, lambda table: said(against(table), "row-0"), cells=LOST_AND_WON) for tables in (lower, little))
+    caught, small = (
+        share(tables, lambda table: said(against(table), "row-0"), cells=LOST_AND_WON)
+        for tables in (lower, little)
+    )
     alarms = unchanged.get(Verdict.regressed, 0.0)
     equal = tensorrt_at(alarms, same, lower)
     about = {"n": n, "rows": rows, "tasks": tasks, "draws": draws, "teacher": TEACHER}
-    verdicts = [{str(verdict): value for verdict, value in shares.items()} for shares in (unchanged, caught, small)]
+    verdicts = [
+        {str(verdict): value for verdict, value in shares.items()}
+        for shares in (unchanged, caught, small)
+    ]
     return [
-        figure(f"gate-oc:margin-pass-{n}{name}", [kept.get(True, 0.0)], unit=f"of checks pass a row exactly at the margin, {what}",
-               better="lower", target=0.06, peer=f"that pass every row: {listed(peers(margin, n), passes=True)}", details=about),
-        figure(f"gate-oc:no-loss-regressed-{n}{name}", [alarms], unit=f"of unchanged checks called regressed, {what}", better="lower",
-               target=0.01, peer=listed(peers(same, n)), details={**about, "flips": FLIPS, "verdicts": verdicts[0]}),
-        figure(f"gate-oc:drop5-caught-{n}{name}", [caught.get(Verdict.regressed, 0.0)],
-               unit=f"of rows that lost 5 points on every task are called regressed, {what}", better="higher", target=round(equal, 4),
-               peer=f"TensorRT-LLM at our rate of false alarms {equal:.3g}; each at its own: {listed(peers(lower, n, row=0))}",
-               details={**about, "flips": FLIPS, "verdicts": verdicts[1], "TensorRT-LLM at equal false alarms": equal}),
-        figure(f"gate-oc:drop3-passes-{n}{name}", [small.get(Verdict.passed, 0.0)],
-               unit=f"of rows that lost 3 points on every task pass, {what}", better="lower", target=None,
-               peer=listed(peers(little, n, row=0), passes=True), details={**about, "flips": FLIPS, "verdicts": verdicts[2]}),
-    ]  # fmt: skip
+        figure(
+            f"gate-oc:margin-pass-{n}{name}",
+            [kept.get(True, 0.0)],
+            unit=f"of checks pass a row exactly at the margin, {what}",
+            better="lower",
+            target=0.06,
+            peer=f"that pass every row: {listed(peers(margin, n), passes=True)}",
+            details=about,
+        ),
+        figure(
+            f"gate-oc:no-loss-regressed-{n}{name}",
+            [alarms],
+            unit=f"of unchanged checks called regressed, {what}",
+            better="lower",
+            target=0.01,
+            peer=listed(peers(same, n)),
+            details={**about, "flips": FLIPS, "verdicts": verdicts[0]},
+        ),
+        figure(
+            f"gate-oc:drop5-caught-{n}{name}",
+            [caught.get(Verdict.regressed, 0.0)],
+            unit=f"of rows that lost 5 points on every task are called regressed, {what}",
+            better="higher",
+            target=round(equal, 4),
+            peer=f"TensorRT-LLM at our rate of false alarms {equal:.3g}; each at its own: "
+            f"{listed(peers(lower, n, row=0))}",
+            details={
+                **about,
+                "flips": FLIPS,
+                "verdicts": verdicts[1],
+                "TensorRT-LLM at equal false alarms": equal,
+            },
+        ),
+        figure(
+            f"gate-oc:drop3-passes-{n}{name}",
+            [small.get(Verdict.passed, 0.0)],
+            unit=f"of rows that lost 3 points on every task pass, {what}",
+            better="lower",
+            target=None,
+            peer=listed(peers(little, n, row=0), passes=True),
+            details={**about, "flips": FLIPS, "verdicts": verdicts[2]},
+        ),
+    ]
 
 
 def main() -> None:
     """Judge every shape at every number of items, and write the figures."""
-    write(Path(__file__).stem, [one for name, shape in SHAPES.items() for n in SIZES for one in figures_of(name, shape, n)])
+    write(
+        Path(__file__).stem,
+        [
+            one
+            for name, shape in SHAPES.items()
+            for n in SIZES
+            for one in figures_of(name, shape, n)
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The headline command as a stranger runs it: from nothing, then again; wall seconds and the largest process's memory.
+"""The headline command as a stranger runs it: from nothing, then again; wall seconds and the
+largest process's memory.
 
 python tests/benchmarks/headline.py [RUNS]
 """
@@ -18,9 +19,20 @@ def main() -> None:
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:
             command = [
-                sys.executable, "-P", "-m", "harness.cli", "run", "--methods", "cot,response", "--suite", "math",
-                "--out", f"{folder}/runs", "--cache", f"{folder}/cache",
-            ]  # fmt: skip
+                sys.executable,
+                "-P",
+                "-m",
+                "harness.cli",
+                "run",
+                "--methods",
+                "cot,response",
+                "--suite",
+                "math",
+                "--out",
+                f"{folder}/runs",
+                "--cache",
+                f"{folder}/cache",
+            ]
             wall, _, done = timed(command, cwd=folder)
             if done.returncode:
                 sys.exit(done.stderr)
@@ -28,17 +40,35 @@ def main() -> None:
             for _ in range(3):
                 wall, _, again = timed(command, cwd=folder)
                 cached.append(wall)
-                assert again.stdout.split("tables:")[0] == done.stdout.split("tables:")[0], "the cached table differs"
+                assert again.stdout.split("tables:")[0] == done.stdout.split("tables:")[0], (
+                    "the cached table differs"
+                )
             cells = {
-                line.partition(":")[0]: line.rpartition("(")[2].rstrip(")") for line in done.stderr.splitlines() if line.endswith(" s)")
+                line.partition(":")[0]: line.rpartition("(")[2].rstrip(")")
+                for line in done.stderr.splitlines()
+                if line.endswith(" s)")
             }
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     write(
         Path(__file__).stem,
         [
-            figure("headline:cold", cold, unit="s", better="lower", target=360, details={"seconds by cell": cells}),
+            figure(
+                "headline:cold",
+                cold,
+                unit="s",
+                better="lower",
+                target=360,
+                details={"seconds by cell": cells},
+            ),
             figure("headline:cached", cached, unit="s", better="lower", target=10),
-            figure("headline:memory", [memory], unit="GiB", better="lower", target=4, details={"of": "the largest process"}),
+            figure(
+                "headline:memory",
+                [memory],
+                unit="GiB",
+                better="lower",
+                target=4,
+                details={"of": "the largest process"},
+            ),
         ],
     )
 

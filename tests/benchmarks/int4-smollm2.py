@@ -1,7 +1,8 @@
-"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode, and calibrated rounding against rounding to nearest.
+"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode, and calibrated rounding against
+rounding to nearest.
 
-The base was Q4_1 once (groups of 32), so groups of 64 are compared: rounding to nearest in groups of 32 would reproduce it and prove
-nothing.
+The base was Q4_1 once (groups of 32), so groups of 64 are compared: rounding to nearest in groups
+of 32 would reproduce it and prove nothing.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int4-smollm2.py
 """
@@ -29,12 +30,39 @@ def main() -> None:
     details = {"perplexity": read, "told": {name: one["told"] for name, one in costs.items()}}
     ratio = read["int4-calibrated"] / read["int4"]
     figures = [
-        figure("int4-smollm2:decode", timed["decode"], unit="times fp32", better="higher", target=1.5, peer=PEER, details=details),
-        figure("int4-smollm2:prefill", timed["prefill"], unit="times fp32, 128 tokens", better="higher", target=0.7, peer=PEER),
-        figure("int4-smollm2:disk", [costs["int4"]["bytes"] / fp32], unit="of the fp32 bytes", better="lower", target=0.20),
-        figure("int4-smollm2:calibrated", [ratio], unit="times the perplexity of rounding to nearest, g64", better="lower", target=1.0,
-               peer="int4, ours"),
-    ]  # fmt: skip
+        figure(
+            "int4-smollm2:decode",
+            timed["decode"],
+            unit="times fp32",
+            better="higher",
+            target=1.5,
+            peer=PEER,
+            details=details,
+        ),
+        figure(
+            "int4-smollm2:prefill",
+            timed["prefill"],
+            unit="times fp32, 128 tokens",
+            better="higher",
+            target=0.7,
+            peer=PEER,
+        ),
+        figure(
+            "int4-smollm2:disk",
+            [costs["int4"]["bytes"] / fp32],
+            unit="of the fp32 bytes",
+            better="lower",
+            target=0.20,
+        ),
+        figure(
+            "int4-smollm2:calibrated",
+            [ratio],
+            unit="times the perplexity of rounding to nearest, g64",
+            better="lower",
+            target=1.0,
+            peer="int4, ours",
+        ),
+    ]
     write(Path(__file__).stem, [*figures, *cost_figures("int4-smollm2", costs, fp32)])
 
 

@@ -1,4 +1,5 @@
-"""Perplexity of int8 SmolLM2-135M by the kernel that decodes: windows of text are many rows, which another kernel multiplies.
+"""Perplexity of int8 SmolLM2-135M by the kernel that decodes: windows of text are many rows, which
+another kernel multiplies.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-few-rows.py
 """
@@ -16,12 +17,20 @@ def main() -> None:
         made("int8", {}, folder / "int8")
         student = folder / "int8" / "student"
         read = {
-            "windows": WINDOWS, "base": perplexity(teacher.path), "many rows": perplexity(student),
+            "windows": WINDOWS,
+            "base": perplexity(teacher.path),
+            "many rows": perplexity(student),
             "few rows": perplexity(student, by_the_kernel_that_decodes=True),
-        }  # fmt: skip
+        }
     ratio = read["few rows"] / read["base"]
     told = figure(
-        "int8-few-rows", [ratio], unit="times the base's perplexity", better="lower", target=1.01, peer="the fp32 base", details=read
+        "int8-few-rows",
+        [ratio],
+        unit="times the base's perplexity",
+        better="lower",
+        target=1.01,
+        peer="the fp32 base",
+        details=read,
     )
     write(Path(__file__).stem, [told])
 

@@ -1,4 +1,5 @@
-"""Int8 weights, and int8 weights with int8 activations, of SmolLM2-135M beside its fp32 base: speed, bytes, perplexity.
+"""Int8 weights, and int8 weights with int8 activations, of SmolLM2-135M beside its fp32 base:
+speed, bytes, perplexity.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-smollm2.py
 """
@@ -20,21 +21,56 @@ def main() -> None:
     reference = perplexity(teacher.path)
     figures, costs = [], {}
     with workplace() as folder:
-        for name, targets in (("int8", (1.7, 1.0, 0.30, 1.01)), ("int8-dynamic", (1.3, 1.2, 0.30, 1.15))):
+        for name, targets in (
+            ("int8", (1.7, 1.0, 0.30, 1.01)),
+            ("int8-dynamic", (1.3, 1.2, 0.30, 1.15)),
+        ):
             costs[name] = made(name, {}, folder / name)
             student = folder / name / "student"
             read, timed = perplexity(student), speeds(student, teacher)
             mark = "int8-smollm2:" if name == "int8" else "int8-smollm2:dynamic-"
             details = {"perplexity": [reference, read], "told": costs[name]["told"]}
             figures += [
-                figure(f"{mark}decode", timed["decode"], unit="times fp32", better="higher", target=targets[0], peer=PEER, details=details),
-                figure(f"{mark}prefill", timed["prefill"], unit="times fp32, 128 tokens", better="higher", target=targets[1], peer=PEER),
                 figure(
-                    f"{mark}prefill512", timed["prefill512"], unit="times fp32, 512 tokens", better="higher", target=targets[1], peer=PEER
+                    f"{mark}decode",
+                    timed["decode"],
+                    unit="times fp32",
+                    better="higher",
+                    target=targets[0],
+                    peer=PEER,
+                    details=details,
                 ),
-                figure(f"{mark}disk", [costs[name]["bytes"] / fp32], unit="of the fp32 bytes", better="lower", target=targets[2]),
-                figure(f"{mark}perplexity", [read / reference], unit="times the base's", better="lower", target=targets[3]),
-            ]  # fmt: skip
+                figure(
+                    f"{mark}prefill",
+                    timed["prefill"],
+                    unit="times fp32, 128 tokens",
+                    better="higher",
+                    target=targets[1],
+                    peer=PEER,
+                ),
+                figure(
+                    f"{mark}prefill512",
+                    timed["prefill512"],
+                    unit="times fp32, 512 tokens",
+                    better="higher",
+                    target=targets[1],
+                    peer=PEER,
+                ),
+                figure(
+                    f"{mark}disk",
+                    [costs[name]["bytes"] / fp32],
+                    unit="of the fp32 bytes",
+                    better="lower",
+                    target=targets[2],
+                ),
+                figure(
+                    f"{mark}perplexity",
+                    [read / reference],
+                    unit="times the base's",
+                    better="lower",
+                    target=targets[3],
+                ),
+            ]
     write(Path(__file__).stem, [*figures, *cost_figures("int8-smollm2", costs, fp32)])
 
 

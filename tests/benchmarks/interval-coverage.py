@@ -1,9 +1,11 @@
-"""Coverage of the retention intervals, plain and above chance: how often the interval of a draw holds the truth it was drawn from.
+"""Coverage of the retention intervals, plain and above chance: how often the interval of a draw
+holds the truth it was drawn from.
 
-Every case of teacher p in {.3, .6, .9}, flips in {5, 15, 30 %}, half, three quarters or all of the flips being losses, n in {100, 250,
-1,319}, chance 0 or .25. Exact sums over all tables for n up to 250, 100,000 draws beyond. Left out: impossible cells, students that
-solve nothing, and teachers within four standard errors of chance, where the tables print *undefined*. Beside it, in the same cases, the
-interval that is usual elsewhere: the Wald interval of the paired log ratio.
+Every case of teacher p in {.3, .6, .9}, flips in {5, 15, 30 %}, half, three quarters or all of the
+flips being losses, n in {100, 250, 1,319}, chance 0 or .25. Exact sums over all tables for n up to
+250, 100,000 draws beyond. Left out: impossible cells, students that solve nothing, and teachers
+within four standard errors of chance, where the tables print *undefined*. Beside it, in the same
+cases, the interval that is usual elsewhere: the Wald interval of the paired log ratio.
 
 python tests/benchmarks/interval-coverage.py
 """
@@ -26,10 +28,14 @@ from harness.statistics.stats import Pairs
 EXACT, DRAWS, TAIL = 250, 100_000, 1e-7
 
 
-def tables(n: int, both: float, lost: float, won: float, seed: int) -> Iterator[tuple[Pairs, float]]:
+def tables(
+    n: int, both: float, lost: float, won: float, seed: int
+) -> Iterator[tuple[Pairs, float]]:
     """Yield tables with their probabilities: all that matter, or those of many draws."""
     if n > EXACT:
-        drawn = np.random.default_rng(seed).multinomial(n, [both, lost, won, max(0.0, 1 - both - lost - won)], size=DRAWS)
+        drawn = np.random.default_rng(seed).multinomial(
+            n, [both, lost, won, max(0.0, 1 - both - lost - won)], size=DRAWS
+        )
         for cells, count in zip(*np.unique(drawn, axis=0, return_counts=True), strict=True):
             yield Pairs(*map(int, cells)), count / DRAWS
         return
@@ -46,7 +52,9 @@ def _masses(n: int, p: float) -> list[tuple[int, float]]:
 
 
 def holds(counts: Pairs, truth: float, chance: float) -> bool:
-    """Tell whether our interval of a table holds the truth: the score test does not reject it (the same, without the search for ends)."""
+    """Tell whether our interval of a table holds the truth: the score test does not reject it (the
+    same, without the search for ends).
+    """
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if teacher == 0 or (student == 0 and not chance):
         found = stats.retention(counts)
@@ -67,7 +75,9 @@ def main() -> None:
     """Sum up every case."""
     ours: dict[str, float] = {}
     usual: dict[str, float] = {}
-    cases = product((100, 250, 1319), (0.3, 0.6, 0.9), (0.05, 0.15, 0.3), (0.5, 0.75, 1.0), (0.0, 0.25))
+    cases = product(
+        (100, 250, 1319), (0.3, 0.6, 0.9), (0.05, 0.15, 0.3), (0.5, 0.75, 1.0), (0.0, 0.25)
+    )
     for number, (n, teacher, flips, share, chance) in enumerate(cases):
         lost, won = flips * share, flips * (1 - share)
         both, student = teacher - lost, teacher - lost + won
@@ -82,8 +92,16 @@ def main() -> None:
         for counts, weight in tables(n, max(0.0, both), lost, won, number):
             inside = holds(counts, truth, chance)
             if checked < 200:  # the test and the printed ends are the same statement
-                found = stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
-                if found.low is not None and found.high is not None and min(abs(found.low - truth), abs(found.high - truth)) > 1e-9:
+                found = (
+                    stats.retention_above_chance(counts, chance)
+                    if chance
+                    else stats.retention(counts)
+                )
+                if (
+                    found.low is not None
+                    and found.high is not None
+                    and min(abs(found.low - truth), abs(found.high - truth)) > 1e-9
+                ):
                     assert inside == (found.low <= truth <= found.high), (label, counts, found)
                 checked += 1
             held += weight * inside
@@ -93,15 +111,31 @@ def main() -> None:
         if not chance:
             usual[label] = round(kept / total, 4)
         print(label, ours[label], usual.get(label, ""), file=sys.stderr)
-    worst, worst_usual = min(ours, key=lambda one: ours[one]), min(usual, key=lambda one: usual[one])
-    details = {"worst": worst, "the usual interval's worst": worst_usual, "coverage": ours, "usual": usual, "cases": len(ours)}
+    worst, worst_usual = (
+        min(ours, key=lambda one: ours[one]),
+        min(usual, key=lambda one: usual[one]),
+    )
+    details = {
+        "worst": worst,
+        "the usual interval's worst": worst_usual,
+        "coverage": ours,
+        "usual": usual,
+        "cases": len(ours),
+    }
     write(
         Path(__file__).stem,
         [
-            figure("interval-coverage", [ours[worst]], unit="coverage of a 95 % interval, the lowest", better="higher", target=0.94,
-                   peer="Wald interval of the paired log ratio: " + str(usual[worst_usual]), details=details),
+            figure(
+                "interval-coverage",
+                [ours[worst]],
+                unit="coverage of a 95 % interval, the lowest",
+                better="higher",
+                target=0.94,
+                peer="Wald interval of the paired log ratio: " + str(usual[worst_usual]),
+                details=details,
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Eight distillations of one teacher with shared caches against the same eight with the teacher beside each: cost of a matrix of rows.
+"""Eight distillations of one teacher with shared caches against the same eight with the teacher
+beside each: cost of a matrix of rows.
 
-Response at three temperatures and by JSD, selective by tokens and by rows, two teachers, chain-of-thought; a teacher four times the
-student's size (random weights: what is compared is cost), three passes over 300 problems each, 30 held-out ones. Seconds of whole
-`compress` calls, the cached arm's caches made within it; the two arms alternate row by row, in one process, after a short training
-that is not timed (imports, first calls).
+Response at three temperatures and by JSD, selective by tokens and by rows, two teachers,
+chain-of-thought; a teacher four times the student's size (random weights: what is compared is
+cost), three passes over 300 problems each, 30 held-out ones. Seconds of whole `compress` calls, the
+cached arm's caches made within it; the two arms alternate row by row, in one process, after a short
+training that is not timed (imports, first calls).
 
 python tests/benchmarks/kd-matrix.py
 """
@@ -26,9 +28,15 @@ from harness.registry import Registry
 
 ROWS, PASSES = 300, 3
 MATRIX: list[tuple[str, dict[str, Any]]] = [
-    ("response", {"temperature": 1.0}), ("response", {}), ("response", {"temperature": 4.0}), ("response", {"divergence": "jsd"}),
-    ("selective", {}), ("selective", {"by": "confidence"}), ("multi-teacher", {}), ("cot", {"longest": 48}),
-]  # fmt: skip
+    ("response", {"temperature": 1.0}),
+    ("response", {}),
+    ("response", {"temperature": 4.0}),
+    ("response", {"divergence": "jsd"}),
+    ("selective", {}),
+    ("selective", {"by": "confidence"}),
+    ("multi-teacher", {}),
+    ("cot", {"longest": 48}),
+]
 
 
 def main() -> None:
@@ -38,12 +46,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         teacher, student, ratio = random_pair(folder)
-        second = Checkpoint(path=teacher.path, name="second", digest="of its own", bytes_on_disk=teacher.bytes_on_disk)
+        second = Checkpoint(
+            path=teacher.path,
+            name="second",
+            digest="of its own",
+            bytes_on_disk=teacher.bytes_on_disk,
+        )
         spent: dict[str, list[float]] = {"cached": [], "live": []}
         warm = Job(
-            teachers=(teacher, second), student=str(student.path), student_base=student, tasks=tasks, source=DataSource(),
-            budget=Budget(seen_tokens=2_000, rows=20), seed=1, workdir=folder / "warm-up", cache=folder / "warm-up",
-        )  # fmt: skip
+            teachers=(teacher, second),
+            student=str(student.path),
+            student_base=student,
+            tasks=tasks,
+            source=DataSource(),
+            budget=Budget(seen_tokens=2_000, rows=20),
+            seed=1,
+            workdir=folder / "warm-up",
+            cache=folder / "warm-up",
+        )
         warm.workdir.mkdir()
         for cached in ("on", "off"):
             registry.build("response", {"cache": cached, "validation_rows": 2}).compress(warm)
@@ -54,24 +74,45 @@ def main() -> None:
                 workdir.mkdir()
                 cache = folder / "cache" if arm == "cached" else workdir / "cache"
                 job = Job(
-                    teachers=(teacher, second), student=str(student.path), student_base=student, tasks=tasks, source=DataSource(),
-                    budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS), seed=1, workdir=workdir, cache=cache,
-                )  # fmt: skip
+                    teachers=(teacher, second),
+                    student=str(student.path),
+                    student_base=student,
+                    tasks=tasks,
+                    source=DataSource(),
+                    budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS),
+                    seed=1,
+                    workdir=workdir,
+                    cache=cache,
+                )
                 own = dict(settings)
                 kept = {} if name == "cot" else {"cache": "on" if arm == "cached" else "off"}
-                made = registry.build("cot-unfiltered" if name == "cot" else name, {**own, **kept, "validation_rows": ROWS // 10})
+                made = registry.build(
+                    "cot-unfiltered" if name == "cot" else name,
+                    {**own, **kept, "validation_rows": ROWS // 10},
+                )
                 began = time.perf_counter()
                 _compress(made, job)
                 spent[arm].append(time.perf_counter() - began)
                 print(arm, name, own, f"{spent[arm][-1]:.1f} s", file=sys.stderr)
     total = sum(spent["cached"]) / sum(spent["live"])
     details = {
-        "rows": [f"{name} {json.dumps(settings)}" for name, settings in MATRIX], "teacher over student, parameters": ratio,
+        "rows": [f"{name} {json.dumps(settings)}" for name, settings in MATRIX],
+        "teacher over student, parameters": ratio,
         "seconds": {arm: [round(one, 2) for one in values] for arm, values in spent.items()},
-    }  # fmt: skip
+    }
     write(
         Path(__file__).stem,
-        [figure("kd-matrix", [total], unit="times the live arm", better="lower", target=0.6, peer="ours, cache off", details=details)],
+        [
+            figure(
+                "kd-matrix",
+                [total],
+                unit="times the live arm",
+                better="lower",
+                target=0.6,
+                peer="ours, cache off",
+                details=details,
+            )
+        ],
     )
 
 
@@ -83,7 +124,9 @@ def _compress(method: Any, job: Job) -> None:
         plain = traces.surviving
 
         def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
-            return [(example, group[0].text) for example, group in zip(examples, texts, strict=True)], {}
+            return [
+                (example, group[0].text) for example, group in zip(examples, texts, strict=True)
+            ], {}
 
         traces.surviving = everything
         try:

@@ -1,8 +1,10 @@
-"""One optimiser step of `response` from a warm cache against the same step of `sft`: time and peak memory, by turns.
+"""One optimiser step of `response` from a warm cache against the same step of `sft`: time and peak
+memory, by turns.
 
-Four rows of 256 tokens, half of them trained, student half the teacher's blocks: the embedded pair (distributions kept whole) and,
-where HARNESS_GGUF names it, SmolLM2-135M (the 64 likeliest tokens). Medians of paired steps; memory is the rise of the
-process's peak over a step, each in a process of its own.
+Four rows of 256 tokens, half of them trained, student half the teacher's blocks: the embedded pair
+(distributions kept whole) and, where HARNESS_GGUF names it, SmolLM2-135M (the 64 likeliest tokens).
+Medians of paired steps; memory is the rise of the process's peak over a step, each in a process of
+its own.
 
 HARNESS_GGUF=... python tests/benchmarks/kd-step.py [STEPS]
 """
@@ -44,14 +46,29 @@ def setting(name: str, folder: Path) -> tuple[Any, Any, list[Row], Any]:
     student = student_of("depth:0.5", teacher, seed=0, device="cpu", dtype="float32")
     draw = random.Random(0)
     width = int(student.model.config.vocab_size)
-    rows = [Row(tuple(draw.randrange(width) for _ in range(LENGTH)), TRAINED_FROM) for _ in range(ROWS)]
+    rows = [
+        Row(tuple(draw.randrange(width) for _ in range(LENGTH)), TRAINED_FROM) for _ in range(ROWS)
+    ]
     job = Job(
-        teachers=(teacher,), student="depth:0.5", student_base=teacher, tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
+        teachers=(teacher,),
+        student="depth:0.5",
+        student_base=teacher,
+        tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
         source=DataSource(),
-        budget=Budget(seen_tokens=10_000), seed=0, workdir=folder, cache=folder,
-    )  # fmt: skip
+        budget=Budget(seen_tokens=10_000),
+        seed=0,
+        workdir=folder,
+        cache=folder,
+    )
     sizes = {"batch_size": ROWS, "micro_batch_size": ROWS}
-    loop = LoopSettings(learning_rate=1e-4, **sizes, warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, validation_rows=1)
+    loop = LoopSettings(
+        learning_rate=1e-4,
+        **sizes,
+        warmup_ratio=0.1,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        validation_rows=1,
+    )
     [(optimizer, _)] = make_optimizers(student.model, loop)
     student.model.train()
     return student, optimizer, rows, teacher_cache(job, teacher, rows, k=64, width=width)
@@ -65,11 +82,19 @@ def distilled(at: Positions) -> Any:
 def step(kind: str, student: Any, optimizer: Any, rows: list[Row], cached: Any) -> float:
     """Make one step; return its seconds."""
     plain = Objective(terms=[hard_labels()])
-    taught = Objective(terms=[Term("kl", 0.5, distilled), hard_labels(0.5)], sources=[cached], vocabulary=cached.meta["vocabulary"])
+    taught = Objective(
+        terms=[Term("kl", 0.5, distilled), hard_labels(0.5)],
+        sources=[cached],
+        vocabulary=cached.meta["vocabulary"],
+    )
     objective = plain if kind == "sft" else taught
     stepper = Stepper(student.model, Head(student.model), objective, ROWS, student.pad_id)
     began = time.perf_counter()
-    stepper.backward(rows, weights={term.name: term.weight for term in objective.terms}, backward=lambda loss: loss.backward())
+    stepper.backward(
+        rows,
+        weights={term.name: term.weight for term in objective.terms},
+        backward=lambda loss: loss.backward(),
+    )
     optimizer.step()
     optimizer.zero_grad()
     seconds = time.perf_counter() - began
@@ -80,7 +105,8 @@ def step(kind: str, student: Any, optimizer: Any, rows: list[Row], cached: Any) 
 def peak_of(name: str, kind: str, folder: Path) -> int:
     """Return how far one step of a kind lifts the peak of a fresh process, in bytes."""
     student, optimizer, rows, cached = setting(name, folder)
-    step(kind, student, optimizer, rows, cached)  # the optimizer's moments and the libraries' own memory
+    # the optimizer's moments and the libraries' own memory
+    step(kind, student, optimizer, rows, cached)
     rest = at_rest("cpu")["resident"]
     reset_peak()
     step(kind, student, optimizer, rows, cached)
@@ -93,7 +119,10 @@ def main() -> None:
         print(json.dumps(peak_of(sys.argv[2], sys.argv[3], Path(sys.argv[4]))))
         return
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    pairs = {"embedded": "tiny", **({"SmolLM2-135M": os.environ["HARNESS_GGUF"]} if os.environ.get("HARNESS_GGUF") else {})}
+    pairs = {
+        "embedded": "tiny",
+        **({"SmolLM2-135M": os.environ["HARNESS_GGUF"]} if os.environ.get("HARNESS_GGUF") else {}),
+    }
     figures = []
     for label, name in pairs.items():
         with tempfile.TemporaryDirectory() as place:
@@ -103,19 +132,46 @@ def main() -> None:
                 step(kind, student, optimizer, rows, cached)
             ratios = []
             for _ in range(steps):
-                a, b, c, d = (step(kind, student, optimizer, rows, cached) for kind in ("sft", "response", "response", "sft"))
+                a, b, c, d = (
+                    step(kind, student, optimizer, rows, cached)
+                    for kind in ("sft", "response", "response", "sft")
+                )
                 ratios.append((b + c) / (a + d))
             peaks = {}
             for kind in ("sft", "response"):
                 line = [sys.executable, __file__, "--peak", name, kind, place]
-                peaks[kind] = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-        details = {"rows": ROWS, "tokens each": LENGTH, "peak rise, MiB": {kind: round(v / 2**20, 1) for kind, v in peaks.items()},
-                   "kept whole": cached.dense, "steps": 4 * steps}  # fmt: skip
+                peaks[kind] = json.loads(
+                    subprocess.run(
+                        line, capture_output=True, text=True, check=True
+                    ).stdout.splitlines()[-1]
+                )
+        details = {
+            "rows": ROWS,
+            "tokens each": LENGTH,
+            "peak rise, MiB": {kind: round(v / 2**20, 1) for kind, v in peaks.items()},
+            "kept whole": cached.dense,
+            "steps": 4 * steps,
+        }
         print(label, details, sorted(ratios)[len(ratios) // 2])
         memory = peaks["response"] / peaks["sft"]
         figures += [
-            figure(f"kd-step:{label}", ratios, unit="times sft", better="lower", target=1.15, peer="sft, ours", details=details),
-            figure(f"kd-step:{label}:memory", [memory], unit="times sft", better="lower", target=1.25, peer="sft, ours"),
+            figure(
+                f"kd-step:{label}",
+                ratios,
+                unit="times sft",
+                better="lower",
+                target=1.15,
+                peer="sft, ours",
+                details=details,
+            ),
+            figure(
+                f"kd-step:{label}:memory",
+                [memory],
+                unit="times sft",
+                better="lower",
+                target=1.25,
+                peer="sft, ours",
+            ),
         ]
     write(Path(__file__).stem, figures)
 

@@ -1,13 +1,17 @@
-"""Off-policy logit distillation against trl's GKDTrainer (lmbda 0, beta 0): tokens a second and peak memory, by turns.
+"""Off-policy logit distillation against trl's GKDTrainer (lmbda 0, beta 0): tokens a second and
+peak memory, by turns.
 
-One pair (teacher four times the student's size, vocabulary 8,192, the teacher trained a little beforehand), one list of rows, two
-epochs, batch 16, fp32, no checkpointing, as many threads, AdamW; both are given the same batches in the same order, grouped by length,
-and the same learning rate at every step (ours follows the tokens seen; trl's own follows the steps, which alone moves the loss of a
-seed by 0.07). One process a run, one seed a round. Cold: the teacher's cache (256 tokens of each distribution) is made within the
-time. Memory: rise of the process's peak over what it was after the imports. Afterwards both students are read by one evaluator:
-cross-entropy on held-out rows, and the divergence from the teacher.
+One pair (teacher four times the student's size, vocabulary 8,192, the teacher trained a little
+beforehand), one list of rows, two epochs, batch 16, fp32, no checkpointing, as many threads, AdamW;
+both are given the same batches in the same order, grouped by length, and the same learning rate at
+every step (ours follows the tokens seen; trl's own follows the steps, which alone moves the loss of
+a seed by 0.07). One process a run, one seed a round. Cold: the teacher's cache (256 tokens of each
+distribution) is made within the time. Memory: rise of the process's peak over what it was after the
+imports. Afterwards both students are read by one evaluator: cross-entropy on held-out rows, and the
+divergence from the teacher.
 
-python tests/benchmarks/kd-vs-trl.py [ROUNDS]     (needs trl 1.16 in this environment, or on PYTHONPATH)
+python tests/benchmarks/kd-vs-trl.py [ROUNDS]     (needs trl 1.16 in this environment, or on
+PYTHONPATH)
 """
 
 import json
@@ -23,9 +27,14 @@ from typing import Any
 ROWS, EPOCHS, BATCH, RATE, VOCABULARY, TEACHING, KEPT = 400, 2, 16, 1e-3, 8_192, 120_000, 256
 
 LOOP: dict[str, Any] = {
-    "learning_rate": RATE, "batch_size": BATCH, "micro_batch_size": BATCH, "warmup_ratio": 0.05, "weight_decay": 0.01, "max_grad_norm": 1.0,
+    "learning_rate": RATE,
+    "batch_size": BATCH,
+    "micro_batch_size": BATCH,
+    "warmup_ratio": 0.05,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
     "validation_rows": 50,
-}  # fmt: skip
+}
 
 
 def rows_of(split: str, count: int) -> Any:
@@ -45,17 +54,26 @@ def rows_of(split: str, count: int) -> Any:
 
 
 def in_order(seed: int) -> tuple[list[Any], list[float]]:
-    """Return the rows of all epochs one after another, and every step's learning rate, as our loop has them."""
+    """Return the rows of all epochs one after another, and every step's learning rate, as our loop
+    has them.
+    """
     from itertools import islice
 
     from methods.training.optimizer import rate_at
     from methods.training.rows import steps_of
     from methods.training.settings import LoopSettings
 
-    steps = [step for _, step in islice(steps_of(rows_of("train", ROWS), batch_size=BATCH, seed=seed), EPOCHS * ROWS // BATCH)]
+    steps = [
+        step
+        for _, step in islice(
+            steps_of(rows_of("train", ROWS), batch_size=BATCH, seed=seed), EPOCHS * ROWS // BATCH
+        )
+    ]
     lengths = [sum(len(row.ids) for row in step) for step in steps]
     loop = LoopSettings(**LOOP)
-    return [row for step in steps for row in step], [rate_at(sum(lengths[:number]) / sum(lengths), loop) for number in range(len(steps))]
+    return [row for step in steps for row in step], [
+        rate_at(sum(lengths[:number]) / sum(lengths), loop) for number in range(len(steps))
+    ]
 
 
 def job_in(folder: Path) -> Any:
@@ -67,9 +85,16 @@ def job_in(folder: Path) -> Any:
 
     teacher, student = (describe(folder / name, name=name) for name in ("teacher", "student"))
     return Job(
-        teachers=(teacher,), student=str(student.path), student_base=student, tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(), budget=Budget(seen_tokens=1), seed=1, workdir=folder, cache=folder / "cache",
-    )  # fmt: skip
+        teachers=(teacher,),
+        student=str(student.path),
+        student_base=student,
+        tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
+        source=DataSource(),
+        budget=Budget(seen_tokens=1),
+        seed=1,
+        workdir=folder,
+        cache=folder / "cache",
+    )
 
 
 def teach(folder: Path) -> None:
@@ -95,9 +120,13 @@ def teach(folder: Path) -> None:
     )
     (folder / "work").mkdir()
     fit(
-        opened, rows=rows_of("train", 2_000), validation=rows_of("validation", 50), objective=Objective(terms=[hard_labels()]),
-        settings=loop, training=Training(seen_tokens=TEACHING, seed=0, workdir=folder / "work"),
-    )  # fmt: skip
+        opened,
+        rows=rows_of("train", 2_000),
+        validation=rows_of("validation", 50),
+        objective=Objective(terms=[hard_labels()]),
+        settings=loop,
+        training=Training(seen_tokens=TEACHING, seed=0, workdir=folder / "work"),
+    )
     opened.model.to(torch.float32).save_pretrained(folder / "teacher")
 
 
@@ -120,13 +149,19 @@ def ours(folder: Path, out: Path, seed: int) -> dict[str, float]:
     student = open_model(job.student_base)
     loop = LoopSettings(**LOOP)
     objective = Objective(
-        terms=[Term("kl", 1.0, lambda at: distribution_kl(at.student_NV, at.teachers[0], 1.0))], sources=[cached], vocabulary=VOCABULARY
+        terms=[Term("kl", 1.0, lambda at: distribution_kl(at.student_NV, at.teachers[0], 1.0))],
+        sources=[cached],
+        vocabulary=VOCABULARY,
     )
     (out / "work").mkdir(parents=True)
     spent = fit(
-        student, rows=rows, validation=rows[:1], objective=objective, settings=loop,
+        student,
+        rows=rows,
+        validation=rows[:1],
+        objective=objective,
+        settings=loop,
         training=Training(seen_tokens=budget, seed=seed, workdir=out / "work"),
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - began
     peak = process_bytes("VmHWM") or 0
     student.model.save_pretrained(out)
@@ -158,35 +193,70 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
             "prompt_attention_mask": attention[:, :1],
         }
 
-    data = Dataset.from_dict({"index": list(range(len(rows))), "input_ids": [list(row.ids) for row in rows]})
+    data = Dataset.from_dict(
+        {"index": list(range(len(rows))), "input_ids": [list(row.ids) for row in rows]}
+    )
     reset_peak()
     rest = process_bytes("VmRSS") or 0
     began = time.perf_counter()
-    student, teacher = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("student", "teacher"))
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+        for name in ("student", "teacher")
+    )
     arguments = GKDConfig(
-        output_dir=str(out / "work"), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=RATE, lmbda=0.0, beta=0.0,
-        seq_kd=False, weight_decay=0.01, adam_beta2=0.95, max_grad_norm=1.0,
-        gradient_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        train_sampling_strategy="sequential", dataloader_num_workers=0, seed=seed,
-    )  # fmt: skip
+        output_dir=str(out / "work"),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        learning_rate=RATE,
+        lmbda=0.0,
+        beta=0.0,
+        seq_kd=False,
+        weight_decay=0.01,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+        seed=seed,
+    )
 
     class AtOurRates(GKDTrainer):  # type: ignore[misc]
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, lambda step: ([*rates, 0.0])[step] / RATE)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: ([*rates, 0.0])[step] / RATE
+            )
             return self.lr_scheduler
 
     trainer = AtOurRates(
-        model=student, teacher_model=teacher, args=arguments, data_collator=collator, train_dataset=data, processing_class=tokenizer
+        model=student,
+        teacher_model=teacher,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=data,
+        processing_class=tokenizer,
     )
     trainer.train()
     seconds = time.perf_counter() - began
     peak = process_bytes("VmHWM") or 0
     student.save_pretrained(out)
-    return {"seconds": seconds, "rise": peak - rest, "tokens": sum(len(row.ids) for row in rows), "steps": trainer.state.global_step}
+    return {
+        "seconds": seconds,
+        "rise": peak - rest,
+        "tokens": sum(len(row.ids) for row in rows),
+        "steps": trainer.state.global_step,
+    }
 
 
 def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
-    """Read a student on held-out rows: cross-entropy of the text, and divergence from the teacher."""
+    """Read a student on held-out rows: cross-entropy of the text, and divergence from the
+    teacher.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -195,7 +265,10 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
     from methods.training.teachers import Head
 
     rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
-    heads = [Head(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval()) for one in (out, folder / "teacher")]
+    heads = [
+        Head(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval())
+        for one in (out, folder / "teacher")
+    ]
     found = {"ce": 0.0, "kl": 0.0}
     count = 0
     for start in range(0, len(rows), 16):
@@ -208,7 +281,12 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
     return {name: round(value / count, 5) for name, value in found.items()}
 
 
-PARTS = {"teach": lambda folder, out, seed: teach(folder), "ours": ours, "trl": trl, "evaluate": evaluate}
+PARTS = {
+    "teach": lambda folder, out, seed: teach(folder),
+    "ours": ours,
+    "trl": trl,
+    "evaluate": evaluate,
+}
 
 
 def part(name: str, folder: Path, out: str = "unused", seed: int = 0) -> Any:
@@ -223,7 +301,9 @@ def part(name: str, folder: Path, out: str = "unused", seed: int = 0) -> Any:
 def main() -> None:
     """Alternate cold, trl and warm runs, and write three figures."""
     if len(sys.argv) > 1 and sys.argv[1] == "--part":
-        print(json.dumps(PARTS[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))))
+        print(
+            json.dumps(PARTS[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])))
+        )
         return
     import shutil
     from importlib import metadata
@@ -248,16 +328,29 @@ def main() -> None:
                 print(kind, found, file=sys.stderr)
             for kind in ("warm", "trl"):
                 read[kind].append(part("evaluate", folder, kind))
-    losses = {kind: {name: round(fmean(one[name] for one in found), 5) for name in ("ce", "kl")} for kind, found in read.items()}
-    gaps = [ours["ce"] - theirs["ce"] for ours, theirs in zip(read["warm"], read["trl"], strict=True)]
+    losses = {
+        kind: {name: round(fmean(one[name] for one in found), 5) for name in ("ce", "kl")}
+        for kind, found in read.items()
+    }
+    gaps = [
+        ours["ce"] - theirs["ce"] for ours, theirs in zip(read["warm"], read["trl"], strict=True)
+    ]
     error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
     details = {
-        "trl": metadata.version("trl"), "tokens a second": {k: [round(one) for one in v] for k, v in speeds.items()},
-        "rise, MiB": {k: [round(one) for one in v] for k, v in rises.items()}, "held-out, nats a token, mean over rounds": losses,
-        "held-out cross-entropy by seed": {kind: [one["ce"] for one in found] for kind, found in read.items()},
+        "trl": metadata.version("trl"),
+        "tokens a second": {k: [round(one) for one in v] for k, v in speeds.items()},
+        "rise, MiB": {k: [round(one) for one in v] for k, v in rises.items()},
+        "held-out, nats a token, mean over rounds": losses,
+        "held-out cross-entropy by seed": {
+            kind: [one["ce"] for one in found] for kind, found in read.items()
+        },
         "ours less trl's, and its standard error": [round(fmean(gaps), 5), round(error, 5)],
-        "validation cross-entropy at least as good": "yes" if fmean(gaps) <= 0 else "cannot tell" if fmean(gaps) < 2 * error else "no",
-    }  # fmt: skip
+        "validation cross-entropy at least as good": "yes"
+        if fmean(gaps) <= 0
+        else "cannot tell"
+        if fmean(gaps) < 2 * error
+        else "no",
+    }
     peer = f"trl {metadata.version('trl')} GKDTrainer"
 
     def ratios(kind: str) -> list[float]:
@@ -268,10 +361,30 @@ def main() -> None:
         Path(__file__).stem,
         [
             figure(
-                "kd-vs-trl:cold", ratios("cold"), unit="times the tokens a second", better="higher", target=1.2, peer=peer, details=details
+                "kd-vs-trl:cold",
+                ratios("cold"),
+                unit="times the tokens a second",
+                better="higher",
+                target=1.2,
+                peer=peer,
+                details=details,
             ),
-            figure("kd-vs-trl:warm", ratios("warm"), unit="times the tokens a second", better="higher", target=1.8, peer=peer),
-            figure("kd-vs-trl:memory", memory, unit="times the rise of peak memory", better="lower", target=0.6, peer=peer),
+            figure(
+                "kd-vs-trl:warm",
+                ratios("warm"),
+                unit="times the tokens a second",
+                better="higher",
+                target=1.8,
+                peer=peer,
+            ),
+            figure(
+                "kd-vs-trl:memory",
+                memory,
+                unit="times the rise of peak memory",
+                better="lower",
+                target=0.6,
+                peer=peer,
+            ),
         ],
     )
 

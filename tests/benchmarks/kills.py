@@ -1,9 +1,12 @@
-"""A small whole run, killed and refused at every write boundary and at random moments, and typed again until it is through.
+"""A small whole run, killed and refused at every write boundary and at random moments, and typed
+again until it is through.
 
-python tests/benchmarks/kills.py [--seed N] [--stores N] [--only N,M] [--first N] [--crowds 24] [--progress FILE] [--lock FILE]
+python tests/benchmarks/kills.py [--seed N] [--stores N] [--only N,M] [--first N] [--crowds 24]
+[--progress FILE] [--lock FILE]
 
-`kills:lost` counts cells that never finish and finished work that is computed again, `kills:different` records that are not
-the undisturbed run's, `kills:left` files, locks and processes that stay, `crowd:wrong` what many starts at once got wrong.
+`kills:lost` counts cells that never finish and finished work that is computed again,
+`kills:different` records that are not the undisturbed run's, `kills:left` files, locks and
+processes that stay, `crowd:wrong` what many starts at once got wrong.
 """
 
 import argparse
@@ -36,17 +39,29 @@ UNITS = {
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="numbers of cases, by commas; nothing is written then")
-    parser.add_argument("--first", type=int, default=0, help="the first N cases; nothing is written then")
-    parser.add_argument("--stores", type=int, default=STORES, help="how many stores are struck, each several times")
+    parser.add_argument(
+        "--only", default="", help="numbers of cases, by commas; nothing is written then"
+    )
+    parser.add_argument(
+        "--first", type=int, default=0, help="the first N cases; nothing is written then"
+    )
+    parser.add_argument(
+        "--stores", type=int, default=STORES, help="how many stores are struck, each several times"
+    )
     parser.add_argument("--crowds", type=int, default=24, help="starts at once; 0 for none")
-    parser.add_argument("--progress", type=Path, help="a file of stores that were tried: they are not tried again")
-    parser.add_argument("--lock", type=Path, help="a file to lock for each case, where a machine is shared")
+    parser.add_argument(
+        "--progress", type=Path, help="a file of stores that were tried: they are not tried again"
+    )
+    parser.add_argument(
+        "--lock", type=Path, help="a file to lock for each case, where a machine is shared"
+    )
     return parser.parse_args(arguments)
 
 
 class Turn:
-    """A lock that others wait for too: held for `LONGEST_TURN` seconds, then given to whoever waits."""
+    """A lock that others wait for too: held for `LONGEST_TURN` seconds, then given to whoever
+    waits.
+    """
 
     def __init__(self, lock: Path | None) -> None:
         self.stream = lock.open("a") if lock else None
@@ -73,7 +88,9 @@ def chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
 
 
 def struck(case: Case, root: Path, whole: Reference, progress: Path | None) -> Outcome:
-    """Try a case, unless it was tried; print a line for every fault and for everything that is wrong."""
+    """Try a case, unless it was tried; print a line for every fault and for everything that is
+    wrong.
+    """
     held = _held(progress)
     outcome = held[case.number] if case.number in held else tried(case, root, whole)
     if progress is not None and case.number not in held:
@@ -87,7 +104,9 @@ def struck(case: Case, root: Path, whole: Reference, progress: Path | None) -> O
 
 def _held(progress: Path | None) -> dict[int, Outcome]:
     """Return what came of the cases that were tried before."""
-    lines = progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
+    lines = (
+        progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
+    )
     outcomes = {}
     for held in map(json.loads, lines):
         faults = [Fault(**fault) for fault in held.pop("struck")]
@@ -122,7 +141,10 @@ def main() -> int:
         whole = reference(folder / "whole")
         every = cases(whole, options.seed)[: options.stores]
         total = sum(len(case.faults) for case in every)
-        print(f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores", flush=True)
+        print(
+            f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores",
+            flush=True,
+        )
         outcomes = []
         for case in chosen(every, options):
             turn.take()
@@ -142,27 +164,43 @@ def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
         "seed": seed,
         "faults": len(faults),
         "stores": len(outcomes),
-        "kinds": {name: sum(f"{fault.deed} at {fault.operation}" == name for fault in faults) for name in sorted(kinds)},
+        "kinds": {
+            name: sum(f"{fault.deed} at {fault.operation}" == name for fault in faults)
+            for name in sorted(kinds)
+        },
         "files": dict(sorted(Counter(fault.kind for fault in faults).items())),
     }
 
 
-def _figures(outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int) -> list[dict[str, object]]:
+def _figures(
+    outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int
+) -> list[dict[str, object]]:
     details = _details(outcomes, seed)
     lines = {name: [line for each in outcomes for line in getattr(each, name)] for name in UNITS}
     figures = [
         figure(
-            f"kills:{name}", [len(lines[name])], unit=unit, better="lower", target=0,
+            f"kills:{name}",
+            [len(lines[name])],
+            unit=unit,
+            better="lower",
+            target=0,
             details={**details, "first": lines[name][:5]},
         )
         for name, unit in UNITS.items()
-    ]  # fmt: skip
+    ]
     wrong = [line for each in gathered for line in each.wrong]
     starts = [{"starts": each.starts, "cells": each.cells} for each in gathered]
     unit = "of cells made twice, exits, lists or records, many starts at once"
     figures.append(
-        figure("kills:crowd", [len(wrong)], unit=unit, better="lower", target=0, details={"crowds": starts, "first": wrong[:5]})
-    )  # fmt: skip
+        figure(
+            "kills:crowd",
+            [len(wrong)],
+            unit=unit,
+            better="lower",
+            target=0,
+            details={"crowds": starts, "first": wrong[:5]},
+        )
+    )
     return figures
 
 

@@ -1,4 +1,5 @@
-"""Low-rank factors of SmolLM2-135M: whitened against plain SVD at equal ranks, and the full rank against the base.
+"""Low-rank factors of SmolLM2-135M: whitened against plain SVD at equal ranks, and the full rank
+against the base.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/lowrank-smollm2.py
 """
@@ -14,7 +15,9 @@ KEEPS = (0.9, 0.8, 0.6)
 
 
 def full_rank_gap(folder: Path) -> float:
-    """Return the largest difference of logits when every matrix of the blocks is factorised at full rank."""
+    """Return the largest difference of logits when every matrix of the blocks is factorised at full
+    rank.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -49,12 +52,32 @@ def main() -> None:
         timed, smaller = speeds(student, teacher), count / parameters_on_disk(student)
     gap = full_rank_gap(teacher.path)
     figures = [
-        figure("lowrank-smollm2:whitened", [max(ratios)], unit="times plain SVD's perplexity, the worst rank", better="lower", target=1.0,
-               peer="lowrank-plain, ours", details={"ratios": dict(zip(map(str, KEEPS), ratios, strict=True)), "perplexity": read}),
-        figure("lowrank-smollm2:full", [gap], unit="largest difference of logits at full rank", better="lower", target=1e-3),
-        figure("lowrank-smollm2:decode", timed["decode"], unit="times fp32, keep 0.8", better="higher", target=0.9, peer="the fp32 base",
-               details={"parameter ratio": smaller, "speed": timed}),
-    ]  # fmt: skip
+        figure(
+            "lowrank-smollm2:whitened",
+            [max(ratios)],
+            unit="times plain SVD's perplexity, the worst rank",
+            better="lower",
+            target=1.0,
+            peer="lowrank-plain, ours",
+            details={"ratios": dict(zip(map(str, KEEPS), ratios, strict=True)), "perplexity": read},
+        ),
+        figure(
+            "lowrank-smollm2:full",
+            [gap],
+            unit="largest difference of logits at full rank",
+            better="lower",
+            target=1e-3,
+        ),
+        figure(
+            "lowrank-smollm2:decode",
+            timed["decode"],
+            unit="times fp32, keep 0.8",
+            better="higher",
+            target=0.9,
+            peer="the fp32 base",
+            details={"parameter ratio": smaller, "speed": timed},
+        ),
+    ]
     write(Path(__file__).stem, [*figures, *cost_figures("lowrank-smollm2", costs, 4 * count)])
 
 

@@ -1,7 +1,8 @@
-"""The same model against itself, twenty times, while another process burns one of the cores in bursts.
+"""The same model against itself, twenty times, while another process burns one of the cores in
+bursts.
 
-Its value is how many of the twenty 95 % intervals of the decode ratio hold 1.0; the details give prefill, end to end,
-and how wide the intervals are.
+Its value is how many of the twenty 95 % intervals of the decode ratio hold 1.0; the details give
+prefill, end to end, and how wide the intervals are.
 
 python tests/benchmarks/measure-aa.py [RUNS]
 """
@@ -22,10 +23,16 @@ RUNS = 20
 def main() -> None:
     """Measure the embedded teacher against itself RUNS times beside a burning process."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    found: dict[str, list[tuple[float, float, float]]] = {"prefill": [], "decode": [], "end_to_end": []}
+    found: dict[str, list[tuple[float, float, float]]] = {
+        "prefill": [],
+        "decode": [],
+        "end_to_end": [],
+    }
     remarks = []
     for number in range(runs):
-        burning = subprocess.Popen([sys.executable, "-c", BURN, str(random.Random(number).random())])
+        burning = subprocess.Popen(
+            [sys.executable, "-c", BURN, str(random.Random(number).random())]
+        )
         try:
             with tempfile.TemporaryDirectory() as folder:
                 told = measured(Path(folder))
@@ -37,20 +44,42 @@ def main() -> None:
             each.append((one.low, one.value, one.high))
         remarks.append(next(m for m in told if m.name == "decode_speedup").remark)
         low, value, high = found["decode"][-1]
-        print(f"run {number + 1}: decode x {value:.3f} [{low:.3f}, {high:.3f}] {remarks[-1]}", flush=True)
+        print(
+            f"run {number + 1}: decode x {value:.3f} [{low:.3f}, {high:.3f}] {remarks[-1]}",
+            flush=True,
+        )
     held = {name: sum(low <= 1 <= high for low, _, high in each) for name, each in found.items()}
-    widths = {name: round(median((high - low) / 2 for low, _, high in each), 4) for name, each in found.items()}
+    widths = {
+        name: round(median((high - low) / 2 for low, _, high in each), 4)
+        for name, each in found.items()
+    }
     details = {
-        "intervals that hold 1.0": held, "of": runs, "median half-width": widths, "runs marked dirty": sum(map(bool, remarks)),
+        "intervals that hold 1.0": held,
+        "of": runs,
+        "median half-width": widths,
+        "runs marked dirty": sum(map(bool, remarks)),
         "decode": [[round(part, 4) for part in one] for one in found["decode"]],
-    }  # fmt: skip
+    }
     print(details)
     target = round(17 * runs / RUNS)
     write(
         Path(__file__).stem,
         [
-            figure("measure-aa", [held["decode"]], unit=f"of {runs} intervals", better="higher", target=target, details=details),
-            figure("measure-aa:half-width", [widths["decode"]], unit="of the ratio", better="lower", target=0.08),
+            figure(
+                "measure-aa",
+                [held["decode"]],
+                unit=f"of {runs} intervals",
+                better="higher",
+                target=target,
+                details=details,
+            ),
+            figure(
+                "measure-aa:half-width",
+                [widths["decode"]],
+                unit="of the ratio",
+                better="lower",
+                target=0.08,
+            ),
         ],
     )
 

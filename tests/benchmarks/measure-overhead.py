@@ -1,7 +1,9 @@
-"""What the stamps cost: CPU seconds of taking a stamp for each token, over those of decoding it, on the fastest model there is.
+"""What the stamps cost: CPU seconds of taking a stamp for each token, over those of decoding it, on
+the fastest model there is.
 
-The embedded teacher decodes a token in two milliseconds; on any real model the share is smaller. The details give the same
-from paired runs with and without stamps, whose difference drowns in their spread.
+The embedded teacher decodes a token in two milliseconds; on any real model the share is smaller.
+The details give the same from paired runs with and without stamps, whose difference drowns in their
+spread.
 
 python tests/benchmarks/measure-overhead.py
 """
@@ -27,7 +29,12 @@ def bare(model: object, ids: torch.Tensor, new_tokens: int) -> None:
         out = model(input_ids=ids, use_cache=True, logits_to_keep=1)  # type: ignore[operator]
         chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
         for _ in range(new_tokens - 1):
-            out = model(input_ids=chosen, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)  # type: ignore[operator]
+            out = model(
+                input_ids=chosen,
+                past_key_values=out.past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )  # type: ignore[operator]
             chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
 
 
@@ -54,17 +61,33 @@ def main() -> None:
     with_stamps, without = [], []
     for number in range(rounds):
         for stamped in (True, False) if number % 2 else (False, True):
-            work = (lambda: stamps_of(model, ids, TOKENS, "cpu")) if stamped else (lambda: bare(model, ids, TOKENS))
+            work = (
+                (lambda: stamps_of(model, ids, TOKENS, "cpu"))
+                if stamped
+                else (lambda: bare(model, ids, TOKENS))
+            )
             (with_stamps if stamped else without).append(cpu_seconds(work))
     paired = [a / b for a, b in zip(with_stamps, without, strict=True)]
     details = {
-        "CPU seconds of a token's stamp": alone / TOKENS, "of decoding a token": median(without) / TOKENS,
-        "ratio of paired runs, median and quartiles": [round(v, 4) for v in (median(paired), *sorted(paired)[rounds // 4 :: rounds // 2])],
-    }  # fmt: skip
+        "CPU seconds of a token's stamp": alone / TOKENS,
+        "of decoding a token": median(without) / TOKENS,
+        "ratio of paired runs, median and quartiles": [
+            round(v, 4) for v in (median(paired), *sorted(paired)[rounds // 4 :: rounds // 2])
+        ],
+    }
     print(details)
     write(
         Path(__file__).stem,
-        [figure("measure-overhead", [100 * alone / median(without)], unit="% of CPU time", better="lower", target=1, details=details)],
+        [
+            figure(
+                "measure-overhead",
+                [100 * alone / median(without)],
+                unit="% of CPU time",
+                better="lower",
+                target=1,
+                details=details,
+            )
+        ],
     )
 
 

@@ -1,4 +1,5 @@
-"""Planted differences: a model that waits a tenth longer per token, twenty times, and one that holds 64 MiB more.
+"""Planted differences: a model that waits a tenth longer per token, twenty times, and one that
+holds 64 MiB more.
 
 The value is how often the slower one was found (the whole interval of its decode ratio below 1.0).
 
@@ -10,7 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))  # for the wrappers
+# for the wrappers
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+)
 
 from _form import figure, write
 from _timing import measured
@@ -28,7 +32,11 @@ def main() -> None:
             told = measured(Path(folder), wrap="_wrapped:slower")
         one = next(m for m in told if m.name == "decode_speedup")
         intervals.append([round(part, 4) for part in (one.low, one.value, one.high)])
-        print(f"run {number + 1}: decode x {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] {one.remark}", flush=True)
+        print(
+            f"run {number + 1}: decode x {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] "
+            f"{one.remark}",
+            flush=True,
+        )
     found = sum(high < 1 for _, _, high in intervals)
     bytes_of = {}
     for name, wrap in (("plain", ""), ("heavier", "_wrapped:heavier")):
@@ -36,14 +44,30 @@ def main() -> None:
             told = measured(Path(folder), wrap=wrap, rounds=1)
         bytes_of[name] = {m.name: m.value for m in told if m.unit == "bytes"}
         remark = next(m.remark for m in told if m.name == "weight_bytes_resident")
-    more = {name: round((bytes_of["heavier"][name] - bytes_of["plain"][name]) / MIB, 2) for name in bytes_of["plain"]}
+    more = {
+        name: round((bytes_of["heavier"][name] - bytes_of["plain"][name]) / MIB, 2)
+        for name in bytes_of["plain"]
+    }
     details = {"decode": intervals, "MiB more of the heavier model": more, "its row says": remark}
     print(details)
     write(
         Path(__file__).stem,
         [
-            figure("measure-planted", [found], unit=f"of {runs} found", better="higher", target=round(18 * runs / RUNS), details=details),
-            figure("measure-planted:memory", [abs(more["weight_bytes_resident"] - 64)], unit="MiB off 64", better="lower", target=2),
+            figure(
+                "measure-planted",
+                [found],
+                unit=f"of {runs} found",
+                better="higher",
+                target=round(18 * runs / RUNS),
+                details=details,
+            ),
+            figure(
+                "measure-planted:memory",
+                [abs(more["weight_bytes_resident"] - 64)],
+                unit="MiB off 64",
+                better="lower",
+                target=2,
+            ),
         ],
     )
 

@@ -1,8 +1,11 @@
-"""Our scorer beside lm-eval's own evaluation, item by item: architectures, tokenizers, task forms and batch sizes, every pair of them.
+"""Our scorer beside lm-eval's own evaluation, item by item: architectures, tokenizers, task forms
+and batch sizes, every pair of them.
 
-lm-eval's `simple_evaluate` with its own Hugging Face backend runs in float32, one row at a time; ours runs at three batch sizes. An item
-is alike where the prompt is the same and so are the answer written, or the choice and every log-probability within 2e-3 nats. Cells are
-kept as they come, under the digest of the code that made them, so that a stopped run goes on: give it seconds, and run it again.
+lm-eval's `simple_evaluate` with its own Hugging Face backend runs in float32, one row at a time;
+ours runs at three batch sizes. An item is alike where the prompt is the same and so are the answer
+written, or the choice and every log-probability within 2e-3 nats. Cells are kept as they come,
+under the digest of the code that made them, so that a stopped run goes on: give it seconds, and run
+it again.
 
 python tests/benchmarks/parity.py [SECONDS]
 """
@@ -63,7 +66,9 @@ def main() -> None:
             done[cell.name] = asdict(_parity.compared(cell, tasks))
             stream.write(json.dumps([cell.name, done[cell.name]], ensure_ascii=False) + "\n")
             stream.flush()
-    report([done[cell.name] | {"name": cell.name} for cell in cells if cell.name in done], len(cells))
+    report(
+        [done[cell.name] | {"name": cell.name} for cell in cells if cell.name in done], len(cells)
+    )
 
 
 def report(outcomes: list[dict[str, Any]], whole: int) -> None:
@@ -74,20 +79,48 @@ def report(outcomes: list[dict[str, Any]], whole: int) -> None:
         print(f"refused: {one['name']}: {one['refused']}")
     for one in answered:
         if one["alike"] < one["items"]:
-            print(f"differs: {one['name']}: {one['items'] - one['alike']} of {one['items']}: {'; '.join(one['differs'])[:600]}")
+            print(
+                f"differs: {one['name']}: {one['items'] - one['alike']} of {one['items']}: "
+                f"{'; '.join(one['differs'])[:600]}"
+            )
     items, alike = (sum(one[key] for one in answered) for key in ("items", "alike"))
-    print(f"{len(outcomes)} of {whole} cells, {alike} of {items} items alike, {len(refused)} refused")
+    print(
+        f"{len(outcomes)} of {whole} cells, {alike} of {items} items alike, {len(refused)} refused"
+    )
     if len(outcomes) < whole:
         return
-    factors = dict(zip(("architectures", "tokenizers", "forms", "batch sizes"), map(len, _parity.FACTORS), strict=True))
+    factors = dict(
+        zip(
+            ("architectures", "tokenizers", "forms", "batch sizes"),
+            map(len, _parity.FACTORS),
+            strict=True,
+        )
+    )
     details = {
-        "cells": whole, "items": items, **factors, "widest gap of a log-probability": max(one["gap"] for one in answered),
+        "cells": whole,
+        "items": items,
+        **factors,
+        "widest gap of a log-probability": max(one["gap"] for one in answered),
         "refusals": sorted({one["refused"] for one in refused}),
-    }  # fmt: skip
+    }
     peer = "lm-eval simple_evaluate, hf backend, float32, batch 1"
     figures = [
-        figure("parity:predictions", [alike / items], unit="of the items", better="higher", target=1.0, peer=peer, details=details),
-        figure("parity:refused", [len(refused) / whole], unit="of the cells", better="lower", target=0.05),
+        figure(
+            "parity:predictions",
+            [alike / items],
+            unit="of the items",
+            better="higher",
+            target=1.0,
+            peer=peer,
+            details=details,
+        ),
+        figure(
+            "parity:refused",
+            [len(refused) / whole],
+            unit="of the cells",
+            better="lower",
+            target=0.05,
+        ),
     ]
     write(Path(__file__).stem, figures)
 

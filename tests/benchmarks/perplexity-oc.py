@@ -1,8 +1,11 @@
-"""How often the interval of a perplexity ratio holds the truth, with few documents of unequal length.
+"""How often the interval of a perplexity ratio holds the truth, with few documents of unequal
+length.
 
-Documents are drawn as WikiText's are: their lengths scatter by a factor (log-normal), the student loses another number of nats a word on
-each, more on some than on others. Coverage of the 95 % interval of student's perplexity / teacher's, and how often a student that stands
-exactly at a limit passes (one-sided alpha .05, at most .05 should); beside it the interval with 1.96 standard errors that was used before.
+Documents are drawn as WikiText's are: their lengths scatter by a factor (log-normal), the student
+loses another number of nats a word on each, more on some than on others. Coverage of the 95 %
+interval of student's perplexity / teacher's, and how often a student that stands exactly at a limit
+passes (one-sided alpha .05, at most .05 should); beside it the interval with 1.96 standard errors
+that was used before.
 
 python tests/benchmarks/perplexity-oc.py [--draws 20000]
 """
@@ -18,30 +21,47 @@ from harness.statistics import means
 from harness.statistics.stats import ratio_keeps
 
 DOCUMENTS = (2, 4, 10, 62)
-SPREADS = (0.0, 0.5, 1.1)  # deviation of the logarithm of a document's length; the 62 articles of WikiText-2 have 1.1
+# deviation of the logarithm of a document's length; the 62 articles of WikiText-2 have 1.1
+SPREADS = (0.0, 0.5, 1.1)
 LOSS, LIMIT = math.log(1.05), 1.05  # nats a word that the student loses in the mean
 
 
-def drawn(count: int, spread: float, generator: np.random.Generator) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return student's and teacher's documents as (log-likelihood, words), the student exactly LOSS a word worse in the population."""
+def drawn(
+    count: int, spread: float, generator: np.random.Generator
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return student's and teacher's documents as (log-likelihood, words), the student exactly LOSS
+    a word worse in the population.
+    """
     words = np.maximum(20, np.round(np.exp(generator.normal(7.5, spread, count))))
     teacher = -words * generator.normal(3.4, 0.4, count)
     loss = generator.gamma(4.0, LOSS / 4.0, count)  # skewed: some documents lose much more
     student = teacher - words * loss
-    return list(zip(student.tolist(), words.tolist(), strict=True)), list(zip(teacher.tolist(), words.tolist(), strict=True))
+    return list(zip(student.tolist(), words.tolist(), strict=True)), list(
+        zip(teacher.tolist(), words.tolist(), strict=True)
+    )
 
 
-def old_interval(student: list[tuple[float, float]], teacher: list[tuple[float, float]]) -> tuple[float, float]:
+def old_interval(
+    student: list[tuple[float, float]], teacher: list[tuple[float, float]]
+) -> tuple[float, float]:
     """Return the interval with a normal quantile and the plain sum of squares."""
-    gaps: npt.NDArray[np.float64] = np.asarray([theirs[0] - ours[0] for ours, theirs in zip(student, teacher, strict=True)])
+    gaps: npt.NDArray[np.float64] = np.asarray(
+        [theirs[0] - ours[0] for ours, theirs in zip(student, teacher, strict=True)]
+    )
     words = np.asarray([size for _, size in student])
     mean = gaps.sum() / words.sum()
-    error = math.sqrt(((gaps - mean * words) ** 2).sum() * len(gaps) / (len(gaps) - 1)) / words.sum()
+    error = (
+        math.sqrt(((gaps - mean * words) ** 2).sum() * len(gaps) / (len(gaps) - 1)) / words.sum()
+    )
     return math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error)
 
 
-def coverage(count: int, spread: float, draws: int, generator: np.random.Generator) -> dict[str, float]:
-    """Return how often the interval holds the truth, how often the old one does, and how often a student at the limit passes."""
+def coverage(
+    count: int, spread: float, draws: int, generator: np.random.Generator
+) -> dict[str, float]:
+    """Return how often the interval holds the truth, how often the old one does, and how often a
+    student at the limit passes.
+    """
     held, before, passed = 0, 0, 0
     for _ in range(draws):
         student, teacher = drawn(count, spread, generator)
@@ -66,11 +86,27 @@ def main() -> None:
         worst = min(told.values(), key=lambda one: one["held"])
         name = f"perplexity-oc:coverage:{count}"
         target = None if count == 2 else 0.93
-        figures.append(figure(name, [worst["held"]], unit=f"coverage of a 95 % interval, {count} documents, the lowest", better="higher",
-                              target=target, details={"draws": draws, "by spread of lengths": told}))  # fmt: skip
+        figures.append(
+            figure(
+                name,
+                [worst["held"]],
+                unit=f"coverage of a 95 % interval, {count} documents, the lowest",
+                better="higher",
+                target=target,
+                details={"draws": draws, "by spread of lengths": told},
+            )
+        )
         before = min(one["normal"] for one in told.values())
-        figures.append(figure(f"{name}:normal", [before], unit="the same with 1.96 standard errors", better="higher", target=None,
-                              peer="normal quantile, plain sum of squares"))  # fmt: skip
+        figures.append(
+            figure(
+                f"{name}:normal",
+                [before],
+                unit="the same with 1.96 standard errors",
+                better="higher",
+                target=None,
+                peer="normal quantile, plain sum of squares",
+            )
+        )
     write("perplexity-oc", figures)
 
 

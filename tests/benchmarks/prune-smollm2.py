@@ -12,11 +12,13 @@ from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, work
 from harness.models.shape import parameters_on_disk
 
 PEER = "the fp32 base, by turns"
-# Feed-forward channels alone (as Minitron's Llama-3.1 width students keep their heads), and with one of three KV groups.
+# Feed-forward channels alone (as Minitron's Llama-3.1 width students keep their heads), and with
+# one of three KV groups.
 CUTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("depth", "prune-depth", {"ratio": 0.4}), ("width", "prune-width", {"ratio": 0.5}),
+    ("depth", "prune-depth", {"ratio": 0.4}),
+    ("width", "prune-width", {"ratio": 0.5}),
     ("width-and-heads", "prune-width", {"ratio": 0.5, "groups": 1}),
-]  # fmt: skip
+]
 
 
 def main() -> None:
@@ -31,22 +33,43 @@ def main() -> None:
             left = parameters_on_disk(student)
             read[label] = perplexity(student)
             timed = speeds(student, teacher)
-            assert costs[label]["told"]["parameters"] == [count, left], "not the count that the formula says"
+            assert costs[label]["told"]["parameters"] == [count, left], (
+                "not the count that the formula says"
+            )
             smaller = count / left
-            details = {"parameters": [count, left], "speed": timed, "perplexity": read, "told": costs[label]["told"]}
+            details = {
+                "parameters": [count, left],
+                "speed": timed,
+                "perplexity": read,
+                "told": costs[label]["told"],
+            }
             figures.append(
-                figure(f"prune-smollm2:{label}", [one / smaller for one in timed["decode"]],
-                       unit="decode speedup over parameter ratio", better="higher", target=0.9, peer=PEER, details=details)
-            )  # fmt: skip
+                figure(
+                    f"prune-smollm2:{label}",
+                    [one / smaller for one in timed["decode"]],
+                    unit="decode speedup over parameter ratio",
+                    better="higher",
+                    target=0.9,
+                    peer=PEER,
+                    details=details,
+                )
+            )
         for name in ("prune-magnitude", "prune-wanda", "prune-sparsegpt"):
             costs[name] = made(name, {}, folder / name)
             read[name] = perplexity(folder / name / "student")
     for name in ("wanda", "sparsegpt"):
         ratio = read[f"prune-{name}"] / read["prune-magnitude"]
         figures.append(
-            figure(f"prune-smollm2:{name}", [ratio], unit="times magnitude's perplexity at 50 %", better="lower", target=1.0,
-                   peer="prune-magnitude, ours", details=read)
-        )  # fmt: skip
+            figure(
+                f"prune-smollm2:{name}",
+                [ratio],
+                unit="times magnitude's perplexity at 50 %",
+                better="lower",
+                target=1.0,
+                peer="prune-magnitude, ours",
+                details=read,
+            )
+        )
     write(Path(__file__).stem, [*figures, *cost_figures("prune-smollm2", costs, 4 * count)])
 
 

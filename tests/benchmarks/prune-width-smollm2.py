@@ -1,4 +1,5 @@
-"""Width cuts of SmolLM2-135M at the method's own default (a fifth of the channels), without and with one of three KV groups.
+"""Width cuts of SmolLM2-135M at the method's own default (a fifth of the channels), without and
+with one of three KV groups.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-width-smollm2.py
 """
@@ -27,10 +28,16 @@ def main() -> None:
             assert told["parameters"] == [count, left], "not the count that the formula says"
             timed = speeds(student, teacher)
             figures.append(
-                figure(f"prune-width-smollm2:{label}", [one * left / count for one in timed["decode"]],
-                       unit="decode speedup over parameter ratio", better="higher", target=0.9, peer="the fp32 base, by turns",
-                       details={"parameters": [count, left], "speed": timed})
-            )  # fmt: skip
+                figure(
+                    f"prune-width-smollm2:{label}",
+                    [one * left / count for one in timed["decode"]],
+                    unit="decode speedup over parameter ratio",
+                    better="higher",
+                    target=0.9,
+                    peer="the fp32 base, by turns",
+                    details={"parameters": [count, left], "speed": timed},
+                )
+            )
     write(Path(__file__).stem, figures)
 
 

@@ -1,4 +1,5 @@
-"""Seconds and memory of `harness report` on 1,000 records and of `harness check` on 50 rows of 14,042 items, as whole commands.
+"""Seconds and memory of `harness report` on 1,000 records and of `harness check` on 50 rows of
+14,042 items, as whole commands.
 
 python tests/benchmarks/report-scale.py
 """
@@ -29,10 +30,17 @@ def flipped(before: str, share: float, draw: random.Random) -> str:
 def run(*arguments: str, ends: int = 0) -> tuple[float, float]:
     """Run the command; return its seconds and its peak in MiB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    line = [sys.executable, "-c", f"import sys; sys.argv = ['harness', *{list(arguments)!r}]; from harness.cli.app import main; main()"]
+    line = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.argv = ['harness', *{list(arguments)!r}]; from harness.cli.app import "
+        "main; main()",
+    ]
     seconds, _, done = timed(line)
     if done.returncode != ends:
-        raise SystemExit(f"{arguments}: {done.returncode}: {done.stderr[-500:]}{done.stdout[-500:]}")
+        raise SystemExit(
+            f"{arguments}: {done.returncode}: {done.stderr[-500:]}{done.stdout[-500:]}"
+        )
     return seconds, max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
@@ -44,7 +52,10 @@ def main() -> None:
         teacher = marks(0.7, 1319, draw)
         many = [scored("teacher", teacher)]
         for at in range(333):
-            many += [scored(f"response[temperature={at}]", flipped(teacher, 0.1 + at / 2000, draw), seed) for seed in (1, 2, 3)]
+            many += [
+                scored(f"response[temperature={at}]", flipped(teacher, 0.1 + at / 2000, draw), seed)
+                for seed in (1, 2, 3)
+            ]
         for at, one in enumerate(many):
             write_record(folder / "report" / f"{at}.json", one)
         base = marks(0.6, 14_042, draw)
@@ -57,17 +68,48 @@ def main() -> None:
         small = [scored(f"method{at}", flipped(teacher, 0.05, draw)) for at in range(10)]
         write_baseline(folder / "small.json", frozen(scored("teacher", teacher), *small))
         small_size = (folder / "small.json").stat().st_size
-        reports = [run("report", str(folder / "report"), "--out", str(folder / "tables")) for _ in range(3)]
-        checks = [run("check", str(folder / "check"), "--baseline", str(folder / "baseline.json")) for _ in range(3)]
+        reports = [
+            run("report", str(folder / "report"), "--out", str(folder / "tables")) for _ in range(3)
+        ]
+        checks = [
+            run("check", str(folder / "check"), "--baseline", str(folder / "baseline.json"))
+            for _ in range(3)
+        ]
     details = {"records": len(many), "items": 1319, "peak MiB": max(one[1] for one in reports)}
     more = {"rows": 50, "items": 14_042, "baseline bytes": size}
     write(
         Path(__file__).stem,
         [
-            figure("report-scale:report", [one[0] for one in reports], unit="s", better="lower", target=5.0, details=details),
-            figure("report-scale:check", [one[0] for one in checks], unit="s", better="lower", target=5.0, details=more),
-            figure("report-scale:memory", [max(one[1] for one in [*reports, *checks])], unit="MiB, peak", better="lower", target=500.0),
-            figure("report-scale:baseline", [small_size / 1000], unit="kB, 10 methods on 1,319 items", better="lower", target=200.0),
+            figure(
+                "report-scale:report",
+                [one[0] for one in reports],
+                unit="s",
+                better="lower",
+                target=5.0,
+                details=details,
+            ),
+            figure(
+                "report-scale:check",
+                [one[0] for one in checks],
+                unit="s",
+                better="lower",
+                target=5.0,
+                details=more,
+            ),
+            figure(
+                "report-scale:memory",
+                [max(one[1] for one in [*reports, *checks])],
+                unit="MiB, peak",
+                better="lower",
+                target=500.0,
+            ),
+            figure(
+                "report-scale:baseline",
+                [small_size / 1000],
+                unit="kB, 10 methods on 1,319 items",
+                better="lower",
+                target=200.0,
+            ),
         ],
     )
 

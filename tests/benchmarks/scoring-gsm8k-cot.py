@@ -1,6 +1,8 @@
-"""Eight-shot GSM8K with chains of thought, 32 problems of mixed lengths, SmolLM2-135M, fp32, two cores, 512 new tokens for both.
+"""Eight-shot GSM8K with chains of thought, 32 problems of mixed lengths, SmolLM2-135M, fp32, two
+cores, 512 new tokens for both.
 
-HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-gsm8k-cot.py [ITEMS] [BATCH SIZE OF THE PEER]
+HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-gsm8k-cot.py [ITEMS] [BATCH
+SIZE OF THE PEER]
 """
 
 import sys
@@ -21,15 +23,30 @@ def main() -> None:
     found = paired(opened, requests, batch_size=batch, rounds=1)
     mine, theirs = found["answers"]["ours"], found["answers"]["theirs"]
     details = {
-        "items": items, "same answers": sum(a == b for a, b in zip(mine, theirs, strict=True)), "batch size of the peer": batch,
-        "new tokens at most": 512, "CPU seconds": found["seconds"],
-        "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
-    }  # fmt: skip
+        "items": items,
+        "same answers": sum(a == b for a, b in zip(mine, theirs, strict=True)),
+        "batch size of the peer": batch,
+        "new tokens at most": 512,
+        "CPU seconds": found["seconds"],
+        "peak memory above rest, MiB": {
+            who: round(value / 2**20) for who, value in found["peaks"].items()
+        },
+    }
     print(details)
     peer = f"lm-eval HFLM, batch {batch}"
     write(
         Path(__file__).stem,
-        [figure("scoring-gsm8k-cot", found["ratios"], unit="times less CPU", better="higher", target=2, peer=peer, details=details)],
+        [
+            figure(
+                "scoring-gsm8k-cot",
+                found["ratios"],
+                unit="times less CPU",
+                better="higher",
+                target=2,
+                peer=peer,
+                details=details,
+            )
+        ],
     )
 
 

@@ -1,4 +1,5 @@
-"""Both embedded tasks, all 1,000 items, teacher `tiny`, against lm-eval's backend at its best batch size.
+"""Both embedded tasks, all 1,000 items, teacher `tiny`, against lm-eval's backend at its best batch
+size.
 
 python tests/benchmarks/scoring-mini.py [ROUNDS]
 """
@@ -36,15 +37,25 @@ def main() -> None:
             pairs = list(zip(found["answers"]["ours"], found["answers"]["theirs"], strict=True))
             same = {"items": len(pairs), "same answers": sum(a == b for a, b in pairs)}
         details = {
-            **same, "best batch size of the peer": best, "CPU seconds on 400 items by batch size": seconds, "CPU seconds": found["seconds"],
-            "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
-        }  # fmt: skip
+            **same,
+            "best batch size of the peer": best,
+            "CPU seconds on 400 items by batch size": seconds,
+            "CPU seconds": found["seconds"],
+            "peak memory above rest, MiB": {
+                who: round(value / 2**20) for who, value in found["peaks"].items()
+            },
+        }
         figures.append(
             figure(
-                f"scoring-mini:{name.partition('-')[0]}", found["ratios"], unit="times less CPU", better="higher", target=TARGETS[name],
-                peer=f"lm-eval HFLM, batch {best}", details=details,
+                f"scoring-mini:{name.partition('-')[0]}",
+                found["ratios"],
+                unit="times less CPU",
+                better="higher",
+                target=TARGETS[name],
+                peer=f"lm-eval HFLM, batch {best}",
+                details=details,
             )
-        )  # fmt: skip
+        )
     write(Path(__file__).stem, figures)
 
 

@@ -18,18 +18,34 @@ def main() -> None:
     """Score ITEMS questions by both, once each."""
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     opened = outside_model()
-    requests = requests_of(suites.load("mmlu-cloze").lm_eval_tasks(source(), subjects=SUBJECTS), items)
+    requests = requests_of(
+        suites.load("mmlu-cloze").lm_eval_tasks(source(), subjects=SUBJECTS), items
+    )
     found = paired(opened, requests, batch_size=4, rounds=1)
     details = {
         **choices_compared(requests, found["answers"]),
         **against_double(opened, requests, found["answers"]),
-        "subjects": SUBJECTS, "batch size of the peer": 4, "CPU seconds": found["seconds"],
-        "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
-    }  # fmt: skip
+        "subjects": SUBJECTS,
+        "batch size of the peer": 4,
+        "CPU seconds": found["seconds"],
+        "peak memory above rest, MiB": {
+            who: round(value / 2**20) for who, value in found["peaks"].items()
+        },
+    }
     peer = "lm-eval HFLM, logits cache on"
     write(
         Path(__file__).stem,
-        [figure("scoring-mmlu-cloze", found["ratios"], unit="times less CPU", better="higher", target=4, peer=peer, details=details)],
+        [
+            figure(
+                "scoring-mmlu-cloze",
+                found["ratios"],
+                unit="times less CPU",
+                better="higher",
+                target=4,
+                peer=peer,
+                details=details,
+            )
+        ],
     )
 
 

@@ -1,4 +1,5 @@
-"""Five-shot MMLU by letters, three subjects (one with a prompt of 2,400 tokens), SmolLM2-135M, fp32, two cores.
+"""Five-shot MMLU by letters, three subjects (one with a prompt of 2,400 tokens), SmolLM2-135M,
+fp32, two cores.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-mmlu.py [ITEMS]
 """
@@ -25,9 +26,14 @@ def main() -> None:
     details = {
         **same,
         **against_double(opened, requests, found["answers"]),
-        "subjects": SUBJECTS, "items of each": items, "batch size of the peer": 4, "CPU seconds": found["seconds"],
-        "peak memory above rest, MiB": {who: round(value / 2**20) for who, value in found["peaks"].items()},
-    }  # fmt: skip
+        "subjects": SUBJECTS,
+        "items of each": items,
+        "batch size of the peer": 4,
+        "CPU seconds": found["seconds"],
+        "peak memory above rest, MiB": {
+            who: round(value / 2**20) for who, value in found["peaks"].items()
+        },
+    }
     write(
         Path(__file__).stem,
         [

@@ -1,8 +1,9 @@
-"""How the shared path rounds in bf16 beside the model's own attention, both against float32 with the same weights.
+"""How the shared path rounds in bf16 beside the model's own attention, both against float32 with
+the same weights.
 
-Random models of many families at two spreads of their weights, the embedded pair, depth cuts of it, and folders that are named.
-Prints each model's gap in float32 (the path's logic), its widest gap in bf16, and the ratio of the two deviations; a path that is
-wrong in float32 is not judged further.
+Random models of many families at two spreads of their weights, the embedded pair, depth cuts of it,
+and folders that are named. Prints each model's gap in float32 (the path's logic), its widest gap in
+bf16, and the ratio of the two deviations; a path that is wrong in float32 is not judged further.
 
 python tests/benchmarks/shared-rounding.py [FOLDER...]
 """
@@ -24,7 +25,8 @@ from harness.scoring.rounding import LIKELY, at_places, deviation, log_probabili
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from families import FAMILIES, random_family
 
-SPREADS = (0.1, 0.3)  # of the weights: the second makes logits so wide that a step of bf16 is a tenth of a nat
+# of the weights: the second makes logits so wide that a step of bf16 is a tenth of a nat
+SPREADS = (0.1, 0.3)
 
 
 def models(folders: Sequence[str]) -> Iterator[tuple[str, LanguageModel]]:
@@ -32,25 +34,42 @@ def models(folders: Sequence[str]) -> Iterator[tuple[str, LanguageModel]]:
     tiny = open_model(resolve("tiny", cache=Path("unused")))
     for name in FAMILIES:
         for spread in SPREADS:
-            yield f"{name}, {spread}", LanguageModel(random_family(name, spread=spread, seed=1), tiny.tokenizer, "cpu", tiny.checkpoint)
+            yield (
+                f"{name}, {spread}",
+                LanguageModel(
+                    random_family(name, spread=spread, seed=1),
+                    tiny.tokenizer,
+                    "cpu",
+                    tiny.checkpoint,
+                ),
+            )
     for name in ("tiny", "tiny-math"):
         base = resolve(name, cache=Path("unused"))
         yield name, open_model(base)
         for recipe in ("depth:0.5", "depth:0.25"):
-            yield f"{recipe} of {name}", student_of(recipe, base, seed=0, device="cpu", dtype="float32")
+            yield (
+                f"{recipe} of {name}",
+                student_of(recipe, base, seed=0, device="cpu", dtype="float32"),
+            )
     for folder in folders:
         yield folder, open_model(resolve(folder, cache=default_cache()))
 
 
 def judged(opened: LanguageModel) -> tuple[float, float, float]:
-    """Return the widest gap in float32, the widest in bf16, and the path's deviation over the own attention's."""
+    """Return the widest gap in float32, the widest in bf16, and the path's deviation over the own
+    attention's.
+    """
     texts = _probed(opened)
     places, logits = _answers(opened, texts)
     gap = _widest(logits, at_places(log_probabilities(opened, texts), places), LIKELY)
     in_full = _in_float32(opened, texts)
     assert in_full is not None
     truth, fault = in_full
-    return fault, gap, deviation(logits, at_places(truth, places)) / own_deviation(opened, texts, truth, places)
+    return (
+        fault,
+        gap,
+        deviation(logits, at_places(truth, places)) / own_deviation(opened, texts, truth, places),
+    )
 
 
 def main(folders: Sequence[str]) -> None:
@@ -65,12 +84,17 @@ def main(folders: Sequence[str]) -> None:
             print(f"{name[-50:]:50} {why[:80]}")
             continue
         fault, gap, ratio = judged(opened)
-        print(f"{name[-50:]:50} float32 {fault:8.1e}  bf16 {gap:6.3f}  ratio {ratio:6.2f}  {why[:60]}")
+        print(
+            f"{name[-50:]:50} float32 {fault:8.1e}  bf16 {gap:6.3f}  ratio {ratio:6.2f}  {why[:60]}"
+        )
         if fault <= _TOLERANCE["float32"]:
             ratios.append(ratio)
     ratios.sort()
     parts, most = quantiles(ratios, n=20), [round(ratio, 2) for ratio in ratios[-4:]]
-    print(f"{len(ratios)} models: median {parts[9]:.2f}, 90th percentile {parts[17]:.2f}, the four largest {most}")
+    print(
+        f"{len(ratios)} models: median {parts[9]:.2f}, 90th percentile {parts[17]:.2f}, the four "
+        f"largest {most}"
+    )
 
 
 if __name__ == "__main__":

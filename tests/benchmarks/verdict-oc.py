@@ -1,10 +1,14 @@
-"""How often a table names the better of two methods, rightly and wrongly: simulated trainings and items through the tables' own test.
+"""How often a table names the better of two methods, rightly and wrongly: simulated trainings and
+items through the tables' own test.
 
-Two methods are trained s times each and scored on the same n items. An item is right with a probability that follows its difficulty and the
-training's own shift (a normal deviation of 0 to 4 points); a part of the items answers by the method's own draw, another by the training's,
-which makes flips. Wrong: equal methods called better or worse. Power: 5 points apart, 3 trainings, 1 point between trainings, n = 1,319.
-Coverage: of the 95 % interval of the difference, and of the retention against a teacher. Beside them what was used before: the two-level
-percentile bootstrap, one training judged by its items, and Student's t with one number of degrees of freedom (Satterthwaite).
+Two methods are trained s times each and scored on the same n items. An item is right with a
+probability that follows its difficulty and the training's own shift (a normal deviation of 0 to 4
+points); a part of the items answers by the method's own draw, another by the training's, which
+makes flips. Wrong: equal methods called better or worse. Power: 5 points apart, 3 trainings, 1
+point between trainings, n = 1,319. Coverage: of the 95 % interval of the difference, and of the
+retention against a teacher. Beside them what was used before: the two-level percentile bootstrap,
+one training judged by its items, and Student's t with one number of degrees of freedom
+(Satterthwaite).
 
 python tests/benchmarks/verdict-oc.py [--draws 8000]
 """
@@ -29,7 +33,9 @@ _Runs = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """Trainings, their deviation, items, and how many items answer by the method's and by the training's own draw."""
+    """Trainings, their deviation, items, and how many items answer by the method's and by the
+    training's own draw.
+    """
 
     seeds: tuple[int, int]
     deviation: tuple[float, float]
@@ -39,22 +45,34 @@ class Case:
     gap: float = 0.0
 
     def draw(self, generator: np.random.Generator) -> tuple[_Runs, _Runs, float]:
-        """Return both methods' outcomes (trainings, items), and the true difference of the means in this population of items."""
+        """Return both methods' outcomes (trainings, items), and the true difference of the means in
+        this population of items.
+        """
         difficulty = np.clip(generator.normal(BASE, 0.25, self.items), 0.05, 0.95)
         common = generator.random(self.items)
         sides = []
-        for seeds, deviation, shift in zip(self.seeds, self.deviation, (self.gap, 0.0), strict=True):
-            own = np.where(generator.random(self.items) < self.by_method, generator.random(self.items), common)
+        for seeds, deviation, shift in zip(
+            self.seeds, self.deviation, (self.gap, 0.0), strict=True
+        ):
+            own = np.where(
+                generator.random(self.items) < self.by_method, generator.random(self.items), common
+            )
             runs = []
             for _ in range(seeds):
-                drawn = np.where(generator.random(self.items) < self.by_training, generator.random(self.items), own)
+                drawn = np.where(
+                    generator.random(self.items) < self.by_training,
+                    generator.random(self.items),
+                    own,
+                )
                 moved = difficulty + shift + generator.normal(0.0, deviation)
                 runs.append((drawn < moved).astype(np.float64))
             sides.append(np.stack(runs))
         return sides[0], sides[1], self.gap
 
 
-def old_bootstrap(ours: _Runs, theirs: _Runs, generator: np.random.Generator, draws: int = 400) -> tuple[float, float]:
+def old_bootstrap(
+    ours: _Runs, theirs: _Runs, generator: np.random.Generator, draws: int = 400
+) -> tuple[float, float]:
     """Return the ends of the percentile interval of a bootstrap over trainings and items."""
     count, items = ours.shape
     gaps = np.empty(draws)
@@ -67,11 +85,17 @@ def old_bootstrap(ours: _Runs, theirs: _Runs, generator: np.random.Generator, dr
 
 
 def satterthwaite(ours: _Runs, theirs: _Runs) -> tuple[float, float]:
-    """Return the ends of Student's interval whose one number of degrees of freedom is Satterthwaite's over trainings and items."""
+    """Return the ends of Student's interval whose one number of degrees of freedom is
+    Satterthwaite's over trainings and items.
+    """
     gap = ours.mean() - theirs.mean()
     per_item = ours.mean(axis=0) - theirs.mean(axis=0)
     parts = [(float(per_item.var(ddof=1)) / len(per_item), len(per_item) - 1)]
-    parts += [(float(side.mean(axis=1).var(ddof=1)) / len(side), len(side) - 1) for side in (ours, theirs) if len(side) > 1]
+    parts += [
+        (float(side.mean(axis=1).var(ddof=1)) / len(side), len(side) - 1)
+        for side in (ours, theirs)
+        if len(side) > 1
+    ]
     total = sum(part for part, _ in parts)
     freedom = total**2 / sum(part**2 / free for part, free in parts if part > 0)
     half = float(stdtrit(freedom, 0.975)) * total**0.5
@@ -92,7 +116,9 @@ def equal_cases() -> Iterator[Case]:
 
 
 def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, float]:
-    """Return the share of draws in which a verdict was given, in which the interval missed the truth, and the same of the old ways."""
+    """Return the share of draws in which a verdict was given, in which the interval missed the
+    truth, and the same of the old ways.
+    """
     called, missed, sure = 0, 0, 0
     for _ in range(draws):
         ours, theirs, truth = case.draw(generator)
@@ -102,11 +128,17 @@ def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, 
         missed += not found.low <= truth <= found.high
         low, high = satterthwaite(ours, theirs)
         sure += not low <= truth <= high
-    return {"called": called / draws, "missed": missed / draws, "satterthwaite missed": sure / draws}
+    return {
+        "called": called / draws,
+        "missed": missed / draws,
+        "satterthwaite missed": sure / draws,
+    }
 
 
 def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> float:
-    """Return how often the interval of a retention misses: trainings of a student 10 points below a teacher without a draw."""
+    """Return how often the interval of a retention misses: trainings of a student 10 points below a
+    teacher without a draw.
+    """
     truth, missed = None, 0
     for _ in range(draws):
         ours, theirs, _ = case.draw(generator)
@@ -125,7 +157,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=8_000)
     draws = parser.parse_args().draws
     generator = np.random.default_rng(20_261_126)
-    # The largest of many noisy shares is too large: the worst cases of a first pass are drawn anew, and only these draws count.
+    # The largest of many noisy shares is too large: the worst cases of a first pass are drawn anew,
+    # and only these draws count.
     first = {case: judged(case, draws // 8, generator) for case in equal_cases()}
     worst_first = sorted(first, key=lambda case: first[case]["called"], reverse=True)[:6]
     worst_first += sorted(first, key=lambda case: first[case]["missed"], reverse=True)[:2]
@@ -134,32 +167,89 @@ def main() -> None:
     uncovered = max(cases, key=lambda case: cases[case]["missed"])
     powerful = Case((3, 3), (0.01, 0.01), 1_319, gap=0.05)
     power = judged(powerful, draws, generator)
-    kept = [retention_missed(Case((seeds, 1), (0.01, 0.0), 1_319, gap=-0.1), draws, generator) for seeds in SEEDS]
+    kept = [
+        retention_missed(Case((seeds, 1), (0.01, 0.0), 1_319, gap=-0.1), draws, generator)
+        for seeds in SEEDS
+    ]
     small = Case((3, 3), (0.02, 0.02), 5_000)
-    bootstrap = np.mean([not low <= 0 <= high for low, high in
-                         (old_bootstrap(*small.draw(generator)[:2], generator) for _ in range(min(draws, 500)))])  # fmt: skip
+    bootstrap = np.mean(
+        [
+            not low <= 0 <= high
+            for low, high in (
+                old_bootstrap(*small.draw(generator)[:2], generator) for _ in range(min(draws, 500))
+            )
+        ]
+    )
     once = Case((1, 1), (0.02, 0.02), 1_319)
     one = np.mean([means.unequal(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)])
-    every = {f"{case.seeds[0]}/{case.seeds[1]} trainings, {100 * case.deviation[0]:g}/{100 * case.deviation[1]:g} points, n {case.items}, "
-             f"{case.by_training:g} by training": found for case, found in {**first, **cases}.items()}  # fmt: skip
-    sure = max(first.values(), key=lambda found: found["satterthwaite missed"])["satterthwaite missed"]
+    every = {
+        f"{case.seeds[0]}/{case.seeds[1]} trainings, "
+        f"{100 * case.deviation[0]:g}/{100 * case.deviation[1]:g} points, n {case.items}, "
+        f"{case.by_training:g} by training": found
+        for case, found in {**first, **cases}.items()
+    }
+    sure = max(first.values(), key=lambda found: found["satterthwaite missed"])[
+        "satterthwaite missed"
+    ]
     peer = "same draws as ours of the first pass"
-    details = {"worst": str(worst), "draws": draws, "draws of the first pass": draws // 8, "cases": every}
+    details = {
+        "worst": str(worst),
+        "draws": draws,
+        "draws of the first pass": draws // 8,
+        "cases": every,
+    }
     covered = {seeds: 1 - share for seeds, share in zip(SEEDS, kept, strict=True)}
     figures = [
-        figure("verdict-oc:false-verdicts", [cases[worst]["called"]], unit="of equal methods called better or worse, the worst case",
-               better="lower", target=0.06, details=details),
-        figure("verdict-oc:false-verdicts:satterthwaite", [sure], unit="of equal methods called so, one number of degrees of freedom",
-               better="lower", target=None, peer=f"Student's t, Satterthwaite over trainings and items together, {peer}"),
-        figure("verdict-oc:false-verdicts:bootstrap", [float(bootstrap)], better="lower", target=None, peer="used before",
-               unit="of equal methods called so by a two-level percentile bootstrap, 3 trainings, 2 points, n 5,000"),
-        figure("verdict-oc:false-verdicts:one-training", [float(one)], better="lower", target=None, peer="used before",
-               unit="of equal methods called so by the items of one training each, 2 points"),
-        figure("verdict-oc:power", [power["called"]], unit="of 5-point differences named: 3 trainings, 1 point between them, n 1,319",
-               better="higher", target=0.8, details={"missed": power["missed"]}),
-        figure("verdict-oc:coverage", [1 - max(cases[uncovered]["missed"], *kept)], unit="coverage of a 95 % interval, the lowest",
-               better="higher", target=0.94, details={"worst": str(uncovered), "retention": covered}),
-    ]  # fmt: skip
+        figure(
+            "verdict-oc:false-verdicts",
+            [cases[worst]["called"]],
+            unit="of equal methods called better or worse, the worst case",
+            better="lower",
+            target=0.06,
+            details=details,
+        ),
+        figure(
+            "verdict-oc:false-verdicts:satterthwaite",
+            [sure],
+            unit="of equal methods called so, one number of degrees of freedom",
+            better="lower",
+            target=None,
+            peer=f"Student's t, Satterthwaite over trainings and items together, {peer}",
+        ),
+        figure(
+            "verdict-oc:false-verdicts:bootstrap",
+            [float(bootstrap)],
+            better="lower",
+            target=None,
+            peer="used before",
+            unit="of equal methods called so by a two-level percentile bootstrap, 3 trainings, 2 "
+            "points, n 5,000",
+        ),
+        figure(
+            "verdict-oc:false-verdicts:one-training",
+            [float(one)],
+            better="lower",
+            target=None,
+            peer="used before",
+            unit="of equal methods called so by the items of one training each, 2 points",
+        ),
+        figure(
+            "verdict-oc:power",
+            [power["called"]],
+            unit="of 5-point differences named: 3 trainings, 1 point between them, n 1,319",
+            better="higher",
+            target=0.8,
+            details={"missed": power["missed"]},
+        ),
+        figure(
+            "verdict-oc:coverage",
+            [1 - max(cases[uncovered]["missed"], *kept)],
+            unit="coverage of a 95 % interval, the lowest",
+            better="higher",
+            target=0.94,
+            details={"worst": str(uncovered), "retention": covered},
+        ),
+    ]
     write("verdict-oc", figures)
 
 

@@ -8,15 +8,20 @@ import sys
 import pytest
 
 OPTIONS = {
-    "run": "--backend --grid --rounds --batch-size --budget --cache --chat-template --system --track --tune --include-path --noise "
-    "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods --no-controls "
-    "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout --allow-task-code",
+    "run": "--backend --grid --rounds --batch-size --budget --cache --chat-template --system "
+    "--track --tune --include-path --noise "
+    "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods "
+    "--no-controls "
+    "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout "
+    "--allow-task-code",
     "list": "--help",
     "cache": "--cache --help --kind --older-than",
     "lm-eval": "",
     "measure": "--cache --device --dtype --grid --help --out --rounds --threads",
-    "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows --student --suite --teacher",
-    "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha --tolerance --detect --exact --faster --measured "
+    "plan": "--budget --cache --hardware --help --limit --methods --price --records --rows "
+    "--student --suite --teacher",
+    "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha "
+    "--tolerance --detect --exact --faster --measured "
     "--slower --json --junit --markdown --annotate --no-annotate",
     "baseline": "",
     "export": "--out --project",
@@ -28,7 +33,11 @@ OPTIONS = {
 
 def harness(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], capture_output=True, text=True, timeout=600, **options
+        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **options,
     )
 
 
@@ -40,14 +49,29 @@ def test_the_surface_is_this_and_no_more():
 
     commands = get_command(app).commands
     assert isinstance(app, typer.Typer) and set(commands) == set(OPTIONS)
-    inner = {name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params]))) for name, one in commands["baseline"].commands.items()}
+    inner = {
+        name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params])))
+        for name, one in commands["baseline"].commands.items()
+    }
     assert inner == {
-        "update": {"--baseline", "--reason", "--rows", "--margin", "--own-margin", "--accept-regression", "--drop"},
-        "show": set(), "diff": set(),
-    }  # fmt: skip
+        "update": {
+            "--baseline",
+            "--reason",
+            "--rows",
+            "--margin",
+            "--own-margin",
+            "--accept-regression",
+            "--drop",
+        },
+        "show": set(),
+        "diff": set(),
+    }
     for name, command in commands.items():
         found = {
-            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("--")
+            option
+            for parameter in command.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+            if option.startswith("--")
         }
         assert found | {"--help"} == set(OPTIONS[name].split()) | {"--help"}, name
 
@@ -59,20 +83,31 @@ try:
     runpy.run_module("harness.cli", run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
-print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "transformers", "datasets", "lm_eval", "pandas"}))
+heavy = {"torch", "transformers", "datasets", "lm_eval", "pandas"}
+print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & heavy))
 """
 
 
 @pytest.mark.parametrize(
     ("arguments", "allowed"),
     [
-        (["--help"], []), (["run", "--help"], []), (["list", "methods"], []), (["list", "suites"], []), (["list", "tasks"], []),
-        (["list", "models"], []), (["plan"], []), (["run", "--dry-run"], []), (["report", "--explain"], []), (["check", "--help"], []),
+        (["--help"], []),
+        (["run", "--help"], []),
+        (["list", "methods"], []),
+        (["list", "suites"], []),
+        (["list", "tasks"], []),
+        (["list", "models"], []),
+        (["plan"], []),
+        (["run", "--dry-run"], []),
+        (["report", "--explain"], []),
+        (["check", "--help"], []),
         (["cache", "ls", "--cache", "."], []),
     ],
-)  # fmt: skip
+)
 def test_commands_that_compute_nothing_import_nothing_heavy(arguments, allowed):
-    done = subprocess.run([sys.executable, "-P", "-c", IMPORTS, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", IMPORTS, *arguments], capture_output=True, text=True
+    )
     assert f"LOADED {allowed}" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]
 
 
@@ -82,12 +117,30 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
     from harness.records.record import RunRecord
 
     empty = RunRecord(
-        key="k", status="failed", reason="made up", label="cot", method="cot", family="x", is_control=False, suites=("math",),
-        tasks=("gsm8k-mini@1",), device="cpu", dtype="float32", teachers=(), student_recipe="depth:0.5",
-        student_base=ModelReference(name="tiny", digest="d"), budget_tokens=1, budget_rows=1, path="",
-    )  # fmt: skip
+        key="k",
+        status="failed",
+        reason="made up",
+        label="cot",
+        method="cot",
+        family="x",
+        is_control=False,
+        suites=("math",),
+        tasks=("gsm8k-mini@1",),
+        device="cpu",
+        dtype="float32",
+        teachers=(),
+        student_recipe="depth:0.5",
+        student_base=ModelReference(name="tiny", digest="d"),
+        budget_tokens=1,
+        budget_rows=1,
+        path="",
+    )
     record.write(tmp_path / "one.json", empty)
-    done = subprocess.run([sys.executable, "-P", "-c", IMPORTS, "report", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", IMPORTS, "report", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
     assert "LOADED ['pandas']" in done.stdout, done.stdout[-300:] + done.stderr[-2000:]
     assert "cot failed: made up" in done.stdout
     assert (tmp_path / "tables" / "table.md").exists()
@@ -127,7 +180,15 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = harness("run", "--methods", "identity", "--out", tmp_path / "file" / "runs", "--cache", tmp_path / "cache")
+    done = harness(
+        "run",
+        "--methods",
+        "identity",
+        "--out",
+        tmp_path / "file" / "runs",
+        "--cache",
+        tmp_path / "cache",
+    )
     assert done.returncode == 2 and "give another folder with --out" in done.stderr
 
 
@@ -142,10 +203,19 @@ def test_a_truncated_and_a_foreign_record_are_named_and_skipped(tmp_path):
 def test_dry_run_prints_every_cell_and_computes_nothing(tmp_path):
     done = harness("run", "--methods", "cot,response", "--dry-run", "--seeds", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for row in ("teacher", "cot seed 1", "cot seed 2", "answer-only seed 1 (control)", "untouched (control)", "sft seed 2 (control)"):
+    for row in (
+        "teacher",
+        "cot seed 1",
+        "cot seed 2",
+        "answer-only seed 1 (control)",
+        "untouched (control)",
+        "sft seed 2 (control)",
+    ):
         assert f"  {row}:" in done.stdout
     lines = {line.strip().partition(":")[0]: line for line in done.stdout.splitlines()}
-    assert "; training states 0.01 of " in lines["cot seed 1"] and "training" not in lines["teacher"]
+    assert (
+        "; training states 0.01 of " in lines["cot seed 1"] and "training" not in lines["teacher"]
+    )
     assert "10 cells" in done.stdout and not any(tmp_path.iterdir())
 
 
@@ -159,7 +229,10 @@ def test_packages_resolve_to_one_parent_folder():
     import methods
     import suites
 
-    parents = {str(__import__("pathlib").Path(one.__file__).parent.parent) for one in (package, methods, suites)}
+    parents = {
+        str(__import__("pathlib").Path(one.__file__).parent.parent)
+        for one in (package, methods, suites)
+    }
     assert len(parents) == 1
 
 
@@ -167,10 +240,25 @@ def test_packages_resolve_to_one_parent_folder():
 def test_lm_evals_own_command_asks_our_model(tmp_path):
     from pathlib import Path
 
-    tasks = Path(__file__).parents[1] / "tasks"  # lm-eval resolves a task's data files against the working directory
+    # lm-eval resolves a task's data files against the working directory
+    tasks = Path(__file__).parents[1] / "tasks"
     done = harness(
-        "lm-eval", "--model", "harness", "--model_args", "pretrained=tiny", "--tasks", "svamp_style", "--include_path", tasks,
-        "--batch_size", "auto", cwd=tasks,
-    )  # fmt: skip
+        "lm-eval",
+        "--model",
+        "harness",
+        "--model_args",
+        "pretrained=tiny",
+        "--tasks",
+        "svamp_style",
+        "--include_path",
+        tasks,
+        "--batch_size",
+        "auto",
+        cwd=tasks,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("harness (") and "'pretrained': 'tiny'" in done.stdout and "exact_match" in done.stdout
+    assert (
+        done.stdout.startswith("harness (")
+        and "'pretrained': 'tiny'" in done.stdout
+        and "exact_match" in done.stdout
+    )

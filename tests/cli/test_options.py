@@ -1,4 +1,6 @@
-"""A setting is one field of the configuration: every door has it by that, with one help, one default, one refusal."""
+"""A setting is one field of the configuration: every door has it by that, with one help, one
+default, one refusal.
+"""
 
 import sys
 from pathlib import Path
@@ -19,19 +21,25 @@ class Wider(config.RunConfig):
 
     shots: Annotated[int, Field(ge=0, le=25)] = Field(3, description="Examples before each item.")
     ratio: Annotated[float, Field(gt=0)] | None = Field(None, description="A share.")
-    order: Literal["given", "length", "random"] = Field("given", description="How items are sorted: {choices}.")
+    order: Literal["given", "length", "random"] = Field(
+        "given", description="How items are sorted: {choices}."
+    )
     packed: bool = Field(True, description="Join short rows.")
     dry: bool = Field(False, description="Take no rows.")
-    notes: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(None, description="Kept in the run file.")
-    folder: Annotated[Path | None, Spelling(environment="HARNESS_TEST_FOLDER", default="$HARNESS_TEST_FOLDER")] = Field(
-        None, description="A place."
+    notes: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(
+        None, description="Kept in the run file."
     )
+    folder: Annotated[
+        Path | None, Spelling(environment="HARNESS_TEST_FOLDER", default="$HARNESS_TEST_FOLDER")
+    ] = Field(None, description="A place.")
     tags: config.Names = Field(("a",), description="Words, separated by commas.")
 
 
 @pytest.fixture
 def door(monkeypatch, tmp_path, capsys):
-    """Type a `run` command; returns its exit code, what it printed, and the configuration that it came to."""
+    """Type a `run` command; returns its exit code, what it printed, and the configuration that it
+    came to.
+    """
     seen = []
     monkeypatch.setattr(config, "RunConfig", Wider)
     monkeypatch.setattr("harness.api.check_places", lambda given, **_: seen.append(given))
@@ -75,7 +83,9 @@ def test_a_new_field_is_an_option_a_key_and_an_argument(typed, line, value, door
     with pytest.raises(harness.HarnessError, match="planned"):
         harness.run("cot", **value)
     assert getattr(door.seen[0], name) == expected
-    assert getattr(door()[2], name) == Wider.model_fields[name].default, "nothing typed: the field's default"
+    assert getattr(door()[2], name) == Wider.model_fields[name].default, (
+        "nothing typed: the field's default"
+    )
 
 
 def test_help_shows_a_new_fields_words_default_choices_and_bounds(door):
@@ -91,7 +101,9 @@ def test_help_shows_a_new_fields_words_default_choices_and_bounds(door):
         "--tags <list[str]> Words, separated by commas. [default: a]",
     ):
         assert words in text, words
-    assert text.index("--wait") < text.index("--shots") < text.index("--dry-run"), "in the order of the fields"
+    assert text.index("--wait") < text.index("--shots") < text.index("--dry-run"), (
+        "in the order of the fields"
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +118,11 @@ def test_help_shows_a_new_fields_words_default_choices_and_bounds(door):
 )
 def test_every_door_refuses_in_the_same_words(typed, line, name, value, door, tmp_path):
     code, said, _ = door(*typed)
-    assert code == 2 and len(said.strip().splitlines()) == 1 and f"--{name} {value!r}: input should be" in said
+    assert (
+        code == 2
+        and len(said.strip().splitlines()) == 1
+        and f"--{name} {value!r}: input should be" in said
+    )
     (tmp_path / "run.toml").write_text(line)
     assert door("run.toml")[:2] == (2, said.replace("harness: ", "harness: run.toml: "))
     with pytest.raises(harness.HarnessError) as refused:
@@ -122,7 +138,9 @@ def test_an_unknown_key_is_answered_with_the_nearest_field(door, tmp_path):
     assert "--shotts" in door("--shotts", "2")[1]
 
 
-def test_the_environment_stands_in_at_every_door_and_what_is_typed_wins(door, tmp_path, monkeypatch):
+def test_the_environment_stands_in_at_every_door_and_what_is_typed_wins(
+    door, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HARNESS_TEST_FOLDER", "of-the-environment")
     assert door()[2].folder == Path("of-the-environment")
     assert door("--folder", "typed")[2].folder == Path("typed")
@@ -137,10 +155,18 @@ def test_the_environment_stands_in_at_every_door_and_what_is_typed_wins(door, tm
 
 
 def test_options_typed_win_over_the_file_and_methods_settings_come_together(door, tmp_path):
-    (tmp_path / "run.toml").write_text("seeds = 2\nrows = 7\n[set.response]\ntemperature = 1\ntop_k = 5\n[set.sft]\nlr = 1")
-    got = door("run.toml", "--rows", "9", "--set", "response.temperature=4", "--set", "cot.samples=2")[2]
+    (tmp_path / "run.toml").write_text(
+        "seeds = 2\nrows = 7\n[set.response]\ntemperature = 1\ntop_k = 5\n[set.sft]\nlr = 1"
+    )
+    got = door(
+        "run.toml", "--rows", "9", "--set", "response.temperature=4", "--set", "cot.samples=2"
+    )[2]
     assert (got.seeds, got.rows) == (2, 9)
-    assert got.set == {"response": {"temperature": 4, "top_k": 5}, "sft": {"lr": 1}, "cot": {"samples": 2}}
+    assert got.set == {
+        "response": {"temperature": 4, "top_k": 5},
+        "sft": {"lr": 1},
+        "cot": {"samples": 2},
+    }
 
 
 def test_every_setting_says_what_it_is_and_names_each_of_its_choices():
@@ -154,7 +180,8 @@ def test_the_help_of_all_commands_does_not_read_the_configuration():
     import subprocess
 
     line = (
-        "import sys; sys.argv = ['harness', '--help']; from harness.cli.app import _command; _command(); print('pydantic' in sys.modules)"
+        "import sys; sys.argv = ['harness', '--help']; from harness.cli.app import _command; "
+        "_command(); print('pydantic' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False"), done.stdout[-300:] + done.stderr[-300:]

@@ -1,4 +1,6 @@
-"""docs/architecture.md: its picture is drawn from the imports of today, and the functions that it walks through are there."""
+"""docs/architecture.md: its picture is drawn from the imports of today, and the functions that it
+walks through are there.
+"""
 
 import ast
 import importlib.util
@@ -36,19 +38,42 @@ def test_what_the_walks_pass_through_is_there(file, name):
     path = ROOT / file
     assert path.is_file(), file
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    there = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    there = {
+        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
     assert not name or name in there, f"{file} has no {name}"
 
 
-PAGES = sorted({ROOT / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("[A-Z]*.md")})
-FILE = r"(?:`|\]\()((?:\.\./)?(?:harness|methods|suites|tests|docs|results)/[\w./-]+\.(?:py|md|html|json|toml|jsonl))[`)#:]"
-WRITTEN_BY_READERS = ("results/runs/", "results/cache/", "methods/first_words.py")  # by a run, or by hand
+PAGES = sorted(
+    {
+        ROOT / "README.md",
+        ROOT / "results" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("[A-Z]*.md"),
+    }
+)
+FILE = (
+    r"(?:`|\]\()((?:\.\./)?(?:harness|methods|suites|tests|docs|results)/"
+    r"[\w./-]+\.(?:py|md|html|json|toml|jsonl))[`)#:]"
+)
+# by a run, or by hand
+WRITTEN_BY_READERS = ("results/runs/", "results/cache/", "methods/first_words.py")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent == ROOT else f"{page.parent.name}/{page.name}")
+@pytest.mark.parametrize(
+    "page",
+    PAGES,
+    ids=lambda page: page.name if page.parent == ROOT else f"{page.parent.name}/{page.name}",
+)
 def test_every_file_that_a_page_names_is_there(page):
-    named = {name.removeprefix("../") for name in re.findall(FILE, page.read_text(encoding="utf-8"))}
-    missing = [name for name in sorted(named) if not name.startswith(WRITTEN_BY_READERS) and not (ROOT / name).exists()]
+    named = {
+        name.removeprefix("../") for name in re.findall(FILE, page.read_text(encoding="utf-8"))
+    }
+    missing = [
+        name
+        for name in sorted(named)
+        if not name.startswith(WRITTEN_BY_READERS) and not (ROOT / name).exists()
+    ]
     assert not missing, f"{page.name} names files that are not there: {missing}"
 
 

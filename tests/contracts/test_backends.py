@@ -1,4 +1,6 @@
-"""The contract of everything that answers for a model: the same laws for every backend, and for what asks through it."""
+"""The contract of everything that answers for a model: the same laws for every backend, and for
+what asks through it.
+"""
 
 import copy
 import inspect
@@ -48,7 +50,9 @@ def backend(request, embedded, monkeypatch):
 
 
 def log_p_of(opened, row):
-    """Return the log-probabilities (count, V) at a row's last positions, by one bare forward pass."""
+    """Return the log-probabilities (count, V) at a row's last positions, by one bare
+    forward pass.
+    """
     with torch.inference_mode():
         logits = opened.model(torch.tensor([list(row.ids)])).logits[0].float()
     return torch.log_softmax(logits, -1)[len(row.ids) - row.count - 1 : -1]
@@ -69,12 +73,16 @@ def test_scores_are_those_of_a_bare_forward_pass_in_the_given_order(backend, emb
         assert all(isinstance(answer, Answer) for answer in answers)
         for row, answer in zip(rows, answers, strict=True):
             value, greedy = by_hand(embedded, row)
-            assert answer.log_probability == pytest.approx(value, abs=1e-3) and answer.greedy == greedy
+            assert (
+                answer.log_probability == pytest.approx(value, abs=1e-3) and answer.greedy == greedy
+            )
 
 
 def test_each_row_is_reported_once_with_the_answer_that_is_returned(backend):
     heard = []
-    answers = backend.score(ROWS, known={}, finished=lambda row, answer: heard.append((row, answer)))
+    answers = backend.score(
+        ROWS, known={}, finished=lambda row, answer: heard.append((row, answer))
+    )
     assert sorted(row for row, _ in heard) == list(range(len(ROWS)))
     assert all(answers[row] == answer for row, answer in heard)
 
@@ -105,14 +113,23 @@ def test_an_answer_ends_before_its_stop_string(backend):
     [whole] = backend.generate(PROMPTS[:1], max_new_tokens=12)
     stop = whole.text[len(whole.text) // 2 :][:2]
     [cut] = backend.generate(PROMPTS[:1], max_new_tokens=12, stop=(stop,))
-    assert stop and cut.text == whole.text.partition(stop)[0] and cut.stop == "stop" and cut.tokens <= whole.tokens
+    assert (
+        stop
+        and cut.text == whole.text.partition(stop)[0]
+        and cut.stop == "stop"
+        and cut.tokens <= whole.tokens
+    )
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.0, seed=5)])
 def test_each_answer_is_reported_once_as_it_is_returned(backend, sampling):
     heard, counts = [], []
     answers = backend.generate(
-        PROMPTS, max_new_tokens=5, sampling=sampling, progress=counts.append, finished=lambda row, answer: heard.append((row, answer))
+        PROMPTS,
+        max_new_tokens=5,
+        sampling=sampling,
+        progress=counts.append,
+        finished=lambda row, answer: heard.append((row, answer)),
     )
     assert sum(counts) == len(PROMPTS)
     assert sorted(row for row, _ in heard) == list(range(len(PROMPTS)))
@@ -121,13 +138,32 @@ def test_each_answer_is_reported_once_as_it_is_returned(backend, sampling):
 
 def test_seed_and_row_decide_a_draw_and_its_company_does_not(backend):
     settings = {"max_new_tokens": 12}
-    drawn = [answer.ids for answer in backend.generate(PROMPTS, sampling=Sampling(temperature=2.0, seed=3), **settings)]
-    again = [answer.ids for answer in backend.generate(PROMPTS, sampling=Sampling(temperature=2.0, seed=3), **settings)]
-    other = [answer.ids for answer in backend.generate(PROMPTS, sampling=Sampling(temperature=2.0, seed=4), **settings)]
+    drawn = [
+        answer.ids
+        for answer in backend.generate(
+            PROMPTS, sampling=Sampling(temperature=2.0, seed=3), **settings
+        )
+    ]
+    again = [
+        answer.ids
+        for answer in backend.generate(
+            PROMPTS, sampling=Sampling(temperature=2.0, seed=3), **settings
+        )
+    ]
+    other = [
+        answer.ids
+        for answer in backend.generate(
+            PROMPTS, sampling=Sampling(temperature=2.0, seed=4), **settings
+        )
+    ]
     assert drawn == again and drawn != other
     assert drawn[1] != drawn[4]  # the same prompt in another row
     some = [4, 0]  # a run that goes on with what is missing, in whatever order
-    rest = backend.generate([PROMPTS[row] for row in some], sampling=Sampling(temperature=2.0, seed=3, numbers=some), **settings)
+    rest = backend.generate(
+        [PROMPTS[row] for row in some],
+        sampling=Sampling(temperature=2.0, seed=3, numbers=some),
+        **settings,
+    )
     assert [answer.ids for answer in rest] == [drawn[row] for row in some]
 
 
@@ -141,37 +177,49 @@ def test_the_likeliest_tokens_are_those_of_a_bare_forward_pass(backend, embedded
         log_p = log_p_of(embedded, row)
         assert top.ids_NK.shape == top.log_p_NK.shape == (row.count, k)
         assert torch.allclose(top.log_p_NK, log_p.topk(k).values, atol=1e-3)
-        assert torch.allclose(log_p.gather(1, top.ids_NK), top.log_p_NK, atol=1e-3)  # each beside its own token
+        # each beside its own token
+        assert torch.allclose(log_p.gather(1, top.ids_NK), top.log_p_NK, atol=1e-3)
         assert all(len(set(ids)) == k for ids in top.ids_NK.tolist())
 
 
 def test_the_first_of_the_likeliest_tokens_agrees_with_what_is_called_greedy(backend):
     greedy = [answer.greedy for answer in backend.score(ROWS, known={})]
     tops = backend.top_k(ROWS, k=1)
-    assert greedy == [top.ids_NK[:, 0].tolist() == list(row.ids[-row.count :]) for row, top in zip(ROWS, tops, strict=True)]
+    assert greedy == [
+        top.ids_NK[:, 0].tolist() == list(row.ids[-row.count :])
+        for row, top in zip(ROWS, tops, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("reader", [Reader, PlainReader])
 @pytest.mark.parametrize("size", ["auto", 1, 3])
 @pytest.mark.parametrize("width", [None, 1_000, 17, 5_000])
-def test_a_whole_distribution_stands_by_id_among_the_tokens_that_are_wanted(embedded, reader, size, width):
+def test_a_whole_distribution_stands_by_id_among_the_tokens_that_are_wanted(
+    embedded, reader, size, width
+):
     tops = list(reader(embedded, size).top_k(ROWS, k=None, width=width))
     for row, top in zip(ROWS, tops, strict=True):
         log_p = torch.log_softmax(log_p_of(embedded, row)[:, :width], -1)
         assert torch.allclose(top.log_p_NK, log_p, atol=1e-3)
-        assert top.ids_NK.shape == log_p.shape and (top.ids_NK == torch.arange(log_p.shape[1])).all()
+        assert (
+            top.ids_NK.shape == log_p.shape and (top.ids_NK == torch.arange(log_p.shape[1])).all()
+        )
 
 
 @pytest.mark.parametrize("reader", [Reader, PlainReader])
 def test_reading_leaves_the_model_as_it_was(embedded, reader):
     hooks = [len(module._forward_pre_hooks) for module in embedded.model.modules()]
     list(reader(embedded).top_k(ROWS, k=2))
-    assert [len(module._forward_pre_hooks) for module in embedded.model.modules()] == hooks and not embedded.model.training
+    assert [
+        len(module._forward_pre_hooks) for module in embedded.model.modules()
+    ] == hooks and not embedded.model.training
 
 
 def test_distributions_are_computed_while_they_are_taken(embedded, monkeypatch):
     calls, forward = [], embedded.model.forward
-    monkeypatch.setattr(embedded.model, "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
+    monkeypatch.setattr(
+        embedded.model, "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1]
+    )
     tops = Reader(embedded, 2).top_k(ROWS, k=1)
     assert not calls
     next(tops)
@@ -196,12 +244,21 @@ def test_batches_by_memory_hold_every_row_once_and_no_more_than_fits(lengths, de
 
 
 def test_nothing_asked_is_nothing_answered(backend):
-    assert backend.score([], known={}) == [] and backend.generate([], max_new_tokens=3) == [] and list(backend.top_k([], k=2)) == []
+    assert (
+        backend.score([], known={}) == []
+        and backend.generate([], max_new_tokens=3) == []
+        and list(backend.top_k([], k=2)) == []
+    )
 
 
 def test_a_backend_says_what_it_computes_with(backend, embedded):
-    assert backend.path.partition("/")[0] in ("transformers", "vllm") and 0 < backend.max_length <= embedded.context
-    assert backend.opened.checkpoint == embedded.checkpoint and backend.opened.encode("a b") == embedded.encode("a b")
+    assert (
+        backend.path.partition("/")[0] in ("transformers", "vllm")
+        and 0 < backend.max_length <= embedded.context
+    )
+    assert backend.opened.checkpoint == embedded.checkpoint and backend.opened.encode(
+        "a b"
+    ) == embedded.encode("a b")
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "top_k"])
@@ -209,7 +266,9 @@ def test_a_backend_says_what_it_computes_with(backend, embedded):
 def test_every_backend_takes_what_the_protocol_names(kind, name):
     wanted = inspect.signature(getattr(protocols.Backend, name)).parameters
     given = inspect.signature(getattr(kind, name)).parameters
-    assert [(one.name, one.kind, one.default) for one in given.values()] == [(one.name, one.kind, one.default) for one in wanted.values()]
+    assert [(one.name, one.kind, one.default) for one in given.values()] == [
+        (one.name, one.kind, one.default) for one in wanted.values()
+    ]
 
 
 class Table:
@@ -222,13 +281,22 @@ class Table:
 
     def top_k(self, rows, *, k, width=None):
         assert k is None and width == 3
-        return (TopK(torch.arange(3).expand(row.count, 3), self.log_p.expand(row.count, 3)) for row in rows)
+        return (
+            TopK(torch.arange(3).expand(row.count, 3), self.log_p.expand(row.count, 3))
+            for row in rows
+        )
 
 
 def test_fidelity_asks_any_backend_that_can_read():
     shares = torch.tensor([[0.5, 0.25, 0.25]])
-    teacher = [Read((1,) * before, (0,) * after, shares.log().expand(after, 3)) for before, after in ((1, 2), (2, 8), (3, 1))]
-    same, other = token_fidelity("t", teacher, Table(0.5, 0.25, 0.25)), token_fidelity("t", teacher, Table(0.25, 0.5, 0.25))
+    teacher = [
+        Read((1,) * before, (0,) * after, shares.log().expand(after, 3))
+        for before, after in ((1, 2), (2, 8), (3, 1))
+    ]
+    same, other = (
+        token_fidelity("t", teacher, Table(0.5, 0.25, 0.25)),
+        token_fidelity("t", teacher, Table(0.25, 0.5, 0.25)),
+    )
     assert (same.items, other.items) == (2, 2)  # the second text is longer than what it can read
     assert same.kl == pytest.approx(0, abs=1e-7) and same.agreement == 1
     assert other.kl == pytest.approx(0.25 * math.log(2)) and other.agreement == 0

@@ -201,26 +201,49 @@ class NoDraw(MagnitudePruning):
         (Lazy, "changes_a_weight", "number by number"),
         (SecretTraining, "trains", "declared trains = False; cost.json says 1,"),
         (NoTraining, "trains", "declared trains = True; cost.json says 0 seen tokens"),
-        (SecretReading, "calibrates", "declared calibrates = False; the task's train split was read"),
-        (NoReading, "calibrates", "declared calibrates = True; the task's train split was not read"),
+        (
+            SecretReading,
+            "calibrates",
+            "declared calibrates = False; the task's train split was read",
+        ),
+        (
+            NoReading,
+            "calibrates",
+            "declared calibrates = True; the task's train split was not read",
+        ),
         (SecretTraces, "writes_traces", "declared writes_traces = False; the cache holds 1 files"),
         (SecretTeacher, "reads_teacher_live", "declared reads_teacher_live = False"),
         (NoTeacher, "reads_teacher_live", "the teacher read nothing"),
         (OtherShape, "resulting_shape", "layers 8 announced, 6 in config.json"),
-        (WrongBits, "bits_per_weight", "declared bits_per_weight = 4.25; the matrices of the student's blocks take 8."),
+        (
+            WrongBits,
+            "bits_per_weight",
+            "declared bits_per_weight = 4.25; the matrices of the student's blocks take 8.",
+        ),
         (NoBits, "bits_per_weight", "declared bits_per_weight = None"),
         (HiddenZeros, "leaves_zeros", "declared leaves_zeros = False; 0.5"),
         (NoZeros, "leaves_zeros", "declared zero_share = 0.5"),
         (Unopenable, "reopens", "nonesuch"),
         (Forgetful, "repeats_itself", "draw from job.seed alone"),
-        (SecretDraw, "draws_random_numbers", "declared draws_random_numbers = False, trains = False; students of two seeds differ"),
+        (
+            SecretDraw,
+            "draws_random_numbers",
+            "declared draws_random_numbers = False, trains = False; students of two seeds differ",
+        ),
         (NoDraw, "draws_random_numbers", "students of two seeds are the same"),
     ],
 )
 def test_a_faulty_method_is_found_by_the_check_that_is_there_for_it(faulty, check, said, tmp_path):
     with pytest.raises(ContractError) as told:
-        check_method(faulty, FEW if hasattr(faulty, "validation_rows") else {}, folder=tmp_path / "kept", fresh=False)
-    assert str(told.value).startswith(f"method '{faulty.__name__}': {check}: ") and said in str(told.value)
+        check_method(
+            faulty,
+            FEW if hasattr(faulty, "validation_rows") else {},
+            folder=tmp_path / "kept",
+            fresh=False,
+        )
+    assert str(told.value).startswith(f"method '{faulty.__name__}': {check}: ") and said in str(
+        told.value
+    )
 
 
 HEAVY = """
@@ -248,10 +271,17 @@ class Doored(PlainLowRank):
     ("name", "source", "check", "said"),
     [
         ("Heavy", HEAVY, "builds_without_torch", "imports torch"),
-        ("Doored", DOORED, "reopens", "a fresh process with transformers alone cannot open the student"),
+        (
+            "Doored",
+            DOORED,
+            "reopens",
+            "a fresh process with transformers alone cannot open the student",
+        ),
     ],
 )
-def test_a_fresh_process_finds_what_this_one_cannot(name, source, check, said, tmp_path, monkeypatch):
+def test_a_fresh_process_finds_what_this_one_cannot(
+    name, source, check, said, tmp_path, monkeypatch
+):
     import importlib
 
     (tmp_path / f"faulty_{name.lower()}.py").write_text(source)
@@ -264,13 +294,19 @@ def test_a_fresh_process_finds_what_this_one_cannot(name, source, check, said, t
 
 
 @pytest.mark.slow
-def test_a_sound_method_passes_every_check_in_a_minute_and_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_sound_method_passes_every_check_in_a_minute_and_leaves_nothing_behind(
+    tmp_path, monkeypatch
+):
     import time
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     began = time.monotonic()
     checked = check_method("prune-depth-random", {"ratio": 0.5})
-    assert checked.passed == tuple(METHOD_CHECKS) and not checked.skipped and time.monotonic() - began < 60
+    assert (
+        checked.passed == tuple(METHOD_CHECKS)
+        and not checked.skipped
+        and time.monotonic() - began < 60
+    )
     assert not list(tmp_path.glob("check-*"))  # torch may make an empty folder of its own there
 
 
@@ -282,7 +318,9 @@ def test_a_method_that_this_machine_cannot_run_is_said_to_be_unchecked(tmp_path)
 
     checked = check_method(Elsewhere, fresh=False)
     assert checked.passed == ("class_loads", "settings_round_trip", "builds_without_torch")
-    assert set(checked.skipped) == set(METHOD_CHECKS) - set(checked.passed) and set(checked.skipped.values()) == {"it runs on a GPU"}
+    assert set(checked.skipped) == set(METHOD_CHECKS) - set(checked.passed) and set(
+        checked.skipped.values()
+    ) == {"it runs on a GPU"}
 
 
 def test_files_written_elsewhere_are_seen_and_those_that_are_gone_are_not(tmp_path):
@@ -351,7 +389,10 @@ class Leaking(Gsm8kMini):
 
 class Strict(Gsm8kMini):
     def grade(self, gold, text):
-        return (Grade(extractor=self.primary, extracted=None, correct=False), *super().grade(gold, text)[1:])
+        return (
+            Grade(extractor=self.primary, extracted=None, correct=False),
+            *super().grade(gold, text)[1:],
+        )
 
 
 class OtherFirst(Gsm8kMini):

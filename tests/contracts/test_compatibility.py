@@ -1,4 +1,6 @@
-"""What goes on to work (docs/compatibility.md): pages are fresh, old files are the rows of now, old words are typed and imported."""
+"""What goes on to work (docs/compatibility.md): pages are fresh, old files are the rows of now, old
+words are typed and imported.
+"""
 
 import importlib.util
 import json
@@ -36,10 +38,12 @@ def generator():
 def test_the_page_and_the_schema_are_what_their_program_writes():
     program = generator()
     text = program.PAGE.read_text(encoding="utf-8")
-    assert program.page(text) == text and program.schema() == program.SCHEMA_FILE.read_text(encoding="utf-8"), (
-        "type: python docs/generate.py"
-    )
-    for old, (new, *_) in (renames.SETTINGS | renames.TRAITS | renames.MODULES | renames.COLUMNS).items():
+    assert program.page(text) == text and program.schema() == program.SCHEMA_FILE.read_text(
+        encoding="utf-8"
+    ), "type: python docs/generate.py"
+    for old, (new, *_) in (
+        renames.SETTINGS | renames.TRAITS | renames.MODULES | renames.COLUMNS
+    ).items():
         assert f"| `{old}` | `{new}`" in text
     assert program.page(text.replace("| `group` |", "| `groups` |")) == text
 
@@ -62,15 +66,21 @@ def test_no_page_tells_anybody_to_type_an_old_name():
 
 def signed(data):
     data = {name: value for name, value in data.items() if name != "digest"}
-    return json.dumps({**data, "digest": records._digest(data)} if data["schema"] >= records._SIGNED else data)
+    return json.dumps(
+        {**data, "digest": records._digest(data)} if data["schema"] >= records._SIGNED else data
+    )
 
 
 def study(folder, rows, schema):
-    """Write records as a version of an older schema had them: int4's row by these names, the others as they are."""
+    """Write records as a version of an older schema had them: int4's row by these names, the others
+    as they are.
+    """
     folder.mkdir()
     for name in ("teacher", "int4", "int4-calibrated"):
         data = json.loads((STUDY / f"{name}.json").read_text())
-        (folder / f"{name}.json").write_text(signed({**data, **rows.get(name, {}), "schema": schema}))
+        (folder / f"{name}.json").write_text(
+            signed({**data, **rows.get(name, {}), "schema": schema})
+        )
     return [records.read(path) for path in sorted(folder.iterdir())]
 
 
@@ -92,29 +102,46 @@ OLD = {
     },
 }
 NEW = {
-    "int4": {"label": "int4[group_size=128]", "settings": {"group_size": 128, "symmetric": True, "embeddings": "int8", "ignore": []}},
+    "int4": {
+        "label": "int4[group_size=128]",
+        "settings": {"group_size": 128, "symmetric": True, "embeddings": "int8", "ignore": []},
+    },
     "int4-calibrated": {
         "settings": {
-            "group_size": 64, "symmetric": False, "ignore": ["lm_head"], "num_calibration_samples": 16, "max_seq_length": 32,
+            "group_size": 64,
+            "symmetric": False,
+            "ignore": ["lm_head"],
+            "num_calibration_samples": 16,
+            "max_seq_length": 32,
             "dampening_frac": 0.01,
         },
         "handed_on": {"group_size": 64, "symmetric": False, "ignore": ["lm_head"]},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("schema", range(records._SIGNED, records.SCHEMA))
 def test_records_of_older_schemas_are_the_rows_of_now(schema, tmp_path):
     old, new = study(tmp_path / "old", OLD, schema), study(tmp_path / "new", NEW, records.SCHEMA)
     assert old == new
-    assert markdown(old) == markdown(new) and "int4[group_size=128]" in markdown(old) and "[group=" not in markdown(old)
+    assert (
+        markdown(old) == markdown(new)
+        and "int4[group_size=128]" in markdown(old)
+        and "[group=" not in markdown(old)
+    )
 
 
 @pytest.mark.parametrize("schema", range(1, records.SCHEMA))
 def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tmp_path):
-    data = json.loads((ROOT / "results" / "compression-tiny" / "records" / "prune-depth_int8.json").read_text())
+    data = json.loads(
+        (ROOT / "results" / "compression-tiny" / "records" / "prune-depth_int8.json").read_text()
+    )
     short = [name for name in data["scores"][0] if name not in records._LATER]
-    scores = data["scores"] if schema >= records._SIGNED else [{name: score[name] for name in short} for score in data["scores"]]
+    scores = (
+        data["scores"]
+        if schema >= records._SIGNED
+        else [{name: score[name] for name in short} for score in data["scores"]]
+    )
     stages = [
         {**data["stages"][0], "label": "prune-depth[sequences=8]"},
         {**data["stages"][1], "label": "prune-depth[sequences=8]+int8[skip=*.mlp]"},
@@ -133,8 +160,14 @@ def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tm
     }
     (tmp_path / "old.json").write_text(signed({**data, **changed}))
     read = records.read(tmp_path / "old.json")
-    assert read.label == read.stages[1].label == "prune-depth[num_calibration_samples=8]+int8[ignore=*.mlp]"
-    assert read.stages[0].label == "prune-depth[num_calibration_samples=8]" and read.handed_on == {"ignore": 1}
+    assert (
+        read.label
+        == read.stages[1].label
+        == "prune-depth[num_calibration_samples=8]+int8[ignore=*.mlp]"
+    )
+    assert read.stages[0].label == "prune-depth[num_calibration_samples=8]" and read.handed_on == {
+        "ignore": 1
+    }
     assert read.settings == {
         "prune-depth": {"num_calibration_samples": 8, "max_seq_length": 256},
         "int8": {"embeddings": "skip", "ignore": ["*.mlp"]},
@@ -179,7 +212,10 @@ def test_a_row_of_an_older_baseline_is_still_that_row(tmp_path):
     assert before.moved("int4[group_size=128]").accepted == ("int4[group_size=128]",)
     findings = check(new, Rules(), before).findings
     assert any(
-        finding.row == "int4[group_size=128]" and finding.layer == "frozen" and finding.verdict.value == "passed" for finding in findings
+        finding.row == "int4[group_size=128]"
+        and finding.layer == "frozen"
+        and finding.verdict.value == "passed"
+        for finding in findings
     )
     assert not [finding.told for finding in findings if finding.verdict.value == "not comparable"]
 
@@ -242,7 +278,8 @@ def test_old_names_are_typed_and_each_is_said_in_one_line(way, tmp_path):
 
 def test_a_run_file_of_old_names_plans_the_rows_of_now(tmp_path):
     (tmp_path / "run.toml").write_text(
-        'methods = ["int4-calibrated", "sft"]\n[set.int4-calibrated]\ndamp = 0.1\n[set.sft]\nmicro_rows = 4\n'
+        'methods = ["int4-calibrated", "sft"]\n'
+        "[set.int4-calibrated]\ndamp = 0.1\n[set.sft]\nmicro_rows = 4\n"
     )
     done = harness(*PLAN, tmp_path / "runs", tmp_path / "run.toml")
     assert done.returncode == 0 and len(old_lines(done)) == 2, done.stderr
@@ -264,31 +301,47 @@ def test_an_old_name_beside_its_new_one_is_refused(words, tmp_path):
     done = harness(*PLAN, tmp_path / "runs", "--methods", *words)
     assert done.returncode == 2 and done.stdout == ""
     line = (
-        "harness: int4: group=32 and group_size=64 are two names for one setting, and differ; which is meant? Keep group_size, its name now"
+        "harness: int4: group=32 and group_size=64 are two names for one setting, and differ; "
+        "which is meant? Keep group_size, its name now"
     )
     assert done.stderr.splitlines() == [line]
 
 
 def test_a_report_is_asked_for_a_row_by_its_old_name(tmp_path):
     study(tmp_path / "records", OLD, 7)
-    done = harness("report", tmp_path / "records", "--out", tmp_path / "tables", "--against", "int4[group=128]")
+    done = harness(
+        "report", tmp_path / "records", "--out", tmp_path / "tables", "--against", "int4[group=128]"
+    )
     assert done.returncode == 0 and len(old_lines(done)) == 1, done.stderr
     assert "Against int4[group_size=128]" in done.stdout
 
 
 def test_a_check_is_asked_for_a_row_by_its_old_name(tmp_path):
     study(tmp_path / "records", OLD, 7)
-    judged = [harness("check", tmp_path / "records", "--margin", "50%", "--rows", f"int4[{name}=128]") for name in ("group", "group_size")]
-    assert judged[0].stdout == judged[1].stdout and "int4[group_size=128]" in judged[0].stdout, judged[0].stderr
-    assert [len(old_lines(done)) for done in judged] == [1, 0] and judged[0].returncode == judged[1].returncode != 2
+    judged = [
+        harness("check", tmp_path / "records", "--margin", "50%", "--rows", f"int4[{name}=128]")
+        for name in ("group", "group_size")
+    ]
+    assert judged[0].stdout == judged[1].stdout and "int4[group_size=128]" in judged[0].stdout, (
+        judged[0].stderr
+    )
+    assert [len(old_lines(done)) for done in judged] == [1, 0] and judged[0].returncode == judged[
+        1
+    ].returncode != 2
     both = harness("check", tmp_path / "records", "--rows", "int4[group=128],int4[group_size=128]")
     assert both.returncode == 2 and "--rows: int4[group_size=128] is named twice" in both.stderr
 
 
 def test_a_table_is_sorted_by_a_column_of_its_old_header(tmp_path):
-    done = harness("report", ROOT / "results" / "embedded", "--out", tmp_path / "a", "--sort", "seen")
-    again = harness("report", ROOT / "results" / "embedded", "--out", tmp_path / "b", "--sort", "tokens seen")
-    assert done.returncode == 0 and len(old_lines(done)) == 1 and old_lines(again) == [], done.stderr
+    done = harness(
+        "report", ROOT / "results" / "embedded", "--out", tmp_path / "a", "--sort", "seen"
+    )
+    again = harness(
+        "report", ROOT / "results" / "embedded", "--out", tmp_path / "b", "--sort", "tokens seen"
+    )
+    assert done.returncode == 0 and len(old_lines(done)) == 1 and old_lines(again) == [], (
+        done.stderr
+    )
     assert (tmp_path / "a" / "table.md").read_bytes() == (tmp_path / "b" / "table.md").read_bytes()
 
 
@@ -303,20 +356,40 @@ def test_a_module_is_imported_by_its_old_name(old):
         "methods._distil": "Distilled",
     }
     name = public.get(old, "open_model")
-    lines = f"from {old} import {name} as old\nimport {old}\nfrom {first} import {name} as new\nassert old is new\n"
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    lines = (
+        f"from {old} import {name} as old\nimport {old}\nfrom {first} import {name} as new\nassert "
+        "old is new\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert done.returncode == 0, done.stderr
-    assert len(old_lines(done)) == len(done.stderr.splitlines()) == 1 and f"{old} is {renames.MODULES[old][0]} now" in done.stderr
+    assert (
+        len(old_lines(done)) == len(done.stderr.splitlines()) == 1
+        and f"{old} is {renames.MODULES[old][0]} now" in done.stderr
+    )
 
 
 def test_the_parts_of_a_split_module_are_found():
-    lines = "from harness.model import open_model, save_student, resolve\nfrom harness.checkpoint import describe, write_whole\n"
-    lines += "from methods._base import Trained, Teachers, shared_vocabulary, sources_of, context_of\n"
-    lines += "from methods._terms import TopK, Distribution, Head, OtherTokens, Score, mixed_kl, hard_labels\n"
+    lines = (
+        "from harness.model import open_model, save_student, resolve\nfrom harness.checkpoint "
+        "import describe, write_whole\n"
+    )
+    lines += (
+        "from methods._base import Trained, Teachers, shared_vocabulary, sources_of, context_of\n"
+    )
+    lines += (
+        "from methods._terms import TopK, Distribution, Head, OtherTokens, Score, mixed_kl, "
+        "hard_labels\n"
+    )
     lines += "try:\n from harness.model import nothing\nexcept ImportError: print('no')"
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, "no\n"), done.stderr
-    assert all(importlib.util.find_spec(part) for old in renames.MODULES for part in current_modules(old))
+    assert all(
+        importlib.util.find_spec(part) for old in renames.MODULES for part in current_modules(old)
+    )
 
 
 PLUG_IN = """
@@ -339,7 +412,9 @@ PLUG_IN = """
 
 
 def test_a_plug_in_of_old_names_throughout_plans_its_rows_and_controls(tmp_path):
-    """Modules, a setting stated anew, a trait and settings that are handed on: the control takes them over by the names of now."""
+    """Modules, a setting stated anew, a trait and settings that are handed on: the control takes
+    them over by the names of now.
+    """
     (tmp_path / "gentle.py").write_text(textwrap.dedent(PLUG_IN))
     info = tmp_path / "gentle-1.0.dist-info"
     info.mkdir()
@@ -358,7 +433,13 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
     (tmp_path / "gentle.py").write_text(textwrap.dedent(PLUG_IN))
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(OldName):
-        files = set(code_of(Registry("method", {"gentle": "gentle:Gentle", "sft": "methods.sft:SupervisedFineTuning"}).load("gentle")))
+        files = set(
+            code_of(
+                Registry(
+                    "method", {"gentle": "gentle:Gentle", "sft": "methods.sft:SupervisedFineTuning"}
+                ).load("gentle")
+            )
+        )
     sys.modules.pop("gentle")
     assert {
         "gentle.py",
@@ -367,4 +448,6 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
         "methods/training/loop.py",
         "methods/training/terms.py",
     } <= files
-    assert not [file for file in files if file.startswith("harness/renames/")], "old names are read before anything has a key"
+    assert not [file for file in files if file.startswith("harness/renames/")], (
+        "old names are read before anything has a key"
+    )

@@ -1,4 +1,6 @@
-"""Prose says what records say: every interval in README, findings and docs stands in a committed table or benchmark, with its verdict."""
+"""Prose says what records say: every interval in README, findings and docs stands in a committed
+table or benchmark, with its verdict.
+"""
 
 import json
 import re
@@ -12,13 +14,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 FINDINGS = sorted(RESULTS.glob("*/findings.md"))
-PAGES = [ROOT / "README.md", RESULTS / "README.md", *FINDINGS, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    RESULTS / "README.md",
+    *FINDINGS,
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
-INTERVAL = re.compile(rf"(?:x?(?P<value>{NUMBER})(?: ?%| points?)? )?\[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]")
-UNDECIDED = ("not shown", "cannot tell", "not judged")  # a sentence with a figure that has no verdict must hold one of these
+INTERVAL = re.compile(
+    rf"(?:x?(?P<value>{NUMBER})(?: ?%| points?)? )?\[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
+)
+# a sentence with a figure that has no verdict must hold one of these
+UNDECIDED = ("not shown", "cannot tell", "not judged")
 ABOVE = ("above", "better than")
 EXCEPTIONS = {
-    "results/embedded/findings.md: 3.2 [0.3, 6.1]": "as first published, by another method; the page says so",
+    "results/embedded/findings.md: 3.2 [0.3, 6.1]": "as first published, by another method; the "
+    "page says so",
 }
 
 
@@ -44,7 +55,9 @@ class Line(NamedTuple):
 
 
 class Quoted(NamedTuple):
-    """An interval as prose prints it: its figure, and half a unit of the last digit of each number."""
+    """An interval as prose prints it: its figure, and half a unit of the last digit of each
+    number.
+    """
 
     text: str
     figure: Figure
@@ -77,8 +90,14 @@ def intervals(text: str) -> Iterator[Quoted]:
     """Yield every bracketed interval of a text; code is left out."""
     for match in INTERVAL.finditer(text):
         parts = (match["value"] or "", match["low"], match["high"])
-        figure = Figure(_number(parts[0]) if parts[0] else None, _number(parts[1]), _number(parts[2]))
-        yield Quoted(match[0], figure, (_place(parts[0]) if parts[0] else 0.0, _place(parts[1]), _place(parts[2])))
+        figure = Figure(
+            _number(parts[0]) if parts[0] else None, _number(parts[1]), _number(parts[2])
+        )
+        yield Quoted(
+            match[0],
+            figure,
+            (_place(parts[0]) if parts[0] else 0.0, _place(parts[1]), _place(parts[2])),
+        )
 
 
 def prose(page: str) -> str:
@@ -89,19 +108,29 @@ def prose(page: str) -> str:
 def sentences(page: str) -> list[str]:
     """Return a page's sentences, each on one line; a line of a table is one."""
     paragraphs = re.split(r"\n\s*\n|\n(?=\||- |\d+\. )", prose(page))
-    return [" ".join(part.split()) for paragraph in paragraphs for part in re.split(r"(?<=[.!?])\*{0,2}\s+(?=[A-Z`*(])", paragraph)]
+    return [
+        " ".join(part.split())
+        for paragraph in paragraphs
+        for part in re.split(r"(?<=[.!?])\*{0,2}\s+(?=[A-Z`*(])", paragraph)
+    ]
 
 
 @cache
 def printed(study: Path) -> tuple[Figure, ...]:
     """Return every figure with an interval that a study's tables print."""
-    return tuple(quoted.figure for quoted in intervals((study / "tables" / "table.md").read_text(encoding="utf-8")))
+    return tuple(
+        quoted.figure
+        for quoted in intervals((study / "tables" / "table.md").read_text(encoding="utf-8"))
+    )
 
 
 @cache
 def measured() -> tuple[Figure, ...]:
     """Return every figure of the benchmark programs."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "benchmarks").glob("*.json"))]
+    files = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((RESULTS / "benchmarks").glob("*.json"))
+    ]
     figures = [figure for file in files for figure in (file if isinstance(file, list) else [file])]
     return tuple(Figure(figure["value"], figure["low"], figure["high"]) for figure in figures)
 
@@ -116,8 +145,15 @@ def known_to(page: Path) -> tuple[Figure, ...]:
 def judged(study: Path) -> tuple[Line, ...]:
     """Return the lines of a study's tables of rows against rows."""
     groups = json.loads((study / "tables" / "tables.json").read_text(encoding="utf-8"))["groups"]
-    tables = [table for group in groups for table in group["tables"] if "verdict" in table["columns"] and "against" in table["columns"]]
-    cells = [dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["rows"]]
+    tables = [
+        table
+        for group in groups
+        for table in group["tables"]
+        if "verdict" in table["columns"] and "against" in table["columns"]
+    ]
+    cells = [
+        dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["rows"]
+    ]
     return tuple(
         Line(cell["row"], cell["against"], quoted.figure, cell["verdict"])
         for cell in cells
@@ -128,7 +164,11 @@ def judged(study: Path) -> tuple[Line, ...]:
 def unknown(text: str, known: tuple[Figure, ...]) -> list[str]:
     """Return the intervals of a text that stand in no record."""
     flat = " ".join(prose(text).split())  # a value and its interval may stand on two lines
-    return [quoted.text for quoted in intervals(flat) if not any(quoted.is_of(figure) for figure in known)]
+    return [
+        quoted.text
+        for quoted in intervals(flat)
+        if not any(quoted.is_of(figure) for figure in known)
+    ]
 
 
 def unsaid(text: str, lines: tuple[Line, ...]) -> list[str]:
@@ -136,12 +176,20 @@ def unsaid(text: str, lines: tuple[Line, ...]) -> list[str]:
     return [
         sentence
         for sentence in sentences(text)
-        if any(line.verdict not in ("better", "worse") for quoted in intervals(sentence) for line in lines if quoted.is_of(line.figure))
+        if any(
+            line.verdict not in ("better", "worse")
+            for quoted in intervals(sentence)
+            for line in lines
+            if quoted.is_of(line.figure)
+        )
         and not any(word in sentence for word in UNDECIDED)
     ]
 
 
-DIRECTION = re.compile(rf"`([^`]+)` (?:is|stands) ((?:{NUMBER} )?\[[^\]]+\])(?: points)? (above|below|better than|worse than) `([^`]+)`")
+DIRECTION = re.compile(
+    rf"`([^`]+)` (?:is|stands) ((?:{NUMBER} )?\[[^\]]+\])(?: points)? (above|below|better "
+    r"than|worse than) `([^`]+)`"
+)
 PLAIN = re.compile(r"`([^`]+)` is (?:shown to be )?(better|worse) than `([^`]+)`")
 
 
@@ -150,17 +198,27 @@ def seen_from(row: str, other: str, lines: tuple[Line, ...]) -> list[Line]:
     turned = {"better": "worse", "worse": "better"}
     there = [line for line in lines if (line.row, line.against) == (row, other)]
     back = [line for line in lines if (line.row, line.against) == (other, row)]
-    return there + [Line(row, other, line.figure.flipped(), turned.get(line.verdict, line.verdict)) for line in back]
+    return there + [
+        Line(row, other, line.figure.flipped(), turned.get(line.verdict, line.verdict))
+        for line in back
+    ]
 
 
 def contradicted(text: str, lines: tuple[Line, ...]) -> list[str]:
-    """Return what a text says of two rows and no line does: "`a` is 3 [1, 5] above `b`", "`a` is better than `b`"."""
+    """Return what a text says of two rows and no line does: "`a` is 3 [1, 5] above `b`", "`a` is
+    better than `b`".
+    """
     wrong = []
     for sentence in sentences(text):
         for row, text_of, word, other in DIRECTION.findall(sentence):
             quoted = next(intervals(text_of)).figure
-            figures = [line.figure if word in ABOVE else line.figure.flipped() for line in seen_from(row, other, lines)]
-            if not any((quoted.low, quoted.high) == (figure.low, figure.high) for figure in figures):
+            figures = [
+                line.figure if word in ABOVE else line.figure.flipped()
+                for line in seen_from(row, other, lines)
+            ]
+            if not any(
+                (quoted.low, quoted.high) == (figure.low, figure.high) for figure in figures
+            ):
                 wrong.append(f"`{row}` {text_of} {word} `{other}`")
         for row, word, other in PLAIN.findall(sentence):
             if word not in {line.verdict for line in seen_from(row, other, lines)}:
@@ -171,7 +229,11 @@ def contradicted(text: str, lines: tuple[Line, ...]) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_interval_stands_in_a_record(page):
     name = str(page.relative_to(ROOT))
-    assert [text for text in unknown(page.read_text(encoding="utf-8"), known_to(page)) if f"{name}: {text}" not in EXCEPTIONS] == []
+    assert [
+        text
+        for text in unknown(page.read_text(encoding="utf-8"), known_to(page))
+        if f"{name}: {text}" not in EXCEPTIONS
+    ] == []
 
 
 @pytest.mark.parametrize("page", FINDINGS, ids=lambda path: path.parent.name)
@@ -186,7 +248,11 @@ def test_above_and_below_have_the_signs_of_the_table(page):
 
 def test_no_exception_is_out_of_date():
     """An exception that no page needs any more would hide the next wrong figure."""
-    needed = {f"{page.relative_to(ROOT)}: {text}" for page in PAGES for text in unknown(page.read_text(encoding="utf-8"), known_to(page))}
+    needed = {
+        f"{page.relative_to(ROOT)}: {text}"
+        for page in PAGES
+        for text in unknown(page.read_text(encoding="utf-8"), known_to(page))
+    }
     assert set(EXCEPTIONS) <= needed
 
 
@@ -228,7 +294,12 @@ def test_a_difference_without_a_verdict_is_found():
     bare = "`response` is 3.2 [-1.3, 7.6] above `sft`."
     assert unsaid(f"Good. {bare} Fine: not shown.", judged(STUDY)) == [bare]
     assert (
-        unsaid("`response` is 3.2 [-1.3, 7.6] above `sft`: not shown. `cot` is 45.2 [38.5, 51.9] above `answer-only`.", judged(STUDY)) == []
+        unsaid(
+            "`response` is 3.2 [-1.3, 7.6] above `sft`: not shown. `cot` is 45.2 [38.5, 51.9] "
+            "above `answer-only`.",
+            judged(STUDY),
+        )
+        == []
     )
 
 

@@ -25,17 +25,30 @@ from methods.training.base import rate_for
 REGISTRY = Registry("method", methods.METHODS)
 QUICK = Quick("method", methods.METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
-TRAINED = [name for name in methods.METHODS if REGISTRY.load(name).trains and REGISTRY.canonical(name) == name]
+TRAINED = [
+    name
+    for name in methods.METHODS
+    if REGISTRY.load(name).trains and REGISTRY.canonical(name) == name
+]
 
 
-EXTRAS = {"nf4": "bitsandbytes", "bnb-int8": "bitsandbytes", "torchao": "torchao", "quanto": "optimum.quanto", "gptq": "gptqmodel"}
+EXTRAS = {
+    "nf4": "bitsandbytes",
+    "bnb-int8": "bitsandbytes",
+    "torchao": "torchao",
+    "quanto": "optimum.quanto",
+    "gptq": "gptqmodel",
+}
 CANONICAL = [name for name in methods.METHODS if REGISTRY.canonical(name) == name]
 DEFAULTS = {name: REGISTRY.build(name, {}) for name in CANONICAL}
-COMPRESSING = [name for name, method in DEFAULTS.items() if method.family != "control" and not method.trains]
+COMPRESSING = [
+    name for name, method in DEFAULTS.items() if method.family != "control" and not method.trains
+]
 PACKED = [
-    name for name, method in DEFAULTS.items()
+    name
+    for name, method in DEFAULTS.items()
     if name not in EXTRAS and (method.bits_per_weight is not None or not method.keeps_architecture)
-]  # fmt: skip
+]
 BESIDE = {
     "response",
     "feature",
@@ -46,7 +59,8 @@ BESIDE = {
     "on-policy",
     "uld",
 }  # teacher run live
-CACHED = {"cot", "cot-unfiltered", "multi-teacher", "best-single-teacher"}  # a teacher read or wrote before training, whatever the budget
+# a teacher read or wrote before training, whatever the budget
+CACHED = {"cot", "cot-unfiltered", "multi-teacher", "best-single-teacher"}
 ALONE = {"sft", "answer-only"}  # no teacher at all; other methods are held to what they declare
 
 
@@ -54,10 +68,17 @@ def job(teacher, folder, *, seed=1, tokens=1500, rows=24, student="depth:0.5", t
     folder.mkdir(parents=True, exist_ok=True)
     second = more.pop("second", None)
     return Job(
-        teachers=(teacher,) if second is None else (teacher, second), student=student,
-        student_base=teacher, tasks=tasks or {"gsm8k-mini": TASKS["gsm8k-mini"]}, source=DataSource(),
-        budget=Budget(seen_tokens=tokens, rows=rows), seed=seed, workdir=folder, cache=folder.parent / "cache", **more,
-    )  # fmt: skip
+        teachers=(teacher,) if second is None else (teacher, second),
+        student=student,
+        student_base=teacher,
+        tasks=tasks or {"gsm8k-mini": TASKS["gsm8k-mini"]},
+        source=DataSource(),
+        budget=Budget(seen_tokens=tokens, rows=rows),
+        seed=seed,
+        workdir=folder,
+        cache=folder.parent / "cache",
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +97,10 @@ def contracts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("students")
     told = {}
     for name in CANONICAL:
-        settings = {"batch_size": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}  # what the student writes is long
+        # what the student writes is long
+        settings = (
+            {"batch_size": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}
+        )
         settings |= FEW if DEFAULTS[name].trains else {}
         try:
             told[name] = check_method(name, settings, folder=folder / name, fresh=False)
@@ -87,9 +111,18 @@ def contracts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def students(contracts):
-    """Return each method's students, of small budgets: two of one seed, one of another; of methods that this machine can run."""
-    whole = {name: checked for name, checked in contracts.items() if isinstance(checked, Checked) and checked.students}
-    return {name: [one.checkpoint for one in checked.students.values()] for name, checked in whole.items()}
+    """Return each method's students, of small budgets: two of one seed, one of another; of methods
+    that this machine can run.
+    """
+    whole = {
+        name: checked
+        for name, checked in contracts.items()
+        if isinstance(checked, Checked) and checked.students
+    }
+    return {
+        name: [one.checkpoint for one in checked.students.values()]
+        for name, checked in whole.items()
+    }
 
 
 def made_by(name, students):
@@ -100,7 +133,9 @@ def made_by(name, students):
 @pytest.fixture(scope="module")
 def response(teacher, tmp_path_factory):
     """Return a student of `response` as the job of these tests makes it."""
-    return QUICK.build("response", {}).compress(job(teacher, tmp_path_factory.mktemp("response") / "x"))
+    return QUICK.build("response", {}).compress(
+        job(teacher, tmp_path_factory.mktemp("response") / "x")
+    )
 
 
 @pytest.mark.parametrize("name", CANONICAL)
@@ -123,7 +158,12 @@ def test_keeps_the_protocol(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_refuses_settings_out_of_range_and_unknown_ones(name):
-    for settings in ({"learning_rate": 0}, {"batch_size": 0}, {"warmup_ratio": 1.0}, {"max_grad_norm": -1}):
+    for settings in (
+        {"learning_rate": 0},
+        {"batch_size": 0},
+        {"warmup_ratio": 1.0},
+        {"max_grad_norm": -1},
+    ):
         with pytest.raises(HarnessError, match=next(iter(settings))):
             REGISTRY.build(name, settings)
     with pytest.raises(HarnessError, match="did you mean 'learning_rate'"):
@@ -133,26 +173,45 @@ def test_refuses_settings_out_of_range_and_unknown_ones(name):
 
 
 def test_the_learning_rate_follows_the_students_size_unless_it_is_set():
-    assert [rate_for(size) for size in (918_656, 10_000_000, 134_515_008, 1_000_000_000, 8_030_000_000)] == [
-        1e-3, 1e-3, 1.8e-4, 4.6e-5, 1.2e-5,
-    ]  # fmt: skip
+    assert [
+        rate_for(size) for size in (918_656, 10_000_000, 134_515_008, 1_000_000_000, 8_030_000_000)
+    ] == [
+        1e-3,
+        1e-3,
+        1.8e-4,
+        4.6e-5,
+        1.2e-5,
+    ]
     assert [rate_for(size, scratch=True) for size in (918_656, 1_000_000_000)] == [1e-3, 2.2e-4]
-    assert REGISTRY.build("sft", {}).learning_rate == "auto" and REGISTRY.build("sft", {"learning_rate": 3e-3}).learning_rate == 3e-3
-    with pytest.raises(HarnessError, match=r"sft\.learning_rate: .*; write for example --set sft\.learning_rate=VALUE"):
+    assert (
+        REGISTRY.build("sft", {}).learning_rate == "auto"
+        and REGISTRY.build("sft", {"learning_rate": 3e-3}).learning_rate == 3e-3
+    )
+    with pytest.raises(
+        HarnessError,
+        match=r"sft\.learning_rate: .*; write for example --set sft\.learning_rate=VALUE",
+    ):
         REGISTRY.build("sft", {"learning_rate": 2})
 
 
 def test_importing_every_method_imports_no_torch():
     code = (
-        "import sys, methods\nfrom harness.registry import Registry, expanded\nr = Registry('method', methods.METHODS)\n"
+        "import sys, methods\nfrom harness.registry import Registry, expanded\nr = "
+        "Registry('method', methods.METHODS)\n"
         "[r.build(n, {}) for n in methods.METHODS]\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_every_file_is_a_method_and_every_method_a_file():
-    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
-    assert files - {"base", "masks", "packed"} == {path.partition(":")[0].removeprefix("methods.") for path in methods.METHODS.values()}
+    files = {
+        path.stem
+        for path in Path(methods.__file__).parent.glob("*.py")
+        if not path.stem.startswith("_")
+    }
+    assert files - {"base", "masks", "packed"} == {
+        path.partition(":")[0].removeprefix("methods.") for path in methods.METHODS.values()
+    }
 
 
 def test_trained_methods_share_the_loop_settings():
@@ -166,7 +225,8 @@ def test_trained_methods_share_the_loop_settings():
 def test_same_seed_gives_the_same_digest(name, students):
     first, again, *other = made_by(name, students)
     assert first.digest == again.digest
-    assert all((one.digest != first.digest) == DEFAULTS[name].draws_random_numbers for one in other)  # none of what trains
+    # none of what trains
+    assert all((one.digest != first.digest) == DEFAULTS[name].draws_random_numbers for one in other)
 
 
 @pytest.mark.parametrize("name", CANONICAL)
@@ -179,7 +239,9 @@ def test_changes_a_weight_unless_it_is_identity(name, students, teacher):
     if name == "identity":
         assert made.keys() == base.keys() and all(made[key].equal(base[key]) for key in base)
     elif name in COMPRESSING:
-        assert made.keys() != base.keys() or any(made[key].shape != base[key].shape or not made[key].equal(base[key]) for key in base)
+        assert made.keys() != base.keys() or any(
+            made[key].shape != base[key].shape or not made[key].equal(base[key]) for key in base
+        )
     elif name != "untouched":
         assert made.keys() == start.keys() and any(not made[key].equal(start[key]) for key in start)
 
@@ -192,28 +254,64 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
     if name != "answer-only":  # equal examples by default, fewer tokens
         assert cost["seen_tokens"] > most - 200
     if name in BESIDE | CACHED | ALONE:
-        assert (cost.get("teacher_tokens", 0) > 0) == (name in BESIDE) and bool(cost["shared"]) == (name in CACHED)
+        assert (cost.get("teacher_tokens", 0) > 0) == (name in BESIDE) and bool(cost["shared"]) == (
+            name in CACHED
+        )
     terms = cost["notes"]["terms"]
-    assert cost["notes"]["learning_rate"] == 1e-3 and min(cost["notes"]["best_ce"], cost["notes"]["start_ce"]) > 0
-    assert terms and all({"weight", "first", "last", "gradient_norm"} <= held.keys() for held in terms.values())
-    assert cost["devices"] == 1 and cost["device_seconds"] == cost["seconds"] and cost["peak_bytes"] > 100 * 2**20
+    assert (
+        cost["notes"]["learning_rate"] == 1e-3
+        and min(cost["notes"]["best_ce"], cost["notes"]["start_ce"]) > 0
+    )
+    assert terms and all(
+        {"weight", "first", "last", "gradient_norm"} <= held.keys() for held in terms.values()
+    )
+    assert (
+        cost["devices"] == 1
+        and cost["device_seconds"] == cost["seconds"]
+        and cost["peak_bytes"] > 100 * 2**20
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["reverse-kl", "jsd", "skew-kl"])
-def test_every_divergence_trains_a_student_of_its_own_and_is_logged_by_name(divergence, teacher, response, tmp_path):
-    made = QUICK.build("response", {"divergence": divergence}).compress(job(teacher, tmp_path / "x"))
+def test_every_divergence_trains_a_student_of_its_own_and_is_logged_by_name(
+    divergence, teacher, response, tmp_path
+):
+    made = QUICK.build("response", {"divergence": divergence}).compress(
+        job(teacher, tmp_path / "x")
+    )
     assert made.digest != response.digest
-    steps = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()
+    ]
     assert steps[1][divergence] > 0 and "ce" in steps[1] and "forward-kl" not in steps[1]
 
 
 def test_trained_rows_see_equal_tokens(students):
-    costs = {name: json.loads((students[name][0].path.parent / "cost.json").read_text()) for name in TRAINED if name in students}
-    same_rows = ("sft", "response", "feature", "attention", "selective", "selective-random", "multi-teacher", "uld")
+    costs = {
+        name: json.loads((students[name][0].path.parent / "cost.json").read_text())
+        for name in TRAINED
+        if name in students
+    }
+    same_rows = (
+        "sft",
+        "response",
+        "feature",
+        "attention",
+        "selective",
+        "selective-random",
+        "multi-teacher",
+        "uld",
+    )
     assert len({costs[name]["seen_tokens"] for name in same_rows}) == 1
-    assert len({costs[name]["trained_tokens"] for name in same_rows if "selective" not in name}) == 1
-    assert costs["selective"]["trained_tokens"] == costs["selective-random"]["trained_tokens"] < 0.6 * costs["sft"]["trained_tokens"]
+    assert (
+        len({costs[name]["trained_tokens"] for name in same_rows if "selective" not in name}) == 1
+    )
+    assert (
+        costs["selective"]["trained_tokens"]
+        == costs["selective-random"]["trained_tokens"]
+        < 0.6 * costs["sft"]["trained_tokens"]
+    )
 
 
 def test_teacher_is_untouched_by_every_method(students, teacher):
@@ -246,9 +344,17 @@ def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(door, 
 
     from harness.models.language_model import open_model
 
-    asked = [made for name, made in students.items() if name not in EXTRAS and (name in PACKED) == (door == "packed")]
+    asked = [
+        made
+        for name, made in students.items()
+        if name not in EXTRAS and (name in PACKED) == (door == "packed")
+    ]
     folders = [str(made[0].path) for made in asked]
-    subprocess.run([sys.executable, "-P", "-c", REOPEN, door, str(tmp_path / "logits"), *folders], capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-P", "-c", REOPEN, door, str(tmp_path / "logits"), *folders],
+        capture_output=True,
+        check=True,
+    )
     said = load_file(tmp_path / "logits")
     for first, *_ in asked:
         opened = open_model(first)
@@ -256,7 +362,10 @@ def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(door, 
         with torch.no_grad():
             here = opened.model(ids).logits
         assert torch.allclose(here, said[str(first.path)], rtol=0, atol=1e-5)
-        assert sum(path.stat().st_size for path in first.path.glob("*.safetensors")) == first.bytes_on_disk
+        assert (
+            sum(path.stat().st_size for path in first.path.glob("*.safetensors"))
+            == first.bytes_on_disk
+        )
 
 
 WITHOUT_A_DOOR = """
@@ -276,15 +385,24 @@ assert not {"harness", "methods"} & set(sys.modules)
 
 def test_a_packed_student_is_refused_loudly_without_our_door(students):
     folders = {name: str(students[name][0].path) for name in PACKED}
-    done = subprocess.run([sys.executable, "-P", "-c", WITHOUT_A_DOOR, *folders.values()], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WITHOUT_A_DOOR, *folders.values()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     said = done.stderr.split("opening ")
     for name, folder in folders.items():
         [mine] = [part for part in said if part.startswith(f"{folder}\n")]
-        assert "Traceback" in mine and "ignore_mismatched_sizes" in mine and "it opened" not in mine, name
+        assert (
+            "Traceback" in mine and "ignore_mismatched_sizes" in mine and "it opened" not in mine
+        ), name
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_a_missing_library_is_a_skipped_row_that_says_what_to_type(name, teacher, tmp_path, monkeypatch):
+def test_a_missing_library_is_a_skipped_row_that_says_what_to_type(
+    name, teacher, tmp_path, monkeypatch
+):
     from harness.errors import Skipped
 
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
@@ -307,12 +425,22 @@ assert not {"harness", "methods"} & set(sys.modules)
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("nf4", {}), ("nf4", {"double": True}), ("bnb-int8", {}), ("torchao", {}), ("torchao", {"scheme": "int8-dynamic"}),
-        ("quanto", {"bits": 8}), ("quanto", {"bits": 4}), ("quanto", {"bits": 2}),
+        ("nf4", {}),
+        ("nf4", {"double": True}),
+        ("bnb-int8", {}),
+        ("torchao", {}),
+        ("torchao", {"scheme": "int8-dynamic"}),
+        ("quanto", {"bits": 8}),
+        ("quanto", {"bits": 4}),
+        ("quanto", {"bits": 2}),
     ],
-)  # fmt: skip
-def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings, teacher, tmp_path):
-    """Libraries have saved integers that reopen as other numbers, and random weights with a mere warning: seen, not trusted."""
+)
+def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(
+    name, settings, teacher, tmp_path
+):
+    """Libraries have saved integers that reopen as other numbers, and random weights with a mere
+    warning: seen, not trusted.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -320,23 +448,44 @@ def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(name, settings
     from harness.models.resolve import quantized_by
 
     pytest.importorskip(EXTRAS[name], reason=f"{EXTRAS[name]} is not installed here")
-    made, again = (REGISTRY.build(name, settings).compress(job(teacher, tmp_path / place)) for place in ("a", "b"))
-    assert made.digest == again.digest and made.bytes_on_disk == sum(one.stat().st_size for one in made.path.glob("*.safetensors"))
-    subprocess.run([sys.executable, "-P", "-c", OPENED, str(made.path), str(tmp_path / "out")], capture_output=True, check=True)
+    made, again = (
+        REGISTRY.build(name, settings).compress(job(teacher, tmp_path / place))
+        for place in ("a", "b")
+    )
+    assert made.digest == again.digest and made.bytes_on_disk == sum(
+        one.stat().st_size for one in made.path.glob("*.safetensors")
+    )
+    subprocess.run(
+        [sys.executable, "-P", "-c", OPENED, str(made.path), str(tmp_path / "out")],
+        capture_output=True,
+        check=True,
+    )
     fresh = load_file(tmp_path / "out")["logits"]
     ids = torch.arange(3, 43)[None]
     with torch.no_grad():
         here, base = (open_model(one).model(ids).logits.float() for one in (made, teacher))
     assert (fresh - here).abs().max() <= 1e-3 * max(1.0, float(here.abs().max()))
     apart = float((here - base).abs().mean() / base.std())
-    assert 1e-4 < apart < {"nf4": 0.4, "bnb-int8": 0.1, "torchao": 0.1, "quanto": {8: 0.05, 4: 0.6, 2: 3.0}.get(settings.get("bits"))}[name]
+    assert (
+        1e-4
+        < apart
+        < {
+            "nf4": 0.4,
+            "bnb-int8": 0.1,
+            "torchao": 0.1,
+            "quanto": {8: 0.05, 4: 0.6, 2: 3.0}.get(settings.get("bits")),
+        }[name]
+    )
     notes = json.loads((made.path.parent / "cost.json").read_text())["notes"][name]
     assert notes["packed_layers"] == 56 and notes["table_and_head"] == "skip"
     if name == "quanto":  # floats that stand for so many levels of each group
         row = load_file(made.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"][0]
         assert row.dtype == torch.float32 and 2 < len(row.unique()) <= 2 ** settings["bits"]
     else:
-        assert quantized_by(made.path) == EXTRAS[name] and made.bytes_on_disk < 0.75 * teacher.bytes_on_disk
+        assert (
+            quantized_by(made.path) == EXTRAS[name]
+            and made.bytes_on_disk < 0.75 * teacher.bytes_on_disk
+        )
         left = load_file(made.path / "model.safetensors")["model.embed_tokens.weight"]
         assert left.dtype == torch.bfloat16  # what is left alone takes no more than before
 
@@ -361,7 +510,11 @@ def test_students_hold_half_the_blocks_and_nothing_else(students, specialist):
 @pytest.mark.parametrize("recipe", ["depth:0.25", "width:0.5", "scratch:0.5"])
 def test_students_of_every_recipe_reopen(recipe, teacher, tmp_path):
     made = QUICK.build("untouched", {}).compress(job(teacher, tmp_path / "x", student=recipe))
-    subprocess.run([sys.executable, "-P", "-c", REOPEN, "plain", str(tmp_path / "out"), str(made.path)], capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-P", "-c", REOPEN, "plain", str(tmp_path / "out"), str(made.path)],
+        capture_output=True,
+        check=True,
+    )
     config = json.loads((made.path / "config.json").read_text())
     expected = {"depth:0.25": (2, 384), "width:0.5": (8, 192), "scratch:0.5": (4, 384)}[recipe]
     assert (config["num_hidden_layers"], config["intermediate_size"]) == expected
@@ -377,16 +530,23 @@ def test_a_full_width_student_is_the_teacher(teacher, tmp_path):
         student = student_of(recipe, teacher, seed=0, device="cpu", dtype="float32")
         ids = torch.arange(2, 40)[None]
         with torch.no_grad():
-            assert torch.allclose(student.model(ids).logits, open_model(teacher).model(ids).logits, atol=1e-5)
+            assert torch.allclose(
+                student.model(ids).logits, open_model(teacher).model(ids).logits, atol=1e-5
+            )
 
 
 @pytest.mark.slow
 def test_response_with_no_teacher_share_is_sft(teacher, tmp_path):
     alone = QUICK.build("sft", {}).compress(job(teacher, tmp_path / "sft"))
-    zero = QUICK.build("response", {"teacher_share": 0.0}).compress(job(teacher, tmp_path / "response"))
+    zero = QUICK.build("response", {"teacher_share": 0.0}).compress(
+        job(teacher, tmp_path / "response")
+    )
     from safetensors.torch import load_file
 
-    left, right = load_file(alone.path / "model.safetensors"), load_file(zero.path / "model.safetensors")
+    left, right = (
+        load_file(alone.path / "model.safetensors"),
+        load_file(zero.path / "model.safetensors"),
+    )
     assert all(left[key].equal(right[key]) for key in left)
 
 
@@ -394,8 +554,13 @@ def test_response_with_no_teacher_share_is_sft(teacher, tmp_path):
 def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
     sft = QUICK.build("sft", {}).compress(job(teacher, tmp_path / "a", tokens=6000))
     bare = QUICK.build("answer-only", {}).compress(job(teacher, tmp_path / "b", tokens=6000))
-    equal = QUICK.build("answer-only", {"equal": "tokens"}).compress(job(teacher, tmp_path / "c", tokens=6000))
-    steps = {made.path: json.loads((made.path.parent / "cost.json").read_text()) for made in (sft, bare, equal)}
+    equal = QUICK.build("answer-only", {"equal": "tokens"}).compress(
+        job(teacher, tmp_path / "c", tokens=6000)
+    )
+    steps = {
+        made.path: json.loads((made.path.parent / "cost.json").read_text())
+        for made in (sft, bare, equal)
+    }
     assert abs(steps[sft.path]["steps"] - steps[bare.path]["steps"]) <= 1
     assert steps[bare.path]["seen_tokens"] < steps[equal.path]["seen_tokens"] <= 6000
     assert steps[equal.path]["seen_tokens"] > 5800
@@ -415,16 +580,33 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
         [Generation("no number", 3, "eos")] * 3,
     ]
     kept, counts = surviving(examples, texts, given)
-    assert kept == [(examples[0], examples[0].completion), (examples[0], examples[0].answer), (examples[2], examples[2].completion)]
+    assert kept == [
+        (examples[0], examples[0].completion),
+        (examples[0], examples[0].answer),
+        (examples[2], examples[2].completion),
+    ]
     assert counts == {
-        "traces_written": 12, "traces_kept": 3, "kept_in_another_form": 0, "dropped_wrong": 1, "dropped_unreadable": 2,
-        "dropped_in_another_form": 0, "dropped_unfinished": 1, "dropped_short": 0, "dropped_repeats": 5, "dropped_contaminated": 0,
-        "problems_without_trace": 2, "keep_rate": 0.25,
-    }  # fmt: skip
+        "traces_written": 12,
+        "traces_kept": 3,
+        "kept_in_another_form": 0,
+        "dropped_wrong": 1,
+        "dropped_unreadable": 2,
+        "dropped_in_another_form": 0,
+        "dropped_unfinished": 1,
+        "dropped_short": 0,
+        "dropped_repeats": 5,
+        "dropped_contaminated": 0,
+        "problems_without_trace": 2,
+        "keep_rate": 0.25,
+    }
     long_enough, counts = surviving(examples, texts, given, shortest=5)
     assert len(long_enough) == 2 and counts["dropped_short"] == 5
-    drawn, counts = surviving(examples, texts, given, rejects=False)  # as many, right or wrong, always the same for a seed
-    assert len(drawn) == counts["traces_kept"] == 3 and drawn == surviving(examples, texts, given, rejects=False)[0]
+    # as many, right or wrong, always the same for a seed
+    drawn, counts = surviving(examples, texts, given, rejects=False)
+    assert (
+        len(drawn) == counts["traces_kept"] == 3
+        and drawn == surviving(examples, texts, given, rejects=False)[0]
+    )
     assert counts["wrong_among_kept"] == sum(one not in kept for one in drawn)
 
 
@@ -443,10 +625,21 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
     ]
     texts = [[Generation(text, 9, "eos")] for text in said]
     kept, counts = surviving(examples, texts, given)
-    assert kept == [(examples[0], f"So the answer is **{golds[0]}**.\n#### {golds[0]}"), (examples[1], examples[1].answer)]
-    assert (counts["kept_in_another_form"], counts["dropped_wrong"], counts["dropped_unreadable"]) == (2, 2, 1)
-    silent = [replace(example, ending="") for example in examples]  # a task that cannot say how its answers end
-    with pytest.raises(CellFailed, match="by the teacher 2 were wrong, 1 had no readable answer, 2 were right in another form"):
+    assert kept == [
+        (examples[0], f"So the answer is **{golds[0]}**.\n#### {golds[0]}"),
+        (examples[1], examples[1].answer),
+    ]
+    assert (
+        counts["kept_in_another_form"],
+        counts["dropped_wrong"],
+        counts["dropped_unreadable"],
+    ) == (2, 2, 1)
+    # a task that cannot say how its answers end
+    silent = [replace(example, ending="") for example in examples]
+    with pytest.raises(
+        CellFailed,
+        match="by the teacher 2 were wrong, 1 had no readable answer, 2 were right in another form",
+    ):
         surviving(silent, texts, given)
 
 
@@ -456,11 +649,23 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
     told = []
     given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
     examples = examples_of(TASKS, "train", given.source, rows=4)
-    texts = [[Generation(one.completion, 30, "eos" if one.task == "gsm8k-mini" else "length")] for one in examples]
+    texts = [
+        [Generation(one.completion, 30, "eos" if one.task == "gsm8k-mini" else "length")]
+        for one in examples
+    ]
     kept, counts = surviving(examples, texts, given)
-    assert {example.task for example, _ in kept} == {"gsm8k-mini"} == set(TASKS) - set(counts["tasks_without_trace"])
-    assert "of 2 answers" in counts["tasks_without_trace"]["mmlu-mini"] and "mmlu-mini" in told[-1].detail
-    with pytest.raises(CellFailed, match=r"2 did not end, .*; most did not end: --set cot.longest=60$"):
+    assert (
+        {example.task for example, _ in kept}
+        == {"gsm8k-mini"}
+        == set(TASKS) - set(counts["tasks_without_trace"])
+    )
+    assert (
+        "of 2 answers" in counts["tasks_without_trace"]["mmlu-mini"]
+        and "mmlu-mini" in told[-1].detail
+    )
+    with pytest.raises(
+        CellFailed, match=r"2 did not end, .*; most did not end: --set cot.longest=60$"
+    ):
         surviving(examples[1::2], texts[1::2], given)
 
 
@@ -469,7 +674,9 @@ def test_calculator_marks_are_not_trained(teacher, tmp_path):
 
     [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=1)
     marked = example.completion.replace("=", "=<<1+1=2>>", 1)
-    assert surviving([example], [[Generation(marked, 30, "eos")]], job(teacher, tmp_path / "x"))[0] == [(example, example.completion)]
+    assert surviving([example], [[Generation(marked, 30, "eos")]], job(teacher, tmp_path / "x"))[
+        0
+    ] == [(example, example.completion)]
 
 
 def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(teacher, tmp_path):
@@ -478,7 +685,9 @@ def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(te
     from methods.training.traces import surviving
 
     given = job(teacher, tmp_path / "x")
-    taken, tested = (examples_of(given.tasks, split, DataSource(), rows=2) for split in ("train", "test"))
+    taken, tested = (
+        examples_of(given.tasks, split, DataSource(), rows=2) for split in ("train", "test")
+    )
     leaked = replace(taken[0], prompt="One shot.\n\n" + tested[0].prompt.upper().replace(" ", "  "))
     texts = [[Generation(one.completion, 30, "eos")] for one in taken]
     kept, counts = surviving([leaked, taken[1]], texts, given)
@@ -493,7 +702,9 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
 
     def task(files, text):
         held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
-        return SimpleNamespace(name="t", kind="generate", files=files, examples=lambda split, source: iter(held))
+        return SimpleNamespace(
+            name="t", kind="generate", files=files, examples=lambda split, source: iter(held)
+        )
 
     run = " ".join(f"w{number}" for number in range(13))
     near, far = (
@@ -501,7 +712,10 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
         for words in (run, run.rpartition(" ")[0])
     )
     for files, expected in ((("a.jsonl",), {near.prompt}), ((), set())):
-        assert overlapping([near, far], {"t": task(files, f"before {run} after")}, DataSource()) == expected
+        assert (
+            overlapping([near, far], {"t": task(files, f"before {run} after")}, DataSource())
+            == expected
+        )
 
 
 def test_a_question_shown_in_a_chat_template_is_compared_without_it():
@@ -511,20 +725,37 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from harness.data.contamination import overlapping
 
     held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
-    task = SimpleNamespace(name="t", kind="generate", files=(), examples=lambda split, source: iter(held))
-    shown = Example(task="t", prompt="<user>What is two and TWO?<end>", completion="", answer="", gold="4", plain="What is two and TWO?")
+    task = SimpleNamespace(
+        name="t", kind="generate", files=(), examples=lambda split, source: iter(held)
+    )
+    shown = Example(
+        task="t",
+        prompt="<user>What is two and TWO?<end>",
+        completion="",
+        answer="",
+        gold="4",
+        plain="What is two and TWO?",
+    )
     assert overlapping([shown], {"t": task}, DataSource()) == {shown.prompt}
-    assert overlapping([replace(shown, plain="What is two and three?")], {"t": task}, DataSource()) == set()
+    assert (
+        overlapping([replace(shown, plain="What is two and three?")], {"t": task}, DataSource())
+        == set()
+    )
 
 
 @pytest.mark.slow
 def test_a_teacher_that_solves_nothing_fails_with_its_counts(random_model, tmp_path):
-    with pytest.raises(CellFailed, match=r"no trace survived: of 8 answers .* were wrong, .* did not end, .* too short"):
+    with pytest.raises(
+        CellFailed,
+        match=r"no trace survived: of 8 answers .* were wrong, .* did not end, .* too short",
+    ):
         REGISTRY.build("cot", {"longest": 12}).compress(job(random_model, tmp_path / "x", rows=8))
 
 
 @pytest.mark.slow
-def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(teacher, tmp_path, monkeypatch):
+def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(
+    teacher, tmp_path, monkeypatch
+):
     from methods.training import traces
 
     given = job(teacher, tmp_path / "x")
@@ -533,9 +764,14 @@ def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(teacher,
     first = traces.teacher_traces(given, examples, **asked)
     calls = []
     generate = traces.Writer.generate
-    monkeypatch.setattr(traces.Writer, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    monkeypatch.setattr(
+        traces.Writer, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k)
+    )
     assert traces.teacher_traces(given, examples, **asked) == first and not calls
-    assert traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5] and len(calls) == 1
+    assert (
+        traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5]
+        and len(calls) == 1
+    )
     other = Checkpoint(path=teacher.path, name="other", digest="another model")
     traces.teacher_traces(Job(**{**given.__dict__, "teachers": (other,)}), examples, **asked)
     assert len(calls) == 2  # a second teacher is really asked

@@ -14,14 +14,20 @@ from tables import PAGES, filled
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--budget", "2000", "--rows", "20", "--limit", "20", "--grid", "none", "--noise", "4"]
-UNTIMED = "import functools, harness; harness.run = functools.partial(harness.run, grid='none', noise=4)\n"  # before the example
+# before the example
+UNTIMED = (
+    "import functools, harness; harness.run = functools.partial(harness.run, grid='none', "
+    "noise=4)\n"
+)
 
 
 def blocks(kind):
     return re.findall(rf"^```{kind}\n(.*?)^```", README, re.S | re.M)
 
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("harness ")]
+COMMANDS = [
+    line for block in blocks("sh") for line in block.splitlines() if line.startswith("harness ")
+]
 
 
 def test_tables_are_the_generated_ones():
@@ -36,7 +42,9 @@ def test_the_table_of_figures_is_what_the_programs_wrote():
         from _form import RESULTS, table
     finally:
         sys.path.pop(0)
-    assert table() in (RESULTS / "README.md").read_text(encoding="utf-8"), "a figure was changed by hand, or its page was not made again"
+    assert table() in (RESULTS / "README.md").read_text(encoding="utf-8"), (
+        "a figure was changed by hand, or its page was not made again"
+    )
 
 
 def test_the_first_two_blocks_are_the_two_commands():
@@ -72,14 +80,18 @@ def test_every_command_runs(line, desk):
         (desk / "model.gguf").symlink_to(os.environ["HARNESS_GGUF"])
     if "./data" in words and not (desk / "data").exists():
         pytest.skip("needs the benchmarks' files: set HARNESS_DATA_DIR to their folder")
-    if words[1] == "run" and "--dry-run" not in words:  # as typed, but small and on what this machine has
+    # as typed, but small and on what this machine has
+    if words[1] == "run" and "--dry-run" not in words:
         words = [*words, *SMALL, "--device", "cpu"]
     if words[1] == "measure":
         words = [*words, "--rounds", "1"]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli", *words[1:]], cwd=desk, capture_output=True, text=True,
+        [sys.executable, "-P", "-m", "harness.cli", *words[1:]],
+        cwd=desk,
+        capture_output=True,
+        text=True,
         env={**os.environ, "HARNESS_CACHE": str(desk / "cache")},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -126,9 +138,16 @@ def test_the_folders_of_the_tree_are_there():
         folder = top + line.split()[0] if line.startswith(" ") else top
         assert (ROOT / folder).is_dir(), folder
     named = {line.split()[0].strip("/") for line in tree.splitlines() if not line.startswith(" ")}
-    assert {path.name for path in ROOT.iterdir() if path.is_dir() and (path / "..").exists() and not path.name.startswith(".")} - named <= {
-        "build", "dist", "compression_harness.egg-info", "__pycache__",
-    }  # fmt: skip
+    assert {
+        path.name
+        for path in ROOT.iterdir()
+        if path.is_dir() and (path / "..").exists() and not path.name.startswith(".")
+    } - named <= {
+        "build",
+        "dist",
+        "compression_harness.egg-info",
+        "__pycache__",
+    }
 
 
 def test_links_lead_somewhere():

@@ -1,4 +1,6 @@
-"""The house stands: every room says what it is for, imports go down only, and a planted import of each forbidden kind is refused."""
+"""The house stands: every room says what it is for, imports go down only, and a planted import of
+each forbidden kind is refused.
+"""
 
 import ast
 import fnmatch
@@ -19,7 +21,9 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 CONTRACTS = {contract["name"]: contract for contract in SETTINGS["importlinter"]["contracts"]}
 LAYERS = [
     [name.strip() for name in re.split(r"[|:]", layer)]
-    for layer in next(contract for contract in CONTRACTS.values() if "containers" in contract)["layers"]
+    for layer in next(contract for contract in CONTRACTS.values() if "containers" in contract)[
+        "layers"
+    ]
 ]
 TORCHLESS = CONTRACTS["rooms without torch, not even inside a function"]["source_modules"]
 UPPER = {
@@ -31,12 +35,16 @@ UPPER = {
     for top in ("methods", "suites")
 }
 PACKAGES = sorted(
-    ".".join(path.parent.relative_to(ROOT).parts) for top in ("harness", "methods", "suites") for path in (ROOT / top).rglob("__init__.py")
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for top in ("harness", "methods", "suites")
+    for path in (ROOT / top).rglob("__init__.py")
 )
 
 
 def planted() -> dict[str, list[str]]:
-    """Return what no module of a room may import, by room: what stands above or beside it, and what is kept from it."""
+    """Return what no module of a room may import, by room: what stands above or beside it, and what
+    is kept from it.
+    """
     found: dict[str, list[str]] = {}
     above: list[str] = []
     for layer in LAYERS:
@@ -67,7 +75,9 @@ def copy(tmp_path_factory):
     pytest.importorskip("importlinter")
     folder = tmp_path_factory.mktemp("house")
     for top in ("harness", "methods", "suites"):
-        shutil.copytree(ROOT / top, folder / top, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+        shutil.copytree(
+            ROOT / top, folder / top, ignore=shutil.ignore_patterns("embedded", "__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 
@@ -91,7 +101,10 @@ def test_the_rules_hold_and_a_planted_import_of_each_kind_is_refused(copy):
     assert code == 1, said
     seen = set(re.findall(r"([\w.]+) -> ([\w.]+)", said))
     missing = [
-        (room, other) for room, others in planted().items() for other in others if not {(room, other), (f"{room}.planted", other)} & seen
+        (room, other)
+        for room, others in planted().items()
+        for other in others
+        if not {(room, other), (f"{room}.planted", other)} & seen
     ]
     assert not missing, f"{len(missing)} planted imports passed unseen: {missing[:12]}"
 
@@ -99,9 +112,13 @@ def test_the_rules_hold_and_a_planted_import_of_each_kind_is_refused(copy):
 def test_no_import_goes_in_a_circle():
     """Also inside a room, and also imports inside functions; annotations alone do not count."""
     grimp = pytest.importorskip("grimp")
-    graph = grimp.build_graph("harness", "methods", "suites", cache_dir=None, exclude_type_checking_imports=True)
+    graph = grimp.build_graph(
+        "harness", "methods", "suites", cache_dir=None, exclude_type_checking_imports=True
+    )
     left = {name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}
-    while leaves := [name for name, imported in left.items() if not imported & left.keys() - {name}]:
+    while leaves := [
+        name for name, imported in left.items() if not imported & left.keys() - {name}
+    ]:
         for name in leaves:
             del left[name]
     left.pop("harness", None)  # its door is opened by name
@@ -115,9 +132,19 @@ def test_every_package_says_what_it_is_for_and_names_what_others_may_use(package
     doc = ast.get_docstring(tree)
     assert doc and len(doc.split("\n")[0]) > 30
     if package.count(".") and package != "harness.data":
-        assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
-        listed = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
-        files = {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py") if not path.stem.startswith("_")}
+        assert not [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
+        ]
+        listed = next(
+            ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)
+        )
+        files = {
+            path.stem
+            for path in (ROOT / package.replace(".", "/")).glob("*.py")
+            if not path.stem.startswith("_")
+        }
         assert set(listed) == files
 
 
@@ -125,11 +152,22 @@ def test_the_wheel_holds_every_package_and_every_file_beside_them():
     patterns = SETTINGS["setuptools"]["packages"]["find"]["include"]
     for package in PACKAGES:
         assert any(fnmatch.fnmatchcase(package, pattern) for pattern in patterns), package
-    folders = {path.parent for top in ("harness", "methods", "suites") for path in (ROOT / top).rglob("*.py")}
-    assert all((folder / "__init__.py").exists() for folder in folders), "a folder of modules is no package"
+    folders = {
+        path.parent
+        for top in ("harness", "methods", "suites")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    assert all((folder / "__init__.py").exists() for folder in folders), (
+        "a folder of modules is no package"
+    )
     data = SETTINGS["setuptools"]["package-data"]["harness"]
     for path in (ROOT / "harness").rglob("*"):
-        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts and not path.name.startswith("."):
+        if (
+            path.is_file()
+            and path.suffix != ".py"
+            and "__pycache__" not in path.parts
+            and not path.name.startswith(".")
+        ):
             relative = path.relative_to(ROOT / "harness").as_posix()
             if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
                 assert any(fnmatch.fnmatchcase(relative, pattern) for pattern in data), relative
@@ -146,9 +184,12 @@ LARGE = {
     "harness/api.py:measure_models": _DOOR,
     "harness/cli/app.py:plan": _OPTIONS,
     "harness/cli/app.py:report": _OPTIONS,
+    "harness/cli/check.py:baseline_update": _OPTIONS,
     "harness/cli/check.py:check": _OPTIONS,
-    "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are the names that options had before",
-    "harness/scoring/score.py:score_task": "what is scored, and how, each by name; whoever gives a backend gives no batch size",
+    "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are "
+    "the names that options had before",
+    "harness/scoring/score.py:score_task": "what is scored, and how, each by name; whoever gives a "
+    "backend gives no batch size",
 }
 
 
@@ -163,7 +204,11 @@ class Sized:
 
     @property
     def is_large(self) -> bool:
-        return self.lines >= CLASS_LINES if self.is_class else self.lines > MOST_LINES or self.parameters > MOST_PARAMETERS
+        return (
+            self.lines >= CLASS_LINES
+            if self.is_class
+            else self.lines > MOST_LINES or self.parameters > MOST_PARAMETERS
+        )
 
 
 def sizes(tree: ast.AST, inside: str = "", *, methods: bool = False) -> Iterator[Sized]:
@@ -174,27 +219,50 @@ def sizes(tree: ast.AST, inside: str = "", *, methods: bool = False) -> Iterator
             yield from sizes(node, inside, methods=methods)
             continue
         lines = node.end_lineno - node.lineno + 1
-        yield Sized(f"{inside}{node.name}", is_class, lines, 0 if is_class else parameters(node, bound=methods))
+        yield Sized(
+            f"{inside}{node.name}",
+            is_class,
+            lines,
+            0 if is_class else parameters(node, bound=methods),
+        )
         yield from sizes(node, f"{inside}{node.name}.", methods=is_class)
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, *, bound: bool) -> int:
     takes = function.args
-    named = [*takes.posonlyargs, *takes.args, *takes.kwonlyargs, *filter(None, (takes.vararg, takes.kwarg))]
-    static = any(isinstance(one, ast.Name) and one.id == "staticmethod" for one in function.decorator_list)
+    named = [
+        *takes.posonlyargs,
+        *takes.args,
+        *takes.kwonlyargs,
+        *filter(None, (takes.vararg, takes.kwarg)),
+    ]
+    static = any(
+        isinstance(one, ast.Name) and one.id == "staticmethod" for one in function.decorator_list
+    )
     return len(named) - (bound and not static)
 
 
 @pytest.fixture(scope="module")
 def house() -> dict[str, Sized]:
-    files = [path for top in ("harness", "methods", "suites") for path in sorted((ROOT / top).rglob("*.py"))]
-    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    files = [
+        path
+        for top in ("harness", "methods", "suites")
+        for path in sorted((ROOT / top).rglob("*.py"))
+    ]
+    trees = {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in files
+    }
     return {f"{file}:{each.name}": each for file, tree in trees.items() for each in sizes(tree)}
 
 
 def test_functions_do_one_thing_and_what_is_large_has_a_reason(house):
-    unexplained = {name: each for name, each in house.items() if each.is_large and name not in LARGE}
-    assert not unexplained, "split it; where that makes it harder to read, LARGE takes it with a reason"
+    unexplained = {
+        name: each for name, each in house.items() if each.is_large and name not in LARGE
+    }
+    assert not unexplained, (
+        "split it; where that makes it harder to read, LARGE takes it with a reason"
+    )
 
 
 def test_what_is_large_no_longer_leaves_the_table(house):
@@ -215,7 +283,10 @@ def test_the_measure_of_size_sees_what_is_large():
     assert grown(f"def f():\n{long}") == ["f"] and grown(f"@decorated\ndef f():\n{short}") == []
     assert grown("async def f(a, b, /, c, d, *e, g, h, i, **j): ...") == ["f"]
     assert grown("def f(a, b, /, c, d, *e, g, h, **j): ...") == []
-    assert grown("class A:\n  def f(self, a, b, c, d, e, f, g, h): ...\n  def g(self, a, b, c, d, e, f, g, h, i): ...") == ["A.g"]
+    assert grown(
+        "class A:\n  def f(self, a, b, c, d, e, f, g, h): ...\n  def g(self, a, b, c, d, e, f, g, "
+        "h, i): ..."
+    ) == ["A.g"]
     assert grown("class A:\n  @staticmethod\n  def f(a, b, c, d, e, f, g, h, i): ...") == ["A.f"]
     assert grown("if 1:\n  def f():\n    def g(a, b, c, d, e, f, g, h, i): ...") == ["f.g"]
     assert grown(f"class A:\n{'    x = 1' + chr(10)}" + "    y = 1\n" * (CLASS_LINES - 3)) == []

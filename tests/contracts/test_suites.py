@@ -15,7 +15,8 @@ from suites import gsm8k_mini, mmlu_mini
 from suites.loading import numbers
 
 SOURCE = DataSource()
-TASKS = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}  # the generated ones; tests/suites/test_tasks.py has the others
+# the generated ones; tests/suites/test_tasks.py has the others
+TASKS = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}
 MODULES = {"gsm8k-mini": gsm8k_mini, "mmlu-mini": mmlu_mini}
 # Version 1 of each task, frozen: a changed character is a new version, not a new digest here.
 FROZEN = {
@@ -26,10 +27,12 @@ FROZEN = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_items_of_version_1_are_frozen(name):
-    rows = [row for split in ("dev", "validation", "test") for row in MODULES[name].rows(split)] + list(
-        islice(MODULES[name].rows("train"), 1000)
+    rows = [
+        row for split in ("dev", "validation", "test") for row in MODULES[name].rows(split)
+    ] + list(islice(MODULES[name].rows("train"), 1000))
+    assert (
+        hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16] == FROZEN[name]
     )
-    assert hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16] == FROZEN[name]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -47,7 +50,10 @@ def test_splits_share_no_item(name):
 
 def test_splits_of_mmlu_mini_share_no_question_with_the_same_choices_in_another_order():
     held = {
-        split: {(row["question"], tuple(sorted(row["choices"]))) for row in islice(mmlu_mini.rows(split), 5000)}
+        split: {
+            (row["question"], tuple(sorted(row["choices"])))
+            for row in islice(mmlu_mini.rows(split), 5000)
+        }
         for split in ("train", "test")
     }
     assert not held["train"] & held["test"]
@@ -72,7 +78,10 @@ def test_training_prompts_are_the_prompts_that_lm_eval_renders(name, no_network)
 def test_gsm8k_mini_keeps_lm_evals_filters_and_metric():
     from suites.loading.lm_eval import builtin
 
-    upstream, built = builtin("gsm8k/gsm8k.yaml"), TASKS["gsm8k-mini"].lm_eval_tasks(SOURCE)["gsm8k-mini"]
+    upstream, built = (
+        builtin("gsm8k/gsm8k.yaml"),
+        TASKS["gsm8k-mini"].lm_eval_tasks(SOURCE)["gsm8k-mini"],
+    )
     assert [one["name"] for one in upstream["filter_list"]] == [one.name for one in built._filters]
     assert built.config.metric_list == upstream["metric_list"]
     assert built.config.generation_kwargs["until"] == upstream["generation_kwargs"]["until"]
@@ -103,7 +112,8 @@ def test_problems_say_what_their_steps_compute():
         assert len(lines) == row["steps"] + 1 and row["steps"] in gsm8k_mini.STEPS
         for line in lines[:-1]:
             shown, result = line.split("<<")[1].split(">>")[0].split("=")
-            assert eval(shown.replace("/", "//")) == int(result) <= gsm8k_mini.LARGEST  # an arithmetic check by Python itself
+            # an arithmetic check by Python itself
+            assert eval(shown.replace("/", "//")) == int(result) <= gsm8k_mini.LARGEST
             assert "/" not in shown or eval(shown) == int(result)
         assert lines[-1] == f"#### {result}"
 
@@ -116,7 +126,8 @@ def test_choices_are_four_and_different_and_the_letters_are_balanced():
     assert len({row["subject"] for row in rows}) >= 8
 
 
-# (answer, strict, flexible, numeric) against gold 18: evaluation.md, pitfall 6, and what a numeric extractor must mend.
+# (answer, strict, flexible, numeric) against gold 18: evaluation.md, pitfall 6, and what a numeric
+# extractor must mend.
 MATRIX = [
     ("#### 18", True, True, True),
     ("The answer is 18.", False, True, True),
@@ -134,7 +145,11 @@ MATRIX = [
 
 @pytest.mark.parametrize(("text", "strict", "flexible", "numeric"), MATRIX)
 def test_extraction_matrix(text, strict, flexible, numeric):
-    assert [grade.correct for grade in numbers.grade_number("18", text)] == [strict, flexible, numeric]
+    assert [grade.correct for grade in numbers.grade_number("18", text)] == [
+        strict,
+        flexible,
+        numeric,
+    ]
 
 
 def test_training_rows_are_shared_between_tasks_and_fixed():
@@ -160,8 +175,14 @@ def test_an_evaluation_item_among_the_training_rows_is_refused(monkeypatch):
 def test_every_file_is_a_task_and_every_task_a_file():
     from pathlib import Path
 
-    files = {path.stem for path in Path(suites.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
-    assert files == {path.partition(":")[0].removeprefix("suites.") for path in suites.TASKS.values()}
+    files = {
+        path.stem
+        for path in Path(suites.__file__).parent.glob("*.py")
+        if not path.stem.startswith("_")
+    }
+    assert files == {
+        path.partition(":")[0].removeprefix("suites.") for path in suites.TASKS.values()
+    }
 
 
 def test_suites_resolve_by_the_teacher():
@@ -169,8 +190,18 @@ def test_suites_resolve_by_the_teacher():
     assert suites.resolve(["mini"], embedded=False)["mini"].tasks == ("gsm8k-mini", "mmlu-mini")
     assert suites.resolve(["math"], embedded=False)["math"].tasks == ("gsm8k",)
     assert suites.resolve(["full"], embedded=True)["full"].tasks == ("gsm8k-mini", "mmlu-mini")
-    assert suites.resolve(["full"], embedded=False)["full"].tasks == ("gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext")
-    assert list(suites.resolve(["full", "mini", "math"], embedded=False)) == ["math", "mini", "full"]
+    assert suites.resolve(["full"], embedded=False)["full"].tasks == (
+        "gsm8k",
+        "gsm8k-cot",
+        "mmlu",
+        "mmlu-cloze",
+        "wikitext",
+    )
+    assert list(suites.resolve(["full", "mini", "math"], embedded=False)) == [
+        "math",
+        "mini",
+        "full",
+    ]
     with pytest.raises(HarnessError, match="did you mean 'math'"):
         suites.resolve(["maths"], embedded=True)
 

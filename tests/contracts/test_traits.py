@@ -1,4 +1,6 @@
-"""What a method declares: read from one place, refused where it is unknown, misspelt, of a wrong type or stated twice."""
+"""What a method declares: read from one place, refused where it is unknown, misspelt, of a wrong
+type or stated twice.
+"""
 
 import ast
 import importlib
@@ -35,7 +37,9 @@ from methods.base import settings
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Return a function that loads a class `Mine` from source as the registry loads one of another package."""
+    """Return a function that loads a class `Mine` from source as the registry loads one of another
+    package.
+    """
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def loaded(body, *, head=HEAD, build=None):
@@ -51,7 +55,11 @@ def load(tmp_path, monkeypatch):
 def stated(*lines, base="", compress=True):
     """Return the source of a class that states these lines."""
     body = [f"    {line}" for line in lines]
-    body += ["    def compress(self, job: Job) -> Checkpoint:", "        raise NotImplementedError"] if compress else ["    pass"]
+    body += (
+        ["    def compress(self, job: Job) -> Checkpoint:", "        raise NotImplementedError"]
+        if compress
+        else ["    pass"]
+    )
     return "\n".join(["@settings", f"class Mine{base}:", *body])
 
 
@@ -59,62 +67,131 @@ def stated(*lines, base="", compress=True):
 def test_every_trait_of_every_method_is_of_its_declared_type(name):
     method = REGISTRY.build(name, {})
     assert isinstance(method, Method) and method.family in FAMILIES
-    assert method.starts_from == "teacher" if method.family in ("pruning", "low-rank", "quantization") else method.starts_from
-    assert not (method.trains and method.calibrates) and (method.calibration_tokens() > (0, 0)) >= method.calibrates
+    assert (
+        method.starts_from == "teacher"
+        if method.family in ("pruning", "low-rank", "quantization")
+        else method.starts_from
+    )
+    assert (
+        not (method.trains and method.calibrates)
+        and (method.calibration_tokens() > (0, 0)) >= method.calibrates
+    )
 
 
 def test_no_trait_goes_by_an_old_name_here():
     for name in methods.METHODS:
         for base in REGISTRY.load(name).__mro__:
-            stated = vars(base)  # a plug-in of old names gives the classes before it the old ones too, for `super()`
-            assert all(old not in stated or stated[old] is stated[new] for old, new in OLD_NAMES.items()), name
+            # a plug-in of old names gives the classes before it the old ones too, for `super()`
+            stated = vars(base)
+            assert all(
+                old not in stated or stated[old] is stated[new] for old, new in OLD_NAMES.items()
+            ), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("base", ["", "(Method)"])
 def test_what_a_class_does_not_state_has_the_defaults_of_the_protocol(load, family, base):
-    method = load(stated(f"family: ClassVar[str] = {family!r}", "share: float = 0.5", base=base), build={})
-    assert method.starts_from == ("teacher" if family in ("pruning", "low-rank", "quantization") else "student")
+    method = load(
+        stated(f"family: ClassVar[str] = {family!r}", "share: float = 0.5", base=base), build={}
+    )
+    assert method.starts_from == (
+        "teacher" if family in ("pruning", "low-rank", "quantization") else "student"
+    )
     assert not any(getattr(method, name) for name, kind in fixed_traits().items() if kind is bool)
-    assert method.controls == () and method.control_settings() == {} and method.resulting_shape("shape") == "shape"
+    assert (
+        method.controls == ()
+        and method.control_settings() == {}
+        and method.resulting_shape("shape") == "shape"
+    )
     assert work_of(method).of_teacher == (method.starts_from == "teacher")
 
 
 def test_a_stated_start_counts_whatever_the_family(load):
-    cut = load(stated("family: ClassVar[str] = 'pruning'", "starts_from: ClassVar[str] = 'student'"), build={})
+    cut = load(
+        stated("family: ClassVar[str] = 'pruning'", "starts_from: ClassVar[str] = 'student'"),
+        build={},
+    )
     assert not work_of(cut).of_teacher
 
 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["family: ClassVar[str] = 'layer-pruning'"], "unknown family 'layer-pruning'; did you mean 'pruning'? known: control"),
+        (
+            ["family: ClassVar[str] = 'layer-pruning'"],
+            "unknown family 'layer-pruning'; did you mean 'pruning'? known: control",
+        ),
         (["family: ClassVar[str] = 'quantisation'"], "did you mean 'quantization'?"),
         (["family: ClassVar[str] = 'Pruning'"], "did you mean 'pruning'?"),
         (["family = 3"], "unknown family 3"),
-        (["family: str = 'pruning'"], "family is a trait, and is written as a setting; write family: ClassVar = VALUE"),
+        (
+            ["family: str = 'pruning'"],
+            "family is a trait, and is written as a setting; write family: ClassVar = VALUE",
+        ),
         (["trains: ClassVar[bool] = True"], "states no family"),
-        (["family = 'pruning'", "starts_from = 'the teacher'"], "starts_from = 'the teacher' is not one of 'teacher', 'student'"),
-        (["family = 'pruning'", "starts_form = 'student'"], "unknown trait 'starts_form'; did you mean 'starts_from'?"),
-        (["family = 'pruning'", "draws_random_number: ClassVar[bool] = True"], "did you mean 'draws_random_numbers'?"),
+        (
+            ["family = 'pruning'", "starts_from = 'the teacher'"],
+            "starts_from = 'the teacher' is not one of 'teacher', 'student'",
+        ),
+        (
+            ["family = 'pruning'", "starts_form = 'student'"],
+            "unknown trait 'starts_form'; did you mean 'starts_from'?",
+        ),
+        (
+            ["family = 'pruning'", "draws_random_number: ClassVar[bool] = True"],
+            "did you mean 'draws_random_numbers'?",
+        ),
         (["family = 'pruning'", "drawz: ClassVar[bool] = True"], "unknown trait 'drawz'"),
-        (["family = 'pruning'", "is_contol: ClassVar[bool]"], "unknown trait 'is_contol'; did you mean 'is_control'?"),
+        (
+            ["family = 'pruning'", "is_contol: ClassVar[bool]"],
+            "unknown trait 'is_contol'; did you mean 'is_control'?",
+        ),
         (["family = 'pruning'", "lowest = 3"], "a constant of its own is named _lowest"),
         (["family = 'pruning'", "trains = 'no'"], "trains = 'no' is not True or False"),
         (["family = 'pruning'", "simulated = 1"], "simulated = 1 is not True or False"),
-        (["family = 'pruning'", "bits_per_weight = '4'"], "bits_per_weight = '4' is not a number or None"),
-        (["family = 'pruning'", "controls = 'sft'"], "controls = 'sft' is not a tuple of names, as ('sft', 'untouched') or ('sft',)"),
+        (
+            ["family = 'pruning'", "bits_per_weight = '4'"],
+            "bits_per_weight = '4' is not a number or None",
+        ),
+        (
+            ["family = 'pruning'", "controls = 'sft'"],
+            "controls = 'sft' is not a tuple of names, as ('sft', 'untouched') or ('sft',)",
+        ),
         (["family = 'pruning'", "controls = ['sft']"], "is not a tuple of names"),
-        (["family = 'pruning'", "controls = ('stf',)"], "its control 'stf' is no method; did you mean 'sft'?"),
-        (["family = 'pruning'", "resulting_shape = 3"], "resulting_shape is called by the harness, and is 3"),
-        (["family = 'pruning'", "def writes_traces(self): return True"], "is not a value or a property (write @property above it)"),
-        (["family = 'pruning'", "def control_setings(self): return {}"], "did you mean 'control_settings'?"),
-        (["family = 'pruning'", "def resulting_shapes(self, before): return before"], "did you mean 'resulting_shape'?"),
-        (["family = 'pruning'", "@property", "def trains(self): return False"], "trains belongs to the class and cannot"),
-        (["family = 'pruning'", "draws = True", "draws_random_numbers = True"], "are two names for one trait; keep draws_random_numbers"),
-        (["family = 'pruning'", "shaped = None", "resulting_shape = None"], "are two names for one trait"),
+        (
+            ["family = 'pruning'", "controls = ('stf',)"],
+            "its control 'stf' is no method; did you mean 'sft'?",
+        ),
+        (
+            ["family = 'pruning'", "resulting_shape = 3"],
+            "resulting_shape is called by the harness, and is 3",
+        ),
+        (
+            ["family = 'pruning'", "def writes_traces(self): return True"],
+            "is not a value or a property (write @property above it)",
+        ),
+        (
+            ["family = 'pruning'", "def control_setings(self): return {}"],
+            "did you mean 'control_settings'?",
+        ),
+        (
+            ["family = 'pruning'", "def resulting_shapes(self, before): return before"],
+            "did you mean 'resulting_shape'?",
+        ),
+        (
+            ["family = 'pruning'", "@property", "def trains(self): return False"],
+            "trains belongs to the class and cannot",
+        ),
+        (
+            ["family = 'pruning'", "draws = True", "draws_random_numbers = True"],
+            "are two names for one trait; keep draws_random_numbers",
+        ),
+        (
+            ["family = 'pruning'", "shaped = None", "resulting_shape = None"],
+            "are two names for one trait",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, said):
     with pytest.raises(HarnessError) as told:
         load(stated(*lines))
@@ -124,12 +201,21 @@ def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, s
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("class Mine:\n    family = 'pruning'\n    def compress(self, job): pass", "is no dataclass; write @settings above the class"),
+        (
+            "class Mine:\n    family = 'pruning'\n    def compress(self, job): pass",
+            "is no dataclass; write @settings above the class",
+        ),
         ("def Mine(job): pass", "is no class"),
         ("Mine = {'family': 'pruning'}", "is no class"),
         (stated("family = 'pruning'", compress=False), "has no compress(self, job)"),
-        (stated("family = 'pruning'", base="(Method)", compress=False), "has no compress(self, job)"),
-        (stated("family: ClassVar[str] = 'pruning'", "ratio: float"), "the setting ratio has no default"),
+        (
+            stated("family = 'pruning'", base="(Method)", compress=False),
+            "has no compress(self, job)",
+        ),
+        (
+            stated("family: ClassVar[str] = 'pruning'", "ratio: float"),
+            "the setting ratio has no default",
+        ),
         ("raise RuntimeError('no driver')", "cannot be imported from"),
         ("def Mine(:", "cannot be imported from"),
     ],
@@ -141,9 +227,16 @@ def test_what_is_no_method_is_refused_in_one_line(load, source, said):
 
 
 def test_a_trait_that_follows_from_settings_is_looked_at_with_them(load):
-    source = stated("family = 'quantization'", "size: int = 4", "@property", "def bits_per_weight(self): return 16 / self.size or '?'")
+    source = stated(
+        "family = 'quantization'",
+        "size: int = 4",
+        "@property",
+        "def bits_per_weight(self): return 16 / self.size or '?'",
+    )
     assert load(source, build={"size": 2}).bits_per_weight == 8
-    with pytest.raises(HarnessError, match=r"method 'mine': its trait bits_per_weight fails \(ZeroDivisionError"):
+    with pytest.raises(
+        HarnessError, match=r"method 'mine': its trait bits_per_weight fails \(ZeroDivisionError"
+    ):
         load(source, build={"size": 0})
     wrong = source.replace("16 / self.size or '?'", "str(self.size)")
     with pytest.raises(HarnessError, match="bits_per_weight = '4' is not a number or None"):
@@ -152,9 +245,15 @@ def test_a_trait_that_follows_from_settings_is_looked_at_with_them(load):
 
 def test_helpers_private_constants_and_nested_classes_are_a_methods_own(load):
     lines = [
-        "family = 'pruning'", "_lowest = 3", "@staticmethod", "def compressed(w): return w", "def score(self): return 1", "@property",
-        "def width(self): return 2", "class Part: pass",
-    ]  # fmt: skip
+        "family = 'pruning'",
+        "_lowest = 3",
+        "@staticmethod",
+        "def compressed(w): return w",
+        "def score(self): return 1",
+        "@property",
+        "def width(self): return 2",
+        "class Part: pass",
+    ]
     assert load(stated(*lines), build={}).score() == 1
 
 
@@ -163,8 +262,14 @@ OLD = {
     "several_teachers": ("several_teachers = True", lambda method: method.needs_several_teachers),
     "same_vocabulary": ("same_vocabulary = True", lambda method: method.needs_same_vocabulary),
     "reads_inside": ("reads_inside = True", lambda method: method.reads_teacher_live),
-    "hands_on": ("def hands_on(self): return {'ratio': 1}", lambda method: method.control_settings() == {"ratio": 1}),
-    "shaped": ("def shaped(self, before): return 'smaller'", lambda method: method.resulting_shape("whole") == "smaller"),
+    "hands_on": (
+        "def hands_on(self): return {'ratio': 1}",
+        lambda method: method.control_settings() == {"ratio": 1},
+    ),
+    "shaped": (
+        "def shaped(self, before): return 'smaller'",
+        lambda method: method.resulting_shape("whole") == "smaller",
+    ),
 }
 
 
@@ -176,11 +281,18 @@ def test_a_plug_in_of_old_names_keeps_working_with_one_deprecation_line(load, ol
         warnings.simplefilter("always")
         method = load(stated("family = 'distillation'", line, base=base), build={})
     told = [str(one.message) for one in said if one.category is OldName]
-    assert holds(method) and len(told) == 1 and f"{old} is {OLD_NAMES[old]} now" in told[0] and "\n" not in told[0]
+    assert (
+        holds(method)
+        and len(told) == 1
+        and f"{old} is {OLD_NAMES[old]} now" in told[0]
+        and "\n" not in told[0]
+    )
 
 
 def test_an_old_override_reaches_what_its_base_has_by_the_new_name(load):
-    source = stated("def hands_on(self): return {**super().hands_on(), 'more': 1}", base="(Distilled)")
+    source = stated(
+        "def hands_on(self): return {**super().hands_on(), 'more': 1}", base="(Distilled)"
+    )
     with pytest.warns(OldName):
         method = load(source, build={"temperature": 4.0})
     assert method.control_settings() == {"temperature": 4.0, "more": 1}
@@ -211,7 +323,9 @@ ROOM = "import harness.planning.plan\n"
     ],
 )
 def test_a_plug_in_that_imports_the_upper_half_is_refused(load, imports):
-    with pytest.raises(HarnessError, match=r"imports harness\.\w+, which runs and reports methods") as told:
+    with pytest.raises(
+        HarnessError, match=r"imports harness\.\w+, which runs and reports methods"
+    ) as told:
         load(stated("family = 'pruning'"), head=HEAD + imports)
     assert "\n" not in str(told.value)
 
@@ -220,13 +334,20 @@ def test_a_helper_of_its_own_package_is_looked_at_too_and_types_are_not(tmp_path
     package = tmp_path / "outer_house"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "method.py").write_text(HEAD + "from . import helper\n" + stated("family = 'pruning'"))
-    (package / "helper.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import harness.planning.plan\n")
+    (package / "method.py").write_text(
+        HEAD + "from . import helper\n" + stated("family = 'pruning'")
+    )
+    (package / "helper.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import harness.planning.plan\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     registry = Registry("method", {**methods.METHODS, "mine": "outer_house.method:Mine"})
     assert registry.load("mine")
     (package / "helper.py").write_text("def late():\n    import harness.planning.plan\n")
-    again = Registry("method", {**methods.METHODS, "mine": "outer_house.method:Mine", "other": "outer_house.method:Mine"})
+    again = Registry(
+        "method",
+        {**methods.METHODS, "mine": "outer_house.method:Mine", "other": "outer_house.method:Mine"},
+    )
     with pytest.raises(HarnessError, match=r"outer_house\.helper imports harness\.plan"):
         again.load("mine")
 
@@ -239,29 +360,54 @@ def python_of(folder):
 
 @pytest.mark.parametrize("folder", ["harness", "methods"])
 def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
-    """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a method's, which reads no value."""
+    """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a
+    method's, which reads no value.
+    """
     traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_batch_size"}
     for name, tree in python_of(folder):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr") and len(node.args) > 1:
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") in ("getattr", "hasattr")
+                and len(node.args) > 1
+            ):
                 asked = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
-                assert asked not in traits or name in ("traits.py", "closure.py"), f"{name}:{node.lineno}"  # traits.py completes classes
+                # traits.py completes classes
+                assert asked not in traits or name in ("traits.py", "closure.py"), (
+                    f"{name}:{node.lineno}"
+                )
 
 
 def test_the_harness_treats_no_method_specially_by_its_name():
     allowed = {("advice.py", "response")}  # whose settings it recommends
     for name, tree in python_of("harness"):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "startswith" and isinstance(node.args[0], ast.Constant):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "attr", "") == "startswith"
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 assert node.args[0].value not in methods.METHODS, f"{name}:{node.lineno}"
-            if isinstance(node, ast.Compare) and name != "packed.py":  # kinds of storage have names of methods
-                parts = [part for side in (node.left, *node.comparators) for part in (getattr(side, "elts", None) or [side])]
+            # kinds of storage have names of methods
+            if isinstance(node, ast.Compare) and name != "packed.py":
+                parts = [
+                    part
+                    for side in (node.left, *node.comparators)
+                    for part in (getattr(side, "elts", None) or [side])
+                ]
                 values = {part.value for part in parts if isinstance(part, ast.Constant)}
-                assert not {(name, value) for value in values if value in methods.METHODS} - allowed, f"{name}:{node.lineno}"
+                assert (
+                    not {(name, value) for value in values if value in methods.METHODS} - allowed
+                ), f"{name}:{node.lineno}"
 
 
 def test_traits_by_settings_are_properties_of_the_protocol():
-    assert set(traits_by_settings()) >= {"reads_teacher_live", "writes_traces", "calibrates", "bits_per_weight"}
+    assert set(traits_by_settings()) >= {
+        "reads_teacher_live",
+        "writes_traces",
+        "calibrates",
+        "bits_per_weight",
+    }
 
 
 def test_the_command_line_refuses_in_one_line_and_says_old_names_in_one(tmp_path):
@@ -272,19 +418,44 @@ def test_the_command_line_refuses_in_one_line_and_says_old_names_in_one(tmp_path
     info = tmp_path / "outer-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outer\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[harness.methods]\n" + "".join(f"{name} = {name}:Mine\n" for name in sources))
+    (info / "entry_points.txt").write_text(
+        "[harness.methods]\n" + "".join(f"{name} = {name}:Mine\n" for name in sources)
+    )
     paths = os.pathsep.join([str(tmp_path), str(Path(methods.__file__).parents[1])])
 
     def run(name):
-        words = ["run", "--methods", name, "--suite", "mini", "--seeds", "3", "--device", "cpu", "--dry-run"]
+        words = [
+            "run",
+            "--methods",
+            name,
+            "--suite",
+            "mini",
+            "--seeds",
+            "3",
+            "--device",
+            "cpu",
+            "--dry-run",
+        ]
         line = [sys.executable, "-P", "-m", "harness.cli", *words]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+        return subprocess.run(
+            line,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths},
+            check=False,
+        )
 
     odd, old = run("odd"), run("old")
-    assert odd.returncode == 2 and odd.stderr.startswith("harness: method 'odd' (odd:Mine): unknown family 'layer-pruning'; did you mean")
+    assert odd.returncode == 2 and odd.stderr.startswith(
+        "harness: method 'odd' (odd:Mine): unknown family 'layer-pruning'; did you mean"
+    )
     assert len(odd.stderr.splitlines()) == 1
-    assert old.returncode == 0 and old.stderr.splitlines().count("harness: " + OLD_LINE) == 1, old.stderr
-    assert all(f"old seed {seed}: to compute" in old.stdout for seed in (1, 2, 3))  # it draws, so each seed is a row
+    assert old.returncode == 0 and old.stderr.splitlines().count("harness: " + OLD_LINE) == 1, (
+        old.stderr
+    )
+    # it draws, so each seed is a row
+    assert all(f"old seed {seed}: to compute" in old.stdout for seed in (1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +471,15 @@ def test_the_command_line_refuses_in_one_line_and_says_old_names_in_one(tmp_path
     ],
 )
 def test_the_row_before_training_is_known_by_what_it_started_from(fields, is_one):
-    assert RunRecord.model_construct(**{"family": "control", "trains": False, "starts_from": "", **fields}).is_starting_point is is_one
+    assert (
+        RunRecord.model_construct(
+            **{"family": "control", "trains": False, "starts_from": "", **fields}
+        ).is_starting_point
+        is is_one
+    )
 
 
-OLD_LINE = "method 'old' (old:Mine): draws is draws_random_numbers now; the old name works until version 0.3.0 and 2027-12-01"
+OLD_LINE = (
+    "method 'old' (old:Mine): draws is draws_random_numbers now; the old name works until version "
+    "0.3.0 and 2027-12-01"
+)

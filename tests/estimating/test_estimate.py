@@ -1,4 +1,6 @@
-"""Plans by formula: against numbers worked out by hand, the layout that a device's memory allows, rates from records."""
+"""Plans by formula: against numbers worked out by hand, the layout that a device's memory allows,
+rates from records.
+"""
 
 import json
 import subprocess
@@ -30,24 +32,62 @@ def stage(found, name):
 
 
 def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on="", **changes):
-    """A finished row of this machine: 1e12 FLOPs in `seconds` of training, of which the teacher took 2 for 2e11."""
+    """A finished row of this machine: 1e12 FLOPs in `seconds` of training, of which the teacher
+    took 2 for 2e11.
+    """
     score = TaskScore(
-        task="gsm8k-mini", version="1", kind="generate", primary="strict-match", chance=0, n=1000, value=share, stderr=0.01, outcomes={},
-        items_digest="i", answers_digest="a", invalid_share=0, seconds=20.0,
-    )  # fmt: skip
+        task="gsm8k-mini",
+        version="1",
+        kind="generate",
+        primary="strict-match",
+        chance=0,
+        n=1000,
+        value=share,
+        stderr=0.01,
+        outcomes={},
+        items_digest="i",
+        answers_digest="a",
+        invalid_share=0,
+        seconds=20.0,
+    )
     environment = Environment(
-        device="cpu", dtype="float32", threads=threads_asked(), machine=made_on or machine(), platform="",
-        python="", versions={}, commit=None, dirty=None,
-    )  # fmt: skip
-    return RunRecord(**{
-        "key": f"{label}{settings}".ljust(20, "x"), "status": "success", "label": label, "method": label, "family": "x",
-        "is_control": False,
-        "trains": True, "settings": settings or {}, "suites": ("math",), "tasks": ("gsm8k-mini@1",), "device": "cpu", "dtype": "float32",
-        "teachers": (), "student_recipe": "depth:0.5", "student_base": ModelReference(name="tiny", digest="d"),
-        "student": ModelReference(name="s", digest="s", parameters=918_656), "budget_tokens": 1, "budget_rows": 1, "path": "p",
-        "scores": (score,), "environment": environment,
-        "cost": Cost(seconds=seconds, flops=1e12, teacher_seconds=2.0, teacher_flops=2e11), **changes,
-    })  # fmt: skip
+        device="cpu",
+        dtype="float32",
+        threads=threads_asked(),
+        machine=made_on or machine(),
+        platform="",
+        python="",
+        versions={},
+        commit=None,
+        dirty=None,
+    )
+    return RunRecord(
+        **{
+            "key": f"{label}{settings}".ljust(20, "x"),
+            "status": "success",
+            "label": label,
+            "method": label,
+            "family": "x",
+            "is_control": False,
+            "trains": True,
+            "settings": settings or {},
+            "suites": ("math",),
+            "tasks": ("gsm8k-mini@1",),
+            "device": "cpu",
+            "dtype": "float32",
+            "teachers": (),
+            "student_recipe": "depth:0.5",
+            "student_base": ModelReference(name="tiny", digest="d"),
+            "student": ModelReference(name="s", digest="s", parameters=918_656),
+            "budget_tokens": 1,
+            "budget_rows": 1,
+            "path": "p",
+            "scores": (score,),
+            "environment": environment,
+            "cost": Cost(seconds=seconds, flops=1e12, teacher_seconds=2.0, teacher_flops=2e11),
+            **changes,
+        }
+    )
 
 
 def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
@@ -61,7 +101,10 @@ def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
     tokens = 16 * 380  # the longest batch
     activations = tokens * 28 * (8 * 3072 + 2 * (24 + 8) * 128 + 4 * 8_192) * 2
     logits = 4 * 128_256 * (2 * tokens + 4 * tokens * 0.6)
-    assert one.memory == pytest.approx(0.6 * GIB + 16 * shape.parameters + activations + logits) and one.tokens == 1e7
+    assert (
+        one.memory == pytest.approx(0.6 * GIB + 16 * shape.parameters + activations + logits)
+        and one.tokens == 1e7
+    )
 
 
 def test_recomputing_activations_leaves_the_logits_and_costs_a_third_more():
@@ -71,11 +114,18 @@ def test_recomputing_activations_leaves_the_logits_and_costs_a_third_more():
     assert "recomputed" not in stage(roomy, "train").layout
     assert "recomputed" in stage(tight, "train").layout or not stage(tight, "train").fits
     tokens = 16 * 380
-    assert stage(tight, "train").memory > 4 * 128_256 * 2 * tokens  # whole-batch logits at the very least
+    # whole-batch logits at the very least
+    assert stage(tight, "train").memory > 4 * 128_256 * 2 * tokens
 
 
 def test_hidden_states_are_not_cached():
-    asked = {"teacher": "70B", "student": "3B", "hardware": "2x80GB", "budget": 10**8, "rows": 1_000}
+    asked = {
+        "teacher": "70B",
+        "student": "3B",
+        "hardware": "2x80GB",
+        "budget": 10**8,
+        "rows": 1_000,
+    }
     [logits] = estimate_plans(["response"], **asked)
     [inside] = estimate_plans(["feature"], **asked)
     assert not any(one.name.startswith("teacher reads") for one in inside.stages)
@@ -86,8 +136,16 @@ def test_hidden_states_are_not_cached():
 def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, monkeypatch):
     import harness.models.language_model
 
-    monkeypatch.setattr(harness.models.resolve, "describe", lambda *a, **k: pytest.fail("weights were hashed"))
-    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100, "intermediate_size": 128}
+    monkeypatch.setattr(
+        harness.models.resolve, "describe", lambda *a, **k: pytest.fail("weights were hashed")
+    )
+    config = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 100,
+        "intermediate_size": 128,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     [found] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
     assert found.asked.teacher.layers == 2
@@ -97,32 +155,59 @@ def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, mo
 
 
 def test_the_layout_is_the_simplest_that_fits():
-    [found] = estimate_plans(["response+int4"], teacher="70B", student="7B", hardware="8x80GB", budget=10**9, rows=100_000)
-    assert stage(found, "train").layout.startswith("FSDP2 over 8") and "teacher" not in stage(found, "train").layout
+    [found] = estimate_plans(
+        ["response+int4"],
+        teacher="70B",
+        student="7B",
+        hardware="8x80GB",
+        budget=10**9,
+        rows=100_000,
+    )
+    assert (
+        stage(found, "train").layout.startswith("FSDP2 over 8")
+        and "teacher" not in stage(found, "train").layout
+    )
     assert "GiB of cache" in stage(found, "teacher reads").note
     assert all(one.fits for one in found.stages)
-    assert stage(found, "score the teacher").layout.startswith("tensor parallel over")  # 141 GB of bf16 are no 80
+    # 141 GB of bf16 are no 80
+    assert stage(found, "score the teacher").layout.startswith("tensor parallel over")
     assert "4.25 bits" in stage(found, "compress: int4").note
-    [small] = estimate_plans(["response"], teacher="135M", student="135M", hardware="8xH100", budget=100_000)
+    [small] = estimate_plans(
+        ["response"], teacher="135M", student="135M", hardware="8xH100", budget=100_000
+    )
     assert stage(small, "train").layout == "DDP over 8, teacher beside it"
-    [alone] = estimate_plans(["response"], teacher="70B", student="7B", hardware="1x80GB", budget=100_000)
-    assert not stage(alone, "train").fits and "DOES NOT FIT" in text(alone) and any("NOT EVERYTHING FITS" in line for line in alone.advice)
+    [alone] = estimate_plans(
+        ["response"], teacher="70B", student="7B", hardware="1x80GB", budget=100_000
+    )
+    assert (
+        not stage(alone, "train").fits
+        and "DOES NOT FIT" in text(alone)
+        and any("NOT EVERYTHING FITS" in line for line in alone.advice)
+    )
     assert stage(alone, "train").memory / GIB > 0.92 * 80
     assert stage(alone, "train").note == "a smaller student, or a larger device"
-    assert any("over 8 devices are arithmetic: this version trains in one process" in line for line in found.advice)
+    assert any(
+        "over 8 devices are arithmetic: this version trains in one process" in line
+        for line in found.advice
+    )
 
 
 def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a_cache():
     asked = {"teacher": "70B", "student": "7B", "hardware": "8xB200"}
     [plain] = estimate_plans(["sft"], budget=10**6, rows=10_000, **asked)
-    [live] = estimate_plans(["response"], budget=10**6, rows=10_000, **asked)  # 1.9 M tokens of rows: fewer than all are read
+    # 1.9 M tokens of rows: fewer than all are read
+    [live] = estimate_plans(["response"], budget=10**6, rows=10_000, **asked)
     teacher = live.asked.teacher
     attention = 4 * teacher.layers * teacher.heads * teacher.head_size * 190 / 2
     token = (2 * (teacher.body + teacher.embedding) + attention) / (8 * 0.45 * 2250e12)
-    assert stage(live, "train").seconds - stage(plain, "train").seconds == pytest.approx(1e6 * token)
+    assert stage(live, "train").seconds - stage(plain, "train").seconds == pytest.approx(
+        1e6 * token
+    )
     [kept] = estimate_plans(["response"], budget=10**9, rows=10_000, **asked)
     assert stage(kept, "teacher reads").seconds == pytest.approx(1.9e6 * token)
-    assert "526.3 passes of the teacher saved to one" in next(line for line in kept.advice if "distributions" in line)
+    assert "526.3 passes of the teacher saved to one" in next(
+        line for line in kept.advice if "distributions" in line
+    )
     assert stage(kept, "teacher reads").note == f"{1.9e6 * 0.6 * 64 * 6 / GIB:.2f} GiB of cache"
 
 
@@ -134,23 +219,37 @@ def test_a_price_is_device_hours():
 
 def test_rates_come_from_this_machines_records_and_no_others():
     here = [record(seconds=seconds) for seconds in (10.0, 12.0, 22.0)]
-    found = parse_hardware("cpu", [*here, record(made_on="another, 64 cores"), record(status="failed")])
-    assert found.train == pytest.approx(1e12 / 10) and found.forward == pytest.approx(1e11)  # medians, the teacher's seconds out
+    found = parse_hardware(
+        "cpu", [*here, record(made_on="another, 64 cores"), record(status="failed")]
+    )
+    # medians, the teacher's seconds out
+    assert found.train == pytest.approx(1e12 / 10) and found.forward == pytest.approx(1e11)
     assert "3 trained rows" in found.source
     assert "rule of thumb" in parse_hardware("cpu", []).source
-    assert parse_hardware("cpu:8x32GB", here).memory == 32 * GIB  # another machine: no record of this one speaks for it
+    # another machine: no record of this one speaks for it
+    assert parse_hardware("cpu:8x32GB", here).memory == 32 * GIB
     [plan] = estimate_plans(["sft"], records=here)
     assert stage(plan, "score and time").note == "1 of 1 tasks from this machine's records"
 
 
 def test_settings_are_recommended_by_what_was_measured_else_by_what_was_published():
     [plain] = estimate_plans(["response"])
-    assert any(line.startswith("temperature: 2.0 (our default; published") and "distil-20" in line for line in plain.advice)
-    tried = [record(settings={"temperature": 1.0}, share=0.7), record(settings={"temperature": 4.0}, share=0.5)]
+    assert any(
+        line.startswith("temperature: 2.0 (our default; published") and "distil-20" in line
+        for line in plain.advice
+    )
+    tried = [
+        record(settings={"temperature": 1.0}, share=0.7),
+        record(settings={"temperature": 4.0}, share=0.5),
+    ]
     [told] = estimate_plans(["response"], records=tried)
     line = next(line for line in told.advice if line.startswith("temperature"))
-    assert line.startswith("temperature: 1.0, the best measured here on gsm8k-mini (1.0 70.0 %, 4.0 50.0 %; records response{'te")
-    for other in ({"limited": True}, {"budget_tokens": 2}, {"student_recipe": "depth:0.25"}):  # no fair comparison: not compared
+    assert line.startswith(
+        "temperature: 1.0, the best measured here on gsm8k-mini (1.0 70.0 %, 4.0 50.0 %; records "
+        "response{'te"
+    )
+    # no fair comparison: not compared
+    for other in ({"limited": True}, {"budget_tokens": 2}, {"student_recipe": "depth:0.25"}):
         mixed = [tried[0], record(settings={"temperature": 4.0}, share=0.9, **other)]
         [told] = estimate_plans(["response"], records=mixed)
         assert any(line.startswith("temperature: 2.0 (our default") for line in told.advice)
@@ -161,17 +260,28 @@ def test_every_quoted_publication_is_in_the_file():
 
     known = {one["id"]: one for one in json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"]}
     [found] = estimate_plans(["cot+int4"], teacher="70B", student="7B", hardware="8xH100")
-    quoted = [word.strip("(),;.") for line in found.advice for word in line.split() if word.strip("(),;.").rpartition("-")[2].isdigit()]
+    quoted = [
+        word.strip("(),;.")
+        for line in found.advice
+        for word in line.split()
+        if word.strip("(),;.").rpartition("-")[2].isdigit()
+    ]
     ids = [word for word in quoted if word.startswith(("distil-", "prune-"))]
     assert len(ids) >= 6 and set(ids) <= set(known)
-    assert any(f"{known['distil-04']['retention_pct']:g} % at 10.4x" in line for line in found.advice)
+    assert any(
+        f"{known['distil-04']['retention_pct']:g} % at 10.4x" in line for line in found.advice
+    )
 
 
 def test_every_method_and_task_is_known_to_the_plan():
     registry = Registry("method", methods.METHODS)
     found = {name: work_of(registry.build(name, {})) for name in registry.table}
     assert all(work.trains == registry.load(name).trains for name, work in found.items())
-    assert found["cot"].writes_traces and found["response"].reads_teacher and not found["sft"].reads_teacher
+    assert (
+        found["cot"].writes_traces
+        and found["response"].reads_teacher
+        and not found["sft"].reads_teacher
+    )
     assert found["int4"].bits == 4.25 and found["int4-calibrated"].calibrates == (128, 256)
     assert found["prune-magnitude"].changes and found["prune-magnitude"].calibrates == (0, 0)
     assert found["on-policy"].reads_inside and not found["response"].reads_inside
@@ -197,14 +307,34 @@ def test_every_method_and_task_is_known_to_the_plan():
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli", "plan", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-P", "-m", "harness.cli", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    ), done.stderr
 
 
 def test_what_does_not_fit_ends_with_exit_code_1(tmp_path):
-    line = [sys.executable, "-P", "-m", "harness.cli", "plan", "--teacher", "70B", "--student", "7B", "--hardware", "1x80GB"]
-    done = subprocess.run([*line, "--methods", "response"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "harness.cli",
+        "plan",
+        "--teacher",
+        "70B",
+        "--student",
+        "7B",
+        "--hardware",
+        "1x80GB",
+    ]
+    done = subprocess.run(
+        [*line, "--methods", "response"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
 
 
@@ -213,14 +343,18 @@ def test_a_stage_behind_a_cut_has_the_size_that_is_left():
     [plain] = estimate_plans(["sft"], student="depth:0.5", **asked)
     [half] = estimate_plans(["prune-depth[ratio=0.5]+sft"], student="depth:0.75", **asked)
     assert (
-        stage(half, "train").memory == stage(plain, "train").memory and stage(half, "score and").memory == stage(plain, "score and").memory
+        stage(half, "train").memory == stage(plain, "train").memory
+        and stage(half, "score and").memory == stage(plain, "score and").memory
     )
-    [narrow] = estimate_plans(["prune-width[ratio=0.5,groups=2]+sft"], student="depth:0.75", **asked)
+    [narrow] = estimate_plans(
+        ["prune-width[ratio=0.5,groups=2]+sft"], student="depth:0.75", **asked
+    )
     left = replace(plain.asked.teacher, intermediate=7_168, kv_heads=6, heads=24)
     assert stage(narrow, "train").memory - stage(plain, "train").memory == pytest.approx(
         16 * (left.parameters - plain.asked.student.parameters)
-        + activation_bytes(left, 16 * 380, 2) - activation_bytes(plain.asked.student, 16 * 380, 2)
-    )  # fmt: skip
+        + activation_bytes(left, 16 * 380, 2)
+        - activation_bytes(plain.asked.student, 16 * 380, 2)
+    )
     [whole] = estimate_plans(["identity"], student="depth:0.5", **asked)
     assert stage(whole, "score and").memory == stage(whole, "score the teacher").memory
 
@@ -229,7 +363,9 @@ def expected(methods, *, finished=(), **settings):
     """Return what the cells of a run would take, by label and seed, and their keys."""
     plan = plan_run(build({"methods": methods, "controls": False, **settings}))
     told = expect(plan, finished)
-    return {(cell.label, cell.seed): one for cell, one in zip(plan.cells, told, strict=True)}, [cell.key for cell in plan.cells]
+    return {(cell.label, cell.seed): one for cell, one in zip(plan.cells, told, strict=True)}, [
+        cell.key for cell in plan.cells
+    ]
 
 
 def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
@@ -239,11 +375,21 @@ def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
     teacher = Shape.of_folder(EMBEDDED / "tiny")
     run = {key: one.seconds for key, one in untimed.items()}
     scored = {key: run[key, None] for key in ("teacher", "untouched")}
-    assert scored["untouched"] < scored["teacher"] < run["int8", None]  # scored at the teacher's size, and packed before
-    assert all(found[key].seconds > one.seconds + 9 for key, one in untimed.items() if key[0] != "fake-int4")  # which is not timed
+    # scored at the teacher's size, and packed before
+    assert scored["untouched"] < scored["teacher"] < run["int8", None]
+    # which is not timed
+    assert all(
+        found[key].seconds > one.seconds + 9
+        for key, one in untimed.items()
+        if key[0] != "fake-int4"
+    )
     assert found["fake-int4", None].seconds == run["fake-int4", None]
     chain = found["prune-depth[ratio=0.5]+sft", 1]
-    assert chain.states == 16 * replace(teacher, layers=4).parameters and chain.verdict == "fits" and not found["int8", None].states
+    assert (
+        chain.states == 16 * replace(teacher, layers=4).parameters
+        and chain.verdict == "fits"
+        and not found["int8", None].states
+    )
     beside, _ = expected(["feature", "response"], out=tmp_path)
     assert beside["feature", 1].states - beside["response", 1].states == 4 * teacher.parameters
 
@@ -251,16 +397,26 @@ def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
 def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
     found, keys = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path)
     seconds = {key: one.seconds for key, one in found.items()}
-    assert seconds["cot", 1] > seconds["cot", 2] and list(found)[1:4] == [("cot", 1), ("cot", 2), ("prune-depth", None)]
-    assert seconds["prune-depth+sft", 1] == seconds["prune-depth+sft", 2]  # the cut is the row's before it
-    rest, _ = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path, finished=keys[1:2])
+    assert seconds["cot", 1] > seconds["cot", 2] and list(found)[1:4] == [
+        ("cot", 1),
+        ("cot", 2),
+        ("prune-depth", None),
+    ]
+    # the cut is the row's before it
+    assert seconds["prune-depth+sft", 1] == seconds["prune-depth+sft", 2]
+    rest, _ = expected(
+        ["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path, finished=keys[1:2]
+    )
     assert rest["cot", 1].seconds == 0 and rest["cot", 2].seconds == seconds["cot", 2]
 
 
 def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 2**23)
     found, _ = expected(["sft"], out=tmp_path)
-    assert found["sft", 1].verdict == "DOES NOT FIT, give a smaller student or a larger device" and found["teacher", None].states == 0
+    assert (
+        found["sft", 1].verdict == "DOES NOT FIT, give a smaller student or a larger device"
+        and found["teacher", None].states == 0
+    )
 
 
 def test_a_gpu_is_taken_for_the_listed_one_of_its_size(monkeypatch):
@@ -285,7 +441,12 @@ def test_sizes_share_the_teachers_vocabulary():
 
 
 def test_durations_in_words():
-    assert [duration(value) for value in (40, 600, 9_000, 10 * 86_400)] == ["40 s", "10 min", "2.5 h", "10 d"]
+    assert [duration(value) for value in (40, 600, 9_000, 10 * 86_400)] == [
+        "40 s",
+        "10 min",
+        "2.5 h",
+        "10 d",
+    ]
 
 
 def test_a_bad_hardware_is_refused_from_python_too():
@@ -295,9 +456,12 @@ def test_a_bad_hardware_is_refused_from_python_too():
 
 def test_two_processors_of_one_name_are_told_apart_by_their_instructions():
     first = (
-        "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f avx512_vnni sse2\n\nprocessor\t: 1\nmodel name\t: Other\n"
+        "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f avx512_vnni "
+        "sse2\n\nprocessor\t: 1\nmodel name\t: Other\n"
     )
     assert processor_in(first) == "Some CPU (avx2 avx512f avx512_vnni)"
     assert processor_in(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
-    assert processor_in("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith("(asimddp i8mm)")
+    assert processor_in("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
+        "(asimddp i8mm)"
+    )
     assert processor_in("model name\t: Plain\n") == "Plain" and processor_in("") == ""

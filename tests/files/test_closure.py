@@ -1,4 +1,6 @@
-"""The code behind a class: what counts, what does not, and what cannot be followed. Packages are written to a folder, none is edited."""
+"""The code behind a class: what counts, what does not, and what cannot be followed. Packages are
+written to a folder, none is edited.
+"""
 
 import importlib
 import subprocess
@@ -45,21 +47,33 @@ class Mine:
         return judge(gold, text)
 '''
 FILES = {
-    "__init__.py": "NAME = 'acme'\n", "method.py": METHOD, "scale.py": "from acme.second import two\nFACTOR = two\n",
+    "__init__.py": "NAME = 'acme'\n",
+    "method.py": METHOD,
+    "scale.py": "from acme.second import two\nFACTOR = two\n",
     "second.py": "two = 2\n",
-    "deep/__init__.py": "", "deep/inner.py": "from .. import round_trip\nfrom ..up import above\n",
+    "deep/__init__.py": "",
+    "deep/inner.py": "from .. import round_trip\nfrom ..up import above\n",
     "round_trip.py": "from acme import method\n",
-    "up.py": "above = 1\n", "sibling.py": "width = 3\n", "only_types.py": "T = int\n", "maybe.py": "M = 1\n", "late.py": "L = 1\n",
-    "later/__init__.py": "", "later/leaf.py": "leaf = 1\n", "literal.py": "x = 1\n", "relative.py": "y = 1\n",
+    "up.py": "above = 1\n",
+    "sibling.py": "width = 3\n",
+    "only_types.py": "T = int\n",
+    "maybe.py": "M = 1\n",
+    "late.py": "L = 1\n",
+    "later/__init__.py": "",
+    "later/leaf.py": "leaf = 1\n",
+    "literal.py": "x = 1\n",
+    "relative.py": "y = 1\n",
     "grader.py": "def judge(a, b):\n    return a == b\n",
     "unused.py": "z = 1\n",
-}  # fmt: skip
+}
 COUNTS = sorted(f"acme/{name}" for name in FILES if name not in ("only_types.py", "unused.py"))
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Return a maker of packages: it writes files, imports a module of them and returns its class."""
+    """Return a maker of packages: it writes files, imports a module of them and returns its
+    class.
+    """
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(files=FILES, name="acme", module="acme.method", attribute="Mine"):
@@ -71,7 +85,11 @@ def package(tmp_path, monkeypatch):
         return getattr(importlib.import_module(module), attribute)
 
     yield make
-    for loaded in [one for one in sys.modules if one.partition(".")[0] in ("acme", "lone", "ns", "beside", "beside_helper")]:
+    for loaded in [
+        one
+        for one in sys.modules
+        if one.partition(".")[0] in ("acme", "lone", "ns", "beside", "beside_helper")
+    ]:
         del sys.modules[loaded]
 
 
@@ -101,12 +119,17 @@ def test_what_is_only_for_types_or_not_imported_does_not_count(package, tmp_path
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('"""A method of another package."""', '"""Other words."""'), ('    """Makes a student."""\n', ""), ('"""Make it."""', '"""Do."""'),
-        ("import os\n", "import os  # a remark\n\n\n"), ("class Mine:", "# a remark\nclass Mine:"),
-        ("from acme import only_types", "from acme import unused"), ("maybe = None", "maybe = (\n        None\n    )"),
-        ("if TYPE_CHECKING:\n    from acme import only_types\n", ""), ("class Mine:", "class Mine:\n    pass\n"),
+        ('"""A method of another package."""', '"""Other words."""'),
+        ('    """Makes a student."""\n', ""),
+        ('"""Make it."""', '"""Do."""'),
+        ("import os\n", "import os  # a remark\n\n\n"),
+        ("class Mine:", "# a remark\nclass Mine:"),
+        ("from acme import only_types", "from acme import unused"),
+        ("maybe = None", "maybe = (\n        None\n    )"),
+        ("if TYPE_CHECKING:\n    from acme import only_types\n", ""),
+        ("class Mine:", "class Mine:\n    pass\n"),
     ],
-)  # fmt: skip
+)
 def test_words_and_places_do_not_count(package, tmp_path, old, new):
     mine = package()
     before = digest_of_code(mine)
@@ -116,7 +139,12 @@ def test_words_and_places_do_not_count(package, tmp_path, old, new):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("maybe = None", "maybe = 0"), ("class Mine:", "class Mine(object):"), ("gold, text)", "text, gold)")]
+    ("old", "new"),
+    [
+        ("maybe = None", "maybe = 0"),
+        ("class Mine:", "class Mine(object):"),
+        ("gold, text)", "text, gold)"),
+    ],
 )
 def test_code_counts(package, tmp_path, old, new):
     mine = package()
@@ -126,7 +154,10 @@ def test_code_counts(package, tmp_path, old, new):
 
 
 def test_docstrings_count_where_they_are_read(package, tmp_path):
-    text = 'class Mine:\n    """Solve: {question}"""\n\n    def compress(self, job):\n        return type(self).__doc__\n'
+    text = (
+        'class Mine:\n    """Solve: {question}"""\n\n'
+        "    def compress(self, job):\n        return type(self).__doc__\n"
+    )
     mine = package({"__init__.py": "", "method.py": text})
     before = digest_of_code(mine)
     (tmp_path / "acme" / "method.py").write_text(text.replace("Solve", "Answer"))
@@ -137,24 +168,43 @@ def test_what_one_method_alone_imports_can_be_left_out(package, tmp_path):
     mine = package()
     without = code_of(mine, without=("grade",))
     assert set(code_of(mine)) - set(without) == {"acme/grader.py"}
-    (tmp_path / "acme" / "method.py").write_text(METHOD.replace("return judge(gold, text)", "return not judge(gold, text)"))
+    (tmp_path / "acme" / "method.py").write_text(
+        METHOD.replace("return judge(gold, text)", "return not judge(gold, text)")
+    )
     assert code_of(mine, without=("grade",)) == without
 
 
 def test_not_type_checking_is_code(package):
-    text = "from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    from acme import runs\nelse:\n    from acme import types_only\n"
+    text = (
+        "from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    from acme import "
+        "runs\nelse:\n    from acme import types_only\n"
+    )
     text += "class Mine: ...\n"
-    found = code_of(package({"__init__.py": "", "method.py": text, "runs.py": "", "types_only.py": ""}))
+    found = code_of(
+        package({"__init__.py": "", "method.py": text, "runs.py": "", "types_only.py": ""})
+    )
     assert "acme/runs.py" in found and "acme/types_only.py" not in found
-    text = "import typing\nif typing.TYPE_CHECKING:\n    import acme.types_only\nelse:\n    import acme.runs\nclass Mine: ...\n"
+    text = (
+        "import typing\nif typing.TYPE_CHECKING:\n    import acme.types_only\nelse:\n    import "
+        "acme.runs\nclass Mine: ...\n"
+    )
     assert set(code_of(package({"method.py": text}))) == set(found)
 
 
 @pytest.mark.parametrize(
-    "line", ["importlib.import_module(NAME)", "importlib.import_module(f'acme.{NAME}')", "__import__(NAME)", "exec(NAME)"]
+    "line",
+    [
+        "importlib.import_module(NAME)",
+        "importlib.import_module(f'acme.{NAME}')",
+        "__import__(NAME)",
+        "exec(NAME)",
+    ],
 )
 def test_where_an_import_cannot_be_followed_the_whole_package_counts(package, tmp_path, line):
-    text = f"import importlib\nNAME = 'un' + 'used'\nclass Mine:\n    def compress(self, job):\n        return {line}\n"
+    text = (
+        "import importlib\nNAME = 'un' + 'used'\nclass Mine:\n    def compress(self, job):\n      "
+        f"  return {line}\n"
+    )
     mine = package({**FILES, "method.py": text})
     assert {"acme/unused.py", "acme/only_types.py", "acme/deep/inner.py"} <= set(code_of(mine))
     before = digest_of_code(mine)
@@ -164,10 +214,13 @@ def test_where_an_import_cannot_be_followed_the_whole_package_counts(package, tm
 
 def test_files_that_code_names_or_reads_count(package, tmp_path):
     named = "from pathlib import Path\nTABLE = 'table.json'\nclass Mine: ...\n"
-    mine = package({"__init__.py": "", "method.py": named, "table.json": "{}", "data/other.yaml": "a: 1\n"})
+    mine = package(
+        {"__init__.py": "", "method.py": named, "table.json": "{}", "data/other.yaml": "a: 1\n"}
+    )
     assert set(code_of(mine)) == {"acme/__init__.py", "acme/method.py", "acme/table.json"}
     (tmp_path / "acme" / "method.py").write_text(
-        named + "def rows(name):\n    return (Path(__file__).parents[1] / 'data' / name).read_text()\n"
+        named
+        + "def rows(name):\n    return (Path(__file__).parents[1] / 'data' / name).read_text()\n"
     )
     before = digest_of_code(mine)
     assert "acme/data/other.yaml" in code_of(mine)
@@ -198,9 +251,13 @@ def test_a_namespace_package_over_two_folders(tmp_path, monkeypatch, package):
 def test_a_base_class_of_another_package_counts(package, tmp_path):
     package({"__init__.py": "", "method.py": "class Mine:\n    def compress(self, job): ...\n"})
     (tmp_path / "beside").mkdir()
-    (tmp_path / "beside" / "__init__.py").write_text("from acme.method import Mine\nclass Child(Mine): ...\n")
+    (tmp_path / "beside" / "__init__.py").write_text(
+        "from acme.method import Mine\nclass Child(Mine): ...\n"
+    )
     importlib.invalidate_caches()
-    assert {"beside/__init__.py", "acme/method.py"} <= set(code_of(importlib.import_module("beside").Child))
+    assert {"beside/__init__.py", "acme/method.py"} <= set(
+        code_of(importlib.import_module("beside").Child)
+    )
 
 
 def test_a_class_of_a_test_has_its_files_code():
@@ -212,7 +269,10 @@ def test_a_class_of_a_test_has_its_files_code():
 
 def test_code_that_is_nowhere_is_one_line():
     made = type("Typed", (), {"__module__": "nowhere_at_all"})
-    with pytest.raises(HarnessError, match=r"the code of nowhere_at_all\.Typed cannot be found.*put it into a \.py file") as caught:
+    with pytest.raises(
+        HarnessError,
+        match=r"the code of nowhere_at_all\.Typed cannot be found.*put it into a \.py file",
+    ) as caught:
         code_of(made)
     assert "\n" not in str(caught.value)
 
@@ -228,14 +288,23 @@ except HarnessError as problem:
 """
 
 
-@pytest.mark.parametrize(("typed", "said"), [(True, "the code of __main__.Mine cannot be found"), (False, "['__main__.py', ")])
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [(True, "the code of __main__.Mine cannot be found"), (False, "['__main__.py', ")],
+)
 def test_a_class_of_main_has_its_files_code_or_a_clear_answer(tmp_path, typed, said):
     (tmp_path / "script.py").write_text(TYPED)
-    told = subprocess.run([sys.executable, *(["-c", TYPED] if typed else [str(tmp_path / "script.py")])], capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, *(["-c", TYPED] if typed else [str(tmp_path / "script.py")])],
+        capture_output=True,
+        text=True,
+    )
     assert told.stdout.startswith(said), told.stderr
 
 
-@pytest.mark.parametrize("text", ["def broken(:\n", "x = '\0'\n", b"# coding: latin-1\nx = '\xe9'\ny = (\n"])
+@pytest.mark.parametrize(
+    "text", ["def broken(:\n", "x = '\0'\n", b"# coding: latin-1\nx = '\xe9'\ny = (\n"]
+)
 def test_a_file_that_is_no_python_is_named(package, tmp_path, text):
     mine = package()
     place = tmp_path / "acme" / "second.py"
@@ -247,13 +316,22 @@ def test_a_file_that_is_no_python_is_named(package, tmp_path, text):
 
 def test_files_in_other_encodings_and_with_marks_are_read(package, tmp_path):
     mine = package()
-    for data in (b"\xef\xbb\xbftwo = 2\n", b"# -*- coding: latin-1 -*-\ntwo = '\xe9'\n", b"two = 2\r\n"):
+    for data in (
+        b"\xef\xbb\xbftwo = 2\n",
+        b"# -*- coding: latin-1 -*-\ntwo = '\xe9'\n",
+        b"two = 2\r\n",
+    ):
         (tmp_path / "acme" / "second.py").write_bytes(data)
         assert "acme/second.py" in code_of(mine)
 
 
 def test_libraries_are_not_followed(package):
-    mine = package({"__init__.py": "", "method.py": "import json\nimport pydantic\nimport numpy as np\nclass Mine: ...\n"})
+    mine = package(
+        {
+            "__init__.py": "",
+            "method.py": "import json\nimport pydantic\nimport numpy as np\nclass Mine: ...\n",
+        }
+    )
     assert set(code_of(mine)) == {"acme/__init__.py", "acme/method.py"}
 
 

@@ -17,9 +17,21 @@ BREAKS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", 
 
 def row(text):
     return ItemRow(
-        task="t", item=0, group="", doc_hash="d", prompt_hash="p", target_hash="t", gold=text, text=text, extracted={"acc": text},
-        correct={"acc": True}, tokens=1, stop="eos", log_probabilities=(-1.0, -2.0), prompt=text,
-    )  # fmt: skip
+        task="t",
+        item=0,
+        group="",
+        doc_hash="d",
+        prompt_hash="p",
+        target_hash="t",
+        gold=text,
+        text=text,
+        extracted={"acc": text},
+        correct={"acc": True},
+        tokens=1,
+        stop="eos",
+        log_probabilities=(-1.0, -2.0),
+        prompt=text,
+    )
 
 
 @pytest.mark.parametrize("sign", BREAKS)
@@ -27,14 +39,19 @@ def test_a_text_with_a_rare_line_break_is_read_back_by_every_reader(sign, tmp_pa
     text = f"one{sign}two"
     write_rows(tmp_path / "samples.jsonl", [row(text), row("x")])
     assert read_rows(tmp_path / "samples.jsonl") == [row(text), row("x")]
-    assert [one["text"] for one in Evidence(tmp_path / "samples.jsonl", None).answers()] == [text, "x"]
+    assert [one["text"] for one in Evidence(tmp_path / "samples.jsonl", None).answers()] == [
+        text,
+        "x",
+    ]
     journal = tmp_path / "answers.jsonl"
     for key in "ab":
         Journal(journal).put(key, [text, 3, "eos"], 0.5)
     again = Journal(journal)
     assert again.get("a") == again.get("b") == ([text, 3, "eos"], 0.5)
     assert damage_of(Entry(kind="answers", path=journal, bytes=1, changed=0.0)) == ""
-    (tmp_path / "data.jsonl").write_text(json.dumps({"q": text}, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"q": text}, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
+    )
     assert DataSource(folder=tmp_path).rows("data.jsonl", fields=("q",)) == [{"q": text}]
 
 
@@ -47,10 +64,18 @@ def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", [{"a": 1}, [2]])
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes() + b"\n" + b'{"torn": '))
-    assert list(json_lines(tmp_path / "a.jsonl")) == [{"a": 1}, [2]] == list(json_lines(packed, torn=True))
+    assert (
+        list(json_lines(tmp_path / "a.jsonl"))
+        == [{"a": 1}, [2]]
+        == list(json_lines(packed, torn=True))
+    )
     with pytest.raises(ValueError, match="Expecting value"):
         list(json_lines(packed))
-    assert lines_of("a\nb") == lines_of("a\nb\n") == ["a", "b"] and lines_of("") == [] and lines_of("\n") == [""]
+    assert (
+        lines_of("a\nb") == lines_of("a\nb\n") == ["a", "b"]
+        and lines_of("") == []
+        and lines_of("\n") == [""]
+    )
 
 
 def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
@@ -70,8 +95,15 @@ def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
         path.write_text(harmed, encoding="utf-8")
         assert damage_of(entry).startswith("line 2: ")
         journal = Journal(path)
-        assert "1 kept answers are not as they were written (line 2" in journal.damage() and "asked again" in journal.damage()
-        assert journal.get("key1") is None and journal.get("key9") is None and journal.get("key2") == (["answer 2", 3, "eos"], 0.5)
+        assert (
+            "1 kept answers are not as they were written (line 2" in journal.damage()
+            and "asked again" in journal.damage()
+        )
+        assert (
+            journal.get("key1") is None
+            and journal.get("key9") is None
+            and journal.get("key2") == (["answer 2", 3, "eos"], 0.5)
+        )
         journal.put("key1", ["answer 1", 3, "eos"], 0.5)
         assert damage_of(entry) == "" == Journal(path).damage()
         assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
@@ -81,12 +113,20 @@ def test_edited_rows_of_items_are_shown_nowhere_and_old_ones_without_digests_are
     path = tmp_path / "samples.jsonl"
     write_rows(path, [row("a"), row("b")])
     lines = path.read_text().splitlines(keepends=True)
-    bare = [json.dumps({name: value for name, value in json.loads(line).items() if name != "digest"}) + "\n" for line in lines]
+    bare = [
+        json.dumps({name: value for name, value in json.loads(line).items() if name != "digest"})
+        + "\n"
+        for line in lines
+    ]
 
     def shown():
         return [one["text"] for one in Evidence(path, None).answers()]
 
-    for text, left in ((lines[0].replace('"a"', '"z"') + lines[1], ["b"]), (bare[0] + lines[1], ["b"]), ("".join(bare), ["a", "b"])):
+    for text, left in (
+        (lines[0].replace('"a"', '"z"') + lines[1], ["b"]),
+        (bare[0] + lines[1], ["b"]),
+        ("".join(bare), ["a", "b"]),
+    ):
         path.write_text(text)
         assert shown() == left
         with pytest.raises(ValueError, match=r"samples\.jsonl: line 1"):

@@ -36,12 +36,20 @@ def test_bad_json_is_one_line_that_names_the_file(name, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(Unreadable, match=said) as told:
         read_json(tmp_path / "a.json")
-    assert str(told.value).startswith(f"{tmp_path}/a.json") and "\n" not in str(told.value) and len(str(told.value)) < 400
+    assert (
+        str(told.value).startswith(f"{tmp_path}/a.json")
+        and "\n" not in str(told.value)
+        and len(str(told.value)) < 400
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(b'{"a": "\xff"}', "line 1: not UTF-8"), (b'{\n"a": "\xc3\x28"}', "line 2: not UTF-8"), ('{"a": 1}'.encode("utf-16"), "not UTF-8")],
+    [
+        (b'{"a": "\xff"}', "line 1: not UTF-8"),
+        (b'{\n"a": "\xc3\x28"}', "line 2: not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+    ],
 )
 def test_bytes_that_are_no_utf8_are_said_by_their_line(data, said, tmp_path):
     for name, read in (("a.json", read_json), ("a.toml", read_toml)):
@@ -54,9 +62,9 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseeds = 2\r\n")
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
-    assert read_object(tmp_path / "a.json") == {"a": 1} == next(json_lines(tmp_path / "a.jsonl")) and read_toml(tmp_path / "a.toml") == {
-        "seeds": 2
-    }
+    assert read_object(tmp_path / "a.json") == {"a": 1} == next(
+        json_lines(tmp_path / "a.jsonl")
+    ) and read_toml(tmp_path / "a.toml") == {"seeds": 2}
 
 
 def test_folders_pipes_long_files_and_names_that_are_none_are_refused_without_waiting(tmp_path):
@@ -92,7 +100,16 @@ def test_a_wrong_type_is_said_by_its_field(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "[" * 5_000, "a = " + "9" * 5_000, "a = 1" + "0" * 18, "a", "a = 1\na = 2", "a = " + "{b=" * 500, ""]
+    "text",
+    [
+        "a = " + "[" * 5_000,
+        "a = " + "9" * 5_000,
+        "a = 1" + "0" * 18,
+        "a",
+        "a = 1\na = 2",
+        "a = " + "{b=" * 500,
+        "",
+    ],
 )
 def test_bad_toml_is_one_line(text, tmp_path):
     (tmp_path / "a.toml").write_text(text)
@@ -104,7 +121,10 @@ def test_bad_toml_is_one_line(text, tmp_path):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("text", ["[" * 10_000, "9" * 10_000, "NaN", "Infinity", "-Infinity", "auto", "1e", '{"a":1,"a":2}'])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 10_000, "9" * 10_000, "NaN", "Infinity", "-Infinity", "auto", "1e", '{"a":1,"a":2}'],
+)
 def test_a_typed_word_that_is_no_value_stays_a_word(text):
     assert value_of(text) == text
     assert value_of("4") == 4 and value_of("true") is True and value_of("[1, 2]") == [1, 2]
@@ -124,9 +144,15 @@ def test_lines_carry_their_digest(tmp_path):
         (0, "3"),
         (0, "nul"),
     ):
-        path.write_text("\n".join([*lines[:at], edited, *lines[at + 1 :]]), encoding="utf-8", newline="\n")
+        path.write_text(
+            "\n".join([*lines[:at], edited, *lines[at + 1 :]]), encoding="utf-8", newline="\n"
+        )
         kept, wrong = signed_lines(path)
-        assert kept == values[:at] + values[at + 1 :] and len(wrong) == 1 and wrong[0].startswith(f"line {at + 1}: ")
+        assert (
+            kept == values[:at] + values[at + 1 :]
+            and len(wrong) == 1
+            and wrong[0].startswith(f"line {at + 1}: ")
+        )
     path.write_text("\n".join(lines)[:-20], encoding="utf-8", newline="\n")
     assert signed_lines(path) == (values[:2], []) and signed_lines(tmp_path / "none") == ([], [])
     with pytest.raises(ValueError, match="no digest"):
@@ -149,7 +175,14 @@ def test_a_signed_file_is_read_back_and_any_change_is_seen(tmp_path):
     write_signed(path, {"path": "student", "parents": ["a"], "n": 1.5})
     assert read_signed(path) == {"path": "student", "parents": ["a"], "n": 1.5}
     whole = path.read_text()
-    for text in (whole.replace("1.5", "1.6"), whole.replace("student", "other"), whole[:-9], "[]", '{"path": "student"}', ""):
+    for text in (
+        whole.replace("1.5", "1.6"),
+        whole.replace("student", "other"),
+        whole[:-9],
+        "[]",
+        '{"path": "student"}',
+        "",
+    ):
         path.write_text(text)
         with pytest.raises(Unreadable, match=r"done\.json"):
             read_signed(path)

@@ -1,4 +1,6 @@
-"""The gate: claims by hand-counted flips, what gives no verdict, every form of the verdict; outcomes that are numbers."""
+"""The gate: claims by hand-counted flips, what gives no verdict, every form of the verdict;
+outcomes that are numbers.
+"""
 
 import json
 import re
@@ -26,36 +28,62 @@ from harness.statistics import stats
     ids=["keeps 99.75 %", "at 95.6 %", "keeps 85 %"],
 )
 def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
-    teacher, student = (row(name, "", limited=True, scores=(score(run, task="gsm8k"),))
-                        for name, run in (("teacher", marks(800)), ("int8", turned(marks(800), lose=lose, win=win))))  # fmt: skip
+    teacher, student = (
+        row(name, "", limited=True, scores=(score(run, task="gsm8k"),))
+        for name, run in (("teacher", marks(800)), ("int8", turned(marks(800), lose=lose, win=win)))
+    )
     checked = check([teacher, student], Rules(margin=0.95))
     [one] = checked.findings
-    assert one.verdict is expected and checked.exit_code == {"passed": 0, "cannot tell": 3, "missed": 1}[expected.value]
-    z = stats.score_z(stats.pairs(TEACHES.scores[0].outcomes["strict-match"], student.scores[0].outcomes["strict-match"]),
-                      stats._ratio_weights(0.95, 0.0))  # fmt: skip
-    assert (z > 1.645) == (expected is Verdict.passed) and (z < -1.645) == (expected is Verdict.missed)
+    assert (
+        one.verdict is expected
+        and checked.exit_code == {"passed": 0, "cannot tell": 3, "missed": 1}[expected.value]
+    )
+    z = stats.score_z(
+        stats.pairs(
+            TEACHES.scores[0].outcomes["strict-match"], student.scores[0].outcomes["strict-match"]
+        ),
+        stats._ratio_weights(0.95, 0.0),
+    )
+    assert (z > 1.645) == (expected is Verdict.passed) and (z < -1.645) == (
+        expected is Verdict.missed
+    )
     if expected is Verdict.cannot_tell:  # a sample of a task that has fewer items than would decide
-        assert one.numbers["needed"] is None and "it would take more than gsm8k has (1,319): this task cannot decide it" in one.told
+        assert (
+            one.numbers["needed"] is None
+            and "it would take more than gsm8k has (1,319): this task cannot decide it" in one.told
+        )
 
 
 def test_the_number_of_items_that_would_decide_does_decide():
     student = turned(marks(800), lose=35, win=5)
     given = {"task": "mmlu-cloze"}
-    pair = [row(label, "", limited=True, scores=(score(run, **given),)) for label, run in (("teacher", marks(800)), ("int8", student))]
+    pair = [
+        row(label, "", limited=True, scores=(score(run, **given),))
+        for label, run in (("teacher", marks(800)), ("int8", student))
+    ]
     [one] = check(pair, Rules(margin=0.95)).findings
-    assert one.numbers["needed"] > 1000 and f"{one.numbers['needed']:,} items would decide" in one.told
+    assert (
+        one.numbers["needed"] > 1000 and f"{one.numbers['needed']:,} items would decide" in one.told
+    )
     times = -(-one.numbers["needed"] // 1000)
     assert one.verdict is Verdict.cannot_tell
-    [more] = check([row("teacher", marks(800) * times), row("int8", student * times)], Rules(margin=0.95)).findings
+    [more] = check(
+        [row("teacher", marks(800) * times), row("int8", student * times)], Rules(margin=0.95)
+    ).findings
     assert more.verdict is Verdict.passed
 
 
 def test_holm_makes_a_claim_harder_among_many_rows():
-    """One row passes alone at p .03 and among four of the same kind no longer, since the smallest is then held to .05 / 4."""
+    """One row passes alone at p .03 and among four of the same kind no longer, since the smallest
+    is then held to .05 / 4.
+    """
     student = next(
-        outcomes for lose in range(10, 60)
-        if 0.02 < stats.keeps([outcomes := turned(marks(800), lose=lose, win=5)], [marks(800)], 0.95)[0] < 0.04
-    )  # fmt: skip
+        outcomes
+        for lose in range(10, 60)
+        if 0.02
+        < stats.keeps([outcomes := turned(marks(800), lose=lose, win=5)], [marks(800)], 0.95)[0]
+        < 0.04
+    )
     assert check([TEACHES, row("int8", student)], Rules(margin=0.95)).verdict is Verdict.passed
     many = [row(name, student) for name in ("a", "b", "c", "d")]
     assert check([TEACHES, *many], Rules(margin=0.95)).verdict is Verdict.cannot_tell
@@ -71,13 +99,18 @@ def test_points_and_ratios_are_different_margins():
 def test_controls_are_judged_only_when_they_are_named():
     control = row("untouched", marks(0), is_control=True)
     assert check([TEACHES, SAME, control], Rules(margin=0.9)).verdict is Verdict.passed
-    assert check([TEACHES, SAME, control], Rules(margin=0.9, rows=("untouched",))).verdict is Verdict.missed
+    assert (
+        check([TEACHES, SAME, control], Rules(margin=0.9, rows=("untouched",))).verdict
+        is Verdict.missed
+    )
     [gone] = check([TEACHES, SAME], Rules(margin=0.9, rows=("int9",))).findings
     assert gone.verdict is Verdict.not_comparable and gone.differs == "rows"
 
 
 def test_a_teacher_without_skill_gives_no_verdict():
-    assert check([row("teacher", marks(0)), SAME], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+    assert (
+        check([row("teacher", marks(0)), SAME], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+    )
 
 
 def test_without_a_teacher_there_is_nothing_to_claim():
@@ -90,26 +123,44 @@ def test_nothing_checked_is_no_pass():
 
 
 def test_seeds_are_judged_together():
-    records = [TEACHES, *(row("response", turned(marks(800), lose=lose, win=4), seed=seed) for seed, lose in ((1, 12), (2, 14), (3, 16)))]
+    records = [
+        TEACHES,
+        *(
+            row("response", turned(marks(800), lose=lose, win=4), seed=seed)
+            for seed, lose in ((1, 12), (2, 14), (3, 16))
+        ),
+    ]
     [one] = check(records, Rules(margin=0.95)).findings
     assert one.verdict is Verdict.passed and one.numbers["seeds"] == 3
 
 
 def test_a_perplexity_may_rise_to_one_over_the_margin():
     def text(factor):
-        return score("", task="wikitext", kind="perplexity", primary="", outcomes={}, n=50, value=20.0 * factor,
-                     totals=tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(50)))  # fmt: skip
+        return score(
+            "",
+            task="wikitext",
+            kind="perplexity",
+            primary="",
+            outcomes={},
+            n=50,
+            value=20.0 * factor,
+            totals=tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(50)),
+        )
 
     teacher = row("teacher", "", scores=(text(1.0),))
     for factor, expected in ((1.001, Verdict.passed), (1.1, Verdict.missed)):
-        [one] = check([teacher, row("int8", "", scores=(text(factor),))], Rules(margin=0.95)).findings
+        [one] = check(
+            [teacher, row("int8", "", scores=(text(factor),))], Rules(margin=0.95)
+        ).findings
         assert one.verdict is expected, one.told
 
 
 def test_a_row_that_nothing_judged_is_no_pass():
     bad = row("int3", marks(100))
     checked = check([TEACHES, SAME, bad], Rules(), frozen(TEACHES, SAME))
-    assert checked.exit_code == 3 and any(one.row == "int3" and "no --margin" in one.told for one in checked.findings)
+    assert checked.exit_code == 3 and any(
+        one.row == "int3" and "no --margin" in one.told for one in checked.findings
+    )
     assert check([TEACHES, SAME, bad], Rules(rows=("int3",)), frozen(TEACHES, SAME)).exit_code == 3
     skipped = row("int3", "", scores=(), status="skipped", reason="pip install x")
     assert check([TEACHES, skipped], Rules(rows=("int3",)), frozen(TEACHES)).exit_code == 4
@@ -119,20 +170,37 @@ def test_a_row_that_nothing_judged_is_no_pass():
 
 def test_perplexities_of_all_seeds_are_judged():
     teacher = row("teacher", "", scores=(text(1.0),))
-    seeds = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.0001), (2, 1.1), (3, 1.2))]
-    assert check([teacher, *seeds], Rules(margin=0.95)).verdict is Verdict.cannot_tell  # three trainings that far apart say little
-    agree = [row("response", "", seed=seed, scores=(text(factor),)) for seed, factor in ((1, 1.09), (2, 1.1), (3, 1.11))]
+    seeds = [
+        row("response", "", seed=seed, scores=(text(factor),))
+        for seed, factor in ((1, 1.0001), (2, 1.1), (3, 1.2))
+    ]
+    # three trainings that far apart say little
+    assert check([teacher, *seeds], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+    agree = [
+        row("response", "", seed=seed, scores=(text(factor),))
+        for seed, factor in ((1, 1.09), (2, 1.1), (3, 1.11))
+    ]
     assert check([teacher, *agree], Rules(margin=0.95)).verdict is Verdict.missed
     then = [row("response", "", seed=seed, scores=(text(1.0),)) for seed in (1, 2, 3)]
-    one = next(one for one in check(seeds, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    one = next(
+        one for one in check(seeds, Rules(), frozen(*then)).findings if one.layer == "frozen"
+    )
     assert one.verdict is Verdict.regressed
-    same = next(one for one in check(then, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    same = next(
+        one for one in check(then, Rules(), frozen(*then)).findings if one.layer == "frozen"
+    )
     assert same.verdict is Verdict.passed
 
 
 def test_a_document_without_a_likelihood_gives_no_verdict_and_valid_json():
     bad = text(1.0)
-    bad = bad.model_copy(update={"totals": ((float("-inf"), 100.0), *bad.totals[1:]), "value": float("inf"), "answers_digest": "x"})
+    bad = bad.model_copy(
+        update={
+            "totals": ((float("-inf"), 100.0), *bad.totals[1:]),
+            "value": float("inf"),
+            "answers_digest": "x",
+        }
+    )
     records = [row("teacher", "", scores=(text(1.0),)), row("int8", "", scores=(bad,))]
     checked = check(records, Rules(margin=0.95), frozen(row("int8", "", scores=(text(1.0),))))
     assert checked.verdict is Verdict.cannot_tell
@@ -141,18 +209,39 @@ def test_a_document_without_a_likelihood_gives_no_verdict_and_valid_json():
 
 
 def test_one_document_and_one_item_break_nothing():
-    records = [row("teacher", "", scores=(text(1.0, documents=1),)), row("int8", "", scores=(text(1.1, documents=1),))]
-    assert check(records, Rules(margin=0.95)).verdict is Verdict.cannot_tell and "x" in report.markdown(records)
-    choices = [row(label, "", scores=(score(run, chance=0.25, kind="choose"),)) for label, run in (("teacher", "1"), ("int8", "0"))]
+    records = [
+        row("teacher", "", scores=(text(1.0, documents=1),)),
+        row("int8", "", scores=(text(1.1, documents=1),)),
+    ]
+    assert check(
+        records, Rules(margin=0.95)
+    ).verdict is Verdict.cannot_tell and "x" in report.markdown(records)
+    choices = [
+        row(label, "", scores=(score(run, chance=0.25, kind="choose"),))
+        for label, run in (("teacher", "1"), ("int8", "0"))
+    ]
     assert "int8" in report.markdown(choices)
     for counts in (stats.Pairs(0, 1, 0, 0), stats.Pairs(1, 0, 0, 0), stats.Pairs(0, 3, 0, 0)):
-        assert stats.retention_above_chance(counts, 0.25).reason and stats.retention(counts) is not None
+        assert (
+            stats.retention_above_chance(counts, 0.25).reason
+            and stats.retention(counts) is not None
+        )
 
 
 @pytest.mark.parametrize(
-    "rules", [{"margin": 1.0}, {"margin": 1.0, "points": True}, {"margin": 1.2}, {"margin": 0.0}, {"alpha": 0.0}, {"alpha": 1.0},
-              {"frozen_alpha": 0.0}, {"detect": 0.0}, {"tolerance": -0.1}],
-)  # fmt: skip
+    "rules",
+    [
+        {"margin": 1.0},
+        {"margin": 1.0, "points": True},
+        {"margin": 1.2},
+        {"margin": 0.0},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"frozen_alpha": 0.0},
+        {"detect": 0.0},
+        {"tolerance": -0.1},
+    ],
+)
 def test_rules_that_no_items_could_answer_are_one_line(rules):
     """A margin of 1 asks what no number of items shows, unless the student is better."""
     with pytest.raises(HarnessError, match="give"):
@@ -160,19 +249,31 @@ def test_rules_that_no_items_could_answer_are_one_line(rules):
 
 
 def test_few_seeds_widen_a_claim():
-    """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing one in nine; here it cannot tell."""
+    """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing
+    one in nine; here it cannot tell.
+    """
     one, other = turned(marks(800), lose=4), turned(marks(800), lose=40)
-    assert check([TEACHES, row("r", one, seed=1), row("r", other, seed=2)], Rules(margin=0.95)).verdict is Verdict.cannot_tell
+    assert (
+        check([TEACHES, row("r", one, seed=1), row("r", other, seed=2)], Rules(margin=0.95)).verdict
+        is Verdict.cannot_tell
+    )
 
 
 def test_a_teacher_under_other_conditions_is_named_by_what_differs():
     four = TEACHES.model_copy(update={"environment": ENVIRONMENT.model_copy(update={"threads": 4})})
     [one] = check([four, SAME], Rules(margin=0.95)).findings
-    assert one.verdict is Verdict.not_comparable and one.differs == "threads" and "4 of the teacher, 2 of the row" in one.told
+    assert (
+        one.verdict is Verdict.not_comparable
+        and one.differs == "threads"
+        and "4 of the teacher, 2 of the row" in one.told
+    )
 
 
 def test_a_terminals_colours_break_no_xml():
-    checked = check([TEACHES, row("int8", "", scores=(), status="failed", reason="\x1b[31mred\x1b[0m | pipe")], Rules(margin=0.9))
+    checked = check(
+        [TEACHES, row("int8", "", scores=(), status="failed", reason="\x1b[31mred\x1b[0m | pipe")],
+        Rules(margin=0.9),
+    )
     assert ElementTree.fromstring(output.junit(checked).partition("?>")[2]).get("errors") == "1"
     assert r"\| pipe" in output.markdown(checked)
 
@@ -192,14 +293,25 @@ def test_the_gravest_verdict_is_the_verdict():
 
 def test_junit_is_read_by_others():
     tree = ElementTree.fromstring(output.junit(three()).partition("?>")[2])
-    assert (tree.get("tests"), tree.get("failures"), tree.get("skipped"), tree.get("errors")) == ("3", "1", "1", "0")
+    assert (tree.get("tests"), tree.get("failures"), tree.get("skipped"), tree.get("errors")) == (
+        "3",
+        "1",
+        "1",
+        "0",
+    )
     failed = next(case for case in tree if case.find("failure") is not None)
-    assert failed.get("classname") == "harness.int4" and "retention" in failed.find("failure").get("message")
+    assert failed.get("classname") == "harness.int4" and "retention" in failed.find("failure").get(
+        "message"
+    )
 
 
 def test_json_holds_everything():
     data = json.loads(output.as_json(three()))
-    assert data["verdict"] == "missed" and data["exit_code"] == 1 and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
+    assert (
+        data["verdict"] == "missed"
+        and data["exit_code"] == 1
+        and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
+    )
     assert all(one["numbers"]["n"] == 1000 for one in data["findings"])
 
 
@@ -207,12 +319,21 @@ def test_markdown_and_annotations_name_the_row():
     text = output.markdown(three())
     assert re.search(r"\| \*\*MISSED\*\* +\| int4", text) and "alpha 0.05" in text
     lines = output.annotations(three())
-    assert len(lines) == 2 and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A missed::") and lines[1].startswith("::warning")
+    assert (
+        len(lines) == 2
+        and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A missed::")
+        and lines[1].startswith("::warning")
+    )
     assert output.text(three()).splitlines()[-2] == "missed: 1 missed, 1 cannot tell, 1 passed"
 
 
 def test_findings_have_names_that_say_what_was_checked():
-    assert gate_check.Finding(layer="claim", row="int8", task="t", verdict=Verdict.passed, told="x").name == "int8 t [claim]"
+    assert (
+        gate_check.Finding(
+            layer="claim", row="int8", task="t", verdict=Verdict.passed, told="x"
+        ).name
+        == "int8 t [claim]"
+    )
 
 
 # Outcomes that are numbers
@@ -225,14 +346,23 @@ def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
 
     given = {"higher_is_better": not lower, "unit": "number" if lower else "share"}
     teacher, same = numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)
-    bad = numbered("int8", [value * (1.4 if lower else 0.7) for value in TEACHERS], answers_digest="other", **given)
+    bad = numbered(
+        "int8",
+        [value * (1.4 if lower else 0.7) for value in TEACHERS],
+        answers_digest="other",
+        **given,
+    )
     claims = [check([teacher, row], Rules(margin=0.95)).verdict for row in (same, bad)]
     assert claims == [Verdict.passed, Verdict.missed]
     frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
-    assert Baseline.model_validate_json(frozen.model_dump_json(by_alias=True)).rows[1].scores[0].numbers == tuple(TEACHERS)
+    assert Baseline.model_validate_json(frozen.model_dump_json(by_alias=True)).rows[1].scores[
+        0
+    ].numbers == tuple(TEACHERS)
     assert check([teacher, same], Rules(), frozen).verdict is Verdict.passed
     found = check([teacher, bad], Rules(), frozen)
-    assert found.verdict is Verdict.regressed and "items worse" in " ".join(one.told for one in found.findings)
+    assert found.verdict is Verdict.regressed and "items worse" in " ".join(
+        one.told for one in found.findings
+    )
 
 
 def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
@@ -240,14 +370,21 @@ def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
     from harness.gate.rules import Rules, Verdict
 
     given = {"values": {}, "unpaired": "mcc is one figure of all items together"}
-    found = check([numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)], Rules(margin=0.95))
+    found = check(
+        [numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)],
+        Rules(margin=0.95),
+    )
     assert found.verdict is Verdict.cannot_tell and "mcc is one figure" in found.findings[0].told
 
 
-@pytest.mark.parametrize(("metric", "rules", "told"), [
-    ("f1", {"margin": 0.95}, "retention"), ("f1", {"margin": 0.05, "points": True}, "difference"),
-    ("mcc", {"margin": 0.05, "points": True}, "difference"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "rules", "told"),
+    [
+        ("f1", {"margin": 0.95}, "retention"),
+        ("f1", {"margin": 0.05, "points": True}, "difference"),
+        ("mcc", {"margin": 0.05, "points": True}, "difference"),
+    ],
+)
 def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, rules, told):
     from harness.gate.check import check
     from harness.gate.rules import Rules, Verdict
@@ -258,18 +395,27 @@ def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, ru
         together("int8", metric, guesses(3), answers_digest="other"),
     )
     found = [check([teacher, row], Rules(**rules)) for row in (same, bad)]
-    assert [one.verdict for one in found] == [Verdict.passed, Verdict.missed] and told in found[1].findings[0].told
+    assert [one.verdict for one in found] == [Verdict.passed, Verdict.missed] and told in found[
+        1
+    ].findings[0].told
     frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
     again = Baseline.model_validate_json(frozen.model_dump_json(by_alias=True))
     assert again.rows[1].scores[0].statistics == same.scores[0].statistics
     assert check([teacher, same], Rules(), again).verdict is Verdict.passed
     worse = check([teacher, bad], Rules(), again)
-    assert worse.verdict is Verdict.regressed and "600 items, p" in " ".join(one.told for one in worse.findings)
+    assert worse.verdict is Verdict.regressed and "600 items, p" in " ".join(
+        one.told for one in worse.findings
+    )
 
 
 def test_a_share_of_a_figure_that_may_be_below_zero_is_not_claimed():
     from harness.gate.check import check
     from harness.gate.rules import Rules, Verdict
 
-    found = check([together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(13))], Rules(margin=0.95))
-    assert found.verdict is Verdict.cannot_tell and "give --margin 2points" in found.findings[0].told
+    found = check(
+        [together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(13))],
+        Rules(margin=0.95),
+    )
+    assert (
+        found.verdict is Verdict.cannot_tell and "give --margin 2points" in found.findings[0].told
+    )

@@ -1,4 +1,6 @@
-"""The frozen layer: what was answered and what was made of it, under which conditions, judged seed by seed; by made-up records."""
+"""The frozen layer: what was answered and what was made of it, under which conditions, judged seed
+by seed; by made-up records.
+"""
 
 import math
 
@@ -15,63 +17,136 @@ from harness.scoring.items import ItemRow
 from harness.scoring.outcomes import likelihoods_digest
 from harness.statistics import means
 
-ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
-                          versions={"torch": "2", "lm-eval": "0.4.13"}, commit="c" * 40, dirty=False)  # fmt: skip
+ENVIRONMENT = Environment(
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    machine="made up",
+    platform="Linux x86_64",
+    python="3.11.0",
+    versions={"torch": "2", "lm-eval": "0.4.13"},
+    commit="c" * 40,
+    dirty=False,
+)
 TEACHER = ModelReference(name="tiny", digest="t", weight_bytes=4_000)
-BASE = {"task": "a", "version": "1", "chance": 0.0, "stderr": 0.01, "items_digest": "items", "answers_digest": "same", "invalid_share": 0.0,
-        "seconds": 1.0}  # fmt: skip
+BASE = {
+    "task": "a",
+    "version": "1",
+    "chance": 0.0,
+    "stderr": 0.01,
+    "items_digest": "items",
+    "answers_digest": "same",
+    "invalid_share": 0.0,
+    "seconds": 1.0,
+}
 
 
 def hits(marks, **changes):
-    fields = {"kind": "generate", "primary": "strict-match", "n": len(marks), "value": marks.count("1") / len(marks),
-              "outcomes": {"strict-match": marks}, "truncated_share": 0.0, "tokens_per_answer": 40.0}  # fmt: skip
+    fields = {
+        "kind": "generate",
+        "primary": "strict-match",
+        "n": len(marks),
+        "value": marks.count("1") / len(marks),
+        "outcomes": {"strict-match": marks},
+        "truncated_share": 0.0,
+        "tokens_per_answer": 40.0,
+    }
     return TaskScore(**{**BASE, **fields, **changes})
 
 
 def choices(marks, **changes):
-    return hits(marks, **{"kind": "choose", "primary": "acc", "outcomes": {"acc": marks}, "chance": 0.25, "truncated_share": None,
-                          "tokens_per_answer": None, **changes})  # fmt: skip
+    return hits(
+        marks,
+        **{
+            "kind": "choose",
+            "primary": "acc",
+            "outcomes": {"acc": marks},
+            "chance": 0.25,
+            "truncated_share": None,
+            "tokens_per_answer": None,
+            **changes,
+        },
+    )
 
 
 def numbers(values, **changes):
-    fields = {"kind": "generate", "primary": "none", "metric": "rouge1", "n": len(values), "value": sum(values) / len(values),
-              "outcomes": {}, "values": {"none": tuple(values)}}  # fmt: skip
+    fields = {
+        "kind": "generate",
+        "primary": "none",
+        "metric": "rouge1",
+        "n": len(values),
+        "value": sum(values) / len(values),
+        "outcomes": {},
+        "values": {"none": tuple(values)},
+    }
     return TaskScore(**{**BASE, **fields, **changes})
 
 
 def documents(totals, **changes):
     value = math.exp(-sum(total for total, _ in totals) / sum(words for _, words in totals))
-    fields = {"kind": "perplexity", "primary": "", "metric": "word_perplexity", "n": len(totals), "value": value, "outcomes": {},
-              "totals": tuple(totals)}  # fmt: skip
+    fields = {
+        "kind": "perplexity",
+        "primary": "",
+        "metric": "word_perplexity",
+        "n": len(totals),
+        "value": value,
+        "outcomes": {},
+        "totals": tuple(totals),
+    }
     return TaskScore(**{**BASE, **fields, **changes})
 
 
 def row(*scores, label="int8", seed=None, digest="d", versions=None, **changes):
-    environment = ENVIRONMENT if versions is None else ENVIRONMENT.model_copy(update={"versions": versions})
+    environment = (
+        ENVIRONMENT if versions is None else ENVIRONMENT.model_copy(update={"versions": versions})
+    )
     fields = {
-        "key": f"{label}-{seed}", "status": "success", "label": label, "method": label, "family": "x", "is_control": False,
-        "trains": seed is not None, "suites": ("math",), "tasks": tuple(f"{one.task}@{one.version}" for one in scores), "device": "cpu",
-        "dtype": "float32", "teachers": (TEACHER,), "student_recipe": "depth:0.5", "student_base": TEACHER, "seed": seed,
-        "student": ModelReference(name=label, digest=f"{digest}{seed}", weight_bytes=1_000), "budget_tokens": 1000, "budget_rows": 10,
-        "path": "p", "scores": scores, "environment": environment, "created": "2026-11-24T08:00:00Z",
-    }  # fmt: skip
+        "key": f"{label}-{seed}",
+        "status": "success",
+        "label": label,
+        "method": label,
+        "family": "x",
+        "is_control": False,
+        "trains": seed is not None,
+        "suites": ("math",),
+        "tasks": tuple(f"{one.task}@{one.version}" for one in scores),
+        "device": "cpu",
+        "dtype": "float32",
+        "teachers": (TEACHER,),
+        "student_recipe": "depth:0.5",
+        "student_base": TEACHER,
+        "seed": seed,
+        "student": ModelReference(name=label, digest=f"{digest}{seed}", weight_bytes=1_000),
+        "budget_tokens": 1000,
+        "budget_rows": 10,
+        "path": "p",
+        "scores": scores,
+        "environment": environment,
+        "created": "2026-11-24T08:00:00Z",
+    }
     return RunRecord(**{**fields, **changes})
 
 
 def frozen(*records):
-    change = Change(reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records))
+    change = Change(
+        reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
+    )
     return Baseline(history=(change,), rows=tuple(map(freeze, records)))
 
 
 def judged(then, now, **rules):
     then, now = (list(side) if isinstance(side, (list, tuple)) else [side] for side in (then, now))
-    return next(one for one in check(now, Rules(**rules), frozen(*then)).findings if one.layer == "frozen")
+    return next(
+        one for one in check(now, Rules(**rules), frozen(*then)).findings if one.layer == "frozen"
+    )
 
 
 def turned(marks, *, lose=0, win=0):
     right = [at for at, mark in enumerate(marks) if mark == "1"][:lose]
     wrong = [at for at, mark in enumerate(marks) if mark == "0"][:win]
-    return "".join("0" if at in right else "1" if at in wrong else mark for at, mark in enumerate(marks))
+    return "".join(
+        "0" if at in right else "1" if at in wrong else mark for at, mark in enumerate(marks)
+    )
 
 
 MARKS = "1" * 800 + "0" * 200
@@ -91,13 +166,29 @@ TEXT = [(-30.0 - at % 7, 10.0) for at in range(60)]
         (choices(MARKS), choices(turned(MARKS, lose=2, win=1)), "3 outcomes differ"),
         (numbers(VALUES), numbers([*VALUES[:-3], 0.0, 0.0, 0.0]), "3 values differ"),
         (numbers(VALUES), numbers([value * 0.5 for value in VALUES]), "360 values differ"),
-        (documents(TEXT), documents([(total, 2 * words) for total, words in TEXT]), "60 documents differ"),
+        (
+            documents(TEXT),
+            documents([(total, 2 * words) for total, words in TEXT]),
+            "60 documents differ",
+        ),
         (documents(TEXT), documents([(TEXT[0][0], 11.0), *TEXT[1:]]), "1 documents differ"),
         (documents(TEXT), documents(TEXT, value=2.0), "the figure is another one (26.84 -> 2)"),
         (hits(MARKS, value=0.8), hits(MARKS, value=0.9), "the figure is another one (0.8 -> 0.9)"),
-        (hits(MARKS), hits(MARKS, parts=((500, 0.0015), (500, 0.0005))), "the items have other weights"),
-        (hits(MARKS), hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3), "another one (0.8 -> 0.3)"),
-        (hits(MARKS, outcomes={}, unpaired="m", value=0.3), hits(MARKS, outcomes={}, unpaired="m", value=0.2), "another one (0.3 -> 0.2)"),
+        (
+            hits(MARKS),
+            hits(MARKS, parts=((500, 0.0015), (500, 0.0005))),
+            "the items have other weights",
+        ),
+        (
+            hits(MARKS),
+            hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3),
+            "another one (0.8 -> 0.3)",
+        ),
+        (
+            hits(MARKS, outcomes={}, unpaired="m", value=0.3),
+            hits(MARKS, outcomes={}, unpaired="m", value=0.2),
+            "another one (0.3 -> 0.2)",
+        ),
     ],
 )
 def test_the_same_answers_with_another_figure_are_another_scoring(then, now, said):
@@ -113,14 +204,25 @@ def test_another_scoring_of_one_seed_is_enough_and_exits_with_4():
     assert checked.exit_code == 4 and any(one.differs == "scoring" for one in checked.findings)
 
 
-@pytest.mark.parametrize("score", [hits(MARKS), choices(MARKS), numbers(VALUES), documents(TEXT), hits(MARKS, outcomes={}, unpaired="m")])
+@pytest.mark.parametrize(
+    "score",
+    [
+        hits(MARKS),
+        choices(MARKS),
+        numbers(VALUES),
+        documents(TEXT),
+        hits(MARKS, outcomes={}, unpaired="m"),
+    ],
+)
 def test_the_same_answers_and_figures_pass(score):
     one = judged(row(score), row(score))
     assert one.verdict is Verdict.passed and one.told == f"not one of {score.n:,} answers differs"
 
 
 def test_what_an_older_baseline_did_not_know_of_the_items_is_no_other_scoring():
-    """Figures of all items together had no items of their own before: the figure and the answers are compared."""
+    """Figures of all items together had no items of their own before: the figure and the answers
+    are compared.
+    """
     then = hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3)
     now = numbers([0.3] * 1000, parts=((1000, 0.001),), primary="strict-match", metric="")
     now = now.model_copy(update={"values": {"strict-match": now.values["none"]}})
@@ -139,11 +241,20 @@ def test_what_an_older_baseline_did_not_know_of_the_items_is_no_other_scoring():
     ],
 )
 def test_log_probabilities_are_said_and_judged_by_exact_alone(then, now, said, equal):
-    frozen, fresh = row(choices(MARKS, likelihoods_digest=then)), row(choices(MARKS, likelihoods_digest=now))
+    frozen, fresh = (
+        row(choices(MARKS, likelihoods_digest=then)),
+        row(choices(MARKS, likelihoods_digest=now)),
+    )
     one = judged(frozen, fresh)
-    assert one.verdict is Verdict.passed and one.told.endswith(said) and one.numbers["likelihoods_equal"] == equal
+    assert (
+        one.verdict is Verdict.passed
+        and one.told.endswith(said)
+        and one.numbers["likelihoods_equal"] == equal
+    )
     exact = judged(frozen, fresh, exact=True)
-    assert exact.verdict is (Verdict.regressed if equal == 0 else Verdict.passed) and ("--exact" in exact.told) == (equal == 0)
+    assert exact.verdict is (Verdict.regressed if equal == 0 else Verdict.passed) and (
+        "--exact" in exact.told
+    ) == (equal == 0)
 
 
 @pytest.mark.parametrize(
@@ -159,26 +270,57 @@ def test_another_metric_or_weighing_is_not_compared(differs, now):
 
 
 def item(at, position, log_probabilities, *, text="", **more):
-    fields = {"task": "a", "item": at, "group": "", "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "gold": "A", "extracted": {},
-              "correct": {"acc": True}, "tokens": 0, "stop": ""}  # fmt: skip
-    return ItemRow(**{**fields, "text": text, "position": position, "log_probabilities": log_probabilities, **more})
+    fields = {
+        "task": "a",
+        "item": at,
+        "group": "",
+        "doc_hash": "d",
+        "prompt_hash": "p",
+        "target_hash": "t",
+        "gold": "A",
+        "extracted": {},
+        "correct": {"acc": True},
+        "tokens": 0,
+        "stop": "",
+    }
+    return ItemRow(
+        **{
+            **fields,
+            "text": text,
+            "position": position,
+            "log_probabilities": log_probabilities,
+            **more,
+        }
+    )
 
 
-def test_a_digest_of_likelihoods_sees_the_last_bit_and_positions_and_nothing_where_answers_are_written():
+def test_a_digest_of_likelihoods_sees_the_last_bit_and_positions_and_no_written_answers():
     rows = [item(0, 1, (-1.5, -0.25), text="B"), item(1, 0, (-0.5, -2.0), text="A")]
     digest = likelihoods_digest(rows)
-    assert digest and digest == likelihoods_digest([item(0, 1, (-1.5, -0.25), text="other"), rows[1]])
-    assert digest != likelihoods_digest([item(0, 1, (math.nextafter(-1.5, 0), -0.25), text="B"), rows[1]])
+    assert digest and digest == likelihoods_digest(
+        [item(0, 1, (-1.5, -0.25), text="other"), rows[1]]
+    )
+    assert digest != likelihoods_digest(
+        [item(0, 1, (math.nextafter(-1.5, 0), -0.25), text="B"), rows[1]]
+    )
     assert digest != likelihoods_digest([item(0, 0, (-1.5, -0.25), text="B"), rows[1]])
     assert likelihoods_digest([item(0, None, (-30.0,), words=10.0, correct={})]) not in ("", digest)
     assert likelihoods_digest([item(0, None, (), text="#### 7")]) == ""
 
 
 def test_the_answer_to_a_choice_covers_its_position():
-    """By its text where only one choice reads so; else, or where metrics judge otherwise than by the choice, by position and outcomes."""
+    """By its text where only one choice reads so; else, or where metrics judge otherwise than by
+    the choice, by position and outcomes.
+    """
     assert item(0, 1, (), text="B").answer != item(0, 0, (), text="A").answer
-    for more in ({"twins": True}, {"correct": {"acc": True, "acc_norm": False}}, {"values": {"acc": 0.5}}):
-        assert item(0, 1, (), text="same", **more).answer != item(0, 0, (), text="same", **more).answer
+    for more in (
+        {"twins": True},
+        {"correct": {"acc": True, "acc_norm": False}},
+        {"values": {"acc": 0.5}},
+    ):
+        assert (
+            item(0, 1, (), text="same", **more).answer != item(0, 0, (), text="same", **more).answer
+        )
 
 
 # Conditions
@@ -186,9 +328,15 @@ def test_the_answer_to_a_choice_covers_its_position():
 
 def test_another_lm_eval_is_another_condition():
     one = judged(row(hits(MARKS)), row(hits(MARKS), versions={"lm-eval": "0.4.14", "torch": "2"}))
-    assert one.verdict is Verdict.not_comparable and one.differs == "lm-eval" and "0.4.13 in the baseline, 0.4.14 now" in one.told
+    assert (
+        one.verdict is Verdict.not_comparable
+        and one.differs == "lm-eval"
+        and "0.4.13 in the baseline, 0.4.14 now" in one.told
+    )
     gone = judged(row(hits(MARKS)), row(hits(MARKS), versions={"torch": "2"}))
-    assert gone.verdict is Verdict.not_comparable and "0.4.13 in the baseline, none now" in gone.told
+    assert (
+        gone.verdict is Verdict.not_comparable and "0.4.13 in the baseline, none now" in gone.told
+    )
 
 
 def test_other_versions_beside_are_no_condition():
@@ -209,12 +357,17 @@ def test_a_baseline_that_knows_no_lm_eval_is_compared_without_it_and_says_so():
 
 
 def seeds(make, changes, *, digest):
-    return [row(make(change), label="r", seed=seed, digest=digest) for seed, change in enumerate(changes, 1)]
+    return [
+        row(make(change), label="r", seed=seed, digest=digest)
+        for seed, change in enumerate(changes, 1)
+    ]
 
 
 def anew(make, changes, **rules):
     """Return what is said of seeds that were trained anew and changed so."""
-    return judged(seeds(make, [0.0] * len(changes), digest="old"), seeds(make, changes, digest="new"), **rules)
+    return judged(
+        seeds(make, [0.0] * len(changes), digest="old"), seeds(make, changes, digest="new"), **rules
+    )
 
 
 def numbers_that_fell(by):
@@ -222,7 +375,12 @@ def numbers_that_fell(by):
 
 
 def errors_that_rose(by):
-    return numbers([value * (1 + by) for value in VALUES], answers_digest=f"rose by {by}", higher_is_better=False, unit="number")
+    return numbers(
+        [value * (1 + by) for value in VALUES],
+        answers_digest=f"rose by {by}",
+        higher_is_better=False,
+        unit="number",
+    )
 
 
 def hits_that_fell(by):
@@ -230,11 +388,21 @@ def hits_that_fell(by):
 
 
 def documents_that_rose(by):
-    return documents([(total - by * words * (1 + 0.1 * (at % 3)), words) for at, (total, words) in enumerate(TEXT)],
-                     answers_digest=f"rose by {by}")  # fmt: skip
+    return documents(
+        [
+            (total - by * words * (1 + 0.1 * (at % 3)), words)
+            for at, (total, words) in enumerate(TEXT)
+        ],
+        answers_digest=f"rose by {by}",
+    )
 
 
-KINDS = {"hits": hits_that_fell, "numbers": numbers_that_fell, "errors": errors_that_rose, "documents": documents_that_rose}
+KINDS = {
+    "hits": hits_that_fell,
+    "numbers": numbers_that_fell,
+    "errors": errors_that_rose,
+    "documents": documents_that_rose,
+}
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
@@ -244,18 +412,26 @@ def test_seeds_that_were_trained_anew_must_agree_whatever_items_carry(make):
     together = anew(make, (0.20, 0.21, 0.19))
     assert together.verdict is Verdict.regressed, together.told
     alone = anew(make, (0.20,))
-    assert alone.verdict is Verdict.regressed and "trained anew: one seed may be an unlucky training, freeze three" in alone.told
+    assert (
+        alone.verdict is Verdict.regressed
+        and "trained anew: one seed may be an unlucky training, freeze three" in alone.told
+    )
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_a_lax_alpha_of_the_frozen_layer_does_not_hide_that_seeds_disagree(make):
     one = anew(make, (0.30, 0.06, 0.0), frozen_alpha=0.4)
-    assert one.verdict is Verdict.cannot_tell and "trained anew, and the 3 seeds do not agree; more would decide" in one.told, one.told
+    assert (
+        one.verdict is Verdict.cannot_tell
+        and "trained anew, and the 3 seeds do not agree; more would decide" in one.told
+    ), one.told
 
 
 @pytest.mark.parametrize("make", [hits_that_fell, documents_that_rose])
 def test_of_the_same_students_items_alone_decide(make):
-    """Not trained anew: these checkpoints are worse than they were, whether or not each of them is."""
+    """Not trained anew: these checkpoints are worse than they were, whether or not each of
+    them is.
+    """
     then = seeds(make, (0.0, 0.0, 0.0), digest="d")
     assert judged(then, seeds(make, (0.30, 0.0, 0.0), digest="d")).verdict is Verdict.regressed
 
@@ -267,34 +443,59 @@ def test_identical_seeds_and_unchanged_ones_pass(make):
 
 
 def pairs(then, now):
-    return [Pair(freeze(old), freeze(old).scores[0], new, new.scores[0]) for old, new in zip(then, now, strict=True)]
+    return [
+        Pair(freeze(old), freeze(old).scores[0], new, new.scores[0])
+        for old, new in zip(then, now, strict=True)
+    ]
 
 
 def test_the_spread_between_trainings_widens_a_perplexity_with_students_t():
-    """Three seeds at log ratios 0, .1 and .2: over documents alone +-0; with the trainings t(2) x .0577."""
-    flat = lambda by: documents([(total - by * words, words) for total, words in TEXT], answers_digest=f"{by}")  # noqa: E731
-    then, now = seeds(flat, (0.0, 0.0, 0.0), digest="old"), seeds(flat, (0.0, 0.1, 0.2), digest="new")
+    """Three seeds at log ratios 0, .1 and .2: over documents alone +-0; with the trainings t(2) x
+    .0577.
+    """
+
+    def flat(by):
+        return documents(
+            [(total - by * words, words) for total, words in TEXT], answers_digest=f"{by}"
+        )
+
+    then, now = (
+        seeds(flat, (0.0, 0.0, 0.0), digest="old"),
+        seeds(flat, (0.0, 0.1, 0.2), digest="new"),
+    )
     found = rise_of(pairs(then, now))
     value, low, high = found.ratio.value, found.ratio.low, found.ratio.high
     assert value == pytest.approx(math.exp(0.1))
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (math.log(low), math.log(high)) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-5)
-    assert found.keeps(1.02)[1] > 0.05  # a rise of 10 % over three trainings that are 10 % apart proves nothing
+    # a rise of 10 % over three trainings that are 10 % apart proves nothing
+    assert found.keeps(1.02)[1] > 0.05
     same = rise_of(pairs(then, seeds(flat, (0.0, 0.1, 0.2), digest="old")))
     assert same.ratio.high == pytest.approx(same.ratio.value)
 
 
 def test_few_documents_are_judged_with_students_t():
-    """Four documents of equal length: t(3), 3.18 in place of 1.96; of unequal ones the corrected error of the tables."""
+    """Four documents of equal length: t(3), 3.18 in place of 1.96; of unequal ones the corrected
+    error of the tables.
+    """
     four = [(-30.0, 10.0), (-33.0, 10.0), (-31.0, 10.0), (-36.0, 10.0)]
     gaps = (0.9, 0.3, 0.5, 0.7)
-    now = documents([(total - gap, words) for (total, words), gap in zip(four, gaps, strict=True)], answers_digest="x")
+    now = documents(
+        [(total - gap, words) for (total, words), gap in zip(four, gaps, strict=True)],
+        answers_digest="x",
+    )
     found = rise_of(pairs([row(documents(four))], [row(now)])).ratio
     mean, error = sum(gaps) / 40, math.sqrt(sum((gap - 0.6) ** 2 for gap in gaps) * 4 / 3) / 40
-    assert math.log(found.value) == pytest.approx(mean) and math.log(found.high) == pytest.approx(mean + 3.182446 * error)
-    uneven = [(total * size, 10.0 * size) for (total, _), size in zip(four, (1, 9, 2, 3), strict=True)]
+    assert math.log(found.value) == pytest.approx(mean) and math.log(found.high) == pytest.approx(
+        mean + 3.182446 * error
+    )
+    uneven = [
+        (total * size, 10.0 * size) for (total, _), size in zip(four, (1, 9, 2, 3), strict=True)
+    ]
     moved = [(total - gap, words) for (total, words), gap in zip(uneven, gaps, strict=True)]
-    told = rise_of(pairs([row(documents(uneven))], [row(documents(moved, answers_digest="x"))])).ratio
+    told = rise_of(
+        pairs([row(documents(uneven))], [row(documents(moved, answers_digest="x"))])
+    ).ratio
     assert told == means.ratio_of_documents([moved], [uneven])
 
 
@@ -303,15 +504,30 @@ def test_bits_per_byte_are_compared_by_their_ratio():
     then = documents(TEXT, **given)
     now = documents([(1.1 * total, words) for total, words in TEXT], **given, answers_digest="x")
     found = rise_of(pairs([row(then)], [row(now)]))
-    assert found.ratio.value == pytest.approx(1.1) and judged(row(then), row(now)).verdict is Verdict.regressed
+    assert (
+        found.ratio.value == pytest.approx(1.1)
+        and judged(row(then), row(now)).verdict is Verdict.regressed
+    )
 
 
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
-        (documents(TEXT[:1]), documents([(-40.0, 10.0)], answers_digest="x"), "one document gives no interval"),
-        (documents(TEXT), documents([(-math.inf, 10.0), *TEXT[1:]], answers_digest="x", value=math.inf), "no finite likelihood"),
-        (hits("1" * 8), hits("1" * 7 + "0", answers_digest="x"), "8 items cannot show a drop of 5 points"),
+        (
+            documents(TEXT[:1]),
+            documents([(-40.0, 10.0)], answers_digest="x"),
+            "one document gives no interval",
+        ),
+        (
+            documents(TEXT),
+            documents([(-math.inf, 10.0), *TEXT[1:]], answers_digest="x", value=math.inf),
+            "no finite likelihood",
+        ),
+        (
+            hits("1" * 8),
+            hits("1" * 7 + "0", answers_digest="x"),
+            "8 items cannot show a drop of 5 points",
+        ),
         (hits("1"), hits("0", answers_digest="x"), "1 items cannot show"),
         (hits("0" * 500), hits("0" * 499 + "1", answers_digest="x"), ""),
         (hits("1" * 500), hits("1" * 500, answers_digest="x"), ""),
@@ -331,7 +547,15 @@ def test_a_row_with_a_margin_of_its_own_is_held_to_that_alone():
     weak = baseline.rows[1].model_copy(update={"margin": 0.21})
     baseline = baseline.model_copy(update={"rows": (baseline.rows[0], weak), "margin": 0.95})
     rules = Rules(margin=0.95, alpha=0.1)
-    assert margin_of(baseline, "weak", rules) == Rules(margin=0.21, alpha=0.1) and margin_of(baseline, "int8", rules) is rules
-    assert margin_of(None, "weak", rules) is rules and "keeps 21 %" in margin_of(baseline, "weak", rules).claim()
-    lost = baseline.model_copy(update={"rows": (weak.model_copy(update={"margin": 0.04, "points": True}),)})
+    assert (
+        margin_of(baseline, "weak", rules) == Rules(margin=0.21, alpha=0.1)
+        and margin_of(baseline, "int8", rules) is rules
+    )
+    assert (
+        margin_of(None, "weak", rules) is rules
+        and "keeps 21 %" in margin_of(baseline, "weak", rules).claim()
+    )
+    lost = baseline.model_copy(
+        update={"rows": (weak.model_copy(update={"margin": 0.04, "points": True}),)}
+    )
     assert margin_of(lost, "weak", rules) == Rules(margin=0.04, points=True, alpha=0.1)

@@ -23,36 +23,63 @@ def test_equal_answers_pass_at_once():
     assert one.verdict is Verdict.passed and "not one of 1,000 answers differs" in one.told
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.01, Verdict.passed), (0.02, Verdict.passed), (0.05, Verdict.regressed)])
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.01, Verdict.passed), (0.02, Verdict.passed), (0.05, Verdict.regressed)],
+)
 def test_injected_flips_give_the_predicted_verdicts(share, expected):
-    """Losing 1 and 2 % of 1,000 items stays within the tolerance of 2 points (2 % is significant: a warning); 5 % is a regression."""
+    """Losing 1 and 2 % of 1,000 items stays within the tolerance of 2 points (2 % is significant: a
+    warning); 5 % is a regression.
+    """
     now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
     one = verdict_of(now)
-    assert one.verdict is expected and one.numbers["lost"] == 1000 * share and one.numbers["won"] == 0
+    assert (
+        one.verdict is expected and one.numbers["lost"] == 1000 * share and one.numbers["won"] == 0
+    )
     assert one.numbers["p_holm"] == pytest.approx(0.5 ** (1000 * share))
     assert one.warning == (expected is Verdict.passed)
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"), [(0.0, Verdict.passed), (0.01, Verdict.passed), (0.02, Verdict.passed), (0.05, Verdict.regressed)]
+    ("share", "expected"),
+    [
+        (0.0, Verdict.passed),
+        (0.01, Verdict.passed),
+        (0.02, Verdict.passed),
+        (0.05, Verdict.regressed),
+    ],
 )
 def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, expected):
-    """Every seedless row of a committed study against itself with right answers turned wrong; rows near zero have none to lose."""
+    """Every seedless row of a committed study against itself with right answers turned wrong; rows
+    near zero have none to lose.
+    """
     records, problems = read_all(Path(__file__).parents[2] / "results" / "compression-tiny")
-    then = [one for one in records if one.seed is None and not one.is_control and one.scores[0].value > 0.7]
+    then = [
+        one
+        for one in records
+        if one.seed is None and not one.is_control and one.scores[0].value > 0.7
+    ]
     assert not problems and len(then) >= 8
 
     def changed(one):
         if one.method == "teacher" or not share:
             return one
-        worse = turned(one.scores[0].outcomes[one.scores[0].primary], lose=round(share * one.scores[0].n))
+        worse = turned(
+            one.scores[0].outcomes[one.scores[0].primary], lose=round(share * one.scores[0].n)
+        )
         value = worse.count("1") / len(worse)
         outcomes = {**one.scores[0].outcomes, one.scores[0].primary: worse}
-        first = one.scores[0].model_copy(update={"outcomes": outcomes, "value": value, "answers_digest": "changed"})
+        first = one.scores[0].model_copy(
+            update={"outcomes": outcomes, "value": value, "answers_digest": "changed"}
+        )
         return one.model_copy(update={"scores": (first, *one.scores[1:])})
 
     checked = check([changed(one) for one in then], Rules(), frozen(*then))
-    touched = [one for one in checked.findings if one.layer == "frozen" and one.task == then[0].scores[0].task and one.row != "teacher"]
+    touched = [
+        one
+        for one in checked.findings
+        if one.layer == "frozen" and one.task == then[0].scores[0].task and one.row != "teacher"
+    ]
     assert {one.verdict for one in touched} == {expected} and len(touched) >= 7
     assert checked.verdict is expected
 
@@ -66,19 +93,27 @@ def test_flips_both_ways_alike_are_no_regression():
 @pytest.mark.parametrize("limited", [True, False])
 def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(limited):
     runs = marks(60, 100), turned(marks(60, 100), lose=6, win=6)
-    then, now = (row("int8", "", limited=limited, scores=(score(run, task="gsm8k"),)) for run in runs)
+    then, now = (
+        row("int8", "", limited=limited, scores=(score(run, task="gsm8k"),)) for run in runs
+    )
     one = verdict_of(now, then=then)
     assert one.verdict is Verdict.cannot_tell
     needed = stats.items_for(0.12, 0.05, alpha=0.01)
-    assert (one.numbers["needed"], one.numbers["task_items"]) == ((needed, 1_319) if limited else (None, 100))
-    assert (f"about {needed:,} items would decide" if limited else "more than gsm8k has (100)") in one.told
+    assert (one.numbers["needed"], one.numbers["task_items"]) == (
+        (needed, 1_319) if limited else (None, 100)
+    )
+    assert (
+        f"about {needed:,} items would decide" if limited else "more than gsm8k has (100)"
+    ) in one.told
 
 
 def test_exact_takes_no_flip_on_the_same_machine_only():
     now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=1))
     assert verdict_of(now).verdict is Verdict.passed
     assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed
-    elsewhere = now.model_copy(update={"environment": ENVIRONMENT.model_copy(update={"machine": "another"})})
+    elsewhere = now.model_copy(
+        update={"environment": ENVIRONMENT.model_copy(update={"machine": "another"})}
+    )
     assert verdict_of(elsewhere, rules=Rules(exact=True)).verdict is Verdict.passed
 
 
@@ -96,12 +131,24 @@ def test_exact_takes_no_flip_on_the_same_machine_only():
         ("n", {"scores": (score(marks(790, 990)),)}),
         ("items", {"scores": (score(marks(800), items_digest="others"),)}),
         ("tasks", {"scores": (score(marks(800), task="mmlu-mini"),)}),
-        ("extractor", {"scores": (score(marks(800), primary="numeric", outcomes={"numeric": marks(799)}, answers_digest="x"),)}),
+        (
+            "extractor",
+            {
+                "scores": (
+                    score(
+                        marks(800),
+                        primary="numeric",
+                        outcomes={"numeric": marks(799)},
+                        answers_digest="x",
+                    ),
+                )
+            },
+        ),
         ("invalid share", {"scores": (score(marks(799), invalid_share=0.1),)}),
         ("truncated share", {"scores": (score(marks(799), truncated_share=0.1),)}),
         ("answer length", {"scores": (score(marks(799), tokens_per_answer=50.0),)}),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_compared_is_named(differs, changes):
     now = row("int8", marks(800)).model_copy(update=changes)
     checked = check([now], Rules(), frozen(row("int8", marks(800))))
@@ -127,21 +174,39 @@ def test_a_skipped_row_is_noted_unless_it_was_frozen():
 
 def test_a_new_row_is_said_and_judged_by_its_claim_alone():
     checked = check([TEACHES, SAME, row("int4", marks(795))], Rules(margin=0.95), frozen(SAME))
-    assert any("int4" in note and "not in the baseline" in note for note in checked.notes) and checked.verdict is Verdict.passed
+    assert (
+        any("int4" in note and "not in the baseline" in note for note in checked.notes)
+        and checked.verdict is Verdict.passed
+    )
 
 
 def test_bytes_are_compared_exactly():
-    for size, expected, warned in ((1_000, Verdict.passed, False), (1_001, Verdict.regressed, False), (999, Verdict.passed, True)):
-        now = SAME.model_copy(update={"student": ModelReference(name="int8", digest="dint8", weight_bytes=size)})
-        one = next(one for one in check([now], Rules(), frozen(SAME)).findings if one.layer == "bytes")
+    for size, expected, warned in (
+        (1_000, Verdict.passed, False),
+        (1_001, Verdict.regressed, False),
+        (999, Verdict.passed, True),
+    ):
+        now = SAME.model_copy(
+            update={"student": ModelReference(name="int8", digest="dint8", weight_bytes=size)}
+        )
+        one = next(
+            one for one in check([now], Rules(), frozen(SAME)).findings if one.layer == "bytes"
+        )
         assert (one.verdict, one.warning) == (expected, warned)
 
 
 def test_several_seeds_count_an_item_once_by_its_net_loss():
     then = [row("response", marks(800), seed=seed) for seed in (1, 2)]
-    now = [row("response", turned(marks(800), lose=30), seed=1), row("response", turned(marks(800), lose=20), seed=2)]
+    now = [
+        row("response", turned(marks(800), lose=30), seed=1),
+        row("response", turned(marks(800), lose=20), seed=2),
+    ]
     one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
-    assert one.numbers["lost"] == 30 and one.numbers["drop"] == pytest.approx(0.025) and one.verdict is Verdict.regressed
+    assert (
+        one.numbers["lost"] == 30
+        and one.numbers["drop"] == pytest.approx(0.025)
+        and one.verdict is Verdict.regressed
+    )
 
 
 def test_holm_keeps_an_unchanged_run_of_many_rows_from_alarm():
@@ -157,36 +222,61 @@ def test_holm_keeps_an_unchanged_run_of_many_rows_from_alarm():
 
 
 def test_net_losses_count_by_their_size():
-    """110 items lost by all five seeds, 160 won by one seed each: the score fell by 6.5 points, whatever the signs' numbers are."""
+    """110 items lost by all five seeds, 160 won by one seed each: the score fell by 6.5 points,
+    whatever the signs' numbers are.
+    """
     then = [row("response", marks(900, 1200), seed=seed) for seed in range(1, 6)]
     lost = turned(marks(900, 1200), lose=110)
-    gains = [lost[:900] + "".join("1" if 32 * seed <= at < 32 * (seed + 1) else "0" for at in range(300)) for seed in range(5)]
+    gains = [
+        lost[:900] + "".join("1" if 32 * seed <= at < 32 * (seed + 1) else "0" for at in range(300))
+        for seed in range(5)
+    ]
     now = [row("response", run, seed=seed + 1) for seed, run in enumerate(gains)]
     one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
-    assert (one.numbers["lost"], one.numbers["won"]) == (110, 160) and one.verdict is Verdict.regressed
+    assert (one.numbers["lost"], one.numbers["won"]) == (
+        110,
+        160,
+    ) and one.verdict is Verdict.regressed
 
 
 def test_seeds_that_were_trained_anew_must_agree():
     def made(loses, digest):
         return [
-            row("response", turned(marks(800), lose=lose), seed=seed,
-                student=ModelReference(name="r", digest=f"{digest}{seed}", weight_bytes=1))
+            row(
+                "response",
+                turned(marks(800), lose=lose),
+                seed=seed,
+                student=ModelReference(name="r", digest=f"{digest}{seed}", weight_bytes=1),
+            )
             for seed, lose in enumerate(loses, 1)
-        ]  # fmt: skip
+        ]
 
     then = frozen(*made((0, 0, 0), "old"))
-    apart = next(one for one in check(made((150, 0, 0), "new"), Rules(), then).findings if one.layer == "frozen")
+    apart = next(
+        one
+        for one in check(made((150, 0, 0), "new"), Rules(), then).findings
+        if one.layer == "frozen"
+    )
     assert apart.verdict is Verdict.cannot_tell and "do not agree" in apart.told
-    together = next(one for one in check(made((50, 55, 48), "new"), Rules(), then).findings if one.layer == "frozen")
+    together = next(
+        one
+        for one in check(made((50, 55, 48), "new"), Rules(), then).findings
+        if one.layer == "frozen"
+    )
     assert together.verdict is Verdict.regressed
 
 
 def test_frozen_controls_are_judged_only_when_they_are_named():
     then = row("untouched", marks(300), is_control=True)
     now = row("untouched", marks(100), is_control=True)
-    assert check([TEACHES, SAME, now], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
+    assert (
+        check([TEACHES, SAME, now], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
+    )
     assert check([TEACHES, SAME], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
-    assert check([TEACHES, now], Rules(rows=("untouched",)), frozen(TEACHES, SAME, then)).verdict is Verdict.regressed
+    assert (
+        check([TEACHES, now], Rules(rows=("untouched",)), frozen(TEACHES, SAME, then)).verdict
+        is Verdict.regressed
+    )
 
 
 def test_exact_takes_a_won_item_for_a_flip_too():

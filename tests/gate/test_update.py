@@ -1,4 +1,6 @@
-"""How baselines move: first accepted values, margins of their own, what n can show, older files, edits and contradictions."""
+"""How baselines move: first accepted values, margins of their own, what n can show, older files,
+edits and contradictions.
+"""
 
 import base64
 import json
@@ -21,43 +23,98 @@ from harness.records.record import Environment, Measurement, RunRecord, TaskScor
 from harness.statistics import stats
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
-                          versions={"lm-eval": "0.4.13"}, commit="c" * 40, dirty=False)  # fmt: skip
+ENVIRONMENT = Environment(
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    machine="made up",
+    platform="Linux x86_64",
+    python="3.11.0",
+    versions={"lm-eval": "0.4.13"},
+    commit="c" * 40,
+    dirty=False,
+)
 TEACHER = ModelReference(name="tiny", digest="t", weight_bytes=4_000)
 MARKS = "1" * 800 + "0" * 200
 
 
 def score(marks, *, task="gsm8k-mini", **changes):
     fields = {
-        "task": task, "version": "1", "kind": "generate", "primary": "strict-match", "chance": 0.0, "n": len(marks),
-        "value": marks.count("1") / len(marks), "stderr": 0.01, "outcomes": {"strict-match": marks}, "items_digest": "items",
-        "answers_digest": marks, "invalid_share": 0.0, "truncated_share": 0.0, "tokens_per_answer": 40.0, "seconds": 1.0,
-    }  # fmt: skip
+        "task": task,
+        "version": "1",
+        "kind": "generate",
+        "primary": "strict-match",
+        "chance": 0.0,
+        "n": len(marks),
+        "value": marks.count("1") / len(marks),
+        "stderr": 0.01,
+        "outcomes": {"strict-match": marks},
+        "items_digest": "items",
+        "answers_digest": marks,
+        "invalid_share": 0.0,
+        "truncated_share": 0.0,
+        "tokens_per_answer": 40.0,
+        "seconds": 1.0,
+    }
     return TaskScore(**{**fields, **changes})
 
 
 def numbers(factor):
     values = tuple(0.1 * (at % 10) * factor for at in range(1000))
     return score(
-        "1", n=1000, value=sum(values) / 1000, outcomes={}, values={"strict-match": values}, metric="f1", answers_digest=f"{factor}"
+        "1",
+        n=1000,
+        value=sum(values) / 1000,
+        outcomes={},
+        values={"strict-match": values},
+        metric="f1",
+        answers_digest=f"{factor}",
     )
 
 
 def documents(factor):
     totals = tuple((-(30.0 + at % 7) * factor, 10.0) for at in range(200))
     value = 2.718281828459045 ** (-sum(total for total, _ in totals) / 2000)
-    return score("1", kind="perplexity", primary="", n=200, value=value, outcomes={}, totals=totals, metric="word_perplexity",
-                 answers_digest=f"{factor}", truncated_share=None, tokens_per_answer=None)  # fmt: skip
+    return score(
+        "1",
+        kind="perplexity",
+        primary="",
+        n=200,
+        value=value,
+        outcomes={},
+        totals=totals,
+        metric="word_perplexity",
+        answers_digest=f"{factor}",
+        truncated_share=None,
+        tokens_per_answer=None,
+    )
 
 
 def row(label, *scores, seed=None, created="2026-11-24T08:00:00Z", **changes):
     fields = {
-        "key": f"{label}-{seed}", "status": "success", "label": label, "method": label, "family": "x", "is_control": False,
-        "trains": seed is not None, "suites": ("math",), "tasks": tuple(f"{one.task}@{one.version}" for one in scores), "device": "cpu",
-        "dtype": "float32", "teachers": (TEACHER,), "student_recipe": "depth:0.5", "student_base": TEACHER, "seed": seed,
-        "student": ModelReference(name=label, digest=label, weight_bytes=1_000), "budget_tokens": 1000, "budget_rows": 10, "path": "p",
-        "scores": scores, "environment": ENVIRONMENT, "created": created,
-    }  # fmt: skip
+        "key": f"{label}-{seed}",
+        "status": "success",
+        "label": label,
+        "method": label,
+        "family": "x",
+        "is_control": False,
+        "trains": seed is not None,
+        "suites": ("math",),
+        "tasks": tuple(f"{one.task}@{one.version}" for one in scores),
+        "device": "cpu",
+        "dtype": "float32",
+        "teachers": (TEACHER,),
+        "student_recipe": "depth:0.5",
+        "student_base": TEACHER,
+        "seed": seed,
+        "student": ModelReference(name=label, digest=label, weight_bytes=1_000),
+        "budget_tokens": 1000,
+        "budget_rows": 10,
+        "path": "p",
+        "scores": scores,
+        "environment": ENVIRONMENT,
+        "created": created,
+    }
     return RunRecord(**{**fields, **changes})
 
 
@@ -78,7 +135,16 @@ class Desk:
             write(self.place / f"{record.label}-{record.seed}.json", record)
 
     def update(self, *words, reason="r", path=None):
-        line = ["baseline", "update", self.place, "--baseline", path or self.path, "--reason", reason, *words]
+        line = [
+            "baseline",
+            "update",
+            self.place,
+            "--baseline",
+            path or self.path,
+            "--reason",
+            reason,
+            *words,
+        ]
         return CliRunner().invoke(app, list(map(str, line)), standalone_mode=False)
 
     def run(self, *words):
@@ -116,15 +182,25 @@ def desk(tmp_path):
 def test_three_small_steps_down_do_not_go_in_unasked(tmp_path, seeds):
     desk = Desk(tmp_path)
     for step in range(3):
-        records = [row("int8", score(lost(20 * step)), seed=seed, created=f"2026-11-2{step}T08:00:00Z") for seed in seeds]
+        records = [
+            row("int8", score(lost(20 * step)), seed=seed, created=f"2026-11-2{step}T08:00:00Z")
+            for seed in seeds
+        ]
         desk.put(row("teacher", score(MARKS), created="2026-11-20T08:00:00Z"), *records)
         done = desk.update(reason=f"step {step}")
         if step < 2:
             assert done.return_value == 0, done.exception
         else:
-            assert "int8 gsm8k-mini [frozen] regressed against its first accepted value of 2026-11-20, 'step 0'" in str(done.exception)
+            assert (
+                "int8 gsm8k-mini [frozen] regressed against its first accepted value of "
+                "2026-11-20, 'step 0'" in str(done.exception)
+            )
             assert "\n" not in str(done.exception)
-    assert desk.score().value == 0.78 and desk.score().first.value == 0.8 and desk.score().first.outcomes == MARKS
+    assert (
+        desk.score().value == 0.78
+        and desk.score().first.value == 0.8
+        and desk.score().first.outcomes == MARKS
+    )
 
 
 @pytest.mark.parametrize("make", [numbers, documents], ids=["numbers", "documents"])
@@ -137,18 +213,24 @@ def test_small_steps_are_seen_whatever_items_carry(tmp_path, make):
         assert (done.return_value == 0) == (step < 2), (step, done.exception)
     assert "against its first accepted value" in str(done.exception)
     first = desk.score().first
-    assert (first.values, first.totals) == (freeze(row("x", make(1.0))).scores[0].values, freeze(row("x", make(1.0))).scores[0].totals)
+    assert (first.values, first.totals) == (
+        freeze(row("x", make(1.0))).scores[0].values,
+        freeze(row("x", make(1.0))).scores[0].totals,
+    )
 
 
 def test_steps_that_return_are_no_fall(desk):
     for loss in (20, 0, 20, 10, 0):
         desk.put(row("int8", score(lost(loss))))
         assert desk.update().return_value == 0
-    assert desk.score().first.value == 0.8 and desk.score().origin.packed == ""  # its items are the frozen ones again
+    # its items are the frozen ones again
+    assert desk.score().first.value == 0.8 and desk.score().origin.packed == ""
 
 
 def test_a_better_row_is_not_held_to_its_best(desk):
-    """Up by 5 points and down by 2: within the tolerance of both what is frozen and what was first accepted."""
+    """Up by 5 points and down by 2: within the tolerance of both what is frozen and what was first
+    accepted.
+    """
     desk.put(row("int8", score("1" * 850 + "0" * 150)))
     assert desk.update().return_value == 0
     desk.put(row("int8", score("1" * 830 + "0" * 170)))
@@ -161,7 +243,12 @@ def test_an_accepted_regression_is_a_new_first_value_and_is_written_down(desk):
         assert desk.update(*more, reason=f"lost {loss}").return_value == 0
     origin = desk.score().origin
     assert (origin.value, origin.reason, origin.date) == (0.76, "lost 40", "2026-11-26T00:00:00Z")
-    assert [change.accepted for change in desk.frozen.history] == [(), (), ("int8 gsm8k-mini [frozen]",), ()]
+    assert [change.accepted for change in desk.frozen.history] == [
+        (),
+        (),
+        ("int8 gsm8k-mini [frozen]",),
+        (),
+    ]
     desk.put(row("int8", score(lost(80))))
     assert "first accepted value of 2026-11-26, 'lost 40'" in str(desk.update().exception)
 
@@ -170,10 +257,17 @@ def test_an_accepted_task_leaves_the_others_first_values(tmp_path):
     desk = Desk(tmp_path)
     both = [(0, 0), (100, 20)]
     for (first, second), more in zip(both, ((), ("--accept-regression",)), strict=True):
-        desk.put(row("teacher", score(MARKS), score(MARKS, task="arc")), row("int8", score(lost(first)), score(lost(second), task="arc")))
+        desk.put(
+            row("teacher", score(MARKS), score(MARKS, task="arc")),
+            row("int8", score(lost(first)), score(lost(second), task="arc")),
+        )
         assert desk.update(*more).return_value == 0
     scores = {one.task: one for one in desk.frozen.rows[1].scores}
-    assert scores["gsm8k-mini"].origin.value == 0.7 and scores["arc"].origin.value == 0.8 and scores["arc"].value == 0.78
+    assert (
+        scores["gsm8k-mini"].origin.value == 0.7
+        and scores["arc"].origin.value == 0.8
+        and scores["arc"].value == 0.78
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,18 +275,35 @@ def test_an_accepted_task_leaves_the_others_first_values(tmp_path):
     [
         ({"items_digest": "others"}, {}, "other items, prompts or targets"),
         ({"version": "2"}, {}, "gsm8k-mini@1 in the baseline, @2 now"),
-        ({"answers_digest": MARKS}, {}, "the scoring changed: the same answers, 40 outcomes differ"),
+        (
+            {"answers_digest": MARKS},
+            {},
+            "the scoring changed: the same answers, 40 outcomes differ",
+        ),
         ({}, {"dtype": "bfloat16"}, "dtype differs: float32 in the baseline, bfloat16 now"),
-        ({}, {"environment": ENVIRONMENT.model_copy(update={"versions": {"lm-eval": "0.5"}})}, "lm-eval differs: 0.4.13"),
-        ({}, {"teachers": (TEACHER.model_copy(update={"digest": "u"}),)}, "teacher differs: t in the baseline, u now"),
+        (
+            {},
+            {"environment": ENVIRONMENT.model_copy(update={"versions": {"lm-eval": "0.5"}})},
+            "lm-eval differs: 0.4.13",
+        ),
+        (
+            {},
+            {"teachers": (TEACHER.model_copy(update={"digest": "u"}),)},
+            "teacher differs: t in the baseline, u now",
+        ),
     ],
 )
 def test_what_cannot_be_compared_starts_anew_and_the_update_says_so(desk, given, changes, said):
-    desk.put(row("teacher", score(MARKS), **changes), row("int8", score(lost(40), **given), **changes))
+    desk.put(
+        row("teacher", score(MARKS), **changes), row("int8", score(lost(40), **given), **changes)
+    )
     done = desk.update(reason="anew")
     assert done.return_value == 0, done.exception
     assert f"note: the first accepted value starts anew: int8 gsm8k-mini ({said}" in done.output
-    assert (desk.score().origin.value, desk.score().origin.reason) == (0.76, "anew") and desk.score().first == desk.score()
+    assert (desk.score().origin.value, desk.score().origin.reason) == (
+        0.76,
+        "anew",
+    ) and desk.score().first == desk.score()
     assert any(said in line for line in desk.frozen.history[-1].anew)
     assert "started anew: " in desk.run("baseline", "show", desk.path).output
 
@@ -226,9 +337,13 @@ def old_form(data):
 def test_a_baseline_of_schema_1_holds_rows_to_what_it_holds(desk):
     desk.edit(old_form)
     found = desk.frozen
-    assert found.schema_number == 3 and found.rows[1].scores[0].origin == Origin(value=0.8, date="2026-11-24T08:00:00Z", reason="first")
+    assert found.schema_number == 3 and found.rows[1].scores[0].origin == Origin(
+        value=0.8, date="2026-11-24T08:00:00Z", reason="first"
+    )
     done = desk.run("check", desk.place, "--baseline", desk.path)
-    assert done.return_value == 0 and "does not say which lm-eval scored teacher, int8" in done.output
+    assert (
+        done.return_value == 0 and "does not say which lm-eval scored teacher, int8" in done.output
+    )
     desk.put(row("int8", score(lost(20))))
     assert desk.update().return_value == 0 and json.loads(desk.path.read_text())["schema"] == 3
     desk.put(row("int8", score(lost(40))))
@@ -237,7 +352,11 @@ def test_a_baseline_of_schema_1_holds_rows_to_what_it_holds(desk):
 
 def test_the_committed_baseline_is_read():
     found = read_baseline(ROOT / "results" / "baselines" / "embedded.json")
-    assert len(found.rows) == 4 and all(one.first == one and one.origin.value == one.value for each in found.rows for one in each.scores)
+    assert len(found.rows) == 4 and all(
+        one.first == one and one.origin.value == one.value
+        for each in found.rows
+        for one in each.scores
+    )
 
 
 @pytest.mark.parametrize("schema", [0, 4, None, "1", 1.5])
@@ -251,11 +370,15 @@ def test_other_schemas_are_named(desk, schema):
 
 
 def packed(marks):
-    return base64.b64encode(zlib.compress(int(marks, 2).to_bytes(-(-len(marks) // 8), "big"), 9)).decode()
+    return base64.b64encode(
+        zlib.compress(int(marks, 2).to_bytes(-(-len(marks) // 8), "big"), 9)
+    ).decode()
 
 
 EDITS = {
-    "the first accepted value": lambda data: data["rows"][1]["scores"][0]["origin"].update(value=0.5),
+    "the first accepted value": lambda data: data["rows"][1]["scores"][0]["origin"].update(
+        value=0.5
+    ),
     "its reason": lambda data: data["rows"][1]["scores"][0]["origin"].update(reason="better"),
     "a margin": lambda data: data.update(margin=0.5),
     "a row's margin": lambda data: data["rows"][1].update(margin=0.5),
@@ -266,36 +389,78 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize(("schema", "name"), [*((3, name) for name in EDITS), *((1, name) for name in list(EDITS)[2:])])
+@pytest.mark.parametrize(
+    ("schema", "name"), [*((3, name) for name in EDITS), *((1, name) for name in list(EDITS)[2:])]
+)
 def test_an_edited_baseline_is_refused(desk, schema, name):
     if schema == 1:  # which has no first accepted values
         desk.edit(old_form)
     desk.edit(EDITS[name], sign=False)
     for line in (["check", desk.place, "--baseline", desk.path], ["baseline", "show", desk.path]):
-        assert "edited by hand (its digest differs); take it back from git" in str(desk.run(*line).exception)
+        assert "edited by hand (its digest differs); take it back from git" in str(
+            desk.run(*line).exception
+        )
     assert "edited by hand" in str(desk.update().exception)
 
 
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        (("rows", 1, "scores", 0, "value"), 0.97, "field rows.1.scores.0.value: 0.97, and its 1,000 items make 0.8"),
-        (("rows", 1, "scores", 0, "packed"), packed(lost(20)), "rows.1.scores.0.value: 0.8, and its 1,000 items make 0.78"),
-        (("rows", 1, "scores", 0, "packed"), packed("1" * 80), "rows.1.scores.0.packed: 10 bytes of outcomes for 1,000 items"),
+        (
+            ("rows", 1, "scores", 0, "value"),
+            0.97,
+            "field rows.1.scores.0.value: 0.97, and its 1,000 items make 0.8",
+        ),
+        (
+            ("rows", 1, "scores", 0, "packed"),
+            packed(lost(20)),
+            "rows.1.scores.0.value: 0.8, and its 1,000 items make 0.78",
+        ),
+        (
+            ("rows", 1, "scores", 0, "packed"),
+            packed("1" * 80),
+            "rows.1.scores.0.packed: 10 bytes of outcomes for 1,000 items",
+        ),
         (("rows", 1, "scores", 0, "packed"), "no outcomes", "rows.1.scores.0.packed: no outcomes"),
-        (("rows", 1, "scores", 0, "packed"), base64.b64encode(b"abc").decode(), "rows.1.scores.0.packed: no outcomes"),
-        (("rows", 1, "scores", 0, "packed"), "", "rows.1.scores.0.value: 0.8, and no item of strict-match says so"),
-        (("rows", 1, "scores", 0, "n"), 100, "rows.1.scores.0.packed: 125 bytes of outcomes for 100 items"),
-        (("rows", 1, "scores", 0, "origin", "value"), 0.9, "rows.1.scores.0.origin: 0.9, and its 1,000 items make 0.8"),
-        (("rows", 1, "scores", 0, "origin", "packed"), packed(lost(20)), "rows.1.scores.0.origin: 0.8, and its 1,000 items make 0.78"),
-        (("rows", 1, "scores", 0, "parts"), [[10, 0.1]], "rows.1.scores.0.parts: 10 items in parts of 1,000"),
+        (
+            ("rows", 1, "scores", 0, "packed"),
+            base64.b64encode(b"abc").decode(),
+            "rows.1.scores.0.packed: no outcomes",
+        ),
+        (
+            ("rows", 1, "scores", 0, "packed"),
+            "",
+            "rows.1.scores.0.value: 0.8, and no item of strict-match says so",
+        ),
+        (
+            ("rows", 1, "scores", 0, "n"),
+            100,
+            "rows.1.scores.0.packed: 125 bytes of outcomes for 100 items",
+        ),
+        (
+            ("rows", 1, "scores", 0, "origin", "value"),
+            0.9,
+            "rows.1.scores.0.origin: 0.9, and its 1,000 items make 0.8",
+        ),
+        (
+            ("rows", 1, "scores", 0, "origin", "packed"),
+            packed(lost(20)),
+            "rows.1.scores.0.origin: 0.8, and its 1,000 items make 0.78",
+        ),
+        (
+            ("rows", 1, "scores", 0, "parts"),
+            [[10, 0.1]],
+            "rows.1.scores.0.parts: 10 items in parts of 1,000",
+        ),
         (("rows", 1, "weight_bytes"), -1, "rows.1.weight_bytes: -1"),
         (("rows", 1, "margin"), 1.7, "rows.1.margin: 1.7 is no share that could be kept or lost"),
         (("margin",), 0, "field margin: 0 is no share that could be kept or lost"),
         (("rows", 1, "label"), "teacher", "field rows: teacher stands there twice"),
     ],
 )
-def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_right(desk, place, value, said):
+def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_right(
+    desk, place, value, said
+):
     def change(data):
         for step in place[:-1]:
             data = data[step]
@@ -304,7 +469,11 @@ def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_righ
     desk.edit(change)
     with pytest.raises(HarnessError) as caught:
         read_baseline(desk.path)
-    assert said in str(caught.value) and str(desk.path) in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        said in str(caught.value)
+        and str(desk.path) in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 # Margins
@@ -314,15 +483,23 @@ def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_righ
 def weak(tmp_path):
     """Three rows; one keeps a quarter of the teacher's score."""
     found = Desk(tmp_path)
-    found.put(row("teacher", score(MARKS)), row("int8", score(lost(5))), row("prune", score(lost(600))))
+    found.put(
+        row("teacher", score(MARKS)), row("int8", score(lost(5))), row("prune", score(lost(600)))
+    )
     return found
 
 
 def test_a_row_that_never_kept_the_margin_is_refused_with_two_ways_out(weak):
     done = weak.update("--margin", "0.95")
     told = str(done.exception)
-    assert "prune gsm8k-mini does not keep the margin of 0.95 (retention 25.0 % [" in told and "\n" not in told
-    assert "leave it out (--rows int8), or freeze it with what it keeps (--own-margin)" in told and not weak.path.exists()
+    assert (
+        "prune gsm8k-mini does not keep the margin of 0.95 (retention 25.0 % [" in told
+        and "\n" not in told
+    )
+    assert (
+        "leave it out (--rows int8), or freeze it with what it keeps (--own-margin)" in told
+        and not weak.path.exists()
+    )
     assert weak.update("--margin", "0.95", "--rows", "int8").return_value == 0
     assert {one.label for one in weak.frozen.rows} == {"teacher", "int8"}
 
@@ -332,16 +509,23 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     assert done.return_value == 0, done.exception
     own = {one.label: one.margin for one in weak.frozen.rows}
     low = stats.retention(stats.pairs(MARKS, lost(600))).low
-    assert own == {"teacher": None, "int8": None, "prune": int(100 * low) / 100} and 0.15 < own["prune"] < 0.25
+    assert (
+        own == {"teacher": None, "int8": None, "prune": int(100 * low) / 100}
+        and 0.15 < own["prune"] < 0.25
+    )
     shown = weak.run("baseline", "show", weak.path).output
-    assert f"{100 * own['prune']:g} % must be kept" in shown and "margin: 95 % must be kept" in shown
+    assert (
+        f"{100 * own['prune']:g} % must be kept" in shown and "margin: 95 % must be kept" in shown
+    )
     assert margin_of(weak.frozen, "prune", Rules(margin=0.95)).margin == own["prune"]
     records = [row("teacher", score(MARKS)), row("prune", score(lost(600)))]
     assert check(records, margin_of(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
 
 
 def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
-    """Day one is green, and falling below what it kept is red; rows without a margin of their own are held to the common one."""
+    """Day one is green, and falling below what it kept is red; rows without a margin of their own
+    are held to the common one.
+    """
     desk = Desk(tmp_path)
 
     def put(prune, int8=5):
@@ -352,27 +536,46 @@ def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
     assert desk.update("--margin", "0.95", "--own-margin").return_value == 0
     own = next(one.margin for one in desk.frozen.rows if one.label == "prune")
     done = desk.run("check", desk.place, "--baseline", desk.path)
-    assert done.return_value == 0 and f"must show that it keeps {100 * own:g} %" in done.output and "keeps 95 %" in done.output, done.output
+    assert (
+        done.return_value == 0
+        and f"must show that it keeps {100 * own:g} %" in done.output
+        and "keeps 95 %" in done.output
+    ), done.output
     put(790)
     done = desk.run("check", desk.place, "--baseline", desk.path)
     assert done.return_value == 1 and "REGRESSED" in done.output
     put(600, int8=300)
-    claims = [one for one in check(desk.records, Rules(margin=0.95), desk.frozen).findings if one.layer in ("claim", "pooled")]
-    assert {one.row: one.verdict.value for one in claims} == {"int8": "regressed", "prune": "passed"}
+    claims = [
+        one
+        for one in check(desk.records, Rules(margin=0.95), desk.frozen).findings
+        if one.layer in ("claim", "pooled")
+    ]
+    assert {one.row: one.verdict.value for one in claims} == {
+        "int8": "regressed",
+        "prune": "passed",
+    }
 
 
 def test_points_have_margins_of_their_own_too(weak):
     assert weak.update("--margin", "2points", "--own-margin").return_value == 0
     [prune] = [one for one in weak.frozen.rows if one.label == "prune"]
     low = stats.difference(stats.pairs(MARKS, lost(600))).low
-    assert prune.points and prune.margin == pytest.approx(-int(100 * low - 1) / 100) and 0.6 < prune.margin < 0.65
+    assert (
+        prune.points
+        and prune.margin == pytest.approx(-int(100 * low - 1) / 100)
+        and 0.6 < prune.margin < 0.65
+    )
     assert "% must be kept" not in weak.run("baseline", "show", weak.path).output
 
 
 def test_perplexities_have_margins_of_their_own_too(tmp_path):
     desk = Desk(tmp_path)
-    desk.put(row("teacher", documents(1.0)), row("int8", documents(1.001)), row("prune", documents(1.5)))
-    assert "prune gsm8k-mini does not keep the margin of 0.9" in str(desk.update("--margin", "0.9").exception)
+    desk.put(
+        row("teacher", documents(1.0)), row("int8", documents(1.001)), row("prune", documents(1.5))
+    )
+    assert "prune gsm8k-mini does not keep the margin of 0.9" in str(
+        desk.update("--margin", "0.9").exception
+    )
     assert desk.update("--margin", "0.9", "--own-margin").return_value == 0
     [prune] = [one for one in desk.frozen.rows if one.label == "prune"]
     ratio = documents(1.0).value / documents(1.5).value
@@ -383,13 +586,20 @@ def test_an_own_margin_stays_until_the_row_keeps_what_all_keep_and_does_not_fall
     weak.update("--margin", "0.95", "--own-margin")
     before = weak.frozen.rows[2].margin
     weak.put(row("prune", score(lost(605))))
-    assert weak.update().return_value == 0 and weak.frozen.rows[2].margin == before  # asked again, kept as it is
+    # asked again, kept as it is
+    assert weak.update().return_value == 0 and weak.frozen.rows[2].margin == before
     weak.put(row("prune", score(lost(700))))
-    assert f"does not keep the margin of 0.95, nor its own of {before:g}" in str(weak.update("--accept-regression").exception)
-    assert weak.update("--accept-regression", "--own-margin").return_value == 0 and weak.frozen.rows[2].margin < before
+    assert f"does not keep the margin of 0.95, nor its own of {before:g}" in str(
+        weak.update("--accept-regression").exception
+    )
+    assert (
+        weak.update("--accept-regression", "--own-margin").return_value == 0
+        and weak.frozen.rows[2].margin < before
+    )
     lower = weak.frozen.rows[2].margin
     weak.put(row("prune", score(lost(40))))
-    assert weak.update().return_value == 0 and weak.frozen.rows[2].margin == lower  # whether it keeps 95 % is not known
+    # whether it keeps 95 % is not known
+    assert weak.update().return_value == 0 and weak.frozen.rows[2].margin == lower
     weak.put(row("prune", score(lost(2))))
     assert weak.update().return_value == 0 and weak.frozen.rows[2].margin is None
 
@@ -403,7 +613,11 @@ def test_a_row_that_keeps_nothing_has_no_margin(weak):
 def test_a_row_of_which_items_cannot_tell_is_frozen_with_a_note(weak):
     weak.put(row("prune", score(lost(40))))
     done = weak.update("--margin", "0.95")
-    assert done.return_value == 0 and "note: prune gsm8k-mini: whether it keeps 95 % is not known (retention 95.0 %" in done.output
+    assert (
+        done.return_value == 0
+        and "note: prune gsm8k-mini: whether it keeps 95 % is not known (retention 95.0 %"
+        in done.output
+    )
     assert weak.frozen.rows[2].margin is None
 
 
@@ -412,7 +626,10 @@ def test_claims_that_cannot_be_judged_are_noted(tmp_path, marks):
     desk = Desk(tmp_path)
     desk.put(row("teacher", score(marks)), row("int8", score(marks)))
     done = desk.update("--margin", "0.99")
-    assert done.return_value == 0 and "note: int8 gsm8k-mini: whether it keeps 99 % is not known" in done.output
+    assert (
+        done.return_value == 0
+        and "note: int8 gsm8k-mini: whether it keeps 99 % is not known" in done.output
+    )
 
 
 # What n can show
@@ -421,12 +638,20 @@ def test_claims_that_cannot_be_judged_are_noted(tmp_path, marks):
 def test_below_the_least_number_of_items_only_equal_answers_pass(desk):
     rules = Rules()
     [line] = [one for one in reach(desk.frozen, None, [], rules) if one.row == "int8"]
-    assert line.least == stats.items_for(0.0, 0.05, alpha=0.005)  # two tests: the teacher's row and int8's
+    # two tests: the teacher's row and int8's
+    assert line.least == stats.items_for(0.0, 0.05, alpha=0.005)
     assert stats.items_for(0.0, 0.05, alpha=0.01) == 199
     least = line.least
     for n, expected in ((least, 0), (least - 1, 3)):
-        then = [row(label, score("1" * (n // 2) + "0" * (n - n // 2))) for label in ("teacher", "int8")]
-        now = [one.model_copy(update={"scores": (one.scores[0].model_copy(update={"answers_digest": "x"}),)}) for one in then]
+        then = [
+            row(label, score("1" * (n // 2) + "0" * (n - n // 2))) for label in ("teacher", "int8")
+        ]
+        now = [
+            one.model_copy(
+                update={"scores": (one.scores[0].model_copy(update={"answers_digest": "x"}),)}
+            )
+            for one in then
+        ]
         place = Desk(desk.place.parent / f"n{n}")
         place.put(*then)
         assert place.update().return_value == 0
@@ -436,19 +661,31 @@ def test_below_the_least_number_of_items_only_equal_answers_pass(desk):
 def test_the_smallest_drop_is_the_one_that_so_many_items_show():
     for n, flips in ((250, 0.05), (1000, 0.02), (14_042, 0.12)):
         drop = smallest_drop(n, flips, 0.01)
-        assert stats.items_for(flips, drop, alpha=0.01) <= n < stats.items_for(flips, 0.99 * drop, alpha=0.01)
+        assert (
+            stats.items_for(flips, drop, alpha=0.01)
+            <= n
+            < stats.items_for(flips, 0.99 * drop, alpha=0.01)
+        )
     assert smallest_drop(3, 0.05, 0.01) is None
 
 
 def test_an_update_says_what_its_items_can_show(desk, tmp_path):
     desk.put(row("int8", score(lost(20))))
     done = desk.update()
-    assert "alpha 0.01, Holm over 2 tests" in done.output and "2.0 % (since the last move)" in done.output
+    assert (
+        "alpha 0.01, Holm over 2 tests" in done.output
+        and "2.0 % (since the last move)" in done.output
+    )
     least = stats.items_for(0.0, 0.05, alpha=0.005)
     assert "5.0 % (not known)" in done.output and f"below {least} items" in done.output, done.output
-    noise = Measurement(name="noise_flips:gsm8k-mini", value=0.012, unit="fraction", higher_is_better=False)
+    noise = Measurement(
+        name="noise_flips:gsm8k-mini", value=0.012, unit="fraction", higher_is_better=False
+    )
     small = Desk(tmp_path / "small")
-    small.put(row("teacher", score("1" * 60 + "0" * 40), measurements=(noise,)), row("int8", score("1" * 60 + "0" * 40)))
+    small.put(
+        row("teacher", score("1" * 60 + "0" * 40), measurements=(noise,)),
+        row("int8", score("1" * 60 + "0" * 40)),
+    )
     told = small.update().output
     assert "1.2 % (the teacher's, by rounding)" in told and "items (here)" in told
     none = Desk(tmp_path / "documents")
@@ -459,15 +696,31 @@ def test_an_update_says_what_its_items_can_show(desk, tmp_path):
 def test_pools_stand_in_the_family_of_tests(tmp_path):
     desk = Desk(tmp_path)
     for label in ("teacher", "int8"):
-        desk.put(row(label, score(MARKS), score(MARKS, task="arc"), documents(1.0).model_copy(update={"task": "wikitext"})))
-    assert "Holm over 8 tests" in desk.update().output  # two rows of three tasks, and a pool of two of them each
+        desk.put(
+            row(
+                label,
+                score(MARKS),
+                score(MARKS, task="arc"),
+                documents(1.0).model_copy(update={"task": "wikitext"}),
+            )
+        )
+    # two rows of three tasks, and a pool of two of them each
+    assert "Holm over 8 tests" in desk.update().output
     assert family_of(desk.frozen) == 8
     for label in ("teacher", "int8"):
         changed = [score(lost(1), task=task) for task in ("gsm8k-mini", "arc")]
         desk.put(row(label, *changed, documents(1.0001).model_copy(update={"task": "wikitext"})))
-    found = [one for one in check(desk.records, Rules(), desk.frozen).findings if one.layer == "frozen" and "flips" in one.numbers]
+    found = [
+        one
+        for one in check(desk.records, Rules(), desk.frozen).findings
+        if one.layer == "frozen" and "flips" in one.numbers
+    ]
     least = {line.least for line in reach(desk.frozen, None, [], Rules())}
-    assert {one.numbers["needed"] for one in found} == least == {stats.items_for(0.0, 0.05, alpha=0.01 / 8)}
+    assert (
+        {one.numbers["needed"] for one in found}
+        == least
+        == {stats.items_for(0.0, 0.05, alpha=0.01 / 8)}
+    )
 
 
 def test_difference_names_rows_that_are_new_and_gone(desk):
@@ -478,7 +731,9 @@ def test_difference_names_rows_that_are_new_and_gone(desk):
 @pytest.mark.parametrize("rows", [1, 3, 12])
 def test_day_one_is_green_however_many_rows_have_a_margin_of_their_own(tmp_path, rows):
     """The lower end of one interval is too much to ask where many rows share one error rate."""
-    weak = [row(f"weak{at}", score("1" * (600 - 7 * at) + "0" * (400 + 7 * at))) for at in range(rows)]
+    weak = [
+        row(f"weak{at}", score("1" * (600 - 7 * at) + "0" * (400 + 7 * at))) for at in range(rows)
+    ]
     near = row("near", score("1" * 770 + "0" * 230))  # 96 %: these items cannot tell
     records = [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), *weak, near]
     update(tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True)
@@ -488,16 +743,26 @@ def test_day_one_is_green_however_many_rows_have_a_margin_of_their_own(tmp_path,
     assert all(0.5 < own[one.label] < one.scores[0].value / 0.8 for one in weak)
 
 
-@pytest.mark.parametrize("make", [lambda share: score("1" * share + "0" * (1_000 - share)), lambda share: numbers(share / 1_000)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda share: score("1" * share + "0" * (1_000 - share)),
+        lambda share: numbers(share / 1_000),
+    ],
+)
 def test_other_seeds_do_not_take_the_place_of_better_ones_unasked(tmp_path, make):
     path = tmp_path / "b.json"
     teacher = row("teacher", make(900)).model_copy(update={"method": "teacher"})
     trained = [row("kd", make(750 + seed), seed=seed) for seed in range(2)]
     update(path, [teacher, *trained], reason="first", rules=Rules())
     worse = [row("kd", make(650 + seed), seed=10 + seed) for seed in range(2)]
-    with pytest.raises(HarnessError, match=r"kd gsm8k-mini, other seeds than frozen, went from .* to "):
+    with pytest.raises(
+        HarnessError, match=r"kd gsm8k-mini, other seeds than frozen, went from .* to "
+    ):
         update(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True)
-    moved = update(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True, accept=True)
+    moved = update(
+        path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True, accept=True
+    )
     alike = [row("kd", make(645 + seed), seed=20 + seed) for seed in range(2)]
     moved = update(path, [teacher, *alike], reason="again others", rules=Rules(), drop=True)
     assert any("kd seed 20 (the row was frozen with other seeds)" in note for note in moved.notes)
@@ -505,7 +770,9 @@ def test_other_seeds_do_not_take_the_place_of_better_ones_unasked(tmp_path, make
 
 def test_sizes_that_are_not_known_are_shown_as_such():
     then = row("int8", score(MARKS))
-    now = then.model_copy(update={"student": then.student.model_copy(update={"weight_bytes": None})})
+    now = then.model_copy(
+        update={"student": then.student.model_copy(update={"weight_bytes": None})}
+    )
     old, new = (Baseline(history=(), rows=(freeze(one),)) for one in (then, now))
     assert difference(old, new)[0]["bytes"] == "1,000 -> -"
 
@@ -514,7 +781,13 @@ def test_sizes_that_are_not_known_are_shown_as_such():
 def test_a_signed_baseline_that_no_update_writes_is_refused(tmp_path, change):
     path = tmp_path / "b.json"
     update(
-        path, [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), row("int8", score(MARKS))], reason="x", rules=Rules()
+        path,
+        [
+            row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}),
+            row("int8", score(MARKS)),
+        ],
+        reason="x",
+        rules=Rules(),
     )
     data = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({**data, "digest": _digest(data)}))

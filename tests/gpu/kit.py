@@ -1,4 +1,6 @@
-"""What the steps share: where they run, at which sizes, how a part is run and kept, models of real shapes with random weights."""
+"""What the steps share: where they run, at which sizes, how a part is run and kept, models of real
+shapes with random weights.
+"""
 
 import json
 import os
@@ -22,7 +24,11 @@ SHAPES: Mapping[str, tuple[int, int, int, int, int, int, bool]] = {
     "7B": (3584, 28, 28, 4, 18944, 152064, False),  # Qwen2.5-7B
     "1.5B": (1536, 28, 12, 2, 8960, 151936, True),  # Qwen2.5-1.5B
 }
-TOY = {"8B": (64, 2, 4, 2, 128, 2048, False), "7B": (64, 2, 4, 2, 128, 2048, False), "1.5B": (32, 2, 4, 2, 64, 2048, True)}
+TOY = {
+    "8B": (64, 2, 4, 2, 128, 2048, False),
+    "7B": (64, 2, 4, 2, 128, 2048, False),
+    "1.5B": (32, 2, 4, 2, 64, 2048, True),
+}
 
 
 class Skip(Exception):
@@ -39,11 +45,14 @@ class Kit:
     site: Path | None = None  # the packed folder with what a bare machine lacks
     force: bool = False
     deadline: float = float("inf")  # on the steady clock: no part begins that would not end before
-    work: Path = ROOT / "build" / "gpu-work"  # stores, caches and folders of models: never among the figures, which are few and flat
+    # stores, caches and folders of models: never among the figures, which are few and flat
+    work: Path = ROOT / "build" / "gpu-work"
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     device = "cuda"
-    lost = False  # a kernel failed in this process: everything after it on the card would, with a message that misleads
+    # a kernel failed in this process: everything after it on the card would, with a message that
+    # misleads
+    lost = False
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int, int, int, int, int, bool]]:
@@ -65,12 +74,18 @@ class Kit:
         if self.file.exists() and not self.force:
             kept = json.loads(self.file.read_text(encoding="utf-8"))
             if kept.get("conditions") == self.conditions:
-                self.parts = {name: part for name, part in kept["parts"].items() if part["status"] == "done"}
+                self.parts = {
+                    name: part for name, part in kept["parts"].items() if part["status"] == "done"
+                }
 
-    def part(self, name: str, work: Callable[[], Figures], *, needs: float = 0.0, seconds: float = 30) -> None:
-        """Run one part unless it is finished; keep its figures, or why it was skipped or failed, before the next begins.
+    def part(
+        self, name: str, work: Callable[[], Figures], *, needs: float = 0.0, seconds: float = 30
+    ) -> None:
+        """Run one part unless it is finished; keep its figures, or why it was skipped or failed,
+        before the next begins.
 
-        `needs` is device memory in bytes, `seconds` what the part takes on a card; with less left of either it is skipped and says both.
+        `needs` is device memory in bytes, `seconds` what the part takes on a card; with less left
+        of either it is skipped and says both.
         """
         if name in self.parts:
             print(f"step {self.step} {name}: finished before", flush=True)
@@ -82,14 +97,21 @@ class Kit:
         except Skip as reason:
             told = {"status": "skipped", "reason": str(reason)}
         except Exception as problem:  # noqa: BLE001  the next part must have its turn
-            told = {"status": "failed", "reason": f"{type(problem).__name__}: {problem}"[:2000], "trace": traceback.format_exc()[-4000:]}
+            told = {
+                "status": "failed",
+                "reason": f"{type(problem).__name__}: {problem}"[:2000],
+                "trace": traceback.format_exc()[-4000:],
+            }
         told["seconds"] = round(time.monotonic() - began, 2)
         self.parts[name] = told
         body = {"step": self.step, "conditions": self.conditions, "parts": self.parts}
         self.file.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         self.lost = self.lost or (told["status"] == "failed" and not _usable())
         shown = json.dumps(told.get("figures", told.get("reason")))
-        print(f"step {self.step} {name}: {told['status']} in {told['seconds']} s: {shown[:600]}", flush=True)
+        print(
+            f"step {self.step} {name}: {told['status']} in {told['seconds']} s: {shown[:600]}",
+            flush=True,
+        )
         if not self.lost:
             release()
 
@@ -97,31 +119,74 @@ class Kit:
         import torch
 
         if self.lost:
-            raise Skip("the part before left the card's context unusable; type the same command again")
+            raise Skip(
+                "the part before left the card's context unusable; type the same command again"
+            )
         left = self.deadline - time.monotonic()
         if left < seconds:
-            raise Skip(f"about {seconds:.0f} s would be needed and {max(0, left):.0f} s are left of --minutes; type the same command again")
+            raise Skip(
+                f"about {seconds:.0f} s would be needed and {max(0, left):.0f} s are left of "
+                "--minutes; type the same command again"
+            )
         free = torch.cuda.mem_get_info()[0]
         if not self.dry and needs > 0.95 * free:
-            raise Skip(f"about {needs / GIB:.1f} GiB would be needed and {free / GIB:.1f} GiB are free")
+            raise Skip(
+                f"about {needs / GIB:.1f} GiB would be needed and {free / GIB:.1f} GiB are free"
+            )
 
-    def python(self, *arguments: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with the packed folder and this tree in front of everything else; its output comes back as text."""
+    def python(
+        self, *arguments: str, timeout: float = 400, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Python with the packed folder and this tree in front of everything else; its output
+        comes back as text.
+        """
         command, held = [sys.executable, *arguments], self.environment(**environment)
         timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         try:
-            return subprocess.run(command, cwd=ROOT, env=held, capture_output=True, text=True, timeout=timeout, check=False)
+            return subprocess.run(
+                command,
+                cwd=ROOT,
+                env=held,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
         except subprocess.TimeoutExpired as problem:  # its output is the only witness
-            told = [part.decode("utf-8", "replace") if isinstance(part, bytes) else part or "" for part in (problem.stdout, problem.stderr)]
-            raise RuntimeError(f"not over after {timeout:.0f} s: {' '.join(arguments)[:200]}: {''.join(told)[-1500:]}") from None
+            told = [
+                part.decode("utf-8", "replace") if isinstance(part, bytes) else part or ""
+                for part in (problem.stdout, problem.stderr)
+            ]
+            raise RuntimeError(
+                f"not over after {timeout:.0f} s: {' '.join(arguments)[:200]}: "
+                f"{''.join(told)[-1500:]}"
+            ) from None
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return a child's environment: the packed folder and this tree first on the path, in a dry run the stand-in card."""
-        paths = [str(path) for path in (self.site, STAND_IN if self.dry else None, ROOT, Path(__file__).parent) if path is not None]
-        given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in paths]
-        return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *given]), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **more}
+        """Return a child's environment: the packed folder and this tree first on the path, in a dry
+        run the stand-in card.
+        """
+        paths = [
+            str(path)
+            for path in (self.site, STAND_IN if self.dry else None, ROOT, Path(__file__).parent)
+            if path is not None
+        ]
+        given = [
+            path
+            for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            if path and path not in paths
+        ]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*paths, *given]),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            **more,
+        }
 
-    def harness(self, *arguments: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
+    def harness(
+        self, *arguments: str, timeout: float = 400, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command line of this tree."""
         return self.python("-P", "-m", "harness.cli", *arguments, timeout=timeout, **environment)
 
@@ -132,7 +197,9 @@ class Kit:
 
         torch.manual_seed(0)
         with torch.device(self.device):
-            return AutoModelForCausalLM.from_config(configuration(name, self.shapes), dtype=getattr(torch, self.dtype)).eval()
+            return AutoModelForCausalLM.from_config(
+                configuration(name, self.shapes), dtype=getattr(torch, self.dtype)
+            ).eval()
 
     def opened(self, name: str) -> Any:
         """Build the same as the scorer holds it, with the embedded tokenizer."""
@@ -152,23 +219,38 @@ class Kit:
         return float(sum(item * parameters_of(name, self.shapes) for name in names))
 
 
-def configuration(name: str, shapes: Mapping[str, tuple[int, int, int, int, int, int, bool]]) -> Any:
+def configuration(
+    name: str, shapes: Mapping[str, tuple[int, int, int, int, int, int, bool]]
+) -> Any:
     """Return transformers' configuration of a shape (Qwen2; Llama for the 8B)."""
     from transformers import AutoConfig
 
     hidden, layers, heads, key_heads, intermediate, vocabulary, tied = shapes[name]
     return AutoConfig.for_model(
-        "llama" if name == "8B" else "qwen2", hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, intermediate_size=intermediate, vocab_size=vocabulary, tie_word_embeddings=tied,
-        max_position_embeddings=8192, bos_token_id=None, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
+        "llama" if name == "8B" else "qwen2",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        max_position_embeddings=8192,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
 
 
-def parameters_of(name: str, shapes: Mapping[str, tuple[int, int, int, int, int, int, bool]]) -> int:
+def parameters_of(
+    name: str, shapes: Mapping[str, tuple[int, int, int, int, int, int, bool]]
+) -> int:
     """Return the parameters of a shape: attention, feed-forward, table and head."""
     hidden, layers, heads, key_heads, intermediate, vocabulary, tied = shapes[name]
     attention = 2 * hidden * hidden + 2 * hidden * hidden * key_heads // heads
-    return layers * (attention + 3 * hidden * intermediate) + (1 if tied else 2) * vocabulary * hidden
+    return (
+        layers * (attention + 3 * hidden * intermediate) + (1 if tied else 2) * vocabulary * hidden
+    )
 
 
 def _usable() -> bool:

@@ -1,8 +1,10 @@
-"""Gathers what a bare machine with torch and transformers lacks into one folder: `python tests/gpu/pack.py [--out build/gpu-pack]`.
+"""Gathers what a bare machine with torch and transformers lacks into one folder: `python
+tests/gpu/pack.py [--out build/gpu-pack]`.
 
-The folder goes with the tree and in front of the import path; nothing is installed there. Wheels come from the package index for that
-machine's Python, at the versions of this environment but for three that an older pyarrow takes. `--installed` copies this environment's
-own files (same Python only). lm-eval is trimmed to the tasks that are used: whole, it holds some 15,000 files.
+The folder goes with the tree and in front of the import path; nothing is installed there. Wheels
+come from the package index for that machine's Python, at the versions of this environment but for
+three that an older pyarrow takes. `--installed` copies this environment's own files (same Python
+only). lm-eval is trimmed to the tasks that are used: whole, it holds some 15,000 files.
 """
 
 import argparse
@@ -19,9 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # What scoring, training, timing and reporting import and the image of a GPU machine does not have.
 PACKAGES = (
-    "lm-eval", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "datasets", "multiprocess", "dill", "platformdirs",
-    "gguf", "typing-extensions",
-)  # fmt: skip
+    "lm-eval",
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
+    "datasets",
+    "multiprocess",
+    "dill",
+    "platformdirs",
+    "gguf",
+    "typing-extensions",
+)
 # datasets 5 asks for pyarrow 24, which an image need not have; 4.5 asks for 21, and for these two.
 PINNED = {"datasets": "4.5.0", "dill": "0.4.0", "multiprocess": "0.70.18"}
 TASKS = ("gsm8k", "mmlu", "wikitext")  # of lm-eval
@@ -32,9 +43,20 @@ MOST_BYTES = 48 * 2**20  # of what travels in one call (64 MiB) beside this tree
 def main() -> int:
     """Make the folder and say what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-pack", help="made anew; build/ is ignored by git")
-    parser.add_argument("--python", default="3.12", help="version of that machine's Python [default: 3.12]")
-    parser.add_argument("--installed", action="store_true", help="copy this environment's files instead of downloading wheels")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "gpu-pack",
+        help="made anew; build/ is ignored by git",
+    )
+    parser.add_argument(
+        "--python", default="3.12", help="version of that machine's Python [default: 3.12]"
+    )
+    parser.add_argument(
+        "--installed",
+        action="store_true",
+        help="copy this environment's files instead of downloading wheels",
+    )
     asked = parser.parse_args()
     if not re.fullmatch(r"3\.\d+", asked.python):
         parser.error(f"--python {asked.python!r} is not a version such as 3.12")
@@ -48,10 +70,17 @@ def main() -> int:
     trim_lm_eval(asked.out)
     files = [path for path in asked.out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    packed = sorted(f"{one.metadata['Name']} {one.version}" for one in metadata.distributions(path=[str(asked.out)]))
+    packed = sorted(
+        f"{one.metadata['Name']} {one.version}"
+        for one in metadata.distributions(path=[str(asked.out)])
+    )
     print(f"{asked.out}: {len(files)} files, {size / 2**20:.1f} MiB: {', '.join(packed)}")
     if size > MOST_BYTES:
-        print(f"that is more than the {MOST_BYTES / 2**20:.0f} MiB that travel beside the tree in one call", file=sys.stderr)
+        print(
+            f"that is more than the {MOST_BYTES / 2**20:.0f} MiB that travel beside the tree in "
+            "one call",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -65,10 +94,16 @@ def _copy(name: str, out: Path) -> None:
 
 
 def _files_of(name: str) -> Iterator[metadata.PackagePath]:
-    """Yield a package's own files: no scripts outside the site folder, no byte code; of lm-eval's tasks those that are used."""
+    """Yield a package's own files: no scripts outside the site folder, no byte code; of lm-eval's
+    tasks those that are used.
+    """
     for file in metadata.files(name) or ():
         outside = ".." in file.parts or file.suffix == ".pyc"
-        unused = file.parts[:2] == ("lm_eval", "tasks") and len(file.parts) > 3 and file.parts[2] not in TASKS
+        unused = (
+            file.parts[:2] == ("lm_eval", "tasks")
+            and len(file.parts) > 3
+            and file.parts[2] not in TASKS
+        )
         if not outside and not unused:
             yield file
 
@@ -78,11 +113,29 @@ def _unpack_wheels(python: str, out: Path) -> int:
     wanted = [f"{name}=={PINNED.get(name) or metadata.version(name)}" for name in PACKAGES]
     with tempfile.TemporaryDirectory() as folder:
         platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp",
-                   "--python-version", python, *platforms, "--dest", folder, *wanted]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--implementation",
+            "cp",
+            "--python-version",
+            python,
+            *platforms,
+            "--dest",
+            folder,
+            *wanted,
+        ]
         done = subprocess.run(command, check=False)
         if done.returncode:
-            print(f"pip found no wheel of one of these for Python {python}: {' '.join(wanted)}", file=sys.stderr)
+            print(
+                f"pip found no wheel of one of these for Python {python}: {' '.join(wanted)}",
+                file=sys.stderr,
+            )
             return done.returncode
         for wheel in sorted(Path(folder).glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:

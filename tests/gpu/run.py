@@ -1,7 +1,9 @@
-"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`. What each step shows stands in README.md beside this.
+"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`. What each step
+shows stands in README.md beside this.
 
-Each step writes `step-N.json` into the folder of `--out`, part by part; the same command goes on where it was stopped. Exits 0 when
-every part is done or was skipped with its numbers, 1 when one failed, 2 for a mistake in what was typed or a machine without a GPU.
+Each step writes `step-N.json` into the folder of `--out`, part by part; the same command goes on
+where it was stopped. Exits 0 when every part is done or was skipped with its numbers, 1 when one
+failed, 2 for a mistake in what was typed or a machine without a GPU.
 """
 
 import argparse
@@ -14,27 +16,77 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STEPS = {0: "step0", 1: "step1", 3: "step3", 6: "step6"}
-# What must import before anything is tried, the packed ones first: a broken wheel is named, not met in the middle of a step.
+# What must import before anything is tried, the packed ones first: a broken wheel is named, not met
+# in the middle of a step.
 NEEDED = (
-    "pydantic", "platformdirs", "dill", "multiprocess", "datasets", "lm_eval", "lm_eval.evaluator", "lm_eval.tasks",
-    "torch", "transformers", "accelerate", "pandas", "tabulate",
-    "typer", "rich", "scipy", "matplotlib", "safetensors", "huggingface_hub", "filelock", "pytest", "harness.cli", "harness.running.cell",
-    "harness.measuring.worker", "methods", "suites",
-)  # fmt: skip
+    "pydantic",
+    "platformdirs",
+    "dill",
+    "multiprocess",
+    "datasets",
+    "lm_eval",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "torch",
+    "transformers",
+    "accelerate",
+    "pandas",
+    "tabulate",
+    "typer",
+    "rich",
+    "scipy",
+    "matplotlib",
+    "safetensors",
+    "huggingface_hub",
+    "filelock",
+    "pytest",
+    "harness.cli",
+    "harness.running.cell",
+    "harness.measuring.worker",
+    "methods",
+    "suites",
+)
 
 
 def main() -> int:
     """Run the steps that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("steps", nargs="+", type=int, choices=sorted(STEPS), metavar="STEP", help=f"of {', '.join(map(str, STEPS))}")
-    parser.add_argument("--dry", action="store_true", help="toy sizes on the CPU, which plays the card: shows that every line runs")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"), help="where the figures go")
-    parser.add_argument("--pack", type=Path, help="the folder that pack.py made, on a machine that lacks what is in it")
-    parser.add_argument("--minutes", type=float, default=9.5, help="no part begins that would not end by then [default: 9.5]")
+    parser.add_argument(
+        "steps",
+        nargs="+",
+        type=int,
+        choices=sorted(STEPS),
+        metavar="STEP",
+        help=f"of {', '.join(map(str, STEPS))}",
+    )
+    parser.add_argument(
+        "--dry",
+        action="store_true",
+        help="toy sizes on the CPU, which plays the card: shows that every line runs",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"),
+        help="where the figures go",
+    )
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        help="the folder that pack.py made, on a machine that lacks what is in it",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.5,
+        help="no part begins that would not end by then [default: 9.5]",
+    )
     parser.add_argument("--force", action="store_true", help="run finished parts again")
     asked = parser.parse_args()
     if asked.pack is not None and not asked.pack.is_dir():
-        parser.error(f"no folder at {asked.pack}; make it with: python tests/gpu/pack.py --out {asked.pack}")
+        parser.error(
+            f"no folder at {asked.pack}; make it with: python tests/gpu/pack.py --out {asked.pack}"
+        )
     _prepare(asked.pack)
     broken = _broken_imports()
     if broken:
@@ -45,13 +97,18 @@ def main() -> int:
         importlib.import_module("stand_in.card")
     reason = _no_card()
     if reason:
-        print(f"no GPU can be used here: {reason}; add --dry to see every step run on the CPU", file=sys.stderr)
+        print(
+            f"no GPU can be used here: {reason}; add --dry to see every step run on the CPU",
+            file=sys.stderr,
+        )
         return 2
     return _run(asked)
 
 
 def _prepare(pack: Path | None) -> None:
-    """Put the packed folder and this tree in front of the import path, and keep everything off the network."""
+    """Put the packed folder and this tree in front of the import path, and keep everything off the
+    network.
+    """
     sys.path[:0] = [str(path) for path in (pack, ROOT, Path(__file__).parent) if path is not None]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -64,7 +121,10 @@ def _broken_imports() -> list[str]:
         try:
             importlib.import_module(name)
         except Exception as problem:  # noqa: BLE001  a wheel built for another machine may raise anything
-            lines.append(f"{name} does not import: {type(problem).__name__}: {problem}; pack it again for this Python: tests/gpu/pack.py")
+            lines.append(
+                f"{name} does not import: {type(problem).__name__}: {problem}; pack it again for "
+                "this Python: tests/gpu/pack.py"
+            )
     return lines
 
 
@@ -83,19 +143,31 @@ def _say_what_is_odd() -> None:
     default_dtype("cuda", say=print)
     free, total = torch.cuda.mem_get_info()
     if free < 0.9 * total:
-        print(f"the card is busy: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; timings are doubtful", flush=True)
+        print(
+            f"the card is busy: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; timings "
+            "are doubtful",
+            flush=True,
+        )
 
 
 def _code() -> str:
-    """Return the digest of the code that is tried: a tree that was copied to the machine has no commit."""
+    """Return the digest of the code that is tried: a tree that was copied to the machine has no
+    commit.
+    """
     from harness.files.digests import digest_of, file_digest
 
-    files = [path for folder in ("harness", "methods", "suites", "tests/gpu") for path in sorted((ROOT / folder).rglob("*.py"))]
+    files = [
+        path
+        for folder in ("harness", "methods", "suites", "tests/gpu")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
     return digest_of([(str(path.relative_to(ROOT)), file_digest(path)) for path in files])[:16]
 
 
 def _work(asked: argparse.Namespace) -> Path:
-    """Return the folder of stores and models: the figures' neighbour, so that a run that was stopped goes on."""
+    """Return the folder of stores and models: the figures' neighbour, so that a run that was
+    stopped goes on.
+    """
     folder: Path = asked.out.resolve().with_name(f"{asked.out.resolve().name}-work")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -110,18 +182,36 @@ def _run(asked: argparse.Namespace) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     _say_what_is_odd()
     known = environment(device="cuda", dtype="", threads=0)
-    versions = {**known.versions, **{name: metadata.version(name) for name in ("pyarrow", "huggingface_hub")}}
-    conditions = {"gpu": str(gpu_of("cuda")), "dry": asked.dry, "commit": known.commit, "code": _code(), "versions": versions}
+    versions = {
+        **known.versions,
+        **{name: metadata.version(name) for name in ("pyarrow", "huggingface_hub")},
+    }
+    conditions = {
+        "gpu": str(gpu_of("cuda")),
+        "dry": asked.dry,
+        "commit": known.commit,
+        "code": _code(),
+        "versions": versions,
+    }
     deadline = time.monotonic() + (60 * asked.minutes if not asked.dry else float("inf"))
     kit = Kit(
-        out=asked.out.resolve(), dry=asked.dry, conditions=conditions, site=asked.pack and asked.pack.resolve(), force=asked.force,
-        deadline=deadline, work=_work(asked),
-    )  # fmt: skip
+        out=asked.out.resolve(),
+        dry=asked.dry,
+        conditions=conditions,
+        site=asked.pack and asked.pack.resolve(),
+        force=asked.force,
+        deadline=deadline,
+        work=_work(asked),
+    )
     failed = []
     for number in dict.fromkeys(asked.steps):
         kit.open_step(number)
         importlib.import_module(STEPS[number]).run(kit)
-        failed += [f"step {number} {name}: {part['reason']}" for name, part in kit.parts.items() if part["status"] == "failed"]
+        failed += [
+            f"step {number} {name}: {part['reason']}"
+            for name, part in kit.parts.items()
+            if part["status"] == "failed"
+        ]
     print("\n".join(failed) or "every part is done, or was skipped with its numbers")
     return 1 if failed else 0
 

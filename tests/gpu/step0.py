@@ -1,4 +1,6 @@
-"""Step 0: what is there. Versions, the card and who else is on it, which attention runs for which mask, the tests marked `gpu`."""
+"""Step 0: what is there. Versions, the card and who else is on it, which attention runs for which
+mask, the tests marked `gpu`.
+"""
 
 import re
 import warnings
@@ -27,26 +29,38 @@ def card() -> Figures:
     library = Nvml.open()
     others = len(library.sample()[1]) if library else None
     return {
-        **gpu.model_dump(), "bf16": has_bf16(gpu), "memory": total, "free": free, "processes on it, ours among them": others,
-        "busy": free < 0.9 * total, "cudnn": torch.backends.cudnn.version(), "nvml": library is not None,
+        **gpu.model_dump(),
+        "bf16": has_bf16(gpu),
+        "memory": total,
+        "free": free,
+        "processes on it, ours among them": others,
+        "busy": free < 0.9 * total,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvml": library is not None,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
-    }  # fmt: skip
+    }
 
 
 def attention(kit: Kit) -> Figures:
-    """Return, for each mask that the harness uses, which kernels take it and their milliseconds, and which one torch picks."""
+    """Return, for each mask that the harness uses, which kernels take it and their milliseconds,
+    and which one torch picks.
+    """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     heads, width, tokens = (4, 16, 64) if kit.dry else (28, 128, 2048)
     shape = (1, heads, tokens, width)
-    query, key, value = (torch.randn(shape, device=kit.device, dtype=getattr(torch, kit.dtype)) for _ in range(3))
+    query, key, value = (
+        torch.randn(shape, device=kit.device, dtype=getattr(torch, kit.dtype)) for _ in range(3)
+    )
     mask = torch.zeros((tokens, tokens), device=kit.device, dtype=query.dtype).masked_fill(
         torch.ones((tokens, tokens), device=kit.device, dtype=torch.bool).triu(1), float("-inf")
     )
     asked: dict[str, dict[str, Any]] = {
-        "causal": {"is_causal": True}, "explicit mask": {"attn_mask": mask}, "one query": {},
-    }  # fmt: skip
+        "causal": {"is_causal": True},
+        "explicit mask": {"attn_mask": mask},
+        "one query": {},
+    }
     backends = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
     told: Figures = {}
     for name, options in asked.items():
@@ -67,9 +81,26 @@ def attention(kit: Kit) -> Figures:
 
 
 def marked_tests(kit: Kit) -> Figures:
-    """Run the tests marked `gpu`; every one must pass. The stand-in card has no allocator that counts."""
-    done = kit.python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *(["-k", "not allocat"] if kit.dry else []), "tests")
-    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|errors?|deselected)", done.stdout)}
+    """Run the tests marked `gpu`; every one must pass. The stand-in card has no allocator that
+    counts.
+    """
+    done = kit.python(
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        *(["-k", "not allocat"] if kit.dry else []),
+        "tests",
+    )
+    counts = {
+        word: int(count)
+        for count, word in re.findall(
+            r"(\d+) (passed|failed|skipped|errors?|deselected)", done.stdout
+        )
+    }
     if done.returncode or not counts.get("passed"):
         raise RuntimeError(f"pytest exited with {done.returncode}: {last_lines(done, 40)}")
     return {"counts": counts, "end": last_lines(done, 12)}

@@ -1,4 +1,6 @@
-"""Step 3: scoring at real shapes. MMLU-shaped packs with and without cuDNN's attention, decoding, and a teacher read at 152k ids."""
+"""Step 3: scoring at real shapes. MMLU-shaped packs with and without cuDNN's attention, decoding,
+and a teacher read at 152k ids.
+"""
 
 import random
 import statistics
@@ -20,11 +22,17 @@ def run(kit: Kit) -> None:
 
 
 def _subject(kit: Kit, questions: int, vocabulary: int) -> list[list[int]]:
-    """Return the prompts of one subject in token ids: five shots in front of each question, as long as MMLU's are."""
+    """Return the prompts of one subject in token ids: five shots in front of each question, as long
+    as MMLU's are.
+    """
     draw = random.Random(0)
     shots, length = (40, 12) if kit.dry else (450, 105)
     before = [draw.randrange(vocabulary) for _ in range(shots)]
-    return [before + [draw.randrange(vocabulary) for _ in range(draw.randint(length // 2, 3 * length // 2))] for _ in range(questions)]
+    return [
+        before
+        + [draw.randrange(vocabulary) for _ in range(draw.randint(length // 2, 3 * length // 2))]
+        for _ in range(questions)
+    ]
 
 
 @contextmanager
@@ -41,7 +49,9 @@ def _plain(opened: Any) -> Iterator[None]:
 
 
 def packs(kit: Kit) -> Figures:
-    """Log-probabilities of four letters a question: the shared path with cuDNN's attention on and off, and padded batches."""
+    """Log-probabilities of four letters a question: the shared path with cuDNN's attention on and
+    off, and padded batches.
+    """
     import torch
 
     from harness.scoring.generation import why_plain
@@ -51,7 +61,11 @@ def packs(kit: Kit) -> Figures:
     prompts = _subject(kit, 6 if kit.dry else 100, kit.shapes["7B"][5])
     rows = [Scored([*prompt, letter], 1) for prompt in prompts for letter in (5, 6, 7, 8)]
     tokens = sum(len(prompt) for prompt in prompts)
-    told: Figures = {"questions": len(prompts), "tokens without sharing": tokens, "refused": why_plain(opened)}
+    told: Figures = {
+        "questions": len(prompts),
+        "tokens without sharing": tokens,
+        "refused": why_plain(opened),
+    }
     values: dict[str, list[float]] = {}
 
     def score(name: str) -> None:
@@ -63,21 +77,32 @@ def packs(kit: Kit) -> Figures:
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
             began = time.perf_counter()
             score(name)
-            told[f"{name}: first pass, seconds"] = round(time.perf_counter() - began, 3)  # with every shape met for the first time
-            told[f"{name}: tokens/s"] = round(tokens / statistics.median(seconds_of(lambda name=name: score(name), runs=2)))
+            # with every shape met for the first time
+            told[f"{name}: first pass, seconds"] = round(time.perf_counter() - began, 3)
+            told[f"{name}: tokens/s"] = round(
+                tokens / statistics.median(seconds_of(lambda name=name: score(name), runs=2))
+            )
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
     with _plain(opened):
-        told["padded batches: tokens/s"] = round(tokens / statistics.median(seconds_of(lambda: score("padded"), runs=1)))
-    told["largest gap of the two paths in nats"] = max(abs(a - b) for a, b in zip(values["cuDNN on"], values["padded"], strict=True))
+        told["padded batches: tokens/s"] = round(
+            tokens / statistics.median(seconds_of(lambda: score("padded"), runs=1))
+        )
+    told["largest gap of the two paths in nats"] = max(
+        abs(a - b) for a, b in zip(values["cuDNN on"], values["padded"], strict=True)
+    )
     told["slower than its peer"] = told["cuDNN on: tokens/s"] < told["padded batches: tokens/s"]
     if told["refused"] or told["largest gap of the two paths in nats"] > 0.5:
-        raise RuntimeError(f"the shared path is refused, or far from the model's own attention: {told}")
+        raise RuntimeError(
+            f"the shared path is refused, or far from the model's own attention: {told}"
+        )
     return told
 
 
 def decoding(kit: Kit) -> Figures:
-    """512 answers of 128 tokens at once, beside transformers' own `generate` on the same prompts."""
+    """512 answers of 128 tokens at once, beside transformers' own `generate` on the same
+    prompts.
+    """
     import torch
 
     from harness.scoring.generation import generate
@@ -95,18 +120,27 @@ def decoding(kit: Kit) -> Figures:
         ids = torch.tensor(prompts, device=kit.device)
         with torch.inference_mode():
             opened.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
             )
 
     own = statistics.median(seconds_of(ours, runs=1))
     peer = statistics.median(seconds_of(theirs, runs=1))
     told = {
-        "rows": rows, "ours: tokens/s": round(sum(one.tokens for one in written) / own), "generate: tokens/s": round(rows * new / peer),
+        "rows": rows,
+        "ours: tokens/s": round(sum(one.tokens for one in written) / own),
+        "generate: tokens/s": round(rows * new / peer),
         "free after": torch.cuda.mem_get_info()[0],
-    }  # fmt: skip
+    }
     alone = generate(opened, prompts[:4], max_new_tokens=new, batch_size=1)
     told["slower than its peer"] = told["ours: tokens/s"] < told["generate: tokens/s"]
-    told["of 4 rows, equal alone"] = sum(a.ids == b.ids for a, b in zip(alone, written, strict=False))
+    told["of 4 rows, equal alone"] = sum(
+        a.ids == b.ids for a, b in zip(alone, written, strict=False)
+    )
     return told
 
 
@@ -116,11 +150,16 @@ def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
     draw = random.Random(2)
     shortest, longest = (20, 40) if kit.dry else (120, 400)
     lengths = [draw.randint(shortest, longest) for _ in range(count)]
-    return [Row(tuple(draw.randrange(1, vocabulary) for _ in range(length)), length // 3) for length in lengths]
+    return [
+        Row(tuple(draw.randrange(1, vocabulary) for _ in range(length)), length // 3)
+        for length in lengths
+    ]
 
 
 def reading(kit: Kit) -> Figures:
-    """A teacher's distributions over training rows as the cache reads them, its 64 likeliest kept; beside a bare forward pass."""
+    """A teacher's distributions over training rows as the cache reads them, its 64 likeliest kept;
+    beside a bare forward pass.
+    """
     import torch
 
     from harness.scoring.plain import left_padded
@@ -128,8 +167,16 @@ def reading(kit: Kit) -> Figures:
 
     opened = kit.opened("7B")
     width = kit.shapes["7B"][5]
-    rows = sorted(_training_rows(kit, 8 if kit.dry else 128, width), key=lambda row: len(row.ids), reverse=True)
-    tokens, teacher, asked = sum(len(row.ids) for row in rows), reader(opened), [scored_of(row) for row in rows]
+    rows = sorted(
+        _training_rows(kit, 8 if kit.dry else 128, width),
+        key=lambda row: len(row.ids),
+        reverse=True,
+    )
+    tokens, teacher, asked = (
+        sum(len(row.ids) for row in rows),
+        reader(opened),
+        [scored_of(row) for row in rows],
+    )
     sizes = [len(batch) for batch in teacher.batches(asked, width)]
 
     def read() -> None:
@@ -139,12 +186,23 @@ def reading(kit: Kit) -> Figures:
 
     def forward() -> None:
         for start in range(0, len(rows), 16):
-            ids, mask, positions = left_padded([row.ids for row in rows[start : start + 16]], 0, kit.device)
+            ids, mask, positions = left_padded(
+                [row.ids for row in rows[start : start + 16]], 0, kit.device
+            )
             with torch.inference_mode():
-                opened.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+                opened.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    use_cache=False,
+                    logits_to_keep=1,
+                )
 
     own, bare = (statistics.median(seconds_of(work, runs=1)) for work in (read, forward))
     return {
-        "rows": len(rows), "rows of a batch": statistics.mean(sizes), "read: tokens/s": round(tokens / own),
-        "bare forward: tokens/s": round(tokens / bare), "share of the bare forward": round(bare / own, 3),
-    }  # fmt: skip
+        "rows": len(rows),
+        "rows of a batch": statistics.mean(sizes),
+        "read: tokens/s": round(tokens / own),
+        "bare forward: tokens/s": round(tokens / bare),
+        "share of the bare forward": round(bare / own, 3),
+    }

@@ -1,7 +1,9 @@
-"""Step 6: the stopwatch on the card. A model against itself, 7B against 1.5B, a planted wait, a planted buffer, and what a graph gives.
+"""Step 6: the stopwatch on the card. A model against itself, 7B against 1.5B, a planted wait, a
+planted buffer, and what a graph gives.
 
-The measured processes open a folder as they always do. It holds the configuration and one small tensor's worth of model; what is put
-around it (`step6:large`) builds the large model of random weights on the card, so that no 16 GB lie on a disk for half a minute of timing.
+The measured processes open a folder as they always do. It holds the configuration and one small
+tensor's worth of model; what is put around it (`step6:large`) builds the large model of random
+weights on the card, so that no 16 GB lie on a disk for half a minute of timing.
 """
 
 import json
@@ -17,15 +19,27 @@ from kit import GIB, SHAPES, TOY, Figures, Kit, configuration, seconds_of
 ROOM = 6 * GIB
 BUFFER = 64 * 2**20
 SLOWER = 0.10
-AA_ROOM = 0.03  # by which an interval of a model against itself may miss 1 before the stopwatch counts as broken
+# by which an interval of a model against itself may miss 1 before the stopwatch counts as broken
+AA_ROOM = 0.03
 
 
 def run(kit: Kit) -> None:
     """Run the step's parts."""
-    kit.part("A/A", lambda: ratio(kit, "8B", "8B"), needs=2 * kit.bytes_of("8B") + ROOM, seconds=150)
-    kit.part("7B against 1.5B", lambda: ratio(kit, "1.5B", "7B"), needs=kit.bytes_of("7B", "1.5B") + ROOM, seconds=120)
-    kit.part("planted wait", lambda: planted_wait(kit), needs=2 * kit.bytes_of("1.5B") + ROOM, seconds=90)
-    kit.part("planted buffer", lambda: planted_buffer(kit), needs=kit.bytes_of("1.5B") + ROOM, seconds=50)
+    kit.part(
+        "A/A", lambda: ratio(kit, "8B", "8B"), needs=2 * kit.bytes_of("8B") + ROOM, seconds=150
+    )
+    kit.part(
+        "7B against 1.5B",
+        lambda: ratio(kit, "1.5B", "7B"),
+        needs=kit.bytes_of("7B", "1.5B") + ROOM,
+        seconds=120,
+    )
+    kit.part(
+        "planted wait", lambda: planted_wait(kit), needs=2 * kit.bytes_of("1.5B") + ROOM, seconds=90
+    )
+    kit.part(
+        "planted buffer", lambda: planted_buffer(kit), needs=kit.bytes_of("1.5B") + ROOM, seconds=50
+    )
     kit.part("captured step", lambda: captured(kit), needs=kit.bytes_of("7B") + ROOM, seconds=40)
 
 
@@ -34,14 +48,20 @@ def large(model: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    name, shapes = json.loads((Path(model.config._name_or_path) / "stands-for.json").read_text(encoding="utf-8"))
+    name, shapes = json.loads(
+        (Path(model.config._name_or_path) / "stands-for.json").read_text(encoding="utf-8")
+    )
     torch.manual_seed(0)
     with torch.device(model.device):
-        return AutoModelForCausalLM.from_config(configuration(name, TOY if shapes == "toy" else SHAPES), dtype=model.dtype).eval()
+        return AutoModelForCausalLM.from_config(
+            configuration(name, TOY if shapes == "toy" else SHAPES), dtype=model.dtype
+        ).eval()
 
 
 def slower(model: Any) -> Any:
-    """Return the large model with each forward pass a tenth longer, waiting on the host after the card is done."""
+    """Return the large model with each forward pass a tenth longer, waiting on the host after the
+    card is done.
+    """
     import torch
 
     model = large(model)
@@ -65,12 +85,16 @@ def heavier(model: Any) -> Any:
     import torch
 
     model = large(model)
-    model.register_buffer("needless", torch.ones(BUFFER, dtype=torch.uint8, device=model.device), persistent=False)
+    model.register_buffer(
+        "needless", torch.ones(BUFFER, dtype=torch.uint8, device=model.device), persistent=False
+    )
     return model
 
 
 def _folder(kit: Kit, name: str) -> Any:
-    """Return a folder that stands for a large model: a real configuration's context and vocabulary, toy weights."""
+    """Return a folder that stands for a large model: a real configuration's context and vocabulary,
+    toy weights.
+    """
     from transformers import AutoModelForCausalLM
 
     from harness.models.checkpoint import describe
@@ -78,40 +102,64 @@ def _folder(kit: Kit, name: str) -> Any:
     folder = kit.work / f"stands-for-{name}"
     if not (folder / "stands-for.json").exists():
         AutoModelForCausalLM.from_config(configuration(name, TOY)).save_pretrained(folder)
-        (folder / "stands-for.json").write_text(json.dumps([name, "toy" if kit.dry else "real"]), encoding="utf-8")
+        (folder / "stands-for.json").write_text(
+            json.dumps([name, "toy" if kit.dry else "real"]), encoding="utf-8"
+        )
     return describe(folder, name=name)
 
 
-def _measured(kit: Kit, student: str, base: str | None, *, wrap: str = "large", grid: str = "") -> dict[str, Any]:
+def _measured(
+    kit: Kit, student: str, base: str | None, *, wrap: str = "large", grid: str = ""
+) -> dict[str, Any]:
     from harness.measuring.measure import Settings, Subject, measure
     from harness.measuring.scenario import parse_grid
 
-    os.environ["PYTHONPATH"] = kit.environment()["PYTHONPATH"]  # the measured processes find this file there
+    # the measured processes find this file there
+    os.environ["PYTHONPATH"] = kit.environment()["PYTHONPATH"]
     settings = Settings(
-        grid=parse_grid(grid or ("8x1x4" if kit.dry else "512x1,32x64")), rounds=3 if kit.dry else 6, device=kit.device, dtype=kit.dtype,
+        grid=parse_grid(grid or ("8x1x4" if kit.dry else "512x1,32x64")),
+        rounds=3 if kit.dry else 6,
+        device=kit.device,
+        dtype=kit.dtype,
         threads=1,
-    )  # fmt: skip
-    subjects = Subject(_folder(kit, student), f"step6:{wrap}"), Subject(_folder(kit, base), "step6:large") if base else None
+    )
+    subjects = (
+        Subject(_folder(kit, student), f"step6:{wrap}"),
+        Subject(_folder(kit, base), "step6:large") if base else None,
+    )
     done = measure(*subjects, settings, folder=kit.work / f"timed-{student}-{base}-{wrap}")
     return {"done": done, "by": {(one.name, one.condition): one for one in done.measurements}}
 
 
 def _speedups(told: dict[str, Any]) -> Figures:
-    return {
-        f"{name}, {condition}": [one.low, one.value, one.high, one.remark]
-        for (name, condition), one in told["by"].items() if name.endswith("_speedup")
-    } | {
-        f"{name}, {condition}": one.value for (name, condition), one in told["by"].items() if name in ("tpot_seconds", "ttft_seconds")
-    } | {"skipped": list(told["done"].skipped)}  # fmt: skip
+    return (
+        {
+            f"{name}, {condition}": [one.low, one.value, one.high, one.remark]
+            for (name, condition), one in told["by"].items()
+            if name.endswith("_speedup")
+        }
+        | {
+            f"{name}, {condition}": one.value
+            for (name, condition), one in told["by"].items()
+            if name in ("tpot_seconds", "ttft_seconds")
+        }
+        | {"skipped": list(told["done"].skipped)}
+    )
 
 
 def ratio(kit: Kit, student: str, base: str) -> Figures:
-    """Time one shape against another by turns; a shape against itself must give an interval that holds 1."""
+    """Time one shape against another by turns; a shape against itself must give an interval that
+    holds 1.
+    """
     told = _measured(kit, student, base)
     figures = _speedups(told)
     if student == base:
-        ratios = {key: one for key, one in figures.items() if "speedup" in key and one[0] is not None}
-        figures["intervals that miss 1"] = [key for key, one in ratios.items() if not one[0] <= 1 <= one[2]]
+        ratios = {
+            key: one for key, one in figures.items() if "speedup" in key and one[0] is not None
+        }
+        figures["intervals that miss 1"] = [
+            key for key, one in ratios.items() if not one[0] <= 1 <= one[2]
+        ]
         far = [key for key, one in ratios.items() if one[0] > 1 + AA_ROOM or one[2] < 1 - AA_ROOM]
         if far and not kit.dry:
             raise RuntimeError(f"a model is not as fast as itself: {far}: {ratios}")
@@ -119,10 +167,16 @@ def ratio(kit: Kit, student: str, base: str) -> Figures:
 
 
 def planted_wait(kit: Kit) -> Figures:
-    """A model that waits a tenth longer a step must be found slower: the whole interval of its decode ratio below 1."""
+    """A model that waits a tenth longer a step must be found slower: the whole interval of its
+    decode ratio below 1.
+    """
     told = _measured(kit, "1.5B", "1.5B", wrap="slower", grid="8x1x4" if kit.dry else "128x1x64")
     [decode] = [one for (name, _), one in told["by"].items() if name == "decode_speedup"]
-    figures = {"decode": [decode.low, decode.value, decode.high], "found": decode.high < 1, "remark": decode.remark}
+    figures = {
+        "decode": [decode.low, decode.value, decode.high],
+        "found": decode.high < 1,
+        "remark": decode.remark,
+    }
     if not figures["found"] and not kit.dry:
         raise RuntimeError(f"a tenth of waiting was not found: {figures}")
     return figures
@@ -133,7 +187,9 @@ def planted_buffer(kit: Kit) -> Figures:
     weights = {}
     for wrap in ("large", "heavier"):
         told = _measured(kit, "1.5B", None, wrap=wrap, grid="8x1x2")
-        weights[wrap] = next(one.value for (name, _), one in told["by"].items() if name == "weight_bytes_resident")
+        weights[wrap] = next(
+            one.value for (name, _), one in told["by"].items() if name == "weight_bytes_resident"
+        )
     more = weights["heavier"] - weights["large"]
     if abs(more - BUFFER) > 2**16:
         raise RuntimeError(f"{BUFFER} bytes were planted and {more} were counted")
@@ -141,7 +197,9 @@ def planted_buffer(kit: Kit) -> Figures:
 
 
 def captured(kit: Kit) -> Figures:
-    """One decoding step over a static cache, launched kernel by kernel and as a captured graph: what launches cost at batch 1."""
+    """One decoding step over a static cache, launched kernel by kernel and as a captured graph:
+    what launches cost at batch 1.
+    """
     told: Figures = {}
     seconds: dict[tuple[str, str], float] = {}
     for name in ("7B", "1.5B"):
@@ -155,11 +213,16 @@ def captured(kit: Kit) -> Figures:
 
         release()
     for how in ("eager",) if kit.dry else ("eager", "captured"):
-        told[how] = {**{f"{name}: ms a step": round(1e3 * seconds[how, name], 4) for name in ("7B", "1.5B")},
-                     "7B over 1.5B": round(seconds[how, "7B"] / seconds[how, "1.5B"], 3)}  # fmt: skip
+        told[how] = {
+            **{f"{name}: ms a step": round(1e3 * seconds[how, name], 4) for name in ("7B", "1.5B")},
+            "7B over 1.5B": round(seconds[how, "7B"] / seconds[how, "1.5B"], 3),
+        }
     if not kit.dry:
         told["bytes of weights, 7B over 1.5B"] = round(kit.bytes_of("7B") / kit.bytes_of("1.5B"), 3)
-        told["captured: GB/s"] = {name: round(kit.bytes_of(name) / seconds["captured", name] / 1e9) for name in ("7B", "1.5B")}
+        told["captured: GB/s"] = {
+            name: round(kit.bytes_of(name) / seconds["captured", name] / 1e9)
+            for name in ("7B", "1.5B")
+        }
         told["target of 3 met"] = told["captured"]["7B over 1.5B"] >= 3
         if any(seconds["captured", name] >= seconds["eager", name] for name in ("7B", "1.5B")):
             raise RuntimeError(f"a captured step is no faster than its launches one by one: {told}")
@@ -167,7 +230,9 @@ def captured(kit: Kit) -> Figures:
 
 
 def _step(kit: Kit, model: Any) -> Callable[[], None]:
-    """Return a function that decodes one token behind 128 that are held; each call adds one to the cache, which has room for 400."""
+    """Return a function that decodes one token behind 128 that are held; each call adds one to the
+    cache, which has room for 400.
+    """
     import torch
     from transformers import StaticCache
 
@@ -176,13 +241,23 @@ def _step(kit: Kit, model: Any) -> Callable[[], None]:
     ids = torch.full((1, held), 5, device=kit.device)
     with torch.inference_mode():
         model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, position_ids=torch.arange(held, device=kit.device)[None]
+            input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            position_ids=torch.arange(held, device=kit.device)[None],
         )
     token, place = ids[:, :1].clone(), torch.full((1, 1), held, device=kit.device)
 
     def step() -> None:
         with torch.inference_mode():
-            model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1, position_ids=place)
+            model(
+                input_ids=token,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                position_ids=place,
+            )
 
     return step
 

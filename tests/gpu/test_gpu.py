@@ -1,4 +1,6 @@
-"""GPUs without one: which is chosen and why not, what names it in keys and tables, and the verification kit on a stand-in card."""
+"""GPUs without one: which is chosen and why not, what names it in keys and tables, and the
+verification kit on a stand-in card.
+"""
 
 import json
 import os
@@ -69,17 +71,32 @@ def _unavailable(monkeypatch, message, cuda="13.0"):
 @pytest.mark.parametrize(
     ("message", "cuda", "said"),
     [
-        ("The NVIDIA driver on your system is too old (found version 11040). Please update", "13.0", "is too old (found version 11040)"),
-        ("CUDA unknown error - this may be due to an incorrectly set up environment", "13.0", "CUDA unknown error"),
+        (
+            "The NVIDIA driver on your system is too old (found version 11040). Please update",
+            "13.0",
+            "is too old (found version 11040)",
+        ),
+        (
+            "CUDA unknown error - this may be due to an incorrectly set up environment",
+            "13.0",
+            "CUDA unknown error",
+        ),
         ("No CUDA GPUs are available", "13.0", "No CUDA GPUs are available"),
         ("never asked", None, "is built for the CPU alone; install a build for your GPU"),
     ],
 )
-def test_auto_says_why_a_gpu_that_is_there_is_not_used_and_cuda_refuses_with_the_same(message, cuda, said, monkeypatch):
+def test_auto_says_why_a_gpu_that_is_there_is_not_used_and_cuda_refuses_with_the_same(
+    message, cuda, said, monkeypatch
+):
     _unavailable(monkeypatch, message, cuda)
     lines = []
     assert choose_device("auto", say=lines.append) == "cpu"
-    assert len(lines) == 1 and said in lines[0] and "/dev/nvidia0" in lines[0] and "--device cpu" in lines[0]
+    assert (
+        len(lines) == 1
+        and said in lines[0]
+        and "/dev/nvidia0" in lines[0]
+        and "--device cpu" in lines[0]
+    )
     with pytest.raises(HarnessError, match="--device cuda") as refused:
         choose_device("cuda")
     assert said in str(refused.value) and "\n" not in str(refused.value)
@@ -91,24 +108,39 @@ def test_a_gpu_that_a_user_hid_is_said_to_be_hidden(monkeypatch):
     _unavailable(monkeypatch, "never asked")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines = []
-    assert choose_device("auto", say=lines.append) == "cpu" and "CUDA_VISIBLE_DEVICES='' hides every GPU" in lines[0]
+    assert (
+        choose_device("auto", say=lines.append) == "cpu"
+        and "CUDA_VISIBLE_DEVICES='' hides every GPU" in lines[0]
+    )
 
 
 def test_auto_without_a_gpu_says_nothing_and_imports_no_torch():
-    code = "import sys; from harness.machine.gpu import choose_device; print(choose_device('auto', say=print), 'torch' in sys.modules)"
+    code = (
+        "import sys; from harness.machine.gpu import choose_device; print(choose_device('auto', "
+        "say=print), 'torch' in sys.modules)"
+    )
     if signs_of_gpu():
         pytest.skip("this machine has a GPU")
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "cpu False"
 
 
 @pytest.mark.parametrize(
     ("arch", "capability", "runs"),
     [
-        ("sm_80", "8.0", True), ("sm_80", "8.6", True), ("sm_86", "8.0", False), ("sm_80", "9.0", False), ("compute_80", "9.0", True),
-        ("sm_90a", "9.0", True), ("compute_120", "10.0", False), ("sm_120", "12.0", True), ("gfx90a", "9.0", False),
+        ("sm_80", "8.0", True),
+        ("sm_80", "8.6", True),
+        ("sm_86", "8.0", False),
+        ("sm_80", "9.0", False),
+        ("compute_80", "9.0", True),
+        ("sm_90a", "9.0", True),
+        ("compute_120", "10.0", False),
+        ("sm_120", "12.0", True),
+        ("gfx90a", "9.0", False),
     ],
-)  # fmt: skip
+)
 def test_code_runs_on_its_own_major_version_and_ptx_on_later_ones(arch, capability, runs):
     assert gpus._runs_on(arch, capability) is runs
 
@@ -117,10 +149,15 @@ def test_a_card_that_torch_has_no_kernels_for_is_not_chosen(card):
     card(Gpu(name="NVIDIA GeForce GTX 1080", driver="535.1", cuda="13.0", capability="6.1"))
     lines = []
     assert choose_device("auto", say=lines.append) == "cpu"
-    assert "has no kernels for NVIDIA GeForce GTX 1080 (capability 6.1; built for sm_75 sm_80 sm_90)" in lines[0]
+    assert (
+        "has no kernels for NVIDIA GeForce GTX 1080 (capability 6.1; built for sm_75 sm_80 sm_90)"
+        in lines[0]
+    )
 
 
-@pytest.mark.parametrize(("gpu", "dtype"), [(H100, "bfloat16"), (A100, "bfloat16"), (T4, "float32")])
+@pytest.mark.parametrize(
+    ("gpu", "dtype"), [(H100, "bfloat16"), (A100, "bfloat16"), (T4, "float32")]
+)
 def test_auto_takes_bf16_where_the_card_multiplies_it(gpu, dtype, card):
     card(gpu)
     lines = []
@@ -132,21 +169,38 @@ def _plan(tmp_path, **changes):
     from harness.api import plan_run
     from harness.planning.config import build
 
-    return plan_run(build({"methods": ("response", "int8"), "controls": False, "out": tmp_path, "cache": tmp_path / "c", **changes}))
+    return plan_run(
+        build(
+            {
+                "methods": ("response", "int8"),
+                "controls": False,
+                "out": tmp_path,
+                "cache": tmp_path / "c",
+                **changes,
+            }
+        )
+    )
 
 
 def test_cells_and_students_of_one_gpu_are_not_taken_for_anothers(card, tmp_path):
     keys = {}
-    for name, gpu in {"H100": H100, "A100": A100, "newer driver": H100.model_copy(update={"driver": "590.1"})}.items():
+    for name, gpu in {
+        "H100": H100,
+        "A100": A100,
+        "newer driver": H100.model_copy(update={"driver": "590.1"}),
+    }.items():
         card(gpu)
         keys[name] = [(cell.key, cell.student_key) for cell in _plan(tmp_path).cells]
     assert not {key for key, _ in keys["H100"]} & {key for key, _ in keys["A100"]}
-    assert not {key for _, key in keys["H100"] if key} & {key for _, key in keys["A100"] if key}  # a training's seconds are a card's
+    # a training's seconds are a card's
+    assert not {key for _, key in keys["H100"] if key} & {key for _, key in keys["A100"] if key}
     assert not {key for key, _ in keys["H100"]} & {key for key, _ in keys["newer driver"]}
-    assert [key for _, key in keys["H100"]] == [key for _, key in keys["newer driver"]]  # weights need no new training for a driver
+    # weights need no new training for a driver
+    assert [key for _, key in keys["H100"]] == [key for _, key in keys["newer driver"]]
     card(H100)
     assert (
-        keys["H100"] == [(cell.key, cell.student_key) for cell in _plan(tmp_path).cells] and device_label("cuda:0") == f"cuda {H100.name}"
+        keys["H100"] == [(cell.key, cell.student_key) for cell in _plan(tmp_path).cells]
+        and device_label("cuda:0") == f"cuda {H100.name}"
     )
 
 
@@ -155,9 +209,15 @@ def _records_of(gpu):
 
     records, _ = read_all(Path(__file__).parents[2] / "results" / "embedded")
     return [
-        record.model_copy(update={"device": "cuda", "environment": record.environment.model_copy(update={"gpu": gpu})})
-        for record in records if record.label in ("teacher", "identity")
-    ]  # fmt: skip
+        record.model_copy(
+            update={
+                "device": "cuda",
+                "environment": record.environment.model_copy(update={"gpu": gpu}),
+            }
+        )
+        for record in records
+        if record.label in ("teacher", "identity")
+    ]
 
 
 def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
@@ -167,7 +227,11 @@ def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
     both = [*_records_of(H100), *_records_of(A100)]
     assert len(group(both)) == 2 and len(group(_records_of(H100))) == 1
     text = markdown(both)
-    assert f"- Device cuda ({H100};" in text and f"- Device cuda ({A100};" in text and "driver 580.159.04, CUDA 13.0" in text
+    assert (
+        f"- Device cuda ({H100};" in text
+        and f"- Device cuda ({A100};" in text
+        and "driver 580.159.04, CUDA 13.0" in text
+    )
 
 
 def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, tmp_path):
@@ -175,7 +239,9 @@ def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, 
     from harness.records import record as records
 
     card(H100)
-    made = _records_of(records_environment.environment(device="cuda", dtype="bfloat16", threads=1).gpu)[0]
+    made = _records_of(
+        records_environment.environment(device="cuda", dtype="bfloat16", threads=1).gpu
+    )[0]
     records.write(tmp_path / "r.json", made)
     assert records.read(tmp_path / "r.json").environment.gpu == H100
     old = next((Path(__file__).parents[2] / "results" / "embedded" / "records").glob("*.json"))
@@ -187,14 +253,27 @@ def teacher_job(tmp_path):
     from harness.records.store import Store
     from harness.running.runner import _job
 
-    plan = _plan(tmp_path, methods=("identity",), limit=6, grid="none", suite=("mini",), noise=4, device="cpu")
+    plan = _plan(
+        tmp_path,
+        methods=("identity",),
+        limit=6,
+        grid="none",
+        suite=("mini",),
+        noise=4,
+        device="cpu",
+    )
     store = Store(tmp_path)
     store.cell(plan.cells[0].key).mkdir(parents=True)
     return _job(plan, plan.cells[0], store)
 
 
-@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("no such kernel"), MemoryError()])
-def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teacher_job, monkeypatch):
+@pytest.mark.parametrize(
+    "problem",
+    [torch.OutOfMemoryError("CUDA out of memory"), ValueError("no such kernel"), MemoryError()],
+)
+def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(
+    problem, teacher_job, monkeypatch
+):
     from harness.models import language_model
     from harness.reporting.notes import notes
     from harness.running import cell
@@ -210,7 +289,9 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teach
     record = cell._compute(teacher_job, lambda _: None, time.monotonic())
     assert record.status == "success" and [score.n for score in record.scores] == [6, 6]
     floors = [one for one in record.measurements if one.name.startswith("noise_flips")]
-    assert len(floors) == 2 and all(one.remark.startswith("not measured: ") and not one.values for one in floors)
+    assert len(floors) == 2 and all(
+        one.remark.startswith("not measured: ") and not one.values for one in floors
+    )
 
     from harness.analysis.comparison import group
 
@@ -219,7 +300,9 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(problem, teach
     assert len(lines) == 2 and all(": no noise floor: not measured: " in line for line in lines)
 
 
-def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that_are_none_do_not(teacher_job, monkeypatch):
+def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that_are_none_do_not(
+    teacher_job, monkeypatch
+):
     from harness.errors import CellFailed
     from harness.running import cell, evaluation
     from harness.scoring import fidelity
@@ -231,7 +314,11 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     monkeypatch.setattr(evaluation, "_fidelity", out_of_memory)
     job = teacher_job.model_copy(update={"noise": 0})
     record = cell._compute(job, lambda _: None, time.monotonic())
-    assert record.status == "success" and [score.n for score in record.scores] == [6, 6] and record.fidelity == ()
+    assert (
+        record.status == "success"
+        and [score.n for score in record.scores] == [6, 6]
+        and record.fidelity == ()
+    )
     remark = record.measured("skipped_fidelity").remark
     assert remark.startswith("its distance to the teacher was not measured: out of memory")
 
@@ -246,9 +333,13 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
 def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teacher_job):
     from harness.running import cell
 
-    record = cell._compute(teacher_job.model_copy(update={"dtype": "bfloat16"}), lambda _: None, time.monotonic())
+    record = cell._compute(
+        teacher_job.model_copy(update={"dtype": "bfloat16"}), lambda _: None, time.monotonic()
+    )
     floors = [one for one in record.measurements if one.name.startswith("noise_flips")]
-    assert [one.condition for one in floors] == ["bfloat16, 8 rows at once"] * 2 and [one.values for one in floors] == [(4.0,), (4.0,)]
+    assert [one.condition for one in floors] == ["bfloat16, 8 rows at once"] * 2 and [
+        one.values for one in floors
+    ] == [(4.0,), (4.0,)]
 
 
 def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monkeypatch):
@@ -260,9 +351,19 @@ def test_memory_is_given_back_before_scoring_and_before_timing(teacher_job, monk
     order = []
     plain_release, plain_open = memory.release_memory, language_model.open_model
     for module in (cell, evaluation):
-        monkeypatch.setattr(module, "release_memory", lambda device: (order.append("release"), plain_release(device)))
-    monkeypatch.setattr(language_model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1])
-    monkeypatch.setattr(cell, "student_of_cell", lambda loaded: (order.append("make"), Student(loaded.teachers[0], Cost(), ()))[1])
+        monkeypatch.setattr(
+            module,
+            "release_memory",
+            lambda device: (order.append("release"), plain_release(device)),
+        )
+    monkeypatch.setattr(
+        language_model, "open_model", lambda *a, **k: (order.append("open"), plain_open(*a, **k))[1]
+    )
+    monkeypatch.setattr(
+        cell,
+        "student_of_cell",
+        lambda loaded: (order.append("make"), Student(loaded.teachers[0], Cost(), ()))[1],
+    )
     timed = SimpleNamespace(measurements=(), raw={}, skipped=())
     monkeypatch.setattr(evaluation, "measure", lambda *a, **k: (order.append("time"), timed)[1])
     job = teacher_job.model_copy(update={"noise": 0, "measure": True, "grid": "8x1x2"})
@@ -283,7 +384,11 @@ def on_card():
     release_memory("cuda")
 
 
-PROMPTS = ("Question: 2 + 3?\nAnswer:", "Question: Tom has 5 apples and buys 7 more. How many are there?\nAnswer:", "A")
+PROMPTS = (
+    "Question: 2 + 3?\nAnswer:",
+    "Question: Tom has 5 apples and buys 7 more. How many are there?\nAnswer:",
+    "A",
+)
 
 
 @pytest.mark.gpu
@@ -295,9 +400,16 @@ def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card,
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
     ours, theirs = (generate(opened, prompts, max_new_tokens=24) for opened in (on_card, embedded))
     assert [one.ids for one in ours] == [one.ids for one in theirs]
-    assert [one.ids for one in ours] == [one.ids for one in generate(on_card, prompts, max_new_tokens=24, batch_size=1)]
-    rows = [Scored([*prompt, *answer.ids], len(answer.ids)) for prompt, answer in zip(prompts, ours, strict=True)]
-    for (value, _), (other, _) in zip(log_likelihoods(on_card, rows), log_likelihoods(embedded, rows), strict=True):
+    assert [one.ids for one in ours] == [
+        one.ids for one in generate(on_card, prompts, max_new_tokens=24, batch_size=1)
+    ]
+    rows = [
+        Scored([*prompt, *answer.ids], len(answer.ids))
+        for prompt, answer in zip(prompts, ours, strict=True)
+    ]
+    for (value, _), (other, _) in zip(
+        log_likelihoods(on_card, rows), log_likelihoods(embedded, rows), strict=True
+    ):
         assert value == pytest.approx(other, abs=2e-3)
 
 
@@ -307,7 +419,16 @@ def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
 
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
     drawn = [
-        [one.ids for one in generate(on_card, prompts, max_new_tokens=16, sampling=Sampling(temperature=1.0, seed=3), batch_size=size)]
+        [
+            one.ids
+            for one in generate(
+                on_card,
+                prompts,
+                max_new_tokens=16,
+                sampling=Sampling(temperature=1.0, seed=3),
+                batch_size=size,
+            )
+        ]
         for size in (3, 3, 1)
     ]
     assert drawn[0] == drawn[1] == drawn[2]
@@ -340,8 +461,18 @@ def test_on_a_gpu_the_environment_names_it():
 
 
 def _python(*arguments, **environment):
-    held = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HARNESS_STAND_IN_CARD")}
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env={**held, **environment}, check=False)
+    held = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "HARNESS_STAND_IN_CARD")
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**held, **environment},
+        check=False,
+    )
 
 
 STAND_IN = {"PYTHONPATH": str(KIT / "stand_in"), "HARNESS_STAND_IN_CARD": "1"}
@@ -357,20 +488,31 @@ STAND_IN = {"PYTHONPATH": str(KIT / "stand_in"), "HARNESS_STAND_IN_CARD": "1"}
         ("torch.nn.Linear(3, 2)(x)", "found at least two devices"),
         ("torch.nn.Linear(3, 2).to('cuda')(torch.ones(3))", "found at least two devices"),
         ("x.numpy()", "Use Tensor.cpu() to copy the tensor to host memory first"),
-        ("print(x.cpu().numpy().sum(), x.to('cpu').device, (x * torch.tensor(2.0)).device)", "3.0 cpu cuda:0"),
         (
-            "m = torch.nn.Linear(3, 1).to('cuda'); m(x).sum().backward(); print(m.weight.grad.device, m.weight.grad.tolist())",
+            "print(x.cpu().numpy().sum(), x.to('cpu').device, (x * torch.tensor(2.0)).device)",
+            "3.0 cpu cuda:0",
+        ),
+        (
+            "m = torch.nn.Linear(3, 1).to('cuda'); m(x).sum().backward(); "
+            "print(m.weight.grad.device, m.weight.grad.tolist())",
             "cuda:0 [[1.0, 1",
         ),
     ],
 )
 def test_the_stand_in_card_computes_and_keeps_its_tensors_apart_as_a_gpu_does(line, said):
     done = _python("-c", f"import torch\nx = torch.ones(3, device='cuda')\n{line}", **STAND_IN)
-    assert said in done.stdout + done.stderr.strip().splitlines()[-1] if done.stderr.strip() else said in done.stdout
+    assert (
+        said in done.stdout + done.stderr.strip().splitlines()[-1]
+        if done.stderr.strip()
+        else said in done.stdout
+    )
 
 
 # What lm-eval, datasets and optimum bring along and a bare machine does not have.
-LACKS = "evaluate,nltk,pytablewriter,rouge_score,sqlitedict,word2number,more_itertools,chardet,pytz,optimum,playwright,tox"
+LACKS = (
+    "evaluate,nltk,pytablewriter,rouge_score,sqlitedict,word2number,more_itertools,chardet,pytz,"
+    "optimum,playwright,tox"
+)
 
 
 @pytest.fixture(scope="module")
@@ -379,12 +521,17 @@ def bare(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bare")
     done = _python(KIT / "pack.py", "--installed", "--out", folder / "pack")
     assert done.returncode == 0, done.stderr
-    assert not (folder / "pack/lm_eval/tasks/arc").exists() and (folder / "pack/lm_eval/tasks/gsm8k").is_dir()
+    assert (
+        not (folder / "pack/lm_eval/tasks/arc").exists()
+        and (folder / "pack/lm_eval/tasks/gsm8k").is_dir()
+    )
     return folder
 
 
 @pytest.mark.parametrize("steps", [("0", "3"), ("1",), ("6",)])
-def test_every_step_of_the_kit_runs_on_the_stand_in_card_with_the_packed_folder_and_goes_on(steps, bare, tmp_path):
+def test_every_step_of_the_kit_runs_on_the_stand_in_card_with_the_packed_folder_and_goes_on(
+    steps, bare, tmp_path
+):
     command = [KIT / "run.py", *steps, "--dry", "--pack", bare / "pack", "--out", tmp_path / "out"]
     missing = {"HARNESS_LACKS": LACKS, "PYTHONPATH": str(KIT / "stand_in"), "OMP_NUM_THREADS": "1"}
     done = _python(*command, **missing)
@@ -392,14 +539,20 @@ def test_every_step_of_the_kit_runs_on_the_stand_in_card_with_the_packed_folder_
     for step in steps:
         told = json.loads((tmp_path / "out" / f"step-{step}.json").read_text())
         assert told["conditions"]["dry"] and told["conditions"]["gpu"].startswith("stand-in card")
-        assert told["parts"] and all(part["status"] == "done" and part["figures"] for part in told["parts"].values())
+        assert told["parts"] and all(
+            part["status"] == "done" and part["figures"] for part in told["parts"].values()
+        )
     if steps == ("1",):
         parts = told["parts"]
         assert parts["fp32 against the CPU"]["figures"]["other answers"] == 0
         assert parts["kill and resume"]["figures"]["steps before it was killed"]
-        assert all("stand-in card" in parts[name]["figures"]["gpu in the records"] for name in ("packed and cut", "trained"))
+        assert all(
+            "stand-in card" in parts[name]["figures"]["gpu in the records"]
+            for name in ("packed and cut", "trained")
+        )
         assert (tmp_path / "out" / "step-1-records.tar.gz").stat().st_size
-    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]  # a few flat files are all that comes back
+    # a few flat files are all that comes back
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
     if steps == ("0", "3"):  # a second call finds what the first has done
         again = _python(*command, **missing)
         assert again.returncode == 0 and again.stdout.count("finished before") == 6
@@ -410,12 +563,21 @@ def test_without_a_card_the_kit_says_so_in_a_line_and_a_broken_wheel_is_named(tm
     if signs_of_gpu():
         pytest.skip("this machine has a GPU")
     done = _python(KIT / "run.py", "0", "--out", tmp_path)
-    assert done.returncode == 2 and "no GPU can be used here: " in done.stderr and "--dry" in done.stderr
+    assert (
+        done.returncode == 2
+        and "no GPU can be used here: " in done.stderr
+        and "--dry" in done.stderr
+    )
     (tmp_path / "pack/dill").mkdir(parents=True)
-    (tmp_path / "pack/dill/__init__.py").write_text("raise ImportError('dill.so: cannot open shared object file')")
+    (tmp_path / "pack/dill/__init__.py").write_text(
+        "raise ImportError('dill.so: cannot open shared object file')"
+    )
     done = _python(KIT / "run.py", "0", "--dry", "--out", tmp_path, "--pack", tmp_path / "pack")
     assert (
-        done.returncode == 2 and "dill does not import: ImportError: dill.so: cannot open shared object file; pack it again" in done.stderr
+        done.returncode == 2
+        and "dill does not import: ImportError: dill.so: cannot open shared object file; pack it "
+        "again"
+        in done.stderr
     )
     done = _python(KIT / "run.py", "0", "--pack", tmp_path / "none")
     assert done.returncode == 2 and "make it with: python tests/gpu/pack.py" in done.stderr
@@ -424,16 +586,25 @@ def test_without_a_card_the_kit_says_so_in_a_line_and_a_broken_wheel_is_named(tm
 
 
 @pytest.mark.slow
-def test_a_part_without_room_is_skipped_with_both_numbers_and_a_failed_one_does_not_stop_the_next(tmp_path):
+def test_a_part_without_room_is_skipped_with_both_numbers_and_a_failed_one_does_not_stop_the_next(
+    tmp_path,
+):
     code = (
-        f"import sys; sys.path.insert(0, {str(KIT)!r})\nimport torch\nfrom pathlib import Path\nfrom kit import Kit\n"
+        f"import sys; sys.path.insert(0, {str(KIT)!r})\nimport torch\nfrom pathlib import "
+        "Path\nfrom kit import Kit\n"
         f"kit = Kit(out=Path({str(tmp_path)!r}), dry=False, conditions={{}})\nkit.open_step(9)\n"
-        "kit.part('large', lambda: {'x': 1}, needs=80 * 2**30)\nkit.part('broken', lambda: 1 / 0)\nkit.part('next', lambda: {'x': 2})\n"
+        "kit.part('large', lambda: {'x': 1}, needs=80 * 2**30)\nkit.part('broken', lambda: 1 / "
+        "0)\nkit.part('next', lambda: {'x': 2})\n"
     )
     done = _python("-c", code, **STAND_IN)
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "step-9.json").read_text())["parts"]
-    assert parts["large"]["status"] == "skipped" and parts["large"]["reason"] == "about 80.0 GiB would be needed and 8.0 GiB are free"
     assert (
-        parts["broken"]["status"] == "failed" and "ZeroDivisionError" in parts["broken"]["reason"] and parts["next"]["figures"] == {"x": 2}
+        parts["large"]["status"] == "skipped"
+        and parts["large"]["reason"] == "about 80.0 GiB would be needed and 8.0 GiB are free"
+    )
+    assert (
+        parts["broken"]["status"] == "failed"
+        and "ZeroDivisionError" in parts["broken"]["reason"]
+        and parts["next"]["figures"] == {"x": 2}
     )

@@ -17,11 +17,14 @@ from methods.training.taps import Inside
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
 
-FEW = {"validation_rows": 16}  # held out: the default of 200 takes far longer to score than these trainings to train
+# held out: the default of 200 takes far longer to score than these trainings to train
+FEW = {"validation_rows": 16}
 
 
 class Quick(Registry):
-    """The registry of methods; what trains scores few held-out rows, unless it is told otherwise."""
+    """The registry of methods; what trains scores few held-out rows, unless it is told
+    otherwise.
+    """
 
     def build(self, name, settings):
         """Build a method with its settings."""
@@ -30,8 +33,15 @@ class Quick(Registry):
 
 REGISTRY = Quick("method", METHODS)
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
-SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
-                        validation_rows=4)  # fmt: skip
+SETTINGS = LoopSettings(
+    learning_rate=1e-2,
+    batch_size=4,
+    micro_batch_size=2,
+    warmup_ratio=0.1,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    validation_rows=4,
+)
 
 
 def rows_of(count, seed=0, shortest=5, longest=19):
@@ -47,9 +57,16 @@ def rows_of(count, seed=0, shortest=5, longest=19):
 def job(teachers, folder, *, tokens=3_000, rows=40, **more):
     folder.mkdir(parents=True, exist_ok=True)
     given = {
-        "teachers": tuple(teachers), "student": "depth:0.5", "student_base": teachers[0], "tasks": TASKS, "source": DataSource(),
-        "budget": Budget(seen_tokens=tokens, rows=rows), "seed": 1, "workdir": folder, "cache": folder.parent / "cache",
-    }  # fmt: skip
+        "teachers": tuple(teachers),
+        "student": "depth:0.5",
+        "student_base": teachers[0],
+        "tasks": TASKS,
+        "source": DataSource(),
+        "budget": Budget(seen_tokens=tokens, rows=rows),
+        "seed": 1,
+        "workdir": folder,
+        "cache": folder.parent / "cache",
+    }
     return Job(**{**given, **more})
 
 
@@ -66,12 +83,20 @@ def seen_inside(student, teacher, inwards, rows=None):
 def stepped(student, objective, rows, micro, inside=None):
     student.model.zero_grad()
     stepper = Stepper(student.model, Head(student.model), objective, micro, 1, inside=inside)
-    stepper.backward(rows, weights=dict.fromkeys((term.name for term in objective.terms), 1.0), backward=lambda loss: loss.backward())
+    stepper.backward(
+        rows,
+        weights=dict.fromkeys((term.name for term in objective.terms), 1.0),
+        backward=lambda loss: loss.backward(),
+    )
     stepper.head.close()
-    return torch.cat([one.grad.flatten() for one in student.model.parameters() if one.grad is not None])
+    return torch.cat(
+        [one.grad.flatten() for one in student.model.parameters() if one.grad is not None]
+    )
 
 
-def train(student, teacher, folder, *, inwards=None, stop=None, settings=SETTINGS, terms=None, **aim):
+def train(
+    student, teacher, folder, *, inwards=None, stop=None, settings=SETTINGS, terms=None, **aim
+):
     folder.mkdir(exist_ok=True)
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
     feature = Term("feature", "auto", lambda at: at.inside.features(at))
@@ -82,9 +107,13 @@ def train(student, teacher, folder, *, inwards=None, stop=None, settings=SETTING
         **aim,
     )
     spent = fit(
-        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=objective, settings=settings,
+        student,
+        rows=rows_of(24),
+        validation=rows_of(6, seed=9),
+        objective=objective,
+        settings=settings,
         training=Training(seen_tokens=900, seed=4, workdir=folder, stop_after_steps=stop),
-    )  # fmt: skip
+    )
     return {name: tensor.clone() for name, tensor in student.model.state_dict().items()}, spent
 
 
@@ -92,5 +121,7 @@ def gradient_of(model, rows, micro_batch_size, **aim):
     model.zero_grad()
     objective = Objective(terms=[hard_labels()], **aim)
     stepper = Stepper(model, Head(model), objective, micro_batch_size, 1)
-    values = stepper.backward(rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3).means
+    values = stepper.backward(
+        rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3
+    ).means
     return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])

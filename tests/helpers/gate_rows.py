@@ -7,8 +7,17 @@ from harness.records.baseline import Baseline, Change, freeze
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore
 
-ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
-                          versions={"torch": "2"}, commit="c" * 40, dirty=False)  # fmt: skip
+ENVIRONMENT = Environment(
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    machine="made up",
+    platform="Linux x86_64",
+    python="3.11.0",
+    versions={"torch": "2"},
+    commit="c" * 40,
+    dirty=False,
+)
 TEACHER = ModelReference(name="tiny", digest="t", weight_bytes=4_000)
 
 
@@ -18,24 +27,65 @@ def marks(right, n=1000):
 
 def score(run, *, task="gsm8k-mini", **changes):
     fields = {
-        "task": task, "version": "1", "kind": "generate", "primary": "strict-match", "chance": 0.0, "n": len(run),
-        "value": run.count("1") / max(1, len(run)), "stderr": 0.01,
-        "outcomes": {"strict-match": run}, "items_digest": "items",
-        "answers_digest": run, "invalid_share": 0.0, "truncated_share": 0.0, "tokens_per_answer": 40.0, "seconds": 1.0,
-    }  # fmt: skip
+        "task": task,
+        "version": "1",
+        "kind": "generate",
+        "primary": "strict-match",
+        "chance": 0.0,
+        "n": len(run),
+        "value": run.count("1") / max(1, len(run)),
+        "stderr": 0.01,
+        "outcomes": {"strict-match": run},
+        "items_digest": "items",
+        "answers_digest": run,
+        "invalid_share": 0.0,
+        "truncated_share": 0.0,
+        "tokens_per_answer": 40.0,
+        "seconds": 1.0,
+    }
     return TaskScore(**{**fields, **changes})
 
 
 def row(label, outcomes, *, seed=None, scores=None, **changes):
     fields = {
-        "key": f"{label}-{seed}", "status": "success", "label": label, "method": label, "family": "quantization", "is_control": False,
-        "trains": seed is not None, "suites": ("math",), "tasks": ("gsm8k-mini@1",), "device": "cpu", "dtype": "float32",
-        "teachers": (TEACHER,), "student_recipe": "depth:0.5", "student_base": TEACHER, "seed": seed, "budget_tokens": 1000,
-        "student": ModelReference(name=label, digest=f"d{label}{seed or ''}", weight_bytes=4_000 if label == "teacher" else 1_000),
-        "budget_rows": 10, "path": "transformers/shared/1", "scores": scores if scores is not None else (score(outcomes),),
-        "environment": ENVIRONMENT, "created": "2026-11-24T08:00:00Z", "cost": Cost(),
-        "measurements": (Measurement(name="decode_speedup", value=1.9, low=1.8, high=2.0, unit="ratio", higher_is_better=True),),
-    }  # fmt: skip
+        "key": f"{label}-{seed}",
+        "status": "success",
+        "label": label,
+        "method": label,
+        "family": "quantization",
+        "is_control": False,
+        "trains": seed is not None,
+        "suites": ("math",),
+        "tasks": ("gsm8k-mini@1",),
+        "device": "cpu",
+        "dtype": "float32",
+        "teachers": (TEACHER,),
+        "student_recipe": "depth:0.5",
+        "student_base": TEACHER,
+        "seed": seed,
+        "budget_tokens": 1000,
+        "student": ModelReference(
+            name=label,
+            digest=f"d{label}{seed or ''}",
+            weight_bytes=4_000 if label == "teacher" else 1_000,
+        ),
+        "budget_rows": 10,
+        "path": "transformers/shared/1",
+        "scores": scores if scores is not None else (score(outcomes),),
+        "environment": ENVIRONMENT,
+        "created": "2026-11-24T08:00:00Z",
+        "cost": Cost(),
+        "measurements": (
+            Measurement(
+                name="decode_speedup",
+                value=1.9,
+                low=1.8,
+                high=2.0,
+                unit="ratio",
+                higher_is_better=True,
+            ),
+        ),
+    }
     return RunRecord(**{**fields, **changes})
 
 
@@ -44,13 +94,17 @@ def turned(outcomes, *, lose=0, win=0):
     found = list(outcomes)
     for at in [at for at, mark in enumerate(outcomes) if mark == "1"][:lose]:
         found[at] = "0"
-    for at in [at for at, mark in enumerate(outcomes) if mark == "0"][len(outcomes) - outcomes.count("1") - win :]:
+    for at in [at for at, mark in enumerate(outcomes) if mark == "0"][
+        len(outcomes) - outcomes.count("1") - win :
+    ]:
         found[at] = "1"
     return "".join(found)
 
 
 def frozen(*records, margin=None):
-    change = Change(reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records))
+    change = Change(
+        reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
+    )
     return Baseline(history=(change,), rows=tuple(freeze(one) for one in records), margin=margin)
 
 
@@ -60,8 +114,17 @@ SAME = row("int8", turned(marks(800), lose=20, win=20))
 
 def text(factor, *, documents=50):
     totals = tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(documents))
-    return score("", task="wikitext", kind="perplexity", primary="", outcomes={}, n=documents, value=20.0 * factor, totals=totals,
-                 answers_digest=str(factor))  # fmt: skip
+    return score(
+        "",
+        task="wikitext",
+        kind="perplexity",
+        primary="",
+        outcomes={},
+        n=documents,
+        value=20.0 * factor,
+        totals=totals,
+        answers_digest=str(factor),
+    )
 
 
 def harness(*line):

@@ -23,26 +23,70 @@ def outcomes_of(share, n=400, seed=0):
     return "".join("1" if draw.random() < share else "0" for _ in range(n))
 
 
-def make(label, share=0.6, *, seed=None, status="success", control=False, controls=(), task="gsm8k-mini", chance=0.0, **changes):
+def make(
+    label,
+    share=0.6,
+    *,
+    seed=None,
+    status="success",
+    control=False,
+    controls=(),
+    task="gsm8k-mini",
+    chance=0.0,
+    **changes,
+):
     marks = outcomes_of(share, seed=hash_of(label, seed))
     score = TaskScore(
-        task=task, version="1", kind="choose" if chance else "generate", primary="strict-match", chance=chance, n=len(marks),
-        value=marks.count("1") / len(marks), stderr=0.02, outcomes={"strict-match": marks}, items_digest="same", answers_digest=label,
-        invalid_share=0.01, truncated_share=None if chance else 0.0, tokens_per_answer=None if chance else 31.5, seconds=4.0,
-    )  # fmt: skip
+        task=task,
+        version="1",
+        kind="choose" if chance else "generate",
+        primary="strict-match",
+        chance=chance,
+        n=len(marks),
+        value=marks.count("1") / len(marks),
+        stderr=0.02,
+        outcomes={"strict-match": marks},
+        items_digest="same",
+        answers_digest=label,
+        invalid_share=0.01,
+        truncated_share=None if chance else 0.0,
+        tokens_per_answer=None if chance else 31.5,
+        seconds=4.0,
+    )
     fields = {
-        "key": f"{label}-{seed}", "status": status, "label": label, "method": label.partition("[")[0],
-        "family": "x", "is_control": control, "controls": controls, "trains": seed is not None, "suites": ("math",),
-        "tasks": (f"{task}@1",), "device": "cpu", "dtype": "float32", "student_base": ModelReference(name="tiny", digest="d"),
-        "teachers": (ModelReference(name="tiny", digest="d"),), "student_recipe": "depth:0.5", "seed": seed, "budget_tokens": 1000,
-        "budget_rows": 10, "path": "transformers/plain/1", "scores": (score,) if status == "success" else (),
+        "key": f"{label}-{seed}",
+        "status": status,
+        "label": label,
+        "method": label.partition("[")[0],
+        "family": "x",
+        "is_control": control,
+        "controls": controls,
+        "trains": seed is not None,
+        "suites": ("math",),
+        "tasks": (f"{task}@1",),
+        "device": "cpu",
+        "dtype": "float32",
+        "student_base": ModelReference(name="tiny", digest="d"),
+        "teachers": (ModelReference(name="tiny", digest="d"),),
+        "student_recipe": "depth:0.5",
+        "seed": seed,
+        "budget_tokens": 1000,
+        "budget_rows": 10,
+        "path": "transformers/plain/1",
+        "scores": (score,) if status == "success" else (),
         "measurements": (
             Measurement(name="decode_speedup", value=1.9, unit="ratio", higher_is_better=True),
-            Measurement(name="weight_bytes_disk", value=2**20 * (4 if label == "teacher" else 2), unit="bytes", higher_is_better=False),
+            Measurement(
+                name="weight_bytes_disk",
+                value=2**20 * (4 if label == "teacher" else 2),
+                unit="bytes",
+                higher_is_better=False,
+            ),
         ),
-        "cost": Cost(seen_tokens=990, seconds=1.5, flops=1e9) if seed is not None else Cost(), "environment": ENVIRONMENT,
+        "cost": Cost(seen_tokens=990, seconds=1.5, flops=1e9) if seed is not None else Cost(),
+        "environment": ENVIRONMENT,
         "created": "2026-11-24T08:00:00Z",
-    }  # fmt: skip
+    }
     return RunRecord(**{**fields, **changes})
 
 
@@ -61,13 +105,25 @@ RECORDS = [
 
 def rows_of(text, title):
     """Return the rows of the table under a title, as {row: {column: cell}}."""
-    lines = [line for line in text.split(f"**{title}")[1].split("**", 1)[1].split("**")[0].splitlines() if line.startswith("|")]
+    lines = [
+        line
+        for line in text.split(f"**{title}")[1].split("**", 1)[1].split("**")[0].splitlines()
+        if line.startswith("|")
+    ]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
 
 
 def timed(value, low, high, **changes):
-    return Measurement(name="decode_speedup", value=value, unit="ratio", higher_is_better=True, low=low, high=high, **changes)
+    return Measurement(
+        name="decode_speedup",
+        value=value,
+        unit="ratio",
+        higher_is_better=True,
+        low=low,
+        high=high,
+        **changes,
+    )
 
 
 def megabytes_of(record):
@@ -77,8 +133,17 @@ def megabytes_of(record):
 def weighed(label, family, share, *, decode, megabytes, seconds, **more):
     made = make(label, share, family=family, **more)
     measured = (
-        Measurement(name="decode_speedup", value=decode, unit="ratio", higher_is_better=True, low=decode - 0.1, high=decode + 0.1),
-        Measurement(name="weight_bytes_disk", value=2**20 * megabytes, unit="bytes", higher_is_better=False),
+        Measurement(
+            name="decode_speedup",
+            value=decode,
+            unit="ratio",
+            higher_is_better=True,
+            low=decode - 0.1,
+            high=decode + 0.1,
+        ),
+        Measurement(
+            name="weight_bytes_disk", value=2**20 * megabytes, unit="bytes", higher_is_better=False
+        ),
     )
     return made.model_copy(update={"measurements": measured, "cost": Cost(seconds=seconds)})
 
@@ -88,7 +153,12 @@ def good(label, like, lost, **more):
     marks = list(like.scores[0].outcomes["strict-match"])
     for at in [at for at, mark in enumerate(marks) if mark == "1"][:lost]:
         marks[at] = "0"
-    score = like.scores[0].model_copy(update={"outcomes": {"strict-match": "".join(marks)}, "value": marks.count("1") / len(marks)})
+    score = like.scores[0].model_copy(
+        update={
+            "outcomes": {"strict-match": "".join(marks)},
+            "value": marks.count("1") / len(marks),
+        }
+    )
     return weighed(label, share=0.9, **more).model_copy(update={"scores": (score,)})
 
 
@@ -117,9 +187,15 @@ def together(label, metric, runs, **changes):
 
     run = corpus.Corpus(metric, tuple(f"{gold} {chosen}" for gold, chosen in runs))
     given = {
-        "values": {}, "form": metric, "statistics": run.statistics, "metric": metric, "value": corpus.weighted(run),
-        "signed": metric in corpus.SIGNED, "unit": "share" if metric in corpus.SHARES else "number", "answers_digest": label,
-    }  # fmt: skip
+        "values": {},
+        "form": metric,
+        "statistics": run.statistics,
+        "metric": metric,
+        "value": corpus.weighted(run),
+        "signed": metric in corpus.SIGNED,
+        "unit": "share" if metric in corpus.SHARES else "number",
+        "answers_digest": label,
+    }
     return numbered(label, [0.0] * len(runs), **{**given, **changes})
 
 

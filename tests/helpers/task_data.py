@@ -16,8 +16,10 @@ SUBJECTS = ("anatomy", "marketing")
 def gsm8k_rows(split, count):
     return [
         {
-            "question": f"A {split} crate holds {n} figs and {n + 1} dates. How many fruits are that?",
-            "answer": f"Fruits are {n}+{n + 1}=<<{n}+{n + 1}={2 * n + 1}>>{2 * n + 1} in all.\nSo it’s {2 * n + 1}.\n#### {2 * n + 1}",
+            "question": f"A {split} crate holds {n} figs and {n + 1} dates. How many fruits are "
+            "that?",
+            "answer": f"Fruits are {n}+{n + 1}=<<{n}+{n + 1}={2 * n + 1}>>{2 * n + 1} in all.\nSo "
+            f"it’s {2 * n + 1}.\n#### {2 * n + 1}",
         }
         for n in range(1, count + 1)
     ]
@@ -26,16 +28,20 @@ def gsm8k_rows(split, count):
 def mmlu_rows(split, count):
     return [
         {
-            "id": f"{subject}/{split}/{n}", "subject": subject, "question": f" Which {split} word of {subject} has number {n}?\n",
-            "choices": [f"word {n} {letter}" for letter in "stuv"], "answer": "ABCD"[n % 4],
+            "id": f"{subject}/{split}/{n}",
+            "subject": subject,
+            "question": f" Which {split} word of {subject} has number {n}?\n",
+            "choices": [f"word {n} {letter}" for letter in "stuv"],
+            "answer": "ABCD"[n % 4],
         }
         for subject in SUBJECTS
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 PAGES = [
-    ' = Old Mill = \n The mill , built in 1 @,@ 250 , stood on a hill . \n = = Owners = = \n It was owned by " the abbey " . \n',
+    " = Old Mill = \n The mill , built in 1 @,@ 250 , stood on a hill . \n"
+    ' = = Owners = = \n It was owned by " the abbey " . \n',
     " = River Song = \n A song in 3 @.@ 5 parts . \n = = = Verse = = = \n x = 3 is sung twice . \n",
 ]
 
@@ -43,7 +49,9 @@ PAGES = [
 def write_rows(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(
+        gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode()
+    )
 
 
 class Oracle:
@@ -54,7 +62,10 @@ class Oracle:
 
         class Knowing(LM):
             def loglikelihood(self, requests):
-                return [(0.0 if one.args[1] in answers[one.doc["question"]] else -9.0, True) for one in requests]
+                return [
+                    (0.0 if one.args[1] in answers[one.doc["question"]] else -9.0, True)
+                    for one in requests
+                ]
 
             def loglikelihood_rolling(self, requests):
                 return [-float(len(one.doc["page"].split())) for one in requests]

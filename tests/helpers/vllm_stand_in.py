@@ -1,4 +1,6 @@
-"""A stand-in for the module `vllm`: an engine that computes with transformers and answers in vLLM's own types of fields."""
+"""A stand-in for the module `vllm`: an engine that computes with transformers and answers in vLLM's
+own types of fields.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -13,24 +15,33 @@ def install(monkeypatch, opened):
             super().__init__(opened, settings)
             calls.append(settings)
 
-    fake = SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace, __version__="0.0", __spec__=SimpleNamespace())
+    fake = SimpleNamespace(
+        LLM=Engine, SamplingParams=SimpleNamespace, __version__="0.0", __spec__=SimpleNamespace()
+    )
     monkeypatch.setitem(sys.modules, "vllm", fake)
     return calls
 
 
 class _Engine:
-    """Holds vLLM's own rules on lengths, on how many log-probabilities are given, and on streams of draws."""
+    """Holds vLLM's own rules on lengths, on how many log-probabilities are given, and on streams of
+    draws.
+    """
 
     def __init__(self, opened, settings):
         self.opened, self.settings = opened, settings
         if settings["max_model_len"] > opened.context:
-            raise ValueError("User-specified max_model_len is greater than the derived max_model_len")
+            raise ValueError(
+                "User-specified max_model_len is greater than the derived max_model_len"
+            )
 
     def generate(self, prompts, sampling_params, use_tqdm):
         assert len(prompts) == len(sampling_params) and not use_tqdm
         for prompt in prompts:
             assert len(prompt["prompt_token_ids"]) + 1 <= self.settings["max_model_len"]
-        return [self._output(prompt["prompt_token_ids"], vars(params)) for prompt, params in zip(prompts, sampling_params, strict=True)]
+        return [
+            self._output(prompt["prompt_token_ids"], vars(params))
+            for prompt, params in zip(prompts, sampling_params, strict=True)
+        ]
 
     def _output(self, ids, params):
         if params.get("prompt_logprobs") is not None:
@@ -38,29 +49,51 @@ class _Engine:
         return self._written(ids, **params)
 
     def _read(self, ids, temperature, max_tokens, prompt_logprobs):
-        """Return, for each token but the first, the likeliest and itself: token -> log-probability and rank."""
+        """Return, for each token but the first, the likeliest and itself: token -> log-probability
+        and rank.
+        """
         import torch
 
         assert max_tokens == 1 and temperature == 0
         if prompt_logprobs > self.settings.get("max_logprobs", 20):
-            raise ValueError(f"Requested prompt logprobs of {prompt_logprobs}, which is greater than max allowed")
+            raise ValueError(
+                f"Requested prompt logprobs of {prompt_logprobs}, which is greater than max allowed"
+            )
         with torch.inference_mode():
             logs = torch.log_softmax(self.opened.model(torch.tensor([ids])).logits[0].float(), -1)
         positions = [None]
         for before, token in zip(logs, ids[1:], strict=False):
             likeliest = before.topk(prompt_logprobs).indices.tolist()
             rank = {named: 1 + int((before > before[named]).sum()) for named in {*likeliest, token}}
-            positions.append({named: SimpleNamespace(logprob=float(before[named]), rank=at) for named, at in rank.items()})
+            positions.append(
+                {
+                    named: SimpleNamespace(logprob=float(before[named]), rank=at)
+                    for named, at in rank.items()
+                }
+            )
         return SimpleNamespace(prompt_logprobs=positions)
 
-    def _written(self, ids, temperature, max_tokens, seed=None, stop=(), stop_token_ids=(), skip_special_tokens=True):
+    def _written(
+        self,
+        ids,
+        temperature,
+        max_tokens,
+        seed=None,
+        stop=(),
+        stop_token_ids=(),
+        skip_special_tokens=True,
+    ):
         from harness.scoring.backend import Sampling
         from harness.scoring.generation import generate
 
         assert (seed is None) == (temperature == 0)
         drawn = Sampling(temperature=temperature, seed=seed) if temperature else None
-        [answer] = generate(self.opened, [ids], max_new_tokens=max_tokens, stop=tuple(stop), sampling=drawn)
+        [answer] = generate(
+            self.opened, [ids], max_new_tokens=max_tokens, stop=tuple(stop), sampling=drawn
+        )
         finish = "length" if answer.stop == "length" else "stop"
         reason = stop[0] if answer.stop == "stop" else None
-        out = SimpleNamespace(text=answer.text, token_ids=list(answer.ids), finish_reason=finish, stop_reason=reason)
+        out = SimpleNamespace(
+            text=answer.text, token_ids=list(answer.ids), finish_reason=finish, stop_reason=reason
+        )
         return SimpleNamespace(outputs=[out])

@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from harness.machine.load import PASSIVE, Load, look, physical_cores, settings_of, threads_for, waiting_of, without_ours
+from harness.machine.load import (
+    PASSIVE,
+    Load,
+    look,
+    physical_cores,
+    settings_of,
+    threads_for,
+    waiting_of,
+    without_ours,
+)
 
 
 def readings(*busy):
@@ -15,11 +24,14 @@ def readings(*busy):
 @pytest.mark.parametrize(
     ("readings_", "busy"),
     [
-        ([(10.0, 0.0), (10.0, 0.0)], False), ([(10.0, 0.0), (10.001, 0.0)], False), ([(10.0, 0.0), (10.2, 0.0)], True),
-        ([(10.0, 0.0), (10.0, 0.1)], True), ([(None, None), (None, None)], False),
+        ([(10.0, 0.0), (10.0, 0.0)], False),
+        ([(10.0, 0.0), (10.001, 0.0)], False),
+        ([(10.0, 0.0), (10.2, 0.0)], True),
+        ([(10.0, 0.0), (10.0, 0.1)], True),
+        ([(None, None), (None, None)], False),
     ],
     ids=["idle", "a clock tick", "others", "a hypervisor's others", "a system that does not tell"],
-)  # fmt: skip
+)
 def test_a_machine_is_busy_where_others_use_it(readings_, busy):
     load = look(0.1, read=readings(*readings_))
     assert load.busy is busy and load.waiting == ("passive" if busy else "active")
@@ -28,7 +40,9 @@ def test_a_machine_is_busy_where_others_use_it(readings_, busy):
 
 def test_threads_follow_the_models_size_and_never_the_load(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads_for(size, cores=8) for size in (0, 100_000, 999_999, 1_700_000, 5_000_000, 10**12)] == [1, 1, 1, 3, 8, 8]
+    assert [
+        threads_for(size, cores=8) for size in (0, 100_000, 999_999, 1_700_000, 5_000_000, 10**12)
+    ] == [1, 1, 1, 3, 8, 8]
     assert threads_for(10**9, cores=1) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert threads_for(10, cores=2) == 5, "what the user has said decides"
@@ -70,17 +84,33 @@ def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("harness.machine.load.physical_cores", lambda: 4)
-    asked = {"methods": ("int8",), "suite": ("mini",), "out": tmp_path / "runs", "cache": tmp_path / "cache"}
+    asked = {
+        "methods": ("int8",),
+        "suite": ("mini",),
+        "out": tmp_path / "runs",
+        "cache": tmp_path / "cache",
+    }
     plan = plan_run(build(asked))
     assert plan.threads == 3, "1.7 million parameters"
     job = runner._job(plan, plan.cells[0], Store(tmp_path / "runs"), Load(2, 1.234))
     assert (job.threads, job.cores_in_use) == (3, 1.23)
     assert runner._environment(plan, Load(2, 2.0))["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert "OMP_WAIT_POLICY" not in {k: v for k, v in runner._environment(plan, Load(2, 0.0)).items() if k not in os.environ}
+    assert "OMP_WAIT_POLICY" not in {
+        k: v for k, v in runner._environment(plan, Load(2, 0.0)).items() if k not in os.environ
+    }
     monkeypatch.setattr("harness.machine.load.physical_cores", lambda: 2)
     assert plan_run(build(asked)).cells[0].key != plan.cells[0].key, "threads are part of the key"
     monkeypatch.setattr("harness.machine.load.look", lambda: pytest.fail("a plan asks for no load"))
-    made = environment(device="cpu", dtype="float32", threads=3, waiting="passive", cores_in_use=1.2)
+    made = environment(
+        device="cpu", dtype="float32", threads=3, waiting="passive", cores_in_use=1.2
+    )
     assert (made.waiting, made.cores_in_use) == ("passive", 1.2)
-    old = {key: value for key, value in made.model_dump().items() if key not in ("waiting", "cores_in_use")}
-    assert Environment.model_validate(old).waiting == "" and Environment.model_validate(old).cores_in_use is None
+    old = {
+        key: value
+        for key, value in made.model_dump().items()
+        if key not in ("waiting", "cores_in_use")
+    }
+    assert (
+        Environment.model_validate(old).waiting == ""
+        and Environment.model_validate(old).cores_in_use is None
+    )

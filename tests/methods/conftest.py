@@ -41,10 +41,19 @@ def other_tokenizer(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
-    texts = [one.completion for one in islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 50)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    texts = [
+        one.completion for one in islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 50)
+    ]
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<end>",
+        pad_token="<end>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +66,16 @@ def foreign(tmp_path_factory, other_tokenizer):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("foreign") / "other"
     config = LlamaConfig(
-        vocab_size=len(other_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, eos_token_id=0, pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(other_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=0, pad_token_id=0)
     model.save_pretrained(folder)

@@ -1,4 +1,6 @@
-"""Factors: the law of what is lost, the full rank, ranks and their allocation, and what is refused."""
+"""Factors: the law of what is lost, the full rank, ranks and their allocation, and what is
+refused.
+"""
 
 import json
 
@@ -35,7 +37,9 @@ def test_what_is_lost_on_the_inputs_is_the_dropped_energy_and_plain_svd_never_lo
     plain_up, plain_down = factorised(w, rank)
     assert lost <= float((x @ (w - plain_up @ plain_down).T).square().sum()) * (1 + 1e-6)
     plain = decomposed(w, None, jitter=1e-4)[1]
-    assert float((w - plain_up @ plain_down).square().sum()) == pytest.approx(float(plain[rank:].square().sum()), rel=1e-6)
+    assert float((w - plain_up @ plain_down).square().sum()) == pytest.approx(
+        float(plain[rank:].square().sum()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("whitened", [True, False])
@@ -49,7 +53,8 @@ def test_inputs_that_span_too_little_still_factorise():
     w = torch.randn(6, 8)
     x = torch.randn(3, 8)  # fewer tokens than inputs: no Cholesky factor without jitter
     up, down = factorised(w, 3, x.T @ x)
-    assert torch.isfinite(up).all() and torch.allclose(x @ (up @ down).T, x @ w.T, atol=1e-2)  # three tokens need three directions
+    # three tokens need three directions
+    assert torch.isfinite(up).all() and torch.allclose(x @ (up @ down).T, x @ w.T, atol=1e-2)
 
 
 def test_ranks_by_hand():
@@ -68,7 +73,8 @@ def test_energy_gives_ranks_where_it_is_and_keeps_the_total():
 @pytest.mark.slow
 def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress, tiny):
     made, told = compress("lowrank", {"keep": 0.6})
-    assert told["matrices"] == 40 and told["kept_of_them"] == pytest.approx(0.6, abs=0.02)  # keys and values stay whole
+    # keys and values stay whole
+    assert told["matrices"] == 40 and told["kept_of_them"] == pytest.approx(0.6, abs=0.02)
     opened = open_model(made)
     one = opened.model.model.layers[2].mlp.gate_proj
     assert one.weight.shape == (57, 128) and one.up.weight.shape == (384, 57)
@@ -78,12 +84,20 @@ def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress,
     assert told["packed_layers"] == 96  # both factors of 40, and 16 whole ones
     ids = torch.arange(2, 40)[None]
     with torch.inference_mode():
-        gap = (open_model(packed).model(ids).logits - open_model(trained).model(ids).logits).abs().max()
+        gap = (
+            (open_model(packed).model(ids).logits - open_model(trained).model(ids).logits)
+            .abs()
+            .max()
+        )
     assert gap < 1.0
 
 
-def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matrices(compress, tiny):
-    """What reopens is compared number by number with plain layers that hold up x down, read from the file alone."""
+def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matrices(
+    compress, tiny
+):
+    """What reopens is compared number by number with plain layers that hold up x down, read from
+    the file alone.
+    """
     from safetensors.torch import load_file
 
     made, _ = compress("lowrank", {"keep": 0.6})
@@ -91,7 +105,9 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
     for name, tensor in held.items():
         if name.endswith(".up.weight"):
             owner = name.removesuffix(".up.weight")
-            plain.get_submodule(owner).weight.data = tensor.float() @ held[f"{owner}.weight"].float()
+            plain.get_submodule(owner).weight.data = (
+                tensor.float() @ held[f"{owner}.weight"].float()
+            )
     ids = torch.arange(2, 40)[None]
     with torch.inference_mode():
         assert torch.allclose(open_model(made).model(ids).logits, plain(ids).logits, atol=2e-4)
@@ -99,14 +115,23 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
 
 @pytest.mark.slow
 def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
-    given = {"keep": 0.6, "allocation": "energy", "num_calibration_samples": 8, "max_seq_length": 64}
+    given = {
+        "keep": 0.6,
+        "allocation": "energy",
+        "num_calibration_samples": 8,
+        "max_seq_length": 64,
+    }
     ranks = []
     handed = Registry("method", METHODS).build("lowrank", given).control_settings()
     assert {name: handed[name] for name in given} == given
     for name, settings in (("lowrank", given), ("lowrank-plain", handed)):
         made, _ = compress(name, settings)
-        modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
-        ranks.append({one: spec["shape"][0] for one, spec in modules.items() if spec.get("factors")})
+        modules = json.loads((made.path / "config.json").read_text())["quantization_config"][
+            "modules"
+        ]
+        ranks.append(
+            {one: spec["shape"][0] for one, spec in modules.items() if spec.get("factors")}
+        )
     assert ranks[0] == ranks[1] and len(set(ranks[0].values())) > 5
 
 
@@ -116,5 +141,9 @@ def test_nothing_left_to_factorise_is_said_so(compress):
 
 
 def test_a_rank_that_saves_nothing_is_refused_with_the_largest_that_does(compress):
-    with pytest.raises(CellFailed, match=r"rank 64 saves nothing in model\.layers\.0\.self_attn\.q_proj \(128 x 128\); give at most 63"):
+    with pytest.raises(
+        CellFailed,
+        match=r"rank 64 saves nothing in model\.layers\.0\.self_attn\.q_proj \(128 x 128\); give "
+        r"at most 63",
+    ):
         compress("lowrank", {"rank": 64})

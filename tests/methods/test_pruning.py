@@ -12,12 +12,18 @@ from methods.compression.sparsity import mask_of, sparse_gpt, wanda_score
 
 def test_masks_by_hand():
     score = torch.tensor([[4.0, 1.0, 3.0, 2.0], [8.0, 7.0, 6.0, 5.0]])
-    assert mask_of(score, ratio=0.5, pattern="unstructured", within="layer").tolist() == [[False] * 4, [True] * 4]
+    assert mask_of(score, ratio=0.5, pattern="unstructured", within="layer").tolist() == [
+        [False] * 4,
+        [True] * 4,
+    ]
     assert mask_of(score, ratio=0.5, pattern="unstructured", within="row").tolist() == [
         [True, False, True, False],
         [True, True, False, False],
     ]
-    assert mask_of(score, ratio=0.25, pattern="unstructured", within="row").sum(1).tolist() == [3, 3]
+    assert mask_of(score, ratio=0.25, pattern="unstructured", within="row").sum(1).tolist() == [
+        3,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(("pattern", "of"), [("2:4", 4), ("4:8", 8)])
@@ -33,7 +39,10 @@ def test_a_pattern_keeps_half_of_every_group(pattern, of):
 
 
 def test_equal_scores_go_by_position_and_nothing_may_go_whole():
-    assert mask_of(torch.ones(2, 4), ratio=0.5, pattern="unstructured", within="row").tolist() == [[False, False, True, True]] * 2
+    assert (
+        mask_of(torch.ones(2, 4), ratio=0.5, pattern="unstructured", within="row").tolist()
+        == [[False, False, True, True]] * 2
+    )
     with pytest.raises(CellFailed, match="leaves nothing"):
         mask_of(torch.ones(2, 4), ratio=0.9, pattern="unstructured", within="row")
 
@@ -44,7 +53,10 @@ def test_wanda_by_hand_prefers_a_small_weight_behind_a_large_input():
 
 
 def test_the_golden_row_of_wanda_drops_what_magnitude_keeps():
-    row, squares = torch.tensor([[4.0, -3.0, 2.0, 1.0]]), torch.tensor([0.1, 1.0, 2.0, 5.0]).square()
+    row, squares = (
+        torch.tensor([[4.0, -3.0, 2.0, 1.0]]),
+        torch.tensor([0.1, 1.0, 2.0, 5.0]).square(),
+    )
     asked = {"ratio": 0.5, "pattern": "unstructured", "within": "row"}
     assert mask_of(wanda_score(row, squares), **asked).tolist() == [[False, False, True, True]]
     assert mask_of(row.abs(), **asked).tolist() == [[True, True, False, False]]
@@ -64,7 +76,9 @@ def test_sparse_gpt_loses_less_on_real_inputs_than_magnitude_and_wanda(pattern, 
     ours = sparse_gpt(w, gram, ratio=0.5, pattern=pattern, damp=0.01, columns=columns)
     assert float((ours == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     for score, within in ((w.abs(), "layer"), (wanda_score(w, gram.diagonal()), "row")):
-        assert error(ours) < 0.97 * error(w * mask_of(score, ratio=0.5, pattern=pattern, within=within))
+        assert error(ours) < 0.97 * error(
+            w * mask_of(score, ratio=0.5, pattern=pattern, within=within)
+        )
 
 
 @pytest.mark.slow
@@ -91,18 +105,33 @@ def test_zeros_stay_zero_through_recovery_with_decay(compress, name):
     from safetensors.torch import load_file
 
     pruned, _ = compress(name, {"pattern": "2:4"})
-    recovered, _ = compress("sft", {"weight_decay": 0.1, "learning_rate": 3e-3}, base=pruned, tokens=6_000)
+    recovered, _ = compress(
+        "sft", {"weight_decay": 0.1, "learning_rate": 3e-3}, base=pruned, tokens=6_000
+    )
     before, after = (load_file(one.path / "model.safetensors") for one in (pruned, recovered))
     for name, tensor in before.items():
         if name.endswith("_proj.weight"):
             assert (after[name][tensor == 0] == 0).all() and not after[name].equal(tensor), name
-    for settings in ({}, {"group_size": 32, "symmetric": False}):  # and through rounding, symmetric or not
-        packed = open_model(compress("int4" if settings else "int8", settings, base=recovered)[0]).model
+    # and through rounding, symmetric or not
+    for settings in ({}, {"group_size": 32, "symmetric": False}):
+        packed = open_model(
+            compress("int4" if settings else "int8", settings, base=recovered)[0]
+        ).model
         for name, tensor in after.items():
             if name.endswith("_proj.weight"):
-                assert (packed.get_submodule(name.removesuffix(".weight")).dequantized()[tensor == 0] == 0).all(), name
+                assert (
+                    packed.get_submodule(name.removesuffix(".weight")).dequantized()[tensor == 0]
+                    == 0
+                ).all(), name
     dense, _ = compress("sft", tokens=3_000)  # a model without zeros is held by nothing
-    assert float((load_file(dense.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] == 0).float().mean()) < 0.01
+    assert (
+        float(
+            (load_file(dense.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] == 0)
+            .float()
+            .mean()
+        )
+        < 0.01
+    )
 
 
 def test_depth_drops_the_blocks_of_least_influence_and_counts(compress, tiny):
@@ -115,26 +144,35 @@ def test_depth_drops_the_blocks_of_least_influence_and_counts(compress, tiny):
     _, told = compress("prune-depth", {"ratio": 0.375, "contiguous": True})
     first = told["dropped"][0]
     assert told["dropped"] == [first, first + 1, first + 2]
-    drawn = {tuple(compress("prune-depth-random", {"ratio": 0.375}, seed=seed)[1]["dropped"]) for seed in (1, 2, 3)}
+    drawn = {
+        tuple(compress("prune-depth-random", {"ratio": 0.375}, seed=seed)[1]["dropped"])
+        for seed in (1, 2, 3)
+    }
     assert len(drawn) > 1
     opened = open_model(made)
-    assert [block.self_attn.layer_idx for block in opened.model.model.layers] == list(range(5))  # keys and values are kept by it
+    # keys and values are kept by it
+    assert [block.self_attn.layer_idx for block in opened.model.model.layers] == list(range(5))
 
 
 def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny):
     made, told = compress("prune-depth", {"ratio": 0.375})
     whole, short = open_model(tiny).model, open_model(made).model
-    whole.model.layers = torch.nn.ModuleList(block for at, block in enumerate(whole.model.layers) if at not in told["dropped"])
+    whole.model.layers = torch.nn.ModuleList(
+        block for at, block in enumerate(whole.model.layers) if at not in told["dropped"]
+    )
     ids = torch.arange(2, 42)[None]
     with torch.inference_mode():
         expected = whole(ids, use_cache=False).logits
         assert torch.equal(short(ids, use_cache=False).logits, expected)
-        first = short(ids[:, :30], use_cache=True)  # with keys and values kept: their places are numbered anew
+        # with keys and values kept: their places are numbered anew
+        first = short(ids[:, :30], use_cache=True)
         rest = short(ids[:, 30:], past_key_values=first.past_key_values, use_cache=True).logits
     assert torch.allclose(rest, expected[:, 30:], atol=1e-4)
 
 
-def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(compress, tiny):
+def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(
+    compress, tiny
+):
     from methods.masks import zeros_of
     from methods.training.optimizer import hold_zeros
 
@@ -143,7 +181,8 @@ def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_f
     plain = open_model(tiny).model
     weight = plain.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
-        weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0  # a Q4_0 file has so many
+        # a Q4_0 file has so many
+        weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0
     assert zeros_of(plain.config, weight) is None and not hold_zeros(plain)
     with torch.no_grad():
         weight[:, ::2] = 0
@@ -157,8 +196,12 @@ def test_influence_is_that_of_the_states_in_between(embedded, compress):
     scores = influence(embedded, Calibration(ids, {}))
     with torch.no_grad():
         states = embedded.model.model(ids, output_hidden_states=True).hidden_states
-    for at in range(7):  # the last of these states has passed the final norm, so the last block's is not among them
-        assert scores[at] == pytest.approx(float((1 - torch.cosine_similarity(states[at], states[at + 1], dim=-1)).mean()), abs=1e-5)
+    # the last of these states has passed the final norm, so the last block's is not among them
+    for at in range(7):
+        assert scores[at] == pytest.approx(
+            float((1 - torch.cosine_similarity(states[at], states[at + 1], dim=-1)).mean()),
+            abs=1e-5,
+        )
 
 
 def test_a_cut_that_leaves_nothing_is_refused(compress):
@@ -167,7 +210,9 @@ def test_a_cut_that_leaves_nothing_is_refused(compress):
     with pytest.raises(CellFailed, match="at least one of each must stay"):
         compress("prune-width", {"groups": 2})
     for ratio in (0, 0.001):
-        with pytest.raises(CellFailed, match=r"of 384 channels \(in multiples of 16\) and groups=0 cut nothing"):
+        with pytest.raises(
+            CellFailed, match=r"of 384 channels \(in multiples of 16\) and groups=0 cut nothing"
+        ):
             compress("prune-width", {"ratio": ratio})
 
 
@@ -181,19 +226,27 @@ def saved(opened, folder, name):
 
 def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
     opened = small("Llama")
-    opened.model.config.intermediate_size = 100  # what a shared expert's block says: the width of the others
+    # what a shared expert's block says: the width of the others
+    opened.model.config.intermediate_size = 100
     from types import SimpleNamespace
 
     from methods.compression.narrowing import Cut
     from methods.prune_width import WidthPruning
 
-    with pytest.raises(CellFailed, match=r"cannot narrow model\.layers\.\*\.mlp of LlamaForCausalLM; use prune-depth"):
+    with pytest.raises(
+        CellFailed,
+        match=r"cannot narrow model\.layers\.\*\.mlp of LlamaForCausalLM; use prune-depth",
+    ):
         Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning().narrower())
 
 
 @pytest.mark.slow
 def test_channels_stay_in_multiples_that_kernels_take(compress):
-    for settings, left in (({"ratio": 0.2}, 304), ({"ratio": 0.2, "multiple": 1}, 307), ({"ratio": 0.2, "multiple": 64}, 320)):
+    for settings, left in (
+        ({"ratio": 0.2}, 304),
+        ({"ratio": 0.2, "multiple": 1}, 307),
+        ({"ratio": 0.2, "multiple": 64}, 320),
+    ):
         for name in ("prune-width", "prune-width-random"):
             assert compress(name, settings)[1]["channels"] == [384, [left, left]], (name, settings)
 
@@ -201,9 +254,16 @@ def test_channels_stay_in_multiples_that_kernels_take(compress):
 @pytest.mark.slow
 def test_a_norm_over_all_heads_is_named_and_nothing_is_cut(small, compress, tmp_path):
     base = saved(small("Olmo2"), tmp_path / "olmo", "Olmo2")
-    with pytest.raises(CellFailed, match=r"groups=1 does not know model\.layers\.0\.self_attn\.q_norm\.weight, .*give groups=0"):
+    with pytest.raises(
+        CellFailed,
+        match=r"groups=1 does not know model\.layers\.0\.self_attn\.q_norm\.weight, .*give "
+        r"groups=0",
+    ):
         compress("prune-width", {**FEW, "ratio": 0.25, "groups": 1}, base=base)
-    assert compress("prune-width", {**FEW, "ratio": 0.25}, base=base)[1]["channels"] == [64, [48, 48]]
+    assert compress("prune-width", {**FEW, "ratio": 0.25}, base=base)[1]["channels"] == [
+        64,
+        [48, 48],
+    ]
 
 
 def test_what_was_zero_stays_zero_behind_sparse_gpt(compress):
@@ -223,13 +283,23 @@ FEW = {"num_calibration_samples": 6, "max_seq_length": 48}
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("prune-wanda", FEW), ("prune-sparsegpt", FEW), ("int4-calibrated", {**FEW, "group_size": 32}), ("lowrank", {**FEW, "keep": 0.7}),
-     ("prune-depth", {**FEW, "ratio": 0.5}), ("prune-width", {**FEW, "ratio": 0.25, "groups": 1})],
+    [
+        ("prune-wanda", FEW),
+        ("prune-sparsegpt", FEW),
+        ("int4-calibrated", {**FEW, "group_size": 32}),
+        ("lowrank", {**FEW, "keep": 0.7}),
+        ("prune-depth", {**FEW, "ratio": 0.5}),
+        ("prune-width", {**FEW, "ratio": 0.25, "groups": 1}),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Gemma2", "GPTNeoX"])
-def test_cuts_of_other_architectures_reopen_and_keep_their_law(name, settings, kind, small, compress, tmp_path):
-    """Biases, norms of queries, alternating layer types, parallel blocks: each by something that must hold of what reopens."""
+def test_cuts_of_other_architectures_reopen_and_keep_their_law(
+    name, settings, kind, small, compress, tmp_path
+):
+    """Biases, norms of queries, alternating layer types, parallel blocks: each by something that
+    must hold of what reopens.
+    """
     base = saved(small(kind), tmp_path / kind, kind)
     if name == "prune-width" and kind == "GPTNeoX":
         with pytest.raises(CellFailed, match=r"groups=1 knows attentions of q_proj.*give groups=0"):
@@ -242,7 +312,8 @@ def test_cuts_of_other_architectures_reopen_and_keep_their_law(name, settings, k
         logits, whole = after(ids, use_cache=False).logits, before(ids, use_cache=False).logits
         kept = after(ids[:, :30], use_cache=True)
         rest = after(ids[:, 30:], past_key_values=kept.past_key_values, use_cache=True).logits
-    assert torch.allclose(rest, logits[:, 30:], atol=0.02 if name == "int4-calibrated" else 1e-4)  # cached is uncached
+    # cached is uncached
+    assert torch.allclose(rest, logits[:, 30:], atol=0.02 if name == "int4-calibrated" else 1e-4)
     assert not torch.equal(logits, whole)
     if name in ("prune-wanda", "prune-sparsegpt"):
         assert told["zeros"] == pytest.approx(0.5, abs=0.02)
@@ -250,13 +321,19 @@ def test_cuts_of_other_architectures_reopen_and_keep_their_law(name, settings, k
         assert len(told["dropped"]) == 1 and after.config.num_hidden_layers == 1
         assert len(getattr(after.config, "layer_types", None) or [0]) == 1
     elif name == "prune-width":
-        assert sum(one.numel() for one in after.parameters()) == told["parameters"][1] < told["parameters"][0]
+        assert (
+            sum(one.numel() for one in after.parameters())
+            == told["parameters"][1]
+            < told["parameters"][0]
+        )
     elif name == "lowrank":
         assert told["kept_of_them"] == pytest.approx(0.7, abs=0.05)
 
 
 def dead(tiny, folder):
-    """Save `tiny` with a quarter of each feed-forward's channels, and one head group, that give nothing."""
+    """Save `tiny` with a quarter of each feed-forward's channels, and one head group, that give
+    nothing.
+    """
     from harness.models.checkpoint import describe
     from harness.models.language_model import open_model
 
@@ -274,16 +351,26 @@ def dead(tiny, folder):
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_cutting_what_gives_nothing_changes_nothing(allocation, compress, tiny, tmp_path):
     base = dead(tiny, tmp_path / "dead")
-    made, told = compress("prune-width", {"ratio": 0.25, "groups": 1, "allocation": allocation}, base=base)
+    made, told = compress(
+        "prune-width", {"ratio": 0.25, "groups": 1, "allocation": allocation}, base=base
+    )
     assert told["channels"] == [384, [288, 288]] and told["head_groups"] == [2, 1]
     small, whole = open_model(made), open_model(base)
     ids = torch.arange(2, 60)[None]
     with torch.no_grad():
         assert torch.allclose(small.model(ids).logits, whole.model(ids).logits, atol=1e-4)
     config = json.loads((made.path / "config.json").read_text())
-    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (2, 1, 32)
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (
+        2,
+        1,
+        32,
+    )
     left = sum(parameter.numel() for parameter in small.model.parameters())
-    assert left == told["parameters"][1] == 1024 * 128 + 128 + 8 * (3 * 128 * 288 + 2 * 128 * 64 + 2 * 128 * 32 + 2 * 128)
+    assert (
+        left
+        == told["parameters"][1]
+        == 1024 * 128 + 128 + 8 * (3 * 128 * 288 + 2 * 128 * 64 + 2 * 128 * 32 + 2 * 128)
+    )
 
 
 @pytest.mark.slow
@@ -293,6 +380,12 @@ def test_widths_that_differ_reopen_and_can_be_packed_and_trained(compress, tiny)
     assert narrowest < widest
     again, _ = compress("sft", base=made)
     opened = open_model(again)
-    assert {block.mlp.up_proj.out_features for block in opened.model.model.layers} >= {narrowest, widest}
+    assert {block.mlp.up_proj.out_features for block in opened.model.model.layers} >= {
+        narrowest,
+        widest,
+    }
     small, told = compress("int8", base=again)
-    assert told["packed_layers"] == 56 and open_model(small).model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    assert (
+        told["packed_layers"] == 56
+        and open_model(small).model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    )

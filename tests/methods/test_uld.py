@@ -30,33 +30,56 @@ def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, o
         read = [
             tokenizer.decode(list(ids[start : start + count]), clean_up_tokenization_spaces=False)
             for tokenizer, ids, start, count in (
-                (ours, row.ids, row.trained_from, mine), (other_tokenizer, row.other.ids, row.other.trained_from, theirs),
+                (ours, row.ids, row.trained_from, mine),
+                (other_tokenizer, row.other.ids, row.other.trained_from, theirs),
             )
-        ]  # fmt: skip
+        ]
         assert read[0] == read[1] and text.startswith(read[0])
-    assert row.other.pairs[0] == (0, 0) and row.other.pairs[-1] == (row.trained - 1, len(row.other.ids) - row.other.trained_from - 1)
+    assert row.other.pairs[0] == (0, 0) and row.other.pairs[-1] == (
+        row.trained - 1,
+        len(row.other.ids) - row.other.trained_from - 1,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["uld", "cot"])
-def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(method, tiny, foreign, tmp_path):
-    given = job([tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000)
+def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(
+    method, tiny, foreign, tmp_path
+):
+    given = job(
+        [tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000
+    )
     made = REGISTRY.build(method, {"batch_size": 4, "learning_rate": 1e-2}).compress(given)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
-    lines = [json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()
+    ]
     held = [line["validation_ce"] for line in lines if "validation_ce" in line]
     assert held[-1] < math.log(300) - 0.5 and made.digest != foreign.digest
     if method == "uld":
-        again = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
-        REGISTRY.build(method, {"batch_size": 4, "micro_batch_size": 1, "learning_rate": 1e-2}).compress(again)
+        again = job(
+            [tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000
+        )
+        REGISTRY.build(
+            method, {"batch_size": 4, "micro_batch_size": 1, "learning_rate": 1e-2}
+        ).compress(again)
         split = json.loads((tmp_path / "y" / "cost.json").read_text())["notes"]["terms"]
-        assert split["uld"]["last"] == pytest.approx(cost["notes"]["terms"]["uld"]["last"], rel=1e-3)
+        assert split["uld"]["last"] == pytest.approx(
+            cost["notes"]["terms"]["uld"]["last"], rel=1e-3
+        )
         notes = cost["notes"]
-        assert 0.1 * notes["positions"] < notes["aligned"] < notes["positions"] and notes["terms"]["uld"]["last"] > 0
+        assert (
+            0.1 * notes["positions"] < notes["aligned"] < notes["positions"]
+            and notes["terms"]["uld"]["last"] > 0
+        )
 
 
 @pytest.mark.slow
 def test_other_methods_refuse_another_tokenizer_and_name_the_two_ways_out(tiny, foreign, tmp_path):
     for method in ("response", "feature", "attention", "selective", "on-policy"):
-        with pytest.raises(HarnessError, match=r"different vocabularies.*--methods cot .*--methods uld"):
-            REGISTRY.build(method, {}).compress(job([tiny], tmp_path / method, student=str(foreign.path), student_base=foreign))
+        with pytest.raises(
+            HarnessError, match=r"different vocabularies.*--methods cot .*--methods uld"
+        ):
+            REGISTRY.build(method, {}).compress(
+                job([tiny], tmp_path / method, student=str(foreign.path), student_base=foreign)
+            )

@@ -1,4 +1,6 @@
-"""Packed weights: formulas by hand, packing and its inverse, kernels against what they stand for, and what a checkpoint promises."""
+"""Packed weights: formulas by hand, packing and its inverse, kernels against what they stand for,
+and what a checkpoint promises.
+"""
 
 import json
 
@@ -40,7 +42,8 @@ def test_int8_by_hand():
     scale = float(torch.tensor(0.01).bfloat16())  # 1.27 / 127, rounded before the weights are
     assert float(found.scale[0, 0]) == scale
     assert found.codes.tolist() == [[127, round(-0.635 / scale), 0], [0, 0, 0]]
-    assert found.dequantized()[1].tolist() == [0, 0, 0]  # a row of zeros has a scale, and stays zero
+    # a row of zeros has a scale, and stays zero
+    assert found.dequantized()[1].tolist() == [0, 0, 0]
 
 
 def test_int4_by_hand_symmetric_and_asymmetric():
@@ -62,16 +65,29 @@ def test_rounding_is_within_half_a_step_and_again_changes_nothing(bits, zeros):
     w = torch.randn(6, 64)
     found = round_to_nearest(w, bits=bits, group=16, zeros=zeros)
     step = found.scale.float().repeat_interleave(16, dim=1)
-    assert ((found.dequantized() - w).abs() <= step * (0.51 if not zeros else 0.76)).all()  # bf16 scales clamp the extremes a little
+    # bf16 scales clamp the extremes a little
+    assert ((found.dequantized() - w).abs() <= step * (0.51 if not zeros else 0.76)).all()
     again = round_to_nearest(found.dequantized(), bits=bits, group=16, zeros=zeros)
     codes = found.codes.view(6, -1, 16)
-    spanned = (codes.amin(-1) == 0) & (codes.amax(-1) == 2**bits - 1) if zeros else torch.ones(6, 4, dtype=torch.bool)
-    assert spanned.any() and (again.dequantized() == found.dequantized()).view(6, -1, 16)[spanned].all()  # twice is once
+    spanned = (
+        (codes.amin(-1) == 0) & (codes.amax(-1) == 2**bits - 1)
+        if zeros
+        else torch.ones(6, 4, dtype=torch.bool)
+    )
+    # twice is once
+    assert (
+        spanned.any()
+        and (again.dequantized() == found.dequantized()).view(6, -1, 16)[spanned].all()
+    )
 
 
 def test_the_golden_numbers_of_rounding():
-    assert round_to_nearest(torch.tensor([[0.5, -1.27, 0.01]]), bits=8).codes.tolist() == [[50, -127, 1]]
-    assert (round_to_nearest(torch.tensor([[0.7, -0.32, 0.11]]), bits=4).codes - 8).tolist() == [[7, -3, 1]]
+    assert round_to_nearest(torch.tensor([[0.5, -1.27, 0.01]]), bits=8).codes.tolist() == [
+        [50, -127, 1]
+    ]
+    assert (round_to_nearest(torch.tensor([[0.7, -0.32, 0.11]]), bits=4).codes - 8).tolist() == [
+        [7, -3, 1]
+    ]
 
 
 @pytest.mark.parametrize("zeros", [False, True])
@@ -88,14 +104,17 @@ def test_kernels_compute_what_the_weights_stand_for_for_any_number_of_rows(kind,
     torch.manual_seed(2)
     w, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(1, rows, 64)
     name, _, zeros = kind.partition(" ")
-    found = round_to_nearest(w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros))
+    found = round_to_nearest(
+        w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros)
+    )
     module = filled(*packed("m", found, bias, kind=name))
     assert module.dequantized().equal(found.dequantized())
     expected = x @ found.dequantized().T + bias
     with torch.inference_mode():
         told = module(x)
     assert told.shape == expected.shape and told.dtype == x.dtype
-    tolerance = {"int8": 0.02, "int8-dynamic": 0.03, "int4": 0.03}[name]  # bf16 or int8 activations, of outputs of size 8
+    # bf16 or int8 activations, of outputs of size 8
+    tolerance = {"int8": 0.02, "int8-dynamic": 0.03, "int4": 0.03}[name]
     assert (told - expected).abs().max() < tolerance * expected.abs().max()
 
 
@@ -103,20 +122,27 @@ def test_kernels_compute_what_the_weights_stand_for_for_any_number_of_rows(kind,
 @pytest.mark.parametrize("width", [57, 24, 8])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligned, width, rows):
-    """PyTorch's int8 kernel of few rows reads 16 inputs at a time and kills the process on other numbers."""
+    """PyTorch's int8 kernel of few rows reads 16 inputs at a time and kills the process on other
+    numbers.
+    """
     torch.manual_seed(7)
     found = round_to_nearest(torch.randn(40, width), bits=8)
     module = filled(*packed("m", found, None, kind="int8"))
     table = filled(*packed("m", found, None, kind="int8", embedding=True))
     if aligned:
         module.align(), table.align()
-        assert module.weight.shape == (40, width + -width % 16, 1) and module.weight.data_ptr() % 64 == 0
+        assert (
+            module.weight.shape == (40, width + -width % 16, 1)
+            and module.weight.data_ptr() % 64 == 0
+        )
     assert module.dequantized().equal(found.dequantized())
     assert table(torch.tensor([3, 39])).equal(found.dequantized()[[3, 39]])
     x = torch.randn(rows, width)
     with torch.inference_mode():
         for one in (module, TiedHead(table)):
-            assert (one(x) - x @ found.dequantized().T).abs().max() < 0.02 * (x @ found.dequantized().T).abs().max()
+            assert (one(x) - x @ found.dequantized().T).abs().max() < 0.02 * (
+                x @ found.dequantized().T
+            ).abs().max()
 
 
 @pytest.mark.parametrize("rows", [1, 9, 40])
@@ -135,7 +161,9 @@ def test_any_number_of_outputs_takes_the_int4_kernel(outputs, rows):
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_large_activations_and_small_scales_survive_in_half_precision(rows):
-    """Sums over int8 codes pass 65,504 long before the output does, and fp16 has no numbers as small as a scale may be."""
+    """Sums over int8 codes pass 65,504 long before the output does, and fp16 has no numbers as
+    small as a scale may be.
+    """
     torch.manual_seed(9)
     w = torch.randn(32, 64) * 1e-3
     x = torch.randn(rows, 64) * 20_000
@@ -146,7 +174,10 @@ def test_large_activations_and_small_scales_survive_in_half_precision(rows):
         assert 100 < expected.abs().max() < 65_504
         with torch.inference_mode():
             told = module(x.half())
-        assert told.dtype == torch.float16 and (told.float() - expected).abs().max() < 0.03 * expected.abs().max(), name
+        assert (
+            told.dtype == torch.float16
+            and (told.float() - expected).abs().max() < 0.03 * expected.abs().max()
+        ), name
 
 
 def test_a_packed_student_of_half_precision_opens_in_bf16(compress, tmp_path):
@@ -159,23 +190,34 @@ def test_a_packed_student_of_half_precision_opens_in_bf16(compress, tmp_path):
     config = json.loads((tmp_path / "half" / "config.json").read_text())
     (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
-    assert model.model.layers[0].mlp.up_proj.scale.dtype == model.model.norm.weight.dtype == torch.bfloat16
+    assert (
+        model.model.layers[0].mlp.up_proj.scale.dtype
+        == model.model.norm.weight.dtype
+        == torch.bfloat16
+    )
 
 
 def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
     torch.manual_seed(10)
-    spec, tensors = packed("m", round_to_nearest(torch.randn(24, 64), bits=8), torch.randn(24), kind="int8-dynamic")
+    spec, tensors = packed(
+        "m", round_to_nearest(torch.randn(24, 64), bits=8), torch.randn(24), kind="int8-dynamic"
+    )
     x = torch.randn(2, 5, 64)
     with torch.inference_mode():
         kernel = filled(spec, tensors)(x)
         monkeypatch.setattr("harness.models.packed.FBGEMM", False)
         module = filled(spec, tensors)
         floats = module(x)
-    assert not hasattr(module, "prepared") and torch.allclose(kernel, floats, atol=1e-3 * float(kernel.abs().max()))
+    assert not hasattr(module, "prepared") and torch.allclose(
+        kernel, floats, atol=1e-3 * float(kernel.abs().max())
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cut", "settings"), [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2, "multiple": 1})])
+@pytest.mark.parametrize(
+    ("cut", "settings"),
+    [("lowrank", {"keep": 0.6}), ("prune-width", {"ratio": 0.2, "multiple": 1})],
+)
 def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
     """One token at a time, in a process of its own: what it guards against is a crash."""
     import subprocess
@@ -187,26 +229,38 @@ def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
     assert any(spec["kind"] == "int8" and spec["shape"][1] % 16 for spec in modules.values())
     code = (
         "import sys, torch, methods.packed\nfrom transformers import AutoModelForCausalLM\n"
-        "a, b = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval() for one in sys.argv[1:])\n"
+        "a, b = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval() for one in "
+        "sys.argv[1:])\n"
         "ids = torch.arange(5, 9)[None]\n"
         "with torch.inference_mode():\n    x, y = (model(ids).logits for model in (a, b))\n"
         "assert float((x - y).abs().max()) < 1.0, float((x - y).abs().max())"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code, str(made.path), str(base.path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(made.path), str(base.path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_a_dynamic_row_does_not_depend_on_its_neighbours():
     torch.manual_seed(3)
-    spec, tensors = packed("m", round_to_nearest(torch.randn(32, 64), bits=8), None, kind="int8-dynamic")
+    spec, tensors = packed(
+        "m", round_to_nearest(torch.randn(32, 64), bits=8), None, kind="int8-dynamic"
+    )
     module = filled(spec, tensors)
     module_hat = module.dequantized()
-    rows = torch.randn(12, 64) * torch.logspace(-3, 3, 12)[:, None]  # very different in size: one scale for all would ruin the small ones
+    # very different in size: one scale for all would ruin the small ones
+    rows = torch.randn(12, 64) * torch.logspace(-3, 3, 12)[:, None]
     with torch.inference_mode():
         together = module(rows)
         alone = torch.cat([module(row[None]) for row in rows])
     assert together.equal(alone)
-    assert ((together - rows @ module_hat.T).abs().amax(1) < 0.02 * (rows @ module_hat.T).abs().amax(1)).all()  # small rows too
+    # small rows too
+    assert (
+        (together - rows @ module_hat.T).abs().amax(1) < 0.02 * (rows @ module_hat.T).abs().amax(1)
+    ).all()
 
 
 def test_a_group_that_no_kernel_knows_is_computed_all_the_same():
@@ -232,14 +286,19 @@ def test_the_head_reads_the_table_of_tokens():
 
 
 def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
-    spec, tensors = packed("m", round_to_nearest(torch.randn(32, 64), bits=4, group=32), None, kind="int4")
+    spec, tensors = packed(
+        "m", round_to_nearest(torch.randn(32, 64), bits=4, group=32), None, kind="int4"
+    )
     module = filled(spec, tensors)
     module(torch.randn(1, 64))
     assert module.laid_out == "cpu"
     with pytest.raises(RuntimeError, match="open the model again"):
         module.dequantized()
     dynamic = module_of({"kind": "int8-dynamic", "shape": [16, 32]}, dtype=torch.float32)
-    dynamic.weight.data, dynamic.scale.data = torch.ones_like(dynamic.weight), torch.ones_like(dynamic.scale)
+    dynamic.weight.data, dynamic.scale.data = (
+        torch.ones_like(dynamic.weight),
+        torch.ones_like(dynamic.scale),
+    )
     assert dynamic.dequantized().shape == (16, 32)
     dynamic(torch.randn(2, 32))
     with pytest.raises(NotHere, match="laid out for a kernel"):
@@ -248,8 +307,10 @@ def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
 
 def test_every_packed_weight_has_another_shape_than_the_float_one():
     for module in (
-        Int8Linear((8, 16), bias=False), Int8DynamicLinear((8, 16), bias=True), Int4Linear((8, 16), group=16, zeros=True, bias=False),
-    ):  # fmt: skip
+        Int8Linear((8, 16), bias=False),
+        Int8DynamicLinear((8, 16), bias=True),
+        Int4Linear((8, 16), group=16, zeros=True, bias=False),
+    ):
         assert module.weight.shape != (8, 16) and not module.weight.is_floating_point()
 
 
@@ -282,9 +343,12 @@ def test_compensated_rounding_beats_the_nearest_on_real_inputs_whatever_its_part
     nearest = round_to_nearest(w, bits=4, group=group)
     found = compensated(w, gram, bits=4, group=group, columns=columns)
     assert found.scale.shape == nearest.scale.shape
-    assert outputs_error(w, found.dequantized(), gram) < 0.8 * outputs_error(w, nearest.dequantized(), gram)
+    assert outputs_error(w, found.dequantized(), gram) < 0.8 * outputs_error(
+        w, nearest.dequantized(), gram
+    )
     whole = compensated(w, gram, bits=4, group=group, columns=128)
-    assert (found.codes != whole.codes).float().mean() < 0.02  # the split into parts is arithmetic, not a choice
+    # the split into parts is arithmetic, not a choice
+    assert (found.codes != whole.codes).float().mean() < 0.02
 
 
 def test_compensated_rounding_without_correlations_is_the_nearest():
@@ -307,7 +371,9 @@ def test_the_factor_is_that_of_the_inverse_and_dead_inputs_are_told():
 
 
 def header_of(folder):
-    """Return what a safetensors file says of its tensors, and the bytes of that header; nothing else in the folder holds weights."""
+    """Return what a safetensors file says of its tensors, and the bytes of that header; nothing
+    else in the folder holds weights.
+    """
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     raw = (folder / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
@@ -319,7 +385,9 @@ def header_of(folder):
 CLAIMS = {  # bytes of a packed matrix (O, I), its scales in bf16
     "int8": lambda o, i, spec: o * i + 2 * o,
     "int4": lambda o, i, spec: (
-        o * -(-i // 2) + -(-i // spec["group"]) * 2 * o + (o * -(-i // spec["group"] // 2) if spec.get("zeros") else 0)
+        o * -(-i // 2)
+        + -(-i // spec["group"]) * 2 * o
+        + (o * -(-i // spec["group"] // 2) if spec.get("zeros") else 0)
     ),
     "float": lambda o, i, spec: 2 * o * i,
 }
@@ -330,26 +398,42 @@ FEW = {"num_calibration_samples": 8, "max_seq_length": 64}
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("int8", {}), ("int8-dynamic", {}), ("int4", {}), ("int4", {"group_size": 32, "symmetric": False}),
-     ("lowrank", FEW), ("prune-width", {"allocation": "global", **FEW})],
-)  # fmt: skip
+    [
+        ("int8", {}),
+        ("int8-dynamic", {}),
+        ("int4", {}),
+        ("int4", {"group_size": 32, "symmetric": False}),
+        ("lowrank", FEW),
+        ("prune-width", {"allocation": "global", **FEW}),
+    ],
+)
 def test_every_byte_on_disk_is_one_that_a_formula_claims(name, settings, compress):
     made, _ = compress(name, settings)
     tensors, header = header_of(made.path)
-    sizes = {one: told["data_offsets"][1] - told["data_offsets"][0] for one, told in tensors.items()}
+    sizes = {
+        one: told["data_offsets"][1] - told["data_offsets"][0] for one, told in tensors.items()
+    }
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
     for module, spec in modules.items():
         if spec["kind"] != "tied":
             own = [size for one, size in sizes.items() if one.rpartition(".")[0] == module]
-            assert sum(own) == CLAIMS[spec["kind"].removesuffix("-dynamic")](*spec["shape"], spec), module
+            assert sum(own) == CLAIMS[spec["kind"].removesuffix("-dynamic")](
+                *spec["shape"], spec
+            ), module
     rest = {one: told for one, told in tensors.items() if one.rpartition(".")[0] not in modules}
     assert all(told["dtype"] == "BF16" for told in rest.values())
-    assert made.bytes_on_disk == header + sum(sizes.values()) == (made.path / "model.safetensors").stat().st_size
+    assert (
+        made.bytes_on_disk
+        == header + sum(sizes.values())
+        == (made.path / "model.safetensors").stat().st_size
+    )
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int4"])
 def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
-    """Few rows at once: above eight the int8 product takes another kernel, whose last bits differ (docs/design.md)."""
+    """Few rows at once: above eight the int8 product takes another kernel, whose last bits differ
+    (docs/design.md).
+    """
     import suites
     from harness.data.source import DataSource
     from harness.models.language_model import open_model
@@ -358,22 +442,44 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
     opened = open_model(compress(name)[0])
     for task in ("gsm8k-mini", "mmlu-mini"):
         found = [
-            score_task(opened, suites.load(task), DataSource(), batch_size=size, limit=24, progress=lambda one: None)[1] for size in (1, 8)
+            score_task(
+                opened,
+                suites.load(task),
+                DataSource(),
+                batch_size=size,
+                limit=24,
+                progress=lambda one: None,
+            )[1]
+            for size in (1, 8)
         ]
-        assert [(row.text, row.correct) for row in found[0]] == [(row.text, row.correct) for row in found[1]]
+        assert [(row.text, row.correct) for row in found[0]] == [
+            (row.text, row.correct) for row in found[1]
+        ]
 
 
 @pytest.mark.parametrize("rows", [1, 9])
 @pytest.mark.parametrize("width", [128, 96])
-@pytest.mark.parametrize("spec", [{"kind": "int8"}, {"kind": "int8-dynamic"}, {"kind": "int4", "group": 32}, {"kind": "int4", "group": 64}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "int8"},
+        {"kind": "int8-dynamic"},
+        {"kind": "int4", "group": 32},
+        {"kind": "int4", "group": 64},
+    ],
+)
 def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
-    """Shapes and types alone, on no device: our modules on torch's own description of its CUDA kernels."""
+    """Shapes and types alone, on no device: our modules on torch's own description of its CUDA
+    kernels.
+    """
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode(), torch.device("cuda"):
         module = module_of({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
         told = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
-    assert told.shape == (1, rows, 48) and told.dtype == torch.bfloat16 and told.device.type == "cuda"
+    assert (
+        told.shape == (1, rows, 48) and told.dtype == torch.bfloat16 and told.device.type == "cuda"
+    )
     if spec["kind"] == "int4":
         assert module.laid_out == "cuda" and (module.in_features + module.padding) % 128 == 0
 
@@ -388,7 +494,9 @@ def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
     torch.manual_seed(2)
     w, bias, x = torch.randn(48, width), torch.randn(48), torch.randn(1, rows, width)
     name, _, zeros = kind.partition(" ")
-    found = round_to_nearest(w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros))
+    found = round_to_nearest(
+        w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros)
+    )
     module = filled(*packed("m", found, bias, kind=name)).cuda()
     expected = x @ found.dequantized().T + bias
     for dtype in (torch.float32, torch.bfloat16):
@@ -403,7 +511,10 @@ def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp
 
     made, told = compress("int4", {"group_size": 32, "symmetric": False})
     config = json.loads((made.path / "config.json").read_text())["quantization_config"]
-    assert config["quant_method"] == "compression-harness" and quantized_by(made.path) == "int4+int8+tied"
+    assert (
+        config["quant_method"] == "compression-harness"
+        and quantized_by(made.path) == "int4+int8+tied"
+    )
     one = config["modules"]["model.layers.0.mlp.up_proj"]
     assert one == {"kind": "int4", "shape": [384, 128], "group": 32, "zeros": True}
     assert told["bits_of_a_packed_weight"] == 4 + 16 / 32 + 4 / 32
@@ -414,7 +525,9 @@ def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp
         open_model(made).model.save_pretrained(tmp_path / "again")
 
 
-def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_what_kernels_hold(compress):
+def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_what_kernels_hold(
+    compress,
+):
     from harness.measuring.worker import resident_bytes
     from harness.models.language_model import open_model
     from harness.scoring.generation import why_plain
@@ -423,13 +536,17 @@ def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_wha
         opened = open_model(compress(name)[0])
         before = resident_bytes(opened.model)
         assert why_plain(opened) == "", name
-        assert abs(resident_bytes(opened.model) - before) < 0.01 * before, name  # after the kernels have laid out their weights
+        # after the kernels have laid out their weights
+        assert abs(resident_bytes(opened.model) - before) < 0.01 * before, name
 
 
 def test_embeddings_can_be_left_alone_and_layers_skipped(compress):
     made, told = compress("int8", {"embeddings": "skip", "ignore": ["*.down_proj"]})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
-    assert not any(name.endswith(("down_proj", "embed_tokens", "lm_head")) for name in modules) and len(modules) == 48
+    assert (
+        not any(name.endswith(("down_proj", "embed_tokens", "lm_head")) for name in modules)
+        and len(modules) == 48
+    )
     assert told["packed_layers"] == 48 and told["table_and_head"] == "skip"
 
 
@@ -437,7 +554,9 @@ def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
     from harness.errors import CellFailed
 
     for one in ("lm_head", "model.embed_tokens"):
-        with pytest.raises(CellFailed, match="are one matrix here, and ignore names one of the two"):
+        with pytest.raises(
+            CellFailed, match="are one matrix here, and ignore names one of the two"
+        ):
             compress("int8", {"ignore": [one]})
     made, _ = compress("int8", {"ignore": ["lm_head", "model.embed_tokens"]})
     modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
@@ -452,33 +571,50 @@ def test_the_simulated_one_holds_exactly_what_the_packed_one_stands_for(compress
         if hasattr(module, "dequantized"):
             assert fake.get_submodule(name).weight.equal(module.dequantized()), name
     left, told = compress("fake-int4", {"ignore": ["model.embed_tokens", "lm_head"]})
-    assert open_model(left).model.get_input_embeddings().weight.equal(open_model(tiny).model.get_input_embeddings().weight)
+    assert (
+        open_model(left)
+        .model.get_input_embeddings()
+        .weight.equal(open_model(tiny).model.get_input_embeddings().weight)
+    )
     assert told["table_and_head"] == "int8" and told["skipped"] == ["model.embed_tokens", "lm_head"]
 
 
-def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_anything_is_computed(compress):
+def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_anything_is_computed(
+    compress,
+):
     from harness.api import plan_run
     from harness.errors import HarnessError
     from harness.planning.config import build
 
     folder = str(compress("int8")[0].path)
     for given in ({"student": folder}, {"teacher": [folder]}):
-        with pytest.raises(HarnessError, match=r"response starts from student, which is quantized \(int8\+tied\) .* type --student with"):
+        with pytest.raises(
+            HarnessError,
+            match=r"response starts from student, which is quantized \(int8\+tied\) .* type "
+            r"--student with",
+        ):
             plan_run(build({"methods": ["response"], **given}))
     found = plan_run(build({"methods": ["response"], "teacher": [folder], "student": "tiny"}))
-    assert found.teachers[0].note == "quantized (int8+tied)"  # a quantised teacher may teach; its note stands in the row
+    # a quantised teacher may teach; its note stands in the row
+    assert found.teachers[0].note == "quantized (int8+tied)"
 
 
 def test_what_was_pruned_stays_zero_when_it_is_packed_with_compensation(compress):
     from harness.models.language_model import open_model
 
     pruned, _ = compress("prune-wanda", {"num_calibration_samples": 8, "max_seq_length": 64})
-    packed = open_model(compress("int4-calibrated", {"num_calibration_samples": 8, "max_seq_length": 64}, base=pruned)[0]).model
+    packed = open_model(
+        compress(
+            "int4-calibrated", {"num_calibration_samples": 8, "max_seq_length": 64}, base=pruned
+        )[0]
+    ).model
     before = open_model(pruned).model
     for name, module in packed.named_modules():
         if name.endswith("_proj"):
             zeros = before.get_submodule(name).weight == 0
-            assert 0.4 < float(zeros.float().mean()) < 0.6 and (module.dequantized()[zeros] == 0).all(), name
+            assert (
+                0.4 < float(zeros.float().mean()) < 0.6 and (module.dequantized()[zeros] == 0).all()
+            ), name
 
 
 def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_seen():
@@ -491,13 +627,27 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
     from methods.compression.layers import layers_of
 
     model = OPTForCausalLM(
-        OPTConfig(hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64,
-                  max_position_embeddings=64)
-    ).eval()  # fmt: skip
+        OPTConfig(
+            hidden_size=32,
+            word_embed_proj_dim=16,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=64,
+            max_position_embeddings=64,
+        )
+    ).eval()
     layers = layers_of(model, skip=["*.embed_positions"], method="int4-calibrated").linear
-    with pytest.raises(CellFailed, match=r"model\.decoder\.project_\w+, .* stands outside the blocks .*METHOD\.ignore=\["):
+    with pytest.raises(
+        CellFailed,
+        match=r"model\.decoder\.project_\w+, .* stands outside the blocks .*METHOD\.ignore=\[",
+    ):
         sweep(
-            SimpleNamespace(model=model, device="cpu"), Calibration(torch.arange(8)[None], {}), layers, kind="gram", visit=lambda *a: None
+            SimpleNamespace(model=model, device="cpu"),
+            Calibration(torch.arange(8)[None], {}),
+            layers,
+            kind="gram",
+            visit=lambda *a: None,
         )
 
 
@@ -517,10 +667,19 @@ def test_transposed_layers_of_an_older_family_are_seen_as_the_linear_layers_that
     from methods.compression.layers import layers_of
 
     model = GPT2LMHeadModel(
-        GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=32, bos_token_id=0, eos_token_id=0)
+        GPT2Config(
+            n_layer=1,
+            n_embd=32,
+            n_head=2,
+            vocab_size=64,
+            n_positions=32,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
     ).eval()
     layers = layers_of(model, method="int8")
-    assert layers.alone == ("transformer.wpe.weight",)  # a table of positions is no matrix of a linear layer
+    # a table of positions is no matrix of a linear layer
+    assert layers.alone == ("transformer.wpe.weight",)
     x = torch.randn(3, 32)
     for name, layer in layers.linear.items():
         inputs = x if layer.in_features == 32 else torch.randn(3, layer.in_features)
@@ -528,17 +687,28 @@ def test_transposed_layers_of_an_older_family_are_seen_as_the_linear_layers_that
         assert torch.allclose(model.get_submodule(name)(inputs), expected, atol=1e-6), name
     with torch.no_grad():
         layers.linear["transformer.h.0.mlp.c_fc"].weight.mul_(0)
-    assert not model.transformer.h[0].mlp.c_fc.weight.any()  # what is written into the view is written into the layer
+    # what is written into the view is written into the layer
+    assert not model.transformer.h[0].mlp.c_fc.weight.any()
 
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("Qwen2", {"tie_word_embeddings": False}), ("Qwen3", {}), ("Gemma", {}), ("Gemma2", {}), ("GPTNeoX", {})],
+    [
+        ("Qwen2", {"tie_word_embeddings": False}),
+        ("Qwen3", {}),
+        ("Gemma", {}),
+        ("Gemma2", {}),
+        ("GPTNeoX", {}),
+    ],
     ids=["Qwen2", "Qwen3", "Gemma", "Gemma2", "GPTNeoX"],
 )
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_other_architectures_reopen_as_what_their_packed_weights_stand_for(name, kind, changes, small, compress, tmp_path):
-    """Biases, heads of their own, norms of queries, scaled tables: the reopened student against floats made of the same codes."""
+def test_other_architectures_reopen_as_what_their_packed_weights_stand_for(
+    name, kind, changes, small, compress, tmp_path
+):
+    """Biases, heads of their own, norms of queries, scaled tables: the reopened student against
+    floats made of the same codes.
+    """
     from harness.models.checkpoint import describe
     from harness.models.language_model import open_model
 

@@ -6,9 +6,19 @@ import pytest
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}", "26 Jul 2024"),
-        ("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}", "26 Jul 2024"),
-        ("{% macro day() %}{{ strftime_now('%Y-%m-%d, %-m %B') }}{% endmacro %}{{ day() }}", "2024-07-26, 07 July"),
+        (
+            "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% "
+            "endif %}{{ date_string }}",
+            "26 Jul 2024",
+        ),
+        (
+            "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}",
+            "26 Jul 2024",
+        ),
+        (
+            "{% macro day() %}{{ strftime_now('%Y-%m-%d, %-m %B') }}{% endmacro %}{{ day() }}",
+            "2024-07-26, 07 July",
+        ),
     ],
 )
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template, told, small):
@@ -18,10 +28,15 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template,
     from harness.scoring.lm_eval_model import HarnessLM
 
     opened = small("Llama")
-    opened.tokenizer.chat_template = template + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    opened.tokenizer.chat_template = (
+        template + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
     lm = HarnessLM(opened)
     turns = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "Answer:"}]
     assert lm.apply_chat_template(turns[:1]) == f"{told}<user>2 and 2?"
-    assert lm.apply_chat_template(turns, add_generation_prompt=False) == f"{told}<user>2 and 2?<assistant>Answer:"
+    assert (
+        lm.apply_chat_template(turns, add_generation_prompt=False)
+        == f"{told}<user>2 and 2?<assistant>Answer:"
+    )
     _, show = renderer(Prompting(chat=True), opened.checkpoint)
     assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"

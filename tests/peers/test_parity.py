@@ -1,4 +1,6 @@
-"""A handful of cells of the parity design (tests/benchmarks/parity.py): the whole scorer beside lm-eval's own evaluation."""
+"""A handful of cells of the parity design (tests/benchmarks/parity.py): the whole scorer beside
+lm-eval's own evaluation.
+"""
 
 import sys
 from pathlib import Path
@@ -48,5 +50,11 @@ def test_the_design_meets_every_pair_of_values_and_is_wide():
     cells = _parity.design()
     values = [(cell.architecture, cell.tokenizer, cell.form, cell.batch) for cell in cells]
     for a, b in combinations(range(4), 2):
-        assert len({(one[a], one[b]) for one in values}) == len(_parity.FACTORS[a]) * len(_parity.FACTORS[b])
-    assert len(_parity.FACTORS[0]) >= 24 and len(cells) * _forms.ITEMS >= 3_000 and cells == _parity.design()
+        assert len({(one[a], one[b]) for one in values}) == len(_parity.FACTORS[a]) * len(
+            _parity.FACTORS[b]
+        )
+    assert (
+        len(_parity.FACTORS[0]) >= 24
+        and len(cells) * _forms.ITEMS >= 3_000
+        and cells == _parity.design()
+    )

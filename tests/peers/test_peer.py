@@ -13,24 +13,33 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture(scope="module")
 def theirs():
-    trainer = pytest.importorskip("trl.experimental.gkd", reason="trl is not installed here; type: pip install trl==1.16").GKDTrainer
+    trainer = pytest.importorskip(
+        "trl.experimental.gkd", reason="trl is not installed here; type: pip install trl==1.16"
+    ).GKDTrainer
     return trainer.generalized_jsd_loss
 
 
 @pytest.fixture(scope="module")
 def logits():
     torch.manual_seed(0)
-    return torch.randn(2, 7, 50), 2 * torch.randn(2, 7, 50), torch.tensor([[-100, -100, 3, 4, 5, 6, 7], [-100, 3, 4, 5, -100, -100, -100]])
+    return (
+        torch.randn(2, 7, 50),
+        2 * torch.randn(2, 7, 50),
+        torch.tensor([[-100, -100, 3, 4, 5, 6, 7], [-100, 3, 4, 5, -100, -100, -100]]),
+    )
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_forward_and_reverse_kl_equal_trl_but_for_the_square_of_the_temperature(theirs, logits, tau):
+def test_forward_and_reverse_kl_equal_trl_but_for_the_square_of_the_temperature(
+    theirs, logits, tau
+):
     student, teacher, labels = logits
     mask = labels != -100
     for ours, beta in ((forward_kl, 0), (reverse_kl, 1)):
         expected = theirs(student, teacher, labels, beta=beta, temperature=tau, reduction="sum")
         found = ours(student[mask], teacher[mask], temperature=tau).sum()
-        # trl leaves tau^2 out (Hinton et al., 2015, section 2): its gradient shrinks by tau^2 when the temperature rises.
+        # trl leaves tau^2 out (Hinton et al., 2015, section 2): its gradient shrinks by tau^2 when
+        # the temperature rises.
         assert float(found) == pytest.approx(float(expected) * tau**2, rel=1e-5)
 
 
@@ -39,12 +48,18 @@ def test_the_inner_jensen_shannon_divergences_equal_trl(theirs, logits, beta):
     student, teacher, labels = logits
     mask = labels != -100
     expected = theirs(student, teacher, labels, beta=beta, reduction="sum")
-    assert float(jensen_shannon(student[mask], teacher[mask], beta=beta).sum()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(jensen_shannon(student[mask], teacher[mask], beta=beta).sum()) == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def test_at_its_ends_trl_jumps_from_the_divergence_to_a_kl_and_ours_goes_to_zero(theirs, logits):
     student, teacher, labels = logits
     mask = labels != -100
-    near, end = (float(theirs(student, teacher, labels, beta=beta, reduction="sum")) for beta in (1e-3, 0))
+    near, end = (
+        float(theirs(student, teacher, labels, beta=beta, reduction="sum")) for beta in (1e-3, 0)
+    )
     assert end > 50 * near  # so a sweep of beta through 0 at one learning rate compares two scales
-    assert float(jensen_shannon(student[mask], teacher[mask], beta=1e-3).sum()) == pytest.approx(near, rel=1e-3)
+    assert float(jensen_shannon(student[mask], teacher[mask], beta=1e-3).sum()) == pytest.approx(
+        near, rel=1e-3
+    )

@@ -1,4 +1,6 @@
-"""What users' CI is told to do, done: the documented commands, the action's own script, and our own gate on the embedded pair."""
+"""What users' CI is told to do, done: the documented commands, the action's own script, and our own
+gate on the embedded pair.
+"""
 
 import json
 import os
@@ -13,13 +15,19 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.S | re.M) for line in block.splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.S | re.M)
+    for line in block.splitlines()
+]
 BASELINE = ROOT / "results" / "baselines" / "embedded.json"
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with a run of three untrained rows on all items of both tasks, made once by the first documented command."""
+    """A folder with a run of three untrained rows on all items of both tasks, made once by the
+    first documented command.
+    """
     folder = tmp_path_factory.mktemp("ci")
     done = harness(folder, *shlex.split(COMMANDS[0])[1:])
     assert done.returncode == 0, done.stderr
@@ -33,7 +41,9 @@ def harness(folder, *words, **environment):
 
 
 def test_our_own_gate(desk):
-    """Three rows of the embedded pair against the committed baseline: what CI runs on every change of this repository."""
+    """Three rows of the embedded pair against the committed baseline: what CI runs on every change
+    of this repository.
+    """
     done = harness(desk, "check", "runs", "--baseline", str(BASELINE))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "int8" in done.stdout and "not in the baseline" not in done.stdout
@@ -43,14 +53,16 @@ def test_our_own_claims(desk):
     done = harness(desk, "check", "runs", "--rows", "int8,prune-width", "--margin", "0.97")
     assert done.returncode == 0, done.stdout
     cut = harness(desk, "check", "runs", "--rows", "prune-depth", "--margin", "0.95")
-    assert cut.returncode == 1 and "MISSED" in cut.stdout  # a quarter of the blocks less, and nothing trained
+    # a quarter of the blocks less, and nothing trained
+    assert cut.returncode == 1 and "MISSED" in cut.stdout
 
 
 def test_every_documented_command_runs(desk):
     for line in COMMANDS[1:]:
         words = shlex.split(line)[1:]
         if words[:2] == ["baseline", "update"]:
-            for path in (desk / "runs" / "cells").glob("*/record.json"):  # a developer's tree has changes; a baseline refuses them
+            # a developer's tree has changes; a baseline refuses them
+            for path in (desk / "runs" / "cells").glob("*/record.json"):
                 _mark_clean(path)
         done = harness(desk, *words)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -68,17 +80,25 @@ def test_the_page_reads_what_a_run_wrote(desk):
     done = harness(desk, "report", "runs", "--html", "--out", "tables", "--forms", "md")
     assert done.returncode == 0, done.stderr
     page = (desk / "tables" / "page.html").read_text()
-    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
-    assert data["answers"] is True and {table["name"] for table in data["groups"][0]["tables"]} >= {"quality", "diagnostics"}
+    data = json.loads(
+        re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1]
+    )
+    assert data["answers"] is True and {table["name"] for table in data["groups"][0]["tables"]} >= {
+        "quality",
+        "diagnostics",
+    }
 
 
 @pytest.mark.parametrize(
     ("margin", "cannot_tell", "code", "verdict"),
     [
-        ("0.9", "fail", 0, "passed"), ("0.9999", "fail", 3, "cannot tell"), ("0.9999", "pass", 0, "cannot tell"),
-        ("9", "fail", 2, "mistake"), ("0.97", "pass", 1, "missed"),
+        ("0.9", "fail", 0, "passed"),
+        ("0.9999", "fail", 3, "cannot tell"),
+        ("0.9999", "pass", 0, "cannot tell"),
+        ("9", "fail", 2, "mistake"),
+        ("0.97", "pass", 1, "missed"),
     ],
-)  # fmt: skip
+)
 def test_the_action_does_what_it_says(desk, tmp_path, margin, cannot_tell, code, verdict):
     action = yaml.safe_load((ROOT / ".github" / "actions" / "check" / "action.yml").read_text())
     [step] = action["runs"]["steps"]
@@ -89,24 +109,43 @@ def test_the_action_does_what_it_says(desk, tmp_path, margin, cannot_tell, code,
         "cannot-tell": cannot_tell,
     }
     values = {name: given.get(name, one["default"]) for name, one in action["inputs"].items()}
-    environment = {name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: values[m[1]], text) for name, text in step["env"].items()}
+    environment = {
+        name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: values[m[1]], text)
+        for name, text in step["env"].items()
+    }
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "harness"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m harness.cli "$@"\n')
     command.chmod(0o755)
     done = subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, **environment, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(tmp_path / "output"),
-             "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")},
-    )  # fmt: skip
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            **environment,
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        },
+    )
     assert done.returncode == code, done.stdout + done.stderr
     told = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())
     assert told["verdict"] == verdict
     if verdict != "mistake":
-        assert (tmp_path / "harness-check.xml").exists() and verdict in (tmp_path / "summary.md").read_text()
+        assert (tmp_path / "harness-check.xml").exists() and verdict in (
+            tmp_path / "summary.md"
+        ).read_text()
 
 
 def test_workflows_are_whole():
-    for text in [(ROOT / ".github" / "workflows" / "ci.yml").read_text(), *re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)]:
+    for text in [
+        (ROOT / ".github" / "workflows" / "ci.yml").read_text(),
+        *re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M),
+    ]:
         assert yaml.safe_load(text)
-    assert "results/baselines/embedded.json" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert (
+        "results/baselines/embedded.json" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    )

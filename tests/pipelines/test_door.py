@@ -1,4 +1,6 @@
-"""The door: what is refused before anything is computed, how a command ends, and what its processes leave behind."""
+"""The door: what is refused before anything is computed, how a command ends, and what its processes
+leave behind.
+"""
 
 import errno
 import json
@@ -24,7 +26,9 @@ STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """Run a command line in this process; returns its exit code and what it said on standard error."""
+    """Run a command line in this process; returns its exit code and what it said on
+    standard error.
+    """
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
@@ -101,7 +105,7 @@ def only_line(told, code=2):
         (["plan", "--price", "nan"], "--price"),
         (["cache", "prune", "--older-than", "nan"], "--older-than"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, said, typed, here):
     line = only_line(typed(*arguments))
     assert said in line and len(line) < 500 + len(str(arguments))
@@ -122,15 +126,20 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, said
         (["export", "datasets", STUDY, "--out", "file"], "file is a file, and a folder is needed"),
         (["check", STUDY, "--json", "."], "--json . is a folder"),
         (["check", STUDY, "--junit", "file/x.xml"], "--junit file: "),
-        (["baseline", "update", STUDY, "--baseline", ".", "--reason", "x"], "--baseline . is a folder"),
+        (
+            ["baseline", "update", STUDY, "--baseline", ".", "--reason", "x"],
+            "--baseline . is a folder",
+        ),
         (["train-tiny", "--out", "file"], "file is a file, and a folder is needed"),
         (["measure", "tiny", "--out", "file"], "file is a file, and a folder is needed"),
         (["report", "x" * 300], "File name too long"),
         (["check", "x" * 300], "File name too long"),
         (["run", "."], "a folder stands where a file should be"),
     ],
-)  # fmt: skip
-def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_computed(arguments, said, typed, here):
+)
+def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_computed(
+    arguments, said, typed, here
+):
     line = only_line(typed(*arguments))
     assert said in line and len(line) < 600
     assert sorted(path.name for path in here.iterdir()) == ["file"]
@@ -157,7 +166,9 @@ def test_a_folder_without_leave_is_refused(tmp_path):
         check_folder(tmp_path / "x", "--out")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO]
+)
 def test_a_folder_that_takes_no_bytes_is_found_when_it_is_made(number, tmp_path, monkeypatch):
     def refused(self, data):
         raise OSError(number, os.strerror(number), str(self))
@@ -170,18 +181,32 @@ def test_a_folder_that_takes_no_bytes_is_found_when_it_is_made(number, tmp_path,
 @pytest.mark.parametrize(
     "problem",
     [
-        OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
-        RuntimeError("Error while serializing: IoError(Os { code: 28, message: \"No space left on device\" })"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError(
+            'Error while serializing: IoError(Os { code: 28, message: "No space left on device" })'
+        ),
         RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
     ],
-)  # fmt: skip
+)
 def test_a_full_disk_is_said_with_the_folder_that_is_full(problem, tmp_path):
-    assert no_space(problem, {"--out": tmp_path, "--cache": tmp_path}).startswith("no space left on the device (--")
+    assert no_space(problem, {"--out": tmp_path, "--cache": tmp_path}).startswith(
+        "no space left on the device (--"
+    )
     assert no_space(ValueError("other"), {"--out": tmp_path}) == ""
 
 
 def test_errors_of_the_system_are_one_line_with_a_way_out():
-    for number in (errno.ENOTDIR, errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.EMFILE, errno.ELOOP):
+    for number in (
+        errno.ENOTDIR,
+        errno.ENOSPC,
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENAMETOOLONG,
+        errno.EISDIR,
+        errno.EMFILE,
+        errno.ELOOP,
+    ):
         line = told_of(OSError(number, os.strerror(number), "a\nb" + "x" * 5000))
         assert os.strerror(number) in line and ";" in line and len(line) < 300 and "\n" not in line
     assert told_of(OSError("some library\nsays more")) == "OSError: some library says more"
@@ -204,10 +229,14 @@ def test_commands_that_meet_an_error_of_the_system_exit_with_2(monkeypatch, caps
 
 
 def cli_process(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], **options)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], **options
+    )
 
 
-@pytest.mark.parametrize("arguments", [["report", "--explain"], ["list", "methods"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["report", "--explain"], ["list", "methods"], ["run", "--help"]]
+)
 def test_a_reader_that_goes_away_is_no_verdict(arguments):
     process = cli_process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()  # before a byte is read: `| true`
@@ -216,9 +245,27 @@ def test_a_reader_that_goes_away_is_no_verdict(arguments):
 
 
 def test_a_check_keeps_its_code_whoever_reads_it(tmp_path):
-    whole = cli_process("check", STUDY, "--margin", "0.5", "--json", tmp_path / "a.json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    whole = cli_process(
+        "check",
+        STUDY,
+        "--margin",
+        "0.5",
+        "--json",
+        tmp_path / "a.json",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     whole.communicate(timeout=120)
-    torn = cli_process("check", STUDY, "--margin", "0.5", "--json", tmp_path / "b.json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    torn = cli_process(
+        "check",
+        STUDY,
+        "--margin",
+        "0.5",
+        "--json",
+        tmp_path / "b.json",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     torn.stdout.close()
     errors = torn.stderr.read()
     assert torn.wait(timeout=120) == whole.returncode and b"Traceback" not in errors
@@ -237,14 +284,19 @@ def test_a_standard_output_that_takes_nothing_is_exit_code_2():
     )
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["run", "--version"], ["baseline", "show", "--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["run", "--version"], ["baseline", "show", "--version"]]
+)
 def test_every_command_says_its_version(arguments, typed, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["harness", *arguments])
     assert ended(app._command) == 0
     assert capsys.readouterr().out.startswith("compression-harness ")
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["check"], ["baseline"], ["baseline", "update"], ["plan"], ["list"], ["report"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["run"], ["check"], ["baseline"], ["baseline", "update"], ["plan"], ["list"], ["report"]],
+)
 def test_every_command_knows_the_short_help(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["harness", *arguments, "-h"])
     assert ended(app._command) == 0
@@ -255,20 +307,34 @@ def test_repeated_options_add_up():
     from harness.planning.spec import listed
 
     assert listed(["int8", "response,cot"]) == ["int8", "response", "cot"]
-    assert [build({"cell_timeout": given}).cell_timeout for given in ("90", "90s", "1.5m", "2h", 7)] == [90, 90, 90, 7200, 7]
+    assert [
+        build({"cell_timeout": given}).cell_timeout for given in ("90", "90s", "1.5m", "2h", 7)
+    ] == [90, 90, 90, 7200, 7]
     assert parse_seconds(None) is None
 
 
 def test_the_configuration_is_checked_whoever_builds_it():
-    for values in ({"suite": ()}, {"teacher": ()}, {"methods": ("a", "a")}, {"student": " "}, {"cell_timeout": float("nan")},
-                   {"cell_timeout": float("inf")}, {"suite": ("",)}, {"out": "a\0b"}, {"student": "\0"},
-                   {"teacher": ("a\0",)}, {"data_dir": Path("\0")}):  # fmt: skip
+    for values in (
+        {"suite": ()},
+        {"teacher": ()},
+        {"methods": ("a", "a")},
+        {"student": " "},
+        {"cell_timeout": float("nan")},
+        {"cell_timeout": float("inf")},
+        {"suite": ("",)},
+        {"out": "a\0b"},
+        {"student": "\0"},
+        {"teacher": ("a\0",)},
+        {"data_dir": Path("\0")},
+    ):
         with pytest.raises(HarnessError):
             build(values)
 
 
 def test_a_stopped_command_says_what_is_kept():
-    assert stopped_line("SIGTERM", ["run", "--out", "a b"]).endswith("the same command goes on from there: harness run --out 'a b'")
+    assert stopped_line("SIGTERM", ["run", "--out", "a b"]).endswith(
+        "the same command goes on from there: harness run --out 'a b'"
+    )
     assert "type it again: harness check x" in stopped_line("Ctrl-C", ["check", "x"])
 
 
@@ -276,7 +342,12 @@ def a_child(tmp_path, code):
     log = tmp_path / "log.txt"
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, encoding="utf-8"
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
         )
     return process, log
 
@@ -298,13 +369,20 @@ def test_a_grandchild_that_holds_the_pipe_holds_nobody_up(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_whose_time_is_over_is_ended_with_what_it_started(tmp_path):
-    process, log = a_child(tmp_path, GRANDCHILD + "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)")
+    process, log = a_child(
+        tmp_path,
+        GRANDCHILD
+        + "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)",
+    )
     heard = []
     began = time.monotonic()
     found = attend(process, log, heard.append, seconds=1.5)
     assert found.late and found.code == -signal.SIGKILL and time.monotonic() - began < 30
     for _ in range(50):
-        if not Path(f"/proc/{heard[0]['held']}").exists() or " Z " in Path(f"/proc/{heard[0]['held']}/stat").read_text():
+        if (
+            not Path(f"/proc/{heard[0]['held']}").exists()
+            or " Z " in Path(f"/proc/{heard[0]['held']}/stat").read_text()
+        ):
             break
         time.sleep(0.1)
     else:
@@ -312,7 +390,9 @@ def test_a_process_whose_time_is_over_is_ended_with_what_it_started(tmp_path):
 
 
 def test_signs_that_are_none_are_passed_over(tmp_path):
-    process, log = a_child(tmp_path, "print('{\"a\": 1}'); print('[1]'); print('torn {'); print('{\"b\": 2}', end='')")
+    process, log = a_child(
+        tmp_path, "print('{\"a\": 1}'); print('[1]'); print('torn {'); print('{\"b\": 2}', end='')"
+    )
     heard = []
     assert attend(process, log, heard.append).code == 0
     assert heard == [{"a": 1}, {"b": 2}]
@@ -328,7 +408,9 @@ def test_a_log_is_cut_to_its_end_and_goes_on(tmp_path):
         assert log.stat().st_size < 300
         stream.write(b"later\n")
     text = log.read_text()
-    assert text.startswith("[the first 19,907 bytes of this log were dropped]") and text.endswith("newest\nlater\n")
+    assert text.startswith("[the first 19,907 bytes of this log were dropped]") and text.endswith(
+        "newest\nlater\n"
+    )
     assert tail_of(log, 6) == "later\n" and tail_of(tmp_path / "none") == ""
 
 
@@ -336,25 +418,44 @@ def test_a_process_that_writes_without_end_keeps_a_small_log(tmp_path, monkeypat
     from harness.machine import process as watched
 
     monkeypatch.setattr(watched, "LOOKS", 0.02)
-    code = "import sys\nfor _ in range(400): sys.stderr.write('x' * 100_000 + chr(10))\nsys.stderr.write('last words')"
+    code = (
+        "import sys\nfor _ in range(400): sys.stderr.write('x' * 100_000 + chr(10))\n"
+        "sys.stderr.write('last words')"
+    )
     process, log = a_child(tmp_path, code)
     found = attend(process, log, lambda said: None)
-    assert log.stat().st_size <= watched.MOST_LOG and found.log.endswith("last words") and len(found.log) <= watched.TAIL
+    assert (
+        log.stat().st_size <= watched.MOST_LOG
+        and found.log.endswith("last words")
+        and len(found.log) <= watched.TAIL
+    )
 
 
-CRASH_LOG = 'Current thread 0x00007f (most recent call first):\n  File "/x/kernels.py", line 7 in pack\n'
-ORPHAN = """
+CRASH_LOG = (
+    'Current thread 0x00007f (most recent call first):\n  File "/x/kernels.py", line 7 in pack\n'
+)
+ORPHAN = '''
 import os, subprocess, sys
-CHILD = "import sys, time; from harness.machine.process import end_with_parent; end_with_parent(int(sys.argv[1])); time.sleep(60)"
+CHILD = """import sys, time
+from harness.machine.process import end_with_parent
+end_with_parent(int(sys.argv[1]))
+time.sleep(60)"""
 child = subprocess.Popen([sys.executable, "-c", CHILD, str(os.getpid())], stdout=subprocess.DEVNULL)
 print(child.pid, flush=True)
 {ends}
-"""
+'''
 
 
-@pytest.mark.parametrize("ends", ["os._exit(0)", "import time; time.sleep(2); os._exit(0)"], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    "ends", ["os._exit(0)", "import time; time.sleep(2); os._exit(0)"], ids=["at once", "later"]
+)
 def test_no_process_outlives_its_parent(ends):
-    parent = subprocess.run([sys.executable, "-c", ORPHAN.format(ends=ends)], stdout=subprocess.PIPE, text=True, check=True)
+    parent = subprocess.run(
+        [sys.executable, "-c", ORPHAN.format(ends=ends)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     number = int(parent.stdout)
     for _ in range(100):
         stat = Path(f"/proc/{number}/stat")
@@ -370,21 +471,34 @@ def test_no_process_outlives_its_parent(ends):
     [
         (-signal.SIGSEGV, "", "crashed (SIGSEGV)"),
         (-signal.SIGSEGV, CRASH_LOG, "in pack, kernels.py line 7"),
-        (-signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", "out of memory (SIGABRT)"),
+        (
+            -signal.SIGABRT,
+            "terminate called after throwing an instance of 'std::bad_alloc'",
+            "out of memory (SIGABRT)",
+        ),
         (-signal.SIGKILL, "", "killed (SIGKILL, perhaps for want of memory)"),
-        (1, "ImportError: libtorch_cpu.so: failed to map segment from shared object", "out of memory (ImportError"),
+        (
+            1,
+            "ImportError: libtorch_cpu.so: failed to map segment from shared object",
+            "out of memory (ImportError",
+        ),
         (1, "libgomp: Thread creation failed: Resource temporarily unavailable", "out of memory"),
         (1, "RuntimeError: can't start new thread", "out of memory"),
         (1, "MemoryError", "out of memory (MemoryError)"),
         (3, "KeyError: 'x'", "ended with status 3: KeyError: 'x'"),
     ],
-)  # fmt: skip
+)
 def test_how_a_process_ended_is_said_so_that_it_helps(code, log, said):
     assert said in how_it_ended(code, log)
 
 
 def test_what_is_no_want_of_memory_is_not_called_so():
-    for text in ("KeyError: 'memory'", "ValueError: 12 is too many", "[Errno 122] quota", "the associative memory of layer 3"):
+    for text in (
+        "KeyError: 'memory'",
+        "ValueError: 12 is too many",
+        "[Errno 122] quota",
+        "the associative memory of layer 3",
+    ):
         assert not says_no_memory(text)
 
 
@@ -396,15 +510,22 @@ def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
     second = _why(crash, first, None, tmp_path / "log.txt")
     assert "run again once" in first and "will not help" in second
     assert "will not help" in _why(crash, second, None, tmp_path / "log.txt"), "nor the third time"
-    assert "go on from its last saved state" in _why(Ended(-signal.SIGKILL, ""), first, None, tmp_path)
+    assert "go on from its last saved state" in _why(
+        Ended(-signal.SIGKILL, ""), first, None, tmp_path
+    )
     assert "--cell-timeout" in _why(Ended(-signal.SIGTERM, "", late=True), "", 30.0, tmp_path)
 
 
-@pytest.mark.parametrize("made", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str)
+@pytest.mark.parametrize(
+    "made", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str
+)
 def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(made, tmp_path):
     from harness.running.student import _refuse_no_student
 
-    with pytest.raises(CellFailed, match=r"mine\.compress returned .* must return a Checkpoint: save it in job\.workdir"):
+    with pytest.raises(
+        CellFailed,
+        match=r"mine\.compress returned .* must return a Checkpoint: save it in job\.workdir",
+    ):
         _refuse_no_student("mine", made, tmp_path)
 
 
@@ -425,7 +546,9 @@ def test_a_checkpoint_elsewhere_is_told_where_it_belongs(tmp_path):
 
 def test_a_killed_process_ends_within_its_grace(tmp_path):
     process, _ = a_child(
-        tmp_path, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{}', flush=True); time.sleep(60)"
+        tmp_path,
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('{}', flush=True); time.sleep(60)",
     )
     process.stdout.readline()
     began = time.monotonic()
@@ -436,11 +559,18 @@ def test_a_killed_process_ends_within_its_grace(tmp_path):
 @pytest.mark.slow
 def test_task_files_run_only_where_they_are_allowed_to(typed, here):
     (here / "tasks").mkdir()
-    (here / "mine.toml").write_text('name = "mine"\ntasks = ["lm-eval:x"]\ninclude_path = "tasks"\n')
-    for arguments in (["--suite", "lm-eval:x", "--include-path", "tasks"], ["--suite", "mine.toml"]):
+    (here / "mine.toml").write_text(
+        'name = "mine"\ntasks = ["lm-eval:x"]\ninclude_path = "tasks"\n'
+    )
+    for arguments in (
+        ["--suite", "lm-eval:x", "--include-path", "tasks"],
+        ["--suite", "mine.toml"],
+    ):
         assert "type --allow-task-code" in only_line(typed("run", *arguments))
         code, said = typed("run", *arguments, "--allow-task-code")
-        assert code == 2 and "--allow-task-code" not in said, "allowed: the task itself is what is missing"
+        assert code == 2 and "--allow-task-code" not in said, (
+            "allowed: the task itself is what is missing"
+        )
 
 
 def test_check_file_takes_what_can_be_written(tmp_path):
@@ -468,10 +598,14 @@ def endless(turns):
 
 @pytest.mark.parametrize(
     "template",
-    ["{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-     "{{ range(10 ** 12) }}", "{% for i in range(99999) %}{{ 'xxxxxxxxxx' }}{% endfor %}"],
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ range(10 ** 12) }}",
+        "{% for i in range(99999) %}{{ 'xxxxxxxxxx' }}{% endfor %}",
+    ],
     ids=["loops", "recursion", "a long range", "a long text"],
-)  # fmt: skip
+)
 def test_a_template_cannot_take_for_ever(template, monkeypatch, tiny):
     import harness.models.language_model as model
 
@@ -501,7 +635,9 @@ def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
     thread = threading.Thread(target=render, daemon=True)
     thread.start()
     thread.join(20)
-    assert said == ["the chat template takes more than 0.3 s for one prompt; type --chat-template off"]
+    assert said == [
+        "the chat template takes more than 0.3 s for one prompt; type --chat-template off"
+    ]
     assert model.as_chat(Templated(lambda turns: "fine"), []) == "fine"
 
 
@@ -516,13 +652,19 @@ def test_the_alarm_of_others_goes_on():
     assert 40 < left <= 50 and signal.getsignal(signal.SIGALRM) is before
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt", "model.pkl"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt", "model.pkl"]
+)
 def test_pickles_are_refused_by_name(name, tmp_path):
     from harness.models.resolve import resolve
 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(HarnessError, match=rf"{name} is a pickle, which is a program, and is not opened; save it with save_pretrained"):
+    with pytest.raises(
+        HarnessError,
+        match=rf"{name} is a pickle, which is a program, and is not opened; "
+        "save it with save_pretrained",
+    ):
         resolve(str(tmp_path), cache=tmp_path)
 
 
@@ -536,7 +678,10 @@ def test_what_a_killed_run_left_in_the_cache_goes_and_what_is_being_written_stay
         (tmp_path / "teachers" / name / "log_p-000.npy").write_bytes(b"x")
     with FileLock(tmp_path / "teachers" / "alive.lock"):
         assert [path.name for path in sweep(tmp_path)] == [".dead.12.part"]
-    assert {path.name for path in (tmp_path / "teachers").iterdir() if path.is_dir()} == {".alive.13.part", "whole"}
+    assert {path.name for path in (tmp_path / "teachers").iterdir() if path.is_dir()} == {
+        ".alive.13.part",
+        "whole",
+    }
     assert sweep(tmp_path / "nowhere") == []
 
 
@@ -557,8 +702,26 @@ TTY = "needs a pseudo-terminal"
 def test_sigterm_ends_every_process_shows_the_cursor_and_says_how_to_go_on(tmp_path):
     pty = pytest.importorskip("pty", reason=TTY)
     ours, theirs = pty.openpty()
-    line = ["run", "--methods", "sft", "--no-controls", "--suite", "mini", "--grid", "none", "--noise", "0", "--limit", "2",
-            "--budget", "5000000", "--out", tmp_path / "runs", "--cache", tmp_path / "cache"]  # fmt: skip
+    line = [
+        "run",
+        "--methods",
+        "sft",
+        "--no-controls",
+        "--suite",
+        "mini",
+        "--grid",
+        "none",
+        "--noise",
+        "0",
+        "--limit",
+        "2",
+        "--budget",
+        "5000000",
+        "--out",
+        tmp_path / "runs",
+        "--cache",
+        tmp_path / "cache",
+    ]
     process = cli_process(*line, stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
     said = b""
@@ -573,8 +736,15 @@ def test_sigterm_ends_every_process_shows_the_cursor_and_says_how_to_go_on(tmp_p
     text = said.decode()
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is shown again"
     last = " ".join(text.rsplit("harness: ", 1)[1].split())
-    assert last.startswith("stopped (SIGTERM); what was finished is kept, the same command goes on from there: harness run --methods sft")
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(path)]
+    assert last.startswith(
+        "stopped (SIGTERM); what was finished is kept, the same command goes on from there: "
+        "harness run --methods sft"
+    )
+    left = [
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(tmp_path).encode() in _bytes(path)
+    ]
     assert not left
 
 
@@ -597,12 +767,35 @@ def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_
     import harness
 
     done = harness.run(
-        ["identity"], "mini", cell_timeout=0.4, out=tmp_path / "runs", cache=tmp_path / "cache", grid="none", noise=0
-    )  # fmt: skip
+        ["identity"],
+        "mini",
+        cell_timeout=0.4,
+        out=tmp_path / "runs",
+        cache=tmp_path / "cache",
+        grid="none",
+        noise=0,
+    )
     assert [one.record.status for one in done.cells] == ["failed", "failed"]
     for one in done.cells:
-        assert one.record.reason == "stopped after 0.4 s (--cell-timeout); give a longer one: run again to go on from its last saved state"
-    again = [cell.key for cell in harness.api.plan_run(
-        harness.planning.config.build({"methods": ["identity"], "suite": ["mini"], "grid": "none",
-             "noise": 0, "out": tmp_path / "runs", "cache": tmp_path / "cache"})).cells]  # fmt: skip
-    assert again == [one.cell.key for one in done.cells], "how long a cell may take is no part of its key"
+        assert (
+            one.record.reason == "stopped after 0.4 s (--cell-timeout); give a longer one: "
+            "run again to go on from its last saved state"
+        )
+    again = [
+        cell.key
+        for cell in harness.api.plan_run(
+            harness.planning.config.build(
+                {
+                    "methods": ["identity"],
+                    "suite": ["mini"],
+                    "grid": "none",
+                    "noise": 0,
+                    "out": tmp_path / "runs",
+                    "cache": tmp_path / "cache",
+                }
+            )
+        ).cells
+    ]
+    assert again == [one.cell.key for one in done.cells], (
+        "how long a cell may take is no part of its key"
+    )

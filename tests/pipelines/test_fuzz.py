@@ -1,4 +1,6 @@
-"""A short form of tests/benchmarks/fuzz.py: no harmed file ends in a traceback, is believed where it was signed, or holds a reader up."""
+"""A short form of tests/benchmarks/fuzz.py: no harmed file ends in a traceback, is believed where
+it was signed, or holds a reader up.
+"""
 
 import sys
 from pathlib import Path
@@ -27,7 +29,10 @@ def test_the_program_sees_what_it_looks_for(tmp_path):
 
     def judged(read, seconds=20.0):
         return fuzz(
-            Target(name="x", mutations=QUICK[0].mutations, make=make, read=read, signed=True), tmp_path / "x", count=12, seconds=seconds
+            Target(name="x", mutations=QUICK[0].mutations, make=make, read=read, signed=True),
+            tmp_path / "x",
+            count=12,
+            seconds=seconds,
         )
 
     def careless(folder, path):

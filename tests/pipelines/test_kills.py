@@ -52,16 +52,24 @@ write_whole(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "x" * 
 
 
 def struck(root, **fault):
-    """Write a file of 100 bytes in a process that a fault waits for; return its exit code, the names left, and its events."""
+    """Write a file of 100 bytes in a process that a fault waits for; return its exit code, the
+    names left, and its events.
+    """
     (root / "store" / "runs").mkdir(parents=True)
     environment = {
-        **os.environ, _faults.ROOT: str(root), _faults.FAULT: Fault(**fault).as_json(),
+        **os.environ,
+        _faults.ROOT: str(root),
+        _faults.FAULT: Fault(**fault).as_json(),
         "PYTHONPATH": str(PROGRAM.parents[2]),
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [sys.executable, "-c", WRITER, str(PROGRAM.parent)],
-        env=environment, capture_output=True, text=True, check=False, start_new_session=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
     names = sorted(path.name for path in (root / "store" / "runs").iterdir())
     events = [line.split("\t")[1] for line in _faults.log_of(root).read_text().splitlines()]
     return done, names, events
@@ -78,7 +86,9 @@ def test_a_kill_leaves_what_its_boundary_says(tmp_path, operation):
     done, names, events = struck(tmp_path / "a", operation=operation, kind="run list", after=30)
     assert done.returncode == -9 and events[-1] == _faults.STRUCK
     whole = operation in ("renamed", "folder")
-    assert [name.endswith(".part") for name in names] == ([] if operation == "open" else [not whole])
+    assert [name.endswith(".part") for name in names] == (
+        [] if operation == "open" else [not whole]
+    )
     sizes = {"open": [], "write": [30]}.get(operation, [100])
     assert [path.stat().st_size for path in (tmp_path / "a" / "store" / "runs").iterdir()] == sizes
 
@@ -135,15 +145,21 @@ def test_notes_of_holders_that_were_killed_go_and_others_stay(tmp_path):
     store.prepare()
     notes = {}
     for name, process, machine in (
-        ("killed", GONE, here), ("living", os.getpid(), here), ("elsewhere", GONE, f"{here}-2"),
-    ):  # fmt: skip
+        ("killed", GONE, here),
+        ("living", os.getpid(), here),
+        ("elsewhere", GONE, f"{here}-2"),
+    ):
         notes[name] = tmp_path / "locks" / f"{name}.json"
         told = {"process": process, "machine": machine, "since": "2026-01-01 00:00:00 UTC"}
         notes[name].write_text(json.dumps(told))
     notes["torn"] = tmp_path / "locks" / "torn.json"
     notes["torn"].write_text('{"proc')
     store.prepare()
-    assert [name for name, path in notes.items() if path.exists()] == ["living", "elsewhere", "torn"]
+    assert [name for name, path in notes.items() if path.exists()] == [
+        "living",
+        "elsewhere",
+        "torn",
+    ]
     old = time.time() - 2 * leftovers.QUIET
     os.utime(notes["torn"], (old, old))
     store.prepare()
@@ -190,7 +206,9 @@ def test_the_card_stands_before_the_record_that_ends_a_cell(tmp_path, monkeypatc
     monkeypatch.setattr(cell, "_own_standard_output", lambda: lambda message: None)
     monkeypatch.setattr(cell, "end_with_parent", lambda parent: None)
     monkeypatch.setattr(cell.faulthandler, "enable", lambda file: None)
-    monkeypatch.setattr(cell, "read_as", lambda path, kind: type("Job", (), {"cell_folder": tmp_path}))
+    monkeypatch.setattr(
+        cell, "read_as", lambda path, kind: type("Job", (), {"cell_folder": tmp_path})
+    )
     monkeypatch.setattr(cell, "_compute", lambda *_: type("Record", (), {"status": "success"}))
     monkeypatch.setattr(cell, "_leave_card", lambda job, record: order.append("card"))
     monkeypatch.setattr(cell, "write", lambda path, record: order.append(path.name))
@@ -213,13 +231,23 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     from harness.records.record import Cost, StageRecord, write
 
     def stage(key, scores):
-        return StageRecord(label=key, method="int8", key=key, digest="d", weight_bytes=1, cost=Cost(), scores=scores)
+        return StageRecord(
+            label=key,
+            method="int8",
+            key=key,
+            digest="d",
+            weight_bytes=1,
+            cost=Cost(),
+            scores=scores,
+        )
 
     store = Store(tmp_path)
     store.prepare()
     row = scored("cot", "10" * 20, 1).model_copy(update={"key": "r" * 24})
     own = {score.task: score.value for score in row.scores}
-    chain = row.model_copy(update={"key": "c" * 24, "stages": (stage("cot", {}), stage("int8", {"x": 1.0}))})
+    chain = row.model_copy(
+        update={"key": "c" * 24, "stages": (stage("cot", {}), stage("int8", {"x": 1.0}))}
+    )
     write(store.record_path(chain.key), chain)
     plan = SimpleNamespace(cells=[SimpleNamespace(key=row.key, student_key="cot")])
     assert runner._with_stages(plan, chain, store) == chain  # its row is not there yet
@@ -230,7 +258,9 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     assert runner._with_stages(plan, filled, store) is filled
 
 
-def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_they_are_there(tmp_path, monkeypatch):
+def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_they_are_there(
+    tmp_path, monkeypatch
+):
     from types import SimpleNamespace
 
     from _records import scored
@@ -239,10 +269,16 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
 
     store = Store(tmp_path)
     store.prepare()
-    teacher = scored("teacher", "10" * 20, 1).model_copy(update={"key": "t" * 24, "measurements": ()})
+    teacher = scored("teacher", "10" * 20, 1).model_copy(
+        update={"key": "t" * 24, "measurements": ()}
+    )
     whole = scored("int8", "10" * 20, 1)
-    alone = whole.model_copy(update={"key": "a" * 24, "measurements": (evaluation._undistanced(evaluation.NO_ANSWERS),)})
-    other = whole.model_copy(update={"measurements": (*whole.measurements, evaluation._undistanced("out of memory"))})
+    alone = whole.model_copy(
+        update={"key": "a" * 24, "measurements": (evaluation._undistanced(evaluation.NO_ANSWERS),)}
+    )
+    other = whole.model_copy(
+        update={"measurements": (*whole.measurements, evaluation._undistanced("out of memory"))}
+    )
     plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
     assert runner._was_alone(plan, store, alone) == ""  # nor are they there now
     write(store.record_path(teacher.key), teacher)

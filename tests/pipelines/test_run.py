@@ -1,4 +1,6 @@
-"""From the command to the tables on the embedded pair: runs, skips, resumes, fails as it should. CPU, small budgets."""
+"""From the command to the tables on the embedded pair: runs, skips, resumes, fails as it should.
+CPU, small budgets.
+"""
 
 import json
 import os
@@ -33,14 +35,19 @@ UNTIMED = ["--grid", "none"]
 
 def command(*arguments, environment=None, **options):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)], capture_output=True, text=True,
-        env={**os.environ, **(environment or {})}, **options,
-    )  # fmt: skip
+        [sys.executable, "-P", "-m", "harness.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One run of a trained row, its controls and a copy of the teacher with a small budget, and where it lies."""
+    """One run of a trained row, its controls and a copy of the teacher with a small budget, and
+    where it lies.
+    """
     folder = tmp_path_factory.mktemp("pipeline")
     done = harness.run("cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
     return done, folder
@@ -49,7 +56,13 @@ def finished(tmp_path_factory):
 def test_every_cell_succeeds_and_the_controls_are_there(finished):
     done, _ = finished
     assert done.succeeded, [record.reason for record in done.records]
-    assert {record.label for record in done.records} == {"teacher", "cot", "identity", "answer-only", "untouched"}
+    assert {record.label for record in done.records} == {
+        "teacher",
+        "cot",
+        "identity",
+        "answer-only",
+        "untouched",
+    }
 
 
 def test_identity_keeps_everything_and_flips_nothing(finished):
@@ -58,14 +71,17 @@ def test_identity_keeps_everything_and_flips_nothing(finished):
     assert scores["identity"].outcomes == scores["teacher"].outcomes
     assert scores["identity"].answers_digest == scores["teacher"].answers_digest
     line = next(line for line in done.markdown().splitlines() if line.startswith("| identity"))
-    assert "100.0 % [" in line and "0/0" in line  # with an interval: 40 items without a flip leave room for a few among all
+    # with an interval: 40 items without a flip leave room for a few among all
+    assert "100.0 % [" in line and "0/0" in line
 
 
 def test_records_say_everything_about_a_cell(finished):
     done, _ = finished
     for record in done.records:
         assert record.environment is not None and record.environment.versions["torch"]
-        assert record.scores[0].n == len(record.scores[0].outcomes["strict-match"]) == SMALL["limit"]
+        assert (
+            record.scores[0].n == len(record.scores[0].outcomes["strict-match"]) == SMALL["limit"]
+        )
         names = {one.name for one in record.measurements}
         assert {
             "decode_tokens_per_second",
@@ -76,10 +92,19 @@ def test_records_say_everything_about_a_cell(finished):
             "kv_bytes",
             "decode_speedup",
         } <= names
-        assert not any(one.remark for one in record.measurements if one.name in ("weight_bytes_resident", "kv_bytes"))
+        assert not any(
+            one.remark
+            for one in record.measurements
+            if one.name in ("weight_bytes_resident", "kv_bytes")
+        )
         assert record.student is not None and record.student.digest
         if record.trains:
-            assert record.cost.seen_tokens and record.cost.flops and record.cost.seconds and record.data_digest
+            assert (
+                record.cost.seen_tokens
+                and record.cost.flops
+                and record.cost.seconds
+                and record.data_digest
+            )
     cot = next(record for record in done.records if record.label == "cot")
     assert cot.cost.notes["traces_written"] == 40 and cot.cost.shared[0].tokens > 0
 
@@ -89,7 +114,11 @@ def test_students_are_compared_with_what_their_teacher_read_and_did_not_read_aga
     teacher = next(record for record in done.records if record.label == "teacher")
     assert (Store(folder / "runs").cell(teacher.key) / "teacher-reads.safetensors").exists()
     found = {record.label: record.fidelity[0] for record in done.records if record.fidelity}
-    assert found["identity"].kl == pytest.approx(0, abs=1e-5) and found["identity"].agreement == 1 and found["untouched"].kl > 0.5
+    assert (
+        found["identity"].kl == pytest.approx(0, abs=1e-5)
+        and found["identity"].agreement == 1
+        and found["untouched"].kl > 0.5
+    )
 
 
 @pytest.mark.slow
@@ -99,17 +128,26 @@ def test_without_a_grid_nothing_is_timed_and_the_row_stands(tmp_path):
     assert done.succeeded
     for record in done.records:
         assert record.limited and [score.n for score in record.scores] == [7]
-        assert record.measured("decode_speedup") is None and record.measured("seconds_per_problem:gsm8k-mini") is not None
+        assert (
+            record.measured("decode_speedup") is None
+            and record.measured("seconds_per_problem:gsm8k-mini") is not None
+        )
     assert "not timed" in done.markdown()
 
 
 def test_items_are_stored_with_what_was_written(finished):
     done, folder = finished
     store = Store(folder / "runs")
-    rows = [json.loads(line) for line in (store.cell(done.records[0].key) / "samples.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (store.cell(done.records[0].key) / "samples.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == SMALL["limit"]
     assert set(rows[0]["correct"]) == {"strict-match", "flexible-extract", "numeric"}
-    assert all(row["prompt_hash"] and row["stop"] in {"eos", "stop", "length"} and row["tokens"] > 0 for row in rows)
+    assert all(
+        row["prompt_hash"] and row["stop"] in {"eos", "stop", "length"} and row["tokens"] > 0
+        for row in rows
+    )
     marks = done.records[0].scores[0].outcomes["strict-match"]
     assert "".join("1" if row["correct"]["strict-match"] else "0" for row in rows) == marks
 
@@ -117,7 +155,9 @@ def test_items_are_stored_with_what_was_written(finished):
 def test_a_second_run_reads_everything_and_starts_no_process(finished, monkeypatch):
     done, folder = finished
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
-    again = harness.run("cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
+    again = harness.run(
+        "cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL
+    )
     assert all(one.cached for one in again.cells)
     assert again.markdown() == done.markdown()
 
@@ -141,10 +181,20 @@ def test_records_are_a_frame_with_one_row_a_cell_and_metric(finished):
 
 def test_force_computes_again_and_gives_the_same_answers(finished):
     done, folder = finished
-    again = harness.run("untouched", "math", out=folder / "runs", cache=folder / "cache", force=True, controls=False, **SMALL)
+    again = harness.run(
+        "untouched",
+        "math",
+        out=folder / "runs",
+        cache=folder / "cache",
+        force=True,
+        controls=False,
+        **SMALL,
+    )
     assert not any(one.cached for one in again.cells)
     for label in ("teacher", "untouched"):
-        before, after = (next(record for record in run.records if record.label == label) for run in (done, again))
+        before, after = (
+            next(record for record in run.records if record.label == label) for run in (done, again)
+        )
         assert before.scores[0].answers_digest == after.scores[0].answers_digest
         assert before.student.digest == after.student.digest
 
@@ -178,16 +228,20 @@ class Shouting(Trained):
         if self.how == "full":
             raise OSError(28, "No space left on device", str(job.workdir))
         if self.how == "nothing":
-            from harness.models.language_model import open_model, stored_dtype; from harness.models.shaping import save_student
-            same = open_model(job.teacher)
-            return save_student(same, job.workdir / "student", name="same", dtype=stored_dtype(job.teacher), parents=())
-        return self.train(job, worked(training_examples(job.tasks, job.source, rows=job.budget.rows)), terms=terms)
+            from harness.models.language_model import open_model, stored_dtype
+            from harness.models.shaping import save_student
+            same, dtype = open_model(job.teacher), stored_dtype(job.teacher)
+            return save_student(same, job.workdir / "student", name="same", dtype=dtype, parents=())
+        examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        return self.train(job, worked(examples), terms=terms)
 '''
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
-    """Install a method in a temporary folder through the entry-point group; return the environment that sees it."""
+    """Install a method in a temporary folder through the entry-point group; return the environment
+    that sees it.
+    """
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "shouting.py").write_text(textwrap.dedent(PLUGIN))
     info = folder / "shouting-1.0.dist-info"
@@ -195,7 +249,9 @@ def plugin(tmp_path_factory):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
     shown = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
     (folder / "first_words.py").write_text(shown.partition("```python\n")[2].partition("```")[0])
-    (info / "entry_points.txt").write_text("[harness.methods]\nshouting = shouting:Shouting\nshortest = first_words:ShortestAnswers\n")
+    (info / "entry_points.txt").write_text(
+        "[harness.methods]\nshouting = shouting:Shouting\nshortest = first_words:ShortestAnswers\n"
+    )
     return {"PYTHONPATH": str(folder)}
 
 
@@ -203,53 +259,99 @@ def test_what_a_library_raises_fails_its_own_row_alone(finished, tmp_path):
     """The stand-ins break while they are imported, while they pack, and by ending the process."""
     _, folder = finished
     texts = {
-        "optimum": "", "optimum/quanto": "def __getattr__(name): return name\ndef quantize(*_, **__): raise SystemExit('no kernel')\n",
-        "torchao": "", "torchao/quantization": "raise AssertionError('torch is too new\\nfor this torchao')\n",
-    }  # fmt: skip
+        "optimum": "",
+        "optimum/quanto": "def __getattr__(name): return name\ndef quantize(*_, **__): raise "
+        "SystemExit('no kernel')\n",
+        "torchao": "",
+        "torchao/quantization": "raise AssertionError('torch is too new\\nfor this torchao')\n",
+    }
     for name, text in texts.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(text)
-    for name, version in (("torchao", "0.1.0"), ("optimum_quanto", "0.2.7")):  # a newer torchao is imported by transformers itself
+    # a newer torchao is imported by transformers itself
+    for name, version in (("torchao", "0.1.0"), ("optimum_quanto", "0.2.7")):
         (tmp_path / f"{name}-{version}.dist-info").mkdir()
-        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
     done = command(
-        "run", "--methods", "quanto,torchao,int8", "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS, *UNTIMED,
+        "run",
+        "--methods",
+        "quanto,torchao,int8",
+        "--out",
+        folder / "runs",
+        "--cache",
+        folder / "cache",
+        *SMALL_OPTIONS,
+        *UNTIMED,
         environment={"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert (
-        "quanto: failed: quanto[bits=4]: optimum-quanto 0.2.7 does not take tiny (SystemExit: no kernel); use int8 or int4" in done.stderr
+        "quanto: failed: quanto[bits=4]: optimum-quanto 0.2.7 does not take tiny (SystemExit: no "
+        "kernel); use int8 or int4" in done.stderr
     )
-    assert "torchao 0.1.0 does not take tiny (AssertionError: torch is too new for this torchao); use int8 or int4" in done.stderr
+    assert (
+        "torchao 0.1.0 does not take tiny (AssertionError: torch is too new for this torchao); use "
+        "int8 or int4" in done.stderr
+    )
     records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
     status = {record.label: record.status for record in records}
-    assert not problems and status["int8"] == status["teacher"] == "success" and status["quanto"] == status["torchao"] == "failed"
+    assert (
+        not problems
+        and status["int8"] == status["teacher"] == "success"
+        and status["quanto"] == status["torchao"] == "failed"
+    )
     assert all("\n" not in record.reason for record in records)
 
 
 def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(finished, plugin):
     _, folder = finished
     assert "shouting" in command("list", "methods", environment=plugin).stdout
-    rows = ",".join(["shouting", "shortest", *(f"shouting[how={how}]" for how in ("raise", "die", "nan", "full", "nothing"))])
+    rows = ",".join(
+        [
+            "shouting",
+            "shortest",
+            *(f"shouting[how={how}]" for how in ("raise", "die", "nan", "full", "nothing")),
+        ]
+    )
     done = command(
-        "run", "--methods", rows, "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS, *UNTIMED, environment=plugin
+        "run",
+        "--methods",
+        rows,
+        "--out",
+        folder / "runs",
+        "--cache",
+        folder / "cache",
+        *SMALL_OPTIONS,
+        *UNTIMED,
+        environment=plugin,
     )
     assert done.returncode == 1
     assert "shouting[how=raise] (seed 1): failed: RuntimeError: it broke" in done.stderr
     assert "shouting[how=die] (seed 1): failed: killed (SIGKILL" in done.stderr
     assert "shouting[how=nan] (seed 1): failed: the term ce became nan at step 1" in done.stderr
     assert "shouting[how=full] (seed 1): failed: no space left on the device" in done.stderr
-    assert "shouting[how=nothing] (seed 1): failed" in done.stderr and "changed no weight" in done.stderr
+    assert (
+        "shouting[how=nothing] (seed 1): failed" in done.stderr
+        and "changed no weight" in done.stderr
+    )
     records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
     status = {record.label: record.status for record in records}
-    assert not problems and status["shouting"] == status["shortest"] == status["teacher"] == "success"
-    assert [status[f"shouting[how={how}]"] for how in ("raise", "die", "nan", "full", "nothing")] == ["failed"] * 5
+    assert (
+        not problems and status["shouting"] == status["shortest"] == status["teacher"] == "success"
+    )
+    assert [
+        status[f"shouting[how={how}]"] for how in ("raise", "die", "nan", "full", "nothing")
+    ] == ["failed"] * 5
     trace = next(record for record in records if record.label == "shouting[how=raise]").trace
     assert "RuntimeError" in trace and "shouting.py" in trace
 
 
 def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
-    """Kill the whole command with SIGKILL in the middle of training; the same command then ends in the same bytes."""
+    """Kill the whole command with SIGKILL in the middle of training; the same command then ends in
+    the same bytes.
+    """
     _, folder = finished
     options = [
         "run",
@@ -271,13 +373,24 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
         "20",
     ]
     environment = {**os.environ, "HARNESS_STATE_SECONDS": "0"}
-    line = [sys.executable, "-P", "-m", "harness.cli", *map(str, options), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "harness.cli",
+        *map(str, options),
+        "--out",
+        str(tmp_path / "killed"),
+    ]
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 300
     while not list((tmp_path / "killed" / "students").glob("*/state/step-*/loop.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    for path in _processes_that_name(tmp_path / "killed"):  # the cell's process, where the training is
+    # the cell's process, where the training is
+    for path in _processes_that_name(tmp_path / "killed"):
         os.kill(int(path.parent.name), signal.SIGKILL)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -292,15 +405,23 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
         pytest.fail("the cell's process outlived its parent")
     for name in ("killed", "whole"):
         assert command(*options, "--out", tmp_path / name).returncode == 0
-    digests = [{r.label: r.student.digest for r in read_all(tmp_path / name)[0]} for name in ("killed", "whole")]
+    digests = [
+        {r.label: r.student.digest for r in read_all(tmp_path / name)[0]}
+        for name in ("killed", "whole")
+    ]
     assert digests[0] == digests[1]
-    assert "before the kill" in log.read_text().splitlines()[0]  # it went on: a run that begins again writes a log of its own
+    # it went on: a run that begins again writes a log of its own
+    assert "before the kill" in log.read_text().splitlines()[0]
 
 
 def cell_job(folder, methods, label, **settings):
     """Return what the process of a cell would be told."""
-    plan = plan_run(build({"methods": methods, "out": folder / "runs", "cache": folder / "cache", **settings}))
-    return runner._job(plan, next(cell for cell in plan.cells if cell.label == label), Store(folder / "runs"))
+    plan = plan_run(
+        build({"methods": methods, "out": folder / "runs", "cache": folder / "cache", **settings})
+    )
+    return runner._job(
+        plan, next(cell for cell in plan.cells if cell.label == label), Store(folder / "runs")
+    )
 
 
 def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, monkeypatch):
@@ -310,17 +431,26 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
         monkeypatch.setattr(student, "device_bytes", lambda device: memory)
         job = cell_job(tmp_path, [method], method)
         built = Registry("method", METHODS).build(method, {})
-        student._refuse_what_cannot_fit(job, job.cell.stages[0], built, replace(job.student_base.checkpoint(), **start), recipe)
+        student._refuse_what_cannot_fit(
+            job, job.cell.stages[0], built, replace(job.student_base.checkpoint(), **start), recipe
+        )
 
     refuse("cot", need)
     refuse("response", need)  # a cache can stand for its teacher
     with pytest.raises(CellFailed, match="x 918,656 parameters, and the teacher beside it are"):
         refuse("feature", need)
-    with pytest.raises(CellFailed, match=r"x 1,706,112 parameters are .*; give a student that was cut further before"):
+    with pytest.raises(
+        CellFailed,
+        match=r"x 1,706,112 parameters are .*; give a student that was cut further before",
+    ):
         refuse("sft", need, recipe="", digest="of the stage before")
     monkeypatch.setattr(student, "device_bytes", lambda device: need - 1)
     job = cell_job(tmp_path, ["cot"], "cot")
-    with pytest.raises(CellFailed, match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller --student$"):
+    with pytest.raises(
+        CellFailed,
+        match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller "
+        r"--student$",
+    ):
         student.student_of_cell(LoadedJob(job, {}, DataSource(), lambda _: None))
     assert not (tmp_path / "cache").exists()
 
@@ -333,13 +463,22 @@ def test_out_of_memory_says_what_makes_that_work_smaller(tmp_path):
         return failure_of(job, problem).reason
 
     assert said().startswith("out of memory in prune-depth; give a smaller model")
-    for folder, expected in zip(job.stage_folders, (
-        "in training; type --set response.micro_batch_size=1 and --set response.gradient_checkpointing=true, or give a smaller --student (",
-        "in int8; give a smaller model", "in scoring; type a smaller --batch-size (CUDA out",
-    ), strict=True):  # fmt: skip
+    for folder, expected in zip(
+        job.stage_folders,
+        (
+            "in training; type --set response.micro_batch_size=1 and --set "
+            "response.gradient_checkpointing=true, or give a smaller --student (",
+            "in int8; give a smaller model",
+            "in scoring; type a smaller --batch-size (CUDA out",
+        ),
+        strict=True,
+    ):
         folder.mkdir(parents=True)
         (folder / "done.json").write_text("{}")
-        assert said().startswith(f"out of memory {expected}") and "--batch-size" not in said().partition("in scoring")[0]
+        assert (
+            said().startswith(f"out of memory {expected}")
+            and "--batch-size" not in said().partition("in scoring")[0]
+        )
 
 
 def _processes_that_name(folder):
@@ -357,7 +496,10 @@ def test_a_cell_that_another_run_computes_is_left_or_waited_for(tmp_path):
     store.prepare()
     said = []
     with store.locked("k" * 64, wait=True, on_wait=said.append):
-        with pytest.raises(Busy) as busy, Store(tmp_path).locked("k" * 64, wait=False, on_wait=said.append):
+        with (
+            pytest.raises(Busy) as busy,
+            Store(tmp_path).locked("k" * 64, wait=False, on_wait=said.append),
+        ):
             pytest.fail("two holders")
         assert str(os.getpid()) in str(busy.value) and "since" in str(busy.value)
         waited = threading.Thread(target=lambda: _hold(tmp_path, said))
@@ -384,7 +526,15 @@ def test_no_wait_leaves_a_busy_cell_and_says_who_has_it(finished):
     try:
         with store.locked(key, wait=True, on_wait=print):
             left = command(
-                "run", "--methods", "untouched", "--no-wait", "--out", folder / "runs", "--cache", folder / "cache", *SMALL_OPTIONS
+                "run",
+                "--methods",
+                "untouched",
+                "--no-wait",
+                "--out",
+                folder / "runs",
+                "--cache",
+                folder / "cache",
+                *SMALL_OPTIONS,
             )
     finally:
         (store.cell(key) / "aside.json").rename(store.record_path(key))
@@ -395,15 +545,23 @@ def test_no_wait_leaves_a_busy_cell_and_says_who_has_it(finished):
 def test_readers_of_a_store_survive_a_damaged_student(finished):
     done, folder = finished
     store = Store(folder / "runs")
-    folders = [path for path in (folder / "runs" / "students").iterdir() if (path / "student").exists()]
-    whole = [path for path in folders if json.loads((path / "student" / "config.json").read_text())["num_hidden_layers"] == 8]
+    folders = [
+        path for path in (folder / "runs" / "students").iterdir() if (path / "student").exists()
+    ]
+    whole = [
+        path
+        for path in folders
+        if json.loads((path / "student" / "config.json").read_text())["num_hidden_layers"] == 8
+    ]
     for victim in whole:  # identity's student has all blocks
         weights = victim / "student" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     key = next(record for record in done.records if record.label == "identity").key
     store.record_path(key).unlink()
     first = harness.run("identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
-    assert "damaged" in next(record for record in first.records if record.label == "identity").reason
+    assert (
+        "damaged" in next(record for record in first.records if record.label == "identity").reason
+    )
     second = harness.run("identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
     assert second.succeeded
 
@@ -416,14 +574,28 @@ def test_scoring_and_training_open_no_socket(no_network, tmp_path):
     from harness.running.cell import _compute
     from harness.running.runner import _job
 
-    few = {**SMALL, "grid": "none"}  # timing is done by other processes, whose sockets are their own
-    plan = plan_run(build({"methods": ["cot"], "suite": ["math", "knowledge"], "out": tmp_path, "cache": tmp_path / "cache", **few}))
+    # timing is done by other processes, whose sockets are their own
+    few = {**SMALL, "grid": "none"}
+    plan = plan_run(
+        build(
+            {
+                "methods": ["cot"],
+                "suite": ["math", "knowledge"],
+                "out": tmp_path,
+                "cache": tmp_path / "cache",
+                **few,
+            }
+        )
+    )
     store = Store(tmp_path)
     store.prepare()
     cell = plan.cells[1]
     store.cell(cell.key).mkdir(parents=True)
     record = _compute(_job(plan, cell, store), lambda one: None, time.monotonic())
-    assert record.status == "success" and [score.task for score in record.scores] == ["gsm8k-mini", "mmlu-mini"]
+    assert record.status == "success" and [score.task for score in record.scores] == [
+        "gsm8k-mini",
+        "mmlu-mini",
+    ]
     assert not no_network
 
 

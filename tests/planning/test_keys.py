@@ -1,4 +1,6 @@
-"""Keys see everything that can change a number, and nothing else; a run on an old store says what is made anew and why."""
+"""Keys see everything that can change a number, and nothing else; a run on an old store says what
+is made anew and why.
+"""
 
 import importlib
 import json
@@ -39,23 +41,52 @@ def keyed(found):
 def changed(before, after):
     """Return the rows whose student's key changed, and those whose cell's did."""
     one, other = keyed(before), keyed(after)
-    return {row for row in one if one[row][1] != other[row][1]}, {row for row in one if one[row][0] != other[row][0]}
+    return {row for row in one if one[row][1] != other[row][1]}, {
+        row for row in one if one[row][0] != other[row][0]
+    }
 
 
 # --- how much code a key holds
 
 REPORTING = (
-    "report", "page", "plots", "table", "quality", "costs", "claims", "groups", "stats", "means", "corpus", "gate", "gate_claims",
+    "report",
+    "page",
+    "plots",
+    "table",
+    "quality",
+    "costs",
+    "claims",
+    "groups",
+    "stats",
+    "means",
+    "corpus",
+    "gate",
+    "gate_claims",
     "gate_frozen",
-    "baseline", "cli", "cli_check", "console", "api", "runner", "store", "config", "chain", "card", "export", "advice", "estimate", "plan",
-)  # fmt: skip
+    "baseline",
+    "cli",
+    "cli_check",
+    "console",
+    "api",
+    "runner",
+    "store",
+    "config",
+    "chain",
+    "card",
+    "export",
+    "advice",
+    "estimate",
+    "plan",
+)
 
 
 @pytest.mark.parametrize("name", [*methods.METHODS, *suites.TASKS])
 def test_no_student_and_no_task_holds_what_tables_and_commands_are_made_by(name):
     kind, table = ("method", methods.METHODS) if name in methods.METHODS else ("task", suites.TASKS)
     found = code_of(Registry(kind, table).load(name))
-    assert not {f"harness/{one}.py" for one in (*REPORTING, "stopwatch", "measure", "score", "lm")} & set(found)
+    assert not {
+        f"harness/{one}.py" for one in (*REPORTING, "stopwatch", "measure", "score", "lm")
+    } & set(found)
 
 
 @pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES)
@@ -68,25 +99,46 @@ def test_the_roots_of_keys_are_there(name):
     assert f"{name.replace('.', '/')}.py" in code_of(name)
 
 
-@pytest.mark.skipif(not (ROOT / "methods" / "base.py").exists(), reason="settings stand beside the loop")
+@pytest.mark.skipif(
+    not (ROOT / "methods" / "base.py").exists(), reason="settings stand beside the loop"
+)
 @pytest.mark.parametrize(
-    "name", [name for name in methods.METHODS if name.startswith(("int", "nf4", "bnb", "fake", "gptq", "prune", "low"))]
+    "name",
+    [
+        name
+        for name in methods.METHODS
+        if name.startswith(("int", "nf4", "bnb", "fake", "gptq", "prune", "low"))
+    ],
 )
 def test_what_is_not_trained_holds_no_loop(name):
     found = code_of(Registry("method", methods.METHODS).load(name))
-    assert not {f"methods/_{one}.py" for one in ("training", "terms", "losses", "teacher_cache", "traces", "rows", "tuning", "base")} & set(
-        found
-    )
+    assert not {
+        f"methods/_{one}.py"
+        for one in (
+            "training",
+            "terms",
+            "losses",
+            "teacher_cache",
+            "traces",
+            "rows",
+            "tuning",
+            "base",
+        )
+    } & set(found)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_whoever_asks_a_grader_holds_it(name):
     kind = Registry("method", methods.METHODS).load(name)
     found = code_of(kind)
-    grades = any(".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/"))
+    grades = any(
+        ".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/")
+    )
     assert grades or not kind().writes_traces
     if kind().writes_traces:
-        assert "suites/loading/numbers.py" in keys.Code({"gsm8k-mini": suites.load("gsm8k-mini")}).of_student(kind())
+        assert "suites/loading/numbers.py" in keys.Code(
+            {"gsm8k-mini": suites.load("gsm8k-mini")}
+        ).of_student(kind())
 
 
 def test_a_loss_is_not_behind_answers():
@@ -100,22 +152,38 @@ EDITS = {
     "a comment in _quantization": ("methods/compression/quantized.py", "\n# a remark\n", (), ()),
     "a comment in the grader": ("suites/loading/numbers.py", "\n# a remark\n", (), ()),
     "the grader": ("suites/loading/numbers.py", "\nADDED = 1\n", {"cot"}, "all"),
-    "a task": ("suites/gsm8k_mini.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
-    "items": ("suites/loading/generated.py", "\nADDED = 1\n", {"cot", "response", "prune-wanda", "sft", "answer-only"}, "all"),
+    "a task": (
+        "suites/gsm8k_mini.py",
+        "\nADDED = 1\n",
+        {"cot", "response", "prune-wanda", "sft", "answer-only"},
+        "all",
+    ),
+    "items": (
+        "suites/loading/generated.py",
+        "\nADDED = 1\n",
+        {"cot", "response", "prune-wanda", "sft", "answer-only"},
+        "all",
+    ),
     "the scorer": ("harness/scoring/lm_eval_model.py", "\nADDED = 1\n", (), "all"),
     "the timing": ("harness/measuring/worker.py", "\nADDED = 1\n", (), "all"),
     "fidelity": ("harness/scoring/fidelity.py", "\nADDED = 1\n", (), "all"),
     "the process of a cell": ("harness/running/cell.py", "\nADDED = 1\n", (), "all"),
     "how a cell evaluates": ("harness/running/evaluation.py", "\nADDED = 1\n", (), "all"),
     "how a cell makes students": ("harness/running/student.py", "\nADDED = 1\n", (), "all"),
-    "what a cell is told": ("harness/running/job.py", "\nADDED = 1\n", (), "all"),  # its defaults decide what is computed
+    # its defaults decide what is computed
+    "what a cell is told": ("harness/running/job.py", "\nADDED = 1\n", (), "all"),
     "the words of a failure": ("harness/running/failure.py", "\nADDED = 1\n", (), ()),
     "what reads old names": ("harness/renames/settings.py", "\nADDED = 1\n", (), ()),
     "the plan": ("harness/planning/plan.py", "\nADDED = 1\n", (), ()),
     "generation": ("harness/scoring/generation.py", "\nADDED = 1\n", {"cot"}, "all"),
     "decoding": ("harness/scoring/decoding.py", "\nADDED = 1\n", {"cot"}, "all"),
     "likelihoods": ("harness/scoring/likelihood.py", "\nADDED = 1\n", (), "all"),
-    "reading for caches": ("harness/scoring/reading.py", "\nADDED = 1\n", {"cot", "response", "sft", "answer-only"}, "all"),
+    "reading for caches": (
+        "harness/scoring/reading.py",
+        "\nADDED = 1\n",
+        {"cot", "response", "sft", "answer-only"},
+        "all",
+    ),
     "reading for distances": ("harness/scoring/plain_reading.py", "\nADDED = 1\n", (), "all"),
     "traces": ("methods/training/traces.py", "\nADDED = 1\n", {"cot"}, {"cot"}),
     "int8 itself": ("methods/int8.py", "\nADDED = 1\n", {"int8"}, {"int8"}),
@@ -129,7 +197,7 @@ EDITS = {
     "options": ("harness/planning/config.py", "\nADDED = 1\n", (), ()),
     "the table of methods": ("methods/__init__.py", "\nADDED = 1\n", (), ()),
     "the table of renames": ("harness/renames/__init__.py", "\nADDED = 1\n", (), ()),
-}  # fmt: skip
+}
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -158,12 +226,18 @@ def edited(tmp_path_factory):
     """Return the rows of a plan, and which students and cells each edit makes anew."""
     root = tmp_path_factory.mktemp("copy")
     for package in ("harness", "methods", "suites"):
-        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     edits = json.dumps({name: edit[:2] for name, edit in EDITS.items()})
     told = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("ROWS", repr(ROWS)), str(root), edits], cwd=root, capture_output=True, text=True,
-        check=False, env={"PYTHONPATH": str(root), "PATH": ""},
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM.replace("ROWS", repr(ROWS)), str(root), edits],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(root), "PATH": ""},
+    )
     assert told.returncode == 0, told.stderr[-2000:]
     return json.loads(told.stdout)
 
@@ -174,18 +248,37 @@ def test_an_edit_makes_anew_what_it_can_change(edited, edit):
     students, cells = (set(one) for one in told[edit])
     wanted = {"all": set(rows), "made": set(rows) - {"teacher"}}
     for found, expected in ((students, EDITS[edit][2]), (cells, EDITS[edit][3])):
-        assert found == wanted.get(expected, set(expected)) if isinstance(expected, str) else found == set(expected)
+        assert (
+            found == wanted.get(expected, set(expected))
+            if isinstance(expected, str)
+            else found == set(expected)
+        )
 
 
 # --- what else is in the keys
 
 OF_STUDENTS = {
-    "teachers", "base", "recipe", "device", "dtype", "rows", "train", "threads", "method", "settings", "budget", "seed", "text", "parent",
+    "teachers",
+    "base",
+    "recipe",
+    "device",
+    "dtype",
+    "rows",
+    "train",
+    "threads",
+    "method",
+    "settings",
+    "budget",
+    "seed",
+    "text",
+    "parent",
     "code",
-}  # fmt: skip
+}
 OF_CELLS = {"tasks", "code", "lm-eval", "measure", "grid", "machine", "noise"}
 OF_TEACHERS = OF_CELLS | {"teachers", "device", "dtype", "data", "prompting", "teacher"}
-WHERE_SET = {  # settings -> parts that are in keys only where these are not at their defaults: of students, of cells
+# settings -> parts that are in keys only where these are not at their defaults: of students, of
+# cells
+WHERE_SET = {
     "defaults": ({}, set(), set()),
     "a search for the rate": ({"tune": True}, {"tune"}, set()),
     "weights of teachers": ({"teacher": ("tiny=0.7", "tiny-math=0.3")}, {"weights"}, set()),
@@ -200,7 +293,10 @@ def test_keys_hold_these_parts_and_others_only_where_they_are_set(name):
     for cell in found.cells:
         held = set(found.parts[cell.key]["held"])
         assert held == (OF_CELLS if cell.stages else OF_TEACHERS) | of_cells
-        assert all(set(found.parts[stage.key]["held"]) == OF_STUDENTS | of_students for stage in cell.stages)
+        assert all(
+            set(found.parts[stage.key]["held"]) == OF_STUDENTS | of_students
+            for stage in cell.stages
+        )
 
 
 def test_budget_and_seed_are_in_keys_of_what_draws_and_a_chains_stage_holds_its_parent():
@@ -208,8 +304,15 @@ def test_budget_and_seed_are_in_keys_of_what_draws_and_a_chains_stage_holds_its_
     for cell in (cell for cell in found.cells if cell.label == "prune-depth+sft"):
         cut, trained = (found.parts[stage.key]["held"] for stage in cell.stages)
         assert (cut["seed"], cut["budget"], cut["parent"]) == (None, 0, "")
-        assert (trained["seed"], trained["budget"], trained["parent"]) == (cell.seed, 1_000, cell.stages[0].key)
-        assert found.parts[cell.key]["students"] == [stage.key for stage in cell.stages] and cell.student_key == cell.stages[-1].key
+        assert (trained["seed"], trained["budget"], trained["parent"]) == (
+            cell.seed,
+            1_000,
+            cell.stages[0].key,
+        )
+        assert (
+            found.parts[cell.key]["students"] == [stage.key for stage in cell.stages]
+            and cell.student_key == cell.stages[-1].key
+        )
 
 
 def test_the_version_of_lm_eval_is_in_cells_alone(monkeypatch):
@@ -220,7 +323,10 @@ def test_the_version_of_lm_eval_is_in_cells_alone(monkeypatch):
 
 
 PLUGIN = {
-    "__init__.py": "", "helper.py": "from acme_keys.deeper import two\n", "deeper.py": "two = 2\n", "unused.py": "",
+    "__init__.py": "",
+    "helper.py": "from acme_keys.deeper import two\n",
+    "deeper.py": "two = 2\n",
+    "unused.py": "",
     "method.py": """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -238,7 +344,7 @@ class Mine:
     def compress(self, job):
         from .helper import two
 """,
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -257,7 +363,14 @@ def plugin(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "anew"), [("method.py", True), ("helper.py", True), ("deeper.py", True), ("__init__.py", True), ("unused.py", False)]
+    ("file", "anew"),
+    [
+        ("method.py", True),
+        ("helper.py", True),
+        ("deeper.py", True),
+        ("__init__.py", True),
+        ("unused.py", False),
+    ],
 )
 def test_a_helper_of_another_package_is_in_its_students_keys(plugin, file, anew):
     before = plan(methods=("acme", "int8"), controls=False)
@@ -282,7 +395,9 @@ def test_the_files_of_tasks_are_in_all_keys(tmp_path):
     place.write_text(" = A = \n text\n")
     before = plan(methods=("int8",), suite=("wikitext",), data_dir=tmp_path)
     place.write_text(" = A = \n other text\n")
-    assert changed(before, plan(methods=("int8",), suite=("wikitext",), data_dir=tmp_path))[1] == set(keyed(before))
+    assert changed(before, plan(methods=("int8",), suite=("wikitext",), data_dir=tmp_path))[
+        1
+    ] == set(keyed(before))
 
 
 def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
@@ -292,10 +407,19 @@ def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     before = plan(teacher=(str(model),), methods=("int8",), cache=tmp_path / "cache")
     template.write_text("{% for m in messages %}> {{ m.content }}{% endfor %}")
-    assert changed(before, plan(teacher=(str(model),), methods=("int8",), cache=tmp_path / "cache"))[1] == set(keyed(before))
+    assert changed(
+        before, plan(teacher=(str(model),), methods=("int8",), cache=tmp_path / "cache")
+    )[1] == set(keyed(before))
 
 
-@pytest.mark.parametrize("edit", [("num_fewshot: 0", "num_fewshot: 5"), ("doc_to_text: a", "doc_to_text: b"), ("version: 1", "version: 2")])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("num_fewshot: 0", "num_fewshot: 5"),
+        ("doc_to_text: a", "doc_to_text: b"),
+        ("version: 1", "version: 2"),
+    ],
+)
 def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_path, edit):
     from suites.loading.definition import Leaf
     from suites.loading.outside import OutsideTask
@@ -314,7 +438,9 @@ def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_
     for place in (file, tmp_path / "base.yaml"):
         place.write_text(place.read_text().replace(*edit))
     assert definition() != before
-    assert keys.of_items({"own": type("T", (), {"definition": before})()})["definitions"] == {"own": before}
+    assert keys.of_items({"own": type("T", (), {"definition": before})()})["definitions"] == {
+        "own": before
+    }
 
 
 def test_answers_and_traces_and_caches_hold_their_own_code():
@@ -324,11 +450,17 @@ def test_answers_and_traces_and_caches_hold_their_own_code():
         "harness/scoring/prefix_sharing.py",
         "harness/scoring/rounding.py",
     } <= set(code_of("harness.scoring.lm_eval_model"))
-    assert {"methods/training/traces.py", "harness/scoring/generation.py"} <= set(code_of("methods.training.traces"))
-    assert {"methods/training/teacher_cache.py", "methods/training/rows.py"} <= set(code_of("methods.training.teacher_cache"))
-    assert {"methods/training/tuning.py", "methods/training/loop.py", "methods/training/noise.py"} <= set(
-        code_of("methods.training.tuning")
+    assert {"methods/training/traces.py", "harness/scoring/generation.py"} <= set(
+        code_of("methods.training.traces")
     )
+    assert {"methods/training/teacher_cache.py", "methods/training/rows.py"} <= set(
+        code_of("methods.training.teacher_cache")
+    )
+    assert {
+        "methods/training/tuning.py",
+        "methods/training/loop.py",
+        "methods/training/noise.py",
+    } <= set(code_of("methods.training.tuning"))
     assert (
         len(
             {
@@ -373,7 +505,9 @@ def test_a_finished_store_says_nothing(tmp_path):
     store, found = Store(tmp_path), plan()
     assert made_anew(found, store) == []
     stored(found, store)
-    assert made_anew(found, store) == [] == made_anew(plan(budget=2_000, methods=("sft",)), store)[:0]
+    assert (
+        made_anew(found, store) == [] == made_anew(plan(budget=2_000, methods=("sft",)), store)[:0]
+    )
 
 
 def test_parts_make_the_key_and_are_signed(tmp_path):
@@ -389,16 +523,22 @@ def test_parts_make_the_key_and_are_signed(tmp_path):
 def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch):
     store = Store(tmp_path)
     monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.12")
-    altered(monkeypatch, "of_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py")
+    altered(
+        monkeypatch, "of_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py"
+    )
     stored(plan(), store)
     monkeypatch.undo()
     monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.13")
     now = plan()
     lines = made_anew(now, store)
-    why = "code changed since (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval 0.4.12 -> 0.4.13"
+    why = (
+        "code changed since (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval "
+        "0.4.12 -> 0.4.13"
+    )
     assert lines == [
         f"1 cell is computed anew: {why}",
-        f"{len(now.cells) - 1} cells are computed anew: {why}; what was trained or packed is kept, and scored again",
+        f"{len(now.cells) - 1} cells are computed anew: {why}; what was trained or packed is kept, "
+        "and scored again",
     ]
 
 
@@ -427,15 +567,24 @@ def test_a_store_of_an_older_version_says_so(tmp_path):
         folder.mkdir(parents=True)
         (folder / "record.json").write_text("{}")
         under = found.conditions
-        told = {"cell": {"label": cell.label, "seed": cell.seed}, "tasks": under.task_names, "student_recipe": under.student_recipe}
+        told = {
+            "cell": {"label": cell.label, "seed": cell.seed},
+            "tasks": under.task_names,
+            "student_recipe": under.student_recipe,
+        }
         (folder / "job.json").write_text(json.dumps({**told, "budget_tokens": under.budget_tokens}))
     [line] = made_anew(found, store)
-    assert line.startswith(f"{len(found.cells)} cells are computed anew: made by an older version of the harness, whose keys did not hold ")
+    assert line.startswith(
+        f"{len(found.cells)} cells are computed anew: made by an older version of the harness, "
+        "whose keys did not hold "
+    )
     (store.cell(f"{0:024}") / "job.json").write_text("{torn")
     assert made_anew(found, store)[0].startswith(f"{len(found.cells) - 1} cells ")
 
 
-@pytest.mark.parametrize("harm", [lambda text: text[:-9], lambda text: text.replace('"held"', '"hold"'), lambda text: ""])
+@pytest.mark.parametrize(
+    "harm", [lambda text: text[:-9], lambda text: text.replace('"held"', '"hold"'), lambda text: ""]
+)
 def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monkeypatch, harm):
     store = Store(tmp_path)
     altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
@@ -453,14 +602,21 @@ def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
     stored(plan(out=tmp_path), Store(tmp_path))
     monkeypatch.undo()
     _print_plan(plan(out=tmp_path))
-    assert "cells are computed anew: code changed since (harness/scoring/lm_eval_model.py)" in capsys.readouterr().out
+    assert (
+        "cells are computed anew: code changed since (harness/scoring/lm_eval_model.py)"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monkeypatch):
     store = Store(tmp_path)
     altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
-    text = next(tmp_path.glob(f"cells/*/{PARTS}")).read_text().replace('"identity": "', '"identity": "f')
+    text = (
+        next(tmp_path.glob(f"cells/*/{PARTS}"))
+        .read_text()
+        .replace('"identity": "', '"identity": "f')
+    )
     for at in range(3_000):
         folder = tmp_path / "cells" / f"{at:024}"
         folder.mkdir()

@@ -1,4 +1,6 @@
-"""From options to cells: names, settings, controls, keys, and what is refused before anything is computed."""
+"""From options to cells: names, settings, controls, keys, and what is refused before anything is
+computed.
+"""
 
 import json
 import os
@@ -27,22 +29,35 @@ def labels(**values):
 def test_repeated_lists_add_up_and_a_path_that_is_there_wins(tmp_path, monkeypatch):
     from harness.planning.spec import listed, parse_teachers, split_teachers
 
-    assert listed(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == ["int8", "response[temperature=1,teacher_share=0.5]", "sft"]
+    assert listed(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == [
+        "int8",
+        "response[temperature=1,teacher_share=0.5]",
+        "sft",
+    ]
     assert listed(None) is None and listed([]) is None
     monkeypatch.chdir(tmp_path)
     for name in ("lr=0.5", "a,b", "c,d=0.25", "plain"):
         (tmp_path / name).mkdir()
-    assert parse_teachers(["lr=0.5"]) == (("lr=0.5",), ()) and parse_teachers(["./lr=0.5=0.25", "plain=0.75"])[1] == (0.25, 0.75)
+    assert parse_teachers(["lr=0.5"]) == (("lr=0.5",), ()) and parse_teachers(
+        ["./lr=0.5=0.25", "plain=0.75"]
+    )[1] == (0.25, 0.75)
     assert split_teachers("a,b") == ["a,b"] and split_teachers("a,b,plain") == ["a,b", "plain"]
-    assert split_teachers("a,b=0.3,c,d=0.25=0.7") == ["a,b=0.3", "c,d=0.25=0.7"] and split_teachers(f"{tmp_path}/a,b") == [
+    assert split_teachers("a,b=0.3,c,d=0.25=0.7") == ["a,b=0.3", "c,d=0.25=0.7"] and split_teachers(
         f"{tmp_path}/a,b"
-    ]
+    ) == [f"{tmp_path}/a,b"]
     assert parse_teachers(split_teachers("a,b=0.3,c,d=0.25=0.7"))[0] == ("a,b", "c,d=0.25")
     assert split_teachers("tiny=0.7, tiny-math=0.3,") == ["tiny=0.7", "tiny-math=0.3"]
 
 
 def test_controls_stand_beside_the_methods_that_need_them():
-    assert labels(methods=["cot", "response"]) == ["teacher", "cot", "response", "answer-only", "untouched", "sft"]
+    assert labels(methods=["cot", "response"]) == [
+        "teacher",
+        "cot",
+        "response",
+        "answer-only",
+        "untouched",
+        "sft",
+    ]
     assert labels(methods=["cot", "response"], controls=False) == ["teacher", "cot", "response"]
     assert labels(methods=["response"]) == ["teacher", "response", "sft", "untouched"]
     assert labels(methods=["identity"]) == ["teacher", "identity"]
@@ -50,14 +65,27 @@ def test_controls_stand_beside_the_methods_that_need_them():
 
 def test_seeds_multiply_the_rows_that_draw():
     cells = plan(methods=["cot"], seeds=3).cells
-    assert [(cell.label, cell.seed) for cell in cells if cell.label == "cot"] == [("cot", 1), ("cot", 2), ("cot", 3)]
+    assert [(cell.label, cell.seed) for cell in cells if cell.label == "cot"] == [
+        ("cot", 1),
+        ("cot", 2),
+        ("cot", 3),
+    ]
     assert [cell.seed for cell in cells if cell.label in {"teacher", "untouched"}] == [None, None]
-    assert sum(cell.label == "untouched" for cell in plan(methods=["untouched"], seeds=3, student="scratch:0.5").cells) == 3
+    assert (
+        sum(
+            cell.label == "untouched"
+            for cell in plan(methods=["untouched"], seeds=3, student="scratch:0.5").cells
+        )
+        == 3
+    )
 
 
 def test_settings_make_rows_of_their_own():
     found = plan(methods=["response[temperature=1]", "response[temperature=4]"], controls=False)
-    assert [cell.label for cell in found.cells[1:]] == ["response[temperature=1.0]", "response[temperature=4.0]"]
+    assert [cell.label for cell in found.cells[1:]] == [
+        "response[temperature=1.0]",
+        "response[temperature=4.0]",
+    ]
     assert len({cell.key for cell in found.cells}) == 3
     assert found.cells[1].settings["teacher_share"] == 0.5  # defaults expanded
 
@@ -65,7 +93,9 @@ def test_settings_make_rows_of_their_own():
 def test_equal_settings_written_in_two_ways_are_one_row():
     bare = plan(methods=["response"], controls=False).cells[1]
     written = plan(methods=["response[temperature=2]"], controls=False).cells[1]
-    through_set = plan(methods=["response"], set={"response": {"temperature": 2.0}}, controls=False).cells[1]
+    through_set = plan(
+        methods=["response"], set={"response": {"temperature": 2.0}}, controls=False
+    ).cells[1]
     assert bare.key == written.key == through_set.key
 
 
@@ -89,11 +119,16 @@ def test_what_changes_a_result_changes_the_key(changes):
 
 @pytest.mark.parametrize("changes", [{"batch_size": 8}, {"force": True}, {"wait": False}])
 def test_what_changes_no_result_changes_no_key(changes):
-    assert [cell.key for cell in plan(methods=["sft"]).cells] == [cell.key for cell in plan(methods=["sft"], **changes).cells]
+    assert [cell.key for cell in plan(methods=["sft"]).cells] == [
+        cell.key for cell in plan(methods=["sft"], **changes).cells
+    ]
 
 
 def test_the_budget_is_no_part_of_a_row_that_does_not_train():
-    assert plan(methods=["untouched"], budget=1000).cells[1].key == plan(methods=["untouched"]).cells[1].key
+    assert (
+        plan(methods=["untouched"], budget=1000).cells[1].key
+        == plan(methods=["untouched"]).cells[1].key
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +140,10 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"methods": ["response[temperature=hot]"]}, "response.temperature"),
         ({"methods": ["cot[samples=4]"]}, "sampling_temperature"),
         ({"methods": ["sft"], "set": {"respones": {"temperature": 1}}}, "did you mean 'response'"),
-        ({"methods": ["sft"], "set": {"response": {"temperature": 1}}}, "which no row of this run uses"),
+        (
+            {"methods": ["sft"], "set": {"response": {"temperature": 1}}},
+            "which no row of this run uses",
+        ),
         ({"methods": []}, "no method"),
         ({"methods": ["int8+response"]}, "type response+int8"),
         ({"methods": ["prune-magnitude+prune-wanda"]}, "are as many already"),
@@ -118,7 +156,10 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ({"device": "gpu"}, "--device"),
         ({"methdos": ["cot"]}, "did you mean 'methods'"),
         ({"limit": 0}, "--limit 0"),
-        ({"limit": {"gsm8k-min": 5}}, "unknown task in --limit 'gsm8k-min'; did you mean 'gsm8k-mini'?"),
+        (
+            {"limit": {"gsm8k-min": 5}},
+            "unknown task in --limit 'gsm8k-min'; did you mean 'gsm8k-mini'?",
+        ),
         ({"limit": {"gsm8k-mini": "few"}}, "--limit"),
     ],
 )
@@ -146,7 +187,10 @@ TORN = {
     "a cut configuration": ("config.json", lambda path: path.write_text('{"model_type": "lla')),
     "a list for a configuration": ("config.json", lambda path: path.write_text("[]")),
     "cut weights": ("model-00002-of-00002.safetensors", cut),
-    "a pointer for weights": ("model-00001-of-00002.safetensors", lambda path: path.write_text("version https://git-lfs")),
+    "a pointer for weights": (
+        "model-00001-of-00002.safetensors",
+        lambda path: path.write_text("version https://git-lfs"),
+    ),
     "empty weights": ("model-00002-of-00002.safetensors", lambda path: path.write_bytes(b"")),
     "missing weights": ("model-00002-of-00002.safetensors", lambda path: path.unlink()),
     "a cut index": ("model.safetensors.index.json", cut),
@@ -170,7 +214,9 @@ def test_a_torn_model_folder_is_refused_by_the_name_of_the_file(sharded, tmp_pat
     name, break_it = TORN[harm]
     assert resolve(str(sharded), cache=tmp_path / "cache").bytes_on_disk
     break_it(sharded / name)
-    with pytest.raises(HarnessError, match=rf"{name} is (damaged|missing).*; download or save the model again") as caught:
+    with pytest.raises(
+        HarnessError, match=rf"{name} is (damaged|missing).*; download or save the model again"
+    ) as caught:
         resolve(str(sharded), cache=tmp_path / "cache")
     assert "\n" not in str(caught.value)
 
@@ -191,7 +237,9 @@ def test_weights_are_read_once_and_remembered_until_they_change(sharded, tmp_pat
     assert first.digest == checkpoint.folder_digest(sharded)
     read = digests.file_digest
     asked = []
-    monkeypatch.setattr(checkpoint, "file_digest", lambda path: asked.append(path.name) or read(path))
+    monkeypatch.setattr(
+        checkpoint, "file_digest", lambda path: asked.append(path.name) or read(path)
+    )
     assert resolve(str(sharded), cache=tmp_path / "cache") == first
     assert "config.json" in asked and not any(name.endswith(".safetensors") for name in asked)
     weights = sharded / "model-00002-of-00002.safetensors"
@@ -221,12 +269,18 @@ def test_a_students_type_is_that_of_its_bases_matrices_not_of_a_norm(tmp_path):
     from harness.models.checkpoint import describe
     from harness.models.language_model import stored_dtype
 
-    tensors = {"a_norm": torch.ones(8), "packed": torch.zeros(90, dtype=torch.int8), "up": torch.zeros(8, 8, dtype=torch.bfloat16)}
+    tensors = {
+        "a_norm": torch.ones(8),
+        "packed": torch.zeros(90, dtype=torch.int8),
+        "up": torch.zeros(8, 8, dtype=torch.bfloat16),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     assert stored_dtype(describe(tmp_path, name="mixed")) == torch.bfloat16
 
 
-def test_a_student_with_another_vocabulary_is_refused_before_anything_is_computed(tmp_path, random_model):
+def test_a_student_with_another_vocabulary_is_refused_before_anything_is_computed(
+    tmp_path, random_model
+):
     other = tmp_path / "other"
     shutil.copytree(random_model.path, other)
     tokens = json.loads((other / "tokenizer.json").read_text())
@@ -240,28 +294,50 @@ def test_a_student_with_another_vocabulary_is_refused_before_anything_is_compute
 
 
 def test_lists_are_split_outside_brackets():
-    assert split_list("cot,response[temperature=1,teacher_share=0.5], sft") == ["cot", "response[temperature=1,teacher_share=0.5]", "sft"]
+    assert split_list("cot,response[temperature=1,teacher_share=0.5], sft") == [
+        "cot",
+        "response[temperature=1,teacher_share=0.5]",
+        "sft",
+    ]
     assert parse_method("answer-only[equal=tokens]") == ("answer-only", {"equal": "tokens"})
-    assert parse_set(["response.temperature=4", "response.teacher_share=1"]) == {"response": {"temperature": 4, "teacher_share": 1}}
+    assert parse_set(["response.temperature=4", "response.teacher_share=1"]) == {
+        "response": {"temperature": 4, "teacher_share": 1}
+    }
     with pytest.raises(HarnessError, match=r"METHOD\.SETTING=VALUE"):
         parse_set(["temperature=4"])
 
 
 def test_a_limit_is_a_number_or_one_for_each_task_named():
-    assert parse_limit("100") == 100 and parse_limit("mmlu=50, wikitext=3") == {"mmlu": 50, "wikitext": 3}
+    assert parse_limit("100") == 100 and parse_limit("mmlu=50, wikitext=3") == {
+        "mmlu": 50,
+        "wikitext": 3,
+    }
     for bad in ("", "100,200", "a=1,a=2", "=5", "a=0", "-3", "5,a=3", "a="):
         with pytest.raises(HarnessError, match="--limit gsm8k=20,mmlu=100"):
             parse_limit(bad)
-    assert [limit_for(given, "mmlu") for given in (None, 7, {"mmlu": 5}, {"wikitext": 3})] == [None, 7, 5, None]
-    keys = [plan(methods=["sft"], suite=["mini"], limit=given).cells[1].key for given in (None, {}, 5, {"mmlu-mini": 5})]
+    assert [limit_for(given, "mmlu") for given in (None, 7, {"mmlu": 5}, {"wikitext": 3})] == [
+        None,
+        7,
+        5,
+        None,
+    ]
+    keys = [
+        plan(methods=["sft"], suite=["mini"], limit=given).cells[1].key
+        for given in (None, {}, 5, {"mmlu-mini": 5})
+    ]
     assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 def test_a_file_and_flags_build_the_same_plan(tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text('methods = ["cot", "response"]\nsuite = "math"\nseeds = 2\n[set.response]\ntemperature = 4\n')
+    path.write_text(
+        'methods = ["cot", "response"]\nsuite = "math"\nseeds = 2\n'
+        "[set.response]\ntemperature = 4\n"
+    )
     from_file = plan(**read_toml(path))
-    from_flags = plan(methods=["cot", "response"], suite=["math"], seeds=2, set={"response": {"temperature": 4}})
+    from_flags = plan(
+        methods=["cot", "response"], suite=["math"], seeds=2, set={"response": {"temperature": 4}}
+    )
     assert [cell.key for cell in from_file.cells] == [cell.key for cell in from_flags.cells]
     (tmp_path / "bad.toml").write_text("methods = [")
     with pytest.raises(HarnessError, match=r"bad\.toml"):
@@ -271,7 +347,14 @@ def test_a_file_and_flags_build_the_same_plan(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "kept"), [(8, 0.5, [0, 2, 5, 7]), (4, 0.5, [0, 3]), (6, 0.5, [0, 3, 5]), (8, 1.0, list(range(8))), (8, 0.1, [0])]
+    ("count", "share", "kept"),
+    [
+        (8, 0.5, [0, 2, 5, 7]),
+        (4, 0.5, [0, 3]),
+        (6, 0.5, [0, 3, 5]),
+        (8, 1.0, list(range(8))),
+        (8, 0.1, [0]),
+    ],
 )
 def test_kept_blocks_are_evenly_spaced(count, share, kept):
     assert kept_blocks(count, share) == kept
@@ -281,15 +364,23 @@ def test_a_recipe_is_not_a_path():
     assert parse_recipe("depth:0.25") == ("depth", 0.25)
     assert parse_recipe("Qwen/Qwen2.5-0.5B") is None
     assert parse_recipe("./folder") is None
-    assert [parse_recipe(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")] == [False, False, True]
+    assert [
+        parse_recipe(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
+    ] == [False, False, True]
 
 
 def test_a_recipe_is_one_line_of_one_table(monkeypatch):
-    """What a new kind of student is, is asked of its line: nothing falls into another kind's branch."""
+    """What a new kind of student is, is asked of its line: nothing falls into another kind's
+    branch.
+    """
     from harness.models import shaping
     from harness.models.shape import Shape
 
-    halved = shaping.RecipeKind(lambda model, share, cut: model, lambda base, share: base.narrower(share / 2), draws_weights=True)
+    halved = shaping.RecipeKind(
+        lambda model, share, cut: model,
+        lambda base, share: base.narrower(share / 2),
+        draws_weights=True,
+    )
     monkeypatch.setitem(shaping.RECIPES, "half-width", halved)
     recipe = parse_recipe("half-width:0.5")
     assert recipe.draws_weights
@@ -316,27 +407,38 @@ def test_a_method_that_cannot_be_imported_says_so():
 def test_several_teachers_have_weights_rows_and_keys_of_their_own():
     found = plan(methods=["multi-teacher"], teacher=["tiny=3", "tiny-math=1"], controls=False)
     assert [cell.label for cell in found.cells] == ["teacher", "teacher tiny-math", "multi-teacher"]
-    assert found.config.teacher_weights == (0.75, 0.25) and [cell.is_teacher for cell in found.cells] == [True, False, False]
+    assert found.config.teacher_weights == (0.75, 0.25) and [
+        cell.is_teacher for cell in found.cells
+    ] == [True, False, False]
     equal = plan(methods=["multi-teacher"], teacher=["tiny", "tiny-math"], controls=False)
     turned = plan(methods=["multi-teacher"], teacher=["tiny-math", "tiny"], controls=False)
     assert len({one.cells[-1].key for one in (found, equal, turned)}) == 3
-    assert len({cell.key for cell in found.cells}) == 3 and found.cells[0].key != plan(methods=["sft"]).cells[0].key
+    assert (
+        len({cell.key for cell in found.cells}) == 3
+        and found.cells[0].key != plan(methods=["sft"]).cells[0].key
+    )
 
 
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or none"), (["tiny=0", "tiny-math=1"], "a weight above 0"),
-        (["tiny", "tiny"], "named twice"), (["tiny=1.2.3", "tiny-math=1"], "a weight above 0"),
+        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or none"),
+        (["tiny=0", "tiny-math=1"], "a weight above 0"),
+        (["tiny", "tiny"], "named twice"),
+        (["tiny=1.2.3", "tiny-math=1"], "a weight above 0"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_are_none_are_refused(teacher, said):
     with pytest.raises(HarnessError, match=said):
         plan(methods=["multi-teacher"], teacher=teacher)
 
 
 def test_a_mixture_of_one_teacher_is_refused_with_what_to_type():
-    with pytest.raises(HarnessError, match=r"multi-teacher needs two teachers or more; type for example --teacher tiny,tiny-math"):
+    with pytest.raises(
+        HarnessError,
+        match=r"multi-teacher needs two teachers or more; type for example --teacher "
+        r"tiny,tiny-math",
+    ):
         plan(methods=["multi-teacher"])
 
 
@@ -347,23 +449,36 @@ def test_another_name_of_a_method_is_the_same_row():
 def test_a_control_takes_over_what_its_row_hands_on():
     found = plan(methods=["selective", "selective[by=short,share=0.25]"])
     assert [cell.label for cell in found.cells if cell.method == "selective-random"] == [
-        "selective-random", "selective-random[unit=rows,share=0.25]",
-    ]  # fmt: skip
+        "selective-random",
+        "selective-random[unit=rows,share=0.25]",
+    ]
     assert [cell.handed_on for cell in found.cells if cell.method == "selective"] == [
-        {"share": 0.5, "unit": "tokens"}, {"share": 0.25, "unit": "rows"},
-    ]  # fmt: skip
+        {"share": 0.5, "unit": "tokens"},
+        {"share": 0.25, "unit": "rows"},
+    ]
 
 
 def test_a_list_of_terms_is_a_row_whose_name_can_stand_in_a_list():
-    [cell] = plan(methods=["response"], set={"response": {"terms": ["jsd=0.7", "ce=0.3"]}}, controls=False).cells[1:]
-    assert cell.label == "response[terms=jsd=0.7+ce=0.3]" and cell.settings["terms"] == ["jsd=0.7", "ce=0.3"]
+    [cell] = plan(
+        methods=["response"], set={"response": {"terms": ["jsd=0.7", "ce=0.3"]}}, controls=False
+    ).cells[1:]
+    assert cell.label == "response[terms=jsd=0.7+ce=0.3]" and cell.settings["terms"] == [
+        "jsd=0.7",
+        "ce=0.3",
+    ]
 
 
 def test_pairs_and_lists_stand_in_brackets():
     found = labels(
-        methods=split_list('feature[feature_layers=2-4,4-8,learning_rate=0.01],response[terms=["jsd=0.7","ce=0.3"]]'), controls=False
+        methods=split_list(
+            'feature[feature_layers=2-4,4-8,learning_rate=0.01],response[terms=["jsd=0.7","ce=0.3"]]'
+        ),
+        controls=False,
     )
-    assert found[1:] == ["feature[learning_rate=0.01,feature_layers=2-4+4-8]", "response[terms=jsd=0.7+ce=0.3]"]
+    assert found[1:] == [
+        "feature[learning_rate=0.01,feature_layers=2-4+4-8]",
+        "response[terms=jsd=0.7+ce=0.3]",
+    ]
 
 
 def test_controls_start_and_diverge_as_their_row_does():
@@ -379,13 +494,19 @@ def test_two_teachers_of_one_name_or_the_same_weights_are_refused(tmp_path):
     for folder in ("a", "b"):
         shutil.copytree(EMBEDDED / "tiny", tmp_path / folder / "student")
     with pytest.raises(HarnessError, match="two teachers have one name or the same weights"):
-        plan(methods=["multi-teacher"], teacher=[str(tmp_path / "a" / "student"), str(tmp_path / "b" / "student")])
+        plan(
+            methods=["multi-teacher"],
+            teacher=[str(tmp_path / "a" / "student"), str(tmp_path / "b" / "student")],
+        )
 
 
 def test_a_searched_rate_and_a_tracker_that_is_missing():
     plain, tuned = (plan(methods=["sft"], tune=tune).cells[1].key for tune in (False, True))
     assert plain != tuned
-    with pytest.raises(HarnessError, match=r"--track trackio: that package is not installed; type: pip install trackio"):
+    with pytest.raises(
+        HarnessError,
+        match=r"--track trackio: that package is not installed; type: pip install trackio",
+    ):
         plan(methods=["sft"], track="trackio")
 
 
@@ -399,7 +520,11 @@ def test_local_models_keep_the_hub_out_only_where_the_items_are_here_too(tmp_pat
     generated = plan_run(build({"suite": ("mini",), "methods": ("int8",)}))
     assert not generated.hub_data and _environment(generated)["HF_HUB_OFFLINE"] == "1"
     real = plan_run(build({"suite": (str(own_suite(tmp_path)),), "methods": ("int8",)}))
-    assert real.hub_data and "HF_HUB_OFFLINE" not in _environment(real) and "HF_DATASETS_OFFLINE" not in _environment(real)
+    assert (
+        real.hub_data
+        and "HF_HUB_OFFLINE" not in _environment(real)
+        and "HF_DATASETS_OFFLINE" not in _environment(real)
+    )
     assert _environment(replace(real, hub_data=False))["HF_DATASETS_OFFLINE"] == "1"
 
 

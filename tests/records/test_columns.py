@@ -1,4 +1,6 @@
-"""The one table of quantities: every header is written once, and every table, page, sort and measurement reads it."""
+"""The one table of quantities: every header is written once, and every table, page, sort and
+measurement reads it.
+"""
 
 import ast
 import copy
@@ -16,7 +18,20 @@ from harness.gate import baseline_shown, output
 from harness.records import columns, model_card
 from harness.records.columns import Header, Quantity
 from harness.records.store import read_all
-from harness.reporting import claims, costs, formats, frame, glossary, html_page, measured, notes, plots, quality, report, table
+from harness.reporting import (
+    claims,
+    costs,
+    formats,
+    frame,
+    glossary,
+    html_page,
+    measured,
+    notes,
+    plots,
+    quality,
+    report,
+    table,
+)
 from harness.reporting.table import less_is_better, number_in
 from harness.statistics.intervals import Interval
 
@@ -24,38 +39,76 @@ ROOT = Path(__file__).parents[2]
 HARNESS = ROOT / "harness"
 STUDIES = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
 HEADERS = {one.header for one in columns.QUANTITIES}
-DISTINCT = {header for header in HEADERS if not (header.isidentifier() and header.islower())} - {"MiB"}  # a unit, too
+# a unit, too
+DISTINCT = {header for header in HEADERS if not (header.isidentifier() and header.islower())} - {
+    "MiB"
+}
 
-# Modules whose texts are cells and headers: there a plain word is a header too, but for those that are something else.
+# Modules whose texts are cells and headers: there a plain word is a header too, but for those that
+# are something else.
 TABLES = (
-    baseline_shown, model_card, claims, costs, estimate, formats, frame, glossary, measured, notes, plots, quality, report, table, output,
-)  # fmt: skip
+    baseline_shown,
+    model_card,
+    claims,
+    costs,
+    estimate,
+    formats,
+    frame,
+    glossary,
+    measured,
+    notes,
+    plots,
+    quality,
+    report,
+    table,
+    output,
+)
 ELSEWHERE = {
     baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
     model_card: {"control": "a family", "perplexity": "a kind of task", "teacher": "a start"},
     claims: {
-        "family": "a field of the published records", "method": "a role of the published records", "metric": "a field of them",
-        "model": "a field of them", "retention": "a name of a claim's range", "status": "a field of them", "low": "a level of cost",
+        "family": "a field of the published records",
+        "method": "a role of the published records",
+        "metric": "a field of them",
+        "model": "a field of them",
+        "retention": "a name of a claim's range",
+        "status": "a field of them",
+        "low": "a level of cost",
         "high": "a level of cost",
     },
     formats: {"best": "a field of tables.json"},
     notes: {
-        "against": "in a sentence", "budget": "a condition", "device": "a condition", "perplexity": "a kind of task",
-        "student": "a condition", "teacher": "a condition",
+        "against": "in a sentence",
+        "budget": "a condition",
+        "device": "a condition",
+        "perplexity": "a kind of task",
+        "student": "a condition",
+        "teacher": "a condition",
     },
     plots: {"control": "a block"},
     quality: {"control": "a block", "perplexity": "a kind of task"},
     table: {"control": "a block", "teacher": "a block"},
-    output: {"error": "an element of JUnit and a level of annotations", "row": "what a test case without a task is called"},
-}  # fmt: skip
+    output: {
+        "error": "an element of JUnit and a level of annotations",
+        "row": "what a test case without a task is called",
+    },
+}
 
 
 def texts_of(path):
     """Return every text of a module that is no docstring."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    bodies = [node.body for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    bodies = [
+        node.body
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    ]
     docstrings = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
-    every = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    every = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     return {node.value.strip() for node in every if id(node) not in docstrings}
 
 
@@ -64,8 +117,10 @@ def test_a_header_is_written_once():
     written = {
         path.name: found
         for path in sorted(HARNESS.rglob("*.py"))
-        if path.name != "columns.py" and path.parent.name != "renames" and (found := texts_of(path) & DISTINCT)
-    }  # fmt: skip
+        if path.name != "columns.py"
+        and path.parent.name != "renames"
+        and (found := texts_of(path) & DISTINCT)
+    }
     assert not written, "a header stands in harness/records/columns.py alone; read it from there"
 
 
@@ -96,7 +151,11 @@ def built():
     for folder in STUDIES:
         records, problems = read_all(folder / "records")
         assert not problems
-        label = next(record.label for record in records if not record.is_control and record.label != "teacher")
+        label = next(
+            record.label
+            for record in records
+            if not record.is_control and record.label != "teacher"
+        )
         studies[folder.name] = report.made_of(records, report.Asked(price=1.0, references=(label,)))
     return studies
 
@@ -104,21 +163,29 @@ def built():
 def columns_of(sections):
     """Return the columns that tables show, and those of the exact values behind them."""
     every = [one for section in sections for one in section.tables]
-    return {column for one in every for column in one.columns}, {column for one in every for line in one.exact for column in line}
+    return {column for one in every for column in one.columns}, {
+        column for one in every for line in one.exact for column in line
+    }
 
 
 def test_every_column_of_every_committed_table_has_its_quantity(built):
     for sections in built.values():
         shown, exact = columns_of(sections)
         for column in shown | exact:
-            assert isinstance(column, Header) and column.quantity in columns.QUANTITIES and column.quantity.help, column
+            assert (
+                isinstance(column, Header)
+                and column.quantity in columns.QUANTITIES
+                and column.quantity.help
+            ), column
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_what_is_committed_has_no_other_columns(built, folder):
     shown, exact = columns_of(built[folder.name])
     groups = json.loads((folder / "tables" / "tables.json").read_text(encoding="utf-8"))["groups"]
-    assert {column for group in groups for one in group["tables"] for column in one["columns"]} <= shown
+    assert {
+        column for group in groups for one in group["tables"] for column in one["columns"]
+    } <= shown
     for path in (folder / "tables").glob("*.csv"):
         with path.open(encoding="utf-8", newline="") as lines:
             assert set(next(csv.reader(lines))) <= exact, path
@@ -134,22 +201,37 @@ def numbers_of_blocks(one, column):
 
 
 def test_numbers_are_sorted_the_better_way(built):
-    every = [one for sections in built.values() for section in sections for one in section.tables if any(one.blocks)]
+    every = [
+        one
+        for sections in built.values()
+        for section in sections
+        for one in section.tables
+        if any(one.blocks)
+    ]
     pairs = [(one, column) for one in every for column in one.columns if not column.quantity.words]
-    ordered = [(made, column) for one, column in pairs if (made := one.ordered_by(column)) is not one]
+    ordered = [
+        (made, column) for one, column in pairs if (made := one.ordered_by(column)) is not one
+    ]
     assert len(ordered) > 50
     for one, column in ordered:
         for numbers in numbers_of_blocks(one, column):
-            assert numbers == sorted(numbers, reverse=column.quantity.better != "lower"), (one.name, column)
+            assert numbers == sorted(numbers, reverse=column.quantity.better != "lower"), (
+                one.name,
+                column,
+            )
 
 
 def test_the_page_sorts_by_the_same_direction(built):
     sections = [section for each in built.values() for section in each]
     for section in sections:
-        for drawn, one in zip(html_page._group(section, "x", {})["tables"], section.tables, strict=True):
+        for drawn, one in zip(
+            html_page._group(section, "x", {})["tables"], section.tables, strict=True
+        ):
             assert drawn["less"] == [column.quantity.better == "lower" for column in one.columns]
     words = {column.quantity.header for column in columns_of(sections)[0] if column.quantity.words}
-    assert words <= {one.header for one in html_page._WORDS} and all(one.words for one in html_page._WORDS)
+    assert words <= {one.header for one in html_page._WORDS} and all(
+        one.words for one in html_page._WORDS
+    )
 
 
 def test_measurements_have_the_units_and_directions_of_the_table():
@@ -161,12 +243,24 @@ def test_measurements_have_the_units_and_directions_of_the_table():
                 name = one.name.partition(":")[0]
                 if name.startswith("skipped_"):
                     continue
-                assert (one.unit, one.higher_is_better) == (known[name].stored, known[name].better == "higher"), name
+                assert (one.unit, one.higher_is_better) == (
+                    known[name].stored,
+                    known[name].better == "higher",
+                ), name
                 seen.add(name)
     assert len(seen) > 15
 
 
-UNITS = {" ms": "ms", " s": "s", " MiB": "MiB", " x": "x", " tok/s": "tok/s", " J": "J", "FLOPs": "FLOP", " (points)": "points"}
+UNITS = {
+    " ms": "ms",
+    " s": "s",
+    " MiB": "MiB",
+    " x": "x",
+    " tok/s": "tok/s",
+    " J": "J",
+    "FLOPs": "FLOP",
+    " (points)": "points",
+}
 SCALES = {("s", "ms"): 1000, ("bytes", "MiB"): 1 / 2**20, ("bytes", "GiB"): 1 / 2**30}
 
 
@@ -186,13 +280,18 @@ def test_keys_are_unique_and_one_header_means_one_thing():
     keys = [one.key for one in columns.QUANTITIES]
     assert len(keys) == len(set(keys))
     for one in columns.QUANTITIES:
-        alike = [other for other in columns.QUANTITIES if other.header == one.header and other.term == one.term]
+        alike = [
+            other
+            for other in columns.QUANTITIES
+            if other.header == one.header and other.term == one.term
+        ]
         assert len({(other.help, other.better, other.words) for other in alike}) == 1, one.header
 
 
 def test_the_glossary_is_the_tables_help():
     assert (
-        glossary.GLOSSARY["retention"] == columns.RETENTION.help and glossary.GLOSSARY["disk"] == columns.DISK_X.help == columns.DISK.help
+        glossary.GLOSSARY["retention"] == columns.RETENTION.help
+        and glossary.GLOSSARY["disk"] == columns.DISK_X.help == columns.DISK.help
     )
     listed = [one for one in columns.QUANTITIES if one.term != ""]
     assert {one.help for one in listed} == set(glossary.GLOSSARY.values())
@@ -212,21 +311,32 @@ def test_the_glossary_is_the_tables_help():
     ],
 )
 def test_a_number_is_scaled_and_written(quantity, stored, column, cell):
-    assert quantity.scaled(stored) == pytest.approx(column) and quantity.text(quantity.scaled(stored)) == cell
+    assert (
+        quantity.scaled(stored) == pytest.approx(column)
+        and quantity.text(quantity.scaled(stored)) == cell
+    )
 
 
 def test_an_interval_is_written_in_the_form_of_its_value():
     assert columns.RETENTION.with_interval(Interval(0.971, 0.95, 0.992)) == "97.1 % [95.0, 99.2]"
     assert columns.GAP.with_interval(Interval(-0.012, -0.03, 0.006)) == "-1.2 [-3.0, +0.6]"
     assert columns.GAP_OF_NUMBERS.with_interval(Interval(0.5, None, None)) == "+0.500"
-    assert columns.GAP_AS_RATIO.with_interval(Interval(0.898, 0.880, 0.917)) == "x0.898 [0.880, 0.917]"
+    assert (
+        columns.GAP_AS_RATIO.with_interval(Interval(0.898, 0.880, 0.917)) == "x0.898 [0.880, 0.917]"
+    )
     assert columns.RATIO.with_interval(Interval(0.001, 0.0005, 1.5)) == "x0.001 [0.0005, 1.5]"
     assert columns.DECODE_X.with_interval(Interval(None)) == "-"
 
 
 @pytest.mark.parametrize("task", ["money", "trained-qa", "seen", "perplexity-quiz", "energy x"])
 def test_a_tasks_name_does_not_turn_a_columns_direction(task):
-    for quantity in (columns.SCORE, columns.RETENTION, columns.KL, columns.PER_PROBLEM, columns.LENGTH_X):
+    for quantity in (
+        columns.SCORE,
+        columns.RETENTION,
+        columns.KL,
+        columns.PER_PROBLEM,
+        columns.LENGTH_X,
+    ):
         column = quantity.name.of(task)
         assert task in column and quantity.header in column
         assert less_is_better(column) == (quantity.better == "lower")
@@ -236,14 +346,22 @@ def test_a_tasks_name_does_not_turn_a_columns_direction(task):
 
 def test_a_table_orders_a_column_by_its_quantity():
     cells = [
-        ({columns.ROW.name: label, columns.RETENTION.name.of("trained-qa"): columns.RETENTION.text(value)}, {columns.FAMILY.name: "x"})
+        (
+            {
+                columns.ROW.name: label,
+                columns.RETENTION.name.of("trained-qa"): columns.RETENTION.text(value),
+            },
+            {columns.FAMILY.name: "x"},
+        )
         for label, value in (("a", 0.2), ("b", 0.9))
     ]
     made = table.table_of("quality", "x", cells)
     assert [row[0] for row in made.ordered_by("trained-qa retention").rows] == ["b", "a"]
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda header: pickle.loads(pickle.dumps(header))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda header: pickle.loads(pickle.dumps(header))]
+)
 def test_a_copy_of_a_header_knows_its_quantity(copied):
     header = columns.DISK.low
     assert copied(header) == "disk MiB low" and copied(header).quantity.key == columns.DISK.key
@@ -257,6 +375,8 @@ def test_a_quantity_cannot_be_changed():
 
 def test_doors_read_the_table():
     assert (
-        [one.header for one in columns.FRAME] == list(frame.frame_of(()).columns) == list(api.load_records(STUDIES[0] / "records").columns)
+        [one.header for one in columns.FRAME]
+        == list(frame.frame_of(()).columns)
+        == list(api.load_records(STUDIES[0] / "records").columns)
     )
     assert output._HEADERS == ["verdict", "row", "task", "layer", "why"]

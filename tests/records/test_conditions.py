@@ -1,4 +1,6 @@
-"""Conditions are one object, held by job and record: every field says whether rows must agree in it, and nothing lists them again."""
+"""Conditions are one object, held by job and record: every field says whether rows must agree in
+it, and nothing lists them again.
+"""
 
 import json
 from pathlib import Path
@@ -12,41 +14,91 @@ from harness.gate.check import check
 from harness.gate.frozen import unlike_conditions
 from harness.records import record as records
 from harness.records.baseline import FrozenRow, freeze
-from harness.records.conditions import Conditions, Flat, Free, Frozen, ModelReference, Same, first_difference, frozen_of, shared_by
+from harness.records.conditions import (
+    Conditions,
+    Flat,
+    Free,
+    Frozen,
+    ModelReference,
+    Same,
+    first_difference,
+    frozen_of,
+    shared_by,
+)
 from harness.records.record import BadRecord, Environment, RunRecord, TaskScore, rows_of
 from harness.reporting import report
 
 STUDIES = Path(__file__).parents[2] / "results"
 BASE = ModelReference(name="tiny", digest="d")
 PLAIN = {
-    "suites": ("math",), "tasks": ("gsm8k@1",), "device": "cpu", "dtype": "float32", "teachers": (BASE,), "student_recipe": "depth:0.5",
-    "student_base": BASE, "budget_tokens": 1000, "budget_rows": 10,
-}  # fmt: skip
+    "suites": ("math",),
+    "tasks": ("gsm8k@1",),
+    "device": "cpu",
+    "dtype": "float32",
+    "teachers": (BASE,),
+    "student_recipe": "depth:0.5",
+    "student_base": BASE,
+    "budget_tokens": 1000,
+    "budget_rows": 10,
+}
 ALL = ("every row", "students", "trained rows")
 
 
 class Wider(Conditions):
-    """The conditions with planted settings: one of every row, one of students, one of training, one that does not matter."""
+    """The conditions with planted settings: one of every row, one of students, one of training, one
+    that does not matter.
+    """
 
     colour: Annotated[str, Same("colour")] = "none"
     bits: Annotated[int, Same("bits", lambda n: f"{n} bits", "students")] = 16
-    curriculum: Annotated[bool, Same("curriculum", lambda on: "easy first" if on else "", "trained rows")] = False
+    curriculum: Annotated[
+        bool, Same("curriculum", lambda on: "easy first" if on else "", "trained rows")
+    ] = False
     desk: Annotated[str, Free("where a run was started says nothing of it")] = ""
 
 
 def make(label, conditions=None, *, seed=None, **changes):
     marks = "1101" * 100
     score = TaskScore(
-        task="gsm8k", version="1", kind="generate", primary="m", chance=0.0, n=400, value=0.75, stderr=0.02, outcomes={"m": marks},
-        items_digest="same", answers_digest=label, invalid_share=0.0, seconds=1.0,
-    )  # fmt: skip
+        task="gsm8k",
+        version="1",
+        kind="generate",
+        primary="m",
+        chance=0.0,
+        n=400,
+        value=0.75,
+        stderr=0.02,
+        outcomes={"m": marks},
+        items_digest="same",
+        answers_digest=label,
+        invalid_share=0.0,
+        seconds=1.0,
+    )
     fields = {
-        "key": f"{label}-{seed}", "status": "success", "label": label, "method": label, "family": "x", "is_control": False, "seed": seed,
-        "trains": seed is not None, "path": "p", "scores": (score,), "conditions": conditions or Conditions(**PLAIN),
+        "key": f"{label}-{seed}",
+        "status": "success",
+        "label": label,
+        "method": label,
+        "family": "x",
+        "is_control": False,
+        "seed": seed,
+        "trains": seed is not None,
+        "path": "p",
+        "scores": (score,),
+        "conditions": conditions or Conditions(**PLAIN),
         "student": ModelReference(name=label, digest=f"{label}{seed}"),
-        "environment": Environment(device="cpu", dtype="float32", threads=1, machine="m", platform="p", python="3", versions={},
-                                   commit=None, dirty=None),
-    }  # fmt: skip
+        "environment": Environment(
+            device="cpu",
+            dtype="float32",
+            threads=1,
+            machine="m",
+            platform="p",
+            python="3",
+            versions={},
+            commit=None,
+            dirty=None,
+        ),
+    }
     return RunRecord(**{**fields, **changes})
 
 
@@ -63,26 +115,38 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
     [name] = change
     seeds = {"teacher": None, "int8": None, "sft": 1}
     usual = [make(label, Wider(**PLAIN), seed=seed) for label, seed in seeds.items()]
-    other = [make(label, Wider(**PLAIN, **change), seed=seed, key=f"{label}-other") for label, seed in seeds.items()]
+    other = [
+        make(label, Wider(**PLAIN, **change), seed=seed, key=f"{label}-other")
+        for label, seed in seeds.items()
+    ]
     assert len(group(usual)) == 1
     for then, now in zip(usual, other, strict=True):
         says = then.label in rows
         assert unlike_conditions(freeze(then), then) is None
         assert (unlike_conditions(freeze(then), now) is not None) == says, "from its default"
         assert (unlike_conditions(freeze(now), then) is not None) == says, "and back"
-        assert (name in freeze(now).conditions) == says and name not in freeze(then).conditions, "at its default a baseline is as before"
+        assert (name in freeze(now).conditions) == says and name not in freeze(then).conditions, (
+            "at its default a baseline is as before"
+        )
         apart = group([*usual[:1], then, now])
         assert (len(apart) == 2) == (then.label in rows), [one.shared for one in apart]
     mixed = [*usual, make("cot", Wider(**PLAIN, **change), seed=1)]
     first, second = group(mixed)
     assert {first.shared[name], second.shared[name]} == {shared_by(Wider(**PLAIN), ALL)[name], text}
-    assert "cot" not in {row.label for row in (first if first.shared[name] != text else second).rows}
-    assert f"{name}" in report.markdown(mixed) and text in report.markdown(mixed), "what differs is said above the tables"
+    assert "cot" not in {
+        row.label for row in (first if first.shared[name] != text else second).rows
+    }
+    assert f"{name}" in report.markdown(mixed) and text in report.markdown(mixed), (
+        "what differs is said above the tables"
+    )
 
 
 def test_a_setting_that_is_free_splits_nothing():
     one, other = make("int8", Wider(**PLAIN)), make("sft", Wider(**PLAIN, desk="window"), seed=1)
-    assert len(group([one, other])) == 1 and unlike_conditions(freeze(one), make("int8", Wider(**PLAIN, desk="x"))) is None
+    assert (
+        len(group([one, other])) == 1
+        and unlike_conditions(freeze(one), make("int8", Wider(**PLAIN, desk="x"))) is None
+    )
     assert first_difference(one.conditions, other.conditions) == "desk"
 
 
@@ -91,7 +155,9 @@ def test_a_claim_is_not_judged_across_a_planted_condition():
 
     teacher, row = make("teacher", Wider(**PLAIN)), make("int8", Wider(**PLAIN, colour="red"))
     found = check([teacher, row], Rules(margin=0.9)).findings
-    assert any("colour differs: none of the teacher, red of the row" in one.told for one in found), [one.told for one in found]
+    assert any(
+        "colour differs: none of the teacher, red of the row" in one.told for one in found
+    ), [one.told for one in found]
 
 
 def test_advice_compares_only_records_that_differ_in_nothing_else():
@@ -100,7 +166,9 @@ def test_advice_compares_only_records_that_differ_in_nothing_else():
 
     assert "best measured" in _setting([tried(1), tried(4)], "temperature", "2.0", "why")
     for under in ({"colour": "red"}, {"curriculum": True}):
-        assert "best measured" not in _setting([tried(1), tried(4, **under)], "temperature", "2.0", "why")
+        assert "best measured" not in _setting(
+            [tried(1), tried(4, **under)], "temperature", "2.0", "why"
+        )
 
 
 def test_a_condition_that_does_not_say_whether_rows_must_agree_in_it_is_refused():
@@ -114,16 +182,30 @@ def test_a_condition_that_does_not_say_whether_rows_must_agree_in_it_is_refused(
 
 
 CHANGED = {
-    "suites": ("knowledge",), "teachers": (ModelReference(name="tiny", digest="other"),), "tasks": ("gsm8k@2",), "device": "cuda",
-    "dtype": "bfloat16", "limit": 5, "limited": True, "chat": True, "system": "Be brief.", "student_recipe": "width:0.5",
-    "student_base": ModelReference(name="tiny", digest="other"), "budget_tokens": 2000, "budget_rows": 20, "tuned": True,
+    "suites": ("knowledge",),
+    "teachers": (ModelReference(name="tiny", digest="other"),),
+    "tasks": ("gsm8k@2",),
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "limit": 5,
+    "limited": True,
+    "chat": True,
+    "system": "Be brief.",
+    "student_recipe": "width:0.5",
+    "student_base": ModelReference(name="tiny", digest="other"),
+    "budget_tokens": 2000,
+    "budget_rows": 20,
+    "tuned": True,
     "teacher_weights": (0.7, 0.3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(Conditions.model_fields))
 def test_every_field_of_today_splits_as_it_says(name):
-    one, other = (make("sft", Conditions(**{**PLAIN, **change}), seed=1) for change in ({}, {name: CHANGED[name]}))
+    one, other = (
+        make("sft", Conditions(**{**PLAIN, **change}), seed=1)
+        for change in ({}, {name: CHANGED[name]})
+    )
     marks = [mark for mark in Conditions.model_fields[name].metadata if isinstance(mark, Same)]
     apart = bool(marks) or name == "limit"  # a limit makes a sample, which is a condition
     assert (len(group([one, other.model_copy(update={"label": "cot"})])) == 2) == apart
@@ -132,38 +214,84 @@ def test_every_field_of_today_splits_as_it_says(name):
 
 
 def test_tables_and_baselines_write_conditions_as_they_did():
-    given = Conditions(**{**PLAIN, "chat": True, "system": "Be brief.", "limited": True, "tuned": True, "teacher_weights": (0.7, 0.3)})
+    given = Conditions(
+        **{
+            **PLAIN,
+            "chat": True,
+            "system": "Be brief.",
+            "limited": True,
+            "tuned": True,
+            "teacher_weights": (0.7, 0.3),
+        }
+    )
     assert shared_by(given, ALL) == {
-        "teacher": "tiny", "teacher digest": "d", "tasks": "gsm8k@1", "device": "cpu", "dtype": "float32",
-        "limited": "a sample of the items", "prompts": "chat template, system prompt 'Be brief.'", "student": "depth:0.5",
-        "student base": "d", "budget": "1,000 seen tokens, 10 items, a learning rate of its own", "weights": "0.7+0.3",
-    }  # fmt: skip
+        "teacher": "tiny",
+        "teacher digest": "d",
+        "tasks": "gsm8k@1",
+        "device": "cpu",
+        "dtype": "float32",
+        "limited": "a sample of the items",
+        "prompts": "chat template, system prompt 'Be brief.'",
+        "student": "depth:0.5",
+        "student base": "d",
+        "budget": "1,000 seen tokens, 10 items, a learning rate of its own",
+        "weights": "0.7+0.3",
+    }
     assert frozen_of(Conditions(**PLAIN), ALL) == {
-        "teacher": "d", "device": "cpu", "dtype": "float32", "limited": "no", "prompts": "plain", "student": "depth:0.5",
-        "student base": "d", "budget": "1000 tokens, 10 items",
-    }  # fmt: skip
+        "teacher": "d",
+        "device": "cpu",
+        "dtype": "float32",
+        "limited": "no",
+        "prompts": "plain",
+        "student": "depth:0.5",
+        "student base": "d",
+        "budget": "1000 tokens, 10 items",
+    }
     assert frozen_of(given, ALL)["prompts"] == "chat Be brief."
     assert conditions_of(make("teacher"))["path"] == "p"
 
 
 def written_by_hand(record):
-    """Return what tables and baselines said of a record when every name of a condition stood in their code."""
+    """Return what tables and baselines said of a record when every name of a condition stood in
+    their code.
+    """
     under, teacher, student = record.conditions, record.method == "teacher", record.student_recipe
     table = {
-        "teacher": " and ".join(one.name for one in under.teachers), "teacher digest": " ".join(one.digest for one in under.teachers),
-        "tasks": ", ".join(under.tasks), "device": under.device, "dtype": under.dtype,
+        "teacher": " and ".join(one.name for one in under.teachers),
+        "teacher digest": " ".join(one.digest for one in under.teachers),
+        "tasks": ", ".join(under.tasks),
+        "device": under.device,
+        "dtype": under.dtype,
         "limited": "a sample of the items" if under.limited else "",
-        "prompts": f"chat template{f', system prompt {under.system!r}' if under.system else ''}" if under.chat else "",
-    }  # fmt: skip
+        "prompts": f"chat template{f', system prompt {under.system!r}' if under.system else ''}"
+        if under.chat
+        else "",
+    }
     made = {} if teacher else {"student": student, "student base": under.student_base.digest}
-    budget = f"{under.budget_tokens:,} seen tokens, {under.budget_rows:,} items{', a learning rate of its own' if under.tuned else ''}"
-    trained = {"budget": budget, "weights": "+".join(f"{share:.3g}" for share in under.teacher_weights)} if record.trains else {}
+    budget = (
+        f"{under.budget_tokens:,} seen tokens, {under.budget_rows:,} "
+        f"items{', a learning rate of its own' if under.tuned else ''}"
+    )
+    trained = (
+        {"budget": budget, "weights": "+".join(f"{share:.3g}" for share in under.teacher_weights)}
+        if record.trains
+        else {}
+    )
     held = {
-        "teacher": " ".join(one.digest for one in under.teachers), "device": under.device, "dtype": under.dtype, "path": record.path,
-        "prompts": f"chat {under.system or ''}" if under.chat else "plain", "limited": "yes" if under.limited else "no",
-        "lm-eval": record.environment.versions["lm-eval"], **made,
-        **({"budget": f"{under.budget_tokens} tokens, {under.budget_rows} items"} if record.trains else {}),
-    }  # fmt: skip
+        "teacher": " ".join(one.digest for one in under.teachers),
+        "device": under.device,
+        "dtype": under.dtype,
+        "path": record.path,
+        "prompts": f"chat {under.system or ''}" if under.chat else "plain",
+        "limited": "yes" if under.limited else "no",
+        "lm-eval": record.environment.versions["lm-eval"],
+        **made,
+        **(
+            {"budget": f"{under.budget_tokens} tokens, {under.budget_rows} items"}
+            if record.trains
+            else {}
+        ),
+    }
     return list({**table, **made, **trained}.items()), held
 
 
@@ -172,9 +300,14 @@ def test_every_committed_record_stands_under_the_words_that_it_stood_under():
     assert len(kept) > 150
     for one in kept:
         table, held = written_by_hand(one)
-        assert list(shared_by(one.conditions, ("every row", *rows_of(one))).items()) == table, "in this order"
-        late = ("tuned", "weights")  # were not held at all: a tuned row was compared with one that was not
-        assert {name: text for name, text in FrozenRow.conditions_of(one).items() if name not in late} == held
+        assert list(shared_by(one.conditions, ("every row", *rows_of(one))).items()) == table, (
+            "in this order"
+        )
+        # were not held at all: a tuned row was compared with one that was not
+        late = ("tuned", "weights")
+        assert {
+            name: text for name, text in FrozenRow.conditions_of(one).items() if name not in late
+        } == held
         assert ("tuned" in FrozenRow.conditions_of(one)) == (one.trains and one.conditions.tuned)
 
 
@@ -194,15 +327,23 @@ def test_a_file_has_the_conditions_among_its_fields_in_every_schema(tmp_path):
 
 @pytest.mark.parametrize("schema", range(1, records.SCHEMA))
 def test_older_schemas_read_to_the_same_object(schema, tmp_path):
-    old = json.loads(make("sft", Conditions(**PLAIN, limited=True), seed=1).model_dump_json(by_alias=True))
+    old = json.loads(
+        make("sft", Conditions(**PLAIN, limited=True), seed=1).model_dump_json(by_alias=True)
+    )
     old = {key: value for key, value in old.items() if key != "limit"} | {"schema": schema}
     signed = {"digest": records._digest(old)} if schema >= records._SIGNED else {}
     (tmp_path / "a.json").write_text(json.dumps({**old, **signed}))
     read = records.read(tmp_path / "a.json")
-    assert read == make("sft", Conditions(**PLAIN, limited=True), seed=1) and read.conditions.limit is None
+    assert (
+        read == make("sft", Conditions(**PLAIN, limited=True), seed=1)
+        and read.conditions.limit is None
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [("device", 7), ("budget_tokens", -5), ("teachers", "tiny"), ("limit", "few")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device", 7), ("budget_tokens", -5), ("teachers", "tiny"), ("limit", "few")],
+)
 def test_a_wrong_condition_is_named_as_the_file_has_it(name, value, tmp_path):
     data = json.loads(make("sft", seed=1).model_dump_json(by_alias=True)) | {name: value}
     (tmp_path / "a.json").write_text(json.dumps({**data, "digest": records._digest(data)}))
@@ -214,7 +355,9 @@ def test_a_new_setting_reaches_the_file_and_comes_back_by_its_field_alone(tmp_pa
     class WiderRecord(RunRecord):
         conditions: Wider
 
-    whole = WiderRecord(**{**dict(make("sft", seed=1)), "conditions": Wider(**PLAIN, colour="red", bits=4)})
+    whole = WiderRecord(
+        **{**dict(make("sft", seed=1)), "conditions": Wider(**PLAIN, colour="red", bits=4)}
+    )
     text = whole.model_dump_json(by_alias=True)
     assert json.loads(text)["colour"] == "red" and WiderRecord.model_validate_json(text) == whole
     assert whole.model_copy(update={"bits": 2, "seed": 3}).conditions.bits == 2
@@ -230,15 +373,31 @@ def test_programs_that_read_a_records_conditions_by_their_old_names_go_on():
 
 def test_one_name_may_hold_several_fields_and_a_text_may_be_left_out():
     class Two(Conditions):
-        low: Annotated[int, Same("range", lambda n: f"from {n}", frozen=Frozen("range", lambda n: f"{n}-"))] = 1
+        low: Annotated[
+            int, Same("range", lambda n: f"from {n}", frozen=Frozen("range", lambda n: f"{n}-"))
+        ] = 1
         high: Annotated[int, Same("range", lambda n: f"to {n}", frozen=Frozen("range", str))] = 2
         card: Annotated[str | None, Same("card", lambda name: name)] = None
 
-    assert shared_by(Two(**PLAIN))["range"] == "from 1, to 2" and frozen_of(Two(**PLAIN), ALL)["range"] == "1-2"
-    assert "card" not in shared_by(Two(**PLAIN)) and shared_by(Two(**PLAIN, card="H100"))["card"] == "H100"
+    assert (
+        shared_by(Two(**PLAIN))["range"] == "from 1, to 2"
+        and frozen_of(Two(**PLAIN), ALL)["range"] == "1-2"
+    )
+    assert (
+        "card" not in shared_by(Two(**PLAIN))
+        and shared_by(Two(**PLAIN, card="H100"))["card"] == "H100"
+    )
 
 
-GIVEN = {"batch_size": 3, "noise": 0, "grid": "8x1x2", "rounds": 2, "force": True, "limit": {"gsm8k-mini": 7}, "tune": True}
+GIVEN = {
+    "batch_size": 3,
+    "noise": 0,
+    "grid": "8x1x2",
+    "rounds": 2,
+    "force": True,
+    "limit": {"gsm8k-mini": 7},
+    "tune": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +408,13 @@ def planned(tmp_path_factory):
     from harness.records.store import Store
 
     place = tmp_path_factory.mktemp("planned")
-    given = {**GIVEN, "teacher": ["tiny=0.7", "tiny-math=0.3"], "methods": ["response", "int8"], "out": place, "cache": place / "cache"}
+    given = {
+        **GIVEN,
+        "teacher": ["tiny=0.7", "tiny-math=0.3"],
+        "methods": ["response", "int8"],
+        "out": place,
+        "cache": place / "cache",
+    }
     return plan_run(build(given)), Store(place)
 
 
@@ -260,7 +425,8 @@ def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(plan
 
     plan, store = planned
     for cell in plan.cells:
-        job = CellJob.model_validate_json(_job(plan, cell, store).model_dump_json())  # as it crosses to the process
+        # as it crosses to the process
+        job = CellJob.model_validate_json(_job(plan, cell, store).model_dump_json())
         assert job.conditions == plan.conditions_of(cell) and job.work == plan.config.work
         assert job.conditions.tuned == cell.trains, "what does not train has no rate"
         assert job.conditions.teacher_weights == (0.7, 0.3) and job.conditions.limited
@@ -268,7 +434,9 @@ def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(plan
             name: value for name, value in GIVEN.items() if name in Work.model_fields
         }
         assert job.model_copy(update={"dtype": "bfloat16", "noise": 5}).work.noise == 5
-        assert not set(CellJob.model_fields) & (set(Work.model_fields) | set(Conditions.model_fields) - {"teachers", "student_base"})
+        assert not set(CellJob.model_fields) & (
+            set(Work.model_fields) | set(Conditions.model_fields) - {"teachers", "student_base"}
+        )
 
 
 def test_the_record_of_a_process_that_died_holds_the_conditions_that_it_was_given(planned):
@@ -277,6 +445,9 @@ def test_the_record_of_a_process_that_died_holds_the_conditions_that_it_was_give
 
     plan, store = planned
     for cell in plan.cells:
-        died, failed = _died(plan, cell, "killed"), _record(_job(plan, cell, store), 0.0, status="failed", reason="killed")
+        died, failed = (
+            _died(plan, cell, "killed"),
+            _record(_job(plan, cell, store), 0.0, status="failed", reason="killed"),
+        )
         assert died.conditions == failed.conditions == plan.conditions_of(cell)
         assert conditions_of(died) == conditions_of(failed)

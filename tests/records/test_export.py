@@ -14,34 +14,93 @@ from harness.records.conditions import ModelReference
 from harness.records.record import Environment, RunRecord, TaskScore, write
 from harness.records.samples import evidence_of
 
-ENVIRONMENT = Environment(device="cpu", dtype="float32", threads=2, machine="made up", platform="Linux x86_64", python="3.11.0",
-                          versions={"transformers": "5.0"}, commit="c" * 40, dirty=False)  # fmt: skip
+ENVIRONMENT = Environment(
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    machine="made up",
+    platform="Linux x86_64",
+    python="3.11.0",
+    versions={"transformers": "5.0"},
+    commit="c" * 40,
+    dirty=False,
+)
 TINY = ModelReference(name="tiny", digest="t", parameters=1_700_000, weight_bytes=4_000)
 ITEMS = [
-    {"task": "gsm8k-mini", "item": at, "group": "2", "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "gold": "7",
-     "text": f" #### {at}", "extracted": {"strict-match": str(at)}, "correct": {"strict-match": at == 7}, "tokens": 5, "stop": "eos",
-     "log_probabilities": [],
-     "prompt": f"A shot.\n\nQuestion: how many {at}?\nAnswer:", "words": 0.0, "position": None}
+    {
+        "task": "gsm8k-mini",
+        "item": at,
+        "group": "2",
+        "doc_hash": "d",
+        "prompt_hash": "p",
+        "target_hash": "t",
+        "gold": "7",
+        "text": f" #### {at}",
+        "extracted": {"strict-match": str(at)},
+        "correct": {"strict-match": at == 7},
+        "tokens": 5,
+        "stop": "eos",
+        "log_probabilities": [],
+        "prompt": f"A shot.\n\nQuestion: how many {at}?\nAnswer:",
+        "words": 0.0,
+        "position": None,
+    }
     for at in range(10)
-]  # fmt: skip
+]
 
 
 def record(label, right, seed=None):
     outcomes = "1" * right + "0" * (10 - right)
     score = TaskScore(
-        task="gsm8k-mini", version="1+0shot", kind="generate", primary="strict-match", chance=0.0, n=10, value=right / 10, stderr=0.1,
-        outcomes={"strict-match": outcomes, "numeric": "1" * 10}, items_digest="i", answers_digest=label, invalid_share=0.0,
-        truncated_share=0.0, tokens_per_answer=5.0, seconds=1.0,
-    )  # fmt: skip
+        task="gsm8k-mini",
+        version="1+0shot",
+        kind="generate",
+        primary="strict-match",
+        chance=0.0,
+        n=10,
+        value=right / 10,
+        stderr=0.1,
+        outcomes={"strict-match": outcomes, "numeric": "1" * 10},
+        items_digest="i",
+        answers_digest=label,
+        invalid_share=0.0,
+        truncated_share=0.0,
+        tokens_per_answer=5.0,
+        seconds=1.0,
+    )
     choice = score.model_copy(
-        update={"task": "mmlu-mini", "kind": "choose", "primary": "acc", "outcomes": {"acc": outcomes}, "version": "2"}
+        update={
+            "task": "mmlu-mini",
+            "kind": "choose",
+            "primary": "acc",
+            "outcomes": {"acc": outcomes},
+            "version": "2",
+        }
     )
     return RunRecord(
-        key=f"{label}{seed}".ljust(24, "x"), status="success", label=label, method=label, family="distillation", is_control=False,
-        trains=seed is not None, suites=("mini",), tasks=("gsm8k-mini@1+0shot", "mmlu-mini@2"), device="cpu", dtype="float32",
-        teachers=(TINY,), student_recipe="depth:0.5", student_base=TINY, student=TINY, seed=seed, budget_tokens=1000, budget_rows=10,
-        path="transformers/shared/1", scores=(score, choice), environment=ENVIRONMENT, created="2026-11-24T08:00:00Z",
-    )  # fmt: skip
+        key=f"{label}{seed}".ljust(24, "x"),
+        status="success",
+        label=label,
+        method=label,
+        family="distillation",
+        is_control=False,
+        trains=seed is not None,
+        suites=("mini",),
+        tasks=("gsm8k-mini@1+0shot", "mmlu-mini@2"),
+        device="cpu",
+        dtype="float32",
+        teachers=(TINY,),
+        student_recipe="depth:0.5",
+        student_base=TINY,
+        student=TINY,
+        seed=seed,
+        budget_tokens=1000,
+        budget_rows=10,
+        path="transformers/shared/1",
+        scores=(score, choice),
+        environment=ENVIRONMENT,
+        created="2026-11-24T08:00:00Z",
+    )
 
 
 @pytest.fixture
@@ -57,13 +116,21 @@ def store(tmp_path):
 def test_lm_evals_own_table_reads_our_results(store, tmp_path):
     from lm_eval.utils import make_table
 
-    done = CliRunner().invoke(app, ["export", "lm-eval", str(store[0]), "--out", str(tmp_path / "out")], standalone_mode=False)
+    done = CliRunner().invoke(
+        app,
+        ["export", "lm-eval", str(store[0]), "--out", str(tmp_path / "out")],
+        standalone_mode=False,
+    )
     assert done.return_value == 0, done.exception
     data = json.loads((tmp_path / "out" / "results_response-seed1.json").read_text())
     table = make_table(data)
     row = next(line for line in table.splitlines() if "strict-match" in line)
-    assert "gsm8k-mini" in table and "0.6" in row and "0.1633" in row  # sqrt(.6 * .4 / 9), as lm-eval's mean_stderr
-    assert "acc" in table and data["higher_is_better"]["mmlu-mini"] == {"acc": True, "acc_stderr": True}
+    # sqrt(.6 * .4 / 9), as lm-eval's mean_stderr
+    assert "gsm8k-mini" in table and "0.6" in row and "0.1633" in row
+    assert "acc" in table and data["higher_is_better"]["mmlu-mini"] == {
+        "acc": True,
+        "acc_stderr": True,
+    }
 
 
 def test_standard_errors_are_lm_evals():
@@ -76,11 +143,17 @@ def test_standard_errors_are_lm_evals():
 def test_items_are_opened_by_datasets(store, tmp_path):
     from datasets import load_from_disk
 
-    done = CliRunner().invoke(app, ["export", "datasets", str(store[0]), "--out", str(tmp_path / "out")], standalone_mode=False)
+    done = CliRunner().invoke(
+        app,
+        ["export", "datasets", str(store[0]), "--out", str(tmp_path / "out")],
+        standalone_mode=False,
+    )
     assert done.return_value == 0, done.exception
     found = load_from_disk(str(tmp_path / "out"))
     assert set(found) == {"teacher", "response_seed1"} and len(found["teacher"]) == 10
-    assert found["response_seed1"][7]["row"] == "response" and json.loads(found["response_seed1"][7]["correct"]) == {"strict-match": True}
+    assert found["response_seed1"][7]["row"] == "response" and json.loads(
+        found["response_seed1"][7]["correct"]
+    ) == {"strict-match": True}
 
 
 def test_records_without_answers_say_so(tmp_path):
@@ -90,7 +163,9 @@ def test_records_without_answers_say_so(tmp_path):
 
 
 def test_a_tracker_that_is_missing_is_named():
-    with pytest.raises(HarnessError, match="no_such_tracker is not installed; type: pip install no_such_tracker"):
+    with pytest.raises(
+        HarnessError, match="no_such_tracker is not installed; type: pip install no_such_tracker"
+    ):
         export.to_tracker("no_such_tracker", [record("x", 6)], project="p")
 
 
@@ -101,11 +176,18 @@ def test_a_tracker_gets_a_run_for_each_record(name, monkeypatch):
     stand_in = types.ModuleType(name)
     stand_in.__spec__ = types.SimpleNamespace(name=name)
     for call in ("init", "log", "finish"):
-        setattr(stand_in, call, lambda *given, call=call, **named: calls.append((call, given, named)))
+        setattr(
+            stand_in, call, lambda *given, call=call, **named: calls.append((call, given, named))
+        )
     monkeypatch.setitem(sys.modules, name, stand_in)
     told = export.to_tracker(name, [record("response", 6, seed=1)], project="p")
-    assert [one[0] for one in calls] == ["init", "log", "finish"] and told == [f"{name}: p/response-seed1"]
-    assert calls[0][2]["config"]["student"] == "depth:0.5" and calls[1][1][0]["gsm8k-mini/strict-match"] == 0.6
+    assert [one[0] for one in calls] == ["init", "log", "finish"] and told == [
+        f"{name}: p/response-seed1"
+    ]
+    assert (
+        calls[0][2]["config"]["student"] == "depth:0.5"
+        and calls[1][1][0]["gsm8k-mini/strict-match"] == 0.6
+    )
 
 
 def test_mlflow_reads_back_what_was_sent(tmp_path, monkeypatch):
@@ -114,4 +196,7 @@ def test_mlflow_reads_back_what_was_sent(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'm.db'}")
     export.to_tracker("mlflow", [record("response", 6, seed=1)], project="p")
     [run] = mlflow.search_runs(experiment_names=["p"], output_format="list")
-    assert run.data.metrics["gsm8k-mini/strict-match"] == 0.6 and run.data.params["student"] == "depth:0.5"
+    assert (
+        run.data.metrics["gsm8k-mini/strict-match"] == 0.6
+        and run.data.params["student"] == "depth:0.5"
+    )

@@ -1,4 +1,6 @@
-"""The JSON schema of a record: fresh, and every committed record of every older schema conforms to it once it was read."""
+"""The JSON schema of a record: fresh, and every committed record of every older schema conforms to
+it once it was read.
+"""
 
 import importlib.util
 import json
@@ -29,12 +31,18 @@ BOUNDS = {
 def is_of(kind, value):
     if kind in ("number", "integer"):
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        return isinstance(value, int | float) and not isinstance(value, bool) and (kind == "number" or whole)
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (kind == "number" or whole)
+        )
     return isinstance(value, TYPES[kind])
 
 
 def wrong(value, schema, place=""):
-    """Return what does not conform, place by place; a keyword that is not known here is an error of this test."""
+    """Return what does not conform, place by place; a keyword that is not known here is an error of
+    this test.
+    """
     if "type" in schema and not is_of(schema["type"], value):
         return [f"{place}: {value!r} is no {schema['type']}"]
     problems = []
@@ -44,29 +52,59 @@ def wrong(value, schema, place=""):
         if keyword == "$ref":
             problems += wrong(value, SCHEMA["$defs"][stated.rpartition("/")[2]], place)
         elif keyword == "anyOf":
-            problems += [] if any(not wrong(value, choice, place) for choice in stated) else [f"{place}: none of anyOf"]
+            problems += (
+                []
+                if any(not wrong(value, choice, place) for choice in stated)
+                else [f"{place}: none of anyOf"]
+            )
         elif keyword in ("const", "enum"):
-            problems += [] if value in (stated if keyword == "enum" else [stated]) else [f"{place}: {value!r} is not {stated}"]
+            problems += (
+                []
+                if value in (stated if keyword == "enum" else [stated])
+                else [f"{place}: {value!r} is not {stated}"]
+            )
         elif keyword == "type":
             pass  # looked at first
         elif keyword in BOUNDS:
-            problems += [] if BOUNDS[keyword](value, stated) else [f"{place}: {value!r} is against {keyword} {stated}"]
+            problems += (
+                []
+                if BOUNDS[keyword](value, stated)
+                else [f"{place}: {value!r} is against {keyword} {stated}"]
+            )
         elif keyword == "required":
             problems += [f"{place}: no {name}" for name in stated if name not in value]
         elif keyword == "properties":
-            problems += [line for name in value if name in stated for line in wrong(value[name], stated[name], f"{place}.{name}")]
+            problems += [
+                line
+                for name in value
+                if name in stated
+                for line in wrong(value[name], stated[name], f"{place}.{name}")
+            ]
         elif keyword == "prefixItems":
-            problems += [line for item, kind in zip(value, stated, strict=False) for line in wrong(item, kind, f"{place}[]")]
+            problems += [
+                line
+                for item, kind in zip(value, stated, strict=False)
+                for line in wrong(item, kind, f"{place}[]")
+            ]
         elif keyword == "items":
             rest = value[len(schema.get("prefixItems", ())) :]
-            problems += [line for item in rest for line in wrong(item, stated, f"{place}[]")] if isinstance(stated, dict) else []
+            problems += (
+                [line for item in rest for line in wrong(item, stated, f"{place}[]")]
+                if isinstance(stated, dict)
+                else []
+            )
         else:
             raise AssertionError(f"{place}: the keyword {keyword} is not known here")
     others = schema.get("additionalProperties", True)
     if others is not True and isinstance(value, dict):
         more = [name for name in value if name not in schema.get("properties", {})]
         problems += [f"{place}: unknown {name}" for name in more] if others is False else []
-        problems += [line for name in more if others for line in wrong(value[name], others, f"{place}.{name}")]
+        problems += [
+            line
+            for name in more
+            if others
+            for line in wrong(value[name], others, f"{place}.{name}")
+        ]
     return problems
 
 
@@ -96,7 +134,10 @@ def old_record():
 def test_a_record_of_each_schema_conforms(schema, tmp_path):
     data = {**old_record(), "schema": schema}
     if schema < record._SIGNED:  # their scores had fewer fields
-        data["scores"] = [{name: value for name, value in score.items() if name not in record._LATER} for score in data["scores"]]
+        data["scores"] = [
+            {name: value for name, value in score.items() if name not in record._LATER}
+            for score in data["scores"]
+        ]
     signed = {"digest": record._digest(data)} if schema >= record._SIGNED else {}
     (tmp_path / "old.json").write_text(json.dumps({**data, **signed}))
     assert wrong(written(record.read(tmp_path / "old.json"), tmp_path), SCHEMA) == []
@@ -119,14 +160,18 @@ def test_a_record_of_each_schema_conforms(schema, tmp_path):
 def test_what_is_no_record_does_not_conform(change, problem, tmp_path):
     data = written(record.read(COMMITTED[0]), tmp_path)
     assert wrong(data, SCHEMA) == []
-    assert any(problem in line for line in wrong({**data, **change}, SCHEMA)), wrong({**data, **change}, SCHEMA)
+    assert any(problem in line for line in wrong({**data, **change}, SCHEMA)), wrong(
+        {**data, **change}, SCHEMA
+    )
 
 
 def test_a_file_lacks_nothing_that_the_schema_requires(tmp_path):
     data = written(record.read(COMMITTED[0]), tmp_path)
     assert set(data) == set(SCHEMA["properties"])
     for name in SCHEMA["required"]:
-        assert wrong({field: value for field, value in data.items() if field != name}, SCHEMA) == [f": no {name}"]
+        assert wrong({field: value for field, value in data.items() if field != name}, SCHEMA) == [
+            f": no {name}"
+        ]
 
 
 def test_another_validator_says_the_same(tmp_path):
@@ -138,4 +183,6 @@ def test_another_validator_says_the_same(tmp_path):
     for path in COMMITTED:
         data = written(record.read(path), tmp_path)
         assert Draft202012Validator(SCHEMA).is_valid(data), path
-        assert not Draft202012Validator(SCHEMA).is_valid({**data, "seconds": "long"}) and not math.isnan(data["seconds"])
+        assert not Draft202012Validator(SCHEMA).is_valid(
+            {**data, "seconds": "long"}
+        ) and not math.isnan(data["seconds"])

@@ -1,4 +1,6 @@
-"""The model card beside a student: what the Hub reads of it, and that it names no place of this machine."""
+"""The model card beside a student: what the Hub reads of it, and that it names no place of this
+machine.
+"""
 
 from pathlib import Path
 
@@ -13,7 +15,9 @@ RECORDS = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
 @pytest.fixture(scope="module")
 def record():
-    return next(one for path in sorted(RECORDS.glob("*.json")) if (one := read(path)).method == "response")
+    return next(
+        one for path in sorted(RECORDS.glob("*.json")) if (one := read(path)).method == "response"
+    )
 
 
 def test_the_hub_reads_name_base_and_scores(record):
@@ -23,8 +27,16 @@ def test_the_hub_reads_name_base_and_scores(record):
     assert card.data.base_model == ["tiny"] and record.method in card.data.tags
     [score] = record.scores
     [result] = card.data.eval_results
-    assert result.dataset_type == score.task and result.metric_value == pytest.approx(score.value) and result.metric_name == score.primary
-    assert f"{100 * score.value:.1f} %" in card.text and record.student.digest in card.text and f"seed {record.seed}" in card.text
+    assert (
+        result.dataset_type == score.task
+        and result.metric_value == pytest.approx(score.value)
+        and result.metric_name == score.primary
+    )
+    assert (
+        f"{100 * score.value:.1f} %" in card.text
+        and record.student.digest in card.text
+        and f"seed {record.seed}" in card.text
+    )
 
 
 def test_a_path_is_shown_by_its_last_part_and_a_trial_is_called_one(record):

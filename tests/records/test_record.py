@@ -17,12 +17,15 @@ def test_a_record_that_was_edited_by_hand_is_refused(tmp_path):
     record.write(tmp_path / "a.json", RECORDS[0])
     assert read_all(tmp_path) == ([RECORDS[0]], [])
     text = (tmp_path / "a.json").read_text()
-    (tmp_path / "a.json").write_text(text.replace('"tokens_per_answer": 31.5', '"tokens_per_answer": 21.5'))
+    (tmp_path / "a.json").write_text(
+        text.replace('"tokens_per_answer": 31.5', '"tokens_per_answer": 21.5')
+    )
     [problem] = read_all(tmp_path)[1]
     assert "a.json: edited after it was written" in problem
     (tmp_path / "a.json").write_text(re.sub(r',\s*"digest": "\w{64}"\s*}\s*$', "}", text))
     assert "edited after it was written" in read_all(tmp_path)[1][0]
-    (tmp_path / "a.json").write_text(text.replace(f'"schema": {record.SCHEMA}', '"schema": 5'))  # an older schema has no digest
+    # an older schema has no digest
+    (tmp_path / "a.json").write_text(text.replace(f'"schema": {record.SCHEMA}', '"schema": 5'))
     assert "edited after it was written" in read_all(tmp_path)[1][0]
 
 
@@ -30,10 +33,15 @@ def test_every_older_schema_is_read(tmp_path):
     data = json.loads(json.dumps(RECORDS[0].model_dump(mode="json", by_alias=True)))
     for schema in range(1, record.SCHEMA):
         old = {**data, "schema": schema}
-        signed = {"digest": record._digest(old)} if schema >= record._SIGNED else {}  # files hold their own digest since schema 6
+        # files hold their own digest since schema 6
+        signed = {"digest": record._digest(old)} if schema >= record._SIGNED else {}
         (tmp_path / f"{schema}.json").write_text(json.dumps({**old, **signed}))
     found, problems = read_all(tmp_path)
-    assert not problems and len(found) == record.SCHEMA - 1 and {one.schema_number for one in found} == {record.SCHEMA}
+    assert (
+        not problems
+        and len(found) == record.SCHEMA - 1
+        and {one.schema_number for one in found} == {record.SCHEMA}
+    )
 
 
 def test_a_field_that_no_schema_knows_is_refused(tmp_path):
@@ -44,15 +52,30 @@ def test_a_field_that_no_schema_knows_is_refused(tmp_path):
 
 
 def test_costs_of_stages_add_up():
-    one = Cost(seen_tokens=10, seconds=2.0, flops=5.0, peak_bytes=7, shared=(SharedCost(key="k", seconds=1.0),), notes={"a": 1})
-    two = Cost(seconds=3.0, peak_bytes=9, shared=(SharedCost(key="k", seconds=1.0),), notes={"b": 2})
+    one = Cost(
+        seen_tokens=10,
+        seconds=2.0,
+        flops=5.0,
+        peak_bytes=7,
+        shared=(SharedCost(key="k", seconds=1.0),),
+        notes={"a": 1},
+    )
+    two = Cost(
+        seconds=3.0, peak_bytes=9, shared=(SharedCost(key="k", seconds=1.0),), notes={"b": 2}
+    )
     both = one + two
     assert (both.seen_tokens, both.seconds, both.flops, both.peak_bytes) == (10, 5.0, 5.0, 9)
     assert len(both.shared) == 1 and both.notes == {"a": 1, "b": 2} and both.energy_joules is None
 
 
 def test_records_without_parts_are_read_and_said_unpaired(tmp_path):
-    old = numbered("teacher", TEACHERS, values={}, unpaired="f1 is one figure of all items together", metric="f1")
+    old = numbered(
+        "teacher",
+        TEACHERS,
+        values={},
+        unpaired="f1 is one figure of all items together",
+        metric="f1",
+    )
     record.write(tmp_path / "old.json", old)
     data = json.loads((tmp_path / "old.json").read_text())
     data.pop("digest")

@@ -20,10 +20,15 @@ def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
     keep_records(RECORDS, tmp_path / "records")
     read, problems = read_all(tmp_path)
     assert not problems and report.markdown(read) == report.markdown(RECORDS)
-    assert (tmp_path / "records" / "cot-seed2.json").exists() and not (tmp_path / "records" / "stale.json").exists()
+    assert (tmp_path / "records" / "cot-seed2.json").exists() and not (
+        tmp_path / "records" / "stale.json"
+    ).exists()
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", '{"kind": "run", "cells": []}', "torn {", '{"name": "my-package", "schema": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[1]", '{"kind": "run", "cells": []}', "torn {", '{"name": "my-package", "schema": 3}'],
+)
 def test_keeping_records_touches_no_file_that_is_none(text, tmp_path):
     from harness.records.store import keep_records
 
@@ -54,7 +59,9 @@ def test_records_survive_a_round_trip(tmp_path):
     for index, one in enumerate(RECORDS):
         record.write(tmp_path / f"{index}.json", one)
     read, problems = read_all(tmp_path)
-    assert sorted(read, key=lambda r: r.key) == sorted(RECORDS, key=lambda r: r.key) and not problems
+    assert (
+        sorted(read, key=lambda r: r.key) == sorted(RECORDS, key=lambda r: r.key) and not problems
+    )
     assert report.markdown(read) == report.markdown(RECORDS)
 
 
@@ -78,6 +85,12 @@ def test_a_file_that_is_no_record_is_named_and_skipped(tmp_path, content, said):
 @pytest.mark.parametrize("cells", [None, {}, "key", [], [1], ["../../etc"], [[]], [""]])
 def test_a_run_file_without_cells_is_one_line(cells, tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "a.json").write_text(json.dumps({"kind": "run", "cells": cells} if cells is not None else {"kind": "run"}))
-    found = CliRunner().invoke(app, ["report", str(tmp_path / "runs" / "a.json")], standalone_mode=False)
-    assert isinstance(found.exception, HarnessError) and "cells are no list of keys" in str(found.exception)
+    (tmp_path / "runs" / "a.json").write_text(
+        json.dumps({"kind": "run", "cells": cells} if cells is not None else {"kind": "run"})
+    )
+    found = CliRunner().invoke(
+        app, ["report", str(tmp_path / "runs" / "a.json")], standalone_mode=False
+    )
+    assert isinstance(found.exception, HarnessError) and "cells are no list of keys" in str(
+        found.exception
+    )

@@ -1,4 +1,6 @@
-"""Old names go on to work: typed, in files, in programs and in plug-ins; each is said once, and two names for one thing are refused."""
+"""Old names go on to work: typed, in files, in programs and in plug-ins; each is said once, and two
+names for one thing are refused.
+"""
 
 import dataclasses
 import pickle
@@ -63,7 +65,11 @@ def renamed(old, value):
 def test_an_old_setting_makes_the_same_method_as_its_new_name(method, old, said):
     new = renames.SETTINGS[old][0]
     built = REGISTRY.build(method, {old: OTHER[old]})
-    assert built == REGISTRY.build(method, {new: renamed(old, OTHER[old])}) != REGISTRY.build(method, {})
+    assert (
+        built
+        == REGISTRY.build(method, {new: renamed(old, OTHER[old])})
+        != REGISTRY.build(method, {})
+    )
     assert old not in expanded(built) and expanded(built)[new] == renamed(old, OTHER[old])
     [line] = said()
     assert line.startswith(f"{method}.{old}: {old} is {new} now") and "\n" not in line
@@ -86,8 +92,12 @@ def test_every_rename_has_a_version_and_a_date_and_one_new_name():
     every = list(notice.every_rename())
     assert len({(rename.kind, rename.old) for rename in every}) == len(every) > 10
     for rename in every:
-        assert re.fullmatch(r"\d+\.\d+\.\d+", rename.version) and re.fullmatch(r"20\d\d-\d\d-\d\d", rename.date)
-        assert rename.old != rename.new and rename.new not in notice.renames_of(rename.kind), "a chain of renames"
+        assert re.fullmatch(r"\d+\.\d+\.\d+", rename.version) and re.fullmatch(
+            r"20\d\d-\d\d-\d\d", rename.date
+        )
+        assert rename.old != rename.new and rename.new not in notice.renames_of(rename.kind), (
+            "a chain of renames"
+        )
 
 
 def test_a_name_is_said_once_in_a_process_however_many_rows_and_methods_use_it(said):
@@ -108,7 +118,13 @@ def test_both_names_are_refused_where_they_differ_and_taken_where_they_agree(old
         with pytest.raises(HarnessError) as refused:
             REGISTRY.build(method, given)
         line = str(refused.value)
-        assert "which is meant?" in line and f"Keep {new}" in line and f"{old}=" in line and f"{new}=" in line and "\n" not in line
+        assert (
+            "which is meant?" in line
+            and f"Keep {new}" in line
+            and f"{old}=" in line
+            and f"{new}=" in line
+            and "\n" not in line
+        )
     assert said() == []
     agreed = REGISTRY.build(method, {old: OTHER[old], new: renamed(old, OTHER[old])})
     assert agreed == REGISTRY.build(method, {new: renamed(old, OTHER[old])}) and len(said()) == 1
@@ -141,7 +157,9 @@ def test_zeros_turns_its_sense(typed, symmetric):
 
 
 def test_a_program_gives_and_reads_settings_by_old_names(said):
-    method = Int4Calibrated(group=32, zeros=True, damp=0.02, skip=("*.mlp",), sequences=8, tokens=64)
+    method = Int4Calibrated(
+        group=32, zeros=True, damp=0.02, skip=("*.mlp",), sequences=8, tokens=64
+    )
     assert method == Int4Calibrated(
         group_size=32,
         symmetric=False,
@@ -151,7 +169,14 @@ def test_a_program_gives_and_reads_settings_by_old_names(said):
         max_seq_length=64,
     )
     assert len(said()) == 6
-    assert (method.group, method.zeros, method.damp, method.skip, method.sequences, method.tokens) == (
+    assert (
+        method.group,
+        method.zeros,
+        method.damp,
+        method.skip,
+        method.sequences,
+        method.tokens,
+    ) == (
         32,
         True,
         0.02,
@@ -166,7 +191,10 @@ def test_a_program_gives_and_reads_settings_by_old_names(said):
         Int4(groups=32)
     with pytest.raises(AttributeError, match="no attribute 'sequences'"):
         _ = Int4().sequences
-    assert pickle.loads(pickle.dumps(method)) == method and dataclasses.replace(method, group_size=64).group_size == 64
+    assert (
+        pickle.loads(pickle.dumps(method)) == method
+        and dataclasses.replace(method, group_size=64).group_size == 64
+    )
 
 
 def test_a_plug_in_of_old_names_keeps_working(said):
@@ -230,7 +258,9 @@ def test_a_setting_of_another_package_may_have_a_name_that_was_ours(said):
 
 
 def test_a_class_that_states_both_names_is_refused():
-    with pytest.raises(HarnessError, match="group and group_size are two names for one setting; keep group_size"):
+    with pytest.raises(
+        HarnessError, match="group and group_size are two names for one setting; keep group_size"
+    ):
 
         @settings
         class Both(Int4):
@@ -281,7 +311,9 @@ def test_labels_are_those_that_a_plan_writes_now():
             continue
         written = "+".join(value) if isinstance(value, list) else str(value)
         new = renames.SETTINGS[old][0]
-        assert current_label(f"{method}[{old}={written}]") == label_of(method, REGISTRY.build(method, {new: renamed(old, value)}))
+        assert current_label(f"{method}[{old}={written}]") == label_of(
+            method, REGISTRY.build(method, {new: renamed(old, value)})
+        )
 
 
 def test_settings_of_records_are_renamed_by_method_and_stage_by_stage(said):
@@ -300,7 +332,10 @@ def test_settings_of_records_are_renamed_by_method_and_stage_by_stage(said):
 
 def test_a_row_that_is_typed_by_an_old_name_is_read_and_said(said):
     assert current_label("int4[group=32]", typed_in="--against") == "int4[group_size=32]"
-    assert said() == ["--against int4[group=32]: group is group_size now; the old name works until version 0.3.0 and 2027-12-01"]
+    assert said() == [
+        "--against int4[group=32]: group is group_size now; the old name works until version 0.3.0 "
+        "and 2027-12-01"
+    ]
     with pytest.raises(HarnessError, match="names one setting twice, as group and group_size"):
         current_label("int4[group=32,group_size=64]", typed_in="--rows")
 
@@ -309,7 +344,9 @@ def test_a_row_that_is_typed_by_an_old_name_is_read_and_said(said):
 
 
 def test_no_column_has_an_old_header_and_every_new_one_is_a_column():
-    headers = {value.header for value in vars(columns).values() if isinstance(value, columns.Quantity)}
+    headers = {
+        value.header for value in vars(columns).values() if isinstance(value, columns.Quantity)
+    }
     for old, (new, _) in renames.COLUMNS.items():
         assert new in headers and old not in headers, old
 
@@ -377,8 +414,15 @@ def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
     try:
         import methods._four as four
 
-        assert four.Int4 is Int4 and four.__name__ == "methods.int4" and four.__spec__.name == "methods.int4"
-        assert said() == ["import: methods._four is methods.int4 now; the old name works until version 0.3.0 and 2027-12-01"]
+        assert (
+            four.Int4 is Int4
+            and four.__name__ == "methods.int4"
+            and four.__spec__.name == "methods.int4"
+        )
+        assert said() == [
+            "import: methods._four is methods.int4 now; the old name works until version 0.3.0 and "
+            "2027-12-01"
+        ]
         with pytest.raises(ModuleNotFoundError):
             import methods._five  # noqa: F401
     finally:

@@ -18,38 +18,83 @@ def test_claims_are_judged_by_rows_and_named():
     packed = good("int8", teacher, 2, family="quantization", decode=2.5, megabytes=2, seconds=3)
     slow = good("int4", teacher, 2, family="quantization", decode=1.2, megabytes=1, seconds=3)
     zeros = good("prune-wanda", teacher, 100, family="pruning", decode=1.0, megabytes=8, seconds=30)
-    trained = good("response", teacher, 60, family="distillation", decode=2.0, megabytes=4, seconds=200)
+    trained = good(
+        "response", teacher, 60, family="distillation", decode=2.0, megabytes=4, seconds=200
+    )
     told = claims_of([teacher, packed, slow, zeros, trained])
     assert told["Quantization", "accuracy retention"]["verdict"] == "holds here (int4, 2 of 2 rows)"
-    assert told["Quantization", "decode speedup (over float32)"]["verdict"] == "holds here (int8, 1 of 2 rows)"
+    assert (
+        told["Quantization", "decode speedup (over float32)"]["verdict"]
+        == "holds here (int8, 1 of 2 rows)"
+    )
     assert told["Quantization", "decode speedup (over float32)"]["measured"] == "1.20 to 2.50 x"
     assert told["Quantization", "all at once"]["verdict"] == "holds here (int8, 1 of 2 rows)"
     for one in ("accuracy retention", "decode speedup (over float32)", "memory reduction (disk)"):
         assert told["Pruning", one]["verdict"] == "does not"
     assert told["Distillation", "memory reduction (disk)"]["claimed"] == "3 to 10 x"
-    assert told["Low-rank", "accuracy retention"] | {"measured": "-"} == told["Low-rank", "accuracy retention"]
+    assert (
+        told["Low-rank", "accuracy retention"] | {"measured": "-"}
+        == told["Low-rank", "accuracy retention"]
+    )
     assert told["Low-rank", "all at once"]["verdict"] == "not testable here"
-    assert [told[one, "training cost"]["verdict"] for one in ("Quantization", "Pruning", "Distillation")] == ["holds here"] * 3
+    assert [
+        told[one, "training cost"]["verdict"] for one in ("Quantization", "Pruning", "Distillation")
+    ] == ["holds here"] * 3
     assert told["Quantization", "accuracy retention"]["published"].startswith(
         "MMLU 34.2 to 101.1 %, GSM8K 62.0 to 104.7 %, other 98.9 % (0.5B"
     )
     assert told["Low-rank", "decode speedup (over float32)"]["published"] == "-"
     assert told["Chains", "all at once"]["verdict"] == "not testable here"
     whole = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=0.5, seconds=9)
-    assert claims_of([teacher, packed, slow, whole])["Chains", "all at once"]["verdict"] == "holds here (a+b)"
-    poor = good("a+b", teacher, 160, family="chain", decode=2.0, megabytes=0.5, seconds=9)  # smaller, and keeps too little
-    assert claims_of([teacher, packed, slow, poor])["Chains", "all at once"]["verdict"] == "does not"
-    large = good("a+b", teacher, 40, family="chain", decode=2.0, megabytes=1, seconds=9)  # int4 alone is as small and keeps more
-    assert claims_of([teacher, packed, slow, large])["Chains", "all at once"]["verdict"] == "does not"
-    alike = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=1, seconds=9)  # as small, two items fewer: nobody knows
-    assert claims_of([teacher, packed, slow, alike])["Chains", "all at once"]["verdict"] == "cannot tell"
+    assert (
+        claims_of([teacher, packed, slow, whole])["Chains", "all at once"]["verdict"]
+        == "holds here (a+b)"
+    )
+    # smaller, and keeps too little
+    poor = good("a+b", teacher, 160, family="chain", decode=2.0, megabytes=0.5, seconds=9)
+    assert (
+        claims_of([teacher, packed, slow, poor])["Chains", "all at once"]["verdict"] == "does not"
+    )
+    # int4 alone is as small and keeps more
+    large = good("a+b", teacher, 40, family="chain", decode=2.0, megabytes=1, seconds=9)
+    assert (
+        claims_of([teacher, packed, slow, large])["Chains", "all at once"]["verdict"] == "does not"
+    )
+    # as small, two items fewer: nobody knows
+    alike = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=1, seconds=9)
+    assert (
+        claims_of([teacher, packed, slow, alike])["Chains", "all at once"]["verdict"]
+        == "cannot tell"
+    )
     dear = claims_of([teacher, packed.model_copy(update={"cost": Cost(seconds=500)}), trained])
-    assert dear["Quantization", "training cost"]["verdict"] == dear["Distillation", "training cost"]["verdict"] == "does not"
+    assert (
+        dear["Quantization", "training cost"]["verdict"]
+        == dear["Distillation", "training cost"]["verdict"]
+        == "does not"
+    )
 
 
 def test_a_teacher_at_chance_makes_retention_untestable():
-    teacher = weighed("teacher", "teacher", 0.25, decode=1.0, megabytes=8, seconds=0, task="mmlu-mini", chance=0.25)
-    packed = weighed("int8", "quantization", 0.25, decode=2.5, megabytes=2, seconds=3, task="mmlu-mini", chance=0.25)
+    teacher = weighed(
+        "teacher",
+        "teacher",
+        0.25,
+        decode=1.0,
+        megabytes=8,
+        seconds=0,
+        task="mmlu-mini",
+        chance=0.25,
+    )
+    packed = weighed(
+        "int8",
+        "quantization",
+        0.25,
+        decode=2.5,
+        megabytes=2,
+        seconds=3,
+        task="mmlu-mini",
+        chance=0.25,
+    )
     told = claims_of([teacher, packed])
     assert told["Quantization", "accuracy retention"]["verdict"] == "not testable here"
     assert told["Quantization", "accuracy retention"]["measured"] == "-"
@@ -69,17 +114,32 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
     last = good("b", teacher, 36, family="quantization", decode=2, megabytes=2, seconds=1)
     whole = good("a+b", teacher, 120, family="chain", decode=2.5, megabytes=1, seconds=3)
     stages = tuple(
-        StageRecord(label=label, method=label[-1], key=label, digest="d", weight_bytes=size * 2**20, cost=Cost(seconds=seconds))
+        StageRecord(
+            label=label,
+            method=label[-1],
+            key=label,
+            digest="d",
+            weight_bytes=size * 2**20,
+            cost=Cost(seconds=seconds),
+        )
         for label, size, seconds in (("a", 4, 2.0), ("a+b", 1, 1.0))
     )
     whole = whole.model_copy(update={"stages": stages})
     [found] = comparison.group([teacher, first, last, whole])
     table = claims.chains(found)
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert [line["stage"] for line in lines] == ["a", "a+b"] and [line["stage s"] for line in lines] == ["2.0", "1.0"]
+    assert [line["stage"] for line in lines] == ["a", "a+b"] and [
+        line["stage s"] for line in lines
+    ] == ["2.0", "1.0"]
     right = teacher.scores[0].outcomes["strict-match"].count("1")
     product = (right - 90) / right * (right - 36) / right
-    assert lines[1]["retention of the parts"] == f"{100 * product:.1f} %" and lines[0]["retention of the parts"] == "-"
+    assert (
+        lines[1]["retention of the parts"] == f"{100 * product:.1f} %"
+        and lines[0]["retention of the parts"] == "-"
+    )
     assert lines[1]["retention"].startswith(f"{100 * (right - 120) / right:.1f} %")
     assert lines[1]["decode x of the parts"] == "3.00" and lines[1]["decode x"] == "2.50"
-    assert (lines[1]["MiB"], lines[1]["MiB of the parts"]) == ("1.00", f"{4 * 2 / megabytes_of(teacher):.2f}")
+    assert (lines[1]["MiB"], lines[1]["MiB of the parts"]) == (
+        "1.00",
+        f"{4 * 2 / megabytes_of(teacher):.2f}",
+    )

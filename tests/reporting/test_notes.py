@@ -12,38 +12,83 @@ from harness.reporting import report
 def test_a_row_that_no_epoch_made_better_is_named_and_its_rate_is_shown():
     def trained(label, start, best, **changes):
         return make(
-            label, 0.6, seed=1, cost=Cost(seconds=3, notes={"learning_rate": 1.8e-4, "start_ce": start, "best_ce": best}), **changes
+            label,
+            0.6,
+            seed=1,
+            cost=Cost(
+                seconds=3, notes={"learning_rate": 1.8e-4, "start_ce": start, "best_ce": best}
+            ),
+            **changes,
         )
 
     text = report.markdown([RECORDS[0], trained("response", 2.28, 2.31), trained("cot", 2.28, 1.5)])
-    assert "- response (seed 1): no epoch's held-out loss was below that of the untouched start (2.31 against 2.28); try --tune." in text
-    assert "cot (seed 1): no epoch" not in text and rows_of(text, "Training cost")["cot"]["rate"] == "0.00018"
-    assert "(2.31 against 2.28).\n" in report.markdown([RECORDS[0], trained("response", 2.28, 2.31, tuned=True)])
-    assert "rate" not in rows_of(report.markdown(RECORDS), "Training cost")["cot"]  # records of before have none to show
+    assert (
+        "- response (seed 1): no epoch's held-out loss was below that of the untouched start (2.31 "
+        "against 2.28); try --tune." in text
+    )
+    assert (
+        "cot (seed 1): no epoch" not in text
+        and rows_of(text, "Training cost")["cot"]["rate"] == "0.00018"
+    )
+    assert "(2.31 against 2.28).\n" in report.markdown(
+        [RECORDS[0], trained("response", 2.28, 2.31, tuned=True)]
+    )
+    # records of before have none to show
+    assert "rate" not in rows_of(report.markdown(RECORDS), "Training cost")["cot"]
 
 
 def test_a_doubtful_measurement_is_said_once_with_its_rows():
     busy = "other processes used 1.0 of 2 cores"
-    records = [RECORDS[0], *(make(name, seed=1, measurements=(timed(2.0, 1.9, 2.1, remark=busy),) * 2) for name in ("cot", "sft"))]
+    records = [
+        RECORDS[0],
+        *(
+            make(name, seed=1, measurements=(timed(2.0, 1.9, 2.1, remark=busy),) * 2)
+            for name in ("cot", "sft")
+        ),
+    ]
     assert f"- Measured, cot, sft: {busy}." in report.markdown(records)
 
 
 def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
-    weak = [make("teacher", 0.1), make("untouched", 0.6, control=True), make("response", 0.6, seed=1, family="distillation")]
-    assert any("response: WARNING: the teacher" in line and "not better" in line for line in report.notes(comparison.group(weak)[0]))
+    weak = [
+        make("teacher", 0.1),
+        make("untouched", 0.6, control=True),
+        make("response", 0.6, seed=1, family="distillation"),
+    ]
+    assert any(
+        "response: WARNING: the teacher" in line and "not better" in line
+        for line in report.notes(comparison.group(weak)[0])
+    )
     strong = [make("teacher", 0.9), *weak[1:]]
     assert not any("WARNING" in line for line in report.notes(comparison.group(strong)[0]))
 
 
 def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
-    lost = Cost(notes={"tasks_without_trace": {"gsm8k-mini": "of 20 answers by the teacher 20 were wrong"}})
-    rows = [make("teacher", 0.9), *(make("cot", 0.6, seed=seed, cost=lost) for seed in (1, 2)), make("sft", 0.6, seed=1)]
-    [line] = [line for line in report.notes(comparison.group(rows)[0]) if "no trace survived" in line]
-    assert line == "gsm8k-mini, cot: WARNING: not trained, no trace survived: of 20 answers by the teacher 20 were wrong."
+    lost = Cost(
+        notes={"tasks_without_trace": {"gsm8k-mini": "of 20 answers by the teacher 20 were wrong"}}
+    )
+    rows = [
+        make("teacher", 0.9),
+        *(make("cot", 0.6, seed=seed, cost=lost) for seed in (1, 2)),
+        make("sft", 0.6, seed=1),
+    ]
+    [line] = [
+        line for line in report.notes(comparison.group(rows)[0]) if "no trace survived" in line
+    ]
+    assert (
+        line
+        == "gsm8k-mini, cot: WARNING: not trained, no trace survived: of 20 answers by the teacher "
+        "20 were wrong."
+    )
 
 
 def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
-    told = {"bits_per_weight": 5.19, "bits_of_a_packed_weight": 4.25, "table_and_head": "int8", "skipped": ["*.down_proj"]}
+    told = {
+        "bits_per_weight": 5.19,
+        "bits_of_a_packed_weight": 4.25,
+        "table_and_head": "int8",
+        "skipped": ["*.down_proj"],
+    }
     rows = [
         make("teacher", 0.9),
         make("int4", 0.8, cost=Cost(notes={"int4": told})),
@@ -51,17 +96,32 @@ def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
     ]
     lines = [line for line in report.notes(comparison.group(rows)[0]) if "bits" in line]
     assert lines == [
-        "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); table and head in int8; left as they were: *.down_proj."
+        "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); table and head "
+        "in int8; left as they were: *.down_proj."
     ]
 
 
 def test_the_warning_is_about_the_rows_own_teacher():
-    both = {"teachers": (ModelReference(name="good", digest="g"), ModelReference(name="poor", digest="p"))}
+    both = {
+        "teachers": (
+            ModelReference(name="good", digest="g"),
+            ModelReference(name="poor", digest="p"),
+        )
+    }
     rows = [
-        make("teacher", 0.9, **both), make("teacher poor", 0.2, family="teacher", method="teacher", **both),
-        make("untouched", 0.6, control=True, **both), make("response", 0.7, seed=1, family="distillation", **both),
-        make("response[teacher=poor]", 0.5, seed=1, family="distillation", settings={"teacher": "poor"}, **both),
-    ]  # fmt: skip
+        make("teacher", 0.9, **both),
+        make("teacher poor", 0.2, family="teacher", method="teacher", **both),
+        make("untouched", 0.6, control=True, **both),
+        make("response", 0.7, seed=1, family="distillation", **both),
+        make(
+            "response[teacher=poor]",
+            0.5,
+            seed=1,
+            family="distillation",
+            settings={"teacher": "poor"},
+            **both,
+        ),
+    ]
     [line] = [line for line in report.notes(comparison.group(rows)[0]) if "WARNING" in line]
     assert "response[teacher=poor]: WARNING: the teacher poor (" in line
 
@@ -69,7 +129,11 @@ def test_the_warning_is_about_the_rows_own_teacher():
 @pytest.mark.parametrize("names", [("mmlu",), ("mmlu-cloze", "lm-eval:bare"), ()])
 def test_the_table_names_every_task_that_a_row_was_not_trained_on(names):
     row = make("response", 0.5, seed=1)
-    notes = {"tasks_without_split": {name: f"{name} has no train split" for name in names}} if names else {}
+    notes = (
+        {"tasks_without_split": {name: f"{name} has no train split" for name in names}}
+        if names
+        else {}
+    )
     row = row.model_copy(update={"cost": row.cost.model_copy(update={"notes": notes})})
     text = report.markdown([make("teacher", 0.9), row])
     assert [line for line in text.splitlines() if "not trained on" in line] == [

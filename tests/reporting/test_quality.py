@@ -1,4 +1,6 @@
-"""The quality table and the comparisons beside it: retention, controls, figures of all items, what is not judged."""
+"""The quality table and the comparisons beside it: retention, controls, figures of all items, what
+is not judged.
+"""
 
 import math
 import re
@@ -14,26 +16,40 @@ def test_the_best_and_all_that_are_not_worse_are_bold():
     near, far, best = make("near", 0.6), make("far", 0.2), make("best", 0.6)
     marks = best.scores[0].outcomes["strict-match"]
     turned = marks.replace("1", "0", 3)  # three items worse of 400: exact McNemar p .125
-    score = best.scores[0].model_copy(update={"outcomes": {"strict-match": turned}, "value": turned.count("1") / 400})
+    score = best.scores[0].model_copy(
+        update={"outcomes": {"strict-match": turned}, "value": turned.count("1") / 400}
+    )
     near = near.model_copy(update={"scores": (score,)})
     control = make("control", 0.99, control=True)
     text = report.markdown([RECORDS[0], near, far, best, control])
-    bold = {line.split("|")[1].strip() for line in text.split("**Speed")[0].splitlines() if line.startswith("|") and "**" in line}
+    bold = {
+        line.split("|")[1].strip()
+        for line in text.split("**Speed")[0].splitlines()
+        if line.startswith("|") and "**" in line
+    }
     assert bold == {"near", "best"} and "Bold: the best row that is no control" in text
 
 
 def test_a_method_is_compared_with_its_controls():
     text = report.markdown(RECORDS)
-    line = next(line for line in text.splitlines() if line.startswith("| cot") and "answer-only" in line)
+    line = next(
+        line for line in text.splitlines() if line.startswith("| cot") and "answer-only" in line
+    )
     assert "better" in line
     gap = comparison.compare(
-        comparison.Row("cot", tuple(RECORDS[1:4])), comparison.Row("answer-only", tuple(RECORDS[4:7])), "gsm8k-mini", ratio=False
-    )  # fmt: skip
+        comparison.Row("cot", tuple(RECORDS[1:4])),
+        comparison.Row("answer-only", tuple(RECORDS[4:7])),
+        "gsm8k-mini",
+        ratio=False,
+    )
     assert 0 < gap.low < gap.value < gap.high
 
 
 def test_above_chance_stands_beside_plain_retention_for_choices():
-    records = [make("teacher", 0.9, task="mmlu-mini", chance=0.25), make("cot", 0.5, seed=1, task="mmlu-mini", chance=0.25)]
+    records = [
+        make("teacher", 0.9, task="mmlu-mini", chance=0.25),
+        make("cot", 0.5, seed=1, task="mmlu-mini", chance=0.25),
+    ]
     text = report.markdown(records)
     assert "above chance" in text and "tokens" not in text.split("**")[2]
 
@@ -44,62 +60,112 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
 
     records = [
         make("teacher", 0.9),
-        *(row(f"selective[{s}]", s, controls=("selective-random",), handed_on={"share": s, "unit": "tokens"}) for s in (0.3, 0.5)),
+        *(
+            row(
+                f"selective[{s}]",
+                s,
+                controls=("selective-random",),
+                handed_on={"share": s, "unit": "tokens"},
+            )
+            for s in (0.3, 0.5)
+        ),
         *(row(f"selective-random[{share}]", share, control=True) for share in (0.3, 0.5)),
     ]
     [found] = comparison.group(records)
     table = quality.controls(found)
     pairs = set(zip(table.frame["row"], table.frame["against"], strict=True))
-    assert pairs == {("selective[0.3]", "selective-random[0.3]"), ("selective[0.5]", "selective-random[0.5]")}
+    assert pairs == {
+        ("selective[0.3]", "selective-random[0.3]"),
+        ("selective[0.5]", "selective-random[0.5]"),
+    }
 
 
 def test_a_chain_stands_beside_the_variant_that_it_holds():
     wanda = {name: {"ratio": 0.5, "pattern": name} for name in ("unstructured", "2:4")}
     training = {"learning_rate": 1e-3}
     chain = make(
-        "prune-wanda+response", 0.5, seed=1, method="prune-wanda+response", family="chain", controls=("prune-wanda", "prune-wanda+sft"),
-        settings={"prune-wanda": wanda["unstructured"], "response": {**training, "alpha": 0.1}}, handed_on={"learning_rate": 1e-3},
-    )  # fmt: skip
+        "prune-wanda+response",
+        0.5,
+        seed=1,
+        method="prune-wanda+response",
+        family="chain",
+        controls=("prune-wanda", "prune-wanda+sft"),
+        settings={"prune-wanda": wanda["unstructured"], "response": {**training, "alpha": 0.1}},
+        handed_on={"learning_rate": 1e-3},
+    )
     others = [
         make("prune-wanda", 0.4, settings=wanda["unstructured"]),
         make("prune-wanda[pattern=2:4]", 0.3, method="prune-wanda", settings=wanda["2:4"]),
         *(
-            make(f"prune-wanda{pattern}+sft{rate}", 0.4, seed=1, method="prune-wanda+sft", control=True, family="chain",
-                 settings={"prune-wanda": wanda[name], "sft": {"learning_rate": value}})
+            make(
+                f"prune-wanda{pattern}+sft{rate}",
+                0.4,
+                seed=1,
+                method="prune-wanda+sft",
+                control=True,
+                family="chain",
+                settings={"prune-wanda": wanda[name], "sft": {"learning_rate": value}},
+            )
             for pattern, name in (("", "unstructured"), ("[pattern=2:4]", "2:4"))
             for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
         ),
-    ]  # fmt: skip
+    ]
     [found] = comparison.group([make("teacher", 0.9), chain, *others])
     assert set(quality.controls(found).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
 
 
 def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
-    good, plain = make("good", 0.5, chance=0.25, controls=("plain",)), make("plain", 0.2, chance=0.25, control=True)
+    good, plain = (
+        make("good", 0.5, chance=0.25, controls=("plain",)),
+        make("plain", 0.2, chance=0.25, control=True),
+    )
     rows = [make("teacher", 0.2, chance=0.25), good, plain]
     [found] = comparison.group(rows)
-    [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
-    assert line["verdict"] == "teacher at chance: not judged" and line["difference (points)"].startswith("+30")
+    [line] = [
+        dict(zip(quality.controls(found).columns, row, strict=True))
+        for row in quality.controls(found).rows
+    ]
+    assert line["verdict"] == "teacher at chance: not judged" and line[
+        "difference (points)"
+    ].startswith("+30")
 
 
 def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
-    rows = [make(name, share, chance=0.25, task="mmlu") for name, share in (("teacher", 0.2), ("a", 0.4), ("b", 0.1))]
+    rows = [
+        make(name, share, chance=0.25, task="mmlu")
+        for name, share in (("teacher", 0.2), ("a", 0.4), ("b", 0.1))
+    ]
     [found] = comparison.group(rows)
     table = quality.quality(found)
     at = table.columns.index
-    assert {row[at("retention")] for row in table.rows} == {row[at("above chance")] for row in table.rows} == {"-"}
-    assert not any(isinstance(cell, Best) for row in table.rows for cell in row) and not comparison.leaders(found, "mmlu")
+    assert (
+        {row[at("retention")] for row in table.rows}
+        == {row[at("above chance")] for row in table.rows}
+        == {"-"}
+    )
+    assert not any(
+        isinstance(cell, Best) for row in table.rows for cell in row
+    ) and not comparison.leaders(found, "mmlu")
     assert any(line.startswith("mmlu: teacher at chance (") for line in report.notes(found))
     [good] = comparison.group([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
-    assert comparison.leaders(good, "mmlu") and not any("at chance" in line for line in report.notes(good))
+    assert comparison.leaders(good, "mmlu") and not any(
+        "at chance" in line for line in report.notes(good)
+    )
 
 
 def test_every_row_stands_against_a_named_one(tmp_path):
     [found] = comparison.group(RECORDS)
     table = quality.against(found, "cot")
-    assert table.name == "against-cot" and set(table.frame["row"]) == {"teacher", "answer-only", "untouched"}
+    assert table.name == "against-cot" and set(table.frame["row"]) == {
+        "teacher",
+        "answer-only",
+        "untouched",
+    }
     assert quality.against(found, "nothing") is None
-    names = [path.name for path in report.write_tables(RECORDS, tmp_path, report.Asked(references=("cot",)))]
+    names = [
+        path.name
+        for path in report.write_tables(RECORDS, tmp_path, report.Asked(references=("cot",)))
+    ]
     assert "against-cot.csv" in names and "Against cot" in (tmp_path / "table.md").read_text()
 
 
@@ -107,13 +173,24 @@ def test_perplexities_stand_against_controls_by_their_ratio():
     def read(label, factor, **more):
         one = make(label, 0.5, task="wikitext", **more)
         totals = tuple((-100.0 - at - 50 * math.log(factor), 50.0) for at in range(20))
-        score = one.scores[0].model_copy(update={"kind": "perplexity", "totals": totals, "outcomes": {}, "value": 8.0 * factor})
+        score = one.scores[0].model_copy(
+            update={"kind": "perplexity", "totals": totals, "outcomes": {}, "value": 8.0 * factor}
+        )
         return one.model_copy(update={"scores": (score,)})
 
-    rows = [read("teacher", 1.0), read("good", 1.1, controls=("plain",)), read("plain", 2e4, control=True)]
+    rows = [
+        read("teacher", 1.0),
+        read("good", 1.1, controls=("plain",)),
+        read("plain", 2e4, control=True),
+    ]
     [found] = comparison.group(rows)
-    [line] = [dict(zip(quality.controls(found).columns, row, strict=True)) for row in quality.controls(found).rows]
-    assert line["difference (points)"].startswith("x5.5e-05 [5.5e-05") and line["verdict"] == "better"
+    [line] = [
+        dict(zip(quality.controls(found).columns, row, strict=True))
+        for row in quality.controls(found).rows
+    ]
+    assert (
+        line["difference (points)"].startswith("x5.5e-05 [5.5e-05") and line["verdict"] == "better"
+    )
     [other] = [row for row in quality.against(found, "good").rows if row[0] == "plain"]
     assert other[-3].startswith("x1.8e+04 [1.8e+04, 1.8e+04]") and other[-1] == "worse"
     [note] = [line for line in report.notes(found) if line.startswith("Teacher ")]
@@ -121,17 +198,32 @@ def test_perplexities_stand_against_controls_by_their_ratio():
 
 
 def test_fractions_have_retention_with_an_interval_and_no_flips():
-    text = report.markdown([numbered("teacher", TEACHERS), numbered("int8", [0.9 * value for value in TEACHERS])])
-    assert "90.0 % [" in text and "losses/wins" not in text and "items carry numbers, so intervals are those of paired means" in text
+    text = report.markdown(
+        [numbered("teacher", TEACHERS), numbered("int8", [0.9 * value for value in TEACHERS])]
+    )
+    assert (
+        "90.0 % [" in text
+        and "losses/wins" not in text
+        and "items carry numbers, so intervals are those of paired means" in text
+    )
     assert "no retention" not in text
 
 
 def test_a_figure_that_is_better_when_lower_is_no_retention():
     given = {"higher_is_better": False, "unit": "number", "metric": "wer"}
-    records = [numbered("teacher", TEACHERS, **given), *(numbered(name, [share * v for v in TEACHERS], **given) for name, share in
-                                                         (("worse", 1.5), ("better", 0.5)))]  # fmt: skip
+    records = [
+        numbered("teacher", TEACHERS, **given),
+        *(
+            numbered(name, [share * v for v in TEACHERS], **given)
+            for name, share in (("worse", 1.5), ("better", 0.5))
+        ),
+    ]
     text = report.markdown(records)
-    assert "x1.500 [" in text and "x0.500 [" in text and "retention" not in text.partition("- Teacher")[0]
+    assert (
+        "x1.500 [" in text
+        and "x0.500 [" in text
+        and "retention" not in text.partition("- Teacher")[0]
+    )
     assert "wer is better when lower" in text
     [found] = comparison.group(records)
     assert comparison.leaders(found, found.tasks[0]) == {"better"}
@@ -146,23 +238,47 @@ def test_what_cannot_be_paired_is_shown_without_retention_and_says_why():
         "metric": "mcc",
         "value": -0.25,
     }
-    text = report.markdown([numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)])
-    assert "-0.250" in text and "no retention and no flips: mcc is one figure of all items together, and no item has one." in text
+    text = report.markdown(
+        [numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)]
+    )
+    assert (
+        "-0.250" in text
+        and "no retention and no flips: mcc is one figure of all items together, and no item has "
+        "one."
+        in text
+    )
     assert "100.0 %" not in text
 
 
 def test_parts_that_count_alike_are_weighed_in_every_table():
     parts = ((10, 1 / 20), (390, 1 / 780))
-    hits = {"values": {}, "outcomes": {"strict-match": "1" * 10 + "0" * 390}, "parts": parts, "value": 0.5, "metric": "acc"}
+    hits = {
+        "values": {},
+        "outcomes": {"strict-match": "1" * 10 + "0" * 390},
+        "parts": parts,
+        "value": 0.5,
+        "metric": "acc",
+    }
     half = {**hits, "outcomes": {"strict-match": "10" * 5 + "0" * 390}, "value": 0.25}
-    text = report.markdown([numbered("teacher", TEACHERS, **hits), numbered("int8", TEACHERS, **half)])
+    text = report.markdown(
+        [numbered("teacher", TEACHERS, **hits), numbered("int8", TEACHERS, **half)]
+    )
     assert "50.0 % [" in text and "its 2 tasks count alike, whatever their size" in text
 
 
 def test_a_figure_of_all_items_has_retention_and_difference():
-    records = [together("teacher", "f1", guesses(13)), together("int8", "f1", guesses(13)), together("nf4", "f1", guesses(3))]
+    records = [
+        together("teacher", "f1", guesses(13)),
+        together("int8", "f1", guesses(13)),
+        together("nf4", "f1", guesses(3)),
+    ]
     text = report.markdown(records)
-    assert "difference" in text and "100.0 % [" in text and "all items make its f1 together" in text and "losses/wins" not in text
+    assert (
+        "difference" in text
+        and "100.0 % [" in text
+        and "all items make its f1 together" in text
+        and "losses/wins" not in text
+    )
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
     assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
     [found] = comparison.group(records)
@@ -170,16 +286,35 @@ def test_a_figure_of_all_items_has_retention_and_difference():
 
 
 def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():
-    text = report.markdown([together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(3))])
-    assert "no retention: mcc may be below zero, and a ratio of two says nothing; see the difference." in text
+    text = report.markdown(
+        [together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(3))]
+    )
+    assert (
+        "no retention: mcc may be below zero, and a ratio of two says nothing; see the difference."
+        in text
+    )
     line = next(line for line in text.splitlines() if line.startswith("| int8"))
-    assert "100.0 %" not in line and re.search(r"\| +- \| +-0\.\d+ \[-0\.\d+, -0\.\d+\]", line), line
+    assert "100.0 %" not in line and re.search(r"\| +- \| +-0\.\d+ \[-0\.\d+, -0\.\d+\]", line), (
+        line
+    )
 
 
 def test_lower_is_better_of_all_items_is_a_ratio():
-    given = {"higher_is_better": False, "unit": "number", "metric": "ter", "form": "ter", "values": {}}
+    given = {
+        "higher_is_better": False,
+        "unit": "number",
+        "metric": "ter",
+        "form": "ter",
+        "values": {},
+    }
     one, two = (
-        numbered(name, [0.0] * 60, **given, statistics=tuple(f"{at % 3 * edits} 10" for at in range(60)), value=10.0 * edits)
+        numbered(
+            name,
+            [0.0] * 60,
+            **given,
+            statistics=tuple(f"{at % 3 * edits} 10" for at in range(60)),
+            value=10.0 * edits,
+        )
         for name, edits in (("teacher", 1), ("int8", 2))
     )
     assert "x2.000 [" in report.markdown([one, two])

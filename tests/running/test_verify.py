@@ -1,4 +1,6 @@
-"""`harness verify`: a record and everything beside it agree, and the first thing that does not is named."""
+"""`harness verify`: a record and everything beside it agree, and the first thing that does not is
+named.
+"""
 
 import json
 import shutil
@@ -21,26 +23,41 @@ def finished(tmp_path_factory):
     """A store with a teacher and a student, scored on a few items."""
     folder = tmp_path_factory.mktemp("verified")
     done = harness.run(
-        ["int8"], "mini", limit=4, noise=0, grid="none", controls=False, out=folder / "runs", cache=folder / "cache"
-    )  # fmt: skip
+        ["int8"],
+        "mini",
+        limit=4,
+        noise=0,
+        grid="none",
+        controls=False,
+        out=folder / "runs",
+        cache=folder / "cache",
+    )
     assert done.succeeded
     return folder / "runs"
 
 
 @pytest.fixture
 def store(finished, tmp_path):
-    """A copy that a test may spoil; the weights are looked for where they were made, so that they are checked too."""
+    """A copy that a test may spoil; the weights are looked for where they were made, so that they
+    are checked too.
+    """
     return shutil.copytree(finished, tmp_path / "runs")
 
 
 def records_in(place, label="int8"):
-    return [path for path in (place / "cells").glob("*/record.json") if json.loads(path.read_text())["label"] == label]
+    return [
+        path
+        for path in (place / "cells").glob("*/record.json")
+        if json.loads(path.read_text())["label"] == label
+    ]
 
 
 def test_what_was_just_made_is_whole(finished):
     for path in (finished / "cells").glob("*/record.json"):
         found = verify(path)
-        assert found.difference == "" and found.checked[-1].startswith("the weights of teacher tiny"), found
+        assert found.difference == "" and found.checked[-1].startswith(
+            "the weights of teacher tiny"
+        ), found
 
 
 def test_committed_records_are_checked_against_themselves():
@@ -49,8 +66,12 @@ def test_committed_records_are_checked_against_themselves():
 
 
 def edited(line, **changes):
-    """Edit a line of answers as one would who signs it again: only what stands elsewhere can tell."""
-    return signed({**{name: value for name, value in json.loads(line).items() if name != "digest"}, **changes}).rstrip("\n")
+    """Edit a line of answers as one would who signs it again: only what stands elsewhere
+    can tell.
+    """
+    return signed(
+        {**{name: value for name, value in json.loads(line).items() if name != "digest"}, **changes}
+    ).rstrip("\n")
 
 
 def first_line(path, change):
@@ -67,25 +88,61 @@ def signed_parts(cell, **changes):
 
 
 SPOILS = {
-    "the record is edited": (lambda cell: rewritten(cell / "record.json", "int8", "int4"), "edited"),
-    "the record is torn": (lambda cell: (cell / "record.json").write_text("{"), "not a whole JSON file"),
-    "an answer is edited": (lambda cell: first_line(cell / "samples.jsonl", lambda line: edited(line, text="another")), "the kept answers"),
+    "the record is edited": (
+        lambda cell: rewritten(cell / "record.json", "int8", "int4"),
+        "edited",
+    ),
+    "the record is torn": (
+        lambda cell: (cell / "record.json").write_text("{"),
+        "not a whole JSON file",
+    ),
+    "an answer is edited": (
+        lambda cell: first_line(cell / "samples.jsonl", lambda line: edited(line, text="another")),
+        "the kept answers",
+    ),
     "an outcome is turned": (
         lambda cell: first_line(
             cell / "samples.jsonl",
-            lambda line: edited(line, correct={name: not right for name, right in json.loads(line)["correct"].items()}),
+            lambda line: edited(
+                line,
+                correct={name: not right for name, right in json.loads(line)["correct"].items()},
+            ),
         ),
         "as kept, not so in the record",
     ),
-    "an answer is gone": (lambda cell: first_line(cell / "samples.jsonl", lambda line: ""), "answers are kept, the record says"),
-    "the answers are gone": (lambda cell: (cell / "samples.jsonl").unlink(), "samples.jsonl is missing"),
-    "the answers are no JSON": (lambda cell: first_line(cell / "samples.jsonl", lambda line: "[1, 2]"), "samples.jsonl cannot be read"),
-    "what was told is torn": (lambda cell: (cell / "job.json").write_text("{"), "job.json cannot be read"),
-    "what was told is of another": (lambda cell: (cell / "job.json").write_text('{"cell": {"key": "0"}}'), "job.json is of another"),
-    "the parts are edited": (lambda cell: rewritten(cell / "parts.json", "lm-eval", "lm-evil"), "parts.json cannot be read"),
-    "the parts are another cell's": (lambda cell: signed_parts(cell, students=["0"]), "parts.json is of another key"),
-    "the folder is another cell's": (lambda cell: cell.rename(cell.with_name("0" * 24)), "its key is"),
-}  # fmt: skip
+    "an answer is gone": (
+        lambda cell: first_line(cell / "samples.jsonl", lambda line: ""),
+        "answers are kept, the record says",
+    ),
+    "the answers are gone": (
+        lambda cell: (cell / "samples.jsonl").unlink(),
+        "samples.jsonl is missing",
+    ),
+    "the answers are no JSON": (
+        lambda cell: first_line(cell / "samples.jsonl", lambda line: "[1, 2]"),
+        "samples.jsonl cannot be read",
+    ),
+    "what was told is torn": (
+        lambda cell: (cell / "job.json").write_text("{"),
+        "job.json cannot be read",
+    ),
+    "what was told is of another": (
+        lambda cell: (cell / "job.json").write_text('{"cell": {"key": "0"}}'),
+        "job.json is of another",
+    ),
+    "the parts are edited": (
+        lambda cell: rewritten(cell / "parts.json", "lm-eval", "lm-evil"),
+        "parts.json cannot be read",
+    ),
+    "the parts are another cell's": (
+        lambda cell: signed_parts(cell, students=["0"]),
+        "parts.json is of another key",
+    ),
+    "the folder is another cell's": (
+        lambda cell: cell.rename(cell.with_name("0" * 24)),
+        "its key is",
+    ),
+}
 
 
 @pytest.mark.parametrize(("spoil", "said"), SPOILS.values(), ids=SPOILS)
@@ -107,19 +164,28 @@ def test_weights_that_changed_are_named(finished, store):
     with (mine / "student" / "config.json").open("a") as stream:
         stream.write(" ")
     assert verify(record).difference.startswith("student: the weights in")
-    assert CellJob.model_validate_json((record.parent / "job.json").read_text()).cell.label == "int8"
+    assert (
+        CellJob.model_validate_json((record.parent / "job.json").read_text()).cell.label == "int8"
+    )
 
 
 def test_the_command_says_each_record_and_exits_with_1_where_one_differs(store):
     def command(*arguments):
         return subprocess.run(
-            [sys.executable, "-P", "-m", "harness.cli", "verify", *map(str, arguments)], capture_output=True, text=True, check=False
+            [sys.executable, "-P", "-m", "harness.cli", "verify", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     [record] = records_in(store)
     (record.parent / "samples.jsonl").unlink()
     told = command(store)
-    assert told.returncode == 1 and "DIFFERS: samples.jsonl is missing" in told.stdout and "2 records, 1 differ" in told.stdout
+    assert (
+        told.returncode == 1
+        and "DIFFERS: samples.jsonl is missing" in told.stdout
+        and "2 records, 1 differ" in told.stdout
+    )
     nowhere = command(store / "nowhere")
     assert nowhere.returncode == 2 and len(nowhere.stderr.splitlines()) == 1
 

@@ -1,4 +1,6 @@
-"""Which models take the shared path where floats are short: what is right in float32 and rounds as the own attention does."""
+"""Which models take the shared path where floats are short: what is right in float32 and rounds as
+the own attention does.
+"""
 
 import copy
 from dataclasses import replace
@@ -12,17 +14,30 @@ from harness.models.language_model import LanguageModel, open_model
 from harness.models.resolve import EMBEDDED, resolve
 from harness.scoring import admission, prefix_sharing, rounding
 from harness.scoring.admission import refusal
-from harness.scoring.rounding import ROUNDS_WIDER, deviation, in_float32, log_probabilities, own_ways
+from harness.scoring.rounding import (
+    ROUNDS_WIDER,
+    deviation,
+    in_float32,
+    log_probabilities,
+    own_ways,
+)
 
 FAMILIES = ("Llama", "Qwen3", "Gemma", "GPT-NeoX", "OPT", "Granite", "Mixtral", "DeepSeek-V3")
 
 
 @pytest.fixture(scope="module")
 def family(embedded):
-    """Return a maker of random models in bf16 with the embedded tokenizer; a wide spread gives wide logits, which round widely."""
+    """Return a maker of random models in bf16 with the embedded tokenizer; a wide spread gives wide
+    logits, which round widely.
+    """
 
     def make(name, *, spread=0.2, dtype=torch.bfloat16):
-        return LanguageModel(random_family(name, spread=spread).to(dtype), embedded.tokenizer, "cpu", embedded.checkpoint)
+        return LanguageModel(
+            random_family(name, spread=spread).to(dtype),
+            embedded.tokenizer,
+            "cpu",
+            embedded.checkpoint,
+        )
 
     return make
 
@@ -35,7 +50,8 @@ def test_short_floats_share_where_float32_does(name, dtype, family):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_right_path_rounds_as_the_own_attention_does(name, family, monkeypatch):
-    monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.0, "float16": 0.0})  # rounding alone decides
+    # rounding alone decides
+    monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.0, "float16": 0.0})
     assert refusal(family(name)) == ""
 
 
@@ -43,7 +59,9 @@ def _scaled(factor):
     def plant(monkeypatch):
         right = prefix_sharing._attention
         monkeypatch.setattr(
-            prefix_sharing, "_attention", lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named)
+            prefix_sharing,
+            "_attention",
+            lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named),
         )
 
     return plant
@@ -64,12 +82,16 @@ def _leaks_in_the_tree(monkeypatch):
 
 
 def _leaks_in_slots(monkeypatch):
-    """Rows see one column more than they hold: where one is shorter, what the row before it left there or zeros."""
+    """Rows see one column more than they hold: where one is shorter, what the row before it left
+    there or zeros.
+    """
     right = prefix_sharing.Slots.prepare
 
     def prepare(slots):
         right(slots)
-        slots._mask = torch.cat([torch.zeros_like(slots._mask[..., :1]), slots._mask[..., :-1]], dim=-1)
+        slots._mask = torch.cat(
+            [torch.zeros_like(slots._mask[..., :1]), slots._mask[..., :-1]], dim=-1
+        )
 
     monkeypatch.setattr(prefix_sharing.Slots, "prepare", prepare)
 
@@ -79,7 +101,10 @@ def _keys_of_another_row(monkeypatch):
 
     def admit(slots, computed, spans):
         right(slots, computed, spans)
-        slots.layers = {layer: (keys.roll(1, 0), values.roll(1, 0)) for layer, (keys, values) in slots.layers.items()}
+        slots.layers = {
+            layer: (keys.roll(1, 0), values.roll(1, 0))
+            for layer, (keys, values) in slots.layers.items()
+        }
 
     monkeypatch.setattr(prefix_sharing.Slots, "admit", admit)
 
@@ -89,7 +114,9 @@ def _keys_of_the_row_that_left(monkeypatch):
     right = prefix_sharing.Slots.retire
 
     def retire(slots, done):
-        before = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in slots.layers.items()}
+        before = {
+            layer: (keys.clone(), values.clone()) for layer, (keys, values) in slots.layers.items()
+        }
         order = right(slots, done)
         slots.layers = before
         return order
@@ -112,15 +139,23 @@ def _positions_off_by_one(memory):
 
 
 FAULTS = {
-    "scaling 10 % more": _scaled(1.1), "scaling 10 % less": _scaled(0.9), "a leak in the tree": _leaks_in_the_tree,
-    "a leak in slots": _leaks_in_slots, "keys of another row": _keys_of_another_row, "keys of a row that left": _keys_of_the_row_that_left,
-}  # fmt: skip
+    "scaling 10 % more": _scaled(1.1),
+    "scaling 10 % less": _scaled(0.9),
+    "a leak in the tree": _leaks_in_the_tree,
+    "a leak in slots": _leaks_in_slots,
+    "keys of another row": _keys_of_another_row,
+    "keys of a row that left": _keys_of_the_row_that_left,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ("Llama", "Qwen3", "GPT-NeoX", "OPT", "tiny"))
 def test_a_wrong_path_is_refused_in_bf16(name, fault, family, monkeypatch):
-    opened = open_model(resolve("tiny", cache=Path("unused")), dtype="bfloat16") if name == "tiny" else family(name)
+    opened = (
+        open_model(resolve("tiny", cache=Path("unused")), dtype="bfloat16")
+        if name == "tiny"
+        else family(name)
+    )
     assert refusal(opened) == ""
     FAULTS[fault](monkeypatch)
     assert "in float32" in refusal(opened)
@@ -138,8 +173,12 @@ def test_a_path_that_rounds_wider_than_the_own_attention_is_refused(family, monk
     right = prefix_sharing._attention
 
     def coarse(module, query, key, value, *given, **named):
-        if query.dtype != torch.float32:  # a softmax in few bits, as a careless kernel has it: right in float32
-            key, value = key.to(torch.float8_e4m3fn).to(key.dtype), value.to(torch.float8_e4m3fn).to(value.dtype)
+        # a softmax in few bits, as a careless kernel has it: right in float32
+        if query.dtype != torch.float32:
+            key, value = (
+                key.to(torch.float8_e4m3fn).to(key.dtype),
+                value.to(torch.float8_e4m3fn).to(value.dtype),
+            )
         return right(module, query, key, value, *given, **named)
 
     monkeypatch.setattr(prefix_sharing, "_attention", coarse)
@@ -164,7 +203,10 @@ def test_in_float32_the_same_weights_compute_and_come_back_untouched(name, famil
     with in_float32(opened) as exact:
         assert exact.dtype == "float32"
         told = log_probabilities(exact, text)
-        assert len({id(one) for one in opened.model.parameters()}) == len({id(one) for one in before.values()})  # ties are kept
+        # ties are kept
+        assert len({id(one) for one in opened.model.parameters()}) == len(
+            {id(one) for one in before.values()}
+        )
     wanted = log_probabilities(replace(opened, model=copy.deepcopy(opened.model).float()), text)
     assert torch.equal(told, wanted)
     after = dict(opened.model.named_parameters(remove_duplicate=False))
@@ -195,7 +237,9 @@ def test_under_mixed_precision_float32_is_the_model_without_it(embedded):
         AcceleratorState._reset_state(reset_partial_state=True)
         mixed = replace(
             embedded,
-            model=Accelerator(cpu=True, mixed_precision="bf16").prepare(copy.deepcopy(embedded.model)),
+            model=Accelerator(cpu=True, mixed_precision="bf16").prepare(
+                copy.deepcopy(embedded.model)
+            ),
             autocast="bfloat16",
         )
         text = [list(range(5, 29))]

@@ -1,4 +1,6 @@
-"""How many rows are decoded at once: by the memory that can be had, whatever the page cache holds."""
+"""How many rows are decoded at once: by the memory that can be had, whatever the page cache
+holds.
+"""
 
 from types import SimpleNamespace
 
@@ -14,14 +16,23 @@ ROW = 2 * LAYERS * HEADS * WIDTH * 4  # bytes of a token's keys and values in fp
 
 @pytest.fixture
 def model():
-    config = SimpleNamespace(num_hidden_layers=LAYERS, hidden_size=256, num_attention_heads=4, num_key_value_heads=HEADS, head_dim=WIDTH)
-    return SimpleNamespace(device="cpu", text_config=config, model=SimpleNamespace(dtype=torch.float32))
+    config = SimpleNamespace(
+        num_hidden_layers=LAYERS,
+        hidden_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=HEADS,
+        head_dim=WIDTH,
+    )
+    return SimpleNamespace(
+        device="cpu", text_config=config, model=SimpleNamespace(dtype=torch.float32)
+    )
 
 
 @pytest.mark.parametrize(
     ("free", "tokens", "rows"),
     [
-        (None, 100, ROWS_AT_ONCE["cpu"]),  # a system that does not tell, macOS: what a CPU's caches hold
+        # a system that does not tell, macOS: what a CPU's caches hold
+        (None, 100, ROWS_AT_ONCE["cpu"]),
         (None, CPU_CACHE // ROW // 10, 10),
         (10 * 2**30, CPU_CACHE // ROW // 10, 10),
         (10 * ROW * 1000, 1000, 4),  # 0.4 of what is free
@@ -34,12 +45,18 @@ def test_rows_follow_what_can_be_had(model, monkeypatch, free, tokens, rows):
 
 
 def test_pages_that_the_system_gives_back_count_as_free(monkeypatch):
-    """A file that was just read fills memory with pages: it had made batches small, and scoring slow, where nothing was short."""
+    """A file that was just read fills memory with pages: it had made batches small, and scoring
+    slow, where nothing was short.
+    """
     from pathlib import Path
 
     from harness.machine.memory import free_bytes
 
     read = Path.read_text
     told = "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 900 kB\n"
-    monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: told if str(path) == "/proc/meminfo" else read(path, *a, **k))
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, *a, **k: told if str(path) == "/proc/meminfo" else read(path, *a, **k),
+    )
     assert free_bytes("cpu") == 900 * 1024

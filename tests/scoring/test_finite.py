@@ -1,4 +1,6 @@
-"""The check of each generated token's logits: what it says, and that it waits for the device no more often than the tokens do."""
+"""The check of each generated token's logits: what it says, and that it waits for the device no
+more often than the tokens do.
+"""
 
 import warnings
 
@@ -37,7 +39,9 @@ class Poisoned:
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.0, seed=3)])
 @pytest.mark.parametrize("path", ["shared", "padded"])
 @pytest.mark.parametrize("step", [1, 2, 5])
-def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_was(path, step, sampling, bad, small, monkeypatch):
+def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_was(
+    path, step, sampling, bad, small, monkeypatch
+):
     opened = small("Llama")
     if path == "padded":
         monkeypatch.setattr("harness.scoring.generation.why_plain", lambda opened: "asked to")
@@ -47,8 +51,10 @@ def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_wa
     rule = {"max_new_tokens": 8, "batch_size": 3, "sampling": sampling}
     with pytest.raises(CellFailed, match="NaN or infinity, computed in float32") as told:
         generate(opened, PROMPTS, **rule)
-    assert f"a text of {6 + step - 1} tokens" in str(told.value) or step == 1  # at the first, rows stand in another form
-    assert poison.calls <= step + 1  # nothing is written after it: the one more is the text that is read again to find the place
+    # at the first, rows stand in another form
+    assert f"a text of {6 + step - 1} tokens" in str(told.value) or step == 1
+    # nothing is written after it: the one more is the text that is read again to find the place
+    assert poison.calls <= step + 1
     poison.hook.remove()
     assert [one.tokens for one in generate(opened, PROMPTS, **rule)]
 
@@ -88,7 +94,10 @@ class Waiting(TorchDispatchMode):
         self.times = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.times += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.times += function in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        )
         return function(*args, **(kwargs or {}))
 
 
@@ -105,7 +114,9 @@ def test_a_greedy_step_waits_once_for_its_tokens_and_never_for_the_check(small, 
     assert waiting.times == 1
 
 
-def test_a_drawn_step_asks_for_all_its_tokens_at_once_and_draws_what_each_stream_draws(small, monkeypatch):
+def test_a_drawn_step_asks_for_all_its_tokens_at_once_and_draws_what_each_stream_draws(
+    small, monkeypatch
+):
     sampling = Sampling(temperature=0.7, seed=5)
     logits = torch.randn(3, 1024, generator=torch.Generator().manual_seed(1))
     decoding = deciding(small("Llama"), sampling)
@@ -138,7 +149,9 @@ def test_on_a_gpu_a_greedy_step_synchronises_once():
                 run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(one.message) and "prototype" not in str(one.message) for one in told)
+        return sum(
+            "synchroniz" in str(one.message) and "prototype" not in str(one.message) for one in told
+        )
 
     if not waits(lambda: logits.sum().item()):
         pytest.skip("this card does not tell when it is waited for")

@@ -16,7 +16,12 @@ def opened(random_model):
 
 def prompts_of(count):
     draw = torch.Generator().manual_seed(3)
-    return [torch.randint(3, 500, (int(torch.randint(3, 40, (1,), generator=draw)),), generator=draw).tolist() for _ in range(count)]
+    return [
+        torch.randint(
+            3, 500, (int(torch.randint(3, 40, (1,), generator=draw)),), generator=draw
+        ).tolist()
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.0, seed=5)])
@@ -25,16 +30,22 @@ def test_batch_size_does_not_change_an_answer(opened, sampling):
     one = generate(opened, prompts, max_new_tokens=24, batch_size=1, sampling=sampling)
     eight = generate(opened, prompts, max_new_tokens=24, batch_size=8, sampling=sampling)
     assert one == eight
-    assert len({answer.text for answer in one}) > 8  # a model that always says the same would prove nothing
+    # a model that always says the same would prove nothing
+    assert len({answer.text for answer in one}) > 8
 
 
 def test_greedy_answers_are_those_of_transformers(opened):
     for prompt in prompts_of(4):
         ours = generate(opened, [prompt], max_new_tokens=12)[0]
         theirs = opened.model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=12,
+            do_sample=False,
         )
-        assert ours.text == opened.tokenizer.decode(theirs[0, len(prompt) :], skip_special_tokens=True)
+        assert ours.text == opened.tokenizer.decode(
+            theirs[0, len(prompt) :], skip_special_tokens=True
+        )
 
 
 def test_a_stop_string_cuts_its_row_alone(opened):
@@ -54,7 +65,9 @@ def test_a_stop_string_cuts_its_row_alone(opened):
 def test_a_stop_string_that_is_a_special_token_stops(random_model):
     opened = open_model(random_model)  # its tokenizer is changed below
     prompt = prompts_of(1)
-    token = opened.tokenizer.convert_ids_to_tokens(opened.tokenizer(generate(opened, prompt, max_new_tokens=8)[0].text)["input_ids"][0])
+    token = opened.tokenizer.convert_ids_to_tokens(
+        opened.tokenizer(generate(opened, prompt, max_new_tokens=8)[0].text)["input_ids"][0]
+    )
     opened.tokenizer.add_special_tokens({"additional_special_tokens": [token]})
     stopped = generate(opened, prompt, max_new_tokens=8, stop=(token,))[0]
     assert (stopped.text, stopped.stop, stopped.tokens) == ("", "eos", 1)
@@ -68,41 +81,56 @@ def test_finished_rows_leave_the_batch(opened, monkeypatch):
     forward = opened.model.forward
 
     def watched(*args, **kwargs):
-        if kwargs["input_ids"].shape[1] == 1:  # steps; the prompts' own forward gives each row its first token
+        # steps; the prompts' own forward gives each row its first token
+        if kwargs["input_ids"].shape[1] == 1:
             sizes.append(kwargs["input_ids"].shape[0])
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(opened.model, "forward", watched)
     stopped = generate(opened, prompts, max_new_tokens=20, stop=(word,), batch_size=8)
-    assert sum(sizes) == sum(answer.tokens - 1 for answer in stopped)  # not one forward for a row that is over
+    # not one forward for a row that is over
+    assert sum(sizes) == sum(answer.tokens - 1 for answer in stopped)
 
 
 def test_length_is_the_reason_of_an_answer_that_did_not_end(opened):
-    assert all(answer.stop in {"length", "eos"} for answer in generate(opened, prompts_of(4), max_new_tokens=2))
+    assert all(
+        answer.stop in {"length", "eos"}
+        for answer in generate(opened, prompts_of(4), max_new_tokens=2)
+    )
     assert all(answer.tokens <= 2 for answer in generate(opened, prompts_of(4), max_new_tokens=2))
 
 
 @pytest.mark.parametrize(
     ("asked", "tokens"),
     [
-        ({}, 256), ({"max_gen_toks": 3, "max_new_tokens": 9}, 3), ({"max_new_tokens": 5}, 5), ({"max_tokens": 6}, 6),
-        ({"max_completion_tokens": 7}, 7), ({"max_new_tokens": 9, "max_tokens": 2}, 9),
+        ({}, 256),
+        ({"max_gen_toks": 3, "max_new_tokens": 9}, 3),
+        ({"max_new_tokens": 5}, 5),
+        ({"max_tokens": 6}, 6),
+        ({"max_completion_tokens": 7}, 7),
+        ({"max_new_tokens": 9, "max_tokens": 2}, 9),
     ],
-)  # fmt: skip
+)
 def test_lengths_have_lm_evals_names(asked, tokens):
     from harness.scoring.greedy import greedy_settings
 
-    assert greedy_settings({**asked, "until": [""], "temperature": 0.0, "top_p": 0.9}, task="t", eos="</s>") == (tokens, ("</s>",))
+    assert greedy_settings(
+        {**asked, "until": [""], "temperature": 0.0, "top_p": 0.9}, task="t", eos="</s>"
+    ) == (tokens, ("</s>",))
 
 
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({"do_sample": True}, "only greedy"), ({"temperature": 0.7}, "only greedy"), ({"num_beams": 4}, "only greedy"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty"), ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
-        ({"max_length": 50}, "max_length"), ({"max_tokens": 0}, "answers of 0 tokens"),
+        ({"do_sample": True}, "only greedy"),
+        ({"temperature": 0.7}, "only greedy"),
+        ({"num_beams": 4}, "only greedy"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
+        ({"max_length": 50}, "max_length"),
+        ({"max_tokens": 0}, "answers of 0 tokens"),
     ],
-)  # fmt: skip
+)
 def test_what_greedy_decoding_cannot_do_is_refused_by_name(asked, why):
     from harness.errors import CellFailed
     from harness.scoring.greedy import greedy_settings
@@ -114,9 +142,14 @@ def test_what_greedy_decoding_cannot_do_is_refused_by_name(asked, why):
 def test_stop_strings_are_those_of_lm_eval():
     from harness.scoring.greedy import greedy_settings
 
-    told = [greedy_settings({"until": until}, task="t", eos="</s>")[1] for until in ("Q:", ["Q:", ""], None, [], ["</s>", "Q:"])]
+    told = [
+        greedy_settings({"until": until}, task="t", eos="</s>")[1]
+        for until in ("Q:", ["Q:", ""], None, [], ["</s>", "Q:"])
+    ]
     assert told == [("Q:", "</s>"), ("Q:", "</s>"), ("</s>",), ("</s>",), ("</s>", "Q:")]
-    assert greedy_settings({"repetition_penalty": 1.0, "num_beams": 1, "min_length": 0}, task="t", eos=None) == (256, ())
+    assert greedy_settings(
+        {"repetition_penalty": 1.0, "num_beams": 1, "min_length": 0}, task="t", eos=None
+    ) == (256, ())
 
 
 def test_stop_strings_cut_one_after_the_other(opened):
@@ -124,7 +157,12 @@ def test_stop_strings_cut_one_after_the_other(opened):
     from harness.scoring.stopping import StopRule
 
     ids = opened.tokenizer("red fox", add_special_tokens=False)["input_ids"]
-    for stop, wanted in (((" f", "d "), "red"), (("d ", " f"), "re"), ((" f",), "red"), (("z", ""), "red fox")):
+    for stop, wanted in (
+        ((" f", "d "), "red"),
+        (("d ", " f"), "re"),
+        ((" f",), "red"),
+        (("z", ""), "red fox"),
+    ):
         found = StopRule.of(opened, stop).finish(ids)
         assert (found.text, found.stop) == (wanted, "stop" if wanted != "red fox" else "length")
 
@@ -136,29 +174,59 @@ def test_settings_of_a_generation_config_that_greedy_decoding_leaves_out_are_sai
     assert not HarnessLM(opened).notes
     opened.model.generation_config.repetition_penalty = 1.3
     opened.model.generation_config.no_repeat_ngram_size = 2
-    opened.model.generation_config.temperature, opened.model.generation_config.do_sample = 0.6, True  # sampling: lm-eval is greedy too
+    # sampling: lm-eval is greedy too
+    opened.model.generation_config.temperature, opened.model.generation_config.do_sample = 0.6, True
     [note] = HarnessLM(opened).notes
-    assert "repetition_penalty=1.3" in note and "no_repeat_ngram_size=2" in note and "temperature" not in note
+    assert (
+        "repetition_penalty=1.3" in note
+        and "no_repeat_ngram_size=2" in note
+        and "temperature" not in note
+    )
 
 
 def forbidding(opened, kind):
-    """Return settings of a generation config that forbid what the model likes to write, and the prompts."""
+    """Return settings of a generation config that forbid what the model likes to write, and the
+    prompts.
+    """
     prompts = [[*range(3, 60), *prompt] for prompt in prompts_of(5)]  # a common beginning
     free = [one.ids for one in generate(opened, prompts, max_new_tokens=12)]
     tokens = sorted({token for ids in free for token in ids[:6]})
     pairs = [list(pair) for ids in free for pair in pairwise(ids)]
     forms = {
-        "one token": {"bad_words_ids": [[token] for token in tokens]}, "two tokens": {"bad_words_ids": pairs},
-        "behind the prompt": {"bad_words_ids": [[*prompt[-2:], ids[0]] for prompt, ids in zip(prompts, free, strict=True)]},
-        "suppressed": {"suppress_tokens": tokens}, "first": {"begin_suppress_tokens": tokens},
-        "all": {"suppress_tokens": tokens[::2], "bad_words_ids": [*pairs, [tokens[1]]], "begin_suppress_tokens": tokens[:3]},
-        "EOS": {"bad_words_ids": [[0], [tokens[0]]], "eos_token_id": [0, tokens[0]]}, "outside": {"suppress_tokens": [5_000, tokens[0]]},
-    }  # fmt: skip
+        "one token": {"bad_words_ids": [[token] for token in tokens]},
+        "two tokens": {"bad_words_ids": pairs},
+        "behind the prompt": {
+            "bad_words_ids": [
+                [*prompt[-2:], ids[0]] for prompt, ids in zip(prompts, free, strict=True)
+            ]
+        },
+        "suppressed": {"suppress_tokens": tokens},
+        "first": {"begin_suppress_tokens": tokens},
+        "all": {
+            "suppress_tokens": tokens[::2],
+            "bad_words_ids": [*pairs, [tokens[1]]],
+            "begin_suppress_tokens": tokens[:3],
+        },
+        "EOS": {"bad_words_ids": [[0], [tokens[0]]], "eos_token_id": [0, tokens[0]]},
+        "outside": {"suppress_tokens": [5_000, tokens[0]]},
+    }
     return forms[kind], prompts, free
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
-@pytest.mark.parametrize("kind", ["one token", "two tokens", "behind the prompt", "suppressed", "first", "all", "EOS", "outside"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one token",
+        "two tokens",
+        "behind the prompt",
+        "suppressed",
+        "first",
+        "all",
+        "EOS",
+        "outside",
+    ],
+)
 def test_tokens_that_a_generation_config_forbids_are_not_written(kind, size, random_model):
     opened = open_model(random_model)  # its generation config is changed below
     asked, prompts, free = forbidding(opened, kind)
@@ -167,7 +235,10 @@ def test_tokens_that_a_generation_config_forbids_are_not_written(kind, size, ran
     ours = generate(opened, prompts, max_new_tokens=12, batch_size=size)
     for prompt, one in zip(prompts, ours, strict=True):
         theirs = opened.model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=12,
+            do_sample=False,
         )
         assert list(one.ids) == theirs[0, len(prompt) :].tolist()
     assert [one.ids for one in ours] != free

@@ -1,4 +1,6 @@
-"""Answers that are asked for once: a second run computes what is missing, and counts the seconds of the first."""
+"""Answers that are asked for once: a second run computes what is missing, and counts the seconds of
+the first.
+"""
 
 import pytest
 
@@ -8,7 +10,9 @@ from harness.scoring.journalled import Journalled
 
 
 class Counting:
-    """A backend that answers from a formula, keeps what it was asked, and stops as a killed process does."""
+    """A backend that answers from a formula, keeps what it was asked, and stops as a killed process
+    does.
+    """
 
     def __init__(self, dies_after=1_000):
         self.left, self.asked, self.known = dies_after, [], None
@@ -40,7 +44,9 @@ ROWS = [Scored([index, 2, 3], 1 + index % 2) for index in range(6)]
 PROMPTS = [[index, 5] for index in range(6)]
 ASKS = {
     "score": lambda journalled: journalled.score(ROWS, say=print),
-    "generate": lambda journalled: journalled.generate(PROMPTS, max_new_tokens=4, stop=("Q:",), say=print),
+    "generate": lambda journalled: journalled.generate(
+        PROMPTS, max_new_tokens=4, stop=("Q:",), say=print
+    ),
 }
 
 
@@ -72,7 +78,9 @@ def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch)
     [
         lambda journalled: journalled.generate(PROMPTS, max_new_tokens=5, stop=("Q:",), say=print),
         lambda journalled: journalled.generate(PROMPTS, max_new_tokens=4, stop=("A:",), say=print),
-        lambda journalled: journalled.generate([[*prompt, 1] for prompt in PROMPTS], max_new_tokens=4, stop=("Q:",), say=print),
+        lambda journalled: journalled.generate(
+            [[*prompt, 1] for prompt in PROMPTS], max_new_tokens=4, stop=("Q:",), say=print
+        ),
     ],
 )
 def test_an_answer_to_another_question_is_not_served(other, tmp_path):

@@ -1,4 +1,6 @@
-"""Our LM against lm-eval's own Hugging Face backend, item by item, and against itself at other batch sizes."""
+"""Our LM against lm-eval's own Hugging Face backend, item by item, and against itself at other
+batch sizes.
+"""
 
 import pytest
 
@@ -27,25 +29,35 @@ def samples_of(model, name):
 
 @pytest.fixture(scope="module")
 def upstream(embedded):
-    """lm-eval's own backend on the same model object, at batch 1, where its batch-size bug cannot bite."""
+    """lm-eval's own backend on the same model object, at batch 1, where its batch-size bug cannot
+    bite.
+    """
     from lm_eval.models.huggingface import HFLM
 
     yield HFLM(pretrained=embedded.model, tokenizer=embedded.tokenizer, batch_size=1)
 
 
 def test_log_probabilities_are_those_of_lm_evals_backend(embedded, upstream):
-    theirs, ours = samples_of(upstream, "mmlu-mini"), samples_of(HarnessLM(embedded, batch_size=16), "mmlu-mini")
+    theirs, ours = (
+        samples_of(upstream, "mmlu-mini"),
+        samples_of(HarnessLM(embedded, batch_size=16), "mmlu-mini"),
+    )
     for left, right in zip(theirs, ours, strict=True):
         assert left["acc"] == right["acc"]
         assert left["prompt_hash"] == right["prompt_hash"]
-        for (a, greedy_a), (b, greedy_b) in zip(left["filtered_resps"], right["filtered_resps"], strict=True):
+        for (a, greedy_a), (b, greedy_b) in zip(
+            left["filtered_resps"], right["filtered_resps"], strict=True
+        ):
             assert a == pytest.approx(b, abs=1e-4)
             assert greedy_a == greedy_b
 
 
 @pytest.mark.slow
 def test_answers_are_those_of_lm_evals_backend(embedded, upstream):
-    theirs, ours = samples_of(upstream, "gsm8k-mini"), samples_of(HarnessLM(embedded, batch_size=16), "gsm8k-mini")
+    theirs, ours = (
+        samples_of(upstream, "gsm8k-mini"),
+        samples_of(HarnessLM(embedded, batch_size=16), "gsm8k-mini"),
+    )
     assert [one["resps"] for one in theirs] == [one["resps"] for one in ours]
     assert [one["exact_match"] for one in theirs] == [one["exact_match"] for one in ours]
 
@@ -53,8 +65,20 @@ def test_answers_are_those_of_lm_evals_backend(embedded, upstream):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
-    found = [score_task(embedded, TASKS[name], DataSource(), batch_size=size, limit=ITEMS, progress=lambda one: None)[1] for size in (1, 8)]
-    strip = [[(row.item, row.text, row.correct, row.tokens, row.stop) for row in rows] for rows in found]
+    found = [
+        score_task(
+            embedded,
+            TASKS[name],
+            DataSource(),
+            batch_size=size,
+            limit=ITEMS,
+            progress=lambda one: None,
+        )[1]
+        for size in (1, 8)
+    ]
+    strip = [
+        [(row.item, row.text, row.correct, row.tokens, row.stop) for row in rows] for rows in found
+    ]
     assert strip[0] == strip[1]
     for one, eight in zip(*found, strict=True):
         assert one.log_probabilities == pytest.approx(eight.log_probabilities, abs=1e-4)
@@ -64,11 +88,21 @@ def test_a_choice_of_several_tokens_is_scored_whole(embedded):
     import torch
 
     lm = HarnessLM(embedded, batch_size=4)
-    context, continuations = "Question: What is the capital of Kenya?\nAnswer:", [" Nairobi", " Oslo", " a much longer answer than that"]
+    context, continuations = (
+        "Question: What is the capital of Kenya?\nAnswer:",
+        [" Nairobi", " Oslo", " a much longer answer than that"],
+    )
     from lm_eval.api.instance import Instance
 
     requests = [
-        Instance(request_type="loglikelihood", doc={}, arguments=(context, text), idx=0, metadata=("t", 0, 1)) for text in continuations
+        Instance(
+            request_type="loglikelihood",
+            doc={},
+            arguments=(context, text),
+            idx=0,
+            metadata=("t", 0, 1),
+        )
+        for text in continuations
     ]
     for text, (value, _) in zip(continuations, lm.loglikelihood(requests), strict=True):
         before, whole = lm.tok_encode(context), lm.tok_encode(context + text)
@@ -82,7 +116,14 @@ def test_a_second_model_is_really_asked(embedded, random_model):
     from harness.models.language_model import open_model
 
     rows = [
-        score_task(model, TASKS["mmlu-mini"], DataSource(), batch_size=16, limit=40, progress=lambda one: None)[1]
+        score_task(
+            model,
+            TASKS["mmlu-mini"],
+            DataSource(),
+            batch_size=16,
+            limit=40,
+            progress=lambda one: None,
+        )[1]
         for model in (embedded, open_model(random_model))
     ]
     assert [row.prompt_hash for row in rows[0]] == [row.prompt_hash for row in rows[1]]
@@ -95,10 +136,22 @@ def test_a_prompt_longer_than_the_context_is_cut_on_the_left_and_counted(random_
     from harness.models.language_model import open_model
 
     lm = HarnessLM(open_model(random_model), batch_size=1)
-    long = Instance(request_type="generate_until", doc={}, arguments=("word " * 3000, {"until": []}), idx=0, metadata=("t", 0, 1))
+    long = Instance(
+        request_type="generate_until",
+        doc={},
+        arguments=("word " * 3000, {"until": []}),
+        idx=0,
+        metadata=("t", 0, 1),
+    )
     lm.generate_until([long])
     assert lm.cut_prompts == 1
-    hopeless = Instance(request_type="generate_until", doc={}, arguments=("word", {"max_gen_toks": 512}), idx=0, metadata=("t", 0, 1))
+    hopeless = Instance(
+        request_type="generate_until",
+        doc={},
+        arguments=("word", {"max_gen_toks": 512}),
+        idx=0,
+        metadata=("t", 0, 1),
+    )
     with pytest.raises(CellFailed, match="no room for a prompt"):
         lm.generate_until([hopeless])
 
@@ -106,7 +159,13 @@ def test_a_prompt_longer_than_the_context_is_cut_on_the_left_and_counted(random_
 def test_sampling_is_refused_rather_than_scored_greedily(embedded):
     from lm_eval.api.instance import Instance
 
-    asked = Instance(request_type="generate_until", doc={}, arguments=("x", {"do_sample": True}), idx=0, metadata=("t", 0, 1))
+    asked = Instance(
+        request_type="generate_until",
+        doc={},
+        arguments=("x", {"do_sample": True}),
+        idx=0,
+        metadata=("t", 0, 1),
+    )
     with pytest.raises(CellFailed, match="only greedy"):
         HarnessLM(embedded, batch_size=1).generate_until([asked])
 
@@ -122,7 +181,9 @@ def test_a_limited_sample_is_seeded_and_spread_over_the_groups():
 
 @pytest.mark.slow
 def test_the_embedded_teachers_reach_their_committed_scores():
-    """The scores that stand beside the weights are those that the weights give (a seeded fifth of the items)."""
+    """The scores that stand beside the weights are those that the weights give (a seeded fifth of
+    the items).
+    """
     import json
     from pathlib import Path
 
@@ -133,9 +194,13 @@ def test_the_embedded_teachers_reach_their_committed_scores():
         told = json.loads((EMBEDDED / model / "scores.json").read_text())
         opened = open_model(resolve(model, cache=Path("unused")))
         for name, task in TASKS.items():
-            score, _ = score_task(opened, task, DataSource(), batch_size=64, limit=200, progress=lambda one: None)
+            score, _ = score_task(
+                opened, task, DataSource(), batch_size=64, limit=200, progress=lambda one: None
+            )
             assert told[name]["n"] >= 1000 and told[name]["version"] == task.version
-            assert score.value == pytest.approx(told[name]["value"], abs=4 * max(0.01, told[name]["stderr"] * 5**0.5))
+            assert score.value == pytest.approx(
+                told[name]["value"], abs=4 * max(0.01, told[name]["stderr"] * 5**0.5)
+            )
 
 
 def test_the_embedded_teachers_are_what_several_teachers_need():
@@ -143,7 +208,9 @@ def test_the_embedded_teachers_are_what_several_teachers_need():
 
     from harness.models.resolve import EMBEDDED
 
-    general, specialist = (json.loads((EMBEDDED / name / "scores.json").read_text()) for name in ("tiny", "tiny-math"))
+    general, specialist = (
+        json.loads((EMBEDDED / name / "scores.json").read_text()) for name in ("tiny", "tiny-math")
+    )
     assert specialist["gsm8k-mini"]["value"] > general["gsm8k-mini"]["value"]
     assert specialist["mmlu-mini"]["value"] < general["mmlu-mini"]["value"]
     assert sum(path.stat().st_size for path in EMBEDDED.rglob("*.safetensors")) <= 15e6

@@ -1,4 +1,6 @@
-"""Outcomes are numbers: every form of metric, document and group scores as lm-eval's own `simple_evaluate` does, and is told right."""
+"""Outcomes are numbers: every form of metric, document and group scores as lm-eval's own
+`simple_evaluate` does, and is told right.
+"""
 
 import json
 import math
@@ -45,7 +47,8 @@ def filtered(dataset):
 
 def expanded(dataset):
     from datasets import Dataset
-    return Dataset.from_list([dict(doc, question=doc["question"] + mark) for doc in dataset for mark in ("?", "!")])
+    marked = [(doc, mark) for doc in dataset for mark in ("?", "!")]
+    return Dataset.from_list([dict(doc, question=doc["question"] + mark) for doc, mark in marked])
 
 def reordered(dataset):
     return dataset.select(range(len(dataset) - 1, -1, -1))
@@ -59,12 +62,16 @@ def rows(count, start=0, choices=None):
     words = ["fig", "plum", "pear", "lime", "date"]
     return [
         {
-            "number": n, "question": f"Item {n}: which is number {n % 4}", "word": words[n % 5], "gold": n % most(n),
-            "options": [f"{words[at % 5]}{n}" for at in range(most(n))], "steps": ["a", str(n)],
+            "number": n,
+            "question": f"Item {n}: which is number {n % 4}",
+            "word": words[n % 5],
+            "gold": n % most(n),
+            "options": [f"{words[at % 5]}{n}" for at in range(most(n))],
+            "steps": ["a", str(n)],
             "text": f"A page about {words[n % 5]} and number {n}. " * (1 + n % 3),
         }
         for n in range(start, start + count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +79,43 @@ def place(tmp_path_factory):
     """Return a folder with a task of every form."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "forms.py").write_text(UTILS, encoding="utf-8")
-    for name, items in {"mixed": rows(14), "two": rows(9, 40, 2), "few": rows(4, 60, 2), "train": rows(12, 80)}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items), encoding="utf-8")
+    for name, items in {
+        "mixed": rows(14),
+        "two": rows(9, 40, 2),
+        "few": rows(4, 60, 2),
+        "train": rows(12, 80),
+    }.items():
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in items), encoding="utf-8"
+        )
 
     def task(name, data="mixed", functions=None, **keys):
         config = {
-            "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{data}.jsonl", "train": "train.jsonl"}},
-            "test_split": "test", "training_split": "train", "output_type": "multiple_choice", "doc_to_text": "{{question}}\nAnswer:",
-            "doc_to_target": "gold", "doc_to_choice": "options", "metadata": {"version": 1}, **keys,
-        }  # fmt: skip
-        text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items() if value is not None)
-        text += "".join(f"{key}: !function forms.{value}\n" for key, value in (functions or {}).items())
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": f"{data}.jsonl", "train": "train.jsonl"}},
+            "test_split": "test",
+            "training_split": "train",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}\nAnswer:",
+            "doc_to_target": "gold",
+            "doc_to_choice": "options",
+            "metadata": {"version": 1},
+            **keys,
+        }
+        text = "".join(
+            f"{key}: {json.dumps(value)}\n" for key, value in config.items() if value is not None
+        )
+        text += "".join(
+            f"{key}: !function forms.{value}\n" for key, value in (functions or {}).items()
+        )
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
 
     def metrics(*names, **more):
-        return [{"metric": name, "aggregation": "mean", "higher_is_better": True, **more} for name in names]
+        return [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True, **more}
+            for name in names
+        ]
 
     task("letters", metric_list=metrics("acc", "acc_norm"))
     task("norm_only", metric_list=metrics("acc_norm"))
@@ -99,16 +128,34 @@ def place(tmp_path_factory):
     task("mcc_few", "few", metric_list=[{"metric": "mcc"}])
     task("f1_acc", "two", metric_list=[{"metric": "f1"}, *metrics("acc")])
     task("f1", "two", metric_list=[{"metric": "f1"}])
-    task("own_f1", "two", metric_list=[{"metric": "f1", "aggregation": "OWN", "higher_is_better": True}])
+    task(
+        "own_f1",
+        "two",
+        metric_list=[{"metric": "f1", "aggregation": "OWN", "higher_is_better": True}],
+    )
     own = (folder / "own_f1.yaml").read_text(encoding="utf-8").partition("metric_list")[0]
-    own += "metric_list:\n  - metric: f1\n    aggregation: !function forms.macro_f1\n    higher_is_better: true\n"
+    own += (
+        "metric_list:\n  - metric: f1\n    aggregation: !function forms.macro_f1\n    "
+        "higher_is_better: true\n"
+    )
     (folder / "own_f1.yaml").write_text(own, encoding="utf-8")
     task("holes", functions={"process_results": "some"}, metric_list=metrics("acc"))
     for name in ("filtered", "expanded", "reordered"):
         task(name, functions={"process_docs": name}, metric_list=metrics("acc"))
     task("shots", num_fewshot=2, metric_list=metrics("acc"))
-    task("shots_filtered", num_fewshot=2, functions={"process_docs": "filtered"}, metric_list=metrics("acc"))
-    task("own_shots", num_fewshot=2, fewshot_split="test", training_split=None, metric_list=metrics("acc"))
+    task(
+        "shots_filtered",
+        num_fewshot=2,
+        functions={"process_docs": "filtered"},
+        metric_list=metrics("acc"),
+    )
+    task(
+        "own_shots",
+        num_fewshot=2,
+        fewshot_split="test",
+        training_split=None,
+        metric_list=metrics("acc"),
+    )
     task("winogrande", doc_to_text="gold", doc_to_target="{{question}}", metric_list=metrics("acc"))
     write = {
         "output_type": "generate_until",
@@ -117,13 +164,26 @@ def place(tmp_path_factory):
         "generation_kwargs": {"max_gen_toks": 6, "until": ["\n"]},
     }
     task("written", **write, metric_list=metrics("exact_match"))
-    task("hashes", **write | {"doc_to_target": "so it is #### {{word}}"}, metric_list=metrics("exact_match"))
+    task(
+        "hashes",
+        **write | {"doc_to_target": "so it is #### {{word}}"},
+        metric_list=metrics("exact_match"),
+    )
     for name in ("bleu", "chrf", "ter"):
         task(name, **write, metric_list=[{"metric": name}])
-    for name, function, better in (("overlap", "overlap", True), ("error", "error_rate", False), ("rouge", "several", True)):
+    for name, function, better in (
+        ("overlap", "overlap", True),
+        ("error", "error_rate", False),
+        ("rouge", "several", True),
+    ):
         task(name, **write)
-        text = f"metric_list:\n  - metric: !function forms.{function}\n    aggregation: mean\n    higher_is_better: {str(better).lower()}\n"
-        (folder / f"{name}.yaml").write_text((folder / f"{name}.yaml").read_text() + text, encoding="utf-8")
+        text = (
+            f"metric_list:\n  - metric: !function forms.{function}\n    aggregation: mean\n    "
+            f"higher_is_better: {str(better).lower()}\n"
+        )
+        (folder / f"{name}.yaml").write_text(
+            (folder / f"{name}.yaml").read_text() + text, encoding="utf-8"
+        )
     page = {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
@@ -137,17 +197,44 @@ def place(tmp_path_factory):
 
     def group(name, members, **keys):
         lines = {"group": name, "task": members, **keys}
-        (folder / f"{name}.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in lines.items()), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(
+            "".join(f"{key}: {json.dumps(value)}\n" for key, value in lines.items()),
+            encoding="utf-8",
+        )
 
-    group("sized", ["letters", "small"], aggregate_metric_list=[{"metric": "acc", "weight_by_size": True}])
-    group("alike", ["letters", "small", "f1_acc"], aggregate_metric_list=[{"metric": "acc", "weight_by_size": False}])
-    group("normed", ["letters", "norm_only"], aggregate_metric_list=[{"metric": "acc_norm", "weight_by_size": False}])
-    group("lacking", ["letters", "mcc", "small"], aggregate_metric_list=[{"metric": "acc", "weight_by_size": False}])
+    group(
+        "sized",
+        ["letters", "small"],
+        aggregate_metric_list=[{"metric": "acc", "weight_by_size": True}],
+    )
+    group(
+        "alike",
+        ["letters", "small", "f1_acc"],
+        aggregate_metric_list=[{"metric": "acc", "weight_by_size": False}],
+    )
+    group(
+        "normed",
+        ["letters", "norm_only"],
+        aggregate_metric_list=[{"metric": "acc_norm", "weight_by_size": False}],
+    )
+    group(
+        "lacking",
+        ["letters", "mcc", "small"],
+        aggregate_metric_list=[{"metric": "acc", "weight_by_size": False}],
+    )
     group("corpora", ["mcc", "f1"])
     group("unlike", ["letters", "norm_only"])
     group("both_ways", ["letters", "brier"])
-    group("corpus_alike", ["f1", "f1_acc"], aggregate_metric_list=[{"metric": "f1", "weight_by_size": False}])
-    group("corpus_sized", ["mcc", "mcc_few"], aggregate_metric_list=[{"metric": "mcc", "weight_by_size": True}])
+    group(
+        "corpus_alike",
+        ["f1", "f1_acc"],
+        aggregate_metric_list=[{"metric": "f1", "weight_by_size": False}],
+    )
+    group(
+        "corpus_sized",
+        ["mcc", "mcc_few"],
+        aggregate_metric_list=[{"metric": "mcc", "weight_by_size": True}],
+    )
     group("pages", ["read_word_perplexity", "read_bits_per_byte"])
     return folder
 
@@ -166,7 +253,10 @@ def scored(place, opened):
         key = (name, *sorted(more.items()))
         if key not in kept:
             task = suites.load(f"lm-eval:{name}", include_path=place)
-            kept[key] = (*score_task(opened, task, DataSource(), progress=lambda one: None, **more), task)
+            kept[key] = (
+                *score_task(opened, task, DataSource(), progress=lambda one: None, **more),
+                task,
+            )
         return kept[key]
 
     return score
@@ -183,18 +273,40 @@ def upstream(place, opened, name):
 
 # name -> lm-eval's key of the figure
 HITS = {
-    "letters": "acc,none", "norm_only": "acc_norm,none", "mutual": "acc,none", "f1_acc": "acc,none", "filtered": "acc,none",
-    "expanded": "acc,none", "reordered": "acc,none", "shots": "acc,none", "shots_filtered": "acc,none", "own_shots": "acc,none",
-    "winogrande": "acc,none", "written": "exact_match,none", "hashes": "exact_match,none", "sized": "acc,none",
-}  # fmt: skip
+    "letters": "acc,none",
+    "norm_only": "acc_norm,none",
+    "mutual": "acc,none",
+    "f1_acc": "acc,none",
+    "filtered": "acc,none",
+    "expanded": "acc,none",
+    "reordered": "acc,none",
+    "shots": "acc,none",
+    "shots_filtered": "acc,none",
+    "own_shots": "acc,none",
+    "winogrande": "acc,none",
+    "written": "exact_match,none",
+    "hashes": "exact_match,none",
+    "sized": "acc,none",
+}
 NUMBERS = {
-    "fraction": "acc,none", "overlap": "overlap,none", "error": "error_rate,none", "rouge": "rouge1,none", "alike": "acc,none",
-    "normed": "acc_norm,none", "lacking": "acc,none",
-}  # fmt: skip
+    "fraction": "acc,none",
+    "overlap": "overlap,none",
+    "error": "error_rate,none",
+    "rouge": "rouge1,none",
+    "alike": "acc,none",
+    "normed": "acc_norm,none",
+    "lacking": "acc,none",
+}
 PARTS = {
-    "brier": "brier_score,none", "mcc": "mcc,none", "f1": "f1,none", "corpus_alike": "f1,none", "corpus_sized": "mcc,none",
-    "bleu": "bleu,none", "chrf": "chrf,none", "ter": "ter,none",
-}  # fmt: skip
+    "brier": "brier_score,none",
+    "mcc": "mcc,none",
+    "f1": "f1,none",
+    "corpus_alike": "f1,none",
+    "corpus_sized": "mcc,none",
+    "bleu": "bleu,none",
+    "chrf": "chrf,none",
+    "ter": "ter,none",
+}
 TOGETHER = {"holes": "acc,none", "own_f1": "f1,none"}
 DOCUMENTS = {
     "read_word_perplexity": "word_perplexity,none",
@@ -213,12 +325,23 @@ def test_every_form_of_task_has_lm_evals_figure(name, place, opened, scored, mon
     samples = [one for leaf in theirs["samples"].values() for one in leaf]
     if name != "lacking":  # lm-eval asks the members that its group's figure leaves out
         assert score.n == len(samples) == len(items)
-        assert sorted(row.prompt_hash for row in items) == sorted(one["prompt_hash"] for one in samples)  # the same shots
+        # the same shots
+        assert sorted(row.prompt_hash for row in items) == sorted(
+            one["prompt_hash"] for one in samples
+        )
         assert sorted(row.doc_hash for row in items) == sorted(one["doc_hash"] for one in samples)
     numbered = bool(score.numbers) and not score.hit_or_miss
-    forms = (score.hit_or_miss, numbered, bool(score.statistics), bool(score.unpaired), bool(score.totals))
+    forms = (
+        score.hit_or_miss,
+        numbered,
+        bool(score.statistics),
+        bool(score.unpaired),
+        bool(score.totals),
+    )
     assert forms == tuple(name in group for group in (HITS, NUMBERS, PARTS, TOGETHER, DOCUMENTS))
-    assert score.retains == (name in {*HITS, *NUMBERS, "f1", "corpus_alike", "bleu", "chrf"} - {"error"})
+    assert score.retains == (
+        name in {*HITS, *NUMBERS, "f1", "corpus_alike", "bleu", "chrf"} - {"error"}
+    )
     if score.numbers:
         from harness.statistics.figures import weighted
 
@@ -227,29 +350,57 @@ def test_every_form_of_task_has_lm_evals_figure(name, place, opened, scored, mon
         from harness.statistics import corpus
 
         assert len(score.statistics) == score.n and score.stderr is not None
-        assert corpus.weighted(corpus.Corpus(score.form, score.statistics), score.parts) == pytest.approx(score.value, rel=1e-9, abs=1e-9)
+        assert corpus.weighted(
+            corpus.Corpus(score.form, score.statistics), score.parts
+        ) == pytest.approx(score.value, rel=1e-9, abs=1e-9)
 
 
 def test_direction_unit_and_reasons_are_told(scored):
     error, rouge, brier = (scored(name)[0] for name in ("error", "rouge", "brier"))
-    assert error.lower_is_better and not error.retains and error.metric == "error_rate" and not error.unpaired
-    assert rouge.unit == "number" and rouge.metric == "rouge1" and any("have no several" in note for note in rouge.notes)
-    assert brier.lower_is_better and not brier.unpaired and brier.form == "mean" and brier.chance == 0
+    assert (
+        error.lower_is_better
+        and not error.retains
+        and error.metric == "error_rate"
+        and not error.unpaired
+    )
+    assert (
+        rouge.unit == "number"
+        and rouge.metric == "rouge1"
+        and any("have no several" in note for note in rouge.notes)
+    )
+    assert (
+        brier.lower_is_better and not brier.unpaired and brier.form == "mean" and brier.chance == 0
+    )
     assert "items of holes have no acc" in scored("holes")[0].unpaired
-    assert scored("fraction")[0].values["acc"] and scored("fraction")[0].outcomes == {} and scored("letters")[0].values == {}
+    assert (
+        scored("fraction")[0].values["acc"]
+        and scored("fraction")[0].outcomes == {}
+        and scored("letters")[0].values == {}
+    )
     lacking = scored("lacking")[0]
-    assert lacking.parts == ((14, 1 / 28), (4, 1 / 8)) and any("without mcc, which have no acc" in note for note in lacking.notes)
+    assert lacking.parts == ((14, 1 / 28), (4, 1 / 8)) and any(
+        "without mcc, which have no acc" in note for note in lacking.notes
+    )
 
 
 def test_items_keep_what_a_corpus_metric_aggregates(scored, tmp_path):
     from harness.scoring.items import read_rows, write_rows
 
     f1, items, _ = scored("f1")
-    assert [row.parts["f1"] for row in items] == [[(row.item + 40) % 2, row.position] for row in items]  # (gold, prediction)
-    assert f1.statistics == tuple(f"{gold} {chosen}" for gold, chosen in (row.parts["f1"] for row in items))
+    # (gold, prediction)
+    assert [row.parts["f1"] for row in items] == [
+        [(row.item + 40) % 2, row.position] for row in items
+    ]
+    assert f1.statistics == tuple(
+        f"{gold} {chosen}" for gold, chosen in (row.parts["f1"] for row in items)
+    )
     assert (f1.unit, f1.signed, scored("mcc")[0].signed) == ("share", False, True)
     _, written, _ = scored("bleu")
-    assert all([row.gold, row.text.strip()] == [part[0], part[1].strip()] for row in written for part in [row.parts["none"]])
+    assert all(
+        [row.gold, row.text.strip()] == [part[0], part[1].strip()]
+        for row in written
+        for part in [row.parts["none"]]
+    )
     assert scored("letters")[1][0].parts == {}  # a hit or miss needs none
     write_rows(tmp_path / "rows.jsonl", items)
     assert read_rows(tmp_path / "rows.jsonl") == items
@@ -257,8 +408,13 @@ def test_items_keep_what_a_corpus_metric_aggregates(scored, tmp_path):
 
 def test_what_a_tasks_own_code_aggregates_is_not_compared_and_says_so(scored):
     own = scored("own_f1")[0]
-    assert own.unpaired == "f1 is one figure of all items together (macro_f1), made by the task's own code, which records do not hold"
-    assert not own.statistics and scored("own_f1")[1][0].parts["f1"]  # the items still hold the parts
+    assert (
+        own.unpaired
+        == "f1 is one figure of all items together (macro_f1), made by the task's own code, which "
+        "records do not hold"
+    )
+    # the items still hold the parts
+    assert not own.statistics and scored("own_f1")[1][0].parts["f1"]
 
 
 def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, opened, monkeypatch):
@@ -267,16 +423,27 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
     monkeypatch.setattr(parts, "MOST", 10)
     task = suites.load("lm-eval:f1", include_path=place)
     score, items = score_task(opened, task, DataSource(), progress=lambda one: None)
-    assert "what its items add takes 27 characters, more than a record holds (10); try --limit" in score.unpaired and items[0].parts
+    assert (
+        "what its items add takes 27 characters, more than a record holds (10); try --limit"
+        in score.unpaired
+        and items[0].parts
+    )
     monkeypatch.setattr(parts, "MOST", 2_000_000)
     monkeypatch.setattr(outcomes, "MOST", 10)
     task = suites.load("lm-eval:corpus_alike", include_path=place)
-    assert "more than the 10 characters" in score_task(opened, task, DataSource(), progress=lambda one: None)[0].unpaired
+    assert (
+        "more than the 10 characters"
+        in score_task(opened, task, DataSource(), progress=lambda one: None)[0].unpaired
+    )
 
 
 def test_chance_is_the_mean_of_what_guessing_gives(scored):
     sizes = [2 + n % 3 for n in range(14)]
-    assert scored("letters")[0].chance == pytest.approx(fmean(1 / k for k in sizes)) != pytest.approx(1 / fmean(sizes))
+    assert (
+        scored("letters")[0].chance
+        == pytest.approx(fmean(1 / k for k in sizes))
+        != pytest.approx(1 / fmean(sizes))
+    )
     assert scored("letters")[2].chance == pytest.approx(scored("letters")[0].chance)
     assert (
         scored("alike")[0].chance
@@ -295,9 +462,16 @@ def test_choices_without_a_question_are_no_choices(scored):
 def test_members_with_other_metrics_are_told_apart_or_refused(scored):
     unlike, corpora = scored("unlike")[0], scored("corpora")[0]
     assert unlike.metric == "acc_norm"  # both members have it
-    assert "judged by different metrics (mcc: mcc; f1: f1)" in " ".join(corpora.notes) and corpora.unpaired
+    assert (
+        "judged by different metrics (mcc: mcc; f1: f1)" in " ".join(corpora.notes)
+        and corpora.unpaired
+    )
     assert scored("pages")[0].unpaired and set(corpora.groups) == {"mcc", "f1"}
-    with pytest.raises(CellFailed, match=r"better in different directions \(acc higher, brier_score lower\); name them one by one"):
+    with pytest.raises(
+        CellFailed,
+        match=r"better in different directions \(acc higher, brier_score lower\); name them one by "
+        r"one",
+    ):
         scored("both_ways")
 
 
@@ -309,7 +483,13 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
     from harness.files.digests import digest_of
 
     turned = [
-        replace(items[0], correct={"acc": not items[0].correct["acc"]}, position=1 - items[0].position, text="x", twins=True),
+        replace(
+            items[0],
+            correct={"acc": not items[0].correct["acc"]},
+            position=1 - items[0].position,
+            text="x",
+            twins=True,
+        ),
         *items[1:],
     ]
     same = [replace(row, text="x", twins=True) for row in items]
@@ -321,7 +501,9 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
 # One index: of processed documents
 
 
-@pytest.mark.parametrize("name", ["filtered", "expanded", "reordered", "shots", "shots_filtered", "own_shots", "sized"])
+@pytest.mark.parametrize(
+    "name", ["filtered", "expanded", "reordered", "shots", "shots_filtered", "own_shots", "sized"]
+)
 def test_a_sample_holds_the_whole_runs_items_under_the_same_numbers(name, scored):
     _, whole, _ = scored(name)
     score, items, _ = scored(name, limit=5)
@@ -329,23 +511,30 @@ def test_a_sample_holds_the_whole_runs_items_under_the_same_numbers(name, scored
     assert score.n == len(items) == 5
     assert all(
         (row.doc_hash, row.prompt_hash, row.text) == (same.doc_hash, same.prompt_hash, same.text)
-        for row in items for same in [by_number[row.item]]
-    )  # fmt: skip
+        for row in items
+        for same in [by_number[row.item]]
+    )
 
 
 def test_list_valued_fields_make_no_groups(scored):
-    assert scored("letters")[0].groups == {} and set(scored("sized")[0].groups) == {"letters", "small"}
+    assert scored("letters")[0].groups == {} and set(scored("sized")[0].groups) == {
+        "letters",
+        "small",
+    }
 
 
 PROMPTS = """
 import sys, json, random
+from pathlib import Path
 import suites
 from harness.data.source import DataSource
-from harness.models.checkpoint import describe; from harness.models.language_model import open_model
+from harness.models.checkpoint import describe
+from harness.models.language_model import open_model
 from harness.scoring.score import score_task
 random.seed(int(sys.argv[3]))
 task = suites.load("lm-eval:shots", include_path=sys.argv[2])
-_, rows = score_task(open_model(describe(__import__("pathlib").Path(sys.argv[1]), name="m")), task, DataSource(), progress=lambda one: None)
+model = open_model(describe(Path(sys.argv[1]), name="m"))
+_, rows = score_task(model, task, DataSource(), progress=lambda step: None)
 print(json.dumps([row.prompt_hash for row in rows]))
 """
 
@@ -353,9 +542,14 @@ print(json.dumps([row.prompt_hash for row in rows]))
 @pytest.mark.slow
 def test_every_process_shows_the_same_shots(random_model, place, scored):
     done = subprocess.run(
-        [sys.executable, "-c", PROMPTS, str(random_model.path), str(place), "7"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROMPTS, str(random_model.path), str(place), "7"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert json.loads(done.stdout.splitlines()[-1]) == [row.prompt_hash for row in scored("shots")[1]]
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        row.prompt_hash for row in scored("shots")[1]
+    ]
 
 
 def test_seeds_are_put_back(place):
@@ -383,29 +577,43 @@ def test_an_answer_is_graded_by_its_own_item(place):
     task = suites.load("lm-eval:hashes", include_path=place)
     for example in task.examples("test", DataSource()):
         assert example.gold.startswith("so it is #### ")
-        assert task.grade(example.gold, f" {example.gold}")[0].correct == task.grade(str(example.gold), f" {example.gold}")[0].correct
+        assert (
+            task.grade(example.gold, f" {example.gold}")[0].correct
+            == task.grade(str(example.gold), f" {example.gold}")[0].correct
+        )
     overlap = suites.load("lm-eval:overlap", include_path=place)
     example = next(iter(overlap.examples("test", DataSource())))
-    assert not overlap.grade(example.gold, " nothing")[0].correct  # a part of the marks is no right answer
+    # a part of the marks is no right answer
+    assert not overlap.grade(example.gold, " nothing")[0].correct
 
 
 def test_bits_per_byte_are_bits(scored):
     bits, perplexity = scored("read_bits_per_byte")[0], scored("read_byte_perplexity")[0]
-    assert bits.value == pytest.approx(math.log2(perplexity.value)) and bits.totals == perplexity.totals
+    assert (
+        bits.value == pytest.approx(math.log2(perplexity.value))
+        and bits.totals == perplexity.totals
+    )
 
 
 def test_what_cannot_be_asked_is_refused_while_planning(place, tmp_path):
     base = (place / "written.yaml").read_text(encoding="utf-8")
-    odd = {"unsafe": ("unsafe_code: true\n", "unsafe_code"), "seen": ("doc_to_image: text\n", "pictures")}
+    odd = {
+        "unsafe": ("unsafe_code: true\n", "unsafe_code"),
+        "seen": ("doc_to_image: text\n", "pictures"),
+    }
     for name, (line, _) in odd.items():
-        (tmp_path / f"{name}.yaml").write_text(base.replace('"written"', f'"{name}"') + line, encoding="utf-8")
+        (tmp_path / f"{name}.yaml").write_text(
+            base.replace('"written"', f'"{name}"') + line, encoding="utf-8"
+        )
     for name, (_, told) in odd.items():
         with pytest.raises(HarnessError, match=told):
             suites.load(f"lm-eval:{name}", include_path=tmp_path)
 
 
 def test_a_metric_that_lm_eval_cannot_compute_is_a_line(scored):
-    with pytest.raises(CellFailed, match=r"lm-eval:uneven_brier: lm-eval cannot compute its figures .*array"):
+    with pytest.raises(
+        CellFailed, match=r"lm-eval:uneven_brier: lm-eval cannot compute its figures .*array"
+    ):
         scored("uneven_brier")
     with pytest.raises(CellFailed, match="unheard gives its items no metric"):
         scored("unheard")

@@ -1,4 +1,6 @@
-"""The plain path over families: batches change no answer, whatever a model remembers by; and numbers that are none are said."""
+"""The plain path over families: batches change no answer, whatever a model remembers by; and
+numbers that are none are said.
+"""
 
 import sys
 from pathlib import Path
@@ -19,9 +21,19 @@ from harness.scoring.lm_eval_model import HarnessLM
 from harness.scoring.plain import note_of, one_row, writing_of
 
 RECURRENT = (
-    "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "lfm2", "qwen3_next", "bamba", "jamba", "granitemoehybrid", "zamba2",
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "rwkv",
+    "recurrent_gemma",
+    "lfm2",
+    "qwen3_next",
+    "bamba",
+    "jamba",
+    "granitemoehybrid",
+    "zamba2",
     "falcon_h1",
-)  # fmt: skip
+)
 WINDOWED = ("mistral", "gemma2", "gemma3_text", "gpt_neo", "llama4_text", "bloom", "mpt")
 
 
@@ -42,11 +54,16 @@ def model(embedded):
 
 def texts(count=7):
     draw = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 1000, (length,), generator=draw).tolist() for length in (31, 7, 22, 3, 40, 12, 57)[:count]]
+    return [
+        torch.randint(3, 1000, (length,), generator=draw).tolist()
+        for length in (31, 7, 22, 3, 40, 12, 57)[:count]
+    ]
 
 
 def alone(opened, row, count):
-    """Return the log-probability of the last tokens of a text, by the model as transformers calls it."""
+    """Return the log-probability of the last tokens of a text, by the model as transformers calls
+    it.
+    """
     with torch.inference_mode():
         logs = torch.log_softmax(opened.model(torch.tensor([row])).logits[0].float(), -1)
     return sum(float(logs[at - 1, row[at]]) for at in range(len(row) - count, len(row)))
@@ -58,21 +75,31 @@ def test_batch_size_changes_no_log_probability_in_any_family(kind, model):
     rows = [Scored(row, min(3, len(row) - 1)) for row in texts()]
     truth = [alone(opened, row.ids, row.count) for row in rows]
     for size in (1, 3, 16):
-        assert [value for value, _ in log_likelihoods(opened, rows, batch_size=size)] == pytest.approx(truth, abs=1e-3)
+        assert [
+            value for value, _ in log_likelihoods(opened, rows, batch_size=size)
+        ] == pytest.approx(truth, abs=1e-3)
     assert why_plain(opened)
 
 
 @pytest.mark.parametrize("kind", RECURRENT + WINDOWED)
 def test_batch_size_changes_no_answer_in_any_family(kind, model):
-    """Rows of other lengths beside it, rows that leave before it: a row writes what transformers' own decoding writes for it alone."""
+    """Rows of other lengths beside it, rows that leave before it: a row writes what transformers'
+    own decoding writes for it alone.
+    """
     opened = model(kind)
     prompts = texts(5)
     free = [generate(opened, [prompt], max_new_tokens=8)[0] for prompt in prompts]
     theirs = [
-        opened.model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=8,
-                              do_sample=False, eos_token_id=sorted(opened.eos_ids), pad_token_id=0)[0, len(prompt):].tolist()
+        opened.model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=sorted(opened.eos_ids),
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
         for prompt in prompts
-    ]  # fmt: skip
+    ]
     assert [list(answer.ids) for answer in free] == theirs
     stop = (free[1].text[1:3],)  # some row ends before the others
     single = [generate(opened, [prompt], max_new_tokens=8, stop=stop)[0] for prompt in prompts]
@@ -85,15 +112,21 @@ def test_a_model_that_padding_changes_is_run_one_row_at_a_time_and_says_so(model
     opened = model("rwkv")
     assert one_row(opened).startswith("padding moves its log-probabilities by")
     said = []
-    log_likelihoods(opened, [Scored([5, 6, 7], 1), Scored([5, 6], 1)], batch_size=16, say=said.append)
-    assert said == [note_of(opened, writes=False)] and "one row at a time, whatever the batch size" in said[0]
+    log_likelihoods(
+        opened, [Scored([5, 6, 7], 1), Scored([5, 6], 1)], batch_size=16, say=said.append
+    )
+    assert (
+        said == [note_of(opened, writes=False)]
+        and "one row at a time, whatever the batch size" in said[0]
+    )
     assert not writing_of(opened).together and writing_of(opened).cached
 
 
 def test_hybrid_models_are_written_in_batches_where_their_caches_allow_it(model):
     for kind in ("mamba", "lfm2", "qwen3_next", "bamba", "falcon_h1"):
         assert writing_of(model(kind)).together and not note_of(model(kind), writes=True)
-    assert not writing_of(model("mamba")).masked  # its steps would take the whole text's mask for theirs
+    # its steps would take the whole text's mask for theirs
+    assert not writing_of(model("mamba")).masked
 
 
 def test_a_model_without_a_cache_reads_each_text_anew(model):
@@ -113,8 +146,17 @@ def test_fidelity_reads_a_model_that_padding_changes_one_row_at_a_time(model):
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2", "gemma2"])
 def test_numbers_that_are_none_fail_the_row_and_name_their_module(kind, model):
-    opened = LanguageModel(_architectures.built(kind, vocabulary=1024), model(kind).tokenizer, "cpu", model(kind).checkpoint)
-    name = next(name for name, _ in opened.model.named_modules() if name.endswith(("layers.1.mlp.down_proj", "layers.1.feed_forward.w2")))
+    opened = LanguageModel(
+        _architectures.built(kind, vocabulary=1024),
+        model(kind).tokenizer,
+        "cpu",
+        model(kind).checkpoint,
+    )
+    name = next(
+        name
+        for name, _ in opened.model.named_modules()
+        if name.endswith(("layers.1.mlp.down_proj", "layers.1.feed_forward.w2"))
+    )
     with torch.no_grad():
         opened.model.get_submodule(name).weight[2, 3] = float("nan")
     rows = [Scored(row, 2) for row in texts(2)]
@@ -127,10 +169,18 @@ def test_numbers_that_are_none_fail_the_row_and_name_their_module(kind, model):
 
 
 def test_floats_that_overflow_fail_the_row_too(model):
-    opened = LanguageModel(_architectures.built("llama", vocabulary=1024), model("llama").tokenizer, "cpu", model("llama").checkpoint)
+    opened = LanguageModel(
+        _architectures.built("llama", vocabulary=1024),
+        model("llama").tokenizer,
+        "cpu",
+        model("llama").checkpoint,
+    )
     with torch.no_grad():
         opened.model.lm_head.weight[7].fill_(3e38)
-    with pytest.raises(CellFailed, match="NaN or infinity, computed in float32: the first stands in the output of lm_head"):
+    with pytest.raises(
+        CellFailed,
+        match="NaN or infinity, computed in float32: the first stands in the output of lm_head",
+    ):
         log_likelihoods(opened, [Scored([5, 6, 7, 8], 2)])
 
 
@@ -141,7 +191,11 @@ def test_a_damaged_checkpoint_is_refused_where_it_is_opened(bad, random_model, t
         opened.model.model.layers[1].self_attn.k_proj.weight[3, 1] = bad
     opened.model.save_pretrained(tmp_path / "bad")
     opened.tokenizer.save_pretrained(tmp_path / "bad")
-    with pytest.raises(CellFailed, match=r"bad holds numbers that are not finite: model.layers.1.self_attn.k_proj.weight\[3, 1\] is"):
+    with pytest.raises(
+        CellFailed,
+        match=r"bad holds numbers that are not finite: model.layers.1.self_attn.k_proj.weight\[3, "
+        r"1\] is",
+    ):
         open_model(resolve(str(tmp_path / "bad"), cache=tmp_path))
 
 
@@ -156,66 +210,131 @@ def test_fidelity_refuses_numbers_that_are_none():
 
 
 _TEXT = {
-    "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 200, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
-_PARTS = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}}
+    "vocab_size": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 200,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_PARTS = {
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
+}
 MULTIMODAL = {
     "gemma3": {
-        "text_config": {**_TEXT, "sliding_window": 8, "model_type": "gemma3_text"}, "mm_tokens_per_image": 4, "image_token_index": 1000,
+        "text_config": {**_TEXT, "sliding_window": 8, "model_type": "gemma3_text"},
+        "mm_tokens_per_image": 4,
+        "image_token_index": 1000,
         "vision_config": {**_VISION, "model_type": "siglip_vision_model"},
     },
     "llava": {
-        "text_config": {**_TEXT, "model_type": "llama"}, "vision_config": {**_VISION, "model_type": "clip_vision_model"},
+        "text_config": {**_TEXT, "model_type": "llama"},
+        "vision_config": {**_VISION, "model_type": "clip_vision_model"},
         "image_token_index": 1000,
     },
     "mistral3": {
-        "text_config": {**_TEXT, "model_type": "mistral", "sliding_window": None}, "image_token_index": 1000,
+        "text_config": {**_TEXT, "model_type": "mistral", "sliding_window": None},
+        "image_token_index": 1000,
         "vision_config": {**_VISION, "model_type": "pixtral"},
     },
     "idefics2": {
-        "text_config": {**_TEXT, "model_type": "mistral"}, "vision_config": {**_VISION, "model_type": "idefics2"},
+        "text_config": {**_TEXT, "model_type": "mistral"},
+        "vision_config": {**_VISION, "model_type": "idefics2"},
         "perceiver_config": {
-            "hidden_size": 32, "resampler_depth": 1, "resampler_n_heads": 2, "num_key_value_heads": 1, "resampler_head_dim": 8,
+            "hidden_size": 32,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "num_key_value_heads": 1,
+            "resampler_head_dim": 8,
         },
     },
-    "idefics3": {"text_config": {**_TEXT, "model_type": "llama"}, "vision_config": {**_VISION, "model_type": "idefics3_vision"}},
-    "smolvlm": {"text_config": {**_TEXT, "model_type": "llama"}, "vision_config": {**_VISION, "model_type": "smolvlm_vision"}},
-    "qwen2_vl": {
-        "text_config": {**_TEXT, **_PARTS, "model_type": "qwen2_vl_text"}, "image_token_id": 1000, "video_token_id": 1001,
-        "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 14},
+    "idefics3": {
+        "text_config": {**_TEXT, "model_type": "llama"},
+        "vision_config": {**_VISION, "model_type": "idefics3_vision"},
     },
-}  # fmt: skip
+    "smolvlm": {
+        "text_config": {**_TEXT, "model_type": "llama"},
+        "vision_config": {**_VISION, "model_type": "smolvlm_vision"},
+    },
+    "qwen2_vl": {
+        "text_config": {**_TEXT, **_PARTS, "model_type": "qwen2_vl_text"},
+        "image_token_id": 1000,
+        "video_token_id": 1001,
+        "vision_config": {
+            "depth": 1,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "patch_size": 14,
+        },
+    },
+}
 
 
 @pytest.mark.parametrize("kind", MULTIMODAL)
-def test_the_text_model_inside_a_multimodal_class_is_scored_as_lm_eval_scores_it(kind, embedded, tmp_path):
+def test_the_text_model_inside_a_multimodal_class_is_scored_as_lm_eval_scores_it(
+    kind, embedded, tmp_path
+):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
-    AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **MULTIMODAL[kind])).save_pretrained(tmp_path / kind)
+    AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(kind, **MULTIMODAL[kind])
+    ).save_pretrained(tmp_path / kind)
     embedded.tokenizer.save_pretrained(tmp_path / kind)
     opened = open_model(resolve(str(tmp_path / kind), cache=tmp_path))
     peer = HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=1)
     assert (opened.context, opened.vocabulary) == (peer.max_length, 1024) == (200, 1024)
-    contexts = ["Question: What is 2 and 2?\nAnswer:", "The red fox " * 90]  # the second is cut on the left
+    # the second is cut on the left
+    contexts = ["Question: What is 2 and 2?\nAnswer:", "The red fox " * 90]
     choices = [
-        Instance(request_type="loglikelihood", doc={}, arguments=(text, word), idx=0, metadata=("t", at, 1))
-        for at, text in enumerate(contexts) for word in (" A", " four of them")
-    ]  # fmt: skip
-    if kind.startswith(("idefics", "smolvlm")):  # theirs forbid the placeholders of pictures: here what the model would like to write
+        Instance(
+            request_type="loglikelihood",
+            doc={},
+            arguments=(text, word),
+            idx=0,
+            metadata=("t", at, 1),
+        )
+        for at, text in enumerate(contexts)
+        for word in (" A", " four of them")
+    ]
+    # theirs forbid the placeholders of pictures: here what the model would like to write
+    if kind.startswith(("idefics", "smolvlm")):
         free = HarnessLM(opened).engine.generate(
-            [opened.tokenizer(contexts[0])["input_ids"]], max_new_tokens=6, stop=(), progress=print, finished=print, say=print
+            [opened.tokenizer(contexts[0])["input_ids"]],
+            max_new_tokens=6,
+            stop=(),
+            progress=print,
+            finished=print,
+            say=print,
         )
         opened.model.generation_config.bad_words_ids = [[token] for token in free[0].ids]
     settings = {"until": ["\n"], "max_new_tokens": 6}
     written = [
-        Instance(request_type="generate_until", doc={}, arguments=(text, settings), idx=0, metadata=("t", at, 1))
+        Instance(
+            request_type="generate_until",
+            doc={},
+            arguments=(text, settings),
+            idx=0,
+            metadata=("t", at, 1),
+        )
         for at, text in enumerate(contexts)
-    ]  # fmt: skip
+    ]
     for size in (1, 3):
         ours = HarnessLM(opened, batch_size=size)
         left, right = ours.loglikelihood(choices), peer.loglikelihood(choices, disable_tqdm=True)

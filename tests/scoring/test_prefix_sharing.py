@@ -1,4 +1,6 @@
-"""The shared path against the model's own attention, its fallbacks, its memory of what was answered."""
+"""The shared path against the model's own attention, its fallbacks, its memory of what was
+answered.
+"""
 
 import json
 import math
@@ -17,7 +19,16 @@ from harness.errors import CellFailed
 from harness.models.language_model import open_model
 from harness.scoring.admission import refusal
 from harness.scoring.answer_cache import Journal, asked
-from harness.scoring.fidelity import choice_fidelity, clustered_mean, reader, reads, recall, remember, texts_to_read, token_fidelity
+from harness.scoring.fidelity import (
+    choice_fidelity,
+    clustered_mean,
+    reader,
+    reads,
+    recall,
+    remember,
+    texts_to_read,
+    token_fidelity,
+)
 from harness.scoring.generation import generate, why_plain
 from harness.scoring.items import ItemRow
 from harness.scoring.likelihood import Scored, log_likelihoods, runs
@@ -64,7 +75,11 @@ def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
     from harness.scoring import prefix_sharing
 
     opened = small("Llama")
-    monkeypatch.setattr(prefix_sharing.Slots, "attend", lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0)
+    monkeypatch.setattr(
+        prefix_sharing.Slots,
+        "attend",
+        lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0,
+    )
     assert "moved by" in refusal(opened)
 
 
@@ -92,9 +107,19 @@ def test_the_models_own_attention_comes_back(small):
 
 def test_a_tree_sees_ancestors_only():
     tree = Tree.of([[1, 2, 3], [1, 2, 4], [5]])
-    assert (tree.tokens, tree.depths, tree.parents) == ([1, 2, 3, 4, 5], [0, 1, 2, 2, 0], [-1, 0, 1, 1, -1])
+    assert (tree.tokens, tree.depths, tree.parents) == (
+        [1, 2, 3, 4, 5],
+        [0, 1, 2, 2, 0],
+        [-1, 0, 1, 1, -1],
+    )
     assert tree.paths == [[0, 1, 2], [0, 1, 3], [4]]
-    assert tree.visible().int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+    assert tree.visible().int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
     assert Tree.of([[1, 2, 3]]).visible() is None
 
 
@@ -103,7 +128,8 @@ def test_runs_end_before_the_first_scored_position():
     rows = [*sequences(long, [[1, 2], [1, 3], [4, 5]], 1), Scored([900, 901, 902], 1)]
     order = sorted(range(4), key=lambda row: rows[row].ids)
     assert runs(rows, order) == [([0, 1, 2], 100), ([3], 1)]
-    alone = sequences(long, [[1, 2], [3, 2]], 2)  # the last shared token is the input of the first scored one
+    # the last shared token is the input of the first scored one
+    alone = sequences(long, [[1, 2], [3, 2]], 2)
     assert runs(alone, [0, 1]) == [([0, 1], 99)]
 
 
@@ -123,12 +149,18 @@ def test_packs_of_any_size_and_long_texts_give_the_same_numbers(small, monkeypat
 
 
 def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
-    """What a table pays for one more question is the question: the shared examples are read once."""
+    """What a table pays for one more question is the question: the shared examples are read
+    once.
+    """
     opened = small("Llama", max_position_embeddings=2048)
     why_plain(opened)
     fed = []
     forward = opened.model.forward
-    monkeypatch.setattr(opened.model, "forward", lambda *a, **k: (fed.append(k["input_ids"].numel()), forward(*a, **k))[1])
+    monkeypatch.setattr(
+        opened.model,
+        "forward",
+        lambda *a, **k: (fed.append(k["input_ids"].numel()), forward(*a, **k))[1],
+    )
     shared = [5 + index % 900 for index in range(700)]
     questions = [[100 + index, 7, 8, letter] for index in range(100) for letter in (1, 2, 3, 4)]
     log_likelihoods(opened, sequences(shared, questions, 1))
@@ -137,7 +169,9 @@ def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
 
 @pytest.mark.parametrize("way", ["packs", "prefix", "plain"])
 def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small, monkeypatch, way):
-    """A scoring that goes on after a kill ends with the same digits: the rows that are left stand in the packs that they stood in."""
+    """A scoring that goes on after a kill ends with the same digits: the rows that are left stand
+    in the packs that they stood in.
+    """
     from harness.scoring import likelihood
 
     opened = small("Llama", max_position_embeddings=2048)
@@ -145,13 +179,17 @@ def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small,
         monkeypatch.setattr(likelihood, "why_plain", lambda opened: "a test")
     draw = torch.Generator().manual_seed(3)
     shared = torch.randint(5, 1000, (60 if way == "prefix" else 3,), generator=draw).tolist()
-    questions = [torch.randint(5, 1000, (2 + index % 9,), generator=draw).tolist() for index in range(40)]
+    questions = [
+        torch.randint(5, 1000, (2 + index % 9,), generator=draw).tolist() for index in range(40)
+    ]
     rows = sequences(shared, questions, 1)
 
     def scored(known):
         seen = []
         options = {"batch_size": 4} if way == "plain" else {"pack": 70}
-        answers = log_likelihoods(opened, rows, known=known, finished=lambda row, answer: seen.append(row), **options)
+        answers = log_likelihoods(
+            opened, rows, known=known, finished=lambda row, answer: seen.append(row), **options
+        )
         return answers, seen
 
     whole, everyone = scored({})
@@ -163,7 +201,9 @@ def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small,
         assert sorted(seen) == [row for row in range(40) if row not in known]
     fed = []
     forward = opened.model.forward
-    monkeypatch.setattr(opened.model, "forward", lambda *a, **k: (fed.append(1), forward(*a, **k))[1])
+    monkeypatch.setattr(
+        opened.model, "forward", lambda *a, **k: (fed.append(1), forward(*a, **k))[1]
+    )
     scored({row: whole[row] for row in range(40)})
     assert not fed  # nothing is left: the model is not asked
 
@@ -173,13 +213,18 @@ def test_refilled_slots_write_what_a_single_row_writes(small, common):
     opened = small("Llama")
     draw = torch.Generator().manual_seed(2)
     shared = torch.randint(5, 1000, (common,), generator=draw).tolist()
-    prompts = [[*shared, *torch.randint(5, 1000, (size,), generator=draw).tolist()] for size in (3, 9, 4, 12, 5, 6, 7, 3, 8)]
+    prompts = [
+        [*shared, *torch.randint(5, 1000, (size,), generator=draw).tolist()]
+        for size in (3, 9, 4, 12, 5, 6, 7, 3, 8)
+    ]
     alone = [generate(opened, [prompt], max_new_tokens=12, batch_size=1)[0] for prompt in prompts]
     for size in (2, 4, 64):
         assert generate(opened, prompts, max_new_tokens=12, batch_size=size) == alone
     # and what transformers' own generate writes
     for prompt, one in zip(prompts[:3], alone, strict=False):
-        out = opened.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        out = opened.model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
         eos = opened.tokenizer.eos_token_id
         ids = out[0, len(prompt) :].tolist()
         ids = ids[: ids.index(eos)] if eos in ids else ids
@@ -201,7 +246,10 @@ def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatc
 
     monkeypatch.setattr(prefix_sharing.Slots, "admit", tight)
     assert generate(opened, prompts, max_new_tokens=6, batch_size=9, say=said.append) == plain
-    assert said == ["out of memory: 9 rows at once became 4", "out of memory: 4 rows at once became 2"]
+    assert said == [
+        "out of memory: 9 rows at once became 4",
+        "out of memory: 4 rows at once became 2",
+    ]
 
 
 def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
@@ -232,21 +280,35 @@ def test_a_journal_keeps_whole_lines_and_drops_a_torn_one(tmp_path):
 
 
 def scored(opened, name, cache, limit=40):
-    return score_task(opened, suites.load(name), DataSource(), batch_size="auto", limit=limit, progress=lambda one: None, cache=cache)
+    return score_task(
+        opened,
+        suites.load(name),
+        DataSource(),
+        batch_size="auto",
+        limit=limit,
+        progress=lambda one: None,
+        cache=cache,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
-def test_answers_are_read_again_from_the_journal_but_never_another_models(embedded, random_model, tmp_path, name):
+def test_answers_are_read_again_from_the_journal_but_never_another_models(
+    embedded, random_model, tmp_path, name
+):
     score, rows = scored(embedded, name, tmp_path)
     again, same = scored(embedded, name, tmp_path)
     assert score.from_journal == 0 and again.from_journal == (40 if name == "gsm8k-mini" else 160)
-    assert rows == same and again.value == score.value and again.seconds == pytest.approx(score.seconds, abs=0.05)
+    assert (
+        rows == same
+        and again.value == score.value
+        and again.seconds == pytest.approx(score.seconds, abs=0.05)
+    )
     other, theirs = scored(open_model(random_model), name, tmp_path)
     assert other.from_journal == 0
-    assert [row.text for row in theirs] != [row.text for row in rows] or [r.log_probabilities for r in theirs] != [
-        r.log_probabilities for r in rows
-    ]
+    assert [row.text for row in theirs] != [row.text for row in rows] or [
+        r.log_probabilities for r in theirs
+    ] != [r.log_probabilities for r in rows]
 
 
 KILLED = """
@@ -255,17 +317,21 @@ from pathlib import Path
 import suites
 from harness.scoring import prefix_sharing
 from harness.data.source import DataSource
-from harness.models.language_model import open_model; from harness.models.resolve import resolve
+from harness.models.language_model import open_model
+from harness.models.resolve import resolve
 from harness.scoring.score import score_task
 opened = open_model(resolve("tiny", cache=Path("unused")))
 print("begin", flush=True)
-score_task(opened, suites.load("gsm8k-mini"), DataSource(), batch_size=4, limit=200, progress=lambda one: None, cache=Path(sys.argv[1]))
+task, how = suites.load("gsm8k-mini"), {"progress": lambda step: None, "cache": Path(sys.argv[1])}
+score_task(opened, task, DataSource(), batch_size=4, limit=200, **how)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
-    process = subprocess.Popen([sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "begin\n"
     found = []
     while process.poll() is None and not found:
@@ -281,7 +347,9 @@ def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["gsm8k-mini", "mmlu-mini"])
-def test_answers_that_were_damaged_are_asked_again_and_said_and_the_score_is_the_same(embedded, tmp_path, capsys, task):
+def test_answers_that_were_damaged_are_asked_again_and_said_and_the_score_is_the_same(
+    embedded, tmp_path, capsys, task
+):
     whole, _ = scored(embedded, task, tmp_path, limit=12)
     [path] = tmp_path.rglob("*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
@@ -289,26 +357,48 @@ def test_answers_that_were_damaged_are_asked_again_and_said_and_the_score_is_the
     mended, _ = scored(embedded, task, tmp_path, limit=12)
     assert "1 kept answers are not as they were written" in capsys.readouterr().err
     assert (mended.notes, mended.outcomes, mended.answers_digest, mended.likelihoods_digest) == (
-        whole.notes, whole.outcomes, whole.answers_digest, whole.likelihoods_digest
-    )  # fmt: skip
+        whole.notes,
+        whole.outcomes,
+        whole.answers_digest,
+        whole.likelihoods_digest,
+    )
 
 
 def row_of(item, logs=(), prompt="", text=""):
     return ItemRow(
-        task="t", item=item, group="", doc_hash="", prompt_hash="", target_hash="", gold="", text=text, extracted={}, correct={}, tokens=0,
-        stop="", log_probabilities=tuple(logs), prompt=prompt,
-    )  # fmt: skip
+        task="t",
+        item=item,
+        group="",
+        doc_hash="",
+        prompt_hash="",
+        target_hash="",
+        gold="",
+        text=text,
+        extracted={},
+        correct={},
+        tokens=0,
+        stop="",
+        log_probabilities=tuple(logs),
+        prompt=prompt,
+    )
 
 
 def test_choice_divergence_by_hand():
     teacher = [row_of(1, [math.log(0.5), math.log(0.5)]), row_of(2, [math.log(0.9), math.log(0.1)])]
-    student = [row_of(1, [math.log(0.25), math.log(0.75)]), row_of(2, [math.log(0.9), math.log(0.1)])]
+    student = [
+        row_of(1, [math.log(0.25), math.log(0.75)]),
+        row_of(2, [math.log(0.9), math.log(0.1)]),
+    ]
     found = choice_fidelity("t", teacher, student)
     first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert found.items == 2 and found.kl == pytest.approx(first / 2) and found.agreement == 0.5
     assert choice_fidelity("t", teacher, teacher).kl == pytest.approx(0)
-    shifted = [row_of(1, [3 + math.log(0.5)] * 2), row_of(2, [7 + math.log(0.9), 7 + math.log(0.1)])]
-    assert choice_fidelity("t", teacher, shifted).kl == pytest.approx(0)  # a choice's shared log-probability does not matter
+    shifted = [
+        row_of(1, [3 + math.log(0.5)] * 2),
+        row_of(2, [7 + math.log(0.9), 7 + math.log(0.1)]),
+    ]
+    # a choice's shared log-probability does not matter
+    assert choice_fidelity("t", teacher, shifted).kl == pytest.approx(0)
 
 
 def test_clustered_errors_of_equal_clusters_are_the_plain_ones():
@@ -319,7 +409,10 @@ def test_clustered_errors_of_equal_clusters_are_the_plain_ones():
 
 
 def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, random_model):
-    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
+    rows = [
+        row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
+        for index in range(6)
+    ]
     texts = texts_to_read(embedded, "t", rows)
     own = token_fidelity("t", reads(reader(embedded), texts), reader(embedded))
     assert own.kl == pytest.approx(0, abs=1e-6) and own.agreement == 1 and own.items == 6
@@ -327,24 +420,44 @@ def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, ra
     other = token_fidelity("t", reads(reader(embedded), texts), reader(student))
     assert other.kl > 0.5 and other.agreement < 0.5 and other.kl_stderr > 0
     by_hand = []
-    for before, after in texts:  # an independent sum over single sequences, without batches or padding
+    # an independent sum over single sequences, without batches or padding
+    for before, after in texts:
         with torch.no_grad():
-            p, q = (torch.log_softmax(one.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1], -1)
-                    for one in (embedded, student))  # fmt: skip
+            p, q = (
+                torch.log_softmax(
+                    one.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1], -1
+                )
+                for one in (embedded, student)
+            )
         by_hand.append((float((p.exp() * (p - q)).sum()), len(after)))
-    assert other.kl == pytest.approx(sum(kl for kl, _ in by_hand) / sum(size for _, size in by_hand), rel=1e-4)
+    assert other.kl == pytest.approx(
+        sum(kl for kl, _ in by_hand) / sum(size for _, size in by_hand), rel=1e-4
+    )
 
 
-def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model, tmp_path, monkeypatch):
-    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(6)]
+def test_what_the_teacher_read_is_kept_for_every_student(
+    embedded, random_model, tmp_path, monkeypatch
+):
+    rows = [
+        row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
+        for index in range(6)
+    ]
     kept, student = tmp_path / "reads.safetensors", open_model(random_model)
-    fresh = token_fidelity("t", reads(reader(embedded), texts_to_read(embedded, "t", rows)), reader(student))
+    fresh = token_fidelity(
+        "t", reads(reader(embedded), texts_to_read(embedded, "t", rows)), reader(student)
+    )
     remember(kept, embedded, rows, ["t"])
-    monkeypatch.setattr(type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again"))
+    monkeypatch.setattr(
+        type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again")
+    )
     known = recall(kept, embedded.checkpoint, "t", device="cpu")
     monkeypatch.undo()
     again = token_fidelity("t", known, reader(student))
-    assert again.kl == pytest.approx(fresh.kl, rel=1e-5) and again.agreement == fresh.agreement and again.items == fresh.items
+    assert (
+        again.kl == pytest.approx(fresh.kl, rel=1e-5)
+        and again.agreement == fresh.agreement
+        and again.items == fresh.items
+    )
     assert recall(kept, student.checkpoint, "t", device="cpu") is None  # of another teacher
     assert recall(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
 
@@ -352,7 +465,10 @@ def test_what_the_teacher_read_is_kept_for_every_student(embedded, random_model,
 def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
     from harness.scoring.fidelity import _recalled
 
-    rows = [row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.") for index in range(3)]
+    rows = [
+        row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
+        for index in range(3)
+    ]
     remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
     crossed = []
 
@@ -362,10 +478,14 @@ def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
             return embedded.model.get_output_embeddings().weight.detach()
 
     names = {f"t/{index}/hidden" for index in range(3)}
-    assert len(list(_recalled(tmp_path / "reads.safetensors", "t", Head(), names, "cpu"))) == 3 and crossed == ["cpu"]
+    assert len(
+        list(_recalled(tmp_path / "reads.safetensors", "t", Head(), names, "cpu"))
+    ) == 3 and crossed == ["cpu"]
 
 
-def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(embedded, tmp_path, monkeypatch):
+def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(
+    embedded, tmp_path, monkeypatch
+):
     rows = [row_of(0, prompt="Question: 1 plus 1?\nAnswer:", text=" It is 2.")]
     head = embedded.model.get_output_embeddings()
     capped = head.register_forward_hook(lambda module, inputs, output: torch.tanh(output / 5) * 5)
@@ -396,8 +516,14 @@ def test_lm_evals_own_command_knows_the_model():
 
     import harness.scoring.lm_eval_model  # noqa: F401  registers it
 
-    model = get_model("harness").create_from_arg_string("pretrained=tiny", {"batch_size": 8, "device": "cpu"})
-    assert model.opened.checkpoint.name == "tiny" and model.engine.batch_size == 8 and model.backend == "causal"
+    model = get_model("harness").create_from_arg_string(
+        "pretrained=tiny", {"batch_size": 8, "device": "cpu"}
+    )
+    assert (
+        model.opened.checkpoint.name == "tiny"
+        and model.engine.batch_size == 8
+        and model.backend == "causal"
+    )
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
@@ -424,7 +550,8 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
         return replace(embedded, model=model, autocast=autocast)
 
     try:
-        assert "moved by" in why_plain(prepared(""))  # by its weights' type it would be held to float32
+        # by its weights' type it would be held to float32
+        assert "moved by" in why_plain(prepared(""))
         mixed = prepared("bfloat16")
         assert why_plain(mixed) == "" and mixed.dtype == "bfloat16" and embedded.dtype == "float32"
         prompts = [embedded.encode("Question: 2 + 3?\nAnswer:"), embedded.encode("A")]

@@ -1,4 +1,6 @@
-"""The vLLM backend against the transformers one, with a stand-in engine that answers as vLLM does; the real one where it is."""
+"""The vLLM backend against the transformers one, with a stand-in engine that answers as vLLM does;
+the real one where it is.
+"""
 
 import pytest
 from vllm_stand_in import install
@@ -13,7 +15,9 @@ from harness.scoring.vllm_backend import MOST_LOGPROBS, Vllm, require_vllm
 
 @pytest.fixture
 def stand_in(embedded, monkeypatch):
-    """Install a module `vllm` whose engine computes with transformers; return the settings of its engines."""
+    """Install a module `vllm` whose engine computes with transformers; return the settings of its
+    engines.
+    """
     return install(monkeypatch, embedded)
 
 
@@ -22,9 +26,15 @@ def stand_in(embedded, monkeypatch):
 def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in, name):
     task = suites.load(name)
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
-    theirs, rows = score_task(engine.opened, task, DataSource(), backend=engine, limit=24, progress=lambda one: None)
+    theirs, rows = score_task(
+        engine.opened, task, DataSource(), backend=engine, limit=24, progress=lambda one: None
+    )
     ours, same = score_task(embedded, task, DataSource(), limit=24, progress=lambda one: None)
-    assert engine.path == "vllm/0.0" and stand_in[0]["model"] == str(embedded.checkpoint.path) and stand_in[0]["seed"] == 0
+    assert (
+        engine.path == "vllm/0.0"
+        and stand_in[0]["model"] == str(embedded.checkpoint.path)
+        and stand_in[0]["seed"] == 0
+    )
     assert theirs.outcomes == ours.outcomes and theirs.tokens_per_answer == ours.tokens_per_answer
     for left, right in zip(rows, same, strict=True):
         assert (left.text, left.stop, left.tokens) == (right.text, right.stop, right.tokens)
@@ -36,7 +46,15 @@ def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
     task = suites.load("gsm8k-mini")
     score_task(embedded, task, DataSource(), limit=4, progress=lambda one: None, cache=tmp_path)
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
-    score, _ = score_task(engine.opened, task, DataSource(), backend=engine, limit=4, progress=lambda one: None, cache=tmp_path)
+    score, _ = score_task(
+        engine.opened,
+        task,
+        DataSource(),
+        backend=engine,
+        limit=4,
+        progress=lambda one: None,
+        cache=tmp_path,
+    )
     assert score.from_journal == 0 and len(list(tmp_path.rglob("*.jsonl"))) == 2
 
 
@@ -48,7 +66,9 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
     lm = HarnessLM(engine.opened, backend=engine)
     long = "one two three " * 1_000
-    asked = Instance(request_type="loglikelihood", doc={}, arguments=(long, " four"), idx=0, metadata=("t", 0, 1))
+    asked = Instance(
+        request_type="loglikelihood", doc={}, arguments=(long, " four"), idx=0, metadata=("t", 0, 1)
+    )
     [(value, _)] = lm.loglikelihood([asked])
     assert value < 0 and lm.cut_prompts == 1
 
@@ -56,12 +76,17 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"k": None}, "gives the 64 likeliest tokens at most, not all; type --backend transformers"),
+        (
+            {"k": None},
+            "gives the 64 likeliest tokens at most, not all; type --backend transformers",
+        ),
         ({"k": MOST_LOGPROBS + 1}, "gives the 64 likeliest tokens at most, not 65"),
         ({"k": 3, "width": 1_000}, "gives probabilities among all 1,024 tokens, not among 1,000"),
     ],
 )
-def test_what_vllm_does_not_give_is_refused_in_one_line_before_anything_is_asked(embedded, stand_in, settings, said):
+def test_what_vllm_does_not_give_is_refused_in_one_line_before_anything_is_asked(
+    embedded, stand_in, settings, said
+):
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
     with pytest.raises(HarnessError, match=said) as refused:
         engine.top_k([Scored([5, 6, 7], 1)], **settings)
@@ -89,7 +114,9 @@ def test_the_real_engine_agrees_on_most_items(embedded):
         pytest.skip("no GPU here")
     task = suites.load("mmlu-mini")
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cuda")
-    theirs, _ = score_task(engine.opened, task, DataSource(), backend=engine, limit=64, progress=lambda one: None)
+    theirs, _ = score_task(
+        engine.opened, task, DataSource(), backend=engine, limit=64, progress=lambda one: None
+    )
     ours, _ = score_task(embedded, task, DataSource(), limit=64, progress=lambda one: None)
     same = sum(a == b for a, b in zip(theirs.outcomes["acc"], ours.outcomes["acc"], strict=True))
     engine.close()

@@ -1,4 +1,6 @@
-"""Figures that all items make together: the same as lm-eval's own, and paired intervals that hold as often as they say."""
+"""Figures that all items make together: the same as lm-eval's own, and paired intervals that hold
+as often as they say.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,25 @@ from harness.scoring.parts import kept, plain
 from harness.statistics import corpus
 from harness.statistics.pooled import Corpus
 
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "over", "mat", "tree", "house", "quickly", "and", "it", "was", "red"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "over",
+    "mat",
+    "tree",
+    "house",
+    "quickly",
+    "and",
+    "it",
+    "was",
+    "red",
+]
 
 
 def labels(n, classes=2, *, right=0.7, seed=0):
@@ -20,14 +40,22 @@ def labels(n, classes=2, *, right=0.7, seed=0):
 
 
 def sentences(n, *, wrong=0.3, references=1, seed=0):
-    """Return (references, text): texts are the first reference with some words replaced, some left out."""
+    """Return (references, text): texts are the first reference with some words replaced, some left
+    out.
+    """
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(n):
         base = list(rng.choice(WORDS, rng.integers(3, 14)))
-        told = [str(rng.choice(WORDS)) if rng.random() < wrong else word for word in base if rng.random() > wrong / 3]
+        told = [
+            str(rng.choice(WORDS)) if rng.random() < wrong else word
+            for word in base
+            if rng.random() > wrong / 3
+        ]
         others = [" ".join([*base[1:], "again."]) for _ in range(references - 1)]
-        found.append([[" ".join(base), *others] if references > 1 else " ".join(base), " ".join(told)])
+        found.append(
+            [[" ".join(base), *others] if references > 1 else " ".join(base), " ".join(told)]
+        )
     return found
 
 
@@ -39,11 +67,17 @@ AGGREGATED = {
     "mcc": (metrics.matthews_corrcoef, labels(90)),
     "mcc, below zero": (metrics.matthews_corrcoef, [[0, 1], [1, 0], [1, 1], [0, 1]]),
     "mcc, four classes": (metrics.matthews_corrcoef, labels(90, 4)),
-    "mcc, named classes": (metrics.matthews_corrcoef, [["no", "yes"], ["yes", "yes"], ["no", "no"], ["maybe", "no"]]),
+    "mcc, named classes": (
+        metrics.matthews_corrcoef,
+        [["no", "yes"], ["yes", "yes"], ["no", "no"], ["maybe", "no"]],
+    ),
     "mcc, one class": (metrics.matthews_corrcoef, [[0, 0]] * 4),
     "bleu": (metrics.bleu, sentences(60)),
     "bleu, two references": (metrics.bleu, sentences(40, references=2)),
-    "bleu, nothing long matches": (metrics.bleu, [["a red cat sat there", "blue dog cat ran away now"], ["the tree", "the house"]]),
+    "bleu, nothing long matches": (
+        metrics.bleu,
+        [["a red cat sat there", "blue dog cat ran away now"], ["the tree", "the house"]],
+    ),
     "bleu, nothing matches": (metrics.bleu, [["a cat", "dog"]] * 3),
     "bleu, nothing written": (metrics.bleu, [["a cat sat", ""]] * 3),
     "bleu, short": (metrics.bleu, [["a cat sat on it", "a cat"], ["the dog ran", "the dog"]]),
@@ -63,19 +97,29 @@ AGGREGATED = {
 def test_what_is_kept_makes_lm_evals_figure_again(name):
     function, parts = AGGREGATED[name]
     value = float(function(parts))
-    found = kept([plain(tuple(part) if isinstance(part, list) else part) for part in parts], function, "it", value)
+    found = kept(
+        [plain(tuple(part) if isinstance(part, list) else part) for part in parts],
+        function,
+        "it",
+        value,
+    )
     assert found.run is not None and found.why == ""
     assert corpus.weighted(found.run) == pytest.approx(value, rel=1e-9, abs=1e-9)
     assert all(line for line in found.run.statistics) and len(found.run.statistics) == len(parts)
 
 
-@pytest.mark.parametrize(("name", "lower"), [("bleu", 0), ("chrf++", 0), ("ter", 0), ("f1", 0), ("mcc, four classes", -1)])
+@pytest.mark.parametrize(
+    ("name", "lower"),
+    [("bleu", 0), ("chrf++", 0), ("ter", 0), ("f1", 0), ("mcc, four classes", -1)],
+)
 def test_every_draw_has_the_figure_of_its_items(name, lower):
     """Draws by sums are the aggregation of the items drawn, one by one."""
     function, parts = AGGREGATED[name]
     run = kept(parts, function, "it", float(function(parts))).run
     counts, drawn = corpus.draws_of(len(parts), 0), corpus.drawn(run, ())
-    assert counts.shape == (corpus.RESAMPLES, len(parts)) and (counts.sum(axis=1) == len(parts)).all()
+    assert (
+        counts.shape == (corpus.RESAMPLES, len(parts)) and (counts.sum(axis=1) == len(parts)).all()
+    )
     for at in (0, 1, 777, 3_999):
         again = [part for part, times in zip(parts, counts[at], strict=True) for _ in range(times)]
         assert drawn.draws[at] == pytest.approx(float(function(again)), rel=1e-9)
@@ -88,11 +132,17 @@ def test_what_cannot_be_made_again_says_why():
 
     pairs = labels(20)
     value = float(metrics.f1_score(pairs))
-    assert "made by the task's own code" in kept(pairs, f1_score, "f1", 0.5).why  # its name does not make it lm-eval's
+    # its name does not make it lm-eval's
+    assert "made by the task's own code" in kept(pairs, f1_score, "f1", 0.5).why
     assert "another figure" in kept(pairs, metrics.f1_score, "f1", value + 1e-6).why
     assert "no item has one" in kept([0.5, 1.0], metrics.median, "median", 1.0).why
-    assert "1 of 20 items have no part" in kept([None, *pairs[1:]], metrics.f1_score, "f1", value).why
-    assert "not what it is made of (ValueError)" in kept([[1, 2, 3]] * 3, metrics.f1_score, "f1", value).why
+    assert (
+        "1 of 20 items have no part" in kept([None, *pairs[1:]], metrics.f1_score, "f1", value).why
+    )
+    assert (
+        "not what it is made of (ValueError)"
+        in kept([[1, 2, 3]] * 3, metrics.f1_score, "f1", value).why
+    )
     assert "not what it is made of" in kept([1.0, 2.0], metrics.bleu, "bleu", 1.0).why
     assert kept(pairs, {"unhashable": 1}, "f1", value).run is None
 
@@ -102,16 +152,26 @@ def test_parts_are_as_json_holds_them():
 
     given = (np.int64(1), (np.float32(0.5), True), ["a", np.array([1, 2])])
     assert plain(given) == [1, [0.5, True], ["a", [1, 2]]] == json.loads(json.dumps(plain(given)))
-    assert plain(object()) is None and plain((1, object())) is None and plain(float("nan")) is None and plain(None) is None
+    assert (
+        plain(object()) is None
+        and plain((1, object())) is None
+        and plain(float("nan")) is None
+        and plain(None) is None
+    )
 
 
 def pair(n, seed, *, share=0.7, prevalence=0.5):
-    """Return student's and teacher's F1 runs on the same items: the student answers a share of them as the teacher does."""
+    """Return student's and teacher's F1 runs on the same items: the student answers a share of them
+    as the teacher does.
+    """
     rng = np.random.default_rng(seed)
     gold = rng.random(n) < prevalence
     teacher = np.where(rng.random(n) < 0.88, gold, ~gold)
     student = np.where(rng.random(n) < share, teacher, np.where(rng.random(n) < 0.75, gold, ~gold))
-    return tuple(Corpus("f1", tuple(f"{int(a)} {int(b)}" for a, b in zip(gold, side, strict=True))) for side in (student, teacher))
+    return tuple(
+        Corpus("f1", tuple(f"{int(a)} {int(b)}" for a, b in zip(gold, side, strict=True)))
+        for side in (student, teacher)
+    )
 
 
 @pytest.mark.slow
@@ -122,7 +182,10 @@ def test_intervals_hold_as_often_as_they_say(n, share, prevalence):
     trials, held = 200, [0, 0]
     for seed in range(trials):
         student, teacher = pair(n, seed, share=share, prevalence=prevalence)
-        gap, kept_share = corpus.difference([student], [teacher]), corpus.ratio([student], [teacher])
+        gap, kept_share = (
+            corpus.difference([student], [teacher]),
+            corpus.ratio([student], [teacher]),
+        )
         held[0] += gap.low <= ours - theirs <= gap.high
         held[1] += kept_share.low <= ours / theirs <= kept_share.high
     assert all(0.91 <= count / trials <= 0.995 for count in held), held
@@ -130,9 +193,13 @@ def test_intervals_hold_as_often_as_they_say(n, share, prevalence):
 
 def test_pairing_narrows_the_interval():
     student, teacher = pair(300, 1, share=0.9)
-    shuffled = Corpus("f1", tuple(np.random.default_rng(0).permutation(teacher.statistics)))  # the same figure, other items
+    # the same figure, other items
+    shuffled = Corpus("f1", tuple(np.random.default_rng(0).permutation(teacher.statistics)))
     assert corpus.weighted(shuffled) == corpus.weighted(teacher)
-    paired, unpaired = corpus.difference([student], [teacher]), corpus.difference([student], [shuffled])
+    paired, unpaired = (
+        corpus.difference([student], [teacher]),
+        corpus.difference([student], [shuffled]),
+    )
     assert paired.value == pytest.approx(unpaired.value)
     assert paired.high - paired.low < 0.6 * (unpaired.high - unpaired.low)
 
@@ -141,7 +208,10 @@ def test_it_is_the_bootstrap_of_scipy():
     from scipy import stats
 
     student, teacher = pair(1_000, 3)
-    columns = [np.array([line.split() for line in run.statistics], dtype=float) for run in (student, teacher)]
+    columns = [
+        np.array([line.split() for line in run.statistics], dtype=float)
+        for run in (student, teacher)
+    ]
 
     def f1(gold, guess):
         return 2 * (gold * guess).sum(axis=-1) / (gold + guess).sum(axis=-1)
@@ -150,33 +220,63 @@ def test_it_is_the_bootstrap_of_scipy():
         return f1(gold, ours) - f1(gold, theirs)
 
     data = (columns[0][:, 0], columns[0][:, 1], columns[1][:, 1])
-    theirs = stats.bootstrap(data, gap, paired=True, vectorized=True, n_resamples=4_000, method="percentile", rng=0, batch=500)
+    theirs = stats.bootstrap(
+        data,
+        gap,
+        paired=True,
+        vectorized=True,
+        n_resamples=4_000,
+        method="percentile",
+        rng=0,
+        batch=500,
+    )
     found = corpus.difference([student], [teacher])
     ends = theirs.confidence_interval
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.15 * (ends.high - ends.low) / 2)
+    assert (found.low, found.high) == pytest.approx(
+        (ends.low, ends.high), abs=0.15 * (ends.high - ends.low) / 2
+    )
 
 
 def test_tests_turn_where_intervals_end():
     student, teacher = pair(250, 4)
     found, gap = corpus.ratio([student], [teacher]), corpus.difference([student], [teacher])
     assert corpus.keeps([student], [teacher], found.low) == pytest.approx((0.025, 0.975), abs=1e-4)
-    assert corpus.keeps([student], [teacher], -gap.low, points=True) == pytest.approx((0.025, 0.975), abs=1e-4)
-    assert corpus.keeps([student], [teacher], 0.5)[0] < 1e-4 and corpus.keeps([teacher], [student], 0.95)[0] < 1e-3
-    assert corpus.difference([student], [teacher]) == gap  # the same draws in every process and call
-    assert corpus.error_of_difference([student], [teacher]) == pytest.approx((gap.high - gap.low) / 3.92, rel=0.05)
+    assert corpus.keeps([student], [teacher], -gap.low, points=True) == pytest.approx(
+        (0.025, 0.975), abs=1e-4
+    )
+    assert (
+        corpus.keeps([student], [teacher], 0.5)[0] < 1e-4
+        and corpus.keeps([teacher], [student], 0.95)[0] < 1e-3
+    )
+    # the same draws in every process and call
+    assert corpus.difference([student], [teacher]) == gap
+    assert corpus.error_of_difference([student], [teacher]) == pytest.approx(
+        (gap.high - gap.low) / 3.92, rel=0.05
+    )
 
 
 def test_direction_turns_the_tests():
-    good, bad = (kept(parts, metrics.ter, "ter", float(metrics.ter(parts))).run for parts in (sentences(80), sentences(80, wrong=0.6)))
+    good, bad = (
+        kept(parts, metrics.ter, "ter", float(metrics.ter(parts))).run
+        for parts in (sentences(80), sentences(80, wrong=0.6))
+    )
     assert corpus.weighted(bad) > corpus.weighted(good)
-    assert corpus.worse([bad], [good], lower=True) < 1e-3 < 0.9 < corpus.worse([bad], [good]) and corpus.worse([good], [good]) == 1.0
-    assert corpus.keeps([good], [bad], 0.95, lower=True)[0] < 1e-3 and corpus.keeps([bad], [good], 0.95, lower=True)[1] < 1e-3
+    assert (
+        corpus.worse([bad], [good], lower=True) < 1e-3 < 0.9 < corpus.worse([bad], [good])
+        and corpus.worse([good], [good]) == 1.0
+    )
+    assert (
+        corpus.keeps([good], [bad], 0.95, lower=True)[0] < 1e-3
+        and corpus.keeps([bad], [good], 0.95, lower=True)[1] < 1e-3
+    )
     assert corpus.ratio([bad], [good]).low > 1
 
 
 def test_no_item_that_differs_leaves_room_for_one():
     for right in (0.7, 1.0):  # a perfect teacher has no item whose absence changes anything
-        few, many = (Corpus("f1", tuple(f"{a} {b}" for a, b in labels(n, right=right))) for n in (6, 600))
+        few, many = (
+            Corpus("f1", tuple(f"{a} {b}" for a, b in labels(n, right=right))) for n in (6, 600)
+        )
         gap = corpus.difference([few], [few])
         assert gap.value == 0 and gap.low < -0.1 and gap.high > 0.1
         assert corpus.keeps([few], [few], 0.95)[0] > 0.05 > corpus.keeps([many], [many], 0.95)[0]
@@ -185,19 +285,30 @@ def test_no_item_that_differs_leaves_room_for_one():
 def test_several_runs_add_their_spread():
     student, teacher = pair(400, 5)
     other = pair(400, 5, share=0.4)[0]
-    single, alone, both = (corpus.difference(runs, [teacher]) for runs in ([student], [student, student], [student, other]))
+    single, alone, both = (
+        corpus.difference(runs, [teacher])
+        for runs in ([student], [student, student], [student, other])
+    )
     assert alone.high - alone.low == pytest.approx(single.high - single.low)
     assert both.high - both.low > 1.5 * (alone.high - alone.low)
-    assert both.value == pytest.approx((corpus.weighted(student) + corpus.weighted(other)) / 2 - corpus.weighted(teacher))
+    assert both.value == pytest.approx(
+        (corpus.weighted(student) + corpus.weighted(other)) / 2 - corpus.weighted(teacher)
+    )
 
 
 def test_tasks_of_a_group_are_strata():
     (ours, theirs), (more, base) = pair(40, 6), pair(300, 7)
-    student, teacher = (Corpus("f1", a.statistics + b.statistics) for a, b in ((ours, more), (theirs, base)))
+    student, teacher = (
+        Corpus("f1", a.statistics + b.statistics) for a, b in ((ours, more), (theirs, base))
+    )
     parts = ((40, 1 / 80), (300, 1 / 600))
-    assert corpus.weighted(student, parts) == pytest.approx((corpus.weighted(ours) + corpus.weighted(more)) / 2)
+    assert corpus.weighted(student, parts) == pytest.approx(
+        (corpus.weighted(ours) + corpus.weighted(more)) / 2
+    )
     squares = [corpus.standard_error(run) ** 2 for run in (ours, more)]
-    assert corpus.standard_error(student, parts) == pytest.approx(np.sqrt(sum(squares)) / 2, rel=0.1)
+    assert corpus.standard_error(student, parts) == pytest.approx(
+        np.sqrt(sum(squares)) / 2, rel=0.1
+    )
     assert corpus.difference([student], [teacher], parts).low is not None
     with pytest.raises(ValueError, match="40 items in parts, 340 in the run"):
         corpus.weighted(student, parts[:1])
@@ -205,10 +316,15 @@ def test_tasks_of_a_group_are_strata():
 
 def test_what_has_no_ratio_says_why():
     none, some = Corpus("f1", ("1 0",) * 9), Corpus("f1", ("1 1",) * 9)
-    assert "scores nothing" in corpus.ratio([some], [none]).reason and corpus.ratio([none], [some]).value == 0
+    assert (
+        "scores nothing" in corpus.ratio([some], [none]).reason
+        and corpus.ratio([none], [some]).value == 0
+    )
     rare = Corpus("f1", ("1 1", "1 0", "1 0", "0 1", *["0 0"] * 40))
     assert "too uncertain" in corpus.ratio([rare], [rare]).reason
-    assert "one item" in corpus.difference([Corpus("f1", ("1 1",))], [Corpus("f1", ("1 0",))]).reason
+    assert (
+        "one item" in corpus.difference([Corpus("f1", ("1 1",))], [Corpus("f1", ("1 0",))]).reason
+    )
     assert corpus.ratio([Corpus("f1", ("1 0",))], [Corpus("f1", ("1 1",))]).low is None
     with pytest.raises(ValueError, match="are not the same"):
         corpus.difference([none], [rare])

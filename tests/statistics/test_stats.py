@@ -11,8 +11,14 @@ from harness.statistics.stats import Pairs
 
 def outcomes(counts):
     return (
-        "1" * counts.both + "1" * counts.teacher_only + "0" * counts.student_only + "0" * counts.neither,
-        "1" * counts.both + "0" * counts.teacher_only + "1" * counts.student_only + "0" * counts.neither,
+        "1" * counts.both
+        + "1" * counts.teacher_only
+        + "0" * counts.student_only
+        + "0" * counts.neither,
+        "1" * counts.both
+        + "0" * counts.teacher_only
+        + "1" * counts.student_only
+        + "0" * counts.neither,
     )
 
 
@@ -23,7 +29,8 @@ def test_pairs_are_counted():
 
 
 def test_retention_by_hand():
-    # a 700, b 100, c 50, d 150: R = 750/800; SE(ln R) = sqrt(150 / (800 * 750)) = .0158: the log ratio's interval is near at this n
+    # a 700, b 100, c 50, d 150: R = 750/800; SE(ln R) = sqrt(150 / (800 * 750)) = .0158: the log
+    # ratio's interval is near at this n
     found = stats.retention(Pairs(700, 100, 50, 150))
     assert found.value == pytest.approx(0.9375)
     spread = 1.959964 * math.sqrt(150 / (800 * 750))
@@ -32,9 +39,13 @@ def test_retention_by_hand():
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.25])
-@pytest.mark.parametrize("cells", [(70, 10, 5, 15), (60, 3, 0, 37), (60, 0, 3, 37), (98, 2, 0, 0), (40, 30, 12, 18)])
+@pytest.mark.parametrize(
+    "cells", [(70, 10, 5, 15), (60, 3, 0, 37), (60, 0, 3, 37), (98, 2, 0, 0), (40, 30, 12, 18)]
+)
 def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
-    """The restricted likelihood is maximised by scipy over the simplex, which shares no formula with ours; both ends lie at z = 1.96."""
+    """The restricted likelihood is maximised by scipy over the simplex, which shares no formula
+    with ours; both ends lie at z = 1.96.
+    """
     from scipy.optimize import minimize
 
     n, counts = sum(cells), Pairs(*cells)
@@ -42,7 +53,12 @@ def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
 
     def statistic(ratio):
         values = np.array(
-            [(1 - chance) - ratio * (1 - chance), -chance - ratio * (1 - chance), 1 - chance + ratio * chance, -chance + ratio * chance]
+            [
+                (1 - chance) - ratio * (1 - chance),
+                -chance - ratio * (1 - chance),
+                1 - chance + ratio * chance,
+                -chance + ratio * chance,
+            ]
         )  # fmt: skip  (S - g) - R (T - g)
         data = np.array(cells) / n
 
@@ -50,9 +66,16 @@ def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
             return -float(np.sum(data[data > 0] * np.log(np.maximum(p[data > 0], 1e-300))))
 
         fitted = minimize(
-            loss, np.full(4, 0.25), bounds=[(1e-12, 1)] * 4, method="SLSQP", options={"maxiter": 500, "ftol": 1e-15},
-            constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1}, {"type": "eq", "fun": lambda p: float(p @ values)}],
-        )  # fmt: skip
+            loss,
+            np.full(4, 0.25),
+            bounds=[(1e-12, 1)] * 4,
+            method="SLSQP",
+            options={"maxiter": 500, "ftol": 1e-15},
+            constraints=[
+                {"type": "eq", "fun": lambda p: p.sum() - 1},
+                {"type": "eq", "fun": lambda p: float(p @ values)},
+            ],
+        )
         return float(data @ values) / math.sqrt(float(fitted.x @ values**2) / n)
 
     assert statistic(found.low) == pytest.approx(1.96, abs=0.01)
@@ -61,7 +84,8 @@ def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
 
 
 def test_a_model_retains_exactly_all_of_itself():
-    same = stats.retention(Pairs(600, 0, 0, 400))  # no flip among 1,000 items leaves room for a few among all items
+    # no flip among 1,000 items leaves room for a few among all items
+    same = stats.retention(Pairs(600, 0, 0, 400))
     assert same.value == 1.0 and 0.992 < same.low < 0.996 and 1.004 < same.high < 1.008
     assert stats.difference(Pairs(60, 0, 0, 40)).value == 0.0
     assert stats.retention_above_chance(Pairs(60, 0, 0, 40), 0.25).value == pytest.approx(1.0)
@@ -89,9 +113,14 @@ def test_a_student_that_solves_nothing_has_an_upper_limit():
     assert 0 < found.high < 0.06
 
 
-@pytest.mark.parametrize(("counts", "low", "high"), [(Pairs(43, 1, 0, 0), -0.118, 0.0590), (Pairs(0, 9, 3, 32), -0.2834, 0.0154)])
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [(Pairs(43, 1, 0, 0), -0.118, 0.0590), (Pairs(0, 9, 3, 32), -0.2834, 0.0154)],
+)
 def test_difference_agrees_with_an_independent_tango_interval(counts, low, high):
-    """Score interval by a grid search over the restricted likelihood, which shares no formula with ours."""
+    """Score interval by a grid search over the restricted likelihood, which shares no formula with
+    ours.
+    """
     n, b, c = counts.n, counts.teacher_only, counts.student_only
 
     def statistic(delta):
@@ -100,8 +129,13 @@ def test_difference_agrees_with_an_independent_tango_interval(counts, low, high)
         gains = losses + delta
         rest = 1 - losses - gains
         valid = (gains > 0) & (rest > 0) & (losses > 0)
-        likelihood = np.where(valid, b * np.log(np.where(valid, losses, 1)) + c * np.log(np.where(valid, gains, 1))
-                              + (n - b - c) * np.log(np.where(valid, rest, 1)), -np.inf)  # fmt: skip
+        likelihood = np.where(
+            valid,
+            b * np.log(np.where(valid, losses, 1))
+            + c * np.log(np.where(valid, gains, 1))
+            + (n - b - c) * np.log(np.where(valid, rest, 1)),
+            -np.inf,
+        )
         best = losses[int(np.argmax(likelihood))]
         variance = n * (2 * best + delta - delta**2)
         return (c - b - n * delta) / math.sqrt(max(variance, 1e-12))
@@ -123,53 +157,81 @@ def simulate(trials, n, teacher, retention, flips, seed):
 
 @pytest.mark.slow
 def test_retention_interval_covers_the_truth():
-    found = [stats.retention(Pairs(*map(int, row))) for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)]
+    found = [
+        stats.retention(Pairs(*map(int, row))) for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)
+    ]
     share = sum(one.low <= 0.95 <= one.high for one in found) / len(found)
     assert 0.935 <= share <= 0.97
 
 
 @pytest.mark.slow
 def test_above_chance_interval_covers_the_truth():
-    found = [stats.retention_above_chance(Pairs(*map(int, row)), 0.25) for row in simulate(2000, 1000, 0.75, 0.95, 0.10, 2)]
+    found = [
+        stats.retention_above_chance(Pairs(*map(int, row)), 0.25)
+        for row in simulate(2000, 1000, 0.75, 0.95, 0.10, 2)
+    ]
     truth = (0.75 * 0.95 - 0.25) / 0.5
     assert 0.935 <= sum(one.low <= truth <= one.high for one in found) / len(found) <= 0.97
 
 
 @pytest.mark.slow
 def test_difference_interval_covers_the_truth():
-    found = [stats.difference(Pairs(*map(int, row))) for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)]
+    found = [
+        stats.difference(Pairs(*map(int, row))) for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)
+    ]
     assert 0.93 <= sum(one.low <= -0.0375 <= one.high for one in found) / len(found) <= 0.97
 
 
 def test_the_score_statistic_has_no_holes():
-    """Newton's first step landed within an ulp of a pole at exactly R = 2/3 of these counts, and the statistic read 0 there."""
+    """Newton's first step landed within an ulp of a pole at exactly R = 2/3 of these counts, and
+    the statistic read 0 there.
+    """
     counts = Pairs(80, 10, 0, 10)
     for ratio in (0.6 / 0.9, 2 / 3, 0.66666667, 0.6666):
-        assert stats.score_z(counts, stats._ratio_weights(ratio, 0.0)) == pytest.approx(4.472, abs=2e-3)
+        assert stats.score_z(counts, stats._ratio_weights(ratio, 0.0)) == pytest.approx(
+            4.472, abs=2e-3
+        )
     from scipy.optimize import brentq
 
     draw = np.random.default_rng(5)
     compared = 0
     for _ in range(400):
         cells = draw.multinomial(draw.integers(5, 400), draw.dirichlet([0.6] * 4))
-        for ratio, chance in ((draw.uniform(0.05, 1.6), 0.0), (draw.integers(1, 13) / 9, 0.0), (draw.uniform(0.05, 1.6), 0.25)):
+        for ratio, chance in (
+            (draw.uniform(0.05, 1.6), 0.0),
+            (draw.integers(1, 13) / 9, 0.0),
+            (draw.uniform(0.05, 1.6), 0.25),
+        ):
             weights = np.array(stats._ratio_weights(float(ratio), chance))
             seen = weights[cells > 0]
             if not (seen.min() == weights.min() < 0 < weights.max() == seen.max()):
                 continue  # an end without items: the other branch, tested by hand above
             ends = -1 / weights.max(), -1 / weights.min()
-            root = brentq(lambda at, w=weights, c=cells: float(np.sum(c * w / (1 + at * w))), ends[0] * (1 - 1e-12), ends[1] * (1 - 1e-12),
-                          xtol=1e-14, rtol=1e-14, maxiter=500)  # fmt: skip
+            root = brentq(
+                lambda at, w=weights, c=cells: float(np.sum(c * w / (1 + at * w))),
+                ends[0] * (1 - 1e-12),
+                ends[1] * (1 - 1e-12),
+                xtol=1e-14,
+                rtol=1e-14,
+                maxiter=500,
+            )
             shares = cells / (cells.sum() * (1 + root * weights))
-            expected = float(cells @ weights) / cells.sum() / math.sqrt(float(shares @ weights**2) / cells.sum())
-            assert stats.score_z(Pairs(*map(int, cells)), tuple(map(float, weights))) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            expected = (
+                float(cells @ weights)
+                / cells.sum()
+                / math.sqrt(float(shares @ weights**2) / cells.sum())
+            )
+            assert stats.score_z(
+                Pairs(*map(int, cells)), tuple(map(float, weights))
+            ) == pytest.approx(expected, rel=1e-5, abs=1e-6)
             compared += 1
     assert compared > 300
 
 
 def test_mcnemar_is_the_binomial_tail():
     assert stats.mcnemar(0, 0) == 1.0 and stats.mcnemar(0, 7) == 1.0
-    assert stats.mcnemar(8, 2) == pytest.approx((45 + 10 + 1) / 2**10)  # P(X >= 8) of ten fair throws
+    # P(X >= 8) of ten fair throws
+    assert stats.mcnemar(8, 2) == pytest.approx((45 + 10 + 1) / 2**10)
     assert stats.mcnemar(5, 5) == pytest.approx(638 / 1024)
 
 
@@ -179,28 +241,40 @@ def test_holm_by_hand():
 
 
 def test_a_students_claim_is_judged_at_its_margin():
-    """The score statistic of R = 0.95 by hand: estimate (750 - .95 * 800) / 1000, restricted variance R (p10 + p01)."""
+    """The score statistic of R = 0.95 by hand: estimate (750 - .95 * 800) / 1000, restricted
+    variance R (p10 + p01).
+    """
     met, unmet = stats.keeps(*outcomes_lists(Pairs(740, 60, 55, 145)), 0.95)
     assert met < 0.01 and unmet > 0.99
     met, unmet = stats.keeps(*outcomes_lists(Pairs(600, 200, 20, 180)), 0.95)
     assert met > 0.99 and unmet < 0.01
-    at, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.95)  # exactly at the margin: 760 of 800
+    # exactly at the margin: 760 of 800
+    at, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.95)
     assert at == pytest.approx(0.5)
-    points, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.04, points=True)  # a loss of 4 points exactly
+    # a loss of 4 points exactly
+    points, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.04, points=True)
     assert points == pytest.approx(0.5)
 
 
 def test_several_runs_and_one_agree_on_a_claim():
     student, teacher = outcomes_lists(Pairs(700, 100, 70, 130))
     one, _ = stats.keeps(student, teacher, 0.95)
-    several, _ = stats.keeps(student * 2, teacher, 0.95)  # the same run twice: no spread between runs
+    # the same run twice: no spread between runs
+    several, _ = stats.keeps(student * 2, teacher, 0.95)
     assert several == pytest.approx(one, abs=0.03)
     above, _ = stats.keeps(student, teacher, 0.95, chance=0.25)
-    assert above > one and stats.keeps(student * 2, teacher, 0.95, chance=0.25)[0] == pytest.approx(above, abs=0.03)
+    assert above > one and stats.keeps(student * 2, teacher, 0.95, chance=0.25)[0] == pytest.approx(
+        above, abs=0.03
+    )
 
 
 def test_two_rows_are_unequal_where_the_interval_of_their_difference_misses_zero():
-    for counts in (Pairs(600, 90, 60, 250), Pairs(600, 85, 60, 255), Pairs(100, 9, 0, 20), Pairs(100, 3, 3, 20)):
+    for counts in (
+        Pairs(600, 90, 60, 250),
+        Pairs(600, 85, 60, 255),
+        Pairs(100, 9, 0, 20),
+        Pairs(100, 3, 3, 20),
+    ):
         teacher, student = outcomes(counts)
         gap = stats.difference(counts)
         assert (stats.unequal([student], [teacher]) < 0.05) == (not gap.low <= 0 <= gap.high)
@@ -212,10 +286,12 @@ def outcomes_lists(counts):
 
 
 def test_items_that_would_decide():
-    # evaluation reference, one-sided .05, power .8: flips 10 %, a drop of 2 points takes 1,544 items
+    # evaluation reference, one-sided .05, power .8: flips 10 %, a drop of 2 points takes 1,544
+    # items
     assert stats.items_for(0.10, 0.02, alpha=0.05) == 1544
     assert stats.items_for(0.20, 0.05, alpha=0.05) == 493
-    n = stats.items_to_decide(0.1, 500, alpha=0.05)  # z = 1.2816 at 500: (1.6449 + .8416)^2 / 1.2816^2 times as many
+    # z = 1.2816 at 500: (1.6449 + .8416)^2 / 1.2816^2 times as many
+    n = stats.items_to_decide(0.1, 500, alpha=0.05)
     assert n == pytest.approx(500 * (2.4865 / 1.28155) ** 2, abs=1)
     assert stats.items_to_decide(0.5, 500, alpha=0.05) is None
 

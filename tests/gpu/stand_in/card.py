@@ -1,11 +1,15 @@
-"""A stand-in for a GPU, for machines without one: tensors that say `cuda:0`, compute on the CPU, and refuse the CPU's own as a GPU does.
+"""A stand-in for a GPU, for machines without one: tensors that say `cuda:0`, compute on the CPU,
+and refuse the CPU's own as a GPU does.
 
-`install()` gives this process such a card: `torch.cuda` answers, `device="cuda"` works in every factory and `.to`, an operation over
-tensors of both places raises as CUDA would, and a tensor must be brought back before numpy or the disk sees it. What runs on it has
-met every line that a GPU would run, in order, with real numbers; it proves nothing about kernels, speed, memory or rounding there.
+`install()` gives this process such a card: `torch.cuda` answers, `device="cuda"` works in every
+factory and `.to`, an operation over tensors of both places raises as CUDA would, and a tensor must
+be brought back before numpy or the disk sees it. What runs on it has met every line that a GPU
+would run, in order, with real numbers; it proves nothing about kernels, speed, memory or rounding
+there.
 
-How: a wrapper tensor holds the CPU's tensor, and a dispatch mode sees every operation. To C++ the wrapper is a CPU tensor (autograd
-needs no streams so); only Python sees `cuda:0`. The mode takes the place of fake tensors' mode, for which torch skips starting CUDA.
+How: a wrapper tensor holds the CPU's tensor, and a dispatch mode sees every operation. To C++ the
+wrapper is a CPU tensor (autograd needs no streams so); only Python sees `cuda:0`. The mode takes
+the place of fake tensors' mode, for which torch skips starting CUDA.
 """
 
 import os
@@ -20,7 +24,14 @@ from torch.utils._pytree import tree_map
 
 PLACE = torch.device("cuda:0")
 NAME = "stand-in card"
-_TAKES_BOTH = ("aten::copy_", "aten::_foreach_copy_", "aten::index_put", "aten::_index_put_impl_", "aten::index.Tensor")  # as CUDA's do
+# as CUDA's do
+_TAKES_BOTH = (
+    "aten::copy_",
+    "aten::_foreach_copy_",
+    "aten::index_put",
+    "aten::_index_put_impl_",
+    "aten::index.Tensor",
+)
 
 
 class OnCard(torch.Tensor):
@@ -31,9 +42,14 @@ class OnCard(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "OnCard":
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, layout=inner.layout,
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
             device=torch.device("cpu"),
-        )  # fmt: skip
+        )
         made.inner = inner
         return made
 
@@ -53,14 +69,19 @@ class OnCard(torch.Tensor):
         self.inner = value.inner
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _computed(function, args, kwargs or {})
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:  # modules then swap parameters in place, so that tied ones stay tied
+    # modules then swap parameters in place, so that tied ones stay tied
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["inner"], None
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, torch.Tensor], meta: Any, size: Any, stride: Any) -> "OnCard":
+    def __tensor_unflatten__(
+        inner: dict[str, torch.Tensor], meta: Any, size: Any, stride: Any
+    ) -> "OnCard":
         return OnCard(inner["inner"])
 
     def to(self, *args: Any, copy: bool = False, **kwargs: Any) -> torch.Tensor:
@@ -72,7 +93,8 @@ class OnCard(torch.Tensor):
         device, dtype = torch.device(device or PLACE), dtype or self.dtype
         if device.type == "cuda" and dtype == self.dtype and not copy:
             return self
-        # Memory of its own kind says that Python asks: autograd's own copies name the CPU too, where C++ thinks that this tensor is.
+        # Memory of its own kind says that Python asks: autograd's own copies name the CPU too,
+        # where C++ thinks that this tensor is.
         away = {"pin_memory": False} if device.type == "cpu" else {}
         return torch.ops.aten._to_copy.default(self, dtype=dtype, device=device, **away)
 
@@ -94,7 +116,10 @@ class OnCard(torch.Tensor):
 
     def numpy(self, **_: Any) -> Any:
         """Refuse, as a GPU's tensor does."""
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
+            "to host memory first."
+        )
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         return self.numpy()
@@ -130,12 +155,16 @@ class Card(TorchDispatchMode):
 
     _mode_key = torch._C._TorchDispatchModeKey.FAKE
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _computed(function, args, kwargs or {})
 
 
 def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Compute an operation on the CPU's tensors; its results lie on the card where its arguments do, or where it is told to."""
+    """Compute an operation on the CPU's tensors; its results lie on the card where its arguments
+    do, or where it is told to.
+    """
     name, asked = function.name(), kwargs.get("device")
     on_card: list[OnCard] = []
     on_host: list[torch.Tensor] = []
@@ -148,17 +177,23 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     tree_map(sort, (args, kwargs))
     if on_card and on_host and not name.startswith(_TAKES_BOTH):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})")
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"cuda:0 and cpu! ({name})"
+        )
     away = kwargs.get("pin_memory") is not None or not on_card
     there = torch.device(asked).type == "cuda" or not away if asked is not None else bool(on_card)
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    inner_args, inner_kwargs = tree_map(lambda value: value.inner if isinstance(value, OnCard) else value, (args, kwargs))
+    inner_args, inner_kwargs = tree_map(
+        lambda value: value.inner if isinstance(value, OnCard) else value, (args, kwargs)
+    )
     with no_dispatch():
         result = _KERNELS.get(name, function)(*inner_args, **inner_kwargs)
     if name.startswith("aten::copy_"):
         return args[0]
-    known = {id(value.inner): value for value in on_card}  # in-place operations return what they were given
+    # in-place operations return what they were given
+    known = {id(value.inner): value for value in on_card}
 
     def wrap(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or isinstance(value, OnCard):
@@ -171,20 +206,34 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _pack_int4(codes: torch.Tensor, tiles: int) -> torch.Tensor:
-    """Lay bytes of two codes (N, K / 2) into the shape of CUDA's tiles (N / 8, K / 16 tiles, 32, tiles / 2), as ours to read again."""
+    """Lay bytes of two codes (N, K / 2) into the shape of CUDA's tiles (N / 8, K / 16 tiles, 32,
+    tiles / 2), as ours to read again.
+    """
     rows, half = codes.shape
-    return codes.contiguous().view(torch.int32).reshape(rows // 8, 2 * half // (16 * tiles), 32, tiles // 2)
+    return (
+        codes.contiguous()
+        .view(torch.int32)
+        .reshape(rows // 8, 2 * half // (16 * tiles), 32, tiles // 2)
+    )
 
 
-def _int4_product(x: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
-    """Multiply as CUDA's kernel does: (code - 8) times its group's scale, plus its group's shift; scales are (groups, N, 2)."""
+def _int4_product(
+    x: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor
+) -> torch.Tensor:
+    """Multiply as CUDA's kernel does: (code - 8) times its group's scale, plus its group's shift;
+    scales are (groups, N, 2).
+    """
     pairs = packed.contiguous().view(torch.uint8).reshape(scales.shape[1], -1)
     codes = torch.stack((pairs >> 4, pairs & 15), dim=-1).flatten(1).float() - 8
     scale, shift = (scales[..., at].float().T.repeat_interleave(group, dim=1) for at in (0, 1))
     return (x.float() @ (codes * scale + shift).T).to(x.dtype)
 
 
-_KERNELS = {"aten::_convert_weight_to_int4pack": _pack_int4, "aten::_weight_int4pack_mm": _int4_product}  # the CPU has none of that name
+# the CPU has none of that name
+_KERNELS = {
+    "aten::_convert_weight_to_int4pack": _pack_int4,
+    "aten::_weight_int4pack_mm": _int4_product,
+}
 
 
 class _Event:
@@ -210,38 +259,64 @@ _MEMORY = 8 * 2**30
 
 def install() -> None:
     """Give this process the card. There is no way back: for processes of their own."""
-    properties = SimpleNamespace(name=NAME, total_memory=_MEMORY, major=9, minor=0, multi_processor_count=1)
+    properties = SimpleNamespace(
+        name=NAME, total_memory=_MEMORY, major=9, minor=0, multi_processor_count=1
+    )
     nothing = lambda *_, **__: None  # noqa: E731
     zero = lambda *_, **__: 0  # noqa: E731
     answers = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": zero, "is_initialized": lambda: True,
-        "get_device_properties": lambda *_: properties, "get_device_name": lambda *_: NAME, "get_device_capability": lambda *_: (9, 0),
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": zero,
+        "is_initialized": lambda: True,
+        "get_device_properties": lambda *_: properties,
+        "get_device_name": lambda *_: NAME,
+        "get_device_capability": lambda *_: (9, 0),
         "get_arch_list": lambda: ["sm_90"],
-        "is_current_stream_capturing": lambda: False, "is_bf16_supported": lambda *_, **__: True,
+        "is_current_stream_capturing": lambda: False,
+        "is_bf16_supported": lambda *_, **__: True,
         "mem_get_info": lambda *_: (_MEMORY, _MEMORY),
-        "init": nothing, "_lazy_init": nothing, "set_device": nothing, "synchronize": nothing, "empty_cache": nothing,
+        "init": nothing,
+        "_lazy_init": nothing,
+        "set_device": nothing,
+        "synchronize": nothing,
+        "empty_cache": nothing,
         "ipc_collect": nothing,
-        "reset_peak_memory_stats": nothing, "memory_allocated": zero, "memory_reserved": zero, "max_memory_allocated": zero,
-        "max_memory_reserved": zero, "manual_seed": nothing, "manual_seed_all": nothing, "seed_all": nothing,
-        "get_rng_state": lambda *_: torch.get_rng_state(), "get_rng_state_all": lambda: [torch.get_rng_state()],
-        "set_rng_state": nothing, "set_rng_state_all": nothing, "Event": _Event,
-    }  # fmt: skip
+        "reset_peak_memory_stats": nothing,
+        "memory_allocated": zero,
+        "memory_reserved": zero,
+        "max_memory_allocated": zero,
+        "max_memory_reserved": zero,
+        "manual_seed": nothing,
+        "manual_seed_all": nothing,
+        "seed_all": nothing,
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state": nothing,
+        "set_rng_state_all": nothing,
+        "Event": _Event,
+    }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer if isinstance(answer, type) else _own(answer))
     torch.version.cuda = torch.version.cuda or "0.0"
     _on_cpu_instead()
     torch._C._ensureCUDADeviceGuardSet()  # autograd asks the device of a move for its stream
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes on the CPU and moves: the move is seen here
+    # torch.tensor(..., device="cuda") makes on the CPU and moves: the move is seen here
+    torch._C._set_only_lift_cpu_tensors(True)
     Card().__enter__()
 
 
 def _own(answer: Any) -> Any:
-    """Return a function object of its own: torch keeps rules by object, and two names may not share one."""
+    """Return a function object of its own: torch keeps rules by object, and two names may not share
+    one.
+    """
     return lambda *args, **kwargs: answer(*args, **kwargs)
 
 
 def _on_cpu_instead() -> None:
-    """Let random streams and autocast, which C++ keeps by device, be the CPU's, and inference tensors, which no wrapper is, plain ones."""
+    """Let random streams and autocast, which C++ keeps by device, be the CPU's, and inference
+    tensors, which no wrapper is, plain ones.
+    """
     generator, autocast, load = torch.Generator, torch.autocast, torch.load
 
     class Generator:  # a class, since annotations join it with `|`

@@ -1,4 +1,5 @@
-"""Installs the stand-in card in every Python process of a run as soon as torch is imported there (`PYTHONPATH=tests/gpu/stand_in`).
+"""Installs the stand-in card in every Python process of a run as soon as torch is imported there
+(`PYTHONPATH=tests/gpu/stand_in`).
 
 `HARNESS_LACKS=nltk,evaluate` lets these packages be missing, as they are on a bare machine.
 """

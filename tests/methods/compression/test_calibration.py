@@ -1,4 +1,6 @@
-"""Calibration text and sweeps: what it is, what it may not be, and that every block sees the changed ones before it."""
+"""Calibration text and sweeps: what it is, what it may not be, and that every block sees the
+changed ones before it.
+"""
 
 import gzip
 import json
@@ -17,11 +19,22 @@ from methods.compression.layers import layers_of
 
 @pytest.mark.slow
 def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compress):
-    told = [compress("prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64})[1]["calibration"] for _ in range(2)]
+    told = [
+        compress("prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64})[1][
+            "calibration"
+        ]
+        for _ in range(2)
+    ]
     assert told[0] == told[1] and told[0]["name"] == "train split of gsm8k-mini"
-    assert (told[0]["sequences"], told[0]["tokens_each"]) == (6, 64) and len(told[0]["digest"]) == 64
-    assert told[0]["compared_with"] == ["gsm8k-mini"] and told[0]["dropped_for_evaluation_text"] == 0
-    other = compress("prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64}, tasks=("mmlu-mini",))[1]["calibration"]
+    assert (told[0]["sequences"], told[0]["tokens_each"]) == (6, 64) and len(
+        told[0]["digest"]
+    ) == 64
+    assert (
+        told[0]["compared_with"] == ["gsm8k-mini"] and told[0]["dropped_for_evaluation_text"] == 0
+    )
+    other = compress(
+        "prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64}, tasks=("mmlu-mini",)
+    )[1]["calibration"]
     assert other["digest"] != told[0]["digest"] and other["name"] == "train split of mmlu-mini"
 
 
@@ -30,21 +43,36 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
         compress("prune-wanda", tasks=("wikitext",))
     (tmp_path / "c4_demo").mkdir()
     with gzip.open(tmp_path / "c4_demo" / "c4_demo.jsonl.gz", "wt") as stream:
-        stream.writelines(json.dumps({"text": f"A plain sentence, number {n}, about nothing much at all."}) + "\n" for n in range(200))
-        stream.write(json.dumps({"text": "Somebody has copied this: " + " ".join(f"word{n}" for n in range(13))}) + "\n")
+        stream.writelines(
+            json.dumps({"text": f"A plain sentence, number {n}, about nothing much at all."}) + "\n"
+            for n in range(200)
+        )
+        stream.write(
+            json.dumps(
+                {"text": "Somebody has copied this: " + " ".join(f"word{n}" for n in range(13))}
+            )
+            + "\n"
+        )
     (tmp_path / "wikitext2").mkdir()
-    page = f" = A title = \n \n Before it , {' '.join(f'word{n}' for n in range(13))} and behind .\n"
+    page = (
+        f" = A title = \n \n Before it , {' '.join(f'word{n}' for n in range(13))} and behind .\n"
+    )
     (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
     few = {"num_calibration_samples": 4, "max_seq_length": 64}
     told = compress("prune-wanda", few, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
     assert told["calibration"]["name"] == "C4 sample"
-    assert told["calibration"]["compared_with"] == ["wikitext"] and told["calibration"]["dropped_for_evaluation_text"] == 1
+    assert (
+        told["calibration"]["compared_with"] == ["wikitext"]
+        and told["calibration"]["dropped_for_evaluation_text"] == 1
+    )
 
 
 def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside():
     run = " ".join(f"w{number}" for number in range(13))
     held = [Example(task="t", prompt=f"before {run} after", completion="", answer="", gold="")]
-    task = SimpleNamespace(name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held))
+    task = SimpleNamespace(
+        name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held)
+    )
     texts = [f"Here {run.upper()} there", "nothing of it", run.rpartition(" ")[0]]
     assert contaminated(texts, {"t": task}, DataSource()) == ({0}, ["t"])
     task.files = ()
@@ -67,10 +95,21 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
     for tokens in (24, 48, 1_000):  # one at a time; two, and one left over; all at once
         monkeypatch.setattr(calibration, "AT_ONCE", tokens)
         found = {}
-        sweep(embedded, Calibration(ids, {}), layers, kind="gram", visit=lambda block, flow, found=found: found.update(flow.sums))
+        sweep(
+            embedded,
+            Calibration(ids, {}),
+            layers,
+            kind="gram",
+            visit=lambda block, flow, found=found: found.update(flow.sums),
+        )
         assert found.keys() == plain.sums.keys()
         for name in found:
-            assert torch.allclose(found[name], plain.sums[name], rtol=1e-3, atol=1e-3 * float(plain.sums[name].abs().max())), name
+            assert torch.allclose(
+                found[name],
+                plain.sums[name],
+                rtol=1e-3,
+                atol=1e-3 * float(plain.sums[name].abs().max()),
+            ), name
 
 
 def test_tokens_count_alike_whatever_their_size():
@@ -79,7 +118,12 @@ def test_tokens_count_alike_whatever_their_size():
     larger = rows * torch.logspace(-2, 4, 40)[:, None]
     for kind in ("gram", "squares"):
         sums = {}
-        for name, x, alike in (("plain", rows, True), ("sized", larger, True), ("raw", larger, False), ("zero", torch.zeros(1, 6), True)):
+        for name, x, alike in (
+            ("plain", rows, True),
+            ("sized", larger, True),
+            ("raw", larger, False),
+            ("zero", torch.zeros(1, 6), True),
+        ):
             flow = Flow(kind, alike)
             flow.add("x", x)
             sums[name] = flow.sums["x"]
@@ -90,7 +134,9 @@ def test_tokens_count_alike_whatever_their_size():
 
 
 def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded():
-    """An attention sink: one direction, thousands of times larger. As published the error of all other tokens hardly counts."""
+    """An attention sink: one direction, thousands of times larger. As published the error of all
+    other tokens hardly counts.
+    """
     from methods.compression.rounding import compensated, round_to_nearest
 
     torch.manual_seed(4)
@@ -104,7 +150,9 @@ def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded(
         flow.add("w", torch.cat([sink, x]))
         found = compensated(w, flow.sums["w"], bits=4, group=16).dequantized()
         errors[name] = float(((w - found) @ x.T).square().sum())
-    nearest = float(((w - round_to_nearest(w, bits=4, group=16).dequantized()) @ x.T).square().sum())
+    nearest = float(
+        ((w - round_to_nearest(w, bits=4, group=16).dequantized()) @ x.T).square().sum()
+    )
     assert errors["alike"] < 0.7 * errors["raw"] and errors["alike"] < 0.7 * nearest
 
 
@@ -144,29 +192,60 @@ def test_what_a_model_hands_a_block_by_place_goes_along():
     model, data = Decoder(by_place=True), Calibration(torch.randint(0, 50, (2, 16)), {})
     layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
     seen, now = {}, Flow("squares")
-    sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: seen.update(flow.sums))
+    sweep(
+        SimpleNamespace(model=model),
+        data,
+        layers,
+        kind="squares",
+        visit=lambda name, flow: seen.update(flow.sums),
+    )
     with torch.no_grad(), watched(now, layers):
         model(data.ids)
-    assert all(torch.allclose(seen[name], now.sums[name], rtol=1e-4) for name in layers) and len(seen) == 3
+    assert (
+        all(torch.allclose(seen[name], now.sums[name], rtol=1e-4) for name in layers)
+        and len(seen) == 3
+    )
 
 
-def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_is_summed(monkeypatch):
+def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_is_summed(
+    monkeypatch,
+):
     from methods.compression import calibration
 
     torch.manual_seed(0)
     model, data = Decoder(), Calibration(torch.randint(0, 50, (2, 16)), {})
     layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
-    refused = pytest.raises(CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model")
+    refused = pytest.raises(
+        CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model"
+    )
     with refused:
-        sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
+        sweep(
+            SimpleNamespace(model=model),
+            data,
+            layers,
+            kind="squares",
+            visit=lambda name, flow: pytest.fail("visited"),
+        )
     model.of_the_batch = True  # the first batch's would be right for the first batch alone
     monkeypatch.setattr(calibration, "AT_ONCE", 16)
     with refused:
-        sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
+        sweep(
+            SimpleNamespace(model=model),
+            data,
+            layers,
+            kind="squares",
+            visit=lambda name, flow: pytest.fail("visited"),
+        )
     with torch.no_grad():
         model.table.weight[:] = torch.nan
     with pytest.raises(CellFailed, match="is not finite on the calibration text"):
-        sweep(SimpleNamespace(model=model), data, layers, kind="squares", visit=lambda name, flow: pytest.fail("visited"))
+        sweep(
+            SimpleNamespace(model=model),
+            data,
+            layers,
+            kind="squares",
+            visit=lambda name, flow: pytest.fail("visited"),
+        )
 
 
 def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
@@ -187,7 +266,9 @@ def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
     now = Flow("squares")
     with torch.no_grad(), watched(now, layers):
         opened.model(input_ids=ids, use_cache=False)
-    assert torch.allclose(seen["model.layers.1"], now.sums["model.layers.1.self_attn.q_proj"], rtol=1e-3, atol=1e-2)
+    assert torch.allclose(
+        seen["model.layers.1"], now.sums["model.layers.1.self_attn.q_proj"], rtol=1e-3, atol=1e-2
+    )
 
 
 def test_layers_that_read_one_tensor_share_one_sum(embedded):

@@ -1,4 +1,6 @@
-"""Rows that other libraries pack: whatever a library raises is one line of its own row. The libraries are planted, none is needed."""
+"""Rows that other libraries pack: whatever a library raises is one line of its own row. The
+libraries are planted, none is needed.
+"""
 
 import importlib
 import sys
@@ -15,7 +17,12 @@ from harness.registry import Registry
 from methods.compression.external import by_library, require, written_by
 
 REGISTRY = Registry("method", methods.METHODS)
-LIBRARIES = {"nf4": "bitsandbytes", "bnb-int8": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto"}
+LIBRARIES = {
+    "nf4": "bitsandbytes",
+    "bnb-int8": "bitsandbytes",
+    "torchao": "torchao",
+    "quanto": "optimum-quanto",
+}
 
 
 class Foreign(Exception):
@@ -34,21 +41,40 @@ class Mute(Exception):
 
 
 RAISED = {
-    "assertion": AssertionError(), "index": IndexError("index 3 is out of bounds"), "key": KeyError("w1"), "exit": SystemExit(3),
-    "import": ImportError("libcuda.so.1: cannot open\nshared object file"), "module": ModuleNotFoundError("No module named 'triton'"),
-    "file": FileNotFoundError(2, "No such file", "kernels.so"), "division": ZeroDivisionError("division by zero"), "stop": StopIteration(),
-    "foreign": Foreign("first line\nsecond line\n" + "x" * 900), "panic": Panic("unwrap on None"), "mute": Mute(), "type": TypeError("bad"),
-    "not built": NotImplementedError("no kernel"), "runtime": RuntimeError("CUDA error: invalid argument"), "value": ValueError("64"),
-    "recursion": RecursionError("maximum recursion depth exceeded"), "text": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
-}  # fmt: skip
+    "assertion": AssertionError(),
+    "index": IndexError("index 3 is out of bounds"),
+    "key": KeyError("w1"),
+    "exit": SystemExit(3),
+    "import": ImportError("libcuda.so.1: cannot open\nshared object file"),
+    "module": ModuleNotFoundError("No module named 'triton'"),
+    "file": FileNotFoundError(2, "No such file", "kernels.so"),
+    "division": ZeroDivisionError("division by zero"),
+    "stop": StopIteration(),
+    "foreign": Foreign("first line\nsecond line\n" + "x" * 900),
+    "panic": Panic("unwrap on None"),
+    "mute": Mute(),
+    "type": TypeError("bad"),
+    "not built": NotImplementedError("no kernel"),
+    "runtime": RuntimeError("CUDA error: invalid argument"),
+    "value": ValueError("64"),
+    "recursion": RecursionError("maximum recursion depth exceeded"),
+    "text": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+}
 
 
 @pytest.fixture
 def job(random_model, tmp_path):
     return Job(
-        teachers=(random_model,), student="untouched", student_base=random_model, tasks={"mmlu-mini": suites.load("mmlu-mini")},
-        source=DataSource(), budget=Budget(seen_tokens=100, rows=4), seed=1, workdir=tmp_path, cache=tmp_path / "cache",
-    )  # fmt: skip
+        teachers=(random_model,),
+        student="untouched",
+        student_base=random_model,
+        tasks={"mmlu-mini": suites.load("mmlu-mini")},
+        source=DataSource(),
+        budget=Budget(seen_tokens=100, rows=4),
+        seed=1,
+        workdir=tmp_path,
+        cache=tmp_path / "cache",
+    )
 
 
 @pytest.fixture
@@ -56,14 +82,23 @@ def planted(tmp_path, monkeypatch):
     """Plant stand-ins for the libraries; return a function that says what packing raises."""
     folder = tmp_path / "site"
     for name, text in {
-        "bitsandbytes": "", "optimum": "", "optimum/quanto": "qint2 = qint4 = qint8 = None\ndef freeze(model): pass\nclass QLinear: pass\n",
-        "torchao": "", "torchao/quantization": "def __getattr__(name): return lambda **_: name\n",
-    }.items():  # fmt: skip
+        "bitsandbytes": "",
+        "optimum": "",
+        "optimum/quanto": "qint2 = qint4 = qint8 = None\ndef freeze(model): pass\nclass QLinear: "
+        "pass\n",
+        "torchao": "",
+        "torchao/quantization": "def __getattr__(name): return lambda **_: name\n",
+    }.items():
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(text)
     monkeypatch.syspath_prepend(str(folder))
-    theirs = ("bitsandbytes", "optimum", "torchao")  # what an earlier test has loaded hides the stand-ins
-    loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in theirs}
+    # what an earlier test has loaded hides the stand-ins
+    theirs = ("bitsandbytes", "optimum", "torchao")
+    loaded = {
+        name: sys.modules.pop(name)
+        for name in list(sys.modules)
+        if name.partition(".")[0] in theirs
+    }
     import transformers
 
     plain = transformers.AutoModelForCausalLM.from_pretrained
@@ -78,7 +113,9 @@ def planted(tmp_path, monkeypatch):
             return fail() if quantization_config is not None else plain(*parts, **named)
 
         monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", opened)
-        monkeypatch.setattr(importlib.import_module("optimum.quanto"), "quantize", fail, raising=False)
+        monkeypatch.setattr(
+            importlib.import_module("optimum.quanto"), "quantize", fail, raising=False
+        )
 
     yield packing
     for name in list(sys.modules):
@@ -95,17 +132,30 @@ def test_whatever_a_library_raises_while_packing_is_one_line(name, kind, planted
         REGISTRY.build(name, {}).compress(job)
     told = str(caught.value)
     assert "\n" not in told and len(told) < 500 and not isinstance(caught.value, Skipped)
-    assert told.startswith(name) and LIBRARIES[name] in told and "does not take random (" in told  # what it was given
-    assert type(RAISED[kind]).__name__ in told and told.endswith(("use int8 or int4", "use int8 or int4, which need no library"))
-    assert ("pip install --upgrade 'compression-harness[quant]'" in told) == isinstance(RAISED[kind], ImportError)
+    # what it was given
+    assert told.startswith(name) and LIBRARIES[name] in told and "does not take random (" in told
+    assert type(RAISED[kind]).__name__ in told and told.endswith(
+        ("use int8 or int4", "use int8 or int4, which need no library")
+    )
+    assert ("pip install --upgrade 'compression-harness[quant]'" in told) == isinstance(
+        RAISED[kind], ImportError
+    )
     assert not (Path(job.workdir) / "student").exists()
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-@pytest.mark.parametrize("problem", [
-    MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), OSError(28, "No space left on device"), KeyboardInterrupt(),
-    HarnessError("ours"), CellFailed("ours too"),
-], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        OSError(28, "No space left on device"),
+        KeyboardInterrupt(),
+        HarnessError("ours"),
+        CellFailed("ours too"),
+    ],
+    ids=repr,
+)
 def test_a_full_machine_and_our_own_lines_are_told_as_everywhere(name, problem, planted, job):
     planted(problem)
     with pytest.raises(type(problem)) as caught:
@@ -113,10 +163,18 @@ def test_a_full_machine_and_our_own_lines_are_told_as_everywhere(name, problem, 
     assert caught.value is problem
 
 
-@pytest.mark.parametrize(("name", "module"), [("torchao", "torchao/quantization"), ("quanto", "optimum/quanto")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("torchao", "torchao/quantization"), ("quanto", "optimum/quanto")]
+)
 @pytest.mark.parametrize(
     "line",
-    ["import no_such_kernel", "raise AttributeError('torch has no _x')", "raise SystemExit('old')", "1 / 0", "from os import no_such_name"],
+    [
+        "import no_such_kernel",
+        "raise AttributeError('torch has no _x')",
+        "raise SystemExit('old')",
+        "1 / 0",
+        "from os import no_such_name",
+    ],
 )
 def test_a_library_that_cannot_be_imported_is_one_line(name, module, line, planted, job, tmp_path):
     planted(ValueError("never reached"))
@@ -126,7 +184,9 @@ def test_a_library_that_cannot_be_imported_is_one_line(name, module, line, plant
     importlib.invalidate_caches()
     for cached in (tmp_path / "site").rglob("*.pyc"):
         cached.unlink()
-    with pytest.raises(CellFailed, match=f"^{name}.*{LIBRARIES[name]} does not take random") as caught:
+    with pytest.raises(
+        CellFailed, match=f"^{name}.*{LIBRARIES[name]} does not take random"
+    ) as caught:
         REGISTRY.build(name, {}).compress(job)
     assert ("pip install" in str(caught.value)) == ("import" in line)
 
@@ -144,7 +204,10 @@ def test_what_a_library_raises_while_saving_or_answering_is_one_line(at, kind, j
     monkeypatch.setattr(making.model, "save_pretrained" if at == "save" else "forward", fail)
     with pytest.raises(CellFailed, match=r"^torchao: torchao does not take random") as caught:
         written_by(making, making.model, {"library": "torchao"})
-    assert type(RAISED[kind]).__name__ in str(caught.value) and not (Path(job.workdir) / "student").exists()
+    assert (
+        type(RAISED[kind]).__name__ in str(caught.value)
+        and not (Path(job.workdir) / "student").exists()
+    )
 
 
 def test_a_part_of_a_package_that_is_not_there_is_skipped():
@@ -162,5 +225,8 @@ def test_what_goes_well_stays_as_it_is(random_model):
         by_library("m", "pytest", random_model),
     ):
         raise KeyError(1)
-    with pytest.raises(CellFailed, match=r"compression-harness\[gptq\]"), by_library("gptq", "optimum+gptqmodel", random_model):
+    with (
+        pytest.raises(CellFailed, match=r"compression-harness\[gptq\]"),
+        by_library("gptq", "optimum+gptqmodel", random_model),
+    ):
         raise ImportError("x")

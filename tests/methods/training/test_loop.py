@@ -28,8 +28,15 @@ from methods.training.stepper import Stepper, validate
 from methods.training.teachers import Head, Live
 from methods.training.terms import Objective, Term, hard_labels
 
-SETTINGS = LoopSettings(learning_rate=1e-2, batch_size=4, micro_batch_size=2, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
-                        validation_rows=4)  # fmt: skip
+SETTINGS = LoopSettings(
+    learning_rate=1e-2,
+    batch_size=4,
+    micro_batch_size=2,
+    warmup_ratio=0.1,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    validation_rows=4,
+)
 
 
 def rows_of(count, seed=0, shortest=5, longest=19):
@@ -42,13 +49,31 @@ def rows_of(count, seed=0, shortest=5, longest=19):
     return made
 
 
-def step(model, rows, *, micro_batch_size, terms=None, sources=(), ranks=1, rank=0, pad=1, norms=False, number=1, inside=None, **aim):
+def step(
+    model,
+    rows,
+    *,
+    micro_batch_size,
+    terms=None,
+    sources=(),
+    ranks=1,
+    rank=0,
+    pad=1,
+    norms=False,
+    number=1,
+    inside=None,
+    **aim,
+):
     """Run one step's backward pass; return what it says and the gradient."""
     model.zero_grad()
     objective = Objective(terms=terms or [hard_labels()], sources=sources, **aim)
-    stepper = Stepper(model, Head(model), objective, micro_batch_size, pad, inside=inside, ranks=ranks, rank=rank)
+    stepper = Stepper(
+        model, Head(model), objective, micro_batch_size, pad, inside=inside, ranks=ranks, rank=rank
+    )
     weights = {term.name: term.weight for term in objective.terms}
-    found = stepper.backward(rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number)
+    found = stepper.backward(
+        rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number
+    )
     stepper.head.close()
     return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -57,7 +82,10 @@ def gradient(model, rows, **given):
     return step(model, rows, **given)[1]
 
 
-KD = [Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0)), hard_labels(0.5)]
+KD = [
+    Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0)),
+    hard_labels(0.5),
+]
 
 
 def louder(random_model, factor=1.3):
@@ -74,20 +102,31 @@ def test_gradient_does_not_depend_on_the_split_into_micro_batches(random_model):
     given = {"terms": KD, "sources": [Live(louder(random_model))]}
     whole = gradient(model, rows, micro_batch_size=8, **given)
     for micro in (4, 1):
-        assert torch.allclose(gradient(model, rows, micro_batch_size=micro, **given), whole, atol=1e-6)
+        assert torch.allclose(
+            gradient(model, rows, micro_batch_size=micro, **given), whole, atol=1e-6
+        )
 
 
 def test_gradient_does_not_depend_on_the_number_of_ranks(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
     whole = gradient(model, rows, micro_batch_size=8)
-    averaged = sum(gradient(model, rows, micro_batch_size=2, ranks=2, rank=rank) for rank in (0, 1)) / 2  # what DDP does
+    # what DDP does
+    averaged = (
+        sum(gradient(model, rows, micro_batch_size=2, ranks=2, rank=rank) for rank in (0, 1)) / 2
+    )
     assert torch.allclose(averaged, whole, atol=1e-6)
 
 
 def test_loss_does_not_depend_on_padding(random_model):
     model = open_model(random_model).model
-    short, long = rows_of(1, seed=1, shortest=6, longest=8), rows_of(1, seed=2, shortest=17, longest=19)
-    alone, beside = gradient(model, short, micro_batch_size=1), gradient(model, [*short, *long], micro_batch_size=2)
+    short, long = (
+        rows_of(1, seed=1, shortest=6, longest=8),
+        rows_of(1, seed=2, shortest=17, longest=19),
+    )
+    alone, beside = (
+        gradient(model, short, micro_batch_size=1),
+        gradient(model, [*short, *long], micro_batch_size=2),
+    )
     padded = gradient(model, [*short, *long], micro_batch_size=1)
     assert torch.allclose(beside, padded, atol=1e-6)
     assert not torch.allclose(alone, beside, atol=1e-6)
@@ -114,7 +153,12 @@ def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
 
 def test_extra_columns_of_the_student_get_no_gradient_and_change_no_loss(random_model):
     rows, width = rows_of(4), open_model(random_model).model.config.vocab_size
-    given = {"micro_batch_size": 4, "terms": KD, "sources": [Live(louder(random_model))], "vocabulary": width}
+    given = {
+        "micro_batch_size": 4,
+        "terms": KD,
+        "sources": [Live(louder(random_model))],
+        "vocabulary": width,
+    }
     plain, _ = step(open_model(random_model).model, rows, **given)
     student = wider(open_model(random_model)).model
     padded, _ = step(student, rows, **given)
@@ -146,11 +190,19 @@ def test_last_eos_is_trained_where_pad_is_eos():
     _, attention, trained = collate(rows, pad=eos)
     assert trained[0].tolist() == [False, False, True, True, False, False, False]
     assert attention[0].tolist() == [1, 1, 1, 1, 0, 0, 0]
-    assert positions_of(torch.zeros(2, 7, 5), rows, pad=eos).labels_N.tolist() == [9, eos, 10, 11, 12, eos]
+    assert positions_of(torch.zeros(2, 7, 5), rows, pad=eos).labels_N.tolist() == [
+        9,
+        eos,
+        10,
+        11,
+        12,
+        eos,
+    ]
 
 
 def test_only_completion_labels_matter(random_model):
-    logits = open_model(random_model).model(input_ids=torch.tensor([[3, 4, 5, 6, 7, 8]])).logits  # the same input whatever the labels
+    # the same input whatever the labels
+    logits = open_model(random_model).model(input_ids=torch.tensor([[3, 4, 5, 6, 7, 8]])).logits
 
     def loss(row):
         return float(hard_labels().value(positions_of(logits, [row])).sum().detach())
@@ -162,17 +214,24 @@ def test_only_completion_labels_matter(random_model):
 
 def test_logits_stand_against_the_next_token():
     logits = torch.full((1, 3, 4), -50.0)
-    logits[0, 0, 3] = logits[0, 1, 1] = 50.0  # a model that is right about token 1 from position 0, token 2 from 1
-    assert hard_labels().value(positions_of(logits, [Row((2, 3, 1), 1)])).tolist() == pytest.approx([0, 0], abs=1e-6)
+    # a model that is right about token 1 from position 0, token 2 from 1
+    logits[0, 0, 3] = logits[0, 1, 1] = 50.0
+    assert hard_labels().value(positions_of(logits, [Row((2, 3, 1), 1)])).tolist() == pytest.approx(
+        [0, 0], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["Llama", "GPTNeoX", "Qwen3"])
 def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind):
     opened = small(kind)
     batch = batch_of(rows_of(5), 1)
-    whole = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1][batch.mask]
+    whole = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1][
+        batch.mask
+    ]
     head, widths = Head(opened.model), []
-    watch = opened.model.get_output_embeddings().register_forward_hook(lambda module, given, out: widths.append(out.shape[:2]))
+    watch = opened.model.get_output_embeddings().register_forward_hook(
+        lambda module, given, out: widths.append(out.shape[:2])
+    )
     assert torch.allclose(head(batch), whole, atol=1e-6) and widths == [(1, int(batch.mask.sum()))]
     head.close()
     watch.remove()
@@ -193,13 +252,21 @@ def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
 
 def test_every_row_is_seen_once_an_epoch():
     rows = rows_of(30)
-    steps = [step for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_size=4, seed=3)) if epoch == 2]
+    steps = [
+        step
+        for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_size=4, seed=3))
+        if epoch == 2
+    ]
     assert sorted(row.ids for step in steps for row in step) == sorted(row.ids for row in rows)
 
 
 def test_rate_warms_up_then_falls_to_zero():
     rates = [rate_at(at / 100, SETTINGS) for at in range(101)]
-    assert rates[0] == 0 and rates[10] == pytest.approx(1e-2) and rates[100] == pytest.approx(0, abs=1e-12)
+    assert (
+        rates[0] == 0
+        and rates[10] == pytest.approx(1e-2)
+        and rates[100] == pytest.approx(0, abs=1e-12)
+    )
     assert all(a > b for a, b in pairwise(rates[10:]))
 
 
@@ -229,10 +296,15 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     told = []
     again, resumed = run(random_model, tmp_path / "parts", progress=told.append)
     assert len(told) == spent.step - stop  # it went on, and did not begin again
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(model).items())
+    assert all(
+        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(model).items()
+    )
     for name in ("step", "seen", "trained", "best", "kept_step"):
         assert getattr(spent, name) == getattr(resumed, name)
-    logs = [[json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
     assert logs[0] == logs[1]
 
 
@@ -241,24 +313,36 @@ def test_a_state_torn_by_a_kill_is_passed_over(random_model, tmp_path):
     run(random_model, tmp_path / "torn", stop_after_steps=5)
     (tmp_path / "torn" / "state" / "step-9.part").mkdir()
     again, _ = run(random_model, tmp_path / "torn")
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+    assert all(
+        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+    )
 
 
 @pytest.mark.parametrize("name", ["loop.json", "model", "optimizer", "random_states", "best.pt"])
 def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, name, capsys):
     whole, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "torn", stop_after_steps=12)
-    files = [path for path in (tmp_path / "torn").rglob("*") if path.is_file() and path.name.startswith(name)]
-    assert files and json.loads(next((tmp_path / "torn").rglob("loop.json")).read_text())["kept_step"]
+    files = [
+        path
+        for path in (tmp_path / "torn").rglob("*")
+        if path.is_file() and path.name.startswith(name)
+    ]
+    assert (
+        files and json.loads(next((tmp_path / "torn").rglob("loop.json")).read_text())["kept_step"]
+    )
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again, _ = run(random_model, tmp_path / "torn")
     assert "training begins anew" in capsys.readouterr().err
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+    assert all(
+        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+    )
 
 
 @pytest.mark.parametrize("name", ["model", "optimizer", "random_states"])
-def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(random_model, tmp_path, name, capsys):
+def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(
+    random_model, tmp_path, name, capsys
+):
     whole, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "torn", stop_after_steps=7)
     [loop] = (tmp_path / "torn").rglob("loop.json")
@@ -269,19 +353,43 @@ def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(rando
     write_signed(loop, {**saved, "files": files})
     again, _ = run(random_model, tmp_path / "torn")
     assert "training begins anew" in capsys.readouterr().err
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+    assert all(
+        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+    )
 
 
-# What `loop.json` holds beside the files' digests, as states on disk have had it since before it was a type.
+# What `loop.json` holds beside the files' digests, as states on disk have had it since before it
+# was a type.
 SAVED = (
-    "step", "epoch", "seen", "trained", "start_ce", "best", "kept_step", "seconds", "teacher_seconds", "teacher_tokens", "energy_joules",
-    "since_best", "means", "terms", "written", "writing_seconds", "over",
-)  # fmt: skip
+    "step",
+    "epoch",
+    "seen",
+    "trained",
+    "start_ce",
+    "best",
+    "kept_step",
+    "seconds",
+    "teacher_seconds",
+    "teacher_tokens",
+    "energy_joules",
+    "since_best",
+    "means",
+    "terms",
+    "written",
+    "writing_seconds",
+    "over",
+)
 TERM = {"first": 1.0, "gradient_norm": None, "weight": 1.0, "last": 1.0}
 
 
 def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_path):
-    run(random_model, tmp_path / "a", terms=KD, sources=[Live(open_model(random_model))], stop_after_steps=7)
+    run(
+        random_model,
+        tmp_path / "a",
+        terms=KD,
+        sources=[Live(open_model(random_model))],
+        stop_after_steps=7,
+    )
     [file] = (tmp_path / "a").rglob("loop.json")
     saved = json.loads(file.read_text())
     assert tuple(saved) == (*SAVED, "files", "sha256")
@@ -300,7 +408,9 @@ def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_pat
         ("means", "lacks the fields means"),
     ],
 )
-def test_a_state_of_another_version_is_said_and_training_begins_anew(random_model, tmp_path, change, complaint, capsys):
+def test_a_state_of_another_version_is_said_and_training_begins_anew(
+    random_model, tmp_path, change, complaint, capsys
+):
     whole, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "other", stop_after_steps=7)
     [file] = (tmp_path / "other").rglob("loop.json")
@@ -309,30 +419,45 @@ def test_a_state_of_another_version_is_said_and_training_begins_anew(random_mode
         del saved[change]
     write_signed(file, saved if isinstance(change, str) else {**saved, **change})
     again, _ = run(random_model, tmp_path / "other")
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "training begins anew" in line]
+    [said] = [
+        line for line in capsys.readouterr().err.splitlines() if "training begins anew" in line
+    ]
     assert complaint in said
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items())
+    assert all(
+        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+    )
 
 
 def test_a_run_killed_before_its_first_state_scores_its_start_once(random_model, tmp_path):
     run(random_model, tmp_path / "whole")
     (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "training.jsonl").write_text('{"step": 0, "epoch": 0, "seen": 0, "validation_ce": 9.9}\n')
+    (tmp_path / "killed" / "training.jsonl").write_text(
+        '{"step": 0, "epoch": 0, "seen": 0, "validation_ce": 9.9}\n'
+    )
     run(random_model, tmp_path / "killed")
     logs = [(tmp_path / name / "training.jsonl").read_text() for name in ("whole", "killed")]
-    assert logs[0] == logs[1] and json.loads(logs[0].splitlines()[0]).keys() == {"step", "epoch", "seen", "validation_ce"}
+    assert logs[0] == logs[1] and json.loads(logs[0].splitlines()[0]).keys() == {
+        "step",
+        "epoch",
+        "seen",
+        "validation_ce",
+    }
 
 
 def test_a_run_killed_after_its_last_step_ends_the_same(random_model, tmp_path):
     """The state stands until the student is saved, so the end can be done again."""
     first, _ = run(random_model, tmp_path / "a")
     again, _ = run(random_model, tmp_path / "a")
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(first).items())
+    assert all(
+        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(first).items()
+    )
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a clock of one number; each save of a state or of the best weights takes 100 seconds, nothing else takes any."""
+    """Return a clock of one number; each save of a state or of the best weights takes 100 seconds,
+    nothing else takes any.
+    """
     now = [0.0]
     save = torch.save
 
@@ -346,7 +471,9 @@ def clock(monkeypatch):
     return now
 
 
-def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(random_model, tmp_path, clock, monkeypatch):
+def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(
+    random_model, tmp_path, clock, monkeypatch
+):
     monkeypatch.setattr(states, "SECONDS_BETWEEN_STATES", 0.0)
     monkeypatch.setattr("harness.machine.energy.rapl_joules", lambda: 7 * clock[0])
 
@@ -357,11 +484,20 @@ def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopp
     run(random_model, tmp_path / "parts", progress=a_second_a_step, stop_after_steps=5)
     _, parts = run(random_model, tmp_path / "parts", progress=a_second_a_step)
     for spent in (whole, parts):
-        assert (spent.seconds, spent.device_seconds, spent.energy_joules) == (spent.step, spent.step, 7 * spent.step)
+        assert (spent.seconds, spent.device_seconds, spent.energy_joules) == (
+            spent.step,
+            spent.step,
+            7 * spent.step,
+        )
 
 
-@pytest.mark.parametrize(("between", "takes", "written"), [(20, 1, [20, 41, 62]), (20, 3, [20, 83]), (0, 3, [0, 4, 8, 12, 16])])
-def test_a_state_that_takes_long_is_saved_less_often(tmp_path, monkeypatch, between, takes, written):
+@pytest.mark.parametrize(
+    ("between", "takes", "written"),
+    [(20, 1, [20, 41, 62]), (20, 3, [20, 83]), (0, 3, [0, 4, 8, 12, 16])],
+)
+def test_a_state_that_takes_long_is_saved_less_often(
+    tmp_path, monkeypatch, between, takes, written
+):
     now, saved = [0.0], []
 
     def save(folder):
@@ -379,14 +515,18 @@ def test_a_state_that_takes_long_is_saved_less_often(tmp_path, monkeypatch, betw
 
 
 def test_a_live_teachers_seconds_are_its_own(random_model, monkeypatch):
-    """What the device was asked before is waited for first, and the teacher's own work before the clock is read again."""
+    """What the device was asked before is waited for first, and the teacher's own work before the
+    clock is read again.
+    """
     now, queued = [0.0], [5.0]  # the student's kernels
 
     def wait(device):
         now[0] += sum(queued)
         queued.clear()
 
-    monkeypatch.setattr("methods.training.teachers.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(
+        "methods.training.teachers.time", SimpleNamespace(perf_counter=lambda: now[0])
+    )
     monkeypatch.setattr("methods.training.teachers.synchronise", wait)
     teacher = Live(open_model(random_model))
     teacher.model.register_forward_hook(lambda *_: queued.append(2.0))
@@ -405,30 +545,60 @@ def test_same_seed_same_weights_and_another_seed_others(random_model, tmp_path):
     first, _ = run(random_model, tmp_path / "a")
     second, _ = run(random_model, tmp_path / "b")
     other, _ = run(random_model, tmp_path / "c", seed=5)
-    assert all(torch.equal(second.state_dict()[name], tensor) for name, tensor in weights(first).items())
-    assert any(not torch.equal(other.state_dict()[name], tensor) for name, tensor in weights(first).items())
+    assert all(
+        torch.equal(second.state_dict()[name], tensor) for name, tensor in weights(first).items()
+    )
+    assert any(
+        not torch.equal(other.state_dict()[name], tensor) for name, tensor in weights(first).items()
+    )
 
 
 def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     rough = LoopSettings(**{**SETTINGS.__dict__, "learning_rate": 0.5, "warmup_ratio": 0.0})
     model, spent = run(random_model, tmp_path / "a", settings=rough)
-    lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
+    ]
     held_out = {line["step"]: line["validation_ce"] for line in lines if "validation_ce" in line}
     assert len(held_out) >= 4
-    assert held_out.pop(0) == spent.start_ce < spent.best  # the untouched start is compared with, and never kept
+    # the untouched start is compared with, and never kept
+    assert held_out.pop(0) == spent.start_ce < spent.best
     assert spent.best == min(held_out.values()) == held_out[spent.kept_step]
-    now = validate(rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_batch_size=2, device="cpu")
+    now = validate(
+        rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_batch_size=2, device="cpu"
+    )
     assert now == pytest.approx(spent.best, rel=1e-5)
 
 
 def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
     told = []
-    _, spent = run(random_model, tmp_path / "a", terms=KD, sources=[Live(open_model(random_model))], progress=told.append)
+    _, spent = run(
+        random_model,
+        tmp_path / "a",
+        terms=KD,
+        sources=[Live(open_model(random_model))],
+        progress=told.append,
+    )
     first = json.loads((tmp_path / "a" / "training.jsonl").read_text().splitlines()[1])
-    assert {"kl", "ce", "weight_kl", "weight_ce", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce", "seen"} <= set(first)
+    assert {
+        "kl",
+        "ce",
+        "weight_kl",
+        "weight_ce",
+        "gradient_norm",
+        "gradient_norm_kl",
+        "gradient_norm_ce",
+        "seen",
+    } <= set(first)
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # the student starts as the teacher
-    assert first["gradient_norm_kl"] == pytest.approx(0, abs=1e-5) and first["gradient_norm_ce"] > 0.01
-    assert set(spent.terms) == {"kl", "ce"} and spent.terms["ce"].weight == 0.5 and spent.terms["ce"].gradient_norm > 0.01
+    assert (
+        first["gradient_norm_kl"] == pytest.approx(0, abs=1e-5) and first["gradient_norm_ce"] > 0.01
+    )
+    assert (
+        set(spent.terms) == {"kl", "ce"}
+        and spent.terms["ce"].weight == 0.5
+        and spent.terms["ce"].gradient_norm > 0.01
+    )
     assert "ce " in told[0].detail and "x0.5 |g|" in told[0].detail
 
 
@@ -438,10 +608,18 @@ def test_a_loss_that_is_no_number_fails_with_a_way_out(random_model, tmp_path):
         run(random_model, tmp_path / "a", terms=[hard_labels(), broken])
     bursting = chain([1.0, 1.0], repeat(1e9))
     with pytest.raises(CellFailed, match=r"the term odd became .* at step 2 .*learning_rate"):
-        run(random_model, tmp_path / "b", terms=[Term("odd", 1.0, lambda at: at.student_NV.float().square().sum(-1) * next(bursting))])
+        run(
+            random_model,
+            tmp_path / "b",
+            terms=[
+                Term("odd", 1.0, lambda at: at.student_NV.float().square().sum(-1) * next(bursting))
+            ],
+        )
 
 
-def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(random_model, tmp_path, monkeypatch):
+def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(
+    random_model, tmp_path, monkeypatch
+):
     class Bursting(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -452,10 +630,14 @@ def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(random_mo
             return gradient * math.inf
 
     burst = Term("odd", 1.0, lambda at: Bursting.apply(at.student_NV).float().sum(-1))
-    with pytest.raises(CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"):
+    with pytest.raises(
+        CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"
+    ):
         run(random_model, tmp_path / "a", terms=[burst])
     monkeypatch.setattr("methods.training.validation.validate", lambda *_, **__: math.nan)
-    with pytest.raises(CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"):
+    with pytest.raises(
+        CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"
+    ):
         run(random_model, tmp_path / "b")
 
 
@@ -475,4 +657,6 @@ def test_teacher_is_untouched(random_model, tmp_path):
     teacher = open_model(random_model)
     before = copy.deepcopy(weights(teacher.model))
     run(random_model, tmp_path / "a", terms=KD, sources=[Live(teacher)])
-    assert all(torch.equal(teacher.model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert all(
+        torch.equal(teacher.model.state_dict()[name], tensor) for name, tensor in before.items()
+    )

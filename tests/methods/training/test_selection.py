@@ -1,4 +1,6 @@
-"""Chosen tokens and chosen rows: exactly as many as were asked for, those that score highest, the same share of each task."""
+"""Chosen tokens and chosen rows: exactly as many as were asked for, those that score highest, the
+same share of each task.
+"""
 
 import pytest
 import torch
@@ -32,7 +34,9 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
     opened, teacher = small("Llama"), Live(small("Llama", hidden_size=64))
     rows = rows_of(5)
     batch = batch_of(rows, 1)
-    at = Positions(Head(opened.model)(batch), batch.ids[:, 1:][batch.mask], (teacher.read(batch, None),), batch)
+    at = Positions(
+        Head(opened.model)(batch), batch.ids[:, 1:][batch.mask], (teacher.read(batch, None),), batch
+    )
     selection = Selection(0.4, score, 7)
     chosen, scores = selection.chosen(at, 2), selection._scores(at, 2)
     start = 0
@@ -42,7 +46,9 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
         assert row.trained == int(mine.sum()) or points[mine].min() >= points[~mine].max()
         start += row.trained
     if score == "random":
-        assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(chosen, selection.chosen(at, 3))
+        assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(
+            chosen, selection.chosen(at, 3)
+        )
 
 
 @pytest.mark.slow
@@ -50,7 +56,9 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     given = job([tiny], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=12)
     short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
-    lengths = [row.trained for row in encode(open_model(tiny).tokenizer, worked(short), longest=512)[0]]
+    lengths = [
+        row.trained for row in encode(open_model(tiny).tokenizer, worked(short), longest=512)[0]
+    ]
     assert lengths == sorted(lengths)
     sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
     opened = open_model(tiny)
@@ -58,16 +66,24 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     def loss(example):
         batch = batch_of(encode(opened.tokenizer, worked([example]), longest=512)[0], 1)
         with torch.no_grad():
-            return float(torch.nn.functional.cross_entropy(Head(opened.model)(batch), batch.ids[:, 1:][batch.mask]))
+            return float(
+                torch.nn.functional.cross_entropy(
+                    Head(opened.model)(batch), batch.ids[:, 1:][batch.mask]
+                )
+            )
 
     losses = [loss(one) for one in sure]
     assert losses == pytest.approx(sorted(losses), abs=2e-3) and len(rows) == 12
     right, _, told, shared = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
-    assert 6 < told["teacher_solves"] <= 12 and {one.prompt for one in right} == {one.prompt for one in examples}
+    assert 6 < told["teacher_solves"] <= 12 and {one.prompt for one in right} == {
+        one.prompt for one in examples
+    }
     assert shared[0]["tokens"] > 100  # what the teacher wrote for the choice is a cost of the row
 
 
-@pytest.mark.parametrize(("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})])
+@pytest.mark.parametrize(
+    ("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})]
+)
 def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp_path):
     made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_size": 4})
     kept = []
@@ -77,14 +93,22 @@ def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp
 
 
 @pytest.mark.slow
-def test_answers_that_choose_rows_are_written_by_the_named_teacher(tiny, specialist, tmp_path, monkeypatch):
+def test_answers_that_choose_rows_are_written_by_the_named_teacher(
+    tiny, specialist, tmp_path, monkeypatch
+):
     from methods.training import traces
 
     asked, plain = [], traces.teacher_traces
-    monkeypatch.setattr(traces, "teacher_traces", lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given))
+    monkeypatch.setattr(
+        traces,
+        "teacher_traces",
+        lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given),
+    )
     given = job([tiny, specialist], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=8)
-    *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(given, examples)
+    *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(
+        given, examples
+    )
     assert asked == ["tiny-math"]
     *_, others = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
     assert others[0]["key"] != shared[0]["key"]

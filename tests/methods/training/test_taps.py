@@ -1,4 +1,6 @@
-"""Hidden states and attention: what a tap sees, what its losses promise, and what it leaves as it was."""
+"""Hidden states and attention: what a tap sees, what its losses promise, and what it leaves as it
+was.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ def test_equal_models_have_no_feature_or_attention_loss_and_different_ones_have(
     inside, at = seen_inside(student, other, inwards)
     for found in (inside.features(at), inside.attentions(at)):
         assert found.shape == at.labels_N.shape and found.sum() > 1e-3
-        gradients = torch.autograd.grad(found.sum(), list(student.model.parameters()), allow_unused=True, retain_graph=True)
+        gradients = torch.autograd.grad(
+            found.sum(), list(student.model.parameters()), allow_unused=True, retain_graph=True
+        )
         assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     inside.close()
 
@@ -32,10 +36,14 @@ def test_a_tap_sees_the_block_and_not_what_stands_behind_the_final_norm(small):
     rows = rows_of(3)
     inside, at = seen_inside(opened, opened, Inwards(hidden="1-1,2-2"), rows)
     with torch.no_grad():
-        states = opened.model(input_ids=at.batch.ids, attention_mask=at.batch.attention, output_hidden_states=True).hidden_states
+        states = opened.model(
+            input_ids=at.batch.ids, attention_mask=at.batch.attention, output_hidden_states=True
+        ).hidden_states
         last = opened.model.model.norm(inside.hidden[1][0].value)
     assert torch.allclose(inside.hidden[0][0].value, states[1], atol=1e-6)
-    assert torch.allclose(last, states[-1], atol=1e-5) and not torch.allclose(inside.hidden[1][0].value, states[-1], atol=1e-3)
+    assert torch.allclose(last, states[-1], atol=1e-5) and not torch.allclose(
+        inside.hidden[1][0].value, states[-1], atol=1e-3
+    )
 
 
 def test_attention_scores_give_the_maps_of_the_models_own_eager_attention(small):
@@ -46,11 +54,16 @@ def test_attention_scores_give_the_maps_of_the_models_own_eager_attention(small)
 
     scores = _attention_scores(query, key, None, scale)
     length = scores.shape[-1]
-    allowed = torch.tril(torch.ones(length, length, dtype=torch.bool)) & at.batch.attention.bool()[:, None, None, :]
+    allowed = (
+        torch.tril(torch.ones(length, length, dtype=torch.bool))
+        & at.batch.attention.bool()[:, None, None, :]
+    )
     maps = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
     inside.close()
     opened.model.set_attn_implementation("eager")
-    theirs = opened.model(input_ids=at.batch.ids, attention_mask=at.batch.attention, output_attentions=True).attentions[1]
+    theirs = opened.model(
+        input_ids=at.batch.ids, attention_mask=at.batch.attention, output_attentions=True
+    ).attentions[1]
     real = at.batch.attention.bool()[:, None, :, None].expand_as(maps)
     assert torch.allclose(maps[real], theirs[real], atol=1e-6)
 
@@ -61,17 +74,26 @@ def test_taps_change_no_logits_and_leave_the_model_as_it_was(small):
     before = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits
     configs = [module.config for module in opened.model.modules() if hasattr(module, "config")]
     inside = Inside(opened, small("Llama").model, Inwards(hidden="auto", attention="auto"))
-    assert torch.allclose(opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits, before, atol=1e-6)
+    assert torch.allclose(
+        opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits, before, atol=1e-6
+    )
     inside.close()
-    assert [module.config for module in opened.model.modules() if hasattr(module, "config")] == configs
+    assert [
+        module.config for module in opened.model.modules() if hasattr(module, "config")
+    ] == configs
     assert not any(module._forward_hooks for module in opened.model.modules())
 
 
 def test_relations_compare_models_of_unequal_heads_and_are_zero_for_equal_ones(small):
-    student, teacher = small("Llama"), small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64)
+    student, teacher = (
+        small("Llama"),
+        small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64),
+    )
     inside, at = seen_inside(student, teacher, Inwards(attention="auto"))
     found = inside.attentions(at)
-    assert found.shape == at.labels_N.shape and bool(torch.isfinite(found).all()) and found.sum() > 0
+    assert (
+        found.shape == at.labels_N.shape and bool(torch.isfinite(found).all()) and found.sum() > 0
+    )
     inside.close()
     inside, at = seen_inside(student, small("Llama"), Inwards(attention="auto", maps="relations"))
     assert inside.attentions(at).abs().max() < 1e-6
@@ -83,9 +105,14 @@ def test_relations_compare_models_of_unequal_heads_and_are_zero_for_equal_ones(s
 
 
 def test_relations_of_grouped_heads_agree_with_loops(small):
-    student, teacher = small("Llama"), small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64)
+    student, teacher = (
+        small("Llama"),
+        small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64),
+    )
     rows, count = rows_of(3), 2
-    inside, at = seen_inside(student, teacher, Inwards(attention="2-2", maps="relations", relation_heads=count), rows)
+    inside, at = seen_inside(
+        student, teacher, Inwards(attention="2-2", maps="relations", relation_heads=count), rows
+    )
     found = inside.attentions(at)
     expected = []
     for number, row in enumerate(rows):
@@ -95,10 +122,17 @@ def test_relations_of_grouped_heads_agree_with_loops(small):
                 for relation in range(count):
                     logs = []
                     for tap in inside.attention[0]:
-                        vectors = torch.cat(list(tap.value[part][number].detach()), dim=-1)  # (T, heads * d), head by head
+                        # (T, heads * d), head by head
+                        vectors = torch.cat(list(tap.value[part][number].detach()), dim=-1)
                         size = vectors.shape[1] // count
                         own = vectors[:, relation * size : (relation + 1) * size].double()
-                        logs.append(torch.log_softmax(torch.stack([own[place] @ own[key] for key in range(place + 1)]) / size**0.5, -1))
+                        logs.append(
+                            torch.log_softmax(
+                                torch.stack([own[place] @ own[key] for key in range(place + 1)])
+                                / size**0.5,
+                                -1,
+                            )
+                        )
                     total += float((logs[1].exp() * (logs[1] - logs[0])).sum())
             expected.append(total / (3 * count))
     inside.close()
@@ -116,7 +150,10 @@ def test_a_projection_starts_as_the_least_squares_map(small):
     real[:, 0] = False  # a row's first position takes no part
     x, y = (tap.value[real].detach() for tap in inside.hidden[0])
     best = torch.linalg.lstsq(x.double(), y.double()).solution.T
-    assert torch.allclose(weight.double(), best, atol=1e-2) and float(inside.features(at).sum()) < random
+    assert (
+        torch.allclose(weight.double(), best, atol=1e-2)
+        and float(inside.features(at).sum()) < random
+    )
     inside.close()
 
 
@@ -125,7 +162,9 @@ def test_pairs_are_spread_evenly_or_read_and_a_missing_block_is_named():
     assert parse_pairs("auto", 12, 28, most=4, setting="x") == ((3, 7), (6, 14), (9, 21), (12, 28))
     assert parse_pairs("auto", 4, 8, most=1, setting="x") == ((4, 8),)
     assert parse_pairs("1-8, 4-2", 4, 8, most=4, setting="x") == ((1, 8), (4, 2))
-    with pytest.raises(CellFailed, match=r"feature_layers='5-8': the student has no block 5; its blocks are 1 to 4"):
+    with pytest.raises(
+        CellFailed, match=r"feature_layers='5-8': the student has no block 5; its blocks are 1 to 4"
+    ):
         parse_pairs("5-8", 4, 8, most=4, setting="feature_layers")
     with pytest.raises(CellFailed, match=r"'2' is not STUDENT-TEACHER"):
         parse_pairs("2", 4, 8, most=4, setting="feature_layers")
@@ -135,7 +174,9 @@ def test_a_model_without_the_attention_interface_is_said_so(small):
     opened = small("Llama")
     inside, at = seen_inside(opened, small("Llama"), Inwards(attention="auto"))
     inside.attention[0][0].value = None  # what a model with kernels of its own leaves
-    with pytest.raises(CellFailed, match=r"the student's attention yields no queries and keys.*--methods feature"):
+    with pytest.raises(
+        CellFailed, match=r"the student's attention yields no queries and keys.*--methods feature"
+    ):
         inside.attentions(at)
     inside.close()
 
@@ -156,8 +197,13 @@ def test_positions_zero_and_padding_take_no_part_in_features(small):
 
 def test_attention_counts_only_the_positions_that_it_compares(small):
     inwards = Inwards(attention="auto", longest=6)
-    assert [inwards.attended(row) for row in (Row(tuple(range(10)), 3), Row(tuple(range(10)), 8), Row((1, 2, 3), 1))] == [4, 0, 2]
-    inside, at = seen_inside(small("Llama"), small("Llama", hidden_size=64), inwards, [Row(tuple(range(3, 13)), 3)])
+    assert [
+        inwards.attended(row)
+        for row in (Row(tuple(range(10)), 3), Row(tuple(range(10)), 8), Row((1, 2, 3), 1))
+    ] == [4, 0, 2]
+    inside, at = seen_inside(
+        small("Llama"), small("Llama", hidden_size=64), inwards, [Row(tuple(range(3, 13)), 3)]
+    )
     found = inside.attentions(at)
     assert (found[:4] > 0).all() and (found[4:] == 0).all()
     inside.close()

@@ -1,4 +1,6 @@
-"""The teacher's cache: the same training as with a live teacher, the right row's distributions, and nothing damaged is used."""
+"""The teacher's cache: the same training as with a live teacher, the right row's distributions, and
+nothing damaged is used.
+"""
 
 import hashlib
 import json
@@ -44,16 +46,26 @@ def teacher():
 @pytest.fixture(scope="module")
 def rows(embedded):
     examples = training_examples(TASKS, DataSource(), rows=40)
-    return encode(embedded.tokenizer, [(one.prompt, one.completion) for one in examples], longest=512)[0]
+    return encode(
+        embedded.tokenizer, [(one.prompt, one.completion) for one in examples], longest=512
+    )[0]
 
 
 @pytest.fixture
 def job(teacher, tmp_path):
     said = []
     made = Job(
-        teachers=(teacher,), student="depth:0.5", student_base=teacher, tasks=TASKS, source=DataSource(),
-        budget=Budget(seen_tokens=8_000, rows=40), seed=1, workdir=tmp_path / "work", cache=tmp_path / "cache", progress=said.append,
-    )  # fmt: skip
+        teachers=(teacher,),
+        student="depth:0.5",
+        student_base=teacher,
+        tasks=TASKS,
+        source=DataSource(),
+        budget=Budget(seen_tokens=8_000, rows=40),
+        seed=1,
+        workdir=tmp_path / "work",
+        cache=tmp_path / "cache",
+        progress=said.append,
+    )
     made.workdir.mkdir()
     return made, said
 
@@ -66,9 +78,12 @@ def live(embedded, row):
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(job, teacher, rows, embedded, monkeypatch, dense):
+def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
+    job, teacher, rows, embedded, monkeypatch, dense
+):
     monkeypatch.setattr(caching, "DENSE", 2_048 if dense else 16)
-    monkeypatch.setattr(caching, "SHARD_BYTES", 300 * 2 * (1024 if dense else 8))  # 300 tokens: several shards
+    # 300 tokens: several shards
+    monkeypatch.setattr(caching, "SHARD_BYTES", 300 * 2 * (1024 if dense else 8))
     made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
     assert made.dense == dense and made.k == (1024 if dense else 8) and len(made.log_p) > 2
     shuffled = rows[:]
@@ -81,31 +96,63 @@ def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(job, teacher
     else:
         top = made.top(picked, "cpu")
         expected = theirs.topk(8)
-        assert torch.equal(top.ids_NK[:, 0], expected.indices[:, 0]) and (top.log_p_NK - expected.values).abs().max() < 0.03
-    assert made.meta["positions"] == sum(len(row.ids) - row.trained_from for row in {key_of(r): r for r in rows}.values())
+        assert (
+            torch.equal(top.ids_NK[:, 0], expected.indices[:, 0])
+            and (top.log_p_NK - expected.values).abs().max() < 0.03
+        )
+    assert made.meta["positions"] == sum(
+        len(row.ids) - row.trained_from for row in {key_of(r): r for r in rows}.values()
+    )
 
 
-def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cache_has_not(job, teacher, rows, embedded):
+def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cache_has_not(
+    job, teacher, rows, embedded
+):
     made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
     student = open_model(teacher).model
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * parameter.std()
+            parameter += (
+                0.05
+                * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+                * parameter.std()
+            )
     term = Term("kl", 1.0, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
 
     def gradient(source):
         student.zero_grad()
-        stepper = Stepper(student, Head(student), Objective(terms=[term], sources=[source], vocabulary=1024), 5, embedded.pad_id)
-        values = stepper.backward(rows[:12], weights={"kl": 1.0}, backward=lambda loss: loss.backward()).means
+        stepper = Stepper(
+            student,
+            Head(student),
+            Objective(terms=[term], sources=[source], vocabulary=1024),
+            5,
+            embedded.pad_id,
+        )
+        values = stepper.backward(
+            rows[:12], weights={"kl": 1.0}, backward=lambda loss: loss.backward()
+        ).means
         stepper.head.close()
-        return values["kl"], torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+        return values["kl"], torch.cat(
+            [p.grad.flatten() for p in student.parameters() if p.grad is not None]
+        )
 
     plain, expected = gradient(Live(open_model(teacher)))
     kept, found = gradient(made)
-    assert kept == pytest.approx(plain, rel=2e-3) and torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9999
+    assert (
+        kept == pytest.approx(plain, rel=2e-3)
+        and torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9999
+    )
     names = list(made.index)
     same_length = {
-        name: next((other for other in names if other != name and made.index[other][2] == made.index[name][2]), name) for name in names
+        name: next(
+            (
+                other
+                for other in names
+                if other != name and made.index[other][2] == made.index[name][2]
+            ),
+            name,
+        )
+        for name in names
     }
     shuffled = replace(made, index={name: made.index[same_length[name]] for name in names})
     assert gradient(shuffled)[0] > 2 * plain  # another row's distributions: clearly worse
@@ -116,17 +163,30 @@ def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, mo
     monkeypatch.setattr(caching, "DENSE", 16)
     top = teacher_cache(job[0], teacher, rows, k=8, width=1024).top(rows[:4], "cpu")
     student = torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
-    whole, part = float(forward_kl(student, dense).sum()), float(top_k_kl(student, top.ids_NK, top.log_p_NK).sum())
-    assert 0.7 * whole < part <= whole * 1.001  # the teacher is sure of itself: eight tokens hold nearly all of it
+    whole, part = (
+        float(forward_kl(student, dense).sum()),
+        float(top_k_kl(student, top.ids_NK, top.log_p_NK).sum()),
+    )
+    # the teacher is sure of itself: eight tokens hold nearly all of it
+    assert 0.7 * whole < part <= whole * 1.001
 
 
-def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(job, teacher, rows, monkeypatch):
+def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(
+    job, teacher, rows, monkeypatch
+):
     first = teacher_cache(job[0], teacher, rows, k=8, width=1024)
-    monkeypatch.setattr(caching, "open_model", lambda *a, **k: pytest.fail("the teacher was opened again"))
+    monkeypatch.setattr(
+        caching, "open_model", lambda *a, **k: pytest.fail("the teacher was opened again")
+    )
     again = teacher_cache(job[0], teacher, list(reversed(rows)) + rows[:3], k=8, width=1024)
     assert again.key == first.key and again.cost() == first.cost()
-    for changed in ({"rows": rows[:-1]}, {"teacher": replace(teacher, digest="other")}, {"width": 1000}):
-        given = {"teacher": teacher, "rows": rows, "k": 8, "width": 1024, **changed}  # k does not matter where all is kept
+    for changed in (
+        {"rows": rows[:-1]},
+        {"teacher": replace(teacher, digest="other")},
+        {"width": 1000},
+    ):
+        # k does not matter where all is kept
+        given = {"teacher": teacher, "rows": rows, "k": 8, "width": 1024, **changed}
         with pytest.raises(pytest.fail.Exception, match="opened again"):
             teacher_cache(job[0], given.pop("teacher"), given.pop("rows"), **given)
     with pytest.raises(CellFailed, match="made for other rows"):
@@ -156,7 +216,9 @@ def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
     said.clear()
     again = teacher_cache(made, teacher, rows, k=8, width=1024)
     assert any("is damaged" in one.detail and "made again" in one.detail for one in said)
-    assert not damage_of(folder) and torch.equal(first.logits(rows[:2], "cpu"), again.logits(rows[:2], "cpu"))
+    assert not damage_of(folder) and torch.equal(
+        first.logits(rows[:2], "cpu"), again.logits(rows[:2], "cpu")
+    )
 
 
 def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows, monkeypatch):
@@ -165,7 +227,10 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
 
     def drifting(reader, asked, **settings):
         calls.append(len(asked))
-        return (replace(top, log_p_NK=top.log_p_NK + (0.5 if len(asked) == 1 else 0.0)) for top in plain(reader, asked, **settings))
+        return (
+            replace(top, log_p_NK=top.log_p_NK + (0.5 if len(asked) == 1 else 0.0))
+            for top in plain(reader, asked, **settings)
+        )
 
     monkeypatch.setattr(caching.Reader, "top_k", drifting)
     with pytest.raises(CellFailed, match=r"differs from a live forward pass by 0\.5"):
@@ -177,8 +242,18 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
     ("dtype", "gap", "share", "said"),
     [
         (torch.bfloat16, 3.0, 0.0005, ""),  # a few values of very many round far away
-        (torch.bfloat16, 3.0, 0.005, r"by 3\.000 nats at the 99\.9th percentile and by 0\.015 on average"),
-        (torch.bfloat16, 0.1, 1.0, r"by 0\.100 nats at the 99\.9th percentile and by 0\.100 on average"),
+        (
+            torch.bfloat16,
+            3.0,
+            0.005,
+            r"by 3\.000 nats at the 99\.9th percentile and by 0\.015 on average",
+        ),
+        (
+            torch.bfloat16,
+            0.1,
+            1.0,
+            r"by 0\.100 nats at the 99\.9th percentile and by 0\.100 on average",
+        ),
         (torch.float32, 3.0, 0.0005, r"by 3\.000 nats at most and by 0\.00\d on average"),
     ],
 )
@@ -194,9 +269,13 @@ def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype,
         caching._check(made, teacher, opened, [Row((1, 2), 1)], 500)
 
 
-@pytest.mark.parametrize("changed", [{"teacher": "another"}, {"dtype": "bfloat16"}, {"vocabulary": 1_000}, {"k": 7}])
+@pytest.mark.parametrize(
+    "changed", [{"teacher": "another"}, {"dtype": "bfloat16"}, {"vocabulary": 1_000}, {"k": 7}]
+)
 def test_a_whole_cache_of_another_teacher_or_form_is_not_trained_on(job, teacher, rows, changed):
-    """A folder that was copied or renamed: its digests hold, its rows are found, and it is the wrong one."""
+    """A folder that was copied or renamed: its digests hold, its rows are found, and it is the
+    wrong one.
+    """
     made, said = job
     first = teacher_cache(made, teacher, rows, k=8, width=1024)
     meta = made.cache / "teachers" / first.key / "meta.json"
@@ -204,7 +283,10 @@ def test_a_whole_cache_of_another_teacher_or_form_is_not_trained_on(job, teacher
     assert damage_of(meta.parent) == ""
     again = teacher_cache(made, teacher, rows, k=8, width=1024)
     [(name, value)] = changed.items()
-    assert any(f"its {name} is {value}, not" in one.detail for one in said) and again.meta[name] == first.meta[name]
+    assert (
+        any(f"its {name} is {value}, not" in one.detail for one in said)
+        and again.meta[name] == first.meta[name]
+    )
 
 
 def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedded, monkeypatch):
@@ -213,7 +295,10 @@ def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedde
     made = teacher_cache(job[0], teacher, rows, k=3, width=1024)
     distinct = {key_of(row): row for row in rows}.values()
     kept = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
-    assert made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4) and made.meta["kept_mass"] < 1
+    assert (
+        made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4)
+        and made.meta["kept_mass"] < 1
+    )
 
 
 @pytest.mark.slow
@@ -228,26 +313,47 @@ def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_p
         losses[cache] = [line["forward-kl"] for line in lines if "forward-kl" in line]
         costs[cache] = json.loads((workdir / "cost.json").read_text())
     assert losses["on"] == pytest.approx(losses["off"], rel=0.02)
-    assert costs["on"]["shared"][0]["key"] == costs["on"]["notes"]["teacher_cache"][0] and costs["on"].get("teacher_tokens", 0) == 0
-    assert costs["off"]["teacher_tokens"] == costs["off"]["seen_tokens"] and not costs["off"]["shared"]
+    assert (
+        costs["on"]["shared"][0]["key"] == costs["on"]["notes"]["teacher_cache"][0]
+        and costs["on"].get("teacher_tokens", 0) == 0
+    )
+    assert (
+        costs["off"]["teacher_tokens"] == costs["off"]["seen_tokens"] and not costs["off"]["shared"]
+    )
 
 
 @pytest.mark.slow
-def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(job, monkeypatch, tmp_path):
+def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(
+    job, monkeypatch, tmp_path
+):
     made, _ = job
-    monkeypatch.setattr(caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for"))
-    ResponseDistillation(batch_size=4, **FEW).compress(replace(made, budget=Budget(seen_tokens=1_500, rows=40)))
-    with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):  # where all would be kept, too
+    monkeypatch.setattr(
+        caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for")
+    )
+    ResponseDistillation(batch_size=4, **FEW).compress(
+        replace(made, budget=Budget(seen_tokens=1_500, rows=40))
+    )
+    # where all would be kept, too
+    with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
     monkeypatch.setattr("harness.models.shape.DENSE", 16)
-    for method, said in ((ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
-                         (ResponseDistillation(top_k=2_000, cache="on"), "top_k=2000 is above the vocabulary of 1,024")):  # fmt: skip
+    for method, said in (
+        (ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
+        (
+            ResponseDistillation(top_k=2_000, cache="on"),
+            "top_k=2000 is above the vocabulary of 1,024",
+        ),
+    ):
         with pytest.raises(CellFailed, match=said):
             method.compress(replace(made, workdir=tmp_path / "work"))
 
 
 def command(*arguments):
-    done = subprocess.run([sys.executable, "-P", "-m", "harness.cli", "cache", *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "harness.cli", "cache", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, done.stdout
 
 
@@ -263,15 +369,28 @@ def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
     (cache / "traces" / "good.json").write_text(json.dumps({"sha256": digest, "payload": payload}))
     (cache / "traces" / "bad.json").write_text(json.dumps({"sha256": digest, "payload": "{} "}))
     (cache / "answers" / "ab").mkdir(parents=True)
-    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed({"a": 1}) + '{"b"')  # what a kill leaves: asked again, not damaged
-    (cache / "answers" / "ab" / "wrong.jsonl").write_text(signed({"a": 1}) + '{"b"\n' + signed({"c": 2}))
+    # what a kill leaves: asked again, not damaged
+    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed({"a": 1}) + '{"b"')
+    (cache / "answers" / "ab" / "wrong.jsonl").write_text(
+        signed({"a": 1}) + '{"b"\n' + signed({"c": 2})
+    )
     (cache / "teachers" / ".half.1.part").mkdir()
     (cache / "teachers" / ".half.1.part" / "x.npy").write_bytes(b"x")
     code, text = command("ls", "--cache", cache)
     assert code == 0 and key in text and "7 artefacts" in text
     code, text = command("verify", "--cache", cache)
-    assert code == 1 and text.count("DAMAGED") == 3 and text.count("  whole\n") == 4 and "line 2" in text
+    assert (
+        code == 1
+        and text.count("DAMAGED") == 3
+        and text.count("  whole\n") == 4
+        and "line 2" in text
+    )
     code, text = command("prune", "--cache", cache)
     assert code == 0 and text.count("deleted") == 3 and command("verify", "--cache", cache)[0] == 0
-    assert command("prune", "--cache", cache, "--older-than", "0", "--kind", "traces")[1].count("deleted") == 1
+    assert (
+        command("prune", "--cache", cache, "--older-than", "0", "--kind", "traces")[1].count(
+            "deleted"
+        )
+        == 1
+    )
     assert "3 artefacts" in command("ls", "--cache", cache)[1]

@@ -1,4 +1,6 @@
-"""Several teachers, live and from caches: mixed, weighed, named, and none shown more than its context."""
+"""Several teachers, live and from caches: mixed, weighed, named, and none shown more than its
+context.
+"""
 
 import json
 import math
@@ -35,7 +37,9 @@ def test_one_teacher_is_response_and_two_equal_ones_are_one(small):
     plain = forward_kl(logits, read.logits_NV, temperature=2.0)
     assert torch.allclose(mixed_kl(at, torch.ones(len(plain), 1), 2.0), plain, atol=1e-5)
     both = replace(at, teachers=(read, read))
-    assert torch.allclose(mixed_kl(both, torch.tensor([0.3, 0.7]).expand(len(plain), -1), 2.0), plain, atol=1e-5)
+    assert torch.allclose(
+        mixed_kl(both, torch.tensor([0.3, 0.7]).expand(len(plain), -1), 2.0), plain, atol=1e-5
+    )
 
 
 def test_kept_tokens_of_two_teachers_give_the_gradient_of_their_mixture():
@@ -43,26 +47,35 @@ def test_kept_tokens_of_two_teachers_give_the_gradient_of_their_mixture():
     logits = [torch.randn(4, 9) for _ in range(2)]
     student = torch.randn(4, 9, requires_grad=True)
     weights = torch.tensor([[0.2, 0.8]]).expand(4, -1)
-    whole = Positions(student, torch.zeros(4, dtype=torch.long), tuple(Distribution(one) for one in logits))
+    whole = Positions(
+        student, torch.zeros(4, dtype=torch.long), tuple(Distribution(one) for one in logits)
+    )
     kept = []
     for one in logits:
         top = torch.log_softmax(one, -1).topk(8)
         kept.append(Distribution(None, TopK(top.indices, top.values)))
     [exact] = torch.autograd.grad(mixed_kl(whole, weights, 1.0).sum(), student)
-    [cut] = torch.autograd.grad(mixed_kl(replace(whole, teachers=tuple(kept)), weights, 1.0).sum(), student)
+    [cut] = torch.autograd.grad(
+        mixed_kl(replace(whole, teachers=tuple(kept)), weights, 1.0).sum(), student
+    )
     assert torch.allclose(cut, exact, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["mean", "fixed", "confidence", "domain"])
-def test_every_weighting_trains_from_caches_with_no_teacher_beside(weighting, tiny, specialist, tmp_path):
+def test_every_weighting_trains_from_caches_with_no_teacher_beside(
+    weighting, tiny, specialist, tmp_path
+):
     given = job([tiny, specialist], tmp_path / "x", teacher_weights=(0.7, 0.3))
     REGISTRY.build("multi-teacher", {"weighting": weighting}).compress(given)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
-    assert len(cost["shared"]) == (3 if weighting == "domain" else 2) and not cost.get("teacher_tokens")
+    assert len(cost["shared"]) == (3 if weighting == "domain" else 2) and not cost.get(
+        "teacher_tokens"
+    )
     assert len(cost["notes"]["teacher_cache"]) == 2
     if weighting == "domain":
-        assert cost["shared"][0]["tokens"] > 0 and cost["shared"][0]["flops"] > 0  # reading the validation rows
+        # reading the validation rows
+        assert cost["shared"][0]["tokens"] > 0 and cost["shared"][0]["flops"] > 0
         losses = cost["notes"]["teachers_loss"]
         assert losses["tiny"]["mmlu-mini"] < 1 < losses["tiny-math"]["mmlu-mini"]
 
@@ -74,18 +87,27 @@ def test_domain_weights_stand_beside_a_task_that_has_no_rows(tiny, specialist, t
 
     given = job([tiny, specialist], tmp_path / "x", tasks={"text": Text(), **TASKS})
     REGISTRY.build("multi-teacher", {"weighting": "domain"}).compress(given)
-    assert set(json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teachers_loss"]["tiny"]) == set(TASKS)
+    assert set(
+        json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teachers_loss"]["tiny"]
+    ) == set(TASKS)
 
 
 @pytest.mark.slow
-def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(tiny, specialist, foreign, tmp_path):
-    REGISTRY.build("multi-teacher", {"cache": "off"}).compress(job([tiny, specialist], tmp_path / "x"))
+def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(
+    tiny, specialist, foreign, tmp_path
+):
+    REGISTRY.build("multi-teacher", {"cache": "off"}).compress(
+        job([tiny, specialist], tmp_path / "x")
+    )
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     assert cost["teacher_tokens"] == 2 * cost["seen_tokens"]
-    given = job([tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000)
+    given = job(
+        [tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000
+    )
     REGISTRY.build("uld", {"batch_size": 4}).compress(given)
     cost = json.loads((tmp_path / "y" / "cost.json").read_text())
-    assert 0 < cost["teacher_tokens"] != cost["seen_tokens"]  # the same text is fewer tokens to one of the two
+    # the same text is fewer tokens to one of the two
+    assert 0 < cost["teacher_tokens"] != cost["seen_tokens"]
 
 
 def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
@@ -100,17 +122,23 @@ def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
 
 @pytest.mark.slow
 def test_the_best_single_teacher_is_found_on_validation_rows_and_named(tiny, specialist, tmp_path):
-    REGISTRY.build("best-single-teacher", {}).compress(job([specialist, tiny], tmp_path / "x", student_base=tiny))
+    REGISTRY.build("best-single-teacher", {}).compress(
+        job([specialist, tiny], tmp_path / "x", student_base=tiny)
+    )
     assert json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teacher"] == "tiny"
 
 
 @pytest.mark.slow
 def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tmp_path):
-    REGISTRY.build("response", {"teacher": "tiny-math", "batch_size": 4}).compress(job([tiny, specialist], tmp_path / "x", tokens=5_000))
+    REGISTRY.build("response", {"teacher": "tiny-math", "batch_size": 4}).compress(
+        job([tiny, specialist], tmp_path / "x", tokens=5_000)
+    )
     meta = next((tmp_path / "cache" / "teachers").glob("*/meta.json"))
     assert json.loads(meta.read_text())["name"] == "tiny-math"
     with pytest.raises(CellFailed, match="the run's teachers are tiny, tiny-math"):
-        REGISTRY.build("response", {"teacher": "huge"}).compress(job([tiny, specialist], tmp_path / "y"))
+        REGISTRY.build("response", {"teacher": "huge"}).compress(
+            job([tiny, specialist], tmp_path / "y")
+        )
 
 
 @pytest.mark.slow
@@ -119,22 +147,40 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
 
     given = job([short_sighted], tmp_path / "x", student_base=tiny)
     examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
-    lengths = [len(row.ids) for row in encode(open_model(tiny).tokenizer, worked(examples), longest=2**31)[0]]
+    lengths = [
+        len(row.ids)
+        for row in encode(open_model(tiny).tokenizer, worked(examples), longest=2**31)[0]
+    ]
     assert min(lengths) <= 70 < max(lengths)
-    REGISTRY.build("response", {"batch_size": 4}).compress(replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]}))
+    REGISTRY.build("response", {"batch_size": 4}).compress(
+        replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
+    )
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
     ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
     assert len(ranked) == len(rows) == sum(length <= 70 for length in lengths)
     pairs = worked(examples)
     own = open_model(tiny).tokenizer
-    assert aligned_rows(own, own, pairs, longest=2**31, their_longest=70)[1] == notes["rows_too_long"]
+    assert (
+        aligned_rows(own, own, pairs, longest=2**31, their_longest=70)[1] == notes["rows_too_long"]
+    )
     prompts = [len(open_model(tiny).encode(example.prompt)) for example in examples]
     written = teacher_traces(given, examples, samples=2, temperature=1.0, longest=30)
-    unasked = [group for group, length in zip(written.texts, prompts, strict=True) if length + 30 > 70]
-    assert unasked and all(one.stop == "length" and not one.text for group in unasked for one in group)
-    assert all(one.tokens for group, length in zip(written.texts, prompts, strict=True) if length + 30 <= 70 for one in group)
-    with pytest.raises(CellFailed, match="no prompt leaves room for 69 new tokens in the 70 that short can read"):
+    unasked = [
+        group for group, length in zip(written.texts, prompts, strict=True) if length + 30 > 70
+    ]
+    assert unasked and all(
+        one.stop == "length" and not one.text for group in unasked for one in group
+    )
+    assert all(
+        one.tokens
+        for group, length in zip(written.texts, prompts, strict=True)
+        if length + 30 <= 70
+        for one in group
+    )
+    with pytest.raises(
+        CellFailed, match="no prompt leaves room for 69 new tokens in the 70 that short can read"
+    ):
         teacher_traces(given, examples, samples=1, temperature=0.0, longest=69)
     from methods.training import rollout
 
@@ -146,8 +192,15 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
         return made
 
     monkeypatch.setattr(rollout.Rollout, "__call__", watched)
-    again = job([short_sighted], tmp_path / "y", student_base=tiny, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
-    REGISTRY.build("on-policy", {"batch_size": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}).compress(again)
+    again = job(
+        [short_sighted],
+        tmp_path / "y",
+        student_base=tiny,
+        tasks={"gsm8k-mini": TASKS["gsm8k-mini"]},
+    )
+    REGISTRY.build(
+        "on-policy", {"batch_size": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}
+    ).compress(again)
     assert max(told) == 70
 
 
@@ -162,7 +215,11 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
 
             def wrong(self, parts, row):
                 names = sorted(self.index, key=lambda name: self.index[name][2])
-                twins = [name for name in names if self.index[name][2] == row.trained and name != caching.key_of(row)]
+                twins = [
+                    name
+                    for name in names
+                    if self.index[name][2] == row.trained and name != caching.key_of(row)
+                ]
                 shard, start, count = self.index[twins[0] if twins else caching.key_of(row)]
                 return parts[shard][start : start + count]
 
@@ -171,7 +228,10 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
         REGISTRY.build("response", {"teacher_share": 1.0, "batch_size": 4}).compress(given)
         monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-        return min(line["validation_ce"] for line in lines if "validation_ce" in line and line["step"])
+        return min(
+            line["validation_ce"] for line in lines if "validation_ce" in line and line["step"]
+        )
 
-    right = last(tmp_path / "right", False)  # makes the cache, which the other reads: wrong rows do not pass the check at building
+    # makes the cache, which the other reads: wrong rows do not pass the check at building
+    right = last(tmp_path / "right", False)
     assert last(tmp_path / "wrong", True) > 1.5 * right

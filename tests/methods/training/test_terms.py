@@ -1,4 +1,6 @@
-"""Terms of the loss and how they are weighed: gradients, automatic weights, terms as settings, stops and starts."""
+"""Terms of the loss and how they are weighed: gradients, automatic weights, terms as settings,
+stops and starts.
+"""
 
 import json
 import math
@@ -21,17 +23,32 @@ from methods.training.terms import Objective, Term, hard_labels
 
 @pytest.mark.parametrize("kind", ["feature", "attention", "relations", "mixture"])
 def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
-    student, teachers = small("Llama"), [small("Llama", intermediate_size=size) for size in (48, 80)]
+    student, teachers = (
+        small("Llama"),
+        [small("Llama", intermediate_size=size) for size in (48, 80)],
+    )
     rows, inside = rows_of(8), None
     sources = [Live(one) for one in teachers]
     if kind == "mixture":
-        term = Term(kind, 1.0, lambda at: mixed_kl(at, torch.tensor([[0.7, 0.3]]).expand(len(at.labels_N), -1), 2.0))
+        term = Term(
+            kind,
+            1.0,
+            lambda at: mixed_kl(at, torch.tensor([[0.7, 0.3]]).expand(len(at.labels_N), -1), 2.0),
+        )
         objective = Objective(terms=[term], sources=sources)
     else:
         maps = "relations" if kind == "relations" else "auto"
-        inwards = Inwards(hidden="auto" if kind == "feature" else "", attention="" if kind == "feature" else "auto", maps=maps)
+        inwards = Inwards(
+            hidden="auto" if kind == "feature" else "",
+            attention="" if kind == "feature" else "auto",
+            maps=maps,
+        )
         inside = Inside(student, teachers[0].model, inwards)
-        value = (lambda at: at.inside.features(at)) if kind == "feature" else (lambda at: at.inside.attentions(at))
+        value = (
+            (lambda at: at.inside.features(at))
+            if kind == "feature"
+            else (lambda at: at.inside.attentions(at))
+        )
         objective = Objective(terms=[Term(kind, 1.0, value)], sources=sources[:1], inwards=inwards)
     whole = stepped(student, objective, rows, 8, inside)
     assert float(whole.abs().max()) > 3e-5
@@ -41,23 +58,43 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
 
 def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_bytes(small, tmp_path):
     inwards = Inwards(hidden="auto")
-    whole, spent = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards)
+    whole, spent = train(
+        small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards
+    )
     for stop in (3, 8, None):
-        parts, resumed = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "parts", inwards=inwards, stop=stop)
-    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items()) and resumed.terms == spent.terms
+        parts, resumed = train(
+            small("Llama"),
+            small("Llama", hidden_size=64),
+            tmp_path / "parts",
+            inwards=inwards,
+            stop=stop,
+        )
+    assert (
+        all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+        and resumed.terms == spent.terms
+    )
     assert not any("projection" in name for name in whole)  # never part of the student
 
 
 def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
-    train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto"))
-    lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
+    train(
+        small("Llama"),
+        small("Llama", hidden_size=64),
+        tmp_path / "a",
+        inwards=Inwards(hidden="auto"),
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
+    ]
     steps = [line for line in lines if "feature" in line]
     means = None
     for line in steps:
         if means is None:
             means = {name: line[name] for name in ("kl", "ce", "feature")}
         anchor = 0.5 * means["kl"] + 0.5 * means["ce"]
-        assert line["weight_feature"] == pytest.approx(anchor / max(means["feature"], 1e-8), rel=1e-4)
+        assert line["weight_feature"] == pytest.approx(
+            anchor / max(means["feature"], 1e-8), rel=1e-4
+        )
         assert line["feature"] > 1e-3  # the projection was not fitted to one batch by heart
         means = {name: 0.9 * value + 0.1 * line[name] for name, value in means.items()}
     assert {"gradient_norm_feature", "gradient_norm_kl", "gradient_norm_ce"} <= steps[0].keys()
@@ -66,7 +103,9 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
 def test_an_auto_term_that_is_nothing_gets_no_boundless_weight(small, tmp_path):
     nothing = Term("nothing", "auto", lambda at: 1e-12 * at.student_NV.square().mean(-1))
     train(small("Llama"), None, tmp_path / "a", terms=[hard_labels(), nothing])
-    lines = [json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
+    ]
     assert {line["weight_nothing"] for line in lines if "nothing" in line} == {1e6}
 
 
@@ -87,18 +126,34 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
             told.append((step, values))
 
     plain = preparation.Accelerator
-    monkeypatch.setattr(preparation, "Accelerator", lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}))
+    monkeypatch.setattr(
+        preparation,
+        "Accelerator",
+        lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}),
+    )
     student = small("Llama")
     teacher = Live(small("Llama", hidden_size=64))
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
     spent = fit(
-        student, rows=rows_of(24), validation=rows_of(6, seed=9), objective=Objective(terms=[kd, hard_labels(0.5)], sources=[teacher]),
-        settings=SETTINGS, training=Training(seen_tokens=900, seed=4, workdir=tmp_path, track="kept"),
-    )  # fmt: skip
+        student,
+        rows=rows_of(24),
+        validation=rows_of(6, seed=9),
+        objective=Objective(terms=[kd, hard_labels(0.5)], sources=[teacher]),
+        settings=SETTINGS,
+        training=Training(seen_tokens=900, seed=4, workdir=tmp_path, track="kept"),
+    )
     assert told[0][0] == "config" and told[0][1]["seed"] == 4
     steps = {step: values for step, values in told[1:] if "kl" in values}
     assert list(steps) == list(range(1, spent.step + 1))
-    assert {"kl", "ce", "weight_kl", "rate", "gradient_norm", "gradient_norm_kl", "gradient_norm_ce"} <= steps[1].keys()
+    assert {
+        "kl",
+        "ce",
+        "weight_kl",
+        "rate",
+        "gradient_norm",
+        "gradient_norm_kl",
+        "gradient_norm_ce",
+    } <= steps[1].keys()
     assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent.step
 
 
@@ -106,12 +161,22 @@ def test_norms_of_terms_are_those_of_their_own_gradients(small):
     student, teacher = small("Llama"), small("Llama", hidden_size=64)
     rows = rows_of(6)
     terms = [Term("kl", 0.7, lambda at: forward_kl(at.student_NV, at.teacher_NV)), hard_labels(0.3)]
-    stepper = Stepper(student.model, Head(student.model), Objective(terms=terms, sources=[Live(teacher)]), 6, 1)
+    stepper = Stepper(
+        student.model, Head(student.model), Objective(terms=terms, sources=[Live(teacher)]), 6, 1
+    )
 
     def norm(weights):
         student.model.zero_grad()
-        found = stepper.backward(rows, weights=weights, backward=lambda loss: loss.backward(), norms=True)
-        return found.norms, math.sqrt(sum(float(p.grad.square().sum()) for p in student.model.parameters() if p.grad is not None))
+        found = stepper.backward(
+            rows, weights=weights, backward=lambda loss: loss.backward(), norms=True
+        )
+        return found.norms, math.sqrt(
+            sum(
+                float(p.grad.square().sum())
+                for p in student.model.parameters()
+                if p.grad is not None
+            )
+        )
 
     norms, _ = norm({"kl": 0.7, "ce": 0.3})
     assert norms["kl"] == pytest.approx(norm({"kl": 0.7, "ce": 0.0})[1], rel=1e-4)
@@ -131,35 +196,73 @@ def test_norms_of_terms_hold_one_set_of_gradients_at_a_time(small, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
     student = small("Llama")
-    stepper = Stepper(student.model, Head(student.model), Objective(terms=[hard_labels(0.5), hard_labels(0.5, tag=0)]), 6, 1)
+    stepper = Stepper(
+        student.model,
+        Head(student.model),
+        Objective(terms=[hard_labels(0.5), hard_labels(0.5, tag=0)]),
+        6,
+        1,
+    )
     weights = {term.name: term.weight for term in stepper.objective.terms}
     stepper.backward(rows_of(6), weights=weights, backward=lambda loss: loss.backward(), norms=True)
     assert len(weights) == 2 and len(held) > 20 and not any(one() is not None for one in held)
 
 
 def test_recomputed_activations_change_no_weight(small, tmp_path):
-    plain, _ = train(small("Llama"), small("Llama", hidden_size=64), tmp_path / "a", inwards=Inwards(hidden="auto", attention="auto"))
+    plain, _ = train(
+        small("Llama"),
+        small("Llama", hidden_size=64),
+        tmp_path / "a",
+        inwards=Inwards(hidden="auto", attention="auto"),
+    )
     again, _ = train(
-        small("Llama"), small("Llama", hidden_size=64), tmp_path / "b", inwards=Inwards(hidden="auto", attention="auto"),
+        small("Llama"),
+        small("Llama", hidden_size=64),
+        tmp_path / "b",
+        inwards=Inwards(hidden="auto", attention="auto"),
         settings=replace(SETTINGS, gradient_checkpointing=True),
-    )  # fmt: skip
+    )
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())
 
 
 def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
     still = replace(SETTINGS, learning_rate=1e-12, warmup_ratio=0.0)
-    _, whole = train(small("Llama"), None, tmp_path / "a", terms=[hard_labels()], settings=replace(still, learning_rate=0.3))
-    _, ended = train(small("Llama"), None, tmp_path / "b", terms=[hard_labels()], settings=replace(still, learning_rate=0.3, patience=1))
+    _, whole = train(
+        small("Llama"),
+        None,
+        tmp_path / "a",
+        terms=[hard_labels()],
+        settings=replace(still, learning_rate=0.3),
+    )
+    _, ended = train(
+        small("Llama"),
+        None,
+        tmp_path / "b",
+        terms=[hard_labels()],
+        settings=replace(still, learning_rate=0.3, patience=1),
+    )
     assert ended.step < whole.step and ended.best == whole.best
 
 
 def test_controls_start_alike_and_random_selection_has_the_same_terms():
-    handed = REGISTRY.build("selective", {"feature_weight": "auto", "top_k": 32, "start": "random"}).control_settings()
-    assert handed == {"feature_weight": "auto", "top_k": 32, "start": "random", "share": 0.5, "unit": "tokens"}
+    handed = REGISTRY.build(
+        "selective", {"feature_weight": "auto", "top_k": 32, "start": "random"}
+    ).control_settings()
+    assert handed == {
+        "feature_weight": "auto",
+        "top_k": 32,
+        "start": "random",
+        "share": 0.5,
+        "unit": "tokens",
+    }
     for name in ("cot", "uld", "on-policy", "feature", "multi-teacher"):
         assert REGISTRY.build(name, {"start": "random"}).control_settings() == {"start": "random"}
         assert REGISTRY.build(name, {}).control_settings() == {}
-    assert "feature_weight" not in REGISTRY.build("feature", {"feature_weight": 0.3}).control_settings()  # its control is response
+    # its control is response
+    assert (
+        "feature_weight"
+        not in REGISTRY.build("feature", {"feature_weight": 0.3}).control_settings()
+    )
 
 
 # Terms as settings
@@ -168,7 +271,12 @@ def test_controls_start_alike_and_random_selection_has_the_same_terms():
 @pytest.mark.slow
 def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
     by_weight = REGISTRY.build("response", {"feature_weight": "auto", "attention_weight": 0.1})
-    assert by_weight.weights() == [("forward-kl", 0.5), ("ce", 0.5), ("feature", "auto"), ("attention", 0.1)]
+    assert by_weight.weights() == [
+        ("forward-kl", 0.5),
+        ("ce", 0.5),
+        ("feature", "auto"),
+        ("attention", 0.1),
+    ]
     by_list = REGISTRY.build("response", {"terms": ["jsd=0.7", "ce=0.3", "attention=auto"]})
     assert by_list.weights() == [("jsd", 0.7), ("ce", 0.3), ("attention", "auto")]
     by_list.compress(job([tiny], tmp_path / "x"))
@@ -181,13 +289,16 @@ def test_terms_compose_by_weights_and_by_a_list(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"terms": ["kl=1"]}, "names are forward-kl"), ({"terms": ["ce=much"]}, "a number or auto"),
+        ({"terms": ["kl=1"]}, "names are forward-kl"),
+        ({"terms": ["ce=much"]}, "a number or auto"),
         ({"terms": ["ce=1", "ce=2"]}, "named twice"),
-        ({"terms": ["ce=0"]}, "weight 0"), ({"teacher_share": 0.5, "feature_weight": -1}, "greater than or equal to 0"),
-        ({"temperature": 0}, "greater than 0"), ({"temperature": 1e3}, "less than or equal to 100"),
+        ({"terms": ["ce=0"]}, "weight 0"),
+        ({"teacher_share": 0.5, "feature_weight": -1}, "greater than or equal to 0"),
+        ({"temperature": 0}, "greater than 0"),
+        ({"temperature": 1e3}, "less than or equal to 100"),
         ({"beta": 1.0}, "less than 1"),
     ],
-)  # fmt: skip
+)
 def test_terms_and_temperatures_out_of_range_are_refused(settings, said):
     with pytest.raises(HarnessError, match=said):
         REGISTRY.build("response", settings)
@@ -203,7 +314,11 @@ def test_step_by_step_divides_each_half_by_its_own_tokens(small):
     def gradient(terms, over):
         model.zero_grad()
         stepper = Stepper(model, Head(model), Objective(terms=terms), 2, 1)
-        stepper.backward(over, weights={term.name: term.weight for term in terms}, backward=lambda loss: loss.backward())
+        stepper.backward(
+            over,
+            weights={term.name: term.weight for term in terms},
+            backward=lambda loss: loss.backward(),
+        )
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     both = gradient([hard_labels(0.25, tag=0), hard_labels(0.75, tag=1)], rows)
@@ -213,7 +328,9 @@ def test_step_by_step_divides_each_half_by_its_own_tokens(small):
 
 @pytest.mark.slow
 def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
-    REGISTRY.build("cot", {"form": "step-by-step"}).compress(job([tiny], tmp_path / "x", tokens=4_000))
+    REGISTRY.build("cot", {"form": "step-by-step"}).compress(
+        job([tiny], tmp_path / "x", tokens=4_000)
+    )
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows"] == 2 * notes["traces_kept"] and set(notes["terms"]) == {"ce-0", "ce-1"}
 
@@ -221,12 +338,26 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
 @pytest.mark.slow
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("methods.training.base.rate_for", lambda size, *, scratch: asked.append((size, scratch)) or 7e-4)
-    REGISTRY.build("sft", {"start": "random", "batch_size": 4}).compress(job([tiny], tmp_path / "x"))
-    start, first = (json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2])
-    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start["validation_ce"] == pytest.approx(math.log(1024), abs=0.3)
+    monkeypatch.setattr(
+        "methods.training.base.rate_for",
+        lambda size, *, scratch: asked.append((size, scratch)) or 7e-4,
+    )
+    REGISTRY.build("sft", {"start": "random", "batch_size": 4}).compress(
+        job([tiny], tmp_path / "x")
+    )
+    start, first = (
+        json.loads(line)
+        for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()[:2]
+    )
+    assert first["ce"] == pytest.approx(math.log(1024), abs=0.3) and start[
+        "validation_ce"
+    ] == pytest.approx(math.log(1024), abs=0.3)
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
-    assert asked == [(918_656, True)] and notes["learning_rate"] == 7e-4 and notes["start_ce"] == round(start["validation_ce"], 6)
+    assert (
+        asked == [(918_656, True)]
+        and notes["learning_rate"] == 7e-4
+        and notes["start_ce"] == round(start["validation_ce"], 6)
+    )
 
 
 def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
@@ -240,5 +371,7 @@ def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path
 
 def test_a_term_that_counts_nothing_is_refused(small, tmp_path):
     far = Term("attention", "auto", lambda at: at.student_NV.sum(-1), counts=lambda row: 0)
-    with pytest.raises(CellFailed, match="the term attention counts no position of any training row"):
+    with pytest.raises(
+        CellFailed, match="the term attention counts no position of any training row"
+    ):
         train(small("Llama"), None, tmp_path / "x", terms=[hard_labels(), far])

@@ -1,4 +1,6 @@
-"""What a teacher wrote: drawn again after a kill, and asked as its own template shows a question."""
+"""What a teacher wrote: drawn again after a kill, and asked as its own template shows a
+question.
+"""
 
 from dataclasses import replace
 
@@ -34,7 +36,11 @@ def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, mo
         traces.teacher_traces(given, examples, **asked)
     [part] = (given.cache / "traces").glob("*.part")
     part.write_text(part.read_text()[:-9])  # and the last line torn
-    monkeypatch.setattr(traces.Writer, "generate", lambda writer, rows, **more: prompts.extend(rows) or plain(writer, rows, **more))
+    monkeypatch.setattr(
+        traces.Writer,
+        "generate",
+        lambda writer, rows, **more: prompts.extend(rows) or plain(writer, rows, **more),
+    )
     assert traces.teacher_traces(given, examples, **asked).texts == expected.texts
     assert len(prompts) == 60 - 24 and not list((given.cache / "traces").glob("*.part"))
 
@@ -55,9 +61,24 @@ def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_
     [row], _ = rows_from(Begins(), [("<s>hello", " there")], longest=9)
     assert row.ids == (7, 5, 5, 9) and row.trained_from == 2
     shown = []
-    source = DataSource(show=lambda tokenizer, prompt: shown.append((type(tokenizer).__name__, prompt)) or prompt)
+    source = DataSource(
+        show=lambda tokenizer, prompt: shown.append((type(tokenizer).__name__, prompt)) or prompt
+    )
     from methods.training.traces import teacher_traces
 
-    example = Example(task="gsm8k-mini", prompt="[student's] Question: 1?", completion="", answer="", gold="1", plain="Question: 1?")
-    teacher_traces(replace(job([tiny], tmp_path / "x"), source=source), [example], samples=1, temperature=0.0, longest=4)
+    example = Example(
+        task="gsm8k-mini",
+        prompt="[student's] Question: 1?",
+        completion="",
+        answer="",
+        gold="1",
+        plain="Question: 1?",
+    )
+    teacher_traces(
+        replace(job([tiny], tmp_path / "x"), source=source),
+        [example],
+        samples=1,
+        temperature=0.0,
+        longest=4,
+    )
     assert [prompt for _, prompt in shown] == ["Question: 1?"]
