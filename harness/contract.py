@@ -47,6 +47,9 @@ class Example:
     # what closes an answer written in another form, so that the scorer reads it; "" where the task
     # has none
     ending: str = ""
+    # (role, content) of what stands before a completion that is a turn of a conversation; it is
+    # shown in the student's chat template, whatever other prompts are shown in
+    conversation: tuple[tuple[str, str], ...] = ()
 
     @property
     def asked(self) -> str:

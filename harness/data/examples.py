@@ -1,5 +1,6 @@
 """Training items of tasks: equal parts of each task, never an evaluation item."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -31,18 +32,31 @@ def _taken(
             "as math"
         )
     asked = _with_rows(asked, split, source)
-    share, rest = divmod(rows, len(asked))
+    shares = shares_of(rows, [float(getattr(task, "weight", 1.0)) for task in asked])
     taken = list(
         interleaved(
             [
-                list(islice(task.examples(split, source), share + (index < rest)))
-                for index, task in enumerate(asked)
+                list(islice(task.examples(split, source), share))
+                for task, share in zip(asked, shares, strict=True)
             ]
         )
     )
     if not taken:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
     return taken
+
+
+def shares_of(rows: int, weights: Sequence[float]) -> list[int]:
+    """Divide rows by weights: whole numbers that sum to `rows`, each within one of its exact share.
+
+    What is left over goes to the largest remainders, of equal ones to the first.
+    """
+    exact = [rows * weight / sum(weights) for weight in weights]
+    shares = [math.floor(share + 1e-9) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: rows - sum(shares)]:
+        shares[index] += 1
+    return shares
 
 
 def _with_rows(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
