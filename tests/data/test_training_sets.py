@@ -146,6 +146,8 @@ def test_what_is_typed_is_checked(tmp_path):
         ([path, path], "twice"),
         ([path, twin], "two files of --train-data are called mine.jsonl"),
         (["./nowhere.jsonl"], "there is no such file"),
+        (["data/nowhere.jsonl"], "there is no such file"),
+        (["/nowhere/name"], "there is no such file"),
     ):
         with pytest.raises(HarnessError, match=said):
             parse_training_sets(texts)
@@ -159,7 +161,7 @@ def test_what_is_typed_is_checked(tmp_path):
 @pytest.mark.parametrize("rows", [[], pairs(1)])
 def test_a_file_of_no_use_is_refused(tmp_path, rows):
     training_set = one_set(tmp_path / "small.jsonl", rows)
-    with pytest.raises(HarnessError, match="holds (no line|1 examples)"):
+    with pytest.raises(HarnessError, match=r"holds (no line|1 examples)"):
         list(training_set.examples("train", SOURCE))
 
 
@@ -180,7 +182,7 @@ def test_a_data_set_of_the_hub_is_read_and_a_hub_that_is_not_there_is_said(monke
     assert len(list(sets[1].examples("train", SOURCE))) == 3
     assert asked == [("org/other", "part")]
     [missing] = parse_training_sets(["org/missing"])
-    with pytest.raises(HarnessError, match="cannot be read from the Hugging Face Hub .*no route"):
+    with pytest.raises(HarnessError, match=r"cannot be read from the Hugging Face Hub .*no route"):
         list(missing.examples("train", SOURCE))
 
 
@@ -200,7 +202,7 @@ class Documents:
     """A task read from outside: a question, and words that no other text has by chance."""
 
     name, kind, files = "outside", "generate", ("outside/test.jsonl",)
-    words = [f"word{number}" for number in range(20)]
+    words = tuple(f"word{number}" for number in range(20))
 
     def examples(self, split, source):
         if split != "test":
