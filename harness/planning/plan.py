@@ -26,7 +26,7 @@ from harness.planning.setup import (
     check_vocabularies,
 )
 from harness.records.record import TEACHER
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 
 
 def make_plan(config: RunConfig, resolved: Resolved) -> Plan:
@@ -230,7 +230,7 @@ class _Planner:
         return {
             **self.of_students,
             "method": name,
-            "settings": expanded(method),
+            "settings": settings_with_defaults(method),
             "budget": 0 if seed is None else self.setup.budget,
             "seed": seed,
             "text": self.setup.resolved.text if method.calibrates else "",
@@ -245,7 +245,7 @@ def _stage(key: str, label: str, name: str, method: Method) -> PlannedStage:
         key=key,
         label=label,
         method=name,
-        settings=expanded(method),
+        settings=settings_with_defaults(method),
         family=method.family,
         trains=method.trains,
         starts_from=method.starts_from,
