@@ -17,7 +17,7 @@ import methods
 from harness import renames
 from harness.contract import Method
 from harness.errors import HarnessError, OldName
-from harness.planning.config import build as configured
+from harness.planning.config import build_config as configured
 from harness.records import columns
 from harness.registry import Registry, settings_with_defaults
 from harness.renames import notice
