@@ -185,7 +185,7 @@ def test_a_torn_memory_of_a_digest_is_not_believed(tmp_path):
 
 
 def test_a_rate_that_a_killed_search_has_tried_is_not_trained_again(tmp_path):
-    from methods.training.tuning import _trial
+    from methods.training.tuning import _cached_trial
 
     trained = []
 
@@ -193,11 +193,14 @@ def test_a_rate_that_a_killed_search_has_tried_is_not_trained_again(tmp_path):
         trained.append(1)
         return {"loss": 0.5, "tokens": 7, "flops": 1.0, "seconds": 2.0}
 
-    first = _trial(tmp_path / "rate-1", "key", train)
-    assert _trial(tmp_path / "rate-1", "key", train)["loss"] == first["loss"] and len(trained) == 1
-    _trial(tmp_path / "rate-1", "another", train)
+    first = _cached_trial(tmp_path / "rate-1", "key", train)
+    assert (
+        _cached_trial(tmp_path / "rate-1", "key", train)["loss"] == first["loss"]
+        and len(trained) == 1
+    )
+    _cached_trial(tmp_path / "rate-1", "another", train)
     (tmp_path / "rate-1" / "trial.json").write_text("{")
-    _trial(tmp_path / "rate-1", "another", train)
+    _cached_trial(tmp_path / "rate-1", "another", train)
     assert len(trained) == 3
 
 

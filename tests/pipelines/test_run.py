@@ -203,7 +203,8 @@ PLUGIN = '''
 """A method from another package."""
 from typing import ClassVar
 from harness.contract import Checkpoint, Job
-from methods.training.base import Trained, worked; from methods.base import settings
+from methods.training.base import Trained, full_solution_pairs
+from methods.base import settings
 
 
 @settings
@@ -233,7 +234,7 @@ class Shouting(Trained):
             same, dtype = open_model(job.teacher), stored_dtype(job.teacher)
             return save_student(same, job.workdir / "student", name="same", dtype=dtype, parents=())
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        return self.train(job, worked(examples), terms=terms)
+        return self.train(job, full_solution_pairs(examples), terms=terms)
 '''
 
 
