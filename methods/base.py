@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from harness.renames.settings import read_old_names, restate
+from harness.renames.settings import accept_old_names, rename_stated_settings
 
 Settings = TypeVar("Settings")
 _frozen = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -21,9 +21,9 @@ def settings(owner: type[Settings]) -> type[Settings]:
     """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones
     are read by their old names too.
     """
-    restate(owner)
+    rename_stated_settings(owner)
     checked = cast("type[Settings]", _frozen(owner))
-    read_old_names(checked)
+    accept_old_names(checked)
     return checked
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from harness.files.problems import told_of
+from harness.files.problems import describe_os_error
 
 KEPT = "what was finished is kept, the same command goes on from there"
 _GOING_ON = ("run", "train-tiny")  # what starts again where it was
@@ -81,7 +81,7 @@ def flushed(code: int) -> int:
             sys.stdout.flush()
     except OSError as problem:
         if code != 2:  # it was said already
-            say(told_of(problem))
+            say(describe_os_error(problem))
         _drop_the_rest()
         return 2
     return code
@@ -132,7 +132,7 @@ def ended(command: Callable[[], int]) -> int:
     try:
         return command()
     except OSError as problem:
-        say(told_of(problem))
+        say(describe_os_error(problem))
         return 2
     except KeyboardInterrupt:
         say(stopped_line("Ctrl-C", sys.argv[1:]))

@@ -9,11 +9,11 @@ from statistics import NormalDist
 
 from harness.gate.rules import Rules
 from harness.records import columns
-from harness.records.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
+from harness.records.baseline import ITEM_FIELDS, Baseline, FrozenRow, FrozenScore
 from harness.records.columns import DASH
 from harness.records.record import TEACHER, RunRecord
 from harness.statistics import stats
-from harness.statistics.stats import pairs
+from harness.statistics.stats import count_pairs
 
 Line = dict[str, str]
 UNKNOWN_FLIPS = 0.05  # of the items, where no study has shown how many flip
@@ -107,7 +107,7 @@ _MOVED = tuple(
     for one in (
         columns.CHANGE,
         columns.SCORE,
-        columns.LOST_WON,
+        columns.LOSSES_WINS,
         columns.FIRST_ACCEPTED,
         columns.OWN_MARGIN,
         columns.BYTES,
@@ -121,7 +121,7 @@ def _moved(
     """Return what changed in one score of a row, in the order of `_MOVED`."""
     flips = DASH
     if then[1].items_digest == now[1].items_digest and then[1].packed and now[1].packed:
-        counts = pairs(then[1].outcomes, now[1].outcomes)
+        counts = count_pairs(now[1].outcomes, then[1].outcomes)
         flips = f"{counts.teacher_only}/{counts.student_only}"
     margins = [margin_shown(row) for row, _ in (then, now)]
     sizes = [columns.BYTES.text(row.weight_bytes) for row, _ in (then, now)]
@@ -140,7 +140,7 @@ def _change(then: FrozenScore, now: FrozenScore) -> str:
         return "other items"
     if then.answers_digest != now.answers_digest:
         return "answers"
-    same = all(getattr(then, name) == getattr(now, name) for name in (*ITEMS, "value"))
+    same = all(getattr(then, name) == getattr(now, name) for name in (*ITEM_FIELDS, "value"))
     return "none" if same else "scoring"
 
 
@@ -202,7 +202,7 @@ def reach(
                     flips,
                     source,
                     _seen_from(score.n, flips, alpha, rules),
-                    stats.items_for(0.0, rules.detect, alpha=alpha),
+                    stats.items_to_detect(0.0, rules.detect, alpha=alpha),
                 )
             )
     return found
@@ -224,12 +224,14 @@ def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
     """Return the smallest true drop that n paired items show at a share of flips (power .8); None
     where they show none.
     """
-    if n < 1 or stats.items_for(flips, 1.0, alpha=alpha) > n:
+    if n < 1 or stats.items_to_detect(flips, 1.0, alpha=alpha) > n:
         return None
     low, high = 0.0, 1.0
     for _ in range(50):
         drop = (low + high) / 2
-        low, high = (low, drop) if stats.items_for(flips, drop, alpha=alpha) <= n else (drop, high)
+        low, high = (
+            (low, drop) if stats.items_to_detect(flips, drop, alpha=alpha) <= n else (drop, high)
+        )
     return high
 
 
@@ -255,7 +257,7 @@ def _flips(
             and then.items_digest == score.items_digest
             and then.answers_digest != score.answers_digest
         ):
-            counts = pairs(then.outcomes, score.outcomes)
+            counts = count_pairs(score.outcomes, then.outcomes)
             shares.append((counts.teacher_only + counts.student_only) / counts.n)
     if shares:
         return max(shares), "since the last move"

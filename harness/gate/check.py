@@ -23,7 +23,7 @@ from harness.gate.pooled import check_rules, pooled_claims
 from harness.gate.rules import EXIT, Checked, Finding, Rules, Verdict, is_judged, not_comparable
 from harness.gate.speed import measured_findings, speed_findings
 from harness.records.record import Measurement, RunRecord
-from harness.records.store import twice
+from harness.records.store import duplicate_row
 
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
@@ -45,7 +45,7 @@ def check(
     matter of chance), and where the rules ask what cannot be: a margin above 1, a weight of a task
     that no record has.
     """
-    if double := twice(records):
+    if double := duplicate_row(records):
         raise HarnessError(f"two records of {double}: a check judges one run; name its file")
     check_rules(rules, {score.task for record in records for score in record.scores})
     notes: list[str] = []

@@ -36,7 +36,7 @@ from harness.gate.rules import (
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord, TaskScore
 from harness.statistics import stats
-from harness.statistics.figures import BITS
+from harness.statistics.figures import BITS_PER_BYTE
 
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
@@ -312,8 +312,10 @@ def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
         "seeds": len(candidate.row.records),
     }
     if score.kind == "perplexity":
-        p, other = stats.ratio_keeps(figure, 1 / rules.margin)
-        name = (columns.BITS_PER_BYTE if score.metric == BITS else columns.PERPLEXITY).header
+        p, other = stats.ratio_test(figure, 1 / rules.margin)
+        name = (
+            columns.BITS_PER_BYTE if score.metric == BITS_PER_BYTE else columns.PERPLEXITY
+        ).header
         line = (
             f"{name} {columns.RATIO.with_interval(figure)} of the teacher's on {score.n:,} "
             f"documents; at most x{1 / rules.margin:.3f}"
@@ -350,7 +352,7 @@ def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[flo
     seen: Numbers = {}
     if score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss:
         ours, theirs = paired(row, teacher, score.task)
-        counts = [stats.pairs(theirs[0], run) for run in ours]
+        counts = [stats.count_pairs(run, theirs[0]) for run in ours]
         flips = sum(pair.teacher_only + pair.student_only for pair in counts) / sum(
             pair.n for pair in counts
         )

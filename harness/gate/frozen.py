@@ -197,9 +197,12 @@ def _p_of_fall(seeds: Sequence[Pair], rules: Rules) -> float:
     if score.kind == "perplexity":
         return rise_of(seeds).keeps(1 + rules.perplexity)[1]
     if are_hits(seeds):
-        return stats.net_loss(*runs_of(seeds))[1]
+        frozen, current = runs_of(seeds)
+        return stats.net_change_test(current, frozen).p
     before, after = numbers_of(seeds)
-    p: float = tests_of(score).worse(after, before, score.parts, lower=score.lower_is_better)
+    p: float = tests_of(score).inferiority_test(
+        after, before, score.parts, lower=score.lower_is_better
+    )
     return p
 
 

@@ -11,7 +11,7 @@ from harness.gate.frozen_items import Numbers, Pair, Tested
 from harness.gate.rules import Finding, Verdict, decides
 from harness.records import columns
 from harness.statistics import means, stats
-from harness.statistics.figures import BITS
+from harness.statistics.figures import BITS_PER_BYTE
 from harness.statistics.intervals import Interval
 
 
@@ -33,7 +33,7 @@ class Rise:
         """Test whether the ratio is at most `limit`; (p of "it is not", p of "it is"), both 1 where
         there is no interval.
         """
-        return stats.ratio_keeps(self.ratio, limit)
+        return stats.ratio_test(self.ratio, limit)
 
 
 def rise_of(seeds: Sequence[Pair]) -> Rise:
@@ -48,15 +48,15 @@ def rise_of(seeds: Sequence[Pair]) -> Rise:
         list(sides)
         for sides in zip(*((pair.now.totals, pair.then.totals) for pair in seeds), strict=True)
     )
-    bits = seeds[0].now.metric == BITS
+    bits = seeds[0].now.metric == BITS_PER_BYTE
     alone = [
-        means.ratio_of_documents([after], [before], bits=bits)
+        means.perplexity_ratio_interval([after], [before], bits=bits)
         for after, before in zip(now, then, strict=True)
     ]
     if any(one.value is None for one in alone):
         return Rise((), next(one for one in alone if one.value is None))
     drawn = any(pair.anew for pair in seeds)
-    ratio = means.ratio_of_documents(
+    ratio = means.perplexity_ratio_interval(
         now if drawn else [_mean(now)], then if drawn else [_mean(then)], bits=bits
     )
     return Rise(tuple(math.log(one.value) for one in alone if one.value), ratio)
@@ -88,7 +88,9 @@ def documents_against_frozen(one: Tested) -> Finding:
         "p_holm": one.p,
     }
     over = f" and {len(rise.per_seed)} seeds" if len(rise.per_seed) > 1 else ""
-    name = (columns.BITS_PER_BYTE if one.seeds[0].now.metric == BITS else columns.PERPLEXITY).header
+    name = (
+        columns.BITS_PER_BYTE if one.seeds[0].now.metric == BITS_PER_BYTE else columns.PERPLEXITY
+    ).header
     told = (
         f"{name} {columns.RATIO.with_interval(rise.ratio)} of the frozen one on {n} "
         f"documents{over}; at most x{limit:.3f}"

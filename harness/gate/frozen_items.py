@@ -108,7 +108,7 @@ class Tested:
                 Verdict.regressed,
                 "; trained anew: one seed may be an unlucky training, freeze three",
             )
-        if stats.mean_below(per_seed) < self.rules.alpha:
+        if stats.negative_mean_test(per_seed) < self.rules.alpha:
             return Verdict.regressed, ""
         return (
             Verdict.cannot_tell,
@@ -207,7 +207,7 @@ def hits_against_frozen(one: Tested) -> Finding:
     """Judge right and wrong answers: each item by its net change over the seeds."""
     rules, (then, now) = one.rules, runs_of(one.seeds)
     n, seeds = len(now[0]), len(now)
-    net, _ = stats.net_loss(then, now)
+    net, _ = stats.net_change_test(now, then)
     lost, won = (
         tuple(at for at, change in enumerate(net) if change < 0),
         sum(change > 0 for change in net),
@@ -217,7 +217,7 @@ def hits_against_frozen(one: Tested) -> Finding:
         (right[0] - right[1]) / (n * seeds),
         sum(change * change for change in net) / (n * seeds**2),
     )
-    needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / one.tests)
+    needed = stats.items_to_detect(flips, rules.detect, alpha=rules.frozen_alpha / one.tests)
     numbers: Numbers = {
         "n": n,
         "seeds": seeds,
@@ -285,7 +285,7 @@ def numbers_against_frozen(one: Tested) -> Finding:
     score, n = one.seeds[0].now, one.seeds[0].now.n
     tests = tests_of(score)
     sign = -1 if score.lower_is_better else 1
-    by_seed = [[tests.weighted(run, score.parts) for run in side] for side in (before, after)]
+    by_seed = [[tests.run_figure(run, score.parts) for run in side] for side in (before, after)]
     figures = [fmean(side) for side in by_seed]
     drop, unit = (
         sign * (figures[0] - figures[1]),

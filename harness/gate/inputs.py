@@ -89,14 +89,14 @@ def records_of(place: Path) -> "list[RunRecord]":
     A file that is no whole record, a run that lacks cells, and two records of one row and seed are
     mistakes: a check passes over nothing.
     """
-    from harness.records.store import newest_run, read_all, twice
+    from harness.records.store import duplicate_row, newest_run, read_records
 
     place = newest_run(place)
-    records, problems = read_all(place)
+    records, problems = read_records(place)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise HarnessError(f"{problems[0]}{more}")
-    if double := twice(records):
+    if double := duplicate_row(records):
         raise HarnessError(
             f"{place}: two records of {double}; name one run's file (results/runs/runs/NAME.json)"
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from harness.escape import cell_of, clean, clean_all, markdown_text
-from harness.files.writing import finite
+from harness.files.writing import nonfinite_as_null
 from harness.gate.rules import GRAVEST, Checked, Finding, Verdict
 from harness.records import columns
 
@@ -160,7 +160,7 @@ def as_json(checked: Checked) -> str:
     """Return everything as JSON."""
     return (
         json.dumps(
-            clean_all(finite(checked.as_dict())),
+            clean_all(nonfinite_as_null(checked.as_dict())),
             indent=1,
             ensure_ascii=False,
             default=str,

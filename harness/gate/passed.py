@@ -154,7 +154,7 @@ def frozen_passes(n: int, flips: float, drop: float, tests: int, rules: Rules) -
         np.floor((counts + rules.detect * n) / 2 + 1e-9),
     )
     shown = np.array(
-        [stats.items_for(int(count) / n, rules.detect, alpha=alpha) <= n for count in counts]
+        [stats.items_to_detect(int(count) / n, rules.detect, alpha=alpha) <= n for count in counts]
     )
     lost = bdtr(np.minimum(most, counts), counts, (flips + drop) / (2 * flips))
     return float((_probabilities(counts, n, flips) * lost * shown).sum())
@@ -202,9 +202,9 @@ def claim_passes(
     lost, won = min((max(flips, drop) + drop) / 2, teacher), (max(flips, drop) - drop) / 2
     cells = (teacher - lost, lost, won, max(0.0, 1 - teacher - won))
     weights = (
-        stats._difference_weights(-rules.margin)
+        stats.difference_weights(-rules.margin)
         if rules.points
-        else stats._ratio_weights(rules.margin, chance)
+        else stats.ratio_weights(rules.margin, chance)
     )
     mean = sum(cell * weight for cell, weight in zip(cells, weights, strict=True))
     variance = sum(cell * weight**2 for cell, weight in zip(cells, weights, strict=True)) - mean**2

@@ -129,9 +129,11 @@ def _pooled_claim(candidate: Asked) -> Claim | None:
         _joined(candidate.teacher, chosen, above=above),
     )
     parts = _parts(shares, {task: (scores[task].n, scores[task].parts) for task in shares})
-    p, other = means.keeps(ours, theirs, rules.margin, parts, points=rules.points)
+    p, other = means.retention_test(ours, theirs, rules.margin, parts, points=rules.points)
     figure = (
-        means.difference(ours, theirs, parts) if rules.points else means.ratio(ours, theirs, parts)
+        means.difference_interval(ours, theirs, parts)
+        if rules.points
+        else means.ratio_interval(ours, theirs, parts)
     )
     if figure.value is None or figure.low is None:
         return None
@@ -300,7 +302,7 @@ def _of_hits(runs: Sequence[Sequence[Pair]]) -> _Change:
     """McNemar over all items: lost and won ones."""
     then = ["".join(each.then.outcomes for each in run) for run in runs]
     now = ["".join(each.now.outcomes[each.now.primary] for each in run) for run in runs]
-    net, p = stats.net_loss(then, now)
+    net, p = stats.net_change_test(now, then)
     return (
         ([run.count("1") / len(run) for run in then], [run.count("1") / len(run) for run in now]),
         net,
@@ -318,10 +320,15 @@ def _of_numbers(runs: Sequence[Sequence[Pair]], parts: Sequence[tuple[int, float
         for old, new in zip(zip(*then, strict=True), zip(*now, strict=True), strict=True)
     ]
     figures = (
-        [means.weighted(run, parts) for run in then],
-        [means.weighted(run, parts) for run in now],
+        [means.run_figure(run, parts) for run in then],
+        [means.run_figure(run, parts) for run in now],
     )
-    return figures, net, means.error_of_difference(now, then, parts), means.worse(now, then, parts)
+    return (
+        figures,
+        net,
+        means.error_of_difference(now, then, parts),
+        means.inferiority_test(now, then, parts),
+    )
 
 
 def judged_pools(
@@ -383,7 +390,7 @@ def _fallen(pool: Pool, said: Finding, changes: Sequence[float], rules: Rules) -
     if len(changes) == 1:
         line = f"{said.told}; trained anew: one seed may be an unlucky training, freeze three"
         return replace(said, verdict=Verdict.regressed, told=line)
-    if stats.mean_below(changes) < rules.alpha:
+    if stats.negative_mean_test(changes) < rules.alpha:
         return replace(said, verdict=Verdict.regressed)
     line = (
         f"{said.told}; trained anew, and the {len(changes)} seeds do not agree; more would decide"
@@ -408,7 +415,7 @@ def _hidden(
             if reach > rules.detect
             else ""
         )
-    needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / tests)
+    needed = stats.items_to_detect(flips, rules.detect, alpha=rules.frozen_alpha / tests)
     numbers |= {"flips": flips, "needed": needed}
     if needed > pool.n:
         decided = decides_among(needed, pool.there, " and ".join(pool.tasks))

@@ -18,18 +18,18 @@ from harness.gate.frozen import unlike_conditions, unlike_scores
 from harness.gate.frozen_items import margin_of
 from harness.gate.rules import Finding, Rules, Verdict
 from harness.records.baseline import (
-    ITEMS,
+    ITEM_FIELDS,
     Baseline,
     Change,
     FrozenRow,
     FrozenScore,
     Origin,
-    freeze,
+    freeze_record,
     read_baseline,
     write_baseline,
 )
 from harness.records.record import TEACHER, RunRecord
-from harness.records.store import twice
+from harness.records.store import duplicate_row
 
 # what the claim layer says of a row that does not keep the margin
 _UNMET = frozenset({"regressed", "missed"})
@@ -83,7 +83,7 @@ def update(
     )
     change = _change(wanted, reason, tuple(dict.fromkeys(finding.name for finding, _ in regressed)))
     accepted = frozenset((finding.row, finding.task) for finding, _ in regressed)
-    fresh = {(record.label, record.seed): freeze(record) for record in wanted}
+    fresh = {(record.label, record.seed): freeze_record(record) for record in wanted}
     stay = _left(path, old, fresh, moving=bool(rows), drop=drop)
     _of_one_teacher(path, [*stay, *fresh.values()])
     anew = [_since(record, old, change, accepted) for record in wanted]
@@ -132,7 +132,7 @@ def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
         raise HarnessError(
             "there is no row that succeeded to freeze; type first: harness run --methods ..."
         )
-    if double := twice(records):
+    if double := duplicate_row(records):
         raise HarnessError(
             f"two records of {double}; name one run's file (results/runs/runs/NAME.json) in place "
             "of the store"
@@ -475,10 +475,10 @@ def _since(
             if record.label in _frozen_by_row(old)
             else []
         )
-        return tuple(_first_of_all(score, change) for score in freeze(record).scores), moved
+        return tuple(_first_of_all(score, change) for score in freeze_record(record).scores), moved
     unlike = unlike_conditions(before, record)
     scores, anew = [], []
-    for score in freeze(record).scores:
+    for score in freeze_record(record).scores:
         then = next((known for known in before.scores if known.task == score.task), None)
         differs = None if then is None else unlike or unlike_scores(then, record.score(score.task))
         if differs:
@@ -504,7 +504,7 @@ def _held_to(score: FrozenScore, then: FrozenScore, moved: Change) -> FrozenScor
     """
     first = then.first
     since = then.origin or Origin(value=then.value, date=moved.date, reason=moved.reason)
-    items = {name: getattr(first, name) for name in ITEMS}
+    items = {name: getattr(first, name) for name in ITEM_FIELDS}
     if all(getattr(score, name) == value for name, value in items.items()):
-        items = {name: getattr(Origin(value=0.0, date="", reason=""), name) for name in ITEMS}
+        items = {name: getattr(Origin(value=0.0, date="", reason=""), name) for name in ITEM_FIELDS}
     return score.model_copy(update={"origin": since.model_copy(update=items)})

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from harness.contract import Task
-from harness.files.closure import OURS, Memo, code_of, own_code_of
+from harness.files.closure import OURS, Memo, code_digests, own_code_digest
 from harness.files.digests import digest_of
 
 OPENS = (
@@ -49,8 +49,8 @@ class Code:
             *(MEASURES if measured else ()),
             *(("harness.scoring.vllm_backend",) if backend == "vllm" else ()),
         ]
-        own = {name: digest for module in CELL for name, digest in own_code_of(module).items()}
-        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
+        own = {name: digest for module in CELL for name, digest in own_code_digest(module).items()}
+        return code_digests(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
 
     def of_student(self, method: Any) -> dict[str, str]:
         """Return what makes a student: its method, what opens and saves models and, where it reads
@@ -61,9 +61,9 @@ class Code:
         """
         kind, grades = type(method), method.writes_traces or not _is_ours(method)
         if (kind, grades) not in self._students:
-            files = code_of(kind, *OPENS, memo=self._memo)
+            files = code_digests(kind, *OPENS, memo=self._memo)
             if reads_items(method):
-                files |= code_of(
+                files |= code_digests(
                     *map(type, self.tasks.values()),
                     without=() if grades else ("grade",),
                     memo=self._memo,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.analysis.comparison import Group
 from harness.escape import cell_of, clean_all, markdown_text, tex, tex_comment
-from harness.files.writing import finite, write_whole
+from harness.files.writing import nonfinite_as_null, write_atomically
 from harness.reporting.notes import mixed
 from harness.reporting.table import Best, Table
 
@@ -107,7 +107,9 @@ def as_json(made: Sequence[Made]) -> str:
         }
         for one in made
     ]
-    whole = finite({"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told})
+    whole = nonfinite_as_null(
+        {"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told}
+    )
     return (
         json.dumps(clean_all(whole), indent=1, ensure_ascii=False, default=str, allow_nan=False)
         + "\n"
@@ -128,7 +130,7 @@ def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FOR
     ):
         if form in forms:
             written.append(folder / name)
-            write_whole(written[-1], make(made))
+            write_atomically(written[-1], make(made))
     for number, one in enumerate(made if "csv" in forms else (), 1):
         for table in one.tables:
             path = folder / (

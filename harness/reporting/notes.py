@@ -351,7 +351,7 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
     ]
 
 
-_STILL_SAYS = (columns.KL, columns.SAME_TOP, columns.PERPLEXITY)  # where no retention does
+_STILL_SAYS = (columns.KL, columns.TOP1_AGREEMENT, columns.PERPLEXITY)  # where no retention does
 
 
 def _warnings(found: Group, task: str) -> list[str]:

@@ -25,8 +25,8 @@ from harness.records.columns import DASH, Header, Quantity
 from harness.records.record import TEACHER, TaskScore
 from harness.reporting.table import Best, Cells, Table, shown_name, status_of, table_of
 from harness.statistics import stats
-from harness.statistics.figures import BITS, weighted
-from harness.statistics.intervals import Interval, Source, half_width
+from harness.statistics.figures import BITS_PER_BYTE, weighted_mean
+from harness.statistics.intervals import ErrorSource, Interval, half_width
 
 _Exact = dict[Header, object]
 _OfTask = dict[Quantity, tuple[str, _Exact]]  # of one row on one task: text and exact values
@@ -114,15 +114,15 @@ def _flip_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     """Return how many items were lost and won, where both have outcomes."""
     reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
     counts = [
-        stats.pairs(reference, outcome)
+        stats.count_pairs(outcome, reference)
         for outcome in row.outcomes(task)
         if reference and len(outcome) == len(reference)
     ]
     if not counts:
         return {}
     lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
-    text = f"{columns.LOST.text(lost)}/{columns.WON.text(won)}"
-    return {columns.LOST_WON: (text, {columns.LOST.name: lost, columns.WON.name: won})}
+    text = f"{columns.LOSSES.text(lost)}/{columns.WINS.text(won)}"
+    return {columns.LOSSES_WINS: (text, {columns.LOSSES.name: lost, columns.WINS.name: won})}
 
 
 def _apart_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
@@ -148,7 +148,7 @@ def _fidelity_cells(row: Row, task: str) -> _OfTask:
     )
     exact: _Exact = {columns.KL.name: kl, columns.KL.part(columns.HALF_WIDTH.header): error}
     return {columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)} | _number(
-        columns.SAME_TOP, agreement
+        columns.TOP1_AGREEMENT, agreement
     )
 
 
@@ -160,9 +160,9 @@ def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: i
     """Return the half-width of a mean over seeds: its error over items, which the seeds share, and
     the scatter of the seeds.
     """
-    sources = [Source(fmean(error**2 for error in errors), max(1, items - 1))]
+    sources = [ErrorSource(fmean(error**2 for error in errors), max(1, items - 1))]
     if len(values) > 1:
-        sources.append(Source(variance(values) / len(values), len(values) - 1))
+        sources.append(ErrorSource(variance(values) / len(values), len(values) - 1))
     return half_width(sources)
 
 
@@ -183,7 +183,7 @@ def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     scores, reference = row.scores(task), teacher.scores(task) if teacher else []
     value = fmean(score.value for score in scores)
     cells = _number(
-        columns.BITS_PER_BYTE if scores[0].metric == BITS else columns.PERPLEXITY, value
+        columns.BITS_PER_BYTE if scores[0].metric == BITS_PER_BYTE else columns.PERPLEXITY, value
     )
     if (
         teacher is not None
@@ -264,7 +264,7 @@ def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -
         columns.PICKED: " ".join(
             f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()
         ),
-        columns.UNENDED: "" if unended is None else columns.UNENDED.text(unended),
+        columns.TRUNCATED: "" if unended is None else columns.TRUNCATED.text(unended),
         columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
         columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
     }
@@ -272,7 +272,7 @@ def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -
     exact |= {Header(name, columns.CORRECT_BY): value for name, value in figures.items()}
     exact |= {columns.DROP_SHOWN.name: drop, columns.MACRO.name: macro}
     exact |= {columns.PICKED.part(letter): share for letter, share in picked.items()}
-    exact |= {columns.UNENDED.name: unended, columns.CUT_PROMPTS.name: prompts}
+    exact |= {columns.TRUNCATED.name: unended, columns.CUT_PROMPTS.name: prompts}
     return {quantity.name: text for quantity, text in cells.items() if text}, exact
 
 
@@ -282,13 +282,17 @@ def _drop_shown(found: Group, row: Row, task: str) -> float | None:
     """
     teacher = found.teacher.outcomes(task) if found.teacher else []
     counts = (
-        [stats.pairs(teacher[0], run) for run in row.outcomes(task) if len(run) == len(teacher[0])]
+        [
+            stats.count_pairs(run, teacher[0])
+            for run in row.outcomes(task)
+            if len(run) == len(teacher[0])
+        ]
         if teacher
         else []
     )
     if not counts or row is found.teacher:
         return None
-    return stats.smallest_drop(
+    return stats.detectable_drop(
         counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts)
     )
 
@@ -303,10 +307,10 @@ def by_extractor_of(score: TaskScore) -> dict[str, float]:
 
 def _figure(score: TaskScore, name: str) -> float:
     if name in score.values:
-        return weighted(score.values[name], score.parts)
+        return weighted_mean(score.values[name], score.parts)
     marks = score.outcomes[name]
     return (
-        weighted([float(mark == "1") for mark in marks], score.parts)
+        weighted_mean([float(mark == "1") for mark in marks], score.parts)
         if score.parts
         else marks.count("1") / score.n
     )

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from harness.contract import Progress
 from harness.errors import CRASHES, HarnessError, how_it_ended
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
-from harness.files.problems import told_of
-from harness.files.writing import write_whole
+from harness.files.problems import describe_os_error
+from harness.files.writing import write_atomically
 from harness.machine.load import UNSEEN, Load, look, settings_of
 from harness.machine.process import Ended, attend
 from harness.models.artefacts import sweep
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
-from harness.records.record import BadRecord, RunRecord, read, write
-from harness.records.store import Busy, Store
+from harness.records.record import BadRecord, RunRecord, read_record, write_record
+from harness.records.store import CellBusy, Store
 from harness.running.anew import keep_parts, made_anew
 from harness.running.evaluation import NO_ANSWERS
 from harness.running.job import CellJob
@@ -94,7 +94,7 @@ def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finis
                     )
                     _forget_torn(store.student(stage.key))
                 return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
-    except Busy as busy:
+    except CellBusy as busy:
         return Finished(cell, None, cached=False, note=str(busy))
 
 
@@ -113,7 +113,7 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
         for stage in record.stages
     )
     filled = record.model_copy(update={"stages": stages})
-    write(store.record_path(record.key), filled)
+    write_record(store.record_path(record.key), filled)
     return filled
 
 
@@ -143,7 +143,7 @@ def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, wrong = signed_lines(samples, whole=True)
+    values, wrong = read_signed_lines(samples, whole=True)
     rows = Counter(value.get("task") for value in values if isinstance(value, dict))
     lacking = [
         score.task
@@ -174,7 +174,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
         if load.busy:
             watcher.say(f"{cell.label}: the machine is busy ({load}): threads wait passively")
         job = _job(plan, cell, store, load)
-        write_whole(folder / "job.json", job.model_dump_json(indent=1))
+        write_atomically(folder / "job.json", job.model_dump_json(indent=1))
         ended = _process(
             folder,
             lambda one: watcher.alive(cell, one),
@@ -182,16 +182,16 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
             seconds=plan.config.cell_timeout,
         )
         if record_path.exists():
-            return read(record_path)
+            return read_record(record_path)
         record = _died(
             plan, cell, _why(ended, before, plan.config.cell_timeout, folder / "log.txt")
         )
-        write(record_path, record)
+        write_record(record_path, record)
     except BadRecord as problem:
         return _died(plan, cell, str(problem))
     except OSError as problem:
         raise HarnessError(
-            f"{told_of(problem)}; what was finished is kept: mend that and run again"
+            f"{describe_os_error(problem)}; what was finished is kept: mend that and run again"
         ) from problem
     return record
 
@@ -201,7 +201,7 @@ def _reason_before(record: Path) -> str:
     cannot be read.
     """
     try:
-        return read(record).reason
+        return read_record(record).reason
     except BadRecord:
         return ""
 
