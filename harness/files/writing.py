@@ -11,6 +11,9 @@ from typing import Any
 
 from harness.files import untrusted
 from harness.files.digests import digest_of
+from harness.renames.modules import by_old_name
+
+__getattr__ = by_old_name(__name__)
 
 
 def write_atomically(path: Path, text: str) -> None:

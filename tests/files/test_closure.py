@@ -282,7 +282,7 @@ from harness.files.closure import code_digests
 from harness.errors import HarnessError
 class Mine: ...
 try:
-    print(sorted(code_of(Mine)))
+    print(sorted(code_digests(Mine)))
 except HarnessError as problem:
     print(problem)
 """
