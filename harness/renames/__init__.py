@@ -126,6 +126,11 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.files.writing:keep_file": ("harness.files.writing:replace_file", FROM_0_1),
     "harness.files.writing:sync": ("harness.files.writing:sync_to_disk", FROM_0_1),
     "harness.files.writing:finite": ("harness.files.writing:nonfinite_as_null", FROM_0_1),
+    "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
+    "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
+    "harness.registry:built": ("harness.registry:construct", FROM_0_1),
+    "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
+    "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.
