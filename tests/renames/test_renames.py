@@ -431,3 +431,11 @@ def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
     assert find("UserError") is HarnessError and len(said()) == 2
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         find("Other")
+
+
+def test_a_program_imports_what_testing_returns_by_its_old_name(said):
+    from harness import testing
+
+    assert testing.Checked is testing.ContractReport
+    [line] = said()
+    assert line.startswith("import: harness.testing:Checked is harness.testing:ContractReport now")
