@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.analysis.comparison import Group, group
+from harness.analysis.comparison import Group, group_records
 from harness.errors import HarnessError
 from harness.gate.claim import claimed_rows, claims_of, judge_claims
 from harness.gate.frozen import frozen_findings, frozen_notes
@@ -61,7 +61,7 @@ def check(
     if duplicate := twice(records):
         raise HarnessError(f"two records of {duplicate}: a check judges one run; name its file")
     validate_rules(rules, {score.task for record in records for score in record.scores})
-    groups = group(records)
+    groups = group_records(records)
     findings = [
         *_unsuccessful_findings(records, rules, baseline),
         *_claim_findings(groups, records, rules, baseline),

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.analysis.comparison import (
     Group,
-    Row,
-    by_chance,
+    ResultRow,
     compare,
     conditions_of,
-    keeps,
-    paired,
-    times_of,
+    figure_ratio,
+    paired_outcomes,
+    retention_test,
+    teacher_at_chance,
 )
 from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import (
@@ -75,8 +75,8 @@ class ClaimedRow:
     """A row that must keep a margin, and its teacher's row, each with one record per student."""
 
     group: Group
-    row: Row
-    teacher: Row | None
+    row: ResultRow
+    teacher: ResultRow | None
     seeds: int
     rules: Rules  # with the row's own margin, if it has one
 
@@ -109,19 +109,19 @@ def claimed_rows(
             group,
             one_record_per_student(row),
             one_record_per_student(group.teacher) if group.teacher else None,
-            len(row.done),
+            len(row.succeeded),
             rules_for_row(baseline, row.label, rules),
         )
         for group in groups
         for row in group.rows
-        if is_judged(row.first, rules) and row.done and row.first.method != TEACHER
+        if is_judged(row.first, rules) and row.succeeded and row.first.method != TEACHER
     ]
     return [claimed for claimed in rows if claimed.rules.margin is not None]
 
 
-def one_record_per_student(row: Row) -> Row:
+def one_record_per_student(row: ResultRow) -> ResultRow:
     """Return a row with one record per student: seeds that gave equal students are one training."""
-    return Row(row.label, row.trainings)
+    return ResultRow(row.label, row.trainings)
 
 
 def claims_of(rows: Sequence[ClaimedRow], records: Sequence[RunRecord]) -> ClaimTests:
@@ -195,7 +195,7 @@ def _judge_claim(
 
 def teacher_at_chance_reason(group: Group, score: TaskScore) -> str:
     """Return why nothing is judged if the teacher may be at chance; "" if it is shown above it."""
-    if not by_chance(group, score.task) or group.teacher is None:
+    if not teacher_at_chance(group, score.task) or group.teacher is None:
         return ""
     teacher_score = group.teacher.scores(score.task)[0]
     floor = max(teacher_score.chance, 0.05) if teacher_score.unit == "share" else 0.0
@@ -239,7 +239,7 @@ def _no_points_reason(score: TaskScore, rules: Rules) -> str:
     return ""
 
 
-def _cannot_tell(row: Row, score: TaskScore, reason: str) -> Finding:
+def _cannot_tell(row: ResultRow, score: TaskScore, reason: str) -> Finding:
     return Finding(
         layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=reason
     )
@@ -260,10 +260,12 @@ def _missing_interval_reason(figure: stats.Interval, score: TaskScore, rules: Ru
     return figure.reason or f"one {unit} gives no interval"
 
 
-def _claim_figure(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> stats.Interval:
+def _claim_figure(
+    row: ResultRow, teacher: ResultRow, score: TaskScore, rules: Rules
+) -> stats.Interval:
     """Return the figure that a claim is about, with its interval."""
     if score.kind == "perplexity":
-        return times_of(row, teacher, score.task)
+        return figure_ratio(row, teacher, score.task)
     chance = _chance_level(score, rules)
     return compare(row, teacher, score.task, ratio=not rules.points, chance=chance)
 
@@ -311,7 +313,7 @@ def _test_claim(claimed: ClaimedRow, score: TaskScore) -> RetentionClaim | Findi
     if score.kind == "perplexity":
         p_met, p_unmet = stats.ratio_keeps(figure, 1 / rules.margin)
     else:
-        p_met, p_unmet = keeps(
+        p_met, p_unmet = retention_test(
             claimed.row,
             claimed.teacher,
             score.task,
@@ -363,11 +365,11 @@ def _claim_line(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
     )
 
 
-def _flip_numbers(row: Row, teacher: Row, score: TaskScore) -> Numbers:
+def _flip_numbers(row: ResultRow, teacher: ResultRow, score: TaskScore) -> Numbers:
     """Return the share of flipped items and the teacher's hits; nothing where items are no hits."""
     if not (score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss):
         return {}
-    student_runs, teacher_runs = paired(row, teacher, score.task)
+    student_runs, teacher_runs = paired_outcomes(row, teacher, score.task)
     counts = [stats.pairs(teacher_runs[0], run) for run in student_runs]
     flipped = sum(pair.teacher_only + pair.student_only for pair in counts)
     return {

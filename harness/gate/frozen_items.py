@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from harness.analysis.comparison import Values, tests_of, values_of
+from harness.analysis.comparison import ItemValues, tests_of, values_of
 from harness.gate.rules import Difference, Finding, Rules, Verdict, items_needed
 from harness.records.record import RunRecord, TaskScore
 from harness.statistics import stats
@@ -209,7 +209,7 @@ def outcomes_by_run(seeds: Sequence[FrozenPair]) -> BeforeAfter[list[str]]:
     )
 
 
-def item_values_by_run(seeds: Sequence[FrozenPair]) -> BeforeAfter[list[Values]]:
+def item_values_by_run(seeds: Sequence[FrozenPair]) -> BeforeAfter[list[ItemValues]]:
     """Return the values of each run's items, or what each item adds to the figure."""
     return BeforeAfter(
         [values_of(pair.frozen) for pair in seeds], [values_of(pair.current) for pair in seeds]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
-from harness.escape import cell_of, clean, clean_all, markdown_text
+from harness.escape import clean, clean_all, markdown_cell, markdown_text
 from harness.files.writing import finite
 from harness.gate.rules import GRAVEST_FIRST, CheckResult, Finding, Verdict
 from harness.records import columns
@@ -98,15 +98,15 @@ def markdown(result: CheckResult) -> str:
         rows.append(
             [
                 word if finding.verdict is Verdict.passed else f"**{word}**",
-                cell_of(finding.row),
-                cell_of(finding.task or "-"),
-                cell_of(finding.layer),
-                cell_of(_line_of(finding)),
+                markdown_cell(finding.row),
+                markdown_cell(finding.task or "-"),
+                markdown_cell(finding.layer),
+                markdown_cell(_line_of(finding)),
             ]
         )
     table = tabulate(rows, headers=_HEADERS, tablefmt="pipe", disable_numparse=True)
     notes = "".join(f"- {markdown_text(note)}\n" for note in result.notes)
-    meaning = f"{cell_of(result.passed_means)}\n\n" if result.passed_means else ""
+    meaning = f"{markdown_cell(result.passed_means)}\n\n" if result.passed_means else ""
     title = f"### compression-harness: {summary(result)}"
     return f"{title}\n\n{meaning}{table}\n\n{notes}{_rules_line(result)}\n"
 

@@ -12,7 +12,7 @@ from itertools import chain
 from statistics import NormalDist
 from typing import NamedTuple
 
-from harness.analysis.comparison import Row
+from harness.analysis.comparison import ResultRow
 from harness.errors import HarnessError, unknown
 from harness.gate.claim import (
     ClaimedRow,
@@ -216,7 +216,7 @@ def _can_be_pooled(claimed: ClaimedRow, score: TaskScore) -> bool:
     )
 
 
-def _pooled_items(row: Row, scores: Sequence[TaskScore], *, above: bool) -> ItemsByRun:
+def _pooled_items(row: ResultRow, scores: Sequence[TaskScore], *, above: bool) -> ItemsByRun:
     """Return a row's items, task after task, for each run; `above`: what lies above chance."""
     runs: ItemsByRun = []
     for record in row.records:

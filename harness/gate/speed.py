@@ -29,11 +29,11 @@ def speed_findings(
     """
     findings = []
     for row in group.rows:
-        if not is_judged(row.first, rules) or not row.done:
+        if not is_judged(row.first, rules) or not row.succeeded:
             continue
         speedups = [
             measurement
-            for record in row.done
+            for record in row.succeeded
             for measurement in record.measurements
             if measurement.name == DECODE_X.key
         ]
