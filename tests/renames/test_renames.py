@@ -3,6 +3,7 @@ names for one thing are refused.
 """
 
 import dataclasses
+import importlib
 import pickle
 import re
 import sys
@@ -431,3 +432,20 @@ def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
     assert find("UserError") is HarnessError and len(said()) == 2
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         find("Other")
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("methods.base", "changed", "non_default_settings"),
+        ("methods.compression.base", "Making", "StudentBuilder"),
+        ("suites", "OUTSIDE", "LM_EVAL_PREFIX"),
+    ],
+)
+def test_names_of_methods_and_suites_are_imported_by_their_old_names(module, old, new, said):
+    home = importlib.import_module(module)
+    assert getattr(home, old) is getattr(home, new)
+    [line] = said()
+    assert line.startswith(f"import: {module}:{old} is {module}:{new} now")
+    with pytest.raises(AttributeError):
+        home.no_such_name  # noqa: B018
