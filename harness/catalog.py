@@ -84,4 +84,4 @@ def forget_training(folder: Path) -> None:
     """Remove what only a training that goes on needs. Imports torch."""
     from methods.training import state
 
-    state.forget_state(folder)
+    state.remove_state(folder)

@@ -99,7 +99,7 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
     with torch.no_grad(), recording_inputs(plain, layers):
         embedded.model(input_ids=ids, use_cache=False)
     for tokens in (24, 48, 1_000):  # one at a time; two, and one left over; all at once
-        monkeypatch.setattr(calibration, "AT_ONCE", tokens)
+        monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", tokens)
         found = {}
         visit_blocks(
             embedded,
@@ -233,7 +233,7 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
             visit=lambda name, flow: pytest.fail("visited"),
         )
     model.of_the_batch = True  # the first batch's would be right for the first batch alone
-    monkeypatch.setattr(calibration, "AT_ONCE", 16)
+    monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", 16)
     with refused:
         visit_blocks(
             SimpleNamespace(model=model),
