@@ -125,6 +125,11 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "harness.models.language_model, harness.models.shaping, harness.models.resolve",
         FROM_0_1,
     ),
+    "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
+    "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
+    "harness.registry:built": ("harness.registry:construct", FROM_0_1),
+    "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
+    "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.
