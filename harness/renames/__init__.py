@@ -125,6 +125,7 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "harness.models.language_model, harness.models.shaping, harness.models.resolve",
         FROM_0_1,
     ),
+    "harness.testing:Checked": ("harness.testing:ContractReport", FROM_0_1),
     "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
     "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
     "harness.registry:built": ("harness.registry:construct", FROM_0_1),
