@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files.untrusted import MODEL, Unreadable, kind_of, read_json
+from harness.files.untrusted import MODEL_LIMITS, Unreadable, describe_json_type, read_json
 
 _FILES = (
     "generation_config.json",
@@ -62,8 +62,8 @@ def refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
                 raise HarnessError(f"{folder / 'config.json'}: {place}{name} is {wrong}; {_MEND}")
     if not isinstance(config.get("model_type", ""), str):
         raise HarnessError(
-            f"{folder / 'config.json'}: model_type is {kind_of(config['model_type'])}, not a text; "
-            f"{_MEND}"
+            f"{folder / 'config.json'}: model_type is {describe_json_type(config['model_type'])}, "
+            f"not a text; {_MEND}"
         )
     for name in _FILES:
         if (folder / name).exists():
@@ -94,11 +94,13 @@ def _no_count(value: Any, *, least: int) -> str:
 
 def _refuse_file(path: Path) -> None:
     try:
-        value = read_json(path, MODEL)
+        value = read_json(path, MODEL_LIMITS)
     except Unreadable as problem:
         raise HarnessError(f"{problem}; {_MEND}") from problem
     if not isinstance(value, dict):
-        raise HarnessError(f"{path}: it holds {kind_of(value)}, not a JSON object; {_MEND}")
+        raise HarnessError(
+            f"{path}: it holds {describe_json_type(value)}, not a JSON object; {_MEND}"
+        )
     if path.name == "tokenizer.json" and not isinstance(value.get("model"), dict):
         raise HarnessError(f"{path}: it holds no model of a tokenizer; {_MEND}")
 
