@@ -73,6 +73,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     from harness import catalog
     from harness.data.source import C4, DataSource
+    from harness.data.training_sets import TrainingSet, parse_training_sets
     from harness.models.resolve import is_embedded, resolve
 
     if config.backend == "vllm":
@@ -112,6 +113,12 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         else []
     )
     device = choose_device(config.device, say=say)
+    training_sets = parse_training_sets(config.train_data)
+    if (
+        config.overlap == "refuse"
+    ):  # before anything is computed; where they are dropped, a cell says so
+        for training_set in training_sets:
+            replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
     resolved = ResolvedNames(
         teachers=teachers,
         methods=registry,
@@ -120,6 +127,8 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         data=_data_digest(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
+        training_sets=training_sets,
+        calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
         text=source.fingerprint([C4])
         if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3]))
         else "",

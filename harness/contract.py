@@ -177,6 +177,14 @@ class Task(Protocol):
         ...
 
 
+class OwnData(Task, Protocol):
+    """Training examples of a user's own: read as a task's, and never scored."""
+
+    def counts(self, source: "DataSource") -> dict[str, int]:
+        """Return how many examples are trained on, held out, and dropped for evaluation text."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """A named list of tasks and of what is measured beside them."""
@@ -233,6 +241,8 @@ class Job:
     # tensorboard, wandb or trackio: where the steps are shown, beside training.jsonl
     track: str = ""
     progress: Callable[[Progress], None] = field(default=_ignore_progress, compare=False)
+    # examples of the user's own to calibrate on (their train split), in place of the tasks'
+    calibration: "OwnData | None" = None
 
     @property
     def teacher(self) -> Checkpoint:

@@ -105,7 +105,7 @@ def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items, refused if one of them is an evaluation item of the same tasks."""
     taken = _taken(tasks, "train", source, rows=rows)
-    prompts = {example.prompt for example in taken}
+    prompts = {_identity(example) for example in taken}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))
         if shared:
@@ -116,13 +116,18 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
     return [source.render(example) for example in taken]
 
 
+def _identity(example: Example) -> str:
+    """Return the text by which two examples are one: the prompt, or the text that has none."""
+    return example.prompt or example.completion
+
+
 def held_out_prompts(task: Task, source: DataSource) -> set[str]:
     """Return the prompts of a task's validation and test items, of those splits that it has."""
     prompts: set[str] = set()
     splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
     for split in splits:
         try:
-            prompts.update(example.prompt for example in task.examples(split, source))
+            prompts.update(map(_identity, task.examples(split, source)))
         except NoSplit:
             continue
     return prompts

@@ -9,12 +9,13 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from harness.contract import DataSource, Example, Grade, Kind, Split
+from harness.contract import DataSource, Example, Grade, Kind, Split, Task
+from harness.data.contamination import evaluation_items
 from harness.data.source import NoSplit, numbered_rows
 from harness.errors import HarnessError, in_one_line
 
@@ -40,6 +41,9 @@ class TrainingSet:
 
     place: str  # a file, or a data set of the Hub (ORG/NAME or ORG/NAME:SPLIT)
     weight: float = 1.0
+    # the tasks that are scored: an example that holds an item of theirs is not trained on
+    evaluated: Mapping[str, Task] = field(default_factory=dict, compare=False)
+    overlap: Literal["drop", "refuse"] = "drop"
 
     # What a task declares (harness.contract.Task); nothing of a set is scored.
     version = "1"
@@ -59,12 +63,16 @@ class TrainingSet:
         return Path(self.place).exists() or not _HUB.fullmatch(self.place)
 
     @cached_property
+    def _found(self) -> dict[str, Mapping[int, str]]:
+        return {}  # what was looked for once
+
+    @cached_property
     def digest(self) -> str:
         """The sha256 of every example in order: what keys and records hold of a set."""
         total = hashlib.sha256()
         for example in self._examples:
             fields = (example.prompt, example.completion, example.answer)
-            total.update("\0".join(fields).encode() + b"\1")
+            total.update("\0".join(fields).encode("utf-8", "surrogatepass") + b"\1")
         return total.hexdigest()
 
     @cached_property
@@ -82,25 +90,71 @@ class TrainingSet:
 
     @cached_property
     def _held_out(self) -> frozenset[int]:
-        """The indices of the validation rows: those of the smallest digests, in whatever order the
-        file has them.
+        """The indices of the validation examples: those of a twentieth of the prompts, with the
+        smallest digests, in whatever order the file has them.
         """
-        count = min(MOST_HELD_OUT, math.ceil(len(self._examples) / HELD_OUT_SHARE))
-        digests = [
-            (hashlib.sha256(f"{example.prompt}\0{example.completion}".encode()).digest(), index)
-            for index, example in enumerate(self._examples)
-        ]
-        return frozenset(index for _, index in sorted(digests)[:count])
+        texts = [example.prompt or example.completion for example in self._examples]
+        by_digest = sorted(
+            set(texts),
+            key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(),
+        )
+        if len(by_digest) < 2:
+            raise HarnessError(
+                f"{self.place} holds one prompt; two are needed at least, one of them for "
+                "validation"
+            )
+        count = min(MOST_HELD_OUT, math.ceil(len(by_digest) / HELD_OUT_SHARE))
+        held_out = set(by_digest[:count])
+        return frozenset(index for index, text in enumerate(texts) if text in held_out)
+
+    @property
+    def location(self) -> str:
+        """The same set from any working directory: a file's whole path."""
+        return str(Path(self.place).resolve()) if self.is_file else self.place
+
+    def __len__(self) -> int:
+        """Return the number of its examples, whatever becomes of them."""
+        return len(self._examples)
+
+    def _dropped(self, source: DataSource) -> Mapping[int, str]:
+        """Return which examples hold an item that is scored: index -> task. Raises `HarnessError`
+        for the first one where such are refused.
+        """
+        if "dropped" not in self._found:
+            items = evaluation_items(self._examples, self.evaluated, source)
+            if items and self.overlap == "refuse":
+                index, task = next(iter(items.items()))
+                example = self._examples[index]
+                text = " ".join((example.prompt or example.completion).split())
+                raise HarnessError(
+                    f"{len(items):,} of {len(self):,} examples of {self.place} hold evaluation "
+                    f"items, the first one of {task}: {text[:80]!r}; remove them, or type "
+                    "--overlap drop"
+                )
+            self._found["dropped"] = items
+        return self._found["dropped"]
+
+    def counts(self, source: DataSource) -> dict[str, int]:
+        """Return what became of the examples: trained on, held out, dropped."""
+        dropped = self._dropped(source)
+        held_out = len(self._held_out - set(dropped))
+        return {
+            "train": len(self) - held_out - len(dropped),
+            "validation": held_out,
+            "dropped_for_evaluation_text": len(dropped),
+        }
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield the training or the validation examples in the file's order.
+        """Yield the training or the validation examples in the file's order, but for those that
+        hold an item of the `evaluated` tasks.
 
         Raises `NoSplit` for `test` and `dev`, and `HarnessError` for a row of another form.
         """
         if split not in ("train", "validation"):
             raise NoSplit(f"{self.name} has no {split} split: it is trained on, never scored")
+        dropped = self._dropped(source)
         for index, example in enumerate(self._examples):
-            if (index in self._held_out) == (split == "validation"):
+            if index not in dropped and (index in self._held_out) == (split == "validation"):
                 yield example
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the process of a cell is told: everything that it computes, in one file."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict
 
@@ -30,3 +31,6 @@ class CellJob(WithConditions):
     cores_in_use: float | None  # by others, when the cell began
     cache: Path
     data_dir: Path | None
+    train_data: tuple[str, ...] = ()  # where the sets of the conditions lie, in their order
+    calibration: str = ""
+    overlap: Literal["drop", "refuse"] = "drop"

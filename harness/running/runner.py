@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.contract import Progress
+from harness.data.training_sets import parse_training_sets
 from harness.errors import CRASHES, HarnessError, how_it_ended
 from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
@@ -272,6 +273,9 @@ def _cell_job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) 
         cores_in_use=None if load.used is None else round(load.used, 2),
         cache=plan.config.cache_folder.resolve(),
         data_dir=plan.config.data_dir.resolve() if plan.config.data_dir else None,
+        train_data=tuple(data.location for data in parse_training_sets(plan.config.train_data)),
+        calibration=str(plan.config.calibration.resolve()) if plan.config.calibration else "",
+        overlap=plan.config.overlap,
     )
 
 

@@ -83,7 +83,9 @@ def encode(
         if len(before) + len(after) + 1 > longest:
             too_long += 1
             continue
-        rows.append(TokenRow((*before, *after, end), len(before), *tag))
+        # nothing stands before a text's first token, so nothing predicts it
+        trained_from = max(1, len(before))
+        rows.append(TokenRow((*before, *after, end), trained_from, *tag))
     return rows, too_long
 
 

@@ -222,3 +222,27 @@ def test_methods_read_a_set_as_they_read_a_task(tmp_path):
     training_set = one_set(tmp_path / "mine.jsonl", pairs(50))
     examples = training_examples({training_set.name: training_set}, SOURCE, rows=20)
     assert len(examples) == 20 and all(example.prompt.startswith("Q") for example in examples)
+
+
+def test_examples_of_one_prompt_are_on_one_side(tmp_path):
+    rows = [{"prompt": f"Q{n % 20}", "completion": f" A{n}"} for n in range(60)]
+    training_set = one_set(tmp_path / "many.jsonl", rows)
+    sides = [
+        {example.prompt for example in training_set.examples(split, SOURCE)}
+        for split in ("train", "validation")
+    ]
+    assert len(sides[1]) == 1 and not sides[0] & sides[1]
+    tasks = {training_set.name: training_set}
+    assert len(training_examples(tasks, SOURCE, rows=60)) == 57
+
+
+def test_texts_without_a_prompt_are_no_evaluation_items_of_each_other(tmp_path):
+    training_set = one_set(tmp_path / "texts.jsonl", [{"text": f"Text {n}"} for n in range(40)])
+    assert len(training_examples({training_set.name: training_set}, SOURCE, rows=38)) == 38
+
+
+def test_half_a_surrogate_pair_stops_nothing(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(f'{{"text": "\\ud800 {n}"}}\n' for n in range(3)))
+    [training_set] = parse_training_sets([str(path)])
+    assert len(training_set.digest) == 64 and len(list(training_set.examples("train", SOURCE))) == 2
