@@ -132,7 +132,7 @@ class Trial:
 
     def _make(self, which: str) -> Made:
         from harness import catalog
-        from harness.data.source import DataSource
+        from harness.data.source import LocalOrHubData
 
         workdir, cache, read = self.folder / which, self.folder / "cache", set[str]()
         workdir.mkdir(parents=True)
@@ -143,7 +143,7 @@ class Trial:
             student=str(self.start.path),
             student_base=self.start,
             tasks={task.name: task},
-            source=DataSource(),
+            source=LocalOrHubData(),
             budget=Budget(seen_tokens=TOKENS, rows=ROWS),
             seed=SEEDS[which],
             workdir=workdir,

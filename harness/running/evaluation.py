@@ -18,8 +18,14 @@ from harness.errors import CellFailed, HarnessError
 from harness.files.untrusted import Unreadable
 from harness.files.writing import write_whole
 from harness.machine.memory import process_bytes, release_memory
-from harness.machine.processor import threads_asked
-from harness.measuring.measure import Settings, Subject, measure, measurement_of, per_problem
+from harness.machine.processor import thread_count
+from harness.measuring.measure import (
+    MeasuredModel,
+    TimingSettings,
+    measure,
+    measurement_of,
+    seconds_per_problem,
+)
 from harness.measuring.scenario import parse_grid
 from harness.models.checkpoint import describe
 from harness.models.shape import parameters_on_disk
@@ -67,7 +73,7 @@ def evaluate(loaded: LoadedJob, student: Checkpoint) -> Evaluation:
     if job.cell.is_teacher and job.work.noise:
         measurements += _noise_floor(loaded, answered.rows)
     if job.measure:
-        measurements += _measured(loaded, student, threads_asked())  # timing keeps its own rule
+        measurements += _measured(loaded, student, thread_count())  # timing keeps its own rule
     if peak is not None:
         measurements += (measurement_of(columns.PROCESS_PEAK, peak),)
     return Evaluation(
@@ -109,7 +115,7 @@ def _answered(loaded: LoadedJob, student: Checkpoint) -> tuple[Evaluation, float
         tuple(scores),
         tuple(rows),
         fidelity,
-        (*per_problem(scores), *remarks),
+        (*seconds_per_problem(scores), *remarks),
     ), peak
 
 
@@ -190,7 +196,7 @@ def _measured(loaded: LoadedJob, student: Checkpoint, threads: int) -> tuple[Mea
     """
     job, conditions = loaded.job, loaded.job.conditions
     release_memory(conditions.device)
-    settings = Settings(
+    settings = TimingSettings(
         grid=parse_grid(job.work.grid or ""),
         rounds=job.work.rounds,
         device=conditions.device,
@@ -199,8 +205,8 @@ def _measured(loaded: LoadedJob, student: Checkpoint, threads: int) -> tuple[Mea
     )
     try:
         result = measure(
-            Subject(student),
-            Subject(loaded.teachers[0]),
+            MeasuredModel(student),
+            MeasuredModel(loaded.teachers[0]),
             settings,
             folder=job.cell_folder,
             progress=loaded.progress,

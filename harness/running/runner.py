@@ -18,9 +18,9 @@ from harness.files.lines import signed_lines
 from harness.files.places import make_folder
 from harness.files.problems import told_of
 from harness.files.writing import write_whole
-from harness.machine.load import UNSEEN, Load, look, settings_of
-from harness.machine.process import Ended, attend
-from harness.models.artefacts import sweep
+from harness.machine.load import UNKNOWN_LOAD, MachineLoad, measure_load, waiting_variables
+from harness.machine.process import ProcessEnd, watch_process
+from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read, write
@@ -56,7 +56,7 @@ def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
     store = Store(plan.config.out)
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
-    sweep(plan.config.cache_folder)
+    remove_unfinished(plan.config.cache_folder)
     listing = store.write_run(
         plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
     )
@@ -170,7 +170,7 @@ def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Run
             if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:
                 _forget_student(store.student(stage.key))
         keep_parts(plan, cell, store)
-        load = look()
+        load = measure_load()
         if load.busy:
             watcher.say(f"{cell.label}: the machine is busy ({load}): threads wait passively")
         job = _job(plan, cell, store, load)
@@ -206,7 +206,7 @@ def _reason_before(record: Path) -> str:
         return ""
 
 
-def _why(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
+def _why(ended: ProcessEnd, before: str, seconds: float | None, log: Path) -> str:
     """Say why a process left no record, and what to do: the same crash twice is no accident."""
     if ended.late:
         return (
@@ -243,7 +243,7 @@ def _forget_student(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
+def _job(plan: Plan, cell: PlannedCell, store: Store, load: MachineLoad = UNKNOWN_LOAD) -> CellJob:
     return CellJob(
         cell=cell,
         conditions=plan.conditions_of(cell),
@@ -279,7 +279,7 @@ def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
     )
 
 
-def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
+def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything where models and items are
     here.
     """
@@ -294,7 +294,7 @@ def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **settings, **settings_of(load, os.environ)}
+    return {**os.environ, **settings, **waiting_variables(load, os.environ)}
 
 
 def _process(
@@ -303,7 +303,7 @@ def _process(
     *,
     environment: dict[str, str],
     seconds: float | None = None,
-) -> Ended:
+) -> ProcessEnd:
     """Start `python -m harness.running.cell`, pass its signs of life on, return how it ended."""
     log = folder / "log.txt"
     log.unlink(missing_ok=True)
@@ -325,7 +325,7 @@ def _process(
             encoding="utf-8",
             errors="replace",
         )
-    return attend(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
+    return watch_process(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
 
 
 def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:

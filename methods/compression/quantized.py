@@ -94,11 +94,11 @@ class _Packing:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def _add(self, name: str, codes: "Codes", bias: Any, **more: Any) -> None:
-        from harness.models.packed import refuse_other_codes
+        from harness.models.packed import refuse_wrong_codes
         from methods.compression.rounding import packed
 
         self.specs[name], own = packed(name, codes, bias, **more)
-        refuse_other_codes(name, self.specs[name], own, codes.dequantized())
+        refuse_wrong_codes(name, self.specs[name], own, codes.dequantized())
         self.tensors.update(own)
 
     def add_layers(

@@ -3,6 +3,7 @@ names for one thing are refused.
 """
 
 import dataclasses
+import importlib
 import pickle
 import re
 import sys
@@ -431,3 +432,16 @@ def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
     assert find("UserError") is HarnessError and len(said()) == 2
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         find("Other")
+
+
+NAMES = sorted(old for old in renames.MODULES if ":" in old)
+
+
+@pytest.mark.parametrize("old", NAMES)
+def test_a_program_imports_functions_and_classes_by_their_old_names(old, said):
+    home, _, name = old.partition(":")
+    new_home, _, new_name = renames.MODULES[old][0].partition(":")
+    current = getattr(importlib.import_module(new_home), new_name)
+    assert getattr(importlib.import_module(home), name) is current
+    [line] = said()
+    assert line.startswith(f"import: {old} is {new_home}:{new_name} now")
