@@ -16,19 +16,19 @@ from harness.contract import Progress, Task
 from harness.errors import HarnessError, unknown
 from harness.machine.gpu import choose_device, default_dtype
 from harness.planning.cells import Plan
-from harness.planning.config import RunConfig, build
+from harness.planning.config import RunConfig, build_config
 from harness.planning.plan import make_plan
-from harness.planning.setup import Resolved
+from harness.planning.setup import ResolvedNames
 from harness.planning.spec import parse_method
 from harness.records.record import RunRecord
-from harness.running.runner import Finished, Watcher, run_plan
+from harness.running.runner import CellResult, RunCallbacks, run_plan
 
 if TYPE_CHECKING:
     import pandas
 
     from harness.data.source import LocalOrHubData
     from harness.estimating.estimate import Estimate
-    from harness.estimating.expect import Expected
+    from harness.estimating.expect import CellEstimate
     from harness.measuring.measure import MeasuredModel, MeasurementResult, TimingSettings
     from harness.registry import Registry
 
@@ -38,7 +38,7 @@ class Run:
     """How a run ended: one entry a cell, its records, and the file that lists them."""
 
     plan: Plan
-    cells: tuple[Finished, ...]
+    cells: tuple[CellResult, ...]
     path: Path  # the run's own file: what `harness report` takes
 
     @property
@@ -111,7 +111,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         else []
     )
     device = choose_device(config.device, say=say)
-    resolved = Resolved(
+    resolved = ResolvedNames(
         teachers=teachers,
         methods=registry,
         suites=found,
@@ -173,10 +173,10 @@ def _refuse_training_on_nothing(
     source: "LocalOrHubData",
 ) -> None:
     """Refuse rows that train where no task has a training item, as far as its definition tells."""
-    from harness.planning.chain import parts_of
+    from harness.planning.chain import split_chain
 
     names = [
-        registry.canonical(parse_method(part)[0]) for spec in methods for part in parts_of(spec)
+        registry.canonical(parse_method(part)[0]) for spec in methods for part in split_chain(spec)
     ]
     trains = next((name for name in names if registry.load(name).trains), "")
     reasons = {
@@ -201,7 +201,7 @@ def run(
     student: str = _USUAL.student,
     seeds: int = _USUAL.seeds,
     budget: int | None = _USUAL.budget,
-    watcher: Watcher | None = None,
+    watcher: RunCallbacks | None = None,
     **settings: Any,
 ) -> Run:
     """Run methods on a suite and return how it ended; finished cells are read, not computed again.
@@ -219,10 +219,10 @@ def run(
         "seeds": seeds,
         "budget": budget,
     }
-    config = build({**named, **settings})
+    config = build_config({**named, **settings})
     check_places(config)
     plan = plan_run(config)
-    ended, path = run_plan(plan, watcher=watcher or Watcher())
+    ended, path = run_plan(plan, callbacks=watcher or RunCallbacks())
     return Run(plan, tuple(ended), path)
 
 
@@ -258,11 +258,11 @@ def estimate_plans(
     return estimates_of(methods, request)
 
 
-def expect(plan: Plan, finished: Container[str]) -> list["Expected"]:
+def expect(plan: Plan, finished: Container[str]) -> list["CellEstimate"]:
     """Estimate every cell of a plan, given the keys of those that are finished; what cells share
     counts in the first that makes it.
     """
-    from harness.estimating.expect import expect as expected
+    from harness.estimating.expect import estimate_cells as expected
 
     return expected(plan, finished)
 

@@ -20,12 +20,12 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Family, Job
 from methods.base import settings
-from methods.training.base import worked
+from methods.training.base import full_solution_pairs
 from methods.training.distilled import Distilled
 from methods.training.sources import sources_of
 
 if TYPE_CHECKING:
-    from methods.training.rows import Row
+    from methods.training.rows import TokenRow
 
 _TOKENS = ("kl", "entropy", "excess")
 
@@ -74,7 +74,7 @@ class SelectiveDistillation(Distilled):
 
     def _ranked(
         self, job: Job, examples: Sequence[Example]
-    ) -> "tuple[list[Example], Sequence[Row], dict[str, Any], list[dict[str, Any]]]":
+    ) -> "tuple[list[Example], Sequence[TokenRow], dict[str, Any], list[dict[str, Any]]]":
         """Return examples best first, every row (for the teacher's cache), counts, and what the
         teacher wrote for it.
         """
@@ -94,7 +94,7 @@ class SelectiveDistillation(Distilled):
         told = {"teacher_solves": sum(solved)} if self.by == "correct" else {}
         return [examples[index] for index in order], encoded, told, written
 
-    def _teacher_losses(self, job: Job, rows: "Sequence[Row]") -> list[float]:
+    def _teacher_losses(self, job: Job, rows: "Sequence[TokenRow]") -> list[float]:
         """Return the teacher's mean cross-entropy on each row's trained tokens."""
         from methods.training.divergences import label_loss
         from methods.training.rows import batch_of
@@ -131,13 +131,15 @@ class SelectiveDistillation(Distilled):
 
 def readable(
     method: Distilled, job: Job, examples: Sequence[Example]
-) -> "tuple[list[Example], list[Row]]":
+) -> "tuple[list[Example], list[TokenRow]]":
     """Return the examples that student and teacher can read whole, and each one's row."""
     from harness.models.language_model import student_tokenizer
     from methods.training.rows import encode
 
     tokenizer, longest = student_tokenizer(job.student_base), method.longest_row(job)
-    every = [encode(tokenizer, [pair], longest=longest)[0] for pair in worked(examples)]
+    every = [
+        encode(tokenizer, [pair], longest=longest)[0] for pair in full_solution_pairs(examples)
+    ]
     return [example for example, rows in zip(examples, every, strict=True) if rows], [
         row for rows in every for row in rows
     ]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import Weight, settings
-from methods.training.base import Trained, TrainOptions, worked
+from methods.training.base import Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers
 
 if TYPE_CHECKING:
-    from methods.training.rows import Row
+    from methods.training.rows import TokenRow
 
 
 @settings
@@ -53,7 +53,7 @@ class UniversalLogitDistillation(Trained):
 
         def encoder(
             tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int
-        ) -> "tuple[list[Row], int]":
+        ) -> "tuple[list[TokenRow], int]":
             shown = {example.prompt: job.source.show(theirs, example.asked) for example in examples}
             context = Shape.of_folder(job.teacher.path).context
             rows, too_long = aligned_rows(
@@ -88,7 +88,7 @@ class UniversalLogitDistillation(Trained):
         teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
         return self.train(
             job,
-            worked(examples),
+            full_solution_pairs(examples),
             terms=terms,
             teachers=teachers,
             options=TrainOptions(encoder=encoder),
@@ -104,7 +104,7 @@ def aligned_rows(
     longest: int,
     their_longest: int = 2**31,
     shown: Mapping[str, str] | None = None,
-) -> "tuple[list[Row], int]":
+) -> "tuple[list[TokenRow], int]":
     """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand
     behind the same text.
 
@@ -113,9 +113,9 @@ def aligned_rows(
     """
     from dataclasses import replace
 
-    from methods.training.rows import OtherText, encode
+    from methods.training.rows import TeacherTokens, encode
 
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion in pairs:
         texts = ((ours, prompt), (theirs, (shown or {}).get(prompt, prompt)))
@@ -129,11 +129,11 @@ def aligned_rows(
         ]
         shared = sorted(behind[0].keys() & behind[1].keys())
         matched = tuple((behind[0][at], behind[1][at]) for at in shared)
-        rows.append(replace(own, other=OtherText(other.ids, other.trained_from, matched)))
+        rows.append(replace(own, other=TeacherTokens(other.ids, other.trained_from, matched)))
     return rows, too_long
 
 
-def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dict[int, int]:
+def _boundaries(tokenizer: Any, row: "TokenRow", prompt: str, completion: str) -> dict[int, int]:
     """Return, by the number of the completion's characters read, the position that stands there;
     inside a character stands none.
     """
@@ -152,7 +152,7 @@ def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dic
     return found
 
 
-def _decoded_boundaries(tokenizer: Any, row: "Row", completion: str) -> dict[int, int]:
+def _decoded_boundaries(tokenizer: Any, row: "TokenRow", completion: str) -> dict[int, int]:
     """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
     beginnings.
     """

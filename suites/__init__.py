@@ -4,6 +4,7 @@ machinery.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,26 @@ OUTSIDE = "lm-eval:"  # a task of lm-eval by its own name there
 _FILE_KEYS = {"name": str, "tasks": list, "measure": bool, "help": str, "include_path": str}
 
 
+@cache
+def tasks() -> Registry:
+    """Return the tasks of `TASKS` and those of installed packages (entry points `harness.tasks`).
+
+    Raises `HarnessError` for a task of another package that has the name of a suite.
+    """
+    registry = Registry.with_entry_points("task", TASKS, "harness.tasks")
+    for name in registry.table:
+        if name in SUITES or name.startswith(OUTSIDE):
+            raise HarnessError(
+                f"the task {name!r} of {registry.table[name]} has the name of a suite, or of a "
+                "task of lm-eval; rename it in its package"
+            )
+    return registry
+
+
 def load(name: str, *, include_path: str | Path | None = None) -> Task:
-    """Return the task of a name in `TASKS`, or of `lm-eval:NAME`; `include_path` is a folder with
-    more YAML tasks for lm-eval.
+    """Return the task of a name in `tasks()`, or of `lm-eval:NAME`.
+
+    `include_path` is a folder with more YAML tasks for lm-eval.
 
     Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot
     score.
@@ -64,7 +82,7 @@ def load(name: str, *, include_path: str | Path | None = None) -> Task:
         from suites.loading.outside import OutsideTask
 
         return OutsideTask(name, include_path=include_path)
-    task: Task = Registry("task", TASKS).load(name)()
+    task: Task = tasks().load(name)()
     return task
 
 
@@ -134,13 +152,13 @@ def _own(name: str, include_path: str | Path | None) -> Suite:
     """Return a suite that is not in `SUITES`: of one task, or from a file."""
     if name.endswith(".toml"):
         return _from_file(Path(name), include_path)
-    if name in TASKS or name.startswith(OUTSIDE):
+    if name in tasks() or name.startswith(OUTSIDE):
         _check_task(name, include_path)
         return Suite(name=name, version=1, tasks=(name,), help=f"the task {name} alone")
     raise unknown(
         "suite",
         name,
-        [*SUITES, *TASKS],
+        [*SUITES, *tasks().table],
         hint="(or lm-eval:NAME, or the path of a suite file ending in .toml)",
     )
 
@@ -148,8 +166,8 @@ def _own(name: str, include_path: str | Path | None) -> Suite:
 def _check_task(name: str, include_path: str | Path | None) -> None:
     if name.startswith(OUTSIDE):
         load(name, include_path=include_path)
-    elif name not in TASKS:
-        raise unknown("task", name, TASKS, hint="(or lm-eval:NAME)")
+    elif name not in tasks():
+        raise unknown("task", name, tasks().table, hint="(or lm-eval:NAME)")
 
 
 def _stated_path(path: Path) -> Path | None:

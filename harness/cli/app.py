@@ -77,11 +77,12 @@ def run(
     """
     from harness.api import Run, check_places, plan_run
     from harness.cli.console import Console
-    from harness.planning.config import build, joined, read_toml
-    from harness.running.runner import failures, run_plan
+    from harness.planning.config import build_config, merge_values, read_run_file
+    from harness.running.runner import failure_lines, run_plan
 
-    config = build(
-        joined(read_toml(file) if file else {}, context.obj), where=str(file) if file else ""
+    config = build_config(
+        merge_values(read_run_file(file) if file else {}, context.obj),
+        where=str(file) if file else "",
     )
 
     def say(line: str) -> None:
@@ -93,9 +94,9 @@ def run(
     if dry_run:
         return _print_plan(plan)
     with Console() as console:
-        ended, path = run_plan(plan, watcher=console.watcher())
+        ended, path = run_plan(plan, callbacks=console.callbacks())
     _show(Run(plan, tuple(ended), path))
-    broken = failures(ended)
+    broken = failure_lines(ended)
     for line in broken:
         typer.echo(line, err=True)
     return (
@@ -108,7 +109,7 @@ def _print_plan(plan: "Plan") -> int:
     from harness.estimating.hardware import GIB
     from harness.models.shape import parameters_on_disk
     from harness.records.store import Store
-    from harness.running.anew import made_anew
+    from harness.running.recomputation import recomputation_lines
 
     under, store = plan.conditions, Store(plan.config.out)
     finished = {
@@ -123,14 +124,14 @@ def _print_plan(plan: "Plan") -> int:
     )
     for cell, one in zip(plan.cells, expected, strict=True):
         state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
-        if one.states and cell.key not in finished:
+        if one.training_bytes and cell.key not in finished:
             state += (
-                f"; training states {one.states / GIB:,.2f} of {one.memory / GIB:,.1f} GiB: "
-                f"{one.verdict}"
+                f"; training states {one.training_bytes / GIB:,.2f} of "
+                f"{one.memory / GIB:,.1f} GiB: {one.verdict}"
             )
         seed = f" seed {cell.seed}" if cell.seed is not None else ""
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
-    for line in () if plan.config.force else made_anew(plan, store):
+    for line in () if plan.config.force else recomputation_lines(plan, store):
         typer.echo(line)
     typer.echo(
         f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to "
@@ -242,7 +243,7 @@ def report(
     """
     from harness.cli.tables import Files, folder_of, forms_of, tables_of
     from harness.files.places import check_folder
-    from harness.planning.spec import listed
+    from harness.planning.spec import joined_lists
     from harness.records.store import keep_records, read_all
     from harness.renames.labels import current_labels
     from harness.reporting.formats import as_markdown
@@ -255,9 +256,9 @@ def report(
     for flag, folder in (("--out", out), ("--keep", keep)):
         if folder is not None:
             check_folder(folder, flag)
-    references = current_labels(listed(against), typed_in="--against")
+    references = current_labels(joined_lists(against), typed_in="--against")
     refuse_doubles("--against", references)
-    refuse_doubles("--forms", listed(forms) or [])
+    refuse_doubles("--forms", joined_lists(forms) or [])
     records, problems = read_all(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
@@ -265,7 +266,7 @@ def report(
         made = tables_of(records, price=price, against=references, sort=sort)
         files = Files(
             folder=out or folder_of(place, keep),
-            forms=forms_of(listed(forms)),
+            forms=forms_of(joined_lists(forms)),
             page=html,
             pictures=plots,
         )
@@ -392,17 +393,17 @@ def plan(
     computes nothing.
     """
     from harness.api import estimate_plans
-    from harness.estimating.estimate import text
-    from harness.planning.spec import listed
+    from harness.estimating.estimate import estimate_text
+    from harness.planning.spec import joined_lists
 
-    refuse_doubles("--methods", listed(methods) or [])
-    refuse_doubles("--suite", listed(suite) or [])
+    refuse_doubles("--methods", joined_lists(methods) or [])
+    refuse_doubles("--suite", joined_lists(suite) or [])
     estimates = estimate_plans(
-        ["cot", "response"] if methods is None else listed(methods) or [],
+        ["cot", "response"] if methods is None else joined_lists(methods) or [],
         teacher=teacher,
         student=student,
         hardware=hardware,
-        suite=listed(suite) or ["math"],
+        suite=joined_lists(suite) or ["math"],
         budget=budget,
         rows=rows,
         limit=limit,
@@ -410,7 +411,7 @@ def plan(
         cache=cache,
     )
     for estimate in estimates:
-        typer.echo(text(estimate, price=price) + "\n")
+        typer.echo(estimate_text(estimate, price=price) + "\n")
     return 0 if all(stage.fits for estimate in estimates for stage in estimate.stages) else 1
 
 

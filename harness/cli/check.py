@@ -140,7 +140,7 @@ def check(
     """
     from harness.gate import check as gate_check
     from harness.gate.rules import rules_of
-    from harness.planning.spec import listed
+    from harness.planning.spec import joined_lists
     from harness.records.baseline import read_baseline
     from harness.renames.labels import current_labels
 
@@ -149,7 +149,7 @@ def check(
             raise HarnessError(f"--{name} {value:g}: give a share between 0 and 0.5, such as 0.05")
     _refuse_thresholds(faster, slower)
     outputs = _Outputs.of(json_to, junit, markdown, annotate=annotate)
-    named = current_labels(listed(rows), typed_in="--rows")
+    named = current_labels(joined_lists(rows), typed_in="--rows")
     refuse_doubles("--rows", named)
     share, points = parse_margin(margin)
     rules = gate_check.Rules(
@@ -305,11 +305,11 @@ def baseline_update(
     from harness.gate.baseline_shown import difference, family_of, reach, reach_shown
     from harness.gate.rules import Rules
     from harness.gate.update import update
-    from harness.planning.spec import listed
+    from harness.planning.spec import joined_lists
     from harness.renames.labels import current_labels
 
     check_file(baseline, "--baseline")
-    named = current_labels(listed(rows), typed_in="--rows")
+    named = current_labels(joined_lists(rows), typed_in="--rows")
     refuse_doubles("--rows", named)
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)

@@ -69,9 +69,9 @@ class ConfigCommand(Command):
         if not self._whole:
             from harness.cli.run_options import parameters_of
             from harness.planning import config
-            from harness.planning.fields import settings_of
+            from harness.planning.fields import settings_by_name
 
-            fields = settings_of(config.RunConfig)
+            fields = settings_by_name(config.RunConfig)
             self.may_be_empty = frozenset(
                 name for name, one in fields.items() if one.spelling.may_be_empty
             )

@@ -100,6 +100,20 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         FROM_0_1,
     ),
     "methods._distil": ("methods.training.distilled", FROM_0_1),
+    "methods.training.base:rate_for": ("methods.training.base:default_learning_rate", FROM_0_1),
+    "methods.training.base:worked": ("methods.training.base:full_solution_pairs", FROM_0_1),
+    "methods.training.base:bare": ("methods.training.base:answer_only_pairs", FROM_0_1),
+    "methods.training.sources:context_of": ("methods.training.sources:common_context", FROM_0_1),
+    "methods.training.teachers:Source": ("methods.training.teachers:TeacherSource", FROM_0_1),
+    "methods.training.teachers:Head": (
+        "methods.training.teachers:TrainedPositionLogits",
+        FROM_0_1,
+    ),
+    "methods.training.teachers:Live": ("methods.training.teachers:LiveTeacher", FROM_0_1),
+    "methods.training.teachers:OtherTokens": (
+        "methods.training.teachers:CrossTokenizerTeacher",
+        FROM_0_1,
+    ),
     "harness.checkpoint": (
         "harness.models.checkpoint, harness.files.writing, harness.files.digests",
         FROM_0_1,

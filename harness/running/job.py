@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from harness.planning.cells import PlannedCell, PlannedModel
-from harness.planning.config import Work
+from harness.planning.config import WorkSettings
 from harness.records.conditions import UnderConditions
 
 
@@ -19,7 +19,7 @@ class CellJob(UnderConditions):
     cell: PlannedCell
     teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
     student_base: PlannedModel
-    work: Work
+    work: WorkSettings
     measure: bool
     include_path: Path | None
     teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell

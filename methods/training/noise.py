@@ -17,7 +17,7 @@ from harness.errors import CellFailed, in_one_line
 from harness.models.blocks import probe_ids
 
 _NOISE = re.compile(r"drop|jitter|noise")
-AGREE = 1e-4  # of the largest logit: the order of sums alone
+MAX_RELATIVE_GAP = 1e-4  # of the largest logit: the order of sums alone
 
 
 def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
@@ -46,7 +46,7 @@ def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
     return before
 
 
-def restored(before: list[tuple[Any, str, Any]]) -> None:
+def restore_noise(before: list[tuple[Any, str, Any]]) -> None:
     """Give every dropout its own value again: a student's configuration says what its
     base's did.
     """
@@ -69,7 +69,7 @@ def refuse_noise(model: Any) -> None:
     finally:
         model.train(was_training)
     gap = float((first - second).abs().max()) / max(float(first.abs().max()), 1e-6)
-    if gap > AGREE:
+    if gap > MAX_RELATIVE_GAP:
         raise CellFailed(
             f"{type(model).__name__} draws something at random while it trains that goes by no "
             "name known here (two passes differ by "

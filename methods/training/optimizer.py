@@ -14,7 +14,7 @@ from methods.masks import zeros_of
 from methods.training.settings import LoopSettings
 
 
-def rate_at(progress: float, settings: LoopSettings) -> float:
+def learning_rate_at(progress: float, settings: LoopSettings) -> float:
     """Return the learning rate at a share of the budget: linear warm-up, then cosine to zero."""
     if progress < settings.warmup_ratio:
         return settings.learning_rate * progress / settings.warmup_ratio
@@ -79,7 +79,7 @@ class Optimizers:
             optimizer.zero_grad()
 
 
-def hold_zeros(model: Any) -> list[Any]:
+def freeze_zeros(model: Any) -> list[Any]:
     """Keep what a pruning method set to zero at zero; return the hooks that do so.
 
     The gradient there is dropped before it is clipped or used, and decay leaves 0 alone.

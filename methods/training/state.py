@@ -90,7 +90,7 @@ class LoopState:
 
 
 @dataclass(config=_STRICT)
-class Spent(LoopState):
+class TrainingResult(LoopState):
     """Where a training ended, and what it took beside what its state counts."""
 
     devices: int = 1
@@ -141,7 +141,7 @@ class SavedStates:
         if saved.pop("files", None) != _digests(folder):
             raise Unreadable(f"{folder}: its files are not as they were written")
         for path in folder.iterdir():
-            _check_whole(path)
+            _refuse_torn_file(path)
         state = LoopState.read(saved, folder)
         if state.kept_step:
             load_best(self.folder.with_name("best.pt"))
@@ -179,7 +179,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_digest(path) for path in listed}
 
 
-def _check_whole(path: Path) -> None:
+def _refuse_torn_file(path: Path) -> None:
     """Raise `Unreadable` for a file that was cut while it was written, whose digest is of the cut
     one.
 
@@ -217,7 +217,7 @@ def load_best(best_file: Path) -> Any:
         raise Unreadable(f"{best_file}: {in_one_line(problem)}") from problem
 
 
-def forget_state(workdir: Path) -> None:
+def remove_state(workdir: Path) -> None:
     """Remove what only a resumed run needs; called once the student is saved. State first: without
     it best.pt is made again.
     """

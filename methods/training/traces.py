@@ -45,7 +45,7 @@ _COUNTS = (
     "dropped_contaminated",
     "problems_without_trace",
 )
-_ROWS = 128  # written at once
+_ROWS_AT_ONCE = 128  # written at once
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
 
 
@@ -101,9 +101,9 @@ def teacher_traces(
     path = job.cache / "traces" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # two runs that share a cache write it once
-        held = _read(path, job)
+        held = _load(path, job)
         if held is None:
-            return _made(
+            return _write_traces(
                 path,
                 job,
                 examples,
@@ -117,7 +117,7 @@ def teacher_traces(
         return held
 
 
-def _made(
+def _write_traces(
     path: Path,
     job: Job,
     examples: Sequence[Example],
@@ -143,8 +143,8 @@ def _made(
             f"{writer.name} can read; give a smaller longest"
         )
     sampling = Sampling(temperature=temperature, seed=job.seed) if temperature else None
-    asking = _Asking(opened, Writer(opened, _ROWS), prompts, longest, sampling)
-    written, seconds = _written(job, asking, path.with_suffix(".part"))
+    asking = _TraceRequest(opened, Writer(opened, _ROWS_AT_ONCE), prompts, longest, sampling)
+    written, seconds = _generate_resumably(job, asking, path.with_suffix(".part"))
     tokens = sum(one.tokens for one in written)
     read = sum(map(len, prompts))
     flops = forward_flops_per_token(opened.model, (read + tokens) / len(prompts)) * (read + tokens)
@@ -153,13 +153,13 @@ def _made(
     made = Traces(
         path.stem, [next(groups) if room else unasked for room in fits], tokens, seconds, flops
     )
-    _write(path, made)
+    _save(path, made)
     path.with_suffix(".part").unlink(missing_ok=True)
     return made
 
 
 @dataclass(frozen=True)
-class _Asking:
+class _TraceRequest:
     """What a teacher is asked to write, and what writes it."""
 
     opened: LanguageModel
@@ -178,7 +178,9 @@ class _Asking:
         )
 
 
-def _written(job: Job, asking: _Asking, part: Path) -> tuple[list[Generation], float]:
+def _generate_resumably(
+    job: Job, asking: _TraceRequest, part: Path
+) -> tuple[list[Generation], float]:
     """Return an answer to every prompt and the seconds that took; what a killed run wrote is read
     from its lines, not asked again.
     """
@@ -246,7 +248,7 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
     return answers, seconds
 
 
-def _write(path: Path, made: Traces) -> None:
+def _save(path: Path, made: Traces) -> None:
     kept = asdict(made)
     for group in kept["texts"]:
         for one in group:
@@ -258,7 +260,7 @@ def _write(path: Path, made: Traces) -> None:
     )
 
 
-def _read(path: Path, job: Job) -> Traces | None:
+def _load(path: Path, job: Job) -> Traces | None:
     if not path.exists():
         return None
     try:
@@ -281,7 +283,7 @@ def _read(path: Path, job: Job) -> Traces | None:
         return None
 
 
-def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
+def _graded(task: Task, example: Example, text: str) -> tuple[str, str]:
     """Return what an answer counts as, and the answer as it is trained.
 
     Where the task's primary extractor finds nothing, its most lenient one decides, and a right
@@ -292,7 +294,7 @@ def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
         return "traces_kept", text
     if grades[0].extracted is None and grades[-1].correct:
         return (
-            ("kept_in_another_form", _closed(text, example))
+            ("kept_in_another_form", _with_task_ending(text, example))
             if example.ending
             else ("dropped_in_another_form", text)
         )
@@ -303,7 +305,7 @@ def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
     ), text
 
 
-def _closed(text: str, example: Example) -> str:
+def _with_task_ending(text: str, example: Example) -> str:
     """End an answer as the task's own end, unless it does; one that says nothing else becomes the
     task's own bare answer.
     """
@@ -313,7 +315,7 @@ def _closed(text: str, example: Example) -> str:
     return text if ends else f"{text.rstrip()}\n{example.ending}"
 
 
-def _lost(counts: Mapping[str, int], longest: int) -> str:
+def _explain_losses(counts: Mapping[str, int], longest: int) -> str:
     """Say what became of answers of which none is trained, and what to do; the longest one has
     `longest` tokens.
     """
@@ -333,7 +335,7 @@ def _lost(counts: Mapping[str, int], longest: int) -> str:
     )
 
 
-def surviving(
+def filter_traces(
     examples: Sequence[Example],
     texts: Sequence[Sequence[Generation]],
     job: Job,
@@ -360,7 +362,7 @@ def surviving(
         solved = False
         for one in group:
             counts["traces_written"] += 1
-            found, text = _judged(job.tasks[example.task], example, _CALCULATOR.sub("", one.text))
+            found, text = _graded(job.tasks[example.task], example, _CALCULATOR.sub("", one.text))
             if example.prompt in held_out:
                 counts["dropped_contaminated"] += 1
             elif one.stop != "eos":
@@ -380,7 +382,7 @@ def surviving(
     total = {name: sum(counts[name] for counts in by_task.values()) for name in _COUNTS}
     longest = max(one.tokens for group in texts for one in group)
     if not right:
-        raise CellFailed(f"no trace survived: {_lost(total, longest)}")
+        raise CellFailed(f"no trace survived: {_explain_losses(total, longest)}")
     chosen = right if rejects else random.Random(job.seed).sample(ended, len(right))
     told: dict[str, Any] = {
         **total,
@@ -388,7 +390,7 @@ def surviving(
         "keep_rate": round(len(right) / total["traces_written"], 4),
     }
     without = {
-        name: _lost(by_task[name], longest)
+        name: _explain_losses(by_task[name], longest)
         for name in by_task
         if all(example.task != name for example, _ in chosen)
     }

@@ -16,7 +16,11 @@ class TrainingLog:
 
     def __init__(self, path: Path, *, keep_until: int, tracker: Any = None) -> None:
         lines = json_lines(path, torn=True) if path.exists() else ()
-        kept = (line for line in lines if isinstance(line, dict) and _stands(line, keep_until))
+        kept = (
+            line
+            for line in lines
+            if isinstance(line, dict) and _is_older_than_state(line, keep_until)
+        )
         write_whole(path, "".join(json_line(line) for line in kept))
         self._stream = path.open("a", encoding="utf-8")
         self._tracker = tracker  # accelerate's accelerator, or None
@@ -48,7 +52,7 @@ class TrainingLog:
         self._stream.flush()
 
 
-def _stands(line: dict[str, Any], keep_until: int) -> bool:
+def _is_older_than_state(line: dict[str, Any], keep_until: int) -> bool:
     """Tell whether a line is older than the state.
 
     A state is saved after its step's line and before the validation of that step, which will come

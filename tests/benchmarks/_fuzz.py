@@ -269,9 +269,9 @@ def _toml(folder: Path) -> Path:
 
 
 def _read_toml(folder: Path, path: Path) -> Believed:
-    from harness.planning.config import build, read_toml
+    from harness.planning.config import build_config, read_run_file
 
-    return build(read_toml(path), where=str(path)).model_dump(mode="json")
+    return build_config(read_run_file(path), where=str(path)).model_dump(mode="json")
 
 
 def _suite(folder: Path) -> Path:
@@ -436,9 +436,9 @@ def _done(folder: Path) -> Path:
 
 
 def _read_done(folder: Path, path: Path) -> Believed:
-    from harness.running.student import _made_before
+    from harness.running.student import _valid_mark
 
-    told = _made_before(folder, lambda one: None)
+    told = _valid_mark(folder, lambda one: None)
     return {} if told is None else told.model_dump(mode="json")
 
 

@@ -28,7 +28,7 @@ from harness.files.writing import read_signed
 from harness.models.artefacts import folder_damage
 from harness.models.checkpoint import describe
 from harness.records.record import BadRecord, RunRecord, read
-from harness.running.evaluation import NO_ANSWERS
+from harness.running.evaluation import NO_TEACHER_ANSWERS
 
 ROWS = "cot,response,cot+int8"
 OPTIONS = (
@@ -298,7 +298,7 @@ def _lacks_teacher(record: RunRecord) -> bool:
     answers, once that one stands.
     """
     skipped = record.measured("skipped_fidelity")
-    return skipped is not None and skipped.remark.endswith(NO_ANSWERS)
+    return skipped is not None and skipped.remark.endswith(NO_TEACHER_ANSWERS)
 
 
 def _incomplete(root: Path) -> int:

@@ -121,18 +121,18 @@ def _compress(method: Any, job: Job) -> None:
     if "ChainOfThought" in type(method).__name__:
         from methods.training import traces
 
-        plain = traces.surviving
+        plain = traces.filter_traces
 
         def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
             return [
                 (example, group[0].text) for example, group in zip(examples, texts, strict=True)
             ], {}
 
-        traces.surviving = everything
+        traces.filter_traces = everything
         try:
             method.compress(job)
         finally:
-            traces.surviving = plain
+            traces.filter_traces = plain
         return
     method.compress(job)
 

@@ -345,7 +345,7 @@ def test_a_table_is_sorted_by_a_column_of_its_old_header(tmp_path):
     assert (tmp_path / "a" / "table.md").read_bytes() == (tmp_path / "b" / "table.md").read_bytes()
 
 
-@pytest.mark.parametrize("old", renames.MODULES)
+@pytest.mark.parametrize("old", [old for old in renames.MODULES if ":" not in old])
 def test_a_module_is_imported_by_its_old_name(old):
     first = renames.MODULES[old][0].partition(", ")[0]
     public = {
@@ -388,7 +388,9 @@ def test_the_parts_of_a_split_module_are_found():
     )
     assert (done.returncode, done.stdout) == (0, "no\n"), done.stderr
     assert all(
-        importlib.util.find_spec(part) for old in renames.MODULES for part in current_modules(old)
+        importlib.util.find_spec(part.partition(":")[0])
+        for old in renames.MODULES
+        for part in current_modules(old)
     )
 
 

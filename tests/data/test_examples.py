@@ -63,20 +63,20 @@ def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, sour
 
 def test_training_on_nothing_is_refused_while_planning(folder, no_network):
     import harness.api
-    from harness.planning.config import build
+    from harness.planning.config import build_config
 
     asked = {"suite": ("knowledge",), "teacher": ("tiny",), "data_dir": folder}
     asked["suite"] = (str(folder / "own.toml"),)
     (folder / "own.toml").write_text('name = "own"\ntasks = ["mmlu", "wikitext"]\n')
     refused(
-        lambda: harness.api.plan_run(build({**asked, "methods": ("response",)})),
+        lambda: harness.api.plan_run(build_config({**asked, "methods": ("response",)})),
         "response has nothing to train on",
         "mmlu: ",
         "--suite math",
     )
-    assert harness.api.plan_run(build({**asked, "methods": ("int8",)})).hub_data is False
+    assert harness.api.plan_run(build_config({**asked, "methods": ("int8",)})).hub_data is False
     (folder / "own.toml").write_text('name = "own"\ntasks = ["mmlu", "gsm8k"]\n')
-    assert harness.api.plan_run(build({**asked, "methods": ("response",)})).cells
+    assert harness.api.plan_run(build_config({**asked, "methods": ("response",)})).cells
 
 
 OUTSIDE = (

@@ -13,8 +13,8 @@ from harness.files import untrusted
 from harness.files.lines import checked, json_lines, signed, signed_lines
 from harness.files.untrusted import Limits, Unreadable, read_as, read_json, read_object
 from harness.files.writing import keep_file, read_signed, write_signed, write_whole
-from harness.planning.config import read_toml
-from harness.planning.spec import value_of
+from harness.planning.config import read_run_file
+from harness.planning.spec import parse_value
 
 BAD = {
     "deep lists": ("[" * 100_000, "nested deeper"),
@@ -52,7 +52,7 @@ def test_bad_json_is_one_line_that_names_the_file(name, tmp_path):
     ],
 )
 def test_bytes_that_are_no_utf8_are_said_by_their_line(data, said, tmp_path):
-    for name, read in (("a.json", read_json), ("a.toml", read_toml)):
+    for name, read in (("a.json", read_json), ("a.toml", read_run_file)):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(HarnessError, match=said):
             read(tmp_path / name)
@@ -64,7 +64,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
     assert read_object(tmp_path / "a.json") == {"a": 1} == next(
         json_lines(tmp_path / "a.jsonl")
-    ) and read_toml(tmp_path / "a.toml") == {"seeds": 2}
+    ) and read_run_file(tmp_path / "a.toml") == {"seeds": 2}
 
 
 def test_folders_pipes_long_files_and_names_that_are_none_are_refused_without_waiting(tmp_path):
@@ -114,10 +114,10 @@ def test_a_wrong_type_is_said_by_its_field(tmp_path):
 def test_bad_toml_is_one_line(text, tmp_path):
     (tmp_path / "a.toml").write_text(text)
     if not text:
-        assert read_toml(tmp_path / "a.toml") == {}
+        assert read_run_file(tmp_path / "a.toml") == {}
         return
     with pytest.raises(HarnessError, match=r"a\.toml") as told:
-        read_toml(tmp_path / "a.toml")
+        read_run_file(tmp_path / "a.toml")
     assert "\n" not in str(told.value)
 
 
@@ -126,8 +126,8 @@ def test_bad_toml_is_one_line(text, tmp_path):
     ["[" * 10_000, "9" * 10_000, "NaN", "Infinity", "-Infinity", "auto", "1e", '{"a":1,"a":2}'],
 )
 def test_a_typed_word_that_is_no_value_stays_a_word(text):
-    assert value_of(text) == text
-    assert value_of("4") == 4 and value_of("true") is True and value_of("[1, 2]") == [1, 2]
+    assert parse_value(text) == text
+    assert parse_value("4") == 4 and parse_value("true") is True and parse_value("[1, 2]") == [1, 2]
 
 
 def test_lines_carry_their_digest(tmp_path):

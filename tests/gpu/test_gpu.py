@@ -167,10 +167,10 @@ def test_auto_takes_bf16_where_the_card_multiplies_it(gpu, dtype, card):
 
 def _plan(tmp_path, **changes):
     from harness.api import plan_run
-    from harness.planning.config import build
+    from harness.planning.config import build_config
 
     return plan_run(
-        build(
+        build_config(
             {
                 "methods": ("response", "int8"),
                 "controls": False,
@@ -251,7 +251,7 @@ def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, 
 @pytest.fixture
 def teacher_job(tmp_path):
     from harness.records.store import Store
-    from harness.running.runner import _job
+    from harness.running.runner import _cell_job
 
     plan = _plan(
         tmp_path,
@@ -264,7 +264,7 @@ def teacher_job(tmp_path):
     )
     store = Store(tmp_path)
     store.cell(plan.cells[0].key).mkdir(parents=True)
-    return _job(plan, plan.cells[0], store)
+    return _cell_job(plan, plan.cells[0], store)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(fidelity, "remember", out_of_memory)
-    monkeypatch.setattr(evaluation, "_fidelity", out_of_memory)
+    monkeypatch.setattr(evaluation, "_distances_to_teacher", out_of_memory)
     job = teacher_job.model_copy(update={"noise": 0})
     record = cell._compute(job, lambda _: None, time.monotonic())
     assert (
@@ -325,7 +325,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     def not_a_number(*given, **named):
         raise CellFailed("answers with NaN")
 
-    monkeypatch.setattr(evaluation, "_fidelity", not_a_number)
+    monkeypatch.setattr(evaluation, "_distances_to_teacher", not_a_number)
     with pytest.raises(CellFailed, match="NaN"):
         cell._compute(job, lambda _: None, time.monotonic())
 

@@ -76,7 +76,7 @@ def test_timing_keeps_its_own_rule():
 
 def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
     from harness.api import plan_run
-    from harness.planning.config import build
+    from harness.planning.config import build_config
     from harness.records.environment import environment
     from harness.records.record import Environment
     from harness.records.store import Store
@@ -90,9 +90,9 @@ def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
         "out": tmp_path / "runs",
         "cache": tmp_path / "cache",
     }
-    plan = plan_run(build(asked))
+    plan = plan_run(build_config(asked))
     assert plan.threads == 3, "1.7 million parameters"
-    job = runner._job(plan, plan.cells[0], Store(tmp_path / "runs"), MachineLoad(2, 1.234))
+    job = runner._cell_job(plan, plan.cells[0], Store(tmp_path / "runs"), MachineLoad(2, 1.234))
     assert (job.threads, job.cores_in_use) == (3, 1.23)
     assert runner._environment(plan, MachineLoad(2, 2.0))["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in {
@@ -101,7 +101,9 @@ def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
         if k not in os.environ
     }
     monkeypatch.setattr("harness.machine.load.physical_cores", lambda: 2)
-    assert plan_run(build(asked)).cells[0].key != plan.cells[0].key, "threads are part of the key"
+    assert plan_run(build_config(asked)).cells[0].key != plan.cells[0].key, (
+        "threads are part of the key"
+    )
     monkeypatch.setattr(
         "harness.machine.load.measure_load", lambda: pytest.fail("a plan asks for no load")
     )

@@ -174,19 +174,19 @@ def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_f
     compress, tiny
 ):
     from methods.masks import zeros_of
-    from methods.training.optimizer import hold_zeros
+    from methods.training.optimizer import freeze_zeros
 
     pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model
-    assert len(hold_zeros(pruned)) == 56  # every matrix of the blocks
+    assert len(freeze_zeros(pruned)) == 56  # every matrix of the blocks
     plain = open_model(tiny).model
     weight = plain.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         # a Q4_0 file has so many
         weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0
-    assert zeros_of(plain.config, weight) is None and not hold_zeros(plain)
+    assert zeros_of(plain.config, weight) is None and not freeze_zeros(plain)
     with torch.no_grad():
         weight[:, ::2] = 0
-    assert len(hold_zeros(plain)) == 1  # pruned elsewhere: half of it
+    assert len(freeze_zeros(plain)) == 1  # pruned elsewhere: half of it
 
 
 def test_influence_is_that_of_the_states_in_between(embedded, compress):

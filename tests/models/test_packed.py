@@ -584,7 +584,7 @@ def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_an
 ):
     from harness.api import plan_run
     from harness.errors import HarnessError
-    from harness.planning.config import build
+    from harness.planning.config import build_config
 
     folder = str(compress("int8")[0].path)
     for given in ({"student": folder}, {"teacher": [folder]}):
@@ -593,8 +593,10 @@ def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_an
             match=r"response starts from student, which is quantized \(int8\+tied\) .* type "
             r"--student with",
         ):
-            plan_run(build({"methods": ["response"], **given}))
-    found = plan_run(build({"methods": ["response"], "teacher": [folder], "student": "tiny"}))
+            plan_run(build_config({"methods": ["response"], **given}))
+    found = plan_run(
+        build_config({"methods": ["response"], "teacher": [folder], "student": "tiny"})
+    )
     # a quantised teacher may teach; its note stands in the row
     assert found.teachers[0].note == "quantized (int8+tied)"
 

@@ -437,7 +437,7 @@ NOISY = [
 
 @pytest.mark.parametrize("family", NOISY)
 def test_every_dropout_is_silenced_and_comes_back(family):
-    from methods.training.noise import refuse_noise, restored, silence_noise
+    from methods.training.noise import refuse_noise, restore_noise, silence_noise
 
     model = random_family(family)
     before = model.config.to_dict()
@@ -446,7 +446,7 @@ def test_every_dropout_is_silenced_and_comes_back(family):
     silenced = silence_noise(model)
     refuse_noise(model)
     assert not model.training
-    restored(silenced)
+    restore_noise(silenced)
     assert model.config.to_dict() == before
     with pytest.raises(CellFailed, match="two passes differ"):
         refuse_noise(model)

@@ -19,7 +19,7 @@ from harness.errors import CellFailed, HarnessError, how_it_ended, says_no_memor
 from harness.files.places import check_file, check_folder, make_folder, no_space
 from harness.files.problems import shown, told_of
 from harness.machine.process import ProcessEnd, end_process, shorten_log, tail_of, watch_process
-from harness.planning.config import build, parse_seconds
+from harness.planning.config import build_config, parse_seconds
 
 STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
@@ -304,11 +304,12 @@ def test_every_command_knows_the_short_help(arguments, monkeypatch, capsys):
 
 
 def test_repeated_options_add_up():
-    from harness.planning.spec import listed
+    from harness.planning.spec import joined_lists
 
-    assert listed(["int8", "response,cot"]) == ["int8", "response", "cot"]
+    assert joined_lists(["int8", "response,cot"]) == ["int8", "response", "cot"]
     assert [
-        build({"cell_timeout": given}).cell_timeout for given in ("90", "90s", "1.5m", "2h", 7)
+        build_config({"cell_timeout": given}).cell_timeout
+        for given in ("90", "90s", "1.5m", "2h", 7)
     ] == [90, 90, 90, 7200, 7]
     assert parse_seconds(None) is None
 
@@ -328,7 +329,7 @@ def test_the_configuration_is_checked_whoever_builds_it():
         {"data_dir": Path("\0")},
     ):
         with pytest.raises(HarnessError):
-            build(values)
+            build_config(values)
 
 
 def test_a_stopped_command_says_what_is_kept():
@@ -503,45 +504,49 @@ def test_what_is_no_want_of_memory_is_not_called_so():
 
 
 def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
-    from harness.running.runner import _why
+    from harness.running.runner import _process_failure
 
     crash = ProcessEnd(-signal.SIGSEGV, "")
-    first = _why(crash, "", None, tmp_path / "log.txt")
-    second = _why(crash, first, None, tmp_path / "log.txt")
+    first = _process_failure(crash, "", None, tmp_path / "log.txt")
+    second = _process_failure(crash, first, None, tmp_path / "log.txt")
     assert "run again once" in first and "will not help" in second
-    assert "will not help" in _why(crash, second, None, tmp_path / "log.txt"), "nor the third time"
-    assert "go on from its last saved state" in _why(
+    assert "will not help" in _process_failure(crash, second, None, tmp_path / "log.txt"), (
+        "nor the third time"
+    )
+    assert "go on from its last saved state" in _process_failure(
         ProcessEnd(-signal.SIGKILL, ""), first, None, tmp_path
     )
-    assert "--cell-timeout" in _why(ProcessEnd(-signal.SIGTERM, "", late=True), "", 30.0, tmp_path)
+    assert "--cell-timeout" in _process_failure(
+        ProcessEnd(-signal.SIGTERM, "", late=True), "", 30.0, tmp_path
+    )
 
 
 @pytest.mark.parametrize(
     "made", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str
 )
 def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(made, tmp_path):
-    from harness.running.student import _refuse_no_student
+    from harness.running.student import _refuse_invalid_student
 
     with pytest.raises(
         CellFailed,
         match=r"mine\.compress returned .* must return a Checkpoint: save it in job\.workdir",
     ):
-        _refuse_no_student("mine", made, tmp_path)
+        _refuse_invalid_student("mine", made, tmp_path)
 
 
 def test_a_checkpoint_elsewhere_is_told_where_it_belongs(tmp_path):
     from harness.contract import Checkpoint
-    from harness.running.student import _refuse_no_student
+    from harness.running.student import _refuse_invalid_student
 
     def at(path):
         return Checkpoint(path=path, name="x", digest="d", bytes_on_disk=1)
 
     for path in (tmp_path.parent, tmp_path / "student"):  # elsewhere; not there
         with pytest.raises(CellFailed, match=r"is no model folder in job\.workdir"):
-            _refuse_no_student("mine", at(path), tmp_path)
+            _refuse_invalid_student("mine", at(path), tmp_path)
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "config.json").write_text("{}")
-    _refuse_no_student("mine", at(tmp_path / "student"), tmp_path)
+    _refuse_invalid_student("mine", at(tmp_path / "student"), tmp_path)
 
 
 def test_a_killed_process_ends_within_its_grace(tmp_path):
@@ -686,12 +691,12 @@ def test_what_a_killed_run_left_in_the_cache_goes_and_what_is_being_written_stay
 
 
 def test_a_stage_whose_process_was_killed_leaves_nothing_beside_its_student(tmp_path):
-    from harness.running.runner import _forget_torn
+    from harness.running.runner import _delete_partial_files
 
     (tmp_path / ".student.7.part").mkdir()
     (tmp_path / ".done.json.7.part").write_text("{")
     (tmp_path / "student").mkdir()
-    _forget_torn(tmp_path)
+    _delete_partial_files(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
@@ -784,7 +789,7 @@ def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_
     again = [
         cell.key
         for cell in harness.api.plan_run(
-            harness.planning.config.build(
+            harness.planning.config.build_config(
                 {
                     "methods": ["identity"],
                     "suite": ["mini"],

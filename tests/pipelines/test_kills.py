@@ -185,7 +185,7 @@ def test_a_torn_memory_of_a_digest_is_not_believed(tmp_path):
 
 
 def test_a_rate_that_a_killed_search_has_tried_is_not_trained_again(tmp_path):
-    from methods.training.tuning import _trial
+    from methods.training.tuning import _cached_trial
 
     trained = []
 
@@ -193,24 +193,27 @@ def test_a_rate_that_a_killed_search_has_tried_is_not_trained_again(tmp_path):
         trained.append(1)
         return {"loss": 0.5, "tokens": 7, "flops": 1.0, "seconds": 2.0}
 
-    first = _trial(tmp_path / "rate-1", "key", train)
-    assert _trial(tmp_path / "rate-1", "key", train)["loss"] == first["loss"] and len(trained) == 1
-    _trial(tmp_path / "rate-1", "another", train)
+    first = _cached_trial(tmp_path / "rate-1", "key", train)
+    assert (
+        _cached_trial(tmp_path / "rate-1", "key", train)["loss"] == first["loss"]
+        and len(trained) == 1
+    )
+    _cached_trial(tmp_path / "rate-1", "another", train)
     (tmp_path / "rate-1" / "trial.json").write_text("{")
-    _trial(tmp_path / "rate-1", "another", train)
+    _cached_trial(tmp_path / "rate-1", "another", train)
     assert len(trained) == 3
 
 
 def test_the_card_stands_before_the_record_that_ends_a_cell(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(cell, "_own_standard_output", lambda: lambda message: None)
+    monkeypatch.setattr(cell, "_take_standard_output", lambda: lambda message: None)
     monkeypatch.setattr(cell, "end_with_parent", lambda parent: None)
     monkeypatch.setattr(cell.faulthandler, "enable", lambda file: None)
     monkeypatch.setattr(
         cell, "read_as", lambda path, kind: type("Job", (), {"cell_folder": tmp_path})
     )
     monkeypatch.setattr(cell, "_compute", lambda *_: type("Record", (), {"status": "success"}))
-    monkeypatch.setattr(cell, "_leave_card", lambda job, record: order.append("card"))
+    monkeypatch.setattr(cell, "_write_model_card", lambda job, record: order.append("card"))
     monkeypatch.setattr(cell, "write", lambda path, record: order.append(path.name))
     assert cell.main(["cell", "job.json", "1"]) == 0 and order == ["card", "record.json"]
 
@@ -219,7 +222,7 @@ def test_what_was_left_below_a_student_goes_too(tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / f".README.md.{GONE}.part").write_text("x")
     write_signed(tmp_path / "done.json", {"path": "student"})
-    runner._forget_torn(tmp_path)
+    runner._delete_partial_files(tmp_path)
     assert not list((tmp_path / "student").iterdir()) and (tmp_path / "done.json").exists()
 
 
@@ -274,23 +277,32 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
     )
     whole = scored("int8", "10" * 20, 1)
     alone = whole.model_copy(
-        update={"key": "a" * 24, "measurements": (evaluation._undistanced(evaluation.NO_ANSWERS),)}
+        update={
+            "key": "a" * 24,
+            "measurements": (evaluation._skipped_fidelity(evaluation.NO_TEACHER_ANSWERS),),
+        }
     )
     other = whole.model_copy(
-        update={"measurements": (*whole.measurements, evaluation._undistanced("out of memory"))}
+        update={
+            "measurements": (*whole.measurements, evaluation._skipped_fidelity("out of memory"))
+        }
     )
     plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
-    assert runner._was_alone(plan, store, alone) == ""  # nor are they there now
+    assert runner._reason_to_compare(plan, store, alone) == ""  # nor are they there now
     write(store.record_path(teacher.key), teacher)
-    assert "are there now" in runner._was_alone(plan, store, alone)
-    assert runner._was_alone(plan, store, whole) == runner._was_alone(plan, store, other) == ""
+    assert "are there now" in runner._reason_to_compare(plan, store, alone)
+    assert (
+        runner._reason_to_compare(plan, store, whole)
+        == runner._reason_to_compare(plan, store, other)
+        == ""
+    )
 
     write(store.record_path(alone.key), alone)
-    monkeypatch.setattr(runner, "_spawn", lambda *given: whole)
+    monkeypatch.setattr(runner, "_compute_cell", lambda *given: whole)
     plan.config = SimpleNamespace(force=False, wait=True)
     lines = []
     row = SimpleNamespace(key=alone.key, label="int8", is_teacher=False, student_key="", stages=())
-    ended = runner._one(plan, row, store, SimpleNamespace(say=lines.append))
+    ended = runner._run_cell(plan, row, store, SimpleNamespace(on_message=lines.append))
     assert ended.record == whole and not ended.cached and "made again" in lines[0]
 
 

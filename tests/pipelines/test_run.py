@@ -19,7 +19,7 @@ import harness
 from harness.api import plan_run
 from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
-from harness.planning.config import build
+from harness.planning.config import build_config
 from harness.records.store import Busy, Store, read_all
 from harness.registry import Registry
 from harness.reporting import report
@@ -203,7 +203,8 @@ PLUGIN = '''
 """A method from another package."""
 from typing import ClassVar
 from harness.contract import Checkpoint, Job
-from methods.training.base import Trained, worked; from methods.base import settings
+from methods.training.base import Trained, full_solution_pairs
+from methods.base import settings
 
 
 @settings
@@ -233,7 +234,7 @@ class Shouting(Trained):
             same, dtype = open_model(job.teacher), stored_dtype(job.teacher)
             return save_student(same, job.workdir / "student", name="same", dtype=dtype, parents=())
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        return self.train(job, worked(examples), terms=terms)
+        return self.train(job, full_solution_pairs(examples), terms=terms)
 '''
 
 
@@ -417,9 +418,11 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
 def cell_job(folder, methods, label, **settings):
     """Return what the process of a cell would be told."""
     plan = plan_run(
-        build({"methods": methods, "out": folder / "runs", "cache": folder / "cache", **settings})
+        build_config(
+            {"methods": methods, "out": folder / "runs", "cache": folder / "cache", **settings}
+        )
     )
-    return runner._job(
+    return runner._cell_job(
         plan, next(cell for cell in plan.cells if cell.label == label), Store(folder / "runs")
     )
 
@@ -431,7 +434,7 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
         monkeypatch.setattr(student, "device_bytes", lambda device: memory)
         job = cell_job(tmp_path, [method], method)
         built = Registry("method", METHODS).build(method, {})
-        student._refuse_what_cannot_fit(
+        student._refuse_too_large(
             job, job.cell.stages[0], built, replace(job.student_base.checkpoint(), **start), recipe
         )
 
@@ -570,14 +573,14 @@ def test_readers_of_a_store_survive_a_damaged_student(finished):
 def test_scoring_and_training_open_no_socket(no_network, tmp_path):
     """One whole cell in this process with sockets and name resolution blocked."""
     from harness.api import plan_run
-    from harness.planning.config import build
+    from harness.planning.config import build_config
     from harness.running.cell import _compute
-    from harness.running.runner import _job
+    from harness.running.runner import _cell_job
 
     # timing is done by other processes, whose sockets are their own
     few = {**SMALL, "grid": "none"}
     plan = plan_run(
-        build(
+        build_config(
             {
                 "methods": ["cot"],
                 "suite": ["math", "knowledge"],
@@ -591,7 +594,7 @@ def test_scoring_and_training_open_no_socket(no_network, tmp_path):
     store.prepare()
     cell = plan.cells[1]
     store.cell(cell.key).mkdir(parents=True)
-    record = _compute(_job(plan, cell, store), lambda one: None, time.monotonic())
+    record = _compute(_cell_job(plan, cell, store), lambda one: None, time.monotonic())
     assert record.status == "success" and [score.task for score in record.scores] == [
         "gsm8k-mini",
         "mmlu-mini",

@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 
 from harness.analysis.comparison import conditions_of, group
-from harness.estimating.advice import _setting
+from harness.estimating.advice import _setting_advice
 from harness.gate.check import check
 from harness.gate.frozen import unlike_conditions
 from harness.records import record as records
@@ -164,9 +164,9 @@ def test_advice_compares_only_records_that_differ_in_nothing_else():
     def tried(value, **under):
         return make("response", Wider(**PLAIN, **under), seed=1, settings={"temperature": value})
 
-    assert "best measured" in _setting([tried(1), tried(4)], "temperature", "2.0", "why")
+    assert "best measured" in _setting_advice([tried(1), tried(4)], "temperature", "2.0", "why")
     for under in ({"colour": "red"}, {"curriculum": True}):
-        assert "best measured" not in _setting(
+        assert "best measured" not in _setting_advice(
             [tried(1), tried(4, **under)], "temperature", "2.0", "why"
         )
 
@@ -404,7 +404,7 @@ GIVEN = {
 def planned(tmp_path_factory):
     """A plan with every setting of a cell away from its default, and its store."""
     from harness.api import plan_run
-    from harness.planning.config import build
+    from harness.planning.config import build_config
     from harness.records.store import Store
 
     place = tmp_path_factory.mktemp("planned")
@@ -415,39 +415,40 @@ def planned(tmp_path_factory):
         "out": place,
         "cache": place / "cache",
     }
-    return plan_run(build(given)), Store(place)
+    return plan_run(build_config(given)), Store(place)
 
 
 def test_a_cells_job_holds_its_conditions_and_its_part_of_the_configuration(planned):
-    from harness.planning.config import Work
+    from harness.planning.config import WorkSettings
     from harness.running.job import CellJob
-    from harness.running.runner import _job
+    from harness.running.runner import _cell_job
 
     plan, store = planned
     for cell in plan.cells:
         # as it crosses to the process
-        job = CellJob.model_validate_json(_job(plan, cell, store).model_dump_json())
+        job = CellJob.model_validate_json(_cell_job(plan, cell, store).model_dump_json())
         assert job.conditions == plan.conditions_of(cell) and job.work == plan.config.work
         assert job.conditions.tuned == cell.trains, "what does not train has no rate"
         assert job.conditions.teacher_weights == (0.7, 0.3) and job.conditions.limited
-        assert {name: getattr(job.work, name) for name in set(GIVEN) & set(Work.model_fields)} == {
-            name: value for name, value in GIVEN.items() if name in Work.model_fields
-        }
+        assert {
+            name: getattr(job.work, name) for name in set(GIVEN) & set(WorkSettings.model_fields)
+        } == {name: value for name, value in GIVEN.items() if name in WorkSettings.model_fields}
         assert job.model_copy(update={"dtype": "bfloat16", "noise": 5}).work.noise == 5
         assert not set(CellJob.model_fields) & (
-            set(Work.model_fields) | set(Conditions.model_fields) - {"teachers", "student_base"}
+            set(WorkSettings.model_fields)
+            | set(Conditions.model_fields) - {"teachers", "student_base"}
         )
 
 
 def test_the_record_of_a_process_that_died_holds_the_conditions_that_it_was_given(planned):
     from harness.running.cell import _record
-    from harness.running.runner import _died, _job
+    from harness.running.runner import _cell_job, _failed_record
 
     plan, store = planned
     for cell in plan.cells:
         died, failed = (
-            _died(plan, cell, "killed"),
-            _record(_job(plan, cell, store), 0.0, status="failed", reason="killed"),
+            _failed_record(plan, cell, "killed"),
+            _record(_cell_job(plan, cell, store), 0.0, status="failed", reason="killed"),
         )
         assert died.conditions == failed.conditions == plan.conditions_of(cell)
         assert conditions_of(died) == conditions_of(failed)

@@ -247,7 +247,7 @@ def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
     from types import SimpleNamespace
 
     from harness.scoring.generation import Generation
-    from methods.training.traces import surviving
+    from methods.training.traces import filter_traces
 
     example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
     examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]
@@ -261,7 +261,7 @@ def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
     given = SimpleNamespace(
         tasks={"mmlu": suites.load("mmlu")}, source=source, seed=1, progress=lambda one: None
     )
-    kept, counts = surviving(examples, [[Generation(text, 9, "eos")] for text in said], given)
+    kept, counts = filter_traces(examples, [[Generation(text, 9, "eos")] for text in said], given)
     assert [text for _, text in kept] == [
         " B",
         "It is Lima. Answer: B",

@@ -29,10 +29,10 @@ from harness.models.resolve import resolve
 from methods.response import ResponseDistillation
 from methods.training import teacher_cache as caching
 from methods.training.losses import forward_kl, top_k_kl
-from methods.training.rows import Row, collate, encode
+from methods.training.rows import TokenRow, collate, encode
 from methods.training.stepper import Stepper
-from methods.training.teacher_cache import damage_of, key_of, teacher_cache
-from methods.training.teachers import Head, Live
+from methods.training.teacher_cache import damage_of, row_key, teacher_cache
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.training.terms import Objective, Term
 
 TASKS = {"gsm8k-mini": suites.load("gsm8k-mini")}
@@ -101,7 +101,7 @@ def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
             and (top.log_p_NK - expected.values).abs().max() < 0.03
         )
     assert made.meta["positions"] == sum(
-        len(row.ids) - row.trained_from for row in {key_of(r): r for r in rows}.values()
+        len(row.ids) - row.trained_from for row in {row_key(r): r for r in rows}.values()
     )
 
 
@@ -123,7 +123,7 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
         student.zero_grad()
         stepper = Stepper(
             student,
-            Head(student),
+            TrainedPositionLogits(student),
             Objective(terms=[term], sources=[source], vocabulary=1024),
             5,
             embedded.pad_id,
@@ -136,7 +136,7 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
             [p.grad.flatten() for p in student.parameters() if p.grad is not None]
         )
 
-    plain, expected = gradient(Live(open_model(teacher)))
+    plain, expected = gradient(LiveTeacher(open_model(teacher)))
     kept, found = gradient(made)
     assert (
         kept == pytest.approx(plain, rel=2e-3)
@@ -190,7 +190,7 @@ def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(
         with pytest.raises(pytest.fail.Exception, match="opened again"):
             teacher_cache(job[0], given.pop("teacher"), given.pop("rows"), **given)
     with pytest.raises(CellFailed, match="made for other rows"):
-        first.logits([Row((5, 6, 7), 1)], "cpu")
+        first.logits([TokenRow((5, 6, 7), 1)], "cpu")
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "meta", "version"])
@@ -266,7 +266,7 @@ def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype,
     opened = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=dtype))
 
     with pytest.raises(CellFailed, match=said) if said else nullcontext():
-        caching._check(made, teacher, opened, [Row((1, 2), 1)], 500)
+        caching._check_against_live(made, teacher, opened, [TokenRow((1, 2), 1)], 500)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedde
     assert teacher_cache(job[0], teacher, rows, k=8, width=1024).meta["kept_mass"] == 1
     monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
     made = teacher_cache(job[0], teacher, rows, k=3, width=1024)
-    distinct = {key_of(row): row for row in rows}.values()
+    distinct = {row_key(row): row for row in rows}.values()
     kept = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
     assert (
         made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4)

@@ -182,7 +182,7 @@ def test_local_data_of_every_form_is_found_beside_the_yaml_and_in_the_version(
 
 def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
     import harness.api
-    from harness.planning.config import build
+    from harness.planning.config import build_config
 
     place = shutil.copytree(LOCAL, tmp_path / "place")
     asked = {
@@ -193,7 +193,7 @@ def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
     }
 
     def keys():
-        return [cell.key for cell in harness.api.plan_run(build(asked)).cells]
+        return [cell.key for cell in harness.api.plan_run(build_config(asked)).cells]
 
     assert keys() == keys()
     (place / "code.py").write_text(
