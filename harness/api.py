@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from harness.data.source import LocalOrHubData
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
-    from harness.measuring.measure import MeasuredModel, MeasurementResult, TimingSettings
+    from harness.measuring.measure import TimedModel, MeasurementResult, TimingSettings
     from harness.registry import Registry
 
 
@@ -294,7 +294,7 @@ def measure_models(
     file with every raw stamp.
     """
     from harness.machine.processor import thread_count
-    from harness.measuring.measure import ROUNDS, MeasuredModel, TimingSettings
+    from harness.measuring.measure import ROUNDS, TimedModel, TimingSettings
     from harness.measuring.scenario import GRIDS, parse_grid
     from harness.models.artefacts import default_cache
     from harness.models.resolve import resolve
@@ -311,13 +311,13 @@ def measure_models(
         dtype=dtype if dtype != "auto" else default_dtype(place, say=say),
         threads=threads or thread_count(),
     )
-    subjects = [MeasuredModel(resolve(name, cache=cache or default_cache())) for name in models]
+    subjects = [TimedModel(resolve(name, cache=cache or default_cache())) for name in models]
     weighed = _weigh(list(zip(models, subjects, strict=True)), settings, progress)
     return weighed, _write_stamps(out, weighed, subjects, settings)
 
 
 def _weigh(
-    models: "Sequence[tuple[str, MeasuredModel]]",
+    models: "Sequence[tuple[str, TimedModel]]",
     settings: "TimingSettings",
     progress: Callable[[Progress], None],
 ) -> list[Weighed]:
@@ -348,7 +348,7 @@ def _weigh(
 def _write_stamps(
     out: Path,
     weighed: Sequence[Weighed],
-    subjects: "Sequence[MeasuredModel]",
+    subjects: "Sequence[TimedModel]",
     settings: "TimingSettings",
 ) -> Path:
     """Write a file with every raw stamp of measured models and return where it is."""

@@ -52,7 +52,7 @@ _MIN_PERCENTILE_VALUES = 30  # values, before a 90th percentile is printed
 
 
 @dataclass(frozen=True)
-class MeasuredModel:
+class TimedModel:
     """A model to be measured, and what is put around it when it is open (`module:function`)."""
 
     checkpoint: Checkpoint
@@ -156,8 +156,8 @@ class Stopwatch:
 
 
 def measure(
-    student: MeasuredModel,
-    base: MeasuredModel | None,
+    student: TimedModel,
+    base: TimedModel | None,
     settings: TimingSettings,
     *,
     folder: Path,
@@ -199,7 +199,7 @@ def measure(
 
 
 def _start_stopwatch(
-    name: str, subject: MeasuredModel, vocabulary: int, settings: TimingSettings, folder: Path
+    name: str, subject: TimedModel, vocabulary: int, settings: TimingSettings, folder: Path
 ) -> Stopwatch:
     job = TimingJob(
         path=str(subject.checkpoint.path),
@@ -290,7 +290,7 @@ class _TimingSession:
 
 
 def _fitting_scenarios(
-    subjects: Mapping[str, MeasuredModel], shapes: Mapping[str, Shape], settings: TimingSettings
+    subjects: Mapping[str, TimedModel], shapes: Mapping[str, Shape], settings: TimingSettings
 ) -> tuple[list[Scenario], list[str]]:
     """Return the scenarios that every model's context and the memory allow, and why the others were
     left out.

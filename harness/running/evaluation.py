@@ -20,7 +20,7 @@ from harness.files.writing import write_whole
 from harness.machine.memory import process_bytes, release_memory
 from harness.machine.processor import thread_count
 from harness.measuring.measure import (
-    MeasuredModel,
+    TimedModel,
     TimingSettings,
     measure,
     measurement_of,
@@ -209,8 +209,8 @@ def _measure_student(
     )
     try:
         result = measure(
-            MeasuredModel(student),
-            MeasuredModel(loaded.teachers[0]),
+            TimedModel(student),
+            TimedModel(loaded.teachers[0]),
             settings,
             folder=job.cell_folder,
             progress=loaded.progress,

@@ -147,7 +147,7 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     """
     import torch
 
-    from harness.measuring.measure import MeasuredModel, TimingSettings, measure
+    from harness.measuring.measure import TimedModel, TimingSettings, measure
     from harness.measuring.scenario import parse_grid
     from harness.models.checkpoint import describe
 
@@ -158,8 +158,8 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     )
     with tempfile.TemporaryDirectory() as place:
         found = measure(
-            MeasuredModel(describe(folder, name="student"), wrap),
-            MeasuredModel(teacher),
+            TimedModel(describe(folder, name="student"), wrap),
+            TimedModel(teacher),
             settings,
             folder=Path(place),
         ).measurements

@@ -5,7 +5,7 @@ disturbs it.
 import os
 from pathlib import Path
 
-from harness.measuring.measure import MeasuredModel, TimingSettings, measure
+from harness.measuring.measure import TimedModel, TimingSettings, measure
 from harness.measuring.scenario import parse_grid
 from harness.models.resolve import resolve
 from harness.records.record import Measurement
@@ -34,5 +34,5 @@ def measured(
         grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1)
     )
     return measure(
-        MeasuredModel(tiny, wrap), MeasuredModel(tiny), settings, folder=folder
+        TimedModel(tiny, wrap), TimedModel(tiny), settings, folder=folder
     ).measurements

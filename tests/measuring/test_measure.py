@@ -19,7 +19,7 @@ import torch
 from harness.errors import CellFailed, HarnessError
 from harness.machine import energy, monitor, processor
 from harness.measuring import measure as measuring
-from harness.measuring.measure import MeasuredModel, TimingSettings, lower_quartile, measure
+from harness.measuring.measure import TimedModel, TimingSettings, lower_quartile, measure
 from harness.measuring.scenario import Scenario, parse_grid
 from harness.measuring.worker import cache_bytes, generate_greedily, resident_bytes, token_times
 from harness.models.resolve import EMBEDDED
@@ -194,7 +194,7 @@ def measured(embedded, tmp_path_factory):
     not.
     """
     folder = tmp_path_factory.mktemp("measured")
-    same = MeasuredModel(embedded.checkpoint)
+    same = TimedModel(embedded.checkpoint)
     settings = TimingSettings(grid=parse_grid("32x1,2x4 2000x1x4"), rounds=3, visit_seconds=0.01)
     return measure(same, same, settings, folder=folder), folder
 
@@ -260,7 +260,7 @@ def test_what_the_memory_does_not_hold_is_skipped_before_it_runs(embedded, tmp_p
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 3 * 2**20)
     monkeypatch.setattr(measuring, "Stopwatch", lambda *a: pytest.fail("a process was started"))
     found = measure(
-        MeasuredModel(embedded.checkpoint),
+        TimedModel(embedded.checkpoint),
         None,
         TimingSettings(grid=parse_grid("32x1x4")),
         folder=tmp_path,
@@ -297,7 +297,7 @@ def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(
     plain = {one.name: one.value for one in measured[0].measurements if one.unit == "bytes"}
     settings = TimingSettings(grid=parse_grid("32x1x4"), rounds=1, visit_seconds=0.01)
     found = measure(
-        MeasuredModel(embedded.checkpoint, "wrappers:heavier"),
+        TimedModel(embedded.checkpoint, "wrappers:heavier"),
         None,
         settings,
         folder=tmp_path / "m",
@@ -315,7 +315,7 @@ def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(
 def test_a_process_that_fails_says_why(embedded, tmp_path, wrappers, wrap, said):
     with pytest.raises(CellFailed, match=said):
         measure(
-            MeasuredModel(embedded.checkpoint, f"wrappers:{wrap}"),
+            TimedModel(embedded.checkpoint, f"wrappers:{wrap}"),
             None,
             TimingSettings(grid=parse_grid("8x1x2")),
             folder=tmp_path / "m",
@@ -325,7 +325,7 @@ def test_a_process_that_fails_says_why(embedded, tmp_path, wrappers, wrap, said)
 def test_no_rounds_are_refused(embedded, tmp_path):
     with pytest.raises(HarnessError, match="at least one round"):
         measure(
-            MeasuredModel(embedded.checkpoint),
+            TimedModel(embedded.checkpoint),
             None,
             TimingSettings(grid=parse_grid("8x1x2"), rounds=0),
             folder=tmp_path,
@@ -502,7 +502,7 @@ def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
 def test_on_a_gpu_memory_is_what_the_allocator_counted_and_time_is_by_events(embedded, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    same = MeasuredModel(embedded.checkpoint)
+    same = TimedModel(embedded.checkpoint)
     settings = TimingSettings(grid=parse_grid("64x2x8"), rounds=3, device="cuda", dtype="bfloat16")
     found = measure(same, same, settings, folder=tmp_path)
     by = {one.name: one for one in found.measurements}
@@ -532,7 +532,7 @@ def test_an_answer_cut_in_the_middle_is_the_end_of_the_process(embedded, tmp_pat
     )
     with pytest.raises(CellFailed, match="killed \\(SIGKILL, perhaps for want of memory\\)"):
         measure(
-            MeasuredModel(embedded.checkpoint, "wrappers:torn"),
+            TimedModel(embedded.checkpoint, "wrappers:torn"),
             None,
             TimingSettings(grid=parse_grid("8x1x2")),
             folder=tmp_path / "m",
@@ -564,7 +564,7 @@ def test_a_scenario_that_runs_out_of_memory_leaves_the_others(embedded, tmp_path
 
     monkeypatch.setattr(measuring, "Stopwatch", Scripted)
     found = measure(
-        MeasuredModel(embedded.checkpoint),
+        TimedModel(embedded.checkpoint),
         None,
         TimingSettings(grid=parse_grid("8x1,4x2"), rounds=1),
         folder=tmp_path,

@@ -12,7 +12,7 @@ from families import BLOCKS, FAMILIES, random_family, saved_family
 from harness.errors import HarnessError
 from harness.estimating.estimate import _decoding
 from harness.estimating.hardware import parse_hardware
-from harness.measuring.measure import MeasuredModel, TimingSettings, measure
+from harness.measuring.measure import TimedModel, TimingSettings, measure
 from harness.measuring.scenario import parse_grid
 from harness.measuring.worker import cache_bytes, generate_greedily, token_times
 from harness.models.shape import Shape, forward_flops_per_token
@@ -189,7 +189,7 @@ def test_a_stopwatch_runs_on_it(name, tmp_path):
 
     checkpoint = saved_family(name, tmp_path / "model")
     found = measure(
-        MeasuredModel(checkpoint),
+        TimedModel(checkpoint),
         None,
         TimingSettings(grid=parse_grid("24x2x4"), rounds=1, visit_seconds=0.01),
         folder=tmp_path / "m",
