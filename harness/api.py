@@ -21,6 +21,7 @@ from harness.planning.plan import make_plan
 from harness.planning.setup import ResolvedNames
 from harness.planning.spec import parse_method
 from harness.records.record import RunRecord
+from harness.renames.modules import by_old_name
 from harness.running.runner import CellResult, RunCallbacks, run_plan
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from harness.data.source import LocalOrHubData
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
-    from harness.measuring.measure import TimedModel, MeasurementResult, TimingSettings
+    from harness.measuring.measure import MeasurementResult, TimedModel, TimingSettings
     from harness.registry import Registry
 
 
@@ -116,7 +117,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         methods=registry,
         suites=found,
         tasks=tasks,
-        data=_data_of(tasks, source.fingerprint(files) if files else ""),
+        data=_data_digest(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         text=source.fingerprint([C4])
@@ -157,7 +158,7 @@ def _needs_hub(task: Task, source: "LocalOrHubData") -> bool:
     )
 
 
-def _data_of(tasks: Mapping[str, Task], files: str) -> str:
+def _data_digest(tasks: Mapping[str, Task], files: str) -> str:
     """Return the digest of what tasks read; one of its own for every plan where a task may read
     what nobody can know beforehand.
     """
@@ -190,17 +191,17 @@ def _refuse_training_on_nothing(
         )
 
 
-_USUAL = RunConfig()
+_DEFAULTS = RunConfig()
 
 
 def run(
-    methods: str | Sequence[str] = _USUAL.methods,
-    suite: str | Sequence[str] = _USUAL.suite,
+    methods: str | Sequence[str] = _DEFAULTS.methods,
+    suite: str | Sequence[str] = _DEFAULTS.suite,
     *,
-    teacher: str | Sequence[str] = _USUAL.teacher,
-    student: str = _USUAL.student,
-    seeds: int = _USUAL.seeds,
-    budget: int | None = _USUAL.budget,
+    teacher: str | Sequence[str] = _DEFAULTS.teacher,
+    student: str = _DEFAULTS.student,
+    seeds: int = _DEFAULTS.seeds,
+    budget: int | None = _DEFAULTS.budget,
     watcher: RunCallbacks | None = None,
     **settings: Any,
 ) -> Run:
@@ -258,7 +259,7 @@ def estimate_plans(
     return estimates_of(methods, request)
 
 
-def expect(plan: Plan, finished: Container[str]) -> list["CellEstimate"]:
+def estimate_cells(plan: Plan, finished: Container[str]) -> list["CellEstimate"]:
     """Estimate every cell of a plan, given the keys of those that are finished; what cells share
     counts in the first that makes it.
     """
@@ -268,7 +269,7 @@ def expect(plan: Plan, finished: Container[str]) -> list["CellEstimate"]:
 
 
 @dataclass(frozen=True)
-class Weighed:
+class MeasuredModel:
     """One model of `measure_models`: its name and what was found, speeds as ratios to the first
     model of the call.
     """
@@ -289,7 +290,7 @@ def measure_models(
     out: Path = Path("results/runs/measured"),
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = warnings.warn,
-) -> tuple[list[Weighed], Path]:
+) -> tuple[list[MeasuredModel], Path]:
     """Time and weigh models; each after the first by turns with it. Return what was found and the
     file with every raw stamp.
     """
@@ -312,15 +313,15 @@ def measure_models(
         threads=threads or thread_count(),
     )
     subjects = [TimedModel(resolve(name, cache=cache or default_cache())) for name in models]
-    weighed = _weigh(list(zip(models, subjects, strict=True)), settings, progress)
+    weighed = _measure_each(list(zip(models, subjects, strict=True)), settings, progress)
     return weighed, _write_stamps(out, weighed, subjects, settings)
 
 
-def _weigh(
+def _measure_each(
     models: "Sequence[tuple[str, TimedModel]]",
     settings: "TimingSettings",
     progress: Callable[[Progress], None],
-) -> list[Weighed]:
+) -> list[MeasuredModel]:
     """Measure each model, those after the first by turns with it; a model may stand there twice, to
     be compared with itself.
     """
@@ -331,7 +332,7 @@ def _weigh(
     _, first = models[0]
     with tempfile.TemporaryDirectory() as folder:
         return [
-            Weighed(
+            MeasuredModel(
                 name,
                 measure(
                     subject,
@@ -347,7 +348,7 @@ def _weigh(
 
 def _write_stamps(
     out: Path,
-    weighed: Sequence[Weighed],
+    weighed: Sequence[MeasuredModel],
     subjects: "Sequence[TimedModel]",
     settings: "TimingSettings",
 ) -> Path:
@@ -445,3 +446,6 @@ def load_records(folder: str | Path) -> "pandas.DataFrame":
     if problems:
         raise HarnessError(problems[0])
     return frame_of(records)
+
+
+__getattr__ = by_old_name(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 from harness.checking.trespass import written_outside
 from harness.contract import Budget, Checkpoint, Job, Task
 from harness.errors import HarnessError, Skipped, in_one_line
-from harness.registry import Registry, admitted, built, expanded
-from harness.traits import adopted, refuse_values
+from harness.registry import Registry, admit_method, construct, settings_with_defaults
+from harness.traits import complete_method, refuse_values
 
 TOKENS, ROWS = 1_500, 24  # seen by a training, and the training items: seconds on two cores
 SEEDS = {"first": 1, "again": 1, "other": 2}
@@ -67,7 +67,7 @@ class Trial:
         """The method with its settings."""
         if self.found is None:
             return self.registry.build(self.name, self.settings)
-        method = built(self.name, self.loaded, self.settings)
+        method = construct(self.name, self.loaded, self.settings)
         refuse_values(self.name, method)
         return method
 
@@ -81,7 +81,7 @@ class Trial:
         tests = self.found.__module__.rpartition(".")[2].startswith(
             ("test_", "conftest", "__main__")
         )
-        return (adopted if tests else admitted)(
+        return (complete_method if tests else admit_method)(
             self.name, self.found, frozenset(self.registry.table)
         )
 
@@ -195,19 +195,19 @@ def settings_round_trip(trial: Trial) -> None:
     afterwards.
     """
     method, found = trial.method, trial.loaded
-    again = built(trial.name, found, json.loads(json.dumps(expanded(method))))
+    again = construct(trial.name, found, json.loads(json.dumps(settings_with_defaults(method))))
     assert again == method, (
-        f"built again from its own settings {expanded(method)} it is another method"
+        f"built again from its own settings {settings_with_defaults(method)} it is another method"
     )
     try:
-        built(trial.name, found, {"no_such_setting": 1})
+        construct(trial.name, found, {"no_such_setting": 1})
     except HarnessError:
         pass
     else:
         raise AssertionError(
             "an unknown setting was accepted; decorate the class with methods.base.settings"
         )
-    name = next(iter(expanded(method)), None)
+    name = next(iter(settings_with_defaults(method)), None)
     try:
         setattr(method, name or "no_such_setting", 1)
     except Exception:  # noqa: BLE001  a dataclass and pydantic raise their own

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import HELP, Command, Group, refuse_doubles
+from harness.cli.options import HELP_FLAGS, Command, CommandGroup, refuse_duplicates
 from harness.errors import HarnessError, unknown
 from harness.escape import clean
 from harness.files.places import check_file, check_folder
@@ -35,8 +35,8 @@ baseline_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    cls=Group,
-    context_settings=HELP,
+    cls=CommandGroup,
+    context_settings=HELP_FLAGS,
     help="Freeze accepted rows item by item, show what is frozen, and what changed.",
 )
 
@@ -150,7 +150,7 @@ def check(
     _refuse_thresholds(faster, slower)
     outputs = _Outputs.of(json_to, junit, markdown, annotate=annotate)
     named = current_labels(joined_lists(rows), typed_in="--rows")
-    refuse_doubles("--rows", named)
+    refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
     rules = gate_check.Rules(
         margin=share,
@@ -169,7 +169,7 @@ def check(
     frozen = read_baseline(baseline) if baseline else None
     rules = rules_of(frozen, rules)
     checked = gate_check.check(
-        records_of(place), rules, frozen, measured=_measured(measured) if measured else ()
+        records_of(place), rules, frozen, measured=_read_measured(measured) if measured else ()
     )
     outputs.write(checked)
     return checked.exit_code
@@ -211,7 +211,7 @@ class _Outputs:
             (self.markdown, output.markdown, "a"),
         ):
             if path:
-                _written(path, form(checked), mode)
+                _write(path, form(checked), mode)
         for line in output.annotations(checked) if self.annotates else ():
             typer.echo(line)
 
@@ -226,7 +226,7 @@ def _refuse_thresholds(faster: float | None, slower: float) -> None:
         )
 
 
-def _written(path: Path, text: str, mode: str) -> None:
+def _write(path: Path, text: str, mode: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open(mode, encoding="utf-8", newline="\n") as stream:
@@ -237,7 +237,7 @@ def _written(path: Path, text: str, mode: str) -> None:
         ) from problem
 
 
-def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
+def _read_measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     """Read the file of `harness measure`: the models after the first, by name."""
     from pydantic import ValidationError
 
@@ -310,7 +310,7 @@ def baseline_update(
 
     check_file(baseline, "--baseline")
     named = current_labels(joined_lists(rows), typed_in="--rows")
-    refuse_doubles("--rows", named)
+    refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
     moved = update(
@@ -323,14 +323,14 @@ def baseline_update(
         drop=drop,
         own_margin=own_margin,
     )
-    _echo(difference(moved.old, moved.made))
+    _echo_table(difference(moved.old, moved.made))
     if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
         tests = f"Holm over {family_of(moved.made)} tests"
         typer.echo(
             f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, "
             f"{tests}):"
         )
-        _echo(shown)
+        _echo_table(shown)
     for note in moved.notes:
         typer.echo(f"note: {note}")
     if moved.made.history[-1].commit is None:
@@ -352,7 +352,7 @@ def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")])
     from harness.records.baseline import read_baseline
 
     found = read_baseline(baseline)
-    _echo(rows_shown(found))
+    _echo_table(rows_shown(found))
     typer.echo(f"margin: {'none' if found.margin is None else margin_shown(found)}")
     for change in found.history:
         accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
@@ -384,11 +384,11 @@ def baseline_diff(
     else:
         records = [one for one in records_of(other) if one.status == "success"]
         new = Baseline(history=(), rows=tuple(freeze(one) for one in records))
-    _echo(difference(old, new))
+    _echo_table(difference(old, new))
     return 0
 
 
-def _echo(lines: Sequence[dict[str, str]]) -> None:
+def _echo_table(lines: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     rows = [[clean(cell) for cell in line.values()] for line in lines]
@@ -428,7 +428,7 @@ def verify(
     return 1 if differing or problems else 0
 
 
-class Form(StrEnum):
+class ExportForm(StrEnum):
     """Where records can be handed on to."""
 
     lm_eval = "lm-eval"
@@ -440,7 +440,7 @@ class Form(StrEnum):
 
 def export(
     form: Annotated[
-        Form,
+        ExportForm,
         typer.Argument(
             help="lm-eval: its result files; datasets: per-item rows; or a tracker that is "
             "installed."
@@ -462,13 +462,13 @@ def export(
     records = [one for one in records_of(place) if one.status == "success"]
     if not records:
         raise HarnessError(f"{place}: no record that succeeded; type: harness run")
-    if form is Form.lm_eval:
+    if form is ExportForm.lm_eval:
         written = list(map(str, handing.to_lm_eval(records, out)))
-    elif form is Form.datasets:
+    elif form is ExportForm.datasets:
         written = list(map(str, handing.to_datasets(records, evidence_of(place, records), out)))
-    elif form in (Form.mlflow, Form.wandb, Form.trackio):
+    elif form in (ExportForm.mlflow, ExportForm.wandb, ExportForm.trackio):
         written = handing.to_tracker(form.value, records, project=project)
     else:
-        raise unknown("form", str(form), [one.value for one in Form])
+        raise unknown("form", str(form), [one.value for one in ExportForm])
     typer.echo(f"written: {', '.join(written)}")
     return 0

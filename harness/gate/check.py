@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.analysis.comparison import Group, group
+from harness.analysis.comparison import Group, group_records
 from harness.errors import HarnessError
 from harness.gate.claim import asked_rows, claims_of, judged
 from harness.gate.frozen import frozen_findings, frozen_notes
@@ -49,7 +49,7 @@ def check(
         raise HarnessError(f"two records of {double}: a check judges one run; name its file")
     check_rules(rules, {score.task for record in records for score in record.scores})
     notes: list[str] = []
-    groups, held = group(records), baseline.labels if baseline is not None else frozenset()
+    groups, held = group_records(records), baseline.labels if baseline is not None else frozenset()
     findings = [
         one
         for record in records

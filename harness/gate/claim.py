@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.comparison import (
     Group,
-    Row,
-    by_chance,
+    ResultRow,
     compare,
     conditions_of,
-    keeps,
-    paired,
-    times_of,
+    figure_ratio,
+    paired_outcomes,
+    retention_test,
+    teacher_at_chance,
 )
 from harness.gate.frozen_items import margin_of
 from harness.gate.rules import (
@@ -81,8 +81,8 @@ class Asked:
     """
 
     group: Group
-    row: Row
-    teacher: Row | None
+    row: ResultRow
+    teacher: ResultRow | None
     seeds: int
     rules: Rules
 
@@ -107,14 +107,14 @@ def asked_rows(
         (table, row)
         for table in groups
         for row in table.rows
-        if is_judged(row.first, rules) and row.done and row.first.method != TEACHER
+        if is_judged(row.first, rules) and row.succeeded and row.first.method != TEACHER
     ]
     asked = [
         Asked(
             table,
             one_a_student(row),
             one_a_student(table.teacher) if table.teacher else None,
-            len(row.done),
+            len(row.succeeded),
             margin_of(baseline, row.label, rules),
         )
         for table, row in rows
@@ -123,11 +123,11 @@ def asked_rows(
     return [candidate for candidate in asked if candidate.rules.margin is not None]
 
 
-def one_a_student(row: Row) -> Row:
+def one_a_student(row: ResultRow) -> ResultRow:
     """Return a row with one record a student: seeds that gave equal students are one training, and
     a teacher is one model.
     """
-    return Row(row.label, row.trainings)
+    return ResultRow(row.label, row.trainings)
 
 
 def claims_of(
@@ -200,7 +200,7 @@ def at_chance(group: Group, score: TaskScore) -> str:
     """Return why nothing can be kept of a teacher's figure that guessing may reach; "" where it is
     shown to be above chance.
     """
-    if not by_chance(group, score.task) or group.teacher is None:
+    if not teacher_at_chance(group, score.task) or group.teacher is None:
         return ""
     theirs = group.teacher.scores(score.task)[0]
     floor = max(theirs.chance, 0.05) if theirs.unit == "share" else 0.0
@@ -237,7 +237,7 @@ def _no_claim(candidate: Asked, score: TaskScore, records: Sequence[RunRecord]) 
     return _untold(row, score, why) if why else None
 
 
-def _untold(row: Row, score: TaskScore, why: str) -> Finding:
+def _untold(row: ResultRow, score: TaskScore, why: str) -> Finding:
     return Finding(
         layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why
     )
@@ -258,10 +258,10 @@ def _no_interval(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
     return figure.reason or f"one {unit} gives no interval"
 
 
-def _figure(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> stats.Interval:
+def _figure(row: ResultRow, teacher: ResultRow, score: TaskScore, rules: Rules) -> stats.Interval:
     """Return the figure of a claim with its interval: what is tested, and nothing else."""
     if score.kind == "perplexity":
-        return times_of(row, teacher, score.task)
+        return figure_ratio(row, teacher, score.task)
     return compare(row, teacher, score.task, ratio=not rules.points, chance=_chance(score, rules))
 
 
@@ -344,18 +344,20 @@ def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
     )
 
 
-def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[float, float, Numbers]:
+def _tested(
+    row: ResultRow, teacher: ResultRow, score: TaskScore, rules: Rules
+) -> tuple[float, float, Numbers]:
     """Test a claim as tables do (`groups.keeps`); of hits return the flips that were seen, too."""
     chance = _chance(score, rules)
     seen: Numbers = {}
     if score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss:
-        ours, theirs = paired(row, teacher, score.task)
+        ours, theirs = paired_outcomes(row, teacher, score.task)
         counts = [stats.pairs(theirs[0], run) for run in ours]
         flips = sum(pair.teacher_only + pair.student_only for pair in counts) / sum(
             pair.n for pair in counts
         )
         seen = {"flips": flips, "teacher": theirs[0].count("1") / score.n}
-    return *keeps(
+    return *retention_test(
         row, teacher, score.task, rules.margin or 0.0, points=rules.points, chance=chance
     ), seen
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
-from harness.analysis.comparison import Values, tests_of, values_of
+from harness.analysis.comparison import ItemValues, tests_of, values_of
 from harness.gate.rules import Finding, Rules, Verdict, decides
 from harness.records.record import RunRecord, TaskScore
 from harness.statistics import stats
@@ -198,7 +198,7 @@ def runs_of(seeds: Sequence[Pair]) -> tuple[list[str], list[str]]:
     ]
 
 
-def numbers_of(seeds: Sequence[Pair]) -> tuple[list[Values], list[Values]]:
+def numbers_of(seeds: Sequence[Pair]) -> tuple[list[ItemValues], list[ItemValues]]:
     """Return the items' numbers of then and now, or what they add to the figure, run by run."""
     return [values_of(pair.then) for pair in seeds], [values_of(pair.now) for pair in seeds]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
-from harness.escape import cell_of, clean, clean_all, markdown_text
+from harness.escape import clean, clean_all, markdown_cell, markdown_text
 from harness.files.writing import finite
 from harness.gate.rules import GRAVEST, Checked, Finding, Verdict
 from harness.records import columns
@@ -89,12 +89,12 @@ def markdown(checked: Checked) -> str:
         one: f"**{mark}**" if one is not Verdict.passed else mark for one, mark in _MARKS.items()
     }
     rows = [
-        [marks[one.verdict], *map(cell_of, (one.row, one.task or "-", one.layer, _said(one)))]
+        [marks[one.verdict], *map(markdown_cell, (one.row, one.task or "-", one.layer, _said(one)))]
         for one in _sorted(checked)
     ]
     table = tabulate(rows, headers=_HEADERS, tablefmt="pipe", disable_numparse=True)
     notes = "".join(f"- {markdown_text(note)}\n" for note in checked.notes)
-    means = f"{cell_of(checked.passed_means)}\n\n" if checked.passed_means else ""
+    means = f"{markdown_cell(checked.passed_means)}\n\n" if checked.passed_means else ""
     return (
         "### compression-harness: "
         f"{summary(checked)}\n\n{means}{table}\n\n{notes}{_rules(checked)}\n"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import NormalDist
 
-from harness.analysis.comparison import Row
+from harness.analysis.comparison import ResultRow
 from harness.errors import HarnessError, unknown
 from harness.gate.claim import Asked, Claim, Numbers, asked_of, at_chance, shown
 from harness.gate.frozen_items import Pair
@@ -198,7 +198,7 @@ def _may_be_pooled(candidate: Asked, score: TaskScore) -> bool:
     )
 
 
-def _joined(row: Row, scores: Sequence[TaskScore], *, above: bool) -> Outcomes:
+def _joined(row: ResultRow, scores: Sequence[TaskScore], *, above: bool) -> Outcomes:
     """Return a row's items of several tasks in a line, run by run; of choices what lies above
     chance.
     """

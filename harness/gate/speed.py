@@ -19,10 +19,13 @@ def speed_findings(
     """
     told = []
     for row in found.rows:
-        if not is_judged(row.first, rules) or not row.done:
+        if not is_judged(row.first, rules) or not row.succeeded:
             continue
         every = [
-            one for record in row.done for one in record.measurements if one.name == DECODE_X.key
+            one
+            for record in row.succeeded
+            for one in record.measurements
+            if one.name == DECODE_X.key
         ]
         if not every:
             told.append(

@@ -32,7 +32,7 @@ from harness.planning.setup import (
     check_vocabularies,
 )
 from harness.records.record import TEACHER
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 
 
 def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
@@ -240,7 +240,7 @@ class _Planner:
         return {
             **self.student_parts,
             "method": name,
-            "settings": expanded(method),
+            "settings": settings_with_defaults(method),
             "budget": 0 if seed is None else self.setup.budget,
             "seed": seed,
             "text": self.setup.resolved.text if method.calibrates else "",
@@ -255,7 +255,7 @@ def _planned_stage(key: str, label: str, name: str, method: Method) -> PlannedSt
         key=key,
         label=label,
         method=name,
-        settings=expanded(method),
+        settings=settings_with_defaults(method),
         family=method.family,
         trains=method.trains,
         starts_from=method.starts_from,

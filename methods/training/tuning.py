@@ -23,7 +23,7 @@ from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel
 from harness.models.shape import forward_flops_per_token
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 from methods.training.loop import fit
 from methods.training.rows import TokenRow
 from methods.training.settings import LoopSettings, Training
@@ -53,7 +53,11 @@ def tune_learning_rate(
     knows neither validation nor test items. It is kept by content: other seeds read it. `training`
     says how many tokens each trial sees, and at which precision.
     """
-    own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
+    own = {
+        name: value
+        for name, value in settings_with_defaults(method).items()
+        if name != "learning_rate"
+    }
     data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
     models = [
         job.student,

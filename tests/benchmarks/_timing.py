@@ -33,6 +33,4 @@ def measured(
     settings = TimingSettings(
         grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1)
     )
-    return measure(
-        TimedModel(tiny, wrap), TimedModel(tiny), settings, folder=folder
-    ).measurements
+    return measure(TimedModel(tiny, wrap), TimedModel(tiny), settings, folder=folder).measurements

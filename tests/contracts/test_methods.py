@@ -17,7 +17,7 @@ from harness.data.examples import examples_of
 from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.resolve import resolve
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.scoring.generation import Generation
 from harness.testing import Checked, ContractError, check_method
 from methods.training.base import default_learning_rate
@@ -99,7 +99,9 @@ def contracts(tmp_path_factory):
     for name in CANONICAL:
         # what the student writes is long
         settings = (
-            {"batch_size": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}
+            {"batch_size": 4}
+            if "on_policy_share" in settings_with_defaults(REGISTRY.build(name, {}))
+            else {}
         )
         settings |= FEW if DEFAULTS[name].trains else {}
         try:
@@ -153,7 +155,7 @@ def test_keeps_the_protocol(name):
     assert isinstance(method, Method)
     assert REGISTRY.summary(name) and len(REGISTRY.summary(name)) < 110
     assert all(control in methods.METHODS for control in method.controls)
-    assert REGISTRY.build(name, expanded(method)) == method
+    assert REGISTRY.build(name, settings_with_defaults(method)) == method
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -205,7 +205,7 @@ def test_a_document_without_a_likelihood_gives_no_verdict_and_valid_json():
     checked = check(records, Rules(margin=0.95), frozen(row("int8", "", scores=(text(1.0),))))
     assert checked.verdict is Verdict.cannot_tell
     assert "NaN" not in output.as_json(checked) and "Infinity" not in output.as_json(checked)
-    assert "Infinity" not in report.as_json(report.made_of(records))
+    assert "Infinity" not in report.as_json(report.build_sections(records))
 
 
 def test_one_document_and_one_item_break_nothing():

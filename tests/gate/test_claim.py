@@ -192,7 +192,7 @@ def test_91_percent_above_chance_is_not_95_percent():
     assert one.told.endswith(
         "must show that it keeps 95 % of what the teacher has above chance (25 %)"
     )
-    pair = [comparison.Row(each.label, (each,)) for each in (student, teacher)]
+    pair = [comparison.ResultRow(each.label, (each,)) for each in (student, teacher)]
     shown = comparison.compare(*pair, "mmlu-mini", ratio=True, chance=0.25)
     assert (one.numbers["value"], one.numbers["low"], one.numbers["high"]) == (
         shown.value,

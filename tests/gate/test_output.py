@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.analysis.comparison import compare, group, leaders, unequal
+from harness.analysis.comparison import best_labels, compare, difference_p_value, group_records
 from harness.records.conditions import ModelReference
 from harness.records.record import RunRecord, TaskScore
-from harness.reporting.notes import notes
-from harness.reporting.report import made_of
+from harness.reporting.notes import group_notes
+from harness.reporting.report import build_sections
 from harness.statistics import means, stats
 from harness.statistics.intervals import Source, around, half_width, one_sided, two_sided
 
@@ -202,7 +202,7 @@ def test_equal_methods_are_seldom_called_unequal_and_unequal_ones_often():
 
 
 def table_of(*records, name):
-    [made] = made_of(records)
+    [made] = build_sections(records)
     return next(table for table in made.tables if table.name == name)
 
 
@@ -283,11 +283,11 @@ def test_nothing_is_bold_beside_a_row_that_was_trained_once_and_a_note_says_so()
     teacher = scored("teacher", "1" * 380 + "0" * 20)
     good, poor = trainings([0.9] * 3, seed=1), trainings([0.4] * 3, seed=2)
     once = [teacher, scored("response", good[0], seed=1), scored("feature", poor[0], seed=1)]
-    [found] = group(once)
-    assert not leaders(found, "gsm8k-mini") and any(
-        "one training (or draw) each" in line for line in notes(found)
+    [found] = group_records(once)
+    assert not best_labels(found, "gsm8k-mini") and any(
+        "one training (or draw) each" in line for line in group_notes(found)
     )
-    [found] = group(
+    [found] = group_records(
         [
             teacher,
             *(
@@ -297,8 +297,8 @@ def test_nothing_is_bold_beside_a_row_that_was_trained_once_and_a_note_says_so()
             ),
         ]
     )
-    assert leaders(found, "gsm8k-mini") == {"response"} and not any(
-        "one training" in line for line in notes(found)
+    assert best_labels(found, "gsm8k-mini") == {"response"} and not any(
+        "one training" in line for line in group_notes(found)
     )
 
 
@@ -307,7 +307,7 @@ def test_a_further_stage_of_the_same_trainings_is_compared_training_by_training(
     teacher = scored("teacher", "1" * 990 + "0" * 10)
     runs = ["1" * share + "0" * (1_000 - share) for share in (500, 600, 700)]
     packed = ["0" * 20 + run[20:] for run in runs]
-    [found] = group(
+    [found] = group_records(
         [
             teacher,
             *(scored("response", run, seed=at) for at, run in enumerate(runs)),
@@ -317,8 +317,8 @@ def test_a_further_stage_of_the_same_trainings_is_compared_training_by_training(
     rows = {row.label: row for row in found.rows}
     gap = compare(rows["response+int8"], rows["response"], "gsm8k-mini", ratio=False)
     assert gap.value == pytest.approx(-0.02) and gap.high < 0
-    assert unequal(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
-    [apart] = group(
+    assert difference_p_value(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
+    [apart] = group_records(
         [
             teacher,
             *(scored("response", run, seed=at) for at, run in enumerate(runs)),

@@ -221,11 +221,11 @@ def _records_of(gpu):
 
 
 def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
-    from harness.analysis.comparison import group
+    from harness.analysis.comparison import group_records
     from harness.reporting.report import markdown
 
     both = [*_records_of(H100), *_records_of(A100)]
-    assert len(group(both)) == 2 and len(group(_records_of(H100))) == 1
+    assert len(group_records(both)) == 2 and len(group_records(_records_of(H100))) == 1
     text = markdown(both)
     assert (
         f"- Device cuda ({H100};" in text
@@ -275,7 +275,7 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(
     problem, teacher_job, monkeypatch
 ):
     from harness.models import language_model
-    from harness.reporting.notes import notes
+    from harness.reporting.notes import group_notes
     from harness.running import cell
 
     plain = language_model.open_model
@@ -293,10 +293,10 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(
         one.remark.startswith("not measured: ") and not one.values for one in floors
     )
 
-    from harness.analysis.comparison import group
+    from harness.analysis.comparison import group_records
 
-    [table] = group([record.model_copy(update={"label": "teacher"})])
-    lines = [line for line in notes(table) if "noise floor" in line]
+    [table] = group_records([record.model_copy(update={"label": "teacher"})])
+    lines = [line for line in group_notes(table) if "noise floor" in line]
     assert len(lines) == 2 and all(": no noise floor: not measured: " in line for line in lines)
 
 

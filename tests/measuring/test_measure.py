@@ -480,12 +480,14 @@ def test_a_process_counts_its_own_cpu_seconds():
 @pytest.mark.slow
 def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
     from harness.api import measure_models
-    from harness.reporting.measured import weighed_tables
+    from harness.reporting.measured import measurement_tables
 
     found, path = measure_models(
         ["tiny", "tiny-math"], grid="16x1x3", rounds=3, threads=1, out=tmp_path
     )
-    shown = weighed_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
+    shown = measurement_tables(
+        [(one.name, one.found.measurements, one.found.skipped) for one in found]
+    )
     lines = [line for line in shown.splitlines() if line.startswith("| tiny")]
     assert len(lines) == 4 and "base" in lines[0] and "[" in lines[1]
     told = json.loads(path.read_text())

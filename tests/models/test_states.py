@@ -185,7 +185,7 @@ def test_what_hands_no_cache_back_has_no_bytes():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Mamba", "Gemma 3", "LFM2", "RecurrentGemma"])
 def test_a_stopwatch_runs_on_it(name, tmp_path):
-    from harness.reporting.measured import weighed_tables
+    from harness.reporting.measured import measurement_tables
 
     checkpoint = saved_family(name, tmp_path / "model")
     found = measure(
@@ -197,7 +197,7 @@ def test_a_stopwatch_runs_on_it(name, tmp_path):
     by = {one.name: one for one in found.measurements}
     assert by["decode_tokens_per_second"].value > 0 and not found.skipped
     assert "activation_bytes" in by
-    shown = weighed_tables([(name, found.measurements, found.skipped)])
+    shown = measurement_tables([(name, found.measurements, found.skipped)])
     column = [cell.strip() for cell in shown.splitlines()[0].split("|")].index("KV MiB")
     cell = shown.splitlines()[2].split("|")[column].strip()
     if name == "RecurrentGemma":

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import app
-from harness.cli.ending import ended, stopped_line
+from harness.cli.ending import exit_code_of, stopped_line
 from harness.errors import CellFailed, HarnessError, how_it_ended, says_no_memory
 from harness.files.places import check_file, check_folder, make_folder, no_space
 from harness.files.problems import shown, told_of
@@ -32,7 +32,7 @@ def typed(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        code = ended(app._command)
+        code = exit_code_of(app._command)
         return code, capsys.readouterr().err.strip()
 
     return run
@@ -224,7 +224,7 @@ def test_commands_that_meet_an_error_of_the_system_exit_with_2(monkeypatch, caps
         def fails(problem=problem):
             raise problem
 
-        assert ended(fails) == 2
+        assert exit_code_of(fails) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -289,7 +289,7 @@ def test_a_standard_output_that_takes_nothing_is_exit_code_2():
 )
 def test_every_command_says_its_version(arguments, typed, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["harness", *arguments])
-    assert ended(app._command) == 0
+    assert exit_code_of(app._command) == 0
     assert capsys.readouterr().out.startswith("compression-harness ")
 
 
@@ -299,7 +299,7 @@ def test_every_command_says_its_version(arguments, typed, capsys, monkeypatch):
 )
 def test_every_command_knows_the_short_help(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["harness", *arguments, "-h"])
-    assert ended(app._command) == 0
+    assert exit_code_of(app._command) == 0
     assert "Usage: " in capsys.readouterr().out
 
 

@@ -32,7 +32,7 @@ from harness.reporting import (
     report,
     table,
 )
-from harness.reporting.table import less_is_better, number_in
+from harness.reporting.table import first_number, less_is_better
 from harness.statistics.intervals import Interval
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +156,9 @@ def built():
             for record in records
             if not record.is_control and record.label != "teacher"
         )
-        studies[folder.name] = report.made_of(records, report.Asked(price=1.0, references=(label,)))
+        studies[folder.name] = report.build_sections(
+            records, report.ReportOptions(price=1.0, references=(label,))
+        )
     return studies
 
 
@@ -195,7 +197,7 @@ def numbers_of_blocks(one, column):
     """Return a column's numbers, block by block, in the order of the rows."""
     at, blocks = one.columns.index(column), {}
     for row, block in zip(one.rows, one.blocks, strict=True):
-        if (number := number_in(row[at])) is not None:
+        if (number := first_number(row[at])) is not None:
             blocks.setdefault(block, []).append(number)
     return blocks.values()
 
@@ -225,7 +227,7 @@ def test_the_page_sorts_by_the_same_direction(built):
     sections = [section for each in built.values() for section in each]
     for section in sections:
         for drawn, one in zip(
-            html_page._group(section, "x", {})["tables"], section.tables, strict=True
+            html_page._group_data(section, "x", {})["tables"], section.tables, strict=True
         ):
             assert drawn["less"] == [column.quantity.better == "lower" for column in one.columns]
     words = {column.quantity.header for column in columns_of(sections)[0] if column.quantity.words}
@@ -272,7 +274,7 @@ def test_unit_scale_and_format_agree(one):
     assert not one.share or one.unit in ("%", "points")
     assert not (one.leads and one.better == "none")
     if one.format:
-        assert number_in(one.text(one.scaled(0.5))) is not None
+        assert first_number(one.text(one.scaled(0.5))) is not None
     assert one.text(None) == "-" and len(one.help) > 5
 
 
@@ -355,7 +357,7 @@ def test_a_table_orders_a_column_by_its_quantity():
         )
         for label, value in (("a", 0.2), ("b", 0.9))
     ]
-    made = table.table_of("quality", "x", cells)
+    made = table.build_table("quality", "x", cells)
     assert [row[0] for row in made.ordered_by("trained-qa retention").rows] == ["b", "a"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pytest
 
-from harness.analysis.comparison import conditions_of, group
+from harness.analysis.comparison import conditions_of, group_records
 from harness.estimating.advice import _setting_advice
 from harness.gate.check import check
 from harness.gate.frozen import unlike_conditions
@@ -119,7 +119,7 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
         make(label, Wider(**PLAIN, **change), seed=seed, key=f"{label}-other")
         for label, seed in seeds.items()
     ]
-    assert len(group(usual)) == 1
+    assert len(group_records(usual)) == 1
     for then, now in zip(usual, other, strict=True):
         says = then.label in rows
         assert unlike_conditions(freeze(then), then) is None
@@ -128,10 +128,10 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
         assert (name in freeze(now).conditions) == says and name not in freeze(then).conditions, (
             "at its default a baseline is as before"
         )
-        apart = group([*usual[:1], then, now])
+        apart = group_records([*usual[:1], then, now])
         assert (len(apart) == 2) == (then.label in rows), [one.shared for one in apart]
     mixed = [*usual, make("cot", Wider(**PLAIN, **change), seed=1)]
-    first, second = group(mixed)
+    first, second = group_records(mixed)
     assert {first.shared[name], second.shared[name]} == {shared_by(Wider(**PLAIN), ALL)[name], text}
     assert "cot" not in {
         row.label for row in (first if first.shared[name] != text else second).rows
@@ -144,7 +144,7 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
 def test_a_setting_that_is_free_splits_nothing():
     one, other = make("int8", Wider(**PLAIN)), make("sft", Wider(**PLAIN, desk="window"), seed=1)
     assert (
-        len(group([one, other])) == 1
+        len(group_records([one, other])) == 1
         and unlike_conditions(freeze(one), make("int8", Wider(**PLAIN, desk="x"))) is None
     )
     assert first_difference(one.conditions, other.conditions) == "desk"
@@ -208,7 +208,7 @@ def test_every_field_of_today_splits_as_it_says(name):
     )
     marks = [mark for mark in Conditions.model_fields[name].metadata if isinstance(mark, Same)]
     apart = bool(marks) or name == "limit"  # a limit makes a sample, which is a condition
-    assert (len(group([one, other.model_copy(update={"label": "cot"})])) == 2) == apart
+    assert (len(group_records([one, other.model_copy(update={"label": "cot"})])) == 2) == apart
     held = [mark for mark in marks if mark.in_baselines] or name == "limit"
     assert (unlike_conditions(freeze(one), other) is not None) == bool(held)
 

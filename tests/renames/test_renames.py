@@ -19,7 +19,7 @@ from harness.contract import Method
 from harness.errors import HarnessError, OldName
 from harness.planning.config import build_config as configured
 from harness.records import columns
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.renames import notice
 from harness.renames.columns import current_column
 from harness.renames.labels import current_label, settings_in_records
@@ -71,7 +71,9 @@ def test_an_old_setting_makes_the_same_method_as_its_new_name(method, old, said)
         == REGISTRY.build(method, {new: renamed(old, OTHER[old])})
         != REGISTRY.build(method, {})
     )
-    assert old not in expanded(built) and expanded(built)[new] == renamed(old, OTHER[old])
+    assert old not in settings_with_defaults(built) and settings_with_defaults(built)[
+        new
+    ] == renamed(old, OTHER[old])
     [line] = said()
     assert line.startswith(f"{method}.{old}: {old} is {new} now") and "\n" not in line
     assert line.endswith("; the old name works until version 0.3.0 and 2027-12-01")
@@ -114,7 +116,7 @@ def test_a_name_is_said_once_in_a_process_however_many_rows_and_methods_use_it(s
 @pytest.mark.parametrize("old", OTHER)
 def test_both_names_are_refused_where_they_differ_and_taken_where_they_agree(old, said):
     new, _, _, (method, *_) = renames.SETTINGS[old]
-    default = expanded(REGISTRY.build(method, {}))[new]
+    default = settings_with_defaults(REGISTRY.build(method, {}))[new]
     for given in ({old: OTHER[old], new: default}, {new: default, old: OTHER[old]}):
         with pytest.raises(HarnessError) as refused:
             REGISTRY.build(method, given)
