@@ -21,7 +21,7 @@ import suites as _suites  # noqa: E402
 METHODS: Mapping[str, str] = _methods.METHODS
 METHODS_FOLDER = Path(_methods.__file__ or "").parent
 SUITES: Mapping[str, Suite] = _suites.SUITES
-OUTSIDE: str = _suites.OUTSIDE  # what the name of a task of lm-eval's own begins with
+OUTSIDE: str = _suites.LM_EVAL_PREFIX  # what the name of a task of lm-eval's own begins with
 
 
 def methods() -> Registry:

@@ -206,7 +206,7 @@ class Progress:
     detail: str = ""
 
 
-def _silent(_: Progress) -> None:
+def _ignore_progress(_: Progress) -> None:
     return None
 
 
@@ -229,7 +229,7 @@ class Job:
     tune: bool = False  # choose the learning rate on a held-out slice of the training rows
     # tensorboard, wandb or trackio: where the steps are shown, beside training.jsonl
     track: str = ""
-    progress: Callable[[Progress], None] = field(default=_silent, compare=False)
+    progress: Callable[[Progress], None] = field(default=_ignore_progress, compare=False)
 
     @property
     def teacher(self) -> Checkpoint:

@@ -8,7 +8,7 @@ scikit-learn's `check_estimator`.
 
 Every check has a name. The first one that fails is an `AssertionError` which names it, what was
 seen, and what was declared. What this machine cannot make (a package or a GPU is missing) is not
-checked: `Checked.skipped` says why.
+checked: `ContractReport.skipped` says why.
 """
 
 import tempfile
@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.checking.method_checks import METHOD_CHECKS, Made, Trial
+from harness.checking.method_checks import METHOD_CHECKS, Trial, TrialStudent
 from harness.checking.task_checks import TASK_CHECKS, TaskTrial
 from harness.contract import Task
 from harness.errors import Skipped, in_one_line
 from harness.registry import Registry
+from harness.renames.modules import by_old_name
 
-__all__ = ["Checked", "ContractError", "check_method", "check_task", "method_registry"]
+__all__ = ["ContractError", "ContractReport", "check_method", "check_task", "method_registry"]
+__getattr__ = by_old_name(__name__)
 
 
 class ContractError(AssertionError):
@@ -34,7 +36,7 @@ class ContractError(AssertionError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class ContractReport:
     """What was checked, by name, and what could not be; the students of a method, in a folder that
     the caller gave.
     """
@@ -42,7 +44,7 @@ class Checked:
     passed: tuple[str, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     # first, again (the same seed), other (another seed)
-    students: Mapping[str, Made] = field(default_factory=dict)
+    students: Mapping[str, TrialStudent] = field(default_factory=dict)
 
 
 def method_registry() -> Registry:
@@ -58,7 +60,7 @@ def check_method(
     *,
     folder: Path | None = None,
     fresh: bool = True,
-) -> Checked:
+) -> ContractReport:
     """Hold a method (its class, or its name in the registry) with some settings to the contract.
     Raises `ContractError`.
 
@@ -72,7 +74,7 @@ def check_method(
         registry = Registry(
             "method", {**registry.table, name: f"{found.__module__}:{found.__qualname__}"}
         )
-    with _place(folder) as place:
+    with _trial_folder(folder) as place:
         trial = Trial(
             name=name,
             found=found,
@@ -81,10 +83,10 @@ def check_method(
             folder=place,
             fresh=fresh,
         )
-        return _checked(METHOD_CHECKS, trial, f"method {name!r}")
+        return _run_checks(METHOD_CHECKS, trial, f"method {name!r}")
 
 
-def check_task(task: type[Task] | Task | str, *, items: int = 200) -> Checked:
+def check_task(task: type[Task] | Task | str, *, items: int = 200) -> ContractReport:
     """Hold a task (its class, an instance, or a name of `harness list tasks`) to the contract, on
     so many items of each split.
     """
@@ -97,13 +99,13 @@ def check_task(task: type[Task] | Task | str, *, items: int = 200) -> Checked:
         if isinstance(task, type)
         else task
     )
-    return _checked(
+    return _run_checks(
         TASK_CHECKS, TaskTrial(task=made, items=items), f"task {getattr(made, 'name', made)!r}"
     )
 
 
 @contextmanager
-def _place(folder: Path | None) -> Iterator[Path]:
+def _trial_folder(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -112,7 +114,7 @@ def _place(folder: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _checked(checks: Mapping[str, Any], trial: Any, what: str) -> Checked:
+def _run_checks(checks: Mapping[str, Any], trial: Any, what: str) -> ContractReport:
     """Run checks in their order; what cannot be made here leaves out the checks that need it."""
     passed: list[str] = []
     skipped: dict[str, str] = {}
@@ -128,4 +130,6 @@ def _checked(checks: Mapping[str, Any], trial: Any, what: str) -> Checked:
             raise ContractError(f"{what}: {name}: {in_one_line(problem)}") from problem
         else:
             passed.append(name)
-    return Checked(passed=tuple(passed), skipped=skipped, students=getattr(trial, "students", {}))
+    return ContractReport(
+        passed=tuple(passed), skipped=skipped, students=getattr(trial, "students", {})
+    )

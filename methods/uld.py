@@ -124,7 +124,7 @@ def aligned_rows(
             too_long += 1
             continue
         behind = [
-            _boundaries(one, row, text, completion)
+            _boundary_positions(one, row, text, completion)
             for (one, text), row in zip(texts, (own, other), strict=True)
         ]
         shared = sorted(behind[0].keys() & behind[1].keys())
@@ -133,7 +133,9 @@ def aligned_rows(
     return rows, too_long
 
 
-def _boundaries(tokenizer: Any, row: "TokenRow", prompt: str, completion: str) -> dict[int, int]:
+def _boundary_positions(
+    tokenizer: Any, row: "TokenRow", prompt: str, completion: str
+) -> dict[int, int]:
     """Return, by the number of the completion's characters read, the position that stands there;
     inside a character stands none.
     """
@@ -141,7 +143,7 @@ def _boundaries(tokenizer: Any, row: "TokenRow", prompt: str, completion: str) -
 
     ends = token_ends(tokenizer, prompt + completion)
     if ends is None:
-        return _decoded_boundaries(tokenizer, row, completion)
+        return _boundary_positions_by_decoding(tokenizer, row, completion)
     ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS gives its place too
     start = row.trained_from
     found = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
@@ -152,7 +154,9 @@ def _boundaries(tokenizer: Any, row: "TokenRow", prompt: str, completion: str) -
     return found
 
 
-def _decoded_boundaries(tokenizer: Any, row: "TokenRow", completion: str) -> dict[int, int]:
+def _boundary_positions_by_decoding(
+    tokenizer: Any, row: "TokenRow", completion: str
+) -> dict[int, int]:
     """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
     beginnings.
     """

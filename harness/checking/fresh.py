@@ -13,7 +13,7 @@ from typing import Any
 from harness.contract import Checkpoint
 from harness.errors import Skipped
 
-_IDS = list(range(3, 43))
+_TOKEN_IDS = list(range(3, 43))
 _IMPORT = """
 import sys, importlib
 module, name = sys.argv[1:]
@@ -38,7 +38,7 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 with torch.no_grad():
     print(json.dumps(model(torch.tensor([ids])).logits[0, -1].float().tolist()))
 """
-_APART = 1e-3  # of the largest logit: another order of sums, seen between processes
+_LOGIT_TOLERANCE = 1e-3  # of the largest logit: another order of sums, seen between processes
 
 
 def import_without_torch(found: type[Any]) -> None:
@@ -54,7 +54,7 @@ def import_without_torch(found: type[Any]) -> None:
     if done.returncode == 3:
         raise Skipped(f"{found.__module__} is no module that another process can import")
     assert done.returncode == 0, (
-        f"it cannot be imported and built in a fresh process: {_last(done.stderr)}"
+        f"it cannot be imported and built in a fresh process: {_last_line(done.stderr)}"
     )
     brought = done.stdout.strip()
     assert not brought, f"importing {found.__module__} imports {brought}; import it inside compress"
@@ -69,36 +69,36 @@ def reopen(made: Checkpoint, *, fresh: bool, door: bool) -> None:
     from harness.models.language_model import open_model
 
     with torch.no_grad():
-        here = open_model(made).model(torch.tensor([_IDS])).logits[0, -1].float()
+        here = open_model(made).model(torch.tensor([_TOKEN_IDS])).logits[0, -1].float()
     assert bool(torch.isfinite(here).all()), "the student's logits are not finite"
     there = (
-        _logits_there(made.path, "methods.packed" if door else "")
+        _logits_in_fresh_process(made.path, "methods.packed" if door else "")
         if fresh
-        else _logits_here(made.path)
+        else _logits_in_this_process(made.path)
     )
     assert len(there) == len(here), f"the student has {len(there)} logits there, {len(here)} here"
     gap = float((torch.tensor(there) - here).abs().max())
-    assert gap <= _APART * max(1.0, float(here.abs().max())), (
+    assert gap <= _LOGIT_TOLERANCE * max(1.0, float(here.abs().max())), (
         f"opened with transformers alone its logits differ by {gap:.3g}"
     )
 
 
-def _logits_here(folder: Path) -> list[float]:
+def _logits_in_this_process(folder: Path) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
     importlib.import_module("methods.packed")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        logits: list[float] = model(torch.tensor([_IDS])).logits[0, -1].float().tolist()
+        logits: list[float] = model(torch.tensor([_TOKEN_IDS])).logits[0, -1].float().tolist()
     return logits
 
 
-def _logits_there(folder: Path, door: str) -> list[float]:
-    done = _run(_REOPEN, str(folder), door, json.dumps(_IDS))
+def _logits_in_fresh_process(folder: Path, door: str) -> list[float]:
+    done = _run(_REOPEN, str(folder), door, json.dumps(_TOKEN_IDS))
     how = f"transformers after import {door}" if door else "transformers alone"
     assert done.returncode == 0, (
-        f"a fresh process with {how} cannot open the student: {_last(done.stderr)}"
+        f"a fresh process with {how} cannot open the student: {_last_line(done.stderr)}"
     )
     logits: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
     return logits
@@ -116,7 +116,7 @@ def _run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def _last(text: str) -> str:
+def _last_line(text: str) -> str:
     return next(
         (line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output"
     )[:300]

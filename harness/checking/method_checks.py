@@ -24,7 +24,7 @@ SEEDS = {"first": 1, "again": 1, "other": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class TrialStudent:
     """One student, and what making it did."""
 
     checkpoint: Checkpoint
@@ -34,7 +34,7 @@ class Made:
     outside: tuple[str, ...]  # files written neither in its folder nor in the cache
 
 
-class Watched:
+class RecordingTask:
     """A task that notes which splits are read of it."""
 
     def __init__(self, task: Task, read: set[str]) -> None:
@@ -59,7 +59,7 @@ class Trial:
     settings: Mapping[str, object]
     folder: Path
     fresh: bool
-    students: dict[str, Made] = field(default_factory=dict)
+    students: dict[str, TrialStudent] = field(default_factory=dict)
     missing: str = ""  # why this machine cannot make a student
 
     @cached_property
@@ -114,11 +114,11 @@ class Trial:
         )
 
     @property
-    def first(self) -> Made:
+    def first(self) -> TrialStudent:
         """The first student. Raises `Skipped` where this machine cannot make it."""
         return self.student("first")
 
-    def student(self, which: str) -> Made:
+    def student(self, which: str) -> TrialStudent:
         """Return a student: of the first seed, of the same again, of another. Makes each once."""
         if self.missing:
             raise Skipped(self.missing)
@@ -130,14 +130,14 @@ class Trial:
                 raise
         return self.students[which]
 
-    def _make(self, which: str) -> Made:
+    def _make(self, which: str) -> TrialStudent:
         from harness import catalog
         from harness.data.source import LocalOrHubData
 
         workdir, cache, read = self.folder / which, self.folder / "cache", set[str]()
         workdir.mkdir(parents=True)
         cache.mkdir(exist_ok=True)
-        task: Any = Watched(catalog.load_task("gsm8k-mini"), read)
+        task: Any = RecordingTask(catalog.load_task("gsm8k-mini"), read)
         job = Job(
             teachers=self.teachers,
             student=str(self.start.path),
@@ -155,7 +155,7 @@ class Trial:
             f"compress returned {checkpoint!r}; it must return a Checkpoint"
         )
         traces = len(list((cache / "traces").glob("*.json")))
-        return Made(
+        return TrialStudent(
             checkpoint=checkpoint,
             cost=_cost(workdir),
             read=frozenset(read),

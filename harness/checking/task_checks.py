@@ -106,7 +106,7 @@ def items_repeat(trial: TaskTrial) -> None:
     """A split yields the same items in the same order, again and from an instance of its own."""
     others = (
         [trial, TaskTrial(task=type(trial.task)(), items=trial.items)]
-        if _built_from_nothing(trial.task)
+        if _needs_no_arguments(trial.task)
         else [trial]
     )
     for split, examples in trial.splits.items():
@@ -116,7 +116,7 @@ def items_repeat(trial: TaskTrial) -> None:
             )
 
 
-def _built_from_nothing(task: Any) -> bool:
+def _needs_no_arguments(task: Any) -> bool:
     try:
         type(task)()
     except TypeError:
@@ -165,7 +165,8 @@ def grades_wrong_wrong(trial: TaskTrial) -> None:
     for split, examples in trial.splits.items():
         for number, one in enumerate(examples):
             other = next(
-                (each for each in examples if not _alike(trial.task, each.gold, one.gold)), None
+                (each for each in examples if not _same_answer(trial.task, each.gold, one.gold)),
+                None,
             )
             for text in ("", " qwertz", *([other.answer] if other else [])):
                 grade = trial.task.grade(one.gold, text)[0]
@@ -175,7 +176,7 @@ def grades_wrong_wrong(trial: TaskTrial) -> None:
                 )
 
 
-def _alike(task: Any, left: str, right: str) -> bool:
+def _same_answer(task: Any, left: str, right: str) -> bool:
     """Tell whether two golds are one answer, however they are written."""
     return left.strip().casefold() == right.strip().casefold()
 
@@ -196,7 +197,7 @@ def lm_eval_builds_it(trial: TaskTrial) -> None:
 
 def is_offline(trial: TaskTrial) -> None:
     """Reading items and building lm-eval's task asks no network where the data is here."""
-    with _no_network() as attempts:
+    with _blocked_network() as attempts:
         try:
             fresh = TaskTrial(task=trial.task, items=trial.items)
             _ = fresh.splits
@@ -209,7 +210,7 @@ def is_offline(trial: TaskTrial) -> None:
 
 
 @contextmanager
-def _no_network() -> Iterator[list[str]]:
+def _blocked_network() -> Iterator[list[str]]:
     """Refuse connections and look-ups of names; yield what was asked for."""
     attempts: list[str] = []
 

@@ -27,7 +27,7 @@ from harness.gate.inputs import (
 )
 
 if TYPE_CHECKING:
-    from harness.gate.rules import Checked
+    from harness.gate.rules import CheckResult
     from harness.records.record import Measurement
 
 baseline_app = typer.Typer(
@@ -63,7 +63,8 @@ Rows = Annotated[
 def check(
     place: Records = Path("results/runs"),
     baseline: Annotated[
-        Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")
+        Path | None,
+        typer.Option(help="The frozen rows to compare with (harness baseline update_baseline)."),
     ] = None,
     margin: Margin = None,
     rows: Rows = None,
@@ -139,7 +140,7 @@ def check(
     your mistake.
     """
     from harness.gate import check as gate_check
-    from harness.gate.rules import rules_of
+    from harness.gate.rules import rules_with_margin
     from harness.planning.spec import joined_lists
     from harness.records.baseline import read_baseline
     from harness.renames.labels import current_labels
@@ -167,7 +168,7 @@ def check(
         decide=parse_decide(decide),
     )
     frozen = read_baseline(baseline) if baseline else None
-    rules = rules_of(frozen, rules)
+    rules = rules_with_margin(frozen, rules)
     checked = gate_check.check(
         records_of(place), rules, frozen, measured=_read_measured(measured) if measured else ()
     )
@@ -200,11 +201,11 @@ class _Outputs:
         annotates = os.environ.get("GITHUB_ACTIONS") == "true" if annotate is None else annotate
         return cls(json, junit, summary, annotates)
 
-    def write(self, checked: "Checked") -> None:
+    def write(self, checked: "CheckResult") -> None:
         """Print a verdict and write its files."""
         from harness.gate import output
 
-        typer.echo(output.text(checked))
+        typer.echo(output.terminal_text(checked))
         for path, form, mode in (
             (self.json, output.as_json, "w"),
             (self.junit, output.junit, "w"),
@@ -302,9 +303,14 @@ def baseline_update(
     """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in
     small steps, and margins not met.
     """
-    from harness.gate.baseline_shown import difference, family_of, reach, reach_shown
+    from harness.gate.baseline_tables import (
+        change_lines,
+        detectable_drop_lines,
+        detectable_drops,
+        holm_family_size,
+    )
     from harness.gate.rules import Rules
-    from harness.gate.update import update
+    from harness.gate.update import update_baseline
     from harness.planning.spec import joined_lists
     from harness.renames.labels import current_labels
 
@@ -313,7 +319,7 @@ def baseline_update(
     refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
-    moved = update(
+    moved = update_baseline(
         baseline,
         records,
         reason=reason,
@@ -323,9 +329,10 @@ def baseline_update(
         drop=drop,
         own_margin=own_margin,
     )
-    _echo_table(difference(moved.old, moved.made))
-    if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
-        tests = f"Holm over {family_of(moved.made)} tests"
+    _echo_table(change_lines(moved.previous, moved.baseline))
+    drops = detectable_drops(moved.baseline, moved.previous, records, rules)
+    if shown := detectable_drop_lines(drops):
+        tests = f"Holm over {holm_family_size(moved.baseline)} tests"
         typer.echo(
             f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, "
             f"{tests}):"
@@ -333,13 +340,13 @@ def baseline_update(
         _echo_table(shown)
     for note in moved.notes:
         typer.echo(f"note: {note}")
-    if moved.made.history[-1].commit is None:
+    if moved.baseline.history[-1].commit is None:
         typer.echo(
             "note: these records name no commit (an installed package); the file cannot say which "
             "code it is of"
         )
     typer.echo(
-        f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
+        f"{baseline}: {len(moved.baseline.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
         "commit it"
     )
     return 0
@@ -348,12 +355,12 @@ def baseline_update(
 @baseline_app.command("show", cls=Command)
 def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
     """Show what is frozen, and why it moved when."""
-    from harness.gate.baseline_shown import margin_shown, rows_shown
+    from harness.gate.baseline_tables import baseline_lines, margin_text
     from harness.records.baseline import read_baseline
 
     found = read_baseline(baseline)
-    _echo_table(rows_shown(found))
-    typer.echo(f"margin: {'none' if found.margin is None else margin_shown(found)}")
+    _echo_table(baseline_lines(found))
+    typer.echo(f"margin: {'none' if found.margin is None else margin_text(found)}")
     for change in found.history:
         accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
         anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
@@ -375,7 +382,7 @@ def baseline_diff(
     bytes.
     """
     from harness.files.untrusted import text_of
-    from harness.gate.baseline_shown import difference
+    from harness.gate.baseline_tables import change_lines
     from harness.records.baseline import Baseline, freeze, read_baseline
 
     old = read_baseline(baseline)
@@ -384,7 +391,7 @@ def baseline_diff(
     else:
         records = [one for one in records_of(other) if one.status == "success"]
         new = Baseline(history=(), rows=tuple(freeze(one) for one in records))
-    _echo_table(difference(old, new))
+    _echo_table(change_lines(old, new))
     return 0
 
 

@@ -104,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from harness.errors import HarnessError
     from harness.gate.check import check
     from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights, records_of
-    from harness.gate.rules import Rules, rules_of
+    from harness.gate.rules import Rules, rules_with_margin
     from harness.planning.spec import split_list
     from harness.records.baseline import read_baseline
     from harness.renames.labels import current_labels
@@ -121,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
             decide=parse_decide(options["decide"]),
         )
         frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None
-        rules = rules_of(frozen, rules)
+        rules = rules_with_margin(frozen, rules)
         config.stash[_FINDINGS] = check(
             records_of(Path(options["records"] or "results/runs")), rules, frozen
         ).findings

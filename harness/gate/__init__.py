@@ -6,7 +6,7 @@ baseline alone. No torch.
 """
 
 __all__ = [
-    "baseline_shown",
+    "baseline_tables",
     "check",
     "claim",
     "frozen",

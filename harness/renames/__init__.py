@@ -92,6 +92,9 @@ OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 # Modules that programs import, and names in them ("module:name"): old -> new, until when. A module
 # that was split is found in each of its parts, in this order.
 MODULES: dict[str, tuple[str, tuple[str, str]]] = {
+    "methods.base:changed": ("methods.base:non_default_settings", FROM_0_1),
+    "methods.compression.base:Making": ("methods.compression.base:StudentBuilder", FROM_0_1),
+    "suites:OUTSIDE": ("suites:LM_EVAL_PREFIX", FROM_0_1),
     "methods._settings": ("methods.base", FROM_0_1),
     "methods._base": ("methods.training.base, methods.training.sources", FROM_0_1),
     "methods._terms": (
@@ -122,6 +125,7 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "harness.models.language_model, harness.models.shaping, harness.models.resolve",
         FROM_0_1,
     ),
+    "harness.testing:Checked": ("harness.testing:ContractReport", FROM_0_1),
     "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
     "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
     "harness.registry:built": ("harness.registry:construct", FROM_0_1),

@@ -29,14 +29,14 @@ from harness.models.width import (
     output_axis,
     refuse_changed,
 )
-from methods.compression.base import Making
-from methods.compression.sizes import Narrower
+from methods.compression.base import StudentBuilder
+from methods.compression.sizes import WidthReduction
 
 Scores = Mapping[str, Tensor]  # of channels (F,) or of an attention's outputs, by name
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutState:
+class PrunedState:
     """A model's tensors after the cut, and what they are checked by."""
 
     tensors: dict[str, Any]  # by name, as in the model's own state
@@ -45,19 +45,19 @@ class CutState:
     masked: BlockUpdates  # what the whole model computes with the cut parts masked
 
 
-def matrix_of(model: Any, name: str) -> Tensor:
+def weight_matrix(model: Any, name: str) -> Tensor:
     """Return a layer's matrix, (O, I)."""
     layer = model.get_submodule(name)
     weight: Tensor = layer.weight if output_axis(layer) == 0 else layer.weight.T
     return weight
 
 
-class Heads:
+class AttentionHeads:
     """The attentions of a model, of which whole groups of heads go: query heads, key head and value
     head together.
     """
 
-    def __init__(self, making: Making, groups: int) -> None:
+    def __init__(self, making: StudentBuilder, groups: int) -> None:
         text = making.model.config.get_text_config()
         heads = int(getattr(text, "num_attention_heads", 0) or 0)
         self.making, self.groups = making, groups
@@ -87,7 +87,7 @@ class Heads:
         named = dict(model.named_modules())
         layers = [named.get(f"{name}.{part}_proj") for part in "qkv"]
         outputs = [0 if layer is None else int(layer.weight.shape[0]) for layer in layers]
-        queries = int(matrix_of(model, f"{name}.o_proj").shape[1])
+        queries = int(weight_matrix(model, f"{name}.o_proj").shape[1])
         return outputs == [queries, self.kv_heads * self.size, self.kv_heads * self.size]
 
     def kept(self, score: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,12 +131,12 @@ class Heads:
         }
 
 
-class Cut:
+class WidthPruner:
     """One cut of a model: which parts there are, which of them stay, and what is left."""
 
-    def __init__(self, making: Making, narrower: Narrower) -> None:
+    def __init__(self, making: StudentBuilder, narrower: WidthReduction) -> None:
         self.making, self.narrower = making, narrower
-        self.heads = Heads(making, narrower.groups)
+        self.heads = AttentionHeads(making, narrower.groups)
         widths: list[int] = []
 
         def keep(width: int) -> int:
@@ -200,10 +200,14 @@ class Cut:
             "parameters": [left.before, left.parameters],
             **told,
         }
-        save = save_even if allocation == "uniform" or len(set(widths)) == 1 else save_uneven
+        save = (
+            save_with_one_width
+            if allocation == "uniform" or len(set(widths)) == 1
+            else save_with_own_widths
+        )
         return save(self, left, notes, flops)
 
-    def _cut(self, kept: Mapping[str, Tensor], heads: Scores) -> CutState:
+    def _cut(self, kept: Mapping[str, Tensor], heads: Scores) -> PrunedState:
         """Take the parts out of a copy of the model's state."""
         model = self.making.model
         state = dict(model.state_dict())
@@ -216,7 +220,7 @@ class Cut:
             gone += self.heads.take(state, name, queries, keys)
         self._refuse_strangers(state)
         masked = masked_updates(model, masks)
-        return CutState(tensors=state, before=before, parameters=before - gone, masked=masked)
+        return PrunedState(tensors=state, before=before, parameters=before - gone, masked=masked)
 
     def _refuse_strangers(self, state: Mapping[str, Tensor]) -> None:
         """Refuse weights that run along the heads and are none of the matrices that are cut (a norm
@@ -267,7 +271,9 @@ class Cut:
         return edited_config(config, changes, tied=is_tied(model))
 
 
-def save_even(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) -> Checkpoint:
+def save_with_one_width(
+    cut: WidthPruner, left: PrunedState, notes: Mapping[str, Any], flops: float
+) -> Checkpoint:
     """Save what is left as a model of its architecture: all blocks are of one width."""
     making, config = cut.making, cut.configured()
     dtype, generation = next(making.model.parameters()).dtype, making.model.generation_config
@@ -290,12 +296,14 @@ def save_even(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) 
     return making.save(notes=notes, flops=flops)
 
 
-def save_uneven(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) -> Checkpoint:
+def save_with_own_widths(
+    cut: WidthPruner, left: PrunedState, notes: Mapping[str, Any], flops: float
+) -> Checkpoint:
     """Save what is left with widths of its own for each block, beside the architecture's
     configuration.
     """
     making, dtype = cut.making, stored_dtype(cut.making.base)
-    specs, tensors = uneven_layers(cut, left.tensors, dtype)
+    specs, tensors = layers_of_own_width(cut, left.tensors, dtype)
     state = {
         key: tensor for key, tensor in left.tensors.items() if key.rpartition(".")[0] not in specs
     }
@@ -319,8 +327,8 @@ def save_uneven(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float
     return making.save_as(write, notes=notes, flops=flops)
 
 
-def uneven_layers(
-    cut: Cut, state: Mapping[str, Tensor], dtype: Any
+def layers_of_own_width(
+    cut: WidthPruner, state: Mapping[str, Tensor], dtype: Any
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the lines of `config.json` for the layers along the channels, and their tensors by
     full name, matrices as (O, I).

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.masks import zeros_of
+from methods.masks import kept_weights
 from methods.training.settings import LoopSettings
 
 
@@ -88,7 +88,7 @@ def freeze_zeros(model: Any) -> list[Any]:
     for parameter in model.parameters():
         if parameter.ndim < 2 or not parameter.requires_grad:
             continue
-        stays = zeros_of(model.config, parameter.detach())
+        stays = kept_weights(model.config, parameter.detach())
         if stays is not None:
             handles.append(_drop_gradient(parameter, stays))
     return handles

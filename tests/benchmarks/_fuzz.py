@@ -342,9 +342,9 @@ def _read_yaml(folder: Path, path: Path) -> Believed:
     from suites.loading import definition
 
     if not _INDEX:
-        _INDEX.append(definition._index.__wrapped__)
+        _INDEX.append(definition._task_index.__wrapped__)
     # read anew every time, and without lm-eval's own tasks, which take 20 s
-    definition._index = _own_tasks
+    definition._task_index = _own_tasks
     task = suites.load("lm-eval:arc_style", include_path=folder / "tasks")
     return {"version": task.version, "chance": getattr(task, "chance", 0.0)}
 

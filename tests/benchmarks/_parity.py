@@ -155,9 +155,9 @@ def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
 def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
     """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
     from harness.scoring.score import score_task
-    from suites.loading.outside import OutsideTask
+    from suites.loading.outside import LmEvalTask
 
-    task = OutsideTask(f"lm-eval:form-{cell.form}", tasks)
+    task = LmEvalTask(f"lm-eval:form-{cell.form}", tasks)
     score, rows = score_task(
         model, task, LocalOrHubData(), progress=lambda one: None, batch_size=cell.batch
     )

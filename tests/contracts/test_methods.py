@@ -19,7 +19,7 @@ from harness.errors import CellFailed, HarnessError
 from harness.models.resolve import resolve
 from harness.registry import Registry, settings_with_defaults
 from harness.scoring.generation import Generation
-from harness.testing import Checked, ContractError, check_method
+from harness.testing import ContractError, ContractReport, check_method
 from methods.training.base import default_learning_rate
 
 REGISTRY = Registry("method", methods.METHODS)
@@ -119,7 +119,7 @@ def students(contracts):
     whole = {
         name: checked
         for name, checked in contracts.items()
-        if isinstance(checked, Checked) and checked.students
+        if isinstance(checked, ContractReport) and checked.students
     }
     return {
         name: [one.checkpoint for one in checked.students.values()]
@@ -143,7 +143,7 @@ def response(teacher, tmp_path_factory):
 @pytest.mark.parametrize("name", CANONICAL)
 def test_keeps_the_public_contract(name, contracts):
     """As any method of another package does."""
-    assert isinstance(contracts[name], Checked), contracts[name]
+    assert isinstance(contracts[name], ContractReport), contracts[name]
     if contracts[name].skipped:
         pytest.skip(next(iter(contracts[name].skipped.values())))
     assert set(contracts[name].passed) == set(METHOD_CHECKS)

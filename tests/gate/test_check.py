@@ -324,7 +324,10 @@ def test_markdown_and_annotations_name_the_row():
         and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A missed::")
         and lines[1].startswith("::warning")
     )
-    assert output.text(three()).splitlines()[-2] == "missed: 1 missed, 1 cannot tell, 1 passed"
+    assert (
+        output.terminal_text(three()).splitlines()[-2]
+        == "missed: 1 missed, 1 cannot tell, 1 passed"
+    )
 
 
 def test_findings_have_names_that_say_what_was_checked():

@@ -19,8 +19,8 @@ from harness.errors import HarnessError
 from harness.gate import output
 from harness.gate.check import check
 from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights
-from harness.gate.passed import claim_passes, frozen_passes
-from harness.gate.rules import Rules, Verdict, decides, decides_among
+from harness.gate.passed import claim_pass_rate, frozen_pass_rate
+from harness.gate.rules import Rules, Verdict, items_needed, items_needed_among
 from harness.records.baseline import Baseline, Change, freeze, write_baseline
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
@@ -369,7 +369,7 @@ def test_missed_fails_in_every_form():
     assert json.loads(output.as_json(checked))["verdict"] == "missed"
     [line] = output.annotations(checked)
     assert line.startswith("::error title=int4 gsm8k-mini [claim]%3A missed::")
-    assert "MISSED" in output.text(checked) and "**MISSED**" in output.markdown(checked)
+    assert "MISSED" in output.terminal_text(checked) and "**MISSED**" in output.markdown(checked)
     assert output.summary(checked) == "missed: 1 missed"
 
 
@@ -403,15 +403,15 @@ def test_missed_fails_in_every_form():
     ],
 )
 def test_never_more_items_than_the_task_has(needed, task, limited, expected):
-    assert decides(needed, score(marks(80, 100), task), limited) == expected
+    assert items_needed(needed, score(marks(80, 100), task), limited) == expected
 
 
 def test_several_tasks_and_documents_are_counted_too():
     assert (
-        decides_among(9, 8, "a and b").told
+        items_needed_among(9, 8, "a and b").text
         == "it would take more than a and b have (8): these tasks cannot decide it"
     )
-    assert decides(50, score(marks(2, 4), "wikitext"), True, what="documents") == (
+    assert items_needed(50, score(marks(2, 4), "wikitext"), True, unit="documents") == (
         50,
         62,
         "about 50 documents would decide",
@@ -469,7 +469,7 @@ def test_what_two_tasks_cannot_tell_their_items_together_may():
         and "over its tasks together" not in checked.passed_means
     )
     assert output.summary(settled) == "passed: 1 passed; 2 undecided findings do not count"
-    assert output.text(settled).count("(information: it does not count)") == 2
+    assert output.terminal_text(settled).count("(information: it does not count)") == 2
     assert [line.split(" ")[0] for line in output.annotations(settled)] == ["::notice", "::notice"]
 
 
@@ -688,8 +688,8 @@ def test_what_a_pass_means_stands_under_the_verdict():
     )
     assert "on gsm8k-mini (n 1,000, 4.0 % flips)" in line and "\n" not in line
     assert (
-        output.text(checked).splitlines()[-1] == line
-        and output.summary(checked) in output.text(checked).splitlines()[-2]
+        output.terminal_text(checked).splitlines()[-1] == line
+        and output.summary(checked) in output.terminal_text(checked).splitlines()[-2]
     )
     assert f"{output.summary(checked)}\n\n{line}\n" in output.markdown(checked)
     assert json.loads(output.as_json(checked))["passed_means"] == line
@@ -711,7 +711,7 @@ def test_the_stated_rate_is_the_rate_of_the_check(n, flips, drop):
         now = row("int8", score(moved(base, lose=int(lost), win=int(won))))
         [one] = layer(check([now], Rules(), frozen(row("int8", score(base)))), "frozen")
         passed.append(one.verdict is Verdict.passed)
-    stated = frozen_passes(n, flips, drop, 1, Rules())
+    stated = frozen_pass_rate(n, flips, drop, 1, Rules())
     assert np.mean(passed) == pytest.approx(
         stated, abs=4 * max(stated * (1 - stated), 0.01) ** 0.5 / 20
     )
@@ -730,19 +730,23 @@ def test_the_stated_rate_of_a_claim_is_the_rate_of_its_test(chance, points, marg
     passed = np.mean(
         [stats.score_z(stats.Pairs(*map(int, one)), weights) >= 1.6449 for one in draws]
     )
-    assert claim_passes(
+    assert claim_pass_rate(
         n, flips, drop, teacher, 1, Rules(margin=margin, points=points), chance=chance
     ) == pytest.approx(passed, abs=0.04)
 
 
 def test_more_tests_and_fewer_flips_change_what_a_pass_means():
     rules = Rules(margin=0.95)
-    assert frozen_passes(1000, 0.12, 0.03, 1, rules) < frozen_passes(1000, 0.12, 0.03, 4, rules)
-    assert claim_passes(1000, 0.1, 0.0, 0.8, 1, rules) > claim_passes(
+    assert frozen_pass_rate(1000, 0.12, 0.03, 1, rules) < frozen_pass_rate(
+        1000, 0.12, 0.03, 4, rules
+    )
+    assert claim_pass_rate(1000, 0.1, 0.0, 0.8, 1, rules) > claim_pass_rate(
         1000, 0.1, 0.0, 0.8, 30, rules
     )
-    assert frozen_passes(100, 0.12, 0.03, 1, rules) == 0  # 100 items pass nothing but equal answers
-    assert frozen_passes(14_042, 0.1, 0.0, 1, rules) > 0.98
+    assert (
+        frozen_pass_rate(100, 0.12, 0.03, 1, rules) == 0
+    )  # 100 items pass nothing but equal answers
+    assert frozen_pass_rate(14_042, 0.1, 0.0, 1, rules) > 0.98
 
 
 def test_the_page_on_ci_says_what_is_computed():
@@ -750,11 +754,11 @@ def test_the_page_on_ci_says_what_is_computed():
     equal answers.
     """
     rules = Rules()
-    assert frozen_passes(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)
-    assert frozen_passes(250, 0.04, 0.03, 1, rules) == pytest.approx(0.6, abs=0.05)
-    assert frozen_passes(1000, 0.12, 0.05, 1, rules) < 0.02
+    assert frozen_pass_rate(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)
+    assert frozen_pass_rate(250, 0.04, 0.03, 1, rules) == pytest.approx(0.6, abs=0.05)
+    assert frozen_pass_rate(1000, 0.12, 0.05, 1, rules) < 0.02
     assert stats.items_for(0.0, rules.detect, alpha=rules.frozen_alpha) == pytest.approx(200, abs=5)
-    assert all(frozen_passes(n, 0.01, 0.0, 1, rules) == 0 for n in (100, 190))
+    assert all(frozen_pass_rate(n, 0.01, 0.0, 1, rules) == 0 for n in (100, 190))
 
 
 # Margins and weights as they are typed
@@ -793,10 +797,10 @@ def test_a_margin_that_is_none_is_one_line(text):
 
 
 @pytest.mark.parametrize("text", ["1", "1.0", "100%", "1."])
-def test_all_of_it_can_be_shown_by_no_number_of_items(text):
+def test_no_number_of_items_shows_that_all_of_it_is_kept(text):
     with pytest.raises(
         HarnessError,
-        match="can be shown by no number of items, unless it is better than its teacher",
+        match="no number of items can show that a student keeps all of it, unless it is better",
     ):
         parse_margin(text)
 

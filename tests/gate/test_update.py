@@ -12,11 +12,17 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.gate.baseline_shown import difference, family_of, reach, rows_shown, smallest_drop
+from harness.gate.baseline_tables import (
+    baseline_lines,
+    change_lines,
+    detectable_drops,
+    holm_family_size,
+    smallest_drop,
+)
 from harness.gate.check import check
-from harness.gate.frozen_items import margin_of
+from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import Rules
-from harness.gate.update import update
+from harness.gate.update import update_baseline
 from harness.records.baseline import Baseline, Origin, _digest, freeze, read_baseline
 from harness.records.conditions import ModelReference
 from harness.records.record import Environment, Measurement, RunRecord, TaskScore, read, write
@@ -309,7 +315,7 @@ def test_what_cannot_be_compared_starts_anew_and_the_update_says_so(desk, given,
 
 
 def test_show_and_diff_name_the_first_accepted_value_where_it_is_another_one(desk):
-    assert {line["first accepted"] for line in rows_shown(desk.frozen)} == {"-"}
+    assert {line["first accepted"] for line in baseline_lines(desk.frozen)} == {"-"}
     desk.put(row("int8", score(lost(20))))
     desk.update()
     assert "80.0 % (2026-11-24: first)" in desk.run("baseline", "show", desk.path).output
@@ -517,9 +523,9 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     assert (
         f"{100 * own['prune']:g} % must be kept" in shown and "margin: 95 % must be kept" in shown
     )
-    assert margin_of(weak.frozen, "prune", Rules(margin=0.95)).margin == own["prune"]
+    assert rules_for_row(weak.frozen, "prune", Rules(margin=0.95)).margin == own["prune"]
     records = [row("teacher", score(MARKS)), row("prune", score(lost(600)))]
-    assert check(records, margin_of(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
+    assert check(records, rules_for_row(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
 
 
 def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
@@ -637,11 +643,11 @@ def test_claims_that_cannot_be_judged_are_noted(tmp_path, marks):
 
 def test_below_the_least_number_of_items_only_equal_answers_pass(desk):
     rules = Rules()
-    [line] = [one for one in reach(desk.frozen, None, [], rules) if one.row == "int8"]
+    [line] = [one for one in detectable_drops(desk.frozen, None, [], rules) if one.row == "int8"]
     # two tests: the teacher's row and int8's
-    assert line.least == stats.items_for(0.0, 0.05, alpha=0.005)
+    assert line.fewest_items == stats.items_for(0.0, 0.05, alpha=0.005)
     assert stats.items_for(0.0, 0.05, alpha=0.01) == 199
-    least = line.least
+    least = line.fewest_items
     for n, expected in ((least, 0), (least - 1, 3)):
         then = [
             row(label, score("1" * (n // 2) + "0" * (n - n // 2))) for label in ("teacher", "int8")
@@ -706,7 +712,7 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
         )
     # two rows of three tasks, and a pool of two of them each
     assert "Holm over 8 tests" in desk.update().output
-    assert family_of(desk.frozen) == 8
+    assert holm_family_size(desk.frozen) == 8
     for label in ("teacher", "int8"):
         changed = [score(lost(1), task=task) for task in ("gsm8k-mini", "arc")]
         desk.put(row(label, *changed, documents(1.0001).model_copy(update={"task": "wikitext"})))
@@ -715,7 +721,7 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
         for one in check(desk.records, Rules(), desk.frozen).findings
         if one.layer == "frozen" and "flips" in one.numbers
     ]
-    least = {line.least for line in reach(desk.frozen, None, [], Rules())}
+    least = {line.fewest_items for line in detectable_drops(desk.frozen, None, [], Rules())}
     assert (
         {one.numbers["needed"] for one in found}
         == least
@@ -724,7 +730,7 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
 
 
 def test_difference_names_rows_that_are_new_and_gone(desk):
-    lines = difference(desk.frozen, desk.frozen.model_copy(update={"rows": desk.frozen.rows[:1]}))
+    lines = change_lines(desk.frozen, desk.frozen.model_copy(update={"rows": desk.frozen.rows[:1]}))
     assert [line["change"] for line in lines] == ["none", "gone"]
 
 
@@ -736,7 +742,9 @@ def test_day_one_is_green_however_many_rows_have_a_margin_of_their_own(tmp_path,
     ]
     near = row("near", score("1" * 770 + "0" * 230))  # 96 %: these items cannot tell
     records = [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), *weak, near]
-    update(tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True)
+    update_baseline(
+        tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True
+    )
     made = read_baseline(tmp_path / "b.json")
     assert check(records, Rules(margin=made.margin), made).exit_code == 0
     own = {one.label: one.margin for one in made.rows}
@@ -754,17 +762,19 @@ def test_other_seeds_do_not_take_the_place_of_better_ones_unasked(tmp_path, make
     path = tmp_path / "b.json"
     teacher = row("teacher", make(900)).model_copy(update={"method": "teacher"})
     trained = [row("kd", make(750 + seed), seed=seed) for seed in range(2)]
-    update(path, [teacher, *trained], reason="first", rules=Rules())
+    update_baseline(path, [teacher, *trained], reason="first", rules=Rules())
     worse = [row("kd", make(650 + seed), seed=10 + seed) for seed in range(2)]
     with pytest.raises(
         HarnessError, match=r"kd gsm8k-mini, other seeds than frozen, went from .* to "
     ):
-        update(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True)
-    moved = update(
+        update_baseline(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True)
+    moved = update_baseline(
         path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True, accept=True
     )
     alike = [row("kd", make(645 + seed), seed=20 + seed) for seed in range(2)]
-    moved = update(path, [teacher, *alike], reason="again others", rules=Rules(), drop=True)
+    moved = update_baseline(
+        path, [teacher, *alike], reason="again others", rules=Rules(), drop=True
+    )
     assert any("kd seed 20 (the row was frozen with other seeds)" in note for note in moved.notes)
 
 
@@ -774,13 +784,13 @@ def test_sizes_that_are_not_known_are_shown_as_such():
         update={"student": then.student.model_copy(update={"weight_bytes": None})}
     )
     old, new = (Baseline(history=(), rows=(freeze(one),)) for one in (then, now))
-    assert difference(old, new)[0]["bytes"] == "1,000 -> -"
+    assert change_lines(old, new)[0]["bytes"] == "1,000 -> -"
 
 
 @pytest.mark.parametrize("change", [{"history": []}, {"margin": 1.2}, {"margin": 1.0}])
 def test_a_signed_baseline_that_no_update_writes_is_refused(tmp_path, change):
     path = tmp_path / "b.json"
-    update(
+    update_baseline(
         path,
         [
             row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}),

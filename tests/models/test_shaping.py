@@ -522,7 +522,7 @@ def test_a_layer_whose_weight_is_read_beside_it_is_left_alone_and_said_so(tmp_pa
 
 
 def test_a_class_built_on_linear_that_computes_something_else_is_no_linear_layer():
-    from methods.compression.layers import seen_as_linear
+    from methods.compression.layers import as_linear
 
     class Doubled(torch.nn.Linear):
         def forward(self, x):
@@ -531,7 +531,7 @@ def test_a_class_built_on_linear_that_computes_something_else_is_no_linear_layer
     class Plain(torch.nn.Linear):
         pass
 
-    assert seen_as_linear(Doubled(8, 8)) is None and seen_as_linear(Plain(8, 4)) is not None
+    assert as_linear(Doubled(8, 8)) is None and as_linear(Plain(8, 4)) is not None
 
 
 @pytest.mark.slow

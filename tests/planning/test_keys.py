@@ -423,15 +423,15 @@ def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
     ],
 )
 def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_path, edit):
-    from suites.loading.definition import Leaf
-    from suites.loading.outside import OutsideTask
+    from suites.loading.definition import TaskDefinition
+    from suites.loading.outside import LmEvalTask
 
     file = tmp_path / "own.yaml"
     (tmp_path / "base.yaml").write_text("num_fewshot: 0\nmetadata:\n  version: 1\n")
 
     def definition(changes=()):
-        task = object.__new__(OutsideTask)
-        task._leaves = [Leaf(name="own", path=file, changes=dict(changes), local=False)]
+        task = object.__new__(LmEvalTask)
+        task._leaves = [TaskDefinition(name="own", path=file, changes=dict(changes), local=False)]
         return task.definition
 
     file.write_text("include: base.yaml\ndoc_to_text: a\n")

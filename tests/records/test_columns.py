@@ -14,7 +14,7 @@ import pytest
 
 from harness import api
 from harness.estimating import estimate
-from harness.gate import baseline_shown, output
+from harness.gate import baseline_tables, output
 from harness.records import columns, model_card
 from harness.records.columns import Header, Quantity
 from harness.records.store import read_all
@@ -47,7 +47,7 @@ DISTINCT = {header for header in HEADERS if not (header.isidentifier() and heade
 # Modules whose texts are cells and headers: there a plain word is a header too, but for those that
 # are something else.
 TABLES = (
-    baseline_shown,
+    baseline_tables,
     model_card,
     claims,
     costs,
@@ -64,7 +64,7 @@ TABLES = (
     output,
 )
 ELSEWHERE = {
-    baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
+    baseline_tables: {"items": "in a sentence", "value": "a field of a frozen score"},
     model_card: {"control": "a family", "perplexity": "a kind of task", "teacher": "a start"},
     claims: {
         "family": "a field of the published records",

@@ -11,7 +11,7 @@ import pytest
 from harness.analysis.comparison import conditions_of, group_records
 from harness.estimating.advice import _setting_advice
 from harness.gate.check import check
-from harness.gate.frozen import unlike_conditions
+from harness.gate.frozen import condition_difference
 from harness.records import record as records
 from harness.records.baseline import FrozenRow, freeze
 from harness.records.conditions import (
@@ -122,9 +122,9 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
     assert len(group_records(usual)) == 1
     for then, now in zip(usual, other, strict=True):
         says = then.label in rows
-        assert unlike_conditions(freeze(then), then) is None
-        assert (unlike_conditions(freeze(then), now) is not None) == says, "from its default"
-        assert (unlike_conditions(freeze(now), then) is not None) == says, "and back"
+        assert condition_difference(freeze(then), then) is None
+        assert (condition_difference(freeze(then), now) is not None) == says, "from its default"
+        assert (condition_difference(freeze(now), then) is not None) == says, "and back"
         assert (name in freeze(now).conditions) == says and name not in freeze(then).conditions, (
             "at its default a baseline is as before"
         )
@@ -145,7 +145,7 @@ def test_a_setting_that_is_free_splits_nothing():
     one, other = make("int8", Wider(**PLAIN)), make("sft", Wider(**PLAIN, desk="window"), seed=1)
     assert (
         len(group_records([one, other])) == 1
-        and unlike_conditions(freeze(one), make("int8", Wider(**PLAIN, desk="x"))) is None
+        and condition_difference(freeze(one), make("int8", Wider(**PLAIN, desk="x"))) is None
     )
     assert first_difference(one.conditions, other.conditions) == "desk"
 
@@ -210,7 +210,7 @@ def test_every_field_of_today_splits_as_it_says(name):
     apart = bool(marks) or name == "limit"  # a limit makes a sample, which is a condition
     assert (len(group_records([one, other.model_copy(update={"label": "cot"})])) == 2) == apart
     held = [mark for mark in marks if mark.in_baselines] or name == "limit"
-    assert (unlike_conditions(freeze(one), other) is not None) == bool(held)
+    assert (condition_difference(freeze(one), other) is not None) == bool(held)
 
 
 def test_tables_and_baselines_write_conditions_as_they_did():

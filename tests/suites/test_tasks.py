@@ -26,7 +26,7 @@ from task_data import (
 import suites
 from harness.data.examples import examples_of, training_examples
 from harness.data.source import LocalOrHubData, NoSplit
-from suites.loading.lm_eval import built, builtin
+from suites.loading.lm_eval import build_task, read_builtin
 from suites.wikitext import documents
 
 
@@ -38,10 +38,10 @@ def upstream(yaml, rows, **changes):
 
     base = {
         key: value
-        for key, value in builtin(yaml).items()
+        for key, value in read_builtin(yaml).items()
         if key not in {"dataset_path", "dataset_name"}
     }
-    return built(
+    return build_task(
         base,
         custom_dataset=lambda **_: {split: Dataset.from_list(part) for split, part in rows.items()},
         **changes,
@@ -288,7 +288,7 @@ def test_versions_are_those_of_lm_evals_yaml():
     for name, file in files.items():
         assert (
             float(suites.load(name).version.partition("+")[0])
-            == builtin(file)["metadata"]["version"]
+            == read_builtin(file)["metadata"]["version"]
         )
     assert [suites.load(name).version for name in REAL] == [
         "3+first_n+512",

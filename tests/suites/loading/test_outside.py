@@ -308,10 +308,10 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
 def test_unknown_outside_names_are_guessed_from_the_users_folder(monkeypatch):
     from suites.loading import definition
 
-    real = definition._index
+    real = definition._task_index
     # lm-eval's own scan takes 20 s
     monkeypatch.setattr(
-        definition, "_index", lambda path, defaults: {} if defaults else real(path, False)
+        definition, "_task_index", lambda path, defaults: {} if defaults else real(path, False)
     )
     refused(
         lambda: suites.load("lm-eval:ark_style", include_path=LOCAL), "did you mean 'arc_style'"
