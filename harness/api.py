@@ -353,11 +353,13 @@ def _write_stamps(
     settings: "TimingSettings",
 ) -> Path:
     """Write a file with every raw stamp of measured models and return where it is."""
-    from harness.files.writing import write_whole
-    from harness.records.environment import environment
+    from harness.files.writing import write_atomically
+    from harness.records.environment import current_environment
 
     path = out / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.json"
-    place = environment(device=settings.device, dtype=settings.dtype, threads=settings.threads)
+    place = current_environment(
+        device=settings.device, dtype=settings.dtype, threads=settings.threads
+    )
     models = [
         {
             "name": model.name,
@@ -370,7 +372,9 @@ def _write_stamps(
         }
         for model, subject in zip(weighed, subjects, strict=True)
     ]
-    write_whole(path, json.dumps({"environment": place.model_dump(mode="json"), "models": models}))
+    write_atomically(
+        path, json.dumps({"environment": place.model_dump(mode="json"), "models": models})
+    )
     return path
 
 
@@ -439,10 +443,10 @@ def load_records(folder: str | Path) -> "pandas.DataFrame":
     `harness.records.columns.FRAME` holds its columns and what they mean. A file that is no record
     raises `HarnessError` with its name.
     """
-    from harness.records.store import read_all
+    from harness.records.store import read_records
     from harness.reporting.frame import frame_of
 
-    records, problems = read_all(Path(folder))
+    records, problems = read_records(Path(folder))
     if problems:
         raise HarnessError(problems[0])
     return frame_of(records)

@@ -249,7 +249,7 @@ def cost_is_valid(trial: Trial) -> None:
     """`cost.json` is what a record holds of it, and a training writes one."""
     from pydantic import ValidationError
 
-    from harness.records.consistency import READING
+    from harness.records.consistency import READING_CONTEXT
     from harness.records.record import Cost
 
     made = trial.first
@@ -257,7 +257,7 @@ def cost_is_valid(trial: Trial) -> None:
         "it trains and wrote no cost.json (self.train writes one)"
     )
     try:
-        Cost.model_validate(made.cost, context=READING)
+        Cost.model_validate(made.cost, context=READING_CONTEXT)
     except ValidationError as problem:
         first = problem.errors()[0]
         raise AssertionError(

@@ -244,7 +244,7 @@ def report(
     from harness.cli.tables import ReportFiles, forms_to_write, sections_of, tables_folder
     from harness.files.places import check_folder
     from harness.planning.spec import joined_lists
-    from harness.records.store import keep_records, read_all
+    from harness.records.store import copy_to_study, read_records
     from harness.renames.labels import current_labels
     from harness.reporting.formats import as_markdown
     from harness.reporting.glossary import glossary
@@ -259,7 +259,7 @@ def report(
     references = current_labels(joined_lists(against), typed_in="--against")
     refuse_duplicates("--against", references)
     refuse_duplicates("--forms", joined_lists(forms) or [])
-    records, problems = read_all(place)
+    records, problems = read_records(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
@@ -271,7 +271,7 @@ def report(
             pictures=plots,
         )
         if keep:
-            keep_records(records, keep / "records")
+            copy_to_study(records, keep / "records")
         typer.echo(as_markdown(made))
         written = files.write(made, records, place)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
@@ -419,11 +419,11 @@ def _rate_records(places: list[Path] | None) -> "list[RunRecord]":
     """Return the records of this machine's rates: those that are named, else those of the usual
     place, where it is there.
     """
-    from harness.records.store import read_all
+    from harness.records.store import read_records
 
     records: list[RunRecord] = []
     for place in places or [usual for usual in (Path("results/runs"),) if usual.exists()]:
-        here, problems = read_all(place)
+        here, problems = read_records(place)
         records += here
         for line in problems:
             typer.echo(f"skipped {line}", err=True)

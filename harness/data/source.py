@@ -14,8 +14,8 @@ from typing import Any
 from harness.contract import Example
 from harness.errors import HarnessError
 from harness.files.digests import digest_of
-from harness.files.lines import lines_of
-from harness.files.untrusted import LINE, Unreadable, parsed, text_of
+from harness.files.lines import split_lines
+from harness.files.untrusted import LINE_LIMITS, Unreadable, parse_json, read_text_file
 from harness.renames.modules import by_old_name
 
 Row = dict[str, Any]
@@ -213,7 +213,7 @@ def _parsed_rows(path: Path, size: int, changed: int) -> tuple[list[tuple[int, R
 
 def _parse_row(path: Path, number: int, line: str) -> Row:
     try:
-        row = parsed(line, f"{path}, line {number}", LINE, what="line")
+        row = parse_json(line, f"{path}, line {number}", LINE_LIMITS, what="line")
     except Unreadable as problem:
         cause = problem.__cause__
         if not isinstance(cause, json.JSONDecodeError):
@@ -245,7 +245,7 @@ def _manifest_rows(folder: Path) -> dict[str, int]:
     path = folder / "MANIFEST.md"
     if not path.is_file():
         return {}
-    found = (_MANIFEST_ROW.match(line) for line in lines_of(text_of(path)))
+    found = (_MANIFEST_ROW.match(line) for line in split_lines(read_text_file(path)))
     return {
         line[1].removesuffix(".gz"): int(line[2].replace(",", ""))
         for line in found

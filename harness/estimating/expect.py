@@ -40,7 +40,7 @@ from harness.planning.chain import check_chain, split_chain
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
 from harness.planning.spec import limit_for, parse_method
 from harness.records.record import TEACHER, RunRecord
-from harness.records.store import read_all
+from harness.records.store import read_records
 
 _DEFAULT_ITEMS = 1_000  # of a task whose size nobody knows
 _NO_LIMIT = 10**9
@@ -287,7 +287,7 @@ class _CellEstimator:
 
 def _stored_records(out: Path) -> list[RunRecord]:
     with contextlib.suppress(HarnessError):  # no record yet
-        return read_all(out)[0]
+        return read_records(out)[0]
     return []
 
 

@@ -17,7 +17,7 @@ from platformdirs import user_cache_dir
 from harness.errors import HarnessError
 from harness.files import leftovers
 from harness.files.digests import digest_of, file_digest
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.untrusted import Unreadable, read_object
 from harness.files.writing import read_signed
 from harness.models.checkpoint import weight_files
@@ -102,7 +102,7 @@ def _first_bad_line(path: Path) -> str:
     """Return the first line that is not as it was written; a torn last one is what a kill leaves,
     and is asked again.
     """
-    wrong = signed_lines(path)[1]
+    wrong = read_signed_lines(path)[1]
     return wrong[0] if wrong else ""
 
 
@@ -158,7 +158,7 @@ def remove_unfinished(cache: Path) -> list[Path]:
     """
     from filelock import FileLock, Timeout
 
-    gone = leftovers.sweep(
+    gone = leftovers.delete_abandoned(
         [
             cache,
             *(cache / name for name in (*KINDS, "digests")),

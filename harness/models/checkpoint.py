@@ -13,7 +13,7 @@ from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.files import untrusted
 from harness.files.digests import digest_of, file_digest
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.models.foreign import refuse_malformed
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ def remembered_digest(path: Path, cache: Path) -> str:
             return remembered
     digest = file_digest(path)
     with suppress(OSError):  # a cache that cannot be written to costs a second reading
-        write_whole(note, digest)
+        write_atomically(note, digest)
     return digest
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """Return what a JSON file of a model folder says; refuses one that is torn."""
     try:
-        return untrusted.read_object(path, untrusted.MODEL)
+        return untrusted.read_object(path, untrusted.MODEL_LIMITS)
     except untrusted.Unreadable as problem:
         raise HarnessError(
             f"{path} is damaged ({str(problem).removeprefix(f'{path}: ')}); download or save the "
@@ -92,8 +92,10 @@ def header_entries(path: Path) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(min(length, _LONGEST_HEADER))
     try:
-        told = untrusted.parsed(
-            untrusted.decoded(header, str(path), untrusted.USUAL), str(path), untrusted.USUAL
+        told = untrusted.parse_json(
+            untrusted.decode_text(header, str(path), untrusted.DEFAULT_LIMITS),
+            str(path),
+            untrusted.DEFAULT_LIMITS,
         )
         found = {name: entry for name, entry in told.items() if name != "__metadata__"}
         end = 8 + length + max((_end_of(entry) for entry in found.values()), default=0)

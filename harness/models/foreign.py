@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files.untrusted import MODEL, Unreadable, kind_of, read_json
+from harness.files.untrusted import MODEL_LIMITS, Unreadable, describe_json_type, read_json
 
 _JSON_FILES = (
     "generation_config.json",
@@ -64,8 +64,8 @@ def refuse_malformed(folder: Path, config: Mapping[str, Any]) -> None:
                 raise HarnessError(f"{folder / 'config.json'}: {place}{name} is {wrong}; {_REMEDY}")
     if not isinstance(config.get("model_type", ""), str):
         raise HarnessError(
-            f"{folder / 'config.json'}: model_type is {kind_of(config['model_type'])}, not a text; "
-            f"{_REMEDY}"
+            f"{folder / 'config.json'}: model_type is {describe_json_type(config['model_type'])}, "
+            f"not a text; {_REMEDY}"
         )
     for name in _JSON_FILES:
         if (folder / name).exists():
@@ -96,11 +96,13 @@ def _count_problem(value: Any, *, least: int) -> str:
 
 def _refuse_file(path: Path) -> None:
     try:
-        value = read_json(path, MODEL)
+        value = read_json(path, MODEL_LIMITS)
     except Unreadable as problem:
         raise HarnessError(f"{problem}; {_REMEDY}") from problem
     if not isinstance(value, dict):
-        raise HarnessError(f"{path}: it holds {kind_of(value)}, not a JSON object; {_REMEDY}")
+        raise HarnessError(
+            f"{path}: it holds {describe_json_type(value)}, not a JSON object; {_REMEDY}"
+        )
     if path.name == "tokenizer.json" and not isinstance(value.get("model"), dict):
         raise HarnessError(f"{path}: it holds no model of a tokenizer; {_REMEDY}")
 

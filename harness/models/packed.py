@@ -37,7 +37,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from harness.errors import CellFailed, in_one_line
-from harness.files.untrusted import MODEL, read_object
+from harness.files.untrusted import MODEL_LIMITS, read_object
 from harness.models.blocks import is_tied, probe_ids, temporary_hooks
 from harness.models.checkpoint import first_non_finite
 
@@ -677,5 +677,5 @@ def _equal_as_saved(found: Tensor, tensor: Tensor) -> bool:
 
 def is_packed(folder: Path) -> bool:
     """Tell whether a folder holds a checkpoint of this format."""
-    told = read_object(folder / "config.json", MODEL).get("quantization_config")
+    told = read_object(folder / "config.json", MODEL_LIMITS).get("quantization_config")
     return isinstance(told, dict) and told.get("quant_method") == FORMAT

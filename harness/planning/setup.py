@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
 from harness.errors import HarnessError, unknown
-from harness.files.untrusted import MODEL, Unreadable, read_object
+from harness.files.untrusted import MODEL_LIMITS, Unreadable, read_object
 from harness.machine.load import threads_for
 from harness.machine.processor import thread_count
 from harness.measuring.scenario import GRIDS
@@ -232,7 +232,7 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     try:
-        settings = read_object(folder / "tokenizer_config.json", MODEL)
+        settings = read_object(folder / "tokenizer_config.json", MODEL_LIMITS)
     except Unreadable:
         return False
     return bool(settings.get("chat_template"))

@@ -21,7 +21,7 @@ _PACKAGES = (
 )
 
 
-def environment(
+def current_environment(
     *, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None
 ) -> Environment:
     """Describe this process's machine and versions. The machine is its kind, never its name."""

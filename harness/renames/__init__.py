@@ -117,6 +117,10 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "methods.training.teachers:CrossTokenizerTeacher",
         FROM_0_1,
     ),
+    "harness.files.writing:write_whole": ("harness.files.writing:write_atomically", FROM_0_1),
+    "harness.files.writing:keep_file": ("harness.files.writing:replace_file", FROM_0_1),
+    "harness.files.writing:sync": ("harness.files.writing:sync_to_disk", FROM_0_1),
+    "harness.files.writing:finite": ("harness.files.writing:nonfinite_as_null", FROM_0_1),
     "harness.checkpoint": (
         "harness.models.checkpoint, harness.files.writing, harness.files.digests",
         FROM_0_1,

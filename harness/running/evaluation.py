@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from harness.contract import Checkpoint, Progress, Task
 from harness.errors import CellFailed, HarnessError
 from harness.files.untrusted import Unreadable
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.machine.memory import process_bytes, release_memory
 from harness.machine.processor import thread_count
 from harness.measuring.measure import (
@@ -218,7 +218,7 @@ def _measure_student(
     # a scored row is not thrown away for want of its timing
     except (CellFailed, HarnessError) as problem:
         return (_skipped_timing(str(problem)),)
-    write_whole(
+    write_atomically(
         job.cell_folder / "timings.json", json.dumps({**result.raw, "skipped": result.skipped})
     )
     skipped = tuple(_skipped_timing(reason) for reason in result.skipped)

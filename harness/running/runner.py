@@ -14,17 +14,17 @@ from pathlib import Path
 
 from harness.contract import Progress
 from harness.errors import CRASHES, HarnessError, how_it_ended
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
-from harness.files.problems import told_of
-from harness.files.writing import write_whole
+from harness.files.problems import describe_os_error
+from harness.files.writing import write_atomically
 from harness.machine.load import UNKNOWN_LOAD, MachineLoad, measure_load, waiting_variables
 from harness.machine.process import ProcessEnd, watch_process
 from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
-from harness.records.record import BadRecord, RunRecord, read, write
-from harness.records.store import Busy, Store
+from harness.records.record import BadRecord, RunRecord, read_record, write_record
+from harness.records.store import CellBusy, Store
 from harness.running.evaluation import NO_TEACHER_ANSWERS
 from harness.running.job import CellJob
 from harness.running.recomputation import recomputation_lines, save_key_parts
@@ -94,7 +94,7 @@ def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbac
                     )
                     _delete_partial_files(store.student(stage.key))
                 return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
-    except Busy as busy:
+    except CellBusy as busy:
         return CellResult(cell, None, cached=False, note=str(busy))
 
 
@@ -115,7 +115,7 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
         for stage in record.stages
     )
     filled = record.model_copy(update={"stages": stages})
-    write(store.record_path(record.key), filled)
+    write_record(store.record_path(record.key), filled)
     return filled
 
 
@@ -145,7 +145,7 @@ def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, wrong = signed_lines(samples, whole=True)
+    values, wrong = read_signed_lines(samples, whole=True)
     rows = Counter(value.get("task") for value in values if isinstance(value, dict))
     lacking = [
         score.task
@@ -180,7 +180,7 @@ def _compute_cell(
                 f"{cell.label}: the machine is busy ({load}): threads wait passively"
             )
         job = _cell_job(plan, cell, store, load)
-        write_whole(folder / "job.json", job.model_dump_json(indent=1))
+        write_atomically(folder / "job.json", job.model_dump_json(indent=1))
         ended = _run_process(
             folder,
             lambda one: callbacks.on_progress(cell, one),
@@ -188,18 +188,18 @@ def _compute_cell(
             seconds=plan.config.cell_timeout,
         )
         if record_path.exists():
-            return read(record_path)
+            return read_record(record_path)
         record = _failed_record(
             plan,
             cell,
             _process_failure(ended, before, plan.config.cell_timeout, folder / "log.txt"),
         )
-        write(record_path, record)
+        write_record(record_path, record)
     except BadRecord as problem:
         return _failed_record(plan, cell, str(problem))
     except OSError as problem:
         raise HarnessError(
-            f"{told_of(problem)}; what was finished is kept: mend that and run again"
+            f"{describe_os_error(problem)}; what was finished is kept: mend that and run again"
         ) from problem
     return record
 
@@ -209,7 +209,7 @@ def _previous_failure(record: Path) -> str:
     cannot be read.
     """
     try:
-        return read(record).reason
+        return read_record(record).reason
     except BadRecord:
         return ""
 

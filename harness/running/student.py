@@ -17,12 +17,12 @@ from harness.contract import Budget, Checkpoint, Job, Progress
 from harness.data.examples import untrained_tasks
 from harness.errors import CellFailed
 from harness.files.digests import file_digest
-from harness.files.untrusted import Unreadable, checked, read_as
+from harness.files.untrusted import Unreadable, read_as, validate_as
 from harness.files.writing import read_signed, write_signed
 from harness.machine.memory import baseline_bytes, device_bytes, reset_peak
 from harness.models.checkpoint import describe, same_weights
 from harness.planning.cells import PlannedStage
-from harness.records.record import BadRecord, Cost, StageRecord, read
+from harness.records.record import BadRecord, Cost, StageRecord, read_record
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
 
@@ -83,7 +83,7 @@ def recorded_scores(path: Path | None) -> dict[str, float]:
     """Return what a stage's own row scored, task by task; nothing where it was not scored."""
     try:
         return (
-            {score.task: score.value for score in read(path).scores}
+            {score.task: score.value for score in read_record(path).scores}
             if path is not None and path.exists()
             else {}
         )
@@ -223,7 +223,7 @@ def _read_mark(folder: Path) -> _DoneMark:
     written.
     """
     path, cost = folder / "done.json", folder / "cost.json"
-    done = checked(read_signed(path), _DoneMark, str(path))
+    done = validate_as(read_signed(path), _DoneMark, str(path))
     if (file_digest(cost) if cost.exists() else "") != done.cost:
         raise Unreadable(f"{cost}: its digest does not match")
     if not (folder / done.path).is_dir() or Path(done.path).name != done.path:

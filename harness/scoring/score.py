@@ -19,7 +19,7 @@ from harness.contract import Progress, Prompting, Task
 from harness.data.seeding import prepare_tasks, seeded_as_lm_eval
 from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
 from harness.machine.gpu import device_label
 from harness.models.language_model import LanguageModel
@@ -114,7 +114,7 @@ def journal_path(
     """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code
     and the task's version.
     """
-    code = digest_of_code(
+    code = code_digest(
         "harness.scoring.lm_eval_model",
         *(("harness.scoring.vllm_backend",) if path.startswith("vllm") else ()),
     )

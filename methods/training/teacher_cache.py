@@ -26,9 +26,9 @@ from torch import Tensor
 
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of, file_digest
-from harness.files.writing import save_atomically, write_whole
+from harness.files.writing import save_atomically, write_atomically
 from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
 from harness.models.artefacts import folder_damage, read_description, signed_description
@@ -121,7 +121,7 @@ def teacher_cache(
     kept = "all" if width <= MAX_DENSE_VOCABULARY else k
     key = digest_of(
         "teacher",
-        digest_of_code(__name__),
+        code_digest(__name__),
         teacher.digest,
         job.dtype,
         device_label(job.device),
@@ -157,7 +157,7 @@ def damage_of(folder: Path) -> str:
         return wrong
     return (
         ""
-        if read_description(folder).get("code") == digest_of_code(__name__)
+        if read_description(folder).get("code") == code_digest(__name__)
         else "made by other code"
     )
 
@@ -213,7 +213,7 @@ def _build_cache(
             sum(count for _, _, count in shards.places),
         )
         meta = {
-            "code": digest_of_code(__name__),
+            "code": code_digest(__name__),
             "teacher": checkpoint.digest,
             "name": checkpoint.name,
             "dtype": job.dtype,
@@ -229,7 +229,7 @@ def _build_cache(
             "flops": forward_flops_per_token(opened.model, read / len(ordered)) * read,
             "files": {path.name: file_digest(path) for path in sorted(fresh.iterdir())},
         }
-        write_whole(fresh / "meta.json", signed_description(meta))
+        write_atomically(fresh / "meta.json", signed_description(meta))
         written = _open_cache(fresh, job, {})
         assert written is not None
         # before it has its name: an unchecked cache is never found

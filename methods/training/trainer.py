@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.contract import Checkpoint, Job
 from harness.errors import CellFailed
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.models.language_model import LanguageModel, stored_dtype
 from harness.models.shape import forward_flops_per_token
 from harness.models.shaping import parse_student_cut, random_weights, save_student, student_of
@@ -190,7 +190,7 @@ class Trainer:
             dtype=stored_dtype(base),
             parents=tuple(dict.fromkeys(parents)),
         )
-        write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
+        write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return saved
 
 

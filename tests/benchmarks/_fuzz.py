@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import file_digest
-from harness.files.writing import read_signed, write_signed, write_whole
+from harness.files.writing import read_signed, write_atomically, write_signed
 from harness.models.artefacts import (
     UNSIGNED_FIELDS,
     CacheEntry,
@@ -30,9 +30,9 @@ from harness.models.artefacts import (
     signed_description,
 )
 from harness.records.baseline import read_baseline, write_baseline
-from harness.records.record import BadRecord, read, write
+from harness.records.record import BadRecord, read_record, write_record
 from harness.records.samples import Evidence
-from harness.records.store import Store, read_all
+from harness.records.store import Store, read_records
 from harness.scoring.answer_cache import Journal
 from harness.scoring.items import ItemRow, read_rows, write_rows
 
@@ -203,7 +203,7 @@ def _records(folder: Path) -> list[Any]:
 
 def _study(folder: Path) -> Path:
     for one in _records(folder):
-        write(folder / "study" / "records" / f"{one.label}.json", one)
+        write_record(folder / "study" / "records" / f"{one.label}.json", one)
     return folder / "study" / "records" / "cot.json"
 
 
@@ -211,7 +211,7 @@ def _read_record(folder: Path, path: Path) -> Believed:
     command("report", folder / "study", "--out", folder / "tables", "--forms", "md,tex,csv,json")
     for made in (folder / "tables").iterdir():
         _refuse_raw(made.read_text(encoding="utf-8"))
-    return {"record": read(path).model_dump(mode="json")}
+    return {"record": read_record(path).model_dump(mode="json")}
 
 
 def _baseline(folder: Path) -> Path:
@@ -231,13 +231,13 @@ def _run(folder: Path) -> Path:
     store = Store(folder / "store")
     store.prepare()
     for one in _records(folder):
-        write(store.record_path(one.key), one)
+        write_record(store.record_path(one.key), one)
     return store.write_run({"methods": ["cot"], "seeds": 1}, [one.key for one in _records(folder)])
 
 
 def _read_run(folder: Path, path: Path) -> Believed:
     command("report", path, "--out", folder / "tables")
-    records, problems = read_all(path)
+    records, problems = read_records(path)
     return {} if problems else {"cells": [one.key for one in records]}
 
 
@@ -264,7 +264,7 @@ temperature = 2.0
 
 
 def _toml(folder: Path) -> Path:
-    write_whole(folder / "run.toml", _RUN_TOML)
+    write_atomically(folder / "run.toml", _RUN_TOML)
     return folder / "run.toml"
 
 
@@ -275,7 +275,7 @@ def _read_toml(folder: Path, path: Path) -> Believed:
 
 
 def _suite(folder: Path) -> Path:
-    write_whole(
+    write_atomically(
         folder / "mine.toml",
         'name = "mine"\ntasks = ["gsm8k-mini", "mmlu-mini"]\nmeasure = true\nhelp = "both"\n',
     )
@@ -292,7 +292,7 @@ def _read_suite(folder: Path, path: Path) -> Believed:
 
 def _measured(folder: Path) -> Path:
     one = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
-    write_whole(
+    write_atomically(
         folder / "measured.json",
         json.dumps(
             {"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]}
@@ -310,7 +310,7 @@ def _data(folder: Path) -> Path:
     lines = [
         json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) for n in range(6)
     ]
-    write_whole(folder / "data" / "test.jsonl", "\n".join(lines) + "\n")
+    write_atomically(folder / "data" / "test.jsonl", "\n".join(lines) + "\n")
     return folder / "data" / "test.jsonl"
 
 
@@ -386,7 +386,7 @@ def _read_samples(folder: Path, path: Path) -> Believed:
 
 
 def _training(folder: Path) -> Path:
-    write_whole(
+    write_atomically(
         folder / "training.jsonl",
         "".join(
             json.dumps({"step": step, "ce": 1 / step, "seen": 10 * step}) + "\n"
@@ -422,7 +422,7 @@ def _read_answers(folder: Path, path: Path) -> Believed:
 
 def _done(folder: Path) -> Path:
     (folder / "student").mkdir()
-    write_whole(folder / "cost.json", '{"seconds": 1.0}')
+    write_atomically(folder / "cost.json", '{"seconds": 1.0}')
     write_signed(
         folder / "done.json",
         {
@@ -463,7 +463,7 @@ def _traces(folder: Path) -> Path:
         }
     )
     path = folder / "cache" / "traces" / "abc.json"
-    write_whole(
+    write_atomically(
         path,
         json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}),
     )
@@ -492,7 +492,7 @@ def _read_rates(folder: Path, path: Path) -> Believed:
 
 def _meta(folder: Path) -> Path:
     place = folder / "cache" / "teachers" / "abc"
-    write_whole(place / "index.npz", "numbers")
+    write_atomically(place / "index.npz", "numbers")
     meta = {
         "version": 2,
         "teacher": "t",
@@ -500,7 +500,7 @@ def _meta(folder: Path) -> Path:
         "shards": 3,
         "files": {"index.npz": file_digest(place / "index.npz")},
     }
-    write_whole(place / "meta.json", signed_description(meta))
+    write_atomically(place / "meta.json", signed_description(meta))
     return place / "meta.json"
 
 

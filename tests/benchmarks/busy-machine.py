@@ -23,7 +23,7 @@ from _form import figure, write
 
 from harness.machine.load import PASSIVE_WAITING, measure_load
 from harness.machine.processor import allowed_cpus
-from harness.records.store import read_all
+from harness.records.store import read_records
 
 BURNERS = 4
 ROUNDS = 3
@@ -85,7 +85,7 @@ def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
     )
     if done.returncode:
         sys.exit(done.stderr)
-    [record] = [one for one in read_all(place)[0] if one.label == "sft"]
+    [record] = [one for one in read_records(place)[0] if one.label == "sft"]
     assert record.environment is not None
     return {
         "tokens_per_second": round(record.cost.seen_tokens / record.cost.seconds, 1),

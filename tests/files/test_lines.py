@@ -6,7 +6,7 @@ import json
 import pytest
 
 from harness.data.source import LocalOrHubData
-from harness.files.lines import json_lines, lines_of, write_json_lines
+from harness.files.lines import read_json_lines, split_lines, write_json_lines
 from harness.models.artefacts import CacheEntry, entry_damage
 from harness.records.samples import Evidence
 from harness.scoring.answer_cache import Journal
@@ -65,16 +65,16 @@ def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes() + b"\n" + b'{"torn": '))
     assert (
-        list(json_lines(tmp_path / "a.jsonl"))
+        list(read_json_lines(tmp_path / "a.jsonl"))
         == [{"a": 1}, [2]]
-        == list(json_lines(packed, torn=True))
+        == list(read_json_lines(packed, torn=True))
     )
     with pytest.raises(ValueError, match="Expecting value"):
-        list(json_lines(packed))
+        list(read_json_lines(packed))
     assert (
-        lines_of("a\nb") == lines_of("a\nb\n") == ["a", "b"]
-        and lines_of("") == []
-        and lines_of("\n") == [""]
+        split_lines("a\nb") == split_lines("a\nb\n") == ["a", "b"]
+        and split_lines("") == []
+        and split_lines("\n") == [""]
     )
 
 

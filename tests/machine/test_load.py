@@ -77,7 +77,7 @@ def test_timing_keeps_its_own_rule():
 def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
     from harness.api import plan_run
     from harness.planning.config import build_config
-    from harness.records.environment import environment
+    from harness.records.environment import current_environment
     from harness.records.record import Environment
     from harness.records.store import Store
     from harness.running import runner
@@ -107,7 +107,7 @@ def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "harness.machine.load.measure_load", lambda: pytest.fail("a plan asks for no load")
     )
-    made = environment(
+    made = current_environment(
         device="cpu", dtype="float32", threads=3, waiting="passive", cores_in_use=1.2
     )
     assert (made.waiting, made.cores_in_use) == ("passive", 1.2)

@@ -16,8 +16,8 @@ import pytest
 from harness.cli import app
 from harness.cli.ending import exit_code_of, stopped_line
 from harness.errors import CellFailed, HarnessError, how_it_ended, says_no_memory
-from harness.files.places import check_file, check_folder, make_folder, no_space
-from harness.files.problems import shown, told_of
+from harness.files.places import check_file, check_folder, make_folder, no_space_message
+from harness.files.problems import describe_os_error, path_text
 from harness.machine.process import ProcessEnd, end_process, shorten_log, tail_of, watch_process
 from harness.planning.config import build_config, parse_seconds
 
@@ -190,10 +190,10 @@ def test_a_folder_that_takes_no_bytes_is_found_when_it_is_made(number, tmp_path,
     ],
 )
 def test_a_full_disk_is_said_with_the_folder_that_is_full(problem, tmp_path):
-    assert no_space(problem, {"--out": tmp_path, "--cache": tmp_path}).startswith(
+    assert no_space_message(problem, {"--out": tmp_path, "--cache": tmp_path}).startswith(
         "no space left on the device (--"
     )
-    assert no_space(ValueError("other"), {"--out": tmp_path}) == ""
+    assert no_space_message(ValueError("other"), {"--out": tmp_path}) == ""
 
 
 def test_errors_of_the_system_are_one_line_with_a_way_out():
@@ -207,11 +207,15 @@ def test_errors_of_the_system_are_one_line_with_a_way_out():
         errno.EMFILE,
         errno.ELOOP,
     ):
-        line = told_of(OSError(number, os.strerror(number), "a\nb" + "x" * 5000))
+        line = describe_os_error(OSError(number, os.strerror(number), "a\nb" + "x" * 5000))
         assert os.strerror(number) in line and ";" in line and len(line) < 300 and "\n" not in line
-    assert told_of(OSError("some library\nsays more")) == "OSError: some library says more"
-    assert told_of(OSError(errno.EBADF, "Bad file descriptor", 3)) == "Bad file descriptor"
-    assert len(shown("y" * 5000)) <= 121
+    assert (
+        describe_os_error(OSError("some library\nsays more")) == "OSError: some library says more"
+    )
+    assert (
+        describe_os_error(OSError(errno.EBADF, "Bad file descriptor", 3)) == "Bad file descriptor"
+    )
+    assert len(path_text("y" * 5000)) <= 121
 
 
 def test_commands_that_meet_an_error_of_the_system_exit_with_2(monkeypatch, capsys):

@@ -343,14 +343,14 @@ def test_every_form_of_task_has_lm_evals_figure(name, place, opened, scored, mon
         name in {*HITS, *NUMBERS, "f1", "corpus_alike", "bleu", "chrf"} - {"error"}
     )
     if score.numbers:
-        from harness.statistics.figures import weighted
+        from harness.statistics.figures import weighted_mean
 
-        assert weighted(score.numbers, score.parts) == pytest.approx(score.value)
+        assert weighted_mean(score.numbers, score.parts) == pytest.approx(score.value)
     if score.statistics:
         from harness.statistics import corpus
 
         assert len(score.statistics) == score.n and score.stderr is not None
-        assert corpus.weighted(
+        assert corpus.run_figure(
             corpus.Corpus(score.form, score.statistics), score.parts
         ) == pytest.approx(score.value, rel=1e-9, abs=1e-9)
 

@@ -22,7 +22,7 @@ from harness.contract import Budget, Job
 from harness.data.examples import training_examples
 from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
-from harness.files.lines import signed
+from harness.files.lines import signed_line
 from harness.files.writing import write_signed
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve
@@ -370,9 +370,9 @@ def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
     (cache / "traces" / "bad.json").write_text(json.dumps({"sha256": digest, "payload": "{} "}))
     (cache / "answers" / "ab").mkdir(parents=True)
     # what a kill leaves: asked again, not damaged
-    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed({"a": 1}) + '{"b"')
+    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed_line({"a": 1}) + '{"b"')
     (cache / "answers" / "ab" / "wrong.jsonl").write_text(
-        signed({"a": 1}) + '{"b"\n' + signed({"c": 2})
+        signed_line({"a": 1}) + '{"b"\n' + signed_line({"c": 2})
     )
     (cache / "teachers" / ".half.1.part").mkdir()
     (cache / "teachers" / ".half.1.part" / "x.npy").write_bytes(b"x")
