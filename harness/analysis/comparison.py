@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar
 
 from harness.files.digests import digest_of
-from harness.records.conditions import shared_by
-from harness.records.record import TEACHER, RunRecord, TaskScore, rows_of
+from harness.records.conditions import shared_conditions
+from harness.records.record import TEACHER, RunRecord, TaskScore, row_kinds
 from harness.statistics import corpus, means, stats
-from harness.statistics.figures import BITS as BITS
-from harness.statistics.intervals import Interval, one_sided, two_sided
+from harness.statistics.figures import BITS_PER_BYTE as BITS_PER_BYTE
+from harness.statistics.intervals import Interval, RetentionTest, one_sided_p, two_sided_p
 from harness.statistics.pooled import Corpus
 
 ALPHA = 0.05  # of a verdict in a table
@@ -138,13 +138,15 @@ class Group:
 
 def _scoring_conditions(record: RunRecord) -> dict[str, str]:
     """What every row of a table shares, known for failed records too."""
-    return shared_by(record.conditions)
+    return shared_conditions(record.conditions)
 
 
 def _measuring_conditions(record: RunRecord) -> dict[str, str]:
     """What rows that succeeded share beside that."""
     environment = (
-        shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
+        shared_conditions(record.environment)
+        if record.environment
+        else {"threads": "", "machine": ""}
     )
     return {
         "path": record.path,
@@ -157,7 +159,7 @@ def _training_conditions(record: RunRecord) -> dict[str, str]:
     """What rows of one table share in how their students were made; teachers' rows have
     none of it.
     """
-    return shared_by(record.conditions, rows_of(record))
+    return shared_conditions(record.conditions, row_kinds(record))
 
 
 def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
@@ -283,11 +285,11 @@ def compare(
     if not runs.left or not runs.right:
         return Interval(None, reason="no outcomes")
     if runs.single and all(score.hit_or_miss for score in [*ours, *theirs]):
-        counts = stats.pairs(
-            *(next(iter(row.outcomes_by_seed(task).values())) for row in (reference, student))
+        counts = stats.count_pairs(
+            *(next(iter(row.outcomes_by_seed(task).values())) for row in (student, reference))
         )
-        found = stats.difference(counts) if not ratio else stats.retention(counts)
-        found = stats.retention_above_chance(counts, chance) if ratio and chance else found
+        found = stats.difference_interval(counts) if not ratio else stats.retention_interval(counts)
+        found = stats.above_chance_interval(counts, chance) if ratio and chance else found
     elif ratio and ours[0].signed:
         return Interval(
             None,
@@ -295,11 +297,11 @@ def compare(
             "difference",
         )
     elif ratio:
-        found = tests_of(ours[0]).ratio(
+        found = tests_of(ours[0]).ratio_interval(
             runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together
         )
     else:
-        found = tests_of(ours[0]).difference(
+        found = tests_of(ours[0]).difference_interval(
             runs.left, runs.right, ours[0].parts, paired=runs.together
         )
     if student is reference and found.value is not None:
@@ -377,7 +379,7 @@ def retention_test(
     *,
     points: bool = False,
     chance: float = 0.0,
-) -> tuple[float, float]:
+) -> RetentionTest:
     """Test whether a row keeps `margin` of what a reference has above `chance` (or, `points`, all
     but `margin`) on the same items.
 
@@ -386,13 +388,13 @@ def retention_test(
     """
     score = row.scores(task)[0]
     if score.kind == "perplexity":
-        return stats.ratio_keeps(figure_ratio(row, reference, task), 1 / margin)
+        return stats.ratio_test(figure_ratio(row, reference, task), 1 / margin)
     runs = paired_values(row, reference, task)
     if runs.single and all(one.hit_or_miss for one in [*row.scores(task), *reference.scores(task)]):
-        return stats.keeps(
+        return stats.retention_test(
             *paired_outcomes(row, reference, task), margin, points=points, chance=chance
         )
-    p: tuple[float, float] = tests_of(score).keeps(
+    p: RetentionTest = tests_of(score).retention_test(
         runs.left,
         runs.right,
         margin,
@@ -421,17 +423,17 @@ def difference_p_value(row: ResultRow, other: ResultRow, task: str) -> float | N
     if scores[0].kind == "perplexity":
         ratio = figure_ratio(row, other, task)
         return (
-            two_sided(math.log(ratio.value), ratio.sources)
+            two_sided_p(math.log(ratio.value), ratio.sources)
             if ratio.value and ratio.sources and ratio.value < math.inf
             else None
         )
     runs = paired_values(row, other, task)
     if runs.single and all(score.hit_or_miss for score in scores):
         left, right = paired_outcomes(row, other, task)
-        return stats.unequal(left, right)
+        return stats.equality_test(left, right)
     if not runs.left or not runs.right:
         return None
-    p: float = tests_of(scores[0]).unequal(
+    p: float = tests_of(scores[0]).equality_test(
         runs.left, runs.right, scores[0].parts, paired=runs.together
     )
     return p
@@ -465,7 +467,7 @@ def ratio_of_documents(
     """Return a perplexity over another's on the same documents, run by run; of bits per byte the
     ratio of the bits.
     """
-    return means.ratio_of_documents(ours, theirs, bits=score.metric == BITS)
+    return means.perplexity_ratio_interval(ours, theirs, bits=score.metric == BITS_PER_BYTE)
 
 
 def conditions_of(record: RunRecord) -> dict[str, str]:
@@ -543,14 +545,14 @@ def _worse_p_value(row: ResultRow, best: ResultRow, task: str) -> float:
     if scores[0].kind == "perplexity":
         ratio = figure_ratio(row, best, task)
         return (
-            one_sided(math.log(ratio.value), ratio.sources)
+            one_sided_p(math.log(ratio.value), ratio.sources)
             if ratio.value and ratio.sources and ratio.value < math.inf
             else 1.0
         )
     runs = paired_values(row, best, task)
     if runs.single and all(score.hit_or_miss for score in scores):
-        return stats.worse(*paired_outcomes(row, best, task))
-    p: float = tests_of(scores[0]).worse(
+        return stats.inferiority_test(*paired_outcomes(row, best, task))
+    p: float = tests_of(scores[0]).inferiority_test(
         runs.left,
         runs.right,
         scores[0].parts,

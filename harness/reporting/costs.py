@@ -280,8 +280,8 @@ def _training_cells(
     def cost_of(quantity: Quantity) -> float | None:  # zero: not counted
         return mean(lambda cost: getattr(cost, quantity.key) or None)
 
-    line.add(columns.SEEN, cost_of(columns.SEEN))
-    line.add(columns.TRAINED, cost_of(columns.TRAINED))
+    line.add(columns.TOKENS_SEEN, cost_of(columns.TOKENS_SEEN))
+    line.add(columns.TOKENS_TRAINED, cost_of(columns.TOKENS_TRAINED))
     if rated:
         line.add(columns.RATE, _learning_rate(row))
     for quantity in (columns.TRAIN_SECONDS, columns.DEVICE_SECONDS, columns.FLOPS):
@@ -295,7 +295,7 @@ def _training_cells(
     line.add(
         columns.SHARED_SECONDS, mean(lambda cost: sum(one.seconds for one in cost.shared) or None)
     )
-    line.add(columns.SHARE_SECONDS, share)
+    line.add(columns.SHARED_SECONDS_PER_ROW, share)
     if price is not None:
         seconds = mean(lambda cost: cost.device_seconds or cost.seconds)
         line.add(

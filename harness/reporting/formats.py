@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.analysis.comparison import Group
 from harness.escape import clean_all, latex_comment, latex_text, markdown_cell, markdown_text
-from harness.files.writing import finite, write_whole
+from harness.files.writing import nonfinite_as_null, write_atomically
 from harness.reporting.notes import mixed_conditions
 from harness.reporting.table import BestCell, Table
 
@@ -113,7 +113,7 @@ def as_json(made: Sequence[ReportSection]) -> str:
         }
         for one in made
     ]
-    whole = finite(
+    whole = nonfinite_as_null(
         {"schema": 1, "mixed": mixed_conditions([one.group for one in made]), "groups": told}
     )
     return (
@@ -138,7 +138,7 @@ def write_sections(
     ):
         if form in forms:
             written.append(folder / name)
-            write_whole(written[-1], make(made))
+            write_atomically(written[-1], make(made))
     for number, one in enumerate(made if "csv" in forms else (), 1):
         for table in one.tables:
             path = folder / (

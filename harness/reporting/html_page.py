@@ -110,7 +110,7 @@ _WORDS = (
     columns.FAMILY,
     columns.SUBJECT,
 )
-_FLIPS = (columns.ROW, columns.LOST, columns.WON, columns.NET, columns.CHANGED)
+_FLIPS = (columns.ROW, columns.LOSSES, columns.WINS, columns.NET, columns.CHANGED)
 _PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)
 
 
@@ -278,12 +278,14 @@ def _point_data(one: Point) -> list[Any]:
 
 def _flip_lines(group: Group, task: str) -> list[list[Any]]:
     """Return (row, items lost, items won), means over seeds."""
-    from harness.statistics.stats import pairs
+    from harness.statistics.stats import count_pairs
 
     reference = next(iter(group.teacher.outcomes(task)), "") if group.teacher else ""
     lines = []
     for row in ordered_rows(group):
-        counts = [pairs(reference, run) for run in row.outcomes(task) if len(run) == len(reference)]
+        counts = [
+            count_pairs(run, reference) for run in row.outcomes(task) if len(run) == len(reference)
+        ]
         if counts and row.label != TEACHER:
             lost, won = (
                 sum(one.teacher_only for one in counts),

@@ -25,8 +25,8 @@ from harness.records.columns import DASH, Header, Quantity
 from harness.records.record import TEACHER, TaskScore
 from harness.reporting.table import BestCell, RowCells, Table, build_table, failure_of, row_name
 from harness.statistics import stats
-from harness.statistics.figures import BITS, weighted
-from harness.statistics.intervals import Interval, Source, half_width
+from harness.statistics.figures import BITS_PER_BYTE, weighted_mean
+from harness.statistics.intervals import ErrorSource, Interval, half_width
 
 _Exact = dict[Header, object]
 _TaskCells = dict[Quantity, tuple[str, _Exact]]  # of one row on one task: text and exact values
@@ -113,15 +113,15 @@ def _flip_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCe
     """Return how many items were lost and won, where both have outcomes."""
     reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
     counts = [
-        stats.pairs(reference, outcome)
+        stats.count_pairs(outcome, reference)
         for outcome in row.outcomes(task)
         if reference and len(outcome) == len(reference)
     ]
     if not counts:
         return {}
     lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
-    text = f"{columns.LOST.text(lost)}/{columns.WON.text(won)}"
-    return {columns.LOST_WON: (text, {columns.LOST.name: lost, columns.WON.name: won})}
+    text = f"{columns.LOSSES.text(lost)}/{columns.WINS.text(won)}"
+    return {columns.LOSSES_WINS: (text, {columns.LOSSES.name: lost, columns.WINS.name: won})}
 
 
 def _difference_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
@@ -148,7 +148,7 @@ def _fidelity_cells(row: ResultRow, task: str) -> _TaskCells:
     exact: _Exact = {columns.KL.name: kl, columns.KL.part(columns.HALF_WIDTH.header): error}
     return {
         columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)
-    } | _number_cell(columns.SAME_TOP, agreement)
+    } | _number_cell(columns.TOP1_AGREEMENT, agreement)
 
 
 def _number_cell(quantity: Quantity, value: float) -> _TaskCells:
@@ -159,9 +159,9 @@ def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: i
     """Return the half-width of a mean over seeds: its error over items, which the seeds share, and
     the scatter of the seeds.
     """
-    sources = [Source(fmean(error**2 for error in errors), max(1, items - 1))]
+    sources = [ErrorSource(fmean(error**2 for error in errors), max(1, items - 1))]
     if len(values) > 1:
-        sources.append(Source(variance(values) / len(values), len(values) - 1))
+        sources.append(ErrorSource(variance(values) / len(values), len(values) - 1))
     return half_width(sources)
 
 
@@ -182,7 +182,7 @@ def _perplexity_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _
     scores, reference = row.scores(task), teacher.scores(task) if teacher else []
     value = fmean(score.value for score in scores)
     cells = _number_cell(
-        columns.BITS_PER_BYTE if scores[0].metric == BITS else columns.PERPLEXITY, value
+        columns.BITS_PER_BYTE if scores[0].metric == BITS_PER_BYTE else columns.PERPLEXITY, value
     )
     if (
         teacher is not None
@@ -265,7 +265,7 @@ def _diagnostic_cells(
         columns.PICKED: " ".join(
             f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()
         ),
-        columns.UNENDED: "" if unended is None else columns.UNENDED.text(unended),
+        columns.TRUNCATED: "" if unended is None else columns.TRUNCATED.text(unended),
         columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
         columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
     }
@@ -273,7 +273,7 @@ def _diagnostic_cells(
     exact |= {Header(name, columns.CORRECT_BY): value for name, value in figures.items()}
     exact |= {columns.DROP_SHOWN.name: drop, columns.MACRO.name: macro}
     exact |= {columns.PICKED.part(letter): share for letter, share in picked.items()}
-    exact |= {columns.UNENDED.name: unended, columns.CUT_PROMPTS.name: prompts}
+    exact |= {columns.TRUNCATED.name: unended, columns.CUT_PROMPTS.name: prompts}
     return {quantity.name: text for quantity, text in cells.items() if text}, exact
 
 
@@ -283,13 +283,17 @@ def _smallest_visible_drop(group: Group, row: ResultRow, task: str) -> float | N
     """
     teacher = group.teacher.outcomes(task) if group.teacher else []
     counts = (
-        [stats.pairs(teacher[0], run) for run in row.outcomes(task) if len(run) == len(teacher[0])]
+        [
+            stats.count_pairs(run, teacher[0])
+            for run in row.outcomes(task)
+            if len(run) == len(teacher[0])
+        ]
         if teacher
         else []
     )
     if not counts or row is group.teacher:
         return None
-    return stats.smallest_drop(
+    return stats.detectable_drop(
         counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts)
     )
 
@@ -304,10 +308,10 @@ def figures_by_extractor(score: TaskScore) -> dict[str, float]:
 
 def _figure_of(score: TaskScore, name: str) -> float:
     if name in score.values:
-        return weighted(score.values[name], score.parts)
+        return weighted_mean(score.values[name], score.parts)
     marks = score.outcomes[name]
     return (
-        weighted([float(mark == "1") for mark in marks], score.parts)
+        weighted_mean([float(mark == "1") for mark in marks], score.parts)
         if score.parts
         else marks.count("1") / score.n
     )

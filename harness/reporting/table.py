@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.analysis.comparison import ResultRow, row_block
 from harness.escape import clean, csv_cell
-from harness.files.writing import keep_file
-from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, named
+from harness.files.writing import replace_file
+from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, quantity_of
 from harness.statistics.intervals import Interval
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Table:
         """
         frame = self.frame
         frame = frame.map(csv_cell).rename(columns=csv_cell)
-        keep_file(
+        replace_file(
             path,
             lambda fresh: frame.to_csv(
                 fresh, index=False, float_format="%.6g", lineterminator="\n"
@@ -110,7 +110,7 @@ class Table:
 
 def less_is_better(column: str) -> bool:
     """Tell whether a column's smaller numbers are the better ones."""
-    quantity = named(column)
+    quantity = quantity_of(column)
     return quantity is not None and quantity.better == "lower"
 
 
