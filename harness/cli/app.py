@@ -452,26 +452,32 @@ def cache(
     """List, verify or prune what teachers have computed; anything deleted is made again when it is
     needed.
     """
-    from harness.models.artefacts import KINDS, damage_of, default_cache, entries, remove
+    from harness.models.artefacts import (
+        KINDS,
+        cache_entries,
+        default_cache,
+        entry_damage,
+        remove_entry,
+    )
 
     place = folder or default_cache()
     if kind is not None and kind not in KINDS:
         raise unknown("kind of artefact", kind, KINDS)
     if folder is not None and not folder.is_dir():
         raise HarnessError(f"no cache folder at {folder}; leave --cache out for {default_cache()}")
-    found = [one for one in entries(place) if kind in (None, one.kind)]
+    found = [one for one in cache_entries(place) if kind in (None, one.kind)]
     damaged = 0
     for one in found:
         told = (
             f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  "
             f"{one.days:6.1f} days"
         )
-        wrong = "" if what is CacheAction.ls else damage_of(one)
+        wrong = "" if what is CacheAction.ls else entry_damage(one)
         damaged += bool(wrong)
         if what is CacheAction.prune:
             if not wrong and (older_than is None or one.days <= older_than):
                 continue
-            remove(one)
+            remove_entry(one)
             told += f"  deleted{f' ({wrong})' if wrong else ''}"
         elif what is CacheAction.verify:
             told += f"  DAMAGED: {wrong}" if wrong else "  whole"

@@ -11,13 +11,13 @@ from harness.contract import Checkpoint, Example, Prompting
 from harness.errors import CellFailed
 
 
-def renderer(
+def rendering_of(
     prompting: Prompting, base: Checkpoint
 ) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
     """Return how training items are shown to the student, and prompts to a model by its tokenizer:
     as the scorer shows them.
     """
-    from harness.models.language_model import as_chat, student_tokenizer
+    from harness.models.language_model import render_chat, student_tokenizer
 
     @cache
     def tokenizer_of_student() -> Any:
@@ -33,7 +33,7 @@ def renderer(
         turns = [{"role": role, "content": content} for role, content in example.conversation]
         return replace(
             example,
-            prompt=as_chat(tokenizer, turns),
+            prompt=render_chat(tokenizer, turns),
             plain=example.prompt,
             completion=example.completion.lstrip(),
         )
@@ -46,7 +46,7 @@ def renderer(
     system = [{"role": "system", "content": prompting.system}] if prompting.system else []
 
     def show(tokenizer: Any, prompt: str) -> str:
-        return as_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
+        return render_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
 
     def render(example: Example) -> Example:
         if example.conversation or not example.prompt:  # a text of its own, in no template

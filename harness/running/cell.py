@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from harness.contract import Checkpoint, Progress
 from harness.errors import Skipped
 from harness.files.untrusted import read_as
-from harness.machine.load import waiting_of
+from harness.machine.load import waiting_policy
 from harness.machine.memory import release_memory
 from harness.machine.process import end_with_parent
 from harness.records.conditions import ModelReference
@@ -128,7 +128,7 @@ def _environment(job: CellJob) -> Environment:
         device=job.conditions.device,
         dtype=job.conditions.dtype,
         threads=job.threads,
-        waiting=waiting_of(os.environ),
+        waiting=waiting_policy(os.environ),
         cores_in_use=job.cores_in_use,
     )
 

@@ -9,10 +9,10 @@ from typing import Any
 from harness import catalog
 from harness.contract import Checkpoint, Progress, Task
 from harness.data.examples import examples_digest, examples_of
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.data.training_sets import TrainingSet
 from harness.errors import CellFailed
-from harness.models.rendering import renderer
+from harness.models.rendering import rendering_of
 from harness.running.job import CellJob
 
 
@@ -25,7 +25,7 @@ class LoadedJob:
     job: CellJob
     tasks: dict[str, Task]
     training_tasks: dict[str, Task]  # whose examples are trained on; the same without own data
-    source: DataSource
+    source: LocalOrHubData
     progress: Callable[[Progress], None]
 
     @classmethod
@@ -37,8 +37,8 @@ class LoadedJob:
             name: catalog.load_task(name, include_path=job.include_path)
             for name in job.conditions.task_names
         }
-        render, show = renderer(job.conditions.prompting, job.student_base.checkpoint())
-        source = DataSource(folder=job.data_dir, render=render, show=show)
+        render, show = rendering_of(job.conditions.prompting, job.student_base.checkpoint())
+        source = LocalOrHubData(folder=job.data_dir, render=render, show=show)
         return cls(job, tasks, _training_tasks(job, tasks), source, progress)
 
     @property

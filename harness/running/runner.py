@@ -19,9 +19,9 @@ from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
 from harness.files.problems import describe_os_error
 from harness.files.writing import write_atomically
-from harness.machine.load import UNSEEN, Load, look, settings_of
-from harness.machine.process import Ended, attend
-from harness.models.artefacts import sweep
+from harness.machine.load import UNKNOWN_LOAD, MachineLoad, measure_load, waiting_variables
+from harness.machine.process import ProcessEnd, watch_process
+from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read_record, write_record
@@ -57,7 +57,7 @@ def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], 
     store = Store(plan.config.out)
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
-    sweep(plan.config.cache_folder)
+    remove_unfinished(plan.config.cache_folder)
     listing = store.write_run(
         plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
     )
@@ -175,7 +175,7 @@ def _compute_cell(
             if stage.key == cell.student_key or _stage_record_path(plan, stage.key, store) is None:
                 _delete_student(store.student(stage.key))
         save_key_parts(plan, cell, store)
-        load = look()
+        load = measure_load()
         if load.busy:
             callbacks.on_message(
                 f"{cell.label}: the machine is busy ({load}): threads wait passively"
@@ -215,7 +215,7 @@ def _previous_failure(record: Path) -> str:
         return ""
 
 
-def _process_failure(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
+def _process_failure(ended: ProcessEnd, before: str, seconds: float | None, log: Path) -> str:
     """Say why a process left no record, and what to do: the same crash twice is no accident."""
     if ended.late:
         return (
@@ -252,7 +252,9 @@ def _delete_student(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cell_job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
+def _cell_job(
+    plan: Plan, cell: PlannedCell, store: Store, load: MachineLoad = UNKNOWN_LOAD
+) -> CellJob:
     return CellJob(
         cell=cell,
         conditions=plan.conditions_of(cell),
@@ -291,7 +293,7 @@ def _stage_record_path(plan: Plan, student_key: str, store: Store) -> Path | Non
     )
 
 
-def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
+def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything where models and items are
     here.
     """
@@ -306,7 +308,7 @@ def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **settings, **settings_of(load, os.environ)}
+    return {**os.environ, **settings, **waiting_variables(load, os.environ)}
 
 
 def _run_process(
@@ -315,7 +317,7 @@ def _run_process(
     *,
     environment: dict[str, str],
     seconds: float | None = None,
-) -> Ended:
+) -> ProcessEnd:
     """Start `python -m harness.running.cell`, pass its signs of life on, return how it ended."""
     log = folder / "log.txt"
     log.unlink(missing_ok=True)
@@ -337,7 +339,7 @@ def _run_process(
             encoding="utf-8",
             errors="replace",
         )
-    return attend(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
+    return watch_process(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
 
 
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness.contract import Checkpoint, Example, Job, Progress, Task
-from harness.data.contamination import overlapping
+from harness.data.contamination import overlapping_prompts
 from harness.data.examples import examples_digest
 from harness.errors import CellFailed
 from harness.files.closure import code_digest
@@ -26,7 +26,7 @@ from harness.files.lines import read_signed_lines, signed_line
 from harness.files.untrusted import parse_json, read_object
 from harness.files.writing import write_atomically
 from harness.machine.gpu import device_label
-from harness.models.encoding import written_text
+from harness.models.encoding import decode_continuation
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import forward_flops_per_token
 from harness.scoring.backend import CanGenerate, Generation, Sampling
@@ -173,7 +173,9 @@ class _TraceRequest:
         space.
         """
         ids = answer.ids[:-1] if answer.stop == "eos" else answer.ids
-        return replace(answer, text=written_text(self.opened.tokenizer, self.prompts[row], ids))
+        return replace(
+            answer, text=decode_continuation(self.opened.tokenizer, self.prompts[row], ids)
+        )
 
 
 def _generate_resumably(
@@ -351,7 +353,7 @@ def filter_traces(
     left at all.
     """
     by_task = {example.task: dict.fromkeys(_COUNTS, 0) for example in examples}
-    held_out = overlapping(examples, job.tasks, job.source)
+    held_out = overlapping_prompts(examples, job.tasks, job.source)
     right: list[tuple[Example, str]] = []
     ended: list[tuple[Example, str]] = []
     for example, group in zip(examples, texts, strict=True):

@@ -11,7 +11,7 @@ from harness.data.source import DataSource, NoSplit
 from harness.data.training_sets import examples_of_row, parse_training_sets
 from harness.errors import HarnessError
 
-SOURCE = DataSource()
+SOURCE = LocalOrHubData()
 TALK = [
     {"role": "system", "content": "Be short."},
     {"role": "user", "content": "Hi"},

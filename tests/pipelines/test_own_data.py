@@ -14,7 +14,7 @@ import pytest
 import harness
 import suites
 from harness.api import plan_run
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.planning.config import build_config
 
 SMALL = {"budget": 1_500, "rows": 24, "limit": 8, "grid": "none", "noise": 0, "controls": False}
@@ -48,7 +48,7 @@ def sums(count, first=0):
 
 def scored(task="gsm8k-mini", count=3):
     """Return examples that hold evaluation items."""
-    items = suites.load(task).examples("test", DataSource())
+    items = suites.load(task).examples("test", LocalOrHubData())
     return [{"prompt": item.prompt, "completion": item.completion} for item in islice(items, count)]
 
 
