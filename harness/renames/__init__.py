@@ -108,6 +108,7 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "harness.models.language_model, harness.models.shaping, harness.models.resolve",
         FROM_0_1,
     ),
+    "harness.scoring.backend:Scored": ("harness.scoring.backend:LikelihoodRequest", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

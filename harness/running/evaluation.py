@@ -33,7 +33,7 @@ from harness.running.loaded import LoadedJob
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
     from harness.scoring.backend import Backend
-    from harness.scoring.fidelity import Read
+    from harness.scoring.fidelity import TeacherReading
     from harness.scoring.items import ItemRow
 
 NO_ANSWERS = "the teacher's row had none to compare with"
@@ -136,19 +136,19 @@ def _backend(
     memory back at the end.
     """
     from harness.models.language_model import open_model
-    from harness.scoring.transformers_backend import Transformers
+    from harness.scoring.transformers_backend import TransformersBackend
 
     if job.work.backend == "transformers":
         pack = few * _TOKENS_OF_FEW if few else None
-        yield Transformers(
+        yield TransformersBackend(
             open_model(checkpoint, device=job.conditions.device, dtype=dtype),
             few or job.work.batch_size,
             pack=pack,
         )
         return
-    from harness.scoring.vllm_backend import Vllm
+    from harness.scoring.vllm_backend import VllmBackend
 
-    engine = Vllm(checkpoint, dtype=dtype, device=job.conditions.device)
+    engine = VllmBackend(checkpoint, dtype=dtype, device=job.conditions.device)
     try:
         yield engine
     finally:
@@ -229,11 +229,11 @@ def _remember(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[ItemRow]"
     """Keep what the teacher reads for its students; a student whose teacher could not keep it opens
     the teacher itself.
     """
-    from harness.scoring.fidelity import remember
+    from harness.scoring.fidelity import save_hidden_states
 
     written = [name for name, task in loaded.tasks.items() if task.kind == "generate"]
     try:
-        remember(loaded.job.cell_folder / _TEACHER_READS, teacher, rows, written)
+        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS, teacher, rows, written)
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
         print(
@@ -277,7 +277,7 @@ def _fidelity(
     vocabulary.
     """
     from harness.models.language_model import student_tokenizer
-    from harness.scoring.fidelity import choice_fidelity, reader, token_fidelity
+    from harness.scoring.fidelity import choice_fidelity, distribution_reader, token_fidelity
 
     if loaded.job.teacher_samples is None:
         return ()
@@ -304,7 +304,9 @@ def _fidelity(
         elif task.kind == "generate":
             distances.append(
                 token_fidelity(
-                    name, teacher.reads(name, before, width=student.vocabulary), reader(student)
+                    name,
+                    teacher.reads(name, before, width=student.vocabulary),
+                    distribution_reader(student),
                 )
             )
     return tuple(distance for distance in distances if distance is not None)
@@ -331,12 +333,17 @@ class _TeacherReader:
     loaded: LoadedJob
     opened: "LanguageModel | None" = None
 
-    def reads(self, task: str, rows: "list[ItemRow]", *, width: int) -> "Iterator[Read]":
+    def reads(self, task: str, rows: "list[ItemRow]", *, width: int) -> "Iterator[TeacherReading]":
         """Return what the teacher reads at every token of its answers to a task: of `width` tokens
         of the vocabulary.
         """
         from harness.models.language_model import open_model
-        from harness.scoring.fidelity import reader, reads, recall, texts_to_read
+        from harness.scoring.fidelity import (
+            answers_to_compare,
+            distribution_reader,
+            load_teacher_readings,
+            read_answers,
+        )
 
         job, conditions, checkpoint = (
             self.loaded.job,
@@ -344,7 +351,7 @@ class _TeacherReader:
             self.loaded.teachers[0],
         )
         assert job.teacher_samples is not None
-        kept = recall(
+        kept = load_teacher_readings(
             job.teacher_samples.with_name(_TEACHER_READS),
             checkpoint,
             task,
@@ -356,7 +363,11 @@ class _TeacherReader:
         self.opened = self.opened or open_model(
             checkpoint, device=conditions.device, dtype=conditions.dtype
         )
-        return reads(reader(self.opened), texts_to_read(self.opened, task, rows), width=width)
+        return read_answers(
+            distribution_reader(self.opened),
+            answers_to_compare(self.opened, task, rows),
+            width=width,
+        )
 
 
 def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measurement, ...]:
@@ -387,7 +398,7 @@ def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measur
 def _flips(
     loaded: LoadedJob, tasks: dict[str, Task], rows: "tuple[ItemRow, ...]"
 ) -> Iterator[Measurement]:
-    from harness.scoring.outcomes import changed
+    from harness.scoring.outcomes import outcome_changes
     from harness.scoring.score import score_task
 
     job = loaded.job
@@ -412,7 +423,9 @@ def _flips(
                 progress=loaded.progress,
                 prompting=job.conditions.prompting,
             )
-            flips = changed([row for row in rows if row.task == name], again, figure.primary)
+            flips = outcome_changes(
+                [row for row in rows if row.task == name], again, figure.primary
+            )
             share = sum(flips) / len(flips)
             yield measurement_of(
                 columns.FLIPS, share, name, values=(float(len(flips)),), condition=condition

@@ -34,7 +34,7 @@ from harness.machine.memory import release_memory
 from harness.models.artefacts import described, described_damage, description_of
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import DENSE, forward_flops_per_token
-from harness.scoring.backend import CanRead, Scored, TopK
+from harness.scoring.backend import CanRead, LikelihoodRequest, TopK
 from harness.scoring.reading import Reader
 from methods.training.positions import Distribution
 from methods.training.rows import Batch, Row
@@ -314,9 +314,9 @@ def _write_shards(
     return shards
 
 
-def scored_of(row: Row) -> Scored:
+def scored_of(row: Row) -> LikelihoodRequest:
     """Return a training row as a backend is asked: its trained tokens stand at its end."""
-    return Scored(row.ids, row.trained)
+    return LikelihoodRequest(row.ids, row.trained)
 
 
 def _check(

@@ -431,3 +431,9 @@ def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
     assert find("UserError") is HarnessError and len(said()) == 2
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         find("Other")
+
+
+def test_a_request_to_a_backend_by_its_old_name(said):
+    import harness.scoring.backend as backend
+
+    assert backend.Scored is backend.LikelihoodRequest and len(said()) == 1
