@@ -13,7 +13,7 @@ from harness.escape import clean
 from harness.planning.cells import PlannedCell
 from harness.records import columns
 from harness.records.record import TaskScore
-from harness.running.runner import Finished, Watcher
+from harness.running.runner import CellResult, RunCallbacks
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -61,13 +61,13 @@ class Console:
         if self._live:
             self._live.stop()
 
-    def watcher(self) -> Watcher:
+    def callbacks(self) -> RunCallbacks:
         """Return the callbacks for the runner."""
-        return Watcher(
-            begin=self._begin,
-            alive=lambda cell, one: self.progress(one),
-            end=self._end,
-            say=self.say,
+        return RunCallbacks(
+            on_start=self._begin,
+            on_progress=lambda cell, one: self.progress(one),
+            on_end=self._end,
+            on_message=self.say,
         )
 
     def say(self, line: str) -> None:
@@ -84,7 +84,7 @@ class Console:
         self._stage = ""
         self._began = time.monotonic()
 
-    def _end(self, finished: Finished) -> None:
+    def _end(self, finished: CellResult) -> None:
         record = finished.record
         if record is None:
             outcome = f"left ({finished.note})"

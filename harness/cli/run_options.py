@@ -10,10 +10,10 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from harness.planning.fields import Setting, settings_of
+from harness.planning.fields import Setting, settings_by_name
 
 
-def parameters_of(model: type[BaseModel]) -> list[Any]:
+def option_parameters(model: type[BaseModel]) -> list[Any]:
     """Return a model's fields as a command's options, in their order. None of them is required:
     defaults are the model's.
     """
@@ -21,7 +21,7 @@ def parameters_of(model: type[BaseModel]) -> list[Any]:
     def typed(**values: Any) -> None:
         """Take what was typed; only its signature is read."""
 
-    takes = [_parameter(one) for one in settings_of(model).values()]
+    takes = [_parameter(one) for one in settings_by_name(model).values()]
     typed.__signature__ = inspect.Signature(takes)  # type: ignore[attr-defined]
     typed.__annotations__ = {}
     app = typer.Typer(add_completion=False)
@@ -29,11 +29,11 @@ def parameters_of(model: type[BaseModel]) -> list[Any]:
     return list(typer.main.get_command(app).params)
 
 
-def values_of(model: type[BaseModel], typed: dict[str, Any]) -> dict[str, Any]:
+def typed_values(model: type[BaseModel], typed: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the settings that were typed. Raises `HarnessError` for a text that is
     none.
     """
-    read = {name: one.value_of(typed.get(name)) for name, one in settings_of(model).items()}
+    read = {name: one.value_of(typed.get(name)) for name, one in settings_by_name(model).items()}
     return {name: value for name, value in read.items() if value is not None}
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 
 from harness.estimating.hardware import Hardware
-from harness.estimating.workload import ROW_TOKENS, Asked, Work
+from harness.estimating.workload import ROW_TOKENS, EstimateRequest, Workload
 from harness.files.digests import digest_of
-from harness.records.conditions import EVERY_ROW, shared_by
-from harness.records.record import RunRecord, rows_of
+from harness.records.conditions import EVERY_ROW, shared_conditions
+from harness.records.record import RunRecord, row_kinds
 
 PUBLISHED = Path(__file__).parents[1] / "reporting" / "assets" / "published.json"
 _DEFAULTS = {  # setting of `response` -> default, and what speaks for it
@@ -26,8 +26,8 @@ _DEFAULTS = {  # setting of `response` -> default, and what speaks for it
 
 
 def advice(
-    asked: Asked,
-    work: Mapping[str, Work],
+    asked: EstimateRequest,
+    work: Mapping[str, Workload],
     hardware: Hardware,
     *,
     fits: bool,
@@ -38,7 +38,9 @@ def advice(
     """
     lines = []
     reading = [
-        name for name in asked.chain if work[name].reads_teacher and not work[name].reads_inside
+        name
+        for name in asked.chain
+        if work[name].reads_teacher and not work[name].reads_live_teacher
     ]
     if reading:
         length, _, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
@@ -65,13 +67,14 @@ def advice(
         lines.append("NOT EVERYTHING FITS: see the stages marked so.")
     if reading:
         lines += [
-            _setting(records, name, default, why) for name, (default, why) in _DEFAULTS.items()
+            _setting_advice(records, name, default, why)
+            for name, (default, why) in _DEFAULTS.items()
         ]
-    lines += _published(asked, any(work[name].trains for name in asked.chain))
+    lines += _published_results(asked, any(work[name].trains for name in asked.chain))
     return lines
 
 
-def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: str) -> str:
+def _setting_advice(records: Sequence[RunRecord], name: str, default: str, otherwise: str) -> str:
     """Recommend a setting of `response`: the best of records that differ in nothing else, else the
     default.
     """
@@ -86,7 +89,9 @@ def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: s
         if not usable or name not in record.settings or not record.scores[0].retains:
             continue
         others = {key: value for key, value in record.settings.items() if key != name}
-        same = digest_of(shared_by(record.conditions, (*EVERY_ROW, *rows_of(record))), others)
+        same = digest_of(
+            shared_conditions(record.conditions, (*EVERY_ROW, *row_kinds(record))), others
+        )
         alike.setdefault(same, {}).setdefault(record.settings[name], []).append(record)
     tried = max(alike.values(), key=len, default={})
     if len(tried) < 2:
@@ -102,7 +107,7 @@ def _setting(records: Sequence[RunRecord], name: str, default: str, otherwise: s
     )
 
 
-def _published(asked: Asked, trains: bool) -> list[str]:
+def _published_results(asked: EstimateRequest, trains: bool) -> list[str]:
     """Quote the published retentions nearest in size ratio, and the control that belongs beside
     them.
     """

@@ -14,10 +14,23 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from harness.estimating.advice import advice
-from harness.estimating.hardware import GIB, Hardware, made_here
-from harness.estimating.workload import ITEM_TOKENS, ROW_TOKENS, TOP_K, TOP_K_BYTES, Asked, Work
-from harness.measuring.scenario import VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
-from harness.models.shape import CPU_CACHE, DENSE, ROWS_AT_ONCE, STATE_BYTES, Shape
+from harness.estimating.hardware import GIB, Hardware, records_of_this_machine
+from harness.estimating.workload import (
+    ITEM_TOKENS,
+    ROW_TOKENS,
+    TOP_K,
+    TOP_K_BYTES,
+    EstimateRequest,
+    Workload,
+)
+from harness.measuring.scenario import MIN_WARMUP_SECONDS, VISIT_SECONDS, parse_grid
+from harness.models.shape import (
+    CPU_KV_BYTES,
+    MAX_BATCH_ROWS,
+    MAX_DENSE_VOCABULARY,
+    TRAINING_BYTES_PER_WEIGHT,
+    Shape,
+)
 from harness.records import columns
 from harness.records.record import RunRecord
 
@@ -29,7 +42,7 @@ _STEP_SECONDS = 2.5e-4  # of Python and kernel starts, a block and decoding step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageEstimate:
     """One line of the plan."""
 
     name: str
@@ -46,9 +59,9 @@ class Stage:
 class Estimate:
     """A plan in numbers."""
 
-    asked: Asked
+    request: EstimateRequest
     hardware: Hardware
-    stages: tuple[Stage, ...]
+    stages: tuple[StageEstimate, ...]
     advice: tuple[str, ...]
 
     @property
@@ -63,8 +76,8 @@ class Estimate:
 
 
 def estimate(
-    asked: Asked,
-    work: Mapping[str, Work],
+    asked: EstimateRequest,
+    work: Mapping[str, Workload],
     hardware: Hardware,
     records: Sequence[RunRecord],
     *,
@@ -73,38 +86,44 @@ def estimate(
     """Estimate a chain stage by stage; `teacher_row` adds the teacher's own scoring, which a table
     needs once.
     """
-    stages: list[Stage] = []
-    shape = asked.teacher if work[asked.chain[0]].of_teacher else asked.student
+    stages: list[StageEstimate] = []
+    shape = asked.teacher if work[asked.chain[0]].starts_from_teacher else asked.student
     if teacher_row:
-        stages.append(scoring("score the teacher", asked.teacher, asked, hardware, records))
+        stages.append(scoring_stage("score the teacher", asked.teacher, asked, hardware, records))
     for name in asked.chain:
-        stages += making(name, work[name], shape, asked, hardware)
-        shape = work[name].shaped(shape)
+        stages += student_stages(name, work[name], shape, asked, hardware)
+        shape = work[name].student_shape(shape)
     stages.append(
-        scoring("score and time the student", shape, asked, hardware, records, beside=asked.teacher)
+        scoring_stage(
+            "score and time the student", shape, asked, hardware, records, beside=asked.teacher
+        )
     )
     told = advice(asked, work, hardware, fits=all(stage.fits for stage in stages), records=records)
-    return Estimate(asked=asked, hardware=hardware, stages=tuple(stages), advice=tuple(told))
+    return Estimate(request=asked, hardware=hardware, stages=tuple(stages), advice=tuple(told))
 
 
-def making(name: str, work: Work, shape: Shape, asked: Asked, hardware: Hardware) -> list[Stage]:
+def student_stages(
+    name: str, work: Workload, shape: Shape, asked: EstimateRequest, hardware: Hardware
+) -> list[StageEstimate]:
     """Return what one method of a chain takes, given a model of a shape: the teacher's part, which
     rows share, then its own.
     """
-    stages = [_traces(asked, hardware)] if work.writes_traces else []
+    stages = [_traces_stage(asked, hardware)] if work.writes_traces else []
     cached = _is_cached(work, asked)
     if cached:
-        stages.append(_reading(asked, hardware))
+        stages.append(_teacher_reading_stage(asked, hardware))
     if work.trains:
         stages.append(
-            _training(name, work, shape, asked, hardware, live=work.reads_teacher and not cached)
+            _training_stage(
+                name, work, shape, asked, hardware, live=work.reads_teacher and not cached
+            )
         )
-    elif work.changes:
-        stages.append(_posthoc(name, work, shape, hardware))
+    elif work.changes_weights:
+        stages.append(_posthoc_stage(name, work, shape, hardware))
     return stages
 
 
-def _item(hardware: Hardware) -> int:
+def _bytes_per_value(hardware: Hardware) -> int:
     return 4 if hardware.kind == "cpu" else 2
 
 
@@ -129,28 +148,33 @@ def logits_bytes(vocabulary: int, tokens: float, trained: float, *, teacher: boo
     return 4.0 * vocabulary * ((3 if teacher else 2) * tokens + (8 if teacher else 4) * trained)
 
 
-def _is_cached(work: Work, asked: Asked) -> bool:
+def _is_cached(work: Workload, asked: EstimateRequest) -> bool:
     """Tell whether a method keeps the teacher's distributions: logits alone, and a budget that
     reads every row once and more.
     """
     length, _, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
-    return work.reads_teacher and not work.reads_inside and asked.budget >= asked.rows * length
+    return (
+        work.reads_teacher and not work.reads_live_teacher and asked.budget >= asked.rows * length
+    )
 
 
-def _reading(asked: Asked, hardware: Hardware) -> Stage:
+def _teacher_reading_stage(asked: EstimateRequest, hardware: Hardware) -> StageEstimate:
     """The teacher reads every distinct row once; its distributions are kept."""
     length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
     tokens = asked.rows * length
     seconds = tokens * asked.teacher.forward_flops(length) / (hardware.forward * hardware.count)
-    layout, memory, fits = _sharded(
+    layout, memory, fits = _place_model(
         asked.teacher,
         hardware,
-        2.0**28 + activation_bytes(replace(asked.teacher, layers=1), long, _item(hardware)),
+        2.0**28
+        + activation_bytes(replace(asked.teacher, layers=1), long, _bytes_per_value(hardware)),
     )
     each = (
-        asked.teacher.vocabulary * 2 if asked.teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
+        asked.teacher.vocabulary * 2
+        if asked.teacher.vocabulary <= MAX_DENSE_VOCABULARY
+        else TOP_K * TOP_K_BYTES
     )
-    return Stage(
+    return StageEstimate(
         name="teacher reads the rows (once, cached)",
         seconds=seconds,
         memory=_PROCESS_BYTES[hardware.kind] + memory,
@@ -162,9 +186,15 @@ def _reading(asked: Asked, hardware: Hardware) -> Stage:
     )
 
 
-def _training(
-    name: str, work: Work, student: Shape, asked: Asked, hardware: Hardware, *, live: bool
-) -> Stage:
+def _training_stage(
+    name: str,
+    work: Workload,
+    student: Shape,
+    asked: EstimateRequest,
+    hardware: Hardware,
+    *,
+    live: bool,
+) -> StageEstimate:
     length, share, long = ROW_TOKENS["mini" if asked.mini else "outside"]
     # rows lie beside rows of their own length: the longest batch decides the memory
     tokens = asked.micro_batch_size * long
@@ -173,16 +203,16 @@ def _training(
         if work.reads_teacher
         else student.vocabulary
     )
-    need = _Need(
-        states=float(STATE_BYTES * student.parameters),
-        activations=activation_bytes(student, tokens, _item(hardware)),
+    need = _TrainingMemory(
+        states=float(TRAINING_BYTES_PER_WEIGHT * student.parameters),
+        activations=activation_bytes(student, tokens, _bytes_per_value(hardware)),
         logits=logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher),
-        teacher=float(asked.teacher.parameters * _item(hardware)) if live else 0.0,
-        cacheable=live and not work.reads_inside,
+        teacher=float(asked.teacher.parameters * _bytes_per_value(hardware)) if live else 0.0,
+        cacheable=live and not work.reads_live_teacher,
     )
     base = _PROCESS_BYTES[hardware.kind]
     room = (hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory) - base
-    way = _layout(need, student, room, hardware)
+    way = _choose_layout(need, student, room, hardware)
     flops = 3 * way.compute * student.forward_flops(length) * asked.budget
     seconds = flops / (hardware.train * hardware.count)
     held_out = (2 + asked.budget // (asked.rows * length)) * asked.validation_rows * length
@@ -190,7 +220,7 @@ def _training(
     if live:  # a cache would read each row once, and the budget reads fewer than all
         read = asked.rows * length if way.cached else asked.budget
         seconds += asked.teacher.forward_flops(length) * read / (hardware.forward * hardware.count)
-    return Stage(
+    return StageEstimate(
         name=f"train: {name}",
         seconds=seconds + _START_SECONDS,
         memory=base + way.memory,
@@ -204,7 +234,7 @@ def _training(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Need:
+class _TrainingMemory:
     """What training holds, in bytes: states of the student, what the backward pass needs, logits,
     the teacher.
     """
@@ -217,7 +247,7 @@ class _Need:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Layout:
     """One way to lay it out: bytes of a device, and what it costs."""
 
     layout: str
@@ -227,7 +257,9 @@ class _Way:
     cached: bool = False
 
 
-def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Way:
+def _choose_layout(
+    need: _TrainingMemory, student: Shape, room: float, hardware: Hardware
+) -> _Layout:
     """Choose the simplest way in which training fits, else the smallest."""
     devices = hardware.count
     working = need.activations + need.logits
@@ -244,7 +276,7 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
     # DDP copies gradients into its own buckets
     buckets = 4.0 * student.parameters if devices > 1 else 0.0
     beside = ", teacher beside it" if need.teacher else ""
-    ways = [_Way(f"{one}{beside}", need.states + buckets + working + need.teacher)]
+    ways = [_Layout(f"{one}{beside}", need.states + buckets + working + need.teacher)]
     if devices > 1:
         # What one moment gathers: the widest block and the embedding, head too where it has weights
         # of its own; weights and gradients.
@@ -257,11 +289,11 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
         sharded = ", teacher sharded" if need.teacher else ""
         if need.teacher:
             ways.append(
-                _Way(f"DDP over {devices}{sharded}", need.states + buckets + working + share)
+                _Layout(f"DDP over {devices}{sharded}", need.states + buckets + working + share)
             )
-        ways.append(_Way(f"FSDP2 over {devices}{sharded}", split + working + share))
+        ways.append(_Layout(f"FSDP2 over {devices}{sharded}", split + working + share))
         ways.append(
-            _Way(
+            _Layout(
                 f"FSDP2 over {devices}{sharded}, activations recomputed",
                 split + recomputed + share,
                 compute=again,
@@ -270,7 +302,7 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
     else:
         split = need.states
         ways.append(
-            _Way(
+            _Layout(
                 f"{one}{beside}, micro_batch_size=1",
                 split + working / 16 + need.teacher,
                 "--set METHOD.micro_batch_size=1",
@@ -279,7 +311,7 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
     if need.cacheable:
         name = f"FSDP2 over {devices}" if devices > 1 else one
         ways.append(
-            _Way(
+            _Layout(
                 f"{name}, teacher's log-probabilities from the cache",
                 split + working,
                 "--set METHOD.cache=on",
@@ -289,12 +321,12 @@ def _layout(need: _Need, student: Shape, room: float, hardware: Hardware) -> _Wa
     return next((way for way in ways if way.memory <= room), min(ways, key=lambda way: way.memory))
 
 
-def _sharded(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float, bool]:
+def _place_model(shape: Shape, hardware: Hardware, extra: float) -> tuple[str, float, bool]:
     """Place a model that is only read: on each device, or split over all (tensor parallel)."""
     room = (
         hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory
     ) - _PROCESS_BYTES[hardware.kind]
-    whole = float(shape.parameters * _item(hardware))
+    whole = float(shape.parameters * _bytes_per_value(hardware))
     if whole + extra <= room or hardware.count == 1:
         layout = (
             "one process"
@@ -317,14 +349,14 @@ def _decoding(
     """Return (seconds, rows at once) of writing `written` tokens behind `prompt` for every row, on
     all devices together.
     """
-    item = _item(hardware)
-    share = min(0.3 * hardware.memory, float(CPU_CACHE) if hardware.kind == "cpu" else math.inf)
+    item = _bytes_per_value(hardware)
+    share = min(0.3 * hardware.memory, float(CPU_KV_BYTES) if hardware.kind == "cpu" else math.inf)
     batch = int(
         max(
             1,
             min(
                 rows,
-                ROWS_AT_ONCE[hardware.kind],
+                MAX_BATCH_ROWS[hardware.kind],
                 share // max(1, shape.kv_bytes(batch=1, tokens=prompt + written, item=item)),
             ),
         )
@@ -339,7 +371,7 @@ def _decoding(
     return steps * (max(reading, computing) + shape.layers * _STEP_SECONDS), batch
 
 
-def _traces(asked: Asked, hardware: Hardware) -> Stage:
+def _traces_stage(asked: EstimateRequest, hardware: Hardware) -> StageEstimate:
     length, share, _ = ROW_TOKENS["mini" if asked.mini else "outside"]
     prompt, written = round(length * (1 - share)), round(length * share)
     seconds, batch = _decoding(asked.teacher, asked.rows * asked.samples, prompt, written, hardware)
@@ -350,10 +382,10 @@ def _traces(asked: Asked, hardware: Hardware) -> Stage:
         * asked.teacher.forward_flops(prompt)
         / (hardware.forward * hardware.count)
     )
-    cache = asked.teacher.kv_bytes(batch=batch, tokens=length, item=_item(hardware))
-    layout, memory, fits = _sharded(asked.teacher, hardware, float(cache))
+    cache = asked.teacher.kv_bytes(batch=batch, tokens=length, item=_bytes_per_value(hardware))
+    layout, memory, fits = _place_model(asked.teacher, hardware, float(cache))
     mebibytes = asked.rows * asked.samples * length * 6 / 2**20
-    return Stage(
+    return StageEstimate(
         name="teacher writes traces (once, cached)",
         seconds=seconds,
         memory=_PROCESS_BYTES[hardware.kind] + memory,
@@ -365,11 +397,11 @@ def _traces(asked: Asked, hardware: Hardware) -> Stage:
     )
 
 
-def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
+def _posthoc_stage(name: str, work: Workload, shape: Shape, hardware: Hardware) -> StageEstimate:
     """Quantise, prune or factorise: read and write every weight; with calibration, two forward
     passes over its text.
     """
-    item = _item(hardware)
+    item = _bytes_per_value(hardware)
     seconds = 3 * shape.parameters * item / hardware.bandwidth + _START_SECONDS
     sequences, length = work.calibrates
     if sequences:
@@ -383,13 +415,13 @@ def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
         # second-moment matrices and their factors
         seconds += 20 * shape.parameters * shape.hidden / hardware.train
     extra = activation_bytes(replace(shape, layers=1), 2_048, item) + 4.0 * shape.hidden**2
-    layout, memory, fits = _sharded(shape, hardware, extra)
+    layout, memory, fits = _place_model(shape, hardware, extra)
     note = (
         f"{work.bits:g} bits a weight: {shape.parameters * work.bits / 8 / GIB:.2f} GiB"
         if work.bits
         else ""
     )
-    return Stage(
+    return StageEstimate(
         name=f"compress: {name}",
         seconds=seconds,
         memory=_PROCESS_BYTES[hardware.kind] + memory,
@@ -400,7 +432,7 @@ def _posthoc(name: str, work: Work, shape: Shape, hardware: Hardware) -> Stage:
     )
 
 
-def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -> float:
+def _timing_seconds(shapes: Sequence[Shape], asked: EstimateRequest, hardware: Hardware) -> float:
     """Return what the stopwatches take for the grid: two starts, warm-ups, and two visits of each
     model a round.
     """
@@ -413,7 +445,9 @@ def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -
             run = tokens * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
             reading = (
                 shape.decode_bytes(
-                    batch=scenario.batch, tokens=scenario.prompt_tokens, item=_item(hardware)
+                    batch=scenario.batch,
+                    tokens=scenario.prompt_tokens,
+                    item=_bytes_per_value(hardware),
                 )
                 / hardware.bandwidth
             )
@@ -421,20 +455,20 @@ def _timing_seconds(shapes: Sequence[Shape], asked: Asked, hardware: Hardware) -
                 scenario.batch * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
             )
             run += scenario.new_tokens * (max(reading, computing) + shape.layers * _STEP_SECONDS)
-            total += max(3 * run, WARM_UP_SECONDS) + asked.rounds * 2 * max(
+            total += max(3 * run, MIN_WARMUP_SECONDS) + asked.rounds * 2 * max(
                 1.25 * run, 1.25 * VISIT_SECONDS
             )
     return total
 
 
-def scoring(
+def scoring_stage(
     name: str,
     shape: Shape,
-    asked: Asked,
+    asked: EstimateRequest,
     hardware: Hardware,
     records: Sequence[RunRecord],
     beside: Shape | None = None,
-) -> Stage:
+) -> StageEstimate:
     """Score every task and time the model; seconds an item by this machine's records where it has
     some, scaled by the FLOPs of a token.
     """
@@ -446,7 +480,7 @@ def scoring(
     for task, count in asked.items.items():
         own, common, written = ITEM_TOKENS.get(task, (150, 0, 30))
         tokens += count * (own + written) + common
-        measured = _measured_item(task, shape, records) if hardware.kind == "cpu" else None
+        measured = _recorded_item_seconds(task, shape, records) if hardware.kind == "cpu" else None
         if measured is not None:
             known += 1
             seconds += count * measured
@@ -458,10 +492,10 @@ def scoring(
         )
         if written:
             seconds += _decoding(shape, count, own, written, hardware)[0]
-    item = _item(hardware)
-    working = float(CPU_CACHE) if hardware.kind == "cpu" else 0.3 * hardware.memory
-    layout, memory, fits = _sharded(
-        shape, hardware, min(working, decoding_cache(shape, asked, item))
+    item = _bytes_per_value(hardware)
+    working = float(CPU_KV_BYTES) if hardware.kind == "cpu" else 0.3 * hardware.memory
+    layout, memory, fits = _place_model(
+        shape, hardware, min(working, decoding_cache_bytes(shape, asked, item))
     )
     note = f"{known} of {len(asked.items)} tasks from this machine's records" if known else ""
     if (
@@ -470,7 +504,7 @@ def scoring(
         > _USABLE * hardware.memory
     ):
         note = "not timed on one GPU: base and model do not fit side by side"
-    return Stage(
+    return StageEstimate(
         name=name,
         seconds=seconds,
         memory=_PROCESS_BYTES[hardware.kind] + memory,
@@ -481,7 +515,7 @@ def scoring(
     )
 
 
-def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
+def decoding_cache_bytes(shape: Shape, asked: EstimateRequest, item: int) -> float:
     """Return the bytes of keys and values if every row were decoded at once."""
     most = 0.0
     for task, count in asked.items.items():
@@ -490,7 +524,7 @@ def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
             most,
             float(
                 shape.kv_bytes(
-                    batch=min(count, ROWS_AT_ONCE["cpu"]), tokens=own + written, item=item
+                    batch=min(count, MAX_BATCH_ROWS["cpu"]), tokens=own + written, item=item
                 )
                 + shape.kv_bytes(batch=1, tokens=common, item=item)
             ),
@@ -498,12 +532,12 @@ def decoding_cache(shape: Shape, asked: Asked, item: int) -> float:
     return most
 
 
-def _measured_item(task: str, shape: Shape, records: Sequence[RunRecord]) -> float | None:
+def _recorded_item_seconds(task: str, shape: Shape, records: Sequence[RunRecord]) -> float | None:
     """Return seconds an item from this machine's records of the task, scaled by size; None without
     a record within 4x of the size.
     """
     found: list[tuple[float, float]] = []
-    for record in made_here(records):
+    for record in records_of_this_machine(records):
         score = record.score(task)
         size = record.student.parameters if record.student else None
         if score is None or not size or record.conditions.limited or score.from_journal:
@@ -517,11 +551,11 @@ def _measured_item(task: str, shape: Shape, records: Sequence[RunRecord]) -> flo
     return median(seconds for distance, seconds in found if distance <= nearest + 1e-9)
 
 
-def text(found: Estimate, *, price: float | None = None) -> str:
+def estimate_text(found: Estimate, *, price: float | None = None) -> str:
     """Return a plan as it is printed."""
     from tabulate import tabulate
 
-    asked, hardware = found.asked, found.hardware
+    asked, hardware = found.request, found.hardware
     rows = []
     for stage in found.stages:
         needed = columns.DEVICE_MEMORY.text(columns.DEVICE_MEMORY.scaled(stage.memory))
@@ -547,8 +581,8 @@ def text(found: Estimate, *, price: float | None = None) -> str:
             f", {found.seconds * hardware.count * price / 3600:,.2f} at {price:g} a device-hour"
         )
     head = (
-        f"{'+'.join(asked.chain)}: {asked.teacher.name} ({_size(asked.teacher)}) to "
-        f"{asked.student.name} ({_size(asked.student)}), "
+        f"{'+'.join(asked.chain)}: {asked.teacher.name} ({_parameters_text(asked.teacher)}) to "
+        f"{asked.student.name} ({_parameters_text(asked.student)}), "
         f"{asked.budget:,} seen tokens, {asked.rows:,} rows; on {hardware.name}, "
         f"{hardware.memory / GIB:.0f} GiB each"
     )
@@ -566,7 +600,7 @@ def text(found: Estimate, *, price: float | None = None) -> str:
     )
 
 
-def _size(shape: Shape) -> str:
+def _parameters_text(shape: Shape) -> str:
     count = shape.parameters
     return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 

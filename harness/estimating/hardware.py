@@ -9,7 +9,7 @@ from statistics import median
 
 from harness.errors import HarnessError, unknown
 from harness.machine.memory import device_bytes
-from harness.machine.processor import allowed_cpus, machine, threads_asked
+from harness.machine.processor import allowed_cpus, machine_label, thread_count
 from harness.records.record import RunRecord
 
 GIB = 2**30
@@ -74,7 +74,7 @@ def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
             source=f"a rule of thumb, {_CPU_FLOPS / 1e9:.0f} GFLOP/s a core: no record of this "
             "machine",
         )
-        return plain if cpu[1] else _from_records(plain, records)
+        return plain if cpu[1] else _with_measured_rates(plain, records)
     match = re.fullmatch(r"(\d+)x([\w-]+)", text)
     if not match or int(match[1]) < 1:
         raise HarnessError(
@@ -123,12 +123,12 @@ def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
     return replace(parse_hardware(f"1x{memory / GIB:.0f}GB", records), memory=memory)
 
 
-def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:
+def records_of_this_machine(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the records that were made on a machine like this one, on its CPU, at no more threads
     than are asked for.
     """
-    here = machine()
-    threads = threads_asked()
+    here = machine_label()
+    threads = thread_count()
 
     def fits(one: RunRecord) -> bool:
         made = one.environment
@@ -143,9 +143,9 @@ def made_here(records: Iterable[RunRecord]) -> list[RunRecord]:
     return [one for one in records if fits(one)]
 
 
-def _from_records(plain: Hardware, records: Sequence[RunRecord]) -> Hardware:
+def _with_measured_rates(plain: Hardware, records: Sequence[RunRecord]) -> Hardware:
     """Put this machine's measured rates in the place of the rules of thumb."""
-    here = made_here(records)
+    here = records_of_this_machine(records)
     train = [
         one.cost.flops / (one.cost.seconds - one.cost.teacher_seconds)
         for one in here

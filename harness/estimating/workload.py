@@ -9,8 +9,13 @@ from pathlib import Path
 
 from harness.contract import Method
 from harness.errors import HarnessError
-from harness.models.shape import DENSE as DENSE
-from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk, shape_of_size, weight_bytes
+from harness.models.shape import (
+    TRAINING_BYTES_PER_WEIGHT,
+    Shape,
+    parameters_on_disk,
+    shape_of_size,
+    weight_bytes,
+)
 from harness.planning.chain import can_be_stage
 
 # log-probabilities kept of a teacher's distribution: an fp16 value and an int32 id each
@@ -69,54 +74,60 @@ def cut_parameters(folder: Path, shape: Shape) -> float:
     return parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters
 
 
-def _unchanged(shape: Shape) -> Shape:
+def _same_shape(shape: Shape) -> Shape:
     return shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """What one stage of a chain asks of the machine."""
 
     trains: bool = False
     reads_teacher: bool = False  # a forward pass of the teacher's at every seen token
     # what no cache holds: its hidden states, its view of the student's own texts; or none is wanted
-    reads_inside: bool = False
+    reads_live_teacher: bool = False
     several_teachers: bool = False  # all of them are read
     writes_traces: bool = False
-    changes: bool = False  # weights without training
+    changes_weights: bool = False  # weights without training
     bits: float | None = None  # of a weight afterwards
     calibrates: tuple[int, int] = (0, 0)  # sequences and the tokens of each that are read first
-    of_teacher: bool = False  # it starts from the teacher where it stands first
+    starts_from_teacher: bool = False  # it starts from the teacher where it stands first
     # from the shape that it is given to that of its student
-    shaped: Callable[[Shape], Shape] = _unchanged
+    student_shape: Callable[[Shape], Shape] = _same_shape
 
 
-def work_of(method: Method) -> Work:
+def workload_of(method: Method) -> Workload:
     """Return what a method with its settings asks for, by its own declaration."""
-    return Work(
+    return Workload(
         trains=method.trains,
         reads_teacher=method.trains and (method.needs_same_vocabulary or method.reads_teacher_live),
-        reads_inside=method.reads_teacher_live,
+        reads_live_teacher=method.reads_teacher_live,
         several_teachers=method.needs_several_teachers,
         writes_traces=method.writes_traces,
-        changes=can_be_stage(method) and not method.trains,
+        changes_weights=can_be_stage(method) and not method.trains,
         bits=method.bits_per_weight,
         calibrates=method.calibration_tokens() if method.calibrates else (0, 0),
-        of_teacher=method.starts_from == "teacher",
-        shaped=method.resulting_shape,
+        starts_from_teacher=method.starts_from == "teacher",
+        student_shape=method.resulting_shape,
     )
 
 
-def training_bytes(work: Work, parameters: float, teachers: Sequence[Path], dtype: str) -> float:
+def training_bytes(
+    work: Workload, parameters: float, teachers: Sequence[Path], dtype: str
+) -> float:
     """Return the bytes that training holds whatever its batches: the states of a student, and
     teachers that no cache stands for.
     """
-    beside = [weight_bytes(folder, dtype) for folder in teachers] if work.reads_inside else [0]
-    return STATE_BYTES * parameters + (sum(beside) if work.several_teachers else min(beside))
+    beside = (
+        [weight_bytes(folder, dtype) for folder in teachers] if work.reads_live_teacher else [0]
+    )
+    return TRAINING_BYTES_PER_WEIGHT * parameters + (
+        sum(beside) if work.several_teachers else min(beside)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EstimateRequest:
     """What is to be estimated."""
 
     teacher: Shape

@@ -13,7 +13,7 @@ from harness.contract import Method
 from harness.errors import HarnessError
 from harness.planning.spec import split_outside_brackets
 
-_ORDER = {
+_FAMILY_ORDER = {
     "pruning": "prune",
     "low-rank": "factorise",
     "distillation": "distil",
@@ -21,7 +21,7 @@ _ORDER = {
 }
 
 # (earlier, later) -> why not; all other pairs may stand in one chain
-_REFUSED = {
+_REFUSED_ORDERS = {
     (
         "quantization",
         "distillation",
@@ -34,7 +34,7 @@ _REFUSED = {
 }
 
 
-def parts_of(spec: str) -> list[str]:
+def split_chain(spec: str) -> list[str]:
     """Split a chain at the plus signs outside brackets; a lone method is a chain of one."""
     parts = [part.strip() for part in split_outside_brackets(spec, "+")]
     if any(not part for part in parts):
@@ -44,25 +44,25 @@ def parts_of(spec: str) -> list[str]:
     return parts
 
 
-def kind_of(method: Method | type[Method]) -> str:
+def stage_kind(method: Method | type[Method]) -> str:
     """Return what a method is to a chain: whatever trains distils, be it a control or not."""
     return "distillation" if method.trains else str(method.family)
 
 
 def can_be_stage(method: Method | type[Method]) -> bool:
     """Tell whether a method changes what it is given: one that does not has no place in a chain."""
-    return kind_of(method) in _ORDER
+    return stage_kind(method) in _FAMILY_ORDER
 
 
-def check(names: Sequence[str], methods: Sequence[Method]) -> None:
+def check_chain(names: Sequence[str], methods: Sequence[Method]) -> None:
     """Refuse an order that cannot work, naming both stages and an order that does."""
     spec = "+".join(names)
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated:
         raise HarnessError(f"chain {spec}: {repeated} stands in it twice; name every method once")
-    kinds = [kind_of(method) for method in methods]
+    kinds = [stage_kind(method) for method in methods]
     for name, kind in zip(names, kinds, strict=True):
-        if kind not in _ORDER:
+        if kind not in _FAMILY_ORDER:
             raise HarnessError(
                 f"chain {spec}: {name} changes nothing, so it cannot be a stage; drop it"
             )
@@ -73,7 +73,7 @@ def check(names: Sequence[str], methods: Sequence[Method]) -> None:
             )
     for later in range(len(kinds)):
         for earlier in range(later):
-            why = _REFUSED.get((kinds[earlier], kinds[later]))
+            why = _REFUSED_ORDERS.get((kinds[earlier], kinds[later]))
             both = [one for one in (methods[earlier], methods[later]) if one.leaves_zeros]
             if len(both) == 2 and both[1].zero_share <= both[0].zero_share:
                 why = (
@@ -94,7 +94,9 @@ def check(names: Sequence[str], methods: Sequence[Method]) -> None:
             if not why and not methods[earlier].keeps_architecture and methods[later].needs_plain:
                 why = "it needs the architecture's own shapes, and those are no longer there"
             if why:
-                ordered = sorted(range(len(names)), key=lambda at: list(_ORDER).index(kinds[at]))
+                ordered = sorted(
+                    range(len(names)), key=lambda at: list(_FAMILY_ORDER).index(kinds[at])
+                )
                 better = "+".join(names[at] for at in ordered)
                 hint = (
                     f"; type {better}" if better != spec and len(set(kinds)) == len(kinds) else ""
@@ -104,7 +106,7 @@ def check(names: Sequence[str], methods: Sequence[Method]) -> None:
                 )
 
 
-def related(
+def companion_chains(
     parts: Sequence[str], methods: Sequence[Method], method_named: Callable[[str], type[Method]]
 ) -> list[tuple[str, ...]]:
     """Return the chains that must stand beside this one, as parts: what each stage gave, and what
@@ -116,7 +118,7 @@ def related(
     """
     if len(parts) == 1:
         return []
-    kinds = [kind_of(method) for method in methods]
+    kinds = [stage_kind(method) for method in methods]
     found = [tuple(parts[:-1])]
     if kinds[-1] != "distillation":
         found.append((parts[-1],))
@@ -126,10 +128,12 @@ def related(
     if untrained and len(untrained) < len(parts):
         found.append(untrained)
     stages = [control for control in methods[-1].controls if can_be_stage(method_named(control))]
-    found += [(*parts[:-1], control) for control in stages if control not in map(bare, parts)]
+    found += [
+        (*parts[:-1], control) for control in stages if control not in map(without_settings, parts)
+    ]
     return list(dict.fromkeys(found))
 
 
-def bare(label: str) -> str:
+def without_settings(label: str) -> str:
     """Return a row's name without its settings."""
     return re.sub(r"\[[^\]]*\]", "", label)

@@ -20,7 +20,7 @@ from pydantic import (
 from harness.errors import HarnessError, unknown
 from harness.files import untrusted
 from harness.models.artefacts import default_cache as default_cache
-from harness.planning.fields import Spelling, from_environment
+from harness.planning.fields import Spelling, with_environment
 from harness.planning.spec import parse_limit, parse_set, parse_teachers, split_list, split_teachers
 from harness.renames.options import current_options
 
@@ -30,7 +30,7 @@ OUTSIDE_BUDGET = 1_000_000
 
 
 Count = Annotated[int, Field(ge=1)]
-_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_SECONDS_IN = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
 def parse_seconds(given: object) -> object:
@@ -40,10 +40,10 @@ def parse_seconds(given: object) -> object:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(s|m|min|h|)\s*", given)
     if not match:
         raise ValueError("give seconds, minutes or hours: 90s, 30m, 2h")
-    return float(match[1]) * _SECONDS[match[2]]
+    return float(match[1]) * _SECONDS_IN[match[2]]
 
 
-def _listing(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Spelling]:
+def _list_reader(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Spelling]:
     """Return what reads a list written as one text, in a run file or in Python, and as texts typed
     once or several times.
     """
@@ -53,11 +53,11 @@ def _listing(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Spelli
     )
 
 
-Names = Annotated[tuple[str, ...], *_listing(lambda text: split_list(text))]
-Teachers = Annotated[tuple[str, ...], *_listing(lambda text: split_teachers(text))]
+Names = Annotated[tuple[str, ...], *_list_reader(lambda text: split_list(text))]
+Teachers = Annotated[tuple[str, ...], *_list_reader(lambda text: split_teachers(text))]
 
 
-class _Part(BaseModel):
+class _Settings(BaseModel):
     """A part of a configuration. A field is the one place of a setting: every door reads its name,
     type, bounds, default and help there.
     """
@@ -76,7 +76,7 @@ class _Part(BaseModel):
         return value
 
 
-class RowSettings(_Part):
+class RowSettings(_Settings):
     """Which rows a run has and what trains them."""
 
     methods: Names = Field(
@@ -149,7 +149,7 @@ class RowSettings(_Part):
         return parse_teachers(self.teacher)[1]
 
 
-class ScoringSettings(_Part):
+class ScoringSettings(_Settings):
     """On what rows are made and scored, and how prompts are shown."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="{choices}.")
@@ -181,7 +181,7 @@ class ScoringSettings(_Part):
     )
 
 
-class Work(_Part):
+class WorkSettings(_Settings):
     """How a cell goes about its work: what its process is given of a configuration, beside its
     conditions.
     """
@@ -216,7 +216,7 @@ class Work(_Part):
     force: bool = Field(default=False, description="Compute finished cells again.")
 
 
-class RunConfig(Work, ScoringSettings, RowSettings):
+class RunConfig(WorkSettings, ScoringSettings, RowSettings):
     """Everything that decides a run. Two equal configurations plan the same cells.
 
     Its parts, and in them the fields, stand in `--help` in the order of this file: bases count from
@@ -251,12 +251,12 @@ class RunConfig(Work, ScoringSettings, RowSettings):
         return self.cache or default_cache()
 
     @property
-    def work(self) -> Work:
+    def work(self) -> WorkSettings:
         """The part that a cell's process is given."""
-        return Work.model_validate(self.model_dump(include=set(Work.model_fields)))
+        return WorkSettings.model_validate(self.model_dump(include=set(WorkSettings.model_fields)))
 
 
-def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
+def build_config(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
     """Check values and return the configuration; unknown keys and values out of range are the
     user's to mend.
 
@@ -268,7 +268,7 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
         if key not in known:
             raise unknown(f"setting{' in ' + where if where else ''}", key, known)
     try:
-        return RunConfig.model_validate(from_environment(RunConfig, values))
+        return RunConfig.model_validate(with_environment(RunConfig, values))
     except ValidationError as problem:
         first = problem.errors()[0]
         name = str(first["loc"][0])
@@ -284,7 +284,7 @@ def build(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
         ) from problem
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_run_file(path: Path) -> dict[str, Any]:
     """Read a run file. Its keys are the long flags; `[set.response]` tables hold methods'
     settings.
     """
@@ -299,7 +299,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     )
 
 
-def joined(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+def merge_values(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of two doors: what was given later wins; methods' settings come together,
     one by one.
     """

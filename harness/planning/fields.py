@@ -55,7 +55,7 @@ class Setting:
         """What one typed value is: bool, int, float or Path; str where the field has a reader, or a
         type of its own.
         """
-        kinds = {kind for kind, _ in _plain(self.field.annotation)}
+        kinds = {kind for kind, _ in _allowed_types(self.field.annotation)}
         read = any(
             isinstance(note, BeforeValidator) for _, notes in self._parts() for note in notes
         )
@@ -72,7 +72,7 @@ class Setting:
         """The words that it may be, in order; none where it may be any."""
         return tuple(
             word
-            for kind, _ in _plain(self.field.annotation)
+            for kind, _ in _allowed_types(self.field.annotation)
             if get_origin(kind) is Literal
             for word in get_args(kind)
         )
@@ -140,17 +140,17 @@ class Setting:
 
     def _parts(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield self.field.annotation, tuple(self.field.metadata)
-        yield from _plain(self.field.annotation)
+        yield from _allowed_types(self.field.annotation)
 
 
-def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
+def settings_by_name(model: type[BaseModel]) -> dict[str, Setting]:
     """Return a model's fields by name, in their order."""
     return {name: Setting(name, field) for name, field in model.model_fields.items()}
 
 
-def from_environment(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+def with_environment(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values with those added that the environment gives to fields that nobody gave."""
-    named = {name: one.spelling.environment for name, one in settings_of(model).items()}
+    named = {name: one.spelling.environment for name, one in settings_by_name(model).items()}
     found = {
         name: os.environ.get(variable)
         for name, variable in named.items()
@@ -159,13 +159,13 @@ def from_environment(model: type[BaseModel], values: Mapping[str, Any]) -> dict[
     return {**values, **{name: text for name, text in found.items() if text}}
 
 
-def _plain(annotation: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+def _allowed_types(annotation: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Yield the types that an annotation allows, None left out, each with its notes (bounds,
     validators).
     """
     if get_origin(annotation) in (Union, UnionType):
         for part in get_args(annotation):
-            yield from _plain(part)
+            yield from _allowed_types(part)
     elif get_origin(annotation) is Annotated:
         kind, *given = get_args(annotation)
         notes = [
@@ -173,7 +173,7 @@ def _plain(annotation: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
             for one in given
             for note in (one.metadata if isinstance(one, FieldInfo) else (one,))
         ]
-        for inner, more in _plain(kind):
+        for inner, more in _allowed_types(kind):
             yield inner, (*notes, *more)
     elif annotation is not NoneType:
         yield annotation, ()

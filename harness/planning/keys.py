@@ -11,10 +11,10 @@ from importlib import metadata
 from typing import Any
 
 from harness.contract import Task
-from harness.files.closure import OURS, Memo, code_of, own_code_of
+from harness.files.closure import OURS, Memo, code_digests, own_code_digest
 from harness.files.digests import digest_of
 
-OPENS = (
+MODEL_MODULES = (
     "harness.models.language_model",
     "harness.models.resolve",
     "harness.models.shaping",
@@ -22,37 +22,41 @@ OPENS = (
     "harness.data.examples",
     "harness.models.rendering",
 )  # opens, cuts and saves models; finds training rows and shows them
-SCORES = (
+SCORING_MODULES = (
     "harness.scoring.score",
     "harness.scoring.lm_eval_model",
     "harness.scoring.fidelity",
     "harness.models.rendering",
 )
-MEASURES = ("harness.measuring.measure", "harness.measuring.worker")
-CELL = tuple(
+TIMING_MODULES = ("harness.measuring.measure", "harness.measuring.worker")
+CELL_MODULES = tuple(
     f"harness.running.{name}" for name in ("cell", "job", "loaded", "student", "evaluation")
 )  # how the others are called: each its own file, without what it imports beside them
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeDigests:
     """The code behind a run's students and scores, as digests by file."""
 
     tasks: Mapping[str, Task]
     _students: dict[tuple[type[Any], bool], dict[str, str]] = field(default_factory=dict)
     _memo: Memo = field(default_factory=dict)
 
-    def of_scores(self, *, backend: str, measured: bool) -> dict[str, str]:
+    def for_scores(self, *, backend: str, measured: bool) -> dict[str, str]:
         """Return what asks a model, grades, compares with the teacher and, where it is, times."""
         modules = [
-            *SCORES,
-            *(MEASURES if measured else ()),
+            *SCORING_MODULES,
+            *(TIMING_MODULES if measured else ()),
             *(("harness.scoring.vllm_backend",) if backend == "vllm" else ()),
         ]
-        own = {name: digest for module in CELL for name, digest in own_code_of(module).items()}
-        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
+        own = {
+            name: digest
+            for module in CELL_MODULES
+            for name, digest in own_code_digest(module).items()
+        }
+        return code_digests(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
 
-    def of_student(self, method: Any) -> dict[str, str]:
+    def for_student(self, method: Any) -> dict[str, str]:
         """Return what makes a student: its method, what opens and saves models and, where it reads
         items, the tasks'.
 
@@ -61,9 +65,9 @@ class Code:
         """
         kind, grades = type(method), method.writes_traces or not _is_ours(method)
         if (kind, grades) not in self._students:
-            files = code_of(kind, *OPENS, memo=self._memo)
+            files = code_digests(kind, *MODEL_MODULES, memo=self._memo)
             if reads_items(method):
-                files |= code_of(
+                files |= code_digests(
                     *map(type, self.tasks.values()),
                     without=() if grades else ("grade",),
                     memo=self._memo,
@@ -83,7 +87,7 @@ def reads_items(method: Any) -> bool:
     return bool(method.trains or method.calibrates or not _is_ours(method))
 
 
-def of_items(tasks: Mapping[str, Task]) -> dict[str, object]:
+def lm_eval_parts(tasks: Mapping[str, Task]) -> dict[str, object]:
     """Return what makes the items of lm-eval's own tasks: its version, and the files that define
     them with the number of shots.
     """
@@ -104,14 +108,14 @@ def lm_eval_version() -> str:
 
 
 @dataclass(frozen=True)
-class KeyBook:
+class KeyBuilder:
     """Makes keys, and keeps what each was made of."""
 
     # what the user asked for, by name: cells that differ in it are other cells, not old ones
-    asked: Mapping[str, object]
+    request: Mapping[str, object]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def key(
+    def make_key(
         self,
         kind: str,
         label: str,
@@ -124,7 +128,7 @@ class KeyBook:
         stage.
         """
         key = digest_of(kind, *students[-1:], held)
-        identity = digest_of(kind, label, seed, self.asked)[:24]
+        identity = digest_of(kind, label, seed, self.request)[:24]
         self.parts[key] = {
             "identity": identity,
             "kind": kind,

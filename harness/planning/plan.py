@@ -11,25 +11,31 @@ from collections.abc import Iterator, Mapping
 from harness.contract import Method, Prompting
 from harness.errors import HarnessError
 from harness.machine.gpu import device_label, gpu_of
-from harness.machine.processor import processor
+from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
 from harness.planning.cells import Plan, PlannedCell, PlannedStage
 from harness.planning.config import RunConfig
-from harness.planning.keys import Code, KeyBook, lm_eval_version, of_items, reads_items
-from harness.planning.rows import Row, label_of, rows_of
+from harness.planning.keys import (
+    CodeDigests,
+    KeyBuilder,
+    lm_eval_parts,
+    lm_eval_version,
+    reads_items,
+)
+from harness.planning.rows import PlannedRow, build_rows, label_of
 from harness.planning.setup import (
-    Models,
-    Resolved,
+    ResolvedNames,
+    RunModels,
     Setup,
     check_start,
     check_teachers,
     check_vocabularies,
 )
 from harness.records.record import TEACHER
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 
 
-def make_plan(config: RunConfig, resolved: Resolved) -> Plan:
+def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
     """Plan models, rows, controls and seeds; refuse here what cannot work, before anything is
     computed.
     """
@@ -38,14 +44,14 @@ def make_plan(config: RunConfig, resolved: Resolved) -> Plan:
             "no method is asked for; write for example --methods cot,response (harness list "
             "methods shows them)"
         )
-    rows = rows_of(config, resolved.methods)
+    rows = build_rows(config, resolved.methods)
     check_teachers(rows, resolved.teachers)
-    models = Models.of(config, resolved.teachers)
+    models = RunModels.of(config, resolved.teachers)
     check_vocabularies(rows, models)
     check_start(rows, models)
     setup = Setup.of(config, resolved, models)
-    book = KeyBook(_asked(setup))
-    planner = _Planner(setup, Code(resolved.tasks), book)
+    book = KeyBuilder(_user_request(setup))
+    planner = _Planner(setup, CodeDigests(resolved.tasks), book)
     return Plan(
         config=config,
         conditions=setup.conditions(),
@@ -59,7 +65,7 @@ def make_plan(config: RunConfig, resolved: Resolved) -> Plan:
     )
 
 
-def _asked(setup: Setup) -> dict[str, object]:
+def _user_request(setup: Setup) -> dict[str, object]:
     """Return what the user asked for, by name: a cell that differs in it is another cell, not an
     old one.
     """
@@ -72,7 +78,7 @@ def _asked(setup: Setup) -> dict[str, object]:
         "rows": config.rows,
         "device": setup.resolved.device,
         "dtype": setup.resolved.dtype,
-        "prompting": _prompts(setup),
+        "prompting": _prompt_parts(setup),
         "limit": config.limit,
         "noise": config.noise,
         "grid": [setup.grid, config.rounds],
@@ -82,11 +88,11 @@ def _asked(setup: Setup) -> dict[str, object]:
     }
 
 
-def _prompts(setup: Setup) -> list[bool | str | None]:
+def _prompt_parts(setup: Setup) -> list[bool | str | None]:
     return [setup.prompting.chat, setup.prompting.system]
 
 
-def _shared_by_students(setup: Setup) -> dict[str, object]:
+def _student_parts(setup: Setup) -> dict[str, object]:
     """Return what the keys of all students hold; what is at its default is left out, so that older
     keys stand.
     """
@@ -109,25 +115,25 @@ def _shared_by_students(setup: Setup) -> dict[str, object]:
     if config.tune:
         held["tune"] = True
     if setup.prompting != Prompting():
-        held["prompting"] = _prompts(setup)
+        held["prompting"] = _prompt_parts(setup)
     return held
 
 
-def _shared_by_scores(setup: Setup, code: Code) -> dict[str, object]:
+def _score_parts(setup: Setup, code: CodeDigests) -> dict[str, object]:
     """Return what the keys of all cells hold beside their students."""
     config = setup.config
     held: dict[str, object] = {
         "tasks": setup.versions,
-        "code": code.of_scores(
+        "code": code.for_scores(
             backend=config.backend, measured=bool(setup.grid) and setup.measures
         ),
         "lm-eval": lm_eval_version(),
-        **of_items(setup.resolved.tasks),
+        **lm_eval_parts(setup.resolved.tasks),
         "measure": setup.measures,
         "grid": [[str(scenario) for scenario in parse_grid(setup.grid)], config.rounds]
         if setup.grid
         else "none",
-        "machine": _machine(setup),
+        "machine": _machine_parts(setup),
     }
     if config.limit:  # none, or of no task: everything is scored
         held["limit"] = config.limit
@@ -137,31 +143,31 @@ def _shared_by_scores(setup: Setup, code: Code) -> dict[str, object]:
     return held
 
 
-def _machine(setup: Setup) -> list[str | int | None]:
+def _machine_parts(setup: Setup) -> list[str | int | None]:
     """Return what of this machine a cell's key holds, for its speeds: the processor; on a GPU also
     card, driver and CUDA.
     """
     gpu = gpu_of(setup.resolved.device)
-    return [processor(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
+    return [processor_label(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
 
 
 class _Planner:
     """Makes the cells of a plan: keys follow from what it holds, and from nothing else."""
 
-    def __init__(self, setup: Setup, code: Code, book: KeyBook) -> None:
-        self.setup, self.code, self.book = setup, code, book
-        self.of_students: Mapping[str, object] = _shared_by_students(setup)
-        self.of_scores: Mapping[str, object] = _shared_by_scores(setup, code)
+    def __init__(self, setup: Setup, code: CodeDigests, book: KeyBuilder) -> None:
+        self.setup, self.code, self.key_builder = setup, code, book
+        self.student_parts: Mapping[str, object] = _student_parts(setup)
+        self.score_parts: Mapping[str, object] = _score_parts(setup, code)
 
     def teacher_cells(self) -> Iterator[PlannedCell]:
         """Yield the rows of the first teacher and of each other one beside it."""
-        models = {name: self.of_students[name] for name in ("teachers", "device", "dtype")}
-        given = {"data": self.setup.resolved.data, "prompting": _prompts(self.setup)}
+        models = {name: self.student_parts[name] for name in ("teachers", "device", "dtype")}
+        given = {"data": self.setup.resolved.data, "prompting": _prompt_parts(self.setup)}
         for index, teacher in enumerate(self.setup.models.teachers):
             label = TEACHER if index == 0 else f"{TEACHER} {teacher.name}"
             yield PlannedCell(
-                key=self.book.key(
-                    "cell", label, None, {**models, **self.of_scores, **given, "teacher": index}
+                key=self.key_builder.make_key(
+                    "cell", label, None, {**models, **self.score_parts, **given, "teacher": index}
                 ),
                 student_key="",
                 label=label,
@@ -175,7 +181,7 @@ class _Planner:
                 teacher=index,
             )
 
-    def cells_of(self, row: Row) -> Iterator[PlannedCell]:
+    def cells_of(self, row: PlannedRow) -> Iterator[PlannedCell]:
         """Yield a row's cells: one for each seed where a stage draws, else one."""
         for seed in (
             range(1, self.setup.config.seeds + 1) if any(map(self._draws, row.methods)) else (None,)
@@ -183,7 +189,9 @@ class _Planner:
             stages = self._stages(row, seed)
             students = tuple(stage.key for stage in stages)
             yield PlannedCell(
-                key=self.book.key("cell", row.label, seed, self.of_scores, students=students),
+                key=self.key_builder.make_key(
+                    "cell", row.label, seed, self.score_parts, students=students
+                ),
                 student_key=students[-1],
                 label=row.label,
                 method=row.name,
@@ -207,7 +215,7 @@ class _Planner:
         )
         return method.trains or method.draws_random_numbers or from_nothing
 
-    def _stages(self, row: Row, seed: int | None) -> tuple[PlannedStage, ...]:
+    def _stages(self, row: PlannedRow, seed: int | None) -> tuple[PlannedStage, ...]:
         """Plan a row's stages. A stage's key holds its parent's: chains that begin alike share what
         they begin with.
         """
@@ -217,7 +225,9 @@ class _Planner:
             label = "+".join(map(label_of, row.names[: at + 1], row.methods[: at + 1]))
             held = self._held(name, method, seed=drawn, parent=planned[-1].key if at else "")
             planned.append(
-                _stage(self.book.key("student", label, drawn, held), label, name, method)
+                _planned_stage(
+                    self.key_builder.make_key("student", label, drawn, held), label, name, method
+                )
             )
         return tuple(planned)
 
@@ -228,24 +238,24 @@ class _Planner:
         "" in a chain's first stage.
         """
         return {
-            **self.of_students,
+            **self.student_parts,
             "method": name,
-            "settings": expanded(method),
+            "settings": settings_with_defaults(method),
             "budget": 0 if seed is None else self.setup.budget,
             "seed": seed,
             "text": self.setup.resolved.text if method.calibrates else "",
             "parent": parent,
-            "code": self.code.of_student(method),
-            **(of_items(self.code.tasks) if reads_items(method) else {}),
+            "code": self.code.for_student(method),
+            **(lm_eval_parts(self.code.tasks) if reads_items(method) else {}),
         }
 
 
-def _stage(key: str, label: str, name: str, method: Method) -> PlannedStage:
+def _planned_stage(key: str, label: str, name: str, method: Method) -> PlannedStage:
     return PlannedStage(
         key=key,
         label=label,
         method=name,
-        settings=expanded(method),
+        settings=settings_with_defaults(method),
         family=method.family,
         trains=method.trains,
         starts_from=method.starts_from,

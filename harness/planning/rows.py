@@ -13,17 +13,17 @@ from typing import Any
 from pydantic import JsonValue
 
 from harness.errors import HarnessError, unknown
-from harness.planning.chain import bare, check, parts_of, related
+from harness.planning.chain import check_chain, companion_chains, split_chain, without_settings
 from harness.planning.config import RowSettings
 from harness.planning.spec import parse_method
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.renames.settings import current_settings, settings_of_class
 
-Stage = tuple[str, Any]  # a method's name, and the method built from its settings
+NamedMethod = tuple[str, Any]  # a method's name, and the method built from its settings
 
 
 @dataclass(frozen=True)
-class Row:
+class PlannedRow:
     """One row: its methods in order, one for most rows, several for a chain."""
 
     label: str
@@ -50,9 +50,10 @@ class Row:
     def settings(self) -> dict[str, JsonValue]:
         """Settings with defaults expanded; a chain's by method."""
         if len(self.methods) == 1:
-            return expanded(self.last)
+            return settings_with_defaults(self.last)
         return {
-            name: expanded(method) for name, method in zip(self.names, self.methods, strict=True)
+            name: settings_with_defaults(method)
+            for name, method in zip(self.names, self.methods, strict=True)
         }
 
     @property
@@ -73,14 +74,14 @@ class Row:
         return any(method.trains for method in self.methods)
 
 
-def rows_of(config: RowSettings, methods: Registry) -> list[Row]:
+def build_rows(config: RowSettings, methods: Registry) -> list[PlannedRow]:
     """Build every chain that is asked for, then the controls that they need, each row once."""
     for name in config.set:
         if name not in methods:
             raise unknown("method", name, methods.table, hint="(in --set)")
-    book = _RowBook(config, methods)
+    book = _RowBuilder(config, methods)
     for spec in config.methods:
-        book.add([book.stage(*parse_method(part)) for part in parts_of(spec)])
+        book.add([book.stage(*parse_method(part)) for part in split_chain(spec)])
     if config.controls:
         book.add_controls()
     _refuse_unused_settings(config, book.rows.values())
@@ -89,14 +90,14 @@ def rows_of(config: RowSettings, methods: Registry) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class _RowBook:
+class _RowBuilder:
     """The rows so far by label, and how to build another one."""
 
     config: RowSettings
     methods: Registry
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, PlannedRow] = field(default_factory=dict)
 
-    def stage(self, name: str, settings: Mapping[str, JsonValue]) -> Stage:
+    def stage(self, name: str, settings: Mapping[str, JsonValue]) -> NamedMethod:
         """Build a method; settings that stand in the row's name win over those of `--set`."""
         name = self.methods.canonical(name)
         return name, self.methods.build(
@@ -107,16 +108,17 @@ class _RowBook:
             },
         )
 
-    def add(self, stages: Sequence[Stage]) -> Row | None:
+    def add(self, stages: Sequence[NamedMethod]) -> PlannedRow | None:
         """Add a row; None where it stands already."""
         names, methods = tuple(name for name, _ in stages), tuple(method for _, method in stages)
         parts = tuple(map(label_of, names, methods))
         if len(parts) > 1:
-            check(names, methods)
+            check_chain(names, methods)
         chains = tuple(
-            "+".join(map(bare, chain)) for chain in related(parts, methods, self.methods.load)
+            "+".join(map(without_settings, chain))
+            for chain in companion_chains(parts, methods, self.methods.load)
         )
-        row = Row(
+        row = PlannedRow(
             "+".join(parts), names, methods, chains if len(parts) > 1 else methods[-1].controls
         )
         return None if self.rows.setdefault(row.label, row) is not row else row
@@ -130,7 +132,7 @@ class _RowBook:
                 added = self.add(stages)
                 pending += [added] if added else []
 
-    def _controls_of(self, row: Row) -> Iterator[list[Stage]]:
+    def _controls_of(self, row: PlannedRow) -> Iterator[list[NamedMethod]]:
         """Yield the controls of a row, as stages that are built: settings that the row hands on are
         theirs too.
         """
@@ -140,10 +142,10 @@ class _RowBook:
         }
         if len(row.methods) == 1:
             yield from ([self._control(name, row)] for name in row.controls)
-        for parts in related(tuple(own), row.methods, self.methods.load):
+        for parts in companion_chains(tuple(own), row.methods, self.methods.load):
             yield [own[part] if part in own else self._control(part, row) for part in parts]
 
-    def _control(self, name: str, row: Row) -> Stage:
+    def _control(self, name: str, row: PlannedRow) -> NamedMethod:
         known = {setting.name for setting in dataclasses.fields(self.methods.load(name))}
         return self.stage(
             name,
@@ -155,7 +157,7 @@ class _RowBook:
         )
 
 
-def _refuse_unused_settings(config: RowSettings, rows: Iterable[Row]) -> None:
+def _refuse_unused_settings(config: RowSettings, rows: Iterable[PlannedRow]) -> None:
     unused = sorted(set(config.set) - {name for row in rows for name in row.names})
     if unused:
         raise HarnessError(
@@ -166,16 +168,16 @@ def _refuse_unused_settings(config: RowSettings, rows: Iterable[Row]) -> None:
 
 def label_of(name: str, method: Any) -> str:
     """Return the label of one method: settings that differ from the defaults stand in brackets."""
-    defaults = expanded(type(method)())
+    defaults = settings_with_defaults(type(method)())
     differing = [
-        f"{key}={_as_text(value)}"
-        for key, value in expanded(method).items()
+        f"{key}={_setting_text(value)}"
+        for key, value in settings_with_defaults(method).items()
         if value != defaults[key]
     ]
     return f"{name}[{','.join(differing)}]" if differing else name
 
 
-def _as_text(value: object) -> str:
+def _setting_text(value: object) -> str:
     """Return a setting's value as it stands in a label: a list's items joined by +, and no comma,
     which ends a row.
     """

@@ -8,23 +8,23 @@ from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
 from harness.errors import HarnessError, unknown
-from harness.files.untrusted import MODEL, Unreadable, read_object
+from harness.files.untrusted import MODEL_LIMITS, Unreadable, read_object
 from harness.machine.load import threads_for
-from harness.machine.processor import threads_asked
+from harness.machine.processor import thread_count
 from harness.measuring.scenario import GRIDS
 from harness.models.resolve import is_embedded, quantized_by, resolve
 from harness.models.shape import parameters_on_disk
-from harness.models.shaping import Recipe, parse_recipe
+from harness.models.shaping import StudentCut, parse_student_cut
 from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.cells import PlannedModel
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
-from harness.planning.rows import Row
+from harness.planning.rows import PlannedRow
 from harness.records.conditions import Conditions
 from harness.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolved:
+class ResolvedNames:
     """What the names of a configuration stand for, here and now."""
 
     teachers: Sequence[Checkpoint]
@@ -38,22 +38,22 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class Models:
+class RunModels:
     """The teachers of a run, the first before all, and the model that its students start from."""
 
     teachers: tuple[PlannedModel, ...]
     base: PlannedModel
-    recipe: Recipe | None  # how students are cut from the base; None: they start from it whole
+    recipe: StudentCut | None  # how students are cut from the base; None: they start from it whole
     # the recipe as it was typed, or the base's name; never a path: it stands in records and tables
     student: str
 
     @classmethod
-    def of(cls, config: RunConfig, teachers: Sequence[Checkpoint]) -> "Models":
+    def of(cls, config: RunConfig, teachers: Sequence[Checkpoint]) -> "RunModels":
         """Resolve the model that students start from: the first teacher where `--student` is a
         recipe.
         """
         planned = tuple(map(PlannedModel.of, teachers))
-        recipe = parse_recipe(config.student)
+        recipe = parse_student_cut(config.student)
         base = (
             planned[0]
             if recipe
@@ -69,7 +69,7 @@ class Models:
         return self.recipe is not None and self.recipe.draws_weights
 
 
-def check_teachers(rows: Sequence[Row], teachers: Sequence[Checkpoint]) -> None:
+def check_teachers(rows: Sequence[PlannedRow], teachers: Sequence[Checkpoint]) -> None:
     """Refuse two teachers that are one, and one teacher where a method needs several."""
     names = [teacher.name for teacher in teachers]
     if len(set(names)) < len(names) or len({teacher.digest for teacher in teachers}) < len(
@@ -88,7 +88,7 @@ def check_teachers(rows: Sequence[Row], teachers: Sequence[Checkpoint]) -> None:
         )
 
 
-def check_vocabularies(rows: Sequence[Row], models: Models) -> None:
+def check_vocabularies(rows: Sequence[PlannedRow], models: RunModels) -> None:
     """Refuse teachers whose tokens are not the student's, where a method compares their
     distributions.
     """
@@ -105,7 +105,7 @@ def check_vocabularies(rows: Sequence[Row], models: Models) -> None:
             )
 
 
-def check_start(rows: Sequence[Row], models: Models) -> None:
+def check_start(rows: Sequence[PlannedRow], models: RunModels) -> None:
     """Refuse a base in packed weights, where a row cuts or trains it."""
     cuts = models.recipe is not None
     starting = next(
@@ -129,19 +129,19 @@ class Setup:
     """What all rows of a plan have in common, decided once."""
 
     config: RunConfig
-    resolved: Resolved
-    models: Models
+    resolved: ResolvedNames
+    models: RunModels
     budget: int  # seen tokens of a row that trains
     prompting: Prompting
     threads: int
     grid: str  # of the timing; "" where nothing is timed
 
     @classmethod
-    def of(cls, config: RunConfig, resolved: Resolved, models: Models) -> "Setup":
+    def of(cls, config: RunConfig, resolved: ResolvedNames, models: RunModels) -> "Setup":
         """Decide what the configuration leaves open. Raises `HarnessError` for a template or a
         limit of what is not there.
         """
-        prompting = Prompting(chat=_chat(config, models), system=config.system)
+        prompting = Prompting(chat=_uses_chat_template(config, models), system=config.system)
         setup = cls(
             config=config,
             resolved=resolved,
@@ -149,7 +149,7 @@ class Setup:
             budget=config.budget
             or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET),
             prompting=prompting,
-            threads=_threads(models, resolved.device),
+            threads=_shared_threads(models, resolved.device),
             grid=""
             if config.grid == "none"
             else config.grid or GRIDS[resolved.device.partition(":")[0]],
@@ -193,18 +193,18 @@ class Setup:
         )
 
 
-def _threads(models: Models, device: str) -> int:
+def _shared_threads(models: RunModels, device: str) -> int:
     """Return the threads of a run's cells, one number for all rows of a table: by its largest
     model; on a GPU as they were.
     """
     if device != "cpu":
-        return threads_asked()
+        return thread_count()
     return threads_for(
         max(parameters_on_disk(model.path) for model in (*models.teachers, models.base))
     )
 
 
-def _chat(config: RunConfig, models: Models) -> bool:
+def _uses_chat_template(config: RunConfig, models: RunModels) -> bool:
     """Decide once for all rows whether prompts are shown in the chat template."""
     without = [
         model.name
@@ -232,7 +232,7 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     try:
-        settings = read_object(folder / "tokenizer_config.json", MODEL)
+        settings = read_object(folder / "tokenizer_config.json", MODEL_LIMITS)
     except Unreadable:
         return False
     return bool(settings.get("chat_template"))

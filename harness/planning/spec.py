@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from harness.errors import HarnessError
-from harness.files.untrusted import typed
+from harness.files.untrusted import parse_word
 
 
 def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -40,7 +40,7 @@ def split_teachers(text: str) -> list[str]:
     rest = text.split(",")
     while rest:
         counts = range(len(rest), 0, -1)
-        joined = next((count for count in counts if _is_here(",".join(rest[:count]))), 0)
+        joined = next((count for count in counts if _path_exists(",".join(rest[:count]))), 0)
         if not joined:  # no path: at the next comma outside brackets
             joined = (
                 split_list(",".join(rest))[0].count(",") + 1
@@ -52,17 +52,17 @@ def split_teachers(text: str) -> list[str]:
     return [one for one in found if one]
 
 
-def _is_here(spec: str) -> bool:
+def _path_exists(spec: str) -> bool:
     path = spec.strip()
     return bool(path) and (Path(path).exists() or Path(re.sub(r"=[\d.]+$", "", path)).exists())
 
 
 def split_list(text: str) -> list[str]:
     """Split `cot,response[temperature=1,teacher_share=1]` at the commas outside brackets."""
-    return [part.strip() for part in _parts(text, lambda rest: True) if part.strip()]
+    return [part.strip() for part in _split_outside(text, lambda rest: True) if part.strip()]
 
 
-def listed(given: Sequence[str] | None) -> list[str] | None:
+def joined_lists(given: Sequence[str] | None) -> list[str] | None:
     """Join an option's lists, typed once or several times: what was typed adds up. None where it
     was not typed.
     """
@@ -71,10 +71,10 @@ def listed(given: Sequence[str] | None) -> list[str] | None:
 
 def split_outside_brackets(text: str, separator: str) -> list[str]:
     """Split at a sign outside brackets and quotes."""
-    return _parts(text, lambda rest: True, separator)
+    return _split_outside(text, lambda rest: True, separator)
 
 
-def _parts(text: str, splits: Callable[[str], bool], separator: str = ",") -> list[str]:
+def _split_outside(text: str, splits: Callable[[str], bool], separator: str = ",") -> list[str]:
     """Split at separators outside brackets and quotes behind which `splits` holds."""
     parts, depth, quoted = [""], 0, False
     for at, sign in enumerate(text):
@@ -87,9 +87,9 @@ def _parts(text: str, splits: Callable[[str], bool], separator: str = ",") -> li
     return parts
 
 
-def value_of(text: str) -> JsonValue:
+def parse_value(text: str) -> JsonValue:
     """Read a setting's value as typed on a command line: a number, true, false, or a word."""
-    value: JsonValue = typed(text)
+    value: JsonValue = parse_word(text)
     return value
 
 
@@ -126,7 +126,7 @@ def parse_set(pairs: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
                 f"--set {pair!r} is not METHOD.SETTING=VALUE; write for example --set "
                 "response.temperature=4"
             )
-        found.setdefault(match[1], {})[match[2]] = value_of(match[3])
+        found.setdefault(match[1], {})[match[2]] = parse_value(match[3])
     return found
 
 
@@ -140,10 +140,10 @@ def parse_method(spec: str) -> tuple[str, dict[str, JsonValue]]:
         )
     settings: dict[str, JsonValue] = {}
     for part in filter(
-        None, _parts(match[2] or "", lambda rest: re.match(r"\s*\w+=", rest) is not None)
+        None, _split_outside(match[2] or "", lambda rest: re.match(r"\s*\w+=", rest) is not None)
     ):
         key, equals, value = part.partition("=")
         if not equals:
             raise HarnessError(f"method {spec!r}: {part!r} is not SETTING=VALUE")
-        settings[key.strip()] = value_of(value.strip())
+        settings[key.strip()] = parse_value(value.strip())
     return match[1], settings

@@ -1,11 +1,20 @@
-"""Runs a plan: a process for each cell, which makes a student, scores it, times it and writes its
-record.
+"""Runs a plan: one process per cell makes a student, scores it, times it and writes its record.
 
-`runner.run_plan` spawns and watches cells. `cell` is the program of one (torch inside functions
-only): it is told a `job.CellJob`, which is `loaded`; `student` makes or finds what each stage
-gives, `evaluation` scores, compares and times it, `failure` says in a line why a cell came to
-nothing. `anew` says what a run on an old store computes again and why, `verify` checks a record,
-and asks its model anew.
+`runner.run_plan` starts and watches the processes. `cell` is the program of one process (torch
+inside functions only). It reads a `job.CellJob`, which becomes a `loaded.LoadedJob`. `student`
+finds or makes the student of each stage, `evaluation` scores it, compares it with the teacher and
+times it, and `failure` says in one line why a cell failed. `recomputation` says what a run on an
+old store computes again and why. `verify` checks a record, and can score its model again.
 """
 
-__all__ = ["anew", "cell", "evaluation", "failure", "job", "loaded", "runner", "student", "verify"]
+__all__ = [
+    "cell",
+    "evaluation",
+    "failure",
+    "job",
+    "loaded",
+    "recomputation",
+    "runner",
+    "student",
+    "verify",
+]

@@ -20,13 +20,13 @@ from typing import Any, TextIO
 from harness.contract import Checkpoint, Progress
 from harness.errors import Skipped
 from harness.files.untrusted import read_as
-from harness.machine.load import waiting_of
+from harness.machine.load import waiting_policy
 from harness.machine.memory import release_memory
 from harness.machine.process import end_with_parent
 from harness.records.conditions import ModelReference
-from harness.records.environment import environment
+from harness.records.environment import current_environment
 from harness.records.model_card import write_card
-from harness.records.record import Environment, RunRecord, StageRecord, TaskScore, write
+from harness.records.record import Environment, RunRecord, StageRecord, TaskScore, write_record
 from harness.running.evaluation import evaluate
 from harness.running.failure import failure_of
 from harness.running.job import CellJob
@@ -36,7 +36,7 @@ from harness.running.student import student_of_cell, with_untrained_tasks
 
 def main(argv: list[str]) -> int:
     """Run one cell; 0 when its record says success, 1 when it says failed."""
-    speak = _own_standard_output()
+    speak = _take_standard_output()
     end_with_parent(int(argv[2]))
     # where native code crashes, the log says in which of our lines
     faulthandler.enable(file=sys.stderr)
@@ -51,12 +51,12 @@ def main(argv: list[str]) -> int:
     except Exception as problem:  # noqa: BLE001  a method may raise anything; the other cells must go on
         status = "skipped" if isinstance(problem, Skipped) else "failed"
         record = _record(job, began, status=status, **failure_of(job, problem)._asdict())
-    _leave_card(job, record)  # first: nobody comes back to a cell that has its record
-    write(job.cell_folder / "record.json", record)
+    _write_model_card(job, record)  # first: nobody comes back to a cell that has its record
+    write_record(job.cell_folder / "record.json", record)
     return 0 if record.status == "success" else 1
 
 
-def _leave_card(job: CellJob, record: RunRecord) -> None:
+def _write_model_card(job: CellJob, record: RunRecord) -> None:
     """Put a card beside the student's weights; a row that was scored is not lost for want of it."""
     folder = job.stage_folders[-1] / "student" if job.stage_folders else None
     if record.status == "success" and folder is not None and folder.is_dir():
@@ -66,7 +66,7 @@ def _leave_card(job: CellJob, record: RunRecord) -> None:
             print(f"no model card: {problem}", file=sys.stderr)
 
 
-def _own_standard_output() -> Callable[[dict[str, Any]], None]:
+def _take_standard_output() -> Callable[[dict[str, Any]], None]:
     """Keep the real standard output for our lines; send everybody else's to the log (standard
     error).
     """
@@ -124,11 +124,11 @@ def _with_last_scores(
 
 
 def _environment(job: CellJob) -> Environment:
-    return environment(
+    return current_environment(
         device=job.conditions.device,
         dtype=job.conditions.dtype,
         threads=job.threads,
-        waiting=waiting_of(os.environ),
+        waiting=waiting_policy(os.environ),
         cores_in_use=job.cores_in_use,
     )
 

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING
 from harness.contract import Checkpoint, Progress, Task
 from harness.errors import CellFailed, HarnessError
 from harness.files.untrusted import Unreadable
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.machine.memory import process_bytes, release_memory
-from harness.machine.processor import threads_asked
-from harness.measuring.measure import Settings, Subject, measure, measurement_of, per_problem
+from harness.machine.processor import thread_count
+from harness.measuring.measure import (
+    TimedModel,
+    TimingSettings,
+    measure,
+    measurement_of,
+    seconds_per_problem,
+)
 from harness.measuring.scenario import parse_grid
 from harness.models.checkpoint import describe
 from harness.models.shape import parameters_on_disk
@@ -36,12 +42,12 @@ if TYPE_CHECKING:
     from harness.scoring.fidelity import TeacherReading
     from harness.scoring.items import ItemRow
 
-NO_ANSWERS = "the teacher's row had none to compare with"
+NO_TEACHER_ANSWERS = "the teacher's row had none to compare with"
 # scored at once for the noise floor: few enough that a GPU takes other kernels than for a full
 # batch
-FEW_ROWS = 8
-_TOKENS_OF_FEW = 64  # of a packed forward, for each of these rows
-_TEACHER_READS = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples
+NOISE_BATCH_SIZE = 8
+_NOISE_TOKENS_PER_ROW = 64  # of a packed forward, for each of these rows
+_TEACHER_READS_FILE = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,15 @@ def evaluate(loaded: LoadedJob, student: Checkpoint) -> Evaluation:
     written to the cell's folder.
     """
     job = loaded.job
-    answered, peak = _answered(loaded, student)
+    answered, peak = _evaluate_open_model(loaded, student)
     release_memory(job.conditions.device)
     measurements = answered.measurements
     if job.cell.is_teacher and job.work.noise:
         measurements += _noise_floor(loaded, answered.rows)
     if job.measure:
-        measurements += _measured(loaded, student, threads_asked())  # timing keeps its own rule
+        measurements += _measure_student(
+            loaded, student, thread_count()
+        )  # timing keeps its own rule
     if peak is not None:
         measurements += (measurement_of(columns.PROCESS_PEAK, peak),)
     return Evaluation(
@@ -80,7 +88,7 @@ def evaluate(loaded: LoadedJob, student: Checkpoint) -> Evaluation:
     )
 
 
-def _answered(loaded: LoadedJob, student: Checkpoint) -> tuple[Evaluation, float | None]:
+def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evaluation, float | None]:
     """Return everything that the open student is needed for, and the peak of the process's memory;
     it is open in here alone.
     """
@@ -88,8 +96,8 @@ def _answered(loaded: LoadedJob, student: Checkpoint) -> tuple[Evaluation, float
     from harness.scoring.items import write_rows
 
     job, conditions = loaded.job, loaded.job.conditions
-    with _backend(job, student, conditions.dtype) as backend:
-        scores, rows = _scored(loaded, backend)
+    with _open_backend(job, student, conditions.dtype) as backend:
+        scores, rows = _score_tasks(loaded, backend)
     ours = job.work.backend == "transformers"
     opened = (
         backend.opened
@@ -99,17 +107,17 @@ def _answered(loaded: LoadedJob, student: Checkpoint) -> tuple[Evaluation, float
     write_rows(job.cell_folder / "samples.jsonl", rows)
     # of training and scoring together: before the base is opened beside the student
     peak = process_bytes("VmHWM")
-    parameters = _parameters(job, opened)
-    fidelity, remarks = _compared(loaded, opened, rows)
+    parameters = _count_parameters(job, opened)
+    fidelity, remarks = _compare_with_teacher(loaded, opened, rows)
     if job.cell.is_teacher:
-        _remember(loaded, opened, rows)
+        _save_teacher_reads(loaded, opened, rows)
     return Evaluation(
         backend.path,
         parameters,
         tuple(scores),
         tuple(rows),
         fidelity,
-        (*per_problem(scores), *remarks),
+        (*seconds_per_problem(scores), *remarks),
     ), peak
 
 
@@ -124,12 +132,12 @@ def score_again(job: CellJob) -> "list[TaskScore]":
         if folder is not None
         else loaded.teachers[job.cell.teacher]
     )
-    with _backend(loaded.job, student, job.conditions.dtype) as backend:
-        return _scored(loaded, backend)[0]
+    with _open_backend(loaded.job, student, job.conditions.dtype) as backend:
+        return _score_tasks(loaded, backend)[0]
 
 
 @contextmanager
-def _backend(
+def _open_backend(
     job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | None = None
 ) -> "Iterator[Backend]":
     """Open what scores a model, `few` rows at once where that is given; vLLM's engine gives its
@@ -139,7 +147,7 @@ def _backend(
     from harness.scoring.transformers_backend import TransformersBackend
 
     if job.work.backend == "transformers":
-        pack = few * _TOKENS_OF_FEW if few else None
+        pack = few * _NOISE_TOKENS_PER_ROW if few else None
         yield TransformersBackend(
             open_model(checkpoint, device=job.conditions.device, dtype=dtype),
             few or job.work.batch_size,
@@ -155,7 +163,7 @@ def _backend(
         engine.close()
 
 
-def _scored(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore], list[ItemRow]]":
+def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore], list[ItemRow]]":
     from harness.scoring.score import score_task
 
     job = loaded.job
@@ -184,13 +192,15 @@ def _scored(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore], li
     return scores, rows
 
 
-def _measured(loaded: LoadedJob, student: Checkpoint, threads: int) -> tuple[Measurement, ...]:
+def _measure_student(
+    loaded: LoadedJob, student: Checkpoint, threads: int
+) -> tuple[Measurement, ...]:
     """Time and weigh the student beside its teacher, in processes of their own; this one holds no
     model any more.
     """
     job, conditions = loaded.job, loaded.job.conditions
     release_memory(conditions.device)
-    settings = Settings(
+    settings = TimingSettings(
         grid=parse_grid(job.work.grid or ""),
         rounds=job.work.rounds,
         device=conditions.device,
@@ -199,23 +209,23 @@ def _measured(loaded: LoadedJob, student: Checkpoint, threads: int) -> tuple[Mea
     )
     try:
         result = measure(
-            Subject(student),
-            Subject(loaded.teachers[0]),
+            TimedModel(student),
+            TimedModel(loaded.teachers[0]),
             settings,
             folder=job.cell_folder,
             progress=loaded.progress,
         )
     # a scored row is not thrown away for want of its timing
     except (CellFailed, HarnessError) as problem:
-        return (_untimed(str(problem)),)
-    write_whole(
+        return (_skipped_timing(str(problem)),)
+    write_atomically(
         job.cell_folder / "timings.json", json.dumps({**result.raw, "skipped": result.skipped})
     )
-    skipped = tuple(_untimed(reason) for reason in result.skipped)
+    skipped = tuple(_skipped_timing(reason) for reason in result.skipped)
     return result.measurements + skipped
 
 
-def _untimed(reason: str) -> Measurement:
+def _skipped_timing(reason: str) -> Measurement:
     return Measurement(
         name="skipped_scenario",
         value=0,
@@ -225,7 +235,7 @@ def _untimed(reason: str) -> Measurement:
     )
 
 
-def _remember(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[ItemRow]") -> None:
+def _save_teacher_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[ItemRow]") -> None:
     """Keep what the teacher reads for its students; a student whose teacher could not keep it opens
     the teacher itself.
     """
@@ -233,7 +243,7 @@ def _remember(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[ItemRow]"
 
     written = [name for name, task in loaded.tasks.items() if task.kind == "generate"]
     try:
-        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS, teacher, rows, written)
+        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, rows, written)
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
         print(
@@ -242,7 +252,7 @@ def _remember(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[ItemRow]"
         )
 
 
-def _compared(
+def _compare_with_teacher(
     loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
 ) -> tuple[tuple[Fidelity, ...], tuple[Measurement, ...]]:
     """Return the distances to the teacher, or a remark why there are none: a row that is scored
@@ -252,17 +262,17 @@ def _compared(
     """
     job = loaded.job
     if job.teacher_samples is not None and not job.teacher_samples.exists():
-        return (), (_undistanced(NO_ANSWERS),)
+        return (), (_skipped_fidelity(NO_TEACHER_ANSWERS),)
     try:
-        return _fidelity(loaded, student, rows), ()
+        return _distances_to_teacher(loaded, student, rows), ()
     except (CellFailed, HarnessError):
         raise
     except Exception as problem:  # noqa: BLE001  out of memory beside the teacher, most likely
         traceback.print_exc()
-        return (), (_undistanced(failure_of(job, problem).reason),)
+        return (), (_skipped_fidelity(failure_of(job, problem).reason),)
 
 
-def _undistanced(reason: str) -> Measurement:
+def _skipped_fidelity(reason: str) -> Measurement:
     """Return what stands in a record in place of the distances to the teacher."""
     remark = f"its distance to the teacher was not measured: {reason}"
     return Measurement(
@@ -270,7 +280,7 @@ def _undistanced(reason: str) -> Measurement:
     )
 
 
-def _fidelity(
+def _distances_to_teacher(
     loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
 ) -> tuple[Fidelity, ...]:
     """Compare distributions with the teacher's on every task, where both speak the same
@@ -352,7 +362,7 @@ class _TeacherReader:
         )
         assert job.teacher_samples is not None
         kept = load_teacher_readings(
-            job.teacher_samples.with_name(_TEACHER_READS),
+            job.teacher_samples.with_name(_TEACHER_READS_FILE),
             checkpoint,
             task,
             device=conditions.device,
@@ -382,7 +392,7 @@ def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measur
     measured: list[Measurement] = []
     tasks = {name: task for name, task in loaded.tasks.items() if task.kind != "perplexity"}
     try:
-        for measurement in _flips(loaded, tasks, rows):
+        for measurement in _flip_measurements(loaded, tasks, rows):
             measured.append(measurement)
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
@@ -395,7 +405,7 @@ def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measur
     return tuple(measured)
 
 
-def _flips(
+def _flip_measurements(
     loaded: LoadedJob, tasks: dict[str, Task], rows: "tuple[ItemRow, ...]"
 ) -> Iterator[Measurement]:
     from harness.scoring.outcomes import outcome_changes
@@ -408,11 +418,11 @@ def _flips(
         None
         if halved or job.work.backend != "transformers"
         else 1
-        if job.work.batch_size == FEW_ROWS
-        else FEW_ROWS
+        if job.work.batch_size == NOISE_BATCH_SIZE
+        else NOISE_BATCH_SIZE
     )
     condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.conditions.dtype}"
-    with _backend(job, loaded.teachers[0], dtype, few=few) as backend:
+    with _open_backend(job, loaded.teachers[0], dtype, few=few) as backend:
         for name, task in tasks.items():
             figure, again = score_task(
                 backend.opened,
@@ -432,7 +442,7 @@ def _flips(
             )
 
 
-def _parameters(job: CellJob, opened: "LanguageModel") -> int:
+def _count_parameters(job: CellJob, opened: "LanguageModel") -> int:
     """Count a student's parameters; one that was packed has as many as what was packed."""
     if job.cell.stages and job.cell.stages[-1].family == "quantization":
         before = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import CellFailed, HarnessError, says_no_memory
-from harness.files.places import no_space
+from harness.files.places import no_space_message
 from harness.running.job import CellJob
 
 
@@ -24,11 +24,11 @@ def failure_of(job: CellJob, problem: Exception) -> Failure:
     """
     if isinstance(problem, (CellFailed, HarnessError)):
         return Failure(str(problem), "")
-    if full := no_space(problem, _places(job)):
+    if full := no_space_message(problem, _output_folders(job)):
         return Failure(f"{full}; free some and run again", "")
     if isinstance(problem, MemoryError) or says_no_memory(str(problem)):
         message = " ".join(str(problem).split())[:300]
-        return Failure(f"out of memory {_at_what(job)} ({message})", traceback.format_exc())
+        return Failure(f"out of memory {_what_ran_out(job)} ({message})", traceback.format_exc())
     message = str(problem).strip()
     return Failure(
         f"{type(problem).__name__}: {message.splitlines()[0] if message else 'no message'}",
@@ -36,12 +36,12 @@ def failure_of(job: CellJob, problem: Exception) -> Failure:
     )
 
 
-def _places(job: CellJob) -> dict[str, Path]:
+def _output_folders(job: CellJob) -> dict[str, Path]:
     """Return the folders that a cell writes to, by what the user calls them."""
     return {"--out": job.cell_folder, "--cache": job.cache}
 
 
-def _at_what(job: CellJob) -> str:
+def _what_ran_out(job: CellJob) -> str:
     """Say what a cell that ran out of memory was at, and what makes that smaller: the first stage
     without a student, else scoring.
     """

@@ -5,11 +5,11 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from harness.planning.cells import PlannedCell, PlannedModel
-from harness.planning.config import Work
-from harness.records.conditions import UnderConditions
+from harness.planning.config import WorkSettings
+from harness.records.conditions import WithConditions
 
 
-class CellJob(UnderConditions):
+class CellJob(WithConditions):
     """What the parent tells the process: the cell and its conditions, where things lie, and how to
     go about it.
     """
@@ -19,7 +19,7 @@ class CellJob(UnderConditions):
     cell: PlannedCell
     teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
     student_base: PlannedModel
-    work: Work
+    work: WorkSettings
     measure: bool
     include_path: Path | None
     teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell

@@ -14,25 +14,25 @@ from pathlib import Path
 
 from harness.contract import Progress
 from harness.errors import CRASHES, HarnessError, how_it_ended
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
-from harness.files.problems import told_of
-from harness.files.writing import write_whole
-from harness.machine.load import UNSEEN, Load, look, settings_of
-from harness.machine.process import Ended, attend
-from harness.models.artefacts import sweep
+from harness.files.problems import describe_os_error
+from harness.files.writing import write_atomically
+from harness.machine.load import UNKNOWN_LOAD, MachineLoad, measure_load, waiting_variables
+from harness.machine.process import ProcessEnd, watch_process
+from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
-from harness.records.record import BadRecord, RunRecord, read, write
-from harness.records.store import Busy, Store
-from harness.running.anew import keep_parts, made_anew
-from harness.running.evaluation import NO_ANSWERS
+from harness.records.record import BadRecord, RunRecord, read_record, write_record
+from harness.records.store import CellBusy, Store
+from harness.running.evaluation import NO_TEACHER_ANSWERS
 from harness.running.job import CellJob
-from harness.running.student import scores_of
+from harness.running.recomputation import recomputation_lines, save_key_parts
+from harness.running.student import recorded_scores
 
 
 @dataclass(frozen=True)
-class Finished:
+class CellResult:
     """How one cell ended."""
 
     cell: PlannedCell
@@ -42,60 +42,60 @@ class Finished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watcher:
+class RunCallbacks:
     """What the runner tells: a cell begins, lives, ends; a line worth reading."""
 
-    begin: Callable[[PlannedCell, int, int], None] = lambda cell, number, total: None
-    alive: Callable[[PlannedCell, Progress], None] = lambda cell, progress: None
-    end: Callable[[Finished], None] = lambda finished: None
-    say: Callable[[str], None] = lambda line: None
+    on_start: Callable[[PlannedCell, int, int], None] = lambda cell, number, total: None
+    on_progress: Callable[[PlannedCell, Progress], None] = lambda cell, progress: None
+    on_end: Callable[[CellResult], None] = lambda finished: None
+    on_message: Callable[[str], None] = lambda line: None
 
 
-def run_plan(plan: Plan, *, watcher: Watcher) -> tuple[list[Finished], Path]:
+def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], Path]:
     """Compute every cell that has no record yet; return how each ended and the run's own file."""
     store = Store(plan.config.out)
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
-    sweep(plan.config.cache_folder)
+    remove_unfinished(plan.config.cache_folder)
     listing = store.write_run(
         plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
     )
-    for line in () if plan.config.force else made_anew(plan, store):
-        watcher.say(line)
-    ended: list[Finished] = []
+    for line in () if plan.config.force else recomputation_lines(plan, store):
+        callbacks.on_message(line)
+    ended: list[CellResult] = []
     for number, cell in enumerate(plan.cells, 1):
-        watcher.begin(cell, number, len(plan.cells))
-        ended.append(_one(plan, cell, store, watcher))
-        watcher.end(ended[-1])
+        callbacks.on_start(cell, number, len(plan.cells))
+        ended.append(_run_cell(plan, cell, store, callbacks))
+        callbacks.on_end(ended[-1])
     return ended, listing
 
 
-def _one(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> Finished:
+def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbacks) -> CellResult:
     held = None if plan.config.force else store.finished(cell.key)
-    if held is not None and (wrong := _why_again(plan, cell, store, held)):
-        watcher.say(f"{cell.label}: {wrong}; the row is made again")
+    if held is not None and (wrong := _reason_to_recompute(plan, cell, store, held)):
+        callbacks.on_message(f"{cell.label}: {wrong}; the row is made again")
         held = None
     if held is not None:
-        return Finished(cell, _with_stages(plan, held, store), cached=True)
+        return CellResult(cell, _with_stages(plan, held, store), cached=True)
     try:
-        with store.locked(cell.key, wait=plan.config.wait, on_wait=watcher.say):
+        with store.locked(cell.key, wait=plan.config.wait, on_wait=callbacks.on_message):
             held = None if plan.config.force else store.finished(cell.key)
             # the other run made it while we waited
-            if held is not None and not _why_again(plan, cell, store, held):
-                return Finished(cell, _with_stages(plan, held, store), cached=True)
+            if held is not None and not _reason_to_recompute(plan, cell, store, held):
+                return CellResult(cell, _with_stages(plan, held, store), cached=True)
             if not cell.student_key:
-                return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
+                return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
             # Two cells of one student (two suites, two chains that begin alike) must not make it at
             # once.
             with ExitStack() as locks:
                 for stage in cell.stages:
                     locks.enter_context(
-                        store.locked(stage.key, wait=plan.config.wait, on_wait=watcher.say)
+                        store.locked(stage.key, wait=plan.config.wait, on_wait=callbacks.on_message)
                     )
-                    _forget_torn(store.student(stage.key))
-                return Finished(cell, _spawn(plan, cell, store, watcher), cached=False)
-    except Busy as busy:
-        return Finished(cell, None, cached=False, note=str(busy))
+                    _delete_partial_files(store.student(stage.key))
+                return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
+    except CellBusy as busy:
+        return CellResult(cell, None, cached=False, note=str(busy))
 
 
 def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
@@ -103,9 +103,11 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
     or failed is computed again later.
     """
     rows = {
-        stage.key: _row_of(plan, stage.key, store) for stage in record.stages if not stage.scores
+        stage.key: _stage_record_path(plan, stage.key, store)
+        for stage in record.stages
+        if not stage.scores
     }
-    scores = {key: scores_of(path) for key, path in rows.items()}
+    scores = {key: recorded_scores(path) for key, path in rows.items()}
     if not any(scores.values()):
         return record
     stages = tuple(
@@ -113,37 +115,37 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
         for stage in record.stages
     )
     filled = record.model_copy(update={"stages": stages})
-    write(store.record_path(record.key), filled)
+    write_record(store.record_path(record.key), filled)
     return filled
 
 
-def _why_again(plan: Plan, cell: PlannedCell, store: Store, record: RunRecord) -> str:
+def _reason_to_recompute(plan: Plan, cell: PlannedCell, store: Store, record: RunRecord) -> str:
     """Say why a finished row is made again all the same, "" where it stands."""
-    return _unusable(cell, store, record) or _was_alone(plan, store, record)
+    return _answers_defect(cell, store, record) or _reason_to_compare(plan, store, record)
 
 
-def _was_alone(plan: Plan, store: Store, record: RunRecord) -> str:
+def _reason_to_compare(plan: Plan, store: Store, record: RunRecord) -> str:
     """Say that a row was scored while its teacher's had failed and can be compared with it now, ""
     where there is nothing to add.
     """
     skipped = record.measured("skipped_fidelity")
     if (
         skipped is None
-        or not skipped.remark.endswith(NO_ANSWERS)
+        or not skipped.remark.endswith(NO_TEACHER_ANSWERS)
         or store.finished(plan.cells[0].key) is None
     ):
         return ""
     return "its teacher's answers are there now"
 
 
-def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:
+def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     """Say why the answers of a finished teacher's row cannot be compared with, "" where they can,
     or the row is no teacher's.
     """
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, wrong = signed_lines(samples, whole=True)
+    values, wrong = read_signed_lines(samples, whole=True)
     rows = Counter(value.get("task") for value in values if isinstance(value, dict))
     lacking = [
         score.task
@@ -154,59 +156,65 @@ def _unusable(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     return f"{samples}: {wrong[0]}" if wrong else ""
 
 
-def _spawn(plan: Plan, cell: PlannedCell, store: Store, watcher: Watcher) -> RunRecord:
+def _compute_cell(
+    plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbacks
+) -> RunRecord:
     """Run a cell's process to its end and return its record; write one for a process that died
     without.
     """
     folder = store.cell(cell.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _forget_torn(folder)
+        _delete_partial_files(folder)
         record_path = folder / "record.json"
-        before = _reason_before(record_path)
+        before = _previous_failure(record_path)
         record_path.unlink(missing_ok=True)
         for stage in cell.stages if plan.config.force else ():
             # other stages are made anew by their own rows
-            if stage.key == cell.student_key or _row_of(plan, stage.key, store) is None:
-                _forget_student(store.student(stage.key))
-        keep_parts(plan, cell, store)
-        load = look()
+            if stage.key == cell.student_key or _stage_record_path(plan, stage.key, store) is None:
+                _delete_student(store.student(stage.key))
+        save_key_parts(plan, cell, store)
+        load = measure_load()
         if load.busy:
-            watcher.say(f"{cell.label}: the machine is busy ({load}): threads wait passively")
-        job = _job(plan, cell, store, load)
-        write_whole(folder / "job.json", job.model_dump_json(indent=1))
-        ended = _process(
+            callbacks.on_message(
+                f"{cell.label}: the machine is busy ({load}): threads wait passively"
+            )
+        job = _cell_job(plan, cell, store, load)
+        write_atomically(folder / "job.json", job.model_dump_json(indent=1))
+        ended = _run_process(
             folder,
-            lambda one: watcher.alive(cell, one),
+            lambda one: callbacks.on_progress(cell, one),
             environment=_environment(plan, load),
             seconds=plan.config.cell_timeout,
         )
         if record_path.exists():
-            return read(record_path)
-        record = _died(
-            plan, cell, _why(ended, before, plan.config.cell_timeout, folder / "log.txt")
+            return read_record(record_path)
+        record = _failed_record(
+            plan,
+            cell,
+            _process_failure(ended, before, plan.config.cell_timeout, folder / "log.txt"),
         )
-        write(record_path, record)
+        write_record(record_path, record)
     except BadRecord as problem:
-        return _died(plan, cell, str(problem))
+        return _failed_record(plan, cell, str(problem))
     except OSError as problem:
         raise HarnessError(
-            f"{told_of(problem)}; what was finished is kept: mend that and run again"
+            f"{describe_os_error(problem)}; what was finished is kept: mend that and run again"
         ) from problem
     return record
 
 
-def _reason_before(record: Path) -> str:
+def _previous_failure(record: Path) -> str:
     """Return why a cell failed when it was tried before; "" where it was not, or where its record
     cannot be read.
     """
     try:
-        return read(record).reason
+        return read_record(record).reason
     except BadRecord:
         return ""
 
 
-def _why(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
+def _process_failure(ended: ProcessEnd, before: str, seconds: float | None, log: Path) -> str:
     """Say why a process left no record, and what to do: the same crash twice is no accident."""
     if ended.late:
         return (
@@ -224,7 +232,7 @@ def _why(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
     return f"{how}; run again to go on from its last saved state" if ended.code < 0 else how
 
 
-def _forget_torn(folder: Path) -> None:
+def _delete_partial_files(folder: Path) -> None:
     """Delete what a killed run left half saved in a cell's or a student's folder; its lock
     is ours.
     """
@@ -236,14 +244,16 @@ def _forget_torn(folder: Path) -> None:
             torn.unlink(missing_ok=True)
 
 
-def _forget_student(folder: Path) -> None:
+def _delete_student(folder: Path) -> None:
     """Make `--force` train anew: without its mark and state a student is made again."""
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
+def _cell_job(
+    plan: Plan, cell: PlannedCell, store: Store, load: MachineLoad = UNKNOWN_LOAD
+) -> CellJob:
     return CellJob(
         cell=cell,
         conditions=plan.conditions_of(cell),
@@ -259,7 +269,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> Ce
         else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
         cell_folder=store.cell(cell.key).resolve(),
         stage_folders=tuple(store.student(stage.key).resolve() for stage in cell.stages),
-        stage_records=tuple(_row_of(plan, stage.key, store) for stage in cell.stages),
+        stage_records=tuple(_stage_record_path(plan, stage.key, store) for stage in cell.stages),
         threads=plan.threads,
         cores_in_use=None if load.used is None else round(load.used, 2),
         cache=plan.config.cache_folder.resolve(),
@@ -267,7 +277,7 @@ def _job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> Ce
     )
 
 
-def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
+def _stage_record_path(plan: Plan, student_key: str, store: Store) -> Path | None:
     """Return where the record of a stage's own row stands, None where this run has no such row."""
     return next(
         (
@@ -279,7 +289,7 @@ def _row_of(plan: Plan, student_key: str, store: Store) -> Path | None:
     )
 
 
-def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
+def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything where models and items are
     here.
     """
@@ -294,16 +304,16 @@ def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **settings, **settings_of(load, os.environ)}
+    return {**os.environ, **settings, **waiting_variables(load, os.environ)}
 
 
-def _process(
+def _run_process(
     folder: Path,
     alive: Callable[[Progress], None],
     *,
     environment: dict[str, str],
     seconds: float | None = None,
-) -> Ended:
+) -> ProcessEnd:
     """Start `python -m harness.running.cell`, pass its signs of life on, return how it ended."""
     log = folder / "log.txt"
     log.unlink(missing_ok=True)
@@ -325,10 +335,10 @@ def _process(
             encoding="utf-8",
             errors="replace",
         )
-    return attend(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
+    return watch_process(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
 
 
-def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
+def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     return RunRecord(
         key=cell.key,
         status="failed",
@@ -349,7 +359,7 @@ def _died(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     )
 
 
-def failures(ended: Sequence[Finished]) -> list[str]:
+def failure_lines(ended: Sequence[CellResult]) -> list[str]:
     """Return one line for each cell that did not succeed."""
     lines = []
     for one in ended:

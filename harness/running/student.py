@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict
 
 from harness import catalog
 from harness.contract import Budget, Checkpoint, Job, Progress
-from harness.data.examples import untrained
+from harness.data.examples import untrained_tasks
 from harness.errors import CellFailed
 from harness.files.digests import file_digest
-from harness.files.untrusted import Unreadable, checked, read_as
+from harness.files.untrusted import Unreadable, read_as, validate_as
 from harness.files.writing import read_signed, write_signed
-from harness.machine.memory import at_rest, device_bytes, reset_peak
+from harness.machine.memory import baseline_bytes, device_bytes, reset_peak
 from harness.models.checkpoint import describe, same_weights
 from harness.planning.cells import PlannedStage
-from harness.records.record import BadRecord, Cost, StageRecord, read
+from harness.records.record import BadRecord, Cost, StageRecord, read_record
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
 
@@ -44,8 +44,8 @@ def student_of_cell(loaded: LoadedJob) -> Student:
     records: list[StageRecord] = []
     total = Cost()
     for at, (stage, folder) in enumerate(zip(job.cell.stages, job.stage_folders, strict=True)):
-        checkpoint = _StageWork.of(loaded, stage, folder, checkpoint).student()
-        cost = _cost_in(folder)
+        checkpoint = _StageBuilder.of(loaded, stage, folder, checkpoint).student()
+        cost = _read_cost(folder)
         total = cost if at == 0 else total + cost
         records.append(_stage_record(stage, checkpoint, cost, job.stage_records[at]))
     assert checkpoint is not None
@@ -54,12 +54,12 @@ def student_of_cell(loaded: LoadedJob) -> Student:
 
 def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
     """Note beside the cost of training which tasks gave no item to train on."""
-    if loaded.job.cell.trains and (names := untrained(loaded.tasks, loaded.source)):
+    if loaded.job.cell.trains and (names := untrained_tasks(loaded.tasks, loaded.source)):
         return cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": names}})
     return cost
 
 
-def _cost_in(folder: Path) -> Cost:
+def _read_cost(folder: Path) -> Cost:
     path = folder / "cost.json"
     return read_as(path, Cost) if path.exists() else Cost()
 
@@ -75,15 +75,15 @@ def _stage_record(
         weight_bytes=checkpoint.bytes_on_disk,
         cost=cost,
         simulated=stage.simulated,
-        scores=scores_of(own_row),
+        scores=recorded_scores(own_row),
     )
 
 
-def scores_of(path: Path | None) -> dict[str, float]:
+def recorded_scores(path: Path | None) -> dict[str, float]:
     """Return what a stage's own row scored, task by task; nothing where it was not scored."""
     try:
         return (
-            {score.task: score.value for score in read(path).scores}
+            {score.task: score.value for score in read_record(path).scores}
             if path is not None and path.exists()
             else {}
         )
@@ -91,7 +91,7 @@ def scores_of(path: Path | None) -> dict[str, float]:
         return {}
 
 
-class _Done(BaseModel):
+class _DoneMark(BaseModel):
     """What `done.json` says of a student that was made: where it lies, of what, its digest, and
     that of what it took.
     """
@@ -104,7 +104,7 @@ class _Done(BaseModel):
 
 
 @dataclass(frozen=True)
-class _StageWork:
+class _StageBuilder:
     """One stage of a chain: what it starts from, and the folder where its student is looked for or
     made.
     """
@@ -117,7 +117,7 @@ class _StageWork:
     @classmethod
     def of(
         cls, loaded: LoadedJob, stage: PlannedStage, folder: Path, before: Checkpoint | None
-    ) -> "_StageWork":
+    ) -> "_StageBuilder":
         """Return the work of a stage behind the student of the stage before; a chain's first stage
         has none before it.
         """
@@ -149,33 +149,33 @@ class _StageWork:
                 f"the student in {self.folder} is damaged (its digest changed); run again and it "
                 "is made anew"
             )
-        _changed_something(self.stage, student, (self.start, *self.loaded.teachers))
+        _refuse_unchanged(self.stage, student, (self.start, *self.loaded.teachers))
         return student
 
-    def _made_before(self) -> _Done | None:
+    def _made_before(self) -> _DoneMark | None:
         """Return what stands of a student that was made before; None where its parent was made anew
         since, in other bytes.
         """
-        done = _made_before(self.folder, self.loaded.progress)
+        done = _valid_mark(self.folder, self.loaded.progress)
         stale = (
             done is not None and self.parent is not None and self.parent.digest not in done.parents
         )
         return None if stale else done
 
-    def _make(self) -> _Done:
+    def _make(self) -> _DoneMark:
         """Let the method make the student, and mark it as done."""
         done = self.folder / "done.json"
         done.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _forget_peak(self.loaded.job.conditions.device)  # each stage says its own
+        _reset_peak_memory(self.loaded.job.conditions.device)  # each stage says its own
         method = catalog.methods().build(self.stage.method, self.stage.settings)
         if self.stage.trains:
-            _refuse_what_cannot_fit(self.loaded.job, self.stage, method, self.start, self.recipe)
+            _refuse_too_large(self.loaded.job, self.stage, method, self.start, self.recipe)
         student = method.compress(self._method_job())
-        _refuse_no_student(self.stage.method, student, self.folder)
+        _refuse_invalid_student(self.stage.method, student, self.folder)
         cost = self.folder / "cost.json"
         digest = file_digest(cost) if cost.exists() else ""
-        mark = _Done(
+        mark = _DoneMark(
             path=student.path.name, parents=student.parents, digest=student.digest, cost=digest
         )
         write_signed(done, mark.model_dump())
@@ -203,14 +203,14 @@ class _StageWork:
         )
 
 
-def _made_before(folder: Path, progress: Callable[[Progress], None]) -> _Done | None:
+def _valid_mark(folder: Path, progress: Callable[[Progress], None]) -> _DoneMark | None:
     """Return what stands of a student that was made before; None where there is none, or its files
     are not as they were written: said.
     """
     if not (folder / "done.json").exists():
         return None
     try:
-        return _read_done(folder)
+        return _read_mark(folder)
     except Unreadable as problem:
         progress(
             Progress(stage="make", done=0, total=1, detail=f"{problem}; the student is made again")
@@ -218,12 +218,12 @@ def _made_before(folder: Path, progress: Callable[[Progress], None]) -> _Done | 
         return None
 
 
-def _read_done(folder: Path) -> _Done:
+def _read_mark(folder: Path) -> _DoneMark:
     """Read a student's mark. Raises `Unreadable` where it, its cost or its folder is not as it was
     written.
     """
     path, cost = folder / "done.json", folder / "cost.json"
-    done = checked(read_signed(path), _Done, str(path))
+    done = validate_as(read_signed(path), _DoneMark, str(path))
     if (file_digest(cost) if cost.exists() else "") != done.cost:
         raise Unreadable(f"{cost}: its digest does not match")
     if not (folder / done.path).is_dir() or Path(done.path).name != done.path:
@@ -231,7 +231,7 @@ def _read_done(folder: Path) -> _Done:
     return done
 
 
-def _refuse_no_student(method: str, made: object, folder: Path) -> None:
+def _refuse_invalid_student(method: str, made: object, folder: Path) -> None:
     """Refuse what a method returned where it is no student that it saved in its own folder."""
     way_out = (
         "save it in job.workdir / 'student' and return harness.models.checkpoint.describe(folder, "
@@ -240,8 +240,8 @@ def _refuse_no_student(method: str, made: object, folder: Path) -> None:
     if not isinstance(made, Checkpoint):
         shown = " ".join(repr(made).split())[:60]
         raise CellFailed(
-            f"{method}.compress returned {_a(type(made).__name__)} ({shown}), and must return a "
-            f"Checkpoint: {way_out}"
+            f"{method}.compress returned {_with_article(type(made).__name__)} ({shown}), and must "
+            f"return a Checkpoint: {way_out}"
         )
     if made.path.resolve().parent != folder.resolve() or not (made.path / "config.json").is_file():
         raise CellFailed(
@@ -250,24 +250,24 @@ def _refuse_no_student(method: str, made: object, folder: Path) -> None:
         )
 
 
-def _a(name: str) -> str:
+def _with_article(name: str) -> str:
     """Return a type's name behind its article; None stands alone."""
     return "None" if name == "NoneType" else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _refuse_what_cannot_fit(
+def _refuse_too_large(
     job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str
 ) -> None:
     """Fail before a teacher is asked anything where what training holds whatever its batches is
     more than the device has.
     """
     from harness.estimating.hardware import GIB
-    from harness.estimating.workload import cut_parameters, training_bytes, work_of
-    from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk
-    from harness.models.shaping import parse_recipe
+    from harness.estimating.workload import cut_parameters, training_bytes, workload_of
+    from harness.models.shape import TRAINING_BYTES_PER_WEIGHT, Shape, parameters_on_disk
+    from harness.models.shaping import parse_student_cut
 
     work, folders, memory = (
-        work_of(method),
+        workload_of(method),
         [one.path for one in job.teachers],
         device_bytes(job.conditions.device),
     )
@@ -276,30 +276,32 @@ def _refuse_what_cannot_fit(
         <= memory
     ):
         return  # before any cut
-    cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
+    cut, whole = parse_student_cut(recipe), Shape.of_folder(start.path)
     parameters = cut_parameters(start.path, cut.shape_of(whole) if cut else whole)
     need = training_bytes(work, parameters, folders, job.conditions.dtype)
     if need > memory:
-        beside = ", and the teacher beside it" if need > STATE_BYTES * parameters else ""
+        beside = (
+            ", and the teacher beside it" if need > TRAINING_BYTES_PER_WEIGHT * parameters else ""
+        )
         smaller = (
             "a smaller --student"
             if start.digest == job.student_base.digest
             else "a student that was cut further before"
         )
         raise CellFailed(
-            f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} "
-            f"parameters{beside} are {need / GIB:,.1f} GiB, "
+            f"{stage.method} cannot be trained here: {TRAINING_BYTES_PER_WEIGHT} bytes x "
+            f"{parameters:,.0f} parameters{beside} are {need / GIB:,.1f} GiB, "
             f"and this {job.conditions.device} has {memory / GIB:,.1f} GiB; give {smaller}"
         )
 
 
-def _forget_peak(device: str) -> None:
-    at_rest(device)
+def _reset_peak_memory(device: str) -> None:
+    baseline_bytes(device)
     if not device.startswith("cuda"):
         reset_peak()
 
 
-def _changed_something(
+def _refuse_unchanged(
     stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]
 ) -> None:
     """Refuse a method that trained, cut or packed nothing: it would return the teacher and look

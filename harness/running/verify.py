@@ -17,8 +17,8 @@ from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed
 from harness.models.checkpoint import folder_digest
 from harness.records.conditions import first_difference
-from harness.records.record import BadRecord, RunRecord, TaskScore, read
-from harness.running.anew import PARTS
+from harness.records.record import BadRecord, RunRecord, TaskScore, read_record
+from harness.running.recomputation import PARTS_FILE
 from harness.scoring.items import ItemRow, read_rows
 from harness.scoring.outcomes import likelihoods_digest
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verification:
     """What was found of one record: what was checked, and the first difference, "" where there is
     none.
     """
@@ -45,22 +45,22 @@ class Verified:
         )
 
 
-def verify(path: Path, *, score: bool = False) -> Verified:
+def verify(path: Path, *, score: bool = False) -> Verification:
     """Check one record; with `score` also ask its model every question again, which takes as long
     as it took then.
     """
     try:
-        record = read(path)
+        record = read_record(path)
     except BadRecord as problem:
-        return Verified(path, (), str(problem).removeprefix(f"{path}: "))
+        return Verification(path, (), str(problem).removeprefix(f"{path}: "))
     checked = ["its digest and its figures"]
     cell = (
         path.parent if path.name == "record.json" and path.parent.parent.name == "cells" else None
     )
-    job = None if cell is None else _job_of(cell)
+    job = None if cell is None else _read_job(cell)
     for name, difference in _checks(record, cell, job):
         if difference:
-            return Verified(path, tuple(checked), difference)
+            return Verification(path, tuple(checked), difference)
         checked.append(name)
     if score:
         if job is None or record.status != "success":
@@ -68,10 +68,10 @@ def verify(path: Path, *, score: bool = False) -> Verified:
                 f"{path}: --score needs a row that succeeded, in the store where it was made "
                 "(results/runs/cells/KEY/record.json)"
             )
-        if difference := _scored_anew(record, job):
-            return Verified(path, tuple(checked), difference)
+        if difference := _rescoring_difference(record, job):
+            return Verification(path, tuple(checked), difference)
         checked.append("its scores, computed again")
-    return Verified(path, tuple(checked), "")
+    return Verification(path, tuple(checked), "")
 
 
 def _checks(
@@ -87,23 +87,23 @@ def _checks(
             if record.key[:24] == cell.name
             else f"its key is {record.key[:24]}, its folder {cell.name}",
         )
-        if (cell / PARTS).exists():
-            yield "the parts of its key", _of_parts(record, cell / PARTS)
+        if (cell / PARTS_FILE).exists():
+            yield "the parts of its key", _parts_difference(record, cell / PARTS_FILE)
         if record.status == "success":
-            yield "its items", _of_items(record, cell / "samples.jsonl")
+            yield "its items", _items_difference(record, cell / "samples.jsonl")
         if (cell / "job.json").exists():
             yield (
                 "what its process was told",
-                _of_job(record, cell / "job.json") or _of_conditions(record, job),
+                _job_difference(record, cell / "job.json") or _conditions_difference(record, job),
             )
-    if job is not None and (here := _models_here(record, job)):
+    if job is not None and (here := _stored_models(record, job)):
         yield (
             f"the weights of {', '.join(here)}",
-            next(filter(None, (_of_model(name, *one) for name, one in here.items())), ""),
+            next(filter(None, (_weights_difference(name, *one) for name, one in here.items())), ""),
         )
 
 
-def _job_of(cell: Path) -> "CellJob | None":
+def _read_job(cell: Path) -> "CellJob | None":
     """Return what a cell's process was told; None where that is not kept or cannot be read by this
     version.
     """
@@ -115,7 +115,7 @@ def _job_of(cell: Path) -> "CellJob | None":
         return None
 
 
-def _of_parts(record: RunRecord, path: Path) -> str:
+def _parts_difference(record: RunRecord, path: Path) -> str:
     """Compare a record's key with what is kept of its making: code, versions, data."""
     try:
         parts = read_signed(path)
@@ -125,7 +125,7 @@ def _of_parts(record: RunRecord, path: Path) -> str:
     return "" if same else f"{path.name} is of another key"
 
 
-def _of_items(record: RunRecord, samples: Path) -> str:
+def _items_difference(record: RunRecord, samples: Path) -> str:
     """Compare the answers beside a record with what it says of them."""
     if not samples.exists():
         return f"{samples.name} is missing, where its answers were kept"
@@ -140,11 +140,14 @@ def _of_items(record: RunRecord, samples: Path) -> str:
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
     return next(
-        filter(None, (_of_task(score, by_task.get(score.task, [])) for score in record.scores)), ""
+        filter(
+            None, (_task_difference(score, by_task.get(score.task, [])) for score in record.scores)
+        ),
+        "",
     )
 
 
-def _of_task(score: TaskScore, rows: Sequence[ItemRow]) -> str:
+def _task_difference(score: TaskScore, rows: Sequence[ItemRow]) -> str:
     if len(rows) != score.n:
         return f"{score.task}: {len(rows)} answers are kept, the record says {score.n}"
     for extractor, marks in score.outcomes.items():
@@ -156,8 +159,9 @@ def _of_task(score: TaskScore, rows: Sequence[ItemRow]) -> str:
         )
         if at is not None:
             return (
-                f"{score.task}: item {rows[at].item} is {_mark(rows[at].correct[extractor])} as "
-                f"kept, not so in the record ({extractor})"
+                f"{score.task}: item {rows[at].item} is "
+                f"{_right_or_wrong(rows[at].correct[extractor])} as kept, not so in the record "
+                f"({extractor})"
             )
     if digest_of([row.answer for row in rows]) != score.answers_digest:
         return f"{score.task}: the kept answers are not those of the record (their digest differs)"
@@ -169,11 +173,11 @@ def _of_task(score: TaskScore, rows: Sequence[ItemRow]) -> str:
     return ""
 
 
-def _mark(right: bool) -> str:
+def _right_or_wrong(right: bool) -> str:
     return "right" if right else "wrong"
 
 
-def _of_job(record: RunRecord, path: Path) -> str:
+def _job_difference(record: RunRecord, path: Path) -> str:
     """Compare the key that a cell's process was told; the rest of it changes from version to
     version.
     """
@@ -184,7 +188,7 @@ def _of_job(record: RunRecord, path: Path) -> str:
     return "" if key == record.key else f"{path.name} is of another cell"
 
 
-def _of_conditions(record: RunRecord, job: "CellJob | None") -> str:
+def _conditions_difference(record: RunRecord, job: "CellJob | None") -> str:
     """Compare the conditions that a process was given with those of its record; a job of another
     version cannot be read.
     """
@@ -192,7 +196,7 @@ def _of_conditions(record: RunRecord, job: "CellJob | None") -> str:
     return f"its process was told another {name} than the record says" if name else ""
 
 
-def _models_here(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str]]:
+def _stored_models(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str]]:
     """Return the folders of a record's models and the digests that it gives them; what is gone, or
     the Hub's, cannot be compared.
     """
@@ -209,7 +213,7 @@ def _models_here(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str
     }
 
 
-def _of_model(name: str, path: Path, digest: str) -> str:
+def _weights_difference(name: str, path: Path, digest: str) -> str:
     return (
         ""
         if folder_digest(path) == digest
@@ -217,7 +221,7 @@ def _of_model(name: str, path: Path, digest: str) -> str:
     )
 
 
-def _scored_anew(record: RunRecord, job: "CellJob") -> str:
+def _rescoring_difference(record: RunRecord, job: "CellJob") -> str:
     """Ask a record's model every question again and return the first figure or item that comes out
     another one.
     """
@@ -239,8 +243,8 @@ def _scored_anew(record: RunRecord, job: "CellJob") -> str:
             )
             if at is not None:
                 return (
-                    f"{old.task}: item {at} comes out {_mark(now[at] == '1')} now, "
-                    f"{_mark(marks[at] == '1')} in the record ({extractor})"
+                    f"{old.task}: item {at} comes out {_right_or_wrong(now[at] == '1')} now, "
+                    f"{_right_or_wrong(marks[at] == '1')} in the record ({extractor})"
                 )
         if new.answers_digest != old.answers_digest:
             return (

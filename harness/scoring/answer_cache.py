@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness.files.lines import signed, signed_lines
-from harness.files.writing import write_whole
+from harness.files.lines import read_signed_lines, signed_line
+from harness.files.writing import write_atomically
 
 
 def request_key(ids: Sequence[int], *settings: object) -> str:
@@ -45,8 +45,8 @@ class AnswerCache:
         self._computed_keys: set[str] = set()  # of answers computed in this process
         self.dropped: list[str] = []  # the defect of each line that was dropped
         if path is not None:
-            # signed_lines skips the last line silently where a killed process cut it
-            entries, self.dropped = signed_lines(path)
+            # read_signed_lines skips the last line silently where a killed process cut it
+            entries, self.dropped = read_signed_lines(path)
             for entry in entries:
                 if (defect := _defect_of(entry)) == "":
                     self._entries[entry[0]] = (entry[1], entry[2])
@@ -61,10 +61,10 @@ class AnswerCache:
         An answer that another process adds meanwhile may be lost; it is then computed again.
         """
         with suppress(OSError):  # a file that cannot be written keeps its bad lines
-            write_whole(
+            write_atomically(
                 path,
                 "".join(
-                    signed([key, answer, seconds])
+                    signed_line([key, answer, seconds])
                     for key, (answer, seconds) in self._entries.items()
                 ),
             )
@@ -94,7 +94,7 @@ class AnswerCache:
         if not self.path.parent.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         is_cut = self.path.exists() and self.path.stat().st_size and not self._ends_with_newline()
-        line = ("\n" if is_cut else "") + signed([key, answer, round(seconds, 6)])
+        line = ("\n" if is_cut else "") + signed_line([key, answer, round(seconds, 6)])
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             # one write call, because two processes may append to the same file

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from harness.machine.memory import free_bytes
-from harness.models.encoding import shared_length
+from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
-from harness.models.shape import CPU_CACHE, ROWS_AT_ONCE
+from harness.models.shape import CPU_KV_BYTES, MAX_BATCH_ROWS
 
 # of one packed forward: enough to fill the device, few enough to mask cheaply
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}
@@ -27,9 +27,9 @@ def rows_that_fit(opened: LanguageModel, tokens: int) -> int:
     # free_bytes counts pages that the system can give back: after a download nearly all are such
     free = free_bytes(opened.device)
     budgets = [int(free * MEMORY_SHARE)] if free is not None else []
-    budgets += [CPU_CACHE] if kind == "cpu" else []
+    budgets += [CPU_KV_BYTES] if kind == "cpu" else []
     row_bytes = max(1, _row_bytes(opened, tokens))
-    return max(1, min(ROWS_AT_ONCE[kind], *(budget // row_bytes for budget in budgets)))
+    return max(1, min(MAX_BATCH_ROWS[kind], *(budget // row_bytes for budget in budgets)))
 
 
 def _row_bytes(opened: LanguageModel, tokens: int) -> int:
@@ -50,13 +50,13 @@ def _row_bytes(opened: LanguageModel, tokens: int) -> int:
     return int(2 * layers * heads * head_size * tokens * opened.model.dtype.itemsize)
 
 
-def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+def worthwhile_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     """Return how many tokens at the beginning of all prompts are the same.
 
     At least one token of each prompt is left out of it. 0 where the prefix is too short to be worth
     a forward of its own.
     """
     first, *others = prompts
-    common = min((shared_length(first, other) for other in others), default=0)
+    common = min((shared_prefix_length(first, other) for other in others), default=0)
     common = min(common, min(map(len, prompts)) - 1)
     return common if common >= MIN_SHARED_TOKENS else 0

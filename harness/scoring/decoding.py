@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.machine.memory import is_out_of_memory
 from harness.models.language_model import LanguageModel
 from harness.scoring.backend import Generation, Sampling
-from harness.scoring.batch_sizes import shared_prefix_length, tokens_per_pack
+from harness.scoring.batch_sizes import tokens_per_pack, worthwhile_prefix_length
 from harness.scoring.finite import NonFiniteLogits
 from harness.scoring.forbidden import ForbiddenTokens
 from harness.scoring.plain import PaddedDecoder, decoding_mode
@@ -149,7 +149,7 @@ class SlotDecoder:
 
         self.call, self.opened = call, call.opened
         prompts = [call.prompts[row] for row in call.waiting]
-        self.common = shared_prefix_length(prompts)
+        self.common = worthwhile_prefix_length(prompts)
         prefix = compute_prefix(
             self.opened, prompts[0][: self.common], most=tokens_per_pack(self.opened)
         )

@@ -19,9 +19,9 @@ from harness.contract import Checkpoint
 from harness.errors import CellFailed
 from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
-from harness.files.writing import keep_file, read_signed, write_signed
+from harness.files.writing import read_signed, replace_file, write_signed
 from harness.models.checkpoint import weight_files
-from harness.models.encoding import as_written, encoded_pair
+from harness.models.encoding import encode_pair, with_leading_space
 from harness.models.language_model import LanguageModel
 from harness.records.record import Fidelity
 from harness.scoring.backend import CanRead, LikelihoodRequest
@@ -142,7 +142,7 @@ def answers_to_compare(
     tokenizer = teacher.tokenizer
     texts = [
         PromptedAnswer(
-            *encoded_pair(tokenizer, row.prompt, as_written(tokenizer, row.prompt, row.text))
+            *encode_pair(tokenizer, row.prompt, with_leading_space(tokenizer, row.prompt, row.text))
         )
         for row in answered[: 2 * MAX_COMPARED_ANSWERS]
     ]
@@ -194,7 +194,7 @@ def save_hidden_states(
             tensors[f"{task}/{index}/written"] = torch.tensor(len(text.answer))
     if tensors:
         metadata = {"head": head_name, "teacher": teacher.checkpoint.digest}
-        keep_file(path, lambda new_path: save_file(tensors, new_path, metadata=metadata))
+        replace_file(path, lambda new_path: save_file(tensors, new_path, metadata=metadata))
         write_signed(path.with_suffix(".json"), {"file": file_digest(path)})
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from harness.models.language_model import LanguageModel
 from harness.scoring.admission import shared_path_refusal
 from harness.scoring.backend import BatchSize, Generation, Sampling, ignore_report
-from harness.scoring.batch_sizes import rows_that_fit, shared_prefix_length
+from harness.scoring.batch_sizes import rows_that_fit, worthwhile_prefix_length
 from harness.scoring.decoding import DecodingCall, decode_in_slots, decode_padded_batch
 from harness.scoring.finite import NonFiniteLogits, non_finite_error
 from harness.scoring.plain import single_row_note
@@ -51,7 +51,7 @@ def generate(
     if not prompts:
         return []
     is_plain = bool(reason_for_plain_path(opened))
-    common = 0 if is_plain else shared_prefix_length(prompts)
+    common = 0 if is_plain else worthwhile_prefix_length(prompts)
     longest = max(map(len, prompts)) + max_new_tokens - common
     size = rows_that_fit(opened, longest) if batch_size == "auto" else batch_size
     call = DecodingCall(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.contract import Task
-from harness.files.lines import signed, signed_lines
+from harness.files.lines import read_signed_lines, signed_line
 from harness.files.untrusted import Unreadable
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.scoring.parts import json_value
 from harness.scoring.sampling import group_of
-from harness.statistics.figures import number_of
+from harness.statistics.figures import as_number
 
 Samples = list[dict[str, Any]]  # lm-eval's samples of one item, one per filter
 
@@ -70,7 +70,7 @@ class ItemRow:
 
 def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
     """Write item rows as JSON lines, each with its digest."""
-    write_whole(path, "".join(signed(asdict(row)) for row in rows))
+    write_atomically(path, "".join(signed_line(asdict(row)) for row in rows))
 
 
 def read_rows(path: Path) -> list[ItemRow]:
@@ -78,7 +78,7 @@ def read_rows(path: Path) -> list[ItemRow]:
 
     Raises `Unreadable` where a line is cut off, edited, or from another version.
     """
-    values, defects = signed_lines(path, whole=True)
+    values, defects = read_signed_lines(path, whole=True)
     if not defects:
         try:
             return [
@@ -144,7 +144,7 @@ def _grades(
     """Return the grades of an answer; `metrics` names each extractor's metric in `results`."""
     grades = Grades({}, {})
     for extractor, metric in metrics.items():
-        value = number_of(results.get(extractor))
+        value = as_number(results.get(extractor))
         if value is None:
             continue
         lower = scored.lower_is_better(metric)
@@ -159,7 +159,7 @@ def _unnumbered_parts(results: Mapping[str, object]) -> dict[str, Any]:
 
     For example a pair of labels, or references and a text.
     """
-    parts = {name: json_value(value) for name, value in results.items() if number_of(value) is None}
+    parts = {name: json_value(value) for name, value in results.items() if as_number(value) is None}
     return {name: part for name, part in parts.items() if part is not None}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.machine.memory import is_out_of_memory
-from harness.models.encoding import shared_length
+from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
 from harness.scoring.backend import BatchSize, Likelihood, LikelihoodRequest, ignore_report
 from harness.scoring.batch_sizes import MIN_SHARED_TOKENS, tokens_per_pack
@@ -150,7 +150,7 @@ def prefix_groups(rows: Sequence[LikelihoodRequest], order: Sequence[int]) -> li
         unscored = len(rows[row].ids) - rows[row].count - 1
         if groups:
             members, common = groups[-1]
-            shared = shared_length(rows[members[-1]].ids, rows[row].ids)
+            shared = shared_prefix_length(rows[members[-1]].ids, rows[row].ids)
             together = min(common, unscored, shared)
             if together >= MIN_SHARED_TOKENS and 2 * together >= len(rows[members[0]].ids):
                 members.append(row)
@@ -164,7 +164,7 @@ def _tree_size(rows: Sequence[LikelihoodRequest], members: Sequence[int]) -> int
     """Return how many nodes the tree of some sorted rows has."""
     size, previous = 0, rows[members[0]].ids[:0]
     for row in members:
-        size += len(rows[row].ids) - shared_length(previous, rows[row].ids)
+        size += len(rows[row].ids) - shared_prefix_length(previous, rows[row].ids)
         previous = rows[row].ids
     return size
 
@@ -186,7 +186,7 @@ def _score_in_packs(
                     row, _score_long_text(opened, rows[row], prefix, min(most, max_logits))
                 )
             continue
-        new_tokens = len(fed) - shared_length(previous, fed)
+        new_tokens = len(fed) - shared_prefix_length(previous, fed)
         if pack and (size + new_tokens > most or logits + rows[row].count > max_logits):
             _score_pack(scoring, pack, prefix)
             pack, size, logits, new_tokens = [], 0, 0, len(fed)

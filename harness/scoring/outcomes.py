@@ -18,7 +18,7 @@ from harness.records.record import TaskScore
 from harness.scoring.items import ItemRow, ScoredTask
 from harness.scoring.parts import MAX_CHARACTERS, RecordedStatistics, recorded_statistics
 from harness.statistics import pooled
-from harness.statistics.figures import BITS, standard_error, weighted
+from harness.statistics.figures import BITS_PER_BYTE, standard_error, weighted_mean
 
 # guessing scores on these, by the number of choices
 _METRICS_WITH_CHANCE = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
@@ -283,8 +283,8 @@ def _pooled_figures(task: Task, subtasks: Sequence[SubtaskResult]) -> dict[str, 
         "statistics": lines,
         "parts": parts,
         "stderr": pooled.standard_error(corpus, parts),
-        "signed": corpus.form in pooled.SIGNED,
-        "unit": "share" if corpus.form in pooled.SHARES else "number",
+        "signed": corpus.form in pooled.SIGNED_FORMS,
+        "unit": "share" if corpus.form in pooled.SHARE_FORMS else "number",
     }
 
 
@@ -319,7 +319,7 @@ def _mean_figures(
         name: set(values) <= {0.0, 1.0} and not (lower and name == primary)
         for name, values in values_of.items()
     }
-    value = weighted(numbers, parts)
+    value = weighted_mean(numbers, parts)
     by_group = _group_means(rows, numbers)
     return {
         "value": value,
@@ -361,7 +361,7 @@ def _chance(
     """Return what guessing scores; 0 where the metric does not tell."""
     metrics = {subtask.scored.metric for subtask in subtasks}
     if task.kind == "choose" and metrics <= _METRICS_WITH_CHANCE:
-        return weighted([row.chance for row in rows], parts)
+        return weighted_mean([row.chance for row in rows], parts)
     return task.chance if task.kind == "generate" else 0.0
 
 
@@ -401,7 +401,7 @@ def _document_figures(
         return {**common, "value": _mean_of_subtasks(task, subtasks), "unpaired": reason}
     totals = tuple((row.log_probabilities[0], row.words) for row in rows)
     [form] = forms
-    metric = BITS if form == BITS else subtasks[0].scored.metric
+    metric = BITS_PER_BYTE if form == BITS_PER_BYTE else subtasks[0].scored.metric
     return {
         **common,
         "value": _document_figure(form, totals),
@@ -413,7 +413,9 @@ def _document_figures(
 def _document_figure(form: str, totals: Sequence[tuple[float, float]]) -> float:
     """Return perplexity or bits per byte of documents, (log-likelihood, number of units) each."""
     nats = -sum(total for total, _ in totals) / sum(size for _, size in totals)
-    return nats / math.log(2) if form == BITS else math.exp(nats) if nats < 700 else math.inf
+    return (
+        nats / math.log(2) if form == BITS_PER_BYTE else math.exp(nats) if nats < 700 else math.inf
+    )
 
 
 def _document_form(subtask: SubtaskResult) -> str:
@@ -424,7 +426,7 @@ def _document_form(subtask: SubtaskResult) -> str:
     totals = [(row.log_probabilities[0], row.words) for row in subtask.rows]
     if not all(size > 0 for _, size in totals):
         return ""
-    for form in ("perplexity", BITS):
+    for form in ("perplexity", BITS_PER_BYTE):
         if math.isclose(subtask.value, _document_figure(form, totals), rel_tol=1e-9):
             return form
     return ""

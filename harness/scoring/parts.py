@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from harness.statistics.pooled import Corpus, weighted
+from harness.statistics.pooled import Corpus, corpus_figure
 
 MAX_CHARACTERS = 2_000_000  # of one task's statistics in a record
 
@@ -71,7 +71,7 @@ def recorded_statistics(
     try:
         lines = tuple(" ".join(map(_shortest_text, row)) for row in statistics.rows_of(parts))
         corpus = Corpus(statistics.form, lines)
-        figure = weighted(corpus)
+        figure = corpus_figure(corpus)
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as problem:
         return nothing(f", and its parts have an unexpected form ({type(problem).__name__})")
     if not math.isclose(figure, value, rel_tol=1e-9, abs_tol=1e-9):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from harness.models.language_model import LanguageModel
-from harness.models.states import CACHES, handed_back
+from harness.models.states import CACHE_NAMES, cache_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,7 @@ def plain_forward(
         accepted["logits_to_keep"] = count
     with torch.inference_mode():
         output = opened.model(**accepted)
-    return _PlainOutput(output.logits[:, -count:], handed_back(output, parameters))
+    return _PlainOutput(output.logits[:, -count:], cache_arguments(output, parameters))
 
 
 class PaddedDecoder:
@@ -205,14 +205,14 @@ class PaddedDecoder:
     def _select(self, kept: "torch.Tensor") -> None:
         for name in ("attention_mask", "position_ids"):
             self._arguments[name] = self._arguments[name][kept]
-        for name in CACHES:
+        for name in CACHE_NAMES:
             # batch_select_indices leaves the states of recurrent layers as they are, or lacks them
             if name in self._arguments:
                 self._arguments[name].reorder_cache(kept)
 
     def _forward(self) -> "torch.Tensor":
         arguments = dict(self._arguments)
-        if not self.mode.masks_steps and any(name in arguments for name in CACHES):
+        if not self.mode.masks_steps and any(name in arguments for name in CACHE_NAMES):
             del arguments["attention_mask"]
         output = plain_forward(self.opened, arguments, 1, use_cache=True)
         if not output.cache:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.models.encoding import shared_length
+from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class TokenTree:
         previous: Sequence[int] = ()
         path: list[int] = []
         for sequence in sequences:
-            common = shared_length(previous, sequence)
+            common = shared_prefix_length(previous, sequence)
             path = path[:common]
             for depth in range(common, len(sequence)):
                 parents.append(path[-1] if path else -1)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.contract import Progress, Prompting, Task
-from harness.data.seeding import prepare, seeded_as_lm_eval
-from harness.data.source import DataSource
+from harness.data.seeding import prepare_tasks, seeded_as_lm_eval
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
 from harness.machine.gpu import device_label
 from harness.models.language_model import LanguageModel
@@ -64,7 +64,7 @@ class _ScoringProgress:
 def score_task(
     opened: LanguageModel,
     task: Task,
-    source: DataSource,
+    source: LocalOrHubData,
     *,
     progress: Callable[[Progress], None],
     batch_size: BatchSize = "auto",
@@ -86,7 +86,7 @@ def score_task(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with seeded_as_lm_eval():
         built = task.lm_eval_tasks(source)
-        prepare(built.values())
+        prepare_tasks(built.values())
         selected = select_items(built, limit, name=task.name)
     if not selected.count:
         raise CellFailed(f"{task.name}: there is no item to score")
@@ -143,7 +143,7 @@ def answer_cache_path(
     Its name is a digest of all that an answer depends on: weights and tokenizer, dtype, device, the
     backend's `path` and code, the task's version, and the prompting.
     """
-    code = digest_of_code(
+    code = code_digest(
         "harness.scoring.lm_eval_model",
         *(("harness.scoring.vllm_backend",) if path.startswith("vllm") else ()),
     )

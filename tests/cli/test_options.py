@@ -11,9 +11,9 @@ from pydantic import Field
 
 import harness
 from harness.cli import app
-from harness.cli.ending import ended
+from harness.cli.ending import exit_code_of
 from harness.planning import config
-from harness.planning.fields import Spelling, settings_of
+from harness.planning.fields import Spelling, settings_by_name
 
 
 class Wider(config.RunConfig):
@@ -49,7 +49,7 @@ def door(monkeypatch, tmp_path, capsys):
     def typed(*arguments):
         seen.clear()
         monkeypatch.setattr(sys, "argv", ["harness", "run", *map(str, arguments)])
-        code = ended(app._command)
+        code = exit_code_of(app._command)
         said = capsys.readouterr()
         return code, said.out + said.err, seen[0] if seen else None
 
@@ -170,7 +170,7 @@ def test_options_typed_win_over_the_file_and_methods_settings_come_together(door
 
 
 def test_every_setting_says_what_it_is_and_names_each_of_its_choices():
-    for name, one in settings_of(config.RunConfig).items():
+    for name, one in settings_by_name(config.RunConfig).items():
         assert one.field.description and one.help[0] != "[", name
         for choice in one.choices:
             assert choice in one.help, (name, choice)

@@ -17,7 +17,7 @@ import pytest
 import methods
 from harness.contract import Method
 from harness.errors import HarnessError, OldName
-from harness.estimating.workload import work_of
+from harness.estimating.workload import workload_of
 from harness.records.record import RunRecord
 from harness.registry import Registry
 from harness.traits import FAMILIES, OLD_NAMES, fixed_traits, known_traits, traits_by_settings
@@ -103,7 +103,7 @@ def test_what_a_class_does_not_state_has_the_defaults_of_the_protocol(load, fami
         and method.control_settings() == {}
         and method.resulting_shape("shape") == "shape"
     )
-    assert work_of(method).of_teacher == (method.starts_from == "teacher")
+    assert workload_of(method).starts_from_teacher == (method.starts_from == "teacher")
 
 
 def test_a_stated_start_counts_whatever_the_family(load):
@@ -111,7 +111,7 @@ def test_a_stated_start_counts_whatever_the_family(load):
         stated("family: ClassVar[str] = 'pruning'", "starts_from: ClassVar[str] = 'student'"),
         build={},
     )
-    assert not work_of(cut).of_teacher
+    assert not workload_of(cut).starts_from_teacher
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ OLD = {
     "draws": ("draws = True", lambda method: method.draws_random_numbers),
     "several_teachers": ("several_teachers = True", lambda method: method.needs_several_teachers),
     "same_vocabulary": ("same_vocabulary = True", lambda method: method.needs_same_vocabulary),
-    "reads_inside": ("reads_inside = True", lambda method: method.reads_teacher_live),
+    "reads_live_teacher": ("reads_live_teacher = True", lambda method: method.reads_teacher_live),
     "hands_on": (
         "def hands_on(self): return {'ratio': 1}",
         lambda method: method.control_settings() == {"ratio": 1},
@@ -305,7 +305,9 @@ def test_a_setting_may_have_an_old_name_and_then_is_no_trait(load):
 
 def test_old_names_do_not_switch_off_what_a_base_says_by_its_settings(load):
     with pytest.warns(OldName):
-        method = load(stated("reads_inside = False", base="(Distilled)"), build={"cache": "off"})
+        method = load(
+            stated("reads_live_teacher = False", base="(Distilled)"), build={"cache": "off"}
+        )
     assert method.reads_teacher_live
 
 

@@ -12,16 +12,16 @@ import pytest
 import methods
 import suites
 from harness.api import estimate_plans, plan_run
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.errors import HarnessError
-from harness.estimating.estimate import activation_bytes, duration, text
-from harness.estimating.expect import expect
+from harness.estimating.estimate import activation_bytes, duration, estimate_text
+from harness.estimating.expect import estimate_cells
 from harness.estimating.hardware import GIB, parse_hardware, this_machine
-from harness.estimating.workload import cut_parameters, work_of
-from harness.machine.processor import machine, processor_in, threads_asked
+from harness.estimating.workload import cut_parameters, workload_of
+from harness.machine.processor import machine_label, parse_processor, thread_count
 from harness.models.resolve import EMBEDDED
 from harness.models.shape import Shape
-from harness.planning.config import build
+from harness.planning.config import build_config
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, RunRecord, TaskScore
 from harness.registry import Registry
@@ -53,8 +53,8 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on=
     environment = Environment(
         device="cpu",
         dtype="float32",
-        threads=threads_asked(),
-        machine=made_on or machine(),
+        threads=thread_count(),
+        machine=made_on or machine_label(),
         platform="",
         python="",
         versions={},
@@ -93,7 +93,7 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on=
 def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
     asked = {"teacher": "70B", "student": "3B", "hardware": "1xH200"}
     [found] = estimate_plans(["sft"], budget=10_000_000, **asked)
-    one, shape = stage(found, "train"), found.asked.student
+    one, shape = stage(found, "train"), found.request.student
     attention = 4 * shape.layers * shape.heads * shape.head_size * 190 / 2
     forward = 2 * (shape.body + shape.embedding) + attention
     held_out = (2 + 10_000_000 // (2_000 * 190)) * 200 * 190 * forward / (0.45 * 989e12)
@@ -148,7 +148,7 @@ def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, mo
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     [found] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
-    assert found.asked.teacher.layers == 2
+    assert found.request.teacher.layers == 2
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
     with pytest.raises(HarnessError, match="mixture of 8 experts"):
         estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
@@ -181,7 +181,7 @@ def test_the_layout_is_the_simplest_that_fits():
     )
     assert (
         not stage(alone, "train").fits
-        and "DOES NOT FIT" in text(alone)
+        and "DOES NOT FIT" in estimate_text(alone)
         and any("NOT EVERYTHING FITS" in line for line in alone.advice)
     )
     assert stage(alone, "train").memory / GIB > 0.92 * 80
@@ -197,7 +197,7 @@ def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a
     [plain] = estimate_plans(["sft"], budget=10**6, rows=10_000, **asked)
     # 1.9 M tokens of rows: fewer than all are read
     [live] = estimate_plans(["response"], budget=10**6, rows=10_000, **asked)
-    teacher = live.asked.teacher
+    teacher = live.request.teacher
     attention = 4 * teacher.layers * teacher.heads * teacher.head_size * 190 / 2
     token = (2 * (teacher.body + teacher.embedding) + attention) / (8 * 0.45 * 2250e12)
     assert stage(live, "train").seconds - stage(plain, "train").seconds == pytest.approx(
@@ -213,8 +213,10 @@ def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a
 
 def test_a_price_is_device_hours():
     [found] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="8xH100", budget=10**9)
-    assert f"{found.seconds * 8 * 3 / 3600:,.2f} at 3 a device-hour" in text(found, price=3.0)
-    assert "device-hour" not in text(found)
+    assert f"{found.seconds * 8 * 3 / 3600:,.2f} at 3 a device-hour" in estimate_text(
+        found, price=3.0
+    )
+    assert "device-hour" not in estimate_text(found)
 
 
 def test_rates_come_from_this_machines_records_and_no_others():
@@ -275,7 +277,7 @@ def test_every_quoted_publication_is_in_the_file():
 
 def test_every_method_and_task_is_known_to_the_plan():
     registry = Registry("method", methods.METHODS)
-    found = {name: work_of(registry.build(name, {})) for name in registry.table}
+    found = {name: workload_of(registry.build(name, {})) for name in registry.table}
     assert all(work.trains == registry.load(name).trains for name, work in found.items())
     assert (
         found["cot"].writes_traces
@@ -284,9 +286,9 @@ def test_every_method_and_task_is_known_to_the_plan():
     )
     assert found["int4"].bits == 4.25 and found["int4-calibrated"].calibrates == (128, 256)
     assert found["prune-magnitude"].changes and found["prune-magnitude"].calibrates == (0, 0)
-    assert found["on-policy"].reads_inside and not found["response"].reads_inside
-    assert work_of(registry.build("response", {"cache": "off"})).reads_inside
-    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
+    assert found["on-policy"].reads_live_teacher and not found["response"].reads_live_teacher
+    assert workload_of(registry.build("response", {"cache": "off"})).reads_live_teacher
+    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS_BY_TASK)
 
 
 @pytest.mark.parametrize(
@@ -349,11 +351,11 @@ def test_a_stage_behind_a_cut_has_the_size_that_is_left():
     [narrow] = estimate_plans(
         ["prune-width[ratio=0.5,groups=2]+sft"], student="depth:0.75", **asked
     )
-    left = replace(plain.asked.teacher, intermediate=7_168, kv_heads=6, heads=24)
+    left = replace(plain.request.teacher, intermediate=7_168, kv_heads=6, heads=24)
     assert stage(narrow, "train").memory - stage(plain, "train").memory == pytest.approx(
-        16 * (left.parameters - plain.asked.student.parameters)
+        16 * (left.parameters - plain.request.student.parameters)
         + activation_bytes(left, 16 * 380, 2)
-        - activation_bytes(plain.asked.student, 16 * 380, 2)
+        - activation_bytes(plain.request.student, 16 * 380, 2)
     )
     [whole] = estimate_plans(["identity"], student="depth:0.5", **asked)
     assert stage(whole, "score and").memory == stage(whole, "score the teacher").memory
@@ -361,8 +363,8 @@ def test_a_stage_behind_a_cut_has_the_size_that_is_left():
 
 def expected(methods, *, finished=(), **settings):
     """Return what the cells of a run would take, by label and seed, and their keys."""
-    plan = plan_run(build({"methods": methods, "controls": False, **settings}))
-    told = expect(plan, finished)
+    plan = plan_run(build_config({"methods": methods, "controls": False, **settings}))
+    told = estimate_cells(plan, finished)
     return {(cell.label, cell.seed): one for cell, one in zip(plan.cells, told, strict=True)}, [
         cell.key for cell in plan.cells
     ]
@@ -437,7 +439,7 @@ def test_weights_that_lie_twice_in_a_folder_are_not_counted_twice(tmp_path):
 
 def test_sizes_share_the_teachers_vocabulary():
     [found] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xH100")
-    assert found.asked.student.vocabulary == found.asked.teacher.vocabulary
+    assert found.request.student.vocabulary == found.request.teacher.vocabulary
 
 
 def test_durations_in_words():
@@ -459,9 +461,9 @@ def test_two_processors_of_one_name_are_told_apart_by_their_instructions():
         "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f avx512_vnni "
         "sse2\n\nprocessor\t: 1\nmodel name\t: Other\n"
     )
-    assert processor_in(first) == "Some CPU (avx2 avx512f avx512_vnni)"
-    assert processor_in(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
-    assert processor_in("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
+    assert parse_processor(first) == "Some CPU (avx2 avx512f avx512_vnni)"
+    assert parse_processor(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
+    assert parse_processor("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
         "(asimddp i8mm)"
     )
-    assert processor_in("model name\t: Plain\n") == "Plain" and processor_in("") == ""
+    assert parse_processor("model name\t: Plain\n") == "Plain" and parse_processor("") == ""

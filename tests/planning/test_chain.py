@@ -8,12 +8,12 @@ import pytest
 
 from harness.api import plan_run
 from harness.errors import HarnessError
-from harness.planning.config import build
+from harness.planning.config import build_config
 from harness.planning.spec import parse_set
 
 
 def plan(methods, *, settings=(), **more):
-    return plan_run(build({"methods": methods, "set": parse_set(list(settings)), **more}))
+    return plan_run(build_config({"methods": methods, "set": parse_set(list(settings)), **more}))
 
 
 def by_label(planned):
@@ -197,7 +197,7 @@ def test_a_student_in_another_type_and_other_files_is_still_the_model_it_started
     from harness.errors import CellFailed
     from harness.models.checkpoint import describe
     from harness.models.language_model import open_model
-    from harness.running.student import _changed_something
+    from harness.running.student import _refuse_unchanged
 
     model = open_model(random_model).model.to(torch.bfloat16)
     model.save_pretrained(tmp_path / "start")
@@ -211,8 +211,8 @@ def test_a_student_in_another_type_and_other_files_is_still_the_model_it_started
     assert start.digest != same.digest
     stage = by_label(plan(["fake-int4"]))["fake-int4"].stages[0]
     with pytest.raises(CellFailed, match="fake-int4 changed no weight"):
-        _changed_something(stage, same, (random_model, start))
-    _changed_something(stage, changed, (random_model, start))
+        _refuse_unchanged(stage, same, (random_model, start))
+    _refuse_unchanged(stage, changed, (random_model, start))
 
 
 def _student(finished, record):

@@ -15,23 +15,23 @@ import pytest
 import methods
 import suites
 from harness.api import plan_run
-from harness.files.closure import code_of, digest_of_code
+from harness.files.closure import code_digest, code_digests
 from harness.files.digests import digest_of
 from harness.files.writing import read_signed
 from harness.models.resolve import EMBEDDED
 from harness.planning import keys
-from harness.planning.config import build
+from harness.planning.config import build_config
 from harness.records.store import Store
 from harness.registry import Registry
-from harness.running import anew
-from harness.running.anew import PARTS, keep_parts, made_anew
+from harness.running import recomputation
+from harness.running.recomputation import PARTS_FILE, recomputation_lines, save_key_parts
 
 ROOT = Path(methods.__file__).parents[1]
 ROWS = ("cot", "response", "int8", "prune-wanda", "untouched")
 
 
 def plan(**values):
-    return plan_run(build({"methods": ROWS, "suite": ("mini",), **values}))
+    return plan_run(build_config({"methods": ROWS, "suite": ("mini",), **values}))
 
 
 def keyed(found):
@@ -83,20 +83,22 @@ REPORTING = (
 @pytest.mark.parametrize("name", [*methods.METHODS, *suites.TASKS])
 def test_no_student_and_no_task_holds_what_tables_and_commands_are_made_by(name):
     kind, table = ("method", methods.METHODS) if name in methods.METHODS else ("task", suites.TASKS)
-    found = code_of(Registry(kind, table).load(name))
+    found = code_digests(Registry(kind, table).load(name))
     assert not {
         f"harness/{one}.py" for one in (*REPORTING, "stopwatch", "measure", "score", "lm")
     } & set(found)
 
 
-@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES)
+@pytest.mark.parametrize("name", keys.SCORING_MODULES + keys.TIMING_MODULES)
 def test_no_score_holds_what_tables_and_commands_are_made_by(name):
-    assert not {f"harness/{one}.py" for one in REPORTING} & set(code_of(name))
+    assert not {f"harness/{one}.py" for one in REPORTING} & set(code_digests(name))
 
 
-@pytest.mark.parametrize("name", keys.SCORES + keys.MEASURES + keys.OPENS + keys.CELL)
+@pytest.mark.parametrize(
+    "name", keys.SCORING_MODULES + keys.TIMING_MODULES + keys.MODEL_MODULES + keys.CELL_MODULES
+)
 def test_the_roots_of_keys_are_there(name):
-    assert f"{name.replace('.', '/')}.py" in code_of(name)
+    assert f"{name.replace('.', '/')}.py" in code_digests(name)
 
 
 @pytest.mark.skipif(
@@ -111,7 +113,7 @@ def test_the_roots_of_keys_are_there(name):
     ],
 )
 def test_what_is_not_trained_holds_no_loop(name):
-    found = code_of(Registry("method", methods.METHODS).load(name))
+    found = code_digests(Registry("method", methods.METHODS).load(name))
     assert not {
         f"methods/_{one}.py"
         for one in (
@@ -130,19 +132,21 @@ def test_what_is_not_trained_holds_no_loop(name):
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_whoever_asks_a_grader_holds_it(name):
     kind = Registry("method", methods.METHODS).load(name)
-    found = code_of(kind)
+    found = code_digests(kind)
     grades = any(
         ".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/")
     )
     assert grades or not kind().writes_traces
     if kind().writes_traces:
-        assert "suites/loading/numbers.py" in keys.Code(
+        assert "suites/loading/numbers.py" in keys.CodeDigests(
             {"gsm8k-mini": suites.load("gsm8k-mini")}
-        ).of_student(kind())
+        ).for_student(kind())
 
 
 def test_a_loss_is_not_behind_answers():
-    assert not any(name.startswith("methods/") for name in code_of("harness.scoring.lm_eval_model"))
+    assert not any(
+        name.startswith("methods/") for name in code_digests("harness.scoring.lm_eval_model")
+    )
 
 
 # --- edits of our own code, in a copy of it
@@ -421,15 +425,15 @@ def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
     ],
 )
 def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_path, edit):
-    from suites.loading.definition import Leaf
-    from suites.loading.outside import OutsideTask
+    from suites.loading.definition import TaskDefinition
+    from suites.loading.outside import LmEvalTask
 
     file = tmp_path / "own.yaml"
     (tmp_path / "base.yaml").write_text("num_fewshot: 0\nmetadata:\n  version: 1\n")
 
     def definition(changes=()):
-        task = object.__new__(OutsideTask)
-        task._leaves = [Leaf(name="own", path=file, changes=dict(changes), local=False)]
+        task = object.__new__(LmEvalTask)
+        task._leaves = [TaskDefinition(name="own", path=file, changes=dict(changes), local=False)]
         return task.definition
 
     file.write_text("include: base.yaml\ndoc_to_text: a\n")
@@ -438,7 +442,7 @@ def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_
     for place in (file, tmp_path / "base.yaml"):
         place.write_text(place.read_text().replace(*edit))
     assert definition() != before
-    assert keys.of_items({"own": type("T", (), {"definition": before})()})["definitions"] == {
+    assert keys.lm_eval_parts({"own": type("T", (), {"definition": before})()})["definitions"] == {
         "own": before
     }
 
@@ -449,22 +453,22 @@ def test_answers_and_traces_and_caches_hold_their_own_code():
         "harness/scoring/likelihood.py",
         "harness/scoring/prefix_sharing.py",
         "harness/scoring/rounding.py",
-    } <= set(code_of("harness.scoring.lm_eval_model"))
+    } <= set(code_digests("harness.scoring.lm_eval_model"))
     assert {"methods/training/traces.py", "harness/scoring/generation.py"} <= set(
-        code_of("methods.training.traces")
+        code_digests("methods.training.traces")
     )
     assert {"methods/training/teacher_cache.py", "methods/training/rows.py"} <= set(
-        code_of("methods.training.teacher_cache")
+        code_digests("methods.training.teacher_cache")
     )
     assert {
         "methods/training/tuning.py",
         "methods/training/loop.py",
         "methods/training/noise.py",
-    } <= set(code_of("methods.training.tuning"))
+    } <= set(code_digests("methods.training.tuning"))
     assert (
         len(
             {
-                digest_of_code(name)
+                code_digest(name)
                 for name in (
                     "harness.scoring.lm_eval_model",
                     "methods.training.traces",
@@ -487,26 +491,28 @@ def stored(found, store):
         (store.cell(cell.key) / "record.json").write_text("{}")
         for stage in cell.stages:
             store.student(stage.key).mkdir(parents=True, exist_ok=True)
-        keep_parts(found, cell, store)
+        save_key_parts(found, cell, store)
 
 
 def altered(monkeypatch, of, *files):
     """Let the code of students or scores be another one in these files."""
-    original = getattr(keys.Code, of)
+    original = getattr(keys.CodeDigests, of)
 
     def other(self, *given, **settings):
         found = original(self, *given, **settings)
         return found | {file: "0" for file in files if file in found}
 
-    monkeypatch.setattr(keys.Code, of, other)
+    monkeypatch.setattr(keys.CodeDigests, of, other)
 
 
 def test_a_finished_store_says_nothing(tmp_path):
     store, found = Store(tmp_path), plan()
-    assert made_anew(found, store) == []
+    assert recomputation_lines(found, store) == []
     stored(found, store)
     assert (
-        made_anew(found, store) == [] == made_anew(plan(budget=2_000, methods=("sft",)), store)[:0]
+        recomputation_lines(found, store)
+        == []
+        == recomputation_lines(plan(budget=2_000, methods=("sft",)), store)[:0]
     )
 
 
@@ -514,9 +520,9 @@ def test_parts_make_the_key_and_are_signed(tmp_path):
     store, found = Store(tmp_path), plan()
     stored(found, store)
     for cell in found.cells:
-        parts = read_signed(store.cell(cell.key) / PARTS)
+        parts = read_signed(store.cell(cell.key) / PARTS_FILE)
         assert digest_of("cell", *parts["students"][-1:], parts["held"]) == cell.key
-    parts = read_signed(store.student(found.cells[1].student_key) / PARTS)
+    parts = read_signed(store.student(found.cells[1].student_key) / PARTS_FILE)
     assert digest_of("student", parts["held"]) == found.cells[1].student_key
 
 
@@ -530,7 +536,7 @@ def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch
     monkeypatch.undo()
     monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.13")
     now = plan()
-    lines = made_anew(now, store)
+    lines = recomputation_lines(now, store)
     why = (
         "code changed since (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval "
         "0.4.12 -> 0.4.13"
@@ -547,7 +553,7 @@ def test_students_that_are_made_anew_say_by_which_file(tmp_path, monkeypatch):
     altered(monkeypatch, "of_student", "methods/training/traces.py", "methods/int8.py")
     stored(plan(), store)
     monkeypatch.undo()
-    assert made_anew(plan(), store) == [
+    assert recomputation_lines(plan(), store) == [
         "1 cell is computed anew: code changed since (methods/training/traces.py)",
         "1 cell is computed anew: code changed since (methods/int8.py)",
     ]
@@ -557,7 +563,7 @@ def test_other_questions_are_other_cells(tmp_path):
     store = Store(tmp_path)
     stored(plan(), store)
     for other in ({"budget": 1_000}, {"suite": ("math",)}, {"limit": 5}, {"student": "depth:0.25"}):
-        assert made_anew(plan(**other), store) == []
+        assert recomputation_lines(plan(**other), store) == []
 
 
 def test_a_store_of_an_older_version_says_so(tmp_path):
@@ -573,13 +579,13 @@ def test_a_store_of_an_older_version_says_so(tmp_path):
             "student_recipe": under.student_recipe,
         }
         (folder / "job.json").write_text(json.dumps({**told, "budget_tokens": under.budget_tokens}))
-    [line] = made_anew(found, store)
+    [line] = recomputation_lines(found, store)
     assert line.startswith(
         f"{len(found.cells)} cells are computed anew: made by an older version of the harness, "
         "whose keys did not hold "
     )
     (store.cell(f"{0:024}") / "job.json").write_text("{torn")
-    assert made_anew(found, store)[0].startswith(f"{len(found.cells) - 1} cells ")
+    assert recomputation_lines(found, store)[0].startswith(f"{len(found.cells) - 1} cells ")
 
 
 @pytest.mark.parametrize(
@@ -590,9 +596,9 @@ def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monk
     altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     monkeypatch.undo()
-    for file in tmp_path.glob(f"cells/*/{PARTS}"):
+    for file in tmp_path.glob(f"cells/*/{PARTS_FILE}"):
         file.write_text(harm(file.read_text()))
-    assert made_anew(plan(), store) == []
+    assert recomputation_lines(plan(), store) == []
 
 
 def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
@@ -613,17 +619,17 @@ def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monke
     altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     text = (
-        next(tmp_path.glob(f"cells/*/{PARTS}"))
+        next(tmp_path.glob(f"cells/*/{PARTS_FILE}"))
         .read_text()
         .replace('"identity": "', '"identity": "f')
     )
     for at in range(3_000):
         folder = tmp_path / "cells" / f"{at:024}"
         folder.mkdir()
-        (folder / PARTS).write_text(text)
+        (folder / PARTS_FILE).write_text(text)
         (folder / "record.json").write_text("{}")
     monkeypatch.undo()
     found = plan()
     began = time.process_time()
-    assert len(made_anew(found, store)) == 2
-    assert time.process_time() - began < 2 and anew.PARTS == PARTS
+    assert len(recomputation_lines(found, store)) == 2
+    assert time.process_time() - began < 2 and recomputation.PARTS_FILE == PARTS_FILE

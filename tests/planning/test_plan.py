@@ -12,14 +12,14 @@ import methods
 from harness.api import plan_run
 from harness.errors import HarnessError
 from harness.models.resolve import EMBEDDED, resolve
-from harness.models.shaping import kept_blocks, parse_recipe
-from harness.planning.config import build, read_toml
+from harness.models.shaping import kept_blocks, parse_student_cut
+from harness.planning.config import build_config, read_run_file
 from harness.planning.spec import limit_for, parse_limit, parse_method, parse_set, split_list
 from harness.registry import Registry
 
 
 def plan(**values):
-    return plan_run(build(values))
+    return plan_run(build_config(values))
 
 
 def labels(**values):
@@ -27,14 +27,14 @@ def labels(**values):
 
 
 def test_repeated_lists_add_up_and_a_path_that_is_there_wins(tmp_path, monkeypatch):
-    from harness.planning.spec import listed, parse_teachers, split_teachers
+    from harness.planning.spec import joined_lists, parse_teachers, split_teachers
 
-    assert listed(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == [
+    assert joined_lists(["int8", "response[temperature=1,teacher_share=0.5],sft"]) == [
         "int8",
         "response[temperature=1,teacher_share=0.5]",
         "sft",
     ]
-    assert listed(None) is None and listed([]) is None
+    assert joined_lists(None) is None and joined_lists([]) is None
     monkeypatch.chdir(tmp_path)
     for name in ("lr=0.5", "a,b", "c,d=0.25", "plain"):
         (tmp_path / name).mkdir()
@@ -334,16 +334,16 @@ def test_a_file_and_flags_build_the_same_plan(tmp_path):
         'methods = ["cot", "response"]\nsuite = "math"\nseeds = 2\n'
         "[set.response]\ntemperature = 4\n"
     )
-    from_file = plan(**read_toml(path))
+    from_file = plan(**read_run_file(path))
     from_flags = plan(
         methods=["cot", "response"], suite=["math"], seeds=2, set={"response": {"temperature": 4}}
     )
     assert [cell.key for cell in from_file.cells] == [cell.key for cell in from_flags.cells]
     (tmp_path / "bad.toml").write_text("methods = [")
     with pytest.raises(HarnessError, match=r"bad\.toml"):
-        read_toml(tmp_path / "bad.toml")
+        read_run_file(tmp_path / "bad.toml")
     with pytest.raises(HarnessError, match="no run file"):
-        read_toml(tmp_path / "none.toml")
+        read_run_file(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(
@@ -361,11 +361,11 @@ def test_kept_blocks_are_evenly_spaced(count, share, kept):
 
 
 def test_a_recipe_is_not_a_path():
-    assert parse_recipe("depth:0.25") == ("depth", 0.25)
-    assert parse_recipe("Qwen/Qwen2.5-0.5B") is None
-    assert parse_recipe("./folder") is None
+    assert parse_student_cut("depth:0.25") == ("depth", 0.25)
+    assert parse_student_cut("Qwen/Qwen2.5-0.5B") is None
+    assert parse_student_cut("./folder") is None
     assert [
-        parse_recipe(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
+        parse_student_cut(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
     ] == [False, False, True]
 
 
@@ -376,18 +376,18 @@ def test_a_recipe_is_one_line_of_one_table(monkeypatch):
     from harness.models import shaping
     from harness.models.shape import Shape
 
-    halved = shaping.RecipeKind(
+    halved = shaping.CutKind(
         lambda model, share, cut: model,
         lambda base, share: base.narrower(share / 2),
         draws_weights=True,
     )
-    monkeypatch.setitem(shaping.RECIPES, "half-width", halved)
-    recipe = parse_recipe("half-width:0.5")
+    monkeypatch.setitem(shaping.CUT_KINDS, "half-width", halved)
+    recipe = parse_student_cut("half-width:0.5")
     assert recipe.draws_weights
     base = Shape.of_folder(EMBEDDED / "tiny")
     assert recipe.shape_of(base).intermediate == base.intermediate // 4
     with pytest.raises(HarnessError, match=r"half-width:0\.5"):
-        parse_recipe("quarter:0.5")
+        parse_student_cut("quarter:0.5")
 
 
 def test_two_packages_cannot_claim_one_name(monkeypatch):
@@ -517,9 +517,9 @@ def test_local_models_keep_the_hub_out_only_where_the_items_are_here_too(tmp_pat
 
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HARNESS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
-    generated = plan_run(build({"suite": ("mini",), "methods": ("int8",)}))
+    generated = plan_run(build_config({"suite": ("mini",), "methods": ("int8",)}))
     assert not generated.hub_data and _environment(generated)["HF_HUB_OFFLINE"] == "1"
-    real = plan_run(build({"suite": (str(own_suite(tmp_path)),), "methods": ("int8",)}))
+    real = plan_run(build_config({"suite": (str(own_suite(tmp_path)),), "methods": ("int8",)}))
     assert (
         real.hub_data
         and "HF_HUB_OFFLINE" not in _environment(real)

@@ -18,15 +18,15 @@ from harness.planning.cells import Plan, PlannedCell
 from harness.records.store import Store
 from harness.renames.labels import settings_in_records
 
-PARTS = "parts.json"  # in the folder of a cell, and of a student
-_IDENTITY = re.compile(r'"identity": "([0-9a-f]{24})"')
-_NAMED = 6  # files of code that a line names
-_OLDER = (
+PARTS_FILE = "parts.json"  # in the folder of a cell, and of a student
+_IDENTITY_PATTERN = re.compile(r'"identity": "([0-9a-f]{24})"')
+_MAX_FILES_NAMED = 6  # files of code that a line names
+_OLDER_VERSION = (
     "made by an older version of the harness, whose keys did not hold the code behind tasks, "
     "scores and helper modules, "
     "nor lm-eval's version"
 )
-_SAID = {
+_IN_WORDS = {
     "teachers": "the teacher's weights changed",
     "base": "the student's base changed",
     "data": "the data files changed",
@@ -34,11 +34,11 @@ _SAID = {
     "definitions": "lm-eval's task files changed",
 }
 # a parent says itself what changed; the others are asked for
-_UNSAID = frozenset({"parent", "rows", "recipe"})
+_LEFT_OUT = frozenset({"parent", "rows", "recipe"})
 
 
 @dataclass
-class Reasons:
+class KeyChanges:
     """Why a cell is made anew: the files of code that changed, and other parts in words."""
 
     code: set[str] = field(default_factory=set)
@@ -47,8 +47,10 @@ class Reasons:
 
     def __str__(self) -> str:
         named = sorted(self.code)
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        code = [f"code changed since ({', '.join(named[:_NAMED])}{more})"] if named else []
+        more = f" and {len(named) - _MAX_FILES_NAMED} more" if len(named) > _MAX_FILES_NAMED else ""
+        code = (
+            [f"code changed since ({', '.join(named[:_MAX_FILES_NAMED])}{more})"] if named else []
+        )
         return "; ".join([*code, *self.others]) or "a part of its key changed"
 
     @property
@@ -57,7 +59,7 @@ class Reasons:
         return len(self.code) + len(self.others)
 
 
-def keep_parts(plan: Plan, cell: PlannedCell, store: Store) -> None:
+def save_key_parts(plan: Plan, cell: PlannedCell, store: Store) -> None:
     """Write beside a cell and its students what their keys are made of, where it does not stand
     there, or is not as it was written.
     """
@@ -66,11 +68,11 @@ def keep_parts(plan: Plan, cell: PlannedCell, store: Store) -> None:
         **{stage.key: store.student(stage.key) for stage in cell.stages},
     }
     for key, folder in folders.items():
-        if key in plan.parts and not _parts(folder):
-            write_signed(folder / PARTS, plan.parts[key])
+        if key in plan.parts and not _read_parts(folder):
+            write_signed(folder / PARTS_FILE, plan.parts[key])
 
 
-def made_anew(plan: Plan, store: Store) -> list[str]:
+def recomputation_lines(plan: Plan, store: Store) -> list[str]:
     """Return a line for each reason why cells of a plan are computed though the store holds them
     under other keys.
     """
@@ -80,25 +82,25 @@ def made_anew(plan: Plan, store: Store) -> list[str]:
     }
     if not identities or not (store.root / "cells").is_dir():
         return []
-    siblings, unnamed = _siblings(store, set(identities))
-    older = {_asked_in(folder) for folder in unnamed}
+    siblings, unnamed = _finished_cells(store, set(identities))
+    older = {_request_in(folder) for folder in unnamed}
     told: dict[str, list[PlannedCell]] = {}
     for identity, cell in identities.items():
         if identity in siblings:
             nearest = min(
-                (_reasons(old, plan, cell, store) for old in siblings[identity]),
+                (_key_changes(old, plan, cell, store) for old in siblings[identity]),
                 key=lambda one: one.count,
             )
-            told.setdefault(f"{nearest}{_kept(cell, nearest)}", []).append(cell)
-        elif _asked_of(plan, cell) in older:
-            told.setdefault(_OLDER, []).append(cell)
+            told.setdefault(f"{nearest}{_student_note(cell, nearest)}", []).append(cell)
+        elif _request_of(plan, cell) in older:
+            told.setdefault(_OLDER_VERSION, []).append(cell)
     return [
         f"{len(cells)} {'cells are' if len(cells) > 1 else 'cell is'} computed anew: {why}"
         for why, cells in told.items()
     ]
 
 
-def _kept(cell: PlannedCell, reasons: Reasons) -> str:
+def _student_note(cell: PlannedCell, reasons: KeyChanges) -> str:
     return (
         ""
         if not cell.stages or reasons.students
@@ -106,7 +108,9 @@ def _kept(cell: PlannedCell, reasons: Reasons) -> str:
     )
 
 
-def _siblings(store: Store, wanted: set[str]) -> tuple[dict[str, list[dict[str, Any]]], list[Path]]:
+def _finished_cells(
+    store: Store, wanted: set[str]
+) -> tuple[dict[str, list[dict[str, Any]]], list[Path]]:
     """Return the kept parts of finished cells by identity, and the cells that keep none; of others
     only the identity is read.
     """
@@ -116,23 +120,23 @@ def _siblings(store: Store, wanted: set[str]) -> tuple[dict[str, list[dict[str, 
         if not (folder / "record.json").is_file():
             continue
         try:
-            identity = _IDENTITY.search(
-                (folder / PARTS).read_text(encoding="utf-8", errors="replace")
+            identity = _IDENTITY_PATTERN.search(
+                (folder / PARTS_FILE).read_text(encoding="utf-8", errors="replace")
             )
         except FileNotFoundError:
             unnamed.append(folder)
             continue
         except OSError:
             continue
-        if identity and identity[1] in wanted and (parts := _parts(folder)):
+        if identity and identity[1] in wanted and (parts := _read_parts(folder)):
             found.setdefault(identity[1], []).append(parts)
     return found, unnamed
 
 
-def _parts(folder: Path) -> dict[str, Any]:
+def _read_parts(folder: Path) -> dict[str, Any]:
     """Return what a folder keeps of its key, nothing where that is not as it was written."""
     try:
-        told = read_signed(folder / PARTS)
+        told = read_signed(folder / PARTS_FILE)
     except Unreadable:
         return {}
     return (
@@ -142,66 +146,66 @@ def _parts(folder: Path) -> dict[str, Any]:
     )
 
 
-def _reasons(old: Mapping[str, Any], plan: Plan, cell: PlannedCell, store: Store) -> Reasons:
+def _key_changes(old: Mapping[str, Any], plan: Plan, cell: PlannedCell, store: Store) -> KeyChanges:
     """Compare the parts of a cell that is planned with those of one that was made, those of their
     students too.
     """
-    new, reasons = plan.parts[cell.key], Reasons()
-    _compare(old["held"], new["held"], reasons)
+    new, reasons = plan.parts[cell.key], KeyChanges()
+    _add_changes(old["held"], new["held"], reasons)
     for before, now in zip(old["students"], new["students"], strict=False):
         if before == now:
             continue
         reasons.students = True
-        parts = _parts(store.student(str(before)))
+        parts = _read_parts(store.student(str(before)))
         if parts and now in plan.parts:
-            _compare(parts["held"], plan.parts[now]["held"], reasons)
+            _add_changes(parts["held"], plan.parts[now]["held"], reasons)
     return reasons
 
 
-def _compare(old: Mapping[str, Any], new: Mapping[str, Any], reasons: Reasons) -> None:
+def _add_changes(old: Mapping[str, Any], new: Mapping[str, Any], reasons: KeyChanges) -> None:
     old = (
         {**old, "settings": settings_in_records(str(old.get("method")), old.get("settings") or {})}
         if "settings" in new
         else old
     )
-    for name in sorted({*old, *new} - _UNSAID):
-        before, now = _plain(old.get(name)), _plain(new.get(name))
+    for name in sorted({*old, *new} - _LEFT_OUT):
+        before, now = _as_json(old.get(name)), _as_json(new.get(name))
         if before == now:
             continue
         if name == "code" and isinstance(before, dict) and isinstance(now, dict):
             reasons.code |= {file for file in {*before, *now} if before.get(file) != now.get(file)}
         else:
-            reasons.others |= dict.fromkeys(_words(name, before, now))
+            reasons.others |= dict.fromkeys(_describe_change(name, before, now))
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """Return a part as JSON gives it back."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): _as_json(one) for key, one in value.items()}
+    return [_as_json(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _words(name: str, before: Any, now: Any) -> Iterator[str]:
+def _describe_change(name: str, before: Any, now: Any) -> Iterator[str]:
     """Yield how a part that is another one is told."""
     if name == "data" and str(now).startswith("unknown beforehand"):
         yield "a task reads what only running it tells, so nothing of it is kept"
-    elif name in _SAID:
-        yield _SAID[name]
+    elif name in _IN_WORDS:
+        yield _IN_WORDS[name]
     elif isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
-                yield from _words(f"{key}", before.get(key), now.get(key))
+                yield from _describe_change(f"{key}", before.get(key), now.get(key))
     elif isinstance(before, (dict, list)) or isinstance(now, (dict, list)):
         yield f"another {name}"
     else:
-        yield f"{name} {_short(before)} -> {_short(now)}"
+        yield f"{name} {_short_text(before)} -> {_short_text(now)}"
 
 
-def _short(value: object) -> str:
+def _short_text(value: object) -> str:
     return "none" if value in (None, "") else str(value)[:60]
 
 
-def _asked_of(plan: Plan, cell: PlannedCell) -> str:
+def _request_of(plan: Plan, cell: PlannedCell) -> str:
     """Return what tells one row of one run from another."""
     under = plan.conditions
     return repr(
@@ -209,7 +213,7 @@ def _asked_of(plan: Plan, cell: PlannedCell) -> str:
     )
 
 
-def _asked_in(folder: Path) -> str:
+def _request_in(folder: Path) -> str:
     """Return the same of a cell that keeps no parts, by what its process was told; "" where that
     cannot be read.
     """
