@@ -139,9 +139,9 @@ def _boundary_positions(
     """Return, by the number of the completion's characters read, the position that stands there;
     inside a character stands none.
     """
-    from harness.models.encoding import ends_of
+    from harness.models.encoding import token_ends
 
-    ends = ends_of(tokenizer, prompt + completion)
+    ends = token_ends(tokenizer, prompt + completion)
     if ends is None:
         return _boundary_positions_by_decoding(tokenizer, row, completion)
     ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS gives its place too
@@ -160,12 +160,14 @@ def _boundary_positions_by_decoding(
     """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
     beginnings.
     """
-    from harness.models.encoding import written_text
+    from harness.models.encoding import decode_continuation
 
     found = {0: 0}
     before = row.ids[: row.trained_from]
     for count in range(1, len(row.ids) - row.trained_from):
-        read = written_text(tokenizer, before, row.ids[row.trained_from : row.trained_from + count])
+        read = decode_continuation(
+            tokenizer, before, row.ids[row.trained_from : row.trained_from + count]
+        )
         if completion.startswith(read):
             found[len(read)] = count
     return found

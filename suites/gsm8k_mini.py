@@ -224,7 +224,7 @@ def _generate_item(stream: random.Random) -> Item:
             return {"question": " ".join(problem.sentences), "answer": answer, "steps": wanted}
 
 
-def gsm8k_mini_items(split_name: str) -> Iterator[Item]:
+def generated_items(split_name: str) -> Iterator[Item]:
     """Yield `{question, answer, steps}` of a split in its fixed order."""
     return generate_split(
         split_name,
@@ -253,7 +253,7 @@ class Gsm8kMini:
         base = read_builtin("gsm8k/gsm8k.yaml")
         built = build_task_over_rows(
             base,
-            rows=gsm8k_mini_items,
+            rows=generated_items,
             splits=("test",),
             task=self.name,
             training_split=None,
@@ -265,7 +265,7 @@ class Gsm8kMini:
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them, with the worked and the bare answer."""
-        for item in gsm8k_mini_items(split_name):
+        for item in generated_items(split_name):
             worked = without_marks(item["answer"])
             gold = final_number(item["answer"])
             yield Example(

@@ -149,7 +149,7 @@ def _identity(item: Item) -> str:
     return "\n".join([item["question"], *sorted(item["choices"])])
 
 
-def mmlu_mini_items(split_name: str) -> Iterator[Item]:
+def generated_items(split_name: str) -> Iterator[Item]:
     """Yield `{subject, question, choices, answer}` (answer 0 to 3) of a split in its fixed
     order.
     """
@@ -181,7 +181,7 @@ class MmluMini:
         """
         built = build_task_over_rows(
             read_builtin("mmlu/default/_default_template_yaml"),
-            rows=mmlu_mini_items,
+            rows=generated_items,
             splits=("test",),
             task=self.name,
             description=_DESCRIPTION.format("{{subject}}"),
@@ -194,7 +194,7 @@ class MmluMini:
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them; work and answer are the same text."""
-        for item in mmlu_mini_items(split_name):
+        for item in generated_items(split_name):
             lines = [
                 f"{letter}. {choice}"
                 for letter, choice in zip(LETTERS, item["choices"], strict=True)

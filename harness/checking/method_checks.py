@@ -132,7 +132,7 @@ class Trial:
 
     def _make(self, which: str) -> TrialStudent:
         from harness import catalog
-        from harness.data.source import DataSource
+        from harness.data.source import LocalOrHubData
 
         workdir, cache, read = self.folder / which, self.folder / "cache", set[str]()
         workdir.mkdir(parents=True)
@@ -143,7 +143,7 @@ class Trial:
             student=str(self.start.path),
             student_base=self.start,
             tasks={task.name: task},
-            source=DataSource(),
+            source=LocalOrHubData(),
             budget=Budget(seen_tokens=TOKENS, rows=ROWS),
             seed=SEEDS[which],
             workdir=workdir,
@@ -249,7 +249,7 @@ def cost_is_valid(trial: Trial) -> None:
     """`cost.json` is what a record holds of it, and a training writes one."""
     from pydantic import ValidationError
 
-    from harness.records.consistency import READING
+    from harness.records.consistency import READING_CONTEXT
     from harness.records.record import Cost
 
     made = trial.first
@@ -257,7 +257,7 @@ def cost_is_valid(trial: Trial) -> None:
         "it trains and wrote no cost.json (self.train writes one)"
     )
     try:
-        Cost.model_validate(made.cost, context=READING)
+        Cost.model_validate(made.cost, context=READING_CONTEXT)
     except ValidationError as problem:
         first = problem.errors()[0]
         raise AssertionError(

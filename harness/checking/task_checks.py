@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, get_args
 
 from harness.contract import Example, Kind, Split
-from harness.data.source import DataSource, NoSplit
+from harness.data.source import LocalOrHubData, NoSplit
 from harness.errors import HarnessError, Skipped
 
 _DECLARED: Mapping[str, type[Any]] = {
@@ -35,9 +35,9 @@ class TaskTrial:
     items: int
 
     @cached_property
-    def source(self) -> DataSource:
+    def source(self) -> LocalOrHubData:
         """The data folder that the environment names."""
-        return DataSource.from_environment(None)
+        return LocalOrHubData.from_environment(None)
 
     def examples(self, split: str) -> list[Example]:
         """Return the first items of a split; none where the task has no such split. Raises

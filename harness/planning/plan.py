@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from harness.contract import Method, Prompting
 from harness.errors import HarnessError
 from harness.machine.gpu import device_label, gpu_of
-from harness.machine.processor import processor
+from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
 from harness.planning.cells import Plan, PlannedCell, PlannedStage
 from harness.planning.config import RunConfig
@@ -148,7 +148,7 @@ def _machine_parts(setup: Setup) -> list[str | int | None]:
     card, driver and CUDA.
     """
     gpu = gpu_of(setup.resolved.device)
-    return [processor(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
+    return [processor_label(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
 
 
 class _Planner:

@@ -295,8 +295,8 @@ def _training_cells(
     def mean_field(quantity: Quantity) -> float | None:  # zero: not counted
         return mean(lambda cost: getattr(cost, quantity.key) or None)
 
-    line.add(columns.SEEN, mean_field(columns.SEEN))
-    line.add(columns.TRAINED, mean_field(columns.TRAINED))
+    line.add(columns.TOKENS_SEEN, mean_field(columns.TOKENS_SEEN))
+    line.add(columns.TOKENS_TRAINED, mean_field(columns.TOKENS_TRAINED))
     if with_rate:
         line.add(columns.RATE, _learning_rate(row))
     for quantity in (columns.TRAIN_SECONDS, columns.DEVICE_SECONDS, columns.FLOPS):
@@ -315,7 +315,7 @@ def _training_cells(
 
     share = mean(seconds_per_user)
     line.add(columns.SHARED_SECONDS, mean(shared_seconds))
-    line.add(columns.SHARE_SECONDS, share)
+    line.add(columns.SHARED_SECONDS_PER_ROW, share)
     if price is not None:
         seconds = mean(lambda cost: cost.device_seconds or cost.seconds)
         money = None if seconds is None else price * (seconds + (share or 0.0)) / 3600

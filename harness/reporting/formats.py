@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.analysis.comparison import Group
 from harness.escape import clean_all, latex_comment, latex_text, markdown_cell, markdown_text
-from harness.files.writing import finite, write_whole
+from harness.files.writing import nonfinite_as_null, write_atomically
 from harness.reporting.notes import mixed_conditions
 from harness.reporting.table import BestCell, Table
 
@@ -90,7 +90,7 @@ def as_json(sections: Sequence[ReportSection]) -> str:
         for section in sections
     ]
     mixed = mixed_conditions([section.group for section in sections])
-    data = clean_all(finite({"schema": 1, "mixed": mixed, "groups": groups}))
+    data = clean_all(nonfinite_as_null({"schema": 1, "mixed": mixed, "groups": groups}))
     return json.dumps(data, indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n"
 
 
@@ -122,7 +122,7 @@ def write_sections(
     ):
         if form in forms:
             written.append(folder / name)
-            write_whole(written[-1], text_of(sections))
+            write_atomically(written[-1], text_of(sections))
     for number, section in enumerate(sections if "csv" in forms else (), 1):
         suffix = "" if len(sections) == 1 else f"-{number}"
         for table in section.tables:

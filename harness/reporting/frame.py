@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 _FrameRow = dict[str, object]  # header -> value
 _COSTS = (
-    columns.SEEN,
-    columns.TRAINED,
+    columns.TOKENS_SEEN,
+    columns.TOKENS_TRAINED,
     columns.TRAIN_SECONDS,
     columns.DEVICE_SECONDS,
     columns.FLOPS,

@@ -110,7 +110,7 @@ _WORDS = (
     columns.FAMILY,
     columns.SUBJECT,
 )
-_FLIPS = (columns.ROW, columns.LOST, columns.WON, columns.NET, columns.CHANGED)
+_FLIPS = (columns.ROW, columns.LOSSES, columns.WINS, columns.NET, columns.CHANGED)
 _PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)
 
 
@@ -253,12 +253,14 @@ def _point_data(point: Point) -> list[Any]:
 
 def _flip_lines(group: Group, task: str) -> list[list[Any]]:
     """Return a line for each row: its label, items lost, items won; means over seeds."""
-    from harness.statistics.stats import pairs
+    from harness.statistics.stats import count_pairs
 
     reference = next(iter(group.teacher.outcomes(task)), "") if group.teacher else ""
     lines = []
     for row in ordered_rows(group):
-        counts = [pairs(reference, run) for run in row.outcomes(task) if len(run) == len(reference)]
+        counts = [
+            count_pairs(run, reference) for run in row.outcomes(task) if len(run) == len(reference)
+        ]
         if counts and row.label != TEACHER:
             losses = sum(seed_counts.teacher_only for seed_counts in counts)
             wins = sum(seed_counts.student_only for seed_counts in counts)

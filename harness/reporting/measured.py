@@ -61,7 +61,8 @@ def _value_text(quantity: Quantity, measurement: Measurement | None) -> str:
     if measurement is None:
         return quantity.text(None)
     numbers = (measurement.value, measurement.low, measurement.high)
-    return quantity.with_interval(Interval(*map(quantity.scaled, numbers)))
+    value, low, high = map(quantity.scaled, numbers)
+    return quantity.with_interval(Interval(value, low, high))
 
 
 def _speed_lines(model: TimedModel, *, is_base: bool) -> list[dict[str, str]]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.analysis.comparison import ResultRow, row_block
 from harness.escape import clean, csv_cell
-from harness.files.writing import keep_file
-from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, named
+from harness.files.writing import replace_file
+from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, quantity_of
 from harness.statistics.intervals import Interval
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Table:
         def write(fresh: Path) -> None:
             frame.to_csv(fresh, index=False, float_format="%.6g", lineterminator="\n")
 
-        keep_file(path, write)
+        replace_file(path, write)
 
     def ordered_by(self, column: str) -> "Table":
         """Return the table with each block's rows sorted by a column, best first.
@@ -100,7 +100,7 @@ class Table:
 
 def less_is_better(column: str) -> bool:
     """Tell whether smaller numbers of a column are the better ones."""
-    quantity = named(column)
+    quantity = quantity_of(column)
     return quantity is not None and quantity.better == "lower"
 
 

@@ -97,7 +97,7 @@ class StudentBuilder:
         )
 
     def _told(self, made: Checkpoint, notes: Mapping[str, Any], flops: float) -> Checkpoint:
-        from harness.files.writing import write_whole
+        from harness.files.writing import write_atomically
         from harness.machine.memory import process_bytes
 
         on_gpu = self.job.device.startswith("cuda")
@@ -116,7 +116,7 @@ class StudentBuilder:
             "flops": flops,
             "notes": {self.method: told},
         }
-        write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
+        write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return made
 
 

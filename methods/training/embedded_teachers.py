@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.contract import Checkpoint, Progress, Split, Task
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.models.language_model import LanguageModel
 from harness.models.shaping import save_student
@@ -101,7 +101,7 @@ def train_teacher(
     recipe: EmbeddedTeacherRecipe,
     *,
     tasks: Mapping[str, Task],
-    source: DataSource,
+    source: LocalOrHubData,
     folder: Path,
     budget: int | None,
     progress: Callable[[Progress], None],
@@ -180,7 +180,7 @@ def train_teacher(
     return made
 
 
-def _pairs(task: Task, split: Split, source: DataSource, count: int) -> list[tuple[str, str]]:
+def _pairs(task: Task, split: Split, source: LocalOrHubData, count: int) -> list[tuple[str, str]]:
     return [
         (example.prompt, example.completion)
         for example in islice(task.examples(split, source), count)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import CellFailed
-from harness.models.encoding import encoded_pair
+from harness.models.encoding import encode_pair
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def encode(
     rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion, *tag in pairs:
-        before, after = encoded_pair(tokenizer, prompt, completion)
+        before, after = encode_pair(tokenizer, prompt, completion)
         if len(before) + len(after) + 1 > longest:
             too_long += 1
             continue

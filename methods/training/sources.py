@@ -40,12 +40,12 @@ def sources_of(
     """
     from harness.errors import CellFailed
     from harness.models.language_model import open_model
-    from harness.models.shape import DENSE, Shape
+    from harness.models.shape import MAX_DENSE_VOCABULARY, Shape
     from methods.training.teacher_cache import teacher_cache
     from methods.training.teachers import CrossTokenizerTeacher, LiveTeacher
 
     width = teachers.vocabulary or Shape.of_folder(teachers.models[0].path).vocabulary
-    partial = width > DENSE  # only the likeliest tokens would be kept
+    partial = width > MAX_DENSE_VOCABULARY  # only the likeliest tokens would be kept
     if teachers.cache == "on" and partial and teachers.whole:
         raise CellFailed(
             f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type "

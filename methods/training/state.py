@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from harness.errors import in_one_line
 from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
-from harness.files.writing import read_signed, sync, write_signed
+from harness.files.writing import read_signed, sync_to_disk, write_signed
 
 # 0: a state after each step
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))
@@ -163,7 +163,7 @@ class SavedStates:
         self.accelerator.save_state(str(fresh))
         write_signed(fresh / "loop.json", {**dataclasses.asdict(state), "files": _digests(fresh)})
         for path in fresh.rglob("*"):
-            sync(path)
+            sync_to_disk(path)
         if target.exists():
             shutil.rmtree(target)
         fresh.replace(target)
@@ -203,7 +203,7 @@ def write_best(weights: Mapping[str, Any], fresh: Path) -> None:
 
 def keep_best(fresh: Path, best_file: Path) -> None:
     """Let weights that were written count as the best, once they are on the disk."""
-    sync(fresh)
+    sync_to_disk(fresh)
     fresh.replace(best_file)
 
 

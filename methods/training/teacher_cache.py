@@ -26,14 +26,14 @@ from torch import Tensor
 
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of, file_digest
-from harness.files.writing import save_atomically, write_whole
+from harness.files.writing import save_atomically, write_atomically
 from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
-from harness.models.artefacts import described, described_damage, description_of
+from harness.models.artefacts import folder_damage, read_description, signed_description
 from harness.models.language_model import LanguageModel, open_model
-from harness.models.shape import DENSE, forward_flops_per_token
+from harness.models.shape import MAX_DENSE_VOCABULARY, forward_flops_per_token
 from harness.scoring.backend import CanRead, Scored, TopK
 from harness.scoring.reading import Reader
 from methods.training.positions import Distribution
@@ -118,10 +118,10 @@ def teacher_cache(
     Raises `CellFailed` when what was written does not agree with a live forward pass.
     """
     distinct = {row_key(row): row for row in rows}
-    kept = "all" if width <= DENSE else k
+    kept = "all" if width <= MAX_DENSE_VOCABULARY else k
     key = digest_of(
         "teacher",
-        digest_of_code(__name__),
+        code_digest(__name__),
         teacher.digest,
         job.dtype,
         device_label(job.device),
@@ -135,7 +135,7 @@ def teacher_cache(
         "teacher": teacher.digest,
         "dtype": job.dtype,
         "vocabulary": width,
-        "k": width if width <= DENSE else k,
+        "k": width if width <= MAX_DENSE_VOCABULARY else k,
     }
     with FileLock(folder.with_suffix(".lock")):
         held = _open_cache(folder, job, wanted)
@@ -152,12 +152,12 @@ def damage_of(folder: Path) -> str:
     """Return why a cache cannot be used, "" where it can: its files against their digests, the code
     that made it against ours.
     """
-    wrong = described_damage(folder)
+    wrong = folder_damage(folder)
     if wrong:
         return wrong
     return (
         ""
-        if description_of(folder).get("code") == digest_of_code(__name__)
+        if read_description(folder).get("code") == code_digest(__name__)
         else "made by other code"
     )
 
@@ -174,12 +174,12 @@ def _open_cache(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeac
     """
     if not folder.exists():
         return None
-    wrong = damage_of(folder) or mismatch_of(description_of(folder), wanted)
+    wrong = damage_of(folder) or mismatch_of(read_description(folder), wanted)
     if wrong:
         told = f"the teacher's cache {folder.name} is damaged ({wrong}); made again"
         job.progress(Progress(stage="teacher", done=0, total=1, detail=told))
         return None
-    meta = description_of(folder)
+    meta = read_description(folder)
     with np.load(folder / "index.npz") as held:
         places = zip(held["rows"], held["places"].tolist(), strict=True)
         index = {bytes(name): (place[0], place[1], place[2]) for name, place in places}
@@ -203,7 +203,7 @@ def _build_cache(
     opened = open_model(checkpoint, device=job.device, dtype=job.dtype)
     teacher = teacher_reader(opened)
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    kept = None if width <= DENSE else k
+    kept = None if width <= MAX_DENSE_VOCABULARY else k
 
     def write(fresh: Path) -> None:
         began = time.monotonic()
@@ -213,7 +213,7 @@ def _build_cache(
             sum(count for _, _, count in shards.places),
         )
         meta = {
-            "code": digest_of_code(__name__),
+            "code": code_digest(__name__),
             "teacher": checkpoint.digest,
             "name": checkpoint.name,
             "dtype": job.dtype,
@@ -229,7 +229,7 @@ def _build_cache(
             "flops": forward_flops_per_token(opened.model, read / len(ordered)) * read,
             "files": {path.name: file_digest(path) for path in sorted(fresh.iterdir())},
         }
-        write_whole(fresh / "meta.json", described(meta))
+        write_atomically(fresh / "meta.json", signed_description(meta))
         written = _open_cache(fresh, job, {})
         assert written is not None
         # before it has its name: an unchecked cache is never found

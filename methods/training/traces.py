@@ -17,16 +17,16 @@ from typing import Any
 from filelock import FileLock
 
 from harness.contract import Checkpoint, Example, Job, Progress, Task
-from harness.data.contamination import overlapping
+from harness.data.contamination import overlapping_prompts
 from harness.data.examples import examples_digest
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
-from harness.files.lines import signed, signed_lines
-from harness.files.untrusted import parsed, read_object
-from harness.files.writing import write_whole
+from harness.files.lines import read_signed_lines, signed_line
+from harness.files.untrusted import parse_json, read_object
+from harness.files.writing import write_atomically
 from harness.machine.gpu import device_label
-from harness.models.encoding import written_text
+from harness.models.encoding import decode_continuation
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import forward_flops_per_token
 from harness.scoring.backend import CanGenerate, Generation, Sampling
@@ -87,7 +87,7 @@ def teacher_traces(
     writer = teacher or job.teacher
     key = digest_of(
         "traces",
-        digest_of_code(__name__),
+        code_digest(__name__),
         writer.digest,
         job.dtype,
         examples_digest(examples),
@@ -173,7 +173,9 @@ class _TraceRequest:
         space.
         """
         ids = answer.ids[:-1] if answer.stop == "eos" else answer.ids
-        return replace(answer, text=written_text(self.opened.tokenizer, self.prompts[row], ids))
+        return replace(
+            answer, text=decode_continuation(self.opened.tokenizer, self.prompts[row], ids)
+        )
 
 
 def _generate_resumably(
@@ -194,7 +196,7 @@ def _generate_resumably(
             kept = answers[row] = asking.shown(row, answer)
             seconds = round(before + time.monotonic() - began, 3)
             stream.write(
-                signed(
+                signed_line(
                     {
                         "row": row,
                         "text": kept.text,
@@ -228,7 +230,7 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
     answers: dict[int, Generation] = {}
     seconds = 0.0
     whole = []
-    for told in signed_lines(part)[0]:
+    for told in read_signed_lines(part)[0]:
         try:
             row, one = (
                 int(told["row"]),
@@ -240,9 +242,9 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
         if 0 <= row < count:
             seconds = max(seconds, taken)
             answers[row] = one
-            whole.append(signed(told))
+            whole.append(signed_line(told))
     if part.exists() and part.read_bytes() != (kept := "".join(whole)).encode():
-        write_whole(part, kept)
+        write_atomically(part, kept)
     return answers, seconds
 
 
@@ -252,7 +254,7 @@ def _save(path: Path, made: Traces) -> None:
         for one in group:
             del one["ids"]
     payload = json.dumps(kept, ensure_ascii=False)
-    write_whole(
+    write_atomically(
         path,
         json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}),
     )
@@ -266,7 +268,7 @@ def _load(path: Path, job: Job) -> Traces | None:
         payload: str = document["payload"]
         if hashlib.sha256(payload.encode()).hexdigest() != document["sha256"]:
             raise ValueError("its digest does not match")
-        data: dict[str, Any] = parsed(payload, path.name)
+        data: dict[str, Any] = parse_json(payload, path.name)
         texts = [[Generation(**one) for one in group] for group in data["texts"]]
         return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
@@ -351,7 +353,7 @@ def filter_traces(
     left at all.
     """
     by_task = {example.task: dict.fromkeys(_COUNTS, 0) for example in examples}
-    held_out = overlapping(examples, job.tasks, job.source)
+    held_out = overlapping_prompts(examples, job.tasks, job.source)
     right: list[tuple[Example, str]] = []
     ended: list[tuple[Example, str]] = []
     for example, group in zip(examples, texts, strict=True):

@@ -15,7 +15,7 @@ from filelock import FileLock
 from harness.contract import Job, Progress
 from harness.data.examples import examples_digest, training_examples
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, write_signed
@@ -65,7 +65,7 @@ def tune_learning_rate(
         [one.digest for one in job.teachers],
         list(job.teacher_weights),
     ]
-    code = digest_of_code(type(method), __name__)
+    code = code_digest(type(method), __name__)
     run = {"seen_tokens": training.seen_tokens, "mixed_precision": training.mixed_precision}
     key = digest_of(
         "rate",

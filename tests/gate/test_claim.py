@@ -21,9 +21,16 @@ from harness.gate.check import check
 from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights
 from harness.gate.passed import claim_pass_rate, frozen_pass_rate
 from harness.gate.rules import Rules, Verdict, items_needed, items_needed_among
-from harness.records.baseline import Baseline, Change, freeze, write_baseline
+from harness.records.baseline import Baseline, Change, freeze_record, write_baseline
 from harness.records.conditions import ModelReference
-from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.record import (
+    Cost,
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    write_record,
+)
 from harness.statistics import means, stats
 
 ENVIRONMENT = Environment(
@@ -137,7 +144,9 @@ def frozen(*records, margin=None):
     change = Change(
         reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(freeze(one) for one in records), margin=margin)
+    return Baseline(
+        history=(change,), rows=tuple(freeze_record(one) for one in records), margin=margin
+    )
 
 
 def layer(checked, name):
@@ -155,21 +164,21 @@ def numbers(*runs):
 def test_a_student_exactly_at_the_margin_is_neither_kept_nor_lost(chance, right):
     """90 % of what a teacher at 80 % has above chance: 72, 74.5 and 77 % of the items."""
     for students in ([marks(right)], [marks(right - 3), marks(right + 3)]):
-        assert stats.keeps(students, [marks(800)], 0.9, chance=chance) == pytest.approx(
+        assert stats.retention_test(students, [marks(800)], 0.9, chance=chance) == pytest.approx(
             (0.5, 0.5), abs=1e-6
         )
-        assert means.keeps(
+        assert means.retention_test(
             numbers(*students), numbers(marks(800)), 0.9, chance=chance
         ) == pytest.approx((0.5, 0.5), abs=1e-6)
-    assert stats.keeps([marks(right + 30)], [marks(800)], 0.9, chance=chance)[0] < 0.01
-    assert stats.keeps([marks(right - 30)], [marks(800)], 0.9, chance=chance)[1] < 0.01
+    assert stats.retention_test([marks(right + 30)], [marks(800)], 0.9, chance=chance)[0] < 0.01
+    assert stats.retention_test([marks(right - 30)], [marks(800)], 0.9, chance=chance)[1] < 0.01
 
 
 def test_means_above_chance_are_means_of_what_is_above_it():
     teacher, student = numbers(marks(800)), numbers(marks(770))
     shifted = [[[value - 0.25 for value in side[0]]] for side in (student, teacher)]
-    assert means.keeps(student, teacher, 0.9, chance=0.25) == pytest.approx(
-        means.keeps(*shifted, 0.9)
+    assert means.retention_test(student, teacher, 0.9, chance=0.25) == pytest.approx(
+        means.retention_test(*shifted, 0.9)
     )
 
 
@@ -485,7 +494,7 @@ def test_the_pooled_test_is_that_of_all_items_above_their_chance():
     ]
     assert (
         pooled.numbers["p_met"]
-        == means.keeps([runs[0]], [runs[1]], 0.93, ((300, 1 / 600), (300, 1 / 600)))[0]
+        == means.retention_test([runs[0]], [runs[1]], 0.93, ((300, 1 / 600), (300, 1 / 600)))[0]
     )
     kept, had = (sum(run) for run in runs)
     assert (
@@ -726,7 +735,7 @@ def test_the_stated_rate_of_a_claim_is_the_rate_of_its_test(chance, points, marg
     draws = np.random.default_rng(1).multinomial(
         n, [teacher - lost, lost, won, 1 - teacher - won], size=3000
     )
-    weights = stats._difference_weights(-margin) if points else stats._ratio_weights(margin, chance)
+    weights = stats.difference_weights(-margin) if points else stats.ratio_weights(margin, chance)
     passed = np.mean(
         [stats.score_z(stats.Pairs(*map(int, one)), weights) >= 1.6449 for one in draws]
     )
@@ -757,7 +766,9 @@ def test_the_page_on_ci_says_what_is_computed():
     assert frozen_pass_rate(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)
     assert frozen_pass_rate(250, 0.04, 0.03, 1, rules) == pytest.approx(0.6, abs=0.05)
     assert frozen_pass_rate(1000, 0.12, 0.05, 1, rules) < 0.02
-    assert stats.items_for(0.0, rules.detect, alpha=rules.frozen_alpha) == pytest.approx(200, abs=5)
+    assert stats.items_to_detect(0.0, rules.detect, alpha=rules.frozen_alpha) == pytest.approx(
+        200, abs=5
+    )
     assert all(frozen_pass_rate(n, 0.01, 0.0, 1, rules) == 0 for n in (100, 190))
 
 
@@ -876,14 +887,14 @@ def test_weights_and_ways_to_decide_are_read_or_refused():
 )
 def test_the_command_says_it_in_one_line(tmp_path, given, said):
     for one in (TWO, NEAR):
-        write(tmp_path / f"{one.label}.json", one)
+        write_record(tmp_path / f"{one.label}.json", one)
     done = CliRunner().invoke(app, ["check", str(tmp_path), *given], standalone_mode=False)
     assert said in str(done.exception) and "\n" not in str(done.exception)
 
 
 def test_the_command_decides_by_the_pool_where_it_is_told_to(tmp_path):
     for one in (TWO, NEAR):
-        write(tmp_path / f"{one.label}.json", one)
+        write_record(tmp_path / f"{one.label}.json", one)
     outcome = {}
     for decide in ("tasks", "pooled"):
         done = CliRunner().invoke(
@@ -897,7 +908,7 @@ def test_the_command_decides_by_the_pool_where_it_is_told_to(tmp_path):
 
 def test_the_plugin_fails_what_was_missed_and_skips_what_does_not_count(tmp_path):
     for one in (TWO, NEAR, pair(100, 100, label="int4")):
-        write(tmp_path / "records" / f"{one.label}.json", one)
+        write_record(tmp_path / "records" / f"{one.label}.json", one)
     write_baseline(tmp_path / "b.json", frozen(TWO))
     (tmp_path / "users").mkdir()
     (tmp_path / "users" / "pytest.ini").write_text("[pytest]\n")

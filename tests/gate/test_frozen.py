@@ -10,7 +10,7 @@ from harness.gate.check import check
 from harness.gate.frozen_documents import rise_of
 from harness.gate.frozen_items import FrozenPair, rules_for_row
 from harness.gate.rules import Rules, Verdict
-from harness.records.baseline import Baseline, Change, freeze
+from harness.records.baseline import Baseline, Change, freeze_record
 from harness.records.conditions import ModelReference
 from harness.records.record import Environment, RunRecord, TaskScore
 from harness.scoring.items import ItemRow
@@ -131,7 +131,7 @@ def frozen(*records):
     change = Change(
         reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(map(freeze, records)))
+    return Baseline(history=(change,), rows=tuple(map(freeze_record, records)))
 
 
 def judged(then, now, **rules):
@@ -444,7 +444,7 @@ def test_identical_seeds_and_unchanged_ones_pass(make):
 
 def pairs(then, now):
     return [
-        FrozenPair(freeze(old), freeze(old).scores[0], new, new.scores[0])
+        FrozenPair(freeze_record(old), freeze_record(old).scores[0], new, new.scores[0])
         for old, new in zip(then, now, strict=True)
     ]
 
@@ -496,7 +496,7 @@ def test_few_documents_are_judged_with_students_t():
     told = rise_of(
         pairs([row(documents(uneven))], [row(documents(moved, answers_digest="x"))])
     ).ratio
-    assert told == means.ratio_of_documents([moved], [uneven])
+    assert told == means.perplexity_ratio_interval([moved], [uneven])
 
 
 def test_bits_per_byte_are_compared_by_their_ratio():

@@ -16,7 +16,14 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.records.conditions import ModelReference
-from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.record import (
+    Cost,
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    write_record,
+)
 from harness.records.samples import Evidence, evidence_of
 from harness.reporting import html_page, report
 
@@ -115,7 +122,7 @@ def store(folder, every):
     """Write a store with answers and training logs beside the records."""
     for one in every:
         cell = folder / "cells" / one.key[:24]
-        write(cell / "record.json", one)
+        write_record(cell / "record.json", one)
         marks = one.scores[0].outcomes["strict-match"]
         items = [
             {
