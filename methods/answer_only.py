@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Trained, TrainOptions, bare, worked
+from methods.training.base import Trained, TrainOptions, answer_only_pairs, full_solution_pairs
 
 
 @settings
@@ -35,9 +35,11 @@ class AnswerOnly(Trained):
             tokenizer = student_tokenizer(job.student_base)
             lengths = [
                 sum(len(row.ids) for row in encode(tokenizer, form(examples), longest=2**31)[0])
-                for form in (bare, worked)
+                for form in (answer_only_pairs, full_solution_pairs)
             ]
             tokens = round(job.budget.seen_tokens * lengths[0] / lengths[1])
-        held_out = bare(examples_of(job.tasks, "validation", job.source, rows=self.validation_rows))
+        held_out = answer_only_pairs(
+            examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
+        )
         options = TrainOptions(seen_tokens=tokens, validation=held_out)
-        return self.train(job, bare(examples), terms=[hard_labels()], options=options)
+        return self.train(job, answer_only_pairs(examples), terms=[hard_labels()], options=options)

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Trained, TrainOptions, bare
+from methods.training.base import Trained, TrainOptions, answer_only_pairs
 
 EXPLAIN = "Explain the answer.\n"  # before the prompt of a rationale, in the form step-by-step
 
@@ -73,7 +73,7 @@ class ChainOfThought(Trained):
         from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
         from methods.training.terms import Term, hard_labels
-        from methods.training.traces import surviving, teacher_traces
+        from methods.training.traces import filter_traces, teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         written = teacher_traces(
@@ -83,7 +83,7 @@ class ChainOfThought(Trained):
             temperature=self.sampling_temperature,
             longest=self.longest,
         )
-        kept, counts = surviving(
+        kept, counts = filter_traces(
             examples, written.texts, job, shortest=self.shortest, rejects=self._rejects
         )
         pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
@@ -100,7 +100,7 @@ class ChainOfThought(Trained):
                 hard_labels(self.answer_share, tag=0),
                 hard_labels(1 - self.answer_share, tag=1),
             ]
-            validation = bare(
+            validation = answer_only_pairs(
                 examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
             )
         options = TrainOptions(validation=validation)

@@ -91,7 +91,7 @@ class MultiTeacher(Trained):
 
         def value(at: Positions) -> Any:
             return mixed_kl(
-                at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature
+                at, _teacher_weights(weighting, at, job.teacher_weights, by_task), self.temperature
             )
 
         vocabulary = shared_vocabulary(job, job.teachers)
@@ -107,7 +107,7 @@ class MultiTeacher(Trained):
         return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes, shared=shared)
 
 
-def _weights(
+def _teacher_weights(
     weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]
 ) -> Any:
     """Return the weights of the teachers at each position, (N, M)."""
@@ -146,10 +146,10 @@ def validation_losses(
     from harness.machine.memory import release_memory
     from harness.models.language_model import open_model
     from harness.models.shape import forward_flops_per_token
-    from methods.training.base import worked
+    from methods.training.base import full_solution_pairs
     from methods.training.rows import encode
-    from methods.training.stepper import validate
-    from methods.training.teachers import Head
+    from methods.training.stepper import mean_cross_entropy
+    from methods.training.teachers import TrainedPositionLogits
 
     began = time.monotonic()
     cost: dict[str, Any] = {
@@ -161,17 +161,19 @@ def validation_losses(
     found: dict[str, dict[str, float]] = {}
     for teacher in teachers:
         opened = open_model(teacher, device=job.device, dtype=job.dtype)
-        head = Head(opened.model)
+        head = TrainedPositionLogits(opened.model)
         found[teacher.name] = {}
         for name, task in job.tasks.items():
             if task.kind == "perplexity":
                 continue
-            texts = worked(examples_of({name: task}, "validation", job.source, rows=rows))
+            texts = full_solution_pairs(
+                examples_of({name: task}, "validation", job.source, rows=rows)
+            )
             held = encode(opened.tokenizer, texts, longest=opened.context)[0]
             read = sum(len(row.ids) for row in held)
             cost["tokens"] += read
             cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
-            loss = validate(
+            loss = mean_cross_entropy(
                 held, head=head, pad=opened.pad_id, micro_batch_size=16, device=job.device
             )
             found[teacher.name][name] = round(loss, 5)

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.training.base import Trained, TrainOptions, worked
-from methods.training.sources import Teachers, context_of, shared_vocabulary
+from methods.training.base import Trained, TrainOptions, full_solution_pairs
+from methods.training.sources import Teachers, common_context, shared_vocabulary
 
 
 @settings
@@ -61,12 +61,12 @@ class OnPolicyDistillation(Trained):
                 self.sampling_temperature,
                 self.longest,
                 job.seed,
-                context_of(teachers),
+                common_context(teachers),
             )
 
         return self.train(
             job,
-            worked(examples),
+            full_solution_pairs(examples),
             terms=[Term(self.divergence, 1.0, divergence_of(self, self.divergence))],
             teachers=teachers,
             options=TrainOptions(rollout=rollout),

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Trained, worked
+from methods.training.base import Trained, full_solution_pairs
 
 
 @settings
@@ -25,4 +25,4 @@ class SupervisedFineTuning(Trained):
         from methods.training.terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        return self.train(job, worked(examples), terms=[hard_labels()])
+        return self.train(job, full_solution_pairs(examples), terms=[hard_labels()])

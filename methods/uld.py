@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import Weight, settings
-from methods.training.base import Trained, TrainOptions, worked
+from methods.training.base import Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers
 
 if TYPE_CHECKING:
-    from methods.training.rows import Row
+    from methods.training.rows import TokenRow
 
 
 @settings
@@ -53,7 +53,7 @@ class UniversalLogitDistillation(Trained):
 
         def encoder(
             tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int
-        ) -> "tuple[list[Row], int]":
+        ) -> "tuple[list[TokenRow], int]":
             shown = {example.prompt: job.source.show(theirs, example.asked) for example in examples}
             context = Shape.of_folder(job.teacher.path).context
             rows, too_long = aligned_rows(
@@ -88,7 +88,7 @@ class UniversalLogitDistillation(Trained):
         teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
         return self.train(
             job,
-            worked(examples),
+            full_solution_pairs(examples),
             terms=terms,
             teachers=teachers,
             options=TrainOptions(encoder=encoder),
@@ -104,7 +104,7 @@ def aligned_rows(
     longest: int,
     their_longest: int = 2**31,
     shown: Mapping[str, str] | None = None,
-) -> "tuple[list[Row], int]":
+) -> "tuple[list[TokenRow], int]":
     """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand
     behind the same text.
 
@@ -113,9 +113,9 @@ def aligned_rows(
     """
     from dataclasses import replace
 
-    from methods.training.rows import OtherText, encode
+    from methods.training.rows import TeacherTokens, encode
 
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion in pairs:
         texts = ((ours, prompt), (theirs, (shown or {}).get(prompt, prompt)))
@@ -124,24 +124,26 @@ def aligned_rows(
             too_long += 1
             continue
         behind = [
-            _boundaries(one, row, text, completion)
+            _boundary_positions(one, row, text, completion)
             for (one, text), row in zip(texts, (own, other), strict=True)
         ]
         shared = sorted(behind[0].keys() & behind[1].keys())
         matched = tuple((behind[0][at], behind[1][at]) for at in shared)
-        rows.append(replace(own, other=OtherText(other.ids, other.trained_from, matched)))
+        rows.append(replace(own, other=TeacherTokens(other.ids, other.trained_from, matched)))
     return rows, too_long
 
 
-def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dict[int, int]:
+def _boundary_positions(
+    tokenizer: Any, row: "TokenRow", prompt: str, completion: str
+) -> dict[int, int]:
     """Return, by the number of the completion's characters read, the position that stands there;
     inside a character stands none.
     """
-    from harness.models.encoding import ends_of
+    from harness.models.encoding import token_ends
 
-    ends = ends_of(tokenizer, prompt + completion)
+    ends = token_ends(tokenizer, prompt + completion)
     if ends is None:
-        return _decoded_boundaries(tokenizer, row, completion)
+        return _boundary_positions_by_decoding(tokenizer, row, completion)
     ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS gives its place too
     start = row.trained_from
     found = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
@@ -152,16 +154,20 @@ def _boundaries(tokenizer: Any, row: "Row", prompt: str, completion: str) -> dic
     return found
 
 
-def _decoded_boundaries(tokenizer: Any, row: "Row", completion: str) -> dict[int, int]:
+def _boundary_positions_by_decoding(
+    tokenizer: Any, row: "TokenRow", completion: str
+) -> dict[int, int]:
     """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
     beginnings.
     """
-    from harness.models.encoding import written_text
+    from harness.models.encoding import decode_continuation
 
     found = {0: 0}
     before = row.ids[: row.trained_from]
     for count in range(1, len(row.ids) - row.trained_from):
-        read = written_text(tokenizer, before, row.ids[row.trained_from : row.trained_from + count])
+        read = decode_continuation(
+            tokenizer, before, row.ids[row.trained_from : row.trained_from + count]
+        )
         if completion.startswith(read):
             found[len(read)] = count
     return found

@@ -13,8 +13,8 @@ from typing import Any
 from harness.estimating.hardware import Hardware
 from harness.estimating.workload import EstimateRequest, Workload
 from harness.files.digests import digest_of
-from harness.records.conditions import EVERY_ROW, shared_by
-from harness.records.record import RunRecord, rows_of
+from harness.records.conditions import EVERY_ROW, shared_conditions
+from harness.records.record import RunRecord, row_kinds
 
 PUBLISHED = Path(__file__).parents[1] / "reporting" / "assets" / "published.json"
 _DEFAULTS = {  # setting of `response` -> default, and the reason for it
@@ -96,7 +96,7 @@ def _setting_advice(records: Sequence[RunRecord], name: str, default: str, reaso
         if not usable or name not in record.settings or not record.scores[0].retains:
             continue
         others = {key: value for key, value in record.settings.items() if key != name}
-        shared = shared_by(record.conditions, (*EVERY_ROW, *rows_of(record)))
+        shared = shared_conditions(record.conditions, (*EVERY_ROW, *row_kinds(record)))
         group = comparable.setdefault(digest_of(shared, others), {})
         group.setdefault(record.settings[name], []).append(record)
     by_value = max(comparable.values(), key=len, default={})

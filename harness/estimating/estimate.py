@@ -24,8 +24,14 @@ from harness.estimating.workload import (
     EstimateRequest,
     Workload,
 )
-from harness.measuring.scenario import VISIT_SECONDS, WARM_UP_SECONDS, Scenario, parse_grid
-from harness.models.shape import CPU_CACHE, DENSE, ROWS_AT_ONCE, STATE_BYTES, Shape
+from harness.measuring.scenario import MIN_WARMUP_SECONDS, VISIT_SECONDS, Scenario, parse_grid
+from harness.models.shape import (
+    CPU_KV_BYTES,
+    MAX_BATCH_ROWS,
+    MAX_DENSE_VOCABULARY,
+    TRAINING_BYTES_PER_WEIGHT,
+    Shape,
+)
 from harness.records import columns
 from harness.records.record import RunRecord
 
@@ -180,7 +186,11 @@ def _teacher_reading_stage(request: EstimateRequest, hardware: Hardware) -> Stag
         replace(teacher, layers=1), row.in_longest_batch, _bytes_per_value(hardware)
     )
     placement = _place_model(teacher, hardware, 2.0**28 + activations)
-    position_bytes = teacher.vocabulary * 2 if teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
+    position_bytes = (
+        teacher.vocabulary * 2
+        if teacher.vocabulary <= MAX_DENSE_VOCABULARY
+        else TOP_K * TOP_K_BYTES
+    )
     return StageEstimate(
         name="teacher reads the rows (once, cached)",
         seconds=seconds,
@@ -257,7 +267,7 @@ def _training_memory(
         vocabulary = max(vocabulary, request.teacher.vocabulary)
     trained = tokens * row.trained_share
     return _TrainingMemory(
-        states=float(STATE_BYTES * student.parameters),
+        states=float(TRAINING_BYTES_PER_WEIGHT * student.parameters),
         activations=activation_bytes(student, tokens, value_bytes),
         logits=logits_bytes(vocabulary, tokens, trained, teacher=workload.reads_teacher),
         teacher=float(request.teacher.parameters * value_bytes) if live else 0.0,
@@ -387,9 +397,9 @@ def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hard
     All devices work on it together.
     """
     value_bytes = _bytes_per_value(hardware)
-    cache = min(0.3 * hardware.memory, float(CPU_CACHE) if hardware.kind == "cpu" else math.inf)
+    cache = min(0.3 * hardware.memory, float(CPU_KV_BYTES) if hardware.kind == "cpu" else math.inf)
     row_bytes = shape.kv_bytes(batch=1, tokens=prompt + written, item=value_bytes)
-    batch = int(max(1, min(rows, ROWS_AT_ONCE[hardware.kind], cache // max(1, row_bytes))))
+    batch = int(max(1, min(rows, MAX_BATCH_ROWS[hardware.kind], cache // max(1, row_bytes))))
     steps = math.ceil(rows / batch) * written
     step_bytes = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=value_bytes)
     reading = step_bytes / (hardware.bandwidth * hardware.count)
@@ -463,7 +473,7 @@ def _timing_seconds(shapes: Sequence[Shape], request: EstimateRequest, hardware:
         for shape in shapes:
             run = _scenario_seconds(scenario, shape, hardware)
             visit = max(1.25 * run, 1.25 * VISIT_SECONDS)
-            total += max(3 * run, WARM_UP_SECONDS) + request.rounds * 2 * visit
+            total += max(3 * run, MIN_WARMUP_SECONDS) + request.rounds * 2 * visit
     return total
 
 
@@ -499,7 +509,7 @@ def scoring_stage(
     scoring = _score_tasks(shape, request, hardware, records)
     timing = _START_SECONDS + _timing_seconds((shape, base), request, hardware)
     value_bytes = _bytes_per_value(hardware)
-    cache_limit = float(CPU_CACHE) if hardware.kind == "cpu" else 0.3 * hardware.memory
+    cache_limit = float(CPU_KV_BYTES) if hardware.kind == "cpu" else 0.3 * hardware.memory
     cache = min(cache_limit, decoding_cache_bytes(shape, request, value_bytes))
     placement = _place_model(shape, hardware, cache)
     note = ""
@@ -553,7 +563,7 @@ def decoding_cache_bytes(shape: Shape, request: EstimateRequest, value_bytes: in
     largest = 0.0
     for task, count in request.items.items():
         item = ITEM_TOKENS.get(task, OTHER_ITEM_TOKENS)
-        rows = min(count, ROWS_AT_ONCE["cpu"])
+        rows = min(count, MAX_BATCH_ROWS["cpu"])
         own = shape.kv_bytes(batch=rows, tokens=item.prompt + item.written, item=value_bytes)
         shared = shape.kv_bytes(batch=1, tokens=item.shared_prompt, item=value_bytes)
         largest = max(largest, float(own + shared))

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from harness import catalog
 from harness.contract import Method
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.errors import HarnessError
 from harness.estimating.estimate import (
     Estimate,
@@ -30,15 +30,15 @@ from harness.estimating.workload import (
 )
 from harness.measuring.scenario import GRIDS
 from harness.models.artefacts import default_cache
-from harness.models.resolve import configuration_of, is_embedded
+from harness.models.resolve import configuration_folder, is_embedded
 from harness.models.shape import Shape
-from harness.models.shaping import parse_recipe
+from harness.models.shaping import parse_student_cut
 from harness.planning.cells import Plan, PlannedCell
 from harness.planning.chain import check_chain, split_chain
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
 from harness.planning.spec import limit_for, parse_method
 from harness.records.record import TEACHER, RunRecord
-from harness.records.store import read_all
+from harness.records.store import read_records
 
 _DEFAULT_ITEMS = 1_000  # of a task of unknown size
 _NO_LIMIT = 10**9
@@ -46,8 +46,8 @@ _NO_LIMIT = 10**9
 
 def item_count(name: str, include_path: Path | None) -> int:
     """Return how many items a task has: as published, by its data files, or 1,000 if unknown."""
-    if name in ITEMS or not name.startswith(catalog.OUTSIDE):
-        return ITEMS.get(name, _DEFAULT_ITEMS)
+    if name in ITEMS_BY_TASK or not name.startswith(catalog.OUTSIDE):
+        return ITEMS_BY_TASK.get(name, _DEFAULT_ITEMS)
     count: int | None = catalog.count_items(name, include_path=include_path)
     return _DEFAULT_ITEMS if count is None else count
 
@@ -124,10 +124,10 @@ def _shapes(request: ChainsRequest) -> tuple[Shape, Shape]:
     """Return the shapes of teacher and student: by their sizes, or from their configurations."""
 
     def folder(name: str) -> Path:
-        return configuration_of(name, cache=request.cache or default_cache())
+        return configuration_folder(name, cache=request.cache or default_cache())
 
     teacher = parse_model(request.teacher, folder)
-    recipe = parse_recipe(request.student)
+    recipe = parse_student_cut(request.student)
     student = recipe.shape_of(teacher) if recipe else parse_model(request.student, folder)
     # the public shapes of two sizes may be of two families: assume one vocabulary
     if is_size(request.teacher) and is_size(request.student):
@@ -281,14 +281,14 @@ class _CellEstimator:
 def _stored_records(out: Path) -> list[RunRecord]:
     """Return the records of a store; an empty list if it has none."""
     with contextlib.suppress(HarnessError):
-        return read_all(out)[0]
+        return read_records(out)[0]
     return []
 
 
 def _request_of_plan(plan: Plan, teacher: Shape) -> EstimateRequest:
     """Return what all cells of a plan share, given the teacher's shape."""
     conditions, config = plan.conditions, plan.config
-    recipe = parse_recipe(config.student)
+    recipe = parse_student_cut(config.student)
     base = Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
     tasks = conditions.task_names
     has_timing = any(suite.measure for suite in plan.suites.values())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from harness.errors import HarnessError, unknown
 from harness.machine.memory import device_bytes
-from harness.machine.processor import allowed_cpus, machine, threads_asked
+from harness.machine.processor import allowed_cpus, machine_label, thread_count
 from harness.records.record import RunRecord
 
 GIB = 2**30
@@ -144,7 +144,7 @@ def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
 
 def records_of_this_machine(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the records of this CPU that used at most as many threads as a run uses now."""
-    this, threads = machine(), threads_asked()
+    this, threads = machine_label(), thread_count()
 
     def is_comparable(record: RunRecord) -> bool:
         environment = record.environment

@@ -8,8 +8,13 @@ from typing import NamedTuple
 
 from harness.contract import Method
 from harness.errors import HarnessError
-from harness.models.shape import DENSE as DENSE
-from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk, shape_of_size, weight_bytes
+from harness.models.shape import (
+    TRAINING_BYTES_PER_WEIGHT,
+    Shape,
+    parameters_on_disk,
+    shape_of_size,
+    weight_bytes,
+)
 from harness.planning.chain import can_be_stage
 
 # log-probabilities stored of a teacher's distribution: an fp16 value and an int32 id each
@@ -132,7 +137,7 @@ def training_bytes(
 
     They are the training states of the student, and the weights of teachers that must be open.
     """
-    student_bytes = STATE_BYTES * parameters
+    student_bytes = TRAINING_BYTES_PER_WEIGHT * parameters
     if not workload.reads_teacher_live:
         return student_bytes
     teacher_bytes = [weight_bytes(folder, dtype) for folder in teachers]

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from harness.contract import Task
-from harness.files.closure import OURS, Memo, code_of, own_code_of
+from harness.files.closure import OURS, Memo, code_digests, own_code_digest
 from harness.files.digests import digest_of
 
 # open, cut and save models; find training rows and render them
@@ -51,9 +51,11 @@ class CodeDigests:
             *(("harness.scoring.vllm_backend",) if backend == "vllm" else ()),
         ]
         cell_code = {
-            file: digest for module in CELL_MODULES for file, digest in own_code_of(module).items()
+            file: digest
+            for module in CELL_MODULES
+            for file, digest in own_code_digest(module).items()
         }
-        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | cell_code
+        return code_digests(*modules, *map(type, self.tasks.values()), memo=self._memo) | cell_code
 
     def for_student(self, method: Any) -> dict[str, str]:
         """Return the code that makes a student: of the method, and of opening and saving models.
@@ -63,9 +65,9 @@ class CodeDigests:
         """
         kind, grades = type(method), method.writes_traces or not _is_ours(method)
         if (kind, grades) not in self._students:
-            files = code_of(kind, *MODEL_MODULES, memo=self._memo)
+            files = code_digests(kind, *MODEL_MODULES, memo=self._memo)
             if reads_items(method):
-                files |= code_of(
+                files |= code_digests(
                     *map(type, self.tasks.values()),
                     without=() if grades else ("grade",),
                     memo=self._memo,

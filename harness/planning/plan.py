@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from harness.contract import Method, Prompting
 from harness.errors import HarnessError
 from harness.machine.gpu import device_label, gpu_of
-from harness.machine.processor import processor
+from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
 from harness.planning.cells import Plan, PlannedCell, PlannedStage
 from harness.planning.config import RunConfig
@@ -31,7 +31,7 @@ from harness.planning.setup import (
     check_vocabularies,
 )
 from harness.records.record import TEACHER
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 
 
 def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
@@ -154,7 +154,7 @@ def _grid_parts(setup: Setup) -> object:
 def _machine_parts(setup: Setup) -> list[str | int | None]:
     """Return what decides a cell's speeds: processor, threads, and the GPU with driver and CUDA."""
     gpu = gpu_of(setup.resolved.device)
-    return [processor(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
+    return [processor_label(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
 
 
 class _Planner:
@@ -248,7 +248,7 @@ class _Planner:
         return {
             **self.student_parts,
             "method": name,
-            "settings": expanded(method),
+            "settings": settings_with_defaults(method),
             "budget": 0 if seed is None else self.setup.budget,
             "seed": seed,
             "text": self.setup.resolved.text if method.calibrates else "",
@@ -263,7 +263,7 @@ def _planned_stage(key: str, label: str, name: str, method: Method) -> PlannedSt
         key=key,
         label=label,
         method=name,
-        settings=expanded(method),
+        settings=settings_with_defaults(method),
         family=method.family,
         trains=method.trains,
         starts_from=method.starts_from,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
 from harness.errors import HarnessError, unknown
-from harness.files.untrusted import MODEL, Unreadable, read_object
+from harness.files.untrusted import MODEL_LIMITS, Unreadable, read_object
 from harness.machine.load import threads_for
-from harness.machine.processor import threads_asked
+from harness.machine.processor import thread_count
 from harness.measuring.scenario import GRIDS
 from harness.models.resolve import is_embedded, quantized_by, resolve
 from harness.models.shape import parameters_on_disk
-from harness.models.shaping import Recipe, parse_recipe
+from harness.models.shaping import StudentCut, parse_student_cut
 from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.cells import PlannedModel
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
@@ -44,7 +44,9 @@ class RunModels:
 
     teachers: tuple[PlannedModel, ...]
     base: PlannedModel
-    recipe: Recipe | None  # how students are cut from the base; None if they start from all of it
+    recipe: (
+        StudentCut | None
+    )  # how students are cut from the base; None if they start from all of it
     # the recipe as it was typed, or the base's name: records show it, so it is never a path
     student: str
 
@@ -52,7 +54,7 @@ class RunModels:
     def of(cls, config: RunConfig, teachers: Sequence[Checkpoint]) -> "RunModels":
         """Resolve the model that students start from: the first teacher, or `--student`."""
         planned = tuple(map(PlannedModel.of, teachers))
-        if recipe := parse_recipe(config.student):
+        if recipe := parse_student_cut(config.student):
             return cls(planned, planned[0], recipe, config.student)
         base = PlannedModel.of(resolve(config.student, cache=config.cache_folder))
         return cls(planned, base, None, base.name)
@@ -189,7 +191,7 @@ def _shared_threads(models: RunModels, device: str) -> int:
     It is the same for all rows, so that their times can be compared.
     """
     if device != "cpu":
-        return threads_asked()
+        return thread_count()
     return threads_for(
         max(parameters_on_disk(model.path) for model in (*models.teachers, models.base))
     )
@@ -225,7 +227,7 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     try:
-        settings = read_object(folder / "tokenizer_config.json", MODEL)
+        settings = read_object(folder / "tokenizer_config.json", MODEL_LIMITS)
     except Unreadable:
         return False
     return bool(settings.get("chat_template"))

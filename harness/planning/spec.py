@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from harness.errors import HarnessError
-from harness.files.untrusted import typed
+from harness.files.untrusted import parse_word
 
 
 def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -91,7 +91,7 @@ def _split_outside(text: str, splits: Callable[[str], bool], separator: str = ",
 
 def parse_value(text: str) -> JsonValue:
     """Return the value of a typed setting: a number, true, false, or the text itself."""
-    value: JsonValue = typed(text)
+    value: JsonValue = parse_word(text)
     return value
 
 

@@ -6,10 +6,10 @@ from pydantic import ConfigDict
 
 from harness.planning.cells import PlannedCell, PlannedModel
 from harness.planning.config import WorkSettings
-from harness.records.conditions import UnderConditions
+from harness.records.conditions import WithConditions
 
 
-class CellJob(UnderConditions):
+class CellJob(WithConditions):
     """What a run passes to the process of a cell: the cell, its conditions, paths and settings."""
 
     model_config = ConfigDict(frozen=True)

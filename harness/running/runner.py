@@ -16,17 +16,17 @@ from pathlib import Path
 
 from harness.contract import Progress
 from harness.errors import CRASHES, HarnessError, how_it_ended
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
-from harness.files.problems import told_of
-from harness.files.writing import write_whole
-from harness.machine.load import UNSEEN, Load, look, settings_of
-from harness.machine.process import Ended, attend
-from harness.models.artefacts import sweep
+from harness.files.problems import describe_os_error
+from harness.files.writing import write_atomically
+from harness.machine.load import UNKNOWN_LOAD, MachineLoad, measure_load, waiting_variables
+from harness.machine.process import ProcessEnd, watch_process
+from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
-from harness.records.record import BadRecord, RunRecord, read, write
-from harness.records.store import Busy, Store
+from harness.records.record import BadRecord, RunRecord, read_record, write_record
+from harness.records.store import CellBusy, Store
 from harness.running.evaluation import NO_TEACHER_ANSWERS
 from harness.running.job import CellJob
 from harness.running.recomputation import recomputation_lines, save_key_parts
@@ -58,7 +58,7 @@ def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], 
     store = Store(plan.config.out)
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
-    sweep(plan.config.cache_folder)
+    remove_unfinished(plan.config.cache_folder)
     run_file = store.write_run(
         plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
     )
@@ -93,7 +93,7 @@ def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbac
                     )
                     _delete_partial_files(store.student(stage.key))
                 return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
-    except Busy as busy:
+    except CellBusy as busy:
         return CellResult(cell, None, cached=False, note=str(busy))
 
 
@@ -126,7 +126,7 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
         for stage in record.stages
     )
     completed = record.model_copy(update={"stages": stages})
-    write(store.record_path(record.key), completed)
+    write_record(store.record_path(record.key), completed)
     return completed
 
 
@@ -158,7 +158,7 @@ def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, defects = signed_lines(samples, whole=True)
+    values, defects = read_signed_lines(samples, whole=True)
     counts = Counter(value.get("task") for value in values if isinstance(value, dict))
     incomplete = [
         score.task
@@ -184,13 +184,13 @@ def _compute_cell(
         if plan.config.force:
             _delete_students(plan, cell, store)
         save_key_parts(plan, cell, store)
-        load = look()
+        load = measure_load()
         if load.busy:
             callbacks.on_message(
                 f"{cell.label}: the machine is busy ({load}), so idle threads of this cell sleep"
             )
         job = _cell_job(plan, cell, store, load)
-        write_whole(folder / "job.json", job.model_dump_json(indent=1))
+        write_atomically(folder / "job.json", job.model_dump_json(indent=1))
         timeout = plan.config.cell_timeout
         ended = _run_process(
             folder,
@@ -199,15 +199,15 @@ def _compute_cell(
             timeout=timeout,
         )
         if record_path.exists():
-            return read(record_path)
+            return read_record(record_path)
         reason = _process_failure(ended, previous, timeout, folder / "log.txt")
         record = _failed_record(plan, cell, reason)
-        write(record_path, record)
+        write_record(record_path, record)
     except BadRecord as problem:
         return _failed_record(plan, cell, str(problem))
     except OSError as problem:
         raise HarnessError(
-            f"{told_of(problem)}; finished cells are kept: solve this and run again"
+            f"{describe_os_error(problem)}; finished cells are kept: solve this and run again"
         ) from problem
     return record
 
@@ -222,12 +222,12 @@ def _delete_students(plan: Plan, cell: PlannedCell, store: Store) -> None:
 def _previous_failure(record_path: Path) -> str:
     """Return why a cell failed in an earlier run; "" if it did not, or its record is unreadable."""
     try:
-        return read(record_path).reason
+        return read_record(record_path).reason
     except BadRecord:
         return ""
 
 
-def _process_failure(ended: Ended, previous: str, timeout: float | None, log: Path) -> str:
+def _process_failure(ended: ProcessEnd, previous: str, timeout: float | None, log: Path) -> str:
     """Return why a process left no record, and what to do about it.
 
     `previous` is the reason of the last failure: a crash that repeats will not go away by itself.
@@ -261,7 +261,9 @@ def _delete_partial_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _cell_job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
+def _cell_job(
+    plan: Plan, cell: PlannedCell, store: Store, load: MachineLoad = UNKNOWN_LOAD
+) -> CellJob:
     """Return the job of a cell: its process gets absolute paths, and the load of the machine."""
     config = plan.config
     suites_have_timing = any(suite.measure for suite in plan.suites.values())
@@ -293,7 +295,7 @@ def _stage_record_path(plan: Plan, student_key: str, store: Store) -> Path | Non
     return None
 
 
-def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
+def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]:
     """Return the environment of a cell's process: offline if all models and items are local."""
     variables = {
         "TOKENIZERS_PARALLELISM": "false",
@@ -306,7 +308,7 @@ def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):
         variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **variables, **settings_of(load, os.environ)}
+    return {**os.environ, **variables, **waiting_variables(load, os.environ)}
 
 
 def _run_process(
@@ -315,7 +317,7 @@ def _run_process(
     *,
     environment: dict[str, str],
     timeout: float | None = None,
-) -> Ended:
+) -> ProcessEnd:
     """Start `python -m harness.running.cell`, report its progress, and return how it ended."""
     job = (folder / "job.json").resolve()
     command = [sys.executable, "-P", "-m", "harness.running.cell", str(job), str(os.getpid())]
@@ -333,7 +335,9 @@ def _run_process(
             encoding="utf-8",
             errors="replace",
         )
-    return attend(process, log, lambda message: on_progress(Progress(**message)), seconds=timeout)
+    return watch_process(
+        process, log, lambda message: on_progress(Progress(**message)), seconds=timeout
+    )
 
 
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:

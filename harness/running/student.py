@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict
 
 from harness import catalog
 from harness.contract import Budget, Checkpoint, Job, Progress
-from harness.data.examples import untrained
+from harness.data.examples import untrained_tasks
 from harness.errors import CellFailed
 from harness.files.digests import file_digest
-from harness.files.untrusted import Unreadable, checked, read_as
+from harness.files.untrusted import Unreadable, read_as, validate_as
 from harness.files.writing import read_signed, write_signed
-from harness.machine.memory import at_rest, device_bytes, reset_peak
+from harness.machine.memory import baseline_bytes, device_bytes, reset_peak
 from harness.models.checkpoint import describe, same_weights
 from harness.planning.cells import PlannedStage
-from harness.records.record import BadRecord, Cost, StageRecord, read
+from harness.records.record import BadRecord, Cost, StageRecord, read_record
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
 
@@ -56,7 +56,7 @@ def student_of_cell(loaded: LoadedJob) -> Student:
 
 def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
     """Return the cost with a note of the tasks that have no training items."""
-    if loaded.job.cell.trains and (names := untrained(loaded.tasks, loaded.source)):
+    if loaded.job.cell.trains and (names := untrained_tasks(loaded.tasks, loaded.source)):
         return cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": names}})
     return cost
 
@@ -86,7 +86,7 @@ def recorded_scores(path: Path | None) -> dict[str, float]:
     if path is None or not path.exists():
         return {}
     try:
-        return {score.task: score.value for score in read(path).scores}
+        return {score.task: score.value for score in read_record(path).scores}
     except BadRecord:
         return {}
 
@@ -213,7 +213,7 @@ def _valid_mark(folder: Path, progress: Callable[[Progress], None]) -> _DoneMark
 def _read_mark(folder: Path) -> _DoneMark:
     """Read a student's mark. Raises `Unreadable` if it, its cost or its folder is damaged."""
     path, cost = folder / "done.json", folder / "cost.json"
-    done = checked(read_signed(path), _DoneMark, str(path))
+    done = validate_as(read_signed(path), _DoneMark, str(path))
     if (file_digest(cost) if cost.exists() else "") != done.cost:
         raise Unreadable(f"{cost}: its digest does not match")
     if not (folder / done.path).is_dir() or Path(done.path).name != done.path:
@@ -252,8 +252,8 @@ def _refuse_too_large(
     """Fail before any training if the device's memory cannot hold what every batch size needs."""
     from harness.estimating.hardware import GIB
     from harness.estimating.workload import cut_parameters, training_bytes, workload_of
-    from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk
-    from harness.models.shaping import parse_recipe
+    from harness.models.shape import TRAINING_BYTES_PER_WEIGHT, Shape, parameters_on_disk
+    from harness.models.shaping import parse_student_cut
 
     device, dtype = job.conditions.device, job.conditions.dtype
     workload, memory = workload_of(method), device_bytes(device)
@@ -261,26 +261,28 @@ def _refuse_too_large(
     # the uncut model fits: no need to know the shape of the cut one
     if training_bytes(workload, parameters_on_disk(start.path), folders, dtype) <= memory:
         return
-    cut, uncut_shape = parse_recipe(recipe), Shape.of_folder(start.path)
+    cut, uncut_shape = parse_student_cut(recipe), Shape.of_folder(start.path)
     shape = cut.shape_of(uncut_shape) if cut else uncut_shape
     parameters = cut_parameters(start.path, shape)
     needed = training_bytes(workload, parameters, folders, dtype)
     if needed > memory:
-        with_teacher = ", and the teacher beside it" if needed > STATE_BYTES * parameters else ""
+        with_teacher = (
+            ", and the teacher beside it" if needed > TRAINING_BYTES_PER_WEIGHT * parameters else ""
+        )
         advice = (
             "a smaller --student"
             if start.digest == job.student_base.digest
             else "a student that an earlier stage cuts further"
         )
         raise CellFailed(
-            f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} "
-            f"parameters{with_teacher} are {needed / GIB:,.1f} GiB, and this {device} has "
-            f"{memory / GIB:,.1f} GiB; give {advice}"
+            f"{stage.method} cannot be trained here: {TRAINING_BYTES_PER_WEIGHT} bytes x "
+            f"{parameters:,.0f} parameters{with_teacher} are {needed / GIB:,.1f} GiB, and this "
+            f"{device} has {memory / GIB:,.1f} GiB; give {advice}"
         )
 
 
 def _reset_peak_memory(device: str) -> None:
-    at_rest(device)
+    baseline_bytes(device)
     if not device.startswith("cuda"):
         reset_peak()
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Family, Job, Method, Start
-from methods.base import changed, settings
+from harness.renames.modules import by_old_name
+from methods.base import non_default_settings, settings
 from methods.training.settings import LoopSettings
 from methods.training.sources import Teachers
 
 if TYPE_CHECKING:
     from methods.training.rollout import Rollout
-    from methods.training.rows import Row
+    from methods.training.rows import TokenRow
     from methods.training.selection import Selection
-    from methods.training.taps import Inwards
+    from methods.training.taps import TapConfig
     from methods.training.terms import Term
 
 
@@ -29,19 +30,19 @@ class TrainOptions:
     rule.
     """
 
-    inwards: "Inwards | None" = None  # which blocks of student and teacher are compared
+    inwards: "TapConfig | None" = None  # which blocks of student and teacher are compared
     rollout: "Callable[[], Rollout] | None" = None  # on-policy: rows are the student's own answers
     seen_tokens: int | None = None  # in place of the budget, where equal examples are wanted
     # In place of the worked answers of the validation split:
     validation: Iterable[tuple[str, str]] | None = None
     # In place of `rows.encode`: pairs to rows and the number left out as too long.
-    encoder: "Callable[..., tuple[list[Row], int]] | None" = None
+    encoder: "Callable[..., tuple[list[TokenRow], int]] | None" = None
 
 
-_AS_A_RULE = TrainOptions()
+_DEFAULT_OPTIONS = TrainOptions()
 
 
-def rate_for(parameters: int, *, scratch: bool = False) -> float:
+def default_learning_rate(parameters: int, *, scratch: bool = False) -> float:
     """Return a learning rate for a student of so many parameters: 1e-3 up to 10 million, then
     falling as their number to the power 2/3.
 
@@ -94,7 +95,7 @@ class Trained(Method):
 
     def changed(self, *names: str) -> dict[str, object]:
         """Return those of the named settings that are not at their defaults."""
-        return changed(self, *names)
+        return non_default_settings(self, *names)
 
     def loop_settings(self, parameters: int, *, scratch: bool) -> LoopSettings:
         """Return what the loop is set to for a student of so many parameters."""
@@ -102,7 +103,7 @@ class Trained(Method):
         known = {field.name for field in dataclasses.fields(LoopSettings)}
         shared = {name: value for name, value in own.items() if name in known}
         if self.learning_rate == "auto":
-            shared["learning_rate"] = rate_for(parameters, scratch=scratch)
+            shared["learning_rate"] = default_learning_rate(parameters, scratch=scratch)
         return LoopSettings(**shared)
 
     def train(
@@ -113,7 +114,7 @@ class Trained(Method):
         terms: "Sequence[Term]",
         teachers: Teachers | None = None,
         selection: "Selection | None" = None,
-        options: TrainOptions = _AS_A_RULE,
+        options: TrainOptions = _DEFAULT_OPTIONS,
         notes: Mapping[str, Any] | None = None,
         shared: Sequence[dict[str, Any]] = (),
         **older: Any,
@@ -126,14 +127,14 @@ class Trained(Method):
         it.
         """
         from harness.data.examples import examples_of
-        from methods.training.trainer import Lesson, Trainer
+        from methods.training.trainer import Trainer, TrainingInputs
 
         def held_out() -> Iterable[tuple[str, str]]:
-            return worked(
+            return full_solution_pairs(
                 examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
             )
 
-        lesson = Lesson(
+        lesson = TrainingInputs(
             terms=terms,
             teachers=teachers,
             selection=selection,
@@ -145,11 +146,15 @@ class Trained(Method):
         return Trainer(self, job, lesson).through(pairs)
 
 
-def worked(examples: Iterable[Example]) -> list[tuple[str, str]]:
+def full_solution_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
     """Return (prompt, worked completion) pairs."""
     return [(example.prompt, example.completion) for example in examples]
 
 
-def bare(examples: Iterable[Example]) -> list[tuple[str, str]]:
+def answer_only_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
     """Return (prompt, answer without the work) pairs."""
     return [(example.prompt, example.answer) for example in examples]
+
+
+if not TYPE_CHECKING:  # a checker refuses old names; programs that use them go on working
+    __getattr__ = by_old_name(__name__)

@@ -13,18 +13,18 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Example, Job
 from methods.base import Weight, settings
-from methods.training.base import Trained, TrainOptions, worked
+from methods.training.base import Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers, shared_vocabulary
 
 if TYPE_CHECKING:
     from methods.training.selection import Selection
-    from methods.training.taps import Inwards
+    from methods.training.taps import TapConfig
     from methods.training.terms import Term
 
 DIVERGENCES = ("forward-kl", "reverse-kl", "jsd", "skew-kl")
 # terms of what stands inside the teacher: no cache of distributions holds it
-INNER = ("feature", "attention")
-TERMS = (*DIVERGENCES, "ce", *INNER)
+INNER_TERMS = ("feature", "attention")
+TERMS = (*DIVERGENCES, "ce", *INNER_TERMS)
 
 
 @settings
@@ -95,7 +95,7 @@ class Distilled(Trained):
     @property
     def reads_teacher_live(self) -> bool:
         """Tell whether no cache serves: it is off, or a term looks into the teacher."""
-        return self.cache == "off" or any(name in INNER for name, _ in self.weights())
+        return self.cache == "off" or any(name in INNER_TERMS for name, _ in self.weights())
 
     def control_settings(self) -> dict[str, object]:
         """Its controls start alike and, where they read the teacher's logits, by the same
@@ -126,7 +126,7 @@ class Distilled(Trained):
         """
         return self.train(
             job,
-            worked(examples),
+            full_solution_pairs(examples),
             terms=self.loss_terms(),
             teachers=self.teachers(job, over=over),
             selection=selection,
@@ -180,14 +180,14 @@ class Distilled(Trained):
             temperature=self.temperature,
         )
 
-    def inwards(self) -> "Inwards | None":
+    def inwards(self) -> "TapConfig | None":
         """Return which blocks are compared; None where no term looks inside."""
-        from methods.training.taps import Inwards
+        from methods.training.taps import TapConfig
 
         names = {name for name, _ in self.weights()}
-        if not names.intersection(INNER):
+        if not names.intersection(INNER_TERMS):
             return None
-        return Inwards(
+        return TapConfig(
             hidden=self.feature_layers if "feature" in names else "",
             attention=self.attention_layers if "attention" in names else "",
             distance=self.feature_distance,

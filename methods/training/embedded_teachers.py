@@ -20,12 +20,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.contract import Checkpoint, Progress, Split, Task
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.models.language_model import LanguageModel
 from harness.models.shaping import save_student
 from methods.training.loop import fit
-from methods.training.rows import Row, encode
+from methods.training.rows import TokenRow, encode
 from methods.training.settings import LoopSettings, Training
 from methods.training.terms import Objective, hard_labels
 
@@ -41,11 +41,11 @@ SHAPE = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-LONGEST = 1024
+MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EmbeddedTeacherRecipe:
     """How one embedded teacher is trained: rows of each kind, budget, seed."""
 
     name: str
@@ -56,8 +56,8 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("tiny", problems=50_000, choices=15_000, seen_tokens=4_600_000, seed=1),
-    Recipe("tiny-math", problems=50_000, choices=600, seen_tokens=5_000_000, seed=2),
+    EmbeddedTeacherRecipe("tiny", problems=50_000, choices=15_000, seen_tokens=4_600_000, seed=1),
+    EmbeddedTeacherRecipe("tiny-math", problems=50_000, choices=600, seen_tokens=5_000_000, seed=2),
 )
 SETTINGS = LoopSettings(
     learning_rate=0.02,
@@ -92,16 +92,16 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
-        model_max_length=LONGEST,
+        model_max_length=MAX_TOKENS,
         clean_up_tokenization_spaces=False,
     )
 
 
 def train_teacher(
-    recipe: Recipe,
+    recipe: EmbeddedTeacherRecipe,
     *,
     tasks: Mapping[str, Task],
-    source: DataSource,
+    source: LocalOrHubData,
     folder: Path,
     budget: int | None,
     progress: Callable[[Progress], None],
@@ -131,7 +131,7 @@ def train_teacher(
         *_pairs(choices, "validation", source, half),
     ]
     # a base model learns its prompts too
-    rows = [Row(row.ids, 1) for row in encode(tokenizer, pairs, longest=LONGEST)[0]]
+    rows = [TokenRow(row.ids, 1) for row in encode(tokenizer, pairs, longest=MAX_TOKENS)[0]]
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -153,7 +153,7 @@ def train_teacher(
         spent = fit(
             student,
             rows=rows,
-            validation=encode(tokenizer, held_out, longest=LONGEST)[0],
+            validation=encode(tokenizer, held_out, longest=MAX_TOKENS)[0],
             objective=Objective(terms=[hard_labels()]),
             settings=SETTINGS,
             training=Training(
@@ -175,19 +175,19 @@ def train_teacher(
         "torch": torch.__version__,
     }
     (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    _thin(workdir / "training.jsonl", folder / "training.jsonl")
+    _copy_every_25th_step(workdir / "training.jsonl", folder / "training.jsonl")
     shutil.rmtree(workdir)
     return made
 
 
-def _pairs(task: Task, split: Split, source: DataSource, count: int) -> list[tuple[str, str]]:
+def _pairs(task: Task, split: Split, source: LocalOrHubData, count: int) -> list[tuple[str, str]]:
     return [
         (example.prompt, example.completion)
         for example in islice(task.examples(split, source), count)
     ]
 
 
-def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+def _refuse_other_recipe(path: Path, recipe: EmbeddedTeacherRecipe) -> None:
     """Keep a stopped training from going on under another recipe."""
     text = json.dumps([asdict(recipe), asdict(SETTINGS), SHAPE])
     if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -198,7 +198,7 @@ def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _thin(source: Path, target: Path) -> None:
+def _copy_every_25th_step(source: Path, target: Path) -> None:
     """Keep every 25th step and every validation of a training log."""
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     target.write_text(

@@ -26,11 +26,11 @@ from harness.contract import Progress
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
 from methods.training.meter import Meter, peak_bytes
-from methods.training.optimizer import rate_at
-from methods.training.preparation import Prepared
-from methods.training.rows import Row, fitting, steps_of
+from methods.training.optimizer import learning_rate_at
+from methods.training.preparation import PreparedTraining
+from methods.training.rows import TokenRow, rows_within_budget, shuffled_steps
 from methods.training.settings import LoopSettings, Training
-from methods.training.state import LoopState, SavedStates, Spent
+from methods.training.state import LoopState, SavedStates, TrainingResult
 from methods.training.stepper import StepValues
 from methods.training.term_progress import TermProgress
 from methods.training.terms import Objective
@@ -43,12 +43,12 @@ STEPS_BETWEEN_NORMS = 50  # a term's own gradient takes a backward pass of its o
 def fit(
     student: LanguageModel,
     *,
-    rows: Sequence[Row],
-    validation: Sequence[Row],
+    rows: Sequence[TokenRow],
+    validation: Sequence[TokenRow],
     objective: Objective,
     settings: LoopSettings,
     training: Training,
-) -> Spent:
+) -> TrainingResult:
     """Train `student.model` in place and leave its best weights in it; return what was spent.
 
     Resumes from `state` in the training's folder when it is there.
@@ -58,17 +58,21 @@ def fit(
     torch.manual_seed(training.seed)
     with (
         closing(
-            Prepared(student, rows=rows, objective=objective, settings=settings, training=training)
+            PreparedTraining(
+                student, rows=rows, objective=objective, settings=settings, training=training
+            )
         ) as ready,
-        closing(_Run(ready, validation, training)) as run,
+        closing(_TrainingRun(ready, validation, training)) as run,
     ):
         return run.through(rows)
 
 
-class _Run:
+class _TrainingRun:
     """One training run: the prepared student, its state, its log and its counts."""
 
-    def __init__(self, ready: Prepared, validation: Sequence[Row], training: Training) -> None:
+    def __init__(
+        self, ready: PreparedTraining, validation: Sequence[TokenRow], training: Training
+    ) -> None:
         workdir = training.workdir
         self.ready, self.training = ready, training
         self.objective, self.settings = ready.objective, ready.settings
@@ -86,11 +90,11 @@ class _Run:
         )
         self.moved = self.state.step > 1  # the first step of a warm-up has rate 0
 
-    def through(self, rows: Sequence[Row]) -> Spent:
+    def through(self, rows: Sequence[TokenRow]) -> TrainingResult:
         """Make the steps that are left of the budget."""
         if self.state.step == 0:  # the loss that training has to beat
             self.state.start_ce = self.validation.score(self.log)
-        steps = steps_of(rows, batch_size=self.settings.batch_size, seed=self.training.seed)
+        steps = shuffled_steps(rows, batch_size=self.settings.batch_size, seed=self.training.seed)
         for number, (epoch, planned) in enumerate(steps, 1):
             if self.state.over:
                 break
@@ -100,7 +104,7 @@ class _Run:
                 break
             self._advance(number, planned)
             if number == self.training.stop_after_steps:
-                return Spent.of(self.state)
+                return TrainingResult.of(self.state)
         self._refuse_no_move()
         return self._finish()
 
@@ -110,20 +114,20 @@ class _Run:
         self.state.epoch = following
         return self.validation.stops_early()
 
-    def _advance(self, number: int, planned: Sequence[Row]) -> None:
+    def _advance(self, number: int, planned: Sequence[TokenRow]) -> None:
         """Make the step with those of its rows that fit into the budget, if any do."""
         seen_tokens = self.training.seen_tokens
         wanted = self._rolled_out(planned, number)
-        rows = fitting(wanted, seen_tokens - self.state.seen)
+        rows = rows_within_budget(wanted, seen_tokens - self.state.seen)
         self.state.over = len(rows) < len(wanted)
         if not rows:
             return
-        rate = rate_at(self.state.seen / seen_tokens, self.settings)
+        rate = learning_rate_at(self.state.seen / seen_tokens, self.settings)
         self._report(self._step(number, rows, rate=rate))
         with self.meter.paused():
             self.states.save(self.state, force=number == self.training.stop_after_steps)
 
-    def _rolled_out(self, rows: Sequence[Row], number: int) -> list[Row]:
+    def _rolled_out(self, rows: Sequence[TokenRow], number: int) -> list[TokenRow]:
         """Return the step's rows; on-policy, the student writes them."""
         if self.objective.rollout is None:
             return list(rows)
@@ -135,7 +139,7 @@ class _Run:
             Progress(stage="train", done=done, total=total, unit="tokens", detail=line)
         )
 
-    def _step(self, number: int, rows: Sequence[Row], *, rate: float) -> str:
+    def _step(self, number: int, rows: Sequence[TokenRow], *, rate: float) -> str:
         """Make one optimiser step; return a line on it."""
         several = len(self.objective.terms) > 1
         self.ready.optimizers.set_rate(rate)
@@ -158,7 +162,7 @@ class _Run:
         self.log.write_step(self._line(rate, norm, weights, values))
         return self.terms.summary(weights, values.means)
 
-    def _count(self, number: int, rows: Sequence[Row]) -> None:
+    def _count(self, number: int, rows: Sequence[TokenRow]) -> None:
         self.state.step = number
         self.state.seen += sum(len(row.ids) for row in rows)
         self.state.trained += sum(self.objective.trained(row) for row in rows)
@@ -183,7 +187,7 @@ class _Run:
                 "give a larger --budget, or fewer rows a step with --set METHOD.batch_size=4"
             )
 
-    def _finish(self) -> Spent:
+    def _finish(self) -> TrainingResult:
         """Score the last epoch, put the best weights into the model, and return what it all
         took.
         """
@@ -191,7 +195,7 @@ class _Run:
         self.meter.count()
         self.validation.load_best()
         devices = self.ready.accelerator.num_processes
-        spent = Spent.of(
+        spent = TrainingResult.of(
             self.state,
             devices=devices,
             device_seconds=self.state.seconds * devices,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_NOTHING = -1e4  # a log-probability whose exponential is 0 in fp32, and which is finite
+_LOG_ZERO = -1e4  # a log-probability whose exponential is 0 in fp32, and which is finite
 
 
 def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -21,7 +21,9 @@ def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
     return F.cross_entropy(student_NV.float(), labels_N, reduction="none")
 
 
-def _softened(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _log_probabilities(
+    student_NV: Tensor, teacher_NV: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Return (log q, log p): log-probabilities at a temperature, in fp32.
 
     An entry that is masked on both sides (-inf) becomes a very small number: its 0 * (-inf) must
@@ -30,7 +32,7 @@ def _softened(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> tup
     log_q = torch.log_softmax(student_NV.float() / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_NV.float() / temperature, dim=-1)
     masked = torch.isneginf(log_q) & torch.isneginf(log_p)
-    return log_q.masked_fill(masked, _NOTHING), log_p.masked_fill(masked, _NOTHING)
+    return log_q.masked_fill(masked, _LOG_ZERO), log_p.masked_fill(masked, _LOG_ZERO)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * difference).sum(-1)
 
 
-def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     """Return log(share a + (1 - share) b), never leaving the log domain."""
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
@@ -84,7 +86,7 @@ def reverse_kl(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float = 1
     """Return `tau^2 * KL(q^tau || p^tau)`: seeks one of the teacher's modes (Gu et al., 2024,
     MiniLLM).
     """
-    log_q, log_p = _softened(student_NV, teacher_NV, temperature)
+    log_q, log_p = _log_probabilities(student_NV, teacher_NV, temperature)
     return temperature**2 * _kl(log_q, log_p)
 
 
@@ -97,8 +99,8 @@ def jensen_shannon(
     0 < beta < 1. It tends to 0 like beta KL(p || q) at the ends: unlike in trl, beta 0 and 1 are no
     other names of the KLs.
     """
-    log_q, log_p = _softened(student_NV, teacher_NV, temperature)
-    log_m = _mixture(log_p, log_q, beta)
+    log_q, log_p = _log_probabilities(student_NV, teacher_NV, temperature)
+    log_m = _log_mixture(log_p, log_q, beta)
     return temperature**2 * (beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m))
 
 
@@ -108,8 +110,8 @@ def skew_kl(
     """Return `tau^2 * KL(p || alpha p + (1 - alpha) q)`: its gradient stays bounded where q is near
     0 (Ko et al., 2024, DistiLLM).
     """
-    log_q, log_p = _softened(student_NV, teacher_NV, temperature)
-    return temperature**2 * _kl(log_p, _mixture(log_p, log_q, alpha))
+    log_q, log_p = _log_probabilities(student_NV, teacher_NV, temperature)
+    return temperature**2 * _kl(log_p, _log_mixture(log_p, log_q, alpha))
 
 
 def top_k_kl(
@@ -209,10 +211,10 @@ def attention_kl(student: Tensor, teacher: Tensor, allowed: Tensor) -> Tensor:
     first: the mean of distributions is one.
     """
     logs = [
-        torch.log_softmax(one.float().masked_fill(~allowed, _NOTHING), dim=-1)
+        torch.log_softmax(one.float().masked_fill(~allowed, _LOG_ZERO), dim=-1)
         for one in (student, teacher)
     ]
     if student.shape[1] != teacher.shape[1]:
         logs = [torch.logsumexp(one, dim=1, keepdim=True) - math.log(one.shape[1]) for one in logs]
-    log_s, log_t = (one.masked_fill(~allowed, _NOTHING) for one in logs)
+    log_s, log_t = (one.masked_fill(~allowed, _LOG_ZERO) for one in logs)
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean(1)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from harness.errors import CellFailed, in_one_line
-from harness.models.blocks import probe_of
+from harness.models.blocks import probe_ids
 
 _NOISE = re.compile(r"drop|jitter|noise")
-AGREE = 1e-4  # of the largest logit: the order of sums alone
+MAX_RELATIVE_GAP = 1e-4  # of the largest logit: the order of sums alone
 
 
 def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
@@ -46,7 +46,7 @@ def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
     return before
 
 
-def restored(before: list[tuple[Any, str, Any]]) -> None:
+def restore_noise(before: list[tuple[Any, str, Any]]) -> None:
     """Give every dropout its own value again: a student's configuration says what its
     base's did.
     """
@@ -56,7 +56,7 @@ def restored(before: list[tuple[Any, str, Any]]) -> None:
 
 def refuse_noise(model: Any) -> None:
     """Raise `CellFailed` for a model of which two passes in train mode do not agree."""
-    ids = probe_of(model)
+    ids = probe_ids(model)
     was_training = model.training
     try:
         with torch.random.fork_rng(), torch.no_grad():
@@ -69,7 +69,7 @@ def refuse_noise(model: Any) -> None:
     finally:
         model.train(was_training)
     gap = float((first - second).abs().max()) / max(float(first.abs().max()), 1e-6)
-    if gap > AGREE:
+    if gap > MAX_RELATIVE_GAP:
         raise CellFailed(
             f"{type(model).__name__} draws something at random while it trains that goes by no "
             "name known here (two passes differ by "

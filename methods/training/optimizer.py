@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.masks import zeros_of
+from methods.masks import kept_weights
 from methods.training.settings import LoopSettings
 
 
-def rate_at(progress: float, settings: LoopSettings) -> float:
+def learning_rate_at(progress: float, settings: LoopSettings) -> float:
     """Return the learning rate at a share of the budget: linear warm-up, then cosine to zero."""
     if progress < settings.warmup_ratio:
         return settings.learning_rate * progress / settings.warmup_ratio
@@ -79,7 +79,7 @@ class Optimizers:
             optimizer.zero_grad()
 
 
-def hold_zeros(model: Any) -> list[Any]:
+def freeze_zeros(model: Any) -> list[Any]:
     """Keep what a pruning method set to zero at zero; return the hooks that do so.
 
     The gradient there is dropped before it is clipped or used, and decay leaves 0 alone.
@@ -88,7 +88,7 @@ def hold_zeros(model: Any) -> list[Any]:
     for parameter in model.parameters():
         if parameter.ndim < 2 or not parameter.requires_grad:
             continue
-        stays = zeros_of(model.config, parameter.detach())
+        stays = kept_weights(model.config, parameter.detach())
         if stays is not None:
             handles.append(_drop_gradient(parameter, stays))
     return handles

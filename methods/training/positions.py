@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from harness.scoring.backend import TopK
-from methods.training.rows import Batch, Row
+from methods.training.rows import Batch, TokenRow
 
 if TYPE_CHECKING:
-    from methods.training.taps import Inside
+    from methods.training.taps import InnerStates
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Positions:
     teachers: tuple[Distribution, ...] = ()
     batch: Batch | None = None
     # hidden states and attention of both models, where a term asked for them
-    inside: "Inside | None" = None
+    inside: "InnerStates | None" = None
 
     @property
     def teacher_NV(self) -> Tensor:
@@ -54,9 +54,9 @@ class Positions:
         )
 
 
-Counts = Callable[[Row], int]
+PositionCount = Callable[[TokenRow], int]
 
 
-def trained_tokens(row: Row) -> int:
+def trained_tokens(row: TokenRow) -> int:
     """Count every trained token of a row: what a term is divided by unless it says otherwise."""
     return row.trained

@@ -12,67 +12,69 @@ from accelerate import Accelerator
 
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
-from methods.training.noise import refuse_noise, restored, silence_noise
+from methods.training.noise import refuse_noise, restore_noise, silence_noise
 from methods.training.optimizer import (
     Optimizers,
-    hold_zeros,
+    freeze_zeros,
     make_optimizers,
     projection_optimizer,
 )
-from methods.training.rows import Batch, Row, batch_of, steps_of
+from methods.training.rows import Batch, TokenRow, batch_of, shuffled_steps
 from methods.training.settings import LoopSettings, Training
 from methods.training.stepper import Stepper
-from methods.training.teachers import Head, Live
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.training.terms import Objective
 
 if TYPE_CHECKING:
-    from methods.training.taps import Inside
+    from methods.training.taps import InnerStates
 
 
-class Prepared:
+class PreparedTraining:
     """A student in train mode with its hooks, taps and optimizers; `close` takes them out again."""
 
     def __init__(
         self,
         student: LanguageModel,
         *,
-        rows: Sequence[Row],
+        rows: Sequence[TokenRow],
         objective: Objective,
         settings: LoopSettings,
         training: Training,
     ) -> None:
         self.objective, self.settings = objective, settings
-        self.accelerator = accelerator_of(student.device, settings, training)
+        self.accelerator = start_accelerator(student.device, settings, training)
         autocast = "bfloat16" if training.mixed_precision == "bf16" else ""
         self.student = replace(student, autocast=autocast)
         _refuse_idle_terms(objective, rows)
         self.noise = silence_noise(student.model)
         refuse_noise(student.model)
-        self.zeros = hold_zeros(student.model)
+        self.zeros = freeze_zeros(student.model)
         student.model.train()
         if settings.gradient_checkpointing:
             student.model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        self.head = Head(student.model)
+        self.head = TrainedPositionLogits(student.model)
         self.inside = self._look_inside(rows, training.seed)
         self.model, self.optimizers = self._prepare()
 
-    def _look_inside(self, rows: Sequence[Row], seed: int) -> "Inside | None":
+    def _look_inside(self, rows: Sequence[TokenRow], seed: int) -> "InnerStates | None":
         if self.objective.inwards is None:
             return None
-        from methods.training.taps import Inside
+        from methods.training.taps import InnerStates
 
         [teacher] = self.objective.live
-        inside = Inside(self.student, teacher.model, self.objective.inwards)
+        inside = InnerStates(self.student, teacher.model, self.objective.inwards)
         if len(inside.projections):
             inside.start_projections(self._seen_by_both(rows, seed, teacher))
         return inside
 
-    def _seen_by_both(self, rows: Sequence[Row], seed: int, teacher: Live) -> Iterator[Batch]:
+    def _seen_by_both(
+        self, rows: Sequence[TokenRow], seed: int, teacher: LiveTeacher
+    ) -> Iterator[Batch]:
         """Run the first epoch's batches through both models, one at a time."""
         size = self.settings.micro_batch_size
-        for epoch, step in steps_of(rows, batch_size=self.settings.batch_size, seed=seed):
+        for epoch, step in shuffled_steps(rows, batch_size=self.settings.batch_size, seed=seed):
             if epoch > 0:
                 return
             for start in range(0, len(step), size):
@@ -124,7 +126,7 @@ class Prepared:
         self.head.close()
         for handle in self.zeros:
             handle.remove()
-        restored(self.noise)
+        restore_noise(self.noise)
         if self.inside is not None:
             self.inside.close()
         for source in self.objective.live:
@@ -133,7 +135,7 @@ class Prepared:
             self.student.model.gradient_checkpointing_disable()
 
 
-def accelerator_of(device: str, settings: LoopSettings, training: Training) -> Any:
+def start_accelerator(device: str, settings: LoopSettings, training: Training) -> Any:
     """Return accelerate's accelerator for one process, with its tracker started where one was asked
     for.
     """
@@ -156,7 +158,7 @@ def accelerator_of(device: str, settings: LoopSettings, training: Training) -> A
     return accelerator
 
 
-def _refuse_idle_terms(objective: Objective, rows: Sequence[Row]) -> None:
+def _refuse_idle_terms(objective: Objective, rows: Sequence[TokenRow]) -> None:
     """Refuse a term that counts no position of any row: it would train nothing."""
     for term in objective.terms:
         if not any(objective.counts(term, row) for row in rows):

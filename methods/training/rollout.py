@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from harness.models.language_model import LanguageModel
 from harness.scoring.backend import CanGenerate, Sampling
 from harness.scoring.generation import Writer
-from methods.training.rows import Row
+from methods.training.rows import TokenRow
 
 
 @dataclass
@@ -31,7 +31,9 @@ class Rollout:
     seconds: float = field(default=0.0, compare=False)
     written: int = field(default=0, compare=False)
 
-    def __call__(self, student: LanguageModel, rows: Sequence[Row], number: int) -> list[Row]:
+    def __call__(
+        self, student: LanguageModel, rows: Sequence[TokenRow], number: int
+    ) -> list[TokenRow]:
         """Return the step's rows: as they are, or with the student's own completions."""
         if random.Random(f"{self.seed}/{number}").random() >= self.share:
             return list(rows)
@@ -49,6 +51,6 @@ class Rollout:
         self.seconds += time.monotonic() - began
         self.written += sum(one.tokens for one in written)
         return [
-            Row((*prompt, *one.ids), len(prompt), row.tag)
+            TokenRow((*prompt, *one.ids), len(prompt), row.tag)
             for prompt, one, row in zip(prompts, written, rows, strict=True)
         ]

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from harness.errors import CellFailed
-from harness.models.encoding import encoded_pair
+from harness.models.encoding import encode_pair
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One tokenised training item; tokens from `trained_from` on are trained."""
 
     ids: tuple[int, ...]
     trained_from: int
     # what kind of row it is, where a method has several: its task, or its half of a pair
     tag: int = 0
-    other: "OtherText | None" = None  # the same text in a teacher's tokens, where those are others
+    other: "TeacherTokens | None" = (
+        None  # the same text in a teacher's tokens, where those are others
+    )
 
     @property
     def trained(self) -> int:
@@ -31,7 +33,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class OtherText:
+class TeacherTokens:
     """A row's text in another tokenizer, and which trained positions of the two stand behind the
     same text.
     """
@@ -47,7 +49,7 @@ class Batch:
     trained (B, T-1).
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     ids: Tensor
     attention: Tensor
     trained: Tensor
@@ -66,26 +68,26 @@ class Batch:
 
 def encode(
     tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int
-) -> tuple[list[Row], int]:
+) -> tuple[list[TokenRow], int]:
     """Tokenise (prompt, completion[, tag]), EOS appended; return rows and the number left out as
     too long.
 
     Prompt and completion are encoded as one text, which is what the scorer reads and what the model
     goes on from.
     """
-    end = end_of(tokenizer)
-    rows: list[Row] = []
+    end = required_eos_id(tokenizer)
+    rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion, *tag in pairs:
-        before, after = encoded_pair(tokenizer, prompt, completion)
+        before, after = encode_pair(tokenizer, prompt, completion)
         if len(before) + len(after) + 1 > longest:
             too_long += 1
             continue
-        rows.append(Row((*before, *after, end), len(before), *tag))
+        rows.append(TokenRow((*before, *after, end), len(before), *tag))
     return rows, too_long
 
 
-def end_of(tokenizer: Any) -> int:
+def required_eos_id(tokenizer: Any) -> int:
     """Return the token that ends a text: what a model must learn to write behind its answer."""
     if tokenizer.eos_token_id is None:
         raise CellFailed(
@@ -95,7 +97,7 @@ def end_of(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def collate(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def collate(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pad on the right; return ids, attention mask and trained-token mask, all (B, T)."""
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
@@ -108,12 +110,14 @@ def collate(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, attention, trained
 
 
-def batch_of(rows: Sequence[Row], pad: int, device: Any = "cpu") -> Batch:
+def batch_of(rows: Sequence[TokenRow], pad: int, device: Any = "cpu") -> Batch:
     """Return rows as one batch on a device."""
     return Batch(tuple(rows), *collate(rows, pad)).to(device)
 
 
-def steps_of(rows: Sequence[Row], *, batch_size: int, seed: int) -> Iterator[tuple[int, list[Row]]]:
+def shuffled_steps(
+    rows: Sequence[TokenRow], *, batch_size: int, seed: int
+) -> Iterator[tuple[int, list[TokenRow]]]:
     """Yield (epoch, rows of one optimiser step) without end.
 
     Rows are shuffled each epoch and sorted by length inside windows of 16 steps, which halves the
@@ -124,7 +128,7 @@ def steps_of(rows: Sequence[Row], *, batch_size: int, seed: int) -> Iterator[tup
         order = random.Random(f"{seed}/{epoch}")
         shuffled = list(rows)
         order.shuffle(shuffled)
-        steps: list[list[Row]] = []
+        steps: list[list[TokenRow]] = []
         window = batch_size * 16
         for start in range(0, len(shuffled), window):
             part = sorted(shuffled[start : start + window], key=lambda row: len(row.ids))
@@ -135,9 +139,9 @@ def steps_of(rows: Sequence[Row], *, batch_size: int, seed: int) -> Iterator[tup
         epoch += 1
 
 
-def fitting(rows: Sequence[Row], left: int) -> list[Row]:
+def rows_within_budget(rows: Sequence[TokenRow], left: int) -> list[TokenRow]:
     """Return the leading rows whose tokens fit into what is left of a budget."""
-    kept: list[Row] = []
+    kept: list[TokenRow] = []
     for row in rows:
         if left < len(row.ids):
             break

@@ -9,7 +9,7 @@ from torch import Tensor
 from methods.training.divergences import distribution_entropy, distribution_kl, label_loss
 from methods.training.losses import cross_entropy
 from methods.training.positions import Positions
-from methods.training.rows import Row
+from methods.training.rows import TokenRow
 
 Score = Literal["kl", "entropy", "excess", "random"]
 
@@ -27,7 +27,7 @@ class Selection:
     score: Score
     seed: int
 
-    def counts(self, row: Row) -> int:
+    def counts(self, row: TokenRow) -> int:
         """Return how many tokens of a row are trained; known before anything is computed."""
         return max(1, int(self.share * row.trained + 0.5))
 

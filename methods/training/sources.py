@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.contract import Checkpoint, Job
+from harness.renames.modules import by_old_name
 
 if TYPE_CHECKING:
-    from methods.training.rows import Row
-    from methods.training.teachers import Source
+    from methods.training.rows import TokenRow
+    from methods.training.teachers import TeacherSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,19 @@ class Teachers:
 
 
 def sources_of(
-    teachers: Teachers, job: Job, rows: "Sequence[Row]", *, budget: int
-) -> "tuple[Sequence[Callable[[], Source]], list[Any]]":
+    teachers: Teachers, job: Job, rows: "Sequence[TokenRow]", *, budget: int
+) -> "tuple[Sequence[Callable[[], TeacherSource]], list[Any]]":
     """Return makers of what the loss reads, and the caches among them: live teachers, or what was
     kept of each over these rows.
     """
     from harness.errors import CellFailed
     from harness.models.language_model import open_model
-    from harness.models.shape import DENSE, Shape
+    from harness.models.shape import MAX_DENSE_VOCABULARY, Shape
     from methods.training.teacher_cache import teacher_cache
-    from methods.training.teachers import Live, OtherTokens
+    from methods.training.teachers import CrossTokenizerTeacher, LiveTeacher
 
     width = teachers.vocabulary or Shape.of_folder(teachers.models[0].path).vocabulary
-    partial = width > DENSE  # only the likeliest tokens would be kept
+    partial = width > MAX_DENSE_VOCABULARY  # only the likeliest tokens would be kept
     if teachers.cache == "on" and partial and teachers.whole:
         raise CellFailed(
             f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type "
@@ -62,7 +63,7 @@ def sources_of(
     )
     if teachers.inside or teachers.own_tokens or live:
         opened = [open_model(one, device=job.device, dtype=job.dtype) for one in teachers.models]
-        kind = OtherTokens if teachers.own_tokens else Live
+        kind = CrossTokenizerTeacher if teachers.own_tokens else LiveTeacher
         return [lambda one=one: kind(one) for one in opened], []
     rows = teachers.over or rows
     # one in memory at a time
@@ -70,7 +71,7 @@ def sources_of(
     return [lambda one=one: one for one in kept], kept
 
 
-def context_of(teachers: Teachers | None) -> int:
+def common_context(teachers: Teachers | None) -> int:
     """Return the longest row, in the student's tokens, that all these teachers can read; those with
     tokens of their own are not asked.
     """
@@ -96,3 +97,7 @@ def shared_vocabulary(job: Job, teachers: Sequence[Checkpoint]) -> int:
         )
         for one in teachers
     )
+
+
+if not TYPE_CHECKING:  # a checker refuses old names; programs that use them go on working
+    __getattr__ = by_old_name(__name__)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from harness.errors import in_one_line
 from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
-from harness.files.writing import read_signed, sync, write_signed
+from harness.files.writing import read_signed, sync_to_disk, write_signed
 
 # 0: a state after each step
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))
@@ -90,7 +90,7 @@ class LoopState:
 
 
 @dataclass(config=_STRICT)
-class Spent(LoopState):
+class TrainingResult(LoopState):
     """Where a training ended, and what it took beside what its state counts."""
 
     devices: int = 1
@@ -141,7 +141,7 @@ class SavedStates:
         if saved.pop("files", None) != _digests(folder):
             raise Unreadable(f"{folder}: its files are not as they were written")
         for path in folder.iterdir():
-            _check_whole(path)
+            _refuse_torn_file(path)
         state = LoopState.read(saved, folder)
         if state.kept_step:
             load_best(self.folder.with_name("best.pt"))
@@ -163,7 +163,7 @@ class SavedStates:
         self.accelerator.save_state(str(fresh))
         write_signed(fresh / "loop.json", {**dataclasses.asdict(state), "files": _digests(fresh)})
         for path in fresh.rglob("*"):
-            sync(path)
+            sync_to_disk(path)
         if target.exists():
             shutil.rmtree(target)
         fresh.replace(target)
@@ -179,7 +179,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_digest(path) for path in listed}
 
 
-def _check_whole(path: Path) -> None:
+def _refuse_torn_file(path: Path) -> None:
     """Raise `Unreadable` for a file that was cut while it was written, whose digest is of the cut
     one.
 
@@ -203,7 +203,7 @@ def write_best(weights: Mapping[str, Any], fresh: Path) -> None:
 
 def keep_best(fresh: Path, best_file: Path) -> None:
     """Let weights that were written count as the best, once they are on the disk."""
-    sync(fresh)
+    sync_to_disk(fresh)
     fresh.replace(best_file)
 
 
@@ -217,7 +217,7 @@ def load_best(best_file: Path) -> Any:
         raise Unreadable(f"{best_file}: {in_one_line(problem)}") from problem
 
 
-def forget_state(workdir: Path) -> None:
+def remove_state(workdir: Path) -> None:
     """Remove what only a resumed run needs; called once the student is saved. State first: without
     it best.pt is made again.
     """

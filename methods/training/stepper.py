@@ -11,12 +11,12 @@ from torch import Tensor
 
 from methods.training.losses import cross_entropy
 from methods.training.positions import Positions
-from methods.training.rows import Batch, Row, batch_of
-from methods.training.teachers import Head
+from methods.training.rows import Batch, TokenRow, batch_of
+from methods.training.teachers import TrainedPositionLogits
 from methods.training.terms import Objective, Term
 
 if TYPE_CHECKING:
-    from methods.training.taps import Inside
+    from methods.training.taps import InnerStates
 
 Backward = Callable[[Tensor], None]
 Sums = dict[str, Tensor]  # of a micro-batch: each term's part of the step's mean
@@ -41,18 +41,18 @@ class Stepper:
     """
 
     student: Any  # wrapped or not
-    head: Head
+    head: TrainedPositionLogits
     objective: Objective
     micro_batch_size: int
     pad: int
     device: Any = "cpu"
-    inside: "Inside | None" = None
+    inside: "InnerStates | None" = None
     ranks: int = 1
     rank: int = 0
 
     def backward(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TokenRow],
         *,
         weights: Mapping[str, float],
         backward: Backward,
@@ -71,7 +71,7 @@ class Stepper:
                 backward(total * self.ranks)
         return values
 
-    def values(self, rows: Sequence[Row], number: int = 0) -> StepValues:
+    def values(self, rows: Sequence[TokenRow], number: int = 0) -> StepValues:
         """Return each term's mean over a step's rows without a gradient."""
         values = StepValues()
         with torch.no_grad():
@@ -84,7 +84,7 @@ class Stepper:
         return sum((weights[name] * value for name, value in sums.items()), total)
 
     def _micro_batches(
-        self, rows: Sequence[Row], number: int, values: StepValues
+        self, rows: Sequence[TokenRow], number: int, values: StepValues
     ) -> Iterator[tuple[Batch, Sums]]:
         """Yield each micro-batch of this process with its sums; the means grow in `values`."""
         counts = self._counts(rows)
@@ -97,14 +97,14 @@ class Stepper:
                 values.means[name] += float(value.detach())
             yield batch, sums
 
-    def _counts(self, rows: Sequence[Row]) -> dict[str, int]:
+    def _counts(self, rows: Sequence[TokenRow]) -> dict[str, int]:
         """Return how many positions each term counts in the step; a step may hold none that a term
         counts.
         """
         every = {term.name: self._count(term, rows) for term in self.objective.terms}
         return {name: count for name, count in every.items() if count}
 
-    def _count(self, term: Term, rows: Sequence[Row]) -> int:
+    def _count(self, term: Term, rows: Sequence[TokenRow]) -> int:
         return sum(self.objective.counts(term, row) for row in rows)
 
     def _sums(self, batch: Batch, number: int, counts: Mapping[str, int]) -> Sums:
@@ -131,7 +131,7 @@ class Stepper:
         return Positions(student_NV, batch.ids[:, 1:][batch.mask], teachers, batch, self.inside)
 
     def _norms(
-        self, sums: Sums, weights: Mapping[str, float], rows: Sequence[Row], batch: Batch
+        self, sums: Sums, weights: Mapping[str, float], rows: Sequence[TokenRow], batch: Batch
     ) -> dict[str, float]:
         """Return the gradient norm of each weighted term, as this one micro-batch estimates it."""
         norms = {}
@@ -153,8 +153,13 @@ class Stepper:
         return float(torch.stack(squares).sum().sqrt()) / share
 
 
-def validate(
-    rows: Sequence[Row], *, head: Head, pad: int, micro_batch_size: int, device: Any
+def mean_cross_entropy(
+    rows: Sequence[TokenRow],
+    *,
+    head: TrainedPositionLogits,
+    pad: int,
+    micro_batch_size: int,
+    device: Any,
 ) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0

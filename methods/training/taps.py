@@ -23,15 +23,15 @@ from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
 from methods.training.losses import attention_kl, hidden_distance
 from methods.training.positions import Positions
-from methods.training.rows import Batch, Row
+from methods.training.rows import Batch, TokenRow
 
-_TAPPED = "harness_tapped"
+_TAPPED_IMPLEMENTATION = "harness_tapped"
 _TAPS: "WeakKeyDictionary[nn.Module, AttentionTap]" = WeakKeyDictionary()
-Pairs = tuple[tuple[int, int], ...]  # (student block, teacher block), counted from 1
+BlockPairs = tuple[tuple[int, int], ...]  # (student block, teacher block), counted from 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inwards:
+class TapConfig:
     """Which inner parts of the two models a loss compares."""
 
     hidden: str = ""  # pairs such as 2-4,4-8; auto; "" for none
@@ -41,12 +41,14 @@ class Inwards:
     relation_heads: int = 0  # 0: the most that divide both models' widths
     longest: int = 512  # positions of a row whose attention is compared
 
-    def attended(self, row: Row) -> int:
+    def attended(self, row: TokenRow) -> int:
         """Return how many trained positions of a row have their attention compared."""
         return max(0, min(len(row.ids) - 1, self.longest) - (row.trained_from - 1))
 
 
-def parse_pairs(text: str, students: int, teachers: int, *, most: int, setting: str) -> Pairs:
+def parse_block_pairs(
+    text: str, students: int, teachers: int, *, most: int, setting: str
+) -> BlockPairs:
     """Read `2-4,4-8`, or spread pairs evenly: student block s beside teacher block round(s * L_T /
     L_S), the last two among them.
     """
@@ -108,7 +110,7 @@ class AttentionTap:
     def __init__(self, block: nn.Module) -> None:
         from transformers import AttentionInterface
 
-        AttentionInterface.register(_TAPPED, _tapped)
+        AttentionInterface.register(_TAPPED_IMPLEMENTATION, _attention_with_tap)
         self.value: tuple[Tensor, Tensor, Tensor, float] | None = None
         self.modules = [
             one
@@ -119,7 +121,7 @@ class AttentionTap:
         for module in self.modules:
             # this layer's own; the masks are made from the model's, which stays
             config = copy.copy(module.config)
-            config._attn_implementation_internal = _TAPPED
+            config._attn_implementation_internal = _TAPPED_IMPLEMENTATION
             self.implementation = module.config._attn_implementation
             module.config = config
             _TAPS[module] = self
@@ -131,7 +133,7 @@ class AttentionTap:
             _TAPS.pop(module, None)
 
 
-def _tapped(
+def _attention_with_tap(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **rest: Any
 ) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -149,20 +151,20 @@ def _tapped(
     return ALL_ATTENTION_FUNCTIONS[plain](module, query, key, value, attention_mask, **rest)
 
 
-class Inside:
+class InnerStates:
     """The taps of a pair of models and the projections between their widths."""
 
-    def __init__(self, student: LanguageModel, teacher: Any, inwards: Inwards) -> None:
+    def __init__(self, student: LanguageModel, teacher: Any, inwards: TapConfig) -> None:
         self.inwards = inwards
         ours, theirs = blocks_of(student.model), blocks_of(teacher)
         sides = len(ours), len(theirs)
-        self.pairs: Pairs = (
-            parse_pairs(inwards.hidden, *sides, most=4, setting="feature_layers")
+        self.pairs: BlockPairs = (
+            parse_block_pairs(inwards.hidden, *sides, most=4, setting="feature_layers")
             if inwards.hidden
             else ()
         )
-        self.watched: Pairs = (
-            parse_pairs(inwards.attention, *sides, most=1, setting="attention_layers")
+        self.watched: BlockPairs = (
+            parse_block_pairs(inwards.attention, *sides, most=1, setting="attention_layers")
             if inwards.attention
             else ()
         )
@@ -265,7 +267,7 @@ class Inside:
         heads = [side[0].shape[1] for side in sides]
         if self.inwards.maps == "maps" or (self.inwards.maps == "auto" and heads[0] == heads[1]):
             return [[_attention_scores(*side)] for side in sides]
-        flat = [[_flat(one) for one in side[:3]] for side in sides]
+        flat = [[_merge_heads(one) for one in side[:3]] for side in sides]
         widths = [one.shape[-1] for side in flat for one in side]
         count = self.inwards.relation_heads or math.gcd(*widths)
         if not self.inwards.relation_heads:
@@ -279,7 +281,7 @@ class Inside:
                 f"relation_heads={count} does not divide all widths {sorted(set(widths))}; give a "
                 "common divisor, or 0"
             )
-        return [[_relations(one, count) for one in side] for side in flat]
+        return [[_self_relations(one, count) for one in side] for side in flat]
 
     def _behind_first(self, values_N: Tensor, mask: Tensor) -> Tensor:
         times = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
@@ -301,12 +303,12 @@ def _attention_scores(query: Tensor, key: Tensor, value: Tensor, scale: float) -
     return query @ key.transpose(-1, -2) * scale
 
 
-def _flat(states: Tensor) -> Tensor:
+def _merge_heads(states: Tensor) -> Tensor:
     """(B, heads, T, d) to (B, T, heads * d)."""
     return states.transpose(1, 2).flatten(2)
 
 
-def _relations(states: Tensor, count: int) -> Tensor:
+def _self_relations(states: Tensor, count: int) -> Tensor:
     """Return scaled self-relations (B, R, T, T) of (B, T, R * d), Wang et al., 2021 (MiniLMv2)."""
     split = states.unflatten(-1, (count, -1)).transpose(1, 2)
     return split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])

@@ -26,18 +26,18 @@ from torch import Tensor
 
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of, file_digest
-from harness.files.writing import save_atomically, write_whole
+from harness.files.writing import save_atomically, write_atomically
 from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
-from harness.models.artefacts import described, described_damage, description_of
+from harness.models.artefacts import folder_damage, read_description, signed_description
 from harness.models.language_model import LanguageModel, open_model
-from harness.models.shape import DENSE, forward_flops_per_token
+from harness.models.shape import MAX_DENSE_VOCABULARY, forward_flops_per_token
 from harness.scoring.backend import CanRead, Scored, TopK
 from harness.scoring.reading import Reader
 from methods.training.positions import Distribution
-from methods.training.rows import Batch, Row
+from methods.training.rows import Batch, TokenRow
 
 # of log-probabilities in one file, and twice that in memory while it is written
 SHARD_BYTES = 2**28
@@ -65,7 +65,7 @@ class CachedTeacher:
             return Distribution(self.logits(batch.rows, batch.ids.device))
         return Distribution(None, self.top(batch.rows, batch.ids.device))
 
-    def logits(self, rows: Sequence[Row], device: Any) -> Tensor:
+    def logits(self, rows: Sequence[TokenRow], device: Any) -> Tensor:
         """Return the log-probabilities (N, V) of the rows' trained positions, row by row; they
         serve as logits.
         """
@@ -75,16 +75,16 @@ class CachedTeacher:
             .float()
         )
 
-    def top(self, rows: Sequence[Row], device: Any) -> TopK:
+    def top(self, rows: Sequence[TokenRow], device: Any) -> TopK:
         """Return the likeliest tokens of the rows' trained positions: ids and log-probabilities (N,
         k).
         """
         ids = np.concatenate([self._slice(self.ids, row) for row in rows]).astype(np.int64)
         return TopK(torch.from_numpy(ids).to(device), self.logits(rows, device))
 
-    def _slice(self, parts: tuple[Any, ...], row: Row) -> Any:
+    def _slice(self, parts: tuple[Any, ...], row: TokenRow) -> Any:
         try:
-            shard, start, count = self.index[key_of(row)]
+            shard, start, count = self.index[row_key(row)]
         except KeyError:
             raise CellFailed(
                 "a training row is not in the teacher's cache; it was made for other rows"
@@ -101,7 +101,7 @@ class CachedTeacher:
         }
 
 
-def key_of(row: Row) -> bytes:
+def row_key(row: TokenRow) -> bytes:
     """Return a row's name: a hash of its token ids and of where training starts."""
     return hashlib.sha256(
         np.asarray([row.trained_from, *row.ids], dtype=np.int64).tobytes()
@@ -109,7 +109,7 @@ def key_of(row: Row) -> bytes:
 
 
 def teacher_cache(
-    job: Job, teacher: Checkpoint, rows: Sequence[Row], *, k: int, width: int
+    job: Job, teacher: Checkpoint, rows: Sequence[TokenRow], *, k: int, width: int
 ) -> CachedTeacher:
     """Open the cache of a teacher over these rows, making it where there is none or where it is
     damaged.
@@ -117,11 +117,11 @@ def teacher_cache(
     `width` is the vocabulary that both models share: logits are cut to it before any softmax.
     Raises `CellFailed` when what was written does not agree with a live forward pass.
     """
-    distinct = {key_of(row): row for row in rows}
-    kept = "all" if width <= DENSE else k
+    distinct = {row_key(row): row for row in rows}
+    kept = "all" if width <= MAX_DENSE_VOCABULARY else k
     key = digest_of(
         "teacher",
-        digest_of_code(__name__),
+        code_digest(__name__),
         teacher.digest,
         job.dtype,
         device_label(job.device),
@@ -135,15 +135,15 @@ def teacher_cache(
         "teacher": teacher.digest,
         "dtype": job.dtype,
         "vocabulary": width,
-        "k": width if width <= DENSE else k,
+        "k": width if width <= MAX_DENSE_VOCABULARY else k,
     }
     with FileLock(folder.with_suffix(".lock")):
-        held = _opened(folder, job, wanted)
+        held = _open_cache(folder, job, wanted)
         if held is not None:
             return held
-        _build(folder, job, teacher, list(distinct.values()), k=k, width=width)
+        _build_cache(folder, job, teacher, list(distinct.values()), k=k, width=width)
         release_memory(job.device)
-        made = _opened(folder, job, wanted)
+        made = _open_cache(folder, job, wanted)
     assert made is not None, f"the cache {folder.name} cannot be read back"
     return made
 
@@ -152,34 +152,34 @@ def damage_of(folder: Path) -> str:
     """Return why a cache cannot be used, "" where it can: its files against their digests, the code
     that made it against ours.
     """
-    wrong = described_damage(folder)
+    wrong = folder_damage(folder)
     if wrong:
         return wrong
     return (
         ""
-        if description_of(folder).get("code") == digest_of_code(__name__)
+        if read_description(folder).get("code") == code_digest(__name__)
         else "made by other code"
     )
 
 
-def foreign(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def mismatch_of(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Return what a cache was made for when that is not what is wanted, "" where it is."""
     other = next((name for name, value in wanted.items() if meta.get(name) != value), None)
     return f"its {other} is {meta.get(other)}, not {wanted[other]}" if other else ""
 
 
-def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher | None:
+def _open_cache(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher | None:
     """Open a cache that is whole and of the teacher, dtype, vocabulary and k that are wanted,
     wherever its folder came from.
     """
     if not folder.exists():
         return None
-    wrong = damage_of(folder) or foreign(description_of(folder), wanted)
+    wrong = damage_of(folder) or mismatch_of(read_description(folder), wanted)
     if wrong:
         told = f"the teacher's cache {folder.name} is damaged ({wrong}); made again"
         job.progress(Progress(stage="teacher", done=0, total=1, detail=told))
         return None
-    meta = description_of(folder)
+    meta = read_description(folder)
     with np.load(folder / "index.npz") as held:
         places = zip(held["rows"], held["places"].tolist(), strict=True)
         index = {bytes(name): (place[0], place[1], place[2]) for name, place in places}
@@ -193,17 +193,17 @@ def _opened(folder: Path, job: Job, wanted: Mapping[str, Any]) -> CachedTeacher 
     return CachedTeacher(folder.name, meta["k"], meta["dense"], index, log_p, ids, meta)
 
 
-def _build(
-    folder: Path, job: Job, checkpoint: Checkpoint, rows: list[Row], *, k: int, width: int
+def _build_cache(
+    folder: Path, job: Job, checkpoint: Checkpoint, rows: list[TokenRow], *, k: int, width: int
 ) -> None:
     """Run the teacher over every row once, write shards, check them, and put the whole folder in
     place.
     """
     shutil.rmtree(folder, ignore_errors=True)
     opened = open_model(checkpoint, device=job.device, dtype=job.dtype)
-    teacher = reader(opened)
+    teacher = teacher_reader(opened)
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    kept = None if width <= DENSE else k
+    kept = None if width <= MAX_DENSE_VOCABULARY else k
 
     def write(fresh: Path) -> None:
         began = time.monotonic()
@@ -213,7 +213,7 @@ def _build(
             sum(count for _, _, count in shards.places),
         )
         meta = {
-            "code": digest_of_code(__name__),
+            "code": code_digest(__name__),
             "teacher": checkpoint.digest,
             "name": checkpoint.name,
             "dtype": job.dtype,
@@ -229,11 +229,11 @@ def _build(
             "flops": forward_flops_per_token(opened.model, read / len(ordered)) * read,
             "files": {path.name: file_digest(path) for path in sorted(fresh.iterdir())},
         }
-        write_whole(fresh / "meta.json", described(meta))
-        written = _opened(fresh, job, {})
+        write_atomically(fresh / "meta.json", signed_description(meta))
+        written = _open_cache(fresh, job, {})
         assert written is not None
         # before it has its name: an unchecked cache is never found
-        _check(written, teacher, opened, ordered, width)
+        _check_against_live(written, teacher, opened, ordered, width)
 
     try:
         save_atomically(folder, write)
@@ -243,13 +243,13 @@ def _build(
         raise
 
 
-def reader(opened: LanguageModel) -> Reader:
+def teacher_reader(opened: LanguageModel) -> Reader:
     """Return what reads a teacher for a cache, its batches by memory."""
     return Reader(opened)
 
 
 @dataclass
-class _Shards:
+class _ShardWriter:
     """Files of log-probabilities, each written when the next row would make it too long."""
 
     folder: Path
@@ -291,16 +291,16 @@ def _write_shards(
     fresh: Path,
     job: Job,
     teacher: CanRead,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     kept: int | None,
     width: int,
     name: str,
-) -> _Shards:
+) -> _ShardWriter:
     """Let the teacher read rows, longest first, and write what it thinks and where each row's
     stands.
     """
-    shards = _Shards(fresh, kept, width)
-    for top in teacher.top_k([scored_of(row) for row in rows], k=kept, width=width):
+    shards = _ShardWriter(fresh, kept, width)
+    for top in teacher.top_k([scored_tokens_of(row) for row in rows], k=kept, width=width):
         shards.add(top)
         done = len(shards.places)
         job.progress(
@@ -309,18 +309,22 @@ def _write_shards(
             )
         )
     shards.flush()
-    names = np.frombuffer(b"".join(key_of(row) for row in rows), dtype="V16")
+    names = np.frombuffer(b"".join(row_key(row) for row in rows), dtype="V16")
     np.savez(fresh / "index.npz", rows=names, places=np.asarray(shards.places, dtype=np.int64))
     return shards
 
 
-def scored_of(row: Row) -> Scored:
+def scored_tokens_of(row: TokenRow) -> Scored:
     """Return a training row as a backend is asked: its trained tokens stand at its end."""
     return Scored(row.ids, row.trained)
 
 
-def _check(
-    written: CachedTeacher, teacher: CanRead, opened: LanguageModel, rows: Sequence[Row], width: int
+def _check_against_live(
+    written: CachedTeacher,
+    teacher: CanRead,
+    opened: LanguageModel,
+    rows: Sequence[TokenRow],
+    width: int,
 ) -> None:
     """Compare twenty rows with a live forward pass, each alone: other company than when they were
     written.
@@ -329,7 +333,9 @@ def _check(
     many, one or two always round far away.
     """
     sample = random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows)))
-    together = np.concatenate([_gaps(written, teacher, opened, row, width) for row in sample])
+    together = np.concatenate(
+        [_differences_from_live(written, teacher, opened, row, width) for row in sample]
+    )
     if not len(together):
         return
     coarse = opened.model.dtype == torch.bfloat16
@@ -342,13 +348,13 @@ def _check(
         )
 
 
-def _gaps(
-    written: CachedTeacher, teacher: CanRead, opened: LanguageModel, row: Row, width: int
+def _differences_from_live(
+    written: CachedTeacher, teacher: CanRead, opened: LanguageModel, row: TokenRow, width: int
 ) -> Any:
     """Return how far kept log-probabilities of a row lie from those of a live pass, in nats, where
     anything is trained.
     """
-    [live] = teacher.top_k([scored_of(row)], k=None, width=width)
+    [live] = teacher.top_k([scored_tokens_of(row)], k=None, width=width)
     if written.dense:
         held, there = written.logits([row], opened.device), live.log_p_NK
     else:

@@ -1,7 +1,7 @@
 """Where teachers' distributions come from: computed live, or by a model with other tokens."""
 
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,11 +9,12 @@ from torch import Tensor
 from harness.machine.memory import synchronise
 from harness.models.language_model import LanguageModel
 from harness.models.position_head import PositionHead
+from harness.renames.modules import by_old_name
 from methods.training.positions import Distribution
-from methods.training.rows import Batch, Row, batch_of
+from methods.training.rows import Batch, TokenRow, batch_of
 
 
-class Source(Protocol):
+class TeacherSource(Protocol):
     """Where one teacher's distributions come from: the teacher itself, or what was kept of it."""
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
@@ -21,7 +22,7 @@ class Source(Protocol):
         ...
 
 
-class Head(PositionHead):
+class TrainedPositionLogits(PositionHead):
     """A model's logits at the trained positions of a batch."""
 
     def __call__(self, batch: Batch, *, through: Any = None) -> Tensor:
@@ -29,7 +30,7 @@ class Head(PositionHead):
         return self.at(batch.ids, batch.attention, batch.mask, through=through)
 
 
-class Live:
+class LiveTeacher:
     """A teacher in memory, run beside the student; counts the seconds spent in it and the tokens
     that it read.
     """
@@ -37,7 +38,7 @@ class Live:
     def __init__(self, opened: LanguageModel) -> None:
         self.opened = opened
         self.model = opened.model.requires_grad_(False).eval()
-        self.head = Head(self.model)
+        self.head = TrainedPositionLogits(self.model)
         self.seconds = 0.0
         self.tokens = 0
 
@@ -59,7 +60,7 @@ class Live:
         return logits
 
 
-class OtherTokens(Live):
+class CrossTokenizerTeacher(LiveTeacher):
     """A live teacher with a tokenizer of its own, run on its own tokens of the same text."""
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
@@ -69,8 +70,12 @@ class OtherTokens(Live):
         start = 0
         for row in batch.rows:
             assert row.other is not None
-            others.append(Row(row.other.ids, row.other.trained_from))
+            others.append(TokenRow(row.other.ids, row.other.trained_from))
             wanted += [start + theirs for _, theirs in row.other.pairs]
             start += others[-1].trained
         logits = self._run(batch_of(others, self.opened.pad_id, batch.ids.device))
         return Distribution(logits[torch.tensor(wanted, device=logits.device)])
+
+
+if not TYPE_CHECKING:  # a checker refuses old names; programs that use them go on working
+    __getattr__ = by_old_name(__name__)

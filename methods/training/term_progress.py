@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harness.errors import CellFailed
-from methods.training.rows import Row
+from methods.training.rows import TokenRow
 from methods.training.state import LoopState, TermState
 from methods.training.stepper import Stepper, StepValues
 from methods.training.terms import Objective
 
 # What `auto` gives a term at most: one that is nearly 0 from the start (a block and its own copy)
 # has no more to say.
-HEAVIEST = 1e6
-EXPLODED = 1_000  # times its first value
+MAX_AUTO_WEIGHT = 1e6
+DIVERGENCE_FACTOR = 1_000  # times its first value
 
 
-class Diverged(CellFailed):
+class TrainingDiverged(CellFailed):
     """A loss or a gradient that is no number any more, or that has exploded."""
 
 
@@ -29,7 +29,7 @@ class TermProgress:
     def __init__(self, objective: Objective, state: LoopState) -> None:
         self.objective, self.state = objective, state
 
-    def weights(self, stepper: Stepper, rows: Sequence[Row], number: int) -> dict[str, float]:
+    def weights(self, stepper: Stepper, rows: Sequence[TokenRow], number: int) -> dict[str, float]:
         """Return each term's weight: `auto` ones count as much as the others together, by running
         means of earlier steps.
         """
@@ -49,13 +49,13 @@ class TermProgress:
         for name, value in means.items():
             before = self.state.terms.get(name)
             first = before.first if before else value
-            if not math.isfinite(value) or abs(value) > EXPLODED * max(abs(first), 1.0):
-                raise Diverged(
+            if not math.isfinite(value) or abs(value) > DIVERGENCE_FACTOR * max(abs(first), 1.0):
+                raise TrainingDiverged(
                     f"the term {name} became {value:.4g} at step {number} (first {first:.4g}); try "
                     "a lower learning_rate"
                 )
         if not math.isfinite(norm):
-            raise Diverged(
+            raise TrainingDiverged(
                 f"the gradient's norm became {norm} at step {number} (terms: {dict(means)}); try a "
                 "lower learning_rate"
             )
@@ -92,4 +92,6 @@ def auto_weights(
     if not fixed:
         return dict.fromkeys(free, 1.0)
     anchor = sum(weight * means.get(name, 0.0) for name, weight in fixed.items())
-    return {name: min(anchor / max(means.get(name, anchor), 1e-8), HEAVIEST) for name in free}
+    return {
+        name: min(anchor / max(means.get(name, anchor), 1e-8), MAX_AUTO_WEIGHT) for name in free
+    }

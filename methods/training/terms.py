@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from methods.training.losses import cross_entropy
-from methods.training.positions import Counts, Positions, trained_tokens
-from methods.training.rows import Row
+from methods.training.positions import PositionCount, Positions, trained_tokens
+from methods.training.rows import TokenRow
 from methods.training.selection import Selection
-from methods.training.teachers import Live, Source
+from methods.training.teachers import LiveTeacher, TeacherSource
 
 if TYPE_CHECKING:
     from methods.training.rollout import Rollout
-    from methods.training.taps import Inwards
+    from methods.training.taps import TapConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Term:
     weight: float | Literal["auto"]
     value: Callable[[Positions], Tensor]
     # positions of a row that the term is divided by, known before any of them is computed
-    counts: Counts = trained_tokens
+    counts: PositionCount = trained_tokens
 
 
 def hard_labels(weight: float | Literal["auto"] = 1.0, *, tag: int | None = None) -> Term:
@@ -54,22 +54,22 @@ class Objective:
     """What a method minimises, over which rows it is told apart."""
 
     terms: Sequence[Term]
-    sources: Sequence[Source] = ()
+    sources: Sequence[TeacherSource] = ()
     vocabulary: int | None = None  # leading logit columns that mean the same token in all models
     selection: Selection | None = None
-    inwards: "Inwards | None" = None  # which blocks of student and teacher are compared
+    inwards: "TapConfig | None" = None  # which blocks of student and teacher are compared
     rollout: "Rollout | None" = None  # on-policy: rows are the student's own answers
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def live(self) -> list[Live]:
+    def live(self) -> list[LiveTeacher]:
         """The teachers that are run beside the student."""
-        return [one for one in self.sources if isinstance(one, Live)]
+        return [one for one in self.sources if isinstance(one, LiveTeacher)]
 
-    def counts(self, term: Term, row: Row) -> int:
+    def counts(self, term: Term, row: TokenRow) -> int:
         """Return how many positions of a row a term is divided by."""
         return self.selection.counts(row) if self.selection else term.counts(row)
 
-    def trained(self, row: Row) -> int:
+    def trained(self, row: TokenRow) -> int:
         """Return how many tokens of a row are trained."""
         return self.selection.counts(row) if self.selection else row.trained

@@ -17,16 +17,16 @@ from typing import Any
 from filelock import FileLock
 
 from harness.contract import Checkpoint, Example, Job, Progress, Task
-from harness.data.contamination import overlapping
+from harness.data.contamination import overlapping_prompts
 from harness.data.examples import examples_digest
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
-from harness.files.lines import signed, signed_lines
-from harness.files.untrusted import parsed, read_object
-from harness.files.writing import write_whole
+from harness.files.lines import read_signed_lines, signed_line
+from harness.files.untrusted import parse_json, read_object
+from harness.files.writing import write_atomically
 from harness.machine.gpu import device_label
-from harness.models.encoding import written_text
+from harness.models.encoding import decode_continuation
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import forward_flops_per_token
 from harness.scoring.backend import CanGenerate, Generation, Sampling
@@ -45,7 +45,7 @@ _COUNTS = (
     "dropped_contaminated",
     "problems_without_trace",
 )
-_ROWS = 128  # written at once
+_ROWS_AT_ONCE = 128  # written at once
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks, which a teacher imitates from its shots
 
 
@@ -87,7 +87,7 @@ def teacher_traces(
     writer = teacher or job.teacher
     key = digest_of(
         "traces",
-        digest_of_code(__name__),
+        code_digest(__name__),
         writer.digest,
         job.dtype,
         examples_digest(examples),
@@ -101,9 +101,9 @@ def teacher_traces(
     path = job.cache / "traces" / f"{key[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # two runs that share a cache write it once
-        held = _read(path, job)
+        held = _load(path, job)
         if held is None:
-            return _made(
+            return _write_traces(
                 path,
                 job,
                 examples,
@@ -117,7 +117,7 @@ def teacher_traces(
         return held
 
 
-def _made(
+def _write_traces(
     path: Path,
     job: Job,
     examples: Sequence[Example],
@@ -143,8 +143,8 @@ def _made(
             f"{writer.name} can read; give a smaller longest"
         )
     sampling = Sampling(temperature=temperature, seed=job.seed) if temperature else None
-    asking = _Asking(opened, Writer(opened, _ROWS), prompts, longest, sampling)
-    written, seconds = _written(job, asking, path.with_suffix(".part"))
+    asking = _TraceRequest(opened, Writer(opened, _ROWS_AT_ONCE), prompts, longest, sampling)
+    written, seconds = _generate_resumably(job, asking, path.with_suffix(".part"))
     tokens = sum(one.tokens for one in written)
     read = sum(map(len, prompts))
     flops = forward_flops_per_token(opened.model, (read + tokens) / len(prompts)) * (read + tokens)
@@ -153,13 +153,13 @@ def _made(
     made = Traces(
         path.stem, [next(groups) if room else unasked for room in fits], tokens, seconds, flops
     )
-    _write(path, made)
+    _save(path, made)
     path.with_suffix(".part").unlink(missing_ok=True)
     return made
 
 
 @dataclass(frozen=True)
-class _Asking:
+class _TraceRequest:
     """What a teacher is asked to write, and what writes it."""
 
     opened: LanguageModel
@@ -173,10 +173,14 @@ class _Asking:
         space.
         """
         ids = answer.ids[:-1] if answer.stop == "eos" else answer.ids
-        return replace(answer, text=written_text(self.opened.tokenizer, self.prompts[row], ids))
+        return replace(
+            answer, text=decode_continuation(self.opened.tokenizer, self.prompts[row], ids)
+        )
 
 
-def _written(job: Job, asking: _Asking, part: Path) -> tuple[list[Generation], float]:
+def _generate_resumably(
+    job: Job, asking: _TraceRequest, part: Path
+) -> tuple[list[Generation], float]:
     """Return an answer to every prompt and the seconds that took; what a killed run wrote is read
     from its lines, not asked again.
     """
@@ -192,7 +196,7 @@ def _written(job: Job, asking: _Asking, part: Path) -> tuple[list[Generation], f
             kept = answers[row] = asking.shown(row, answer)
             seconds = round(before + time.monotonic() - began, 3)
             stream.write(
-                signed(
+                signed_line(
                     {
                         "row": row,
                         "text": kept.text,
@@ -226,7 +230,7 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
     answers: dict[int, Generation] = {}
     seconds = 0.0
     whole = []
-    for told in signed_lines(part)[0]:
+    for told in read_signed_lines(part)[0]:
         try:
             row, one = (
                 int(told["row"]),
@@ -238,25 +242,25 @@ def _lines(part: Path, count: int) -> tuple[dict[int, Generation], float]:
         if 0 <= row < count:
             seconds = max(seconds, taken)
             answers[row] = one
-            whole.append(signed(told))
+            whole.append(signed_line(told))
     if part.exists() and part.read_bytes() != (kept := "".join(whole)).encode():
-        write_whole(part, kept)
+        write_atomically(part, kept)
     return answers, seconds
 
 
-def _write(path: Path, made: Traces) -> None:
+def _save(path: Path, made: Traces) -> None:
     kept = asdict(made)
     for group in kept["texts"]:
         for one in group:
             del one["ids"]
     payload = json.dumps(kept, ensure_ascii=False)
-    write_whole(
+    write_atomically(
         path,
         json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}),
     )
 
 
-def _read(path: Path, job: Job) -> Traces | None:
+def _load(path: Path, job: Job) -> Traces | None:
     if not path.exists():
         return None
     try:
@@ -264,7 +268,7 @@ def _read(path: Path, job: Job) -> Traces | None:
         payload: str = document["payload"]
         if hashlib.sha256(payload.encode()).hexdigest() != document["sha256"]:
             raise ValueError("its digest does not match")
-        data: dict[str, Any] = parsed(payload, path.name)
+        data: dict[str, Any] = parse_json(payload, path.name)
         texts = [[Generation(**one) for one in group] for group in data["texts"]]
         return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
@@ -279,7 +283,7 @@ def _read(path: Path, job: Job) -> Traces | None:
         return None
 
 
-def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
+def _graded(task: Task, example: Example, text: str) -> tuple[str, str]:
     """Return what an answer counts as, and the answer as it is trained.
 
     Where the task's primary extractor finds nothing, its most lenient one decides, and a right
@@ -290,7 +294,7 @@ def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
         return "traces_kept", text
     if grades[0].extracted is None and grades[-1].correct:
         return (
-            ("kept_in_another_form", _closed(text, example))
+            ("kept_in_another_form", _with_task_ending(text, example))
             if example.ending
             else ("dropped_in_another_form", text)
         )
@@ -301,7 +305,7 @@ def _judged(task: Task, example: Example, text: str) -> tuple[str, str]:
     ), text
 
 
-def _closed(text: str, example: Example) -> str:
+def _with_task_ending(text: str, example: Example) -> str:
     """End an answer as the task's own end, unless it does; one that says nothing else becomes the
     task's own bare answer.
     """
@@ -311,7 +315,7 @@ def _closed(text: str, example: Example) -> str:
     return text if ends else f"{text.rstrip()}\n{example.ending}"
 
 
-def _lost(counts: Mapping[str, int], longest: int) -> str:
+def _explain_losses(counts: Mapping[str, int], longest: int) -> str:
     """Say what became of answers of which none is trained, and what to do; the longest one has
     `longest` tokens.
     """
@@ -331,7 +335,7 @@ def _lost(counts: Mapping[str, int], longest: int) -> str:
     )
 
 
-def surviving(
+def filter_traces(
     examples: Sequence[Example],
     texts: Sequence[Sequence[Generation]],
     job: Job,
@@ -349,7 +353,7 @@ def surviving(
     left at all.
     """
     by_task = {example.task: dict.fromkeys(_COUNTS, 0) for example in examples}
-    held_out = overlapping(examples, job.tasks, job.source)
+    held_out = overlapping_prompts(examples, job.tasks, job.source)
     right: list[tuple[Example, str]] = []
     ended: list[tuple[Example, str]] = []
     for example, group in zip(examples, texts, strict=True):
@@ -358,7 +362,7 @@ def surviving(
         solved = False
         for one in group:
             counts["traces_written"] += 1
-            found, text = _judged(job.tasks[example.task], example, _CALCULATOR.sub("", one.text))
+            found, text = _graded(job.tasks[example.task], example, _CALCULATOR.sub("", one.text))
             if example.prompt in held_out:
                 counts["dropped_contaminated"] += 1
             elif one.stop != "eos":
@@ -378,7 +382,7 @@ def surviving(
     total = {name: sum(counts[name] for counts in by_task.values()) for name in _COUNTS}
     longest = max(one.tokens for group in texts for one in group)
     if not right:
-        raise CellFailed(f"no trace survived: {_lost(total, longest)}")
+        raise CellFailed(f"no trace survived: {_explain_losses(total, longest)}")
     chosen = right if rejects else random.Random(job.seed).sample(ended, len(right))
     told: dict[str, Any] = {
         **total,
@@ -386,7 +390,7 @@ def surviving(
         "keep_rate": round(len(right) / total["traces_written"], 4),
     }
     without = {
-        name: _lost(by_task[name], longest)
+        name: _explain_losses(by_task[name], longest)
         for name in by_task
         if all(example.task != name for example, _ in chosen)
     }

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.contract import Checkpoint, Job
 from harness.errors import CellFailed
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.models.language_model import LanguageModel, stored_dtype
 from harness.models.shape import forward_flops_per_token
-from harness.models.shaping import parse_recipe, random_weights, save_student, student_of
+from harness.models.shaping import parse_student_cut, random_weights, save_student, student_of
 from methods.training.loop import fit
-from methods.training.rows import Row, encode
+from methods.training.rows import TokenRow, encode
 from methods.training.selection import Selection
 from methods.training.settings import LoopSettings, Training
-from methods.training.sources import Teachers, context_of, sources_of
-from methods.training.state import Spent
+from methods.training.sources import Teachers, common_context, sources_of
+from methods.training.state import TrainingResult
 from methods.training.terms import Objective, Term
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TrainingInputs:
     """What a method trains a student with: its loss, its teachers, and how its text becomes
     rows.
     """
@@ -44,11 +44,11 @@ class Lesson:
 class Trainer:
     """Trains one job's student by one method's lesson."""
 
-    def __init__(self, method: "Trained", job: Job, lesson: Lesson) -> None:
+    def __init__(self, method: "Trained", job: Job, lesson: TrainingInputs) -> None:
         self.method, self.job, self.lesson = method, job, lesson
         self.budget = lesson.options.seen_tokens or job.budget.seen_tokens
         self.student = self._fresh_student(job.seed)
-        self.rows: list[Row] = []
+        self.rows: list[TokenRow] = []
         self.too_long = 0
         self.sources: Sequence[Callable[[], Any]] = ()
         self.caches: list[Any] = []
@@ -86,11 +86,11 @@ class Trainer:
     def _read(self, pairs: Iterable[tuple[Any, ...]]) -> None:
         """Make rows of the pairs, and open or read the teachers over them."""
         teachers = self.lesson.teachers
-        longest = min(self.student.context, context_of(teachers))
+        longest = min(self.student.context, common_context(teachers))
         encoder = self.lesson.options.encoder or encode
         self.rows, self.too_long = encoder(self.student.tokenizer, pairs, longest=longest)
         if not self.rows:
-            raise CellFailed(no_rows(self.too_long, longest, self.student.context))
+            raise CellFailed(no_rows_message(self.too_long, longest, self.student.context))
         if teachers:
             self.sources, self.caches = sources_of(
                 teachers, self.job, self.rows, budget=self.budget
@@ -108,7 +108,7 @@ class Trainer:
         )
 
     def _loop_settings(self) -> LoopSettings:
-        recipe = parse_recipe(self.job.student)
+        recipe = parse_student_cut(self.job.student)
         scratch = self.method.start == "random" or (recipe is not None and recipe.draws_weights)
         size = sum(parameter.numel() for parameter in self.student.model.parameters())
         return self.method.loop_settings(size, scratch=scratch)
@@ -129,9 +129,9 @@ class Trainer:
         """Return the loop with the best of several learning rates, what to note of the search, and
         its cost.
         """
-        from methods.training.tuning import best_rate
+        from methods.training.tuning import tune_learning_rate
 
-        return best_rate(
+        return tune_learning_rate(
             self.method,
             self.job,
             self.rows,
@@ -141,7 +141,7 @@ class Trainer:
             objective=self._objective,
         )
 
-    def _validation(self) -> list[Row]:
+    def _validation(self) -> list[TokenRow]:
         pairs = self.lesson.options.validation or self.lesson.held_out()
         return encode(self.student.tokenizer, pairs, longest=self.student.context)[0]
 
@@ -150,7 +150,7 @@ class Trainer:
             return self.lesson.teachers.models
         return (self.job.teacher,) if self.lesson.shared else ()
 
-    def _notes(self, spent: Spent) -> dict[str, Any]:
+    def _notes(self, spent: TrainingResult) -> dict[str, Any]:
         """Return what the record says of rows, losses and teachers."""
         return {
             "taught_by": [teacher.name for teacher in self._taught_by()],
@@ -190,11 +190,11 @@ class Trainer:
             dtype=stored_dtype(base),
             parents=tuple(dict.fromkeys(parents)),
         )
-        write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
+        write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return saved
 
 
-def no_rows(too_long: int, longest: int, context: int) -> str:
+def no_rows_message(too_long: int, longest: int, context: int) -> str:
     """Say why nothing is left to train on."""
     if not too_long:
         return "there are no training rows; give more --rows, or another task"
@@ -206,7 +206,7 @@ def no_rows(too_long: int, longest: int, context: int) -> str:
 
 
 def cost_of(
-    student: LanguageModel, rows: Sequence[Row], spent: Spent, objective: Objective
+    student: LanguageModel, rows: Sequence[TokenRow], spent: TrainingResult, objective: Objective
 ) -> dict[str, Any]:
     """Return what a training took, as the record's `Cost` has it."""
     length = sum(len(row.ids) for row in rows) / len(rows)
@@ -228,12 +228,12 @@ def cost_of(
     }
 
 
-def _writing_notes(spent: Spent) -> dict[str, Any]:
+def _writing_notes(spent: TrainingResult) -> dict[str, Any]:
     seconds = round(spent.writing_seconds, 2)
     return {"student_wrote_tokens": spent.written, "student_wrote_seconds": seconds}
 
 
-def _teachers_cost(spent: Spent, objective: Objective, length: float) -> dict[str, Any]:
+def _teachers_cost(spent: TrainingResult, objective: Objective, length: float) -> dict[str, Any]:
     """Return what the live teachers took together; they read the same rows."""
     each = spent.teacher_tokens / len(objective.live)
     flops = sum(forward_flops_per_token(one.model, length) for one in objective.live)

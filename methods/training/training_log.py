@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.files.lines import json_line, json_lines
-from harness.files.writing import write_whole
+from harness.files.lines import json_line, read_json_lines
+from harness.files.writing import write_atomically
 
 
 class TrainingLog:
     """The log of one training. On resume it is cut back to the state's step."""
 
     def __init__(self, path: Path, *, keep_until: int, tracker: Any = None) -> None:
-        lines = json_lines(path, torn=True) if path.exists() else ()
-        kept = (line for line in lines if isinstance(line, dict) and _stands(line, keep_until))
-        write_whole(path, "".join(json_line(line) for line in kept))
+        lines = read_json_lines(path, torn=True) if path.exists() else ()
+        kept = (
+            line
+            for line in lines
+            if isinstance(line, dict) and _is_older_than_state(line, keep_until)
+        )
+        write_atomically(path, "".join(json_line(line) for line in kept))
         self._stream = path.open("a", encoding="utf-8")
         self._tracker = tracker  # accelerate's accelerator, or None
 
@@ -48,7 +52,7 @@ class TrainingLog:
         self._stream.flush()
 
 
-def _stands(line: dict[str, Any], keep_until: int) -> bool:
+def _is_older_than_state(line: dict[str, Any], keep_until: int) -> bool:
     """Tell whether a line is older than the state.
 
     A state is saved after its step's line and before the validation of that step, which will come

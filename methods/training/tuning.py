@@ -15,7 +15,7 @@ from filelock import FileLock
 from harness.contract import Job, Progress
 from harness.data.examples import examples_digest, training_examples
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, write_signed
@@ -23,22 +23,22 @@ from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel
 from harness.models.shape import forward_flops_per_token
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 from methods.training.loop import fit
-from methods.training.rows import Row
+from methods.training.rows import TokenRow
 from methods.training.settings import LoopSettings, Training
-from methods.training.state import forget_state
-from methods.training.term_progress import Diverged
+from methods.training.state import remove_state
+from methods.training.term_progress import TrainingDiverged
 from methods.training.terms import Objective
 
-HELD_OUT = 0.1  # of the training rows
-FURTHEST = 64.0  # times or parts of the rate that the search begins with
+HELD_OUT_SHARE = 0.1  # of the training rows
+MAX_RATE_FACTOR = 64.0  # times or parts of the rate that the search begins with
 
 
-def best_rate(
+def tune_learning_rate(
     method: Any,
     job: Job,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     loop: LoopSettings,
     *,
     training: Training,
@@ -53,7 +53,11 @@ def best_rate(
     knows neither validation nor test items. It is kept by content: other seeds read it. `training`
     says how many tokens each trial sees, and at which precision.
     """
-    own = {name: value for name, value in expanded(method).items() if name != "learning_rate"}
+    own = {
+        name: value
+        for name, value in settings_with_defaults(method).items()
+        if name != "learning_rate"
+    }
     data = examples_digest(training_examples(job.tasks, job.source, rows=job.budget.rows))
     models = [
         job.student,
@@ -61,7 +65,7 @@ def best_rate(
         [one.digest for one in job.teachers],
         list(job.teacher_weights),
     ]
-    code = digest_of_code(type(method), __name__)
+    code = code_digest(type(method), __name__)
     run = {"seen_tokens": training.seen_tokens, "mixed_precision": training.mixed_precision}
     key = digest_of(
         "rate",
@@ -106,7 +110,7 @@ def _read(path: Any) -> dict[str, Any] | None:
         return None
 
 
-def _trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _cached_trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a rate brought: read where a search that was killed has tried it already, else
     trained now and kept.
     """
@@ -118,13 +122,13 @@ def _trial(folder: Path, key: str, train: Callable[[], dict[str, Any]]) -> dict[
             return held
     trial = train()
     write_signed(file, {"key": key, **trial})
-    forget_state(folder)
+    remove_state(folder)
     return trial
 
 
 def _search(
     job: Job,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     loop: LoopSettings,
     *,
     key: str,
@@ -135,7 +139,7 @@ def _search(
     # by prompt: another trace of a held-out problem is not trained
     prompts = sorted({row.ids[: row.trained_from] for row in rows})
     random.Random("held out").shuffle(prompts)
-    chosen = set(prompts[: max(1, round(HELD_OUT * len(prompts)))])
+    chosen = set(prompts[: max(1, round(HELD_OUT_SHARE * len(prompts)))])
     held_out = [row for row in rows if row.ids[: row.trained_from] in chosen]
     trained = [row for row in rows if row.ids[: row.trained_from] not in chosen]
     length = sum(len(row.ids) for row in rows) / len(rows)
@@ -161,7 +165,7 @@ def _search(
                     ),
                 ),
             )
-        except Diverged:  # a rate that diverges is not chosen
+        except TrainingDiverged:  # a rate that diverges is not chosen
             return {"loss": None, "tokens": 0, "flops": 0.0, "seconds": time.monotonic() - began}
         finally:
             release_memory(job.device)
@@ -177,7 +181,7 @@ def _search(
 
     def attempt(rate: float) -> None:
         folder = job.workdir / f"rate-{rate:g}"
-        trial = _trial(folder, key, lambda: train(rate, folder))
+        trial = _cached_trial(folder, key, lambda: train(rate, folder))
         losses[rate] = float("inf") if trial["loss"] is None else trial["loss"]
         for name in cost:
             cost[name] += trial[name]
@@ -189,7 +193,7 @@ def _search(
         best = min(losses, key=losses.__getitem__)
         while (
             best == (max if step > 1 else min)(losses)
-            and 1 / FURTHEST <= best * step / start <= FURTHEST
+            and 1 / MAX_RATE_FACTOR <= best * step / start <= MAX_RATE_FACTOR
         ):
             attempt(best * step)
             best = min(losses, key=losses.__getitem__)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from methods.training.meter import Meter
-from methods.training.preparation import Prepared
-from methods.training.rows import Row
+from methods.training.preparation import PreparedTraining
+from methods.training.rows import TokenRow
 from methods.training.state import LoopState, keep_best, load_best, write_best
-from methods.training.stepper import validate
-from methods.training.term_progress import Diverged
+from methods.training.stepper import mean_cross_entropy
+from methods.training.term_progress import TrainingDiverged
 from methods.training.training_log import TrainingLog
 
 
@@ -19,7 +19,12 @@ class Validation:
     """Scores the validation rows and keeps the best weights in a file."""
 
     def __init__(
-        self, rows: Sequence[Row], *, ready: Prepared, state: LoopState, best_file: Path
+        self,
+        rows: Sequence[TokenRow],
+        *,
+        ready: PreparedTraining,
+        state: LoopState,
+        best_file: Path,
     ) -> None:
         self.rows, self.ready, self.state, self.best_file = rows, ready, state, best_file
 
@@ -27,7 +32,7 @@ class Validation:
         """Return the loss on the validation rows (nats a token), logged."""
         ready, state = self.ready, self.state
         ready.model.eval()
-        loss = validate(
+        loss = mean_cross_entropy(
             self.rows,
             head=ready.head,
             pad=ready.student.pad_id,
@@ -42,7 +47,7 @@ class Validation:
         """Score an epoch that has ended, and keep the weights when they are the best so far."""
         state, loss = self.state, self.score(log)
         if not math.isfinite(loss):
-            raise Diverged(
+            raise TrainingDiverged(
                 f"the validation loss became {loss} at step {state.step}; try a lower learning_rate"
             )
         state.since_best += 1

@@ -23,7 +23,7 @@ from _pair import random_pair
 import methods
 import suites
 from harness.contract import Budget, Checkpoint, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.registry import Registry
 
 ROWS, PASSES = 300, 3
@@ -58,7 +58,7 @@ def main() -> None:
             student=str(student.path),
             student_base=student,
             tasks=tasks,
-            source=DataSource(),
+            source=LocalOrHubData(),
             budget=Budget(seen_tokens=2_000, rows=20),
             seed=1,
             workdir=folder / "warm-up",
@@ -78,7 +78,7 @@ def main() -> None:
                     student=str(student.path),
                     student_base=student,
                     tasks=tasks,
-                    source=DataSource(),
+                    source=LocalOrHubData(),
                     budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS),
                     seed=1,
                     workdir=workdir,
@@ -121,18 +121,18 @@ def _compress(method: Any, job: Job) -> None:
     if "ChainOfThought" in type(method).__name__:
         from methods.training import traces
 
-        plain = traces.surviving
+        plain = traces.filter_traces
 
         def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
             return [
                 (example, group[0].text) for example, group in zip(examples, texts, strict=True)
             ], {}
 
-        traces.surviving = everything
+        traces.filter_traces = everything
         try:
             method.compress(job)
         finally:
-            traces.surviving = plain
+            traces.filter_traces = plain
         return
     method.compress(job)
 

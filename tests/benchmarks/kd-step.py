@@ -23,38 +23,39 @@ from _form import figure, write
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
-from harness.machine.memory import at_rest, process_bytes, reset_peak
+from harness.data.source import LocalOrHubData
+from harness.machine.memory import baseline_bytes, process_bytes, reset_peak
 from harness.models.resolve import resolve
 from harness.models.shaping import student_of
 from methods.training.divergences import distribution_kl
 from methods.training.optimizer import make_optimizers
 from methods.training.positions import Positions
-from methods.training.rows import Row
+from methods.training.rows import TokenRow
 from methods.training.settings import LoopSettings
 from methods.training.stepper import Stepper
 from methods.training.teacher_cache import teacher_cache
-from methods.training.teachers import Head
+from methods.training.teachers import TrainedPositionLogits
 from methods.training.terms import Objective, Term, hard_labels
 
 ROWS, LENGTH, TRAINED_FROM = 4, 256, 128
 
 
-def setting(name: str, folder: Path) -> tuple[Any, Any, list[Row], Any]:
+def setting(name: str, folder: Path) -> tuple[Any, Any, list[TokenRow], Any]:
     """Return (student, its optimizer, rows, warm cache) of a pair."""
     teacher = resolve(name, cache=Path(os.environ.get("HARNESS_CACHE", folder / "models")))
     student = student_of("depth:0.5", teacher, seed=0, device="cpu", dtype="float32")
     draw = random.Random(0)
     width = int(student.model.config.vocab_size)
     rows = [
-        Row(tuple(draw.randrange(width) for _ in range(LENGTH)), TRAINED_FROM) for _ in range(ROWS)
+        TokenRow(tuple(draw.randrange(width) for _ in range(LENGTH)), TRAINED_FROM)
+        for _ in range(ROWS)
     ]
     job = Job(
         teachers=(teacher,),
         student="depth:0.5",
         student_base=teacher,
         tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=10_000),
         seed=0,
         workdir=folder,
@@ -79,7 +80,7 @@ def distilled(at: Positions) -> Any:
     return distribution_kl(at.student_NV, at.teachers[0], 2.0)
 
 
-def step(kind: str, student: Any, optimizer: Any, rows: list[Row], cached: Any) -> float:
+def step(kind: str, student: Any, optimizer: Any, rows: list[TokenRow], cached: Any) -> float:
     """Make one step; return its seconds."""
     plain = Objective(terms=[hard_labels()])
     taught = Objective(
@@ -88,7 +89,9 @@ def step(kind: str, student: Any, optimizer: Any, rows: list[Row], cached: Any) 
         vocabulary=cached.meta["vocabulary"],
     )
     objective = plain if kind == "sft" else taught
-    stepper = Stepper(student.model, Head(student.model), objective, ROWS, student.pad_id)
+    stepper = Stepper(
+        student.model, TrainedPositionLogits(student.model), objective, ROWS, student.pad_id
+    )
     began = time.perf_counter()
     stepper.backward(
         rows,
@@ -107,7 +110,7 @@ def peak_of(name: str, kind: str, folder: Path) -> int:
     student, optimizer, rows, cached = setting(name, folder)
     # the optimizer's moments and the libraries' own memory
     step(kind, student, optimizer, rows, cached)
-    rest = at_rest("cpu")["resident"]
+    rest = baseline_bytes("cpu")["resident"]
     reset_peak()
     step(kind, student, optimizer, rows, cached)
     return max(0, (process_bytes("VmHWM") or 0) - rest)

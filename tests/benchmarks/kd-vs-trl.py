@@ -44,12 +44,14 @@ def rows_of(split: str, count: int) -> Any:
     from transformers import AutoTokenizer
 
     import suites
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.resolve import EMBEDDED
-    from methods.training.base import worked
+    from methods.training.base import full_solution_pairs
     from methods.training.rows import encode
 
-    texts = worked(islice(suites.load("gsm8k-mini").examples(split, DataSource()), count))
+    texts = full_solution_pairs(
+        islice(suites.load("gsm8k-mini").examples(split, LocalOrHubData()), count)
+    )
     return encode(AutoTokenizer.from_pretrained(EMBEDDED / "tiny"), texts, longest=512)[0]
 
 
@@ -59,20 +61,21 @@ def in_order(seed: int) -> tuple[list[Any], list[float]]:
     """
     from itertools import islice
 
-    from methods.training.optimizer import rate_at
-    from methods.training.rows import steps_of
+    from methods.training.optimizer import learning_rate_at
+    from methods.training.rows import shuffled_steps
     from methods.training.settings import LoopSettings
 
     steps = [
         step
         for _, step in islice(
-            steps_of(rows_of("train", ROWS), batch_size=BATCH, seed=seed), EPOCHS * ROWS // BATCH
+            shuffled_steps(rows_of("train", ROWS), batch_size=BATCH, seed=seed),
+            EPOCHS * ROWS // BATCH,
         )
     ]
     lengths = [sum(len(row.ids) for row in step) for step in steps]
     loop = LoopSettings(**LOOP)
     return [row for step in steps for row in step], [
-        rate_at(sum(lengths[:number]) / sum(lengths), loop) for number in range(len(steps))
+        learning_rate_at(sum(lengths[:number]) / sum(lengths), loop) for number in range(len(steps))
     ]
 
 
@@ -80,7 +83,7 @@ def job_in(folder: Path) -> Any:
     """Return a job with the pair of the folder."""
     import suites
     from harness.contract import Budget, Job
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.checkpoint import describe
 
     teacher, student = (describe(folder / name, name=name) for name in ("teacher", "student"))
@@ -89,7 +92,7 @@ def job_in(folder: Path) -> Any:
         student=str(student.path),
         student_base=student,
         tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=1),
         seed=1,
         workdir=folder,
@@ -262,11 +265,11 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
 
     from methods.training.losses import cross_entropy, forward_kl
     from methods.training.rows import batch_of
-    from methods.training.teachers import Head
+    from methods.training.teachers import TrainedPositionLogits
 
     rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
     heads = [
-        Head(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval())
+        TrainedPositionLogits(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval())
         for one in (out, folder / "teacher")
     ]
     found = {"ce": 0.0, "kl": 0.0}

@@ -14,13 +14,13 @@ import suites
 from harness.checking.method_checks import METHOD_CHECKS
 from harness.contract import Budget, Checkpoint, Job, Method
 from harness.data.examples import examples_of
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.resolve import resolve
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.scoring.generation import Generation
-from harness.testing import Checked, ContractError, check_method
-from methods.training.base import rate_for
+from harness.testing import ContractError, ContractReport, check_method
+from methods.training.base import default_learning_rate
 
 REGISTRY = Registry("method", methods.METHODS)
 QUICK = Quick("method", methods.METHODS)
@@ -72,7 +72,7 @@ def job(teacher, folder, *, seed=1, tokens=1500, rows=24, student="depth:0.5", t
         student=student,
         student_base=teacher,
         tasks=tasks or {"gsm8k-mini": TASKS["gsm8k-mini"]},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=tokens, rows=rows),
         seed=seed,
         workdir=folder,
@@ -99,7 +99,9 @@ def contracts(tmp_path_factory):
     for name in CANONICAL:
         # what the student writes is long
         settings = (
-            {"batch_size": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}
+            {"batch_size": 4}
+            if "on_policy_share" in settings_with_defaults(REGISTRY.build(name, {}))
+            else {}
         )
         settings |= FEW if DEFAULTS[name].trains else {}
         try:
@@ -117,7 +119,7 @@ def students(contracts):
     whole = {
         name: checked
         for name, checked in contracts.items()
-        if isinstance(checked, Checked) and checked.students
+        if isinstance(checked, ContractReport) and checked.students
     }
     return {
         name: [one.checkpoint for one in checked.students.values()]
@@ -141,7 +143,7 @@ def response(teacher, tmp_path_factory):
 @pytest.mark.parametrize("name", CANONICAL)
 def test_keeps_the_public_contract(name, contracts):
     """As any method of another package does."""
-    assert isinstance(contracts[name], Checked), contracts[name]
+    assert isinstance(contracts[name], ContractReport), contracts[name]
     if contracts[name].skipped:
         pytest.skip(next(iter(contracts[name].skipped.values())))
     assert set(contracts[name].passed) == set(METHOD_CHECKS)
@@ -153,7 +155,7 @@ def test_keeps_the_protocol(name):
     assert isinstance(method, Method)
     assert REGISTRY.summary(name) and len(REGISTRY.summary(name)) < 110
     assert all(control in methods.METHODS for control in method.controls)
-    assert REGISTRY.build(name, expanded(method)) == method
+    assert REGISTRY.build(name, settings_with_defaults(method)) == method
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -174,7 +176,8 @@ def test_refuses_settings_out_of_range_and_unknown_ones(name):
 
 def test_the_learning_rate_follows_the_students_size_unless_it_is_set():
     assert [
-        rate_for(size) for size in (918_656, 10_000_000, 134_515_008, 1_000_000_000, 8_030_000_000)
+        default_learning_rate(size)
+        for size in (918_656, 10_000_000, 134_515_008, 1_000_000_000, 8_030_000_000)
     ] == [
         1e-3,
         1e-3,
@@ -182,7 +185,10 @@ def test_the_learning_rate_follows_the_students_size_unless_it_is_set():
         4.6e-5,
         1.2e-5,
     ]
-    assert [rate_for(size, scratch=True) for size in (918_656, 1_000_000_000)] == [1e-3, 2.2e-4]
+    assert [default_learning_rate(size, scratch=True) for size in (918_656, 1_000_000_000)] == [
+        1e-3,
+        2.2e-4,
+    ]
     assert (
         REGISTRY.build("sft", {}).learning_rate == "auto"
         and REGISTRY.build("sft", {"learning_rate": 3e-3}).learning_rate == 3e-3
@@ -568,9 +574,9 @@ def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
 
 @pytest.mark.slow
 def test_only_right_and_finished_traces_survive(teacher, tmp_path):
-    from methods.training.traces import surviving
+    from methods.training.traces import filter_traces
 
-    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=4)
+    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=4)
     right = [Generation(one.completion, 30, "eos") for one in examples]
     given = job(teacher, tmp_path / "x")
     texts = [
@@ -579,7 +585,7 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
         [Generation(examples[2].completion, 30, "length"), right[2], Generation("", 1, "eos")],
         [Generation("no number", 3, "eos")] * 3,
     ]
-    kept, counts = surviving(examples, texts, given)
+    kept, counts = filter_traces(examples, texts, given)
     assert kept == [
         (examples[0], examples[0].completion),
         (examples[0], examples[0].answer),
@@ -599,19 +605,19 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
         "problems_without_trace": 2,
         "keep_rate": 0.25,
     }
-    long_enough, counts = surviving(examples, texts, given, shortest=5)
+    long_enough, counts = filter_traces(examples, texts, given, shortest=5)
     assert len(long_enough) == 2 and counts["dropped_short"] == 5
     # as many, right or wrong, always the same for a seed
-    drawn, counts = surviving(examples, texts, given, rejects=False)
+    drawn, counts = filter_traces(examples, texts, given, rejects=False)
     assert (
         len(drawn) == counts["traces_kept"] == 3
-        and drawn == surviving(examples, texts, given, rejects=False)[0]
+        and drawn == filter_traces(examples, texts, given, rejects=False)[0]
     )
     assert counts["wrong_among_kept"] == sum(one not in kept for one in drawn)
 
 
 def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(teacher, tmp_path):
-    from methods.training.traces import surviving
+    from methods.training.traces import filter_traces
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=5)
@@ -624,7 +630,7 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
         "Who knows?",
     ]
     texts = [[Generation(text, 9, "eos")] for text in said]
-    kept, counts = surviving(examples, texts, given)
+    kept, counts = filter_traces(examples, texts, given)
     assert kept == [
         (examples[0], f"So the answer is **{golds[0]}**.\n#### {golds[0]}"),
         (examples[1], examples[1].answer),
@@ -640,11 +646,11 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
         CellFailed,
         match="by the teacher 2 were wrong, 1 had no readable answer, 2 were right in another form",
     ):
-        surviving(silent, texts, given)
+        filter_traces(silent, texts, given)
 
 
 def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teacher, tmp_path):
-    from methods.training.traces import surviving
+    from methods.training.traces import filter_traces
 
     told = []
     given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
@@ -653,7 +659,7 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
         [Generation(one.completion, 30, "eos" if one.task == "gsm8k-mini" else "length")]
         for one in examples
     ]
-    kept, counts = surviving(examples, texts, given)
+    kept, counts = filter_traces(examples, texts, given)
     assert (
         {example.task for example, _ in kept}
         == {"gsm8k-mini"}
@@ -666,31 +672,31 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
     with pytest.raises(
         CellFailed, match=r"2 did not end, .*; most did not end: --set cot.longest=60$"
     ):
-        surviving(examples[1::2], texts[1::2], given)
+        filter_traces(examples[1::2], texts[1::2], given)
 
 
 def test_calculator_marks_are_not_trained(teacher, tmp_path):
-    from methods.training.traces import surviving
+    from methods.training.traces import filter_traces
 
-    [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=1)
+    [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=1)
     marked = example.completion.replace("=", "=<<1+1=2>>", 1)
-    assert surviving([example], [[Generation(marked, 30, "eos")]], job(teacher, tmp_path / "x"))[
-        0
-    ] == [(example, example.completion)]
+    assert filter_traces(
+        [example], [[Generation(marked, 30, "eos")]], job(teacher, tmp_path / "x")
+    )[0] == [(example, example.completion)]
 
 
 def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(teacher, tmp_path):
     from dataclasses import replace
 
-    from methods.training.traces import surviving
+    from methods.training.traces import filter_traces
 
     given = job(teacher, tmp_path / "x")
     taken, tested = (
-        examples_of(given.tasks, split, DataSource(), rows=2) for split in ("train", "test")
+        examples_of(given.tasks, split, LocalOrHubData(), rows=2) for split in ("train", "test")
     )
     leaked = replace(taken[0], prompt="One shot.\n\n" + tested[0].prompt.upper().replace(" ", "  "))
     texts = [[Generation(one.completion, 30, "eos")] for one in taken]
-    kept, counts = surviving([leaked, taken[1]], texts, given)
+    kept, counts = filter_traces([leaked, taken[1]], texts, given)
     assert [one for one, _ in kept] == [taken[1]] and counts["dropped_contaminated"] == 1
 
 
@@ -698,7 +704,7 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.contamination import overlapping
+    from harness.data.contamination import overlapping_prompts
 
     def task(files, text):
         held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
@@ -713,7 +719,9 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     )
     for files, expected in ((("a.jsonl",), {near.prompt}), ((), set())):
         assert (
-            overlapping([near, far], {"t": task(files, f"before {run} after")}, DataSource())
+            overlapping_prompts(
+                [near, far], {"t": task(files, f"before {run} after")}, LocalOrHubData()
+            )
             == expected
         )
 
@@ -722,7 +730,7 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.contamination import overlapping
+    from harness.data.contamination import overlapping_prompts
 
     held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
     task = SimpleNamespace(
@@ -736,9 +744,11 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
         gold="4",
         plain="What is two and TWO?",
     )
-    assert overlapping([shown], {"t": task}, DataSource()) == {shown.prompt}
+    assert overlapping_prompts([shown], {"t": task}, LocalOrHubData()) == {shown.prompt}
     assert (
-        overlapping([replace(shown, plain="What is two and three?")], {"t": task}, DataSource())
+        overlapping_prompts(
+            [replace(shown, plain="What is two and three?")], {"t": task}, LocalOrHubData()
+        )
         == set()
     )
 

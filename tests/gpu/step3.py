@@ -145,13 +145,13 @@ def decoding(kit: Kit) -> Figures:
 
 
 def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
-    from methods.training.rows import Row
+    from methods.training.rows import TokenRow
 
     draw = random.Random(2)
     shortest, longest = (20, 40) if kit.dry else (120, 400)
     lengths = [draw.randint(shortest, longest) for _ in range(count)]
     return [
-        Row(tuple(draw.randrange(1, vocabulary) for _ in range(length)), length // 3)
+        TokenRow(tuple(draw.randrange(1, vocabulary) for _ in range(length)), length // 3)
         for length in lengths
     ]
 
@@ -163,7 +163,7 @@ def reading(kit: Kit) -> Figures:
     import torch
 
     from harness.scoring.plain import left_padded
-    from methods.training.teacher_cache import reader, scored_of
+    from methods.training.teacher_cache import scored_tokens_of, teacher_reader
 
     opened = kit.opened("7B")
     width = kit.shapes["7B"][5]
@@ -174,8 +174,8 @@ def reading(kit: Kit) -> Figures:
     )
     tokens, teacher, asked = (
         sum(len(row.ids) for row in rows),
-        reader(opened),
-        [scored_of(row) for row in rows],
+        teacher_reader(opened),
+        [scored_tokens_of(row) for row in rows],
     )
     sizes = [len(batch) for batch in teacher.batches(asked, width)]
 

@@ -4,17 +4,17 @@ import torch
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.registry import Registry
 from methods import METHODS
 from methods.training.loop import fit
 from methods.training.losses import forward_kl
 from methods.training.positions import Positions
-from methods.training.rows import Row, batch_of
+from methods.training.rows import TokenRow, batch_of
 from methods.training.settings import LoopSettings, Training
 from methods.training.stepper import Stepper
-from methods.training.taps import Inside
-from methods.training.teachers import Head, Live
+from methods.training.taps import InnerStates
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.training.terms import Objective, Term, hard_labels
 
 # held out: the default of 200 takes far longer to score than these trainings to train
@@ -50,7 +50,7 @@ def rows_of(count, seed=0, shortest=5, longest=19):
     for _ in range(count):
         length = int(torch.randint(shortest, longest, (1,), generator=draw))
         ids = torch.randint(3, 500, (length,), generator=draw).tolist()
-        made.append(Row(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+        made.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
     return made
 
 
@@ -61,7 +61,7 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
         "student": "depth:0.5",
         "student_base": teachers[0],
         "tasks": TASKS,
-        "source": DataSource(),
+        "source": LocalOrHubData(),
         "budget": Budget(seen_tokens=tokens, rows=rows),
         "seed": 1,
         "workdir": folder,
@@ -72,17 +72,19 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
 
 def seen_inside(student, teacher, inwards, rows=None):
     """Run both models with taps; return the inside and the positions."""
-    inside = Inside(student, teacher.model, inwards)
+    inside = InnerStates(student, teacher.model, inwards)
     batch = batch_of(rows or rows_of(4), 1)
-    logits = Head(student.model)(batch)
+    logits = TrainedPositionLogits(student.model)(batch)
     with torch.no_grad():
-        Head(teacher.model)(batch)
+        TrainedPositionLogits(teacher.model)(batch)
     return inside, Positions(logits, batch.ids[:, 1:][batch.mask], (), batch, inside)
 
 
 def stepped(student, objective, rows, micro, inside=None):
     student.model.zero_grad()
-    stepper = Stepper(student.model, Head(student.model), objective, micro, 1, inside=inside)
+    stepper = Stepper(
+        student.model, TrainedPositionLogits(student.model), objective, micro, 1, inside=inside
+    )
     stepper.backward(
         rows,
         weights=dict.fromkeys((term.name for term in objective.terms), 1.0),
@@ -102,7 +104,7 @@ def train(
     feature = Term("feature", "auto", lambda at: at.inside.features(at))
     objective = Objective(
         terms=terms or [kd, hard_labels(0.5), *([feature] if inwards else [])],
-        sources=[Live(teacher)] if teacher else (),
+        sources=[LiveTeacher(teacher)] if teacher else (),
         inwards=inwards,
         **aim,
     )
@@ -120,7 +122,7 @@ def train(
 def gradient_of(model, rows, micro_batch_size, **aim):
     model.zero_grad()
     objective = Objective(terms=[hard_labels()], **aim)
-    stepper = Stepper(model, Head(model), objective, micro_batch_size, 1)
+    stepper = Stepper(model, TrainedPositionLogits(model), objective, micro_batch_size, 1)
     values = stepper.backward(
         rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3
     ).means

@@ -3,6 +3,7 @@ names for one thing are refused.
 """
 
 import dataclasses
+import importlib
 import pickle
 import re
 import sys
@@ -18,7 +19,7 @@ from harness.contract import Method
 from harness.errors import HarnessError, OldName
 from harness.planning.config import build_config as configured
 from harness.records import columns
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.renames import notice
 from harness.renames.columns import current_column
 from harness.renames.labels import current_label, settings_in_records
@@ -46,7 +47,7 @@ EVERY = [(method, old) for old, (*_, having) in renames.SETTINGS.items() for met
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch):
     """Let every test hear each old name again."""
-    monkeypatch.setattr(notice, "_SAID", set())
+    monkeypatch.setattr(notice, "_WARNED", set())
 
 
 @pytest.fixture
@@ -70,7 +71,9 @@ def test_an_old_setting_makes_the_same_method_as_its_new_name(method, old, said)
         == REGISTRY.build(method, {new: renamed(old, OTHER[old])})
         != REGISTRY.build(method, {})
     )
-    assert old not in expanded(built) and expanded(built)[new] == renamed(old, OTHER[old])
+    assert old not in settings_with_defaults(built) and settings_with_defaults(built)[
+        new
+    ] == renamed(old, OTHER[old])
     [line] = said()
     assert line.startswith(f"{method}.{old}: {old} is {new} now") and "\n" not in line
     assert line.endswith("; the old name works until version 0.3.0 and 2027-12-01")
@@ -89,7 +92,7 @@ def test_the_table_names_the_methods_that_have_a_setting_and_no_old_name_stands_
 
 
 def test_every_rename_has_a_version_and_a_date_and_one_new_name():
-    every = list(notice.every_rename())
+    every = list(notice.all_renames())
     assert len({(rename.kind, rename.old) for rename in every}) == len(every) > 10
     for rename in every:
         assert re.fullmatch(r"\d+\.\d+\.\d+", rename.version) and re.fullmatch(
@@ -113,7 +116,7 @@ def test_a_name_is_said_once_in_a_process_however_many_rows_and_methods_use_it(s
 @pytest.mark.parametrize("old", OTHER)
 def test_both_names_are_refused_where_they_differ_and_taken_where_they_agree(old, said):
     new, _, _, (method, *_) = renames.SETTINGS[old]
-    default = expanded(REGISTRY.build(method, {}))[new]
+    default = settings_with_defaults(REGISTRY.build(method, {}))[new]
     for given in ({old: OTHER[old], new: default}, {new: default, old: OTHER[old]}):
         with pytest.raises(HarnessError) as refused:
             REGISTRY.build(method, given)
@@ -431,3 +434,13 @@ def test_a_module_and_a_name_of_a_module_by_their_old_names(pretended, said):
     assert find("UserError") is HarnessError and len(said()) == 2
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
         find("Other")
+
+
+@pytest.mark.parametrize("old", [old for old in renames.MODULES if ":" in old])
+def test_a_renamed_function_or_class_is_found_in_its_module_by_the_old_name(old, said):
+    new = renames.MODULES[old][0]
+    (old_module, old_name), (new_module, new_name) = old.split(":"), new.split(":")
+    value = getattr(importlib.import_module(old_module), old_name)
+    assert value is getattr(importlib.import_module(new_module), new_name)
+    [line] = said()
+    assert line.startswith(f"import: {old} is {new} now; the old name works until version ")

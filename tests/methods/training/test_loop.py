@@ -19,13 +19,13 @@ from methods.training import meter
 from methods.training import state as states
 from methods.training.loop import fit
 from methods.training.losses import forward_kl
-from methods.training.optimizer import rate_at
+from methods.training.optimizer import learning_rate_at
 from methods.training.positions import Positions
-from methods.training.rows import Row, batch_of, collate, fitting, steps_of
+from methods.training.rows import TokenRow, batch_of, collate, rows_within_budget, shuffled_steps
 from methods.training.settings import LoopSettings, Training
 from methods.training.state import LoopState, SavedStates
-from methods.training.stepper import Stepper, validate
-from methods.training.teachers import Head, Live
+from methods.training.stepper import Stepper, mean_cross_entropy
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.training.terms import Objective, Term, hard_labels
 
 SETTINGS = LoopSettings(
@@ -45,7 +45,7 @@ def rows_of(count, seed=0, shortest=5, longest=19):
     for _ in range(count):
         length = int(torch.randint(shortest, longest, (1,), generator=draw))
         ids = torch.randint(3, 500, (length,), generator=draw).tolist()
-        made.append(Row(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+        made.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
     return made
 
 
@@ -68,7 +68,14 @@ def step(
     model.zero_grad()
     objective = Objective(terms=terms or [hard_labels()], sources=sources, **aim)
     stepper = Stepper(
-        model, Head(model), objective, micro_batch_size, pad, inside=inside, ranks=ranks, rank=rank
+        model,
+        TrainedPositionLogits(model),
+        objective,
+        micro_batch_size,
+        pad,
+        inside=inside,
+        ranks=ranks,
+        rank=rank,
     )
     weights = {term.name: term.weight for term in objective.terms}
     found = stepper.backward(
@@ -99,7 +106,7 @@ def louder(random_model, factor=1.3):
 
 def test_gradient_does_not_depend_on_the_split_into_micro_batches(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
-    given = {"terms": KD, "sources": [Live(louder(random_model))]}
+    given = {"terms": KD, "sources": [LiveTeacher(louder(random_model))]}
     whole = gradient(model, rows, micro_batch_size=8, **given)
     for micro in (4, 1):
         assert torch.allclose(
@@ -146,8 +153,8 @@ def wider(opened, extra=128):
 def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
     model, rows = open_model(random_model).model, rows_of(4)
     given = {"micro_batch_size": 4, "terms": KD, "vocabulary": model.config.vocab_size}
-    plain = gradient(model, rows, sources=[Live(louder(random_model))], **given)
-    padded = gradient(model, rows, sources=[Live(wider(louder(random_model)))], **given)
+    plain = gradient(model, rows, sources=[LiveTeacher(louder(random_model))], **given)
+    padded = gradient(model, rows, sources=[LiveTeacher(wider(louder(random_model)))], **given)
     assert torch.allclose(plain, padded, atol=1e-7) and float(plain.abs().max()) > 1e-3
 
 
@@ -156,7 +163,7 @@ def test_extra_columns_of_the_student_get_no_gradient_and_change_no_loss(random_
     given = {
         "micro_batch_size": 4,
         "terms": KD,
-        "sources": [Live(louder(random_model))],
+        "sources": [LiveTeacher(louder(random_model))],
         "vocabulary": width,
     }
     plain, _ = step(open_model(random_model).model, rows, **given)
@@ -181,12 +188,14 @@ class Fixed:
 
 def positions_of(logits, rows, pad=0):
     batch = batch_of(rows, pad)
-    return Positions(Head(Fixed(logits))(batch), batch.ids[:, 1:][batch.mask], batch=batch)
+    return Positions(
+        TrainedPositionLogits(Fixed(logits))(batch), batch.ids[:, 1:][batch.mask], batch=batch
+    )
 
 
 def test_last_eos_is_trained_where_pad_is_eos():
     eos = 0
-    rows = [Row((7, 8, 9, eos), 2), Row((7, 8, 9, 10, 11, 12, eos), 3)]
+    rows = [TokenRow((7, 8, 9, eos), 2), TokenRow((7, 8, 9, 10, 11, 12, eos), 3)]
     _, attention, trained = collate(rows, pad=eos)
     assert trained[0].tolist() == [False, False, True, True, False, False, False]
     assert attention[0].tolist() == [1, 1, 1, 1, 0, 0, 0]
@@ -207,18 +216,18 @@ def test_only_completion_labels_matter(random_model):
     def loss(row):
         return float(hard_labels().value(positions_of(logits, [row])).sum().detach())
 
-    base = loss(Row((3, 4, 5, 6, 7, 8), 3))
-    assert loss(Row((99, 98, 97, 6, 7, 8), 3)) == base
-    assert loss(Row((3, 4, 5, 6, 99, 8), 3)) != base
+    base = loss(TokenRow((3, 4, 5, 6, 7, 8), 3))
+    assert loss(TokenRow((99, 98, 97, 6, 7, 8), 3)) == base
+    assert loss(TokenRow((3, 4, 5, 6, 99, 8), 3)) != base
 
 
 def test_logits_stand_against_the_next_token():
     logits = torch.full((1, 3, 4), -50.0)
     # a model that is right about token 1 from position 0, token 2 from 1
     logits[0, 0, 3] = logits[0, 1, 1] = 50.0
-    assert hard_labels().value(positions_of(logits, [Row((2, 3, 1), 1)])).tolist() == pytest.approx(
-        [0, 0], abs=1e-6
-    )
+    assert hard_labels().value(
+        positions_of(logits, [TokenRow((2, 3, 1), 1)])
+    ).tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "GPTNeoX", "Qwen3"])
@@ -228,7 +237,7 @@ def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind
     whole = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1][
         batch.mask
     ]
-    head, widths = Head(opened.model), []
+    head, widths = TrainedPositionLogits(opened.model), []
     watch = opened.model.get_output_embeddings().register_forward_hook(
         lambda module, given, out: widths.append(out.shape[:2])
     )
@@ -242,8 +251,8 @@ def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind
 def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
     rows = rows_of(30)
     seen = 0
-    for _, wanted in steps_of(rows, batch_size=4, seed=3):
-        kept = fitting(wanted, budget - seen)
+    for _, wanted in shuffled_steps(rows, batch_size=4, seed=3):
+        kept = rows_within_budget(wanted, budget - seen)
         seen += sum(len(row.ids) for row in kept)
         if len(kept) < len(wanted):
             break
@@ -254,14 +263,16 @@ def test_every_row_is_seen_once_an_epoch():
     rows = rows_of(30)
     steps = [
         step
-        for epoch, step in takewhile(lambda pair: pair[0] < 3, steps_of(rows, batch_size=4, seed=3))
+        for epoch, step in takewhile(
+            lambda pair: pair[0] < 3, shuffled_steps(rows, batch_size=4, seed=3)
+        )
         if epoch == 2
     ]
     assert sorted(row.ids for step in steps for row in step) == sorted(row.ids for row in rows)
 
 
 def test_rate_warms_up_then_falls_to_zero():
-    rates = [rate_at(at / 100, SETTINGS) for at in range(101)]
+    rates = [learning_rate_at(at / 100, SETTINGS) for at in range(101)]
     assert (
         rates[0] == 0
         and rates[10] == pytest.approx(1e-2)
@@ -387,7 +398,7 @@ def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_pat
         random_model,
         tmp_path / "a",
         terms=KD,
-        sources=[Live(open_model(random_model))],
+        sources=[LiveTeacher(open_model(random_model))],
         stop_after_steps=7,
     )
     [file] = (tmp_path / "a").rglob("loop.json")
@@ -528,7 +539,7 @@ def test_a_live_teachers_seconds_are_its_own(random_model, monkeypatch):
         "methods.training.teachers.time", SimpleNamespace(perf_counter=lambda: now[0])
     )
     monkeypatch.setattr("methods.training.teachers.synchronise", wait)
-    teacher = Live(open_model(random_model))
+    teacher = LiveTeacher(open_model(random_model))
     teacher.model.register_forward_hook(lambda *_: queued.append(2.0))
     for _ in range(3):
         teacher.read(batch_of(rows_of(2), 1), None)
@@ -564,8 +575,12 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     # the untouched start is compared with, and never kept
     assert held_out.pop(0) == spent.start_ce < spent.best
     assert spent.best == min(held_out.values()) == held_out[spent.kept_step]
-    now = validate(
-        rows_of(6, seed=9), head=Head(model.eval()), pad=1, micro_batch_size=2, device="cpu"
+    now = mean_cross_entropy(
+        rows_of(6, seed=9),
+        head=TrainedPositionLogits(model.eval()),
+        pad=1,
+        micro_batch_size=2,
+        device="cpu",
     )
     assert now == pytest.approx(spent.best, rel=1e-5)
 
@@ -576,7 +591,7 @@ def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
         random_model,
         tmp_path / "a",
         terms=KD,
-        sources=[Live(open_model(random_model))],
+        sources=[LiveTeacher(open_model(random_model))],
         progress=told.append,
     )
     first = json.loads((tmp_path / "a" / "training.jsonl").read_text().splitlines()[1])
@@ -634,7 +649,7 @@ def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(
         CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"
     ):
         run(random_model, tmp_path / "a", terms=[burst])
-    monkeypatch.setattr("methods.training.validation.validate", lambda *_, **__: math.nan)
+    monkeypatch.setattr("methods.training.validation.mean_cross_entropy", lambda *_, **__: math.nan)
     with pytest.raises(
         CellFailed, match=r"the validation loss became nan at step \d+; try a lower learning_rate"
     ):
@@ -656,7 +671,7 @@ def test_progress_reaches_the_budget(random_model, tmp_path):
 def test_teacher_is_untouched(random_model, tmp_path):
     teacher = open_model(random_model)
     before = copy.deepcopy(weights(teacher.model))
-    run(random_model, tmp_path / "a", terms=KD, sources=[Live(teacher)])
+    run(random_model, tmp_path / "a", terms=KD, sources=[LiveTeacher(teacher)])
     assert all(
         torch.equal(teacher.model.state_dict()[name], tensor) for name, tensor in before.items()
     )

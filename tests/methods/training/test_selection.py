@@ -9,16 +9,16 @@ from distilling import REGISTRY, TASKS, gradient_of, job, rows_of
 from harness.data.examples import training_examples
 from harness.errors import HarnessError
 from harness.models.language_model import open_model
-from methods.training.base import worked
+from methods.training.base import full_solution_pairs
 from methods.training.positions import Positions
 from methods.training.rows import batch_of, encode
 from methods.training.selection import Selection
-from methods.training.teachers import Head, Live
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 
 
 @pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
 def test_all_tokens_chosen_is_no_choice_and_the_split_changes_nothing(small, score):
-    model, source = small("Llama").model, [Live(small("Llama", hidden_size=64))]
+    model, source = small("Llama").model, [LiveTeacher(small("Llama", hidden_size=64))]
     rows = rows_of(8)
     plain, expected = gradient_of(model, rows, 8)
     whole, found = gradient_of(model, rows, 8, sources=source, selection=Selection(1.0, score, 1))
@@ -31,11 +31,14 @@ def test_all_tokens_chosen_is_no_choice_and_the_split_changes_nothing(small, sco
 
 @pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
 def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highest(small, score):
-    opened, teacher = small("Llama"), Live(small("Llama", hidden_size=64))
+    opened, teacher = small("Llama"), LiveTeacher(small("Llama", hidden_size=64))
     rows = rows_of(5)
     batch = batch_of(rows, 1)
     at = Positions(
-        Head(opened.model)(batch), batch.ids[:, 1:][batch.mask], (teacher.read(batch, None),), batch
+        TrainedPositionLogits(opened.model)(batch),
+        batch.ids[:, 1:][batch.mask],
+        (teacher.read(batch, None),),
+        batch,
     )
     selection = Selection(0.4, score, 7)
     chosen, scores = selection.chosen(at, 2), selection._scores(at, 2)
@@ -57,18 +60,21 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     examples = training_examples(TASKS, given.source, rows=12)
     short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
     lengths = [
-        row.trained for row in encode(open_model(tiny).tokenizer, worked(short), longest=512)[0]
+        row.trained
+        for row in encode(open_model(tiny).tokenizer, full_solution_pairs(short), longest=512)[0]
     ]
     assert lengths == sorted(lengths)
     sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
     opened = open_model(tiny)
 
     def loss(example):
-        batch = batch_of(encode(opened.tokenizer, worked([example]), longest=512)[0], 1)
+        batch = batch_of(
+            encode(opened.tokenizer, full_solution_pairs([example]), longest=512)[0], 1
+        )
         with torch.no_grad():
             return float(
                 torch.nn.functional.cross_entropy(
-                    Head(opened.model)(batch), batch.ids[:, 1:][batch.mask]
+                    TrainedPositionLogits(opened.model)(batch), batch.ids[:, 1:][batch.mask]
                 )
             )
 

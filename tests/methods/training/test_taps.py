@@ -7,14 +7,14 @@ import torch
 from distilling import rows_of, seen_inside
 
 from harness.errors import CellFailed
-from methods.training.rows import Row, batch_of
-from methods.training.taps import Inside, Inwards, parse_pairs
+from methods.training.rows import TokenRow, batch_of
+from methods.training.taps import InnerStates, TapConfig, parse_block_pairs
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPTNeoX"])
 def test_equal_models_have_no_feature_or_attention_loss_and_different_ones_have(small, kind):
     student, other = small(kind), small(kind)
-    inwards = Inwards(hidden="auto", attention="auto")
+    inwards = TapConfig(hidden="auto", attention="auto")
     inside, at = seen_inside(student, other, inwards)
     assert inside.features(at).abs().max() < 1e-6 and inside.attentions(at).abs().max() < 1e-6
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_equal_models_have_no_feature_or_attention_loss_and_different_ones_have(
 def test_a_tap_sees_the_block_and_not_what_stands_behind_the_final_norm(small):
     opened = small("Llama")
     rows = rows_of(3)
-    inside, at = seen_inside(opened, opened, Inwards(hidden="1-1,2-2"), rows)
+    inside, at = seen_inside(opened, opened, TapConfig(hidden="1-1,2-2"), rows)
     with torch.no_grad():
         states = opened.model(
             input_ids=at.batch.ids, attention_mask=at.batch.attention, output_hidden_states=True
@@ -48,7 +48,7 @@ def test_a_tap_sees_the_block_and_not_what_stands_behind_the_final_norm(small):
 
 def test_attention_scores_give_the_maps_of_the_models_own_eager_attention(small):
     opened = small("Llama")
-    inside, at = seen_inside(opened, small("Llama"), Inwards(attention="2-2"))
+    inside, at = seen_inside(opened, small("Llama"), TapConfig(attention="2-2"))
     query, key, _, scale = inside.attention[0][0].value
     from methods.training.taps import _attention_scores
 
@@ -73,7 +73,7 @@ def test_taps_change_no_logits_and_leave_the_model_as_it_was(small):
     batch = batch_of(rows_of(3), 1)
     before = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits
     configs = [module.config for module in opened.model.modules() if hasattr(module, "config")]
-    inside = Inside(opened, small("Llama").model, Inwards(hidden="auto", attention="auto"))
+    inside = InnerStates(opened, small("Llama").model, TapConfig(hidden="auto", attention="auto"))
     assert torch.allclose(
         opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits, before, atol=1e-6
     )
@@ -89,16 +89,16 @@ def test_relations_compare_models_of_unequal_heads_and_are_zero_for_equal_ones(s
         small("Llama"),
         small("Llama", num_attention_heads=8, num_key_value_heads=4, head_dim=8, hidden_size=64),
     )
-    inside, at = seen_inside(student, teacher, Inwards(attention="auto"))
+    inside, at = seen_inside(student, teacher, TapConfig(attention="auto"))
     found = inside.attentions(at)
     assert (
         found.shape == at.labels_N.shape and bool(torch.isfinite(found).all()) and found.sum() > 0
     )
     inside.close()
-    inside, at = seen_inside(student, small("Llama"), Inwards(attention="auto", maps="relations"))
+    inside, at = seen_inside(student, small("Llama"), TapConfig(attention="auto", maps="relations"))
     assert inside.attentions(at).abs().max() < 1e-6
     inside.close()
-    inside, at = seen_inside(student, teacher, Inwards(attention="auto", relation_heads=3))
+    inside, at = seen_inside(student, teacher, TapConfig(attention="auto", relation_heads=3))
     with pytest.raises(CellFailed, match="relation_heads=3 does not divide all widths"):
         inside.attentions(at)
     inside.close()
@@ -111,7 +111,7 @@ def test_relations_of_grouped_heads_agree_with_loops(small):
     )
     rows, count = rows_of(3), 2
     inside, at = seen_inside(
-        student, teacher, Inwards(attention="2-2", maps="relations", relation_heads=count), rows
+        student, teacher, TapConfig(attention="2-2", maps="relations", relation_heads=count), rows
     )
     found = inside.attentions(at)
     expected = []
@@ -142,7 +142,7 @@ def test_relations_of_grouped_heads_agree_with_loops(small):
 def test_a_projection_starts_as_the_least_squares_map(small):
     student, teacher = small("Llama"), small("Llama", hidden_size=64)
     rows = rows_of(30, longest=40)
-    inside, at = seen_inside(student, teacher, Inwards(hidden="2-2", distance="plain-mse"), rows)
+    inside, at = seen_inside(student, teacher, TapConfig(hidden="2-2", distance="plain-mse"), rows)
     random = float(inside.features(at).sum())
     inside.start_projections([at.batch])
     weight = inside.projections[0].weight
@@ -158,21 +158,26 @@ def test_a_projection_starts_as_the_least_squares_map(small):
 
 
 def test_pairs_are_spread_evenly_or_read_and_a_missing_block_is_named():
-    assert parse_pairs("auto", 4, 8, most=4, setting="x") == ((1, 2), (2, 4), (3, 6), (4, 8))
-    assert parse_pairs("auto", 12, 28, most=4, setting="x") == ((3, 7), (6, 14), (9, 21), (12, 28))
-    assert parse_pairs("auto", 4, 8, most=1, setting="x") == ((4, 8),)
-    assert parse_pairs("1-8, 4-2", 4, 8, most=4, setting="x") == ((1, 8), (4, 2))
+    assert parse_block_pairs("auto", 4, 8, most=4, setting="x") == ((1, 2), (2, 4), (3, 6), (4, 8))
+    assert parse_block_pairs("auto", 12, 28, most=4, setting="x") == (
+        (3, 7),
+        (6, 14),
+        (9, 21),
+        (12, 28),
+    )
+    assert parse_block_pairs("auto", 4, 8, most=1, setting="x") == ((4, 8),)
+    assert parse_block_pairs("1-8, 4-2", 4, 8, most=4, setting="x") == ((1, 8), (4, 2))
     with pytest.raises(
         CellFailed, match=r"feature_layers='5-8': the student has no block 5; its blocks are 1 to 4"
     ):
-        parse_pairs("5-8", 4, 8, most=4, setting="feature_layers")
+        parse_block_pairs("5-8", 4, 8, most=4, setting="feature_layers")
     with pytest.raises(CellFailed, match=r"'2' is not STUDENT-TEACHER"):
-        parse_pairs("2", 4, 8, most=4, setting="feature_layers")
+        parse_block_pairs("2", 4, 8, most=4, setting="feature_layers")
 
 
 def test_a_model_without_the_attention_interface_is_said_so(small):
     opened = small("Llama")
-    inside, at = seen_inside(opened, small("Llama"), Inwards(attention="auto"))
+    inside, at = seen_inside(opened, small("Llama"), TapConfig(attention="auto"))
     inside.attention[0][0].value = None  # what a model with kernels of its own leaves
     with pytest.raises(
         CellFailed, match=r"the student's attention yields no queries and keys.*--methods feature"
@@ -186,23 +191,27 @@ def test_positions_zero_and_padding_take_no_part_in_features(small):
     with torch.no_grad():
         for parameter in teacher.model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    rows = [Row((5, 6, 7, 8), 1), Row((5, 6, 7, 8, 9, 10, 11, 12), 3)]
-    inside, at = seen_inside(student, teacher, Inwards(hidden="auto"), rows)
+    rows = [TokenRow((5, 6, 7, 8), 1), TokenRow((5, 6, 7, 8, 9, 10, 11, 12), 3)]
+    inside, at = seen_inside(student, teacher, TapConfig(hidden="auto"), rows)
     found = inside.features(at)
     assert float(found[0]) == 0 and (found[1:] > 0).all()
     inside.close()
-    inside, alone = seen_inside(student, teacher, Inwards(hidden="auto"), rows[:1])
+    inside, alone = seen_inside(student, teacher, TapConfig(hidden="auto"), rows[:1])
     assert torch.allclose(inside.features(alone), found[:3], atol=1e-5)
 
 
 def test_attention_counts_only_the_positions_that_it_compares(small):
-    inwards = Inwards(attention="auto", longest=6)
+    inwards = TapConfig(attention="auto", longest=6)
     assert [
         inwards.attended(row)
-        for row in (Row(tuple(range(10)), 3), Row(tuple(range(10)), 8), Row((1, 2, 3), 1))
+        for row in (
+            TokenRow(tuple(range(10)), 3),
+            TokenRow(tuple(range(10)), 8),
+            TokenRow((1, 2, 3), 1),
+        )
     ] == [4, 0, 2]
     inside, at = seen_inside(
-        small("Llama"), small("Llama", hidden_size=64), inwards, [Row(tuple(range(3, 13)), 3)]
+        small("Llama"), small("Llama", hidden_size=64), inwards, [TokenRow(tuple(range(3, 13)), 3)]
     )
     found = inside.attentions(at)
     assert (found[:4] > 0).all() and (found[4:] == 0).all()

@@ -20,19 +20,19 @@ from distilling import FEW
 import suites
 from harness.contract import Budget, Job
 from harness.data.examples import training_examples
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
-from harness.files.lines import signed
+from harness.files.lines import signed_line
 from harness.files.writing import write_signed
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 from methods.response import ResponseDistillation
 from methods.training import teacher_cache as caching
 from methods.training.losses import forward_kl, top_k_kl
-from methods.training.rows import Row, collate, encode
+from methods.training.rows import TokenRow, collate, encode
 from methods.training.stepper import Stepper
-from methods.training.teacher_cache import damage_of, key_of, teacher_cache
-from methods.training.teachers import Head, Live
+from methods.training.teacher_cache import damage_of, row_key, teacher_cache
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.training.terms import Objective, Term
 
 TASKS = {"gsm8k-mini": suites.load("gsm8k-mini")}
@@ -45,7 +45,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def rows(embedded):
-    examples = training_examples(TASKS, DataSource(), rows=40)
+    examples = training_examples(TASKS, LocalOrHubData(), rows=40)
     return encode(
         embedded.tokenizer, [(one.prompt, one.completion) for one in examples], longest=512
     )[0]
@@ -59,7 +59,7 @@ def job(teacher, tmp_path):
         student="depth:0.5",
         student_base=teacher,
         tasks=TASKS,
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=8_000, rows=40),
         seed=1,
         workdir=tmp_path / "work",
@@ -81,7 +81,7 @@ def live(embedded, row):
 def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
     job, teacher, rows, embedded, monkeypatch, dense
 ):
-    monkeypatch.setattr(caching, "DENSE", 2_048 if dense else 16)
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 2_048 if dense else 16)
     # 300 tokens: several shards
     monkeypatch.setattr(caching, "SHARD_BYTES", 300 * 2 * (1024 if dense else 8))
     made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
@@ -101,7 +101,7 @@ def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
             and (top.log_p_NK - expected.values).abs().max() < 0.03
         )
     assert made.meta["positions"] == sum(
-        len(row.ids) - row.trained_from for row in {key_of(r): r for r in rows}.values()
+        len(row.ids) - row.trained_from for row in {row_key(r): r for r in rows}.values()
     )
 
 
@@ -123,7 +123,7 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
         student.zero_grad()
         stepper = Stepper(
             student,
-            Head(student),
+            TrainedPositionLogits(student),
             Objective(terms=[term], sources=[source], vocabulary=1024),
             5,
             embedded.pad_id,
@@ -136,7 +136,7 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
             [p.grad.flatten() for p in student.parameters() if p.grad is not None]
         )
 
-    plain, expected = gradient(Live(open_model(teacher)))
+    plain, expected = gradient(LiveTeacher(open_model(teacher)))
     kept, found = gradient(made)
     assert (
         kept == pytest.approx(plain, rel=2e-3)
@@ -160,7 +160,7 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
 
 def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, monkeypatch):
     dense = teacher_cache(job[0], teacher, rows, k=8, width=1024).logits(rows[:4], "cpu")
-    monkeypatch.setattr(caching, "DENSE", 16)
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
     top = teacher_cache(job[0], teacher, rows, k=8, width=1024).top(rows[:4], "cpu")
     student = torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
     whole, part = (
@@ -190,7 +190,7 @@ def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(
         with pytest.raises(pytest.fail.Exception, match="opened again"):
             teacher_cache(job[0], given.pop("teacher"), given.pop("rows"), **given)
     with pytest.raises(CellFailed, match="made for other rows"):
-        first.logits([Row((5, 6, 7), 1)], "cpu")
+        first.logits([TokenRow((5, 6, 7), 1)], "cpu")
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "meta", "version"])
@@ -266,7 +266,7 @@ def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype,
     opened = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=dtype))
 
     with pytest.raises(CellFailed, match=said) if said else nullcontext():
-        caching._check(made, teacher, opened, [Row((1, 2), 1)], 500)
+        caching._check_against_live(made, teacher, opened, [TokenRow((1, 2), 1)], 500)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_a_whole_cache_of_another_teacher_or_form_is_not_trained_on(job, teacher
 
 def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedded, monkeypatch):
     assert teacher_cache(job[0], teacher, rows, k=8, width=1024).meta["kept_mass"] == 1
-    monkeypatch.setattr(caching, "DENSE", 16)
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
     made = teacher_cache(job[0], teacher, rows, k=3, width=1024)
-    distinct = {key_of(row): row for row in rows}.values()
+    distinct = {row_key(row): row for row in rows}.values()
     kept = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
     assert (
         made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4)
@@ -336,7 +336,7 @@ def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(
     # where all would be kept, too
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
-    monkeypatch.setattr("harness.models.shape.DENSE", 16)
+    monkeypatch.setattr("harness.models.shape.MAX_DENSE_VOCABULARY", 16)
     for method, said in (
         (ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
         (
@@ -370,9 +370,9 @@ def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
     (cache / "traces" / "bad.json").write_text(json.dumps({"sha256": digest, "payload": "{} "}))
     (cache / "answers" / "ab").mkdir(parents=True)
     # what a kill leaves: asked again, not damaged
-    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed({"a": 1}) + '{"b"')
+    (cache / "answers" / "ab" / "torn.jsonl").write_text(signed_line({"a": 1}) + '{"b"')
     (cache / "answers" / "ab" / "wrong.jsonl").write_text(
-        signed({"a": 1}) + '{"b"\n' + signed({"c": 2})
+        signed_line({"a": 1}) + '{"b"\n' + signed_line({"c": 2})
     )
     (cache / "teachers" / ".half.1.part").mkdir()
     (cache / "teachers" / ".half.1.part" / "x.npy").write_bytes(b"x")

@@ -13,12 +13,12 @@ from distilling import REGISTRY, TASKS, job, rows_of
 from harness.data.examples import training_examples
 from harness.errors import CellFailed
 from harness.models.language_model import open_model
-from methods.training.base import worked
+from methods.training.base import full_solution_pairs
 from methods.training.divergences import label_loss, mixed_kl
 from methods.training.losses import forward_kl
 from methods.training.positions import Distribution, Positions, TopK
-from methods.training.rows import Row, batch_of, encode
-from methods.training.teachers import Head, Live
+from methods.training.rows import TokenRow, batch_of, encode
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.uld import aligned_rows
 
 
@@ -31,8 +31,8 @@ def test_a_label_outside_the_kept_tokens_shares_what_they_leave():
 
 def test_one_teacher_is_response_and_two_equal_ones_are_one(small):
     batch = batch_of(rows_of(3), 1)
-    student, teacher = small("Llama"), Live(small("Llama", hidden_size=64))
-    read, logits = teacher.read(batch, None), Head(student.model)(batch)
+    student, teacher = small("Llama"), LiveTeacher(small("Llama", hidden_size=64))
+    read, logits = teacher.read(batch, None), TrainedPositionLogits(student.model)(batch)
     at = Positions(logits, batch.ids[:, 1:][batch.mask], (read,), batch)
     plain = forward_kl(logits, read.logits_NV, temperature=2.0)
     assert torch.allclose(mixed_kl(at, torch.ones(len(plain), 1), 2.0), plain, atol=1e-5)
@@ -111,13 +111,13 @@ def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(
 
 
 def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
-    from methods.multi_teacher import _one_hot, _weights
+    from methods.multi_teacher import _one_hot, _teacher_weights
 
     by_task = [_one_hot([0.5, 0.1]), _one_hot([0.2, 3.0])]
-    batch = batch_of([Row((1, 2, 3), 1, 0), Row((1, 2, 3, 4), 2, 1)], 0)
+    batch = batch_of([TokenRow((1, 2, 3), 1, 0), TokenRow((1, 2, 3, 4), 2, 1)], 0)
     at = Positions(torch.zeros(4, 3), batch.ids[:, 1:][batch.mask], (), batch)
-    assert _weights("domain", at, (), by_task).tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
-    assert _weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
+    assert _teacher_weights("domain", at, (), by_task).tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
+    assert _teacher_weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
 
 
 @pytest.mark.slow
@@ -149,7 +149,9 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
     lengths = [
         len(row.ids)
-        for row in encode(open_model(tiny).tokenizer, worked(examples), longest=2**31)[0]
+        for row in encode(open_model(tiny).tokenizer, full_solution_pairs(examples), longest=2**31)[
+            0
+        ]
     ]
     assert min(lengths) <= 70 < max(lengths)
     REGISTRY.build("response", {"batch_size": 4}).compress(
@@ -159,7 +161,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
     ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
     assert len(ranked) == len(rows) == sum(length <= 70 for length in lengths)
-    pairs = worked(examples)
+    pairs = full_solution_pairs(examples)
     own = open_model(tiny).tokenizer
     assert (
         aligned_rows(own, own, pairs, longest=2**31, their_longest=70)[1] == notes["rows_too_long"]
@@ -218,9 +220,9 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
                 twins = [
                     name
                     for name in names
-                    if self.index[name][2] == row.trained and name != caching.key_of(row)
+                    if self.index[name][2] == row.trained and name != caching.row_key(row)
                 ]
-                shard, start, count = self.index[twins[0] if twins else caching.key_of(row)]
+                shard, start, count = self.index[twins[0] if twins else caching.row_key(row)]
                 return parts[shard][start : start + count]
 
             monkeypatch.setattr(caching.CachedTeacher, "_slice", wrong)

@@ -16,8 +16,8 @@ from methods.training.loop import fit
 from methods.training.losses import forward_kl
 from methods.training.settings import Training
 from methods.training.stepper import Stepper
-from methods.training.taps import Inside, Inwards
-from methods.training.teachers import Head, Live
+from methods.training.taps import InnerStates, TapConfig
+from methods.training.teachers import LiveTeacher, TrainedPositionLogits
 from methods.training.terms import Objective, Term, hard_labels
 
 
@@ -28,7 +28,7 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
         [small("Llama", intermediate_size=size) for size in (48, 80)],
     )
     rows, inside = rows_of(8), None
-    sources = [Live(one) for one in teachers]
+    sources = [LiveTeacher(one) for one in teachers]
     if kind == "mixture":
         term = Term(
             kind,
@@ -38,12 +38,12 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
         objective = Objective(terms=[term], sources=sources)
     else:
         maps = "relations" if kind == "relations" else "auto"
-        inwards = Inwards(
+        inwards = TapConfig(
             hidden="auto" if kind == "feature" else "",
             attention="" if kind == "feature" else "auto",
             maps=maps,
         )
-        inside = Inside(student, teachers[0].model, inwards)
+        inside = InnerStates(student, teachers[0].model, inwards)
         value = (
             (lambda at: at.inside.features(at))
             if kind == "feature"
@@ -57,7 +57,7 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
 
 
 def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_bytes(small, tmp_path):
-    inwards = Inwards(hidden="auto")
+    inwards = TapConfig(hidden="auto")
     whole, spent = train(
         small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards
     )
@@ -81,7 +81,7 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "a",
-        inwards=Inwards(hidden="auto"),
+        inwards=TapConfig(hidden="auto"),
     )
     lines = [
         json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
@@ -132,7 +132,7 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
         lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}),
     )
     student = small("Llama")
-    teacher = Live(small("Llama", hidden_size=64))
+    teacher = LiveTeacher(small("Llama", hidden_size=64))
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
     spent = fit(
         student,
@@ -162,7 +162,11 @@ def test_norms_of_terms_are_those_of_their_own_gradients(small):
     rows = rows_of(6)
     terms = [Term("kl", 0.7, lambda at: forward_kl(at.student_NV, at.teacher_NV)), hard_labels(0.3)]
     stepper = Stepper(
-        student.model, Head(student.model), Objective(terms=terms, sources=[Live(teacher)]), 6, 1
+        student.model,
+        TrainedPositionLogits(student.model),
+        Objective(terms=terms, sources=[LiveTeacher(teacher)]),
+        6,
+        1,
     )
 
     def norm(weights):
@@ -198,7 +202,7 @@ def test_norms_of_terms_hold_one_set_of_gradients_at_a_time(small, monkeypatch):
     student = small("Llama")
     stepper = Stepper(
         student.model,
-        Head(student.model),
+        TrainedPositionLogits(student.model),
         Objective(terms=[hard_labels(0.5), hard_labels(0.5, tag=0)]),
         6,
         1,
@@ -213,13 +217,13 @@ def test_recomputed_activations_change_no_weight(small, tmp_path):
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "a",
-        inwards=Inwards(hidden="auto", attention="auto"),
+        inwards=TapConfig(hidden="auto", attention="auto"),
     )
     again, _ = train(
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "b",
-        inwards=Inwards(hidden="auto", attention="auto"),
+        inwards=TapConfig(hidden="auto", attention="auto"),
         settings=replace(SETTINGS, gradient_checkpointing=True),
     )
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())
@@ -313,7 +317,7 @@ def test_step_by_step_divides_each_half_by_its_own_tokens(small):
 
     def gradient(terms, over):
         model.zero_grad()
-        stepper = Stepper(model, Head(model), Objective(terms=terms), 2, 1)
+        stepper = Stepper(model, TrainedPositionLogits(model), Objective(terms=terms), 2, 1)
         stepper.backward(
             over,
             weights={term.name: term.weight for term in terms},
@@ -339,7 +343,7 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "methods.training.base.rate_for",
+        "methods.training.base.default_learning_rate",
         lambda size, *, scratch: asked.append((size, scratch)) or 7e-4,
     )
     REGISTRY.build("sft", {"start": "random", "batch_size": 4}).compress(
