@@ -1,7 +1,7 @@
 """Writes what the docs take from the code: the table of renames in compatibility.md, and
 record.schema.json.
 
-Type: python docs/generate.py. A test compares both files with what this writes.
+Type: python docs/generate.py [--check]. A test compares both files with what this writes.
 """
 
 import json
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from harness.records.json_schema import record_schema  # noqa: E402
-from harness.renames.notice import Rename, every_rename  # noqa: E402
+from harness.renames.notice import Rename, all_renames  # noqa: E402
 
 PAGE = ROOT / "docs" / "compatibility.md"
 SCHEMA_FILE = ROOT / "docs" / "record.schema.json"
@@ -42,7 +42,7 @@ def table() -> str:
         "| what | old name | new name | works until | of these methods |",
         "|:--|:--|:--|:--|:--|",
     ]
-    return "\n".join((*head, *map(line_of, every_rename())))
+    return "\n".join((*head, *map(line_of, all_renames())))
 
 
 def page(text: str) -> str:
@@ -57,6 +57,17 @@ def schema() -> str:
     return json.dumps(record_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
+def main(arguments: list[str]) -> int:
+    """Write both files; with `--check` write nothing, and name those that are not current."""
+    texts = {PAGE: page(PAGE.read_text(encoding="utf-8")), SCHEMA_FILE: schema()}
+    stale = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if arguments == ["--check"]:
+            print(f"{path.relative_to(ROOT)} is not current: type python docs/generate.py")
+        else:
+            path.write_text(texts[path], encoding="utf-8")
+    return int(bool(stale) and arguments == ["--check"])
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    SCHEMA_FILE.write_text(schema(), encoding="utf-8")
+    sys.exit(main(sys.argv[1:]))

@@ -9,16 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import methods as _methods
-import suites as _suites
 from harness.contract import Checkpoint, Suite, Task
 from harness.registry import Registry
+from harness.siblings import refuse_other_packages
+
+refuse_other_packages("methods", "suites")
+
+import methods as _methods  # noqa: E402  looked at before its code runs
+import suites as _suites  # noqa: E402
 
 METHODS: Mapping[str, str] = _methods.METHODS
 METHODS_FOLDER = Path(_methods.__file__ or "").parent
-TASKS: Mapping[str, str] = _suites.TASKS
 SUITES: Mapping[str, Suite] = _suites.SUITES
-OUTSIDE: str = _suites.OUTSIDE  # what the name of a task of lm-eval's own begins with
+OUTSIDE: str = _suites.LM_EVAL_PREFIX  # what the name of a task of lm-eval's own begins with
 
 
 def methods() -> Registry:
@@ -27,8 +30,9 @@ def methods() -> Registry:
 
 
 def tasks() -> Registry:
-    """Return the tasks of this project, by name."""
-    return Registry("task", TASKS)
+    """Return the tasks of this project and of installed packages, by name."""
+    registry: Registry = _suites.tasks()
+    return registry
 
 
 def load_task(name: str, *, include_path: str | Path | None = None) -> Task:

@@ -62,13 +62,13 @@ def how_it_ended(code: int, log: str) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if says_no_memory(log):
-            return f"out of memory ({name}){_limit_of_memory()}"
+            return f"out of memory ({name}){_memory_limit()}"
         if -code in CRASHES:
-            return f"crashed ({name}{_crashed_at(log)})"
+            return f"crashed ({name}{_crash_place(log)})"
         return f"killed ({name}{', perhaps for want of memory' if -code == signal.SIGKILL else ''})"
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
     if says_no_memory(log):
-        return f"out of memory ({clean(last)[:120]}){_limit_of_memory()}"
+        return f"out of memory ({clean(last)[:120]}){_memory_limit()}"
     return f"ended with status {code}: {clean(last)[:200]}"
 
 
@@ -91,7 +91,7 @@ def says_no_memory(text: str) -> bool:
     return re.search(_NO_MEMORY, text, re.IGNORECASE) is not None
 
 
-def _limit_of_memory() -> str:
+def _memory_limit() -> str:
     """Return what bounds this process's memory by the shell's own limits, "" where nothing does."""
     try:
         import resource
@@ -117,7 +117,7 @@ def _limit_of_memory() -> str:
     )
 
 
-def _crashed_at(log: str) -> str:
+def _crash_place(log: str) -> str:
     """Return where Python was when native code crashed, as the fault handler has written it; ""
     where it has not.
     """

@@ -89,12 +89,12 @@ _TEX = {
 }
 
 
-def tex(text: str) -> str:
+def latex_text(text: str) -> str:
     """Return a text for a cell or a heading of LaTeX."""
     return "".join(_TEX.get(letter, letter) for letter in clean(text))
 
 
-def tex_comment(text: str) -> str:
+def latex_comment(text: str) -> str:
     """Return a text that may stand behind a percent sign: it has no line break, and the comment
     ends where it ends.
     """
@@ -116,10 +116,3 @@ def html_text(text: str) -> str:
     import html  # its table of entities would be loaded by every command
 
     return html.escape(clean(text))
-
-
-def cell_of(text: str) -> str:
-    """Return a text that may stand in a cell of a Markdown table: on one line, and no bar that
-    would end the cell.
-    """
-    return markdown_cell(text)

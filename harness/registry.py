@@ -21,9 +21,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import HarnessError, in_one_line, unknown
+from harness.renames.modules import by_old_name
 from harness.renames.settings import current_settings, settings_of_class
-from harness.rooms import refuse_upper_rooms
-from harness.traits import adopted, refuse_values
+from harness.rooms import refuse_forbidden_imports
+from harness.traits import complete_method, refuse_values
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Registry:
                 f"method {name!r} ({self.table[name]}) is no class, and must be one with "
                 "compress(self, job)"
             )
-        return admitted(name, found, frozenset(self.table))
+        return admit_method(name, found, frozenset(self.table))
 
     def summary(self, name: str) -> str:
         """Return the first docstring line of the class behind a name, read without importing its
@@ -105,13 +106,13 @@ class Registry:
 
     def build(self, name: str, settings: Mapping[str, object]) -> Any:
         """Construct an entry with settings, refusing unknown names and values out of range."""
-        entry = built(name, self.load(name), settings)
+        entry = construct(name, self.load(name), settings)
         if self.kind == "method":
             refuse_values(name, entry)
         return entry
 
 
-def built(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
+def construct(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
     """Construct a class with settings, refusing unknown names and values out of range."""
     known = settings_of_class(found)
     settings = current_settings(name, settings, known)
@@ -133,13 +134,13 @@ def built(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
 
 
 @cache
-def admitted(name: str, found: Any, methods: frozenset[str]) -> Any:
+def admit_method(name: str, found: Any, methods: frozenset[str]) -> Any:
     """Return a method's class with its traits, once they and its imports were looked at."""
-    refuse_upper_rooms(name, found.__module__)
-    return adopted(name, found, methods)
+    refuse_forbidden_imports(name, found.__module__)
+    return complete_method(name, found, methods)
 
 
-def expanded(instance: Any) -> dict[str, Any]:
+def settings_with_defaults(instance: Any) -> dict[str, Any]:
     """Return an entry's settings with defaults expanded, in declaration order."""
     if not dataclasses.is_dataclass(instance):
         return {}
@@ -147,3 +148,6 @@ def expanded(instance: Any) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }
+
+
+__getattr__ = by_old_name(__name__)

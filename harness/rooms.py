@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.renames.modules import current_modules
 
-UPPER = tuple(
+FORBIDDEN_MODULES = tuple(
     f"harness.{name}"
     for name in (
         "cli",
@@ -41,34 +41,38 @@ UPPER = tuple(
         "scoring.answer_cache",
     )
 )
-OURS = ("harness", "methods", "suites")
+OWN_PACKAGES = ("harness", "methods", "suites")
 
 
-def refuse_upper_rooms(name: str, module: str) -> None:
+def refuse_forbidden_imports(name: str, module: str) -> None:
     """Raise `HarnessError` where a method's module, or one of its own package that it imports,
     imports what it may not.
     """
     top = module.partition(".")[0]
-    if top in OURS:
+    if top in OWN_PACKAGES:
         return
     seen, waiting = {module}, [module]
     while waiting:
         at = waiting.pop()
-        for wanted in (current for name in _imports_of(at) for current in current_modules(name)):
-            room = next((one for one in UPPER if f"{wanted}.".startswith(f"{one}.")), "")
+        for wanted in (
+            current for name in _imported_modules(at) for current in current_modules(name)
+        ):
+            room = next(
+                (one for one in FORBIDDEN_MODULES if f"{wanted}.".startswith(f"{one}.")), ""
+            )
             if room:
                 raise HarnessError(
                     f"method {name!r}: {at} imports {room}, which runs and reports methods; a "
                     "method may use harness.contract, "
                     "harness.data, harness.models and harness.scoring.generation "
-                    f"(docs/add-a-method.md), not {', '.join(UPPER)}"
+                    f"(docs/add-a-method.md), not {', '.join(FORBIDDEN_MODULES)}"
                 )
             if wanted.partition(".")[0] == top and wanted not in seen:
                 seen.add(wanted)
                 waiting.append(wanted)
 
 
-def _imports_of(module: str) -> Iterator[str]:
+def _imported_modules(module: str) -> Iterator[str]:
     """Yield the modules that one imports, wherever it does, but for its type checker's; names of a
     module count as modules.
     """
@@ -82,7 +86,7 @@ def _imports_of(module: str) -> Iterator[str]:
     except (ImportError, OSError, ValueError, SyntaxError):
         return
     package = module if spec and spec.submodule_search_locations else module.rpartition(".")[0]
-    for node in _executed(tree):
+    for node in _runtime_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -93,13 +97,13 @@ def _imports_of(module: str) -> Iterator[str]:
             yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """Yield all nodes below one, but for what stands under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             for other in child.orelse:
                 yield other
-                yield from _executed(other)
+                yield from _runtime_nodes(other)
             continue
         yield child
-        yield from _executed(child)
+        yield from _runtime_nodes(child)

@@ -29,7 +29,7 @@ FROM_TEACHER = (
 RENAMED = renames_of("trait")
 OLD_NAMES: Mapping[str, str] = {old: rename.new for old, rename in RENAMED.items()}
 # likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
-_MISSPELT = 0.9
+_MISSPELLING_RATIO = 0.9
 
 
 @cache
@@ -58,7 +58,7 @@ def known_traits() -> tuple[str, ...]:
     return (*fixed_traits(), *traits_by_settings(), *protocol_methods())
 
 
-def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
+def complete_method(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
     """Return a method's class, completed with defaults; `methods` are the names that controls may
     have.
 
@@ -70,11 +70,11 @@ def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
             f"{where} is no dataclass; write @settings above the class (from methods.base import "
             "settings)"
         )
-    fields = _fields(where, found)
+    fields = _setting_names(where, found)
     _read_old_names(where, found, fields)
-    for own in _classes(found):
+    for own in _own_classes(found):
         _refuse_unknown(where, own, fields)
-    _complete(where, found)
+    _fill_defaults(where, found)
     for trait, kind in (*fixed_traits().items(), *traits_by_settings().items()):
         stated = inspect.getattr_static(found, trait)
         if not isinstance(stated, property):
@@ -96,7 +96,7 @@ def adopted(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
     for control in method.controls:
         if control not in methods:
             raise HarnessError(
-                f"{where}: its control {control!r} is no method{_nearest(control, methods)}"
+                f"{where}: its control {control!r} is no method{_suggestion(control, methods)}"
             )
     return method
 
@@ -115,7 +115,7 @@ def refuse_values(name: str, method: Any) -> None:
         _refuse_type(f"method {name!r}", trait, value, kind)
 
 
-def _classes(found: type[Any]) -> Iterator[type[Any]]:
+def _own_classes(found: type[Any]) -> Iterator[type[Any]]:
     """Yield the classes that may state something, from the first to the last derived one."""
     return (
         own
@@ -124,7 +124,7 @@ def _classes(found: type[Any]) -> Iterator[type[Any]]:
     )
 
 
-def _fields(where: str, found: type[Any]) -> tuple[str, ...]:
+def _setting_names(where: str, found: type[Any]) -> tuple[str, ...]:
     """Return a method's settings; refuses those without a default, and traits that are written as
     settings.
     """
@@ -144,7 +144,7 @@ def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> No
     one thing.
     """
     noted = []
-    for own in _classes(found):
+    for own in _own_classes(found):
         stated = vars(own)
         for old, new in OLD_NAMES.items():
             if (
@@ -172,7 +172,7 @@ def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> No
 
 def _keep_callable(found: type[Any], old: str, new: str) -> None:
     """Let `super().OLD()` reach what the classes before it have by the new name."""
-    for own in (*_classes(found), Method):
+    for own in (*_own_classes(found), Method):
         if new in vars(own) and old not in vars(own) and inspect.isfunction(vars(own)[new]):
             setattr(own, old, vars(own)[new])
 
@@ -190,10 +190,10 @@ def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None
         )
         if not helper:
             raise HarnessError(
-                f"{where}: unknown trait {name!r}{_nearest(name, known_traits())} "
+                f"{where}: unknown trait {name!r}{_suggestion(name, known_traits())} "
                 f"(a setting is annotated with its type, a constant of its own is named _{name})"
             )
-        near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELLING_RATIO)
         if near and near[0] in (*protocol_methods(), *OLD_NAMES):
             raise HarnessError(
                 f"{where}: {name} is nothing that the harness calls; did you mean {near[0]!r}? "
@@ -201,7 +201,7 @@ def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None
             )
 
 
-def _complete(where: str, found: type[Any]) -> None:
+def _fill_defaults(where: str, found: type[Any]) -> None:
     """Give a class the defaults of what it does not state, after its family was looked at."""
     family = getattr(found, "family", None)
     if family is None:
@@ -210,7 +210,9 @@ def _complete(where: str, found: type[Any]) -> None:
             f"{', '.join(map(repr, FAMILIES))}"
         )
     if family not in FAMILIES:
-        raise HarnessError(f"{where}: unknown family {family!r}{_nearest(str(family), FAMILIES)}")
+        raise HarnessError(
+            f"{where}: unknown family {family!r}{_suggestion(str(family), FAMILIES)}"
+        )
     if not hasattr(found, "starts_from"):
         found.starts_from = "teacher" if family in FROM_TEACHER else "student"
     for trait in known_traits():
@@ -225,7 +227,7 @@ def _refuse_type(where: str, trait: str, value: object, kind: Any) -> None:
         right = (
             "a value or a property (write @property above it)"
             if inspect.isfunction(value)
-            else _words(kind)
+            else _describe_type(kind)
         )
         raise HarnessError(f"{where}: {trait} = {value!r} is not {right}") from problem
 
@@ -235,7 +237,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _words(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     """Say in words what values a type has."""
     known = {
         bool: "True or False",
@@ -251,7 +253,7 @@ def _words(kind: Any) -> str:
     return "a tuple of names, as ('sft', 'untouched') or ('sft',)"
 
 
-def _nearest(given: str, known: Collection[str]) -> str:
+def _suggestion(given: str, known: Collection[str]) -> str:
     """Say the nearest name and, where they are few, all that are known."""
     near = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else ""

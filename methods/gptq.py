@@ -34,20 +34,25 @@ class Gptq(Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Hand the model and the text to optimum."""
         from harness.errors import CellFailed, Skipped
-        from methods.compression.external import by_library, matrices_of, require, written_by
+        from methods.compression.external import (
+            count_matrices,
+            explaining_library_errors,
+            require_package,
+            save_library_student,
+        )
 
         if not job.device.startswith("cuda"):
             raise Skipped("gptq runs on a GPU; int4-calibrated is the same rounding on any machine")
-        require("gptqmodel", "gptq")
+        require_package("gptqmodel", "gptq")
         from torch import nn
 
-        from methods.compression.base import Making
+        from methods.compression.base import StudentBuilder
 
-        making = Making(job, "gptq", plain=True)
-        count = matrices_of(making.model, "gptq")
+        making = StudentBuilder(job, "gptq", plain=True)
+        count = count_matrices(making.model, "gptq")
         data = self.calibrate(job, making.opened)
         texts = making.opened.tokenizer.batch_decode(data.ids)
-        with by_library("gptq", "gptqmodel", making.base):
+        with explaining_library_errors("gptq", "gptqmodel", making.base):
             from optimum.gptq import GPTQQuantizer
 
             quantizer = GPTQQuantizer(
@@ -76,4 +81,6 @@ class Gptq(Calibrated):
             "table_and_head": "skip",
             "calibration": dict(data.told),
         }
-        return written_by(making, packed, told, save=lambda folder: quantizer.save(packed, folder))
+        return save_library_student(
+            making, packed, told, save=lambda folder: quantizer.save(packed, folder)
+        )

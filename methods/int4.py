@@ -19,14 +19,14 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.base import Making
+from methods.compression.base import StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
-from methods.compression.quantized import Quantized, pack
+from methods.compression.quantized import Quantized, pack_student
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from methods.compression.rounding import Codes
+    from methods.compression.rounding import QuantizedMatrix
 
 
 @settings
@@ -42,7 +42,7 @@ class Int4(Quantized):
         """Return 4 bits, and those of a scale and a zero for each group."""
         return 4 + (16 if self.symmetric else 20) / self.group_size
 
-    def code(self, layer: "nn.Linear") -> "Codes":
+    def code(self, layer: "nn.Linear") -> "QuantizedMatrix":
         """Round one layer."""
         from methods.compression.rounding import round_to_nearest
 
@@ -54,9 +54,9 @@ class Int4(Quantized):
         """Round every matrix to the nearest code."""
         from methods.compression.layers import layers_of
 
-        making = Making(job, "int4")
+        making = StudentBuilder(job, "int4")
         layers = layers_of(making.model, skip=self.ignore, method="int4")
-        return pack(
+        return pack_student(
             job,
             making,
             self,
@@ -85,7 +85,7 @@ class FakeInt4(Int4):
         from methods.compression.layers import layers_of
         from methods.compression.rounding import round_to_nearest
 
-        making = Making(job, "fake-int4")
+        making = StudentBuilder(job, "fake-int4")
         layers = layers_of(making.model, skip=self.ignore, method="fake-int4")
         with torch.no_grad():
             for layer in layers.linear.values():
@@ -128,36 +128,36 @@ class Int4Calibrated(Int4, Calibrated):
 
     def compress(self, job: Job) -> Checkpoint:
         """Sweep over the blocks, round each, and let the next ones see it."""
-        from methods.compression.calibration import Flow, SweepOptions, sweep
-        from methods.compression.layers import layers_of, within
-        from methods.compression.rounding import compensated
-        from methods.masks import zeros_of
+        from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
+        from methods.compression.layers import layers_below, layers_of
+        from methods.compression.rounding import round_with_gptq
+        from methods.masks import kept_weights
 
-        making = Making(job, "int4-calibrated")
+        making = StudentBuilder(job, "int4-calibrated")
         layers = layers_of(making.model, skip=self.ignore, method="int4-calibrated")
         data = self.calibrate(job, making.opened)
         found: dict[str, Any] = {}
 
-        def visit(block: str, flow: Flow) -> None:
-            for name, layer in within(layers.linear, block):
-                found[name] = compensated(
+        def visit(block: str, flow: InputStatistics) -> None:
+            for name, layer in layers_below(layers.linear, block):
+                found[name] = round_with_gptq(
                     layer.weight,
                     flow.sums[name],
                     bits=4,
                     group=self.group_size,
                     zeros=not self.symmetric,
                     damp=self.dampening_frac,
-                    stays=zeros_of(making.model.config, layer.weight),
+                    stays=kept_weights(making.model.config, layer.weight),
                 )
                 layer.weight.copy_(found[name].dequantized())
 
-        sweep(
+        visit_blocks(
             making.opened,
             data,
             layers.linear,
             kind="gram",
             visit=visit,
-            options=SweepOptions(
+            options=VisitOptions(
                 alike=self.weighting == "alike", progress=job.progress, method="int4-calibrated"
             ),
         )
@@ -167,7 +167,7 @@ class Int4Calibrated(Int4, Calibrated):
             "calibration": dict(data.told),
         }
         flops = calibration_flops(making, data, 2)
-        return pack(
+        return pack_student(
             job,
             making,
             self,

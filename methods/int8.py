@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.quantized import Quantized, pack
+from methods.compression.quantized import Quantized, pack_student
 
 
 @settings
@@ -31,13 +31,13 @@ class Int8(Quantized):
 
     def compress(self, job: Job) -> Checkpoint:
         """Round every matrix to the nearest code."""
-        from methods.compression.base import Making
+        from methods.compression.base import StudentBuilder
         from methods.compression.layers import layers_of
         from methods.compression.rounding import round_to_nearest
 
-        making = Making(job, self._kind)
+        making = StudentBuilder(job, self._kind)
         layers = layers_of(making.model, skip=self.ignore, method=self._kind)
-        return pack(
+        return pack_student(
             job,
             making,
             self,

@@ -20,16 +20,16 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Family, Job
 from harness.errors import CellFailed
-from methods.base import Patterns, changed, settings
-from methods.compression.base import Making
+from methods.base import Patterns, non_default_settings, settings
+from methods.compression.base import StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from methods.compression.calibration import Calibration
+    from methods.compression.calibration import CalibrationData
 
-GROUPED = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
+KEY_VALUE_PROJECTIONS = ("k_proj", "v_proj")  # small under grouped queries: they stay whole
 
 
 @settings
@@ -63,12 +63,12 @@ class LowRank(Calibrated):
         """Its control has the same ranks."""
         ranks = {name: getattr(self, name) for name in ("keep", "rank", "allocation", "ignore")}
         text = ("calibration", "num_calibration_samples", "max_seq_length", "jitter")
-        return ranks | (changed(self, *text) if self.allocation == "energy" else {})
+        return ranks | (non_default_settings(self, *text) if self.allocation == "energy" else {})
 
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; every block sees the factors before it."""
         name = "lowrank" if self._whitened else "lowrank-plain"
-        factoring = _Factoring(Making(job, name), self)
+        factoring = _Factorizer(StudentBuilder(job, name), self)
         by_threshold = self.allocation == "energy" and not self.rank
         if not self._whitened and not by_threshold:  # the weights alone: no text is read
             factoring.cut_all()
@@ -85,7 +85,7 @@ class LowRank(Calibrated):
         return factoring.saved({"calibration": dict(data.told)}, flops=flops)
 
     def factorised_layers(
-        self, making: Making, every: "dict[str, nn.Linear]"
+        self, making: StudentBuilder, every: "dict[str, nn.Linear]"
     ) -> "dict[str, nn.Linear]":
         """Return the layers that become factors. Raises `CellFailed` where none is left, or the
         rank saves nothing in one.
@@ -96,7 +96,7 @@ class LowRank(Calibrated):
         layers = {
             name: layer
             for name, layer in every.items()
-            if not (grouped and name.rpartition(".")[2] in GROUPED)
+            if not (grouped and name.rpartition(".")[2] in KEY_VALUE_PROJECTIONS)
         }
         if not layers:
             raise CellFailed(
@@ -104,21 +104,21 @@ class LowRank(Calibrated):
                 "stay whole under grouped queries)"
             )
         for name, layer in layers.items():
-            if self.rank >= saves_below(layer):
+            if self.rank >= break_even_rank(layer):
                 raise CellFailed(
                     f"{making.method}: rank {self.rank} saves nothing in {name} "
                     f"({layer.out_features} x {layer.in_features}); "
-                    f"give at most {saves_below(layer) - 1}"
+                    f"give at most {break_even_rank(layer) - 1}"
                 )
         return layers
 
 
-class _Factoring:
+class _Factorizer:
     """A model whose matrices become factors one after another, (O, r) and (r, I) by the layer's
     name.
     """
 
-    def __init__(self, making: Making, method: LowRank) -> None:
+    def __init__(self, making: StudentBuilder, method: LowRank) -> None:
         from harness.models.language_model import stored_dtype
         from methods.compression.layers import layers_of
 
@@ -127,7 +127,8 @@ class _Factoring:
         self.left_alone = every.told
         self.layers: dict[str, nn.Linear] = method.factorised_layers(making, every.linear)
         self.ranks = {
-            name: method.rank or rank_of(layer, method.keep) for name, layer in self.layers.items()
+            name: method.rank or rank_for_share(layer, method.keep)
+            for name, layer in self.layers.items()
         }
         self.dtype = stored_dtype(making.base)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -138,7 +139,7 @@ class _Factoring:
         They are of the type that they will be saved in: half the memory, and what later blocks will
         see.
         """
-        up, down = factorised(layer.weight, self.ranks[name], gram, jitter=self.jitter)
+        up, down = factorize(layer.weight, self.ranks[name], gram, jitter=self.jitter)
         self.factors[name] = up, down = up.to(self.dtype), down.to(self.dtype)
         layer.weight.copy_(up.to(layer.weight.dtype) @ down.to(layer.weight.dtype))
 
@@ -147,19 +148,19 @@ class _Factoring:
         for name, layer in self.layers.items():
             self.cut(name, layer, None)
 
-    def spread_ranks(self, data: "Calibration", keep: float) -> None:
+    def spread_ranks(self, data: "CalibrationData", keep: float) -> None:
         """Give all matrices one threshold of energy in place of one share."""
         spectra: dict[str, Tensor] = {}
 
         def read(name: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
-            spectra[name] = decomposed(layer.weight, gram, jitter=self.jitter)[1]
+            spectra[name] = decompose(layer.weight, gram, jitter=self.jitter)[1]
 
         self.sweep(data, read, again=False)
-        self.ranks = by_energy(spectra, self.layers, keep)
+        self.ranks = ranks_by_energy(spectra, self.layers, keep)
 
     def sweep(
         self,
-        data: "Calibration",
+        data: "CalibrationData",
         do: "Callable[[str, nn.Linear, Tensor | None], None]",
         *,
         again: bool,
@@ -167,16 +168,16 @@ class _Factoring:
         """Go through the blocks, and `do` something to each layer, given the second moments (I, I)
         of what flows into it.
         """
-        from methods.compression.calibration import Flow, SweepOptions, sweep
-        from methods.compression.layers import within
+        from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
+        from methods.compression.layers import layers_below
 
-        def visit(block: str, flow: Flow) -> None:
-            for name, layer in within(self.layers, block):
+        def visit(block: str, flow: InputStatistics) -> None:
+            for name, layer in layers_below(self.layers, block):
                 do(name, layer, flow.sums[name])
 
         making = self.making
-        options = SweepOptions(again=again, progress=making.job.progress, method=making.method)
-        sweep(making.opened, data, self.layers, kind="gram", visit=visit, options=options)
+        options = VisitOptions(again=again, progress=making.job.progress, method=making.method)
+        visit_blocks(making.opened, data, self.layers, kind="gram", visit=visit, options=options)
 
     def saved(self, told: dict[str, Any], *, flops: float) -> Checkpoint:
         """Save the factors in place of the matrices."""
@@ -237,14 +238,14 @@ class PlainLowRank(LowRank):
     _whitened: ClassVar[bool] = False
 
 
-def saves_below(layer: "nn.Linear") -> int:
+def break_even_rank(layer: "nn.Linear") -> int:
     """Return the smallest rank that saves nothing: O I / (O + I), rounded up."""
     return int(
         -(-layer.out_features * layer.in_features // (layer.out_features + layer.in_features))
     )
 
 
-def rank_of(layer: "nn.Linear", keep: float) -> int:
+def rank_for_share(layer: "nn.Linear", keep: float) -> int:
     """Return the rank that keeps a share of a matrix's parameters; at least 1."""
     return max(
         1,
@@ -254,7 +255,7 @@ def rank_of(layer: "nn.Linear", keep: float) -> int:
     )
 
 
-def by_energy(
+def ranks_by_energy(
     spectra: "dict[str, Tensor]", layers: "dict[str, nn.Linear]", keep: float
 ) -> dict[str, int]:
     """Return ranks by one threshold on the share of energy a component carries in its matrix, per
@@ -265,7 +266,7 @@ def by_energy(
     worth, cost, owner = [], [], []
     for at, (name, values) in enumerate(spectra.items()):
         layer, values = layers[name], values.cpu()
-        most = saves_below(layer) - 1
+        most = break_even_rank(layer) - 1
         each = layer.out_features + layer.in_features
         worth.append((values.square() / values.square().sum())[:most] / each)
         cost.append(torch.full((most,), each))
@@ -278,7 +279,7 @@ def by_energy(
     return {name: max(1, int(count)) for name, count in zip(spectra, counts, strict=True)}
 
 
-def decomposed(
+def decompose(
     w: "Tensor", gram: "Tensor | None", *, jitter: float
 ) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
     """Return (U, singular values, V^T, S) of W, or of W S where X^T X = S S^T, in fp64."""
@@ -302,7 +303,7 @@ def decomposed(
     )
 
 
-def factorised(
+def factorize(
     w: "Tensor", rank: int, gram: "Tensor | None" = None, *, jitter: float = 1e-4
 ) -> "tuple[Tensor, Tensor]":
     """Return (up (O, r), down (r, I)) with W ~ up @ down: the best of its rank, for inputs with
@@ -310,7 +311,7 @@ def factorised(
     """
     import torch
 
-    u, values, vt, lower = decomposed(w, gram, jitter=jitter)
+    u, values, vt, lower = decompose(w, gram, jitter=jitter)
     root = values[:rank].sqrt()
     down = root[:, None] * vt[:rank]
     if lower is not None:

@@ -91,7 +91,7 @@ class MultiTeacher(Trained):
 
         def value(at: Positions) -> Any:
             return mixed_kl(
-                at, _weights(weighting, at, job.teacher_weights, by_task), self.temperature
+                at, _teacher_weights(weighting, at, job.teacher_weights, by_task), self.temperature
             )
 
         vocabulary = shared_vocabulary(job, job.teachers)
@@ -107,7 +107,7 @@ class MultiTeacher(Trained):
         return self.train(job, pairs, terms=terms, teachers=teachers, notes=notes, shared=shared)
 
 
-def _weights(
+def _teacher_weights(
     weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]
 ) -> Any:
     """Return the weights of the teachers at each position, (N, M)."""

@@ -41,18 +41,23 @@ class Nf4(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
-        from methods.compression.external import by_library, matrices_of, require, written_by
+        from methods.compression.external import (
+            count_matrices,
+            explaining_library_errors,
+            require_package,
+            save_library_student,
+        )
 
-        require("bitsandbytes", "quant")
+        require_package("bitsandbytes", "quant")
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         from harness.errors import CellFailed
         from harness.models.language_model import stored_dtype
-        from methods.compression.base import Making
+        from methods.compression.base import StudentBuilder
 
-        making = Making(job, self._name, plain=True)
-        wanted = matrices_of(making.model, self._name)
-        with by_library(self._name, "bitsandbytes", making.base):
+        making = StudentBuilder(job, self._name, plain=True)
+        wanted = count_matrices(making.model, self._name)
+        with explaining_library_errors(self._name, "bitsandbytes", making.base):
             packed = AutoModelForCausalLM.from_pretrained(
                 making.base.path,
                 quantization_config=BitsAndBytesConfig(**self.asked()),
@@ -71,7 +76,7 @@ class Nf4(Compressed):
             "table_and_head": "skip",
             **self.asked(),
         }
-        return written_by(making, packed.eval(), told)
+        return save_library_student(making, packed.eval(), told)
 
 
 @settings

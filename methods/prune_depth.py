@@ -17,7 +17,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.base import Compressed, Making
+from methods.compression.base import Compressed, StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
@@ -39,23 +39,23 @@ class DepthPruning(Calibrated):
         return {"ratio": self.ratio}
 
     def resulting_shape(self, before: "Shape") -> "Shape":
-        return fewer(before, self.ratio)
+        return shape_without_blocks(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
         """Measure every block's influence, drop the least."""
-        from methods.compression.calibration import influence
+        from methods.compression.calibration import block_influence
 
-        making = Making(job, "prune-depth", plain=True)
+        making = StudentBuilder(job, "prune-depth", plain=True)
         data = self.calibrate(job, making.opened)
-        scores = influence(making.opened, data)
-        gone = dropped(len(scores), self.ratio)
+        scores = block_influence(making.opened, data)
+        gone = blocks_to_drop(len(scores), self.ratio)
         if self.contiguous:
             first = min(range(len(scores) - gone + 1), key=lambda at: sum(scores[at : at + gone]))
             drop = list(range(first, first + gone))
         else:
             drop = sorted(sorted(range(len(scores)), key=lambda at: scores[at])[:gone])
         told = {"influence": [round(one, 5) for one in scores], "calibration": dict(data.told)}
-        return without(making, drop, told, flops=calibration_flops(making, data, 1))
+        return save_without_blocks(making, drop, told, flops=calibration_flops(making, data, 1))
 
 
 @settings
@@ -69,24 +69,24 @@ class RandomDepthPruning(Compressed):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
     def resulting_shape(self, before: "Shape") -> "Shape":
-        return fewer(before, self.ratio)
+        return shape_without_blocks(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
         """Draw the blocks."""
         import random
 
-        from harness.models.blocks import blocks_of
+        from harness.models.blocks import named_blocks
 
-        making = Making(job, "prune-depth-random", plain=True)
-        count = len(blocks_of(making.model)[1])
-        return without(
+        making = StudentBuilder(job, "prune-depth-random", plain=True)
+        count = len(named_blocks(making.model)[1])
+        return save_without_blocks(
             making,
-            sorted(random.Random(job.seed).sample(range(count), dropped(count, self.ratio))),
+            sorted(random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))),
             {},
         )
 
 
-def dropped(count: int, ratio: float) -> int:
+def blocks_to_drop(count: int, ratio: float) -> int:
     """Return how many of `count` blocks a ratio drops: rounded, at least one, never all."""
     from harness.errors import CellFailed
 
@@ -98,24 +98,24 @@ def dropped(count: int, ratio: float) -> int:
     return gone
 
 
-def fewer(before: "Shape", ratio: float) -> "Shape":
+def shape_without_blocks(before: "Shape", ratio: float) -> "Shape":
     """Return the shape of a model without the blocks that a ratio drops."""
     from dataclasses import replace
 
-    return replace(before, layers=before.layers - dropped(before.layers, ratio))
+    return replace(before, layers=before.layers - blocks_to_drop(before.layers, ratio))
 
 
-def without(
-    making: Making, drop: list[int], told: dict[str, Any], *, flops: float = 0.0
+def save_without_blocks(
+    making: StudentBuilder, drop: list[int], told: dict[str, Any], *, flops: float = 0.0
 ) -> Checkpoint:
     """Save the model without these blocks."""
     from dataclasses import replace
 
     from harness.errors import CellFailed
-    from harness.models.blocks import blocks_of
+    from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
 
-    _, blocks = blocks_of(making.model)
+    _, blocks = named_blocks(making.model)
     kept = [at for at in range(len(blocks)) if at not in drop]
     before = sum(parameter.numel() for parameter in making.model.parameters())
     model = with_blocks(making.model, kept, cut=making.method)

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.sparsity import Zeroing
+from methods.compression.sparsity import SparsityMethod
 
 
 @settings
-class MagnitudePruning(Zeroing):
+class MagnitudePruning(SparsityMethod):
     """Set the smallest weights of every layer to zero."""
 
     controls: ClassVar[tuple[str, ...]] = ("prune-random",)
@@ -27,7 +27,7 @@ class MagnitudePruning(Zeroing):
 
 
 @settings
-class RandomPruning(Zeroing):
+class RandomPruning(SparsityMethod):
     """Set as many random weights to zero (control)."""
 
     is_control: ClassVar[bool] = True

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.sparsity import CalibratedZeroing
+from methods.compression.sparsity import CalibratedSparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 @settings
-class SparseGptPruning(CalibratedZeroing):
+class SparseGptPruning(CalibratedSparsityMethod):
     """Set the cheapest weights to zero and let the others make up for it."""
 
     controls: ClassVar[tuple[str, ...]] = ("prune-magnitude",)

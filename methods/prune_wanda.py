@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.sparsity import CalibratedZeroing
+from methods.compression.sparsity import CalibratedSparsityMethod
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 @settings
-class WandaPruning(CalibratedZeroing):
+class WandaPruning(CalibratedSparsityMethod):
     """Set weights with the smallest product of magnitude and input norm to zero."""
 
     controls: ClassVar[tuple[str, ...]] = ("prune-magnitude",)
 
     def compress(self, job: Job) -> Checkpoint:
         """Compare within each output's row."""
-        from methods.compression.sparsity import mask_of, wanda_score
+        from methods.compression.sparsity import pruning_mask, wanda_score
 
         def cut(layer: "nn.Linear", squares: "Tensor", tokens: int, stays: "Tensor | None") -> None:
             layer.weight.mul_(
-                mask_of(
+                pruning_mask(
                     wanda_score(layer.weight, squares),
                     ratio=self.ratio,
                     pattern=self.pattern,

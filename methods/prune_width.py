@@ -17,9 +17,9 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
-from methods.compression.base import Compressed, Making
+from methods.compression.base import Compressed, StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
-from methods.compression.sizes import Narrower
+from methods.compression.sizes import WidthReduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ Allocation = Literal["uniform", "global"]
 
 
 @settings
-class Narrowing(Compressed):
+class WidthPruningSettings(Compressed):
     """Settings of both rows: what is dropped, and how much of it."""
 
     needs_plain: ClassVar[bool] = True
@@ -41,9 +41,9 @@ class Narrowing(Compressed):
     # channels that stay, rounded to the nearest of it: what kernels take without filling up
     multiple: Annotated[int, Field(ge=1)] = 16
 
-    def narrower(self) -> Narrower:
+    def narrower(self) -> WidthReduction:
         """Return how much goes, as the cut has it."""
-        return Narrower(ratio=self.ratio, groups=self.groups, multiple=self.multiple)
+        return WidthReduction(ratio=self.ratio, groups=self.groups, multiple=self.multiple)
 
     def resulting_shape(self, before: "Shape") -> "Shape":
         """Return the shape of what is left of a model; at least one channel and one group stays."""
@@ -60,7 +60,7 @@ class Narrowing(Compressed):
 
 
 @settings
-class WidthPruning(Narrowing, Calibrated):
+class WidthPruning(WidthPruningSettings, Calibrated):
     """Drop the feed-forward channels (and head groups) through which least flows."""
 
     controls: ClassVar[tuple[str, ...]] = ("prune-width-random",)
@@ -80,20 +80,22 @@ class WidthPruning(Narrowing, Calibrated):
         """Sum what flows into every down and output projection, keep the largest."""
         import torch
 
-        from methods.compression.calibration import Flow, watched
-        from methods.compression.narrowing import Cut, matrix_of
+        from methods.compression.calibration import InputStatistics, recording_inputs
+        from methods.compression.narrowing import WidthPruner, weight_matrix
 
-        making = Making(job, "prune-width", plain=True)
-        cut = Cut(making, self.narrower())
+        making = StudentBuilder(job, "prune-width", plain=True)
+        cut = WidthPruner(making, self.narrower())
         data = self.calibrate(job, making.opened)
-        flow = Flow("magnitude")
-        with torch.no_grad(), watched(flow, cut.readers()):
+        flow = InputStatistics("magnitude")
+        with torch.no_grad(), recording_inputs(flow, cut.readers()):
             for batch in data.batches():
                 making.model(input_ids=batch, use_cache=False, logits_to_keep=1)
         tokens = int(data.ids.numel())
 
         def score(reader: str) -> "Tensor":
-            return flow.sums[reader] / tokens * matrix_of(making.model, reader).float().norm(dim=0)
+            return (
+                flow.sums[reader] / tokens * weight_matrix(making.model, reader).float().norm(dim=0)
+            )
 
         channels = {part.name: score(part.reader) for part in cut.parts}
         heads = {name: score(reader) for name, reader in cut.outputs().items()}
@@ -104,7 +106,7 @@ class WidthPruning(Narrowing, Calibrated):
 
 
 @settings
-class RandomWidthPruning(Narrowing):
+class RandomWidthPruning(WidthPruningSettings):
     """Drop as many random channels and head groups (control)."""
 
     is_control: ClassVar[bool] = True
@@ -114,10 +116,10 @@ class RandomWidthPruning(Narrowing):
         """Draw a score for every channel and group."""
         import torch
 
-        from methods.compression.narrowing import Cut, matrix_of
+        from methods.compression.narrowing import WidthPruner, weight_matrix
 
-        making = Making(job, "prune-width-random", plain=True)
-        cut = Cut(making, self.narrower())
+        making = StudentBuilder(job, "prune-width-random", plain=True)
+        cut = WidthPruner(making, self.narrower())
         draw = torch.Generator().manual_seed(job.seed)
 
         def score(outputs: int) -> "Tensor":
@@ -125,7 +127,7 @@ class RandomWidthPruning(Narrowing):
 
         channels = {part.name: score(part.width) for part in cut.parts}
         heads = {
-            name: score(matrix_of(making.model, reader).shape[1])
+            name: score(weight_matrix(making.model, reader).shape[1])
             for name, reader in cut.outputs().items()
         }
         return cut.saved(channels, heads, "uniform", {})

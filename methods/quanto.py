@@ -26,19 +26,23 @@ class Quanto(Compressed):
 
     def compress(self, job: Job) -> Checkpoint:
         """Quantise with quanto, write the values that it stands for."""
-        from methods.compression.external import by_library, matrices_of, require
+        from methods.compression.external import (
+            count_matrices,
+            explaining_library_errors,
+            require_package,
+        )
 
-        require("optimum.quanto", "quant")
+        require_package("optimum.quanto", "quant")
         from harness.errors import CellFailed
-        from methods.compression.base import Making
+        from methods.compression.base import StudentBuilder
 
-        making = Making(job, "quanto", plain=True)
-        wanted = matrices_of(making.model, "quanto")
+        making = StudentBuilder(job, "quanto", plain=True)
+        wanted = count_matrices(making.model, "quanto")
         head = making.model.get_output_embeddings()
         left = [name for name, module in making.model.named_modules() if module is head]
 
-        with by_library(f"quanto[bits={self.bits}]", "optimum-quanto", making.base):
-            count = _quantized(making.model, self.bits, left)
+        with explaining_library_errors(f"quanto[bits={self.bits}]", "optimum-quanto", making.base):
+            count = _quantize(making.model, self.bits, left)
         if count != wanted:
             raise CellFailed(
                 f"quanto: {count} of {wanted} matrices were quantised; use int8 or int4"
@@ -53,7 +57,7 @@ class Quanto(Compressed):
         return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
 
 
-def _quantized(model: Any, bits: int, left: Sequence[str]) -> int:
+def _quantize(model: Any, bits: int, left: Sequence[str]) -> int:
     """Quantise a model's matrices but those `left` out, and put the floats that they stand for in
     their places; return how many.
     """

@@ -27,7 +27,7 @@ from methods.training.sources import sources_of
 if TYPE_CHECKING:
     from methods.training.rows import TokenRow
 
-_TOKENS = ("kl", "entropy", "excess")
+_TOKEN_CRITERIA = ("kl", "entropy", "excess")
 
 
 @settings
@@ -51,7 +51,7 @@ class SelectiveDistillation(Distilled):
         inward = [
             name for name in vars(self) if name.startswith(("feature_", "attention_", "relation_"))
         ]
-        size = {"share": self.share, "unit": "tokens" if self.by in _TOKENS else "rows"}
+        size = {"share": self.share, "unit": "tokens" if self.by in _TOKEN_CRITERIA else "rows"}
         return {**super().control_settings(), **self.changed("terms", "top_k", *inward), **size}
 
     def compress(self, job: Job) -> Checkpoint:
@@ -59,11 +59,11 @@ class SelectiveDistillation(Distilled):
         from methods.training.selection import Selection
 
         examples = self._examples(job)
-        if self.by in _TOKENS:
+        if self.by in _TOKEN_CRITERIA:
             selection = Selection(self.share, self.by, job.seed)  # type: ignore[arg-type]
             return self.distil(job, examples, selection=selection, over=())
         ranked, rows, told, shared = self._ranked(job, examples)
-        kept = of_each_task(ranked, self.share)
+        kept = leading_share_of_each_task(ranked, self.share)
         return self.distil(
             job,
             kept,
@@ -78,7 +78,7 @@ class SelectiveDistillation(Distilled):
         """Return examples best first, every row (for the teacher's cache), counts, and what the
         teacher wrote for it.
         """
-        examples, encoded = readable(self, job, examples)
+        examples, encoded = readable_examples(self, job, examples)
         if self.by in ("short", "long"):
             order = sorted(
                 range(len(examples)),
@@ -129,7 +129,7 @@ class SelectiveDistillation(Distilled):
         ], [written.cost()]
 
 
-def readable(
+def readable_examples(
     method: Distilled, job: Job, examples: Sequence[Example]
 ) -> "tuple[list[Example], list[TokenRow]]":
     """Return the examples that student and teacher can read whole, and each one's row."""
@@ -145,7 +145,7 @@ def readable(
     ]
 
 
-def of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
+def leading_share_of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
     """Return the leading share of each task's examples, at least one, in the order that they have:
     the mixture of tasks stays.
     """
@@ -180,9 +180,11 @@ class RandomSelection(Distilled):
             return self.distil(
                 job, self._examples(job), selection=Selection(self.share, "random", job.seed)
             )
-        examples, rows = readable(self, job, self._examples(job))
+        examples, rows = readable_examples(self, job, self._examples(job))
         return self.distil(
             job,
-            of_each_task(random.Random(job.seed).sample(examples, len(examples)), self.share),
+            leading_share_of_each_task(
+                random.Random(job.seed).sample(examples, len(examples)), self.share
+            ),
             over=rows,
         )

@@ -34,9 +34,14 @@ class TorchAo(Compressed):
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers pack the model while it opens it."""
         from harness.errors import CellFailed, Skipped
-        from methods.compression.external import by_library, matrices_of, require, written_by
+        from methods.compression.external import (
+            count_matrices,
+            explaining_library_errors,
+            require_package,
+            save_library_student,
+        )
 
-        require("torchao", "quant")
+        require_package("torchao", "quant")
         if self.scheme == "int4" and not job.device.startswith("cuda"):
             raise Skipped(
                 "torchao's int4 kernels run on a GPU; int4 is the same rounding on any machine"
@@ -45,13 +50,13 @@ class TorchAo(Compressed):
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
         from harness.models.language_model import stored_dtype
-        from methods.compression.base import Making
+        from methods.compression.base import StudentBuilder
 
-        making = Making(job, "torchao", plain=True)
-        wanted = matrices_of(making.model, "torchao")
+        making = StudentBuilder(job, "torchao", plain=True)
+        wanted = count_matrices(making.model, "torchao")
         # int4's kernel multiplies bf16 alone
         dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(making.base)
-        with by_library(f"torchao[scheme={self.scheme}]", "torchao", making.base):
+        with explaining_library_errors(f"torchao[scheme={self.scheme}]", "torchao", making.base):
             packed = AutoModelForCausalLM.from_pretrained(
                 making.base.path,
                 quantization_config=TorchAoConfig(self._asked()),
@@ -75,7 +80,7 @@ class TorchAo(Compressed):
             "packed_layers": count,
             "table_and_head": "skip",
         }
-        return written_by(
+        return save_library_student(
             making,
             packed.eval(),
             told | ({"group_size": self.group_size} if self.scheme == "int4" else {}),

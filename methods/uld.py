@@ -131,7 +131,7 @@ def aligned_rows(
             too_long += 1
             continue
         behind = [
-            _boundaries(one, row, text, completion)
+            _boundary_positions(one, row, text, completion)
             for (one, text), row in zip(texts, (own, other), strict=True)
         ]
         shared = sorted(behind[0].keys() & behind[1].keys())
@@ -142,15 +142,17 @@ def aligned_rows(
     return rows, too_long
 
 
-def _boundaries(tokenizer: Any, row: "TokenRow", prompt: str, completion: str) -> dict[int, int]:
+def _boundary_positions(
+    tokenizer: Any, row: "TokenRow", prompt: str, completion: str
+) -> dict[int, int]:
     """Return, by the number of the completion's characters read, the position that stands there;
     inside a character stands none.
     """
-    from harness.models.encoding import ends_of
+    from harness.models.encoding import token_ends
 
-    ends = ends_of(tokenizer, prompt + completion)
+    ends = token_ends(tokenizer, prompt + completion)
     if ends is None:
-        return _decoded_boundaries(tokenizer, row, completion)
+        return _boundary_positions_by_decoding(tokenizer, row, completion)
     ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS gives its place too
     start = row.trained_from
     found = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
@@ -161,16 +163,20 @@ def _boundaries(tokenizer: Any, row: "TokenRow", prompt: str, completion: str) -
     return found
 
 
-def _decoded_boundaries(tokenizer: Any, row: "TokenRow", completion: str) -> dict[int, int]:
+def _boundary_positions_by_decoding(
+    tokenizer: Any, row: "TokenRow", completion: str
+) -> dict[int, int]:
     """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
     beginnings.
     """
-    from harness.models.encoding import written_text
+    from harness.models.encoding import decode_continuation
 
     found = {0: 0}
     before = row.ids[: row.trained_from]
     for count in range(1, len(row.ids) - row.trained_from):
-        read = written_text(tokenizer, before, row.ids[row.trained_from : row.trained_from + count])
+        read = decode_continuation(
+            tokenizer, before, row.ids[row.trained_from : row.trained_from + count]
+        )
         if completion.startswith(read):
             found[len(read)] = count
     return found

@@ -4,6 +4,7 @@ machinery.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from harness.contract import Suite, Task
 from harness.errors import HarnessError, unknown
 from harness.files.untrusted import Unreadable, read_toml
 from harness.registry import Registry
+from harness.renames.modules import by_old_name
 
 TASKS: dict[str, str] = {
     "gsm8k": "suites.gsm8k:Gsm8k",
@@ -49,30 +51,47 @@ SUITES: dict[str, Suite] = {
     ),
 }
 
-OUTSIDE = "lm-eval:"  # a task of lm-eval by its own name there
+LM_EVAL_PREFIX = "lm-eval:"  # a task of lm-eval by its own name there
 _FILE_KEYS = {"name": str, "tasks": list, "measure": bool, "help": str, "include_path": str}
 
 
+@cache
+def tasks() -> Registry:
+    """Return the tasks of `TASKS` and those of installed packages (entry points `harness.tasks`).
+
+    Raises `HarnessError` for a task of another package that has the name of a suite.
+    """
+    registry = Registry.with_entry_points("task", TASKS, "harness.tasks")
+    for name in registry.table:
+        if name in SUITES or name.startswith(LM_EVAL_PREFIX):
+            raise HarnessError(
+                f"the task {name!r} of {registry.table[name]} has the name of a suite, or of a "
+                "task of lm-eval; rename it in its package"
+            )
+    return registry
+
+
 def load(name: str, *, include_path: str | Path | None = None) -> Task:
-    """Return the task of a name in `TASKS`, or of `lm-eval:NAME`; `include_path` is a folder with
-    more YAML tasks for lm-eval.
+    """Return the task of a name in `tasks()`, or of `lm-eval:NAME`.
+
+    `include_path` is a folder with more YAML tasks for lm-eval.
 
     Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot
     score.
     """
-    if name.startswith(OUTSIDE):
-        from suites.loading.outside import OutsideTask
+    if name.startswith(LM_EVAL_PREFIX):
+        from suites.loading.outside import LmEvalTask
 
-        return OutsideTask(name, include_path=include_path)
-    task: Task = Registry("task", TASKS).load(name)()
+        return LmEvalTask(name, include_path=include_path)
+    task: Task = tasks().load(name)()
     return task
 
 
 def count_items(name: str, *, include_path: str | Path | None = None) -> int | None:
     """Return how many items a task of lm-eval's own has; None where only its data tell."""
-    from suites.loading.outside import OutsideTask
+    from suites.loading.outside import LmEvalTask
 
-    return OutsideTask(name, include_path=include_path).count()
+    return LmEvalTask(name, include_path=include_path).count()
 
 
 def resolve(
@@ -86,7 +105,7 @@ def resolve(
     """
     given: dict[str, Suite] = {}
     for name in [one for one in dict.fromkeys(names) if one not in SUITES]:
-        suite = _own(name, include_path)
+        suite = _suite_of_task_or_file(name, include_path)
         if suite.name in SUITES or suite.name in given:
             raise HarnessError(
                 f"{name} names its suite {suite.name!r}, as another one is named; give it another "
@@ -94,7 +113,7 @@ def resolve(
             )
         given[suite.name] = suite
     fixed = {
-        name: replace(suite, tasks=_mini(suite)) if embedded else suite
+        name: replace(suite, tasks=_mini_tasks(suite)) if embedded else suite
         for name, suite in SUITES.items()
         if name in names
     }
@@ -112,7 +131,7 @@ def include_path_of(names: Sequence[str], include_path: str | Path | None = None
             path
             for name in names
             if name.endswith(".toml")
-            for path in [_stated_path(Path(name))]
+            for path in [_include_path_in_file(Path(name))]
             if path
         }
     )
@@ -124,45 +143,45 @@ def include_path_of(names: Sequence[str], include_path: str | Path | None = None
     return stated[0] if stated else None
 
 
-def _mini(suite: Suite) -> tuple[str, ...]:
+def _mini_tasks(suite: Suite) -> tuple[str, ...]:
     """Return a suite's tasks for the embedded pair; a task without a `-mini` form is dropped."""
     forms = (task if task.endswith("-mini") else f"{task}-mini" for task in suite.tasks)
     return tuple(task for task in forms if task in TASKS)
 
 
-def _own(name: str, include_path: str | Path | None) -> Suite:
+def _suite_of_task_or_file(name: str, include_path: str | Path | None) -> Suite:
     """Return a suite that is not in `SUITES`: of one task, or from a file."""
     if name.endswith(".toml"):
-        return _from_file(Path(name), include_path)
-    if name in TASKS or name.startswith(OUTSIDE):
-        _check_task(name, include_path)
+        return _suite_from_file(Path(name), include_path)
+    if name in tasks() or name.startswith(LM_EVAL_PREFIX):
+        _refuse_unknown_task(name, include_path)
         return Suite(name=name, version=1, tasks=(name,), help=f"the task {name} alone")
     raise unknown(
         "suite",
         name,
-        [*SUITES, *TASKS],
+        [*SUITES, *tasks().table],
         hint="(or lm-eval:NAME, or the path of a suite file ending in .toml)",
     )
 
 
-def _check_task(name: str, include_path: str | Path | None) -> None:
-    if name.startswith(OUTSIDE):
+def _refuse_unknown_task(name: str, include_path: str | Path | None) -> None:
+    if name.startswith(LM_EVAL_PREFIX):
         load(name, include_path=include_path)
-    elif name not in TASKS:
-        raise unknown("task", name, TASKS, hint="(or lm-eval:NAME)")
+    elif name not in tasks():
+        raise unknown("task", name, tasks().table, hint="(or lm-eval:NAME)")
 
 
-def _stated_path(path: Path) -> Path | None:
-    stated = _read_file(path).get("include_path")
+def _include_path_in_file(path: Path) -> Path | None:
+    stated = _read_suite_file(path).get("include_path")
     return path.parent / stated if stated else None
 
 
-def _from_file(path: Path, include_path: str | Path | None) -> Suite:
+def _suite_from_file(path: Path, include_path: str | Path | None) -> Suite:
     """Read a suite file; its `include_path` is relative to it and yields to one that is typed."""
-    table = _read_file(path)
-    folder = include_path if include_path is not None else _stated_path(path)
+    table = _read_suite_file(path)
+    folder = include_path if include_path is not None else _include_path_in_file(path)
     for task in table["tasks"]:
-        _check_task(task, folder)
+        _refuse_unknown_task(task, folder)
     return Suite(
         name=table["name"],
         version=1,
@@ -172,7 +191,7 @@ def _from_file(path: Path, include_path: str | Path | None) -> Suite:
     )
 
 
-def _read_file(path: Path) -> Mapping[str, Any]:
+def _read_suite_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise HarnessError(
             f"no suite file at {path}; give --suite a suite or the path of a .toml file"
@@ -200,3 +219,6 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             'name = "mine", tasks = ["gsm8k-mini"]'
         )
     return table
+
+
+__getattr__ = by_old_name(__name__)

@@ -11,7 +11,14 @@ from typing import Any
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.source import NoSplit, Row
 from suites.loading.gold import final_number, without_marks
-from suites.loading.lm_eval import built, builtin, configurable_task, from_hub, hub_rows, with_files
+from suites.loading.lm_eval import (
+    build_task,
+    build_task_over_rows,
+    data_dir_hint,
+    explaining_hub_errors,
+    hub_rows,
+    read_builtin,
+)
 
 FILES = ("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl")
 PUBLISHED = {"train": 7_473, "test": 1_319}
@@ -19,7 +26,7 @@ NEW_TOKENS = 512  # lm-eval's 256 cut 2 % of the gold answers themselves
 HELD_OUT = 500  # GSM8K has no validation split: the last rows of train, never trained on
 
 
-def _problem(row: Row) -> str | None:
+def _row_error(row: Row) -> str | None:
     """Say what is wrong with a row, if anything is."""
     if not isinstance(row["question"], str) or not isinstance(row["answer"], str):
         return "question and answer must be texts"
@@ -35,7 +42,7 @@ def published_rows(split: str, source: DataSource, *, task: str) -> list[Row]:
     calculator marks.
     """
     if source.folder is None:
-        with from_hub(task, with_files(FILES)):
+        with explaining_hub_errors(task, data_dir_hint(FILES)):
             return [
                 {"question": row["question"], "answer": row["answer"]}
                 for row in hub_rows("openai/gsm8k", "main", split)
@@ -44,13 +51,13 @@ def published_rows(split: str, source: DataSource, *, task: str) -> list[Row]:
         f"gsm8k/{split}.jsonl",
         fields=("question", "answer"),
         expected=PUBLISHED[split],
-        check=_problem,
+        check=_row_error,
         wanted=FILES,
     )
     return [{"question": row["question"], "answer": row["answer"]} for row in found]
 
 
-def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
+def gsm8k_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
     """Return the rows of a split; `validation` is held out from the end of GSM8K's train. Raises
     `NoSplit` for `dev`.
     """
@@ -67,16 +74,16 @@ def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
     return every[-held_out:] if split == "validation" else every[:-held_out]
 
 
-def _tasks(
+def _lm_eval_task(
     name: str, yaml: str, source: DataSource, *, task: str, splits: Iterable[str], **changes: Any
 ) -> dict[str, Any]:
-    base = builtin(yaml)
+    base = read_builtin(yaml)
     changes |= {"generation_kwargs": base["generation_kwargs"] | {"max_gen_toks": NEW_TOKENS}}
     if source.folder is None:
-        with from_hub(task, with_files(FILES)):
-            return {name: built(base, **changes)}
+        with explaining_hub_errors(task, data_dir_hint(FILES)):
+            return {name: build_task(base, **changes)}
     return {
-        name: configurable_task(
+        name: build_task_over_rows(
             base,
             rows=lambda split: published_rows(split, source, task=task),
             splits=splits,
@@ -88,7 +95,7 @@ def _tasks(
 def _examples(
     task: str, split: Split, source: DataSource, write: Callable[[str, str], tuple[str, str, str]]
 ) -> Iterator[Example]:
-    for row in rows(split, source, task=task):
+    for row in gsm8k_rows(split, source, task=task):
         gold = final_number(row["answer"])
         prompt, completion, answer = write(row["question"], without_marks(row["answer"]))
         yield Example(
@@ -117,7 +124,7 @@ class Gsm8k:
         """Return lm-eval's gsm8k with the first five training rows as the shots of every item
         (upstream draws them anew).
         """
-        return _tasks(
+        return _lm_eval_task(
             "gsm8k",
             "gsm8k/gsm8k.yaml",
             source,
@@ -159,7 +166,9 @@ class Gsm8kCot:
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's gsm8k_cot with its eight written shots."""
-        return _tasks("gsm8k_cot", "gsm8k/gsm8k-cot.yaml", source, task=self.name, splits=("test",))
+        return _lm_eval_task(
+            "gsm8k_cot", "gsm8k/gsm8k-cot.yaml", source, task=self.name, splits=("test",)
+        )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
         """Yield items without shots; worked solutions stand on one line and end in the sentence.

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import DataSource, Example, Grade, Split
-from suites.loading.generated import Item, split
+from suites.loading.generated import Item, generate_split
 from suites.loading.gold import final_number, without_marks
-from suites.loading.lm_eval import builtin, configurable_task
+from suites.loading.lm_eval import build_task_over_rows, read_builtin
 
 VERSION = 1
 SIZES = {"train": 50_000, "validation": 500, "test": 1_000, "dev": 8}
@@ -94,7 +94,7 @@ class _Problem:
         self.value = result
 
 
-def _begin(p: _Problem) -> None:
+def _open_story(p: _Problem) -> None:
     """Open the story: a plain amount (no step), equal groups, or two amounts (one step)."""
     pick = p.random.random()
     if pick < 0.4:
@@ -115,7 +115,7 @@ def _begin(p: _Problem) -> None:
         p.step(f"{p.name} finds", first, "+", second)
 
 
-def _continue(p: _Problem) -> bool:
+def _add_event(p: _Problem) -> bool:
     """Add one event of one step; False when the drawn event does not fit the current number."""
     event = p.random.randrange(6)
     if event == 0:
@@ -174,7 +174,7 @@ def _continue(p: _Problem) -> bool:
     return True
 
 
-def _ask(p: _Problem) -> bool:
+def _add_question(p: _Problem) -> bool:
     """Close with a question of zero, one or two steps; False when the drawn one does not fit."""
     question = p.random.randrange(5)
     if question == 0:
@@ -211,24 +211,24 @@ def _ask(p: _Problem) -> bool:
     return True
 
 
-def _generate(stream: random.Random) -> Item:
+def _generate_item(stream: random.Random) -> Item:
     """Draw problems until one has exactly the drawn number of steps."""
     wanted = stream.choice(STEPS)
     while True:
         problem = _Problem(stream)
-        _begin(problem)
+        _open_story(problem)
         for _ in range(stream.randint(0, 4)):
-            _continue(problem)
-        if problem.value <= LARGEST and _ask(problem) and len(problem.steps) == wanted:
+            _add_event(problem)
+        if problem.value <= LARGEST and _add_question(problem) and len(problem.steps) == wanted:
             answer = "\n".join([*problem.steps, f"#### {problem.value}"])
             return {"question": " ".join(problem.sentences), "answer": answer, "steps": wanted}
 
 
-def rows(split_name: str) -> Iterator[Item]:
+def generated_items(split_name: str) -> Iterator[Item]:
     """Yield `{question, answer, steps}` of a split in its fixed order."""
-    return split(
+    return generate_split(
         split_name,
-        generate=_generate,
+        generate=_generate_item,
         identity=lambda item: str(item["question"]),
         sizes=SIZES,
         seed=f"gsm8k-mini/{VERSION}",
@@ -250,10 +250,10 @@ class Gsm8kMini:
         """Return lm-eval's gsm8k, under our name, over the generated test split (marks kept in the
         gold, as upstream).
         """
-        base = builtin("gsm8k/gsm8k.yaml")
-        built = configurable_task(
+        base = read_builtin("gsm8k/gsm8k.yaml")
+        built = build_task_over_rows(
             base,
-            rows=rows,
+            rows=generated_items,
             splits=("test",),
             task=self.name,
             training_split=None,
@@ -265,7 +265,7 @@ class Gsm8kMini:
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them, with the worked and the bare answer."""
-        for item in rows(split_name):
+        for item in generated_items(split_name):
             worked = without_marks(item["answer"])
             gold = final_number(item["answer"])
             yield Example(

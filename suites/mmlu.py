@@ -15,13 +15,13 @@ from harness.data.examples import interleaved
 from harness.data.source import NoSplit, Row
 from harness.errors import HarnessError, unknown
 from suites.loading.lm_eval import (
-    built,
-    builtin,
+    build_task,
+    build_task_over_rows,
     builtin_path,
-    configurable_task,
-    from_hub,
+    data_dir_hint,
+    explaining_hub_errors,
     hub_rows,
-    with_files,
+    read_builtin,
 )
 
 FILES = ("mmlu/dev.jsonl.gz", "mmlu/test.jsonl.gz")
@@ -34,7 +34,7 @@ _STATED = re.compile(r"(?i:\banswer)[ *]*(?:is|:)[ *:(]*([A-D])(?:[*).:;]|[ ]*$)
 _STEMS = {"dev": "dev", "validation": "val", "test": "test"}
 
 
-def _problem(row: Row) -> str | None:
+def _row_error(row: Row) -> str | None:
     """Say what is wrong with a row, if anything is."""
     if not isinstance(row["question"], str) or not isinstance(row["subject"], str):
         return "subject and question must be texts"
@@ -46,7 +46,7 @@ def _problem(row: Row) -> str | None:
     ):
         count = f"{len(choices)} given" if isinstance(choices, list) else f"given {choices!r:.40}"
         return f"choices must be a list of four texts, {count}"
-    if _position(answer) is None:
+    if _answer_position(answer) is None:
         return (
             "answer must be its position, 0 to 3, or one of the letters A, B, C, D, given "
             f"{answer!r:.40}"
@@ -54,7 +54,7 @@ def _problem(row: Row) -> str | None:
     return None
 
 
-def _position(answer: object) -> int | None:
+def _answer_position(answer: object) -> int | None:
     """Read an answer that is a letter, or as the Hub's own files have it its position, 0 to 3; None
     for anything else.
     """
@@ -74,12 +74,12 @@ def _position(answer: object) -> int | None:
     )
 
 
-def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
+def mmlu_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
     """Return `{question, subject, choices, answer}` (answer 0 to 3) of `dev`, `validation` or
     `test`, in file order.
     """
     if source.folder is None:
-        with from_hub(task, with_files(FILES)):
+        with explaining_hub_errors(task, data_dir_hint(FILES)):
             return [
                 {name: row[name] for name in FIELDS} for row in hub_rows("cais/mmlu", "all", split)
             ]
@@ -87,7 +87,7 @@ def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
         f"mmlu/{_STEMS[split]}.jsonl",
         fields=FIELDS,
         expected=PUBLISHED[split],
-        check=_problem,
+        check=_row_error,
         wanted=FILES,
     )
     return [
@@ -95,7 +95,7 @@ def rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
             "question": row["question"],
             "subject": row["subject"],
             "choices": row["choices"],
-            "answer": _position(row["answer"]),
+            "answer": _answer_position(row["answer"]),
         }
         for row in found
     ]
@@ -110,14 +110,14 @@ def _training_rows(source: DataSource, *, task: str) -> Iterator[Row]:
             "type --suite math to train on gsm8k, or leave --data-dir out and the Hub's "
             "auxiliary_train is used"
         )
-    with from_hub(
+    with explaining_hub_errors(
         task, "type --suite math to train on gsm8k: auxiliary_train stands on the Hub only"
     ):
         found = hub_rows("cais/mmlu", "auxiliary_train", "train")
     return (row.get("train", row) for row in found)  # that configuration nests each row once more
 
 
-def _by_subject(found: Iterable[Row]) -> dict[str, list[Row]]:
+def _rows_by_subject(found: Iterable[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in found:
         groups.setdefault(row["subject"], []).append(row)
@@ -164,7 +164,9 @@ class Mmlu:
             return self._from_hub(
                 [subject for subject in known if asked is None or subject in asked]
             )
-        test, dev = (_by_subject(rows(split, source, task=self.name)) for split in ("test", "dev"))
+        test, dev = (
+            _rows_by_subject(mmlu_rows(split, source, task=self.name)) for split in ("test", "dev")
+        )
         found: dict[str, Any] = {}
         for subject in [one for one in test if asked is None or one in asked]:
             if subject not in known:
@@ -177,18 +179,18 @@ class Mmlu:
                 )
             parts = {"test": test[subject], "dev": dev[subject]}
             base = self._base(subject)
-            found[base["task"]] = configurable_task(
+            found[base["task"]] = build_task_over_rows(
                 base, rows=parts.__getitem__, splits=parts, num_fewshot=SHOTS
             )
         return found
 
     def _from_hub(self, subjects: list[str]) -> dict[str, Any]:
-        with from_hub(self.name, with_files(FILES)):
+        with explaining_hub_errors(self.name, data_dir_hint(FILES)):
             bases = [self._base(subject) for subject in subjects]
-            return {base["task"]: built(base, num_fewshot=SHOTS) for base in bases}
+            return {base["task"]: build_task(base, num_fewshot=SHOTS) for base in bases}
 
     def _base(self, subject: str) -> dict[str, Any]:
-        return builtin(f"mmlu/{self._folder}/mmlu_{subject}.yaml")
+        return read_builtin(f"mmlu/{self._folder}/mmlu_{subject}.yaml")
 
     def known_subjects(self) -> list[str]:
         """Return the subjects that lm-eval has a template for, in alphabetical order."""
@@ -205,7 +207,7 @@ class Mmlu:
         """
         if split == "train":
             return map(self._example, _training_rows(source, task=self.name))
-        groups = _by_subject(rows(split, source, task=self.name))
+        groups = _rows_by_subject(mmlu_rows(split, source, task=self.name))
         return map(self._example, interleaved(list(groups.values())))
 
     def no_training(self, source: DataSource) -> str:

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import DataSource, Example, Grade, Split
-from suites.loading.generated import Item, split
-from suites.loading.lm_eval import builtin, configurable_task
+from suites.loading.generated import Item, generate_split
+from suites.loading.lm_eval import build_task_over_rows, read_builtin
 
 VERSION = 1
 SIZES = {"train": 50_000, "validation": 500, "test": 1_000, "dev": 50}
@@ -131,7 +131,7 @@ FACTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 SUBJECTS = tuple(FACTS)
 
 
-def _generate(stream: random.Random) -> Item:
+def _generate_item(stream: random.Random) -> Item:
     subject = stream.choice(SUBJECTS)
     forms, facts = FACTS[subject]
     asked, right = stream.choice(list(facts.items()))
@@ -149,12 +149,16 @@ def _identity(item: Item) -> str:
     return "\n".join([item["question"], *sorted(item["choices"])])
 
 
-def rows(split_name: str) -> Iterator[Item]:
+def generated_items(split_name: str) -> Iterator[Item]:
     """Yield `{subject, question, choices, answer}` (answer 0 to 3) of a split in its fixed
     order.
     """
-    return split(
-        split_name, generate=_generate, identity=_identity, sizes=SIZES, seed=f"mmlu-mini/{VERSION}"
+    return generate_split(
+        split_name,
+        generate=_generate_item,
+        identity=_identity,
+        sizes=SIZES,
+        seed=f"mmlu-mini/{VERSION}",
     )
 
 
@@ -175,9 +179,9 @@ class MmluMini:
         """Return lm-eval's own MMLU template, under our name, over the generated test split, the
         subject named in each prompt.
         """
-        built = configurable_task(
-            builtin("mmlu/default/_default_template_yaml"),
-            rows=rows,
+        built = build_task_over_rows(
+            read_builtin("mmlu/default/_default_template_yaml"),
+            rows=generated_items,
             splits=("test",),
             task=self.name,
             description=_DESCRIPTION.format("{{subject}}"),
@@ -190,7 +194,7 @@ class MmluMini:
 
     def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
         """Yield prompts exactly as the scorer shows them; work and answer are the same text."""
-        for item in rows(split_name):
+        for item in generated_items(split_name):
             lines = [
                 f"{letter}. {choice}"
                 for letter, choice in zip(LETTERS, item["choices"], strict=True)

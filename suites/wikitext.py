@@ -11,7 +11,13 @@ from typing import Any
 
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.source import NoSplit
-from suites.loading.lm_eval import built, builtin, configurable_task, from_hub, with_files
+from suites.loading.lm_eval import (
+    build_task,
+    build_task_over_rows,
+    data_dir_hint,
+    explaining_hub_errors,
+    read_builtin,
+)
 
 FILES = ("wikitext2/wiki.test.raw.gz",)
 PUBLISHED = 2_891  # lines, empty ones dropped
@@ -46,17 +52,17 @@ class WikiText:
         """Return lm-eval's wikitext over one row `{page}` per document; its detokenizer and its
         word counts.
         """
-        base = builtin("wikitext/wikitext.yaml")
+        base = read_builtin("wikitext/wikitext.yaml")
         if source.folder is None:
-            with from_hub(self.name, with_files(FILES)):
-                return {self.name: built(base)}
+            with explaining_hub_errors(self.name, data_dir_hint(FILES)):
+                return {self.name: build_task(base)}
         pages = [
             {"page": page}
             for page in documents(
                 source.text("wikitext2/wiki.test.raw", expected=PUBLISHED, wanted=FILES)
             )
         ]
-        task = configurable_task(
+        task = build_task_over_rows(
             base, rows=lambda _: pages, splits=("test",), training_split=None, validation_split=None
         )
         return {self.name: task}

@@ -7,10 +7,10 @@ from harness.escape import (
     clean,
     csv_cell,
     html_text,
+    latex_comment,
+    latex_text,
     markdown_cell,
     markdown_text,
-    tex,
-    tex_comment,
 )
 from harness.records.record import BadRecord
 
@@ -52,7 +52,7 @@ def test_long_texts_are_cut_with_a_word(letter):
 
 @pytest.mark.parametrize("given", [text for text, _ in HOSTILE.values()])
 def test_every_form_cleans_what_it_escapes(given):
-    for form in (markdown_cell, markdown_text, tex, tex_comment, csv_cell, html_text):
+    for form in (markdown_cell, markdown_text, latex_text, latex_comment, csv_cell, html_text):
         assert clean(form(given)) == form(given)
 
 
@@ -66,8 +66,8 @@ def test_markdown_has_no_bar_tag_or_link():
 
 
 def test_tex_has_no_command_and_its_comments_no_second_line():
-    assert tex(r"\input{x}%&") == r"\textbackslash{}input\{x\}\%\&"
-    assert "\n" not in tex_comment("a\n\\input{x}") and "\r" not in tex_comment("a\r\\input{x}")
+    assert latex_text(r"\input{x}%&") == r"\textbackslash{}input\{x\}\%\&"
+    assert "\n" not in latex_comment("a\n\\input{x}") and "\r" not in latex_comment("a\r\\input{x}")
 
 
 @pytest.mark.parametrize(

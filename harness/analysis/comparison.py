@@ -13,28 +13,28 @@ from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar
 
 from harness.files.digests import digest_of
-from harness.records.conditions import shared_by
-from harness.records.record import TEACHER, RunRecord, TaskScore, rows_of
+from harness.records.conditions import shared_conditions
+from harness.records.record import TEACHER, RunRecord, TaskScore, row_kinds
 from harness.statistics import corpus, means, stats
-from harness.statistics.figures import BITS as BITS
-from harness.statistics.intervals import Interval, one_sided, two_sided
+from harness.statistics.figures import BITS_PER_BYTE as BITS_PER_BYTE
+from harness.statistics.intervals import Interval, RetentionTest, one_sided_p, two_sided_p
 from harness.statistics.pooled import Corpus
 
 ALPHA = 0.05  # of a verdict in a table
 _Run = TypeVar("_Run")
 # of one run: a number an item, or what each adds to a figure of all of them
-Values = tuple[float, ...] | Corpus
+ItemValues = tuple[float, ...] | Corpus
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """All records of one label: the seeds of one row."""
 
     label: str
     records: tuple[RunRecord, ...]
 
     @cached_property
-    def done(self) -> tuple[RunRecord, ...]:
+    def succeeded(self) -> tuple[RunRecord, ...]:
         """The records that succeeded."""
         return tuple(record for record in self.records if record.status == "success")
 
@@ -48,20 +48,24 @@ class Row:
         """The records that succeeded, one a student: seeds that gave the same student, and the same
         answers, are one training.
         """
-        return tuple({_student_of(record): record for record in reversed(self.done)}.values())[::-1]
+        return tuple({_student_of(record): record for record in reversed(self.succeeded)}.values())[
+            ::-1
+        ]
 
     @property
     def trained_once(self) -> bool:
         """Tell whether a draw was made (a training, a random control) and made only once: then
         nothing is known of its spread.
         """
-        return bool(self.done) and self.done[0].seed is not None and len(self.trainings) < 2
+        return (
+            bool(self.succeeded) and self.succeeded[0].seed is not None and len(self.trainings) < 2
+        )
 
     def scores(self, task: str) -> list[TaskScore]:
         """The row's scores on a task, one a seed."""
-        return [score for record in self.done if (score := record.score(task)) is not None]
+        return [score for record in self.succeeded if (score := record.score(task)) is not None]
 
-    def by_seed(self, task: str) -> dict[int | None, str]:
+    def outcomes_by_seed(self, task: str) -> dict[int | None, str]:
         """Per-item outcomes by seed, one a training, where every item is hit or miss."""
         scores = [
             (record.seed, score)
@@ -74,9 +78,9 @@ class Row:
         """Per-item outcomes of the primary extractor, one string a seed; none where items are no
         hits or misses.
         """
-        return list(self.by_seed(task).values())
+        return list(self.outcomes_by_seed(task).values())
 
-    def numbers(self, task: str) -> dict[int | None, Values]:
+    def values_by_seed(self, task: str) -> dict[int | None, ItemValues]:
         """Per-item values by seed, one a training: 1 and 0 of hits and misses, numbers, or what
         items add to a figure of all.
         """
@@ -88,7 +92,7 @@ class Row:
         return {seed: values for seed, score in scores if (values := values_of(score))}
 
 
-class _Carried(Protocol):
+class _ScoredItems(Protocol):
     """A score of a record or of a baseline."""
 
     @property
@@ -99,7 +103,7 @@ class _Carried(Protocol):
     def numbers(self) -> tuple[float, ...]: ...
 
 
-def values_of(score: _Carried) -> Values:
+def values_of(score: _ScoredItems) -> ItemValues:
     """Return what a score's items carry; empty where they carry nothing."""
     return Corpus(score.form, score.statistics) if score.form else score.numbers
 
@@ -122,25 +126,27 @@ class Group:
     """Records that may stand in one table, and what they share."""
 
     shared: Mapping[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     tasks: tuple[str, ...]
     superseded: int
 
     @property
-    def teacher(self) -> Row | None:
+    def teacher(self) -> ResultRow | None:
         """The teacher's row, when it succeeded."""
-        return next((row for row in self.rows if row.label == TEACHER and row.done), None)
+        return next((row for row in self.rows if row.label == TEACHER and row.succeeded), None)
 
 
-def _scored_under(record: RunRecord) -> dict[str, str]:
+def _scoring_conditions(record: RunRecord) -> dict[str, str]:
     """What every row of a table shares, known for failed records too."""
-    return shared_by(record.conditions)
+    return shared_conditions(record.conditions)
 
 
-def _measured_under(record: RunRecord) -> dict[str, str]:
+def _measuring_conditions(record: RunRecord) -> dict[str, str]:
     """What rows that succeeded share beside that."""
     environment = (
-        shared_by(record.environment) if record.environment else {"threads": "", "machine": ""}
+        shared_conditions(record.environment)
+        if record.environment
+        else {"threads": "", "machine": ""}
     )
     return {
         "path": record.path,
@@ -149,41 +155,43 @@ def _measured_under(record: RunRecord) -> dict[str, str]:
     }
 
 
-def _made_under(record: RunRecord) -> dict[str, str]:
+def _training_conditions(record: RunRecord) -> dict[str, str]:
     """What rows of one table share in how their students were made; teachers' rows have
     none of it.
     """
-    return shared_by(record.conditions, rows_of(record))
+    return shared_conditions(record.conditions, row_kinds(record))
 
 
 def _fits(record: RunRecord, made: Mapping[str, str]) -> bool:
     """Tell whether a record may stand in a table of students made so: it names nothing else than
     they do.
     """
-    return all(made.get(name) == value for name, value in _made_under(record).items())
+    return all(made.get(name) == value for name, value in _training_conditions(record).items())
 
 
-def group(records: Iterable[RunRecord]) -> list[Group]:
+def group_records(records: Iterable[RunRecord]) -> list[Group]:
     """Split records into tables. The teacher and untrained rows join every table that they fit;
     failed ones too.
     """
     every = list(records)
     groups: list[Group] = []
-    for scored in _distinct(_scored_under(record) for record in every):
-        here = [record for record in every if _scored_under(record) == scored]
+    for scored in _distinct(_scoring_conditions(record) for record in every):
+        here = [record for record in every if _scoring_conditions(record) == scored]
         worked = [record for record in here if record.status == "success"]
         failed = [record for record in here if record.status != "success"]
-        for measured in _distinct(_measured_under(record) for record in worked) or [{}]:
-            alike = [record for record in worked if _measured_under(record) == measured]
+        for measured in _distinct(_measuring_conditions(record) for record in worked) or [{}]:
+            alike = [record for record in worked if _measuring_conditions(record) == measured]
             members = [*alike, *failed]
-            made = _distinct(_made_under(record) for record in members if record.trains)
+            made = _distinct(_training_conditions(record) for record in members if record.trains)
             made = (
                 made
-                or _distinct(_made_under(record) for record in members if record.method != TEACHER)
+                or _distinct(
+                    _training_conditions(record) for record in members if record.method != TEACHER
+                )
                 or [{}]
             )
             groups += [
-                _group([r for r in members if _fits(r, one)], {**scored, **measured, **one})
+                _build_group([r for r in members if _fits(r, one)], {**scored, **measured, **one})
                 for one in made
             ]
     return sorted(groups, key=lambda one: sorted(one.shared.items()))
@@ -193,7 +201,7 @@ def _distinct(conditions: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return list({digest_of(one): one for one in conditions}.values())
 
 
-def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
+def _build_group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
     """Keep the newest record of each row and seed; one that succeeded before one that did not."""
     newest: dict[tuple[str, int | None], RunRecord] = {}
     for record in sorted(records, key=lambda r: (r.status == "success", r.created, r.key)):
@@ -202,11 +210,11 @@ def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
         label for label, _ in sorted(newest, key=lambda pair: (pair[0], pair[1] or 0))
     )
     rows = tuple(
-        Row(
+        ResultRow(
             label,
             tuple(
                 record
-                for (name, _), record in sorted(newest.items(), key=_by_seed)
+                for (name, _), record in sorted(newest.items(), key=_label_and_seed)
                 if name == label
             ),
         )
@@ -217,11 +225,11 @@ def _group(records: Sequence[RunRecord], shared: Mapping[str, str]) -> Group:
     return Group(shared, rows, tasks, len(records) - len(newest))
 
 
-def _by_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
+def _label_and_seed(pair: tuple[tuple[str, int | None], RunRecord]) -> tuple[str, int]:
     return pair[0][0], pair[0][1] or 0
 
 
-def block_of(row: Row) -> str:
+def row_block(row: ResultRow) -> str:
     """Return the block of a table that a row stands in: teacher, its family, or control."""
     return (
         TEACHER
@@ -232,33 +240,33 @@ def block_of(row: Row) -> str:
     )
 
 
-def ordered(found: Group) -> list[Row]:
+def ordered_rows(group: Group) -> list[ResultRow]:
     """Teachers, then families of methods with the best row's family first, then controls; within
     each by mean score, best first.
     """
 
-    def score(row: Row) -> float:
+    def score(row: ResultRow) -> float:
         values = [
             -score.value if score.lower_is_better else score.value
-            for task in found.tasks
+            for task in group.tasks
             for score in row.scores(task)
         ]
         return -fmean(values) if values else float("inf")
 
     best: dict[str, float] = {}
-    for row in found.rows:
-        best[block_of(row)] = min(score(row), best.get(block_of(row), float("inf")))
+    for row in group.rows:
+        best[row_block(row)] = min(score(row), best.get(row_block(row), float("inf")))
     ends = {TEACHER: 0, "control": 2}
 
-    def place(row: Row) -> tuple[int, float, str, bool, float, str]:
-        block = block_of(row)
+    def place(row: ResultRow) -> tuple[int, float, str, bool, float, str]:
+        block = row_block(row)
         return ends.get(block, 1), best[block], block, row.label != TEACHER, score(row), row.label
 
-    return sorted(found.rows, key=place)
+    return sorted(group.rows, key=place)
 
 
 def compare(
-    student: Row, reference: Row, task: str, *, ratio: bool, chance: float = 0.0
+    student: ResultRow, reference: ResultRow, task: str, *, ratio: bool, chance: float = 0.0
 ) -> Interval:
     """Compare two rows on a task, on the same items: score intervals of one run against one,
     Student's t over runs and items otherwise.
@@ -273,15 +281,15 @@ def compare(
         return Interval(None, reason="not scored")
     if len({score.items_digest for score in [*ours, *theirs]}) > 1:
         return Interval(None, reason="scored on different items")
-    runs = paired_numbers(student, reference, task)
+    runs = paired_values(student, reference, task)
     if not runs.left or not runs.right:
         return Interval(None, reason="no outcomes")
     if runs.single and all(score.hit_or_miss for score in [*ours, *theirs]):
-        counts = stats.pairs(
-            *(next(iter(row.by_seed(task).values())) for row in (reference, student))
+        counts = stats.count_pairs(
+            *(next(iter(row.outcomes_by_seed(task).values())) for row in (student, reference))
         )
-        found = stats.difference(counts) if not ratio else stats.retention(counts)
-        found = stats.retention_above_chance(counts, chance) if ratio and chance else found
+        found = stats.difference_interval(counts) if not ratio else stats.retention_interval(counts)
+        found = stats.above_chance_interval(counts, chance) if ratio and chance else found
     elif ratio and ours[0].signed:
         return Interval(
             None,
@@ -289,11 +297,11 @@ def compare(
             "difference",
         )
     elif ratio:
-        found = tests_of(ours[0]).ratio(
+        found = tests_of(ours[0]).ratio_interval(
             runs.left, runs.right, ours[0].parts, chance=chance, paired=runs.together
         )
     else:
-        found = tests_of(ours[0]).difference(
+        found = tests_of(ours[0]).difference_interval(
             runs.left, runs.right, ours[0].parts, paired=runs.together
         )
     if student is reference and found.value is not None:
@@ -309,11 +317,11 @@ def compare(
     )
 
 
-class Runs(NamedTuple):
+class PairedRuns(NamedTuple):
     """What is compared with what: the numbers of both rows' items, run by run."""
 
-    left: list[Values]
-    right: list[Values]
+    left: list[ItemValues]
+    right: list[ItemValues]
     together: bool  # runs of one position are one training: one row was made from the other
 
     @property
@@ -322,19 +330,30 @@ class Runs(NamedTuple):
         return len(self.left) == len(self.right) == 1
 
 
-def paired(student: Row, reference: Row, task: str) -> tuple[list[str], list[str]]:
+def paired_outcomes(
+    student: ResultRow, reference: ResultRow, task: str
+) -> tuple[list[str], list[str]]:
     """Return both rows' outcomes, run by run."""
-    left, right, _ = _runs(student, student.by_seed(task), reference, reference.by_seed(task))
+    left, right, _ = _paired_runs(
+        student, student.outcomes_by_seed(task), reference, reference.outcomes_by_seed(task)
+    )
     return left, right
 
 
-def paired_numbers(student: Row, reference: Row, task: str) -> Runs:
+def paired_values(student: ResultRow, reference: ResultRow, task: str) -> PairedRuns:
     """Return the numbers of both rows' items, run by run."""
-    return Runs(*_runs(student, student.numbers(task), reference, reference.numbers(task)))
+    return PairedRuns(
+        *_paired_runs(
+            student, student.values_by_seed(task), reference, reference.values_by_seed(task)
+        )
+    )
 
 
-def _runs(
-    student: Row, left: Mapping[int | None, _Run], reference: Row, right: Mapping[int | None, _Run]
+def _paired_runs(
+    student: ResultRow,
+    left: Mapping[int | None, _Run],
+    reference: ResultRow,
+    right: Mapping[int | None, _Run],
 ) -> tuple[list[_Run], list[_Run], bool]:
     """Return all runs of both rows; of rows of which one was made from the other's students those
     of the seeds that they share.
@@ -342,19 +361,25 @@ def _runs(
     Equal seeds alone make no pairs: two methods draw their trainings each for itself.
     """
     shared = sorted(set(left) & set(right), key=str)
-    if len(shared) > 1 and _made_from(student.label, reference.label):
+    if len(shared) > 1 and _is_further_stage(student.label, reference.label):
         return [left[seed] for seed in shared], [right[seed] for seed in shared], True
     return list(left.values()), list(right.values()), False
 
 
-def _made_from(one: str, other: str) -> bool:
+def _is_further_stage(one: str, other: str) -> bool:
     """Tell whether one row's students are the other's with a further stage."""
     return one.startswith(f"{other}+") or other.startswith(f"{one}+")
 
 
-def keeps(
-    row: Row, reference: Row, task: str, margin: float, *, points: bool = False, chance: float = 0.0
-) -> tuple[float, float]:
+def retention_test(
+    row: ResultRow,
+    reference: ResultRow,
+    task: str,
+    margin: float,
+    *,
+    points: bool = False,
+    chance: float = 0.0,
+) -> RetentionTest:
     """Test whether a row keeps `margin` of what a reference has above `chance` (or, `points`, all
     but `margin`) on the same items.
 
@@ -363,11 +388,13 @@ def keeps(
     """
     score = row.scores(task)[0]
     if score.kind == "perplexity":
-        return stats.ratio_keeps(times_of(row, reference, task), 1 / margin)
-    runs = paired_numbers(row, reference, task)
+        return stats.ratio_test(figure_ratio(row, reference, task), 1 / margin)
+    runs = paired_values(row, reference, task)
     if runs.single and all(one.hit_or_miss for one in [*row.scores(task), *reference.scores(task)]):
-        return stats.keeps(*paired(row, reference, task), margin, points=points, chance=chance)
-    p: tuple[float, float] = tests_of(score).keeps(
+        return stats.retention_test(
+            *paired_outcomes(row, reference, task), margin, points=points, chance=chance
+        )
+    p: RetentionTest = tests_of(score).retention_test(
         runs.left,
         runs.right,
         margin,
@@ -380,7 +407,7 @@ def keeps(
     return p
 
 
-def unequal(row: Row, other: Row, task: str) -> float | None:
+def difference_p_value(row: ResultRow, other: ResultRow, task: str) -> float | None:
     """Return the two-sided p of "both rows score alike" on the same items; None where they cannot
     be compared.
     """
@@ -394,30 +421,30 @@ def unequal(row: Row, other: Row, task: str) -> float | None:
     if any(score.unpaired for score in scores):
         return None
     if scores[0].kind == "perplexity":
-        ratio = times_of(row, other, task)
+        ratio = figure_ratio(row, other, task)
         return (
-            two_sided(math.log(ratio.value), ratio.sources)
+            two_sided_p(math.log(ratio.value), ratio.sources)
             if ratio.value and ratio.sources and ratio.value < math.inf
             else None
         )
-    runs = paired_numbers(row, other, task)
+    runs = paired_values(row, other, task)
     if runs.single and all(score.hit_or_miss for score in scores):
-        left, right = paired(row, other, task)
-        return stats.unequal(left, right)
+        left, right = paired_outcomes(row, other, task)
+        return stats.equality_test(left, right)
     if not runs.left or not runs.right:
         return None
-    p: float = tests_of(scores[0]).unequal(
+    p: float = tests_of(scores[0]).equality_test(
         runs.left, runs.right, scores[0].parts, paired=runs.together
     )
     return p
 
 
-def lower_is_better(row: Row, task: str) -> bool:
+def lower_is_better(row: ResultRow, task: str) -> bool:
     """Tell whether smaller figures of a task are the better ones."""
     return any(score.lower_is_better for score in row.scores(task))
 
 
-def times_of(row: Row, reference: Row, task: str) -> Interval:
+def figure_ratio(row: ResultRow, reference: ResultRow, task: str) -> Interval:
     """Return a row's figure over a reference's where lower is better: below 1 is better."""
     scores = [*row.scores(task), *reference.scores(task)]
     if why := next((score.unpaired for score in scores if score.unpaired), ""):
@@ -425,52 +452,52 @@ def times_of(row: Row, reference: Row, task: str) -> Interval:
     if scores[0].kind != "perplexity":
         return compare(row, reference, task, ratio=True)
     ours, theirs = (
-        [score.totals for score in _of_trainings(one, task)] for one in (row, reference)
+        [score.totals for score in _training_scores(one, task)] for one in (row, reference)
     )
-    return of_documents(ours, theirs, scores[0])
+    return ratio_of_documents(ours, theirs, scores[0])
 
 
-def _of_trainings(row: Row, task: str) -> list[TaskScore]:
+def _training_scores(row: ResultRow, task: str) -> list[TaskScore]:
     return [score for record in row.trainings if (score := record.score(task)) is not None]
 
 
-def of_documents(
+def ratio_of_documents(
     ours: Sequence[means.Documents], theirs: Sequence[means.Documents], score: TaskScore
 ) -> Interval:
     """Return a perplexity over another's on the same documents, run by run; of bits per byte the
     ratio of the bits.
     """
-    return means.ratio_of_documents(ours, theirs, bits=score.metric == BITS)
+    return means.perplexity_ratio_interval(ours, theirs, bits=score.metric == BITS_PER_BYTE)
 
 
 def conditions_of(record: RunRecord) -> dict[str, str]:
     """Return everything that rows of one table share, of one record that succeeded."""
-    return {**_scored_under(record), **_measured_under(record)}
+    return {**_scoring_conditions(record), **_measuring_conditions(record)}
 
 
-def by_chance(found: Group, task: str) -> bool:
+def teacher_at_chance(group: Group, task: str) -> bool:
     """Tell whether a task with right answers was scored and its teacher is at chance there: no
     retention means anything.
     """
-    scores = found.teacher.scores(task) if found.teacher else []
-    return bool(scores) and scores[0].retains and not means_something(found, task)
+    scores = group.teacher.scores(task) if group.teacher else []
+    return bool(scores) and scores[0].retains and not retention_is_meaningful(group, task)
 
 
-def means_something(found: Group, task: str) -> bool:
+def retention_is_meaningful(group: Group, task: str) -> bool:
     """Tell whether a retention on a task says anything: the teacher's lower 95 % end lies above
     chance (and above 5 %).
     """
     scores = [
-        score for score in (found.teacher.scores(task) if found.teacher else ()) if score.retains
+        score for score in (group.teacher.scores(task) if group.teacher else ()) if score.retains
     ]
     return any(
-        score.value - 1.96 * _error_of(score)
+        score.value - 1.96 * _standard_error(score)
         > (max(score.chance, 0.05) if score.unit == "share" else 0)
         for score in scores
     )
 
 
-def _error_of(score: TaskScore) -> float:
+def _standard_error(score: TaskScore) -> float:
     """Return a figure's standard error, of hits and misses from the items themselves."""
     return (
         math.sqrt(score.value * (1 - score.value) / score.n)
@@ -479,7 +506,7 @@ def _error_of(score: TaskScore) -> float:
     )
 
 
-def leaders(found: Group, task: str) -> frozenset[str]:
+def best_labels(group: Group, task: str) -> frozenset[str]:
     """Return the labels of the best row that is no control, and of all that are not significantly
     worse on the same items.
 
@@ -489,9 +516,9 @@ def leaders(found: Group, task: str) -> frozenset[str]:
     method nothing is known.
     """
     rows = [
-        row for row in found.rows if block_of(row) not in (TEACHER, "control") and row.scores(task)
+        row for row in group.rows if row_block(row) not in (TEACHER, "control") and row.scores(task)
     ]
-    unknown = by_chance(found, task) or any(
+    unknown = teacher_at_chance(group, task) or any(
         row.trained_once or score.unpaired for row in rows for score in row.scores(task)
     )
     if len(rows) < 2 or unknown:
@@ -506,26 +533,26 @@ def leaders(found: Group, task: str) -> frozenset[str]:
         for row in rows
         if row is not best and all(score.items_digest == digest for score in row.scores(task))
     ]
-    adjusted = stats.holm([_worse(row, best, task) for row in others])
+    adjusted = stats.holm([_worse_p_value(row, best, task) for row in others])
     return frozenset(
         [best.label, *(row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA)]
     )
 
 
-def _worse(row: Row, best: Row, task: str) -> float:
+def _worse_p_value(row: ResultRow, best: ResultRow, task: str) -> float:
     """Return the one-sided p of "the row is no worse than the best one"."""
     scores = [*row.scores(task), *best.scores(task)]
     if scores[0].kind == "perplexity":
-        ratio = times_of(row, best, task)
+        ratio = figure_ratio(row, best, task)
         return (
-            one_sided(math.log(ratio.value), ratio.sources)
+            one_sided_p(math.log(ratio.value), ratio.sources)
             if ratio.value and ratio.sources and ratio.value < math.inf
             else 1.0
         )
-    runs = paired_numbers(row, best, task)
+    runs = paired_values(row, best, task)
     if runs.single and all(score.hit_or_miss for score in scores):
-        return stats.worse(*paired(row, best, task))
-    p: float = tests_of(scores[0]).worse(
+        return stats.inferiority_test(*paired_outcomes(row, best, task))
+    p: float = tests_of(scores[0]).inferiority_test(
         runs.left,
         runs.right,
         scores[0].parts,

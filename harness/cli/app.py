@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.check import baseline_app, check, export, verify
-from harness.cli.ending import catch_signals, ended, flushed, guard_streams
-from harness.cli.options import HELP, Command, ConfigCommand, Group, refuse_doubles
+from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_streams
+from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
 from harness.errors import CellFailed, HarnessError, OldName, unknown
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    cls=Group,
-    context_settings=HELP,
+    cls=CommandGroup,
+    context_settings=HELP_FLAGS,
     help="Compress language models in many ways, score every student in one way, and write the "
     "tables.",
 )
@@ -41,7 +41,7 @@ app.command(cls=Command)(export)
 app.command(cls=Command)(verify)
 
 
-class Listed(StrEnum):
+class ListedKind(StrEnum):
     """What can be listed."""
 
     methods = "methods"
@@ -95,7 +95,7 @@ def run(
         return _print_plan(plan)
     with Console() as console:
         ended, path = run_plan(plan, callbacks=console.callbacks())
-    _show(Run(plan, tuple(ended), path))
+    _show_results(Run(plan, tuple(ended), path))
     broken = failure_lines(ended)
     for line in broken:
         typer.echo(line, err=True)
@@ -105,7 +105,7 @@ def run(
 
 
 def _print_plan(plan: "Plan") -> int:
-    from harness.api import expect
+    from harness.api import estimate_cells
     from harness.estimating.hardware import GIB
     from harness.models.shape import parameters_on_disk
     from harness.records.store import Store
@@ -115,7 +115,7 @@ def _print_plan(plan: "Plan") -> int:
     finished = {
         cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)
     }
-    expected = expect(plan, finished)
+    expected = estimate_cells(plan, finished)
     typer.echo(
         f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} "
         f"parameters), student {under.student_recipe}, "
@@ -141,33 +141,33 @@ def _print_plan(plan: "Plan") -> int:
     return 0
 
 
-def _show(finished: "Run") -> None:
+def _show_results(finished: "Run") -> None:
     """Print a run's tables, write them and the page beside its file."""
     from harness.records.samples import evidence_of
-    from harness.reporting.formats import as_markdown, write_made
+    from harness.reporting.formats import as_markdown, write_sections
     from harness.reporting.html_page import write_page
-    from harness.reporting.report import made_of
+    from harness.reporting.report import build_sections
 
     path, records = finished.path, list(finished.records)
-    made, folder = made_of(records), path.with_suffix("")
+    made, folder = build_sections(records), path.with_suffix("")
     typer.echo("\n" + as_markdown(made))
-    write_made(made, folder)
+    write_sections(made, folder)
     [page, *_] = write_page(made, folder, evidence=evidence_of(path, records))
     typer.echo(f"tables: {folder}  page: {page}  records: {path} (again: harness report {path})")
 
 
 @app.command("list", cls=Command)
-def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
+def list_(what: Annotated[ListedKind, typer.Argument(help="What to list.")]) -> int:
     """List methods, suites, tasks or models with one line each."""
     from harness import catalog
     from harness.models.resolve import EMBEDDED_MODELS
 
-    if what is Listed.suites:
+    if what is ListedKind.suites:
         lines = {
             name: f"{suite.help} ({', '.join(suite.tasks)})"
             for name, suite in catalog.SUITES.items()
         }
-    elif what is Listed.models:
+    elif what is ListedKind.models:
         lines = dict.fromkeys(EMBEDDED_MODELS, "embedded teacher, about 1.7 million parameters")
         lines |= {
             "FOLDER": "a folder saved with save_pretrained",
@@ -175,7 +175,7 @@ def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> int:
             "ORG/NAME": "a model of the Hub",
         }
     else:
-        registry = catalog.methods() if what is Listed.methods else catalog.tasks()
+        registry = catalog.methods() if what is ListedKind.methods else catalog.tasks()
         lines = {name: registry.summary(name) for name in registry.table}
     width = max(map(len, lines))
     for name, text in lines.items():
@@ -241,10 +241,10 @@ def report(
     """Make the tables again from records alone: the same records give the same bytes. Needs no
     torch.
     """
-    from harness.cli.tables import Files, folder_of, forms_of, tables_of
+    from harness.cli.tables import ReportFiles, forms_to_write, sections_of, tables_folder
     from harness.files.places import check_folder
     from harness.planning.spec import joined_lists
-    from harness.records.store import keep_records, read_all
+    from harness.records.store import copy_to_study, read_records
     from harness.renames.labels import current_labels
     from harness.reporting.formats import as_markdown
     from harness.reporting.glossary import glossary
@@ -257,21 +257,21 @@ def report(
         if folder is not None:
             check_folder(folder, flag)
     references = current_labels(joined_lists(against), typed_in="--against")
-    refuse_doubles("--against", references)
-    refuse_doubles("--forms", joined_lists(forms) or [])
-    records, problems = read_all(place)
+    refuse_duplicates("--against", references)
+    refuse_duplicates("--forms", joined_lists(forms) or [])
+    records, problems = read_records(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
-        made = tables_of(records, price=price, against=references, sort=sort)
-        files = Files(
-            folder=out or folder_of(place, keep),
-            forms=forms_of(joined_lists(forms)),
+        made = sections_of(records, price=price, against=references, sort=sort)
+        files = ReportFiles(
+            folder=out or tables_folder(place, keep),
+            forms=forms_to_write(joined_lists(forms)),
             page=html,
             pictures=plots,
         )
         if keep:
-            keep_records(records, keep / "records")
+            copy_to_study(records, keep / "records")
         typer.echo(as_markdown(made))
         written = files.write(made, records, place)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
@@ -313,7 +313,7 @@ def measure(
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
-    from harness.reporting.measured import weighed_tables
+    from harness.reporting.measured import measurement_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(
@@ -335,7 +335,7 @@ def measure(
             say=console.say,
         )
     typer.echo(
-        weighed_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
+        measurement_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
     )
     typer.echo(f"every raw value: {path}")
     return 0
@@ -396,8 +396,8 @@ def plan(
     from harness.estimating.estimate import estimate_text
     from harness.planning.spec import joined_lists
 
-    refuse_doubles("--methods", joined_lists(methods) or [])
-    refuse_doubles("--suite", joined_lists(suite) or [])
+    refuse_duplicates("--methods", joined_lists(methods) or [])
+    refuse_duplicates("--suite", joined_lists(suite) or [])
     estimates = estimate_plans(
         ["cot", "response"] if methods is None else joined_lists(methods) or [],
         teacher=teacher,
@@ -407,7 +407,7 @@ def plan(
         budget=budget,
         rows=rows,
         limit=limit,
-        records=_known_records(records),
+        records=_rate_records(records),
         cache=cache,
     )
     for estimate in estimates:
@@ -415,15 +415,15 @@ def plan(
     return 0 if all(stage.fits for estimate in estimates for stage in estimate.stages) else 1
 
 
-def _known_records(places: list[Path] | None) -> "list[RunRecord]":
+def _rate_records(places: list[Path] | None) -> "list[RunRecord]":
     """Return the records of this machine's rates: those that are named, else those of the usual
     place, where it is there.
     """
-    from harness.records.store import read_all
+    from harness.records.store import read_records
 
     records: list[RunRecord] = []
     for place in places or [usual for usual in (Path("results/runs"),) if usual.exists()]:
-        here, problems = read_all(place)
+        here, problems = read_records(place)
         records += here
         for line in problems:
             typer.echo(f"skipped {line}", err=True)
@@ -452,26 +452,32 @@ def cache(
     """List, verify or prune what teachers have computed; anything deleted is made again when it is
     needed.
     """
-    from harness.models.artefacts import KINDS, damage_of, default_cache, entries, remove
+    from harness.models.artefacts import (
+        KINDS,
+        cache_entries,
+        default_cache,
+        entry_damage,
+        remove_entry,
+    )
 
     place = folder or default_cache()
     if kind is not None and kind not in KINDS:
         raise unknown("kind of artefact", kind, KINDS)
     if folder is not None and not folder.is_dir():
         raise HarnessError(f"no cache folder at {folder}; leave --cache out for {default_cache()}")
-    found = [one for one in entries(place) if kind in (None, one.kind)]
+    found = [one for one in cache_entries(place) if kind in (None, one.kind)]
     damaged = 0
     for one in found:
         told = (
             f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  "
             f"{one.days:6.1f} days"
         )
-        wrong = "" if what is CacheAction.ls else damage_of(one)
+        wrong = "" if what is CacheAction.ls else entry_damage(one)
         damaged += bool(wrong)
         if what is CacheAction.prune:
             if not wrong and (older_than is None or one.days <= older_than):
                 continue
-            remove(one)
+            remove_entry(one)
             told += f"  deleted{f' ({wrong})' if wrong else ''}"
         elif what is CacheAction.verify:
             told += f"  DAMAGED: {wrong}" if wrong else "  whole"
@@ -531,12 +537,12 @@ def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     guard_streams()
     catch_signals()
-    sys.exit(flushed(ended(_command)))
+    sys.exit(flush_output(exit_code_of(_command)))
 
 
 def _command() -> int:
     """Run the command that was typed and return its exit code."""
-    _one_line_for_old_names()
+    _show_old_names_in_one_line()
     # where torchao is installed, its enums are announced at every start
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
@@ -563,7 +569,7 @@ def _command() -> int:
     return code
 
 
-def _one_line_for_old_names() -> None:
+def _show_old_names_in_one_line() -> None:
     """Print what is written by an older version's name in one line; other warnings as they are."""
     shown = warnings.showwarning
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import HELP, Command, Group, refuse_doubles
+from harness.cli.options import HELP_FLAGS, Command, CommandGroup, refuse_duplicates
 from harness.errors import HarnessError, unknown
 from harness.escape import clean
 from harness.files.places import check_file, check_folder
@@ -27,7 +27,7 @@ from harness.gate.inputs import (
 )
 
 if TYPE_CHECKING:
-    from harness.gate.rules import Checked
+    from harness.gate.rules import CheckResult
     from harness.records.record import Measurement
 
 baseline_app = typer.Typer(
@@ -35,8 +35,8 @@ baseline_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    cls=Group,
-    context_settings=HELP,
+    cls=CommandGroup,
+    context_settings=HELP_FLAGS,
     help="Freeze accepted rows item by item, show what is frozen, and what changed.",
 )
 
@@ -63,7 +63,8 @@ Rows = Annotated[
 def check(
     place: Records = Path("results/runs"),
     baseline: Annotated[
-        Path | None, typer.Option(help="The frozen rows to compare with (harness baseline update).")
+        Path | None,
+        typer.Option(help="The frozen rows to compare with (harness baseline update_baseline)."),
     ] = None,
     margin: Margin = None,
     rows: Rows = None,
@@ -139,7 +140,7 @@ def check(
     your mistake.
     """
     from harness.gate import check as gate_check
-    from harness.gate.rules import rules_of
+    from harness.gate.rules import rules_with_margin
     from harness.planning.spec import joined_lists
     from harness.records.baseline import read_baseline
     from harness.renames.labels import current_labels
@@ -150,7 +151,7 @@ def check(
     _refuse_thresholds(faster, slower)
     outputs = _Outputs.of(json_to, junit, markdown, annotate=annotate)
     named = current_labels(joined_lists(rows), typed_in="--rows")
-    refuse_doubles("--rows", named)
+    refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
     rules = gate_check.Rules(
         margin=share,
@@ -167,9 +168,9 @@ def check(
         decide=parse_decide(decide),
     )
     frozen = read_baseline(baseline) if baseline else None
-    rules = rules_of(frozen, rules)
+    rules = rules_with_margin(frozen, rules)
     checked = gate_check.check(
-        records_of(place), rules, frozen, measured=_measured(measured) if measured else ()
+        records_of(place), rules, frozen, measured=_read_measured(measured) if measured else ()
     )
     outputs.write(checked)
     return checked.exit_code
@@ -200,18 +201,18 @@ class _Outputs:
         annotates = os.environ.get("GITHUB_ACTIONS") == "true" if annotate is None else annotate
         return cls(json, junit, summary, annotates)
 
-    def write(self, checked: "Checked") -> None:
+    def write(self, checked: "CheckResult") -> None:
         """Print a verdict and write its files."""
         from harness.gate import output
 
-        typer.echo(output.text(checked))
+        typer.echo(output.terminal_text(checked))
         for path, form, mode in (
             (self.json, output.as_json, "w"),
             (self.junit, output.junit, "w"),
             (self.markdown, output.markdown, "a"),
         ):
             if path:
-                _written(path, form(checked), mode)
+                _write(path, form(checked), mode)
         for line in output.annotations(checked) if self.annotates else ():
             typer.echo(line)
 
@@ -226,7 +227,7 @@ def _refuse_thresholds(faster: float | None, slower: float) -> None:
         )
 
 
-def _written(path: Path, text: str, mode: str) -> None:
+def _write(path: Path, text: str, mode: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open(mode, encoding="utf-8", newline="\n") as stream:
@@ -237,12 +238,12 @@ def _written(path: Path, text: str, mode: str) -> None:
         ) from problem
 
 
-def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
+def _read_measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     """Read the file of `harness measure`: the models after the first, by name."""
     from pydantic import ValidationError
 
     from harness.files.untrusted import read_object
-    from harness.records.consistency import READING, what_is_wrong
+    from harness.records.consistency import READING_CONTEXT, first_problem
     from harness.records.record import Measurement
 
     try:
@@ -250,13 +251,16 @@ def _measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
         found = [
             (
                 str(one["name"]),
-                [Measurement.model_validate(each, context=READING) for each in one["measurements"]],
+                [
+                    Measurement.model_validate(each, context=READING_CONTEXT)
+                    for each in one["measurements"]
+                ],
             )
             for one in models[1:]
         ]
     except ValidationError as problem:
         raise HarnessError(
-            f"--measured {path}: {what_is_wrong(problem)}; type: harness measure OLD NEW"
+            f"--measured {path}: {first_problem(problem)}; type: harness measure OLD NEW"
         ) from problem
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise HarnessError(
@@ -302,18 +306,23 @@ def baseline_update(
     """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in
     small steps, and margins not met.
     """
-    from harness.gate.baseline_shown import difference, family_of, reach, reach_shown
+    from harness.gate.baseline_tables import (
+        change_lines,
+        detectable_drop_lines,
+        detectable_drops,
+        holm_family_size,
+    )
     from harness.gate.rules import Rules
-    from harness.gate.update import update
+    from harness.gate.update import update_baseline
     from harness.planning.spec import joined_lists
     from harness.renames.labels import current_labels
 
     check_file(baseline, "--baseline")
     named = current_labels(joined_lists(rows), typed_in="--rows")
-    refuse_doubles("--rows", named)
+    refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
-    moved = update(
+    moved = update_baseline(
         baseline,
         records,
         reason=reason,
@@ -323,23 +332,24 @@ def baseline_update(
         drop=drop,
         own_margin=own_margin,
     )
-    _echo(difference(moved.old, moved.made))
-    if shown := reach_shown(reach(moved.made, moved.old, records, rules)):
-        tests = f"Holm over {family_of(moved.made)} tests"
+    _echo_table(change_lines(moved.previous, moved.baseline))
+    drops = detectable_drops(moved.baseline, moved.previous, records, rules)
+    if shown := detectable_drop_lines(drops):
+        tests = f"Holm over {holm_family_size(moved.baseline)} tests"
         typer.echo(
             f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, "
             f"{tests}):"
         )
-        _echo(shown)
+        _echo_table(shown)
     for note in moved.notes:
         typer.echo(f"note: {note}")
-    if moved.made.history[-1].commit is None:
+    if moved.baseline.history[-1].commit is None:
         typer.echo(
             "note: these records name no commit (an installed package); the file cannot say which "
             "code it is of"
         )
     typer.echo(
-        f"{baseline}: {len(moved.made.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
+        f"{baseline}: {len(moved.baseline.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
         "commit it"
     )
     return 0
@@ -348,12 +358,12 @@ def baseline_update(
 @baseline_app.command("show", cls=Command)
 def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
     """Show what is frozen, and why it moved when."""
-    from harness.gate.baseline_shown import margin_shown, rows_shown
+    from harness.gate.baseline_tables import baseline_lines, margin_text
     from harness.records.baseline import read_baseline
 
     found = read_baseline(baseline)
-    _echo(rows_shown(found))
-    typer.echo(f"margin: {'none' if found.margin is None else margin_shown(found)}")
+    _echo_table(baseline_lines(found))
+    typer.echo(f"margin: {'none' if found.margin is None else margin_text(found)}")
     for change in found.history:
         accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
         anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
@@ -374,21 +384,21 @@ def baseline_diff(
     """Show what changed from a baseline to another one, or to records: scores, items lost and won,
     bytes.
     """
-    from harness.files.untrusted import text_of
-    from harness.gate.baseline_shown import difference
-    from harness.records.baseline import Baseline, freeze, read_baseline
+    from harness.files.untrusted import read_text_file
+    from harness.gate.baseline_tables import change_lines
+    from harness.records.baseline import Baseline, freeze_record, read_baseline
 
     old = read_baseline(baseline)
-    if other.is_file() and '"baseline"' in text_of(other)[:400]:
+    if other.is_file() and '"baseline"' in read_text_file(other)[:400]:
         new = read_baseline(other)
     else:
         records = [one for one in records_of(other) if one.status == "success"]
-        new = Baseline(history=(), rows=tuple(freeze(one) for one in records))
-    _echo(difference(old, new))
+        new = Baseline(history=(), rows=tuple(freeze_record(one) for one in records))
+    _echo_table(change_lines(old, new))
     return 0
 
 
-def _echo(lines: Sequence[dict[str, str]]) -> None:
+def _echo_table(lines: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     rows = [[clean(cell) for cell in line.values()] for line in lines]
@@ -428,7 +438,7 @@ def verify(
     return 1 if differing or problems else 0
 
 
-class Form(StrEnum):
+class ExportForm(StrEnum):
     """Where records can be handed on to."""
 
     lm_eval = "lm-eval"
@@ -440,7 +450,7 @@ class Form(StrEnum):
 
 def export(
     form: Annotated[
-        Form,
+        ExportForm,
         typer.Argument(
             help="lm-eval: its result files; datasets: per-item rows; or a tracker that is "
             "installed."
@@ -462,13 +472,13 @@ def export(
     records = [one for one in records_of(place) if one.status == "success"]
     if not records:
         raise HarnessError(f"{place}: no record that succeeded; type: harness run")
-    if form is Form.lm_eval:
+    if form is ExportForm.lm_eval:
         written = list(map(str, handing.to_lm_eval(records, out)))
-    elif form is Form.datasets:
+    elif form is ExportForm.datasets:
         written = list(map(str, handing.to_datasets(records, evidence_of(place, records), out)))
-    elif form in (Form.mlflow, Form.wandb, Form.trackio):
+    elif form in (ExportForm.mlflow, ExportForm.wandb, ExportForm.trackio):
         written = handing.to_tracker(form.value, records, project=project)
     else:
-        raise unknown("form", str(form), [one.value for one in Form])
+        raise unknown("form", str(form), [one.value for one in ExportForm])
     typer.echo(f"written: {', '.join(written)}")
     return 0

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from harness.files.problems import told_of
+from harness.files.problems import describe_os_error
 
-KEPT = "what was finished is kept, the same command goes on from there"
-_GOING_ON = ("run", "train-tiny")  # what starts again where it was
+KEPT_MESSAGE = "what was finished is kept, the same command goes on from there"
+_RESUMABLE = ("run", "train-tiny")  # what starts again where it was
 
 
 class Stopped(BaseException):
@@ -26,7 +26,7 @@ class Stopped(BaseException):
         self.number = number
 
 
-class _Patient(io.FileIO):
+class _ForgivingStream(io.FileIO):
     """A stream whose reader may go away (`| head`): what is written then goes nowhere, and the
     command ends as it would have ended.
     """
@@ -57,7 +57,7 @@ def guard_streams() -> None:
         except (AttributeError, OSError, ValueError):  # closed, or not a file
             continue
         stream.flush()
-        raw = _Patient(number, "w", closefd=False)
+        raw = _ForgivingStream(number, "w", closefd=False)
         setattr(
             sys,
             name,
@@ -72,7 +72,7 @@ def guard_streams() -> None:
         )
 
 
-def flushed(code: int) -> int:
+def flush_output(code: int) -> int:
     """Write out what is still buffered; a standard output that takes nothing (a full disk) is a
     mistake of the command line.
     """
@@ -81,13 +81,13 @@ def flushed(code: int) -> int:
             sys.stdout.flush()
     except OSError as problem:
         if code != 2:  # it was said already
-            say(told_of(problem))
-        _drop_the_rest()
+            print_error(describe_os_error(problem))
+        _discard_output()
         return 2
     return code
 
 
-def _drop_the_rest() -> None:
+def _discard_output() -> None:
     """Point standard output to nowhere: the interpreter flushes it once more at its end, and would
     say so again.
     """
@@ -114,29 +114,29 @@ def catch_signals() -> None:
 def stopped_line(by: str, arguments: list[str]) -> str:
     """Say that a command was stopped, what of it is kept, and what to type to go on."""
     again = shlex.join(["harness", *arguments])
-    if arguments[:1] and arguments[0] in _GOING_ON:
-        return f"stopped ({by}); {KEPT}: {again}"
+    if arguments[:1] and arguments[0] in _RESUMABLE:
+        return f"stopped ({by}); {KEPT_MESSAGE}: {again}"
     return f"stopped ({by}); it keeps nothing half done, type it again: {again}"
 
 
-def say(line: str) -> None:
+def print_error(line: str) -> None:
     """Print the program's last word to standard error."""
     if sys.stderr is not None:
         print(f"harness: {line}", file=sys.stderr, flush=True)
 
 
-def ended(command: Callable[[], int]) -> int:
+def exit_code_of(command: Callable[[], int]) -> int:
     """Run a command and return its exit code where the system or a signal ends it: 2, or 128 and
     the signal's number.
     """
     try:
         return command()
     except OSError as problem:
-        say(told_of(problem))
+        print_error(describe_os_error(problem))
         return 2
     except KeyboardInterrupt:
-        say(stopped_line("Ctrl-C", sys.argv[1:]))
+        print_error(stopped_line("Ctrl-C", sys.argv[1:]))
         return 130
     except Stopped as stopped:
-        say(stopped_line(str(stopped), sys.argv[1:]))
+        print_error(stopped_line(str(stopped), sys.argv[1:]))
         return 128 + stopped.number

@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 
 # typer brings its own click in some versions and takes the installed one in others: contexts and
 # parameters are typed Any here.
-HELP = {"help_option_names": ["-h", "--help"]}
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
 
 def version_line() -> str:
@@ -41,14 +41,14 @@ class Command(TyperCommand):
         """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a
         number.
         """
-        _say_version(ctx, args)
+        _answer_version(ctx, args)
         written = list(args)
         rest = super().parse_args(ctx, args)
         given, _, _ = self.make_parser(ctx).parse_args(args=written)
         for parameter in self.params:
             if parameter.name not in self.may_be_empty:
                 _refuse_empty(parameter, given.get(parameter.name or ""))
-            _refuse_no_number(parameter, ctx.params.get(parameter.name or ""))
+            _refuse_infinite(parameter, ctx.params.get(parameter.name or ""))
         return rest
 
 
@@ -67,7 +67,7 @@ class ConfigCommand(Command):
     def params(self) -> list[Any]:
         """The command's arguments, the configuration's fields, the command's own options."""
         if not self._whole:
-            from harness.cli.run_options import parameters_of
+            from harness.cli.run_options import option_parameters
             from harness.planning import config
             from harness.planning.fields import settings_by_name
 
@@ -76,7 +76,7 @@ class ConfigCommand(Command):
                 name for name, one in fields.items() if one.spelling.may_be_empty
             )
             place = sum(one.param_type_name == "argument" for one in self._params)
-            self._params[place:place] = parameters_of(config.RunConfig)
+            self._params[place:place] = option_parameters(config.RunConfig)
             self._whole = True
         # always the same list: click puts its help option there and takes it again
         return self._params
@@ -89,33 +89,33 @@ class ConfigCommand(Command):
         """Read the arguments; the configuration's go to `context.obj` as values. Raises
         `HarnessError` for what is no value.
         """
-        from harness.cli.run_options import values_of
+        from harness.cli.run_options import typed_values
         from harness.planning import config
         from harness.renames.options import current_flags
 
         rest = super().parse_args(ctx, current_flags(args))
-        ctx.obj = values_of(
+        ctx.obj = typed_values(
             config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields}
         )
         return rest
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """The commands together: `harness --version` as each of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Answer `--version` before a command is looked for."""
-        _say_version(ctx, args[:1])
+        _answer_version(ctx, args[:1])
         return super().parse_args(ctx, args)
 
 
-def _say_version(ctx: Any, args: Sequence[str]) -> None:
+def _answer_version(ctx: Any, args: Sequence[str]) -> None:
     if "--version" in args:
         typer.echo(version_line())
         ctx.exit(0)
 
 
-def _name_of(parameter: Any) -> str:
+def _typed_name(parameter: Any) -> str:
     """Return a parameter as it is typed: its long flag, or an argument's name."""
     flag: str = max(parameter.opts, key=len)
     return flag if parameter.param_type_name == "option" else flag.upper()
@@ -126,17 +126,17 @@ def _refuse_empty(parameter: Any, value: Any) -> None:
     if any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
         missing = ", so no method is asked for" if parameter.name == "methods" else ""
         raise HarnessError(
-            f"{_name_of(parameter)} is empty{missing}; leave it out for its default, or see --help "
-            "for what it takes"
+            f"{_typed_name(parameter)} is empty{missing}; leave it out for its default, or see "
+            "--help for what it takes"
         )
 
 
-def _refuse_no_number(parameter: Any, value: Any) -> None:
+def _refuse_infinite(parameter: Any, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise HarnessError(f"{_name_of(parameter)} {value:g}: give a finite number")
+        raise HarnessError(f"{_typed_name(parameter)} {value:g}: give a finite number")
 
 
-def refuse_doubles(flag: str, names: Sequence[str], *, hint: str = "") -> None:
+def refuse_duplicates(flag: str, names: Sequence[str], *, hint: str = "") -> None:
     """Raise `HarnessError` where a list of names holds one twice."""
     double = next((name for at, name in enumerate(names) if name in names[:at]), None)
     if double is not None:

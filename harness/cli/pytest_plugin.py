@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.gate.rules import Finding
 
 
-_FOUND: "pytest.StashKey[tuple[Finding, ...]]" = pytest.StashKey()
+_FINDINGS: "pytest.StashKey[tuple[Finding, ...]]" = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-class RowItem(pytest.Item):  # type: ignore[misc,unused-ignore]
+class FindingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
     """One finding as a test."""
 
     def __init__(self, *, finding: "Finding", skip: bool, **more: Any) -> None:
@@ -77,7 +77,7 @@ class RowItem(pytest.Item):  # type: ignore[misc,unused-ignore]
         return self.path, None, self.name
 
 
-class NothingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
+class NoRowsItem(pytest.Item):  # type: ignore[misc,unused-ignore]
     """What stands where the records hold no row to judge: a check of nothing is no pass."""
 
     def runtest(self) -> None:
@@ -104,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from harness.errors import HarnessError
     from harness.gate.check import check
     from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights, records_of
-    from harness.gate.rules import Rules, rules_of
+    from harness.gate.rules import Rules, rules_with_margin
     from harness.planning.spec import split_list
     from harness.records.baseline import read_baseline
     from harness.renames.labels import current_labels
@@ -121,8 +121,8 @@ def pytest_configure(config: pytest.Config) -> None:
             decide=parse_decide(options["decide"]),
         )
         frozen = read_baseline(Path(options["baseline"])) if options["baseline"] else None
-        rules = rules_of(frozen, rules)
-        config.stash[_FOUND] = check(
+        rules = rules_with_margin(frozen, rules)
+        config.stash[_FINDINGS] = check(
             records_of(Path(options["records"] or "results/runs")), rules, frozen
         ).findings
     except HarnessError as problem:
@@ -133,10 +133,12 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Add a test for each finding."""
-    found = config.stash.get(_FOUND, None)
+    found = config.stash.get(_FINDINGS, None)
     if found is None:
         return
     skip = config.getoption("--harness-cannot-tell") == "skip"
-    items += [RowItem.from_parent(session, name=one.name, finding=one, skip=skip) for one in found]
+    items += [
+        FindingItem.from_parent(session, name=one.name, finding=one, skip=skip) for one in found
+    ]
     if not found:
-        items.append(NothingItem.from_parent(session, name="harness check"))
+        items.append(NoRowsItem.from_parent(session, name="harness check"))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from harness.planning.fields import Setting, settings_by_name
 
 
-def parameters_of(model: type[BaseModel]) -> list[Any]:
+def option_parameters(model: type[BaseModel]) -> list[Any]:
     """Return a model's fields as a command's options, in their order. None of them is required:
     defaults are the model's.
     """
@@ -29,7 +29,7 @@ def parameters_of(model: type[BaseModel]) -> list[Any]:
     return list(typer.main.get_command(app).params)
 
 
-def values_of(model: type[BaseModel], typed: dict[str, Any]) -> dict[str, Any]:
+def typed_values(model: type[BaseModel], typed: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the settings that were typed. Raises `HarnessError` for a text that is
     none.
     """

@@ -9,13 +9,19 @@ from pathlib import Path
 from harness.errors import unknown
 from harness.records.record import RunRecord
 from harness.renames.columns import current_column
-from harness.reporting.formats import Made
-from harness.reporting.report import FORMS, Asked, columns_of, made_of, write_made
+from harness.reporting.formats import ReportSection
+from harness.reporting.report import (
+    FORMS,
+    ReportOptions,
+    build_sections,
+    sortable_columns,
+    write_sections,
+)
 
 
-def tables_of(
+def sections_of(
     records: Sequence[RunRecord], *, price: float | None, against: Sequence[str], sort: str | None
-) -> list[Made]:
+) -> list[ReportSection]:
     """Build the tables of records. Raises `HarnessError` for a row or a column that they
     have not.
     """
@@ -24,13 +30,13 @@ def tables_of(
         raise unknown("row", missing[0], labels, hint="(in --against)")
     tasks = {score.task for record in records for score in record.scores}
     sort = sort and current_column(sort, tasks, typed_in="--sort")
-    made = made_of(records, Asked(price=price, references=tuple(against), sort=sort))
-    if sort is not None and sort.removeprefix("-") not in (columns := columns_of(made)):
+    made = build_sections(records, ReportOptions(price=price, references=tuple(against), sort=sort))
+    if sort is not None and sort.removeprefix("-") not in (columns := sortable_columns(made)):
         raise unknown("column", sort.removeprefix("-"), columns, hint="(in --sort)")
     return made
 
 
-def folder_of(place: Path, study: Path | None) -> Path:
+def tables_folder(place: Path, study: Path | None) -> Path:
     """Return where the tables of a place go that nobody named a folder for: into the study, else
     beside the records.
     """
@@ -39,7 +45,7 @@ def folder_of(place: Path, study: Path | None) -> Path:
     return place.with_suffix("") if place.is_file() else place / "tables"
 
 
-def forms_of(named: Sequence[str] | None) -> list[str]:
+def forms_to_write(named: Sequence[str] | None) -> list[str]:
     """Return the forms to write, all where none is named. Raises `HarnessError` for one that there
     is not.
     """
@@ -49,7 +55,7 @@ def forms_of(named: Sequence[str] | None) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class ReportFiles:
     """Which files are written, and where."""
 
     folder: Path
@@ -57,11 +63,13 @@ class Files:
     page: bool
     pictures: bool
 
-    def write(self, made: Sequence[Made], records: Sequence[RunRecord], place: Path) -> list[Path]:
+    def write(
+        self, made: Sequence[ReportSection], records: Sequence[RunRecord], place: Path
+    ) -> list[Path]:
         """Write tables, pictures and page; return what was written. Answers of single items are
         looked for beside `place`.
         """
-        written = write_made(made, self.folder, forms=self.forms)
+        written = write_sections(made, self.folder, forms=self.forms)
         if self.pictures:
             from harness.reporting.plots import write_plots
 

@@ -11,8 +11,8 @@ from statistics import fmean
 from harness.estimating.hardware import Hardware
 from harness.estimating.workload import ROW_TOKENS, EstimateRequest, Workload
 from harness.files.digests import digest_of
-from harness.records.conditions import EVERY_ROW, shared_by
-from harness.records.record import RunRecord, rows_of
+from harness.records.conditions import EVERY_ROW, shared_conditions
+from harness.records.record import RunRecord, row_kinds
 
 PUBLISHED = Path(__file__).parents[1] / "reporting" / "assets" / "published.json"
 _DEFAULTS = {  # setting of `response` -> default, and what speaks for it
@@ -89,7 +89,9 @@ def _setting_advice(records: Sequence[RunRecord], name: str, default: str, other
         if not usable or name not in record.settings or not record.scores[0].retains:
             continue
         others = {key: value for key, value in record.settings.items() if key != name}
-        same = digest_of(shared_by(record.conditions, (*EVERY_ROW, *rows_of(record))), others)
+        same = digest_of(
+            shared_conditions(record.conditions, (*EVERY_ROW, *row_kinds(record))), others
+        )
         alike.setdefault(same, {}).setdefault(record.settings[name], []).append(record)
     tried = max(alike.values(), key=len, default={})
     if len(tried) < 2:

@@ -23,8 +23,14 @@ from harness.estimating.workload import (
     EstimateRequest,
     Workload,
 )
-from harness.measuring.scenario import VISIT_SECONDS, WARM_UP_SECONDS, parse_grid
-from harness.models.shape import CPU_CACHE, DENSE, ROWS_AT_ONCE, STATE_BYTES, Shape
+from harness.measuring.scenario import MIN_WARMUP_SECONDS, VISIT_SECONDS, parse_grid
+from harness.models.shape import (
+    CPU_KV_BYTES,
+    MAX_BATCH_ROWS,
+    MAX_DENSE_VOCABULARY,
+    TRAINING_BYTES_PER_WEIGHT,
+    Shape,
+)
 from harness.records import columns
 from harness.records.record import RunRecord
 
@@ -164,7 +170,9 @@ def _teacher_reading_stage(asked: EstimateRequest, hardware: Hardware) -> StageE
         + activation_bytes(replace(asked.teacher, layers=1), long, _bytes_per_value(hardware)),
     )
     each = (
-        asked.teacher.vocabulary * 2 if asked.teacher.vocabulary <= DENSE else TOP_K * TOP_K_BYTES
+        asked.teacher.vocabulary * 2
+        if asked.teacher.vocabulary <= MAX_DENSE_VOCABULARY
+        else TOP_K * TOP_K_BYTES
     )
     return StageEstimate(
         name="teacher reads the rows (once, cached)",
@@ -196,7 +204,7 @@ def _training_stage(
         else student.vocabulary
     )
     need = _TrainingMemory(
-        states=float(STATE_BYTES * student.parameters),
+        states=float(TRAINING_BYTES_PER_WEIGHT * student.parameters),
         activations=activation_bytes(student, tokens, _bytes_per_value(hardware)),
         logits=logits_bytes(vocabulary, tokens, tokens * share, teacher=work.reads_teacher),
         teacher=float(asked.teacher.parameters * _bytes_per_value(hardware)) if live else 0.0,
@@ -342,13 +350,13 @@ def _decoding(
     all devices together.
     """
     item = _bytes_per_value(hardware)
-    share = min(0.3 * hardware.memory, float(CPU_CACHE) if hardware.kind == "cpu" else math.inf)
+    share = min(0.3 * hardware.memory, float(CPU_KV_BYTES) if hardware.kind == "cpu" else math.inf)
     batch = int(
         max(
             1,
             min(
                 rows,
-                ROWS_AT_ONCE[hardware.kind],
+                MAX_BATCH_ROWS[hardware.kind],
                 share // max(1, shape.kv_bytes(batch=1, tokens=prompt + written, item=item)),
             ),
         )
@@ -447,7 +455,7 @@ def _timing_seconds(shapes: Sequence[Shape], asked: EstimateRequest, hardware: H
                 scenario.batch * shape.forward_flops(scenario.prompt_tokens) / hardware.forward
             )
             run += scenario.new_tokens * (max(reading, computing) + shape.layers * _STEP_SECONDS)
-            total += max(3 * run, WARM_UP_SECONDS) + asked.rounds * 2 * max(
+            total += max(3 * run, MIN_WARMUP_SECONDS) + asked.rounds * 2 * max(
                 1.25 * run, 1.25 * VISIT_SECONDS
             )
     return total
@@ -485,7 +493,7 @@ def scoring_stage(
         if written:
             seconds += _decoding(shape, count, own, written, hardware)[0]
     item = _bytes_per_value(hardware)
-    working = float(CPU_CACHE) if hardware.kind == "cpu" else 0.3 * hardware.memory
+    working = float(CPU_KV_BYTES) if hardware.kind == "cpu" else 0.3 * hardware.memory
     layout, memory, fits = _place_model(
         shape, hardware, min(working, decoding_cache_bytes(shape, asked, item))
     )
@@ -516,7 +524,7 @@ def decoding_cache_bytes(shape: Shape, asked: EstimateRequest, item: int) -> flo
             most,
             float(
                 shape.kv_bytes(
-                    batch=min(count, ROWS_AT_ONCE["cpu"]), tokens=own + written, item=item
+                    batch=min(count, MAX_BATCH_ROWS["cpu"]), tokens=own + written, item=item
                 )
                 + shape.kv_bytes(batch=1, tokens=common, item=item)
             ),

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from harness import catalog
 from harness.contract import Method
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.errors import HarnessError
 from harness.estimating.estimate import (
     Estimate,
@@ -32,15 +32,15 @@ from harness.estimating.workload import (
 )
 from harness.measuring.scenario import GRIDS
 from harness.models.artefacts import default_cache
-from harness.models.resolve import configuration_of, is_embedded
+from harness.models.resolve import configuration_folder, is_embedded
 from harness.models.shape import Shape
-from harness.models.shaping import parse_recipe
+from harness.models.shaping import parse_student_cut
 from harness.planning.cells import Plan, PlannedCell
 from harness.planning.chain import check_chain, split_chain
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
 from harness.planning.spec import limit_for, parse_method
 from harness.records.record import TEACHER, RunRecord
-from harness.records.store import read_all
+from harness.records.store import read_records
 
 _DEFAULT_ITEMS = 1_000  # of a task whose size nobody knows
 _NO_LIMIT = 10**9
@@ -50,8 +50,8 @@ def item_count(name: str, include_path: Path | None) -> int:
     """Return how many items a task has: as published, or as its data files have lines; 1,000 where
     neither is known.
     """
-    if name in ITEMS or not name.startswith(catalog.OUTSIDE):
-        return ITEMS.get(name, _DEFAULT_ITEMS)
+    if name in ITEMS_BY_TASK or not name.startswith(catalog.OUTSIDE):
+        return ITEMS_BY_TASK.get(name, _DEFAULT_ITEMS)
     counted: int | None = catalog.count_items(name, include_path=include_path)
     return _DEFAULT_ITEMS if counted is None else counted
 
@@ -125,10 +125,10 @@ def _shapes(request: ChainsRequest) -> tuple[Shape, Shape]:
     """Return the shapes of teacher and student, read from configurations or taken from a size."""
 
     def folder(name: str) -> Path:
-        return configuration_of(name, cache=request.cache or default_cache())
+        return configuration_folder(name, cache=request.cache or default_cache())
 
     teacher = parse_model(request.teacher, folder)
-    recipe = parse_recipe(request.student)
+    recipe = parse_student_cut(request.student)
     student = recipe.shape_of(teacher) if recipe else parse_model(request.student, folder)
     # public shapes of two families: taken as of one, with one vocabulary
     if is_size(request.teacher) and is_size(request.student):
@@ -287,7 +287,7 @@ class _CellEstimator:
 
 def _stored_records(out: Path) -> list[RunRecord]:
     with contextlib.suppress(HarnessError):  # no record yet
-        return read_all(out)[0]
+        return read_records(out)[0]
     return []
 
 
@@ -295,7 +295,7 @@ def _request_of_plan(plan: Plan, teacher: Shape) -> EstimateRequest:
     """Return what all cells of a plan are asked, given the teacher's shape."""
     under, config = plan.conditions, plan.config
     recipe, base = (
-        parse_recipe(config.student),
+        parse_student_cut(config.student),
         Shape.of_folder(plan.student_base.path, name=plan.student_base.name),
     )
     names = under.task_names

@@ -9,7 +9,7 @@ from statistics import median
 
 from harness.errors import HarnessError, unknown
 from harness.machine.memory import device_bytes
-from harness.machine.processor import allowed_cpus, machine, threads_asked
+from harness.machine.processor import allowed_cpus, machine_label, thread_count
 from harness.records.record import RunRecord
 
 GIB = 2**30
@@ -127,8 +127,8 @@ def records_of_this_machine(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the records that were made on a machine like this one, on its CPU, at no more threads
     than are asked for.
     """
-    here = machine()
-    threads = threads_asked()
+    here = machine_label()
+    threads = thread_count()
 
     def fits(one: RunRecord) -> bool:
         made = one.environment

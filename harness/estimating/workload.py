@@ -9,8 +9,13 @@ from pathlib import Path
 
 from harness.contract import Method
 from harness.errors import HarnessError
-from harness.models.shape import DENSE as DENSE
-from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk, shape_of_size, weight_bytes
+from harness.models.shape import (
+    TRAINING_BYTES_PER_WEIGHT,
+    Shape,
+    parameters_on_disk,
+    shape_of_size,
+    weight_bytes,
+)
 from harness.planning.chain import can_be_stage
 
 # log-probabilities kept of a teacher's distribution: an fp16 value and an int32 id each
@@ -116,7 +121,9 @@ def training_bytes(
     beside = (
         [weight_bytes(folder, dtype) for folder in teachers] if work.reads_live_teacher else [0]
     )
-    return STATE_BYTES * parameters + (sum(beside) if work.several_teachers else min(beside))
+    return TRAINING_BYTES_PER_WEIGHT * parameters + (
+        sum(beside) if work.several_teachers else min(beside)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,48 @@
-"""The check behind `harness check`: does every row keep what it claims, and what it once had? Pure,
-from records and a baseline. No torch.
+"""The check behind `harness check`, a pure function of records and a baseline. No torch.
 
-Three layers, each with its own preconditions. *Identity*: a row whose answers are the frozen ones
-to the last is done. *Claim*: a row keeps at least the margin of what its teacher has above chance,
-on the same items (non-inferiority). *Frozen*: a row has lost no more items than it won against its
-own frozen outcomes (exact one-sided McNemar), or less than the tolerance. Beside the decisions by
-task stands one pooled over a row's tasks. P values are adjusted by Holm over all rows, tasks and
-pools of a layer. A row that nothing judged is never a pass. Bytes are compared exactly; speed only
-by ratios of two models timed by turns in one job, never by stored seconds.
+Does every row keep what it claims, and what it once had? There are three layers, each with its own
+conditions:
+
+- *Identity*: a row whose answers are all the frozen ones passes.
+- *Claim*: a row keeps at least the margin of what its teacher has above chance, on the same items
+  (non-inferiority).
+- *Frozen*: compared with its own frozen outcomes, a row lost no more items than it won (exact
+  one-sided McNemar), or lost less than the tolerance.
+
+Beside the decisions by task there is one pooled over a row's tasks. P values are adjusted by Holm
+over all rows, tasks and pools of a layer. A row that nothing judged is never a pass. Bytes are
+compared exactly. Speed is compared only by ratios of two models timed alternately in one job, never
+by stored seconds.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.analysis.comparison import Group, group
+from harness.analysis.comparison import Group, group_records
 from harness.errors import HarnessError
-from harness.gate.claim import asked_rows, claims_of, judged
+from harness.gate.claim import claimed_rows, claims_of, judge_claims
 from harness.gate.frozen import frozen_findings, frozen_notes
-from harness.gate.passed import passed_means
-from harness.gate.pooled import check_rules, pooled_claims
-from harness.gate.rules import EXIT, Checked, Finding, Rules, Verdict, is_judged, not_comparable
+from harness.gate.passed import meaning_of_passed
+from harness.gate.pooled import pooled_claims, validate_rules
+from harness.gate.rules import (
+    EXIT_CODES,
+    CheckResult,
+    Difference,
+    Finding,
+    Rules,
+    Verdict,
+    is_judged,
+    not_comparable,
+)
 from harness.gate.speed import measured_findings, speed_findings
 from harness.records.record import Measurement, RunRecord
-from harness.records.store import twice
+from harness.records.store import duplicate_row
 
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
 
-__all__ = ["EXIT", "Checked", "Finding", "Rules", "Verdict", "check"]
+__all__ = ["EXIT_CODES", "CheckResult", "Finding", "Rules", "Verdict", "check"]
 
 
 def check(
@@ -37,73 +51,75 @@ def check(
     baseline: "Baseline | None" = None,
     *,
     measured: Sequence[tuple[str, Sequence[Measurement]]] = (),
-) -> Checked:
-    """Check one run's records by the rules, against a baseline where one is given; `measured`:
-    speed ratios of models timed in one job.
+) -> CheckResult:
+    """Check one run's records by the rules, and against a baseline if there is one.
 
-    Raises `HarnessError` where a row and seed has two records (which of them is judged would be a
-    matter of chance), and where the rules ask what cannot be: a margin above 1, a weight of a task
-    that no record has.
+    `measured` holds the speed ratios of models that were timed in one job, by the model's name.
+    Raises `HarnessError` if a row and seed has two records, and for rules that cannot be met: a
+    margin above 1, a weight for a task that no record has.
     """
-    if double := twice(records):
-        raise HarnessError(f"two records of {double}: a check judges one run; name its file")
-    check_rules(rules, {score.task for record in records for score in record.scores})
-    notes: list[str] = []
-    groups, held = group(records), baseline.labels if baseline is not None else frozenset()
+    if duplicate := duplicate_row(records):
+        raise HarnessError(f"two records of {duplicate}: a check judges one run; name its file")
+    validate_rules(rules, {score.task for record in records for score in record.scores})
+    groups = group_records(records)
     findings = [
-        one
-        for record in records
-        if is_judged(record, rules)
-        for one in _broken(record, rules, baseline, notes)
+        *_unsuccessful_findings(records, rules, baseline),
+        *_claim_findings(groups, records, rules, baseline),
     ]
-    findings += _claimed(groups, records, rules, baseline)
     if baseline is not None:
         findings += frozen_findings(records, baseline, rules)
-        notes += frozen_notes(records, baseline)
-    if rules.faster is not None:
-        findings += [
-            one for found in groups for one in speed_findings(found, rules, rules.faster, held)
-        ]
+    findings += _speed_findings(groups, measured, rules, baseline)
     findings += [
-        one for name, found in measured for one in measured_findings(name, found, rules, held)
-    ]
-    findings += [
-        not_comparable("row", row, "", "rows", f"no record of the row {row}")
+        not_comparable("row", row, "", Difference("rows", f"no record of the row {row}"))
         for row in rules.rows
-        if row not in {one.label for one in records}
+        if row not in {record.label for record in records}
     ]
-    findings += _unjudged(records, findings, rules, baseline)
-    notes += _noted(records, rules, baseline)
-    if (rules.decide == "pooled" or rules.task_weights != "items") and not any(
-        one.layer.startswith("pooled") for one in findings
-    ):
-        notes.append(
-            "nothing was pooled: no row has two tasks with paired shares on which its teacher is "
-            "above chance, or no answer changed"
-        )
-    distinct = list({(one.layer, one.row, one.task, one.told): one for one in findings}.values())
-    means = passed_means(distinct, rules)
-    return Checked(
-        findings=tuple(_counted(distinct, rules)),
-        notes=tuple(dict.fromkeys(notes)),
+    findings += _unjudged_findings(records, findings, rules, baseline)
+    distinct = list(
+        {
+            (finding.layer, finding.row, finding.task, finding.told): finding
+            for finding in findings
+        }.values()
+    )
+    return CheckResult(
+        findings=tuple(_with_information_marked(distinct, rules)),
+        notes=tuple(dict.fromkeys(_notes(records, findings, rules, baseline))),
         rules=rules,
-        passed_means=means,
+        passed_means=meaning_of_passed(distinct, rules),
     )
 
 
-def _claimed(
+def _claim_findings(
     groups: Sequence[Group], records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | None"
 ) -> list[Finding]:
     """Judge the claims, by task and pooled over each row's tasks."""
-    asked = asked_rows(groups, rules, baseline)
-    claims, untold = claims_of(asked, records)
-    return untold + judged(
-        [*claims, *pooled_claims(asked)], rules, baseline.labels if baseline is not None else ()
-    )
+    rows = claimed_rows(groups, rules, baseline)
+    claims, untestable = claims_of(rows, records)
+    frozen_labels = baseline.labels if baseline is not None else frozenset()
+    return untestable + judge_claims([*claims, *pooled_claims(rows)], rules, frozen_labels)
 
 
-def _counted(findings: Sequence[Finding], rules: Rules) -> list[Finding]:
-    """Mark what is information: a pool that cannot tell; with `decide` pooled also the single tasks
+def _speed_findings(
+    groups: Sequence[Group],
+    measured: Sequence[tuple[str, Sequence[Measurement]]],
+    rules: Rules,
+    baseline: "Baseline | None",
+) -> list[Finding]:
+    """Judge the speed of rows beside their teacher, and of models measured beside another one."""
+    frozen_labels = baseline.labels if baseline is not None else frozenset()
+    findings: list[Finding] = []
+    if rules.faster is not None:
+        for table in groups:
+            findings += speed_findings(table, rules, rules.faster, frozen_labels)
+    for name, measurements in measured:
+        findings += measured_findings(name, measurements, rules, frozen_labels)
+    return findings
+
+
+def _with_information_marked(findings: Sequence[Finding], rules: Rules) -> list[Finding]:
+    """Mark the findings that do not count towards the check's verdict.
+
+    These are pools that cannot tell and, with `decide` pooled, single tasks that cannot tell but
     that a passed pool speaks for.
     """
     settled = {
@@ -124,71 +140,91 @@ def _counted(findings: Sequence[Finding], rules: Rules) -> list[Finding]:
     return [finding if counts(finding) else replace(finding, counts=False) for finding in findings]
 
 
-def _noted(records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | None") -> list[str]:
-    """Return what is to be known of the whole check."""
-    notes = []
-    fresh = [
-        each.label
-        for each in records
-        if baseline is not None and each.label not in baseline.labels and not each.is_control
+def _notes(
+    records: Sequence[RunRecord],
+    findings: Sequence[Finding],
+    rules: Rules,
+    baseline: "Baseline | None",
+) -> list[str]:
+    """Return what people should know about the whole check."""
+    notes = [
+        f"{record.label} was skipped: {record.reason}"
+        for record in records
+        if is_judged(record, rules)
+        and record.status == "skipped"
+        and not _must_succeed(record, rules, baseline)
     ]
-    if fresh:
-        notes.append(
-            f"not in the baseline: {', '.join(dict.fromkeys(fresh))} (freeze them: harness "
-            "baseline update)"
+    if baseline is not None:
+        notes += frozen_notes(records, baseline)
+        new_labels = dict.fromkeys(
+            record.label
+            for record in records
+            if record.label not in baseline.labels and not record.is_control
         )
+        if new_labels:
+            notes.append(
+                f"not in the baseline: {', '.join(new_labels)} (freeze them: harness baseline "
+                "update)"
+            )
     if any(record.conditions.limited and is_judged(record, rules) for record in records):
         notes.append("a trial: these rows were scored on a sample of the items (--limit)")
+    wants_pool = rules.decide == "pooled" or rules.task_weights != "items"
+    if wants_pool and not any(finding.layer.startswith("pooled") for finding in findings):
+        notes.append(
+            "nothing was pooled: no row has two tasks with paired shares on which its teacher is "
+            "above chance, or no answer changed"
+        )
     return notes
 
 
-def _broken(
-    record: RunRecord, rules: Rules, baseline: "Baseline | None", notes: list[str]
+def _unsuccessful_findings(
+    records: Sequence[RunRecord], rules: Rules, baseline: "Baseline | None"
 ) -> list[Finding]:
-    """A row that failed is not comparable: a check never passes over it. A skipped one where it was
-    named or frozen.
-    """
-    if record.status == "failed":
-        return [not_comparable("row", record.label, "", "status", f"failed: {record.reason}")]
-    if record.status == "skipped" and (
-        record.label in rules.rows or (baseline is not None and record.label in baseline.labels)
-    ):
-        return [not_comparable("row", record.label, "", "status", f"skipped: {record.reason}")]
-    if record.status == "skipped":
-        notes.append(f"{record.label} was skipped: {record.reason}")
-    return []
+    """Return a finding for each judged row that failed, or was skipped though it must succeed."""
+    return [
+        not_comparable(
+            "row", record.label, "", Difference("status", f"{record.status}: {record.reason}")
+        )
+        for record in records
+        if is_judged(record, rules)
+        and (
+            record.status == "failed"
+            or (record.status == "skipped" and _must_succeed(record, rules, baseline))
+        )
+    ]
 
 
-def _unjudged(
+def _must_succeed(record: RunRecord, rules: Rules, baseline: "Baseline | None") -> bool:
+    """Tell whether a row may not be skipped: the rules name it or the baseline has it."""
+    return record.label in rules.rows or (baseline is not None and record.label in baseline.labels)
+
+
+def _unjudged_findings(
     records: Sequence[RunRecord],
     findings: Sequence[Finding],
     rules: Rules,
     baseline: "Baseline | None",
 ) -> list[Finding]:
-    """Say of every row and seed that neither its claim nor its frozen items judged that nothing is
-    known of it.
-    """
-    claimed = {one.row for one in findings if one.layer == "claim"}
-    told = {one.row for one in findings if one.layer in ("row", "frozen")}
-    known = {(row.label, row.seed) for row in baseline.rows} if baseline is not None else set()
-    found = []
+    """Return a finding for each row and seed that neither its claim nor frozen items judged."""
+    if baseline is None and rules.faster is not None:
+        return []
+    claimed = {finding.row for finding in findings if finding.layer == "claim"}
+    reported = {finding.row for finding in findings if finding.layer in ("row", "frozen")}
+    frozen = {(row.label, row.seed) for row in baseline.rows} if baseline is not None else set()
+    unjudged = []
     for record in records:
-        named = f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
-        judged = (
+        is_covered = (
             record.label in claimed
-            or (record.label in told and (record.label, record.seed) in known)
+            or (record.label in reported and (record.label, record.seed) in frozen)
             or record.status != "success"
         )
-        if (
-            not judged
-            and is_judged(record, rules)
-            and (baseline is not None or rules.faster is None)
-        ):
-            why = (
-                f"{named} is not in the baseline and there is no --margin: nothing says what it "
-                "must keep"
+        if not is_covered and is_judged(record, rules):
+            seed = f" (seed {record.seed})" if record.seed is not None else ""
+            line = (
+                f"{record.label}{seed} is not in the baseline and there is no --margin: nothing "
+                "says what it must keep"
             )
-            found.append(
-                Finding(layer="row", row=record.label, verdict=Verdict.cannot_tell, told=why)
+            unjudged.append(
+                Finding(layer="row", row=record.label, verdict=Verdict.cannot_tell, told=line)
             )
-    return found
+    return unjudged

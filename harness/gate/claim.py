@@ -1,42 +1,42 @@
-"""The claim layer of `harness check`: does a row keep the margin of its teacher's score on the same
-items (non-inferiority)? No torch.
+"""The claim layer of `harness check`: does a row keep the margin of its teacher's score? No torch.
 
-The question is asked of a checkpoint, so items alone decide it, and seeds that gave the same
-student are one training. Where guessing scores (choices), the margin is asked of what lies above
-chance; where the teacher is at chance, nothing can be kept and nothing is judged.
+It is a test of non-inferiority on the same items. It is about a checkpoint: items alone decide it,
+and seeds that gave the same student count as one training. If guessing scores (choices), the margin
+applies to what lies above chance. If the teacher itself is at chance, nothing is judged.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.analysis.comparison import (
     Group,
-    Row,
-    by_chance,
+    ResultRow,
     compare,
     conditions_of,
-    keeps,
-    paired,
-    times_of,
+    figure_ratio,
+    paired_outcomes,
+    retention_test,
+    teacher_at_chance,
 )
-from harness.gate.frozen_items import margin_of
+from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import (
-    Decides,
+    Difference,
     Finding,
+    ItemsNeeded,
     Rules,
     Verdict,
-    decides,
-    decides_among,
+    abbreviated,
     is_judged,
+    items_needed,
+    items_needed_among,
     not_comparable,
-    short,
-    unmet,
+    unmet_verdict,
 )
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord, TaskScore
 from harness.statistics import stats
-from harness.statistics.figures import BITS
+from harness.statistics.figures import BITS_PER_BYTE
 
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
@@ -45,146 +45,143 @@ Numbers = dict[str, float | int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A claim that was tested: p of "it does not keep the margin", p of "it does"."""
+class RetentionClaim:
+    """A tested claim that a row keeps its margin, on one task or pooled over several."""
 
     layer: str = "claim"
     label: str
-    task: str = ""  # none: pooled over tasks
-    unmet_if_large: float
-    met_if_large: float
-    told: str
+    task: str = ""  # "": pooled over tasks
+    p_met: float  # small: the row was shown to keep the margin
+    p_unmet: float  # small: it was shown not to keep it
+    line: str
     numbers: Numbers
     n: int
     score: TaskScore | None = None  # None: pooled
     limited: bool = False
-    tasks: tuple[str, ...] = ()  # pooled: whose items stand in it
-    there: int | None = None  # pooled: how many items these tasks have
+    tasks: tuple[str, ...] = ()  # pooled: the tasks whose items it holds
+    available_items: int | None = None  # pooled: how many items these tasks have, if known
     speaks_for: tuple[str, ...] = ()
 
-    def decides(self, needed: int | None) -> Decides:
-        """Say how many items would decide, never more than there are."""
+    def items_to_decide(self, needed: int | None) -> ItemsNeeded:
+        """Return how many items would decide the claim, if its tasks have as many."""
         if self.score is None:
-            return decides_among(needed, self.there, " and ".join(self.tasks))
-        return decides(
-            needed,
-            self.score,
-            self.limited,
-            what="documents" if self.score.kind == "perplexity" else "items",
-        )
+            return items_needed_among(needed, self.available_items, " and ".join(self.tasks))
+        unit = "documents" if self.score.kind == "perplexity" else "items"
+        return items_needed(needed, self.score, self.limited, unit=unit)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A row whose claims are asked for, one record a training, and its teacher's; `rules` hold the
-    row's own margin, where it has one.
-    """
+class ClaimedRow:
+    """A row that must keep a margin, and its teacher's row, each with one record per student."""
 
     group: Group
-    row: Row
-    teacher: Row | None
+    row: ResultRow
+    teacher: ResultRow | None
     seeds: int
-    rules: Rules
+    rules: Rules  # with the row's own margin, if it has one
 
     @property
     def trainings(self) -> str:
-        """Say how many trainings stand behind the seeds, where seeds gave equal students."""
+        """The remark that seeds gave equal students; "" where every seed gave its own."""
         count = len(self.row.records)
-        return (
-            f"; {self.seeds} seeds, {count} training{'s' if count > 1 else ''} (equal students)"
-            if count < self.seeds
-            else ""
-        )
+        if count == self.seeds:
+            return ""
+        plural = "s" if count > 1 else ""
+        return f"; {self.seeds} seeds, {count} training{plural} (equal students)"
 
 
-def asked_rows(
+class ClaimTests(NamedTuple):
+    """The claims that were tested, and the findings on those that cannot be tested."""
+
+    claims: list[RetentionClaim]
+    untestable: list[Finding]
+
+
+def claimed_rows(
     groups: Sequence[Group], rules: Rules, baseline: "Baseline | None" = None
-) -> list[Asked]:
-    """Return the rows of which a margin is asked, in every table in which they stand; the baseline
-    may hold one to a margin of its own.
+) -> list[ClaimedRow]:
+    """Return the rows that must keep a margin, once for every table in which they stand.
+
+    The margin is the row's own one of the baseline, else that of the rules.
     """
     rows = [
-        (table, row)
-        for table in groups
-        for row in table.rows
-        if is_judged(row.first, rules) and row.done and row.first.method != TEACHER
-    ]
-    asked = [
-        Asked(
-            table,
-            one_a_student(row),
-            one_a_student(table.teacher) if table.teacher else None,
-            len(row.done),
-            margin_of(baseline, row.label, rules),
+        ClaimedRow(
+            group,
+            one_record_per_student(row),
+            one_record_per_student(group.teacher) if group.teacher else None,
+            len(row.succeeded),
+            rules_for_row(baseline, row.label, rules),
         )
-        for table, row in rows
-        if is_judged(row.first, rules)
+        for group in groups
+        for row in group.rows
+        if is_judged(row.first, rules) and row.succeeded and row.first.method != TEACHER
     ]
-    return [candidate for candidate in asked if candidate.rules.margin is not None]
+    return [claimed for claimed in rows if claimed.rules.margin is not None]
 
 
-def one_a_student(row: Row) -> Row:
-    """Return a row with one record a student: seeds that gave equal students are one training, and
-    a teacher is one model.
-    """
-    return Row(row.label, row.trainings)
+def one_record_per_student(row: ResultRow) -> ResultRow:
+    """Return a row with one record per student: seeds that gave equal students are one training."""
+    return ResultRow(row.label, row.trainings)
 
 
-def claims_of(
-    asked: Sequence[Asked], records: Sequence[RunRecord]
-) -> tuple[list[Claim], list[Finding]]:
-    """Test every row and task against the teacher's outcomes on the same items; return the tests,
-    and what cannot be tested.
-    """
-    untold: list[Finding] = []
-    tested: dict[tuple[str, str], Claim] = {}
-    for candidate in asked:
-        for score in candidate.row.first.scores:
-            outcome = _no_claim(candidate, score, records) or _claim(candidate, score)
+def claims_of(rows: Sequence[ClaimedRow], records: Sequence[RunRecord]) -> ClaimTests:
+    """Test every row and task against the teacher's outcomes on the same items."""
+    untestable: list[Finding] = []
+    claims: dict[tuple[str, str], RetentionClaim] = {}
+    for claimed in rows:
+        for score in claimed.row.first.scores:
+            outcome = _untestable_finding(claimed, score, records) or _test_claim(claimed, score)
             if isinstance(outcome, Finding):
-                untold.append(outcome)
+                untestable.append(outcome)
             else:
-                tested.setdefault((candidate.row.label, score.task), outcome)
-    return list(tested.values()), untold
+                claims.setdefault((claimed.row.label, score.task), outcome)
+    return ClaimTests(list(claims.values()), untestable)
 
 
-def judged(claims: Sequence[Claim], rules: Rules, held: Collection[str]) -> list[Finding]:
-    """Judge tests: Holm over all of them, rows and tasks and pooled ones alike; `held` are the rows
-    of the baseline.
+def judge_claims(
+    claims: Sequence[RetentionClaim], rules: Rules, frozen_labels: Collection[str]
+) -> list[Finding]:
+    """Judge claims: Holm's adjustment over all of them, pooled ones included.
+
+    `frozen_labels` are the rows of the baseline: a claim that one of them does not keep is a
+    regression.
     """
-    met = stats.holm([claim.unmet_if_large for claim in claims])
-    lost = stats.holm([claim.met_if_large for claim in claims])
+    met = stats.holm([claim.p_met for claim in claims])
+    unmet = stats.holm([claim.p_unmet for claim in claims])
     return [
-        _judged(claim, p, other, len(claims), rules, held)
-        for claim, p, other in zip(claims, met, lost, strict=True)
+        _judge_claim(claim, p_met, p_unmet, len(claims), rules, frozen_labels)
+        for claim, p_met, p_unmet in zip(claims, met, unmet, strict=True)
     ]
 
 
-def _judged(
-    claim: Claim, met: float, lost: float, tests: int, rules: Rules, held: Collection[str]
+def _judge_claim(
+    claim: RetentionClaim,
+    p_met: float,
+    p_unmet: float,
+    tests: int,
+    rules: Rules,
+    frozen_labels: Collection[str],
 ) -> Finding:
-    kept = met <= rules.alpha
-    verdict = (
-        Verdict.passed
-        if kept
-        else unmet(claim.label, held)
-        if lost <= rules.alpha
-        else Verdict.cannot_tell
-    )
+    """Return the verdict on a claim from its adjusted p values; `tests` is their number."""
+    verdict = Verdict.cannot_tell
+    if p_met <= rules.alpha:
+        verdict = Verdict.passed
+    elif p_unmet <= rules.alpha:
+        verdict = unmet_verdict(claim.label, frozen_labels)
     numbers: Numbers = {
         **claim.numbers,
-        "p_met_holm": met,
-        "p_unmet_holm": lost,
+        "p_met_holm": p_met,
+        "p_unmet_holm": p_unmet,
         "tests": tests,
         "needed": None,
     }
-    line = claim.told
+    line = claim.line
     if verdict is Verdict.cannot_tell:
-        needed = stats.items_to_decide(claim.unmet_if_large, claim.n, alpha=rules.alpha / tests)
-        decided = claim.decides(needed)
-        numbers |= {"needed": decided.needed, "task_items": decided.task_items}
+        needed = stats.items_to_decide(claim.p_met, claim.n, alpha=rules.alpha / tests)
+        decision = claim.items_to_decide(needed)
+        numbers |= {"needed": decision.needed, "task_items": decision.task_items}
         among = f" (one of {tests} tests: fewer rows, --rows, ask for less)" if tests > 1 else ""
-        line += f"; {decided.told or 'it stands at the margin'}{among}"
+        line += f"; {decision.text or 'it stands at the margin'}{among}"
     return Finding(
         layer=claim.layer,
         row=claim.label,
@@ -196,55 +193,60 @@ def _judged(
     )
 
 
-def at_chance(group: Group, score: TaskScore) -> str:
-    """Return why nothing can be kept of a teacher's figure that guessing may reach; "" where it is
-    shown to be above chance.
-    """
-    if not by_chance(group, score.task) or group.teacher is None:
+def teacher_at_chance_reason(group: Group, score: TaskScore) -> str:
+    """Return why nothing is judged if the teacher may be at chance; "" if it is shown above it."""
+    if not teacher_at_chance(group, score.task) or group.teacher is None:
         return ""
-    theirs = group.teacher.scores(score.task)[0]
-    floor = max(theirs.chance, 0.05) if theirs.unit == "share" else 0.0
-    seen = f"{theirs.shown(theirs.value)} on {theirs.n:,} items"
-    return f"teacher at chance: not judged ({seen} is not shown to be above {theirs.shown(floor)})"
+    teacher_score = group.teacher.scores(score.task)[0]
+    floor = max(teacher_score.chance, 0.05) if teacher_score.unit == "share" else 0.0
+    figure = f"{teacher_score.shown(teacher_score.value)} on {teacher_score.n:,} items"
+    return (
+        f"teacher at chance: not judged ({figure} is not shown to be above "
+        f"{teacher_score.shown(floor)})"
+    )
 
 
-def _no_claim(candidate: Asked, score: TaskScore, records: Sequence[RunRecord]) -> Finding | None:
-    """Return why a row's claim on a task cannot be tested, None where it can."""
-    row, teacher, rules = candidate.row, candidate.teacher, candidate.rules
+def _untestable_finding(
+    claimed: ClaimedRow, score: TaskScore, records: Sequence[RunRecord]
+) -> Finding | None:
+    """Return the finding that a row's claim on a task cannot be tested, None where it can."""
+    row, teacher = claimed.row, claimed.teacher
     if teacher is None or not teacher.scores(score.task):
-        return not_comparable("claim", row.label, score.task, *_apart(row.first, records))
-    theirs = teacher.scores(score.task)[0]
-    if any(each.items_digest != theirs.items_digest for each in row.scores(score.task)):
-        return not_comparable(
-            "claim", row.label, score.task, "items", "scored on other items than the teacher"
-        )
-    why = (
-        theirs.unpaired
-        or next((each.unpaired for each in row.scores(score.task) if each.unpaired), "")
-        or at_chance(candidate.group, score)
+        difference = _difference_from_teacher(row.first, records)
+        return not_comparable("claim", row.label, score.task, difference)
+    teacher_score = teacher.scores(score.task)[0]
+    row_scores = row.scores(score.task)
+    if any(row_score.items_digest != teacher_score.items_digest for row_score in row_scores):
+        difference = Difference("items", "scored on other items than the teacher")
+        return not_comparable("claim", row.label, score.task, difference)
+    reason = (
+        teacher_score.unpaired
+        or next((row_score.unpaired for row_score in row_scores if row_score.unpaired), "")
+        or teacher_at_chance_reason(claimed.group, score)
+        or _no_points_reason(score, claimed.rules)
     )
-    if (
-        not why
-        and rules.points
-        and (score.kind == "perplexity" or (score.unit == "number" and not score.signed))
-    ):
-        name = (
-            "perplexities have"
-            if score.kind == "perplexity"
-            else f"{score.metric or score.primary} is no share and has"
-        )
-        why = f"{name} no points; give a ratio"
-    return _untold(row, score, why) if why else None
+    return _cannot_tell(row, score, reason) if reason else None
 
 
-def _untold(row: Row, score: TaskScore, why: str) -> Finding:
+def _no_points_reason(score: TaskScore, rules: Rules) -> str:
+    """Return why a margin in points does not fit a score, "" where it does."""
+    if not rules.points:
+        return ""
+    if score.kind == "perplexity":
+        return "perplexities have no points; give a ratio"
+    if score.unit == "number" and not score.signed:
+        return f"{score.metric or score.primary} is no share and has no points; give a ratio"
+    return ""
+
+
+def _cannot_tell(row: ResultRow, score: TaskScore, reason: str) -> Finding:
     return Finding(
-        layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=why
+        layer="claim", row=row.label, task=score.task, verdict=Verdict.cannot_tell, told=reason
     )
 
 
-def _no_interval(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
-    """Return why a figure has no interval, "" where it has one: what has none is not judged."""
+def _missing_interval_reason(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
+    """Return why a figure has no interval and is not judged, "" where it has one."""
     if figure.value is not None and figure.low is not None:
         return ""
     if figure.value is None and score.chance and not rules.points:
@@ -258,124 +260,138 @@ def _no_interval(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
     return figure.reason or f"one {unit} gives no interval"
 
 
-def _figure(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> stats.Interval:
-    """Return the figure of a claim with its interval: what is tested, and nothing else."""
+def _claim_figure(
+    row: ResultRow, teacher: ResultRow, score: TaskScore, rules: Rules
+) -> stats.Interval:
+    """Return the figure that a claim is about, with its interval."""
     if score.kind == "perplexity":
-        return times_of(row, teacher, score.task)
-    return compare(row, teacher, score.task, ratio=not rules.points, chance=_chance(score, rules))
+        return figure_ratio(row, teacher, score.task)
+    chance = _chance_level(score, rules)
+    return compare(row, teacher, score.task, ratio=not rules.points, chance=chance)
 
 
-def _chance(score: TaskScore, rules: Rules) -> float:
-    """Return above what share a margin is asked; points are points, wherever they lie."""
+def _chance_level(score: TaskScore, rules: Rules) -> float:
+    """Return the share above which a margin applies; 0 for points, which are the same anywhere."""
     return 0.0 if rules.points or score.lower_is_better or score.unit != "share" else score.chance
 
 
-def _apart(record: RunRecord, records: Sequence[RunRecord]) -> tuple[str, str]:
-    """Return the first condition in which the nearest teacher's record differs from a row's, and
-    how.
-    """
-    teachers = [one for one in records if one.method == TEACHER and one.status == "success"]
-    if not teachers:
-        return "teacher", "there is no record of the teacher that succeeded"
-    own = conditions_of(record)
-    gaps = [
-        [
-            name
-            for name in {**conditions_of(one), **own}
-            if own.get(name) != conditions_of(one).get(name)
-        ]
-        for one in teachers
+def _difference_from_teacher(record: RunRecord, records: Sequence[RunRecord]) -> Difference:
+    """Return how a row's conditions differ from those of the teacher's most similar record."""
+    teachers = [
+        conditions_of(candidate)
+        for candidate in records
+        if candidate.method == TEACHER and candidate.status == "success"
     ]
-    nearest = min(range(len(gaps)), key=lambda at: len(gaps[at]))
-    if not gaps[nearest]:
-        return "teacher", "the teacher was not scored on this task"
-    name = gaps[nearest][0]
-    return (
-        name,
-        f"{name} differs: {short(conditions_of(teachers[nearest]).get(name))} of the teacher, "
-        f"{short(own.get(name))} of the row",
+    if not teachers:
+        return Difference("teacher", "there is no record of the teacher that succeeded")
+    conditions = conditions_of(record)
+    nearest = min(teachers, key=lambda teacher: len(_differing_names(teacher, conditions)))
+    names = _differing_names(nearest, conditions)
+    if not names:
+        return Difference("teacher", "the teacher was not scored on this task")
+    name = names[0]
+    teacher_value, row_value = abbreviated(nearest.get(name)), abbreviated(conditions.get(name))
+    return Difference(
+        name, f"{name} differs: {teacher_value} of the teacher, {row_value} of the row"
     )
 
 
-def _claim(candidate: Asked, score: TaskScore) -> Claim | Finding:
-    """Test one claim; the finding that it cannot be told where its figure has no interval."""
-    rules = candidate.rules
-    assert rules.margin is not None and candidate.teacher is not None
-    figure, chance = _figure(candidate.row, candidate.teacher, score, rules), _chance(score, rules)
-    if why := _no_interval(figure, score, rules):
-        return _untold(candidate.row, score, why)
-    numbers: Numbers = {
-        "value": figure.value,
-        "low": figure.low,
-        "high": figure.high,
-        "n": score.n,
-        "seeds": len(candidate.row.records),
-    }
+def _differing_names(teacher: Mapping[str, str], row: Mapping[str, str]) -> list[str]:
+    """Return the names of the conditions that differ."""
+    return [name for name in {**teacher, **row} if row.get(name) != teacher.get(name)]
+
+
+def _test_claim(claimed: ClaimedRow, score: TaskScore) -> RetentionClaim | Finding:
+    """Test the claim on a task; without an interval, return the finding that it cannot be told."""
+    rules = claimed.rules
+    assert rules.margin is not None and claimed.teacher is not None
+    figure = _claim_figure(claimed.row, claimed.teacher, score, rules)
+    if reason := _missing_interval_reason(figure, score, rules):
+        return _cannot_tell(claimed.row, score, reason)
+    chance = _chance_level(score, rules)
+    flips: Numbers = {}
     if score.kind == "perplexity":
-        p, other = stats.ratio_keeps(figure, 1 / rules.margin)
-        name = (columns.BITS_PER_BYTE if score.metric == BITS else columns.PERPLEXITY).header
-        line = (
-            f"{name} {columns.RATIO.with_interval(figure)} of the teacher's on {score.n:,} "
-            f"documents; at most x{1 / rules.margin:.3f}"
-        )
+        p_met, p_unmet = stats.ratio_test(figure, 1 / rules.margin)
     else:
-        p, other, flips = _tested(candidate.row, candidate.teacher, score, rules)
-        numbers |= flips
-        line = (
-            f"{shown(figure, rules, above=bool(chance))} on {score.n:,} items; must show that it "
-            f"{rules.claim(chance)}"
+        p_met, p_unmet = retention_test(
+            claimed.row,
+            claimed.teacher,
+            score.task,
+            rules.margin,
+            points=rules.points,
+            chance=chance,
         )
-        if score.lower_is_better and not rules.points:
-            name = score.metric or score.primary
-            line = (
-                f"{name} {columns.RATIO.with_interval(figure)} of the teacher's on {score.n:,} "
-                f"items; at most x{1 / rules.margin:.3f}"
-            )
-    return Claim(
-        label=candidate.row.label,
+        flips = _flip_numbers(claimed.row, claimed.teacher, score)
+    return RetentionClaim(
+        label=claimed.row.label,
         task=score.task,
-        unmet_if_large=p,
-        met_if_large=other,
-        told=line + candidate.trainings,
+        p_met=p_met,
+        p_unmet=p_unmet,
+        line=_claim_line(figure, score, rules) + claimed.trainings,
         n=score.n,
         score=score,
-        numbers={**numbers, **asked_of(rules, chance), "p_met": p, "p_unmet": other},
-        limited=candidate.row.first.conditions.limited,
+        numbers={
+            "value": figure.value,
+            "low": figure.low,
+            "high": figure.high,
+            "n": score.n,
+            "seeds": len(claimed.row.records),
+            **flips,
+            **margin_numbers(rules, chance),
+            "p_met": p_met,
+            "p_unmet": p_unmet,
+        },
+        limited=claimed.row.first.conditions.limited,
     )
 
 
-def _tested(row: Row, teacher: Row, score: TaskScore, rules: Rules) -> tuple[float, float, Numbers]:
-    """Test a claim as tables do (`groups.keeps`); of hits return the flips that were seen, too."""
-    chance = _chance(score, rules)
-    seen: Numbers = {}
-    if score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss:
-        ours, theirs = paired(row, teacher, score.task)
-        counts = [stats.pairs(theirs[0], run) for run in ours]
-        flips = sum(pair.teacher_only + pair.student_only for pair in counts) / sum(
-            pair.n for pair in counts
+def _claim_line(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
+    """Return the figure of a claim and what it must show, in words."""
+    assert rules.margin is not None
+    if score.kind == "perplexity":
+        name = (
+            columns.BITS_PER_BYTE if score.metric == BITS_PER_BYTE else columns.PERPLEXITY
+        ).header
+        unit = "documents"
+    elif score.lower_is_better and not rules.points:
+        name, unit = score.metric or score.primary, "items"
+    else:
+        chance = _chance_level(score, rules)
+        return (
+            f"{figure_text(figure, rules, above=bool(chance))} on {score.n:,} items; must show "
+            f"that it {rules.claim(chance)}"
         )
-        seen = {"flips": flips, "teacher": theirs[0].count("1") / score.n}
-    return *keeps(
-        row, teacher, score.task, rules.margin or 0.0, points=rules.points, chance=chance
-    ), seen
+    return (
+        f"{name} {columns.RATIO.with_interval(figure)} of the teacher's on {score.n:,} {unit}; "
+        f"at most x{1 / rules.margin:.3f}"
+    )
 
 
-def asked_of(rules: Rules, chance: float) -> Numbers:
-    """Return what a claim asks, for those who read numbers."""
+def _flip_numbers(row: ResultRow, teacher: ResultRow, score: TaskScore) -> Numbers:
+    """Return the share of flipped items and the teacher's hits; nothing where items are no hits."""
+    if not (score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss):
+        return {}
+    student_runs, teacher_runs = paired_outcomes(row, teacher, score.task)
+    counts = [stats.count_pairs(run, teacher_runs[0]) for run in student_runs]
+    flipped = sum(pair.teacher_only + pair.student_only for pair in counts)
+    return {
+        "flips": flipped / sum(pair.n for pair in counts),
+        "teacher": teacher_runs[0].count("1") / score.n,
+    }
+
+
+def margin_numbers(rules: Rules, chance: float) -> Numbers:
+    """Return what a claim asks for, as numbers of its finding."""
     return {"margin": rules.margin, "points": int(rules.points), "chance": chance}
 
 
-def shown(value: stats.Interval, rules: Rules, *, above: bool) -> str:
-    """Write the figure of a claim with its interval."""
-    if value.value is None:
-        return value.reason or "undefined"
+def figure_text(figure: stats.Interval, rules: Rules, *, above: bool) -> str:
+    """Return the figure of a claim with its interval, as text; `above`: of what is above chance."""
+    if figure.value is None:
+        return figure.reason or "undefined"
     quantity = columns.DIFFERENCE if rules.points else columns.RETENTION
-    text = (
-        f"{quantity.header}{f' {columns.ABOVE_CHANCE.header}' if above else ''} "
-        f"{quantity.digits(value.value)} {quantity.unit}"
-    )
-    return (
-        text
-        if value.low is None or value.high is None
-        else f"{text} [{quantity.digits(value.low)}, {quantity.digits(value.high)}]"
-    )
+    name = f"{quantity.header} {columns.ABOVE_CHANCE.header}" if above else quantity.header
+    text = f"{name} {quantity.digits(figure.value)} {quantity.unit}"
+    if figure.low is None or figure.high is None:
+        return text
+    return f"{text} [{quantity.digits(figure.low)}, {quantity.digits(figure.high)}]"

@@ -1,31 +1,38 @@
-"""The frozen layer of `harness check`: is a row what it was when it was frozen, item by item, under
-the same conditions? No torch.
+"""The frozen layer of `harness check`: is each row, item by item, what was frozen? No torch.
 
-Nothing changed where answers *and* what was made of them are the frozen ones. The same answers with
-other outcomes are another scoring, which is not comparable. What changed is tested (exact McNemar,
-paired means, documents), Holm over rows and tasks.
+Only scores under the same conditions are compared. Nothing changed if the answers *and* their
+outcomes are the frozen ones. The same answers with other outcomes mean another scoring, which is
+not comparable. Changes are tested (exact McNemar, paired means, documents) with Holm's adjustment
+over rows and tasks.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.analysis.comparison import tests_of
-from harness.gate.frozen_documents import documents_against_frozen, rise_of
+from harness.gate.frozen_documents import judge_documents, rise_of
 from harness.gate.frozen_items import (
+    ChangedScore,
+    FrozenPair,
     Numbers,
-    Pair,
-    Tested,
     are_hits,
-    hits_against_frozen,
-    margin_of,
-    numbers_against_frozen,
-    numbers_of,
-    runs_of,
-    unchanged,
-    unlike_figures,
+    figure_difference,
+    item_values_by_run,
+    judge_hits,
+    judge_values,
+    outcomes_by_run,
+    unchanged_finding,
 )
-from harness.gate.pooled import frozen_pools, judged_pools
-from harness.gate.rules import Finding, Rules, Verdict, is_judged, not_comparable, short
+from harness.gate.pooled import frozen_pools, judge_pools
+from harness.gate.rules import (
+    Difference,
+    Finding,
+    Rules,
+    Verdict,
+    abbreviated,
+    is_judged,
+    not_comparable,
+)
 from harness.records.baseline import LM_EVAL
 from harness.records.record import TEACHER, RunRecord, TaskScore
 from harness.statistics import stats
@@ -34,198 +41,225 @@ if TYPE_CHECKING:
     from harness.records.baseline import Baseline, FrozenRow, FrozenScore
 
 
-__all__ = ["frozen_findings", "frozen_notes", "margin_of", "unlike_conditions", "unlike_scores"]
+__all__ = ["condition_difference", "frozen_findings", "frozen_notes", "score_difference"]
 
 
 def frozen_findings(
     records: Sequence[RunRecord], baseline: "Baseline", rules: Rules
 ) -> list[Finding]:
-    """Judge every frozen row by its own outcomes of then; seeds of a row are judged together, item
-    by item. Controls only when named.
+    """Judge every frozen row against its frozen outcomes; controls only if the rules name them.
+
+    The seeds of a row are judged together, item by item.
     """
     findings: list[Finding] = []
-    pairs: dict[tuple[str, str], list[Pair]] = {}
+    pairs: dict[tuple[str, str], list[FrozenPair]] = {}
     for row in baseline.rows:
-        if not _asked(row, rules):
+        if not _is_judged(row, rules):
             continue
         record = next(
-            (known for known in records if (known.label, known.seed) == (row.label, row.seed)), None
+            (
+                candidate
+                for candidate in records
+                if (candidate.label, candidate.seed) == (row.label, row.seed)
+            ),
+            None,
         )
         if record is None or record.status != "success":
-            findings += _without_record(row, record, rules)
+            findings += _missing_record_findings(row, record, rules)
             continue
-        if unlike := unlike_conditions(row, record):
-            findings.append(not_comparable("frozen", row.label, "", *unlike))
+        if difference := condition_difference(row, record):
+            findings.append(not_comparable("frozen", row.label, "", difference))
             continue
-        findings += _bytes(row, record)
-        for then in row.scores:
-            now = record.score(then.task)
-            unlike = unlike_scores(then, now)
-            if unlike or now is None:
-                findings.append(
-                    not_comparable(
-                        "frozen", row.label, then.task, *(unlike or ("items", "missing"))
-                    )
-                )
+        findings += _byte_findings(row, record)
+        for score in row.scores:
+            current = record.score(score.task)
+            difference = score_difference(score, current)
+            if difference or current is None:
+                difference = difference or Difference("items", "missing")
+                findings.append(not_comparable("frozen", row.label, score.task, difference))
             else:
-                pairs.setdefault((row.label, then.task), []).append(Pair(row, then, record, now))
-    return findings + _judged(pairs, rules)
+                pair = FrozenPair(row, score, record, current)
+                pairs.setdefault((row.label, score.task), []).append(pair)
+    return findings + _judge_pairs(pairs, rules)
 
 
 def frozen_notes(records: Sequence[RunRecord], baseline: "Baseline") -> list[str]:
-    """Say which conditions a baseline is too old to know: they are not compared."""
-    known = {
+    """Return notes on conditions that a baseline is too old to hold: they are not compared."""
+    current = {
         (record.label, record.seed): record for record in records if record.status == "success"
     }
     pairs = [
-        (row, known[row.label, row.seed]) for row in baseline.rows if (row.label, row.seed) in known
+        (row, current[row.label, row.seed])
+        for row in baseline.rows
+        if (row.label, row.seed) in current
     ]
-    silent = dict.fromkeys(
+    without_lm_eval = dict.fromkeys(
         row.label
         for row, record in pairs
         if LM_EVAL in row.conditions_of(record) and LM_EVAL not in row.conditions
     )
-    if not silent:
+    if not without_lm_eval:
         return []
     return [
-        f"the baseline does not say which lm-eval scored {', '.join(silent)}: its version is not "
-        "compared until they are frozen anew"
+        f"the baseline does not say which lm-eval scored {', '.join(without_lm_eval)}: its version "
+        "is not compared until they are frozen anew"
     ]
 
 
-def _asked(row: "FrozenRow", rules: Rules) -> bool:
-    """Tell whether a frozen row is judged: the rows named and the teacher's, else every row that is
-    no control.
-    """
+def _is_judged(row: "FrozenRow", rules: Rules) -> bool:
+    """Tell whether a frozen row is judged: rows named and the teacher, else all but controls."""
     if rules.rows and row.label != TEACHER:
         return row.label in rules.rows
     return not row.control or row.label in rules.rows
 
 
-def _without_record(row: "FrozenRow", record: RunRecord | None, rules: Rules) -> list[Finding]:
-    """Say that a frozen row has no record that succeeded; a judged one that failed is told as a
-    row.
+def _missing_record_findings(
+    row: "FrozenRow", record: RunRecord | None, rules: Rules
+) -> list[Finding]:
+    """Return the finding that a frozen row has no record that succeeded.
+
+    There is none if the check itself judges the record: it reports the failure.
     """
     if record is not None and is_judged(record, rules):
         return []
     seed = f" (seed {row.seed})" if row.seed is not None else ""
-    told = f"the baseline's row {row.label}{seed} has no record" + (
-        f" that succeeded: {record.reason}" if record else ""
+    text = f"the baseline's row {row.label}{seed} has no record"
+    difference = (
+        Difference("rows", text)
+        if record is None
+        else Difference("status", f"{text} that succeeded: {record.reason}")
     )
-    return [not_comparable("frozen", row.label, "", "rows" if record is None else "status", told)]
+    return [not_comparable("frozen", row.label, "", difference)]
 
 
-def unlike_conditions(row: "FrozenRow", record: RunRecord) -> tuple[str, str] | None:
-    """Return the first condition that differs, with both its values; None where the two may be
-    compared.
-    """
-    now = row.conditions_of(record)
-    # not at its default now, as it was then
-    late = [name for name in now if name not in row.conditions and name != LM_EVAL]
-    for name in (*row.conditions, *late):
-        if now.get(name) != (then := row.conditions.get(name)):
-            return (
-                name,
-                f"{name} differs: {short(then)} in the baseline, {short(now.get(name))} now",
-            )
+def condition_difference(row: "FrozenRow", record: RunRecord) -> Difference | None:
+    """Return the first condition that differs from the frozen ones, None if all are the same."""
+    current = row.conditions_of(record)
+    # conditions that had their default value when the row was frozen, and have another one now
+    added = [name for name in current if name not in row.conditions and name != LM_EVAL]
+    for name in (*row.conditions, *added):
+        frozen_value, value = row.conditions.get(name), current.get(name)
+        if value != frozen_value:
+            before, after = abbreviated(frozen_value), abbreviated(value)
+            return Difference(name, f"{name} differs: {before} in the baseline, {after} now")
     return None
 
 
-def unlike_scores(then: "FrozenScore", now: TaskScore | None) -> tuple[str, str] | None:
-    """Return in what a score cannot be compared with the frozen one: task, items, or the scoring;
-    None where it can.
+def score_difference(frozen: "FrozenScore", current: TaskScore | None) -> Difference | None:
+    """Return why a score cannot be compared with the frozen one, None if it can.
+
+    The task, its items or the scoring may differ.
     """
-    if now is None:
-        return "tasks", f"{then.task} was not scored"
-    if now.version != then.version:
-        return "task version", f"{then.task}@{then.version} in the baseline, @{now.version} now"
-    if now.n != then.n:
-        return "n", f"{then.n:,} items in the baseline, {now.n:,} now"
-    if now.items_digest != then.items_digest:
-        return "items", "other items, prompts or targets than in the baseline"
-    if now.primary != then.primary:
-        return "extractor", f"scored by {then.primary} in the baseline, by {now.primary} now"
-    return _unlike_scoring(then, now)
+    if current is None:
+        return Difference("tasks", f"{frozen.task} was not scored")
+    if current.version != frozen.version:
+        return Difference(
+            "task version",
+            f"{frozen.task}@{frozen.version} in the baseline, @{current.version} now",
+        )
+    if current.n != frozen.n:
+        return Difference("n", f"{frozen.n:,} items in the baseline, {current.n:,} now")
+    if current.items_digest != frozen.items_digest:
+        return Difference("items", "other items, prompts or targets than in the baseline")
+    if current.primary != frozen.primary:
+        return Difference(
+            "extractor", f"scored by {frozen.primary} in the baseline, by {current.primary} now"
+        )
+    return _scoring_difference(frozen, current)
 
 
-def _unlike_scoring(then: "FrozenScore", now: TaskScore) -> tuple[str, str] | None:
-    """Return where answers are judged otherwise than in the baseline; seen for sure where not one
-    of them differs.
+def _scoring_difference(frozen: "FrozenScore", current: TaskScore) -> Difference | None:
+    """Return how answers are scored otherwise than in the baseline, None if no difference is seen.
+
+    Equal answers with another figure prove one.
     """
-    if then.metric and now.metric and now.metric != then.metric:
-        return "metric", f"{then.metric} in the baseline, {now.metric} now"
-    if now.answers_digest == then.answers_digest and (unlike := unlike_figures(then, now)):
-        return "scoring", f"the scoring changed: the same answers, {unlike}"
-    if now.parts != then.parts and not (now.unpaired or then.unpaired):
-        return "weights", "items count with other weights than in the baseline"
+    if frozen.metric and current.metric and current.metric != frozen.metric:
+        return Difference("metric", f"{frozen.metric} in the baseline, {current.metric} now")
+    same_answers = current.answers_digest == frozen.answers_digest
+    if same_answers and (text := figure_difference(frozen, current)):
+        return Difference("scoring", f"the scoring changed: the same answers, {text}")
+    if current.parts != frozen.parts and not (current.unpaired or frozen.unpaired):
+        return Difference("weights", "items count with other weights than in the baseline")
     return None
 
 
-def _judged(pairs: Mapping[tuple[str, str], Sequence[Pair]], rules: Rules) -> list[Finding]:
-    """Judge what may be compared: what changed is tested, Holm over rows, tasks and pools together,
-    perplexities among them.
+def _judge_pairs(
+    pairs: Mapping[tuple[str, str], Sequence[FrozenPair]], rules: Rules
+) -> list[Finding]:
+    """Judge all scores that may be compared, by row and task.
+
+    Changed ones are tested, with Holm's adjustment over rows, tasks and pools together.
     """
     findings: list[Finding] = []
-    changed: list[tuple[str, str, Sequence[Pair]]] = []
+    changed: list[tuple[str, str, Sequence[FrozenPair]]] = []
     for (label, task), seeds in pairs.items():
+        frozen, current = seeds[0].frozen, seeds[0].current
         if all(pair.same_answers for pair in seeds):
-            findings.append(unchanged(label, task, seeds, rules))
-        elif why := seeds[0].now.unpaired or seeds[0].then.unpaired:
-            told = f"{seeds[0].then.value:.4g} -> {seeds[0].now.value:.4g}; {why}"
+            findings.append(unchanged_finding(label, task, seeds, rules))
+        elif reason := current.unpaired or frozen.unpaired:
             findings.append(
                 Finding(
-                    layer="frozen", row=label, task=task, verdict=Verdict.cannot_tell, told=told
+                    layer="frozen",
+                    row=label,
+                    task=task,
+                    verdict=Verdict.cannot_tell,
+                    told=f"{frozen.value:.4g} -> {current.value:.4g}; {reason}",
                 )
             )
         else:
             changed.append((label, task, seeds))
     pools = frozen_pools(pairs, rules)
     adjusted = stats.holm(
-        [*(_p_of_fall(seeds, rules) for *_, seeds in changed), *(pool.p for pool in pools)]
+        [*(_p_of_loss(seeds, rules) for *_, seeds in changed), *(pool.p for pool in pools)]
     )
-    alone, together = adjusted[: len(changed)], adjusted[len(changed) :]
+    of_scores, of_pools = adjusted[: len(changed)], adjusted[len(changed) :]
     findings += [
-        _verdict(Tested(label, task, seeds, p, len(adjusted), rules))
-        for (label, task, seeds), p in zip(changed, alone, strict=True)
+        _judge_change(ChangedScore(label, task, seeds, p, len(adjusted), rules))
+        for (label, task, seeds), p in zip(changed, of_scores, strict=True)
     ]
-    return findings + judged_pools(pools, together, len(adjusted), rules)
+    return findings + judge_pools(pools, of_pools, len(adjusted), rules)
 
 
-def _p_of_fall(seeds: Sequence[Pair], rules: Rules) -> float:
+def _p_of_loss(seeds: Sequence[FrozenPair], rules: Rules) -> float:
     """Return the one-sided p of "nothing was lost"."""
-    score = seeds[0].now
+    score = seeds[0].current
     if score.kind == "perplexity":
-        return rise_of(seeds).keeps(1 + rules.perplexity)[1]
+        _, p_above = rise_of(seeds).limit_test(1 + rules.perplexity)
+        return p_above
     if are_hits(seeds):
-        return stats.net_loss(*runs_of(seeds))[1]
-    before, after = numbers_of(seeds)
-    p: float = tests_of(score).worse(after, before, score.parts, lower=score.lower_is_better)
+        runs = outcomes_by_run(seeds)
+        return stats.net_change_test(runs.after, runs.before).p
+    values = item_values_by_run(seeds)
+    p: float = tests_of(score).inferiority_test(
+        values.after, values.before, score.parts, lower=score.lower_is_better
+    )
     return p
 
 
-def _verdict(one: Tested) -> Finding:
-    if one.seeds[0].now.kind == "perplexity":
-        return documents_against_frozen(one)
-    return hits_against_frozen(one) if are_hits(one.seeds) else numbers_against_frozen(one)
+def _judge_change(changed: ChangedScore) -> Finding:
+    """Judge one changed score by the test for its kind of items."""
+    if changed.seeds[0].current.kind == "perplexity":
+        return judge_documents(changed)
+    return judge_hits(changed) if are_hits(changed.seeds) else judge_values(changed)
 
 
-def _bytes(row: "FrozenRow", record: RunRecord) -> list[Finding]:
-    """Compare weight bytes exactly: fewer are said, more are a regression."""
-    now = record.student.weight_bytes if record.student else None
-    if row.weight_bytes is None or now is None:
+def _byte_findings(row: "FrozenRow", record: RunRecord) -> list[Finding]:
+    """Compare weight bytes exactly: more are a regression, fewer a pass with a warning."""
+    frozen = row.weight_bytes
+    current = record.student.weight_bytes if record.student else None
+    if frozen is None or current is None:
         return []
-    told = f"{now:,} bytes of weights" + (
-        "" if now == row.weight_bytes else f", {row.weight_bytes:,} in the baseline"
-    )
-    verdict = Verdict.regressed if now > row.weight_bytes else Verdict.passed
-    numbers: Numbers = {"bytes": now, "before": row.weight_bytes}
+    line = f"{current:,} bytes of weights"
+    if current != frozen:
+        line += f", {frozen:,} in the baseline"
+    numbers: Numbers = {"bytes": current, "before": frozen}
     return [
         Finding(
             layer="bytes",
             row=row.label,
-            verdict=verdict,
-            told=told,
+            verdict=Verdict.regressed if current > frozen else Verdict.passed,
+            told=line,
             numbers=numbers,
-            warning=now < row.weight_bytes,
+            warning=current < frozen,
         )
     ]

@@ -1,15 +1,16 @@
-"""A frozen score and the one that stands against it: are answers and outcomes the same, and if not,
-has it fallen? No torch.
+"""Compare a frozen score with the current one, item by item. No torch.
+
+Are the answers and their outcomes the same? If not, did the score fall?
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from harness.analysis.comparison import Values, tests_of, values_of
-from harness.gate.rules import Finding, Rules, Verdict, decides
+from harness.analysis.comparison import ItemValues, tests_of, values_of
+from harness.gate.rules import Difference, Finding, Rules, Verdict, items_needed
 from harness.records.record import RunRecord, TaskScore
 from harness.statistics import stats
 
@@ -17,25 +18,40 @@ if TYPE_CHECKING:
     from harness.records.baseline import Baseline, FrozenRow, FrozenScore
 
 Numbers = dict[str, float | int | None]
+T = TypeVar("T")
+
+
+class BeforeAfter(NamedTuple, Generic[T]):
+    """One thing as it was frozen, and as it is now."""
+
+    before: T
+    after: T
+
+
+class Judgement(NamedTuple):
+    """A verdict, and what it adds to the finding's line."""
+
+    verdict: Verdict
+    remark: str = ""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A frozen score and the one that stands against it."""
+class FrozenPair:
+    """A frozen score and the current one of the same row, seed and task."""
 
     row: "FrozenRow"
-    then: "FrozenScore"
+    frozen: "FrozenScore"
     record: RunRecord
-    now: TaskScore
+    current: TaskScore
 
     @property
     def same_answers(self) -> bool:
-        """Tell whether not one answer differs; choices by their positions."""
-        return self.now.answers_digest == self.then.answers_digest
+        """Tell whether not one answer differs; choices are compared by their positions."""
+        return self.current.answers_digest == self.frozen.answers_digest
 
     @property
-    def anew(self) -> bool:
-        """Tell whether the student is another training than the frozen one."""
+    def retrained(self) -> bool:
+        """Tell whether the student comes from another training than the frozen one."""
         return bool(
             self.row.trains
             and self.record.student
@@ -49,16 +65,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Tested:
-    """A row and task whose items changed: its seeds, its p value among so many tests (Holm), and
-    what is asked of it.
-    """
+class ChangedScore:
+    """A row and task with changed answers, to be judged by a test of its seeds."""
 
     label: str
     task: str
-    seeds: Sequence[Pair]
-    p: float
-    tests: int
+    seeds: Sequence[FrozenPair]
+    p: float  # of "nothing was lost", adjusted by Holm
+    tests: int  # how many tests share the error rate
     rules: Rules
 
     @property
@@ -67,288 +81,304 @@ class Tested:
         return self.p < self.rules.frozen_alpha
 
     @property
-    def changed_where_nothing_may(self) -> bool:
-        """Tell whether `--exact` forbids any change here."""
+    def must_be_equal(self) -> bool:
+        """Tell whether `--exact` forbids any change: machine and versions are the frozen ones."""
         return self.rules.exact and all(pair.same_machine for pair in self.seeds)
 
     def finding(
         self,
         verdict: Verdict,
-        told: str,
+        line: str,
         numbers: Numbers,
         *,
         differs: str = "",
         warning: bool = False,
         items: tuple[int, ...] = (),
     ) -> Finding:
-        """Return what came of it."""
+        """Return the finding on this row and task."""
         return Finding(
             layer="frozen",
             row=self.label,
             task=self.task,
             verdict=verdict,
-            told=told,
+            told=line,
             differs=differs,
             numbers=numbers,
             warning=warning,
             items=items,
         )
 
-    def fallen(self, per_seed: Sequence[float]) -> tuple[Verdict, str]:
-        """Judge a fall that is no matter of items alone: of rows that were trained anew the seeds
-        must agree (Student's t).
+    def judge_loss(self, changes: Sequence[float]) -> Judgement:
+        """Judge a significant loss. If the row was trained anew, its seeds must agree.
 
-        `per_seed`: each seed's own change, below zero where it is worse. Returns the verdict and
-        what is to be added to the line.
+        `changes` holds each seed's own change, below zero where it is worse (Student's t).
         """
-        if not any(pair.anew for pair in self.seeds):
-            return Verdict.regressed, ""
+        if not any(pair.retrained for pair in self.seeds):
+            return Judgement(Verdict.regressed)
         if len(self.seeds) == 1:
-            return (
+            return Judgement(
                 Verdict.regressed,
                 "; trained anew: one seed may be an unlucky training, freeze three",
             )
-        if stats.mean_below(per_seed) < self.rules.alpha:
-            return Verdict.regressed, ""
-        return (
+        if stats.negative_mean_test(changes) < self.rules.alpha:
+            return Judgement(Verdict.regressed)
+        return Judgement(
             Verdict.cannot_tell,
             f"; trained anew, and the {len(self.seeds)} seeds do not agree; more would decide",
         )
 
 
-def margin_of(baseline: "Baseline | None", label: str, rules: Rules) -> Rules:
-    """Return the rules that a row's claim is held to: its own margin where the baseline keeps one,
-    else what is asked of all rows.
-    """
-    own = next(
-        (
-            row
-            for row in (baseline.rows if baseline else ())
-            if row.label == label and row.margin is not None
-        ),
-        None,
-    )
-    return replace(rules, margin=own.margin, points=own.points) if own else rules
+def rules_for_row(baseline: "Baseline | None", label: str, rules: Rules) -> Rules:
+    """Return the rules for a row's claim: with its own margin, if the baseline has one."""
+    for row in baseline.rows if baseline else ():
+        if row.label == label and row.margin is not None:
+            return replace(rules, margin=row.margin, points=row.points)
+    return rules
 
 
-def unlike_figures(then: "FrozenScore", now: TaskScore) -> str:
-    """Say in what two scores of the same answers differ: outcomes, values, documents, weights or
-    the figure itself; "" where in nothing.
+def figure_difference(frozen: "FrozenScore", current: TaskScore) -> str:
+    """Return how two scores of the same answers differ, "" if they do not.
+
+    Outcomes, values, documents, weights and the figure itself are compared.
     """
-    before: Sequence[object] = then.statistics or then.numbers
-    after: Sequence[object] = now.statistics or now.numbers
-    what = "outcomes" if then.packed and now.hit_or_miss else "values"
-    if then.kind == "perplexity":
-        before, after, what = then.totals, now.totals, "documents"
-    if before and after:  # a baseline may be older than what its figure's items are known to add
+    before: Sequence[object] = frozen.statistics or frozen.numbers
+    after: Sequence[object] = current.statistics or current.numbers
+    unit = "outcomes" if frozen.packed and current.hit_or_miss else "values"
+    if frozen.kind == "perplexity":
+        before, after, unit = frozen.totals, current.totals, "documents"
+    if before and after:  # an old baseline may lack the values of its items
         if len(before) != len(after):
-            return f"{len(before):,} {what} then, {len(after):,} now"
+            return f"{len(before):,} {unit} then, {len(after):,} now"
         if differing := sum(old != new for old, new in zip(before, after, strict=True)):
-            return f"{differing:,} {what} differ"
-        if then.parts != now.parts:
+            return f"{differing:,} {unit} differ"
+        if frozen.parts != current.parts:
             return "the items have other weights"
-    same = math.isclose(then.value, now.value, rel_tol=1e-9, abs_tol=1e-12)
-    return "" if same else f"the figure is another one ({then.value:.4g} -> {now.value:.4g})"
+    if math.isclose(frozen.value, current.value, rel_tol=1e-9, abs_tol=1e-12):
+        return ""
+    return f"the figure is another one ({frozen.value:.4g} -> {current.value:.4g})"
 
 
-def unchanged(label: str, task: str, seeds: Sequence[Pair], rules: Rules) -> Finding:
-    """Return the finding that not one answer, and nothing that was made of them, differs.
+def unchanged_finding(label: str, task: str, seeds: Sequence[FrozenPair], rules: Rules) -> Finding:
+    """Return the finding that not one answer differs, nor its outcome.
 
-    Log-probabilities are said: rounding on another machine moves them. With `--exact`, on the
-    frozen machine, they are judged too.
+    The line mentions other log-probabilities, which rounding on another machine may cause. With
+    `--exact` and on the frozen machine they are a regression.
     """
-    n = seeds[0].then.n
-    digests = [(pair.then.likelihoods_digest, pair.now.likelihoods_digest) for pair in seeds]
-    known = all(then and now for then, now in digests)
-    equal = all(then == now for then, now in digests)
-    told = f"not one of {n:,} answers differs"
-    if known:
-        told += (
+    n = seeds[0].frozen.n
+    digests = [
+        BeforeAfter(pair.frozen.likelihoods_digest, pair.current.likelihoods_digest)
+        for pair in seeds
+    ]
+    comparable = all(pair.before and pair.after for pair in digests)
+    equal = all(pair.before == pair.after for pair in digests)
+    line = f"not one of {n:,} answers differs"
+    if comparable:
+        line += (
             ", and log-probabilities are equal to the last bit"
             if equal
             else "; log-probabilities are not equal to the last bit"
         )
+    verdict = Verdict.passed
+    if rules.exact and comparable and not equal and all(pair.same_machine for pair in seeds):
+        verdict = Verdict.regressed
+        line += "; --exact: none may move on the same machine and versions"
     numbers: Numbers = {
         "n": n,
         "lost": 0,
         "won": 0,
         "drop": 0.0,
-        "likelihoods_equal": int(equal) if known else None,
+        "likelihoods_equal": int(equal) if comparable else None,
     }
-    verdict = Verdict.passed
-    if rules.exact and known and not equal and all(pair.same_machine for pair in seeds):
-        verdict, told = (
-            Verdict.regressed,
-            f"{told}; --exact: none may move on the same machine and versions",
-        )
     return Finding(
-        layer="frozen", row=label, task=task, verdict=verdict, told=told, numbers=numbers
+        layer="frozen", row=label, task=task, verdict=verdict, told=line, numbers=numbers
     )
 
 
-def are_hits(seeds: Sequence[Pair]) -> bool:
-    """Tell whether every item was and is right or wrong and all count alike."""
-    return all(pair.now.hit_or_miss and pair.then.packed and not pair.then.parts for pair in seeds)
+def are_hits(seeds: Sequence[FrozenPair]) -> bool:
+    """Tell whether every item was and is right or wrong, and all items count alike."""
+    return all(
+        pair.current.hit_or_miss and pair.frozen.packed and not pair.frozen.parts for pair in seeds
+    )
 
 
-def runs_of(seeds: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    """Return the outcomes of then and now, run by run."""
-    return [pair.then.outcomes for pair in seeds], [
-        pair.now.outcomes[pair.now.primary] for pair in seeds
-    ]
+def outcomes_by_run(seeds: Sequence[FrozenPair]) -> BeforeAfter[list[str]]:
+    """Return the outcomes of each run: a string of "0" and "1" per item."""
+    return BeforeAfter(
+        [pair.frozen.outcomes for pair in seeds],
+        [pair.current.outcomes[pair.current.primary] for pair in seeds],
+    )
 
 
-def numbers_of(seeds: Sequence[Pair]) -> tuple[list[Values], list[Values]]:
-    """Return the items' numbers of then and now, or what they add to the figure, run by run."""
-    return [values_of(pair.then) for pair in seeds], [values_of(pair.now) for pair in seeds]
+def item_values_by_run(seeds: Sequence[FrozenPair]) -> BeforeAfter[list[ItemValues]]:
+    """Return the values of each run's items, or what each item adds to the figure."""
+    return BeforeAfter(
+        [values_of(pair.frozen) for pair in seeds], [values_of(pair.current) for pair in seeds]
+    )
 
 
-def hits_against_frozen(one: Tested) -> Finding:
+def judge_hits(changed: ChangedScore) -> Finding:
     """Judge right and wrong answers: each item by its net change over the seeds."""
-    rules, (then, now) = one.rules, runs_of(one.seeds)
-    n, seeds = len(now[0]), len(now)
-    net, _ = stats.net_loss(then, now)
-    lost, won = (
-        tuple(at for at, change in enumerate(net) if change < 0),
-        sum(change > 0 for change in net),
-    )
-    right = [sum(run.count("1") for run in side) for side in (then, now)]
-    drop, flips = (
-        (right[0] - right[1]) / (n * seeds),
-        sum(change * change for change in net) / (n * seeds**2),
-    )
-    needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / one.tests)
+    rules, runs = changed.rules, outcomes_by_run(changed.seeds)
+    n, seeds = len(runs.after[0]), len(runs.after)
+    net = stats.net_change_test(runs.after, runs.before).items
+    lost = tuple(position for position, change in enumerate(net) if change < 0)
+    won = sum(change > 0 for change in net)
+    hits = BeforeAfter(*(sum(run.count("1") for run in side) for side in runs))
+    drop = (hits.before - hits.after) / (n * seeds)
+    flips = sum(change * change for change in net) / (n * seeds**2)
+    needed = stats.items_to_detect(flips, rules.detect, alpha=rules.frozen_alpha / changed.tests)
     numbers: Numbers = {
         "n": n,
         "seeds": seeds,
         "lost": len(lost),
         "won": won,
         "drop": drop,
-        "p_holm": one.p,
+        "p_holm": changed.p,
         "flips": flips,
         "needed": needed,
     }
-    net_over = f" (net over {seeds} seeds)" if seeds > 1 else ""
-    shown = [f"{100 * count / (n * seeds):.1f} %" for count in right]
-    told = (
-        f"{shown[0]} -> {shown[1]}, {len(lost)} lost and {won} won of {n:,}{net_over}, p "
-        f"{one.p:.2g}"
-    )
-    if one.changed_where_nothing_may and then != now:
-        told += "; --exact: no item may flip on the same machine and versions"
-        return one.finding(Verdict.regressed, told, numbers, items=lost)
-    if one.significant and drop > rules.tolerance:
-        verdict, more = one.fallen(
-            [new.count("1") - old.count("1") for new, old in zip(now, then, strict=True)]
+    shares = " -> ".join(f"{100 * count / (n * seeds):.1f} %" for count in hits)
+    over_seeds = f" (net over {seeds} seeds)" if seeds > 1 else ""
+    line = f"{shares}, {len(lost)} lost and {won} won of {n:,}{over_seeds}, p {changed.p:.2g}"
+    if changed.must_be_equal and runs.before != runs.after:
+        line += "; --exact: no item may flip on the same machine and versions"
+        return changed.finding(Verdict.regressed, line, numbers, items=lost)
+    if changed.significant and drop > rules.tolerance:
+        changes = [
+            after.count("1") - before.count("1") for before, after in zip(*runs, strict=True)
+        ]
+        judgement = changed.judge_loss(changes)
+        return changed.finding(judgement.verdict, line + judgement.remark, numbers, items=lost)
+    if difference := answer_form_difference(changed.seeds, rules):
+        return changed.finding(
+            Verdict.not_comparable,
+            f"{line}; {difference.text}",
+            numbers,
+            differs=difference.condition,
+            items=lost,
         )
-        return one.finding(verdict, told + more, numbers, items=lost)
-    if unlike := drifted(one.seeds, rules):
-        return one.finding(
-            Verdict.not_comparable, f"{told}; {unlike[1]}", numbers, differs=unlike[0], items=lost
-        )
-    verdict, more = _hits_that_did_not_fall(one, numbers, needed, drop, flips)
-    return one.finding(
-        verdict,
-        told + more,
-        numbers,
-        warning=verdict is Verdict.passed and one.significant,
-        items=lost,
+    judgement = _judge_hits_without_loss(changed, numbers, needed, drop, flips)
+    warning = judgement.verdict is Verdict.passed and changed.significant
+    return changed.finding(
+        judgement.verdict, line + judgement.remark, numbers, warning=warning, items=lost
     )
 
 
-def _hits_that_did_not_fall(
-    one: Tested, numbers: Numbers, needed: int, drop: float, flips: float
-) -> tuple[Verdict, str]:
-    """Tell whether these items could have shown a fall; the verdict and what is to be added to the
-    line, and to `numbers`.
-    """
-    detect, score = f"{100 * one.rules.detect:g} points", one.seeds[0].now
+def _judge_hits_without_loss(
+    changed: ChangedScore, numbers: Numbers, needed: int, drop: float, flips: float
+) -> Judgement:
+    """Judge whether these items could have shown a loss; adds to `numbers` how many would."""
+    rules, score = changed.rules, changed.seeds[0].current
+    detect = f"{100 * rules.detect:g} points"
     if needed > score.n:
-        decided = decides(needed, score, one.seeds[0].record.conditions.limited)
-        numbers |= {"needed": decided.needed, "task_items": decided.task_items}
-        told = (
+        decision = items_needed(needed, score, changed.seeds[0].record.conditions.limited)
+        numbers |= {"needed": decision.needed, "task_items": decision.task_items}
+        return Judgement(
+            Verdict.cannot_tell,
             f"; {score.n:,} items cannot show a drop of {detect} at {100 * flips:.1f} % flips; "
-            f"{decided.told}"
+            f"{decision.text}",
         )
-        return Verdict.cannot_tell, told
-    if drop > one.rules.detect:
-        return Verdict.cannot_tell, f"; a drop of more than {detect} that the flips both ways hide"
-    within = f"; significant, but within the tolerance of {100 * one.rules.tolerance:g} points"
-    return Verdict.passed, within if one.significant else ""
+    if drop > rules.detect:
+        return Judgement(
+            Verdict.cannot_tell, f"; a drop of more than {detect} that the flips both ways hide"
+        )
+    if changed.significant:
+        tolerance = f"{100 * rules.tolerance:g} points"
+        return Judgement(Verdict.passed, f"; significant, but within the tolerance of {tolerance}")
+    return Judgement(Verdict.passed)
 
 
-def numbers_against_frozen(one: Tested) -> Finding:
-    """Judge items that carry numbers: tolerance and detectable drop are shares of 1, or of the
-    frozen figure where it is no share.
+def judge_values(changed: ChangedScore) -> Finding:
+    """Judge items that have values.
+
+    Tolerance and detectable drop are shares of 1, or of the frozen figure if it is no share.
     """
-    rules, (before, after) = one.rules, numbers_of(one.seeds)
-    score, n = one.seeds[0].now, one.seeds[0].now.n
+    rules, values = changed.rules, item_values_by_run(changed.seeds)
+    score = changed.seeds[0].current
     tests = tests_of(score)
     sign = -1 if score.lower_is_better else 1
-    by_seed = [[tests.weighted(run, score.parts) for run in side] for side in (before, after)]
-    figures = [fmean(side) for side in by_seed]
-    drop, unit = (
-        sign * (figures[0] - figures[1]),
-        1.0 if score.unit == "share" or score.signed else abs(figures[0]),
+    by_seed = BeforeAfter(
+        *([tests.run_figure(run, score.parts) for run in side] for side in values)
     )
-    error = tests.error_of_difference(after, before, score.parts)
-    reach = (
-        NormalDist().inv_cdf(1 - rules.frozen_alpha / one.tests) + NormalDist().inv_cdf(0.8)
-    ) * error
-    # no item alone is worse in such a figure
-    runs = [] if score.form else [(pair.now.numbers, pair.then.numbers) for pair in one.seeds]
-    items = tuple(at for at in range(n) if sign * sum(now[at] - then[at] for now, then in runs) < 0)
-    counted = f"{n:,} items" if score.form else f"{len(items)} of {n:,} items worse"
-    told = f"{score.shown(figures[0])} -> {score.shown(figures[1])}, {counted}, p {one.p:.2g}"
+    figures = BeforeAfter(*(fmean(side) for side in by_seed))
+    drop = sign * (figures.before - figures.after)
+    scale = 1.0 if score.unit == "share" or score.signed else abs(figures.before)
+    error = tests.error_of_difference(values.after, values.before, score.parts)
+    z = NormalDist().inv_cdf(1 - rules.frozen_alpha / changed.tests) + NormalDist().inv_cdf(0.8)
+    reach = z * error
+    items = _worse_items(changed.seeds, score, sign)
+    counted = f"{score.n:,} items" if score.form else f"{len(items)} of {score.n:,} items worse"
+    line = (
+        f"{score.shown(figures.before)} -> {score.shown(figures.after)}, {counted}, "
+        f"p {changed.p:.2g}"
+    )
     numbers: Numbers = {
-        "n": n,
-        "seeds": len(after),
+        "n": score.n,
+        "seeds": len(values.after),
         "lost": len(items),
         "drop": drop,
-        "p_holm": one.p,
+        "p_holm": changed.p,
         "reach": reach,
     }
-    if one.changed_where_nothing_may and before != after:
-        told += "; --exact: no item may change on the same machine and versions"
-        return one.finding(Verdict.regressed, told, numbers, items=items)
-    if one.significant and drop > rules.tolerance * unit:
-        verdict, more = one.fallen(
-            [sign * (now - then) for then, now in zip(*by_seed, strict=True)]
+    if changed.must_be_equal and values.before != values.after:
+        line += "; --exact: no item may change on the same machine and versions"
+        return changed.finding(Verdict.regressed, line, numbers, items=items)
+    if changed.significant and drop > rules.tolerance * scale:
+        changes = [sign * (after - before) for before, after in zip(*by_seed, strict=True)]
+        judgement = changed.judge_loss(changes)
+        return changed.finding(judgement.verdict, line + judgement.remark, numbers, items=items)
+    if difference := answer_form_difference(changed.seeds, rules):
+        return changed.finding(
+            Verdict.not_comparable,
+            f"{line}; {difference.text}",
+            numbers,
+            differs=difference.condition,
+            items=items,
         )
-        return one.finding(verdict, told + more, numbers, items=items)
-    if unlike := drifted(one.seeds, rules):
-        return one.finding(
-            Verdict.not_comparable, f"{told}; {unlike[1]}", numbers, differs=unlike[0], items=items
+    if reach > rules.detect * scale:
+        line += (
+            f"; {score.n:,} items show drops from {score.shown(reach)} on, not from "
+            f"{score.shown(rules.detect * scale)}"
         )
-    if reach > rules.detect * unit:
-        told += (
-            f"; {n:,} items show drops from {score.shown(reach)} on, not from "
-            f"{score.shown(rules.detect * unit)}"
-        )
-        return one.finding(Verdict.cannot_tell, told, numbers, items=items)
-    told += "; significant, but within the tolerance" if one.significant else ""
-    return one.finding(Verdict.passed, told, numbers, warning=one.significant, items=items)
+        return changed.finding(Verdict.cannot_tell, line, numbers, items=items)
+    line += "; significant, but within the tolerance" if changed.significant else ""
+    return changed.finding(Verdict.passed, line, numbers, warning=changed.significant, items=items)
 
 
-def drifted(seeds: Sequence[Pair], rules: Rules) -> tuple[str, str] | None:
-    """Tell whether the form of the answers changed so much that scores stand for something else."""
+def _worse_items(seeds: Sequence[FrozenPair], score: TaskScore, sign: int) -> tuple[int, ...]:
+    """Return the positions of the items that got worse over the seeds.
+
+    In a figure that only all items together have (`form`), no single item is worse.
+    """
+    if score.form:
+        return ()
+    runs = [BeforeAfter(pair.frozen.numbers, pair.current.numbers) for pair in seeds]
+    return tuple(
+        position
+        for position in range(score.n)
+        if sign * sum(run.after[position] - run.before[position] for run in runs) < 0
+    )
+
+
+def answer_form_difference(seeds: Sequence[FrozenPair], rules: Rules) -> Difference | None:
+    """Return how the form of the answers changed too much for a comparison, None if it did not."""
     for pair in seeds:
-        rise = pair.now.invalid_share - pair.then.invalid_share
+        frozen, current = pair.frozen, pair.current
+        rise = current.invalid_share - frozen.invalid_share
         if rise > rules.invalid:
-            return (
-                "invalid share",
-                f"{100 * rise:.1f} points more answers than before cannot be read",
+            return Difference(
+                "invalid share", f"{100 * rise:.1f} points more answers than before cannot be read"
             )
-        cut = (pair.now.truncated_share or 0.0) - (pair.then.truncated_share or 0.0)
-        if cut > rules.invalid:
-            return (
+        rise = (current.truncated_share or 0.0) - (frozen.truncated_share or 0.0)
+        if rise > rules.invalid:
+            return Difference(
                 "truncated share",
-                f"{100 * cut:.1f} points more answers than before run into the longest length",
+                f"{100 * rise:.1f} points more answers than before run into the longest length",
             )
-        if pair.then.tokens and pair.now.tokens_per_answer:
-            ratio = pair.now.tokens_per_answer / pair.then.tokens
+        if frozen.tokens and current.tokens_per_answer:
+            ratio = current.tokens_per_answer / frozen.tokens
             if not rules.length[0] <= ratio <= rules.length[1]:
-                return (
+                return Difference(
                     "answer length",
                     f"answers have {ratio:.2f} times the tokens of then (MLPerf's band: 0.9 to "
                     "1.1)",

@@ -1,9 +1,9 @@
-"""What users give a check, parsed: margins, weights of tasks, records of a place."""
+"""Parse what users give a check: margins, weights of tasks, the path of records."""
 
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from harness.errors import HarnessError
 
@@ -11,40 +11,46 @@ if TYPE_CHECKING:
     from harness.records.record import RunRecord
 
 
-def parse_margin(text: str | None) -> tuple[float | None, bool]:
-    """Read `0.95` or `95%` as a share to keep, `2points` as points that may be lost; (None, False)
-    of None.
+class Margin(NamedTuple):
+    """A share that must be kept or, with `points`, may be lost; None: no margin was given."""
+
+    share: float | None
+    points: bool
+
+
+def parse_margin(text: str | None) -> Margin:
+    """Read a margin: `0.95` or `95%` is a share to keep, `2points` are points that may be lost.
+
+    Raises `HarnessError` for anything else.
     """
     if text is None:
-        return None, False
+        return Margin(None, points=False)
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|points?|pp|pt)?\s*", text)
     value, unit = (float(match[1]), match[2] or "") if match else (-1.0, "")
     points = unit not in ("", "%")
     share = value / 100 if unit else value
     if match and not points and share == 1:
         raise HarnessError(
-            f"--margin {text}: that a student keeps all of it can be shown by no number of items, "
-            "unless it is better than its teacher; "
-            "say how much less would do: 0.95, 95% or 2points"
+            f"--margin {text}: no number of items can show that a student keeps all of it, unless "
+            "it is better than its teacher; say how much less would do: 0.95, 95% or 2points"
         )
     if not 0 < share < 1 or (unit == "%" and value < 1):
-        near = (
-            f" ({value:g}%?)"
-            if match and not unit and 1 < value < 100
-            else f" ({value:g}?)"
-            if unit == "%" and 0 < value < 1
-            else ""
-        )
+        suggestion = ""
+        if match and not unit and 1 < value < 100:
+            suggestion = f" ({value:g}%?)"
+        elif unit == "%" and 0 < value < 1:
+            suggestion = f" ({value:g}?)"
         raise HarnessError(
             f"--margin {text}: give the share that must be kept, between 0 and 1 (0.95 or "
-            f"95%){near}, or what may be lost (2points)"
+            f"95%){suggestion}, or what may be lost (2points)"
         )
-    return share, points
+    return Margin(share, points)
 
 
 def parse_task_weights(text: str | None) -> str | tuple[tuple[str, float], ...]:
-    """Read `items`, `tasks` or `mmlu=2,gsm8k=1`: how tasks count in the pooled decision; `items` of
-    None.
+    """Read how tasks count in the pooled decision: `items`, `tasks` or `mmlu=2,gsm8k=1`.
+
+    The default is `items`.
     """
     if text is None or text.strip() in ("items", "tasks"):
         return (text or "items").strip()
@@ -65,7 +71,7 @@ def parse_task_weights(text: str | None) -> str | tuple[tuple[str, float], ...]:
 
 
 def parse_decide(text: str | None) -> Literal["tasks", "pooled"]:
-    """Read `tasks` or `pooled`; `tasks` of None."""
+    """Read `tasks` or `pooled`; the default is `tasks`."""
     if text in (None, "tasks"):
         return "tasks"
     if text == "pooled":
@@ -77,27 +83,27 @@ def parse_decide(text: str | None) -> Literal["tasks", "pooled"]:
 
 
 def percent_of(name: str, value: float) -> float:
-    """Read an option that is given in points."""
+    """Return an option that was given in points as a share of 1."""
     if not (0 if name == "tolerance" else 1e-9) <= value <= 100:
         raise HarnessError(f"--{name} {value:g}: give points between 0 and 100")
     return value / 100
 
 
-def records_of(place: Path) -> "list[RunRecord]":
-    """Read the records of a place, of a store those of its newest run.
+def records_of(path: Path) -> "list[RunRecord]":
+    """Read the records below a path; of a store, those of its newest run.
 
-    A file that is no whole record, a run that lacks cells, and two records of one row and seed are
-    mistakes: a check passes over nothing.
+    Raises `HarnessError` for a file that is no complete record, a run that lacks cells, and two
+    records of one row and seed: a check ignores nothing.
     """
-    from harness.records.store import newest_run, read_all, twice
+    from harness.records.store import duplicate_row, newest_run, read_records
 
-    place = newest_run(place)
-    records, problems = read_all(place)
+    path = newest_run(path)
+    records, problems = read_records(path)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise HarnessError(f"{problems[0]}{more}")
-    if double := twice(records):
+    if duplicate := duplicate_row(records):
         raise HarnessError(
-            f"{place}: two records of {double}; name one run's file (results/runs/runs/NAME.json)"
+            f"{path}: two records of {duplicate}; name one run's file (results/runs/runs/NAME.json)"
         )
     return records

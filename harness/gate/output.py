@@ -1,133 +1,144 @@
-"""What a check found, in the forms that people and machines read: text, Markdown, JUnit XML, JSON,
-annotations of a CI log. No torch.
-"""
+"""The result of a check as text, Markdown, JUnit XML, JSON or annotations. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
-from harness.escape import cell_of, clean, clean_all, markdown_text
-from harness.files.writing import finite
-from harness.gate.rules import GRAVEST, Checked, Finding, Verdict
+from harness.escape import clean, clean_all, markdown_cell, markdown_text
+from harness.files.writing import nonfinite_as_null
+from harness.gate.rules import GRAVEST_FIRST, CheckResult, Finding, Verdict
 from harness.records import columns
 
-_MARKS = {one: one.value for one in Verdict} | {
+_VERDICT_WORDS = {verdict: verdict.value for verdict in Verdict} | {
     Verdict.regressed: "REGRESSED",
     Verdict.missed: "MISSED",
 }
 _HEADERS = [
-    one.header for one in (columns.VERDICT, columns.ROW, columns.TASK, columns.LAYER, columns.WHY)
+    column.header
+    for column in (columns.VERDICT, columns.ROW, columns.TASK, columns.LAYER, columns.WHY)
 ]
 _FAILED = (Verdict.regressed, Verdict.missed)
 
 
-def _sorted(checked: Checked) -> list[Finding]:
+def _gravest_first(result: CheckResult) -> list[Finding]:
     return sorted(
-        checked.findings,
-        key=lambda one: (GRAVEST.index(one.verdict), not one.counts, one.row, one.task, one.layer),
+        result.findings,
+        key=lambda finding: (
+            GRAVEST_FIRST.index(finding.verdict),
+            not finding.counts,
+            finding.row,
+            finding.task,
+            finding.layer,
+        ),
     )
 
 
-def _said(one: Finding) -> str:
-    told = f"{one.told} (differs: {one.differs})" if one.differs else one.told
-    told += "" if one.counts else " (information: it does not count)"
-    return clean(told)  # a reason may hold a terminal's colours, which no XML takes
+def _line_of(finding: Finding) -> str:
+    """Return a finding's explanation, with what differs and whether it counts."""
+    line = finding.told
+    if finding.differs:
+        line += f" (differs: {finding.differs})"
+    if not finding.counts:
+        line += " (information: it does not count)"
+    return clean(line)  # a reason may hold a terminal's colours, which XML does not allow
 
 
-def summary(checked: Checked) -> str:
-    """Return the verdict in one line, with how many findings stand behind it."""
-    counts = {
-        verdict: sum(one.verdict is verdict and one.counts for one in checked.findings)
-        for verdict in GRAVEST
-    }
-    told = (
-        ", ".join(
-            f"{count} {_MARKS[verdict].lower()}" for verdict, count in counts.items() if count
-        )
-        or "nothing was checked"
+def summary(result: CheckResult) -> str:
+    """Return the verdict in one line, with the number of findings of each verdict."""
+    counted = [finding.verdict for finding in result.findings if finding.counts]
+    numbers = ", ".join(
+        f"{counted.count(verdict)} {_VERDICT_WORDS[verdict].lower()}"
+        for verdict in GRAVEST_FIRST
+        if verdict in counted
     )
-    silent = sum(not one.counts for one in checked.findings)
-    return (
-        f"{checked.verdict.value}: "
-        f"{told}{f'; {silent} undecided findings do not count' if silent else ''}"
-    )
+    line = f"{result.verdict.value}: {numbers or 'nothing was checked'}"
+    uncounted = len(result.findings) - len(counted)
+    return f"{line}; {uncounted} undecided findings do not count" if uncounted else line
 
 
-def text(checked: Checked) -> str:
-    """Return the findings for a terminal, gravest first, the verdict last and under it what
-    *passed* means.
-    """
+def terminal_text(result: CheckResult) -> str:
+    """Return the findings for a terminal: gravest first, then the verdict and what a pass means."""
     from tabulate import tabulate
 
+    findings = _gravest_first(result)
     rows = [
-        [_MARKS[one.verdict], clean(one.row), clean(one.task or "-"), one.layer, _said(one)]
-        for one in _sorted(checked)
+        [
+            _VERDICT_WORDS[finding.verdict],
+            clean(finding.row),
+            clean(finding.task or "-"),
+            finding.layer,
+            _line_of(finding),
+        ]
+        for finding in findings
     ]
     table = (
         tabulate(rows, headers=_HEADERS, tablefmt="plain", disable_numparse=True) if rows else ""
     )
-    notes = [clean(f"note: {note}") for note in checked.notes]
-    warned = [clean(f"warning: {one.name}: {one.told}") for one in _sorted(checked) if one.warning]
-    lost = [
-        f"items lost: {clean(one.name)}: "
-        f"{', '.join(map(str, one.items[:20]))}{' ...' if len(one.items) > 20 else ''}"
-        for one in _sorted(checked)
-        if one.verdict is Verdict.regressed and one.items
+    warnings = [
+        clean(f"warning: {finding.name}: {finding.told}") for finding in findings if finding.warning
     ]
-    return "\n".join(
-        part
-        for part in (table, *warned, *lost, *notes, f"\n{summary(checked)}", checked.passed_means)
-        if part
-    )
+    lost_items = [
+        f"items lost: {clean(finding.name)}: "
+        f"{', '.join(map(str, finding.items[:20]))}{' ...' if len(finding.items) > 20 else ''}"
+        for finding in findings
+        if finding.verdict is Verdict.regressed and finding.items
+    ]
+    notes = [clean(f"note: {note}") for note in result.notes]
+    parts = (table, *warnings, *lost_items, *notes, f"\n{summary(result)}", result.passed_means)
+    return "\n".join(part for part in parts if part)
 
 
-def markdown(checked: Checked) -> str:
+def markdown(result: CheckResult) -> str:
     """Return the findings as Markdown, for a job's summary."""
     from tabulate import tabulate
 
-    marks = {
-        one: f"**{mark}**" if one is not Verdict.passed else mark for one, mark in _MARKS.items()
-    }
-    rows = [
-        [marks[one.verdict], *map(cell_of, (one.row, one.task or "-", one.layer, _said(one)))]
-        for one in _sorted(checked)
-    ]
+    rows = []
+    for finding in _gravest_first(result):
+        word = _VERDICT_WORDS[finding.verdict]
+        rows.append(
+            [
+                word if finding.verdict is Verdict.passed else f"**{word}**",
+                markdown_cell(finding.row),
+                markdown_cell(finding.task or "-"),
+                markdown_cell(finding.layer),
+                markdown_cell(_line_of(finding)),
+            ]
+        )
     table = tabulate(rows, headers=_HEADERS, tablefmt="pipe", disable_numparse=True)
-    notes = "".join(f"- {markdown_text(note)}\n" for note in checked.notes)
-    means = f"{cell_of(checked.passed_means)}\n\n" if checked.passed_means else ""
-    return (
-        "### compression-harness: "
-        f"{summary(checked)}\n\n{means}{table}\n\n{notes}{_rules(checked)}\n"
-    )
+    notes = "".join(f"- {markdown_text(note)}\n" for note in result.notes)
+    meaning = f"{markdown_cell(result.passed_means)}\n\n" if result.passed_means else ""
+    title = f"### compression-harness: {summary(result)}"
+    return f"{title}\n\n{meaning}{table}\n\n{notes}{_rules_line(result)}\n"
 
 
-def _rules(checked: Checked) -> str:
-    rules = checked.rules
-    told = (
-        [f"claim: {rules.claim()} (of choices: above chance), one-sided alpha {rules.alpha:g}"]
+def _rules_line(result: CheckResult) -> str:
+    """Return the rules of a check as one item of a Markdown list."""
+    rules = result.rules
+    claim = (
+        f"claim: {rules.claim()} (of choices: above chance), one-sided alpha {rules.alpha:g}; "
         if rules.margin is not None
-        else []
+        else ""
     )
-    told.append(
-        f"frozen: exact McNemar, alpha {rules.frozen_alpha:g}, tolerance {100 * rules.tolerance:g} "
-        "points, must be able to show "
-        f"{100 * rules.detect:g} points; Holm over rows, tasks and pools"
+    return (
+        f"- Rules: {claim}frozen: exact McNemar, alpha {rules.frozen_alpha:g}, tolerance "
+        f"{100 * rules.tolerance:g} points, must be able to show {100 * rules.detect:g} points; "
+        "Holm over rows, tasks and pools."
     )
-    return f"- Rules: {'; '.join(told)}."
 
 
-def junit(checked: Checked) -> str:
-    """Return the findings as JUnit XML: a test case each; regressed and missed fail, not comparable
-    is an error, cannot tell is skipped.
+def junit(result: CheckResult) -> str:
+    """Return the findings as JUnit XML, one test case each.
+
+    Regressed and missed are failures, not comparable is an error, cannot tell is skipped.
     """
     failed, errors, skipped = (
-        sum(one.verdict in verdicts for one in checked.findings)
+        sum(finding.verdict in verdicts for finding in result.findings)
         for verdicts in (_FAILED, (Verdict.not_comparable,), (Verdict.cannot_tell,))
     )
     suite = ElementTree.Element(
         "testsuite",
         name="compression-harness",
-        tests=str(len(checked.findings)),
+        tests=str(len(result.findings)),
         failures=str(failed),
         errors=str(errors),
         skipped=str(skipped),
@@ -138,43 +149,35 @@ def junit(checked: Checked) -> str:
         Verdict.not_comparable: "error",
         Verdict.cannot_tell: "skipped",
     }
-    for one in _sorted(checked):
-        name = clean(f"{one.task or 'row'} [{one.layer}]")
+    for finding in _gravest_first(result):
         case = ElementTree.SubElement(
-            suite, "testcase", classname=clean(f"harness.{one.row}").replace(" ", "_"), name=name
+            suite,
+            "testcase",
+            classname=clean(f"harness.{finding.row}").replace(" ", "_"),
+            name=clean(f"{finding.task or 'row'} [{finding.layer}]"),
         )
-        if one.verdict in tags:
-            ElementTree.SubElement(
-                case, tags[one.verdict], message=_said(one), type=one.verdict.value
-            )
-        ElementTree.SubElement(case, "system-out").text = _said(one)
+        line = _line_of(finding)
+        if finding.verdict in tags:
+            tag = tags[finding.verdict]
+            ElementTree.SubElement(case, tag, message=line, type=finding.verdict.value)
+        ElementTree.SubElement(case, "system-out").text = line
     ElementTree.indent(suite)
-    return (
-        '<?xml version="1.0" encoding="utf-8"?>\n'
-        + ElementTree.tostring(suite, encoding="unicode")
-        + "\n"
-    )
+    xml = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{xml}\n'
 
 
-def as_json(checked: Checked) -> str:
-    """Return everything as JSON."""
-    return (
-        json.dumps(
-            clean_all(finite(checked.as_dict())),
-            indent=1,
-            ensure_ascii=False,
-            default=str,
-            allow_nan=False,
-        )
-        + "\n"
-    )
+def as_json(result: CheckResult) -> str:
+    """Return the whole result as JSON."""
+    values = clean_all(nonfinite_as_null(result.as_dict()))
+    text = json.dumps(values, indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    return f"{text}\n"
 
 
-def annotations(checked: Checked) -> Sequence[str]:
-    """Return GitHub's workflow commands: an error for what regressed, missed or cannot be compared,
-    a warning for what cannot be told.
+def annotations(result: CheckResult) -> Sequence[str]:
+    """Return workflow commands of GitHub that annotate a CI log.
 
-    What cannot be told and does not count is a notice.
+    Regressed, missed and not comparable are errors; cannot tell is a warning, or a notice if it
+    does not count.
     """
     kinds: Mapping[Verdict, str] = {
         **dict.fromkeys(_FAILED, "error"),
@@ -182,16 +185,25 @@ def annotations(checked: Checked) -> Sequence[str]:
         Verdict.cannot_tell: "warning",
     }
 
-    def escaped(words: str) -> str:
-        return clean(words).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    def escaped(text: str) -> str:
+        return clean(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
-    def title(one: Finding) -> str:
-        return escaped(f"{one.name}: {one.verdict.value}").replace(":", "%3A").replace(",", "%2C")
+    def annotation(kind: str, finding: Finding, line: str) -> str:
+        title = escaped(f"{finding.name}: {finding.verdict.value}")
+        title = title.replace(":", "%3A").replace(",", "%2C")
+        return f"::{kind} title={title}::{escaped(line)}"
 
-    told = [one for one in _sorted(checked) if one.verdict in kinds]
-    warned = [one for one in _sorted(checked) if one.warning and one.verdict is Verdict.passed]
-    return [
-        f"::{kinds[one.verdict] if one.counts else 'notice'} "
-        f"title={title(one)}::{escaped(_said(one))}"
-        for one in told
-    ] + [f"::warning title={title(one)}::{escaped(one.told)}" for one in warned]
+    findings = _gravest_first(result)
+    problems = [
+        annotation(
+            kinds[finding.verdict] if finding.counts else "notice", finding, _line_of(finding)
+        )
+        for finding in findings
+        if finding.verdict in kinds
+    ]
+    warnings = [
+        annotation("warning", finding, finding.told)
+        for finding in findings
+        if finding.warning and finding.verdict is Verdict.passed
+    ]
+    return problems + warnings

@@ -1,21 +1,20 @@
-"""What a check can say and is asked: verdicts, rules, findings. No torch."""
+"""The words of a check: its verdicts, its rules and its findings. No torch."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
 
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.records.baseline import Baseline
 from harness.records.record import TEACHER, RunRecord
 
 
 class Verdict(StrEnum):
-    """What a check can say. `cannot tell`: these items are too few; `not comparable`: it would
-    compare unlike things.
+    """The verdicts of a check.
 
-    A claim that was shown not to hold is `missed` where no baseline holds the row, and `regressed`
-    where one does.
+    `cannot tell`: there are too few items. `not comparable`: the check would compare unlike things.
+    A claim that was shown not to hold is `regressed` where the baseline has the row, else `missed`.
     """
 
     passed = "passed"
@@ -25,14 +24,14 @@ class Verdict(StrEnum):
     regressed = "regressed"
 
 
-EXIT = {
+EXIT_CODES = {
     Verdict.passed: 0,
     Verdict.regressed: 1,
     Verdict.missed: 1,
     Verdict.cannot_tell: 3,
     Verdict.not_comparable: 4,
 }
-GRAVEST = (
+GRAVEST_FIRST = (
     Verdict.regressed,
     Verdict.missed,
     Verdict.not_comparable,
@@ -43,36 +42,37 @@ GRAVEST = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is asked of every row. Shares are of 1; points are shares of the items."""
+    """What every row must show. Shares are between 0 and 1; points are shares of the items."""
 
-    # of the teacher's score that must be kept; with `points`: what may be lost; None: no claim
+    # share of the teacher's score to keep; with `points`, the share that may be lost; None: no
+    # claim is tested
     margin: float | None = None
     points: bool = False
-    alpha: float = 0.05  # of the claim layer, one-sided
-    frozen_alpha: float = 0.01  # of the frozen layer, one-sided
-    # a smaller drop against the frozen outcomes is said, but is no regression
+    alpha: float = 0.05  # one-sided, of the claim layer
+    frozen_alpha: float = 0.01  # one-sided, of the frozen layer
+    # a smaller drop against the frozen outcomes is reported, but is no regression
     tolerance: float = 0.02
-    # a drop that the frozen layer must be able to see (power .8), else it cannot tell
+    # the drop that the frozen layer must be able to detect (power 0.8), else it cannot tell
     detect: float = 0.05
-    # rise of the share of unreadable answers from which scores are not comparable
+    # from this rise of the share of unreadable answers on, scores are not comparable
     invalid: float = 0.02
-    # tokens of an answer over the frozen ones: MLPerf's band
+    # allowed tokens per answer, relative to the frozen answers: MLPerf's band
     length: tuple[float, float] = (0.9, 1.1)
-    perplexity: float = 0.02  # rise of a perplexity over the frozen one that is tolerated
-    # decode speed over the teacher's, timed by turns, that must be reached
+    perplexity: float = 0.02  # tolerated rise of a perplexity over the frozen one
+    # lowest decode speed to accept, relative to the teacher timed alternately with it
     faster: float | None = None
-    # slowdown against a model timed beside it (`--measured`) from which it is a regression
+    # from this slowdown on, against a model timed beside it (`--measured`), it is a regression
     slower: float = 1.05
-    # any flipped item is a regression, where machine and versions are the frozen ones
+    # any flipped item is a regression, if machine and versions are the frozen ones
     exact: bool = False
-    rows: tuple[str, ...] = ()  # judge these rows alone; empty: every row that is no control
-    # of the pooled decision: every item alike, every `tasks` alike, or by task
+    rows: tuple[str, ...] = ()  # judge only these rows; empty: every row that is no control
+    # in the pooled decision: `items` weighs all items alike, `tasks` all tasks; else by task
     task_weights: str | tuple[tuple[str, float], ...] = "items"
-    # pooled: what a row's pooled finding shows settles what single tasks cannot tell
+    # pooled: a row's passed pool settles the single tasks that cannot tell
     decide: Literal["tasks", "pooled"] = "tasks"
 
     def claim(self, chance: float = 0.0) -> str:
-        """Say the margin in words; `chance` is the share that guessing scores."""
+        """Return the margin in words; `chance` is the score of guessing."""
         if self.margin is None:
             return "no margin"
         if self.points:
@@ -84,48 +84,48 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was checked, and what came of it."""
+    """One thing that was checked, with its verdict. `harness check --json` writes these fields."""
 
     layer: str  # row, claim, frozen, pooled (claim over tasks), pooled frozen, bytes, speed
     row: str
     task: str = ""
     verdict: Verdict
-    told: str  # one line for people
-    differs: str = ""  # not comparable: which condition
+    told: str  # the explanation, one line for people
+    differs: str = ""  # of a verdict `not comparable`: the condition that differs
     numbers: dict[str, float | int | None] = field(default_factory=dict)
-    warning: bool = False  # passed, with something to be known
-    items: tuple[int, ...] = ()  # that were lost, counted in item order
-    counts: bool = True  # towards the check's verdict; what does not is information
-    # pooled: the tasks whose items it holds, and those on which the teacher is at chance
+    warning: bool = False  # it passed, and people should read the explanation
+    items: tuple[int, ...] = ()  # positions of the lost items
+    counts: bool = True  # False: for information only, the check's verdict ignores it
+    # of a pool: the tasks whose items it holds, and those on which the teacher is at chance
     speaks_for: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Name the thing checked: what a test or an annotation is called."""
+        """The title of a test case or an annotation: `ROW TASK [LAYER]`."""
         return f"{self.row}{f' {self.task}' if self.task else ''} [{self.layer}]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """Everything that a check found."""
+class CheckResult:
+    """The findings of a check and its verdict."""
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     rules: Rules
-    passed_means: str = ""  # what a pass of this very check shows, and how often it errs; one line
+    passed_means: str = ""  # what a pass of this check shows and how often it errs, in one line
 
     @property
     def verdict(self) -> Verdict:
-        """The gravest verdict of the findings that count; without any nothing was shown, so it
-        cannot tell.
-        """
+        """The gravest verdict of the findings that count, `cannot tell` if there are none."""
         verdicts = {finding.verdict for finding in self.findings if finding.counts}
-        return next((verdict for verdict in GRAVEST if verdict in verdicts), Verdict.cannot_tell)
+        return next(
+            (verdict for verdict in GRAVEST_FIRST if verdict in verdicts), Verdict.cannot_tell
+        )
 
     @property
     def exit_code(self) -> int:
         """0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable."""
-        return EXIT[self.verdict]
+        return EXIT_CODES[self.verdict]
 
     def as_dict(self) -> dict[str, object]:
         """Return everything as JSON-serialisable values."""
@@ -136,39 +136,51 @@ class Checked:
             "passed_means": self.passed_means,
             "rules": asdict(self.rules),
             "notes": self.notes,
-            "findings": [{**asdict(one), "verdict": one.verdict.value} for one in self.findings],
+            "findings": [
+                {**asdict(finding), "verdict": finding.verdict.value} for finding in self.findings
+            ],
         }
 
 
 def is_judged(record: RunRecord, rules: Rules) -> bool:
-    """Tell whether a record's row is one that the check judges: the rows named, else every row that
-    is no control and no teacher.
+    """Tell whether the check judges a record's row.
+
+    These are the rows that the rules name, or else all but controls and the teacher.
     """
-    return (
-        record.label in rules.rows
-        if rules.rows
-        else record.method != TEACHER and not record.is_control
-    )
+    if rules.rows:
+        return record.label in rules.rows
+    return record.method != TEACHER and not record.is_control
 
 
-def not_comparable(layer: str, row: str, task: str, what: str, told: str) -> Finding:
-    """Return the finding that unlike things would be compared; `what` names the condition in which
-    they differ.
-    """
+class Difference(NamedTuple):
+    """A reason why two things cannot be compared."""
+
+    condition: str  # what differs: "items", "task version", "device"
+    text: str  # how, with both values, for people
+
+
+def not_comparable(layer: str, row: str, task: str, difference: Difference) -> Finding:
+    """Return the finding that a comparison would be one of unlike things."""
     return Finding(
-        layer=layer, row=row, task=task, verdict=Verdict.not_comparable, differs=what, told=told
+        layer=layer,
+        row=row,
+        task=task,
+        verdict=Verdict.not_comparable,
+        differs=difference.condition,
+        told=difference.text,
     )
 
 
-def unmet(row: str, held: Collection[str]) -> Verdict:
-    """Return what a claim that was shown not to hold is called; `held` are the rows of the
-    baseline.
+def unmet_verdict(label: str, frozen_labels: Collection[str]) -> Verdict:
+    """Return the verdict on a claim that was shown not to hold.
+
+    It is a regression if the row is one of the baseline's (`frozen_labels`).
     """
-    return Verdict.regressed if row in held else Verdict.missed
+    return Verdict.regressed if label in frozen_labels else Verdict.missed
 
 
-class _Counted(Protocol):
-    """A score of a record or of a baseline."""
+class _ScoreSize(Protocol):
+    """The task and the number of items of a score, be it of a record or of a baseline."""
 
     @property
     def task(self) -> str: ...
@@ -176,71 +188,62 @@ class _Counted(Protocol):
     def n(self) -> int: ...
 
 
-class Decides(NamedTuple):
-    """How many items would decide, where the task has so many."""
+class ItemsNeeded(NamedTuple):
+    """How many items would decide, if the task has as many."""
 
-    needed: int | None
-    task_items: int | None
-    told: str
+    needed: int | None  # None: not known, or more than the task has
+    task_items: int | None  # how many the task has; None: not known
+    text: str  # for people; "" if nothing is known
 
 
-def task_items(score: _Counted, *, limited: bool) -> int | None:
-    """Return how many items a task has: all that were scored, of a sample (`--limit`) what is known
-    of the task; None where nothing is.
+def task_items(score: _ScoreSize, *, limited: bool) -> int | None:
+    """Return how many items a score's task has, None if that is not known.
+
+    All of them were scored, unless the run was `limited` to a sample (`--limit`).
     """
-    return (
-        score.n if not limited else max(score.n, ITEMS[score.task]) if score.task in ITEMS else None
-    )
+    if not limited:
+        return score.n
+    return max(score.n, ITEMS_BY_TASK[score.task]) if score.task in ITEMS_BY_TASK else None
 
 
-def decides(needed: int | None, score: _Counted, limited: bool, *, what: str = "items") -> Decides:
-    """Say how many items would decide, but never more than the task has: then this task cannot
-    decide it, and `needed` is None.
-    """
-    return decides_among(needed, task_items(score, limited=limited), score.task, what=what)
+def items_needed(
+    needed: int | None, score: _ScoreSize, limited: bool, *, unit: str = "items"
+) -> ItemsNeeded:
+    """Return how many items would decide a score's finding, if its task has as many."""
+    return items_needed_among(needed, task_items(score, limited=limited), score.task, unit=unit)
 
 
-def decides_among(
-    needed: int | None, there: int | None, name: str, *, what: str = "items"
-) -> Decides:
-    """Say the same where `there` items are what `name` (a task, or several: "a and b") has."""
+def items_needed_among(
+    needed: int | None, available: int | None, name: str, *, unit: str = "items"
+) -> ItemsNeeded:
+    """Return the same for a task or tasks (`name`: "a", "a and b") with `available` items."""
     if needed is None:
-        return Decides(None, there, "")
-    if there is not None and needed > there:
-        has, which = ("have", "these tasks") if " and " in name else ("has", "this task")
-        return Decides(
-            None,
-            there,
-            f"it would take more than {name} {has} ({there:,}): {which} cannot decide it",
-        )
-    return Decides(needed, there, f"about {needed:,} {what} would decide")
+        return ItemsNeeded(None, available, "")
+    if available is not None and needed > available:
+        verb, subject = ("have", "these tasks") if " and " in name else ("has", "this task")
+        text = f"it would take more than {name} {verb} ({available:,}): {subject} cannot decide it"
+        return ItemsNeeded(None, available, text)
+    return ItemsNeeded(needed, available, f"about {needed:,} {unit} would decide")
 
 
-def short(value: object) -> str:
-    """Return a condition's value as a line has room for it: digests by both ends."""
+def abbreviated(value: object) -> str:
+    """Return a condition's value in at most 48 characters: of a digest both ends."""
     text = str(value) if value not in (None, "") else "none"
-    return (
-        text
-        if len(text) <= 48
-        else f"{text[:12]}..{text[-12:]}"
-        if " " not in text
-        else f"{text[:45]}..."
-    )
+    if len(text) <= 48:
+        return text
+    return f"{text[:45]}..." if " " in text else f"{text[:12]}..{text[-12:]}"
 
 
-CLAIM = 0.95  # of the teacher's score: what is asked where neither a margin nor a baseline says
+DEFAULT_MARGIN = 0.95  # of the teacher's score, if neither the user nor a baseline gives a margin
 
 
-def rules_of(baseline: Baseline | None, rules: Rules) -> Rules:
-    """Take the margin of the baseline where the rules have none, the usual claim where there is no
-    baseline either.
+def rules_with_margin(baseline: Baseline | None, rules: Rules) -> Rules:
+    """Return the rules with the user's margin, else the baseline's, else the default one.
 
-    A row that keeps a margin of its own is held to that: `gate_frozen.margin_of`.
+    A row with a margin of its own is held to that: `frozen_items.rules_for_row`.
     """
     if rules.margin is not None:
         return rules
-    return (
-        replace(rules, margin=CLAIM)
-        if baseline is None
-        else replace(rules, margin=baseline.margin, points=baseline.points)
-    )
+    if baseline is None:
+        return replace(rules, margin=DEFAULT_MARGIN)
+    return replace(rules, margin=baseline.margin, points=baseline.points)

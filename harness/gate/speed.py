@@ -1,99 +1,111 @@
-"""The speed layer of `harness check`: ratios of two models timed by turns in one job, never stored
-seconds. No torch.
+"""The speed layer of `harness check`: ratios of two models timed alternately in one job. No torch.
+
+Stored seconds are never compared.
 """
 
 from collections.abc import Collection, Sequence
 
 from harness.analysis.comparison import Group
-from harness.gate.rules import Finding, Rules, Verdict, is_judged, not_comparable, unmet
+from harness.gate.rules import (
+    Difference,
+    Finding,
+    Rules,
+    Verdict,
+    is_judged,
+    not_comparable,
+    unmet_verdict,
+)
 from harness.records.columns import DECODE_X
 from harness.records.record import Measurement
 from harness.statistics import stats
 
 
 def speed_findings(
-    found: Group, rules: Rules, least: float, held: Collection[str] = ()
+    group: Group, rules: Rules, least: float, frozen_labels: Collection[str] = ()
 ) -> list[Finding]:
-    """Judge decode speed over the teacher's, timed by turns with it in one job, in every scenario;
-    `held` are the baseline's rows.
+    """Judge decode speed relative to the teacher, in every scenario: it must reach `least`.
+
+    `frozen_labels` are the rows of the baseline.
     """
-    told = []
-    for row in found.rows:
-        if not is_judged(row.first, rules) or not row.done:
+    findings = []
+    for row in group.rows:
+        if not is_judged(row.first, rules) or not row.succeeded:
             continue
-        every = [
-            one for record in row.done for one in record.measurements if one.name == DECODE_X.key
+        speedups = [
+            measurement
+            for record in row.succeeded
+            for measurement in record.measurements
+            if measurement.name == DECODE_X.key
         ]
-        if not every:
-            told.append(
-                not_comparable(
-                    "speed",
-                    row.label,
-                    "",
-                    "timing",
-                    "was not timed beside its teacher (--grid none?)",
-                )
-            )
-        for condition in dict.fromkeys(one.condition for one in every):
-            ratios = [one for one in every if one.condition == condition]
-            value = stats.Interval(ratios[0].value, ratios[0].low, ratios[0].high)
-            if len(ratios) > 1:
-                value = stats.ratio_of_rounds([one.value for one in ratios])
-            told.append(_ratio_finding(row.label, condition, value, least, held))
-    return told
+        if not speedups:
+            difference = Difference("timing", "was not timed beside its teacher (--grid none?)")
+            findings.append(not_comparable("speed", row.label, "", difference))
+        for condition in dict.fromkeys(speedup.condition for speedup in speedups):
+            alike = [speedup for speedup in speedups if speedup.condition == condition]
+            ratio = stats.Interval(alike[0].value, alike[0].low, alike[0].high)
+            if len(alike) > 1:
+                ratio = stats.ratio_of_rounds([speedup.value for speedup in alike])
+            findings.append(_speedup_finding(row.label, condition, ratio, least, frozen_labels))
+    return findings
 
 
-def _ratio_finding(
-    label: str, condition: str, value: stats.Interval, least: float, held: Collection[str]
+def _speedup_finding(
+    label: str, condition: str, ratio: stats.Interval, least: float, frozen_labels: Collection[str]
 ) -> Finding:
-    assert value.value is not None
-    low, high = value.low, value.high
-    numbers: dict[str, float | int | None] = {"value": value.value, "low": low, "high": high}
-    if low is None or high is None:
-        verdict, ends = Verdict.cannot_tell, "no interval (three rounds are the fewest)"
-    else:
-        verdict = (
-            Verdict.passed
-            if low >= least
-            else unmet(label, held)
-            if high < least
-            else Verdict.cannot_tell
-        )
-        ends = f"[{low:.2f}, {high:.2f}]"
-    told = (
-        f"decodes {value.value:.2f} times as fast {ends}{f' ({condition})' if condition else ''}; "
-        f"at least {least:g} by turns in one job"
+    """Judge one ratio of decode speeds by its interval."""
+    assert ratio.value is not None
+    verdict, interval = Verdict.cannot_tell, "no interval (three rounds are the fewest)"
+    if ratio.low is not None and ratio.high is not None:
+        interval = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+        if ratio.low >= least:
+            verdict = Verdict.passed
+        elif ratio.high < least:
+            verdict = unmet_verdict(label, frozen_labels)
+    scenario = f" ({condition})" if condition else ""
+    return Finding(
+        layer="speed",
+        row=label,
+        verdict=verdict,
+        told=(
+            f"decodes {ratio.value:.2f} times as fast {interval}{scenario}; at least {least:g} by "
+            "turns in one job"
+        ),
+        numbers={"value": ratio.value, "low": ratio.low, "high": ratio.high},
     )
-    return Finding(layer="speed", row=label, verdict=verdict, told=told, numbers=numbers)
 
 
 def measured_findings(
-    name: str, measurements: Sequence[Measurement], rules: Rules, held: Collection[str] = ()
+    name: str,
+    measurements: Sequence[Measurement],
+    rules: Rules,
+    frozen_labels: Collection[str] = (),
 ) -> list[Finding]:
-    """Judge a model of `harness measure BASE NEW`: missed where the lower end of the slowdown
-    exceeds what is tolerated.
+    """Judge a model of `harness measure BASE NEW` by its slowdown against the first model.
+
+    The claim is missed where the lower end of the slowdown's interval exceeds `rules.slower`.
     """
-    found = []
-    for one in [one for one in measurements if one.name == DECODE_X.key]:
-        low, high = one.low, one.high
-        if low is None or high is None or low <= 0:
-            verdict, ends = Verdict.cannot_tell, "no interval"
-        else:
-            slow, fast = 1 / high, 1 / low
-            verdict = (
-                unmet(name, held)
-                if slow > rules.slower
-                else Verdict.passed
-                if fast <= rules.slower
-                else Verdict.cannot_tell
-            )
-            ends = f"[{slow:.3f}, {fast:.3f}]"
-        told = (
-            f"slowdown {1 / one.value:.3f} {ends} beside the first model ({one.condition}); at "
-            f"most {rules.slower:g}"
+    findings = []
+    for speedup in measurements:
+        if speedup.name != DECODE_X.key:
+            continue
+        low, high = speedup.low, speedup.high
+        verdict, interval = Verdict.cannot_tell, "no interval"
+        if low is not None and high is not None and low > 0:
+            least_slowdown, most_slowdown = 1 / high, 1 / low
+            interval = f"[{least_slowdown:.3f}, {most_slowdown:.3f}]"
+            if least_slowdown > rules.slower:
+                verdict = unmet_verdict(name, frozen_labels)
+            elif most_slowdown <= rules.slower:
+                verdict = Verdict.passed
+        line = (
+            f"slowdown {1 / speedup.value:.3f} {interval} beside the first model "
+            f"({speedup.condition}); at most {rules.slower:g}"
         )
-        numbers: dict[str, float | int | None] = {"value": one.value, "low": low, "high": high}
-        found.append(Finding(layer="speed", row=name, verdict=verdict, told=told, numbers=numbers))
-    return found or [
-        not_comparable("speed", name, "", "timing", "was not timed beside the first model")
-    ]
+        numbers: dict[str, float | int | None] = {"value": speedup.value, "low": low, "high": high}
+        findings.append(
+            Finding(layer="speed", row=name, verdict=verdict, told=line, numbers=numbers)
+        )
+    if findings:
+        return findings
+    difference = Difference("timing", "was not timed beside the first model")
+    return [not_comparable("speed", name, "", difference)]

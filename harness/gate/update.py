@@ -1,9 +1,8 @@
-"""How a baseline moves: with a reason, from whole runs, past no regression that nobody accepted,
-however small its steps. No torch.
+"""How a baseline moves: with a reason, from whole runs, and past no unaccepted regression.
 
 New records are judged twice by the same rules: against what is frozen, and against the first
-accepted value of each score. A row that does not keep what the margin asks is refused, or frozen
-with a margin of its own.
+accepted value of each score, so that many small steps down are seen too. A row that does not keep
+the margin is refused, or frozen with a margin of its own.
 """
 
 import math
@@ -11,42 +10,64 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from harness.errors import HarnessError
 from harness.gate.check import check
-from harness.gate.frozen import unlike_conditions, unlike_scores
-from harness.gate.frozen_items import margin_of
+from harness.gate.frozen import condition_difference, score_difference
+from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import Finding, Rules, Verdict
 from harness.records.baseline import (
-    ITEMS,
+    ITEM_FIELDS,
     Baseline,
     Change,
     FrozenRow,
     FrozenScore,
     Origin,
-    freeze,
+    freeze_record,
     read_baseline,
     write_baseline,
 )
 from harness.records.record import TEACHER, RunRecord
-from harness.records.store import twice
+from harness.records.store import duplicate_row
 
-# what the claim layer says of a row that does not keep the margin
-_UNMET = frozenset({"regressed", "missed"})
+# the verdicts of the claim layer on a row that does not keep the margin
+_UNMET = frozenset({Verdict.regressed, Verdict.missed})
 _CLAIMS = ("claim", "pooled")  # layers: by task, and over all tasks of a row
-Key = tuple[str, int | None]
+RowKey = tuple[str, int | None]  # a row's label and its seed
 
 
 @dataclass(frozen=True)
-class Moved:
-    """A baseline that was written, the one before, and what there is to know of the move."""
+class BaselineUpdate:
+    """A baseline that was written, the one before it, and notes for people."""
 
-    made: Baseline
-    old: Baseline | None
+    baseline: Baseline
+    previous: Baseline | None
     notes: tuple[str, ...] = ()
 
 
-def update(
+class Regression(NamedTuple):
+    """A finding that a row regressed."""
+
+    finding: Finding
+    reference: str = ""  # " against its first accepted value ..."; "": against what is frozen
+
+
+class OwnMargins(NamedTuple):
+    """The margins of rows that have one of their own, and notes on rows that cannot be judged."""
+
+    margins: dict[str, float]
+    notes: list[str]
+
+
+class _OriginScores(NamedTuple):
+    """A row's scores with their first accepted values, and a line for each that starts anew."""
+
+    scores: tuple[FrozenScore, ...]
+    started_anew: list[str]
+
+
+def update_baseline(
     path: Path,
     records: Sequence[RunRecord],
     *,
@@ -56,93 +77,83 @@ def update(
     accept: bool = False,
     drop: bool = False,
     own_margin: bool = False,
-) -> Moved:
-    """Freeze records into `path`; with `rows` only these (and the teacher) move.
+) -> BaselineUpdate:
+    """Freeze records into the baseline at `path`; with `rows` only these and the teacher move.
 
-    Refuses without a reason, from failed, limited or dirty runs, two records of one row and seed,
-    two teachers; unless `accept`, from a run that has regressed against what is frozen or what was
-    first accepted; unless `own_margin`, one whose rows do not keep the margin; unless `drop`, one
-    that lacks frozen rows.
+    Raises `HarnessError` without a reason, and for records that are failed, limited, from a dirty
+    working tree, double, or of two teachers. Other refusals can be lifted: `accept` those of a
+    regression against the frozen or the first accepted values, `own_margin` those of rows that do
+    not keep the margin, `drop` those of frozen rows without a record.
     """
     if not reason.strip():
         raise HarnessError("--reason is empty; say in a few words why the baseline moves")
-    wanted = _wanted(records, rows)
+    records = _records_to_freeze(records, rows)
     old = read_baseline(path) if path.exists() else None
-    regressed = regressions(wanted, old, rows)
-    if regressed and not accept:
-        finding, against = regressed[0]
-        raise HarnessError(
-            f"{path} does not move: {finding.name} regressed{against} ({finding.told}); mend it, "
-            "or accept it with --accept-regression"
-        )
-    asked = _margin_asked(rules, old)
+    regressed = regressions(records, old, rows)
     if not accept:
-        _refuse_falling_seeds(path, wanted, old)
-    own, unclear = own_margins(
-        path, wanted, replace(asked, rows=tuple(rows)), old, allowed=own_margin
-    )
-    change = _change(wanted, reason, tuple(dict.fromkeys(finding.name for finding, _ in regressed)))
+        _refuse_regressions(path, regressed)
+        _refuse_falling_seeds(path, records, old)
+    rules = _margin_rules(rules, old)
+    own = own_margins(path, records, replace(rules, rows=tuple(rows)), old, allowed=own_margin)
+    change = _history_entry(records, reason, [regression.finding for regression in regressed])
     accepted = frozenset((finding.row, finding.task) for finding, _ in regressed)
-    fresh = {(record.label, record.seed): freeze(record) for record in wanted}
-    stay = _left(path, old, fresh, moving=bool(rows), drop=drop)
-    _of_one_teacher(path, [*stay, *fresh.values()])
-    anew = [_since(record, old, change, accepted) for record in wanted]
-    frozen = [
-        row.model_copy(update={"scores": scores, **_own(own.get(row.label), asked)})
-        for row, (scores, _) in zip(fresh.values(), anew, strict=True)
-    ]
-    started = tuple(dict.fromkeys(line for _, lines in anew for line in lines))
-    made = Baseline(
-        margin=asked.margin,
-        points=asked.points,
-        history=(*(old.history if old else ()), change.model_copy(update={"anew": started})),
+    moved_rows: list[FrozenRow] = []
+    started_anew: list[str] = []
+    for record in records:
+        origins = _scores_with_origins(record, old, change, accepted)
+        margin = _margin_fields(own.margins.get(record.label), rules)
+        moved_rows.append(
+            freeze_record(record).model_copy(update={"scores": origins.scores, **margin})
+        )
+        started_anew += origins.started_anew
+    started_anew = list(dict.fromkeys(started_anew))
+    all_rows = [*_rows_that_stay(path, old, records, moving=bool(rows), drop=drop), *moved_rows]
+    _refuse_second_teacher(path, all_rows)
+    history = old.history if old else ()
+    baseline = Baseline(
+        margin=rules.margin,
+        points=rules.points,
+        history=(*history, change.model_copy(update={"anew": tuple(started_anew)})),
         rows=tuple(
-            sorted(
-                [*stay, *frozen], key=lambda row: (row.label != TEACHER, row.label, row.seed or 0)
-            )
+            sorted(all_rows, key=lambda row: (row.label != TEACHER, row.label, row.seed or 0))
         ),
     )
-    write_baseline(path, made)
-    return Moved(
-        made,
-        old,
-        (*(f"the first accepted value starts anew: {line}" for line in started), *unclear),
-    )
+    write_baseline(path, baseline)
+    notes = [f"the first accepted value starts anew: {line}" for line in started_anew]
+    return BaselineUpdate(baseline, old, (*notes, *own.notes))
 
 
-def _wanted(records: Sequence[RunRecord], rows: Sequence[str]) -> list[RunRecord]:
-    """Return the records that move; refuses rows that have none, and what no baseline may be made
-    of.
-    """
+def _records_to_freeze(records: Sequence[RunRecord], rows: Sequence[str]) -> list[RunRecord]:
+    """Return the records that move. Raises `HarnessError` for rows without one, and unfit ones."""
     labels = {record.label for record in records}
     if missing := next((label for label in rows if label not in labels), None):
         raise HarnessError(
             f"no record of the row {missing!r}; there are: {', '.join(sorted(labels))}"
         )
-    wanted = [
+    moving = [
         record for record in records if not rows or record.label in rows or record.label == TEACHER
     ]
-    _fit_to_freeze(wanted)
-    return wanted
+    _refuse_unfit_records(moving)
+    return moving
 
 
-def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
-    """Refuse what no baseline may be made of, naming the first reason."""
+def _refuse_unfit_records(records: Sequence[RunRecord]) -> None:
+    """Raise `HarnessError` with the first reason why no baseline may be made of these records."""
     if not any(record.status == "success" and record.method != TEACHER for record in records):
         raise HarnessError(
             "there is no row that succeeded to freeze; type first: harness run --methods ..."
         )
-    if double := twice(records):
+    if duplicate := duplicate_row(records):
         raise HarnessError(
-            f"two records of {double}; name one run's file (results/runs/runs/NAME.json) in place "
-            "of the store"
+            f"two records of {duplicate}; name one run's file (results/runs/runs/NAME.json) in "
+            "place of the store"
         )
     for record in records:
         name = f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
         if record.status != "success":
-            told = f"{name} {record.status}: {record.reason}"
             raise HarnessError(
-                f"{told}; a baseline is made of whole runs: mend it, or name others with --rows"
+                f"{name} {record.status}: {record.reason}; a baseline is made of whole runs: mend "
+                "it, or name others with --rows"
             )
         if record.conditions.limited:
             raise HarnessError(
@@ -166,67 +177,78 @@ def _fit_to_freeze(records: Sequence[RunRecord]) -> None:
 
 def regressions(
     records: Sequence[RunRecord], old: Baseline | None, rows: Sequence[str] = ()
-) -> list[tuple[Finding, str]]:
-    """Return what regressed, against what is frozen and, where that shows nothing, against the
-    first accepted values; with what is said.
-    """
+) -> list[Regression]:
+    """Return what regressed against what is frozen or, where that shows nothing, first accepted."""
     if old is None:
         return []
     rules = Rules(rows=tuple(rows))
-    now = [
+    against_frozen = [
         finding
         for finding in check(records, rules, old).findings
         if finding.verdict is Verdict.regressed
     ]
-    known = {(finding.row, finding.task) for finding in now}
-    first = [
+    reported = {(finding.row, finding.task) for finding in against_frozen}
+    against_first = [
         finding
         for finding in check(records, rules, old.first).findings
         if finding.verdict is Verdict.regressed
         and finding.layer == "frozen"
-        and (finding.row, finding.task) not in known
+        and (finding.row, finding.task) not in reported
     ]
-    return [(finding, "") for finding in now] + [
-        (finding, f" against its first accepted value{_dated(old, finding)}") for finding in first
+    return [Regression(finding) for finding in against_frozen] + [
+        Regression(finding, f" against its first accepted value{_origin_text(old, finding)}")
+        for finding in against_first
     ]
+
+
+def _refuse_regressions(path: Path, regressed: Sequence[Regression]) -> None:
+    """Raise `HarnessError` for the first regression, if there is one."""
+    for finding, reference in regressed:
+        raise HarnessError(
+            f"{path} does not move: {finding.name} regressed{reference} ({finding.told}); mend it, "
+            "or accept it with --accept-regression"
+        )
 
 
 def _refuse_falling_seeds(path: Path, records: Sequence[RunRecord], old: Baseline | None) -> None:
-    """Refuse seeds that take the place of others and score less than the row's first accepted
-    values, by more than the tolerance.
+    """Raise `HarnessError` if other seeds than frozen score less than the first accepted values.
 
-    Items of other trainings are not paired with the frozen ones, so the check finds no record of
-    theirs: this is seen by the means.
+    Items of other trainings are not paired with the frozen ones, so the check finds no record for
+    these. Here the means of the seeds are compared; a fall within the tolerance is allowed.
     """
-    tolerance = Rules().tolerance
-    for label, frozen in _frozen_by_row(old).items():
-        fresh = [record for record in records if record.label == label]
-        if not fresh or {record.seed for record in fresh} & {row.seed for row in frozen}:
+    for label, frozen_rows in _frozen_by_row(old).items():
+        new_records = [record for record in records if record.label == label]
+        frozen_seeds = {row.seed for row in frozen_rows}
+        if not new_records or {record.seed for record in new_records} & frozen_seeds:
             continue
-        for score in frozen[0].scores:
-            then = [known for row in frozen for known in row.scores if known.task == score.task]
-            now = [
-                found
-                for record in fresh
-                if (found := record.score(score.task)) and found.items_digest == score.items_digest
+        for score in frozen_rows[0].scores:
+            current = [
+                new_score
+                for record in new_records
+                if (new_score := record.score(score.task))
+                and new_score.items_digest == score.items_digest
             ]
-            if not now:
+            if not current:
                 continue
-            first, fell = fmean(one.first.value for one in then), fmean(one.value for one in now)
-            lower = now[0].lower_is_better
-            allowed = tolerance * (
-                1.0 if score.unit == "share" and score.kind != "perplexity" else abs(first)
+            first = fmean(
+                frozen.first.value
+                for row in frozen_rows
+                for frozen in row.scores
+                if frozen.task == score.task
             )
-            if (fell - first if lower else first - fell) > allowed:
+            value = fmean(new_score.value for new_score in current)
+            fall = value - first if current[0].lower_is_better else first - value
+            is_share = score.unit == "share" and score.kind != "perplexity"
+            if fall > Rules().tolerance * (1.0 if is_share else abs(first)):
                 raise HarnessError(
                     f"{path} does not move: {label} {score.task}, other seeds than frozen, went "
                     f"from {score.shown(first)} (first accepted) "
-                    f"to {score.shown(fell)}; mend it, or accept it with --accept-regression"
+                    f"to {score.shown(value)}; mend it, or accept it with --accept-regression"
                 )
 
 
 def _frozen_by_row(old: Baseline | None) -> dict[str, list[FrozenRow]]:
-    """Return the frozen rows that a draw made, by label."""
+    """Return the frozen rows that depend on a seed, by label."""
     rows: dict[str, list[FrozenRow]] = {}
     for row in old.rows if old else ():
         if row.seed is not None:
@@ -234,21 +256,21 @@ def _frozen_by_row(old: Baseline | None) -> dict[str, list[FrozenRow]]:
     return rows
 
 
-def _dated(old: Baseline, finding: Finding) -> str:
-    """Say since when a first accepted value stands."""
-    scores = [
-        score
+def _origin_text(old: Baseline, finding: Finding) -> str:
+    """Return since when a first accepted value stands, and why."""
+    origins = (
+        score.origin
         for row in old.rows
         if row.label == finding.row
         for score in row.scores
-        if score.task == finding.task
-    ]
-    origin = next((score.origin for score in scores if score.origin), None)
+        if score.task == finding.task and score.origin
+    )
+    origin = next(origins, None)
     return f" of {origin.date[:10]}, {origin.reason!r}" if origin else ""
 
 
-def _margin_asked(rules: Rules, old: Baseline | None) -> Rules:
-    """Return the margin that is given, else the old baseline's."""
+def _margin_rules(rules: Rules, old: Baseline | None) -> Rules:
+    """Return rules with nothing but the margin: the one given, else the old baseline's."""
     if rules.margin is not None or old is None:
         return Rules(margin=rules.margin, points=rules.points)
     return Rules(margin=old.margin, points=old.points)
@@ -256,154 +278,148 @@ def _margin_asked(rules: Rules, old: Baseline | None) -> Rules:
 
 def own_margins(
     path: Path, records: Sequence[RunRecord], rules: Rules, old: Baseline | None, *, allowed: bool
-) -> tuple[dict[str, float], list[str]]:
-    """Return the margins of rows that are held to one of their own, and notes on rows whose items
-    cannot tell.
+) -> OwnMargins:
+    """Return the margins of rows that do not keep the margin of all rows.
 
-    A row that does not keep what all are asked is refused, unless `allowed` or it keeps a margin of
-    its own that was accepted before.
+    Raises `HarnessError` for such a row, unless own margins are `allowed` or the row keeps one that
+    was accepted before.
     """
     if rules.margin is None:
-        return {}, []
+        return OwnMargins({}, [])
     claims: dict[str, list[Finding]] = {}
     for finding in check(records, rules).findings:
         if finding.layer in _CLAIMS:
             claims.setdefault(finding.row, []).append(finding)
-    short = {
-        label: next(one for one in findings if one.verdict.value in _UNMET)
-        for label, findings in claims.items()
-        if any(one.verdict.value in _UNMET for one in findings)
-    }
-    met = {
+    not_passed = [
         label
         for label, findings in claims.items()
-        if all(one.verdict is Verdict.passed for one in findings)
+        if any(finding.verdict is not Verdict.passed for finding in findings)
+    ]
+    accepted = {
+        label: margin
+        for label in not_passed
+        if (margin := _accepted_margin(records, label, rules, old)) is not None
     }
-    before = {
-        label: kept
-        for label in claims
-        if label not in met and (kept := _kept_before(records, label, rules, old)) is not None
-    }
+    unmet = {label: _first_unmet(findings) for label, findings in claims.items()}
     refused = {
-        label: finding for label, finding in short.items() if label not in before and not allowed
+        label: finding
+        for label, finding in unmet.items()
+        if finding is not None and label not in accepted
     }
-    if refused:
-        raise HarnessError(
-            _refusal(path, refused, rules, [name for name in claims if name not in refused], old)
-        )
-    weak = (
-        [
-            label
-            for label, findings in claims.items()
-            if label not in met and any(_is_tested(one) for one in findings)
-        ]
-        if allowed
-        else []
-    )
-    own = {label: _what_it_keeps(records, claims[label], rules) for label in weak} | before
-    unclear = [
-        finding
+    if refused and not allowed:
+        others = [label for label in claims if label not in refused]
+        raise HarnessError(_margin_refusal(path, refused, rules, others, old))
+    measured = {
+        label: _margin_it_keeps(records, claims[label], rules)
+        for label in not_passed
+        if allowed and any(map(_has_interval, claims[label]))
+    }
+    margins = measured | accepted
+    notes = [
+        f"{finding.row} {finding.task}: whether it {rules.claim()} is not known ({finding.told})"
         for label, findings in claims.items()
-        if label not in own
+        if label not in margins
         for finding in findings
         if finding.layer == "claim"
         and finding.verdict in (Verdict.cannot_tell, Verdict.not_comparable)
     ]
-    return own, [
-        f"{one.row} {one.task}: whether it {rules.claim()} is not known ({one.told})"
-        for one in unclear
-    ]
+    return OwnMargins(margins, notes)
 
 
-def _kept_before(
+def _first_unmet(findings: Sequence[Finding]) -> Finding | None:
+    """Return the first finding that a claim was shown not to hold."""
+    return next((finding for finding in findings if finding.verdict in _UNMET), None)
+
+
+def _accepted_margin(
     records: Sequence[RunRecord], label: str, rules: Rules, old: Baseline | None
 ) -> float | None:
-    """Return a row's own margin of the old baseline, in the same form, where these records do not
-    fall short of it.
+    """Return a row's own margin in the old baseline, None without one that it still keeps.
+
+    It must have the same form (ratio or points), and these records may not fall short of it.
     """
-    asked = margin_of(old, label, replace(rules, margin=None))
-    if asked.margin is None or asked.points != rules.points:
+    own_rules = rules_for_row(old, label, replace(rules, margin=None))
+    if own_rules.margin is None or own_rules.points != rules.points:
         return None
-    findings = check(records, replace(asked, rows=(label,))).findings
-    return (
-        None
-        if any(one.layer in _CLAIMS and one.verdict.value in _UNMET for one in findings)
-        else asked.margin
-    )
+    findings = check(records, replace(own_rules, rows=(label,))).findings
+    claims = [finding for finding in findings if finding.layer in _CLAIMS]
+    return own_rules.margin if _first_unmet(claims) is None else None
 
 
-def _refusal(
+def _margin_refusal(
     path: Path,
     refused: Mapping[str, Finding],
     rules: Rules,
     others: Sequence[str],
     old: Baseline | None,
 ) -> str:
-    """Say which row does not keep the margin, and the two ways out."""
+    """Return which row does not keep the margin, and what to type."""
     label, finding = next(iter(refused.items()))
-    asked = margin_of(old, label, rules)
-    margin = f"{rules.margin:g}{' of the items' if rules.points else ''}" + (
-        "" if asked is rules else f", nor its own of {asked.margin:g}"
+    own_rules = rules_for_row(old, label, rules)
+    margin = f"{rules.margin:g}{' of the items' if rules.points else ''}"
+    if own_rules is not rules:
+        margin += f", nor its own of {own_rules.margin:g}"
+    leave_out = (
+        f"leave it out (--rows {','.join(others)})" if others else "leave it out with --rows"
     )
-    leave = f"leave it out (--rows {','.join(others)})" if others else "leave it out with --rows"
     more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     return (
         f"{path} does not move: {finding.name.rpartition(' [')[0]}{more} does not keep the margin "
         f"of {margin} ({finding.told}); "
-        f"{leave}, or freeze it with what it keeps (--own-margin)"
+        f"{leave_out}, or freeze it with what it keeps (--own-margin)"
     )
 
 
-def _is_tested(finding: Finding) -> bool:
+def _has_interval(finding: Finding) -> bool:
     """Tell whether a claim has an interval, from which a margin can be read."""
     return isinstance(finding.numbers.get("low"), float)
 
 
-def _what_it_keeps(
+def _margin_it_keeps(
     records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules
 ) -> float:
-    """Return a row's own margin in whole per cents: the most that a check of these very records
-    shows it to keep (points: the least lost).
+    """Return a row's own margin in whole per cents: the most that it is shown to keep.
 
-    From the lower end of its interval it goes down until the claim holds among all tests of the
-    check (Holm's largest factor).
+    (In points: the least that it is shown to lose.) The search starts at the lower end of the row's
+    interval and goes down until a check of these very records passes the claim at the level of
+    Holm's strictest test.
     """
-    label = findings[0].row
-    tested = [finding for finding in findings if _is_tested(finding)]
-    kept = [_kept(records, finding, rules) for finding in tested]
-    percent = (
-        math.ceil(100 * -min(kept) - 1e-9) if rules.points else math.floor(100 * min(kept) + 1e-9)
-    )
-    percent = max(1, percent) if rules.points else min(99, percent)
+    tested = [finding for finding in findings if _has_interval(finding)]
+    least = 100 * min(_lower_bound(records, finding, rules) for finding in tested)
+    if rules.points:
+        percent, step = max(1, math.ceil(-least - 1e-9)), 1
+    else:
+        percent, step = min(99, math.floor(least + 1e-9)), -1
     while 0 < percent < 100 and not _shown_to_keep(
         records, tested, replace(rules, margin=percent / 100)
     ):
-        percent += 1 if rules.points else -1
-    margin = percent / 100
-    if not 0 < margin < 1:
+        percent += step
+    if not 0 < percent < 100:
         raise HarnessError(
-            f"{label} keeps nothing that could be asked of it ({findings[0].told}); leave it out "
-            "with --rows"
+            f"{findings[0].row} keeps nothing that could be asked of it ({findings[0].told}); "
+            "leave it out with --rows"
         )
-    return margin
+    return percent / 100
 
 
 def _shown_to_keep(records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules) -> bool:
-    """Tell whether a check of these records would pass a row at this margin, whatever its other
-    tests say.
+    """Tell whether a check of these records passes a row's claims at the margin of the rules.
+
+    Its other tests do not matter.
     """
     tests = max(int(finding.numbers.get("tests") or 1) for finding in findings)
-    alone = check(
-        records, replace(rules, rows=(findings[0].row,), alpha=rules.alpha / tests)
-    ).findings
+    row_rules = replace(rules, rows=(findings[0].row,), alpha=rules.alpha / tests)
     return all(
-        one.verdict is Verdict.passed for one in alone if one.layer in _CLAIMS and _is_tested(one)
+        finding.verdict is Verdict.passed
+        for finding in check(records, row_rules).findings
+        if finding.layer in _CLAIMS and _has_interval(finding)
     )
 
 
-def _kept(records: Sequence[RunRecord], finding: Finding, rules: Rules) -> float:
-    """Return the lower end of what a row keeps on a task: of a figure that is better when lower,
-    one over its upper end.
+def _lower_bound(records: Sequence[RunRecord], finding: Finding, rules: Rules) -> float:
+    """Return the lower end of what a row keeps on a task.
+
+    For a figure that is better when lower, it is one over the upper end (in points: its negative).
     """
     low, high = finding.numbers["low"], finding.numbers["high"]
     assert low is not None and high is not None
@@ -412,44 +428,57 @@ def _kept(records: Sequence[RunRecord], finding: Finding, rules: Rules) -> float
         for record in records
         if record.label == finding.row and (score := record.score(finding.task))
     ]
-    lower = any(score.lower_is_better for score in scores)  # what is pooled is better when higher
+    # a pooled figure has no score here: it is better when higher
+    lower_is_better = any(score.lower_is_better for score in scores)
     if rules.points:
-        return -high if lower else low
-    return 1 / high if lower and high > 0 else low
+        return -high if lower_is_better else low
+    return 1 / high if lower_is_better and high > 0 else low
 
 
-def _own(margin: float | None, rules: Rules) -> dict[str, object]:
+def _margin_fields(margin: float | None, rules: Rules) -> dict[str, object]:
     return {} if margin is None else {"margin": margin, "points": rules.points}
 
 
-def _change(records: Sequence[RunRecord], reason: str, accepted: tuple[str, ...]) -> Change:
-    """Return the line of the history."""
+def _history_entry(
+    records: Sequence[RunRecord], reason: str, regressed: Sequence[Finding]
+) -> Change:
+    """Return the line of the baseline's history."""
     environment = next((record.environment for record in records if record.environment), None)
     return Change(
         reason=reason.strip(),
         date=max(record.created for record in records),
         commit=environment.commit if environment else None,
         rows=tuple(dict.fromkeys(record.label for record in records)),
-        accepted=accepted,
+        accepted=tuple(dict.fromkeys(finding.name for finding in regressed)),
     )
 
 
-def _left(
-    path: Path, old: Baseline | None, fresh: Mapping[Key, FrozenRow], *, moving: bool, drop: bool
+def _rows_that_stay(
+    path: Path,
+    old: Baseline | None,
+    records: Sequence[RunRecord],
+    *,
+    moving: bool,
+    drop: bool,
 ) -> list[FrozenRow]:
-    """Return the frozen rows that stay as they are: those that do not move with `--rows`; else none
-    may be lacking, unless dropped.
+    """Return the frozen rows that stay as they are: those that do not move with `--rows`.
+
+    If all rows move, raises `HarnessError` for a frozen row without a record, unless `drop`.
     """
-    left = [row for row in (old.rows if old else ()) if (row.label, row.seed) not in fresh]
-    if left and not moving and not drop:
+    keys: set[RowKey] = {(record.label, record.seed) for record in records}
+    without_record = [row for row in (old.rows if old else ()) if (row.label, row.seed) not in keys]
+    if moving:
+        return without_record
+    if without_record and not drop:
         raise HarnessError(
-            f"{path} holds {left[0].label}, of which there is no record here; move single rows "
-            "with --rows, or drop it with --drop"
+            f"{path} holds {without_record[0].label}, of which there is no record here; move "
+            "single rows with --rows, or drop it with --drop"
         )
-    return left if moving else []
+    return []
 
 
-def _of_one_teacher(path: Path, rows: Sequence[FrozenRow]) -> None:
+def _refuse_second_teacher(path: Path, rows: Sequence[FrozenRow]) -> None:
+    """Raise `HarnessError` for rows of different teachers."""
     if len({row.conditions["teacher"] for row in rows}) > 1:
         raise HarnessError(
             f"{path}: its other rows have another teacher than these records; freeze all rows of "
@@ -457,11 +486,16 @@ def _of_one_teacher(path: Path, rows: Sequence[FrozenRow]) -> None:
         )
 
 
-def _since(
+def _scores_with_origins(
     record: RunRecord, old: Baseline | None, change: Change, accepted: frozenset[tuple[str, str]]
-) -> tuple[tuple[FrozenScore, ...], list[str]]:
-    """Return a row's scores with their first accepted values, and which of them start anew."""
-    before = next(
+) -> _OriginScores:
+    """Return a row's scores with their first accepted values.
+
+    A first accepted value starts anew if the score cannot be compared with the frozen one, or if
+    its regression was accepted.
+    """
+    new_scores = freeze_record(record).scores
+    frozen_row = next(
         (
             row
             for row in (old.rows if old else ())
@@ -469,42 +503,45 @@ def _since(
         ),
         None,
     )
-    if old is None or before is None:
-        moved = (
-            [f"{record.label} seed {record.seed} (the row was frozen with other seeds)"]
-            if record.label in _frozen_by_row(old)
-            else []
+    if old is None or frozen_row is None:
+        line = f"{record.label} seed {record.seed} (the row was frozen with other seeds)"
+        return _OriginScores(
+            tuple(_with_new_origin(score, change) for score in new_scores),
+            [line] if record.label in _frozen_by_row(old) else [],
         )
-        return tuple(_first_of_all(score, change) for score in freeze(record).scores), moved
-    unlike = unlike_conditions(before, record)
-    scores, anew = [], []
-    for score in freeze(record).scores:
-        then = next((known for known in before.scores if known.task == score.task), None)
-        differs = None if then is None else unlike or unlike_scores(then, record.score(score.task))
-        if differs:
-            anew.append(f"{record.label} {score.task} ({differs[1]})")
-        keeps = then is not None and not differs and (record.label, score.task) not in accepted
-        scores.append(
-            _held_to(score, then, old.moved(record.label))
-            if keeps and then
-            else _first_of_all(score, change)
+    row_difference = condition_difference(frozen_row, record)
+    scores, started_anew = [], []
+    for score in new_scores:
+        frozen = next(
+            (candidate for candidate in frozen_row.scores if candidate.task == score.task), None
         )
-    return tuple(scores), anew
+        difference = None
+        if frozen is not None:
+            difference = row_difference or score_difference(frozen, record.score(score.task))
+        if difference:
+            started_anew.append(f"{record.label} {score.task} ({difference.text})")
+        if frozen is None or difference or (record.label, score.task) in accepted:
+            scores.append(_with_new_origin(score, change))
+        else:
+            scores.append(_with_origin_of(frozen, score, old.moved(record.label)))
+    return _OriginScores(tuple(scores), started_anew)
 
 
-def _first_of_all(score: FrozenScore, change: Change) -> FrozenScore:
-    return score.model_copy(
-        update={"origin": Origin(value=score.value, date=change.date, reason=change.reason)}
-    )
+def _with_new_origin(score: FrozenScore, change: Change) -> FrozenScore:
+    """Return a score that is itself the first accepted value."""
+    origin = Origin(value=score.value, date=change.date, reason=change.reason)
+    return score.model_copy(update={"origin": origin})
 
 
-def _held_to(score: FrozenScore, then: FrozenScore, moved: Change) -> FrozenScore:
-    """Return a score that is held to what the one before it was held to; the items stand there only
-    where they differ from its own.
+def _with_origin_of(frozen: FrozenScore, score: FrozenScore, moved: Change) -> FrozenScore:
+    """Return a score with the first accepted value of the frozen one.
+
+    The origin holds items only where they differ from the score's own. `moved` is the change that
+    froze the frozen score.
     """
-    first = then.first
-    since = then.origin or Origin(value=then.value, date=moved.date, reason=moved.reason)
-    items = {name: getattr(first, name) for name in ITEMS}
+    origin = frozen.origin or Origin(value=frozen.value, date=moved.date, reason=moved.reason)
+    items = {name: getattr(frozen.first, name) for name in ITEM_FIELDS}
     if all(getattr(score, name) == value for name, value in items.items()):
-        items = {name: getattr(Origin(value=0.0, date="", reason=""), name) for name in ITEMS}
-    return score.model_copy(update={"origin": since.model_copy(update=items)})
+        no_items = Origin(value=0.0, date="", reason="")
+        items = {name: getattr(no_items, name) for name in ITEM_FIELDS}
+    return score.model_copy(update={"origin": origin.model_copy(update=items)})

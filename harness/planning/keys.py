@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from harness.contract import Task
-from harness.files.closure import OURS, Memo, code_of, own_code_of
+from harness.files.closure import OURS, Memo, code_digests, own_code_digest
 from harness.files.digests import digest_of
 
 MODEL_MODULES = (
@@ -50,9 +50,11 @@ class CodeDigests:
             *(("harness.scoring.vllm_backend",) if backend == "vllm" else ()),
         ]
         own = {
-            name: digest for module in CELL_MODULES for name, digest in own_code_of(module).items()
+            name: digest
+            for module in CELL_MODULES
+            for name, digest in own_code_digest(module).items()
         }
-        return code_of(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
+        return code_digests(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
 
     def for_student(self, method: Any) -> dict[str, str]:
         """Return what makes a student: its method, what opens and saves models and, where it reads
@@ -63,9 +65,9 @@ class CodeDigests:
         """
         kind, grades = type(method), method.writes_traces or not _is_ours(method)
         if (kind, grades) not in self._students:
-            files = code_of(kind, *MODEL_MODULES, memo=self._memo)
+            files = code_digests(kind, *MODEL_MODULES, memo=self._memo)
             if reads_items(method):
-                files |= code_of(
+                files |= code_digests(
                     *map(type, self.tasks.values()),
                     without=() if grades else ("grade",),
                     memo=self._memo,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from harness.contract import Method, Prompting
 from harness.errors import HarnessError
 from harness.machine.gpu import device_label, gpu_of
-from harness.machine.processor import processor
+from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
 from harness.planning.cells import Plan, PlannedCell, PlannedStage
 from harness.planning.config import RunConfig
@@ -32,7 +32,7 @@ from harness.planning.setup import (
     check_vocabularies,
 )
 from harness.records.record import TEACHER
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 
 
 def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
@@ -148,7 +148,7 @@ def _machine_parts(setup: Setup) -> list[str | int | None]:
     card, driver and CUDA.
     """
     gpu = gpu_of(setup.resolved.device)
-    return [processor(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
+    return [processor_label(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
 
 
 class _Planner:
@@ -240,7 +240,7 @@ class _Planner:
         return {
             **self.student_parts,
             "method": name,
-            "settings": expanded(method),
+            "settings": settings_with_defaults(method),
             "budget": 0 if seed is None else self.setup.budget,
             "seed": seed,
             "text": self.setup.resolved.text if method.calibrates else "",
@@ -255,7 +255,7 @@ def _planned_stage(key: str, label: str, name: str, method: Method) -> PlannedSt
         key=key,
         label=label,
         method=name,
-        settings=expanded(method),
+        settings=settings_with_defaults(method),
         family=method.family,
         trains=method.trains,
         starts_from=method.starts_from,

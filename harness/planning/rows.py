@@ -16,7 +16,7 @@ from harness.errors import HarnessError, unknown
 from harness.planning.chain import check_chain, companion_chains, split_chain, without_settings
 from harness.planning.config import RowSettings
 from harness.planning.spec import parse_method
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.renames.settings import current_settings, settings_of_class
 
 NamedMethod = tuple[str, Any]  # a method's name, and the method built from its settings
@@ -50,9 +50,10 @@ class PlannedRow:
     def settings(self) -> dict[str, JsonValue]:
         """Settings with defaults expanded; a chain's by method."""
         if len(self.methods) == 1:
-            return expanded(self.last)
+            return settings_with_defaults(self.last)
         return {
-            name: expanded(method) for name, method in zip(self.names, self.methods, strict=True)
+            name: settings_with_defaults(method)
+            for name, method in zip(self.names, self.methods, strict=True)
         }
 
     @property
@@ -167,10 +168,10 @@ def _refuse_unused_settings(config: RowSettings, rows: Iterable[PlannedRow]) -> 
 
 def label_of(name: str, method: Any) -> str:
     """Return the label of one method: settings that differ from the defaults stand in brackets."""
-    defaults = expanded(type(method)())
+    defaults = settings_with_defaults(type(method)())
     differing = [
         f"{key}={_setting_text(value)}"
-        for key, value in expanded(method).items()
+        for key, value in settings_with_defaults(method).items()
         if value != defaults[key]
     ]
     return f"{name}[{','.join(differing)}]" if differing else name

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
 from harness.errors import HarnessError, unknown
-from harness.files.untrusted import MODEL, Unreadable, read_object
+from harness.files.untrusted import MODEL_LIMITS, Unreadable, read_object
 from harness.machine.load import threads_for
-from harness.machine.processor import threads_asked
+from harness.machine.processor import thread_count
 from harness.measuring.scenario import GRIDS
 from harness.models.resolve import is_embedded, quantized_by, resolve
 from harness.models.shape import parameters_on_disk
-from harness.models.shaping import Recipe, parse_recipe
+from harness.models.shaping import StudentCut, parse_student_cut
 from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.cells import PlannedModel
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
@@ -43,7 +43,7 @@ class RunModels:
 
     teachers: tuple[PlannedModel, ...]
     base: PlannedModel
-    recipe: Recipe | None  # how students are cut from the base; None: they start from it whole
+    recipe: StudentCut | None  # how students are cut from the base; None: they start from it whole
     # the recipe as it was typed, or the base's name; never a path: it stands in records and tables
     student: str
 
@@ -53,7 +53,7 @@ class RunModels:
         recipe.
         """
         planned = tuple(map(PlannedModel.of, teachers))
-        recipe = parse_recipe(config.student)
+        recipe = parse_student_cut(config.student)
         base = (
             planned[0]
             if recipe
@@ -198,7 +198,7 @@ def _shared_threads(models: RunModels, device: str) -> int:
     model; on a GPU as they were.
     """
     if device != "cpu":
-        return threads_asked()
+        return thread_count()
     return threads_for(
         max(parameters_on_disk(model.path) for model in (*models.teachers, models.base))
     )
@@ -232,7 +232,7 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     try:
-        settings = read_object(folder / "tokenizer_config.json", MODEL)
+        settings = read_object(folder / "tokenizer_config.json", MODEL_LIMITS)
     except Unreadable:
         return False
     return bool(settings.get("chat_template"))

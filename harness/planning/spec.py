@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from harness.errors import HarnessError
-from harness.files.untrusted import typed
+from harness.files.untrusted import parse_word
 
 
 def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -89,7 +89,7 @@ def _split_outside(text: str, splits: Callable[[str], bool], separator: str = ",
 
 def parse_value(text: str) -> JsonValue:
     """Read a setting's value as typed on a command line: a number, true, false, or a word."""
-    value: JsonValue = typed(text)
+    value: JsonValue = parse_word(text)
     return value
 
 

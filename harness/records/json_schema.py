@@ -24,7 +24,7 @@ def record_schema() -> dict[str, Any]:
     own, conditions = model_schema["properties"], model_schema["$defs"].pop(Conditions.__name__)
     del own["conditions"]
     required = [name for name in model_schema["required"] if name != "conditions"]
-    return {
+    schema = {
         "$schema": DIALECT,
         "title": f"Record of compression-harness, schema {SCHEMA}",
         "type": "object",
@@ -38,3 +38,17 @@ def record_schema() -> dict[str, Any]:
         "required": sorted({"schema", "digest", *required, *conditions["required"]}),
         "$defs": model_schema["$defs"],
     }
+    in_lines: dict[str, Any] = _with_descriptions_on_one_line(schema)
+    return in_lines
+
+
+def _with_descriptions_on_one_line(part: Any) -> Any:
+    """Return a schema whose descriptions are the docstrings' words, however those are wrapped."""
+    if isinstance(part, list):
+        return [_with_descriptions_on_one_line(member) for member in part]
+    if not isinstance(part, dict):
+        return part
+    lines = {name: _with_descriptions_on_one_line(member) for name, member in part.items()}
+    if isinstance(lines.get("description"), str):
+        lines["description"] = " ".join(lines["description"].split())
+    return lines

@@ -92,6 +92,9 @@ OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 # Modules that programs import, and names in them ("module:name"): old -> new, until when. A module
 # that was split is found in each of its parts, in this order.
 MODULES: dict[str, tuple[str, tuple[str, str]]] = {
+    "methods.base:changed": ("methods.base:non_default_settings", FROM_0_1),
+    "methods.compression.base:Making": ("methods.compression.base:StudentBuilder", FROM_0_1),
+    "suites:OUTSIDE": ("suites:LM_EVAL_PREFIX", FROM_0_1),
     "methods._settings": ("methods.base", FROM_0_1),
     "methods._base": ("methods.training.base, methods.training.sources", FROM_0_1),
     "methods._terms": (
@@ -114,6 +117,10 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "methods.training.teachers:CrossTokenizerTeacher",
         FROM_0_1,
     ),
+    "harness.files.writing:write_whole": ("harness.files.writing:write_atomically", FROM_0_1),
+    "harness.files.writing:keep_file": ("harness.files.writing:replace_file", FROM_0_1),
+    "harness.files.writing:sync": ("harness.files.writing:sync_to_disk", FROM_0_1),
+    "harness.files.writing:finite": ("harness.files.writing:nonfinite_as_null", FROM_0_1),
     "harness.checkpoint": (
         "harness.models.checkpoint, harness.files.writing, harness.files.digests",
         FROM_0_1,
@@ -122,6 +129,16 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "harness.models.language_model, harness.models.shaping, harness.models.resolve",
         FROM_0_1,
     ),
+    "harness.testing:Checked": ("harness.testing:ContractReport", FROM_0_1),
+    "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
+    "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
+    "harness.registry:built": ("harness.registry:construct", FROM_0_1),
+    "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
+    "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),
+    "harness.data:DataSource": ("harness.data:LocalOrHubData", FROM_0_1),
+    "harness.data:contaminated": ("harness.data:contaminated_texts", FROM_0_1),
+    "harness.data:overlapping": ("harness.data:overlapping_prompts", FROM_0_1),
+    "harness.data.source:DataSource": ("harness.data.source:LocalOrHubData", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

@@ -1,9 +1,8 @@
-"""Every table, picture and page of a set of records: the same records give the same bytes anywhere.
-No torch.
+"""Every table, picture and page of a set of records. Equal records give equal bytes. No torch.
 
-`report.made_of` makes sections of records, `report.write_made` writes them; `quality`, `costs` and
-`claims` make tables of the parts in `table`, `glossary` explains their columns, `plots` and
-`html_page` draw.
+`report.build_sections` makes sections of tables from records and `formats.write_sections` writes
+them. `quality`, `costs` and `claims` build the tables from the parts in `table`, and `notes` the
+sentences below them. `glossary` explains the columns; `plots` and `html_page` draw.
 """
 
 __all__ = [

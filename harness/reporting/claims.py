@@ -17,18 +17,18 @@ from statistics import fmean
 from harness.analysis.comparison import (
     ALPHA,
     Group,
-    Row,
-    by_chance,
+    ResultRow,
     compare,
-    keeps,
-    means_something,
-    ordered,
+    ordered_rows,
+    retention_is_meaningful,
+    retention_test,
+    teacher_at_chance,
 )
 from harness.records import columns
 from harness.records.columns import DASH, Quantity
 from harness.records.record import TEACHER, RunRecord
 from harness.reporting.costs import speed_ratio
-from harness.reporting.table import Cells, Line, Table, table_of, without_dashes
+from harness.reporting.table import RowBuilder, RowCells, Table, build_table, without_empty_columns
 from harness.statistics.intervals import Interval
 from harness.statistics.stats import holm
 
@@ -37,7 +37,7 @@ PUBLISHED = Path(__file__).parent / "assets" / "published.json"
 
 
 @dataclass(frozen=True)
-class Claim:
+class FamilyClaim:
     """One line of the claims: ranges as low and high ends."""
 
     name: str
@@ -50,21 +50,27 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("Quantization", ("quantization",), ("quantization",), (95, 99), (2, 4), (2, 4), "low"),
-    Claim("Pruning", ("pruning",), ("pruning",), (90, 98), (2, 5), (2, 5), "medium"),
-    Claim("Low-rank", ("low-rank",), ("low_rank",), (85, 95), (2, 3), (2, 3), "medium"),
-    Claim("Distillation", ("distillation",), ("distillation",), (80, 95), (3, 10), (3, 10), "high"),
+    FamilyClaim(
+        "Quantization", ("quantization",), ("quantization",), (95, 99), (2, 4), (2, 4), "low"
+    ),
+    FamilyClaim("Pruning", ("pruning",), ("pruning",), (90, 98), (2, 5), (2, 5), "medium"),
+    FamilyClaim("Low-rank", ("low-rank",), ("low_rank",), (85, 95), (2, 3), (2, 3), "medium"),
+    FamilyClaim(
+        "Distillation", ("distillation",), ("distillation",), (80, 95), (3, 10), (3, 10), "high"
+    ),
 )
-CHAINS = ("chain",)
-KEPT = {family: claim.retention[0] / 100 for claim in CLAIMS for family in claim.families}
+CHAIN_FAMILIES = ("chain",)
+LEAST_RETENTION = {
+    family: claim.retention[0] / 100 for claim in CLAIMS for family in claim.families
+}
 # what a chain must keep to count: the least that is claimed of any family
-KEPT |= dict.fromkeys(CHAINS, min(KEPT.values()))
-_COMPRESSED = ("quantization", "pruning", "low-rank")
-_COSTS = ("low", "medium", "high")
+LEAST_RETENTION |= dict.fromkeys(CHAIN_FAMILIES, min(LEAST_RETENTION.values()))
+_COMPRESSION_FAMILIES = ("quantization", "pruning", "low-rank")
+_COST_LEVELS = ("low", "medium", "high")
 
 
 @dataclass(frozen=True)
-class Shown:
+class RowFigures:
     """What one row of a table shows of a claim; None where it was not measured."""
 
     label: str
@@ -83,24 +89,31 @@ class Shown:
         return 100 * min(values) if values and len(values) == len(self.retentions) else None
 
 
-def shown(found: Group, row: Row) -> Shown:
+def row_figures(group: Group, row: ResultRow) -> RowFigures:
     """Read a row: retention task by task, decode speed against the teacher, bytes on disk, seconds
     of making.
     """
-    judged = [task for task in found.tasks if _scored(row, task) and means_something(found, task)]
+    judged = [
+        task
+        for task in group.tasks
+        if _has_retention(row, task) and retention_is_meaningful(group, task)
+    ]
     kept = (
-        tuple(compare(row, found.teacher, task, ratio=True) for task in judged)
-        if found.teacher
+        tuple(compare(row, group.teacher, task, ratio=True) for task in judged)
+        if group.teacher
         else ()
     )
     tests = (
-        [keeps(row, found.teacher, task, KEPT[row.first.family]) for task in judged]
-        if found.teacher and row.first.family in KEPT
+        [
+            retention_test(row, group.teacher, task, LEAST_RETENTION[row.first.family])
+            for task in judged
+        ]
+        if group.teacher and row.first.family in LEAST_RETENTION
         else []
     )
-    own, base = _bytes(row), _bytes(found.teacher)
-    seconds = [record.cost.seconds for record in row.done if record.cost.seconds]
-    return Shown(
+    own, base = _bytes_on_disk(row), _bytes_on_disk(group.teacher)
+    seconds = [record.cost.seconds for record in row.succeeded if record.cost.seconds]
+    return RowFigures(
         row.label,
         kept,
         speed_ratio(row, columns.DECODE_X.key),
@@ -111,47 +124,47 @@ def shown(found: Group, row: Row) -> Shown:
     )
 
 
-def _scored(row: Row, task: str) -> bool:
+def _has_retention(row: ResultRow, task: str) -> bool:
     scores = row.scores(task)
     return bool(scores) and scores[0].retains
 
 
-def _bytes(row: Row | None) -> float | None:
+def _bytes_on_disk(row: ResultRow | None) -> float | None:
     found = [
         one.value
-        for record in (row.done if row else ())
+        for record in (row.succeeded if row else ())
         if (one := record.measured(columns.DISK.key)) is not None
     ]
     return fmean(found) if found else None
 
 
-def rows_of(found: Group, families: Sequence[str]) -> list[Shown]:
+def figures_of_families(group: Group, families: Sequence[str]) -> list[RowFigures]:
     """Return what the rows of some families show, controls and simulated ones left out."""
     return [
-        shown(found, row)
-        for row in found.rows
-        if row.done
+        row_figures(group, row)
+        for row in group.rows
+        if row.succeeded
         and row.label != TEACHER
         and row.first.family in families
         and not row.first.is_control
-        and _bytes(row) is not None
+        and _bytes_on_disk(row) is not None
     ]
 
 
-def at_chance(found: Group) -> bool:
+def teacher_at_chance_everywhere(group: Group) -> bool:
     """Tell whether the teacher is at chance on every task with a right answer: then no retention
     means anything.
     """
-    asked = [task for task in found.tasks if found.teacher and _scored(found.teacher, task)]
-    return bool(asked) and not any(means_something(found, task) for task in asked)
+    asked = [task for task in group.tasks if group.teacher and _has_retention(group.teacher, task)]
+    return bool(asked) and not any(retention_is_meaningful(group, task) for task in asked)
 
 
 @lru_cache(maxsize=1)
-def _published() -> tuple[dict[str, object], ...]:
+def _published_records() -> tuple[dict[str, object], ...]:
     return tuple(json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"])
 
 
-def published(families: Sequence[str], field: str, quantity: Quantity) -> str:
+def published_range(families: Sequence[str], field: str, quantity: Quantity) -> str:
     """Return the ranges of a field over the published records of methods that were read first-hand,
     and the sizes of their models.
 
@@ -160,7 +173,7 @@ def published(families: Sequence[str], field: str, quantity: Quantity) -> str:
     """
     by: dict[str, list[float]] = {"MMLU": [], "GSM8K": [], "other": []}
     sizes: list[float] = []
-    for one in _published():
+    for one in _published_records():
         asked = (
             one["family"] in families
             and one["role"] == "method"
@@ -185,7 +198,7 @@ def published(families: Sequence[str], field: str, quantity: Quantity) -> str:
         return DASH
     apart = sum(map(bool, by.values())) > 1
     told = ", ".join(
-        f"{name} {_span(values, quantity)}" if apart else _span(values, quantity)
+        f"{name} {_range_text(values, quantity)}" if apart else _range_text(values, quantity)
         for name, values in by.items()
         if values
     )
@@ -198,7 +211,7 @@ def published(families: Sequence[str], field: str, quantity: Quantity) -> str:
     return told
 
 
-def spans(rows: Sequence[Shown]) -> Iterator[tuple[str, list[float]]]:
+def measured_values(rows: Sequence[RowFigures]) -> Iterator[tuple[str, list[float]]]:
     """Yield each measured quantity with its values over rows (retention: over tasks too)."""
     yield (
         "retention",
@@ -209,7 +222,7 @@ def spans(rows: Sequence[Shown]) -> Iterator[tuple[str, list[float]]]:
     yield "cost", [row.seconds for row in rows if row.seconds is not None]
 
 
-def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, str]:
+def verdicts(claim: FamilyClaim, rows: Sequence[RowFigures], *, chance: bool) -> dict[str, str]:
     """Judge a claim column by column, and all at once: *holds here* names a row that was shown to
     reach the low end of the claimed range.
 
@@ -218,10 +231,10 @@ def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, 
     is *cannot tell*.
     """
     unkept, keeping = (
-        _adjusted([getattr(row, name) for row in rows]) for name in ("unkept", "keeps")
+        _holm_adjusted([getattr(row, name) for row in rows]) for name in ("unkept", "keeps")
     )
-    kept = [_shown_by(no, yes) for no, yes in zip(unkept, keeping, strict=True)]
-    fast = [_reaches(row.speed, claim.speed[0]) for row in rows]
+    kept = [_retention_decision(no, yes) for no, yes in zip(unkept, keeping, strict=True)]
+    fast = [_ratio_decision(row.speed, claim.speed[0]) for row in rows]
     small = [None if row.memory is None else row.memory >= claim.memory[0] for row in rows]
     testable = {
         "retention": not chance and any(row.lowest is not None for row in rows),
@@ -230,27 +243,32 @@ def verdicts(claim: Claim, rows: Sequence[Shown], *, chance: bool) -> dict[str, 
     }
     judged = {"retention": kept, "speed": fast, "memory": small}
     labels = [row.label for row in rows]
-    told = {name: _verdict(labels, reached, testable[name]) for name, reached in judged.items()}
-    together = [_all(three) for three in zip(kept, fast, small, strict=True)]
-    return {**told, columns.ALL_AT_ONCE.header: _verdict(labels, together, all(testable.values()))}
+    told = {
+        name: _verdict_words(labels, reached, testable[name]) for name, reached in judged.items()
+    }
+    together = [_all_of(three) for three in zip(kept, fast, small, strict=True)]
+    return {
+        **told,
+        columns.ALL_AT_ONCE.header: _verdict_words(labels, together, all(testable.values())),
+    }
 
 
-_Reached = bool | None  # shown, shown not to be, or neither
+_Decision = bool | None  # shown, shown not to be, or neither
 
 
-def _adjusted(values: Sequence[float | None]) -> list[float | None]:
+def _holm_adjusted(values: Sequence[float | None]) -> list[float | None]:
     """Return Holm's adjusted p values of those that were tested."""
     adjusted = iter(holm([p for p in values if p is not None]))
     return [None if p is None else next(adjusted) for p in values]
 
 
-def _shown_by(unkept: float | None, keeps: float | None) -> _Reached:
+def _retention_decision(unkept: float | None, keeps: float | None) -> _Decision:
     if unkept is None or keeps is None:
         return None
     return True if unkept <= ALPHA else False if keeps <= ALPHA else None
 
 
-def _reaches(ratio: Interval, least: float) -> _Reached:
+def _ratio_decision(ratio: Interval, least: float) -> _Decision:
     """Tell by its interval whether a ratio reaches a value; a ratio without an interval shows
     nothing.
     """
@@ -259,11 +277,11 @@ def _reaches(ratio: Interval, least: float) -> _Reached:
     return True if ratio.low >= least else False if ratio.high < least else None
 
 
-def _all(three: Sequence[_Reached]) -> _Reached:
+def _all_of(three: Sequence[_Decision]) -> _Decision:
     return False if False in three else None if None in three else True
 
 
-def _undominated(found: Group) -> str:
+def _chain_verdict(group: Group) -> str:
     """Judge that combining is best: a chain beside which no single method takes as few bytes and
     keeps as much.
 
@@ -272,25 +290,29 @@ def _undominated(found: Group) -> str:
     A chain that is not shown to keep the least that is claimed of any family does not count.
     """
     singles = [
-        row for row in rows_of(found, (*_COMPRESSED, "distillation")) if row.memory is not None
+        row
+        for row in figures_of_families(group, (*_COMPRESSION_FAMILIES, "distillation"))
+        if row.memory is not None
     ]
     chained = [
-        row for row in rows_of(found, CHAINS) if row.memory is not None and row.lowest is not None
+        row
+        for row in figures_of_families(group, CHAIN_FAMILIES)
+        if row.memory is not None and row.lowest is not None
     ]
     kept = [
-        _shown_by(*pair)
+        _retention_decision(*pair)
         for pair in zip(
-            _adjusted([row.unkept for row in chained]),
-            _adjusted([row.keeps for row in chained]),
+            _holm_adjusted([row.unkept for row in chained]),
+            _holm_adjusted([row.keeps for row in chained]),
             strict=True,
         )
     ]
     stands = [
-        _all(
+        _all_of(
             [
                 good,
                 *(
-                    _outdoes(found, row.label, other.label)
+                    _beats_on_a_task(group, row.label, other.label)
                     for other in singles
                     if (other.memory or 0) >= (row.memory or 0)
                 ),
@@ -298,29 +320,31 @@ def _undominated(found: Group) -> str:
         )
         for row, good in zip(chained, kept, strict=True)
     ]
-    return _verdict(
-        [row.label for row in chained], stands, bool(chained and singles) and not at_chance(found)
+    return _verdict_words(
+        [row.label for row in chained],
+        stands,
+        bool(chained and singles) and not teacher_at_chance_everywhere(group),
     )
 
 
-def _outdoes(found: Group, label: str, other: str) -> _Reached:
+def _beats_on_a_task(group: Group, label: str, other: str) -> _Decision:
     """Tell whether a row is shown to be better than another on a task; False where it is shown to
     be worse on one and better on none.
     """
-    rows = {row.label: row for row in found.rows}
+    rows = {row.label: row for row in group.rows}
     if rows[label].trained_once or rows[other].trained_once:
         return None
     gaps = [
         compare(rows[label], rows[other], task, ratio=False)
-        for task in found.tasks
-        if means_something(found, task)
+        for task in group.tasks
+        if retention_is_meaningful(group, task)
     ]
     better = any(gap.low is not None and gap.low > 0 for gap in gaps)
     worse = any(gap.high is not None and gap.high < 0 for gap in gaps)
     return True if better else False if worse else None
 
 
-def _verdict(labels: Sequence[str], reached: Sequence[_Reached], testable: bool) -> str:
+def _verdict_words(labels: Sequence[str], reached: Sequence[_Decision], testable: bool) -> str:
     """Say of rows whether one of them reaches what is claimed; how many were tried stands beside
     the one that is named.
     """
@@ -335,7 +359,7 @@ def _verdict(labels: Sequence[str], reached: Sequence[_Reached], testable: bool)
     return "cannot tell" if None in reached else "does not"
 
 
-def cost_order(found: Group) -> dict[str, str]:
+def cost_verdicts(group: Group) -> dict[str, str]:
     """Judge the claimed order of costs: *holds here* where every row of a family took less than
     every row of those claimed dearer.
 
@@ -343,10 +367,12 @@ def cost_order(found: Group) -> dict[str, str]:
     median has no interval.
     """
     taken = {
-        claim.name: [row.seconds for row in rows_of(found, claim.families) if row.seconds]
+        claim.name: [
+            row.seconds for row in figures_of_families(group, claim.families) if row.seconds
+        ]
         for claim in CLAIMS
     }
-    ranks = {claim.name: _COSTS.index(claim.cost) for claim in CLAIMS}
+    ranks = {claim.name: _COST_LEVELS.index(claim.cost) for claim in CLAIMS}
     told = {}
     for name, seconds in taken.items():
         others = {
@@ -356,51 +382,55 @@ def cost_order(found: Group) -> dict[str, str]:
         }
         if seconds:
             ordered = [
-                _cheaper(seconds, values)
+                _cheaper_decision(seconds, values)
                 if ranks[name] < ranks[other]
-                else _cheaper(values, seconds)
+                else _cheaper_decision(values, seconds)
                 for other, values in others.items()
             ]
             told[name] = (
                 "not testable here"
                 if not others
-                else {True: "holds here", False: "does not", None: "cannot tell"}[_all(ordered)]
+                else {True: "holds here", False: "does not", None: "cannot tell"}[_all_of(ordered)]
             )
     return told
 
 
-def _cheaper(ours: Sequence[float], theirs: Sequence[float]) -> _Reached:
+def _cheaper_decision(ours: Sequence[float], theirs: Sequence[float]) -> _Decision:
     """Tell whether all of ours took less than all of theirs; False where all took more."""
     return True if max(ours) < min(theirs) else False if min(ours) > max(theirs) else None
 
 
-def chains(found: Group) -> Table | None:
+def chains_table(group: Group) -> Table | None:
     """Every chain stage by stage, and the product of its parts beside the measured whole."""
     lines = [
-        _stage(found, row, record, at)
-        for row in ordered(found)
-        if (record := next((one for one in row.done if one.stages), None)) is not None
+        _stage_cells(group, row, record, at)
+        for row in ordered_rows(group)
+        if (record := next((one for one in row.succeeded if one.stages), None)) is not None
         for at in range(len(record.stages))
     ]
-    return table_of("chains", "Chains, stage by stage", without_dashes(lines)) if lines else None
+    return (
+        build_table("chains", "Chains, stage by stage", without_empty_columns(lines))
+        if lines
+        else None
+    )
 
 
-def _stage(found: Group, row: Row, record: RunRecord, at: int) -> Cells:
+def _stage_cells(group: Group, row: ResultRow, record: RunRecord, at: int) -> RowCells:
     """Return one stage of a chain; the last one stands beside the product of its parts."""
     line, stage, last, base = (
-        Line(row),
+        RowBuilder(row),
         record.stages[at],
         at == len(record.stages) - 1,
-        _bytes(found.teacher),
+        _bytes_on_disk(group.teacher),
     )
     line.add_words(columns.STAGE, stage.label)
-    own = next((other for other in found.rows if other.label == stage.label), None)
+    own = next((other for other in group.rows if other.label == stage.label), None)
 
-    def product(of: Callable[[Row], float | None]) -> float | None:
-        return _product(found, record, of) if last else None
+    def product(of: Callable[[ResultRow], float | None]) -> float | None:
+        return _product_of_parts(group, record, of) if last else None
 
-    for task in found.tasks:
-        beside, kept_here = "" if len(found.tasks) == 1 else task, _kept(found, own, task)
+    for task in group.tasks:
+        beside, kept_here = "" if len(group.tasks) == 1 else task, _retention(group, own, task)
         column = columns.RETENTION.name.of(beside)
         line.shown[column], line.exact[column] = (
             columns.RETENTION.with_interval(kept_here),
@@ -408,35 +438,37 @@ def _stage(found: Group, row: Row, record: RunRecord, at: int) -> Cells:
         )
         line.add(
             columns.RETENTION_OF_PARTS,
-            product(partial(_kept_value, found, task)),
+            product(partial(_retention_value, group, task)),
             task=beside,
         )
     line.add(columns.SIZE, None if stage.simulated else stage.weight_bytes)
-    size = product(_bytes)  # of two sizes: over the teacher's, a size again
+    size = product(_bytes_on_disk)  # of two sizes: over the teacher's, a size again
     line.add(columns.SIZE_OF_PARTS, size / base if base and size else None)
-    line.add(columns.DECODE_X, _decode(own))
-    line.add(columns.DECODE_X_OF_PARTS, product(_decode))
+    line.add(columns.DECODE_X, _decode_speedup(own))
+    line.add(columns.DECODE_X_OF_PARTS, product(_decode_speedup))
     line.add(columns.STAGE_SECONDS, stage.cost.seconds or None)
     return line.cells
 
 
-def _kept(found: Group, row: Row | None, task: str) -> Interval:
+def _retention(group: Group, row: ResultRow | None, task: str) -> Interval:
     """Return a row's retention on a task; none where there is no row, or where the teacher is at
     chance.
     """
-    known = row is not None and found.teacher is not None and not by_chance(found, task)
-    return compare(row, found.teacher, task, ratio=True) if known else Interval(None)  # type: ignore[arg-type]
+    known = row is not None and group.teacher is not None and not teacher_at_chance(group, task)
+    return compare(row, group.teacher, task, ratio=True) if known else Interval(None)  # type: ignore[arg-type]
 
 
-def _kept_value(found: Group, task: str, row: Row) -> float | None:
-    return _kept(found, row, task).value
+def _retention_value(group: Group, task: str, row: ResultRow) -> float | None:
+    return _retention(group, row, task).value
 
 
-def _decode(row: Row | None) -> float | None:
+def _decode_speedup(row: ResultRow | None) -> float | None:
     return None if row is None else speed_ratio(row, columns.DECODE_X.key).value
 
 
-def _product(found: Group, record: RunRecord, of: Callable[[Row], float | None]) -> float | None:
+def _product_of_parts(
+    group: Group, record: RunRecord, of: Callable[[ResultRow], float | None]
+) -> float | None:
     """Return a ratio of the chain without its last stage times that of the last stage alone, where
     both have rows.
 
@@ -449,28 +481,28 @@ def _product(found: Group, record: RunRecord, of: Callable[[Row], float | None])
         record.stages[-1].label.removeprefix(record.stages[-2].label + "+"),
     )
     first, last = (
-        next((of(row) for row in found.rows if row.label == part), None) for part in parts
+        next((of(row) for row in group.rows if row.label == part), None) for part in parts
     )
     return None if first is None or last is None else first * last
 
 
-def claimed(found: Group) -> Table | None:
+def claims_table(group: Group) -> Table | None:
     """The table that comparisons of methods begin with, measured: per family and for chains, beside
     what is claimed and published.
     """
-    if not any(row.first.family in (*_COMPRESSED, *CHAINS) for row in found.rows):
+    if not any(row.first.family in (*_COMPRESSION_FAMILIES, *CHAIN_FAMILIES) for row in group.rows):
         return None
-    chance, order = at_chance(found), cost_order(found)
-    rows = [line for claim in CLAIMS for line in _of_family(found, claim, order, chance=chance)]
-    return table_of(
+    chance, order = teacher_at_chance_everywhere(group), cost_verdicts(group)
+    rows = [line for claim in CLAIMS for line in _family_lines(group, claim, order, chance=chance)]
+    return build_table(
         "claims",
         "What is claimed, published, and measured here",
-        [*rows, *_of_chains(found, chance=chance)],
+        [*rows, *_chain_lines(group, chance=chance)],
     )
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ClaimedQuantity:
     """One quantity that is claimed of a family: what the records show of it, and where others'
     figures stand.
     """
@@ -480,88 +512,97 @@ class _Asked:
     field: str  # of the published records; "" where none holds it
 
 
-_ASKED = (
-    _Asked("retention", columns.CLAIMED_RETENTION, "retention_pct"),
-    _Asked("speed", columns.CLAIMED_SPEED, "speedup"),
-    _Asked("memory", columns.CLAIMED_MEMORY, "memory_ratio"),
-    _Asked("cost", columns.CLAIMED_COST, ""),
+_CLAIMED_QUANTITIES = (
+    _ClaimedQuantity("retention", columns.CLAIMED_RETENTION, "retention_pct"),
+    _ClaimedQuantity("speed", columns.CLAIMED_SPEED, "speedup"),
+    _ClaimedQuantity("memory", columns.CLAIMED_MEMORY, "memory_ratio"),
+    _ClaimedQuantity("cost", columns.CLAIMED_COST, ""),
 )
-_TOGETHER = columns.ALL_AT_ONCE.header
+_ALL_AT_ONCE = columns.ALL_AT_ONCE.header
 _NOT_TESTABLE = "not testable here"
 
 
-def _of_family(
-    found: Group, claim: Claim, order: Mapping[str, str], *, chance: bool
-) -> list[Cells]:
-    measured = rows_of(found, claim.families)
+def _family_lines(
+    group: Group, claim: FamilyClaim, order: Mapping[str, str], *, chance: bool
+) -> list[RowCells]:
+    measured = figures_of_families(group, claim.families)
     told = verdicts(claim, measured, chance=chance) if measured else {}
     told["cost"] = order.get(claim.name, _NOT_TESTABLE)
-    values = _spans(measured, chance=chance)
+    values = _values_by_quantity(measured, chance=chance)
     ranges = {"retention": claim.retention, "speed": claim.speed, "memory": claim.memory}
     lines = []
-    for asked in _ASKED:
+    for asked in _CLAIMED_QUANTITIES:
         ends = ranges.get(asked.name)
         claimed = (
             claim.cost if ends is None else f"{ends[0]:g} to {ends[1]:g} {asked.quantity.unit}"
         )
         verdict = told.get(asked.name, _NOT_TESTABLE)
         lines.append(
-            _line(
-                found,
+            _claim_line(
+                group,
                 claim.name,
                 asked,
                 values[asked.name],
-                (claimed, _others(asked, claim.published), verdict),
+                (claimed, _published_text(asked, claim.published), verdict),
             )
         )
-    verdict = told.get(_TOGETHER, _NOT_TESTABLE)
-    return [*lines, _line(found, claim.name, None, (), ("the low ends together", DASH, verdict))]
+    verdict = told.get(_ALL_AT_ONCE, _NOT_TESTABLE)
+    return [
+        *lines,
+        _claim_line(group, claim.name, None, (), ("the low ends together", DASH, verdict)),
+    ]
 
 
-def _of_chains(found: Group, *, chance: bool) -> list[Cells]:
-    values = _spans(rows_of(found, CHAINS), chance=chance)
+def _chain_lines(group: Group, *, chance: bool) -> list[RowCells]:
+    values = _values_by_quantity(figures_of_families(group, CHAIN_FAMILIES), chance=chance)
     lines = [
-        _line(found, "Chains", asked, values[asked.name], (DASH, _others(asked, _COMBINED), DASH))
-        for asked in _ASKED
+        _claim_line(
+            group,
+            "Chains",
+            asked,
+            values[asked.name],
+            (DASH, _published_text(asked, _PUBLISHED_CHAINS), DASH),
+        )
+        for asked in _CLAIMED_QUANTITIES
     ]
     return [
         *lines,
-        _line(
-            found,
+        _claim_line(
+            group,
             "Chains",
             None,
             (),
-            ("no single method is as small and keeps as much", DASH, _undominated(found)),
+            ("no single method is as small and keeps as much", DASH, _chain_verdict(group)),
         ),
     ]
 
 
-_COMBINED = ("combo", "prune+distil")
+_PUBLISHED_CHAINS = ("combo", "prune+distil")
 
 
-def _spans(rows: Sequence[Shown], *, chance: bool) -> dict[str, list[float]]:
+def _values_by_quantity(rows: Sequence[RowFigures], *, chance: bool) -> dict[str, list[float]]:
     """Return the values of each quantity; no retention of a teacher at chance."""
-    return {**dict(spans(rows)), **({"retention": []} if chance else {})}
+    return {**dict(measured_values(rows)), **({"retention": []} if chance else {})}
 
 
-def _others(asked: _Asked, families: Sequence[str]) -> str:
-    return published(families, asked.field, asked.quantity) if asked.field else DASH
+def _published_text(asked: _ClaimedQuantity, families: Sequence[str]) -> str:
+    return published_range(families, asked.field, asked.quantity) if asked.field else DASH
 
 
-def _line(
-    found: Group,
+def _claim_line(
+    group: Group,
     method: str,
-    asked: _Asked | None,
+    asked: _ClaimedQuantity | None,
     values: Sequence[float],
     said: tuple[str, str, str],
-) -> Cells:
+) -> RowCells:
     """Return a line of the claims; `said` is what is claimed, what others published, and the
     verdict.
     """
     shown = {
         columns.METHOD.name: method,
-        columns.QUANTITY.name: _quantity(found, asked) if asked else _TOGETHER,
-        columns.MEASURED.name: _span(values, asked.quantity) if asked else DASH,
+        columns.QUANTITY.name: _quantity_name(group, asked) if asked else _ALL_AT_ONCE,
+        columns.MEASURED.name: _range_text(values, asked.quantity) if asked else DASH,
         **{
             one.name: text
             for one, text in zip(
@@ -576,15 +617,15 @@ def _line(
     return shown, {**shown, **ends}
 
 
-def _quantity(found: Group, asked: _Asked) -> str:
+def _quantity_name(group: Group, asked: _ClaimedQuantity) -> str:
     """Name a quantity; a speedup with the type in which the teacher ran beside it: packed kernels
     compute in bf16 whatever that is.
     """
-    over = f" (over {found.shared['dtype']})" if asked.quantity is columns.CLAIMED_SPEED else ""
+    over = f" (over {group.shared['dtype']})" if asked.quantity is columns.CLAIMED_SPEED else ""
     return f"{asked.quantity.header}{over}"
 
 
-def _span(values: Sequence[float], quantity: Quantity) -> str:
+def _range_text(values: Sequence[float], quantity: Quantity) -> str:
     """Write a range in the quantity's unit, one number where both ends read alike."""
     if not values:
         return DASH

@@ -8,53 +8,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.analysis.comparison import Group
-from harness.escape import cell_of, clean_all, markdown_text, tex, tex_comment
-from harness.files.writing import finite, write_whole
-from harness.reporting.notes import mixed
-from harness.reporting.table import Best, Table
+from harness.escape import clean_all, latex_comment, latex_text, markdown_cell, markdown_text
+from harness.files.writing import nonfinite_as_null, write_atomically
+from harness.reporting.notes import mixed_conditions
+from harness.reporting.table import BestCell, Table
 
 
 @dataclass(frozen=True)
-class Made:
+class ReportSection:
     """Everything that is said of one group of records."""
 
-    found: Group
+    group: Group
     heading: str
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
 
 
-def as_markdown(made: Sequence[Made]) -> str:
+def as_markdown(made: Sequence[ReportSection]) -> str:
     """Return tables as one Markdown page."""
     from tabulate import tabulate
 
-    parts = [_listed(lines)] if (lines := mixed([one.found for one in made])) else []
+    parts = (
+        [_markdown_list(lines)] if (lines := mixed_conditions([one.group for one in made])) else []
+    )
     for one in made:
         parts.append(f"## {markdown_text(one.heading)}\n")
         for table in one.tables:
             alignment = ["left" if column.quantity.words else "right" for column in table.columns]
             rows = [
                 [
-                    f"**{cell_of(cell)}**" if isinstance(cell, Best) else cell_of(cell)
+                    f"**{markdown_cell(cell)}**"
+                    if isinstance(cell, BestCell)
+                    else markdown_cell(cell)
                     for cell in row
                 ]
                 for row in table.rows
             ]
-            headers = [*map(cell_of, table.columns)]
+            headers = [*map(markdown_cell, table.columns)]
             text = tabulate(
                 rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True
             )
             parts.append(f"**{markdown_text(table.title)}**\n\n{text}\n")
-        parts.append(_listed(one.notes))
+        parts.append(_markdown_list(one.notes))
     return "\n".join(parts)
 
 
-def _listed(lines: Sequence[str]) -> str:
+def _markdown_list(lines: Sequence[str]) -> str:
     """Return lines as a Markdown list."""
     return "\n".join(f"- {markdown_text(line)}" for line in lines) + "\n"
 
 
-def as_latex(made: Sequence[Made]) -> str:
+def as_latex(made: Sequence[ReportSection]) -> str:
     """Return tables as LaTeX (booktabs): a rule between families, bold where the others are
     bold.
     """
@@ -65,7 +69,7 @@ def as_latex(made: Sequence[Made]) -> str:
             lines = [
                 rf"\begin{{tabular}}{{{layout}}}",
                 r"\toprule",
-                " & ".join(map(tex, table.columns)) + r" \\",
+                " & ".join(map(latex_text, table.columns)) + r" \\",
                 r"\midrule",
             ]
             for at, row in enumerate(table.rows):
@@ -73,24 +77,26 @@ def as_latex(made: Sequence[Made]) -> str:
                     lines.append(r"\midrule")
                 lines.append(
                     " & ".join(
-                        rf"\textbf{{{tex(cell)}}}" if isinstance(cell, Best) else tex(cell)
+                        rf"\textbf{{{latex_text(cell)}}}"
+                        if isinstance(cell, BestCell)
+                        else latex_text(cell)
                         for cell in row
                     )
                     + r" \\"
                 )
             lines += [r"\bottomrule", r"\end{tabular}"]
             parts.append(
-                f"% {tex_comment(f'{one.heading}: {table.title}')}\n" + "\n".join(lines) + "\n"
+                f"% {latex_comment(f'{one.heading}: {table.title}')}\n" + "\n".join(lines) + "\n"
             )
     return "\n".join(parts)
 
 
-def as_json(made: Sequence[Made]) -> str:
+def as_json(made: Sequence[ReportSection]) -> str:
     """Return tables as JSON: what is shown, the exact values behind it, conditions and notes."""
     told = [
         {
             "heading": one.heading,
-            "shared": dict(one.found.shared),
+            "shared": dict(one.group.shared),
             "notes": one.notes,
             "tables": [
                 {
@@ -99,7 +105,7 @@ def as_json(made: Sequence[Made]) -> str:
                     "columns": table.columns,
                     "rows": table.rows,
                     "blocks": table.blocks,
-                    "best": [[isinstance(cell, Best) for cell in row] for row in table.rows],
+                    "best": [[isinstance(cell, BestCell) for cell in row] for row in table.rows],
                     "exact": table.exact,
                 }
                 for table in one.tables
@@ -107,7 +113,9 @@ def as_json(made: Sequence[Made]) -> str:
         }
         for one in made
     ]
-    whole = finite({"schema": 1, "mixed": mixed([one.found for one in made]), "groups": told})
+    whole = nonfinite_as_null(
+        {"schema": 1, "mixed": mixed_conditions([one.group for one in made]), "groups": told}
+    )
     return (
         json.dumps(clean_all(whole), indent=1, ensure_ascii=False, default=str, allow_nan=False)
         + "\n"
@@ -117,7 +125,9 @@ def as_json(made: Sequence[Made]) -> str:
 FORMS = ("md", "csv", "tex", "json")
 
 
-def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FORMS) -> list[Path]:
+def write_sections(
+    made: Sequence[ReportSection], folder: Path, *, forms: Sequence[str] = FORMS
+) -> list[Path]:
     """Write tables that were built, in the forms asked for; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -128,7 +138,7 @@ def write_made(made: Sequence[Made], folder: Path, *, forms: Sequence[str] = FOR
     ):
         if form in forms:
             written.append(folder / name)
-            write_whole(written[-1], make(made))
+            write_atomically(written[-1], make(made))
     for number, one in enumerate(made if "csv" in forms else (), 1):
         for table in one.tables:
             path = folder / (

@@ -9,10 +9,10 @@ from harness.records.record import RunRecord
 if TYPE_CHECKING:
     import pandas
 
-_Line = dict[str, object]  # header -> value
+_FrameRow = dict[str, object]  # header -> value
 _COSTS = (
-    columns.SEEN,
-    columns.TRAINED,
+    columns.TOKENS_SEEN,
+    columns.TOKENS_TRAINED,
     columns.TRAIN_SECONDS,
     columns.DEVICE_SECONDS,
     columns.FLOPS,
@@ -28,17 +28,21 @@ def frame_of(records: Sequence[RunRecord]) -> "pandas.DataFrame":
     """Return scores, measurements and costs of records; a record without any has one line."""
     import pandas
 
-    lines = [line for record in records for line in _lines(record)]
+    lines = [line for record in records for line in _record_rows(record)]
     return pandas.DataFrame(lines, columns=[one.header for one in columns.FRAME])
 
 
-def _lines(record: RunRecord) -> list[_Line]:
-    cell = _cell(record)
-    figures = [*_scores(record), *_measurements(record), *(_costs(record) if record.trains else ())]
+def _record_rows(record: RunRecord) -> list[_FrameRow]:
+    cell = _cell_columns(record)
+    figures = [
+        *_score_rows(record),
+        *_measurement_rows(record),
+        *(_cost_rows(record) if record.trains else ()),
+    ]
     return [{**cell, **figure} for figure in figures] or [cell]
 
 
-def _cell(record: RunRecord) -> _Line:
+def _cell_columns(record: RunRecord) -> _FrameRow:
     """Return what is said of a cell in each of its lines."""
     return {
         columns.KEY.header: record.key,
@@ -56,7 +60,7 @@ def _cell(record: RunRecord) -> _Line:
     }
 
 
-def _scores(record: RunRecord) -> list[_Line]:
+def _score_rows(record: RunRecord) -> list[_FrameRow]:
     return [
         {
             columns.METRIC.header: score.primary,
@@ -70,7 +74,7 @@ def _scores(record: RunRecord) -> list[_Line]:
     ]
 
 
-def _measurements(record: RunRecord) -> list[_Line]:
+def _measurement_rows(record: RunRecord) -> list[_FrameRow]:
     return [
         {
             columns.METRIC.header: one.name.partition(":")[0],
@@ -83,7 +87,7 @@ def _measurements(record: RunRecord) -> list[_Line]:
     ]
 
 
-def _costs(record: RunRecord) -> list[_Line]:
+def _cost_rows(record: RunRecord) -> list[_FrameRow]:
     """Return what training cost, in the units that records hold."""
     known = {one: getattr(record.cost, one.key) for one in _COSTS}
     return [

@@ -14,43 +14,51 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.comparison import Group, Row, block_of, by_chance, compare, ordered
+from harness.analysis.comparison import (
+    Group,
+    ResultRow,
+    compare,
+    ordered_rows,
+    row_block,
+    teacher_at_chance,
+)
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord
 from harness.records.samples import Evidence
-from harness.reporting.formats import Made
+from harness.reporting.formats import ReportSection
 from harness.reporting.glossary import GLOSSARY
-from harness.reporting.notes import mixed
+from harness.reporting.notes import mixed_conditions
 from harness.reporting.plots import AXES, Point, colours, points_of
-from harness.reporting.table import Best, less_is_better, shown_name, status_of
+from harness.reporting.table import BestCell, failure_of, less_is_better, row_name
 from harness.statistics.intervals import Interval
 
 TEMPLATE = Path(__file__).parent / "assets" / "page.html"
-LARGEST = 5_500_000  # bytes of compressed answers that stand in the page itself
-_STEPS = 160  # points of a training curve
-_LONGEST = 600  # letters of a question that are shown
+LARGEST_INLINE_ANSWERS = 5_500_000  # bytes of compressed answers that stand in the page itself
+_CURVE_POINTS = 160  # points of a training curve
+_LONGEST_QUESTION = 600  # letters of a question that are shown
 
 
 def write_page(
-    made: Sequence[Made], folder: Path, *, evidence: Mapping[str, Evidence] | None = None
+    made: Sequence[ReportSection], folder: Path, *, evidence: Mapping[str, Evidence] | None = None
 ) -> list[Path]:
     """Write `page.html`, and the answers of further seeds beside it; return what was written."""
     known = evidence or {}
-    groups = [one.found for one in made]
+    groups = [one.group for one in made]
     seeds = sorted(
         {
             record.seed
             for found in groups
             for row in found.rows
-            for record in row.done
+            for record in row.succeeded
             if record.seed is not None
         }
     )
     packed = {
-        seed: _packed([_answers(found, known, seed) for found in groups]) for seed in seeds or [0]
+        seed: _compressed([_answers_of_seed(found, known, seed) for found in groups])
+        for seed in seeds or [0]
     }
     first = next(iter(packed))
-    inside = packed[first] if len(packed[first]) <= LARGEST else ""
+    inside = packed[first] if len(packed[first]) <= LARGEST_INLINE_ANSWERS else ""
     beside = {seed: text for seed, text in packed.items() if seed != first or not inside}
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "page.html"]
@@ -63,9 +71,9 @@ def write_page(
         )
     data = {
         "groups": [
-            _group(one, title, known) for one, title in zip(made, _titles(made), strict=True)
+            _group_data(one, title, known) for one, title in zip(made, _titles(made), strict=True)
         ],
-        "mixed": mixed(groups),
+        "mixed": mixed_conditions(groups),
         "glossary": GLOSSARY,
         "seeds": [str(seed) for seed in packed],
         "inside": str(first) if inside else "",
@@ -77,7 +85,7 @@ def write_page(
     page = _with_columns(TEMPLATE.read_text(encoding="utf-8"))
     page = (
         page.replace("{{title}}", html.escape(title))
-        .replace("{{data}}", _embedded(data))
+        .replace("{{data}}", _script_json(data))
         .replace("{{answers}}", inside)
     )
     written[0].write_text(page, encoding="utf-8", newline="\n")
@@ -102,7 +110,7 @@ _WORDS = (
     columns.FAMILY,
     columns.SUBJECT,
 )
-_FLIPS = (columns.ROW, columns.LOST, columns.WON, columns.NET, columns.CHANGED)
+_FLIPS = (columns.ROW, columns.LOSSES, columns.WINS, columns.NET, columns.CHANGED)
 _PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)
 
 
@@ -124,7 +132,7 @@ def _with_columns(template: str) -> str:
     return template
 
 
-def _embedded(data: object) -> str:
+def _script_json(data: object) -> str:
     """Return JSON that may stand inside a script element, whatever its texts hold."""
     text = json.dumps(data, ensure_ascii=False, default=str, separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
@@ -132,9 +140,11 @@ def _embedded(data: object) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
-    found = made.found
-    asked = [task for task in found.tasks if not _read_only(found, task)]
+def _group_data(
+    made: ReportSection, title: str, evidence: Mapping[str, Evidence]
+) -> dict[str, Any]:
+    found = made.group
+    asked = [task for task in found.tasks if not _has_no_retention(found, task)]
     return {
         "heading": title,
         "notes": made.notes,
@@ -144,7 +154,7 @@ def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str
             for task in asked
         },
         "colours": colours(found),
-        "failed": {row.label: reason for row in found.rows if (reason := status_of(row))},
+        "failed": {row.label: reason for row in found.rows if (reason := failure_of(row))},
         "tables": [
             {
                 "name": table.name,
@@ -152,43 +162,48 @@ def _group(made: Made, title: str, evidence: Mapping[str, Evidence]) -> dict[str
                 "columns": table.columns,
                 "rows": table.rows,
                 "blocks": table.blocks,
-                "best": [[isinstance(cell, Best) for cell in row] for row in table.rows],
+                "best": [[isinstance(cell, BestCell) for cell in row] for row in table.rows],
                 "less": [less_is_better(column) for column in table.columns],
             }
             for table in made.tables
         ],
         "points": {
-            task: {axis: [_point(one) for one in points_of(found, task, axis)] for axis in AXES}
+            task: {
+                axis: [_point_data(one) for one in points_of(found, task, axis)] for axis in AXES
+            }
             for task in asked
         },
         "axes": {axis: quantity.axis for axis, quantity in AXES.items()},
-        "why": {task: {axis: _why(found, task, axis) for axis in AXES} for task in asked},
-        "kept": _kept(found, asked),
-        "flips": {task: _flips(found, task) for task in asked},
-        "parts": {task: _parts(found, task) for task in asked},
-        "curves": _curves(found, evidence),
+        "why": {
+            task: {axis: _reason_for_no_picture(found, task, axis) for axis in AXES}
+            for task in asked
+        },
+        "kept": _retention_lines(found, asked),
+        "flips": {task: _flip_lines(found, task) for task in asked},
+        "parts": {task: _accuracies_by_subject(found, task) for task in asked},
+        "curves": _training_curves(found, evidence),
     }
 
 
-def _read_only(found: Group, task: str) -> bool:
+def _has_no_retention(group: Group, task: str) -> bool:
     """Tell whether nothing of a task is kept or lost: a perplexity, an error rate, a figure of all
     items together.
     """
-    return any(not score.retains for row in found.rows for score in row.scores(task))
+    return any(not score.retains for row in group.rows for score in row.scores(task))
 
 
-def _why(found: Group, task: str, axis: str) -> str:
+def _reason_for_no_picture(group: Group, task: str, axis: str) -> str:
     """Say why there is no picture of a task, "" where there is one."""
-    if found.teacher is None:
+    if group.teacher is None:
         return "the teacher has no row under these conditions"
-    if len(points_of(found, task, axis)) > 1:
+    if len(points_of(group, task, axis)) > 1:
         return ""
-    if by_chance(found, task):
+    if teacher_at_chance(group, task):
         return "the teacher is at chance here, so no retention means anything"
-    others = [row for row in found.rows if row.done and row is not found.teacher]
+    others = [row for row in group.rows if row.succeeded and row is not group.teacher]
     if not others:
         return "there is no row but the teacher's"
-    reason = compare(others[0], found.teacher, task, ratio=True).reason
+    reason = compare(others[0], group.teacher, task, ratio=True).reason
     missing = {
         "speed": "nothing was timed beside the teacher",
         "memory": "no bytes on disk were measured",
@@ -197,22 +212,24 @@ def _why(found: Group, task: str, axis: str) -> str:
     return f"no retention: {reason}" if reason else missing[axis]
 
 
-def _kept(found: Group, asked: Sequence[str]) -> list[list[Any]]:
+def _retention_lines(group: Group, asked: Sequence[str]) -> list[list[Any]]:
     """Return (row, block, retention by task as shown, as numbers)."""
-    teacher = found.teacher
+    teacher = group.teacher
     if teacher is None:
         return []
     lines = []
-    for row in ordered(found):
+    for row in ordered_rows(group):
         kept = [
-            Interval(None) if by_chance(found, task) else compare(row, teacher, task, ratio=True)
+            Interval(None)
+            if teacher_at_chance(group, task)
+            else compare(row, teacher, task, ratio=True)
             for task in asked
         ]
         numbers = [None if one.value is None else round(one.value, 4) for one in kept]
         lines.append(
             [
-                shown_name(row),
-                block_of(row),
+                row_name(row),
+                row_block(row),
                 [columns.RETENTION.with_interval(one) for one in kept],
                 numbers,
             ]
@@ -220,20 +237,20 @@ def _kept(found: Group, asked: Sequence[str]) -> list[list[Any]]:
     return lines
 
 
-def _titles(made: Sequence[Made]) -> list[str]:
+def _titles(made: Sequence[ReportSection]) -> list[str]:
     """Return the headings; those of several groups alike tell what differs."""
     every = [one.heading for one in made]
     titles = []
     for one in made:
         alike = [other for other in made if other.heading == one.heading]
-        conditions = dict.fromkeys(name for other in alike for name in other.found.shared)
+        conditions = dict.fromkeys(name for other in alike for name in other.group.shared)
         differing = [
             name
             for name in conditions
-            if len({other.found.shared.get(name) for other in alike}) > 1
+            if len({other.group.shared.get(name) for other in alike}) > 1
         ]
         shown = ", ".join(
-            f"{name} {one.found.shared.get(name, '')[:40] or 'none'}"
+            f"{name} {one.group.shared.get(name, '')[:40] or 'none'}"
             for name in differing
             if name != "items"
         )
@@ -245,7 +262,7 @@ def _titles(made: Sequence[Made]) -> list[str]:
     return titles
 
 
-def _point(one: Point) -> list[Any]:
+def _point_data(one: Point) -> list[Any]:
     def ends(value: float | None, low: float | None, high: float | None) -> list[float | None]:
         return [None if end is None else round(end, 5) for end in (value, low, high)]
 
@@ -259,14 +276,16 @@ def _point(one: Point) -> list[Any]:
     ]
 
 
-def _flips(found: Group, task: str) -> list[list[Any]]:
+def _flip_lines(group: Group, task: str) -> list[list[Any]]:
     """Return (row, items lost, items won), means over seeds."""
-    from harness.statistics.stats import pairs
+    from harness.statistics.stats import count_pairs
 
-    reference = next(iter(found.teacher.outcomes(task)), "") if found.teacher else ""
+    reference = next(iter(group.teacher.outcomes(task)), "") if group.teacher else ""
     lines = []
-    for row in ordered(found):
-        counts = [pairs(reference, run) for run in row.outcomes(task) if len(run) == len(reference)]
+    for row in ordered_rows(group):
+        counts = [
+            count_pairs(run, reference) for run in row.outcomes(task) if len(run) == len(reference)
+        ]
         if counts and row.label != TEACHER:
             lost, won = (
                 sum(one.teacher_only for one in counts),
@@ -276,10 +295,10 @@ def _flips(found: Group, task: str) -> list[list[Any]]:
     return lines
 
 
-def _parts(found: Group, task: str) -> dict[str, dict[str, float]]:
+def _accuracies_by_subject(group: Group, task: str) -> dict[str, dict[str, float]]:
     """Return accuracies by subject (or number of steps), row by row, means over seeds."""
     told: dict[str, dict[str, float]] = {}
-    for row in ordered(found):
+    for row in ordered_rows(group):
         scores = [score for score in row.scores(task) if score.groups]
         if scores:
             told[row.label] = {
@@ -289,13 +308,15 @@ def _parts(found: Group, task: str) -> dict[str, dict[str, float]]:
     return told
 
 
-def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[dict[str, Any]]]:
+def _training_curves(
+    group: Group, evidence: Mapping[str, Evidence]
+) -> dict[str, list[dict[str, Any]]]:
     """Return what was logged of each trained row, a run a seed: every term's seen tokens and
     values, each thinned by itself.
     """
     told: dict[str, list[dict[str, Any]]] = {}
-    for row in ordered(found):
-        for record in row.done:
+    for row in ordered_rows(group):
+        for record in row.succeeded:
             steps = list(evidence[record.key].steps()) if record.key in evidence else []
             steps = [one for one in steps if isinstance(one.get("seen"), (int, float))]
             names = dict.fromkeys(
@@ -304,7 +325,7 @@ def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[di
             if not names:
                 continue
             series = {
-                name: _thinned([(one["seen"], _short(one[name])) for one in steps if name in one])
+                name: _thinned([(one["seen"], _rounded(one[name])) for one in steps if name in one])
                 for name in names
             }
             told.setdefault(row.label, []).append({"run": f"seed {record.seed}", "series": series})
@@ -313,7 +334,7 @@ def _curves(found: Group, evidence: Mapping[str, Evidence]) -> dict[str, list[di
 
 def _thinned(pairs: Sequence[tuple[float, float | None]]) -> list[list[float | None]]:
     """Keep some points of a curve: its last one, and every one that is no number, among them."""
-    apart = max(1, math.ceil(len(pairs) / _STEPS))
+    apart = max(1, math.ceil(len(pairs) / _CURVE_POINTS))
     kept = [
         pair
         for at, pair in enumerate(pairs)
@@ -322,19 +343,19 @@ def _thinned(pairs: Sequence[tuple[float, float | None]]) -> list[list[float | N
     return [[seen for seen, _ in kept], [value for _, value in kept]]
 
 
-def _short(value: object) -> float | None:
+def _rounded(value: object) -> float | None:
     if not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
         return None
     return float(f"{value:.4g}")
 
 
-def _answers(found: Group, evidence: Mapping[str, Evidence], seed: int) -> dict[str, Any]:
+def _answers_of_seed(group: Group, evidence: Mapping[str, Evidence], seed: int) -> dict[str, Any]:
     """Return the answers of one seed of every row (and of rows without one), task by task in item
     order.
     """
     told: dict[str, Any] = {}
-    for row in ordered(found):
-        record = _of_seed(row, seed)
+    for row in ordered_rows(group):
+        record = _record_of_seed(row, seed)
         if record is None or record.key not in evidence:
             continue
         for one in evidence[record.key].answers():
@@ -347,24 +368,24 @@ def _answers(found: Group, evidence: Mapping[str, Evidence], seed: int) -> dict[
                 task["item"].append(one["item"])
                 task["group"].append(one.get("group", ""))
                 task["gold"].append(one.get("gold", ""))
-                task["asked"].append(_question(str(one.get("prompt", ""))))
+                task["asked"].append(_last_question(str(one.get("prompt", ""))))
             own["text"].append(one.get("text", ""))
             own["right"] += "1" if next(iter(one.get("correct", {}).values()), False) else "0"
             own["tokens"].append(one.get("tokens", 0))
     return told
 
 
-def _of_seed(row: Row, seed: int) -> RunRecord | None:
-    return next((one for one in row.done if one.seed in (seed, None)), None)
+def _record_of_seed(row: ResultRow, seed: int) -> RunRecord | None:
+    return next((one for one in row.succeeded if one.seed in (seed, None)), None)
 
 
-def _question(prompt: str) -> str:
+def _last_question(prompt: str) -> str:
     """Return the part of a prompt that asks: what stands behind the last shot."""
     last = prompt.strip().rpartition("\n\n")[2]
-    return last if len(last) <= _LONGEST else f"... {last[-_LONGEST:]}"
+    return last if len(last) <= _LONGEST_QUESTION else f"... {last[-_LONGEST_QUESTION:]}"
 
 
-def _packed(answers: Iterable[dict[str, Any]]) -> str:
+def _compressed(answers: Iterable[dict[str, Any]]) -> str:
     """Return answers as base64 of gzip of JSON; the same answers give the same bytes."""
     text = json.dumps(list(answers), ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode()

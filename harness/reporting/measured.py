@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from harness.escape import cell_of, markdown_text
+from harness.escape import markdown_cell, markdown_text
 from harness.records import columns
 from harness.records.columns import Quantity
 from harness.records.record import Measurement
 from harness.statistics.intervals import Interval
 
-_ModelOf = tuple[str, Sequence[Measurement], Sequence[str]]  # name, measurements, skipped scenarios
+_MeasuredModel = tuple[
+    str, Sequence[Measurement], Sequence[str]
+]  # name, measurements, skipped scenarios
 _TIMED = (
     columns.TTFT,
     columns.TPOT,
@@ -21,16 +23,16 @@ _TIMED = (
 _WEIGHED = (columns.DISK, columns.WEIGHTS, columns.ACTIVATIONS, columns.LOAD, columns.FIRST_CALL)
 
 
-def weighed_tables(models: Sequence[_ModelOf]) -> str:
+def measurement_tables(models: Sequence[_MeasuredModel]) -> str:
     """Return what `harness measure` prints of each model, the first one the base."""
     from tabulate import tabulate
 
     timed = [
         row
         for at, (name, measured, _) in enumerate(models)
-        for row in _speeds(name, measured, is_base=at == 0)
+        for row in _speed_lines(name, measured, is_base=at == 0)
     ]
-    weighed = [_weights(name, measured) for name, measured, _ in models]
+    weighed = [_weight_line(name, measured) for name, measured, _ in models]
     lines = [line for model in models for line in _remarks(*model)]
     parts = [
         tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
@@ -57,14 +59,19 @@ def _shown(quantity: Quantity, measurement: Measurement | None) -> str:
     return quantity.with_interval(Interval(value, low, high))
 
 
-def _speeds(name: str, measured: Sequence[Measurement], *, is_base: bool) -> list[dict[str, str]]:
+def _speed_lines(
+    name: str, measured: Sequence[Measurement], *, is_base: bool
+) -> list[dict[str, str]]:
     """Return a line for each scenario that a model was timed in."""
     known = {(one.name, one.condition): one for one in measured}
     rows = []
     for condition in dict.fromkeys(
         one.condition for one in measured if one.name == columns.DECODE_RATE.key
     ):
-        row = {columns.MODEL.header: cell_of(name), columns.SCENARIO.header: cell_of(condition)}
+        row = {
+            columns.MODEL.header: markdown_cell(name),
+            columns.SCENARIO.header: markdown_cell(condition),
+        }
         row |= {one.header: _shown(one, known.get((one.key, condition))) for one in _TIMED}
         peaks = (
             known.get((f"{columns.PEAK.key}:{kind}", condition))
@@ -81,11 +88,11 @@ def _speeds(name: str, measured: Sequence[Measurement], *, is_base: bool) -> lis
     return rows
 
 
-def _weights(name: str, measured: Sequence[Measurement]) -> dict[str, str]:
+def _weight_line(name: str, measured: Sequence[Measurement]) -> dict[str, str]:
     """Return a model's line of bytes and of opening it."""
     first = {one.name: one for one in reversed(measured)}
     return {
-        columns.MODEL.header: cell_of(name),
+        columns.MODEL.header: markdown_cell(name),
         **{one.header: _shown(one, first.get(one.key)) for one in _WEIGHED},
     }
 

@@ -4,36 +4,38 @@ No torch.
 
 from collections.abc import Sequence
 
-from harness.analysis.comparison import Group, by_chance, compare, leaders
+from harness.analysis.comparison import Group, best_labels, compare, teacher_at_chance
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord
-from harness.reporting.costs import timed_under, timing_of
+from harness.reporting.costs import row_scenario, table_scenario
 
 
-def notes(found: Group) -> list[str]:
+def group_notes(group: Group) -> list[str]:
     """What a reader must know to trust the table: conditions, resolution, reasons for dashes."""
     return [
-        *_conditions(found),
-        *_of_tasks(found),
-        *_of_scoring(found),
-        *_without_result(found),
-        *_packed(found),
-        *_trained_once(found),
-        *_unequal_to_itself(found),
-        *_no_better(found),
-        *_untaught(found, "tasks_without_trace", "WARNING: not trained, no trace survived: "),
-        *_untaught(found, "tasks_without_split", "not trained on: "),
-        *_remarks(found),
-        *_timed_otherwise(found),
-        *_without_retention(found),
-        *_how_to_read(found),
+        *_conditions(group),
+        *_task_notes(group),
+        *_scoring_notes(group),
+        *_failed_cells(group),
+        *_packed_weights(group),
+        *_trained_once(group),
+        *_uneven_teacher_timings(group),
+        *_rows_no_better_than_start(group),
+        *_tasks_not_trained_on(
+            group, "tasks_without_trace", "WARNING: not trained, no trace survived: "
+        ),
+        *_tasks_not_trained_on(group, "tasks_without_split", "not trained on: "),
+        *_doubtful_measurements(group),
+        *_rows_of_other_scenarios(group),
+        *_reasons_for_no_retention(group),
+        *_how_to_read(group),
     ]
 
 
-def _conditions(found: Group) -> list[str]:
+def _conditions(group: Group) -> list[str]:
     """Say what all rows share: teacher, student, budget, machine, type, scoring path, tasks."""
-    shared = found.shared
-    student, budget = _student(found) or "none", shared.get("budget")
+    shared = group.shared
+    student, budget = _student_name(group) or "none", shared.get("budget")
     fewer = "(`answer-only` by default sees each item as often as `sft` does, in fewer tokens)"
     trained = (
         f", student {student}; {budget} for each trained row {fewer}"
@@ -49,90 +51,92 @@ def _conditions(found: Group) -> list[str]:
     ]
 
 
-def _of_tasks(found: Group) -> list[str]:
+def _task_notes(group: Group) -> list[str]:
     """Say what bears on each task's figures."""
-    if found.teacher is None and found.tasks:
+    if group.teacher is None and group.tasks:
         return ["The teacher's row did not succeed: no retention can be given."]
     return [
         line
-        for task in found.tasks
-        for line in (*_kind_of_figure(found, task), *_warnings(found, task))
+        for task in group.tasks
+        for line in (*_kind_of_figure(group, task), *_task_warnings(group, task))
     ]
 
 
-def _of_scoring(found: Group) -> list[str]:
+def _scoring_notes(group: Group) -> list[str]:
     """Say in what form prompts were shown, whether items are a sample, and what was done to
     teachers' weights to open them.
     """
     lines = (
-        [f"Prompts are shown in the {found.shared['prompts']}."] if found.shared["prompts"] else []
+        [f"Prompts are shown in the {group.shared['prompts']}."] if group.shared["prompts"] else []
     )
-    if found.shared["limited"]:
+    if group.shared["limited"]:
         lines.append(
             "A TRIAL: scored on a sample of the items (--limit); not for quoting, and no baseline."
         )
     teachers = [
-        one for row in found.rows for record in row.records for one in record.conditions.teachers
+        one for row in group.rows for record in row.records for one in record.conditions.teachers
     ]
     return [*lines, *dict.fromkeys(f"{one.name}: {one.note}." for one in teachers if one.note)]
 
 
-def _without_result(found: Group) -> list[str]:
+def _failed_cells(group: Group) -> list[str]:
     """Name the cells that did not succeed, with their reasons, and how many records are not
     shown.
     """
     lines = [
-        f"{row.label}{_seed_of(record)} {record.status}: {record.reason}"
-        for row in found.rows
+        f"{row.label}{_seed_text(record)} {record.status}: {record.reason}"
+        for row in group.rows
         for record in row.records
         if record.status != "success"
     ]
     return (
-        [*lines, f"{found.superseded} older records of the same rows are not shown."]
-        if found.superseded
+        [*lines, f"{group.superseded} older records of the same rows are not shown."]
+        if group.superseded
         else lines
     )
 
 
-def _seed_of(record: RunRecord) -> str:
+def _seed_text(record: RunRecord) -> str:
     return f" (seed {record.seed})" if record.seed is not None else ""
 
 
-def _timed_otherwise(found: Group) -> list[str]:
+def _rows_of_other_scenarios(group: Group) -> list[str]:
     """Name the rows that were timed under another scenario than the table's."""
-    others = [row for row in found.rows if timing_of(row) not in ("", timed_under(found))]
+    others = [row for row in group.rows if row_scenario(row) not in ("", table_scenario(group))]
     if not others:
         return []
-    scenarios = ", ".join(dict.fromkeys(map(timing_of, others)))
+    scenarios = ", ".join(dict.fromkeys(map(row_scenario, others)))
     labels = ", ".join(row.label for row in others)
     return [f"{labels}: timed under another scenario than the table's ({scenarios}): dashes."]
 
 
-def _without_retention(found: Group) -> list[str]:
+def _reasons_for_no_retention(group: Group) -> list[str]:
     """Say why a row that has a score has no retention."""
-    pairs = [(row, task) for row in found.rows if row.done for task in found.tasks if found.teacher]
+    pairs = [
+        (row, task) for row in group.rows if row.succeeded for task in group.tasks if group.teacher
+    ]
     scored = [
         (row, task) for row, task in pairs if any(score.retains for score in row.scores(task))
     ]
     reasons = [
-        (row, task, compare(row, found.teacher, task, ratio=True).reason)
+        (row, task, compare(row, group.teacher, task, ratio=True).reason)
         for row, task in scored
-        if found.teacher
+        if group.teacher
     ]
     return [
         f"{row.label}, {task}: no retention, {reason}." for row, task, reason in reasons if reason
     ]
 
 
-def _how_to_read(found: Group) -> list[str]:
+def _how_to_read(group: Group) -> list[str]:
     """Say what bold, verdicts and dashes mean."""
     lines = []
-    if any(leaders(found, task) for task in found.tasks):
+    if any(best_labels(group, task) for task in group.tasks):
         lines.append(
             "Bold: the best row that is no control, and all that are not significantly worse on "
             "the same items (alpha .05, Holm)."
         )
-    if any(row.first.controls for row in found.rows):
+    if any(row.first.controls for row in group.rows):
         lines.append(
             "Verdicts against controls hold for the whole table (Holm, alpha .05); each interval "
             "is of its line alone."
@@ -144,11 +148,11 @@ def _how_to_read(found: Group) -> list[str]:
     ]
 
 
-def _kind_of_figure(found: Group, task: str) -> list[str]:
+def _kind_of_figure(group: Group, task: str) -> list[str]:
     """Say of a task what is not as it is with right and wrong answers: why nothing is paired, which
     way is better, what counts how much.
     """
-    scores = [score for row in found.rows for score in row.scores(task)]
+    scores = [score for row in group.rows for score in row.scores(task)]
     lines = [
         f"{task}: no retention and no flips: {why}."
         for why in dict.fromkeys(score.unpaired for score in scores)
@@ -187,13 +191,13 @@ def _kind_of_figure(found: Group, task: str) -> list[str]:
     return lines
 
 
-def _packed(found: Group) -> list[str]:
+def _packed_weights(group: Group) -> list[str]:
     """Say of every row whose weights were packed how many bits they take, and what table and head
     became.
     """
     lines = []
-    for row in found.rows:
-        for told in row.done[0].cost.notes.values() if row.done else ():
+    for row in group.rows:
+        for told in row.succeeded[0].cost.notes.values() if row.succeeded else ():
             if not isinstance(told, dict) or "bits_per_weight" not in told:
                 continue
             each = (
@@ -218,13 +222,13 @@ def _packed(found: Group) -> list[str]:
     return lines
 
 
-def _no_better(found: Group) -> list[str]:
+def _rows_no_better_than_start(group: Group) -> list[str]:
     """Name the trained rows that no epoch made better, on held-out rows, than they were before the
     first step.
     """
     lines = []
-    for row in found.rows:
-        for record in row.done:
+    for row in group.rows:
+        for record in row.succeeded:
             start, best = (record.cost.notes.get(name) for name in ("start_ce", "best_ce"))
             if isinstance(start, float) and isinstance(best, float) and best >= start:
                 seen = (
@@ -232,17 +236,17 @@ def _no_better(found: Group) -> list[str]:
                     f"against {start:.4g})"
                 )
                 lines.append(
-                    f"{row.label}{_seed_of(record)}: "
+                    f"{row.label}{_seed_text(record)}: "
                     f"{seen}{'' if record.conditions.tuned else '; try --tune'}."
                 )
     return lines
 
 
-def _trained_once(found: Group) -> list[str]:
+def _trained_once(group: Group) -> list[str]:
     """Name the rows of which one draw was made: their checkpoints are judged, their methods are
     not.
     """
-    once = [row.label for row in found.rows if row.trained_once]
+    once = [row.label for row in group.rows if row.trained_once]
     if not once:
         return []
     return [
@@ -252,12 +256,12 @@ def _trained_once(found: Group) -> list[str]:
     ]
 
 
-def _unequal_to_itself(found: Group) -> list[str]:
+def _uneven_teacher_timings(group: Group) -> list[str]:
     """Say where the teacher, timed by turns with itself, was not as fast as itself: one interval in
     twenty misses 1 by chance.
     """
     lines = []
-    for record in found.teacher.done if found.teacher else ():
+    for record in group.teacher.succeeded if group.teacher else ():
         for one in record.measurements:
             if (
                 one.name.endswith("_speedup")
@@ -274,11 +278,13 @@ def _unequal_to_itself(found: Group) -> list[str]:
     return lines
 
 
-def _untaught(found: Group, note: str, said: str) -> list[str]:
+def _tasks_not_trained_on(group: Group, note: str, said: str) -> list[str]:
     """Name the rows that were trained without one of the table's tasks: no trace survived there, or
     it has no train split.
     """
-    told = [(row.label, record.cost.notes.get(note)) for row in found.rows for record in row.done]
+    told = [
+        (row.label, record.cost.notes.get(note)) for row in group.rows for record in row.succeeded
+    ]
     return list(
         dict.fromkeys(
             f"{task}, {label}: {said}{why}."
@@ -289,13 +295,13 @@ def _untaught(found: Group, note: str, said: str) -> list[str]:
     )
 
 
-def _remarks(found: Group) -> list[str]:
+def _doubtful_measurements(group: Group) -> list[str]:
     """Say which measurements are doubtful and why, each reason once with the rows that it
     concerns.
     """
     rows: dict[str, list[str]] = {}
-    for row in found.rows:
-        for record in row.done:
+    for row in group.rows:
+        for record in row.succeeded:
             for one in record.measurements:
                 if (
                     one.remark
@@ -307,27 +313,27 @@ def _remarks(found: Group) -> list[str]:
     return [f"Measured, {', '.join(names)}: {reason}." for reason, names in dirty]
 
 
-def _nothing_to_teach(found: Group, task: str) -> list[str]:
+def _weak_teachers(group: Group, task: str) -> list[str]:
     """Warn of distilled rows whose teachers were, on this task, no better than the student before
     any training.
     """
     before = next(
-        (score for row in found.rows if row.first.is_starting_point for score in row.scores(task)),
+        (score for row in group.rows if row.first.is_starting_point for score in row.scores(task)),
         None,
     )
     teachers = {
         record.conditions.teachers[0].name
-        if row is found.teacher and record.conditions.teachers
+        if row is group.teacher and record.conditions.teachers
         else row.label.removeprefix("teacher "): score
-        for row in found.rows
-        if row.first.method == TEACHER and row.done
-        for record, score in zip(row.done[:1], row.scores(task)[:1], strict=False)
+        for row in group.rows
+        if row.first.method == TEACHER and row.succeeded
+        for record, score in zip(row.succeeded[:1], row.scores(task)[:1], strict=False)
     }
     if before is None or not before.primary or before.lower_is_better:
         return []
     poor: dict[str, list[str]] = {}
-    for row in found.rows:
-        told = row.done[0].cost.notes.get("taught_by") if row.done else []
+    for row in group.rows:
+        told = row.succeeded[0].cost.notes.get("taught_by") if row.succeeded else []
         if not isinstance(told, list):  # a record of before this was noted
             told = (
                 [row.first.settings.get("teacher") or next(iter(teachers), "")]
@@ -351,26 +357,30 @@ def _nothing_to_teach(found: Group, task: str) -> list[str]:
     ]
 
 
-_STILL_SAYS = (columns.KL, columns.SAME_TOP, columns.PERPLEXITY)  # where no retention does
+_COLUMNS_WITHOUT_RETENTION = (
+    columns.KL,
+    columns.TOP1_AGREEMENT,
+    columns.PERPLEXITY,
+)  # where no retention does
 
 
-def _warnings(found: Group, task: str) -> list[str]:
+def _task_warnings(group: Group, task: str) -> list[str]:
     """Say what else bears on a task's figures: a teacher with nothing to teach, the noise floor,
     cut prompts, what the scorer told.
     """
-    lines = _nothing_to_teach(found, task)
-    if found.teacher and by_chance(found, task):
-        score = found.teacher.scores(task)[0]
+    lines = _weak_teachers(group, task)
+    if group.teacher and teacher_at_chance(group, task):
+        score = group.teacher.scores(task)[0]
         lines.append(
             f"{task}: teacher at chance ({score.shown(score.value)} of {score.n}, guessing gives "
             f"{100 * score.chance:.1f} %): no retention "
             "means anything, and none is shown; read "
-            f"{', '.join(one.header for one in _STILL_SAYS)}, speed and bytes."
+            f"{', '.join(one.header for one in _COLUMNS_WITHOUT_RETENTION)}, speed and bytes."
         )
     floor = next(
         (
             one
-            for record in (found.teacher.done if found.teacher else ())
+            for record in (group.teacher.succeeded if group.teacher else ())
             if (one := record.measured(f"{columns.FLIPS.key}:{task}"))
         ),
         None,
@@ -383,7 +393,7 @@ def _warnings(found: Group, task: str) -> list[str]:
             f"{task}: noise floor: the teacher against itself ({floor.condition}) flips "
             f"{floor.value * items:.0f} of {items} items."
         )
-    for row in found.rows:
+    for row in group.rows:
         for score in row.scores(task)[:1]:
             if score.cut_prompts:
                 lines.append(
@@ -394,7 +404,7 @@ def _warnings(found: Group, task: str) -> list[str]:
     return lines
 
 
-def mixed(groups: Sequence[Group]) -> list[str]:
+def mixed_conditions(groups: Sequence[Group]) -> list[str]:
     """Say why records of the same tasks stand in several tables: every field that differs, with its
     values.
     """
@@ -418,23 +428,23 @@ def mixed(groups: Sequence[Group]) -> list[str]:
     return lines
 
 
-def _task_names(found: Group) -> str:
-    return ", ".join(task.partition("@")[0] for task in found.shared["tasks"].split(", "))
+def _task_names(group: Group) -> str:
+    return ", ".join(task.partition("@")[0] for task in group.shared["tasks"].split(", "))
 
 
-def heading(found: Group) -> str:
+def group_heading(group: Group) -> str:
     """Name a group of tables: its tasks, its teacher and, where a row started from one, the
     student.
     """
     return (
-        f"{_task_names(found)}: "
-        f"{found.shared['teacher']}{f' to {student}' if (student := _student(found)) else ''}"
+        f"{_task_names(group)}: "
+        f"{group.shared['teacher']}{f' to {student}' if (student := _student_name(group)) else ''}"
     )
 
 
-def _student(found: Group) -> str:
+def _student_name(group: Group) -> str:
     """Name the student that rows of these tables were trained from or are; "" where every row was
     made from the teacher itself.
     """
-    started = any(row.first.trains or row.first.is_starting_point for row in found.rows)
-    return found.shared.get("student", "") if started else ""
+    started = any(row.first.trains or row.first.is_starting_point for row in group.rows)
+    return group.shared.get("student", "") if started else ""

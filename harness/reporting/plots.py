@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.comparison import Group, Row, block_of, by_chance, compare, group, ordered
+from harness.analysis.comparison import (
+    Group,
+    ResultRow,
+    compare,
+    group_records,
+    ordered_rows,
+    row_block,
+    teacher_at_chance,
+)
 from harness.records.columns import DECODE_X, DISK, DISK_X, RETENTION, WEIGHTS, WEIGHTS_X, Quantity
 from harness.records.record import TEACHER, RunRecord
 from harness.reporting.costs import speed_ratio
-from harness.reporting.table import mean_of
+from harness.reporting.table import mean_measurement
 from harness.statistics.intervals import Interval
 
 
@@ -30,16 +38,16 @@ AXES = {"speed": DECODE_X, "memory": DISK_X, "weights": WEIGHTS_X}
 _BYTES = {"memory": DISK, "weights": WEIGHTS}
 
 
-def points_of(found: Group, task: str, axis: str) -> list[Point]:
+def points_of(group: Group, task: str, axis: str) -> list[Point]:
     """Return the rows that have both figures; the frontier holds those that no other row beats in
     both (controls stand apart).
     """
-    teacher = found.teacher
-    if teacher is None or by_chance(found, task):
+    teacher = group.teacher
+    if teacher is None or teacher_at_chance(group, task):
         return []
     points = []
-    for row in ordered(found):
-        if block_of(row) == TEACHER and row is not teacher:
+    for row in ordered_rows(group):
+        if row_block(row) == TEACHER and row is not teacher:
             continue
         scores = row.scores(task)
         if not scores or not scores[0].retains:
@@ -47,18 +55,20 @@ def points_of(found: Group, task: str, axis: str) -> list[Point]:
         kept = compare(row, teacher, task, ratio=True)
         gain = Interval(1.0) if row is teacher else _gain(row, teacher, axis)
         if kept.value is not None and gain.value is not None:
-            points.append(Point(row.label, block_of(row), kept, gain))
-    return [Point(one.label, one.block, one.kept, one.gain, _best(one, points)) for one in points]
+            points.append(Point(row.label, row_block(row), kept, gain))
+    return [
+        Point(one.label, one.block, one.kept, one.gain, _on_frontier(one, points)) for one in points
+    ]
 
 
-def _gain(row: Row, teacher: Row, axis: str) -> Interval:
+def _gain(row: ResultRow, teacher: ResultRow, axis: str) -> Interval:
     if axis == "speed":
         return speed_ratio(row, AXES[axis].key)
-    own, base = mean_of(row, _BYTES[axis].key), mean_of(teacher, _BYTES[axis].key)
+    own, base = mean_measurement(row, _BYTES[axis].key), mean_measurement(teacher, _BYTES[axis].key)
     return Interval(base / own) if own and base else Interval(None)
 
 
-def _best(point: Point, points: Sequence[Point]) -> bool:
+def _on_frontier(point: Point, points: Sequence[Point]) -> bool:
     if point.block == "control":
         return False
 
@@ -76,9 +86,9 @@ def _best(point: Point, points: Sequence[Point]) -> bool:
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#3388bb", "#777711")
 
 
-def colours(found: Group) -> dict[str, str]:
+def colours(group: Group) -> dict[str, str]:
     """Give each family a colour, the same in every picture of a group."""
-    families = sorted({block_of(row) for row in found.rows} - {TEACHER, "control"})
+    families = sorted({row_block(row) for row in group.rows} - {TEACHER, "control"})
     return {
         TEACHER: "#000000",
         "control": "#888888",
@@ -96,7 +106,7 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     written = []
-    groups = group(records)
+    groups = group_records(records)
     for number, found in enumerate(groups, 1):
         for task in found.tasks:
             for axis, quantity in AXES.items():
@@ -118,7 +128,7 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     return written
 
 
-def _place(point: Point) -> tuple[float, float]:
+def _coordinates(point: Point) -> tuple[float, float]:
     """Return where a point lies: times faster or smaller, and retention in per cent."""
     return point.gain.value or 0.0, 100 * (point.kept.value or 0.0)
 
@@ -129,9 +139,9 @@ def _draw(axes: Any, points: Sequence[Point], shades: Mapping[str, str]) -> None
         own = [point for point in points if point.block == block]
         axes.errorbar(
             [point.gain.value for point in own],
-            [_place(point)[1] for point in own],
-            yerr=_bars([point.kept for point in own], 100),
-            xerr=_bars([point.gain for point in own], 1),
+            [_coordinates(point)[1] for point in own],
+            yerr=_error_bars([point.kept for point in own], 100),
+            xerr=_error_bars([point.gain for point in own], 1),
             fmt="s" if block == TEACHER else "o",
             mfc="none" if block == "control" else shades[block],
             color=shades[block],
@@ -139,12 +149,12 @@ def _draw(axes: Any, points: Sequence[Point], shades: Mapping[str, str]) -> None
             elinewidth=0.8,
             label=block,
         )
-    front = sorted(_place(point) for point in points if point.frontier)
+    front = sorted(_coordinates(point) for point in points if point.frontier)
     stairs = [x for x, _ in front], [y for _, y in front]
     axes.step(*stairs, where="pre", color="#555555", lw=0.8, ls="--", label="frontier", zorder=0)
     for point in points:
         axes.annotate(
-            point.label, _place(point), fontsize=6, xytext=(4, 3), textcoords="offset points"
+            point.label, _coordinates(point), fontsize=6, xytext=(4, 3), textcoords="offset points"
         )
 
 
@@ -153,18 +163,18 @@ def _label(axes: Any, points: Sequence[Point], quantity: Quantity, task: str) ->
     axes.set_xlabel(quantity.axis)
     axes.set_ylabel(f"{RETENTION.header} on {task}, % of the teacher")
     axes.set_xscale("log", base=2)
-    ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16) if _inside(tick, points)]
+    ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16) if _tick_fits(tick, points)]
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     axes.grid(alpha=0.25, lw=0.5)
     axes.legend(fontsize=7, frameon=False)
 
 
-def _inside(tick: float, points: Sequence[Point]) -> bool:
+def _tick_fits(tick: float, points: Sequence[Point]) -> bool:
     values = [point.gain.value or 1.0 for point in points]
     return min(values) / 1.5 <= tick <= max(values) * 1.5
 
 
-def _bars(intervals: Sequence[Interval], scale: float) -> list[list[float]]:
+def _error_bars(intervals: Sequence[Interval], scale: float) -> list[list[float]]:
     below, above = [], []
     for one in intervals:
         value = one.value or 0.0

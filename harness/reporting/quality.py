@@ -11,69 +11,71 @@ from typing import cast
 from harness.analysis.comparison import (
     ALPHA,
     Group,
-    Row,
-    block_of,
-    by_chance,
+    ResultRow,
+    best_labels,
     compare,
-    leaders,
-    ordered,
-    times_of,
-    unequal,
+    difference_p_value,
+    figure_ratio,
+    ordered_rows,
+    row_block,
+    teacher_at_chance,
 )
 from harness.records import columns
 from harness.records.columns import DASH, Header, Quantity
 from harness.records.record import TEACHER, TaskScore
-from harness.reporting.table import Best, Cells, Table, shown_name, status_of, table_of
+from harness.reporting.table import BestCell, RowCells, Table, build_table, failure_of, row_name
 from harness.statistics import stats
-from harness.statistics.figures import BITS, weighted
-from harness.statistics.intervals import Interval, Source, half_width
+from harness.statistics.figures import BITS_PER_BYTE, weighted_mean
+from harness.statistics.intervals import ErrorSource, Interval, half_width
 
 _Exact = dict[Header, object]
-_OfTask = dict[Quantity, tuple[str, _Exact]]  # of one row on one task: text and exact values
+_TaskCells = dict[Quantity, tuple[str, _Exact]]  # of one row on one task: text and exact values
 
 
-def quality(found: Group) -> Table:
+def quality_table(group: Group) -> Table:
     """Scores, retention and flips against the teacher, task by task."""
-    families = len({block_of(row) for row in found.rows} - {TEACHER, "control"})
-    leading = {task: leaders(found, task) for task in found.tasks}
+    families = len({row_block(row) for row in group.rows} - {TEACHER, "control"})
+    leading = {task: best_labels(group, task) for task in group.tasks}
     rows = []
-    for row in ordered(found):
-        shown, exact = _of_row(row, families=families > 1)
-        for task in found.tasks:
+    for row in ordered_rows(group):
+        shown, exact = _row_cells(row, families=families > 1)
+        for task in group.tasks:
             best = row.label in leading[task]
             exact[columns.BEST.name.of(task)] = best
             for quantity, (text, values) in _task_cells(
-                row, found.teacher, task, chance=by_chance(found, task)
+                row, group.teacher, task, chance=teacher_at_chance(group, task)
             ).items():
-                column = quantity.name.of("" if len(found.tasks) == 1 else task)
-                shown[column] = Best(text) if best and quantity.leads and text != DASH else text
+                column = quantity.name.of("" if len(group.tasks) == 1 else task)
+                shown[column] = BestCell(text) if best and quantity.leads and text != DASH else text
                 exact |= {key.of(task): value for key, value in values.items()}
         rows.append((shown, exact))
-    tasks = ", ".join(f"{task} (n = {_items(found, task)})" for task in found.tasks)
-    return table_of("quality", f"Quality on {tasks}", rows)
+    tasks = ", ".join(f"{task} (n = {_item_count(group, task)})" for task in group.tasks)
+    return build_table("quality", f"Quality on {tasks}", rows)
 
 
-def _of_row(row: Row, *, families: bool) -> Cells:
+def _row_cells(row: ResultRow, *, families: bool) -> RowCells:
     """Return what a row is: its label, how many seeds stand behind it, its family where there are
     several.
     """
-    shown = {columns.ROW.name: shown_name(row), columns.SEEDS.name: str(len(row.done))}
+    shown = {columns.ROW.name: row_name(row), columns.SEEDS.name: str(len(row.succeeded))}
     if families:
-        shown[columns.FAMILY.name] = block_of(row)
+        shown[columns.FAMILY.name] = row_block(row)
     return shown, {
         columns.ROW.name: row.label,
-        columns.FAMILY.name: block_of(row),
+        columns.FAMILY.name: row_block(row),
         columns.CONTROL.name: row.first.is_control,
-        columns.SEEDS.name: len(row.done),
-        columns.STATUS.name: status_of(row) or "success",
+        columns.SEEDS.name: len(row.succeeded),
+        columns.STATUS.name: failure_of(row) or "success",
     }
 
 
-def _items(found: Group, task: str) -> int:
-    return next((score.n for row in found.rows for score in row.scores(task)), 0)
+def _item_count(group: Group, task: str) -> int:
+    return next((score.n for row in group.rows for score in row.scores(task)), 0)
 
 
-def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _OfTask:
+def _task_cells(
+    row: ResultRow, teacher: ResultRow | None, task: str, *, chance: bool
+) -> _TaskCells:
     """Return the cells of one row on one task; no retention of a teacher that is at chance
     itself.
     """
@@ -87,11 +89,11 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _O
         return (
             _error_cells(row, teacher, task, value)
             | _fidelity_cells(row, task)
-            | _written_cells(scores)
+            | _answer_cells(scores)
         )
     guessing = scores[0].chance
 
-    def kept(quantity: Quantity, above: float) -> _OfTask:
+    def kept(quantity: Quantity, above: float) -> _TaskCells:
         against = (
             compare(row, teacher, task, ratio=True, chance=above)
             if teacher and not chance
@@ -99,33 +101,30 @@ def _task_cells(row: Row, teacher: Row | None, task: str, *, chance: bool) -> _O
         )
         return {quantity: (quantity.with_interval(against), quantity.exact(against))}
 
-    cells: _OfTask = {columns.SCORE: (scores[0].shown(value), {columns.SCORE.name: value})}
-    cells |= kept(columns.RETENTION, 0.0) | _apart_cells(row, teacher, task)
+    cells: _TaskCells = {columns.SCORE: (scores[0].shown(value), {columns.SCORE.name: value})}
+    cells |= kept(columns.RETENTION, 0.0) | _difference_cells(row, teacher, task)
     cells |= kept(columns.ABOVE_CHANCE, guessing) if guessing else {}
     return (
-        cells
-        | _flip_cells(row, teacher, task)
-        | _fidelity_cells(row, task)
-        | _written_cells(scores)
+        cells | _flip_cells(row, teacher, task) | _fidelity_cells(row, task) | _answer_cells(scores)
     )
 
 
-def _flip_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
+def _flip_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
     """Return how many items were lost and won, where both have outcomes."""
     reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
     counts = [
-        stats.pairs(reference, outcome)
+        stats.count_pairs(outcome, reference)
         for outcome in row.outcomes(task)
         if reference and len(outcome) == len(reference)
     ]
     if not counts:
         return {}
     lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
-    text = f"{columns.LOST.text(lost)}/{columns.WON.text(won)}"
-    return {columns.LOST_WON: (text, {columns.LOST.name: lost, columns.WON.name: won})}
+    text = f"{columns.LOSSES.text(lost)}/{columns.WINS.text(won)}"
+    return {columns.LOSSES_WINS: (text, {columns.LOSSES.name: lost, columns.WINS.name: won})}
 
 
-def _apart_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
+def _difference_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
     """Return the difference to the teacher's figure where all items make it together: it has no
     flips, and not always a retention.
     """
@@ -137,9 +136,9 @@ def _apart_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     return {quantity: (quantity.with_interval(gap), quantity.exact(gap))}
 
 
-def _fidelity_cells(row: Row, task: str) -> _OfTask:
+def _fidelity_cells(row: ResultRow, task: str) -> _TaskCells:
     """Return how near the row's distributions are to the teacher's."""
-    near = [one for record in row.done for one in record.fidelity if one.task == task]
+    near = [one for record in row.succeeded for one in record.fidelity if one.task == task]
     if not near:
         return {}
     kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
@@ -147,12 +146,12 @@ def _fidelity_cells(row: Row, task: str) -> _OfTask:
         [one.kl for one in near], [one.kl_stderr for one in near], near[0].items
     )
     exact: _Exact = {columns.KL.name: kl, columns.KL.part(columns.HALF_WIDTH.header): error}
-    return {columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)} | _number(
-        columns.SAME_TOP, agreement
-    )
+    return {
+        columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)
+    } | _number_cell(columns.TOP1_AGREEMENT, agreement)
 
 
-def _number(quantity: Quantity, value: float) -> _OfTask:
+def _number_cell(quantity: Quantity, value: float) -> _TaskCells:
     return {quantity: (quantity.text(value), {quantity.name: value})}
 
 
@@ -160,30 +159,30 @@ def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: i
     """Return the half-width of a mean over seeds: its error over items, which the seeds share, and
     the scatter of the seeds.
     """
-    sources = [Source(fmean(error**2 for error in errors), max(1, items - 1))]
+    sources = [ErrorSource(fmean(error**2 for error in errors), max(1, items - 1))]
     if len(values) > 1:
-        sources.append(Source(variance(values) / len(values), len(values) - 1))
+        sources.append(ErrorSource(variance(values) / len(values), len(values) - 1))
     return half_width(sources)
 
 
-def _written_cells(scores: list[TaskScore]) -> _OfTask:
+def _answer_cells(scores: list[TaskScore]) -> _TaskCells:
     """Return what is known of written answers: their length, and how many cannot be read."""
     tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
     if not tokens:
         return {}
-    return _number(columns.TOKENS, fmean(tokens)) | _number(
+    return _number_cell(columns.TOKENS, fmean(tokens)) | _number_cell(
         columns.INVALID, fmean(score.invalid_share for score in scores)
     )
 
 
-def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
+def _perplexity_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
     """Return a perplexity, and its ratio to the teacher's with an interval over documents and
     trainings.
     """
     scores, reference = row.scores(task), teacher.scores(task) if teacher else []
     value = fmean(score.value for score in scores)
-    cells = _number(
-        columns.BITS_PER_BYTE if scores[0].metric == BITS else columns.PERPLEXITY, value
+    cells = _number_cell(
+        columns.BITS_PER_BYTE if scores[0].metric == BITS_PER_BYTE else columns.PERPLEXITY, value
     )
     if (
         teacher is not None
@@ -191,7 +190,7 @@ def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
         and len({score.items_digest for score in (*scores, *reference)}) == 1
     ):
         cells |= _ratio_cells(
-            Interval(1.0, 1.0, 1.0) if row is teacher else times_of(row, teacher, task)
+            Interval(1.0, 1.0, 1.0) if row is teacher else figure_ratio(row, teacher, task)
         )
     elif reference:
         ratio = value / reference[0].value
@@ -202,7 +201,7 @@ def _perplexity_cells(row: Row, teacher: Row | None, task: str) -> _OfTask:
     return cells
 
 
-def _ratio_cells(ratio: Interval) -> _OfTask:
+def _ratio_cells(ratio: Interval) -> _TaskCells:
     return {
         columns.AGAINST_TEACHER: (
             columns.AGAINST_TEACHER.with_interval(ratio),
@@ -211,38 +210,40 @@ def _ratio_cells(ratio: Interval) -> _OfTask:
     }
 
 
-def _error_cells(row: Row, teacher: Row | None, task: str, value: float) -> _OfTask:
+def _error_cells(row: ResultRow, teacher: ResultRow | None, task: str, value: float) -> _TaskCells:
     """Return a figure that is better when lower, and its ratio to the teacher's on the same items:
     nothing is retained of it.
     """
     quantity = columns.PERPLEXITY if row.scores(task)[0].kind == "perplexity" else columns.ERROR
-    cells: _OfTask = {quantity: (row.scores(task)[0].shown(value), {quantity.name: value})}
+    cells: _TaskCells = {quantity: (row.scores(task)[0].shown(value), {quantity.name: value})}
     if teacher is not None and teacher.scores(task):
-        cells |= _ratio_cells(times_of(row, teacher, task))
+        cells |= _ratio_cells(figure_ratio(row, teacher, task))
     return cells
 
 
-def diagnostics(found: Group) -> Table | None:
+def diagnostics_table(group: Group) -> Table | None:
     """What stands behind the scores: every extractor, both averages, the choices picked, what was
     cut.
     """
     every = [
-        _diagnosed(found, row, task, scores)
-        for row in ordered(found)
-        for task in found.tasks
+        _diagnostic_cells(group, row, task, scores)
+        for row in ordered_rows(group)
+        for task in group.tasks
         if (scores := [score for score in row.scores(task) if score.outcomes or score.values])
     ]
-    return table_of("diagnostics", "Behind the scores", every) if every else None
+    return build_table("diagnostics", "Behind the scores", every) if every else None
 
 
-def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -> Cells:
+def _diagnostic_cells(
+    group: Group, row: ResultRow, task: str, scores: Sequence[TaskScore]
+) -> RowCells:
     """Return what stands behind a row's scores on a task; what it has nothing of leaves its column
     out.
     """
     first = scores[0]
-    names = dict.fromkeys(name for score in scores for name in by_extractor_of(score))
+    names = dict.fromkeys(name for score in scores for name in figures_by_extractor(score))
     figures = {
-        name: fmean(known[name] for s in scores if name in (known := by_extractor_of(s)))
+        name: fmean(known[name] for s in scores if name in (known := figures_by_extractor(s)))
         for name in names
     }
     macros = [score.macro for score in scores if score.macro is not None]
@@ -252,9 +253,9 @@ def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -
     }
     cut = [score.truncated_share for score in scores if score.truncated_share is not None]
     unended, prompts = fmean(cut) if cut else None, fmean(score.cut_prompts for score in scores)
-    drop = _drop_shown(found, row, task)
+    drop = _smallest_visible_drop(group, row, task)
     cells = {
-        columns.ROW: shown_name(row),
+        columns.ROW: row_name(row),
         columns.TASK: task,
         columns.CORRECT_BY: ", ".join(
             f"{name} {100 * value if first.unit == 'share' else value:.1f}"
@@ -264,7 +265,7 @@ def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -
         columns.PICKED: " ".join(
             f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()
         ),
-        columns.UNENDED: "" if unended is None else columns.UNENDED.text(unended),
+        columns.TRUNCATED: "" if unended is None else columns.TRUNCATED.text(unended),
         columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
         columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
     }
@@ -272,48 +273,52 @@ def _diagnosed(found: Group, row: Row, task: str, scores: Sequence[TaskScore]) -
     exact |= {Header(name, columns.CORRECT_BY): value for name, value in figures.items()}
     exact |= {columns.DROP_SHOWN.name: drop, columns.MACRO.name: macro}
     exact |= {columns.PICKED.part(letter): share for letter, share in picked.items()}
-    exact |= {columns.UNENDED.name: unended, columns.CUT_PROMPTS.name: prompts}
+    exact |= {columns.TRUNCATED.name: unended, columns.CUT_PROMPTS.name: prompts}
     return {quantity.name: text for quantity, text in cells.items() if text}, exact
 
 
-def _drop_shown(found: Group, row: Row, task: str) -> float | None:
+def _smallest_visible_drop(group: Group, row: ResultRow, task: str) -> float | None:
     """Return the smallest true drop that the items show at a row's own share of flips against the
     teacher; None where there are none.
     """
-    teacher = found.teacher.outcomes(task) if found.teacher else []
+    teacher = group.teacher.outcomes(task) if group.teacher else []
     counts = (
-        [stats.pairs(teacher[0], run) for run in row.outcomes(task) if len(run) == len(teacher[0])]
+        [
+            stats.count_pairs(run, teacher[0])
+            for run in row.outcomes(task)
+            if len(run) == len(teacher[0])
+        ]
         if teacher
         else []
     )
-    if not counts or row is found.teacher:
+    if not counts or row is group.teacher:
         return None
-    return stats.smallest_drop(
+    return stats.detectable_drop(
         counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts)
     )
 
 
-def by_extractor_of(score: TaskScore) -> dict[str, float]:
+def figures_by_extractor(score: TaskScore) -> dict[str, float]:
     """Return the figure by every extractor (of a choice: every metric) that gives items a value,
     the score's own first.
     """
     names = sorted([*score.outcomes, *score.values], key=lambda name: name != score.primary)
-    return {name: _figure(score, name) for name in names}
+    return {name: _figure_of(score, name) for name in names}
 
 
-def _figure(score: TaskScore, name: str) -> float:
+def _figure_of(score: TaskScore, name: str) -> float:
     if name in score.values:
-        return weighted(score.values[name], score.parts)
+        return weighted_mean(score.values[name], score.parts)
     marks = score.outcomes[name]
     return (
-        weighted([float(mark == "1") for mark in marks], score.parts)
+        weighted_mean([float(mark == "1") for mark in marks], score.parts)
         if score.parts
         else marks.count("1") / score.n
     )
 
 
 @dataclass(frozen=True)
-class _Gap:
+class _RowDifference:
     """Two rows on one task: what parts them, and the p of "nothing does"; `why` says why the pair
     is not judged.
     """
@@ -328,27 +333,27 @@ class _Gap:
     why: str = ""
 
 
-def controls(found: Group) -> Table | None:
+def controls_table(group: Group) -> Table | None:
     """Each method against the controls that it needs: difference in points on the same items,
     verdicts adjusted over the table.
     """
     gaps = [
-        _gap(found, row, control, task)
-        for row in ordered(found)
+        _row_difference(group, row, control, task)
+        for row in ordered_rows(group)
         for name in row.first.controls
-        for control in _controls_of(
-            row, [other for other in found.rows if other.first.method == name]
+        for control in _nearest_controls(
+            row, [other for other in group.rows if other.first.method == name]
         )
-        for task in found.tasks
+        for task in group.tasks
     ]
     return (
-        table_of("controls", "Against the controls, on the same items", _judged(gaps))
+        build_table("controls", "Against the controls, on the same items", _difference_lines(gaps))
         if gaps
         else None
     )
 
 
-def _judged(gaps: Sequence[_Gap]) -> list[Cells]:
+def _difference_lines(gaps: Sequence[_RowDifference]) -> list[RowCells]:
     """Return a line a gap with its verdict: two-sided alpha .05, Holm over the lines that are
     judged.
     """
@@ -387,14 +392,18 @@ def _judged(gaps: Sequence[_Gap]) -> list[Cells]:
     return lines
 
 
-def _gap(found: Group, row: Row, reference: Row, task: str) -> _Gap:
+def _row_difference(
+    group: Group, row: ResultRow, reference: ResultRow, task: str
+) -> _RowDifference:
     """Return two rows' difference on a task. Perplexities and errors are compared by their ratio,
     below 1 is better.
     """
     scores = [score for one in (row, reference) for score in one.scores(task)]
     alike = len(scores) > 1 and len({score.items_digest for score in scores}) == 1
     lower = alike and all(score.lower_is_better and not score.unpaired for score in scores)
-    gap = times_of(row, reference, task) if lower else compare(row, reference, task, ratio=False)
+    gap = (
+        figure_ratio(row, reference, task) if lower else compare(row, reference, task, ratio=False)
+    )
     numbered = any(score.unit == "number" for score in scores)
     quantity = (
         columns.GAP_AS_RATIO if lower else columns.GAP_OF_NUMBERS if numbered else columns.GAP
@@ -407,12 +416,20 @@ def _gap(found: Group, row: Row, reference: Row, task: str) -> _Gap:
     }
     exact |= columns.RATIO.exact(gap) if lower else {}
     sign = 0.0 if gap.value is None else 1 - gap.value if lower else gap.value
-    p = unequal(row, reference, task) if gap.value is not None and gap.low is not None else None
-    why = _not_judged(found, row, reference, task, gap)
-    return _Gap(row.label, reference.label, task, quantity.with_interval(gap), sign, exact, p, why)
+    p = (
+        difference_p_value(row, reference, task)
+        if gap.value is not None and gap.low is not None
+        else None
+    )
+    why = _reason_not_judged(group, row, reference, task, gap)
+    return _RowDifference(
+        row.label, reference.label, task, quantity.with_interval(gap), sign, exact, p, why
+    )
 
 
-def _not_judged(found: Group, row: Row, reference: Row, task: str, gap: Interval) -> str:
+def _reason_not_judged(
+    group: Group, row: ResultRow, reference: ResultRow, task: str, gap: Interval
+) -> str:
     """Return why no verdict is given on two rows, "" where one is.
 
     Where the teacher is at chance students that guess otherwise are no better and no worse. Of a
@@ -420,42 +437,48 @@ def _not_judged(found: Group, row: Row, reference: Row, task: str, gap: Interval
     """
     if gap.value is None or gap.low is None:
         return f"- ({gap.reason})" if gap.reason else DASH
-    if by_chance(found, task):
+    if teacher_at_chance(group, task):
         return "teacher at chance: not judged"
     once = [one for one in (row, reference) if one.trained_once]
     return "one training: not judged" if once else ""
 
 
-def against(found: Group, label: str) -> Table | None:
+def against_table(group: Group, label: str) -> Table | None:
     """Every row against one named row: difference in points on the same items."""
-    named = next((row for row in found.rows if row.label == label), None)
+    named = next((row for row in group.rows if row.label == label), None)
     others = [
-        row for row in ordered(found) if named is not None and row.label != label and row.done
+        row
+        for row in ordered_rows(group)
+        if named is not None and row.label != label and row.succeeded
     ]
     rows = (
-        _judged([_gap(found, row, named, task) for row in others for task in found.tasks])
+        _difference_lines(
+            [_row_difference(group, row, named, task) for row in others for task in group.tasks]
+        )
         if named is not None
         else []
     )
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     return (
-        table_of(f"against-{name}", f"Against {label}, on the same items", rows) if rows else None
+        build_table(f"against-{name}", f"Against {label}, on the same items", rows)
+        if rows
+        else None
     )
 
 
-def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
+def _nearest_controls(row: ResultRow, candidates: list[ResultRow]) -> list[ResultRow]:
     """Of several rows of one control keep those nearest to this row: the most settings alike, stage
     by stage.
 
     A stage that this row has not stands in the place of its last one, and is compared with what
     that one handed on first of all.
     """
-    own = _by_stage(row)
+    own = _settings_by_stage(row)
     replaced = {**next(reversed(own.values())), **row.first.handed_on}
 
-    def alike(control: Row) -> int:
+    def alike(control: ResultRow) -> int:
         count = 0
-        for stage, settings in _by_stage(control).items():
+        for stage, settings in _settings_by_stage(control).items():
             mine = own.get(stage, replaced)
             count += sum(name in mine and mine[name] == value for name, value in settings.items())
         return count
@@ -464,7 +487,7 @@ def _controls_of(row: Row, candidates: list[Row]) -> list[Row]:
     return [one for one in candidates if alike(one) == most]
 
 
-def _by_stage(row: Row) -> dict[str, Mapping[str, object]]:
+def _settings_by_stage(row: ResultRow) -> dict[str, Mapping[str, object]]:
     """Return the settings of a row's stages by their methods' names."""
     first = row.first
     return (

@@ -9,58 +9,72 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.analysis.comparison import Group, group
+from harness.analysis.comparison import Group, group_records
 from harness.records.record import RunRecord
-from harness.reporting.claims import chains, claimed
-from harness.reporting.costs import memory, scenarios, speed, training
-from harness.reporting.formats import FORMS, Made, as_json, as_latex, as_markdown, write_made
-from harness.reporting.measured import weighed_tables
-from harness.reporting.notes import heading, mixed, notes
-from harness.reporting.quality import against, controls, diagnostics, quality
+from harness.reporting.claims import chains_table, claims_table
+from harness.reporting.costs import memory_table, scenarios_table, speed_table, training_cost_table
+from harness.reporting.formats import (
+    FORMS,
+    ReportSection,
+    as_json,
+    as_latex,
+    as_markdown,
+    write_sections,
+)
+from harness.reporting.measured import measurement_tables
+from harness.reporting.notes import group_heading, group_notes, mixed_conditions
+from harness.reporting.quality import (
+    against_table,
+    controls_table,
+    diagnostics_table,
+    quality_table,
+)
 from harness.reporting.table import Table
 
 __all__ = [
+    "DEFAULT_OPTIONS",
     "FORMS",
-    "PLAIN",
-    "Asked",
-    "Made",
+    "ReportOptions",
+    "ReportSection",
     "as_json",
     "as_latex",
     "as_markdown",
-    "columns_of",
-    "heading",
-    "made_of",
+    "build_sections",
+    "group_heading",
+    "group_notes",
+    "group_tables",
     "markdown",
-    "mixed",
-    "notes",
-    "tables",
-    "weighed_tables",
-    "write_made",
+    "measurement_tables",
+    "mixed_conditions",
+    "sortable_columns",
+    "write_sections",
     "write_tables",
 ]
 
 
-def tables(found: Group, price: float | None = None, references: Sequence[str] = ()) -> list[Table]:
+def group_tables(
+    group: Group, price: float | None = None, references: Sequence[str] = ()
+) -> list[Table]:
     """All tables of a group of records; `price` is money per device-hour, `references` are rows to
     stand every row against.
     """
     every = (
-        quality(found),
-        controls(found),
-        chains(found),
-        speed(found),
-        scenarios(found),
-        memory(found),
-        training(found, price),
-        claimed(found),
-        diagnostics(found),
-        *(against(found, label) for label in references),
+        quality_table(group),
+        controls_table(group),
+        chains_table(group),
+        speed_table(group),
+        scenarios_table(group),
+        memory_table(group),
+        training_cost_table(group, price),
+        claims_table(group),
+        diagnostics_table(group),
+        *(against_table(group, label) for label in references),
     )
     return [table for table in every if table is not None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportOptions:
     """What a reader of tables may ask for."""
 
     price: float | None = None  # money per device-hour
@@ -68,22 +82,26 @@ class Asked:
     sort: str | None = None  # a column; best first
 
 
-PLAIN = Asked()
+DEFAULT_OPTIONS = ReportOptions()
 
 
-def made_of(records: Sequence[RunRecord], asked: Asked = PLAIN) -> list[Made]:
+def build_sections(
+    records: Sequence[RunRecord], asked: ReportOptions = DEFAULT_OPTIONS
+) -> list[ReportSection]:
     """Build every table of these records once, as a reader asked for them; the forms below only
     write them down.
     """
     built = []
-    for found in group(records):
-        every = tables(found, asked.price, asked.references)
+    for found in group_records(records):
+        every = group_tables(found, asked.price, asked.references)
         every = [table.ordered_by(asked.sort) for table in every] if asked.sort else every
-        built.append(Made(found, heading(found), tuple(every), tuple(notes(found))))
+        built.append(
+            ReportSection(found, group_heading(found), tuple(every), tuple(group_notes(found)))
+        )
     return built
 
 
-def columns_of(made: Sequence[Made]) -> list[str]:
+def sortable_columns(made: Sequence[ReportSection]) -> list[str]:
     """Return the columns that rows can be ordered by: those of tables with blocks."""
     return list(
         dict.fromkeys(
@@ -96,19 +114,19 @@ def columns_of(made: Sequence[Made]) -> list[str]:
     )
 
 
-def markdown(records: Sequence[RunRecord], asked: Asked = PLAIN) -> str:
+def markdown(records: Sequence[RunRecord], asked: ReportOptions = DEFAULT_OPTIONS) -> str:
     """Return every table of these records as one Markdown page."""
-    return as_markdown(made_of(records, asked))
+    return as_markdown(build_sections(records, asked))
 
 
 def write_tables(
     records: Sequence[RunRecord],
     folder: Path,
-    asked: Asked = PLAIN,
+    asked: ReportOptions = DEFAULT_OPTIONS,
     *,
     forms: Sequence[str] = FORMS,
 ) -> list[Path]:
     """Write `table.md`, `tables.tex`, `tables.json` and one CSV per table; return what was
     written.
     """
-    return write_made(made_of(records, asked), folder, forms=forms)
+    return write_sections(build_sections(records, asked), folder, forms=forms)

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.comparison import Row, block_of
+from harness.analysis.comparison import ResultRow, row_block
 from harness.escape import clean, csv_cell
-from harness.files.writing import keep_file
-from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, named
+from harness.files.writing import replace_file
+from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, quantity_of
 from harness.statistics.intervals import Interval
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 # of one row, by column: what is shown, and the exact values
-Cells = tuple[dict[Header, str], dict[Header, object]]
+RowCells = tuple[dict[Header, str], dict[Header, object]]
 
 
-class Best(str):
+class BestCell(str):
     """A cell of a row that is the best one, or not significantly worse than it; forms show it in
     bold.
     """
@@ -56,7 +56,7 @@ class Table:
         """
         frame = self.frame
         frame = frame.map(csv_cell).rename(columns=csv_cell)
-        keep_file(
+        replace_file(
             path,
             lambda fresh: frame.to_csv(
                 fresh, index=False, float_format="%.6g", lineterminator="\n"
@@ -82,7 +82,7 @@ class Table:
         sign = (1 if less_is_better(self.columns[at]) else -1) * (-1 if reverse else 1)
 
         def key(line: int) -> tuple[bool, float]:
-            found = number_in(self.rows[line][at])
+            found = first_number(self.rows[line][at])
             return found is None, 0.0 if found is None else sign * found
 
         first = {
@@ -110,28 +110,28 @@ class Table:
 
 def less_is_better(column: str) -> bool:
     """Tell whether a column's smaller numbers are the better ones."""
-    quantity = named(column)
+    quantity = quantity_of(column)
     return quantity is not None and quantity.better == "lower"
 
 
-def number_in(text: str) -> float | None:
+def first_number(text: str) -> float | None:
     """Return the first number of a cell, None where there is none."""
     found = _NUMBER.search(text)
     return float(found[0].replace(",", "")) if found else None
 
 
-def status_of(row: Row) -> str:
+def failure_of(row: ResultRow) -> str:
     """Return what is wrong with a row's records, the first that is; "" of none."""
     broken = [record for record in row.records if record.status != "success"]
     return "" if not broken else clean(f"{broken[0].status}: {broken[0].reason}")
 
 
-def shown_name(row: Row) -> str:
+def row_name(row: ResultRow) -> str:
     """Return a row's label; a control says that it is one."""
     return clean(f"{row.label} (control)" if row.first.is_control else row.label)
 
 
-def table_of(name: str, title: str, rows: Sequence[Cells]) -> Table:
+def build_table(name: str, title: str, rows: Sequence[RowCells]) -> Table:
     """Build a table from (shown, exact) pairs of rows; the family among the exact values names a
     row's block.
     """
@@ -141,16 +141,16 @@ def table_of(name: str, title: str, rows: Sequence[Cells]) -> Table:
     return Table(name, title, columns, texts, blocks, tuple(exact for _, exact in rows))
 
 
-class Line:
+class RowBuilder:
     """One row of a table in the making: what is shown, and the exact values beside it."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: ResultRow) -> None:
         self._row = row
-        self.shown: dict[Header, str] = {ROW.name: shown_name(row)}
-        self.exact: dict[Header, object] = {ROW.name: row.label, FAMILY.name: block_of(row)}
+        self.shown: dict[Header, str] = {ROW.name: row_name(row)}
+        self.exact: dict[Header, object] = {ROW.name: row.label, FAMILY.name: row_block(row)}
 
     @property
-    def cells(self) -> Cells:
+    def cells(self) -> RowCells:
         """What is shown, and the exact values."""
         return self.shown, self.exact
 
@@ -163,7 +163,7 @@ class Line:
 
     def add_measured(self, quantity: Quantity) -> None:
         """Add the mean of a measurement over the row's seeds."""
-        self.add(quantity, mean_of(self._row, quantity.key))
+        self.add(quantity, mean_measurement(self._row, quantity.key))
 
     def add_words(self, quantity: Quantity, text: str) -> None:
         """Add a text."""
@@ -178,7 +178,7 @@ class Line:
         self.exact |= quantity.exact(found)
 
 
-def without_dashes(rows: Sequence[Cells]) -> list[Cells]:
+def without_empty_columns(rows: Sequence[RowCells]) -> list[RowCells]:
     """Leave out the columns that no row has a value for."""
     filled = {column for shown, _ in rows for column, text in shown.items() if text != DASH}
     empty = {column for shown, _ in rows for column in shown} - filled
@@ -189,11 +189,11 @@ def without_dashes(rows: Sequence[Cells]) -> list[Cells]:
     return [(kept(shown), kept(exact)) for shown, exact in rows]
 
 
-def mean_of(row: Row | None, name: str) -> float | None:
+def mean_measurement(row: ResultRow | None, name: str) -> float | None:
     """Return a measurement's mean over a row's seeds, None where it was not made."""
     found = [
         one.value
-        for record in (row.done if row else ())
+        for record in (row.succeeded if row else ())
         if (one := record.measured(name)) is not None
     ]
     return fmean(found) if found else None

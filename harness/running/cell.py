@@ -20,13 +20,13 @@ from typing import Any, TextIO
 from harness.contract import Checkpoint, Progress
 from harness.errors import Skipped
 from harness.files.untrusted import read_as
-from harness.machine.load import waiting_of
+from harness.machine.load import waiting_policy
 from harness.machine.memory import release_memory
 from harness.machine.process import end_with_parent
 from harness.records.conditions import ModelReference
-from harness.records.environment import environment
+from harness.records.environment import current_environment
 from harness.records.model_card import write_card
-from harness.records.record import Environment, RunRecord, StageRecord, TaskScore, write
+from harness.records.record import Environment, RunRecord, StageRecord, TaskScore, write_record
 from harness.running.evaluation import evaluate
 from harness.running.failure import failure_of
 from harness.running.job import CellJob
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         status = "skipped" if isinstance(problem, Skipped) else "failed"
         record = _record(job, began, status=status, **failure_of(job, problem)._asdict())
     _write_model_card(job, record)  # first: nobody comes back to a cell that has its record
-    write(job.cell_folder / "record.json", record)
+    write_record(job.cell_folder / "record.json", record)
     return 0 if record.status == "success" else 1
 
 
@@ -124,11 +124,11 @@ def _with_last_scores(
 
 
 def _environment(job: CellJob) -> Environment:
-    return environment(
+    return current_environment(
         device=job.conditions.device,
         dtype=job.conditions.dtype,
         threads=job.threads,
-        waiting=waiting_of(os.environ),
+        waiting=waiting_policy(os.environ),
         cores_in_use=job.cores_in_use,
     )
 

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING
 from harness.contract import Checkpoint, Progress, Task
 from harness.errors import CellFailed, HarnessError
 from harness.files.untrusted import Unreadable
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.machine.memory import process_bytes, release_memory
-from harness.machine.processor import threads_asked
-from harness.measuring.measure import Settings, Subject, measure, measurement_of, per_problem
+from harness.machine.processor import thread_count
+from harness.measuring.measure import (
+    TimedModel,
+    TimingSettings,
+    measure,
+    measurement_of,
+    seconds_per_problem,
+)
 from harness.measuring.scenario import parse_grid
 from harness.models.checkpoint import describe
 from harness.models.shape import parameters_on_disk
@@ -68,7 +74,7 @@ def evaluate(loaded: LoadedJob, student: Checkpoint) -> Evaluation:
         measurements += _noise_floor(loaded, answered.rows)
     if job.measure:
         measurements += _measure_student(
-            loaded, student, threads_asked()
+            loaded, student, thread_count()
         )  # timing keeps its own rule
     if peak is not None:
         measurements += (measurement_of(columns.PROCESS_PEAK, peak),)
@@ -111,7 +117,7 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
         tuple(scores),
         tuple(rows),
         fidelity,
-        (*per_problem(scores), *remarks),
+        (*seconds_per_problem(scores), *remarks),
     ), peak
 
 
@@ -194,7 +200,7 @@ def _measure_student(
     """
     job, conditions = loaded.job, loaded.job.conditions
     release_memory(conditions.device)
-    settings = Settings(
+    settings = TimingSettings(
         grid=parse_grid(job.work.grid or ""),
         rounds=job.work.rounds,
         device=conditions.device,
@@ -203,8 +209,8 @@ def _measure_student(
     )
     try:
         result = measure(
-            Subject(student),
-            Subject(loaded.teachers[0]),
+            TimedModel(student),
+            TimedModel(loaded.teachers[0]),
             settings,
             folder=job.cell_folder,
             progress=loaded.progress,
@@ -212,7 +218,7 @@ def _measure_student(
     # a scored row is not thrown away for want of its timing
     except (CellFailed, HarnessError) as problem:
         return (_skipped_timing(str(problem)),)
-    write_whole(
+    write_atomically(
         job.cell_folder / "timings.json", json.dumps({**result.raw, "skipped": result.skipped})
     )
     skipped = tuple(_skipped_timing(reason) for reason in result.skipped)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import CellFailed, HarnessError, says_no_memory
-from harness.files.places import no_space
+from harness.files.places import no_space_message
 from harness.running.job import CellJob
 
 
@@ -24,7 +24,7 @@ def failure_of(job: CellJob, problem: Exception) -> Failure:
     """
     if isinstance(problem, (CellFailed, HarnessError)):
         return Failure(str(problem), "")
-    if full := no_space(problem, _output_folders(job)):
+    if full := no_space_message(problem, _output_folders(job)):
         return Failure(f"{full}; free some and run again", "")
     if isinstance(problem, MemoryError) or says_no_memory(str(problem)):
         message = " ".join(str(problem).split())[:300]

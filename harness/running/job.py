@@ -6,10 +6,10 @@ from pydantic import ConfigDict
 
 from harness.planning.cells import PlannedCell, PlannedModel
 from harness.planning.config import WorkSettings
-from harness.records.conditions import UnderConditions
+from harness.records.conditions import WithConditions
 
 
-class CellJob(UnderConditions):
+class CellJob(WithConditions):
     """What the parent tells the process: the cell and its conditions, where things lie, and how to
     go about it.
     """

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from harness import catalog
 from harness.contract import Checkpoint, Progress, Task
 from harness.data.examples import examples_digest, examples_of
-from harness.data.source import DataSource
-from harness.models.rendering import renderer
+from harness.data.source import LocalOrHubData
+from harness.models.rendering import rendering_of
 from harness.running.job import CellJob
 
 
@@ -21,7 +21,7 @@ class LoadedJob:
 
     job: CellJob
     tasks: dict[str, Task]
-    source: DataSource
+    source: LocalOrHubData
     progress: Callable[[Progress], None]
 
     @classmethod
@@ -33,8 +33,10 @@ class LoadedJob:
             name: catalog.load_task(name, include_path=job.include_path)
             for name in job.conditions.task_names
         }
-        render, show = renderer(job.conditions.prompting, job.student_base.checkpoint())
-        return cls(job, tasks, DataSource(folder=job.data_dir, render=render, show=show), progress)
+        render, show = rendering_of(job.conditions.prompting, job.student_base.checkpoint())
+        return cls(
+            job, tasks, LocalOrHubData(folder=job.data_dir, render=render, show=show), progress
+        )
 
     @property
     def teachers(self) -> tuple[Checkpoint, ...]:

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from harness.contract import Progress
 from harness.errors import CRASHES, HarnessError, how_it_ended
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
-from harness.files.problems import told_of
-from harness.files.writing import write_whole
-from harness.machine.load import UNSEEN, Load, look, settings_of
-from harness.machine.process import Ended, attend
-from harness.models.artefacts import sweep
+from harness.files.problems import describe_os_error
+from harness.files.writing import write_atomically
+from harness.machine.load import UNKNOWN_LOAD, MachineLoad, measure_load, waiting_variables
+from harness.machine.process import ProcessEnd, watch_process
+from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
-from harness.records.record import BadRecord, RunRecord, read, write
-from harness.records.store import Busy, Store
+from harness.records.record import BadRecord, RunRecord, read_record, write_record
+from harness.records.store import CellBusy, Store
 from harness.running.evaluation import NO_TEACHER_ANSWERS
 from harness.running.job import CellJob
 from harness.running.recomputation import recomputation_lines, save_key_parts
@@ -56,7 +56,7 @@ def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], 
     store = Store(plan.config.out)
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
-    sweep(plan.config.cache_folder)
+    remove_unfinished(plan.config.cache_folder)
     listing = store.write_run(
         plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
     )
@@ -94,7 +94,7 @@ def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbac
                     )
                     _delete_partial_files(store.student(stage.key))
                 return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
-    except Busy as busy:
+    except CellBusy as busy:
         return CellResult(cell, None, cached=False, note=str(busy))
 
 
@@ -115,7 +115,7 @@ def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
         for stage in record.stages
     )
     filled = record.model_copy(update={"stages": stages})
-    write(store.record_path(record.key), filled)
+    write_record(store.record_path(record.key), filled)
     return filled
 
 
@@ -145,7 +145,7 @@ def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, wrong = signed_lines(samples, whole=True)
+    values, wrong = read_signed_lines(samples, whole=True)
     rows = Counter(value.get("task") for value in values if isinstance(value, dict))
     lacking = [
         score.task
@@ -174,13 +174,13 @@ def _compute_cell(
             if stage.key == cell.student_key or _stage_record_path(plan, stage.key, store) is None:
                 _delete_student(store.student(stage.key))
         save_key_parts(plan, cell, store)
-        load = look()
+        load = measure_load()
         if load.busy:
             callbacks.on_message(
                 f"{cell.label}: the machine is busy ({load}): threads wait passively"
             )
         job = _cell_job(plan, cell, store, load)
-        write_whole(folder / "job.json", job.model_dump_json(indent=1))
+        write_atomically(folder / "job.json", job.model_dump_json(indent=1))
         ended = _run_process(
             folder,
             lambda one: callbacks.on_progress(cell, one),
@@ -188,18 +188,18 @@ def _compute_cell(
             seconds=plan.config.cell_timeout,
         )
         if record_path.exists():
-            return read(record_path)
+            return read_record(record_path)
         record = _failed_record(
             plan,
             cell,
             _process_failure(ended, before, plan.config.cell_timeout, folder / "log.txt"),
         )
-        write(record_path, record)
+        write_record(record_path, record)
     except BadRecord as problem:
         return _failed_record(plan, cell, str(problem))
     except OSError as problem:
         raise HarnessError(
-            f"{told_of(problem)}; what was finished is kept: mend that and run again"
+            f"{describe_os_error(problem)}; what was finished is kept: mend that and run again"
         ) from problem
     return record
 
@@ -209,12 +209,12 @@ def _previous_failure(record: Path) -> str:
     cannot be read.
     """
     try:
-        return read(record).reason
+        return read_record(record).reason
     except BadRecord:
         return ""
 
 
-def _process_failure(ended: Ended, before: str, seconds: float | None, log: Path) -> str:
+def _process_failure(ended: ProcessEnd, before: str, seconds: float | None, log: Path) -> str:
     """Say why a process left no record, and what to do: the same crash twice is no accident."""
     if ended.late:
         return (
@@ -251,7 +251,9 @@ def _delete_student(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cell_job(plan: Plan, cell: PlannedCell, store: Store, load: Load = UNSEEN) -> CellJob:
+def _cell_job(
+    plan: Plan, cell: PlannedCell, store: Store, load: MachineLoad = UNKNOWN_LOAD
+) -> CellJob:
     return CellJob(
         cell=cell,
         conditions=plan.conditions_of(cell),
@@ -287,7 +289,7 @@ def _stage_record_path(plan: Plan, student_key: str, store: Store) -> Path | Non
     )
 
 
-def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
+def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]:
     """Return the child's environment; the Hub is not asked for anything where models and items are
     here.
     """
@@ -302,7 +304,7 @@ def _environment(plan: Plan, load: Load = UNSEEN) -> dict[str, str]:
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **settings, **settings_of(load, os.environ)}
+    return {**os.environ, **settings, **waiting_variables(load, os.environ)}
 
 
 def _run_process(
@@ -311,7 +313,7 @@ def _run_process(
     *,
     environment: dict[str, str],
     seconds: float | None = None,
-) -> Ended:
+) -> ProcessEnd:
     """Start `python -m harness.running.cell`, pass its signs of life on, return how it ended."""
     log = folder / "log.txt"
     log.unlink(missing_ok=True)
@@ -333,7 +335,7 @@ def _run_process(
             encoding="utf-8",
             errors="replace",
         )
-    return attend(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
+    return watch_process(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
 
 
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:

@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict
 
 from harness import catalog
 from harness.contract import Budget, Checkpoint, Job, Progress
-from harness.data.examples import untrained
+from harness.data.examples import untrained_tasks
 from harness.errors import CellFailed
 from harness.files.digests import file_digest
-from harness.files.untrusted import Unreadable, checked, read_as
+from harness.files.untrusted import Unreadable, read_as, validate_as
 from harness.files.writing import read_signed, write_signed
-from harness.machine.memory import at_rest, device_bytes, reset_peak
+from harness.machine.memory import baseline_bytes, device_bytes, reset_peak
 from harness.models.checkpoint import describe, same_weights
 from harness.planning.cells import PlannedStage
-from harness.records.record import BadRecord, Cost, StageRecord, read
+from harness.records.record import BadRecord, Cost, StageRecord, read_record
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
 
@@ -54,7 +54,7 @@ def student_of_cell(loaded: LoadedJob) -> Student:
 
 def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
     """Note beside the cost of training which tasks gave no item to train on."""
-    if loaded.job.cell.trains and (names := untrained(loaded.tasks, loaded.source)):
+    if loaded.job.cell.trains and (names := untrained_tasks(loaded.tasks, loaded.source)):
         return cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": names}})
     return cost
 
@@ -83,7 +83,7 @@ def recorded_scores(path: Path | None) -> dict[str, float]:
     """Return what a stage's own row scored, task by task; nothing where it was not scored."""
     try:
         return (
-            {score.task: score.value for score in read(path).scores}
+            {score.task: score.value for score in read_record(path).scores}
             if path is not None and path.exists()
             else {}
         )
@@ -223,7 +223,7 @@ def _read_mark(folder: Path) -> _DoneMark:
     written.
     """
     path, cost = folder / "done.json", folder / "cost.json"
-    done = checked(read_signed(path), _DoneMark, str(path))
+    done = validate_as(read_signed(path), _DoneMark, str(path))
     if (file_digest(cost) if cost.exists() else "") != done.cost:
         raise Unreadable(f"{cost}: its digest does not match")
     if not (folder / done.path).is_dir() or Path(done.path).name != done.path:
@@ -263,8 +263,8 @@ def _refuse_too_large(
     """
     from harness.estimating.hardware import GIB
     from harness.estimating.workload import cut_parameters, training_bytes, workload_of
-    from harness.models.shape import STATE_BYTES, Shape, parameters_on_disk
-    from harness.models.shaping import parse_recipe
+    from harness.models.shape import TRAINING_BYTES_PER_WEIGHT, Shape, parameters_on_disk
+    from harness.models.shaping import parse_student_cut
 
     work, folders, memory = (
         workload_of(method),
@@ -276,25 +276,27 @@ def _refuse_too_large(
         <= memory
     ):
         return  # before any cut
-    cut, whole = parse_recipe(recipe), Shape.of_folder(start.path)
+    cut, whole = parse_student_cut(recipe), Shape.of_folder(start.path)
     parameters = cut_parameters(start.path, cut.shape_of(whole) if cut else whole)
     need = training_bytes(work, parameters, folders, job.conditions.dtype)
     if need > memory:
-        beside = ", and the teacher beside it" if need > STATE_BYTES * parameters else ""
+        beside = (
+            ", and the teacher beside it" if need > TRAINING_BYTES_PER_WEIGHT * parameters else ""
+        )
         smaller = (
             "a smaller --student"
             if start.digest == job.student_base.digest
             else "a student that was cut further before"
         )
         raise CellFailed(
-            f"{stage.method} cannot be trained here: {STATE_BYTES} bytes x {parameters:,.0f} "
-            f"parameters{beside} are {need / GIB:,.1f} GiB, "
+            f"{stage.method} cannot be trained here: {TRAINING_BYTES_PER_WEIGHT} bytes x "
+            f"{parameters:,.0f} parameters{beside} are {need / GIB:,.1f} GiB, "
             f"and this {job.conditions.device} has {memory / GIB:,.1f} GiB; give {smaller}"
         )
 
 
 def _reset_peak_memory(device: str) -> None:
-    at_rest(device)
+    baseline_bytes(device)
     if not device.startswith("cuda"):
         reset_peak()
 

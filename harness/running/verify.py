@@ -17,7 +17,7 @@ from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed
 from harness.models.checkpoint import folder_digest
 from harness.records.conditions import first_difference
-from harness.records.record import BadRecord, RunRecord, TaskScore, read
+from harness.records.record import BadRecord, RunRecord, TaskScore, read_record
 from harness.running.recomputation import PARTS_FILE
 from harness.scoring.items import ItemRow, read_rows
 from harness.scoring.outcomes import likelihoods_digest
@@ -50,7 +50,7 @@ def verify(path: Path, *, score: bool = False) -> Verification:
     as it took then.
     """
     try:
-        record = read(path)
+        record = read_record(path)
     except BadRecord as problem:
         return Verification(path, (), str(problem).removeprefix(f"{path}: "))
     checked = ["its digest and its figures"]

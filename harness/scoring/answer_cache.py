@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness.files.lines import signed, signed_lines
-from harness.files.writing import write_whole
+from harness.files.lines import read_signed_lines, signed_line
+from harness.files.writing import write_atomically
 
 
 def asked(ids: Sequence[int], *settings: object) -> str:
@@ -47,7 +47,7 @@ class Journal:
         self.dropped: list[str] = []  # what is wrong with lines that are not believed
         if path is not None:
             # the torn last line of a killed process is left out without a word
-            values, self.dropped = signed_lines(path)
+            values, self.dropped = read_signed_lines(path)
             for found in values:
                 if (wrong := _no_answer(found)) == "":
                     self._held[found[0]] = (found[1], found[2])
@@ -61,10 +61,11 @@ class Journal:
         meanwhile are asked again at worst.
         """
         with suppress(OSError):  # a cache that cannot be written to keeps its bad lines
-            write_whole(
+            write_atomically(
                 path,
                 "".join(
-                    signed([key, answer, seconds]) for key, (answer, seconds) in self._held.items()
+                    signed_line([key, answer, seconds])
+                    for key, (answer, seconds) in self._held.items()
                 ),
             )
 
@@ -93,7 +94,7 @@ class Journal:
         if not self.path.parent.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and self.path.stat().st_size and not self._ends_whole()
-        line = ("\n" if torn else "") + signed([key, answer, round(seconds, 6)])
+        line = ("\n" if torn else "") + signed_line([key, answer, round(seconds, 6)])
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             # one write: two processes may append to one journal

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract import Task
-from harness.files.lines import signed, signed_lines
+from harness.files.lines import read_signed_lines, signed_line
 from harness.files.untrusted import Unreadable
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.scoring.parts import plain
 from harness.scoring.sampling import group_of
-from harness.statistics.figures import number_of
+from harness.statistics.figures import as_number
 
 Samples = list[dict[str, Any]]  # of one item, one a filter
 
@@ -68,14 +68,14 @@ class ItemRow:
 
 def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
     """Write item rows as JSON lines, each with its digest."""
-    write_whole(path, "".join(signed(asdict(row)) for row in rows))
+    write_atomically(path, "".join(signed_line(asdict(row)) for row in rows))
 
 
 def read_rows(path: Path) -> list[ItemRow]:
     """Read what `write_rows` wrote. Raises `Unreadable` where a line is torn, edited, or of another
     version.
     """
-    values, wrong = signed_lines(path, whole=True)
+    values, wrong = read_signed_lines(path, whole=True)
     if not wrong:
         try:
             return [
@@ -135,7 +135,7 @@ def _judged(
     correct: dict[str, bool] = {}
     values: dict[str, float] = {}
     for extractor, metric in metrics.items():
-        value = number_of(given.get(extractor))
+        value = as_number(given.get(extractor))
         if value is None:
             continue
         lower = one.lower_is_better(metric)
@@ -149,7 +149,7 @@ def _parts(given: Mapping[str, object]) -> dict[str, Any]:
     """Return what a metric hands to its aggregation where that is no number (a pair of labels,
     references and a text), by extractor.
     """
-    found = {name: plain(value) for name, value in given.items() if number_of(value) is None}
+    found = {name: plain(value) for name, value in given.items() if as_number(value) is None}
     return {name: part for name, part in found.items() if part is not None}
 
 

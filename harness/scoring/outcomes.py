@@ -16,7 +16,7 @@ from harness.records.record import TaskScore
 from harness.scoring.items import ItemRow, Scored
 from harness.scoring.parts import MOST, Kept, kept
 from harness.statistics import pooled
-from harness.statistics.figures import BITS, standard_error, weighted
+from harness.statistics.figures import BITS_PER_BYTE, standard_error, weighted_mean
 
 # metrics that guessing scores by the number of choices
 _GUESSED = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
@@ -268,8 +268,8 @@ def _of_all_together(task: Task, leaves: Sequence[Leaf]) -> dict[str, Any]:
         "statistics": lines,
         "parts": parts,
         "stderr": pooled.standard_error(run, parts),
-        "signed": run.form in pooled.SIGNED,
-        "unit": "share" if run.form in pooled.SHARES else "number",
+        "signed": run.form in pooled.SIGNED_FORMS,
+        "unit": "share" if run.form in pooled.SHARE_FORMS else "number",
     }
 
 
@@ -294,7 +294,7 @@ def _of_items(
         name: set(values) <= {0.0, 1.0} and not (lower and name == primary)
         for name, values in every.items()
     }
-    value = weighted(numbers, parts)
+    value = weighted_mean(numbers, parts)
     plain = hits[primary] and not parts
     chances = [row.chance for row in rows]
     guessed = task.kind == "choose" and all(leaf.scored.metric in _GUESSED for leaf in leaves)
@@ -318,7 +318,7 @@ def _of_items(
         },
         "values": {name: tuple(values) for name, values in every.items() if not hits[name]},
         "parts": parts,
-        "chance": weighted(chances, parts)
+        "chance": weighted_mean(chances, parts)
         if guessed
         else task.chance
         if task.kind == "generate"
@@ -349,13 +349,15 @@ def _of_documents(task: Task, leaves: Sequence[Leaf], rows: Sequence[ItemRow]) -
         return {**figures, "value": _mean_of_leaves(task, leaves), "unpaired": why}
     totals = tuple((row.log_probabilities[0], row.words) for row in rows)
     [form] = forms
-    metric = BITS if form == BITS else leaves[0].scored.metric
+    metric = BITS_PER_BYTE if form == BITS_PER_BYTE else leaves[0].scored.metric
     return {**figures, "value": _figure(form, totals), "totals": totals, "metric": metric}
 
 
 def _figure(form: str, totals: Sequence[tuple[float, float]]) -> float:
     nats = -sum(total for total, _ in totals) / sum(size for _, size in totals)
-    return nats / math.log(2) if form == BITS else math.exp(nats) if nats < 700 else math.inf
+    return (
+        nats / math.log(2) if form == BITS_PER_BYTE else math.exp(nats) if nats < 700 else math.inf
+    )
 
 
 def _form(leaf: Leaf) -> str:
@@ -365,7 +367,7 @@ def _form(leaf: Leaf) -> str:
     totals = [(row.log_probabilities[0], row.words) for row in leaf.rows]
     if not all(size > 0 for _, size in totals):
         return ""
-    told = {form: _figure(form, totals) for form in ("perplexity", BITS)}
+    told = {form: _figure(form, totals) for form in ("perplexity", BITS_PER_BYTE)}
     return next(
         (form for form, value in told.items() if math.isclose(leaf.value, value, rel_tol=1e-9)), ""
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.statistics.pooled import Corpus, weighted
+from harness.statistics.pooled import Corpus, corpus_figure
 
 MOST = 2_000_000  # characters of one task's statistics in a record
 
@@ -73,7 +73,7 @@ def kept(parts: Sequence[Any], aggregation: object, metric: str, value: float) -
     try:
         lines = tuple(" ".join(map(_number, one)) for one in of_parts(parts))
         run = Corpus(shape, lines)
-        again = weighted(run)
+        again = corpus_figure(run)
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as problem:
         return Kept(
             None, f"{told}, and its parts are not what it is made of ({type(problem).__name__})"

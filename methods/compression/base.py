@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from harness.contract import Checkpoint, Family, Job, Method, Start
+from harness.renames.modules import by_old_name
 from methods.base import settings
 
 
@@ -21,7 +22,7 @@ class Compressed(Method):
     starts_from: ClassVar[Start] = "teacher"
 
 
-class Making:
+class StudentBuilder:
     """One student in the making: opened in full precision, changed, saved; `cost.json` says what it
     took.
     """
@@ -96,7 +97,7 @@ class Making:
         )
 
     def _told(self, made: Checkpoint, notes: Mapping[str, Any], flops: float) -> Checkpoint:
-        from harness.files.writing import write_whole
+        from harness.files.writing import write_atomically
         from harness.machine.memory import process_bytes
 
         on_gpu = self.job.device.startswith("cuda")
@@ -115,5 +116,8 @@ class Making:
             "flops": flops,
             "notes": {self.method: told},
         }
-        write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
+        write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return made
+
+
+__getattr__ = by_old_name(__name__)

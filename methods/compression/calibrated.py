@@ -8,11 +8,11 @@ from pydantic import Field
 
 from harness.contract import Job
 from methods.base import settings
-from methods.compression.base import Compressed, Making
+from methods.compression.base import Compressed, StudentBuilder
 
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
-    from methods.compression.calibration import Calibration
+    from methods.compression.calibration import CalibrationData
 
 
 @settings
@@ -33,11 +33,11 @@ class Calibrated(Compressed):
         """Return how many sequences are read, and the tokens of each."""
         return self.num_calibration_samples, self.max_seq_length
 
-    def calibrate(self, job: Job, opened: "LanguageModel") -> "Calibration":
+    def calibrate(self, job: Job, opened: "LanguageModel") -> "CalibrationData":
         """Return the text, in tokens."""
-        from methods.compression.calibration import calibration
+        from methods.compression.calibration import calibration_data
 
-        return calibration(
+        return calibration_data(
             job,
             opened,
             source=self.calibration,
@@ -46,7 +46,7 @@ class Calibrated(Compressed):
         )
 
 
-def calibration_flops(making: Making, data: "Calibration", passes: int) -> float:
+def calibration_flops(making: StudentBuilder, data: "CalibrationData", passes: int) -> float:
     """Return the FLOPs of reading the calibration text so many times."""
     from harness.models.shape import forward_flops_per_token
 

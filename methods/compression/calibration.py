@@ -20,20 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract import Job, Progress
-from harness.data.contamination import contaminated, overlapping
+from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import digest_of
-from harness.models.blocks import blocks_of
+from harness.models.blocks import named_blocks
 from harness.models.language_model import LanguageModel
-from methods.compression.layers import skipping
+from methods.compression.layers import ignore_setting
 
-AT_ONCE = 2_048  # tokens of one forward pass
+TOKENS_PER_BATCH = 2_048  # tokens of one forward pass
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationData:
     """Token sequences of one length, and what they are: the record keeps it."""
 
     ids: Tensor  # (n, T)
@@ -41,16 +41,16 @@ class Calibration:
 
     def batches(self) -> Iterator[Tensor]:
         """Yield (B, T) parts."""
-        yield from self.ids.split(max(1, AT_ONCE // self.ids.shape[1]))
+        yield from self.ids.split(max(1, TOKENS_PER_BATCH // self.ids.shape[1]))
 
 
-def calibration(
+def calibration_data(
     job: Job, opened: LanguageModel, *, source: str, sequences: int, tokens: int
-) -> Calibration:
+) -> CalibrationData:
     """Return up to `sequences` sequences of `tokens` tokens (the model's context, where that is
     shorter).
     """
-    name, texts, told = _texts(job, source)
+    name, texts, told = _calibration_texts(job, source)
     length = min(tokens, opened.context)
     eos = opened.tokenizer.eos_token_id
     stream: list[int] = []
@@ -69,7 +69,7 @@ def calibration(
         )
     ids = torch.tensor(stream[: count * length], device=opened.device).view(count, length)
     digest = digest_of(name, texts[:used])
-    return Calibration(
+    return CalibrationData(
         ids,
         {
             "name": name,
@@ -82,7 +82,7 @@ def calibration(
     )
 
 
-def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
+def _calibration_texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     """Return the name of the text, its documents, and what was dropped for being evaluation
     text.
     """
@@ -90,7 +90,7 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
         try:
             examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
             names = list(dict.fromkeys(example.task for example in examples))
-            held_out = overlapping(examples, job.tasks, job.source)
+            held_out = overlapping_prompts(examples, job.tasks, job.source)
             left = [
                 example.prompt + example.completion
                 for example in examples
@@ -110,7 +110,7 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
         why = "calibration=c4" if source == "c4" else "these tasks have no train split"
         raise CellFailed(f"no text to calibrate on: {why}, and {problem}") from problem
     texts = [str(row["text"]) for row in rows]
-    dropped, compared = contaminated(texts, job.tasks, job.source)
+    dropped, compared = contaminated_texts(texts, job.tasks, job.source)
     kept = [text for at, text in enumerate(texts) if at not in dropped]
     told = {
         "compared_with": compared,
@@ -119,11 +119,11 @@ def _texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     return "C4 sample", kept, told
 
 
-Kind = Literal["gram", "squares", "magnitude"]
+StatisticsKind = Literal["gram", "squares", "magnitude"]
 
 
 @dataclass
-class Flow:
+class InputStatistics:
     """Sums over the tokens that went into layers: X^T X (I, I), squares (I,) or magnitudes (I,), in
     fp32; and how many tokens.
 
@@ -132,7 +132,7 @@ class Flow:
     layers, and would decide the sums alone.
     """
 
-    kind: Kind
+    kind: StatisticsKind
     alike: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
@@ -156,7 +156,7 @@ class Flow:
 
 
 @contextmanager
-def watched(flow: Flow, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+def recording_inputs(flow: InputStatistics, layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """Sum what goes into these layers while they run; layers that are handed the very same tensor
     share one sum.
     """
@@ -181,7 +181,7 @@ def watched(flow: Flow, layers: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
+class VisitOptions:
     """How a sweep reads the text.
 
     `again` runs each block once more after its visit; without it the next block sees what this one
@@ -194,22 +194,22 @@ class SweepOptions:
     method: str = "METHOD"  # the row whose settings an error names
 
 
-_AS_A_RULE = SweepOptions()
+_DEFAULT_OPTIONS = VisitOptions()
 
 
-def sweep(
+def visit_blocks(
     opened: LanguageModel,
-    data: Calibration,
+    data: CalibrationData,
     layers: Mapping[str, nn.Module],
     *,
-    kind: Kind,
-    visit: Callable[[str, Flow], None],
-    options: SweepOptions = _AS_A_RULE,
+    kind: StatisticsKind,
+    visit: Callable[[str, InputStatistics], None],
+    options: VisitOptions = _DEFAULT_OPTIONS,
 ) -> None:
     """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change
     the block, and the next ones see that.
     """
-    prefix, blocks = blocks_of(opened.model)
+    prefix, blocks = named_blocks(opened.model)
     _refuse_outside(layers, prefix, options.method)
     states, given, seen = _entered(opened.model, blocks, data)
     whole = len(states[0])
@@ -218,8 +218,8 @@ def sweep(
         for at, block in enumerate(blocks):
             name = f"{prefix}.{at}"
             inside = {one: layer for one, layer in layers.items() if one.startswith(f"{name}.")}
-            flow = Flow(kind, options.alike, tokens=int(data.ids.numel()))
-            with watched(flow, inside):
+            flow = InputStatistics(kind, options.alike, tokens=int(data.ids.numel()))
+            with recording_inputs(flow, inside):
                 after = []
                 for state in states:
                     out = _output(block, state, given[at], whole)
@@ -245,11 +245,13 @@ def _refuse_outside(layers: Mapping[str, nn.Module], prefix: str, method: str) -
     if outside:
         raise CellFailed(
             f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are "
-            "seen; leave it as it is with --set " + skipping(method, outside)
+            "seen; leave it as it is with --set " + ignore_setting(method, outside)
         )
 
 
-def _refuse_unread(inside: Mapping[str, nn.Module], flow: Flow, block: str, more: str) -> None:
+def _refuse_unread(
+    inside: Mapping[str, nn.Module], flow: InputStatistics, block: str, more: str
+) -> None:
     """Refuse a layer that nothing flowed into: an expert that no token was sent to."""
     unread = [one for one in inside if one not in flow.sums]
     if unread:
@@ -268,7 +270,7 @@ class _Beside:
 
 
 def _entered(
-    model: Any, blocks: nn.ModuleList, data: Calibration
+    model: Any, blocks: nn.ModuleList, data: CalibrationData
 ) -> tuple[list[Tensor], list[_Beside], dict[int, tuple[Tensor, Tensor]]]:
     """Return the hidden states that enter the first block, by batch, and what each block is handed
     beside them.
@@ -387,11 +389,11 @@ def _cut(value: Any, whole: int, rows: int) -> Any:
     return value
 
 
-def influence(opened: LanguageModel, data: Calibration) -> list[float]:
+def block_influence(opened: LanguageModel, data: CalibrationData) -> list[float]:
     """Return each block's influence: 1 - mean cos(what enters, what leaves), over all tokens (Men
     et al., 2024, ShortGPT).
     """
-    _, blocks = blocks_of(opened.model)
+    _, blocks = named_blocks(opened.model)
     sums = [0.0] * len(blocks)
 
     def hook(at: int) -> Callable[..., None]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError, Skipped
-from methods.compression.base import Making
+from methods.compression.base import StudentBuilder
 
 
-def require(package: str, extra: str) -> None:
+def require_package(package: str, extra: str) -> None:
     """Raise `Skipped` where a package is missing, or the one that it stands in (optimum.quanto)."""
     parts = package.split(".")
     if any(importlib.util.find_spec(".".join(parts[: at + 1])) is None for at in range(len(parts))):
@@ -25,34 +25,33 @@ def require(package: str, extra: str) -> None:
         )
 
 
-def matrices_of(model: Any, method: str) -> int:
+def count_matrices(model: Any, method: str) -> int:
     """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any
     that it would leave out unsaid.
     """
-    from methods.compression.layers import is_stranger, seen_as_linear, short_names
+    from methods.compression.layers import as_linear, is_unknown_matrix, names_without_numbers
 
     head = model.get_output_embeddings()
     matrices = [
-        module
-        for module in model.modules()
-        if module is not head and seen_as_linear(module) is not None
+        module for module in model.modules() if module is not head and as_linear(module) is not None
     ]
     known = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
     strange = [
         name
         for name, one in model.named_parameters()
-        if id(one) not in known and is_stranger(model, name)
+        if id(one) not in known and is_unknown_matrix(model, name)
     ]
     if strange:
+        names = ", ".join(names_without_numbers(strange))
         raise CellFailed(
-            f"{method} does not know {', '.join(short_names(strange))}, which would stay as they "
-            "are unsaid; use int8 or int4 with ignore"
+            f"{method} cannot quantise {names}; use int8 or int4 "
+            "with ignore=[...] to leave these weights as floats"
         )
     return len(matrices)
 
 
 @contextmanager
-def by_library(method: str, library: str, base: Checkpoint) -> Iterator[None]:
+def explaining_library_errors(method: str, library: str, base: Checkpoint) -> Iterator[None]:
     """Turn whatever a library raises into the row's reason: what it was given, which library of
     which version, what to type next.
 
@@ -71,12 +70,12 @@ def by_library(method: str, library: str, base: Checkpoint) -> Iterator[None]:
         if full or is_out_of_memory(problem):
             raise
         raise CellFailed(
-            f"{method}: {_named(library)} does not take {base.name} ({_said(problem)}); "
-            f"{_instead(problem, library)}"
+            f"{method}: {_library_with_version(library)} failed on {base.name} "
+            f"({_exception_text(problem)}); {_next_step(problem, library)}"
         ) from problem
 
 
-def _named(library: str) -> str:
+def _library_with_version(library: str) -> str:
     """Return a library with its version, where that is known."""
     try:
         return f"{library} {metadata.version(library)}"
@@ -84,7 +83,7 @@ def _named(library: str) -> str:
         return library
 
 
-def _said(problem: BaseException) -> str:
+def _exception_text(problem: BaseException) -> str:
     """Say what was raised in one line, also where an exception has no text or cannot be written."""
     from harness.errors import in_one_line
 
@@ -94,7 +93,7 @@ def _said(problem: BaseException) -> str:
         return type(problem).__name__
 
 
-def _instead(problem: BaseException, library: str) -> str:
+def _next_step(problem: BaseException, library: str) -> str:
     """Say what to type next: a library that cannot be imported may be mended, a model that it
     refuses cannot.
     """
@@ -107,8 +106,12 @@ def _instead(problem: BaseException, library: str) -> str:
     return "use int8 or int4"
 
 
-def written_by(
-    making: Making, packed: Any, told: dict[str, Any], *, save: Callable[[Any], None] | None = None
+def save_library_student(
+    making: StudentBuilder,
+    packed: Any,
+    told: dict[str, Any],
+    *,
+    save: Callable[[Any], None] | None = None,
 ) -> Checkpoint:
     """Save a model that a library packed, and compare what a fresh opening answers with what it
     answered before.
@@ -124,7 +127,7 @@ def written_by(
     library = str(told["library"])
 
     def write(fresh: Any) -> None:
-        with by_library(making.method, library, making.base):
+        with explaining_library_errors(making.method, library, making.base):
             if save is not None:
                 save(fresh)
             else:
@@ -132,7 +135,7 @@ def written_by(
                 packed.save_pretrained(fresh)
         making.opened.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
-            _in_order(path)
+            _sort_metadata(path)
 
         def answers() -> tuple[Any, Any]:
             again = (
@@ -143,7 +146,7 @@ def written_by(
             with torch.inference_mode():
                 return packed(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
 
-        with by_library(making.method, library, making.base):
+        with explaining_library_errors(making.method, library, making.base):
             before, after = answers()
         gap = float((after - before).abs().max())
         if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
@@ -159,7 +162,7 @@ def written_by(
     return making.save_as(write, notes=told)
 
 
-def _in_order(path: Path) -> None:
+def _sort_metadata(path: Path) -> None:
     """Sort what a safetensors file notes beside its tensors: it is written in a random order, and
     the same student has the same bytes.
     """

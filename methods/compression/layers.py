@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import CellFailed
-from harness.models.blocks import hooked, is_tied, probe_of, text_part
+from harness.models.blocks import is_tied, probe_ids, temporary_hooks, text_model_of
 
 
-class Transposed:
+class TransposedLinear:
     """GPT-2's Conv1D seen as the linear layer that it is: the weight as (O, I), a view of its own
     (I, O).
     """
@@ -72,7 +72,7 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    prefix, _ = text_part(model)
+    prefix, _ = text_model_of(model)
     linear: dict[str, Any] = {}
     known = {id(table.weight), *([id(head.weight)] if head is not None else [])}
     used, left = set(), set()
@@ -85,7 +85,7 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
         elif (
             module is not head
             and f"{name}.".startswith(f"{prefix}." if prefix else "")
-            and (matrix := seen_as_linear(module)) is not None
+            and (matrix := as_linear(module)) is not None
         ):
             linear[name] = matrix
             known.add(id(module.weight))
@@ -100,10 +100,10 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
         for name, one in model.named_parameters()
         if id(one) not in known and f"{name}.".startswith(f"{prefix}." if prefix else "")
     ]
-    strange = [name for name in others if is_stranger(model, name)]
+    strange = [name for name in others if is_unknown_matrix(model, name)]
     if strange:
-        raise CellFailed(_strangers(model, strange, method))
-    idle = never_called(model, linear)
+        raise CellFailed(_unknown_matrices_message(model, strange, method))
+    idle = uncalled_layers(model, linear)
     linear = {name: layer for name, layer in linear.items() if name not in idle}
     if not linear:
         raise CellFailed(f"{method}: no linear layer is left to work on")
@@ -116,16 +116,16 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
         None if head is None else (names[id(head)], head),
         is_tied(model),
         frozenset(left),
-        tuple(short_names(alone)),
+        tuple(names_without_numbers(alone)),
     )
 
 
-def seen_as_linear(module: Any) -> Any:
+def as_linear(module: Any) -> Any:
     """Return a module as a linear layer with a weight (O, I); None for any other. Classes built on
     nn.Linear must compute what it does.
     """
     if isinstance(module, Conv1D):
-        return Transposed(module)
+        return TransposedLinear(module)
     if type(module) is nn.Linear:
         return module
     if not isinstance(module, nn.Linear) or {name for name, _ in module.named_parameters()} - {
@@ -149,7 +149,7 @@ def seen_as_linear(module: Any) -> Any:
     return module if same else None
 
 
-def is_stranger(model: Any, name: str) -> bool:
+def is_unknown_matrix(model: Any, name: str) -> bool:
     """Tell whether a weight is a matrix that a method ought to work on and does not know: a
     mixture's fused experts, a class of its own.
 
@@ -167,20 +167,23 @@ def is_stranger(model: Any, name: str) -> bool:
         or "norm" in type(owner).__name__.lower()
     ):
         return False
-    if "proj" not in leaf and _ROUTER.search(
+    if "proj" not in leaf and _ROUTER_NAME.search(
         f"{owner_name.rpartition('.')[2]} {type(owner).__name__} {leaf}".lower()
     ):
         return False
     return (
-        len(shape) > 2 or leaf == "weight" or "expert" in name or _MATRIX.search(leaf) is not None
+        len(shape) > 2
+        or leaf == "weight"
+        or "expert" in name
+        or _MATRIX_NAME.search(leaf) is not None
     )
 
 
-_MATRIX = re.compile(r"proj|^[wv]\d$")  # parameters of no layer that are matrices all the same
-_ROUTER = re.compile(r"rout|gat(e|ing)\b|gate_|topk")
+_MATRIX_NAME = re.compile(r"proj|^[wv]\d$")  # parameters of no layer that are matrices all the same
+_ROUTER_NAME = re.compile(r"rout|gat(e|ing)\b|gate_|topk")
 
 
-def short_names(names: Sequence[str]) -> list[str]:
+def names_without_numbers(names: Sequence[str]) -> list[str]:
     """Return names once each that differ in block numbers alone, a star in place of the number."""
     return list(
         dict.fromkeys(
@@ -189,22 +192,22 @@ def short_names(names: Sequence[str]) -> list[str]:
     )
 
 
-def _strangers(model: Any, strange: Sequence[str], method: str) -> str:
+def _unknown_matrices_message(model: Any, strange: Sequence[str], method: str) -> str:
     """Name every stranger, and the one setting that leaves them all as they are."""
     owners = [name.rpartition(".")[0] for name in strange]
-    shorts = short_names(strange)
-    patterns = short_names(owners)
+    shorts = names_without_numbers(strange)
+    patterns = names_without_numbers(owners)
     classes = ", ".join(
         dict.fromkeys(type(model.get_submodule(owner)).__name__ for owner in owners)
     )
     them = "it" if len(shorts) == 1 else "them"
     return (
         f"{method} does not know {', '.join(shorts)} ({classes}); leave {them} as floats with "
-        f"--set {skipping(method, patterns)}"
+        f"--set {ignore_setting(method, patterns)}"
     )
 
 
-def skipping(method: str, patterns: Sequence[str]) -> str:
+def ignore_setting(method: str, patterns: Sequence[str]) -> str:
     """Return the setting that leaves layers as they are, to paste behind --set."""
     return (
         f"{method}.ignore={patterns[0]}"
@@ -213,7 +216,7 @@ def skipping(method: str, patterns: Sequence[str]) -> str:
     )
 
 
-def never_called(model: Any, layers: Mapping[str, Any]) -> list[str]:
+def uncalled_layers(model: Any, layers: Mapping[str, Any]) -> list[str]:
     """Return the layers that a forward pass does not go through: code beside them reads their
     weights (Mamba's time steps).
 
@@ -225,13 +228,15 @@ def never_called(model: Any, layers: Mapping[str, Any]) -> list[str]:
         return lambda *_: called.add(name)
 
     with (
-        hooked([layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]),
+        temporary_hooks(
+            [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+        ),
         torch.no_grad(),
     ):
-        model(input_ids=probe_of(model), use_cache=False)
+        model(input_ids=probe_ids(model), use_cache=False)
     return [name for name in layers if name not in called and "expert" not in name]
 
 
-def within(layers: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def layers_below(layers: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield the layers below a module, with their full names."""
     return ((name, layer) for name, layer in layers.items() if name.startswith(f"{prefix}."))

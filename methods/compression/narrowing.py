@@ -15,49 +15,49 @@ from transformers import AutoModelForCausalLM
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed
-from harness.models.blocks import Steps, blocks_of, edited, is_tied
+from harness.models.blocks import BlockUpdates, edited_config, is_tied, named_blocks
 from harness.models.language_model import stored_dtype
 from harness.models.packed import save_packed
 from harness.models.width import (
     FeedForward,
+    cut_to_channels,
     empty_model,
     feed_forwards,
-    keep_channels,
-    mask_of,
-    masked_steps,
+    keep_mask,
+    masked_updates,
     narrower_config,
-    outputs_axis,
-    refuse_unlike,
+    output_axis,
+    refuse_changed,
 )
-from methods.compression.base import Making
-from methods.compression.sizes import Narrower
+from methods.compression.base import StudentBuilder
+from methods.compression.sizes import WidthReduction
 
 Scores = Mapping[str, Tensor]  # of channels (F,) or of an attention's outputs, by name
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutState:
+class PrunedState:
     """A model's tensors after the cut, and what they are checked by."""
 
     tensors: dict[str, Any]  # by name, as in the model's own state
     before: int  # parameters
     parameters: int
-    masked: Steps  # what the whole model computes with the cut parts masked
+    masked: BlockUpdates  # what the whole model computes with the cut parts masked
 
 
-def matrix_of(model: Any, name: str) -> Tensor:
+def weight_matrix(model: Any, name: str) -> Tensor:
     """Return a layer's matrix, (O, I)."""
     layer = model.get_submodule(name)
-    weight: Tensor = layer.weight if outputs_axis(layer) == 0 else layer.weight.T
+    weight: Tensor = layer.weight if output_axis(layer) == 0 else layer.weight.T
     return weight
 
 
-class Heads:
+class AttentionHeads:
     """The attentions of a model, of which whole groups of heads go: query heads, key head and value
     head together.
     """
 
-    def __init__(self, making: Making, groups: int) -> None:
+    def __init__(self, making: StudentBuilder, groups: int) -> None:
         text = making.model.config.get_text_config()
         heads = int(getattr(text, "num_attention_heads", 0) or 0)
         self.making, self.groups = making, groups
@@ -70,7 +70,7 @@ class Heads:
         projections of the known names alone.
         """
         model = self.making.model
-        prefix, blocks = blocks_of(model)
+        prefix, blocks = named_blocks(model)
         inside = [name for name, _ in model.named_modules() if name.startswith(f"{prefix}.")]
         attentions = [name.removesuffix(".o_proj") for name in inside if name.endswith(".o_proj")]
         if len(attentions) != len(blocks) or not all(self._is_known(name) for name in attentions):
@@ -87,7 +87,7 @@ class Heads:
         named = dict(model.named_modules())
         layers = [named.get(f"{name}.{part}_proj") for part in "qkv"]
         outputs = [0 if layer is None else int(layer.weight.shape[0]) for layer in layers]
-        queries = int(matrix_of(model, f"{name}.o_proj").shape[1])
+        queries = int(weight_matrix(model, f"{name}.o_proj").shape[1])
         return outputs == [queries, self.kv_heads * self.size, self.kv_heads * self.size]
 
     def kept(self, score: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,12 +131,12 @@ class Heads:
         }
 
 
-class Cut:
+class WidthPruner:
     """One cut of a model: which parts there are, which of them stay, and what is left."""
 
-    def __init__(self, making: Making, narrower: Narrower) -> None:
+    def __init__(self, making: StudentBuilder, narrower: WidthReduction) -> None:
         self.making, self.narrower = making, narrower
-        self.heads = Heads(making, narrower.groups)
+        self.heads = AttentionHeads(making, narrower.groups)
         widths: list[int] = []
 
         def keep(width: int) -> int:
@@ -200,23 +200,27 @@ class Cut:
             "parameters": [left.before, left.parameters],
             **told,
         }
-        save = save_even if allocation == "uniform" or len(set(widths)) == 1 else save_uneven
+        save = (
+            save_with_one_width
+            if allocation == "uniform" or len(set(widths)) == 1
+            else save_with_own_widths
+        )
         return save(self, left, notes, flops)
 
-    def _cut(self, kept: Mapping[str, Tensor], heads: Scores) -> CutState:
+    def _cut(self, kept: Mapping[str, Tensor], heads: Scores) -> PrunedState:
         """Take the parts out of a copy of the model's state."""
         model = self.making.model
         state = dict(model.state_dict())
         before = sum(parameter.numel() for parameter in model.parameters())
-        masks = {part.reader: mask_of(part.width, kept[part.name]) for part in self.parts}
-        gone = sum(keep_channels(model, state, part, kept[part.name]) for part in self.parts)
+        masks = {part.reader: keep_mask(part.width, kept[part.name]) for part in self.parts}
+        gone = sum(cut_to_channels(model, state, part, kept[part.name]) for part in self.parts)
         for name, score in heads.items():
             queries, keys = self.heads.kept(score)
-            masks[f"{name}.o_proj"] = mask_of(len(score), queries)
+            masks[f"{name}.o_proj"] = keep_mask(len(score), queries)
             gone += self.heads.take(state, name, queries, keys)
         self._refuse_strangers(state)
-        masked = masked_steps(model, masks)
-        return CutState(tensors=state, before=before, parameters=before - gone, masked=masked)
+        masked = masked_updates(model, masks)
+        return PrunedState(tensors=state, before=before, parameters=before - gone, masked=masked)
 
     def _refuse_strangers(self, state: Mapping[str, Tensor]) -> None:
         """Refuse weights that run along the heads and are none of the matrices that are cut (a norm
@@ -264,10 +268,12 @@ class Cut:
         if not self.narrower.groups:
             return config
         changes = self.heads.changes(config.get_text_config().num_attention_heads)
-        return edited(config, changes, tied=is_tied(model))
+        return edited_config(config, changes, tied=is_tied(model))
 
 
-def save_even(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) -> Checkpoint:
+def save_with_one_width(
+    cut: WidthPruner, left: PrunedState, notes: Mapping[str, Any], flops: float
+) -> Checkpoint:
     """Save what is left as a model of its architecture: all blocks are of one width."""
     making, config = cut.making, cut.configured()
     dtype, generation = next(making.model.parameters()).dtype, making.model.generation_config
@@ -285,17 +291,19 @@ def save_even(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) 
             f"{making.method}: {parameters:,} weights are left and {left.parameters:,} should be; "
             "use prune-depth"
         )
-    refuse_unlike(small, left.masked, cut=making.method)
+    refuse_changed(small, left.masked, cut=making.method)
     making.opened = replace(making.opened, model=small)
     return making.save(notes=notes, flops=flops)
 
 
-def save_uneven(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float) -> Checkpoint:
+def save_with_own_widths(
+    cut: WidthPruner, left: PrunedState, notes: Mapping[str, Any], flops: float
+) -> Checkpoint:
     """Save what is left with widths of its own for each block, beside the architecture's
     configuration.
     """
     making, dtype = cut.making, stored_dtype(cut.making.base)
-    specs, tensors = uneven_layers(cut, left.tensors, dtype)
+    specs, tensors = layers_of_own_width(cut, left.tensors, dtype)
     state = {
         key: tensor for key, tensor in left.tensors.items() if key.rpartition(".")[0] not in specs
     }
@@ -314,13 +322,13 @@ def save_uneven(cut: Cut, left: CutState, notes: Mapping[str, Any], flops: float
         again = AutoModelForCausalLM.from_pretrained(
             fresh, dtype=next(making.model.parameters()).dtype
         )
-        refuse_unlike(again.to(making.job.device).eval(), left.masked, cut=making.method)
+        refuse_changed(again.to(making.job.device).eval(), left.masked, cut=making.method)
 
     return making.save_as(write, notes=notes, flops=flops)
 
 
-def uneven_layers(
-    cut: Cut, state: Mapping[str, Tensor], dtype: Any
+def layers_of_own_width(
+    cut: WidthPruner, state: Mapping[str, Tensor], dtype: Any
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the lines of `config.json` for the layers along the channels, and their tensors by
     full name, matrices as (O, I).
@@ -330,7 +338,7 @@ def uneven_layers(
     for name in (layer for part in cut.parts for layer in (*part.writers, part.reader)):
         bias = state.get(f"{name}.bias")
         matrix = state[f"{name}.weight"]
-        if outputs_axis(cut.making.model.get_submodule(name)) != 0:
+        if output_axis(cut.making.model.get_submodule(name)) != 0:
             matrix = matrix.T.contiguous()
         specs[name] = {
             "kind": "float",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from harness.contract import Checkpoint, Family, Job, Progress
 from harness.errors import CellFailed
 from methods.base import Patterns, settings
-from methods.compression.base import Compressed, Making
+from methods.compression.base import Compressed, StudentBuilder
 
 if TYPE_CHECKING:
     from torch import nn
 
     from methods.compression.layers import Layers
-    from methods.compression.rounding import Codes
+    from methods.compression.rounding import QuantizedMatrix
 
 
 @settings
@@ -29,7 +29,7 @@ class Quantized(Compressed):
     ignore: Patterns = ()  # layers to leave as they are, and all below them: ["*.down_proj"]
 
 
-def scaled(table: Any, method: str) -> dict[str, float]:
+def embedding_scale(table: Any, method: str) -> dict[str, float]:
     """Return what a table multiplies its vectors with, as its class says; refuses tables that do
     anything else with them.
     """
@@ -46,12 +46,12 @@ def scaled(table: Any, method: str) -> dict[str, float]:
     return {"times": float(factor)}
 
 
-def pack(
+def pack_student(
     job: Job,
-    making: Making,
+    making: StudentBuilder,
     method: Quantized,
     layers: "Layers",
-    code: "Callable[[str, nn.Linear], Codes]",
+    code: "Callable[[str, nn.Linear], QuantizedMatrix]",
     *,
     kind: str,
     notes: dict[str, Any],
@@ -60,7 +60,7 @@ def pack(
     """Pack every layer by `code`, and table and head to int8 where the method does; save it, and
     say how many bits that took.
     """
-    packing = _Packing(making, layers)
+    packing = _Packer(making, layers)
     packing.add_layers(code, kind=kind, progress=job.progress)
     packed_bytes = packing.bytes  # of the blocks' layers: table and head are not among them
     if method.embeddings == "int8":
@@ -78,12 +78,12 @@ def pack(
     return packing.saved(told, flops=flops)
 
 
-class _Packing:
+class _Packer:
     """A model whose matrices are packed one after another: what `config.json` will say of each, and
     their tensors.
     """
 
-    def __init__(self, making: Making, layers: "Layers") -> None:
+    def __init__(self, making: StudentBuilder, layers: "Layers") -> None:
         self.making, self.layers = making, layers
         self.specs: dict[str, Any] = {}
         self.tensors: dict[str, Any] = {}
@@ -93,17 +93,17 @@ class _Packing:
         """The bytes of the tensors so far."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    def _add(self, name: str, codes: "Codes", bias: Any, **more: Any) -> None:
-        from harness.models.packed import refuse_other_codes
-        from methods.compression.rounding import packed
+    def _add(self, name: str, codes: "QuantizedMatrix", bias: Any, **more: Any) -> None:
+        from harness.models.packed import refuse_wrong_codes
+        from methods.compression.rounding import packed_layer
 
-        self.specs[name], own = packed(name, codes, bias, **more)
-        refuse_other_codes(name, self.specs[name], own, codes.dequantized())
+        self.specs[name], own = packed_layer(name, codes, bias, **more)
+        refuse_wrong_codes(name, self.specs[name], own, codes.dequantized())
         self.tensors.update(own)
 
     def add_layers(
         self,
-        code: "Callable[[str, nn.Linear], Codes]",
+        code: "Callable[[str, nn.Linear], QuantizedMatrix]",
         *,
         kind: str,
         progress: "Callable[[Progress], None]",
@@ -121,9 +121,9 @@ class _Packing:
         layers, method = self.layers, self.making.method
         table, embedding = layers.table
         if table not in layers.left:
-            factor = scaled(embedding, method)
+            factor = embedding_scale(embedding, method)
             self._add(
-                table, _whole_rows(embedding.weight), None, kind="int8", embedding=True, **factor
+                table, _int8_rows(embedding.weight), None, kind="int8", embedding=True, **factor
             )
         if layers.head is None:
             return
@@ -131,7 +131,7 @@ class _Packing:
         if layers.tied and table not in layers.left:
             self._tie(name, head)
         elif not layers.tied and name not in layers.left:
-            self._add(name, _whole_rows(head.weight), head.bias, kind="int8")
+            self._add(name, _int8_rows(head.weight), head.bias, kind="int8")
 
     def _refuse_half_a_tie(self) -> None:
         layers, method, table = self.layers, self.making.method, self.layers.table[0]
@@ -177,7 +177,7 @@ class _Packing:
         return making.save_as(write, notes=told, flops=flops)
 
 
-def _whole_rows(weight: Any) -> "Codes":
+def _int8_rows(weight: Any) -> "QuantizedMatrix":
     from methods.compression.rounding import round_to_nearest
 
     return round_to_nearest(weight, bits=8)

@@ -16,7 +16,7 @@ from harness.models.packed import pack_nibbles
 
 
 @dataclass(frozen=True)
-class Codes:
+class QuantizedMatrix:
     """A matrix in integers: `w_hat = scale * (codes - zero)`, group by group of inputs."""
 
     codes: Tensor  # (O, I): -127..127 of int8, or 0..15
@@ -34,7 +34,7 @@ class Codes:
         return scale * (self.codes.float() - zero)
 
 
-def grid(w: Tensor, *, bits: int, group: int, zeros: bool) -> tuple[Tensor, Tensor]:
+def quantization_grid(w: Tensor, *, bits: int, group: int, zeros: bool) -> tuple[Tensor, Tensor]:
     """Return (scale in bf16, zero as integers), each (O, G), of a matrix's groups by their
     extremes.
 
@@ -46,20 +46,20 @@ def grid(w: Tensor, *, bits: int, group: int, zeros: bool) -> tuple[Tensor, Tens
     groups = padded.view(w.shape[0], -1, group)
     if zeros:
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-        scale = _nonzero((high - low) / (2**bits - 1))
+        scale = _bf16_without_zeros((high - low) / (2**bits - 1))
         return scale, torch.round(-low / scale.float()).clamp(0, 2**bits - 1)
-    scale = _nonzero(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
+    scale = _bf16_without_zeros(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
     return scale, torch.full_like(
         scale, 0.0 if bits == 8 else float(2 ** (bits - 1)), dtype=torch.float32
     )
 
 
-def _nonzero(scale: Tensor) -> Tensor:
+def _bf16_without_zeros(scale: Tensor) -> Tensor:
     rounded = scale.to(torch.bfloat16)
     return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
 
 
-def rounded(w: Tensor, scale: Tensor, zero: Tensor, *, bits: int, zeros: bool) -> Tensor:
+def nearest_codes(w: Tensor, scale: Tensor, zero: Tensor, *, bits: int, zeros: bool) -> Tensor:
     """Return the codes of columns (O, n) under one scale and zero a row, (O,) each: the nearest,
     clamped to what the bits hold.
     """
@@ -69,24 +69,26 @@ def rounded(w: Tensor, scale: Tensor, zero: Tensor, *, bits: int, zeros: bool) -
     return (torch.round(w / scale[:, None]) + zero[:, None]).clamp_(lowest, 2**bits - 1)
 
 
-def round_to_nearest(w: Tensor, *, bits: int, group: int = 0, zeros: bool = False) -> Codes:
+def round_to_nearest(
+    w: Tensor, *, bits: int, group: int = 0, zeros: bool = False
+) -> QuantizedMatrix:
     """Round every weight to the nearest code (RTN): the floor that a calibrated method must beat.
     group 0: the whole row.
     """
     w = w.float()
     group = group or w.shape[1]
-    scale, zero = grid(w, bits=bits, group=group, zeros=zeros)
+    scale, zero = quantization_grid(w, bits=bits, group=group, zeros=zeros)
     codes = torch.cat(
         [
-            rounded(part, scale[:, at].float(), zero[:, at], bits=bits, zeros=zeros)
+            nearest_codes(part, scale[:, at].float(), zero[:, at], bits=bits, zeros=zeros)
             for at, part in enumerate(w.split(group, dim=1))
         ],
         dim=1,
     )
-    return Codes(codes.to(torch.int8), scale, zero, group)
+    return QuantizedMatrix(codes.to(torch.int8), scale, zero, group)
 
 
-def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     """Return (upper Cholesky factor of the inverse of H, inputs that were always 0), H = X^T X +
     damp * mean(diag) I.
 
@@ -114,7 +116,7 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def compensated(
+def round_with_gptq(
     w: Tensor,
     gram: Tensor,
     *,
@@ -124,7 +126,7 @@ def compensated(
     damp: float = 0.01,
     columns: int = 128,
     stays: Tensor | None = None,
-) -> Codes:
+) -> QuantizedMatrix:
     """Round column by column, each error made up for in the columns after it (GPTQ; Frantar et al.,
     2023).
 
@@ -135,7 +137,7 @@ def compensated(
     w = w.float().clone()
     wide = w.shape[1]
     group = group or wide
-    factor, dead = inverse_factor(gram, damp)
+    factor, dead = inverse_cholesky(gram, damp)
     w[:, dead] = 0
     codes = torch.empty_like(w)
     scales, zero_points = [], []
@@ -148,16 +150,16 @@ def compensated(
                 ahead = (
                     w[:, start + at : start + at + group]
                     if start + at + group <= stop
-                    else _ahead(w, factor, errors, start, at, group)
+                    else _group_ahead(w, factor, errors, start, at, group)
                 )
                 ahead = (
                     ahead if stays is None else ahead * stays[:, start + at : start + at + group]
                 )
-                scale, zero = grid(ahead, bits=bits, group=ahead.shape[1], zeros=zeros)
+                scale, zero = quantization_grid(ahead, bits=bits, group=ahead.shape[1], zeros=zeros)
                 scales.append(scale)
                 zero_points.append(zero)
             column, spread = part[:, at], inside[at, at]
-            code = rounded(
+            code = nearest_codes(
                 column[:, None],
                 scales[-1][:, 0].float(),
                 zero_points[-1][:, 0],
@@ -173,10 +175,14 @@ def compensated(
         w[:, stop:] -= errors @ factor[start:stop, stop:]
         if stays is not None:
             w[:, stop:] *= stays[:, stop:]
-    return Codes(codes.to(torch.int8), torch.cat(scales, 1), torch.cat(zero_points, 1), group)
+    return QuantizedMatrix(
+        codes.to(torch.int8), torch.cat(scales, 1), torch.cat(zero_points, 1), group
+    )
 
 
-def _ahead(w: Tensor, factor: Tensor, errors: Tensor, start: int, at: int, group: int) -> Tensor:
+def _group_ahead(
+    w: Tensor, factor: Tensor, errors: Tensor, start: int, at: int, group: int
+) -> Tensor:
     """Return a group's weights where it reaches past the columns being worked on: those do not know
     this part's errors yet.
     """
@@ -187,8 +193,8 @@ def _ahead(w: Tensor, factor: Tensor, errors: Tensor, start: int, at: int, group
     return ahead
 
 
-def packed(
-    name: str, found: Codes, bias: Tensor | None, *, kind: str, **more: Any
+def packed_layer(
+    name: str, found: QuantizedMatrix, bias: Tensor | None, *, kind: str, **more: Any
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a module's line of `config.json` and its tensors by full name."""
     shape = [int(one) for one in found.codes.shape]

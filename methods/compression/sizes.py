@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Narrower:
+class WidthReduction:
     """How many channels and heads go."""
 
     ratio: float  # of the feed-forward channels

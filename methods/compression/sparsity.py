@@ -11,17 +11,17 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Job
 from methods.base import Patterns, settings
-from methods.compression.base import Compressed, Making
+from methods.compression.base import Compressed, StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Pattern = Literal["unstructured", "2:4", "4:8"]
+SparsityPattern = Literal["unstructured", "2:4", "4:8"]
 
 
 @settings
-class Zeroing(Compressed):
+class SparsityMethod(Compressed):
     """Settings of every method that sets weights to zero and keeps all shapes: it makes nothing
     smaller or faster in dense kernels.
     """
@@ -30,7 +30,7 @@ class Zeroing(Compressed):
 
     # of the weights that go; 2:4 and 4:8 are one half
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    pattern: Pattern = "unstructured"  # 2:4: two of every four consecutive inputs stay
+    pattern: SparsityPattern = "unstructured"  # 2:4: two of every four consecutive inputs stay
     # layers to leave as they are, and all below them; table and head always are
     ignore: Patterns = ()
 
@@ -64,22 +64,24 @@ class Zeroing(Compressed):
         from methods.compression.layers import layers_of
         from methods.masks import mark_pruned
 
-        making = Making(job, name)
+        making = StudentBuilder(job, name)
         found = layers_of(making.model, skip=self.ignore, method=name)
         layers = found.linear
-        before = zeros_in(layers)
+        before = count_zeros(layers)
         for at, layer in layers.items():
             layer.weight.mul_(
-                mask_of(score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within)
+                pruning_mask(
+                    score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within
+                )
             )
         mark_pruned(making.model.config)
         return making.save(
-            notes=sparsity_of(layers, before) | {"pattern": self.pattern, **found.told}
+            notes=sparsity_notes(layers, before) | {"pattern": self.pattern, **found.told}
         )
 
 
 @settings
-class CalibratedZeroing(Zeroing, Calibrated):
+class CalibratedSparsityMethod(SparsityMethod, Calibrated):
     """Zeroes by what flows through the layers, block by block, each block seeing the cut ones
     before it.
     """
@@ -95,24 +97,29 @@ class CalibratedZeroing(Zeroing, Calibrated):
         """Let `cut` change every layer in place, given the sums of what flows into it, the number
         of tokens and an earlier mask.
         """
-        from methods.compression.calibration import Flow, SweepOptions, sweep
-        from methods.compression.layers import layers_of, within
-        from methods.masks import mark_pruned, zeros_of
+        from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
+        from methods.compression.layers import layers_below, layers_of
+        from methods.masks import kept_weights, mark_pruned
 
-        making = Making(job, name)
+        making = StudentBuilder(job, name)
         found = layers_of(making.model, skip=self.ignore, method=name)
         layers = found.linear
-        before = zeros_in(layers)
+        before = count_zeros(layers)
         data = self.calibrate(job, making.opened)
 
-        def visit(block: str, flow: Flow) -> None:
-            for one, layer in within(layers, block):
-                cut(layer, flow.sums[one], flow.tokens, zeros_of(making.model.config, layer.weight))
+        def visit(block: str, flow: InputStatistics) -> None:
+            for one, layer in layers_below(layers, block):
+                cut(
+                    layer,
+                    flow.sums[one],
+                    flow.tokens,
+                    kept_weights(making.model.config, layer.weight),
+                )
 
-        options = SweepOptions(progress=job.progress, method=name)
-        sweep(making.opened, data, layers, kind=kind, visit=visit, options=options)
+        options = VisitOptions(progress=job.progress, method=name)
+        visit_blocks(making.opened, data, layers, kind=kind, visit=visit, options=options)
         mark_pruned(making.model.config)
-        notes = sparsity_of(layers, before) | {
+        notes = sparsity_notes(layers, before) | {
             "pattern": self.pattern,
             "calibration": dict(data.told),
             **found.told,
@@ -120,7 +127,7 @@ class CalibratedZeroing(Zeroing, Calibrated):
         return making.save(notes=notes, flops=calibration_flops(making, data, 2))
 
 
-def mask_of(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Tensor":
+def pruning_mask(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Tensor":
     """Return which weights stay, (O, I) of booleans: the highest scores of the layer or of each
     row, or of each group of a pattern.
 
@@ -183,10 +190,10 @@ def sparse_gpt(
     """
     import torch
 
-    from methods.compression.rounding import inverse_factor
+    from methods.compression.rounding import inverse_cholesky
 
     w = w.float().clone()
-    factor, dead = inverse_factor(gram, damp)
+    factor, dead = inverse_cholesky(gram, damp)
     w[:, dead] = 0
     of = int(pattern.split(":")[1]) if pattern != "unstructured" else 0
     for start in range(0, w.shape[1], columns):
@@ -196,13 +203,15 @@ def sparse_gpt(
         errors = torch.zeros_like(part)
         chosen = torch.ones_like(part, dtype=torch.bool)
         if not of:
-            chosen = mask_of(
+            chosen = pruning_mask(
                 part.square() / spread.square(), ratio=ratio, pattern="unstructured", within="layer"
             )
         for at in range(stop - start):
             if of and at % of == 0:
                 score = part[:, at : at + of].square() / spread[at : at + of].square()
-                chosen[:, at : at + of] = mask_of(score, ratio=ratio, pattern=pattern, within="row")
+                chosen[:, at : at + of] = pruning_mask(
+                    score, ratio=ratio, pattern=pattern, within="row"
+                )
             kept = part[:, at] * chosen[:, at]
             errors[:, at] = (part[:, at] - kept) / spread[at]
             part[:, at] = kept
@@ -216,20 +225,20 @@ def sparse_gpt(
     return w
 
 
-def zeros_in(layers: "dict[str, nn.Linear]") -> int:
+def count_zeros(layers: "dict[str, nn.Linear]") -> int:
     """Return how many weights are zero: a file of few bits, unpacked, has some before anything is
     pruned.
     """
     return sum(int((layer.weight == 0).sum()) for layer in layers.values())
 
 
-def sparsity_of(layers: "dict[str, nn.Linear]", before: int) -> dict[str, Any]:
+def sparsity_notes(layers: "dict[str, nn.Linear]", before: int) -> dict[str, Any]:
     """Return the share of zeros over all layers, and its extremes: what was done, counted in the
     weights themselves.
     """
     shares = {name: float((layer.weight == 0).float().mean()) for name, layer in layers.items()}
     total = sum(layer.weight.numel() for layer in layers.values())
-    zeros = zeros_in(layers)
+    zeros = count_zeros(layers)
     if zeros <= before:
         from harness.errors import CellFailed
 

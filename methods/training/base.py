@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Family, Job, Method, Start
 from harness.renames.modules import by_old_name
-from methods.base import changed, settings
+from methods.base import non_default_settings, settings
 from methods.training.settings import LoopSettings
 from methods.training.sources import Teachers
 
@@ -95,7 +95,7 @@ class Trained(Method):
 
     def changed(self, *names: str) -> dict[str, object]:
         """Return those of the named settings that are not at their defaults."""
-        return changed(self, *names)
+        return non_default_settings(self, *names)
 
     def loop_settings(self, parameters: int, *, scratch: bool) -> LoopSettings:
         """Return the settings of the loop for a student of so many parameters."""

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.contract import Checkpoint, Progress, Split, Task
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.models.language_model import LanguageModel
 from harness.models.shaping import save_student
@@ -101,7 +101,7 @@ def train_teacher(
     recipe: EmbeddedTeacherRecipe,
     *,
     tasks: Mapping[str, Task],
-    source: DataSource,
+    source: LocalOrHubData,
     folder: Path,
     budget: int | None,
     progress: Callable[[Progress], None],
@@ -193,7 +193,7 @@ class _Texts:
 
     problems: Task
     choices: Task
-    source: DataSource
+    source: LocalOrHubData
 
     def pairs(self, split: Split, problems: int, choices: int) -> list[tuple[str, str]]:
         """Return the first (prompt, completion) pairs of a split, so many of each task."""
@@ -203,7 +203,7 @@ class _Texts:
         ]
 
 
-def _pairs(task: Task, split: Split, source: DataSource, count: int) -> list[tuple[str, str]]:
+def _pairs(task: Task, split: Split, source: LocalOrHubData, count: int) -> list[tuple[str, str]]:
     return [
         (example.prompt, example.completion)
         for example in islice(task.examples(split, source), count)

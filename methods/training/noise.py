@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness.errors import CellFailed, in_one_line
-from harness.models.blocks import probe_of
+from harness.models.blocks import probe_ids
 
 _NOISE_NAME = re.compile(r"drop|jitter|noise")
 MAX_RELATIVE_GAP = 1e-4  # of the largest logit: the order of sums alone
@@ -56,7 +56,7 @@ def restore_noise(silenced: list[NoiseValue]) -> None:
 
 def refuse_noise(model: Any) -> None:
     """Raise `CellFailed` for a model whose two passes in train mode differ."""
-    ids = probe_of(model)
+    ids = probe_ids(model)
     was_training = model.training
     try:
         with torch.random.fork_rng(), torch.no_grad():

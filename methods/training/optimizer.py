@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from methods.masks import zeros_of
+from methods.masks import kept_weights
 from methods.training.settings import LoopSettings
 
 
@@ -85,7 +85,7 @@ def freeze_zeros(model: Any) -> list[Any]:
     for parameter in model.parameters():
         if parameter.ndim < 2 or not parameter.requires_grad:
             continue
-        trained_mask = zeros_of(model.config, parameter.detach())
+        trained_mask = kept_weights(model.config, parameter.detach())
         if trained_mask is not None:
             hooks.append(_mask_gradient(parameter, trained_mask))
     return hooks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import CellFailed
-from harness.models.encoding import encoded_pair
+from harness.models.encoding import encode_pair
 
 STEPS_PER_WINDOW = 16  # rows are sorted by length inside windows of so many optimiser steps
 
@@ -79,7 +79,7 @@ def encode(
     rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion, *tag in pairs:
-        prompt_ids, completion_ids = encoded_pair(tokenizer, prompt, completion)
+        prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion)
         if len(prompt_ids) + len(completion_ids) + 1 > longest:
             too_long += 1
             continue

@@ -106,7 +106,7 @@ def _keeps_all_tokens(width: int) -> bool:
     """Tell whether a cache keeps all tokens of a vocabulary, not only the likeliest ones."""
     from harness.models import shape
 
-    return width <= shape.DENSE
+    return width <= shape.MAX_DENSE_VOCABULARY
 
 
 def common_context(teachers: Teachers | None) -> int:

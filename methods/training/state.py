@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from harness.errors import in_one_line
 from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
-from harness.files.writing import read_signed, sync, write_signed
+from harness.files.writing import read_signed, sync_to_disk, write_signed
 
 # 0: a state after each step
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))
@@ -160,7 +160,7 @@ class SavedStates:
         document = {**dataclasses.asdict(state), "files": _digests(part_folder)}
         write_signed(part_folder / "loop.json", document)
         for path in part_folder.rglob("*"):
-            sync(path)
+            sync_to_disk(path)
         if target.exists():
             shutil.rmtree(target)
         part_folder.replace(target)
@@ -200,7 +200,7 @@ def write_best(weights: Mapping[str, Any], part_file: Path) -> None:
 
 def keep_best(part_file: Path, best_file: Path) -> None:
     """Make weights that were written the best ones, once they are on the disk."""
-    sync(part_file)
+    sync_to_disk(part_file)
     part_file.replace(best_file)
 
 

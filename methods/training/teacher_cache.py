@@ -26,14 +26,14 @@ from torch import Tensor
 
 from harness.contract import Checkpoint, Job, Progress
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of, file_digest
-from harness.files.writing import save_atomically, write_whole
+from harness.files.writing import save_atomically, write_atomically
 from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
-from harness.models.artefacts import described, described_damage, description_of
+from harness.models.artefacts import folder_damage, read_description, signed_description
 from harness.models.language_model import LanguageModel, open_model
-from harness.models.shape import DENSE, forward_flops_per_token
+from harness.models.shape import MAX_DENSE_VOCABULARY, forward_flops_per_token
 from harness.scoring.backend import CanRead, Scored, TopK
 from harness.scoring.reading import Reader
 from methods.training.positions import Distribution
@@ -134,7 +134,7 @@ class _CacheSpec:
         """Return a digest of all that the cache's content depends on."""
         return digest_of(
             "teacher",
-            digest_of_code(__name__),
+            code_digest(__name__),
             self.teacher.digest,
             self.dtype,
             device_label(device),
@@ -153,7 +153,7 @@ def teacher_cache(
     Raises `CellFailed` when what was written does not agree with a live forward pass.
     """
     distinct = {row_key(row): row for row in rows}
-    spec = _CacheSpec(teacher, job.dtype, width, None if width <= DENSE else k)
+    spec = _CacheSpec(teacher, job.dtype, width, None if width <= MAX_DENSE_VOCABULARY else k)
     folder = job.cache / "teachers" / spec.key(job.device, sorted(distinct))[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -172,10 +172,10 @@ def damage_of(folder: Path) -> str:
 
     Its files are compared with their digests, and the code that wrote it with the current code.
     """
-    damage = described_damage(folder)
+    damage = folder_damage(folder)
     if damage:
         return damage
-    has_current_code = description_of(folder).get("code") == digest_of_code(__name__)
+    has_current_code = read_description(folder).get("code") == code_digest(__name__)
     return "" if has_current_code else "written by other code"
 
 
@@ -194,12 +194,12 @@ def _open_cache(folder: Path, job: Job, expected: Mapping[str, Any]) -> CachedTe
     """
     if not folder.exists():
         return None
-    damage = damage_of(folder) or mismatch_of(description_of(folder), expected)
+    damage = damage_of(folder) or mismatch_of(read_description(folder), expected)
     if damage:
         detail = f"the teacher's cache {folder.name} is damaged ({damage}); it is computed again"
         job.progress(Progress(stage="teacher", done=0, total=1, detail=detail))
         return None
-    meta = description_of(folder)
+    meta = read_description(folder)
     with np.load(folder / "index.npz") as arrays:
         places = zip(arrays["rows"], arrays["places"].tolist(), strict=True)
         index = {bytes(name): RowPlace(*place[:3]) for name, place in places}
@@ -227,7 +227,7 @@ def _build_cache(folder: Path, job: Job, spec: _CacheSpec, rows: list[TokenRow])
         positions = sum(place.positions for place in shards.places)
         mean_length = tokens / len(longest_first)
         meta = {
-            "code": digest_of_code(__name__),
+            "code": code_digest(__name__),
             "teacher": spec.teacher.digest,
             "name": spec.teacher.name,
             "dtype": spec.dtype,
@@ -243,7 +243,7 @@ def _build_cache(folder: Path, job: Job, spec: _CacheSpec, rows: list[TokenRow])
             "flops": forward_flops_per_token(opened.model, mean_length) * tokens,
             "files": {path.name: file_digest(path) for path in sorted(part_folder.iterdir())},
         }
-        write_whole(part_folder / "meta.json", described(meta))
+        write_atomically(part_folder / "meta.json", signed_description(meta))
         cache = _open_cache(part_folder, job, {})
         assert cache is not None
         # before the folder gets its name: no other run finds an unchecked cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness.contract import Example, Job, Progress, Task
-from harness.data.contamination import overlapping
+from harness.data.contamination import overlapping_prompts
 from harness.errors import CellFailed
 from harness.scoring.backend import Generation
 
@@ -53,7 +53,7 @@ def filter_traces(
     traces = _SortedTraces(
         job,
         shortest,
-        contaminated_prompts=overlapping(examples, job.tasks, job.source),
+        contaminated_prompts=overlapping_prompts(examples, job.tasks, job.source),
         by_task={example.task: dict.fromkeys(_COUNTS, 0) for example in examples},
     )
     for example, answers in zip(examples, texts, strict=True):

@@ -17,13 +17,13 @@ from filelock import FileLock
 from harness.contract import Checkpoint, Example, Job, Progress
 from harness.data.examples import examples_digest
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
-from harness.files.lines import signed, signed_lines
-from harness.files.untrusted import parsed, read_object
-from harness.files.writing import write_whole
+from harness.files.lines import read_signed_lines, signed_line
+from harness.files.untrusted import parse_json, read_object
+from harness.files.writing import write_atomically
 from harness.machine.gpu import device_label
-from harness.models.encoding import written_text
+from harness.models.encoding import decode_continuation
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import forward_flops_per_token
 from harness.scoring.backend import CanGenerate, Generation, Sampling
@@ -65,7 +65,7 @@ class _TraceSettings:
         """Return a digest of all that the answers depend on."""
         return digest_of(
             "traces",
-            digest_of_code(__name__),
+            code_digest(__name__),
             self.teacher.digest,
             job.dtype,
             examples_digest(examples),
@@ -156,7 +156,7 @@ class _TraceRequest:
     def with_trained_text(self, number: int, answer: Generation) -> Generation:
         """Return an answer with the text that is trained after its prompt: with its first space."""
         ids = answer.ids[:-1] if answer.stop == "eos" else answer.ids
-        text = written_text(self.opened.tokenizer, self.prompts[number], ids)
+        text = decode_continuation(self.opened.tokenizer, self.prompts[number], ids)
         return replace(answer, text=text)
 
 
@@ -184,7 +184,7 @@ def _generate_resumably(job: Job, request: _TraceRequest, part: Path) -> _Writte
                 "stop": trained.stop,
                 "seconds": round(earlier_seconds + time.monotonic() - began, 3),
             }
-            stream.write(signed(line))
+            stream.write(signed_line(line))
             stream.flush()
             done = len(answers)
             job.progress(
@@ -214,7 +214,7 @@ def _read_part(part: Path, count: int) -> _Part:
     answers: dict[int, Generation] = {}
     total_seconds = 0.0
     valid_lines = []
-    for line in signed_lines(part)[0]:
+    for line in read_signed_lines(part)[0]:
         try:
             number, seconds = int(line["row"]), float(line["seconds"])
             answer = Generation(str(line["text"]), int(line["tokens"]), line["stop"])
@@ -223,10 +223,10 @@ def _read_part(part: Path, count: int) -> _Part:
         if 0 <= number < count:
             total_seconds = max(total_seconds, seconds)
             answers[number] = answer
-            valid_lines.append(signed(line))
+            valid_lines.append(signed_line(line))
     valid_text = "".join(valid_lines)
     if part.exists() and part.read_bytes() != valid_text.encode():
-        write_whole(part, valid_text)
+        write_atomically(part, valid_text)
     return _Part(answers, total_seconds)
 
 
@@ -237,7 +237,7 @@ def _save(path: Path, traces: Traces) -> None:
             del answer["ids"]
     payload = json.dumps(document, ensure_ascii=False)
     digest = hashlib.sha256(payload.encode()).hexdigest()
-    write_whole(path, json.dumps({"sha256": digest, "payload": payload}))
+    write_atomically(path, json.dumps({"sha256": digest, "payload": payload}))
 
 
 def _load(path: Path, job: Job) -> Traces | None:
@@ -249,7 +249,7 @@ def _load(path: Path, job: Job) -> Traces | None:
         payload: str = document["payload"]
         if hashlib.sha256(payload.encode()).hexdigest() != document["sha256"]:
             raise ValueError("its digest does not match")
-        data: dict[str, Any] = parsed(payload, path.name)
+        data: dict[str, Any] = parse_json(payload, path.name)
         texts = [[Generation(**answer) for answer in answers] for answers in data["texts"]]
         return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
     except (ValueError, LookupError, TypeError, AttributeError) as problem:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.contract import Checkpoint, Job
 from harness.errors import CellFailed
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.models.language_model import LanguageModel, stored_dtype
-from harness.models.shaping import parse_recipe, random_weights, save_student, student_of
+from harness.models.shaping import parse_student_cut, random_weights, save_student, student_of
 from methods.training.cost import cache_notes, result_notes, training_cost
 from methods.training.loop import fit
 from methods.training.rows import TokenRow, encode
@@ -111,7 +111,7 @@ class Trainer:
         )
 
     def _loop_settings(self) -> LoopSettings:
-        recipe = parse_recipe(self.job.student)
+        recipe = parse_student_cut(self.job.student)
         scratch = self.method.start == "random" or (recipe is not None and recipe.draws_weights)
         size = sum(parameter.numel() for parameter in self.student.model.parameters())
         return self.method.loop_settings(size, scratch=scratch)
@@ -159,7 +159,7 @@ class Trainer:
             dtype=stored_dtype(base),
             parents=tuple(dict.fromkeys(parents)),
         )
-        write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
+        write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return student
 
 

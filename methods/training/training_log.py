@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.files.lines import json_line, json_lines
-from harness.files.writing import write_whole
+from harness.files.lines import json_line, read_json_lines
+from harness.files.writing import write_atomically
 
 
 class TrainingLog:
     """The log of one training. A resumed one is first cut back to the step of its saved state."""
 
     def __init__(self, path: Path, *, keep_until: int, tracker: Any = None) -> None:
-        lines = json_lines(path, torn=True) if path.exists() else ()
+        lines = read_json_lines(path, torn=True) if path.exists() else ()
         kept = (line for line in lines if isinstance(line, dict) and _stays(line, keep_until))
-        write_whole(path, "".join(json_line(line) for line in kept))
+        write_atomically(path, "".join(json_line(line) for line in kept))
         self._stream = path.open("a", encoding="utf-8")
         self._tracker = tracker  # accelerate's accelerator, or None
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from harness.contract import Job, Progress
 from harness.data.examples import examples_digest, training_examples
 from harness.errors import CellFailed
-from harness.files.closure import digest_of_code
+from harness.files.closure import code_digest
 from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, write_signed
@@ -21,7 +21,7 @@ from harness.machine.gpu import device_label
 from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel
 from harness.models.shape import forward_flops_per_token
-from harness.registry import expanded
+from harness.registry import settings_with_defaults
 from methods.training.loop import fit
 from methods.training.rows import TokenRow
 from methods.training.settings import LoopSettings, Training
@@ -84,7 +84,9 @@ def tune_learning_rate(
 def _search_key(method: Any, job: Job, loop: LoopSettings, training: Training) -> str:
     """Return a digest of all that the result of a search depends on; the seed is not among it."""
     method_settings = {
-        name: value for name, value in expanded(method).items() if name != "learning_rate"
+        name: value
+        for name, value in settings_with_defaults(method).items()
+        if name != "learning_rate"
     }
     models = [
         job.student,
@@ -94,7 +96,7 @@ def _search_key(method: Any, job: Job, loop: LoopSettings, training: Training) -
     ]
     return digest_of(
         "rate",
-        digest_of_code(type(method), __name__),
+        code_digest(type(method), __name__),
         type(method).__name__,
         method_settings,
         loop.learning_rate,

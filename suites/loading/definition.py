@@ -13,26 +13,36 @@ from typing import Any
 from harness.errors import HarnessError, in_one_line, unknown
 from suites.loading.lm_eval import read_yaml
 
-PREFIX = "lm-eval:"
+LM_EVAL_PREFIX = "lm-eval:"
 # Readers of files, no names on the Hub.
 LOCAL_FORMATS = frozenset(
     {"json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset"}
 )
-DEFAULTS = {
+DEFAULT_METRICS = {
     "choose": ["acc", "acc_norm"],
     "generate": ["exact_match"],
     "perplexity": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
 }
 
 
+def full_name(name: str) -> str:
+    """Return a task's name as a user types it, `lm-eval:NAME`."""
+    return f"{LM_EVAL_PREFIX}{name}"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Leaf:
+class TaskDefinition:
     """One task without children: where it is defined and what the groups above it change."""
 
     name: str
     path: Path
     changes: Mapping[str, Any]
     local: bool  # from the user's folder, so its text is part of its version
+
+    @property
+    def full_name(self) -> str:
+        """The name as a user types it, `lm-eval:NAME`."""
+        return full_name(self.name)
 
     def settings(self, *, functions: bool = False) -> dict[str, Any]:
         """Return the YAML with the groups' changes and with local data as absolute paths;
@@ -47,7 +57,7 @@ class Leaf:
             and config["dataset_path"] not in LOCAL_FORMATS
         ):
             config["dataset_path"] = self._existing(config["dataset_path"])
-        if reads_files(config):
+        if reads_local_files(config):
             if "data_files" in given:
                 given["data_files"] = self._absolute(
                     given["data_files"], Path(self._root(config)) / str(given.get("data_dir") or "")
@@ -83,14 +93,14 @@ class Leaf:
         """
         config = self.settings()
         given = config.get("dataset_kwargs") or {}
-        if not reads_files(config):
+        if not reads_local_files(config):
             return []
         found: set[Path] = set()
-        for file in (Path(one) for one in _strings(given.get("data_files")) if "://" not in one):
+        for file in (Path(one) for one in strings_in(given.get("data_files")) if "://" not in one):
             matches = list(file.parent.glob(file.name))  # a pattern stands for several files
             if not matches:
                 raise HarnessError(
-                    f"{PREFIX}{self.name}: no data file {file}, which {self.path} names; correct "
+                    f"{self.full_name}: no data file {file}, which {self.path} names; correct "
                     "data_files or add the file"
                 )
             found.update(matches)
@@ -99,17 +109,17 @@ class Leaf:
             Path(str(config.get("dataset_path") or "")),
         ):
             if folder.is_absolute():
-                found.update(beneath(folder))
+                found.update(files_below(folder))
         return sorted(found)
 
 
-def reads_files(settings: Mapping[str, Any]) -> bool:
+def reads_local_files(settings: Mapping[str, Any]) -> bool:
     """Tell whether a task's data set is read from this machine's files."""
     path = settings.get("dataset_path")
     return path in LOCAL_FORMATS or (isinstance(path, str) and Path(path).is_absolute())
 
 
-def beneath(place: Path) -> list[Path]:
+def files_below(place: Path) -> list[Path]:
     """Return a file, or every file of a folder at any depth, hidden ones left out, in name
     order.
     """
@@ -122,12 +132,13 @@ def beneath(place: Path) -> list[Path]:
     )
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield every text in a value of nested mappings and lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(part)
+            yield from strings_in(part)
 
 
 def metrics_of(settings: Mapping[str, Any], kind: str) -> list[str]:
@@ -138,13 +149,13 @@ def metrics_of(settings: Mapping[str, Any], kind: str) -> list[str]:
     names = (
         [str(getattr(one["metric"], "__name__", one["metric"])) for one in listed]
         if listed
-        else DEFAULTS[kind]
+        else DEFAULT_METRICS[kind]
     )
     return [name.rpartition(".")[2] if "/" in name or "\\" in name else name for name in names]
 
 
 @dataclass(frozen=True)
-class Averages:
+class GroupAverage:
     """How a group's own file averages a metric over its tasks."""
 
     metric: str
@@ -152,7 +163,7 @@ class Averages:
 
 
 @lru_cache(maxsize=8)
-def _index(include_path: str | None, defaults: bool) -> dict[str, Any]:
+def _task_index(include_path: str | None, defaults: bool) -> dict[str, Any]:
     """Return lm-eval's index of names; with its own tasks it takes about 20 s, so once per
     process.
     """
@@ -170,9 +181,9 @@ def _index(include_path: str | None, defaults: bool) -> dict[str, Any]:
         ) from problem
 
 
-def _leaves(
+def _definitions_of(
     index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None
-) -> Iterator[Leaf]:
+) -> Iterator[TaskDefinition]:
     """Yield the tasks behind a name: itself, or a group's or tag's, in lm-eval's order. Raises
     `KeyError` for an unknown member.
     """
@@ -180,25 +191,25 @@ def _leaves(
     kind = entry.kind.name
     if kind == "TAG":
         for child in sorted(entry.tags):
-            yield from _leaves(index, child, changes, folder)
+            yield from _definitions_of(index, child, changes, folder)
     elif kind == "GROUP":
-        yield from _members(index, read_yaml(entry.yaml_path), changes, folder)
+        yield from _definitions_of_group(index, read_yaml(entry.yaml_path), changes, folder)
     elif kind == "TASK":
         local = folder is not None and folder in entry.yaml_path.resolve().parents
-        yield Leaf(name=name, path=entry.yaml_path, changes=changes, local=local)
+        yield TaskDefinition(name=name, path=entry.yaml_path, changes=changes, local=local)
     else:
         raise HarnessError(
-            f"{PREFIX}{name} is a Python class, and only tasks written in YAML can be scored here; "
-            "pick another task"
+            f"{full_name(name)} is a Python class, and only tasks written in YAML can be scored; "
+            "choose another task"
         )
 
 
-def _members(
+def _definitions_of_group(
     index: Mapping[str, Any],
     group: Mapping[str, Any],
     changes: Mapping[str, Any],
     folder: Path | None,
-) -> Iterator[Leaf]:
+) -> Iterator[TaskDefinition]:
     from dataclasses import fields
 
     from lm_eval.config.group import GroupConfig
@@ -208,16 +219,16 @@ def _members(
     members = group["task"] if isinstance(group["task"], list) else [group["task"]]
     for member in members:
         if isinstance(member, str):
-            yield from _leaves(index, member, passed, folder)
+            yield from _definitions_of(index, member, passed, folder)
         elif "group" in member and member["group"] not in index:
-            yield from _members(index, member, passed, folder)
+            yield from _definitions_of_group(index, member, passed, folder)
         else:
             name = member.get("group") or member["task"]
             own = {key: value for key, value in member.items() if key not in {"group", "task"}}
-            yield from _leaves(index, name, passed | own, folder)
+            yield from _definitions_of(index, name, passed | own, folder)
 
 
-def _averages(entry: Any) -> list[Averages]:
+def _group_averages(entry: Any) -> list[GroupAverage]:
     """Return what a group's file states under `aggregate_metric_list`; nothing for tasks
     and tags.
     """
@@ -225,27 +236,33 @@ def _averages(entry: Any) -> list[Averages]:
         return []
     stated = read_yaml(entry.yaml_path, functions=False).get("aggregate_metric_list") or []
     listed = stated if isinstance(stated, list) else [stated]
-    return [Averages(str(one["metric"]), bool(one.get("weight_by_size", True))) for one in listed]
+    return [
+        GroupAverage(str(one["metric"]), bool(one.get("weight_by_size", True))) for one in listed
+    ]
 
 
-def find(name: str, include_path: Path | None) -> tuple[list[Leaf], list[Averages]]:
+def find_definitions(
+    name: str, include_path: Path | None
+) -> tuple[list[TaskDefinition], list[GroupAverage]]:
     """Return the tasks behind a name, from the user's folder if it is known there, else from
     lm-eval's own, and a group's averages.
     """
     given = str(include_path) if include_path else None
     # the user's folder alone takes a moment, lm-eval's own 20 s
     for defaults in (False, True) if given else (True,):
-        index = _index(given, defaults)
+        index = _task_index(given, defaults)
         if name in index:
             try:
-                return list(_leaves(index, name, {}, include_path)), _averages(index[name])
+                return list(_definitions_of(index, name, {}, include_path)), _group_averages(
+                    index[name]
+                )
             except KeyError as missing:  # a group of the user's may name tasks of lm-eval
                 if defaults:
                     raise HarnessError(
-                        f"{PREFIX}{name} names {missing}, which lm-eval does not know; correct the "
-                        "group"
+                        f"{full_name(name)} names {missing}, which lm-eval does not know; "
+                        "correct the group"
                     ) from missing
-    names = _index(given, False) if given else index
+    names = _task_index(given, False) if given else index
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near or given:
         raise unknown(

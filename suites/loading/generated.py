@@ -27,7 +27,7 @@ def bucket(text: str) -> int:
     return hashlib.sha256(text.encode()).digest()[0] % 32
 
 
-def split(
+def generate_split(
     name: str,
     *,
     generate: Callable[[random.Random], Item],

@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.files.untrusted import text_of
-from suites.loading.definition import Leaf, _strings, beneath
+from harness.files.untrusted import read_text_file
+from suites.loading.definition import TaskDefinition, files_below, strings_in
 
 # Calls that read something: the last part of their name. A method of a path reads what the path
 # names.
-_READS = frozenset(
+_READING_CALLS = frozenset(
     {
         "open",
         "read_text",
@@ -44,7 +44,7 @@ _READS = frozenset(
         "walk",
     }
 )
-_NEVER_KNOWN = frozenset(
+_UNKNOWABLE_CALLS = frozenset(
     {
         "urlopen",
         "urlretrieve",
@@ -59,75 +59,75 @@ _NEVER_KNOWN = frozenset(
         "urandom",
     }
 )
-_NETWORK = frozenset({"requests", "httpx", "urllib", "subprocess", "socket", "boto3"})
-_LARGEST = 100_000  # files of a folder that are looked at
+_NETWORK_MODULES = frozenset({"requests", "httpx", "urllib", "subprocess", "socket", "boto3"})
+_MAX_FILES = 100_000  # files of a folder that are looked at
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TaskInputs:
     """The files behind a task, and why something else may be read; "" where nothing is."""
 
     files: tuple[Path, ...]
     unknown: str
 
 
-def inputs_of(leaf: Leaf) -> Inputs:
+def find_inputs(leaf: TaskDefinition) -> TaskInputs:
     """Return everything that a task reads, as far as its files say."""
     definition = definition_files(leaf.path)
     settings = leaf.settings()
     stated = {
-        str(one) for one in _strings([settings.get("dataset_kwargs"), settings.get("metadata")])
+        str(one) for one in strings_in([settings.get("dataset_kwargs"), settings.get("metadata")])
     }
-    handed = {file for name in sorted(stated) for file in _named(name, leaf.path.parent)}
+    handed = {file for name in sorted(stated) for file in _files_named(name, leaf.path.parent)}
     files, unknown = set(leaf.data_files()) | handed, ""
     # its function is handed paths by name
     given = bool(handed) and settings.get("custom_dataset") is not None
     for code in sorted(one for one in definition if one.suffix == ".py"):
-        found = _of_code(code, code.stat().st_mtime_ns, given)
+        found = _inputs_of_code(code, code.stat().st_mtime_ns, given)
         files.update(found.files)
         unknown = unknown or found.unknown
-    return Inputs(tuple(sorted(definition)) + tuple(sorted(files - definition)), unknown)
+    return TaskInputs(tuple(sorted(definition)) + tuple(sorted(files - definition)), unknown)
 
 
 def definition_files(path: Path) -> set[Path]:
     """Return a YAML file, those it includes, the Python files whose functions it names and every
     module these import from beside them.
     """
-    return _definition(path.resolve(), set())
+    return _collect_definition(path.resolve(), set())
 
 
-def _definition(path: Path, seen: set[Path]) -> set[Path]:
+def _collect_definition(path: Path, seen: set[Path]) -> set[Path]:
     if path in seen:
         return seen
     seen.add(path)
-    text = text_of(path)
+    text = read_text_file(path)
     for module in re.findall(r"!function\s+([\w.]+)\.\w+", text):
         code = path.parent / f"{module.replace('.', '/')}.py"
         if code.is_file():
-            _imports(code.resolve(), path.parent, seen)
-    for name in _strings(_yaml_alone(text).get("include")):
-        _definition((path.parent / name).resolve(), seen)
+            _collect_imports(code.resolve(), path.parent, seen)
+    for name in strings_in(_yaml_without_tags(text).get("include")):
+        _collect_definition((path.parent / name).resolve(), seen)
     return seen
 
 
-def _imports(code: Path, root: Path, seen: set[Path]) -> None:
+def _collect_imports(code: Path, root: Path, seen: set[Path]) -> None:
     """Add a module and what it imports from its own folder, or from the folder of the YAML."""
     if code in seen:
         return
     seen.add(code)
-    for module in _imported(code):
+    for module in _imported_modules(code):
         for place in dict.fromkeys((code.parent, root, *code.parents[1:3])):
             found = place / module
             for file in (found.with_suffix(".py"), found / "__init__.py"):
                 if file.is_file():
-                    _imports(file.resolve(), root, seen)
+                    _collect_imports(file.resolve(), root, seen)
 
 
-def _imported(code: Path) -> Iterator[str]:
+def _imported_modules(code: Path) -> Iterator[str]:
     """Yield the paths of modules that a file imports, `a.b` as a/b and each of its packages;
     relative ones from where they lead.
     """
-    for node in ast.walk(_parsed(code)):
+    for node in ast.walk(_parse(code)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -149,14 +149,14 @@ def _imported(code: Path) -> Iterator[str]:
             )
 
 
-def _parsed(code: Path) -> ast.Module:
+def _parse(code: Path) -> ast.Module:
     try:
         return ast.parse(code.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
         return ast.Module(body=[], type_ignores=[])  # building the task says so
 
 
-def _yaml_alone(text: str) -> dict[str, Any]:
+def _yaml_without_tags(text: str) -> dict[str, Any]:
     """Parse YAML text with tags such as `!function` ignored and nothing included."""
     import yaml
 
@@ -167,7 +167,7 @@ def _yaml_alone(text: str) -> dict[str, Any]:
     return dict(yaml.load(text, Loader=Loader))  # a SafeLoader
 
 
-def _named(text: str, folder: Path) -> set[Path]:
+def _files_named(text: str, folder: Path) -> set[Path]:
     """Return the files that a text names: a file or a folder, from `folder` or from the root."""
     if not text.strip("./ ") or len(text) > 300 or "\n" in text or "\0" in text:
         return set()
@@ -179,49 +179,49 @@ def _named(text: str, folder: Path) -> set[Path]:
                 if any(sign in text for sign in "*?") and not place.is_absolute()
                 else set()
             )
-        return set(beneath(place)[:_LARGEST]) if place.resolve() != Path("/") else set()
+        return set(files_below(place)[:_MAX_FILES]) if place.resolve() != Path("/") else set()
     except (OSError, ValueError):
         return set()
 
 
 @lru_cache(maxsize=256)
-def _of_code(code: Path, changed: int, given: bool) -> Inputs:
+def _inputs_of_code(code: Path, changed: int, given: bool) -> TaskInputs:
     """Return the files that a module's calls read; `given`: its caller hands it files by name."""
-    tree = _parsed(code)
-    values = dict(_bound(tree))
+    tree = _parse(code)
+    values = dict(_assigned_values(tree))
     files: set[Path] = set()
     for node in ast.walk(tree):  # texts that name a file are inputs wherever they stand
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
             files |= {
                 one
-                for one in _named(node.value, code.parent)
+                for one in _files_named(node.value, code.parent)
                 if one.is_file() and (code.parent / node.value).is_file()
             }
     for node in ast.walk(tree):
         name = _last_name(node)
-        if name in _NEVER_KNOWN or _root_name(node) in _NETWORK:
-            return Inputs(
+        if name in _UNKNOWABLE_CALLS or _root_name(node) in _NETWORK_MODULES:
+            return TaskInputs(
                 tuple(files),
                 f"{code.name}, line {getattr(node, 'lineno', 0)}, reads {ast.unparse(node)[:60]}",
             )
-        if isinstance(node, ast.Call) and name in _READS:
-            texts = set(_texts(node, values, 0))
+        if isinstance(node, ast.Call) and name in _READING_CALLS:
+            texts = set(_texts_in_call(node, values, 0))
             found = {
                 file
                 for text in texts
-                for file in _named(text, code.parent) or _named(text, Path.cwd())
+                for file in _files_named(text, code.parent) or _files_named(text, Path.cwd())
             }
             files |= found
-            if not found and not given and not _names_a_data_set(name, texts):
+            if not found and not given and not _names_hub_dataset(name, texts):
                 told = " ".join(ast.unparse(node).split())[:60]
-                return Inputs(
+                return TaskInputs(
                     tuple(files),
                     f"{code.name}, line {node.lineno}, reads what only running it tells ({told})",
                 )
-    return Inputs(tuple(files), "")
+    return TaskInputs(tuple(files), "")
 
 
-def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+def _assigned_values(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     """Yield the names of a module with what they are set to, loop over or are opened as."""
     for node in ast.walk(tree):
         pairs: list[tuple[ast.expr | None, ast.expr | None]] = []
@@ -240,7 +240,7 @@ def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
         )
 
 
-def _names_a_data_set(name: str, texts: set[str]) -> bool:
+def _names_hub_dataset(name: str, texts: set[str]) -> bool:
     """Tell whether a call loads a data set of the Hub by its name: known as far as any task's of
     the Hub.
     """
@@ -270,16 +270,16 @@ def _root_name(node: ast.AST) -> str:
     return part.id if isinstance(part, ast.Name) and isinstance(node.func, ast.Attribute) else ""
 
 
-def _texts(node: ast.AST, values: Mapping[str, ast.expr], depth: int) -> Iterator[str]:
+def _texts_in_call(node: ast.AST, values: Mapping[str, ast.expr], depth: int) -> Iterator[str]:
     """Yield the texts in a call, names followed to what they were set to."""
     for part in ast.walk(node):
         if isinstance(part, ast.Constant) and isinstance(part.value, str):
             yield part.value
         elif isinstance(part, ast.Name) and part.id in values and depth < 4:
-            yield from _texts(values[part.id], values, depth + 1)
+            yield from _texts_in_call(values[part.id], values, depth + 1)
 
 
-def digest_of_leaf(leaf: Leaf, inputs: Inputs) -> str:
+def definition_digest(leaf: TaskDefinition, inputs: TaskInputs) -> str:
     """Return the digest of all that defines a task of the user's: YAML, code and data, wherever the
     folder stands.
     """
@@ -288,7 +288,7 @@ def digest_of_leaf(leaf: Leaf, inputs: Inputs) -> str:
     parts = [
         (
             str(file.relative_to(root)) if root in file.parents else file.name,
-            _file_digest(file, *_stamp(file)),
+            _file_digest(file, *_size_and_time(file)),
         )
         for file in inputs.files
     ]
@@ -297,7 +297,7 @@ def digest_of_leaf(leaf: Leaf, inputs: Inputs) -> str:
     ).hexdigest()
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _size_and_time(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, in_one_line
-from harness.files.untrusted import Limits, text_of
+from harness.files.untrusted import Limits, read_text_file
 
-_YAML = Limits(bytes=8 * 2**20)  # shots may stand in it
-_PARTS = 200_000  # values of one file
+_YAML_LIMITS = Limits(bytes=8 * 2**20)  # shots may stand in it
+_MAX_VALUES = 200_000  # values of one file
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -28,7 +28,7 @@ def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
     from yaml import YAMLError
 
-    text_of(path, _YAML)
+    read_text_file(path, _YAML_LIMITS)
     try:
         found = dict(load_yaml(path, resolve_func=functions))
     except (YAMLError, RecursionError) as problem:
@@ -51,9 +51,9 @@ def _refuse_large(value: Any, path: Path) -> None:
     while waiting:
         part = waiting.pop()
         count += 1
-        if count > _PARTS:
+        if count > _MAX_VALUES:
             raise HarnessError(
-                f"{path} holds more than {_PARTS:,} values, its aliases written out; correct it"
+                f"{path} holds more than {_MAX_VALUES:,} values with aliases expanded; correct it"
             )
         waiting += (
             [*part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
@@ -67,12 +67,12 @@ def builtin_path(relative: str) -> Path:
     return Path(lm_eval.tasks.__file__).parent / relative
 
 
-def builtin(relative: str) -> dict[str, Any]:
+def read_builtin(relative: str) -> dict[str, Any]:
     """Read one of the YAML files that lm-eval installs, for example `gsm8k/gsm8k.yaml`."""
     return read_yaml(builtin_path(relative))
 
 
-def configurable_task(
+def build_task_over_rows(
     base: Mapping[str, Any], *, rows: Callable[[str], Rows], splits: Iterable[str], **changes: Any
 ) -> Any:
     """Return a `ConfigurableTask` with `base`'s definition, `changes` applied, over `rows(split)`
@@ -84,10 +84,10 @@ def configurable_task(
     kept = {
         key: value for key, value in base.items() if key not in {"dataset_path", "dataset_name"}
     }
-    return built(kept, custom_dataset=lambda **_: data, **changes)
+    return build_task(kept, custom_dataset=lambda **_: data, **changes)
 
 
-def built(base: Mapping[str, Any], **changes: Any) -> Any:
+def build_task(base: Mapping[str, Any], **changes: Any) -> Any:
     """Return a `ConfigurableTask` with `base`'s definition and `changes` applied; it loads `base`'s
     own data set.
     """
@@ -110,13 +110,13 @@ def hub_rows(path: str, name: str, split: str) -> Iterable[dict[str, Any]]:
     return rows
 
 
-def with_files(files: Sequence[str]) -> str:
+def data_dir_hint(files: Sequence[str]) -> str:
     """Say what to do where the Hub cannot be reached."""
     return f"give --data-dir a folder with {' and '.join(files)}"
 
 
 @contextmanager
-def from_hub(task: str, remedy: str) -> Iterator[None]:
+def explaining_hub_errors(task: str, remedy: str) -> Iterator[None]:
     """Turn whatever stops a download into one `HarnessError` that says `remedy`."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError

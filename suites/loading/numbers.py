@@ -20,17 +20,17 @@ _AMOUNT = (
 _DATE = re.compile(r"[0-9]+/[0-9]+/[0-9]+")
 _BOXED = re.compile(r"\\boxed\{\s*" + _AMOUNT)
 _STATED = re.compile(r"(?:####|answer is:?)\s*" + _AMOUNT, re.IGNORECASE)
-_ANY = re.compile(_AMOUNT)
+_NUMBER = re.compile(_AMOUNT)
 
 
-def _normal(text: str) -> str:
+def _normalise(text: str) -> str:
     """Apply lm-eval's `regexes_to_ignore` of gsm8k and its `ignore_case`."""
     for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"):
         text = re.sub(pattern, "", text)
     return text.lower()
 
 
-def strict(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
+def strict_match(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
     """Return the first number that stands in the form `stated`, as lm-eval's `strict-match` filters
     do.
     """
@@ -38,13 +38,13 @@ def strict(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
     return found[0].strip() if found else None
 
 
-def flexible(text: str) -> str | None:
+def flexible_extract(text: str) -> str | None:
     """Return the last number-like run, as lm-eval's `flexible-extract` filter does."""
     found = _FLEXIBLE.findall(text)
     return next(part for part in found[-1] if part).strip() if found else None
 
 
-def numeric(text: str) -> str | None:
+def stated_number(text: str) -> str | None:
     """Return the number that an answer states: the first of `####`, boxed, "answer is", else its
     last number.
 
@@ -55,46 +55,52 @@ def numeric(text: str) -> str | None:
     for pattern in (_STATED, _BOXED):
         found = pattern.search(text)
         if found:
-            return _written(found)
-    every = list(_ANY.finditer(text))
-    return _written(every[-1]) if every else None
+            return _plain_number(found)
+    every = list(_NUMBER.finditer(text))
+    return _plain_number(every[-1]) if every else None
 
 
-def _written(found: re.Match[str]) -> str:
+def _plain_number(found: re.Match[str]) -> str:
     """Return a number without its currency, with a plain minus."""
     sign = "-" if found["sign"] or found["minus"] else ""
     return f"{sign}{found['digits']}{''.join((found['below'] or '').split())}"
 
 
-def _value(text: str) -> Fraction | None:
+def _read_number(text: str) -> Fraction | None:
     """Read a number as it is written: 1,800.50, .5, -3, 1/2; None where it is none."""
-    found = _ANY.fullmatch(text.strip().rstrip("."))
+    found = _NUMBER.fullmatch(text.strip().rstrip("."))
     if found is None:
         return None
-    above, _, below = _written(found).replace(",", "").partition("/")
+    above, _, below = _plain_number(found).replace(",", "").partition("/")
     return Fraction(above) / Fraction(below or "1")
 
 
-def _equal(left: str | None, right: str) -> bool:
-    value = None if left is None else _value(left)
-    return value is not None and value == _value(right)
+def _equal_numbers(left: str | None, right: str) -> bool:
+    value = None if left is None else _read_number(left)
+    return value is not None and value == _read_number(right)
 
 
 def grade_number(gold: str, text: str, *, stated: re.Pattern[str] = HASHES) -> tuple[Grade, ...]:
     """Grade one answer with the three extractors; strict, the score's own, first. `stated` is the
     strict one's pattern.
     """
-    found_strict, found_flexible, found_number = strict(text, stated), flexible(text), numeric(text)
+    found_strict, found_flexible, found_number = (
+        strict_match(text, stated),
+        flexible_extract(text),
+        stated_number(text),
+    )
     return (
         Grade(
             extractor="strict-match",
             extracted=found_strict,
-            correct=found_strict is not None and _normal(found_strict) == _normal(gold),
+            correct=found_strict is not None and _normalise(found_strict) == _normalise(gold),
         ),
         Grade(
             extractor="flexible-extract",
             extracted=found_flexible,
-            correct=found_flexible is not None and _normal(found_flexible) == _normal(gold),
+            correct=found_flexible is not None and _normalise(found_flexible) == _normalise(gold),
         ),
-        Grade(extractor="numeric", extracted=found_number, correct=_equal(found_number, gold)),
+        Grade(
+            extractor="numeric", extracted=found_number, correct=_equal_numbers(found_number, gold)
+        ),
     )

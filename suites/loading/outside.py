@@ -18,17 +18,17 @@ from harness.data.examples import interleaved
 from harness.data.seeding import seeded_as_lm_eval
 from harness.data.source import NoSplit
 from harness.errors import HarnessError, in_one_line
-from harness.statistics.figures import number_of, weighted
-from suites.loading.definition import PREFIX, Leaf, reads_files
-from suites.loading.inputs import Inputs, definition_files, digest_of_leaf
-from suites.loading.lm_eval import built, from_hub
-from suites.loading.statement import read_statement
+from harness.statistics.figures import as_number, weighted_mean
+from suites.loading.definition import TaskDefinition, reads_local_files
+from suites.loading.inputs import TaskInputs, definition_digest, definition_files
+from suites.loading.lm_eval import build_task, explaining_hub_errors
+from suites.loading.statement import summarize_task
 
 _HELD_OUT = 500
 _COUNTED = 50_000_000  # bytes of a data file whose lines are counted while planning
 
 
-class _Gold(str):
+class ItemGold(str):
     """A gold answer that knows its item: graded by it, not by the first item whose answer reads
     alike.
     """
@@ -38,13 +38,14 @@ class _Gold(str):
     doc: Mapping[str, Any]
 
     @classmethod
-    def of(cls, text: str, task: Any, doc: Mapping[str, Any]) -> "_Gold":
+    def of(cls, text: str, task: Any, doc: Mapping[str, Any]) -> "ItemGold":
+        """Return a gold answer that carries its task and item."""
         gold = cls(text)
         gold.task, gold.doc = task, doc
         return gold
 
 
-class OutsideTask:
+class LmEvalTask:
     """A task or group of lm-eval by its name there; a group counts as one task of many parts."""
 
     domain = "other"
@@ -61,8 +62,8 @@ class OutsideTask:
         self.name = name
         self._chance: float | None = None
         self._docs: dict[str, tuple[Any, Any]] = {}  # gold -> task and doc, for `grade`
-        with _as_tasks_are(name):
-            stated = read_statement(name, folder)
+        with _explaining_definition_errors(name):
+            stated = summarize_task(name, folder)
         self._leaves, self._settings = stated.leaves, stated.settings
         self.kind, self.version, self.notes = stated.kind, stated.version, stated.notes
         self.metric, self.primary = stated.metric, stated.primary
@@ -75,7 +76,7 @@ class OutsideTask:
         change: shots, filters, prompts.
         """
         parts = [
-            digest_of_leaf(leaf, Inputs(tuple(sorted(definition_files(leaf.path))), ""))
+            definition_digest(leaf, TaskInputs(tuple(sorted(definition_files(leaf.path))), ""))
             for leaf in self._leaves
         ]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -88,7 +89,7 @@ class OutsideTask:
         if self.kind != "choose":
             return 0.0
         if self._chance is None:
-            with _as_tasks_are(self.name):
+            with _explaining_definition_errors(self.name):
                 self._chance = _chance(self._built, by_size=self.by_size)
         return self._chance
 
@@ -167,7 +168,7 @@ class OutsideTask:
             prompt=prompt,
             completion=completion,
             answer=completion,
-            gold=_Gold.of(gold, task, doc),
+            gold=ItemGold.of(gold, task, doc),
         )
 
     def _gold(self, task: Any, doc: Mapping[str, Any]) -> tuple[str, str]:
@@ -193,7 +194,7 @@ class OutsideTask:
         if self.kind == "choose":
             found = text.strip() or None
             return (Grade(extractor=self.primary, extracted=found, correct=found == gold.strip()),)
-        task, doc = (gold.task, gold.doc) if isinstance(gold, _Gold) else self._doc_of(gold)
+        task, doc = (gold.task, gold.doc) if isinstance(gold, ItemGold) else self._doc_of(gold)
         ensembles = sorted(task._filters, key=lambda one: one.name != self.primary)
         return tuple(self._grade(ensemble, task, doc, text) for ensemble in ensembles)
 
@@ -225,7 +226,7 @@ class OutsideTask:
         filtered = instance.filtered_resps[ensemble.name]
         given = task.process_results(doc, [filtered])
         metric = self.metric if self.metric in given else next(iter(given), "")
-        value = number_of(given.get(metric))
+        value = as_number(given.get(metric))
         lower = task.higher_is_better().get(metric) is False
         extracted = next(
             (str(one) for one in ([filtered] if isinstance(filtered, str) else filtered or [])), ""
@@ -239,7 +240,7 @@ class OutsideTask:
 
 
 @contextmanager
-def _as_tasks_are(name: str) -> Iterator[None]:
+def _explaining_definition_errors(name: str) -> Iterator[None]:
     """Turn what a definition of another shape than a task's does to its readers into one line."""
     from jinja2 import TemplateError
 
@@ -265,7 +266,7 @@ def _as_tasks_are(name: str) -> Iterator[None]:
         ) from problem
 
 
-def _build(leaf: Leaf) -> Any:
+def _build(leaf: TaskDefinition) -> Any:
     """Build one task over its own data set; a `HarnessError` tells an unreachable Hub from a
     mistake in local files.
     """
@@ -276,19 +277,19 @@ def _build(leaf: Leaf) -> Any:
         settings = leaf.settings(functions=True)
     except (AttributeError, ImportError, SyntaxError, NameError, TypeError, ValueError) as problem:
         raise HarnessError(
-            f"{PREFIX}{leaf.name} cannot be built: {_first_line(problem)}; correct {leaf.path} or "
+            f"{leaf.full_name} cannot be built: {_first_line(problem)}; correct {leaf.path} or "
             "its code"
         ) from problem
-    if not reads_files(settings) and settings.get("custom_dataset") is None:
-        with from_hub(
-            f"{PREFIX}{leaf.name}",
+    if not reads_local_files(settings) and settings.get("custom_dataset") is None:
+        with explaining_hub_errors(
+            leaf.full_name,
             "run it once with a network, or give --include-path a folder whose YAML names local "
             "data_files",
         ):
-            return built(settings)
+            return build_task(settings)
     leaf.data_files()  # raises for one that is not there
     try:
-        return built(settings)
+        return build_task(settings)
     except (
         OSError,
         ValueError,
@@ -302,7 +303,7 @@ def _build(leaf: Leaf) -> Any:
         TemplateError,
     ) as problem:
         raise HarnessError(
-            f"{PREFIX}{leaf.name} cannot be built: {_first_line(problem)}; correct {leaf.path} or "
+            f"{leaf.full_name} cannot be built: {_first_line(problem)}; correct {leaf.path} or "
             "the data files it names"
         ) from problem
 
@@ -317,7 +318,7 @@ def _chance(tasks: Mapping[str, Any], *, by_size: bool) -> float:
     """
     shares = [[_guessed(task, doc) for doc in task.eval_docs] for task in tasks.values()]
     parts = [] if by_size else [(len(one), 1 / (len(shares) * len(one))) for one in shares]
-    return weighted([share for one in shares for share in one], parts)
+    return weighted_mean([share for one in shares for share in one], parts)
 
 
 def _guessed(task: Any, doc: Mapping[str, Any]) -> float:
@@ -325,7 +326,7 @@ def _guessed(task: Any, doc: Mapping[str, Any]) -> float:
     return max(1, len(set(target)) if isinstance(target, list) else 1) / choices
 
 
-def _counted(leaf: Leaf, settings: Mapping[str, Any]) -> int | None:
+def _counted(leaf: TaskDefinition, settings: Mapping[str, Any]) -> int | None:
     """Count the lines of a task's test file; None where documents are processed, or the data is no
     plain file of lines.
     """

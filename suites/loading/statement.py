@@ -10,10 +10,17 @@ from typing import Any
 
 from harness.contract import Kind
 from harness.errors import HarnessError
-from suites.loading.definition import PREFIX, Averages, Leaf, find, metrics_of, reads_files
-from suites.loading.inputs import digest_of_leaf, inputs_of
+from suites.loading.definition import (
+    LM_EVAL_PREFIX,
+    GroupAverage,
+    TaskDefinition,
+    find_definitions,
+    metrics_of,
+    reads_local_files,
+)
+from suites.loading.inputs import definition_digest, find_inputs
 
-Settings = Mapping[str, Any]  # of one task, as its YAML has them
+TaskSettings = Mapping[str, Any]  # of one task, as its YAML has them
 _KINDS: dict[str, Kind] = {
     "multiple_choice": "choose",
     "generate_until": "generate",
@@ -22,11 +29,11 @@ _KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statement:
+class TaskSummary:
     """A task or group of lm-eval as its files state it."""
 
-    leaves: list[Leaf]
-    settings: list[Settings]  # of each leaf
+    leaves: list[TaskDefinition]
+    settings: list[TaskSettings]  # of each leaf
     kind: Kind
     metric: str  # of the figure
     by_size: bool  # a group weighs its tasks by their items
@@ -38,50 +45,53 @@ class Statement:
     version: str
 
 
-def read_statement(name: str, folder: Path | None) -> Statement:
+def summarize_task(name: str, folder: Path | None) -> TaskSummary:
     """Read the files behind a name, from the user's folder first. Raises `HarnessError` for a task
     that cannot be scored here.
     """
-    leaves, averages = find(name.removeprefix(PREFIX), folder)
+    leaves, averages = find_definitions(name.removeprefix(LM_EVAL_PREFIX), folder)
     if not leaves:
         raise HarnessError(f"{name} is an empty group; pick another task")
-    settings: list[Settings] = [leaf.settings() for leaf in leaves]
-    kind = _one_kind(name, settings)
-    _refuse_what_cannot_be_asked(name, settings)
-    figure = _figure(settings, kind, averages)
-    notes = _left_out(leaves, figure)
+    settings: list[TaskSettings] = [leaf.settings() for leaf in leaves]
+    kind = _common_kind(name, settings)
+    _refuse_unsupported(name, settings)
+    figure = _choose_metric(settings, kind, averages)
+    notes = _left_out_note(leaves, figure)
     settings = [one for one, kept in zip(settings, figure.kept, strict=True) if kept]
     leaves = [leaf for leaf, kept in zip(leaves, figure.kept, strict=True) if kept]
-    inputs = [inputs_of(leaf) for leaf in leaves if leaf.local]
+    inputs = [find_inputs(leaf) for leaf in leaves if leaf.local]
     unknown = next((one.unknown for one in inputs if one.unknown), "")
     if unknown:
         notes += (f"{unknown}, so nothing of this task is kept from run to run",)
-    return Statement(
+    return TaskSummary(
         leaves=leaves,
         settings=settings,
         kind=kind,
         metric=figure.metric,
         by_size=figure.by_size,
         aggregated=figure.aggregated,
-        primary=_primary(settings, kind, figure.metric),
+        primary=_primary_extractor(settings, kind, figure.metric),
         notes=notes,
         unknown_inputs=unknown,
         needs_hub=not all(
-            reads_files(one) or one.get("custom_dataset") is not None for one in settings
+            reads_local_files(one) or one.get("custom_dataset") is not None for one in settings
         ),
         version=_version(
             settings,
             figure,
-            [digest_of_leaf(*pair) for pair in zip(_local(leaves), inputs, strict=True)],
+            [
+                definition_digest(*pair)
+                for pair in zip(_local_definitions(leaves), inputs, strict=True)
+            ],
         ),
     )
 
 
-def _local(leaves: Sequence[Leaf]) -> list[Leaf]:
+def _local_definitions(leaves: Sequence[TaskDefinition]) -> list[TaskDefinition]:
     return [leaf for leaf in leaves if leaf.local]
 
 
-def _one_kind(name: str, settings: Sequence[Settings]) -> Kind:
+def _common_kind(name: str, settings: Sequence[TaskSettings]) -> Kind:
     types = sorted({str(one.get("output_type", "generate_until")) for one in settings})
     if len(types) > 1:
         raise HarnessError(
@@ -96,7 +106,7 @@ def _one_kind(name: str, settings: Sequence[Settings]) -> Kind:
     return _KINDS[types[0]]
 
 
-def _refuse_what_cannot_be_asked(name: str, settings: Sequence[Settings]) -> None:
+def _refuse_unsupported(name: str, settings: Sequence[TaskSettings]) -> None:
     for one in settings:
         if one.get("unsafe_code"):
             raise HarnessError(
@@ -111,7 +121,7 @@ def _refuse_what_cannot_be_asked(name: str, settings: Sequence[Settings]) -> Non
 
 
 @dataclass(frozen=True)
-class _Figure:
+class _PrimaryMetric:
     """The metric that a task's figure is made of, and which of a group's tasks have it."""
 
     metric: str
@@ -120,7 +130,9 @@ class _Figure:
     kept: tuple[bool, ...]
 
 
-def _figure(settings: Sequence[Settings], kind: Kind, averages: Sequence[Averages]) -> _Figure:
+def _choose_metric(
+    settings: Sequence[TaskSettings], kind: Kind, averages: Sequence[GroupAverage]
+) -> _PrimaryMetric:
     """Choose the metric of the figure.
 
     A group's own `aggregate_metric_list` decides; tasks without that metric are left out, as
@@ -133,15 +145,15 @@ def _figure(settings: Sequence[Settings], kind: Kind, averages: Sequence[Average
         chosen = next(
             (one for one in stated if kind == "choose" and one.metric == "acc"), stated[0]
         )
-        return _Figure(
+        return _PrimaryMetric(
             chosen.metric, chosen.by_size, True, tuple(chosen.metric in names for names in own)
         )
     common = [name for name in own[0] if all(name in names for names in own)] or own[0]
     metric = "acc" if kind == "choose" and "acc" in common else common[0]
-    return _Figure(metric, True, False, (True,) * len(own))
+    return _PrimaryMetric(metric, True, False, (True,) * len(own))
 
 
-def _left_out(leaves: Sequence[Leaf], figure: _Figure) -> tuple[str, ...]:
+def _left_out_note(leaves: Sequence[TaskDefinition], figure: _PrimaryMetric) -> tuple[str, ...]:
     """Say which tasks a group's figure is not made of."""
     dropped = [leaf.name for leaf, kept in zip(leaves, figure.kept, strict=True) if not kept]
     if not dropped:
@@ -152,7 +164,7 @@ def _left_out(leaves: Sequence[Leaf], figure: _Figure) -> tuple[str, ...]:
     )
 
 
-def _primary(settings: Sequence[Settings], kind: Kind, metric: str) -> str:
+def _primary_extractor(settings: Sequence[TaskSettings], kind: Kind, metric: str) -> str:
     """Return the name of the first filter of a generating task, else of the metric."""
     if kind != "generate":
         return metric
@@ -160,7 +172,7 @@ def _primary(settings: Sequence[Settings], kind: Kind, metric: str) -> str:
     return str(filters[0]["name"]) if filters else "none"
 
 
-def _version(settings: Sequence[Settings], figure: _Figure, digests: list[str]) -> str:
+def _version(settings: Sequence[TaskSettings], figure: _PrimaryMetric, digests: list[str]) -> str:
     """Return what lm-eval calls the version, and a digest of the user's own files."""
     stated = [one["metadata"] if isinstance(one.get("metadata"), dict) else {} for one in settings]
     # "Yaml" is lm-eval's word for none

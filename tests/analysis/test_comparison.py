@@ -33,7 +33,7 @@ def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
 )
 def test_rows_made_under_other_conditions_stand_in_another_table(field, changes):
     other = make("sft", 0.5, seed=1, **changes)
-    found = comparison.group([*RECORDS, other])
+    found = comparison.group_records([*RECORDS, other])
     assert len(found) == 2
     with_sft = next(group for group in found if "sft" in {row.label for row in group.rows})
     without = next(group for group in found if "cot" in {row.label for row in group.rows})
@@ -46,7 +46,7 @@ def test_one_teacher_and_one_untouched_student_serve_two_budgets():
         make("sft", 0.5, seed=1, budget_tokens=2000),
         make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",)),
     ]
-    found = comparison.group([*RECORDS, *other])
+    found = comparison.group_records([*RECORDS, *other])
     assert len(found) == 2 and all(group.teacher for group in found)
     assert all("untouched" in {row.label for row in group.rows} for group in found)
     assert "no retention" not in report.markdown([*RECORDS, *other])
@@ -62,9 +62,9 @@ def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
         key="newer",
     )
     text = report.markdown([*RECORDS, failed])
-    assert comparison.Row("cot", ()).label in text and text.count("| cot ") == report.markdown(
-        RECORDS
-    ).count("| cot ")
+    assert comparison.ResultRow("cot", ()).label in text and text.count(
+        "| cot "
+    ) == report.markdown(RECORDS).count("| cot ")
     trial = make("cot", seed=1, status="failed", reason="trial trouble", limited=True)
     tables = report.markdown([*RECORDS, trial]).split("## ")[1:]
     assert len(tables) == 2
@@ -81,15 +81,15 @@ def test_equal_seeds_make_no_pairs():
     cot = [make("cot", 0.6, seed=seed) for seed in (1, 3)]
     sft = [make("sft", 0.3, seed=seed) for seed in (1, 2, 3)]
     found = comparison.compare(
-        comparison.Row("cot", tuple(cot)),
-        comparison.Row("sft", tuple(sft)),
+        comparison.ResultRow("cot", tuple(cot)),
+        comparison.ResultRow("sft", tuple(sft)),
         "gsm8k-mini",
         ratio=False,
     )
     renamed = [record.model_copy(update={"seed": record.seed + 7}) for record in sft]
     assert found == comparison.compare(
-        comparison.Row("cot", tuple(cot)),
-        comparison.Row("sft", tuple(renamed)),
+        comparison.ResultRow("cot", tuple(cot)),
+        comparison.ResultRow("sft", tuple(renamed)),
         "gsm8k-mini",
         ratio=False,
     )
@@ -103,8 +103,8 @@ def test_rows_scored_on_other_items_are_not_paired():
         update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)}
     )
     found = comparison.compare(
-        comparison.Row("cot", (odd,)),
-        comparison.Row("teacher", (RECORDS[0],)),
+        comparison.ResultRow("cot", (odd,)),
+        comparison.ResultRow("teacher", (RECORDS[0],)),
         "gsm8k-mini",
         ratio=True,
     )
@@ -113,7 +113,7 @@ def test_rows_scored_on_other_items_are_not_paired():
 
 def test_models_with_different_chat_templates_are_paired_on_the_same_items(small):
     from harness.contract import Prompting
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.scoring.score import score_task
     from suites.mmlu_mini import MmluMini
 
@@ -121,10 +121,10 @@ def test_models_with_different_chat_templates_are_paired_on_the_same_items(small
         opened = small("Llama")
         opened.tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
         given = {"limit": 40, "progress": lambda one: None, "prompting": Prompting(chat=True)}
-        score, _ = score_task(opened, MmluMini(), DataSource(), **given)
+        score, _ = score_task(opened, MmluMini(), LocalOrHubData(), **given)
         return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
 
-    [found] = comparison.group(
+    [found] = comparison.group_records(
         [
             row("teacher", "<{{ m.role }}>{{ m.content }}"),
             row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1),
@@ -149,8 +149,8 @@ def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
         make("teacher other", 0.7, teachers=both, method="teacher"),
         make("teacher", 0.9, teachers=both),
     ]
-    [found] = comparison.group(records)
-    assert [row.label for row in comparison.ordered(found)] == [
+    [found] = comparison.group_records(records)
+    assert [row.label for row in comparison.ordered_rows(found)] == [
         "teacher",
         "teacher other",
         "response",

@@ -87,7 +87,7 @@ def _remember_items(task: Any) -> None:
 
     task.split = split
     for name in task.SIZES:
-        list(task.rows(name))
+        list(task.generated_items(name))
 
 
 def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]) -> int:

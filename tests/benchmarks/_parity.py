@@ -16,7 +16,7 @@ import _architectures
 import _tokenizers
 from _forms import FORMS, GROUPS
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.checkpoint import describe
 from harness.models.language_model import LanguageModel
@@ -155,11 +155,11 @@ def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
 def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
     """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
     from harness.scoring.score import score_task
-    from suites.loading.outside import OutsideTask
+    from suites.loading.outside import LmEvalTask
 
-    task = OutsideTask(f"lm-eval:form-{cell.form}", tasks)
+    task = LmEvalTask(f"lm-eval:form-{cell.form}", tasks)
     score, rows = score_task(
-        model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch
+        model, task, LocalOrHubData(), progress=lambda one: None, batch_size=cell.batch
     )
     return (
         [

@@ -37,7 +37,7 @@ from _form import figure, write
 from _records import frozen, record, score
 
 from harness.gate.check import check
-from harness.gate.rules import Checked, Rules, Verdict
+from harness.gate.rules import CheckResult, Rules, Verdict
 from harness.records.record import RunRecord
 
 SIZES, TEACHER, MARGIN = (100, 250, 1_000), 0.75, 0.95
@@ -78,7 +78,7 @@ def with_scores(label: str, runs: list[str]) -> RunRecord:
     )
 
 
-def claimed(table: Counts) -> Checked:
+def claimed(table: Counts) -> CheckResult:
     """Check the claims of a draw's rows (rows, tasks, 4) against their one teacher."""
     teacher = with_scores("teacher", [outcomes(cells)[0] for cells in table[0]])
     rows = [
@@ -88,7 +88,7 @@ def claimed(table: Counts) -> Checked:
     return check([teacher, *rows], Rules(margin=MARGIN))
 
 
-def against(table: Counts) -> Checked:
+def against(table: Counts) -> CheckResult:
     """Check a draw's rows against their frozen outcomes."""
     then = [
         with_scores(f"row-{at}", [outcomes(cells)[0] for cells in row])
@@ -101,10 +101,10 @@ def against(table: Counts) -> Checked:
     return check(now, Rules(), frozen(*then))
 
 
-def said(checked: Checked, row: str = "") -> Verdict:
+def said(checked: CheckResult, row: str = "") -> Verdict:
     """Return the gravest verdict of the layers that read outcomes, of all rows or of one."""
     layers = ("claim", "pooled", "frozen", "pooled frozen")
-    return Checked(
+    return CheckResult(
         findings=tuple(
             one for one in checked.findings if one.layer in layers and row in ("", one.row)
         ),
@@ -113,7 +113,7 @@ def said(checked: Checked, row: str = "") -> Verdict:
     ).verdict
 
 
-def passes_any(checked: Checked) -> bool:
+def passes_any(checked: CheckResult) -> bool:
     """Tell whether any claim passed, by task or pooled."""
     return any(
         one.verdict is Verdict.passed

@@ -23,7 +23,7 @@ from _pair import random_pair
 import methods
 import suites
 from harness.contract import Budget, Checkpoint, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.registry import Registry
 
 ROWS, PASSES = 300, 3
@@ -58,7 +58,7 @@ def main() -> None:
             student=str(student.path),
             student_base=student,
             tasks=tasks,
-            source=DataSource(),
+            source=LocalOrHubData(),
             budget=Budget(seen_tokens=2_000, rows=20),
             seed=1,
             workdir=folder / "warm-up",
@@ -78,7 +78,7 @@ def main() -> None:
                     student=str(student.path),
                     student_base=student,
                     tasks=tasks,
-                    source=DataSource(),
+                    source=LocalOrHubData(),
                     budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS),
                     seed=1,
                     workdir=workdir,

@@ -21,7 +21,7 @@ def full_rank_gap(folder: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from methods.lowrank import factorised
+    from methods.lowrank import factorize
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.arange(40, 104)[None]
@@ -30,7 +30,7 @@ def full_rank_gap(folder: Path) -> float:
         for name, layer in model.named_modules():
             if type(layer) is torch.nn.Linear and name != "lm_head":
                 x = torch.randn(2 * layer.in_features, layer.in_features)
-                up, down = factorised(layer.weight, min(layer.weight.shape), x.T @ x)
+                up, down = factorize(layer.weight, min(layer.weight.shape), x.T @ x)
                 layer.weight.copy_(up @ down)
         return float((model(input_ids=ids).logits - before).abs().max())
 

@@ -14,7 +14,7 @@ from _form import figure, timed, write
 from _records import frozen, scored
 
 from harness.records.baseline import write_baseline
-from harness.records.record import write as write_record
+from harness.records.record import write_record
 
 
 def marks(share: float, n: int, draw: random.Random) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 import harness
 from harness.cli import app
-from harness.cli.ending import ended
+from harness.cli.ending import exit_code_of
 from harness.planning import config
 from harness.planning.fields import Spelling, settings_by_name
 
@@ -49,7 +49,7 @@ def door(monkeypatch, tmp_path, capsys):
     def typed(*arguments):
         seen.clear()
         monkeypatch.setattr(sys, "argv", ["harness", "run", *map(str, arguments)])
-        code = ended(app._command)
+        code = exit_code_of(app._command)
         said = capsys.readouterr()
         return code, said.out + said.err, seen[0] if seen else None
 

@@ -14,12 +14,12 @@ import suites
 from harness.checking.method_checks import METHOD_CHECKS
 from harness.contract import Budget, Checkpoint, Job, Method
 from harness.data.examples import examples_of
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.resolve import resolve
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.scoring.generation import Generation
-from harness.testing import Checked, ContractError, check_method
+from harness.testing import ContractError, ContractReport, check_method
 from methods.training.base import default_learning_rate
 
 REGISTRY = Registry("method", methods.METHODS)
@@ -72,7 +72,7 @@ def job(teacher, folder, *, seed=1, tokens=1500, rows=24, student="depth:0.5", t
         student=student,
         student_base=teacher,
         tasks=tasks or {"gsm8k-mini": TASKS["gsm8k-mini"]},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=tokens, rows=rows),
         seed=seed,
         workdir=folder,
@@ -99,7 +99,9 @@ def contracts(tmp_path_factory):
     for name in CANONICAL:
         # what the student writes is long
         settings = (
-            {"batch_size": 4} if "on_policy_share" in expanded(REGISTRY.build(name, {})) else {}
+            {"batch_size": 4}
+            if "on_policy_share" in settings_with_defaults(REGISTRY.build(name, {}))
+            else {}
         )
         settings |= FEW if DEFAULTS[name].trains else {}
         try:
@@ -117,7 +119,7 @@ def students(contracts):
     whole = {
         name: checked
         for name, checked in contracts.items()
-        if isinstance(checked, Checked) and checked.students
+        if isinstance(checked, ContractReport) and checked.students
     }
     return {
         name: [one.checkpoint for one in checked.students.values()]
@@ -141,7 +143,7 @@ def response(teacher, tmp_path_factory):
 @pytest.mark.parametrize("name", CANONICAL)
 def test_keeps_the_public_contract(name, contracts):
     """As any method of another package does."""
-    assert isinstance(contracts[name], Checked), contracts[name]
+    assert isinstance(contracts[name], ContractReport), contracts[name]
     if contracts[name].skipped:
         pytest.skip(next(iter(contracts[name].skipped.values())))
     assert set(contracts[name].passed) == set(METHOD_CHECKS)
@@ -153,7 +155,7 @@ def test_keeps_the_protocol(name):
     assert isinstance(method, Method)
     assert REGISTRY.summary(name) and len(REGISTRY.summary(name)) < 110
     assert all(control in methods.METHODS for control in method.controls)
-    assert REGISTRY.build(name, expanded(method)) == method
+    assert REGISTRY.build(name, settings_with_defaults(method)) == method
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -574,7 +576,7 @@ def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
 def test_only_right_and_finished_traces_survive(teacher, tmp_path):
     from methods.training.trace_filter import filter_traces
 
-    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=4)
+    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=4)
     right = [Generation(one.completion, 30, "eos") for one in examples]
     given = job(teacher, tmp_path / "x")
     texts = [
@@ -676,7 +678,7 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
 def test_calculator_marks_are_not_trained(teacher, tmp_path):
     from methods.training.trace_filter import filter_traces
 
-    [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=1)
+    [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=1)
     marked = example.completion.replace("=", "=<<1+1=2>>", 1)
     assert filter_traces(
         [example], [[Generation(marked, 30, "eos")]], job(teacher, tmp_path / "x")
@@ -690,7 +692,7 @@ def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(te
 
     given = job(teacher, tmp_path / "x")
     taken, tested = (
-        examples_of(given.tasks, split, DataSource(), rows=2) for split in ("train", "test")
+        examples_of(given.tasks, split, LocalOrHubData(), rows=2) for split in ("train", "test")
     )
     leaked = replace(taken[0], prompt="One shot.\n\n" + tested[0].prompt.upper().replace(" ", "  "))
     texts = [[Generation(one.completion, 30, "eos")] for one in taken]
@@ -702,7 +704,7 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.contamination import overlapping
+    from harness.data.contamination import overlapping_prompts
 
     def task(files, text):
         held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
@@ -717,7 +719,9 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     )
     for files, expected in ((("a.jsonl",), {near.prompt}), ((), set())):
         assert (
-            overlapping([near, far], {"t": task(files, f"before {run} after")}, DataSource())
+            overlapping_prompts(
+                [near, far], {"t": task(files, f"before {run} after")}, LocalOrHubData()
+            )
             == expected
         )
 
@@ -726,7 +730,7 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.contamination import overlapping
+    from harness.data.contamination import overlapping_prompts
 
     held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
     task = SimpleNamespace(
@@ -740,9 +744,11 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
         gold="4",
         plain="What is two and TWO?",
     )
-    assert overlapping([shown], {"t": task}, DataSource()) == {shown.prompt}
+    assert overlapping_prompts([shown], {"t": task}, LocalOrHubData()) == {shown.prompt}
     assert (
-        overlapping([replace(shown, plain="What is two and three?")], {"t": task}, DataSource())
+        overlapping_prompts(
+            [replace(shown, plain="What is two and three?")], {"t": task}, LocalOrHubData()
+        )
         == set()
     )
 

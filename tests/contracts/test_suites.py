@@ -8,13 +8,13 @@ import pytest
 
 import suites
 from harness.data.examples import examples_digest, examples_of, training_examples
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.files.digests import digest_of
 from suites import gsm8k_mini, mmlu_mini
 from suites.loading import numbers
 
-SOURCE = DataSource()
+SOURCE = LocalOrHubData()
 # the generated ones; tests/suites/test_tasks.py has the others
 TASKS = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}
 MODULES = {"gsm8k-mini": gsm8k_mini, "mmlu-mini": mmlu_mini}
@@ -28,8 +28,10 @@ FROZEN = {
 @pytest.mark.parametrize("name", TASKS)
 def test_items_of_version_1_are_frozen(name):
     rows = [
-        row for split in ("dev", "validation", "test") for row in MODULES[name].rows(split)
-    ] + list(islice(MODULES[name].rows("train"), 1000))
+        row
+        for split in ("dev", "validation", "test")
+        for row in MODULES[name].generated_items(split)
+    ] + list(islice(MODULES[name].generated_items("train"), 1000))
     assert (
         hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16] == FROZEN[name]
     )
@@ -52,7 +54,7 @@ def test_splits_of_mmlu_mini_share_no_question_with_the_same_choices_in_another_
     held = {
         split: {
             (row["question"], tuple(sorted(row["choices"])))
-            for row in islice(mmlu_mini.rows(split), 5000)
+            for row in islice(mmlu_mini.generated_items(split), 5000)
         }
         for split in ("train", "test")
     }
@@ -76,10 +78,10 @@ def test_training_prompts_are_the_prompts_that_lm_eval_renders(name, no_network)
 
 
 def test_gsm8k_mini_keeps_lm_evals_filters_and_metric():
-    from suites.loading.lm_eval import builtin
+    from suites.loading.lm_eval import read_builtin
 
     upstream, built = (
-        builtin("gsm8k/gsm8k.yaml"),
+        read_builtin("gsm8k/gsm8k.yaml"),
         TASKS["gsm8k-mini"].lm_eval_tasks(SOURCE)["gsm8k-mini"],
     )
     assert [one["name"] for one in upstream["filter_list"]] == [one.name for one in built._filters]
@@ -107,7 +109,7 @@ def test_no_prompt_holds_its_gold_work(name):
 
 
 def test_problems_say_what_their_steps_compute():
-    for row in islice(gsm8k_mini.rows("test"), 300):
+    for row in islice(gsm8k_mini.generated_items("test"), 300):
         lines = row["answer"].splitlines()
         assert len(lines) == row["steps"] + 1 and row["steps"] in gsm8k_mini.STEPS
         for line in lines[:-1]:
@@ -119,7 +121,7 @@ def test_problems_say_what_their_steps_compute():
 
 
 def test_choices_are_four_and_different_and_the_letters_are_balanced():
-    rows = list(mmlu_mini.rows("test"))
+    rows = list(mmlu_mini.generated_items("test"))
     assert all(len(set(row["choices"])) == 4 for row in rows)
     shares = [sum(row["answer"] == letter for row in rows) / len(rows) for letter in range(4)]
     assert all(0.2 < share < 0.3 for share in shares)

@@ -12,13 +12,13 @@ import pytest
 import methods
 import suites
 from harness.api import estimate_plans, plan_run
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.errors import HarnessError
 from harness.estimating.estimate import activation_bytes, duration, estimate_text
 from harness.estimating.expect import estimate_cells
 from harness.estimating.hardware import GIB, parse_hardware, this_machine
 from harness.estimating.workload import cut_parameters, workload_of
-from harness.machine.processor import machine, processor_in, threads_asked
+from harness.machine.processor import machine_label, parse_processor, thread_count
 from harness.models.resolve import EMBEDDED
 from harness.models.shape import Shape
 from harness.planning.config import build_config
@@ -53,8 +53,8 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on=
     environment = Environment(
         device="cpu",
         dtype="float32",
-        threads=threads_asked(),
-        machine=made_on or machine(),
+        threads=thread_count(),
+        machine=made_on or machine_label(),
         platform="",
         python="",
         versions={},
@@ -288,7 +288,7 @@ def test_every_method_and_task_is_known_to_the_plan():
     assert found["prune-magnitude"].changes and found["prune-magnitude"].calibrates == (0, 0)
     assert found["on-policy"].reads_live_teacher and not found["response"].reads_live_teacher
     assert workload_of(registry.build("response", {"cache": "off"})).reads_live_teacher
-    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
+    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS_BY_TASK)
 
 
 @pytest.mark.parametrize(
@@ -461,9 +461,9 @@ def test_two_processors_of_one_name_are_told_apart_by_their_instructions():
         "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f avx512_vnni "
         "sse2\n\nprocessor\t: 1\nmodel name\t: Other\n"
     )
-    assert processor_in(first) == "Some CPU (avx2 avx512f avx512_vnni)"
-    assert processor_in(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
-    assert processor_in("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
+    assert parse_processor(first) == "Some CPU (avx2 avx512f avx512_vnni)"
+    assert parse_processor(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
+    assert parse_processor("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
         "(asimddp i8mm)"
     )
-    assert processor_in("model name\t: Plain\n") == "Plain" and processor_in("") == ""
+    assert parse_processor("model name\t: Plain\n") == "Plain" and parse_processor("") == ""

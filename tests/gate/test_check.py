@@ -15,7 +15,7 @@ from harness.gate import check as gate_check
 from harness.gate import output
 from harness.gate.check import check
 from harness.gate.rules import Rules, Verdict
-from harness.records.baseline import Baseline, freeze
+from harness.records.baseline import Baseline, freeze_record
 from harness.reporting import report
 from harness.statistics import stats
 
@@ -39,10 +39,10 @@ def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
         and checked.exit_code == {"passed": 0, "cannot tell": 3, "missed": 1}[expected.value]
     )
     z = stats.score_z(
-        stats.pairs(
-            TEACHES.scores[0].outcomes["strict-match"], student.scores[0].outcomes["strict-match"]
+        stats.count_pairs(
+            student.scores[0].outcomes["strict-match"], TEACHES.scores[0].outcomes["strict-match"]
         ),
-        stats._ratio_weights(0.95, 0.0),
+        stats.ratio_weights(0.95, 0.0),
     )
     assert (z > 1.645) == (expected is Verdict.passed) and (z < -1.645) == (
         expected is Verdict.missed
@@ -81,7 +81,9 @@ def test_holm_makes_a_claim_harder_among_many_rows():
         outcomes
         for lose in range(10, 60)
         if 0.02
-        < stats.keeps([outcomes := turned(marks(800), lose=lose, win=5)], [marks(800)], 0.95)[0]
+        < stats.retention_test(
+            [outcomes := turned(marks(800), lose=lose, win=5)], [marks(800)], 0.95
+        )[0]
         < 0.04
     )
     assert check([TEACHES, row("int8", student)], Rules(margin=0.95)).verdict is Verdict.passed
@@ -205,7 +207,7 @@ def test_a_document_without_a_likelihood_gives_no_verdict_and_valid_json():
     checked = check(records, Rules(margin=0.95), frozen(row("int8", "", scores=(text(1.0),))))
     assert checked.verdict is Verdict.cannot_tell
     assert "NaN" not in output.as_json(checked) and "Infinity" not in output.as_json(checked)
-    assert "Infinity" not in report.as_json(report.made_of(records))
+    assert "Infinity" not in report.as_json(report.build_sections(records))
 
 
 def test_one_document_and_one_item_break_nothing():
@@ -223,8 +225,8 @@ def test_one_document_and_one_item_break_nothing():
     assert "int8" in report.markdown(choices)
     for counts in (stats.Pairs(0, 1, 0, 0), stats.Pairs(1, 0, 0, 0), stats.Pairs(0, 3, 0, 0)):
         assert (
-            stats.retention_above_chance(counts, 0.25).reason
-            and stats.retention(counts) is not None
+            stats.above_chance_interval(counts, 0.25).reason
+            and stats.retention_interval(counts) is not None
         )
 
 
@@ -324,7 +326,10 @@ def test_markdown_and_annotations_name_the_row():
         and lines[0].startswith("::error title=int4 gsm8k-mini [claim]%3A missed::")
         and lines[1].startswith("::warning")
     )
-    assert output.text(three()).splitlines()[-2] == "missed: 1 missed, 1 cannot tell, 1 passed"
+    assert (
+        output.terminal_text(three()).splitlines()[-2]
+        == "missed: 1 missed, 1 cannot tell, 1 passed"
+    )
 
 
 def test_findings_have_names_that_say_what_was_checked():
@@ -354,7 +359,7 @@ def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
     )
     claims = [check([teacher, row], Rules(margin=0.95)).verdict for row in (same, bad)]
     assert claims == [Verdict.passed, Verdict.missed]
-    frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
+    frozen = Baseline(history=(), rows=(freeze_record(teacher), freeze_record(same)))
     assert Baseline.model_validate_json(frozen.model_dump_json(by_alias=True)).rows[1].scores[
         0
     ].numbers == tuple(TEACHERS)
@@ -398,7 +403,7 @@ def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, ru
     assert [one.verdict for one in found] == [Verdict.passed, Verdict.missed] and told in found[
         1
     ].findings[0].told
-    frozen = Baseline(history=(), rows=(freeze(teacher), freeze(same)))
+    frozen = Baseline(history=(), rows=(freeze_record(teacher), freeze_record(same)))
     again = Baseline.model_validate_json(frozen.model_dump_json(by_alias=True))
     assert again.rows[1].scores[0].statistics == same.scores[0].statistics
     assert check([teacher, same], Rules(), again).verdict is Verdict.passed

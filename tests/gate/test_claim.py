@@ -19,11 +19,18 @@ from harness.errors import HarnessError
 from harness.gate import output
 from harness.gate.check import check
 from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights
-from harness.gate.passed import claim_passes, frozen_passes
-from harness.gate.rules import Rules, Verdict, decides, decides_among
-from harness.records.baseline import Baseline, Change, freeze, write_baseline
+from harness.gate.passed import claim_pass_rate, frozen_pass_rate
+from harness.gate.rules import Rules, Verdict, items_needed, items_needed_among
+from harness.records.baseline import Baseline, Change, freeze_record, write_baseline
 from harness.records.conditions import ModelReference
-from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.record import (
+    Cost,
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    write_record,
+)
 from harness.statistics import means, stats
 
 ENVIRONMENT = Environment(
@@ -137,7 +144,9 @@ def frozen(*records, margin=None):
     change = Change(
         reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(freeze(one) for one in records), margin=margin)
+    return Baseline(
+        history=(change,), rows=tuple(freeze_record(one) for one in records), margin=margin
+    )
 
 
 def layer(checked, name):
@@ -155,21 +164,21 @@ def numbers(*runs):
 def test_a_student_exactly_at_the_margin_is_neither_kept_nor_lost(chance, right):
     """90 % of what a teacher at 80 % has above chance: 72, 74.5 and 77 % of the items."""
     for students in ([marks(right)], [marks(right - 3), marks(right + 3)]):
-        assert stats.keeps(students, [marks(800)], 0.9, chance=chance) == pytest.approx(
+        assert stats.retention_test(students, [marks(800)], 0.9, chance=chance) == pytest.approx(
             (0.5, 0.5), abs=1e-6
         )
-        assert means.keeps(
+        assert means.retention_test(
             numbers(*students), numbers(marks(800)), 0.9, chance=chance
         ) == pytest.approx((0.5, 0.5), abs=1e-6)
-    assert stats.keeps([marks(right + 30)], [marks(800)], 0.9, chance=chance)[0] < 0.01
-    assert stats.keeps([marks(right - 30)], [marks(800)], 0.9, chance=chance)[1] < 0.01
+    assert stats.retention_test([marks(right + 30)], [marks(800)], 0.9, chance=chance)[0] < 0.01
+    assert stats.retention_test([marks(right - 30)], [marks(800)], 0.9, chance=chance)[1] < 0.01
 
 
 def test_means_above_chance_are_means_of_what_is_above_it():
     teacher, student = numbers(marks(800)), numbers(marks(770))
     shifted = [[[value - 0.25 for value in side[0]]] for side in (student, teacher)]
-    assert means.keeps(student, teacher, 0.9, chance=0.25) == pytest.approx(
-        means.keeps(*shifted, 0.9)
+    assert means.retention_test(student, teacher, 0.9, chance=0.25) == pytest.approx(
+        means.retention_test(*shifted, 0.9)
     )
 
 
@@ -192,7 +201,7 @@ def test_91_percent_above_chance_is_not_95_percent():
     assert one.told.endswith(
         "must show that it keeps 95 % of what the teacher has above chance (25 %)"
     )
-    pair = [comparison.Row(each.label, (each,)) for each in (student, teacher)]
+    pair = [comparison.ResultRow(each.label, (each,)) for each in (student, teacher)]
     shown = comparison.compare(*pair, "mmlu-mini", ratio=True, chance=0.25)
     assert (one.numbers["value"], one.numbers["low"], one.numbers["high"]) == (
         shown.value,
@@ -369,7 +378,7 @@ def test_missed_fails_in_every_form():
     assert json.loads(output.as_json(checked))["verdict"] == "missed"
     [line] = output.annotations(checked)
     assert line.startswith("::error title=int4 gsm8k-mini [claim]%3A missed::")
-    assert "MISSED" in output.text(checked) and "**MISSED**" in output.markdown(checked)
+    assert "MISSED" in output.terminal_text(checked) and "**MISSED**" in output.markdown(checked)
     assert output.summary(checked) == "missed: 1 missed"
 
 
@@ -403,15 +412,15 @@ def test_missed_fails_in_every_form():
     ],
 )
 def test_never_more_items_than_the_task_has(needed, task, limited, expected):
-    assert decides(needed, score(marks(80, 100), task), limited) == expected
+    assert items_needed(needed, score(marks(80, 100), task), limited) == expected
 
 
 def test_several_tasks_and_documents_are_counted_too():
     assert (
-        decides_among(9, 8, "a and b").told
+        items_needed_among(9, 8, "a and b").text
         == "it would take more than a and b have (8): these tasks cannot decide it"
     )
-    assert decides(50, score(marks(2, 4), "wikitext"), True, what="documents") == (
+    assert items_needed(50, score(marks(2, 4), "wikitext"), True, unit="documents") == (
         50,
         62,
         "about 50 documents would decide",
@@ -469,7 +478,7 @@ def test_what_two_tasks_cannot_tell_their_items_together_may():
         and "over its tasks together" not in checked.passed_means
     )
     assert output.summary(settled) == "passed: 1 passed; 2 undecided findings do not count"
-    assert output.text(settled).count("(information: it does not count)") == 2
+    assert output.terminal_text(settled).count("(information: it does not count)") == 2
     assert [line.split(" ")[0] for line in output.annotations(settled)] == ["::notice", "::notice"]
 
 
@@ -485,7 +494,7 @@ def test_the_pooled_test_is_that_of_all_items_above_their_chance():
     ]
     assert (
         pooled.numbers["p_met"]
-        == means.keeps([runs[0]], [runs[1]], 0.93, ((300, 1 / 600), (300, 1 / 600)))[0]
+        == means.retention_test([runs[0]], [runs[1]], 0.93, ((300, 1 / 600), (300, 1 / 600)))[0]
     )
     kept, had = (sum(run) for run in runs)
     assert (
@@ -688,8 +697,8 @@ def test_what_a_pass_means_stands_under_the_verdict():
     )
     assert "on gsm8k-mini (n 1,000, 4.0 % flips)" in line and "\n" not in line
     assert (
-        output.text(checked).splitlines()[-1] == line
-        and output.summary(checked) in output.text(checked).splitlines()[-2]
+        output.terminal_text(checked).splitlines()[-1] == line
+        and output.summary(checked) in output.terminal_text(checked).splitlines()[-2]
     )
     assert f"{output.summary(checked)}\n\n{line}\n" in output.markdown(checked)
     assert json.loads(output.as_json(checked))["passed_means"] == line
@@ -711,7 +720,7 @@ def test_the_stated_rate_is_the_rate_of_the_check(n, flips, drop):
         now = row("int8", score(moved(base, lose=int(lost), win=int(won))))
         [one] = layer(check([now], Rules(), frozen(row("int8", score(base)))), "frozen")
         passed.append(one.verdict is Verdict.passed)
-    stated = frozen_passes(n, flips, drop, 1, Rules())
+    stated = frozen_pass_rate(n, flips, drop, 1, Rules())
     assert np.mean(passed) == pytest.approx(
         stated, abs=4 * max(stated * (1 - stated), 0.01) ** 0.5 / 20
     )
@@ -726,23 +735,27 @@ def test_the_stated_rate_of_a_claim_is_the_rate_of_its_test(chance, points, marg
     draws = np.random.default_rng(1).multinomial(
         n, [teacher - lost, lost, won, 1 - teacher - won], size=3000
     )
-    weights = stats._difference_weights(-margin) if points else stats._ratio_weights(margin, chance)
+    weights = stats.difference_weights(-margin) if points else stats.ratio_weights(margin, chance)
     passed = np.mean(
         [stats.score_z(stats.Pairs(*map(int, one)), weights) >= 1.6449 for one in draws]
     )
-    assert claim_passes(
+    assert claim_pass_rate(
         n, flips, drop, teacher, 1, Rules(margin=margin, points=points), chance=chance
     ) == pytest.approx(passed, abs=0.04)
 
 
 def test_more_tests_and_fewer_flips_change_what_a_pass_means():
     rules = Rules(margin=0.95)
-    assert frozen_passes(1000, 0.12, 0.03, 1, rules) < frozen_passes(1000, 0.12, 0.03, 4, rules)
-    assert claim_passes(1000, 0.1, 0.0, 0.8, 1, rules) > claim_passes(
+    assert frozen_pass_rate(1000, 0.12, 0.03, 1, rules) < frozen_pass_rate(
+        1000, 0.12, 0.03, 4, rules
+    )
+    assert claim_pass_rate(1000, 0.1, 0.0, 0.8, 1, rules) > claim_pass_rate(
         1000, 0.1, 0.0, 0.8, 30, rules
     )
-    assert frozen_passes(100, 0.12, 0.03, 1, rules) == 0  # 100 items pass nothing but equal answers
-    assert frozen_passes(14_042, 0.1, 0.0, 1, rules) > 0.98
+    assert (
+        frozen_pass_rate(100, 0.12, 0.03, 1, rules) == 0
+    )  # 100 items pass nothing but equal answers
+    assert frozen_pass_rate(14_042, 0.1, 0.0, 1, rules) > 0.98
 
 
 def test_the_page_on_ci_says_what_is_computed():
@@ -750,11 +763,13 @@ def test_the_page_on_ci_says_what_is_computed():
     equal answers.
     """
     rules = Rules()
-    assert frozen_passes(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)
-    assert frozen_passes(250, 0.04, 0.03, 1, rules) == pytest.approx(0.6, abs=0.05)
-    assert frozen_passes(1000, 0.12, 0.05, 1, rules) < 0.02
-    assert stats.items_for(0.0, rules.detect, alpha=rules.frozen_alpha) == pytest.approx(200, abs=5)
-    assert all(frozen_passes(n, 0.01, 0.0, 1, rules) == 0 for n in (100, 190))
+    assert frozen_pass_rate(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)
+    assert frozen_pass_rate(250, 0.04, 0.03, 1, rules) == pytest.approx(0.6, abs=0.05)
+    assert frozen_pass_rate(1000, 0.12, 0.05, 1, rules) < 0.02
+    assert stats.items_to_detect(0.0, rules.detect, alpha=rules.frozen_alpha) == pytest.approx(
+        200, abs=5
+    )
+    assert all(frozen_pass_rate(n, 0.01, 0.0, 1, rules) == 0 for n in (100, 190))
 
 
 # Margins and weights as they are typed
@@ -793,10 +808,10 @@ def test_a_margin_that_is_none_is_one_line(text):
 
 
 @pytest.mark.parametrize("text", ["1", "1.0", "100%", "1."])
-def test_all_of_it_can_be_shown_by_no_number_of_items(text):
+def test_no_number_of_items_shows_that_all_of_it_is_kept(text):
     with pytest.raises(
         HarnessError,
-        match="can be shown by no number of items, unless it is better than its teacher",
+        match="no number of items can show that a student keeps all of it, unless it is better",
     ):
         parse_margin(text)
 
@@ -872,14 +887,14 @@ def test_weights_and_ways_to_decide_are_read_or_refused():
 )
 def test_the_command_says_it_in_one_line(tmp_path, given, said):
     for one in (TWO, NEAR):
-        write(tmp_path / f"{one.label}.json", one)
+        write_record(tmp_path / f"{one.label}.json", one)
     done = CliRunner().invoke(app, ["check", str(tmp_path), *given], standalone_mode=False)
     assert said in str(done.exception) and "\n" not in str(done.exception)
 
 
 def test_the_command_decides_by_the_pool_where_it_is_told_to(tmp_path):
     for one in (TWO, NEAR):
-        write(tmp_path / f"{one.label}.json", one)
+        write_record(tmp_path / f"{one.label}.json", one)
     outcome = {}
     for decide in ("tasks", "pooled"):
         done = CliRunner().invoke(
@@ -893,7 +908,7 @@ def test_the_command_decides_by_the_pool_where_it_is_told_to(tmp_path):
 
 def test_the_plugin_fails_what_was_missed_and_skips_what_does_not_count(tmp_path):
     for one in (TWO, NEAR, pair(100, 100, label="int4")):
-        write(tmp_path / "records" / f"{one.label}.json", one)
+        write_record(tmp_path / "records" / f"{one.label}.json", one)
     write_baseline(tmp_path / "b.json", frozen(TWO))
     (tmp_path / "users").mkdir()
     (tmp_path / "users" / "pytest.ini").write_text("[pytest]\n")

@@ -8,9 +8,9 @@ import pytest
 
 from harness.gate.check import check
 from harness.gate.frozen_documents import rise_of
-from harness.gate.frozen_items import Pair, margin_of
+from harness.gate.frozen_items import FrozenPair, rules_for_row
 from harness.gate.rules import Rules, Verdict
-from harness.records.baseline import Baseline, Change, freeze
+from harness.records.baseline import Baseline, Change, freeze_record
 from harness.records.conditions import ModelReference
 from harness.records.record import Environment, RunRecord, TaskScore
 from harness.scoring.items import ItemRow
@@ -131,7 +131,7 @@ def frozen(*records):
     change = Change(
         reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(map(freeze, records)))
+    return Baseline(history=(change,), rows=tuple(map(freeze_record, records)))
 
 
 def judged(then, now, **rules):
@@ -444,7 +444,7 @@ def test_identical_seeds_and_unchanged_ones_pass(make):
 
 def pairs(then, now):
     return [
-        Pair(freeze(old), freeze(old).scores[0], new, new.scores[0])
+        FrozenPair(freeze_record(old), freeze_record(old).scores[0], new, new.scores[0])
         for old, new in zip(then, now, strict=True)
     ]
 
@@ -469,7 +469,7 @@ def test_the_spread_between_trainings_widens_a_perplexity_with_students_t():
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (math.log(low), math.log(high)) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-5)
     # a rise of 10 % over three trainings that are 10 % apart proves nothing
-    assert found.keeps(1.02)[1] > 0.05
+    assert found.limit_test(1.02)[1] > 0.05
     same = rise_of(pairs(then, seeds(flat, (0.0, 0.1, 0.2), digest="old")))
     assert same.ratio.high == pytest.approx(same.ratio.value)
 
@@ -496,7 +496,7 @@ def test_few_documents_are_judged_with_students_t():
     told = rise_of(
         pairs([row(documents(uneven))], [row(documents(moved, answers_digest="x"))])
     ).ratio
-    assert told == means.ratio_of_documents([moved], [uneven])
+    assert told == means.perplexity_ratio_interval([moved], [uneven])
 
 
 def test_bits_per_byte_are_compared_by_their_ratio():
@@ -548,14 +548,14 @@ def test_a_row_with_a_margin_of_its_own_is_held_to_that_alone():
     baseline = baseline.model_copy(update={"rows": (baseline.rows[0], weak), "margin": 0.95})
     rules = Rules(margin=0.95, alpha=0.1)
     assert (
-        margin_of(baseline, "weak", rules) == Rules(margin=0.21, alpha=0.1)
-        and margin_of(baseline, "int8", rules) is rules
+        rules_for_row(baseline, "weak", rules) == Rules(margin=0.21, alpha=0.1)
+        and rules_for_row(baseline, "int8", rules) is rules
     )
     assert (
-        margin_of(None, "weak", rules) is rules
-        and "keeps 21 %" in margin_of(baseline, "weak", rules).claim()
+        rules_for_row(None, "weak", rules) is rules
+        and "keeps 21 %" in rules_for_row(baseline, "weak", rules).claim()
     )
     lost = baseline.model_copy(
         update={"rows": (weak.model_copy(update={"margin": 0.04, "points": True}),)}
     )
-    assert margin_of(lost, "weak", rules) == Rules(margin=0.04, points=True, alpha=0.1)
+    assert rules_for_row(lost, "weak", rules) == Rules(margin=0.04, points=True, alpha=0.1)

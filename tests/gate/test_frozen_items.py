@@ -9,7 +9,7 @@ from gate_rows import ENVIRONMENT, SAME, TEACHES, frozen, marks, row, score, tur
 from harness.gate.check import check
 from harness.gate.rules import Rules, Verdict
 from harness.records.conditions import ModelReference
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.statistics import stats
 
 
@@ -53,7 +53,7 @@ def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, exp
     """Every seedless row of a committed study against itself with right answers turned wrong; rows
     near zero have none to lose.
     """
-    records, problems = read_all(Path(__file__).parents[2] / "results" / "compression-tiny")
+    records, problems = read_records(Path(__file__).parents[2] / "results" / "compression-tiny")
     then = [
         one
         for one in records
@@ -98,7 +98,7 @@ def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(li
     )
     one = verdict_of(now, then=then)
     assert one.verdict is Verdict.cannot_tell
-    needed = stats.items_for(0.12, 0.05, alpha=0.01)
+    needed = stats.items_to_detect(0.12, 0.05, alpha=0.01)
     assert (one.numbers["needed"], one.numbers["task_items"]) == (
         (needed, 1_319) if limited else (None, 100)
     )

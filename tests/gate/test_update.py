@@ -12,14 +12,27 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.gate.baseline_shown import difference, family_of, reach, rows_shown, smallest_drop
+from harness.gate.baseline_tables import (
+    baseline_lines,
+    change_lines,
+    detectable_drops,
+    holm_family_size,
+    smallest_drop,
+)
 from harness.gate.check import check
-from harness.gate.frozen_items import margin_of
+from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import Rules
-from harness.gate.update import update
-from harness.records.baseline import Baseline, Origin, _digest, freeze, read_baseline
+from harness.gate.update import update_baseline
+from harness.records.baseline import Baseline, Origin, _digest, freeze_record, read_baseline
 from harness.records.conditions import ModelReference
-from harness.records.record import Environment, Measurement, RunRecord, TaskScore, read, write
+from harness.records.record import (
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    read_record,
+    write_record,
+)
 from harness.statistics import stats
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +145,7 @@ class Desk:
 
     def put(self, *records):
         for record in records:
-            write(self.place / f"{record.label}-{record.seed}.json", record)
+            write_record(self.place / f"{record.label}-{record.seed}.json", record)
 
     def update(self, *words, reason="r", path=None):
         line = [
@@ -156,7 +169,7 @@ class Desk:
 
     @property
     def records(self):
-        return [read(path) for path in sorted(self.place.glob("*.json"))]
+        return [read_record(path) for path in sorted(self.place.glob("*.json"))]
 
     def score(self, label="int8"):
         return next(one.scores[0] for one in self.frozen.rows if one.label == label)
@@ -214,8 +227,8 @@ def test_small_steps_are_seen_whatever_items_carry(tmp_path, make):
     assert "against its first accepted value" in str(done.exception)
     first = desk.score().first
     assert (first.values, first.totals) == (
-        freeze(row("x", make(1.0))).scores[0].values,
-        freeze(row("x", make(1.0))).scores[0].totals,
+        freeze_record(row("x", make(1.0))).scores[0].values,
+        freeze_record(row("x", make(1.0))).scores[0].totals,
     )
 
 
@@ -309,7 +322,7 @@ def test_what_cannot_be_compared_starts_anew_and_the_update_says_so(desk, given,
 
 
 def test_show_and_diff_name_the_first_accepted_value_where_it_is_another_one(desk):
-    assert {line["first accepted"] for line in rows_shown(desk.frozen)} == {"-"}
+    assert {line["first accepted"] for line in baseline_lines(desk.frozen)} == {"-"}
     desk.put(row("int8", score(lost(20))))
     desk.update()
     assert "80.0 % (2026-11-24: first)" in desk.run("baseline", "show", desk.path).output
@@ -508,7 +521,7 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     done = weak.update("--margin", "0.95", "--own-margin")
     assert done.return_value == 0, done.exception
     own = {one.label: one.margin for one in weak.frozen.rows}
-    low = stats.retention(stats.pairs(MARKS, lost(600))).low
+    low = stats.retention_interval(stats.count_pairs(lost(600), MARKS)).low
     assert (
         own == {"teacher": None, "int8": None, "prune": int(100 * low) / 100}
         and 0.15 < own["prune"] < 0.25
@@ -517,9 +530,9 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     assert (
         f"{100 * own['prune']:g} % must be kept" in shown and "margin: 95 % must be kept" in shown
     )
-    assert margin_of(weak.frozen, "prune", Rules(margin=0.95)).margin == own["prune"]
+    assert rules_for_row(weak.frozen, "prune", Rules(margin=0.95)).margin == own["prune"]
     records = [row("teacher", score(MARKS)), row("prune", score(lost(600)))]
-    assert check(records, margin_of(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
+    assert check(records, rules_for_row(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
 
 
 def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
@@ -559,7 +572,7 @@ def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
 def test_points_have_margins_of_their_own_too(weak):
     assert weak.update("--margin", "2points", "--own-margin").return_value == 0
     [prune] = [one for one in weak.frozen.rows if one.label == "prune"]
-    low = stats.difference(stats.pairs(MARKS, lost(600))).low
+    low = stats.difference_interval(stats.count_pairs(lost(600), MARKS)).low
     assert (
         prune.points
         and prune.margin == pytest.approx(-int(100 * low - 1) / 100)
@@ -637,11 +650,11 @@ def test_claims_that_cannot_be_judged_are_noted(tmp_path, marks):
 
 def test_below_the_least_number_of_items_only_equal_answers_pass(desk):
     rules = Rules()
-    [line] = [one for one in reach(desk.frozen, None, [], rules) if one.row == "int8"]
+    [line] = [one for one in detectable_drops(desk.frozen, None, [], rules) if one.row == "int8"]
     # two tests: the teacher's row and int8's
-    assert line.least == stats.items_for(0.0, 0.05, alpha=0.005)
-    assert stats.items_for(0.0, 0.05, alpha=0.01) == 199
-    least = line.least
+    assert line.fewest_items == stats.items_to_detect(0.0, 0.05, alpha=0.005)
+    assert stats.items_to_detect(0.0, 0.05, alpha=0.01) == 199
+    least = line.fewest_items
     for n, expected in ((least, 0), (least - 1, 3)):
         then = [
             row(label, score("1" * (n // 2) + "0" * (n - n // 2))) for label in ("teacher", "int8")
@@ -662,9 +675,9 @@ def test_the_smallest_drop_is_the_one_that_so_many_items_show():
     for n, flips in ((250, 0.05), (1000, 0.02), (14_042, 0.12)):
         drop = smallest_drop(n, flips, 0.01)
         assert (
-            stats.items_for(flips, drop, alpha=0.01)
+            stats.items_to_detect(flips, drop, alpha=0.01)
             <= n
-            < stats.items_for(flips, 0.99 * drop, alpha=0.01)
+            < stats.items_to_detect(flips, 0.99 * drop, alpha=0.01)
         )
     assert smallest_drop(3, 0.05, 0.01) is None
 
@@ -676,7 +689,7 @@ def test_an_update_says_what_its_items_can_show(desk, tmp_path):
         "alpha 0.01, Holm over 2 tests" in done.output
         and "2.0 % (since the last move)" in done.output
     )
-    least = stats.items_for(0.0, 0.05, alpha=0.005)
+    least = stats.items_to_detect(0.0, 0.05, alpha=0.005)
     assert "5.0 % (not known)" in done.output and f"below {least} items" in done.output, done.output
     noise = Measurement(
         name="noise_flips:gsm8k-mini", value=0.012, unit="fraction", higher_is_better=False
@@ -706,7 +719,7 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
         )
     # two rows of three tasks, and a pool of two of them each
     assert "Holm over 8 tests" in desk.update().output
-    assert family_of(desk.frozen) == 8
+    assert holm_family_size(desk.frozen) == 8
     for label in ("teacher", "int8"):
         changed = [score(lost(1), task=task) for task in ("gsm8k-mini", "arc")]
         desk.put(row(label, *changed, documents(1.0001).model_copy(update={"task": "wikitext"})))
@@ -715,16 +728,16 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
         for one in check(desk.records, Rules(), desk.frozen).findings
         if one.layer == "frozen" and "flips" in one.numbers
     ]
-    least = {line.least for line in reach(desk.frozen, None, [], Rules())}
+    least = {line.fewest_items for line in detectable_drops(desk.frozen, None, [], Rules())}
     assert (
         {one.numbers["needed"] for one in found}
         == least
-        == {stats.items_for(0.0, 0.05, alpha=0.01 / 8)}
+        == {stats.items_to_detect(0.0, 0.05, alpha=0.01 / 8)}
     )
 
 
 def test_difference_names_rows_that_are_new_and_gone(desk):
-    lines = difference(desk.frozen, desk.frozen.model_copy(update={"rows": desk.frozen.rows[:1]}))
+    lines = change_lines(desk.frozen, desk.frozen.model_copy(update={"rows": desk.frozen.rows[:1]}))
     assert [line["change"] for line in lines] == ["none", "gone"]
 
 
@@ -736,7 +749,9 @@ def test_day_one_is_green_however_many_rows_have_a_margin_of_their_own(tmp_path,
     ]
     near = row("near", score("1" * 770 + "0" * 230))  # 96 %: these items cannot tell
     records = [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), *weak, near]
-    update(tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True)
+    update_baseline(
+        tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True
+    )
     made = read_baseline(tmp_path / "b.json")
     assert check(records, Rules(margin=made.margin), made).exit_code == 0
     own = {one.label: one.margin for one in made.rows}
@@ -754,17 +769,19 @@ def test_other_seeds_do_not_take_the_place_of_better_ones_unasked(tmp_path, make
     path = tmp_path / "b.json"
     teacher = row("teacher", make(900)).model_copy(update={"method": "teacher"})
     trained = [row("kd", make(750 + seed), seed=seed) for seed in range(2)]
-    update(path, [teacher, *trained], reason="first", rules=Rules())
+    update_baseline(path, [teacher, *trained], reason="first", rules=Rules())
     worse = [row("kd", make(650 + seed), seed=10 + seed) for seed in range(2)]
     with pytest.raises(
         HarnessError, match=r"kd gsm8k-mini, other seeds than frozen, went from .* to "
     ):
-        update(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True)
-    moved = update(
+        update_baseline(path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True)
+    moved = update_baseline(
         path, [teacher, *worse], reason="other seeds", rules=Rules(), drop=True, accept=True
     )
     alike = [row("kd", make(645 + seed), seed=20 + seed) for seed in range(2)]
-    moved = update(path, [teacher, *alike], reason="again others", rules=Rules(), drop=True)
+    moved = update_baseline(
+        path, [teacher, *alike], reason="again others", rules=Rules(), drop=True
+    )
     assert any("kd seed 20 (the row was frozen with other seeds)" in note for note in moved.notes)
 
 
@@ -773,14 +790,14 @@ def test_sizes_that_are_not_known_are_shown_as_such():
     now = then.model_copy(
         update={"student": then.student.model_copy(update={"weight_bytes": None})}
     )
-    old, new = (Baseline(history=(), rows=(freeze(one),)) for one in (then, now))
-    assert difference(old, new)[0]["bytes"] == "1,000 -> -"
+    old, new = (Baseline(history=(), rows=(freeze_record(one),)) for one in (then, now))
+    assert change_lines(old, new)[0]["bytes"] == "1,000 -> -"
 
 
 @pytest.mark.parametrize("change", [{"history": []}, {"margin": 1.2}, {"margin": 1.0}])
 def test_a_signed_baseline_that_no_update_writes_is_refused(tmp_path, change):
     path = tmp_path / "b.json"
-    update(
+    update_baseline(
         path,
         [
             row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}),

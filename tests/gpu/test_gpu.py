@@ -205,9 +205,9 @@ def test_cells_and_students_of_one_gpu_are_not_taken_for_anothers(card, tmp_path
 
 
 def _records_of(gpu):
-    from harness.records.store import read_all
+    from harness.records.store import read_records
 
-    records, _ = read_all(Path(__file__).parents[2] / "results" / "embedded")
+    records, _ = read_records(Path(__file__).parents[2] / "results" / "embedded")
     return [
         record.model_copy(
             update={
@@ -221,11 +221,11 @@ def _records_of(gpu):
 
 
 def test_records_of_two_gpus_stand_in_two_tables_that_name_them():
-    from harness.analysis.comparison import group
+    from harness.analysis.comparison import group_records
     from harness.reporting.report import markdown
 
     both = [*_records_of(H100), *_records_of(A100)]
-    assert len(group(both)) == 2 and len(group(_records_of(H100))) == 1
+    assert len(group_records(both)) == 2 and len(group_records(_records_of(H100))) == 1
     text = markdown(both)
     assert (
         f"- Device cuda ({H100};" in text
@@ -240,12 +240,12 @@ def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, 
 
     card(H100)
     made = _records_of(
-        records_environment.environment(device="cuda", dtype="bfloat16", threads=1).gpu
+        records_environment.current_environment(device="cuda", dtype="bfloat16", threads=1).gpu
     )[0]
-    records.write(tmp_path / "r.json", made)
-    assert records.read(tmp_path / "r.json").environment.gpu == H100
+    records.write_record(tmp_path / "r.json", made)
+    assert records.read_record(tmp_path / "r.json").environment.gpu == H100
     old = next((Path(__file__).parents[2] / "results" / "embedded" / "records").glob("*.json"))
-    assert records.read(old).environment.gpu is None
+    assert records.read_record(old).environment.gpu is None
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(
     problem, teacher_job, monkeypatch
 ):
     from harness.models import language_model
-    from harness.reporting.notes import notes
+    from harness.reporting.notes import group_notes
     from harness.running import cell
 
     plain = language_model.open_model
@@ -293,10 +293,10 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(
         one.remark.startswith("not measured: ") and not one.values for one in floors
     )
 
-    from harness.analysis.comparison import group
+    from harness.analysis.comparison import group_records
 
-    [table] = group([record.model_copy(update={"label": "teacher"})])
-    lines = [line for line in notes(table) if "noise floor" in line]
+    [table] = group_records([record.model_copy(update={"label": "teacher"})])
+    lines = [line for line in group_notes(table) if "noise floor" in line]
     assert len(lines) == 2 and all(": no noise floor: not measured: " in line for line in lines)
 
 
@@ -452,10 +452,10 @@ def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
 def test_on_a_gpu_the_environment_names_it():
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    from harness.records.environment import environment
+    from harness.records.environment import current_environment
 
     gpus._first_gpu.cache_clear()
-    gpu = environment(device="cuda", dtype="bfloat16", threads=1).gpu
+    gpu = current_environment(device="cuda", dtype="bfloat16", threads=1).gpu
     assert gpu is not None and gpu.name == torch.cuda.get_device_name(0) and gpu.cuda
     assert choose_device("auto" if signs_of_gpu() else "cuda") == "cuda"
 

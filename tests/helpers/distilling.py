@@ -4,7 +4,7 @@ import torch
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.registry import Registry
 from methods import METHODS
 from methods.training.loop import fit
@@ -61,7 +61,7 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
         "student": "depth:0.5",
         "student_base": teachers[0],
         "tasks": TASKS,
-        "source": DataSource(),
+        "source": LocalOrHubData(),
         "budget": Budget(seen_tokens=tokens, rows=rows),
         "seed": 1,
         "workdir": folder,

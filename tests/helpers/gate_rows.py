@@ -3,7 +3,7 @@
 from typer.testing import CliRunner
 
 from harness.cli.app import app
-from harness.records.baseline import Baseline, Change, freeze
+from harness.records.baseline import Baseline, Change, freeze_record
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore
 
@@ -105,7 +105,9 @@ def frozen(*records, margin=None):
     change = Change(
         reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(freeze(one) for one in records), margin=margin)
+    return Baseline(
+        history=(change,), rows=tuple(freeze_record(one) for one in records), margin=margin
+    )
 
 
 TEACHES = row("teacher", marks(800))

@@ -11,7 +11,7 @@ from harness.errors import CellFailed
 from harness.models.language_model import open_model
 from harness.registry import Registry
 from methods import METHODS
-from methods.lowrank import by_energy, decomposed, factorised, rank_of, saves_below
+from methods.lowrank import break_even_rank, decompose, factorize, rank_for_share, ranks_by_energy
 
 
 def layer(outputs, inputs, seed=1):
@@ -30,13 +30,13 @@ def test_what_is_lost_on_the_inputs_is_the_dropped_energy_and_plain_svd_never_lo
     w = torch.randn(16, 12, dtype=torch.float64)
     x, gram = moments(12)
     x = x.double()
-    _, values, _, _ = decomposed(w, gram, jitter=1e-4)
-    up, down = factorised(w, rank, gram)
+    _, values, _, _ = decompose(w, gram, jitter=1e-4)
+    up, down = factorize(w, rank, gram)
     lost = float((x @ (w - up @ down).T).square().sum())
     assert lost == pytest.approx(float(values[rank:].square().sum()), rel=1e-3)
-    plain_up, plain_down = factorised(w, rank)
+    plain_up, plain_down = factorize(w, rank)
     assert lost <= float((x @ (w - plain_up @ plain_down).T).square().sum()) * (1 + 1e-6)
-    plain = decomposed(w, None, jitter=1e-4)[1]
+    plain = decompose(w, None, jitter=1e-4)[1]
     assert float((w - plain_up @ plain_down).square().sum()) == pytest.approx(
         float(plain[rank:].square().sum()), rel=1e-6
     )
@@ -45,27 +45,27 @@ def test_what_is_lost_on_the_inputs_is_the_dropped_energy_and_plain_svd_never_lo
 @pytest.mark.parametrize("whitened", [True, False])
 def test_the_full_rank_is_the_matrix(whitened):
     w = torch.randn(10, 14)
-    up, down = factorised(w, 10, moments(14)[1] if whitened else None)
+    up, down = factorize(w, 10, moments(14)[1] if whitened else None)
     assert torch.allclose(up @ down, w, atol=1e-4)
 
 
 def test_inputs_that_span_too_little_still_factorise():
     w = torch.randn(6, 8)
     x = torch.randn(3, 8)  # fewer tokens than inputs: no Cholesky factor without jitter
-    up, down = factorised(w, 3, x.T @ x)
+    up, down = factorize(w, 3, x.T @ x)
     # three tokens need three directions
     assert torch.isfinite(up).all() and torch.allclose(x @ (up @ down).T, x @ w.T, atol=1e-2)
 
 
 def test_ranks_by_hand():
-    assert rank_of(layer(128, 384), 0.8) == int(0.8 * 128 * 384 / 512) == 76
-    assert saves_below(layer(128, 128)) == 64 and saves_below(layer(3, 2)) == 2
+    assert rank_for_share(layer(128, 384), 0.8) == int(0.8 * 128 * 384 / 512) == 76
+    assert break_even_rank(layer(128, 128)) == 64 and break_even_rank(layer(3, 2)) == 2
 
 
 def test_energy_gives_ranks_where_it_is_and_keeps_the_total():
     layers = {"flat": layer(32, 32), "steep": layer(32, 32)}
     spectra = {"flat": torch.ones(32), "steep": 0.5 ** torch.arange(32.0)}
-    ranks = by_energy(spectra, layers, 0.5)
+    ranks = ranks_by_energy(spectra, layers, 0.5)
     assert ranks["flat"] > ranks["steep"] >= 1
     assert 64 * sum(ranks.values()) <= 0.5 * 2 * 32 * 32
 

@@ -7,20 +7,22 @@ import torch
 
 from harness.errors import CellFailed
 from harness.models.language_model import open_model
-from methods.compression.sparsity import mask_of, sparse_gpt, wanda_score
+from methods.compression.sparsity import pruning_mask, sparse_gpt, wanda_score
 
 
 def test_masks_by_hand():
     score = torch.tensor([[4.0, 1.0, 3.0, 2.0], [8.0, 7.0, 6.0, 5.0]])
-    assert mask_of(score, ratio=0.5, pattern="unstructured", within="layer").tolist() == [
+    assert pruning_mask(score, ratio=0.5, pattern="unstructured", within="layer").tolist() == [
         [False] * 4,
         [True] * 4,
     ]
-    assert mask_of(score, ratio=0.5, pattern="unstructured", within="row").tolist() == [
+    assert pruning_mask(score, ratio=0.5, pattern="unstructured", within="row").tolist() == [
         [True, False, True, False],
         [True, True, False, False],
     ]
-    assert mask_of(score, ratio=0.25, pattern="unstructured", within="row").sum(1).tolist() == [
+    assert pruning_mask(score, ratio=0.25, pattern="unstructured", within="row").sum(
+        1
+    ).tolist() == [
         3,
         3,
     ]
@@ -30,21 +32,21 @@ def test_masks_by_hand():
 def test_a_pattern_keeps_half_of_every_group(pattern, of):
     torch.manual_seed(1)
     score = torch.randn(6, 32)
-    stays = mask_of(score, ratio=0.5, pattern=pattern, within="row").view(6, -1, of)
+    stays = pruning_mask(score, ratio=0.5, pattern=pattern, within="row").view(6, -1, of)
     assert (stays.sum(-1) == of // 2).all()
     lowest_kept = score.view(6, -1, of).masked_fill(~stays, torch.inf).amin(-1)
     assert (lowest_kept >= score.view(6, -1, of).masked_fill(stays, -torch.inf).amax(-1)).all()
     with pytest.raises(CellFailed, match="groups of"):
-        mask_of(torch.randn(2, of + 1), ratio=0.5, pattern=pattern, within="row")
+        pruning_mask(torch.randn(2, of + 1), ratio=0.5, pattern=pattern, within="row")
 
 
 def test_equal_scores_go_by_position_and_nothing_may_go_whole():
     assert (
-        mask_of(torch.ones(2, 4), ratio=0.5, pattern="unstructured", within="row").tolist()
+        pruning_mask(torch.ones(2, 4), ratio=0.5, pattern="unstructured", within="row").tolist()
         == [[False, False, True, True]] * 2
     )
     with pytest.raises(CellFailed, match="leaves nothing"):
-        mask_of(torch.ones(2, 4), ratio=0.9, pattern="unstructured", within="row")
+        pruning_mask(torch.ones(2, 4), ratio=0.9, pattern="unstructured", within="row")
 
 
 def test_wanda_by_hand_prefers_a_small_weight_behind_a_large_input():
@@ -58,8 +60,8 @@ def test_the_golden_row_of_wanda_drops_what_magnitude_keeps():
         torch.tensor([0.1, 1.0, 2.0, 5.0]).square(),
     )
     asked = {"ratio": 0.5, "pattern": "unstructured", "within": "row"}
-    assert mask_of(wanda_score(row, squares), **asked).tolist() == [[False, False, True, True]]
-    assert mask_of(row.abs(), **asked).tolist() == [[True, True, False, False]]
+    assert pruning_mask(wanda_score(row, squares), **asked).tolist() == [[False, False, True, True]]
+    assert pruning_mask(row.abs(), **asked).tolist() == [[True, True, False, False]]
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
@@ -77,7 +79,7 @@ def test_sparse_gpt_loses_less_on_real_inputs_than_magnitude_and_wanda(pattern, 
     assert float((ours == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     for score, within in ((w.abs(), "layer"), (wanda_score(w, gram.diagonal()), "row")):
         assert error(ours) < 0.97 * error(
-            w * mask_of(score, ratio=0.5, pattern=pattern, within=within)
+            w * pruning_mask(score, ratio=0.5, pattern=pattern, within=within)
         )
 
 
@@ -173,7 +175,7 @@ def test_a_shortened_student_is_the_teacher_without_those_blocks(compress, tiny)
 def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_few_bits_did(
     compress, tiny
 ):
-    from methods.masks import zeros_of
+    from methods.masks import kept_weights
     from methods.training.optimizer import freeze_zeros
 
     pruned = open_model(compress("prune-magnitude", {"ratio": 0.005})[0]).model
@@ -183,17 +185,17 @@ def test_few_zeros_are_a_mask_where_pruning_made_them_and_none_where_a_file_of_f
     with torch.no_grad():
         # a Q4_0 file has so many
         weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = 0
-    assert zeros_of(plain.config, weight) is None and not freeze_zeros(plain)
+    assert kept_weights(plain.config, weight) is None and not freeze_zeros(plain)
     with torch.no_grad():
         weight[:, ::2] = 0
     assert len(freeze_zeros(plain)) == 1  # pruned elsewhere: half of it
 
 
 def test_influence_is_that_of_the_states_in_between(embedded, compress):
-    from methods.compression.calibration import Calibration, influence
+    from methods.compression.calibration import CalibrationData, block_influence
 
     ids = torch.arange(3, 3 + 4 * 32).view(4, 32)
-    scores = influence(embedded, Calibration(ids, {}))
+    scores = block_influence(embedded, CalibrationData(ids, {}))
     with torch.no_grad():
         states = embedded.model.model(ids, output_hidden_states=True).hidden_states
     # the last of these states has passed the final norm, so the last block's is not among them
@@ -230,14 +232,16 @@ def test_an_expert_beside_the_blocks_is_not_taken_for_their_feed_forward(small):
     opened.model.config.intermediate_size = 100
     from types import SimpleNamespace
 
-    from methods.compression.narrowing import Cut
+    from methods.compression.narrowing import WidthPruner
     from methods.prune_width import WidthPruning
 
     with pytest.raises(
         CellFailed,
         match=r"cannot narrow model\.layers\.\*\.mlp of LlamaForCausalLM; use prune-depth",
     ):
-        Cut(SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning().narrower())
+        WidthPruner(
+            SimpleNamespace(model=opened.model, method="prune-width"), WidthPruning().narrower()
+        )
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 from distilling import REGISTRY, TASKS, job
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.models.language_model import open_model
 from methods.training.base import full_solution_pairs
@@ -16,7 +16,7 @@ from methods.uld import aligned_rows
 
 def test_equal_tokenizers_align_every_position(tiny):
     tokenizer = open_model(tiny).tokenizer
-    pairs = full_solution_pairs(islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 5))
+    pairs = full_solution_pairs(islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 5))
     rows, _ = aligned_rows(tokenizer, tokenizer, pairs, longest=512)
     assert all(
         row.teacher_tokens.pairs == tuple((at, at) for at in range(row.trained_tokens))

@@ -12,18 +12,23 @@ from harness.models.packed import (
     Int8DynamicLinear,
     Int8Embedding,
     Int8Linear,
-    NotHere,
     TiedHead,
-    module_of,
+    WrongDevice,
     pack_nibbles,
+    packed_module,
     unpack_nibbles,
 )
-from methods.compression.rounding import compensated, inverse_factor, packed, round_to_nearest
+from methods.compression.rounding import (
+    inverse_cholesky,
+    packed_layer,
+    round_to_nearest,
+    round_with_gptq,
+)
 
 
 def filled(spec, tensors, name="m"):
     """Return the module of a spec with its tensors in it."""
-    module = module_of(spec, torch.float32)
+    module = packed_module(spec, torch.float32)
     with torch.no_grad():
         for leaf, tensor in tensors.items():
             getattr(module, leaf.removeprefix(f"{name}.")).copy_(tensor)
@@ -107,7 +112,7 @@ def test_kernels_compute_what_the_weights_stand_for_for_any_number_of_rows(kind,
     found = round_to_nearest(
         w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros)
     )
-    module = filled(*packed("m", found, bias, kind=name))
+    module = filled(*packed_layer("m", found, bias, kind=name))
     assert module.dequantized().equal(found.dequantized())
     expected = x @ found.dequantized().T + bias
     with torch.inference_mode():
@@ -127,8 +132,8 @@ def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligne
     """
     torch.manual_seed(7)
     found = round_to_nearest(torch.randn(40, width), bits=8)
-    module = filled(*packed("m", found, None, kind="int8"))
-    table = filled(*packed("m", found, None, kind="int8", embedding=True))
+    module = filled(*packed_layer("m", found, None, kind="int8"))
+    table = filled(*packed_layer("m", found, None, kind="int8", embedding=True))
     if aligned:
         module.align(), table.align()
         assert (
@@ -150,7 +155,7 @@ def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligne
 def test_any_number_of_outputs_takes_the_int4_kernel(outputs, rows):
     torch.manual_seed(8)
     found = round_to_nearest(torch.randn(outputs, 96), bits=4, group=32, zeros=True)
-    module = filled(*packed("m", found, torch.randn(outputs), kind="int4"))
+    module = filled(*packed_layer("m", found, torch.randn(outputs), kind="int4"))
     x = torch.randn(2, rows, 96)
     expected = x @ found.dequantized().T + module.bias
     with torch.inference_mode():
@@ -169,7 +174,7 @@ def test_large_activations_and_small_scales_survive_in_half_precision(rows):
     x = torch.randn(rows, 64) * 20_000
     for name in ("int8", "int8-dynamic"):
         found = round_to_nearest(w, bits=8)
-        module = filled(*packed("m", found, None, kind=name))
+        module = filled(*packed_layer("m", found, None, kind=name))
         expected = x @ found.dequantized().T
         assert 100 < expected.abs().max() < 65_504
         with torch.inference_mode():
@@ -199,13 +204,13 @@ def test_a_packed_student_of_half_precision_opens_in_bf16(compress, tmp_path):
 
 def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
     torch.manual_seed(10)
-    spec, tensors = packed(
+    spec, tensors = packed_layer(
         "m", round_to_nearest(torch.randn(24, 64), bits=8), torch.randn(24), kind="int8-dynamic"
     )
     x = torch.randn(2, 5, 64)
     with torch.inference_mode():
         kernel = filled(spec, tensors)(x)
-        monkeypatch.setattr("harness.models.packed.FBGEMM", False)
+        monkeypatch.setattr("harness.models.packed.HAS_FBGEMM", False)
         module = filled(spec, tensors)
         floats = module(x)
     assert not hasattr(module, "prepared") and torch.allclose(
@@ -246,7 +251,7 @@ def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
 
 def test_a_dynamic_row_does_not_depend_on_its_neighbours():
     torch.manual_seed(3)
-    spec, tensors = packed(
+    spec, tensors = packed_layer(
         "m", round_to_nearest(torch.randn(32, 64), bits=8), None, kind="int8-dynamic"
     )
     module = filled(spec, tensors)
@@ -266,7 +271,7 @@ def test_a_dynamic_row_does_not_depend_on_its_neighbours():
 def test_a_group_that_no_kernel_knows_is_computed_all_the_same():
     torch.manual_seed(4)
     w, x = torch.randn(10, 24), torch.randn(5, 24)
-    spec, tensors = packed("m", round_to_nearest(w, bits=4, group=16), None, kind="int4")
+    spec, tensors = packed_layer("m", round_to_nearest(w, bits=4, group=16), None, kind="int4")
     module = filled(spec, tensors)
     assert torch.allclose(module(x), x @ module.dequantized().T, atol=1e-5) and not module.laid_out
 
@@ -274,7 +279,7 @@ def test_a_group_that_no_kernel_knows_is_computed_all_the_same():
 def test_the_head_reads_the_table_of_tokens():
     torch.manual_seed(5)
     found = round_to_nearest(torch.randn(40, 16), bits=8)
-    table = filled(*packed("m", found, None, kind="int8", embedding=True))
+    table = filled(*packed_layer("m", found, None, kind="int8", embedding=True))
     assert isinstance(table, Int8Embedding)
     ids = torch.tensor([[3, 39]])
     assert table(ids).equal(found.dequantized()[ids])
@@ -286,7 +291,7 @@ def test_the_head_reads_the_table_of_tokens():
 
 
 def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
-    spec, tensors = packed(
+    spec, tensors = packed_layer(
         "m", round_to_nearest(torch.randn(32, 64), bits=4, group=32), None, kind="int4"
     )
     module = filled(spec, tensors)
@@ -294,14 +299,14 @@ def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
     assert module.laid_out == "cpu"
     with pytest.raises(RuntimeError, match="open the model again"):
         module.dequantized()
-    dynamic = module_of({"kind": "int8-dynamic", "shape": [16, 32]}, dtype=torch.float32)
+    dynamic = packed_module({"kind": "int8-dynamic", "shape": [16, 32]}, dtype=torch.float32)
     dynamic.weight.data, dynamic.scale.data = (
         torch.ones_like(dynamic.weight),
         torch.ones_like(dynamic.scale),
     )
     assert dynamic.dequantized().shape == (16, 32)
     dynamic(torch.randn(2, 32))
-    with pytest.raises(NotHere, match="laid out for a kernel"):
+    with pytest.raises(WrongDevice, match="laid out for a kernel"):
         dynamic.dequantized()
 
 
@@ -320,7 +325,7 @@ def test_a_newer_format_and_an_unknown_kind_are_named():
     with pytest.raises(ValueError, match="version 9"):
         PackedConfig({}, version=9)
     with pytest.raises(ValueError, match="int3"):
-        module_of({"kind": "int3", "shape": [2, 2]}, None)
+        packed_module({"kind": "int3", "shape": [2, 2]}, None)
 
 
 def outputs_error(w, w_hat, gram):
@@ -341,33 +346,33 @@ def test_compensated_rounding_beats_the_nearest_on_real_inputs_whatever_its_part
     x = inputs()
     w, gram = torch.randn(24, 32), x.T @ x
     nearest = round_to_nearest(w, bits=4, group=group)
-    found = compensated(w, gram, bits=4, group=group, columns=columns)
+    found = round_with_gptq(w, gram, bits=4, group=group, columns=columns)
     assert found.scale.shape == nearest.scale.shape
     assert outputs_error(w, found.dequantized(), gram) < 0.8 * outputs_error(
         w, nearest.dequantized(), gram
     )
-    whole = compensated(w, gram, bits=4, group=group, columns=128)
+    whole = round_with_gptq(w, gram, bits=4, group=group, columns=128)
     # the split into parts is arithmetic, not a choice
     assert (found.codes != whole.codes).float().mean() < 0.02
 
 
 def test_compensated_rounding_without_correlations_is_the_nearest():
     w = torch.randn(5, 16)
-    found = compensated(w, torch.eye(16), bits=4, group=8)
+    found = round_with_gptq(w, torch.eye(16), bits=4, group=8)
     assert found.codes.equal(round_to_nearest(w, bits=4, group=8).codes)
 
 
 def test_the_factor_is_that_of_the_inverse_and_dead_inputs_are_told():
     x = inputs(width=6)
     x[:, 2] = 0
-    factor, dead = inverse_factor(x.T @ x, damp=0.01)
+    factor, dead = inverse_cholesky(x.T @ x, damp=0.01)
     assert dead.tolist() == [False, False, True, False, False, False]
     h = (x.T @ x).clone()
     h[2, 2] = 1
     h += 0.01 * h.diagonal().mean() * torch.eye(6)
     assert torch.allclose(factor.T @ factor @ h, torch.eye(6), atol=1e-2)
     w = torch.randn(3, 6)
-    assert (compensated(w, x.T @ x, bits=8).dequantized()[:, 2] == 0).all()
+    assert (round_with_gptq(w, x.T @ x, bits=8).dequantized()[:, 2] == 0).all()
 
 
 def header_of(folder):
@@ -435,7 +440,7 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
     (docs/design.md).
     """
     import suites
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.language_model import open_model
     from harness.scoring.score import score_task
 
@@ -445,7 +450,7 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
             score_task(
                 opened,
                 suites.load(task),
-                DataSource(),
+                LocalOrHubData(),
                 batch_size=size,
                 limit=24,
                 progress=lambda one: None,
@@ -475,7 +480,7 @@ def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode(), torch.device("cuda"):
-        module = module_of({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
+        module = packed_module({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
         told = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
     assert (
         told.shape == (1, rows, 48) and told.dtype == torch.bfloat16 and told.device.type == "cuda"
@@ -497,7 +502,7 @@ def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
     found = round_to_nearest(
         w, bits=4 if name == "int4" else 8, group=32 if name == "int4" else 0, zeros=bool(zeros)
     )
-    module = filled(*packed("m", found, bias, kind=name)).cuda()
+    module = filled(*packed_layer("m", found, bias, kind=name)).cuda()
     expected = x @ found.dequantized().T + bias
     for dtype in (torch.float32, torch.bfloat16):
         with torch.inference_mode():
@@ -625,7 +630,7 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
     from transformers import OPTConfig, OPTForCausalLM
 
     from harness.errors import CellFailed
-    from methods.compression.calibration import Calibration, sweep
+    from methods.compression.calibration import CalibrationData, visit_blocks
     from methods.compression.layers import layers_of
 
     model = OPTForCausalLM(
@@ -644,9 +649,9 @@ def test_layers_outside_the_blocks_are_named_where_only_the_blocks_inputs_are_se
         CellFailed,
         match=r"model\.decoder\.project_\w+, .* stands outside the blocks .*METHOD\.ignore=\[",
     ):
-        sweep(
+        visit_blocks(
             SimpleNamespace(model=model, device="cpu"),
-            Calibration(torch.arange(8)[None], {}),
+            CalibrationData(torch.arange(8)[None], {}),
             layers,
             kind="gram",
             visit=lambda *a: None,

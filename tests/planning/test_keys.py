@@ -15,7 +15,7 @@ import pytest
 import methods
 import suites
 from harness.api import plan_run
-from harness.files.closure import code_of, digest_of_code
+from harness.files.closure import code_digest, code_digests
 from harness.files.digests import digest_of
 from harness.files.writing import read_signed
 from harness.models.resolve import EMBEDDED
@@ -83,7 +83,7 @@ REPORTING = (
 @pytest.mark.parametrize("name", [*methods.METHODS, *suites.TASKS])
 def test_no_student_and_no_task_holds_what_tables_and_commands_are_made_by(name):
     kind, table = ("method", methods.METHODS) if name in methods.METHODS else ("task", suites.TASKS)
-    found = code_of(Registry(kind, table).load(name))
+    found = code_digests(Registry(kind, table).load(name))
     assert not {
         f"harness/{one}.py" for one in (*REPORTING, "stopwatch", "measure", "score", "lm")
     } & set(found)
@@ -91,14 +91,14 @@ def test_no_student_and_no_task_holds_what_tables_and_commands_are_made_by(name)
 
 @pytest.mark.parametrize("name", keys.SCORING_MODULES + keys.TIMING_MODULES)
 def test_no_score_holds_what_tables_and_commands_are_made_by(name):
-    assert not {f"harness/{one}.py" for one in REPORTING} & set(code_of(name))
+    assert not {f"harness/{one}.py" for one in REPORTING} & set(code_digests(name))
 
 
 @pytest.mark.parametrize(
     "name", keys.SCORING_MODULES + keys.TIMING_MODULES + keys.MODEL_MODULES + keys.CELL_MODULES
 )
 def test_the_roots_of_keys_are_there(name):
-    assert f"{name.replace('.', '/')}.py" in code_of(name)
+    assert f"{name.replace('.', '/')}.py" in code_digests(name)
 
 
 @pytest.mark.skipif(
@@ -113,7 +113,7 @@ def test_the_roots_of_keys_are_there(name):
     ],
 )
 def test_what_is_not_trained_holds_no_loop(name):
-    found = code_of(Registry("method", methods.METHODS).load(name))
+    found = code_digests(Registry("method", methods.METHODS).load(name))
     assert not {
         f"methods/_{one}.py"
         for one in (
@@ -132,7 +132,7 @@ def test_what_is_not_trained_holds_no_loop(name):
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_whoever_asks_a_grader_holds_it(name):
     kind = Registry("method", methods.METHODS).load(name)
-    found = code_of(kind)
+    found = code_digests(kind)
     grades = any(
         ".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/")
     )
@@ -144,7 +144,9 @@ def test_whoever_asks_a_grader_holds_it(name):
 
 
 def test_a_loss_is_not_behind_answers():
-    assert not any(name.startswith("methods/") for name in code_of("harness.scoring.lm_eval_model"))
+    assert not any(
+        name.startswith("methods/") for name in code_digests("harness.scoring.lm_eval_model")
+    )
 
 
 # --- edits of our own code, in a copy of it
@@ -423,15 +425,15 @@ def test_a_template_changed_in_place_is_in_all_keys(tmp_path):
     ],
 )
 def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_path, edit):
-    from suites.loading.definition import Leaf
-    from suites.loading.outside import OutsideTask
+    from suites.loading.definition import TaskDefinition
+    from suites.loading.outside import LmEvalTask
 
     file = tmp_path / "own.yaml"
     (tmp_path / "base.yaml").write_text("num_fewshot: 0\nmetadata:\n  version: 1\n")
 
     def definition(changes=()):
-        task = object.__new__(OutsideTask)
-        task._leaves = [Leaf(name="own", path=file, changes=dict(changes), local=False)]
+        task = object.__new__(LmEvalTask)
+        task._leaves = [TaskDefinition(name="own", path=file, changes=dict(changes), local=False)]
         return task.definition
 
     file.write_text("include: base.yaml\ndoc_to_text: a\n")
@@ -451,22 +453,22 @@ def test_answers_and_traces_and_caches_hold_their_own_code():
         "harness/scoring/likelihood.py",
         "harness/scoring/prefix_sharing.py",
         "harness/scoring/rounding.py",
-    } <= set(code_of("harness.scoring.lm_eval_model"))
+    } <= set(code_digests("harness.scoring.lm_eval_model"))
     assert {"methods/training/traces.py", "harness/scoring/generation.py"} <= set(
-        code_of("methods.training.traces")
+        code_digests("methods.training.traces")
     )
     assert {"methods/training/teacher_cache.py", "methods/training/rows.py"} <= set(
-        code_of("methods.training.teacher_cache")
+        code_digests("methods.training.teacher_cache")
     )
     assert {
         "methods/training/tuning.py",
         "methods/training/loop.py",
         "methods/training/noise.py",
-    } <= set(code_of("methods.training.tuning"))
+    } <= set(code_digests("methods.training.tuning"))
     assert (
         len(
             {
-                digest_of_code(name)
+                code_digest(name)
                 for name in (
                     "harness.scoring.lm_eval_model",
                     "methods.training.traces",

@@ -12,7 +12,7 @@ import methods
 from harness.api import plan_run
 from harness.errors import HarnessError
 from harness.models.resolve import EMBEDDED, resolve
-from harness.models.shaping import kept_blocks, parse_recipe
+from harness.models.shaping import kept_blocks, parse_student_cut
 from harness.planning.config import build_config, read_run_file
 from harness.planning.spec import limit_for, parse_limit, parse_method, parse_set, split_list
 from harness.registry import Registry
@@ -361,11 +361,11 @@ def test_kept_blocks_are_evenly_spaced(count, share, kept):
 
 
 def test_a_recipe_is_not_a_path():
-    assert parse_recipe("depth:0.25") == ("depth", 0.25)
-    assert parse_recipe("Qwen/Qwen2.5-0.5B") is None
-    assert parse_recipe("./folder") is None
+    assert parse_student_cut("depth:0.25") == ("depth", 0.25)
+    assert parse_student_cut("Qwen/Qwen2.5-0.5B") is None
+    assert parse_student_cut("./folder") is None
     assert [
-        parse_recipe(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
+        parse_student_cut(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
     ] == [False, False, True]
 
 
@@ -376,18 +376,18 @@ def test_a_recipe_is_one_line_of_one_table(monkeypatch):
     from harness.models import shaping
     from harness.models.shape import Shape
 
-    halved = shaping.RecipeKind(
+    halved = shaping.CutKind(
         lambda model, share, cut: model,
         lambda base, share: base.narrower(share / 2),
         draws_weights=True,
     )
-    monkeypatch.setitem(shaping.RECIPES, "half-width", halved)
-    recipe = parse_recipe("half-width:0.5")
+    monkeypatch.setitem(shaping.CUT_KINDS, "half-width", halved)
+    recipe = parse_student_cut("half-width:0.5")
     assert recipe.draws_weights
     base = Shape.of_folder(EMBEDDED / "tiny")
     assert recipe.shape_of(base).intermediate == base.intermediate // 4
     with pytest.raises(HarnessError, match=r"half-width:0\.5"):
-        parse_recipe("quarter:0.5")
+        parse_student_cut("quarter:0.5")
 
 
 def test_two_packages_cannot_claim_one_name(monkeypatch):

@@ -14,10 +14,10 @@ import pytest
 
 from harness import api
 from harness.estimating import estimate
-from harness.gate import baseline_shown, output
+from harness.gate import baseline_tables, output
 from harness.records import columns, model_card
 from harness.records.columns import Header, Quantity
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.reporting import (
     claims,
     costs,
@@ -32,7 +32,7 @@ from harness.reporting import (
     report,
     table,
 )
-from harness.reporting.table import less_is_better, number_in
+from harness.reporting.table import first_number, less_is_better
 from harness.statistics.intervals import Interval
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ DISTINCT = {header for header in HEADERS if not (header.isidentifier() and heade
 # Modules whose texts are cells and headers: there a plain word is a header too, but for those that
 # are something else.
 TABLES = (
-    baseline_shown,
+    baseline_tables,
     model_card,
     claims,
     costs,
@@ -64,7 +64,7 @@ TABLES = (
     output,
 )
 ELSEWHERE = {
-    baseline_shown: {"items": "in a sentence", "value": "a field of a frozen score"},
+    baseline_tables: {"items": "in a sentence", "value": "a field of a frozen score"},
     model_card: {"control": "a family", "perplexity": "a kind of task", "teacher": "a start"},
     claims: {
         "family": "a field of the published records",
@@ -149,14 +149,16 @@ def built():
     """What is said of every committed study, with a price and every row against another."""
     studies = {}
     for folder in STUDIES:
-        records, problems = read_all(folder / "records")
+        records, problems = read_records(folder / "records")
         assert not problems
         label = next(
             record.label
             for record in records
             if not record.is_control and record.label != "teacher"
         )
-        studies[folder.name] = report.made_of(records, report.Asked(price=1.0, references=(label,)))
+        studies[folder.name] = report.build_sections(
+            records, report.ReportOptions(price=1.0, references=(label,))
+        )
     return studies
 
 
@@ -195,7 +197,7 @@ def numbers_of_blocks(one, column):
     """Return a column's numbers, block by block, in the order of the rows."""
     at, blocks = one.columns.index(column), {}
     for row, block in zip(one.rows, one.blocks, strict=True):
-        if (number := number_in(row[at])) is not None:
+        if (number := first_number(row[at])) is not None:
             blocks.setdefault(block, []).append(number)
     return blocks.values()
 
@@ -225,7 +227,7 @@ def test_the_page_sorts_by_the_same_direction(built):
     sections = [section for each in built.values() for section in each]
     for section in sections:
         for drawn, one in zip(
-            html_page._group(section, "x", {})["tables"], section.tables, strict=True
+            html_page._group_data(section, "x", {})["tables"], section.tables, strict=True
         ):
             assert drawn["less"] == [column.quantity.better == "lower" for column in one.columns]
     words = {column.quantity.header for column in columns_of(sections)[0] if column.quantity.words}
@@ -238,7 +240,7 @@ def test_measurements_have_the_units_and_directions_of_the_table():
     known = {one.key: one for one in columns.QUANTITIES}
     seen = set()
     for folder in STUDIES:
-        for record in read_all(folder / "records")[0]:
+        for record in read_records(folder / "records")[0]:
             for one in record.measurements:
                 name = one.name.partition(":")[0]
                 if name.startswith("skipped_"):
@@ -272,7 +274,7 @@ def test_unit_scale_and_format_agree(one):
     assert not one.share or one.unit in ("%", "points")
     assert not (one.leads and one.better == "none")
     if one.format:
-        assert number_in(one.text(one.scaled(0.5))) is not None
+        assert first_number(one.text(one.scaled(0.5))) is not None
     assert one.text(None) == "-" and len(one.help) > 5
 
 
@@ -303,10 +305,10 @@ def test_the_glossary_is_the_tables_help():
         (columns.TTFT, 0.01234, 12.34, "12.3"),
         (columns.DISK, 5 * 2**20, 5.0, "5.00"),
         (columns.DISK, 0.004 * 2**20, 0.004, "0.004"),
-        (columns.SAME_TOP, 0.9714, 0.9714, "97.1 %"),
+        (columns.TOP1_AGREEMENT, 0.9714, 0.9714, "97.1 %"),
         (columns.DROP_SHOWN, 0.051, 0.051, "5.1"),
         (columns.FLOPS, 1.5e9, 1.5e9, "1.50e+09"),
-        (columns.SEEN, 12345.0, 12345.0, "12,345"),
+        (columns.TOKENS_SEEN, 12345.0, 12345.0, "12,345"),
         (columns.AGAINST_TEACHER, 1234.5, 1234.5, "x1.2e+03"),
     ],
 )
@@ -340,7 +342,7 @@ def test_a_tasks_name_does_not_turn_a_columns_direction(task):
         column = quantity.name.of(task)
         assert task in column and quantity.header in column
         assert less_is_better(column) == (quantity.better == "lower")
-        assert columns.named(str(quantity.name)) is quantity
+        assert columns.quantity_of(str(quantity.name)) is quantity
     assert not less_is_better(f"{task} score") and less_is_better(f"{task} KL")
 
 
@@ -355,7 +357,7 @@ def test_a_table_orders_a_column_by_its_quantity():
         )
         for label, value in (("a", 0.2), ("b", 0.9))
     ]
-    made = table.table_of("quality", "x", cells)
+    made = table.build_table("quality", "x", cells)
     assert [row[0] for row in made.ordered_by("trained-qa retention").rows] == ["b", "a"]
 
 

@@ -19,7 +19,7 @@ from harness.contract import Method
 from harness.errors import HarnessError, OldName
 from harness.planning.config import build_config as configured
 from harness.records import columns
-from harness.registry import Registry, expanded
+from harness.registry import Registry, settings_with_defaults
 from harness.renames import notice
 from harness.renames.columns import current_column
 from harness.renames.labels import current_label, settings_in_records
@@ -47,7 +47,7 @@ EVERY = [(method, old) for old, (*_, having) in renames.SETTINGS.items() for met
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch):
     """Let every test hear each old name again."""
-    monkeypatch.setattr(notice, "_SAID", set())
+    monkeypatch.setattr(notice, "_WARNED", set())
 
 
 @pytest.fixture
@@ -71,7 +71,9 @@ def test_an_old_setting_makes_the_same_method_as_its_new_name(method, old, said)
         == REGISTRY.build(method, {new: renamed(old, OTHER[old])})
         != REGISTRY.build(method, {})
     )
-    assert old not in expanded(built) and expanded(built)[new] == renamed(old, OTHER[old])
+    assert old not in settings_with_defaults(built) and settings_with_defaults(built)[
+        new
+    ] == renamed(old, OTHER[old])
     [line] = said()
     assert line.startswith(f"{method}.{old}: {old} is {new} now") and "\n" not in line
     assert line.endswith("; the old name works until version 0.3.0 and 2027-12-01")
@@ -90,7 +92,7 @@ def test_the_table_names_the_methods_that_have_a_setting_and_no_old_name_stands_
 
 
 def test_every_rename_has_a_version_and_a_date_and_one_new_name():
-    every = list(notice.every_rename())
+    every = list(notice.all_renames())
     assert len({(rename.kind, rename.old) for rename in every}) == len(every) > 10
     for rename in every:
         assert re.fullmatch(r"\d+\.\d+\.\d+", rename.version) and re.fullmatch(
@@ -114,7 +116,7 @@ def test_a_name_is_said_once_in_a_process_however_many_rows_and_methods_use_it(s
 @pytest.mark.parametrize("old", OTHER)
 def test_both_names_are_refused_where_they_differ_and_taken_where_they_agree(old, said):
     new, _, _, (method, *_) = renames.SETTINGS[old]
-    default = expanded(REGISTRY.build(method, {}))[new]
+    default = settings_with_defaults(REGISTRY.build(method, {}))[new]
     for given in ({old: OTHER[old], new: default}, {new: default, old: OTHER[old]}):
         with pytest.raises(HarnessError) as refused:
             REGISTRY.build(method, given)

@@ -8,8 +8,8 @@ from harness.reporting import claims
 
 
 def claims_of(records):
-    [found] = comparison.group(records)
-    table = claims.claimed(found)
+    [found] = comparison.group_records(records)
+    table = claims.claims_table(found)
     return {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
 
@@ -103,7 +103,7 @@ def test_a_teacher_at_chance_makes_retention_untestable():
 
 
 def test_claims_stand_only_where_something_was_compressed():
-    assert claims.claimed(comparison.group(RECORDS)[0]) is None
+    assert claims.claims_table(comparison.group_records(RECORDS)[0]) is None
 
 
 def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
@@ -125,8 +125,8 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
         for label, size, seconds in (("a", 4, 2.0), ("a+b", 1, 1.0))
     )
     whole = whole.model_copy(update={"stages": stages})
-    [found] = comparison.group([teacher, first, last, whole])
-    table = claims.chains(found)
+    [found] = comparison.group_records([teacher, first, last, whole])
+    table = claims.chains_table(found)
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [line["stage"] for line in lines] == ["a", "a+b"] and [
         line["stage s"] for line in lines

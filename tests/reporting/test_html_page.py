@@ -16,7 +16,14 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.records.conditions import ModelReference
-from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.record import (
+    Cost,
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    write_record,
+)
 from harness.records.samples import Evidence, evidence_of
 from harness.reporting import html_page, report
 
@@ -115,7 +122,7 @@ def store(folder, every):
     """Write a store with answers and training logs beside the records."""
     for one in every:
         cell = folder / "cells" / one.key[:24]
-        write(cell / "record.json", one)
+        write_record(cell / "record.json", one)
         marks = one.scores[0].outcomes["strict-match"]
         items = [
             {
@@ -165,7 +172,7 @@ def made(tmp_path_factory):
     every = records()
     store(folder / "store", every)
     html_page.write_page(
-        report.made_of(every), folder, evidence=evidence_of(folder / "store", every)
+        report.build_sections(every), folder, evidence=evidence_of(folder / "store", every)
     )
     return folder
 
@@ -200,7 +207,7 @@ def test_one_file_that_asks_for_nothing_outside(made):
 def test_the_page_holds_what_the_tables_hold(made):
     data = data_of(made / "page.html")
     [group] = data["groups"]
-    [expected] = report.made_of(records())
+    [expected] = report.build_sections(records())
     assert [tuple(map(tuple, table["rows"])) for table in group["tables"]] == [
         tuple(map(tuple, table.rows)) for table in expected.tables
     ]
@@ -223,7 +230,7 @@ def test_the_page_holds_what_the_tables_hold(made):
 
 
 def test_the_frontier_holds_what_nothing_beats():
-    [found] = [one.found for one in report.made_of(records())]
+    [found] = [one.group for one in report.build_sections(records())]
     from harness.reporting.plots import points_of
 
     points = points_of(found, "gsm8k-mini", "speed")
@@ -246,14 +253,14 @@ def test_the_frontier_holds_what_nothing_beats():
 def test_the_same_records_give_the_same_page(made, tmp_path):
     every = records()
     html_page.write_page(
-        report.made_of(every[::-1]), tmp_path, evidence=evidence_of(made / "store", every)
+        report.build_sections(every[::-1]), tmp_path, evidence=evidence_of(made / "store", every)
     )
     for name in ("page.html", "page-answers-2.js"):
         assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_without_answers_the_page_says_so(tmp_path):
-    html_page.write_page(report.made_of(records()), tmp_path)
+    html_page.write_page(report.build_sections(records()), tmp_path)
     data = data_of(tmp_path / "page.html")
     assert data["answers"] is False and data["groups"][0]["curves"] == {}
 
@@ -274,7 +281,7 @@ def test_half_a_surrogate_pair_stops_nothing(tmp_path):
         }
     )
     html_page.write_page(
-        report.made_of([one, broken, *others]),
+        report.build_sections([one, broken, *others]),
         tmp_path,
         evidence={one.key: Evidence(tmp_path / "s.jsonl", None)},
     )
@@ -285,7 +292,9 @@ def test_what_cannot_be_drawn_has_its_reason():
     def why(every):
         return [
             group["why"]
-            for group in [html_page._group(one, "x", {}) for one in report.made_of(every)]
+            for group in [
+                html_page._group_data(one, "x", {}) for one in report.build_sections(every)
+            ]
         ]
 
     [first, *others] = records()
@@ -582,7 +591,7 @@ def test_a_page_of_thirty_methods_and_three_seeds(browser, tmp_path):
                 }
                 stream.write(json.dumps(item) + "\n")
         evidence[one.key] = Evidence(path, None)
-    html_page.write_page(report.made_of(every), tmp_path / "out", evidence=evidence)
+    html_page.write_page(report.build_sections(every), tmp_path / "out", evidence=evidence)
     size = (tmp_path / "out" / "page.html").stat().st_size
     assert size <= 8_000_000
     tab = browser.new_page()

@@ -57,10 +57,12 @@ def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
     ]
     assert any(
         "response: WARNING: the teacher" in line and "not better" in line
-        for line in report.notes(comparison.group(weak)[0])
+        for line in report.group_notes(comparison.group_records(weak)[0])
     )
     strong = [make("teacher", 0.9), *weak[1:]]
-    assert not any("WARNING" in line for line in report.notes(comparison.group(strong)[0]))
+    assert not any(
+        "WARNING" in line for line in report.group_notes(comparison.group_records(strong)[0])
+    )
 
 
 def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
@@ -73,7 +75,9 @@ def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
         make("sft", 0.6, seed=1),
     ]
     [line] = [
-        line for line in report.notes(comparison.group(rows)[0]) if "no trace survived" in line
+        line
+        for line in report.group_notes(comparison.group_records(rows)[0])
+        if "no trace survived" in line
     ]
     assert (
         line
@@ -94,7 +98,9 @@ def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
         make("int4", 0.8, cost=Cost(notes={"int4": told})),
         make("prune-wanda", 0.8, cost=Cost(notes={"prune-wanda": {}})),
     ]
-    lines = [line for line in report.notes(comparison.group(rows)[0]) if "bits" in line]
+    lines = [
+        line for line in report.group_notes(comparison.group_records(rows)[0]) if "bits" in line
+    ]
     assert lines == [
         "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); table and head "
         "in int8; left as they were: *.down_proj."
@@ -122,7 +128,9 @@ def test_the_warning_is_about_the_rows_own_teacher():
             **both,
         ),
     ]
-    [line] = [line for line in report.notes(comparison.group(rows)[0]) if "WARNING" in line]
+    [line] = [
+        line for line in report.group_notes(comparison.group_records(rows)[0]) if "WARNING" in line
+    ]
     assert "response[teacher=poor]: WARNING: the teacher poor (" in line
 
 

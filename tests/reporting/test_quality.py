@@ -9,7 +9,7 @@ from made_records import RECORDS, TEACHERS, guesses, make, numbered, together
 
 from harness.analysis import comparison
 from harness.reporting import quality, report
-from harness.reporting.table import Best
+from harness.reporting.table import BestCell
 
 
 def test_the_best_and_all_that_are_not_worse_are_bold():
@@ -37,8 +37,8 @@ def test_a_method_is_compared_with_its_controls():
     )
     assert "better" in line
     gap = comparison.compare(
-        comparison.Row("cot", tuple(RECORDS[1:4])),
-        comparison.Row("answer-only", tuple(RECORDS[4:7])),
+        comparison.ResultRow("cot", tuple(RECORDS[1:4])),
+        comparison.ResultRow("answer-only", tuple(RECORDS[4:7])),
         "gsm8k-mini",
         ratio=False,
     )
@@ -71,8 +71,8 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
         ),
         *(row(f"selective-random[{share}]", share, control=True) for share in (0.3, 0.5)),
     ]
-    [found] = comparison.group(records)
-    table = quality.controls(found)
+    [found] = comparison.group_records(records)
+    table = quality.controls_table(found)
     pairs = set(zip(table.frame["row"], table.frame["against"], strict=True))
     assert pairs == {
         ("selective[0.3]", "selective-random[0.3]"),
@@ -110,8 +110,8 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
             for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
         ),
     ]
-    [found] = comparison.group([make("teacher", 0.9), chain, *others])
-    assert set(quality.controls(found).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
+    [found] = comparison.group_records([make("teacher", 0.9), chain, *others])
+    assert set(quality.controls_table(found).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
 
 
 def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
@@ -120,10 +120,10 @@ def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
         make("plain", 0.2, chance=0.25, control=True),
     )
     rows = [make("teacher", 0.2, chance=0.25), good, plain]
-    [found] = comparison.group(rows)
+    [found] = comparison.group_records(rows)
     [line] = [
-        dict(zip(quality.controls(found).columns, row, strict=True))
-        for row in quality.controls(found).rows
+        dict(zip(quality.controls_table(found).columns, row, strict=True))
+        for row in quality.controls_table(found).rows
     ]
     assert line["verdict"] == "teacher at chance: not judged" and line[
         "difference (points)"
@@ -135,8 +135,8 @@ def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
         make(name, share, chance=0.25, task="mmlu")
         for name, share in (("teacher", 0.2), ("a", 0.4), ("b", 0.1))
     ]
-    [found] = comparison.group(rows)
-    table = quality.quality(found)
+    [found] = comparison.group_records(rows)
+    table = quality.quality_table(found)
     at = table.columns.index
     assert (
         {row[at("retention")] for row in table.rows}
@@ -144,27 +144,29 @@ def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
         == {"-"}
     )
     assert not any(
-        isinstance(cell, Best) for row in table.rows for cell in row
-    ) and not comparison.leaders(found, "mmlu")
-    assert any(line.startswith("mmlu: teacher at chance (") for line in report.notes(found))
-    [good] = comparison.group([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
-    assert comparison.leaders(good, "mmlu") and not any(
-        "at chance" in line for line in report.notes(good)
+        isinstance(cell, BestCell) for row in table.rows for cell in row
+    ) and not comparison.best_labels(found, "mmlu")
+    assert any(line.startswith("mmlu: teacher at chance (") for line in report.group_notes(found))
+    [good] = comparison.group_records([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
+    assert comparison.best_labels(good, "mmlu") and not any(
+        "at chance" in line for line in report.group_notes(good)
     )
 
 
 def test_every_row_stands_against_a_named_one(tmp_path):
-    [found] = comparison.group(RECORDS)
-    table = quality.against(found, "cot")
+    [found] = comparison.group_records(RECORDS)
+    table = quality.against_table(found, "cot")
     assert table.name == "against-cot" and set(table.frame["row"]) == {
         "teacher",
         "answer-only",
         "untouched",
     }
-    assert quality.against(found, "nothing") is None
+    assert quality.against_table(found, "nothing") is None
     names = [
         path.name
-        for path in report.write_tables(RECORDS, tmp_path, report.Asked(references=("cot",)))
+        for path in report.write_tables(
+            RECORDS, tmp_path, report.ReportOptions(references=("cot",))
+        )
     ]
     assert "against-cot.csv" in names and "Against cot" in (tmp_path / "table.md").read_text()
 
@@ -183,17 +185,17 @@ def test_perplexities_stand_against_controls_by_their_ratio():
         read("good", 1.1, controls=("plain",)),
         read("plain", 2e4, control=True),
     ]
-    [found] = comparison.group(rows)
+    [found] = comparison.group_records(rows)
     [line] = [
-        dict(zip(quality.controls(found).columns, row, strict=True))
-        for row in quality.controls(found).rows
+        dict(zip(quality.controls_table(found).columns, row, strict=True))
+        for row in quality.controls_table(found).rows
     ]
     assert (
         line["difference (points)"].startswith("x5.5e-05 [5.5e-05") and line["verdict"] == "better"
     )
-    [other] = [row for row in quality.against(found, "good").rows if row[0] == "plain"]
+    [other] = [row for row in quality.against_table(found, "good").rows if row[0] == "plain"]
     assert other[-3].startswith("x1.8e+04 [1.8e+04, 1.8e+04]") and other[-1] == "worse"
-    [note] = [line for line in report.notes(found) if line.startswith("Teacher ")]
+    [note] = [line for line in report.group_notes(found) if line.startswith("Teacher ")]
     assert note.endswith("; nothing was trained.")
 
 
@@ -225,9 +227,9 @@ def test_a_figure_that_is_better_when_lower_is_no_retention():
         and "retention" not in text.partition("- Teacher")[0]
     )
     assert "wer is better when lower" in text
-    [found] = comparison.group(records)
-    assert comparison.leaders(found, found.tasks[0]) == {"better"}
-    assert [row.label for row in comparison.ordered(found)][1] == "better"
+    [found] = comparison.group_records(records)
+    assert comparison.best_labels(found, found.tasks[0]) == {"better"}
+    assert [row.label for row in comparison.ordered_rows(found)][1] == "better"
 
 
 def test_what_cannot_be_paired_is_shown_without_retention_and_says_why():
@@ -281,8 +283,8 @@ def test_a_figure_of_all_items_has_retention_and_difference():
     )
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
     assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
-    [found] = comparison.group(records)
-    assert comparison.leaders(found, found.tasks[0]) == {"int8"}
+    [found] = comparison.group_records(records)
+    assert comparison.best_labels(found, found.tasks[0]) == {"int8"}
 
 
 def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.records import record
 from harness.records.record import Cost, Measurement, SharedCost
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.reporting import glossary, report
 
 
@@ -104,7 +104,7 @@ def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
         *(make("cot", seed=seed, cost=cost) for seed in (1, 2, 3)),
         make("sft", seed=1, cost=Cost(seconds=4.0)),
     ]
-    text = report.markdown(records, report.Asked(price=3.6))
+    text = report.markdown(records, report.ReportOptions(price=3.6))
     shown = rows_of(text, "Training cost (at 3.6 a device-hour)")
     assert (
         shown["cot"]["shared s"] == "30.0"
@@ -168,10 +168,10 @@ def test_rows_are_ordered_by_a_column_within_their_family():
         fast("d", 9.0, "z"),
     ]
     controls = [make("untouched", 0.05, control=True, family="control")]
-    [made] = report.made_of([*records, *controls], report.Asked(sort="decode x"))
+    [made] = report.build_sections([*records, *controls], report.ReportOptions(sort="decode x"))
     speed = next(table for table in made.tables if table.name == "speed")
     assert [row[0] for row in speed.rows] == ["teacher", "d", "b", "a", "c", "untouched (control)"]
-    [made] = report.made_of([*records, *controls], report.Asked(sort="-decode x"))
+    [made] = report.build_sections([*records, *controls], report.ReportOptions(sort="-decode x"))
     assert [row[0] for row in next(table for table in made.tables if table.name == "speed").rows][
         1:3
     ] == ["a", "b"]
@@ -186,7 +186,7 @@ def test_rows_are_ordered_by_a_column_within_their_family():
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_kept(tmp_path, given, said):
-    record.write(tmp_path / "records" / "a.json", RECORDS[0])
+    record.write_record(tmp_path / "records" / "a.json", RECORDS[0])
     done = CliRunner().invoke(
         app,
         ["report", str(tmp_path), "--keep", str(tmp_path / "study"), *given],
@@ -318,9 +318,9 @@ def test_committed_tables_are_what_their_records_give_byte_for_byte(study, tmp_p
     place = Path(__file__).parents[2] / "results" / study
     if not place.exists():
         pytest.skip("not run from a checkout")
-    records, problems = read_all(place)
+    records, problems = read_records(place)
     assert records and not problems
-    report.write_tables(records, tmp_path, report.Asked(references=STUDIES[study]))
+    report.write_tables(records, tmp_path, report.ReportOptions(references=STUDIES[study]))
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     held = {path.name: path.read_bytes() for path in (place / "tables").iterdir()}
     assert {name: body for name, body in held.items() if name in made} == made, [

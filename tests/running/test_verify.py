@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.files.lines import signed
+from harness.files.lines import signed_line
 from harness.files.writing import read_signed, write_signed
 from harness.running.verify import verify
 
@@ -69,7 +69,7 @@ def edited(line, **changes):
     """Edit a line of answers as one would who signs it again: only what stands elsewhere
     can tell.
     """
-    return signed(
+    return signed_line(
         {**{name: value for name, value in json.loads(line).items() if name != "digest"}, **changes}
     ).rstrip("\n")
 

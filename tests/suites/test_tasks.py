@@ -25,8 +25,8 @@ from task_data import (
 
 import suites
 from harness.data.examples import examples_of, training_examples
-from harness.data.source import DataSource, NoSplit
-from suites.loading.lm_eval import built, builtin
+from harness.data.source import LocalOrHubData, NoSplit
+from suites.loading.lm_eval import build_task, read_builtin
 from suites.wikitext import documents
 
 
@@ -38,10 +38,10 @@ def upstream(yaml, rows, **changes):
 
     base = {
         key: value
-        for key, value in builtin(yaml).items()
+        for key, value in read_builtin(yaml).items()
         if key not in {"dataset_path", "dataset_name"}
     }
-    return built(
+    return build_task(
         base,
         custom_dataset=lambda **_: {split: Dataset.from_list(part) for split, part in rows.items()},
         **changes,
@@ -288,7 +288,7 @@ def test_versions_are_those_of_lm_evals_yaml():
     for name, file in files.items():
         assert (
             float(suites.load(name).version.partition("+")[0])
-            == builtin(file)["metadata"]["version"]
+            == read_builtin(file)["metadata"]["version"]
         )
     assert [suites.load(name).version for name in REAL] == [
         "3+first_n+512",
@@ -313,7 +313,7 @@ def test_the_fingerprint_is_of_the_unpacked_bytes(folder, source):
     assert source.fingerprint(files) == packed != ""
     (folder / "gsm8k/train.jsonl").write_bytes(plain + b"\n")
     assert source.fingerprint(files) != packed
-    assert DataSource().fingerprint(files) == ""
+    assert LocalOrHubData().fingerprint(files) == ""
 
 
 def change(path, row, **values):
@@ -359,7 +359,7 @@ def test_missing_files_are_named(folder, source):
         str(folder),
         "mmlu/dev.jsonl.gz and mmlu/test.jsonl.gz",
     )
-    refused(lambda: DataSource().rows("gsm8k/test.jsonl", fields=()), "--data-dir")
+    refused(lambda: LocalOrHubData().rows("gsm8k/test.jsonl", fields=()), "--data-dir")
 
 
 def test_bad_rows_are_named_by_file_and_line(folder, source):
@@ -453,7 +453,7 @@ def test_without_folder_and_network_one_line_comes_at_once(name, no_network):
     began = time.monotonic()
     task = suites.load(name)
     refused(
-        lambda: task.lm_eval_tasks(DataSource()),
+        lambda: task.lm_eval_tasks(LocalOrHubData()),
         name,
         "Hub could not be reached",
         f"give --data-dir a folder with {' and '.join(task.files)}",
@@ -530,7 +530,7 @@ def published():
             "needs the published data: set HARNESS_DATA_DIR to a folder with gsm8k/, mmlu/ and "
             "wikitext2/"
         )
-    return DataSource.from_environment()
+    return LocalOrHubData.from_environment()
 
 
 @pytest.mark.slow

@@ -10,10 +10,16 @@ import pytest
 import torch
 
 from harness.contract import Example
-from harness.data.contamination import contaminated
-from harness.data.source import DataSource
+from harness.data.contamination import contaminated_texts
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
-from methods.compression.calibration import Calibration, Flow, influence, sweep, watched
+from methods.compression.calibration import (
+    CalibrationData,
+    InputStatistics,
+    block_influence,
+    recording_inputs,
+    visit_blocks,
+)
 from methods.compression.layers import layers_of
 
 
@@ -59,7 +65,9 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     )
     (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
     few = {"num_calibration_samples": 4, "max_seq_length": 64}
-    told = compress("prune-wanda", few, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
+    told = compress(
+        "prune-wanda", few, tasks=("wikitext",), source=LocalOrHubData(folder=tmp_path)
+    )[1]
     assert told["calibration"]["name"] == "C4 sample"
     assert (
         told["calibration"]["compared_with"] == ["wikitext"]
@@ -74,9 +82,9 @@ def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside(
         name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held)
     )
     texts = [f"Here {run.upper()} there", "nothing of it", run.rpartition(" ")[0]]
-    assert contaminated(texts, {"t": task}, DataSource()) == ({0}, ["t"])
+    assert contaminated_texts(texts, {"t": task}, LocalOrHubData()) == ({0}, ["t"])
     task.files = ()
-    assert contaminated(texts, {"t": task}, DataSource()) == (set(), [])
+    assert contaminated_texts(texts, {"t": task}, LocalOrHubData()) == (set(), [])
 
 
 def test_too_little_text_is_said(compress):
@@ -89,15 +97,15 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
 
     ids = torch.randint(3, 1000, (5, 24))
     layers = layers_of(embedded.model, method="test").linear
-    plain = Flow("gram")
-    with torch.no_grad(), watched(plain, layers):
+    plain = InputStatistics("gram")
+    with torch.no_grad(), recording_inputs(plain, layers):
         embedded.model(input_ids=ids, use_cache=False)
     for tokens in (24, 48, 1_000):  # one at a time; two, and one left over; all at once
-        monkeypatch.setattr(calibration, "AT_ONCE", tokens)
+        monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", tokens)
         found = {}
-        sweep(
+        visit_blocks(
             embedded,
-            Calibration(ids, {}),
+            CalibrationData(ids, {}),
             layers,
             kind="gram",
             visit=lambda block, flow, found=found: found.update(flow.sums),
@@ -124,7 +132,7 @@ def test_tokens_count_alike_whatever_their_size():
             ("raw", larger, False),
             ("zero", torch.zeros(1, 6), True),
         ):
-            flow = Flow(kind, alike)
+            flow = InputStatistics(kind, alike)
             flow.add("x", x)
             sums[name] = flow.sums["x"]
         assert torch.allclose(sums["plain"], sums["sized"], atol=1e-5)
@@ -137,7 +145,7 @@ def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded(
     """An attention sink: one direction, thousands of times larger. As published the error of all
     other tokens hardly counts.
     """
-    from methods.compression.rounding import compensated, round_to_nearest
+    from methods.compression.rounding import round_to_nearest, round_with_gptq
 
     torch.manual_seed(4)
     x = torch.randn(400, 32) @ torch.randn(32, 32)
@@ -146,9 +154,9 @@ def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded(
     w = torch.randn(24, 32)
     errors = {}
     for name, alike in (("alike", True), ("raw", False)):
-        flow = Flow("gram", alike)
+        flow = InputStatistics("gram", alike)
         flow.add("w", torch.cat([sink, x]))
-        found = compensated(w, flow.sums["w"], bits=4, group=16).dequantized()
+        found = round_with_gptq(w, flow.sums["w"], bits=4, group=16).dequantized()
         errors[name] = float(((w - found) @ x.T).square().sum())
     nearest = float(
         ((w - round_to_nearest(w, bits=4, group=16).dequantized()) @ x.T).square().sum()
@@ -189,17 +197,17 @@ class Decoder(torch.nn.Module):
 
 def test_what_a_model_hands_a_block_by_place_goes_along():
     torch.manual_seed(0)
-    model, data = Decoder(by_place=True), Calibration(torch.randint(0, 50, (2, 16)), {})
+    model, data = Decoder(by_place=True), CalibrationData(torch.randint(0, 50, (2, 16)), {})
     layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
-    seen, now = {}, Flow("squares")
-    sweep(
+    seen, now = {}, InputStatistics("squares")
+    visit_blocks(
         SimpleNamespace(model=model),
         data,
         layers,
         kind="squares",
         visit=lambda name, flow: seen.update(flow.sums),
     )
-    with torch.no_grad(), watched(now, layers):
+    with torch.no_grad(), recording_inputs(now, layers):
         model(data.ids)
     assert (
         all(torch.allclose(seen[name], now.sums[name], rtol=1e-4) for name in layers)
@@ -213,13 +221,13 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
     from methods.compression import calibration
 
     torch.manual_seed(0)
-    model, data = Decoder(), Calibration(torch.randint(0, 50, (2, 16)), {})
+    model, data = Decoder(), CalibrationData(torch.randint(0, 50, (2, 16)), {})
     layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
     refused = pytest.raises(
         CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model"
     )
     with refused:
-        sweep(
+        visit_blocks(
             SimpleNamespace(model=model),
             data,
             layers,
@@ -227,9 +235,9 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
             visit=lambda name, flow: pytest.fail("visited"),
         )
     model.of_the_batch = True  # the first batch's would be right for the first batch alone
-    monkeypatch.setattr(calibration, "AT_ONCE", 16)
+    monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", 16)
     with refused:
-        sweep(
+        visit_blocks(
             SimpleNamespace(model=model),
             data,
             layers,
@@ -239,7 +247,7 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
     with torch.no_grad():
         model.table.weight[:] = torch.nan
     with pytest.raises(CellFailed, match="is not finite on the calibration text"):
-        sweep(
+        visit_blocks(
             SimpleNamespace(model=model),
             data,
             layers,
@@ -262,9 +270,9 @@ def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
             with torch.no_grad():
                 opened.model.model.layers[0].mlp.down_proj.weight.zero_()
 
-    sweep(opened, Calibration(ids, {}), layers, kind="squares", visit=visit)
-    now = Flow("squares")
-    with torch.no_grad(), watched(now, layers):
+    visit_blocks(opened, CalibrationData(ids, {}), layers, kind="squares", visit=visit)
+    now = InputStatistics("squares")
+    with torch.no_grad(), recording_inputs(now, layers):
         opened.model(input_ids=ids, use_cache=False)
     assert torch.allclose(
         seen["model.layers.1"], now.sums["model.layers.1.self_attn.q_proj"], rtol=1e-3, atol=1e-2
@@ -273,10 +281,10 @@ def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
 
 def test_layers_that_read_one_tensor_share_one_sum(embedded):
     layers = layers_of(embedded.model, method="test").linear
-    flow = Flow("gram")
-    with torch.no_grad(), watched(flow, layers):
+    flow = InputStatistics("gram")
+    with torch.no_grad(), recording_inputs(flow, layers):
         embedded.model(input_ids=torch.arange(3, 20)[None], use_cache=False)
     one = [flow.sums[f"model.layers.0.self_attn.{part}_proj"] for part in "qkv"]
     assert one[0] is one[1] is one[2]
     assert flow.sums["model.layers.0.mlp.gate_proj"] is flow.sums["model.layers.0.mlp.up_proj"]
-    assert len(influence(embedded, Calibration(torch.arange(3, 20)[None], {}))) == 8
+    assert len(block_influence(embedded, CalibrationData(torch.arange(3, 20)[None], {}))) == 8

@@ -11,10 +11,14 @@ import pytest
 import methods
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.registry import Registry
-from methods.compression.external import by_library, require, written_by
+from methods.compression.external import (
+    explaining_library_errors,
+    require_package,
+    save_library_student,
+)
 
 REGISTRY = Registry("method", methods.METHODS)
 LIBRARIES = {
@@ -69,7 +73,7 @@ def job(random_model, tmp_path):
         student="untouched",
         student_base=random_model,
         tasks={"mmlu-mini": suites.load("mmlu-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=100, rows=4),
         seed=1,
         workdir=tmp_path,
@@ -133,7 +137,7 @@ def test_whatever_a_library_raises_while_packing_is_one_line(name, kind, planted
     told = str(caught.value)
     assert "\n" not in told and len(told) < 500 and not isinstance(caught.value, Skipped)
     # what it was given
-    assert told.startswith(name) and LIBRARIES[name] in told and "does not take random (" in told
+    assert told.startswith(name) and LIBRARIES[name] in told and "failed on random (" in told
     assert type(RAISED[kind]).__name__ in told and told.endswith(
         ("use int8 or int4", "use int8 or int4, which need no library")
     )
@@ -184,9 +188,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(name, module, line, plant
     importlib.invalidate_caches()
     for cached in (tmp_path / "site").rglob("*.pyc"):
         cached.unlink()
-    with pytest.raises(
-        CellFailed, match=f"^{name}.*{LIBRARIES[name]} does not take random"
-    ) as caught:
+    with pytest.raises(CellFailed, match=f"^{name}.*{LIBRARIES[name]} failed on random") as caught:
         REGISTRY.build(name, {}).compress(job)
     assert ("pip install" in str(caught.value)) == ("import" in line)
 
@@ -194,16 +196,16 @@ def test_a_library_that_cannot_be_imported_is_one_line(name, module, line, plant
 @pytest.mark.parametrize("at", ["save", "answer"])
 @pytest.mark.parametrize("kind", ["assertion", "panic", "import", "foreign"])
 def test_what_a_library_raises_while_saving_or_answering_is_one_line(at, kind, job, monkeypatch):
-    from methods.compression.base import Making
+    from methods.compression.base import StudentBuilder
 
-    making = Making(job, "torchao", plain=True)
+    making = StudentBuilder(job, "torchao", plain=True)
 
     def fail(*_, **__):
         raise RAISED[kind]
 
     monkeypatch.setattr(making.model, "save_pretrained" if at == "save" else "forward", fail)
-    with pytest.raises(CellFailed, match=r"^torchao: torchao does not take random") as caught:
-        written_by(making, making.model, {"library": "torchao"})
+    with pytest.raises(CellFailed, match=r"^torchao: torchao failed on random") as caught:
+        save_library_student(making, making.model, {"library": "torchao"})
     assert (
         type(RAISED[kind]).__name__ in str(caught.value)
         and not (Path(job.workdir) / "student").exists()
@@ -213,20 +215,20 @@ def test_what_a_library_raises_while_saving_or_answering_is_one_line(at, kind, j
 def test_a_part_of_a_package_that_is_not_there_is_skipped():
     for name in ("no_such_library", "no_such_library.quanto", "harness.no_such_part"):
         with pytest.raises(Skipped, match="pip install 'compression-harness"):
-            require(name, "quant")
-    require("json.decoder", "quant")
+            require_package(name, "quant")
+    require_package("json.decoder", "quant")
 
 
 def test_what_goes_well_stays_as_it_is(random_model):
-    with by_library("torchao", "torchao", random_model):
+    with explaining_library_errors("torchao", "torchao", random_model):
         pass
     with (
-        pytest.raises(CellFailed, match=r"pytest \d+\.\d+.* does not take random \(KeyError: 1\)"),
-        by_library("m", "pytest", random_model),
+        pytest.raises(CellFailed, match=r"pytest \d+\.\d+.* failed on random \(KeyError: 1\)"),
+        explaining_library_errors("m", "pytest", random_model),
     ):
         raise KeyError(1)
     with (
         pytest.raises(CellFailed, match=r"compression-harness\[gptq\]"),
-        by_library("gptq", "optimum+gptqmodel", random_model),
+        explaining_library_errors("gptq", "optimum+gptqmodel", random_model),
     ):
         raise ImportError("x")

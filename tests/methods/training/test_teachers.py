@@ -111,13 +111,13 @@ def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(
 
 
 def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
-    from methods.multi_teacher import _one_hot, _weights
+    from methods.multi_teacher import _one_hot, _teacher_weights
 
     by_task = [_one_hot([0.5, 0.1]), _one_hot([0.2, 3.0])]
     batch = batch_of([TokenRow((1, 2, 3), 1, 0), TokenRow((1, 2, 3, 4), 2, 1)], 0)
     at = Positions(torch.zeros(4, 3), batch.ids[:, 1:][batch.mask], (), batch)
-    assert _weights("domain", at, (), by_task).tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
-    assert _weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
+    assert _teacher_weights("domain", at, (), by_task).tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
+    assert _teacher_weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 
 import suites
 from suites.loading import numbers
-from suites.loading.lm_eval import builtin
+from suites.loading.lm_eval import read_builtin
 
 TEXTS = [
     "#### 18",
@@ -55,7 +55,7 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
     task.apply_filters()
     assert (
         stated.pattern
-        == builtin(f"gsm8k/{name.removesuffix('-mini')}.yaml")["filter_list"][0]["filter"][0][
+        == read_builtin(f"gsm8k/{name.removesuffix('-mini')}.yaml")["filter_list"][0]["filter"][0][
             "regex_pattern"
         ]
     )
@@ -94,7 +94,7 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
     ],
 )
 def test_numbers_are_read_as_they_are_written(text, number, equal):
-    assert numbers.numeric(text) == number
+    assert numbers.stated_number(text) == number
     assert (
         numbers.grade_number(equal, text)[2].correct
         and not numbers.grade_number("77", text)[2].correct
