@@ -411,8 +411,8 @@ def test_several_teachers_have_weights_rows_and_keys_of_their_own():
         cell.is_teacher for cell in found.cells
     ] == [True, False, False]
     equal = plan(methods=["multi-teacher"], teacher=["tiny", "tiny-math"], controls=False)
-    turned = plan(methods=["multi-teacher"], teacher=["tiny-math", "tiny"], controls=False)
-    assert len({one.cells[-1].key for one in (found, equal, turned)}) == 3
+    flipped = plan(methods=["multi-teacher"], teacher=["tiny-math", "tiny"], controls=False)
+    assert len({one.cells[-1].key for one in (found, equal, flipped)}) == 3
     assert (
         len({cell.key for cell in found.cells}) == 3
         and found.cells[0].key != plan(methods=["sft"]).cells[0].key

@@ -482,7 +482,7 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
 
     from harness.files.digests import digest_of
 
-    turned = [
+    flipped = [
         replace(
             items[0],
             correct={"acc": not items[0].correct["acc"]},
@@ -493,7 +493,7 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
         *items[1:],
     ]
     same = [replace(row, text="x", twins=True) for row in items]
-    assert digest_of([row.answer for row in turned]) != digest_of([row.answer for row in same])
+    assert digest_of([row.answer for row in flipped]) != digest_of([row.answer for row in same])
     normed = replace(items[0], correct={"acc": True, "acc_norm": False})
     assert normed.answer != replace(normed, correct={"acc": True, "acc_norm": True}).answer
 
