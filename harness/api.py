@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
     from harness.data.source import LocalOrHubData
+    from harness.data.training_sets import TrainingSet
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
     from harness.measuring.measure import MeasurementResult, TimedModel, TimingSettings
@@ -73,7 +74,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     from harness import catalog
     from harness.data.source import C4, LocalOrHubData
-    from harness.data.training_sets import TrainingSet, parse_training_sets
+    from harness.data.training_sets import TrainingSet
     from harness.models.resolve import is_embedded, resolve
 
     if config.backend == "vllm":
@@ -114,10 +115,6 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         else []
     )
     device = choose_device(config.device, say=say)
-    training_sets = parse_training_sets(config.train_data)
-    if config.overlap == "refuse":  # at once; where they are dropped, a cell says how many
-        for training_set in training_sets:
-            replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
     resolved = ResolvedNames(
         teachers=teachers,
         methods=registry,
@@ -126,7 +123,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         data=_data_digest(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
-        training_sets=training_sets,
+        training_sets=_training_sets(config, tasks, source),
         calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
         text=source.fingerprint([C4])
         if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3]))
@@ -134,6 +131,21 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     )
     plan = make_plan(config, resolved)
     return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
+
+
+def _training_sets(
+    config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
+) -> "tuple[TrainingSet, ...]":
+    """Return the data of `--train-data`. Raises `HarnessError` where it holds evaluation items that
+    are to be refused; where they are dropped, each cell says how many.
+    """
+    from harness.data.training_sets import parse_training_sets
+
+    training_sets = parse_training_sets(config.train_data)
+    if config.overlap == "refuse":
+        for training_set in training_sets:
+            replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
+    return training_sets
 
 
 def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:
@@ -278,12 +290,15 @@ def estimate_cells(plan: Plan, finished: Container[str]) -> list["CellEstimate"]
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model of `measure_models`: its name and what was found, speeds as ratios to the first
-    model of the call.
-    """
+    """One model of `measure_models`; its speeds are ratios to the first model of the call."""
 
     name: str
-    found: "MeasurementResult"
+    measured: "MeasurementResult"
+
+    @property
+    def found(self) -> "MeasurementResult":
+        """The older name of `measured`."""
+        return self.measured
 
 
 def measure_models(
@@ -372,10 +387,10 @@ def _write_stamps(
         {
             "name": model.name,
             "digest": subject.checkpoint.digest,
-            "skipped": model.found.skipped,
-            "raw": model.found.raw,
+            "skipped": model.measured.skipped,
+            "raw": model.measured.raw,
             "measurements": [
-                measurement.model_dump(mode="json") for measurement in model.found.measurements
+                measurement.model_dump(mode="json") for measurement in model.measured.measurements
             ],
         }
         for model, subject in zip(weighed, subjects, strict=True)

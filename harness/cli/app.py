@@ -122,6 +122,15 @@ def _print_plan(plan: "Plan") -> int:
         f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; "
         f"tasks: {', '.join(under.task_names)}"
     )
+    for data in under.train_data:
+        typer.echo(
+            f"training data: {data.name}, {data.examples:,} examples, weight {data.weight:g}"
+        )
+    if under.calibration_data is not None:
+        typer.echo(
+            f"calibration data: {under.calibration_data.name}, "
+            f"{under.calibration_data.examples:,} examples"
+        )
     for cell, one in zip(plan.cells, expected, strict=True):
         state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
         if one.training_bytes and cell.key not in finished:
@@ -313,7 +322,7 @@ def measure(
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
-    from harness.reporting.measured import measurement_tables
+    from harness.reporting.measured import TimedModel, measurement_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(
@@ -322,7 +331,7 @@ def measure(
         )
     check_folder(out, "--out")
     with Console() as console:
-        found, path = measure_models(
+        measured, path = measure_models(
             models or [],
             grid=grid,
             rounds=rounds,
@@ -334,9 +343,11 @@ def measure(
             progress=console.progress,
             say=console.say,
         )
-    typer.echo(
-        measurement_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
-    )
+    timed = [
+        TimedModel(model.name, model.measured.measurements, model.measured.skipped)
+        for model in measured
+    ]
+    typer.echo(measurement_tables(timed))
     typer.echo(f"every raw value: {path}")
     return 0
 

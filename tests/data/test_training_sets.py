@@ -7,7 +7,7 @@ import pytest
 import suites
 from harness.data.contamination import evaluation_items
 from harness.data.examples import examples_of, shares_of, training_examples
-from harness.data.source import DataSource, NoSplit
+from harness.data.source import LocalOrHubData, NoSplit
 from harness.data.training_sets import examples_of_row, parse_training_sets
 from harness.errors import HarnessError
 
