@@ -110,7 +110,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         """Render a conversation as the tokenizer's template does; an open answer is continued, not
         closed.
         """
-        text = render_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
+        text = render_chat(self.tokenizer, chat_history, continue_last=not add_generation_prompt)
         if text[:1].isspace() and starts_with_bos(self.tokenizer, text):
             self.say(
                 "the chat template writes white space before its BOS; the tokenizer's own BOS "
