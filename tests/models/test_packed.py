@@ -535,12 +535,12 @@ def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_wha
 ):
     from harness.measuring.worker import resident_bytes
     from harness.models.language_model import open_model
-    from harness.scoring.generation import why_plain
+    from harness.scoring.generation import reason_for_plain_path
 
     for name in ("int8", "int8-dynamic", "int4"):
         opened = open_model(compress(name)[0])
         before = resident_bytes(opened.model)
-        assert why_plain(opened) == "", name
+        assert reason_for_plain_path(opened) == "", name
         # after the kernels have laid out their weights
         assert abs(resident_bytes(opened.model) - before) < 0.01 * before, name
 
