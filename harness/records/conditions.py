@@ -93,12 +93,13 @@ def _digests(models: tuple[ModelReference, ...]) -> str:
     return " ".join(model.digest for model in models)
 
 
-def _data_text(sets: "tuple[DataReference, ...]") -> str:
+def _data_text(sets: "tuple[DataReference, ...]") -> str | None:
     weighted = len(sets) > 1
-    return " and ".join(
+    names = " and ".join(
         f"{data.name} ({data.digest[:8]})" + (f" x {data.weight:g}" if weighted else "")
         for data in sets
     )
+    return names or None
 
 
 class _FullyMarked(ConsistentModel):
@@ -211,7 +212,9 @@ class Conditions(_FullyMarked):
     ] = ()
     calibration_data: Annotated[  # in place of the train splits' text, or of C4
         DataReference | None,
-        MustAgree("calibration data", lambda data: _data_text((data,)) if data else "", "students"),
+        MustAgree(
+            "calibration data", lambda data: _data_text((data,)) if data else None, "students"
+        ),
     ] = None
 
     @model_validator(mode="before")

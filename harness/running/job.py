@@ -29,6 +29,6 @@ class CellJob(WithConditions):
     cores_in_use: float | None  # by other processes, when the cell began
     cache: Path
     data_dir: Path | None
-    train_data: tuple[str, ...] = ()  # where the sets of the conditions lie, in their order
-    calibration: str = ""
+    train_data_locations: tuple[str, ...] = ()  # of the conditions' data sets, in their order
+    calibration_location: str = ""
     overlap: Literal["drop", "refuse"] = "drop"

@@ -54,9 +54,9 @@ class LoadedJob:
     def calibration_set(self) -> TrainingSet | None:
         """Return the data to calibrate on, where the user gave any."""
         job = self.job
-        if not job.calibration:
+        if not job.calibration_location:
             return None
-        return TrainingSet(job.calibration, evaluated=self.tasks, overlap=job.overlap)
+        return TrainingSet(job.calibration_location, evaluated=self.tasks, overlap=job.overlap)
 
     def own_data_notes(self) -> dict[str, Any]:
         """Return what the record says of own data: how many examples were trained on, held out, and
@@ -75,7 +75,7 @@ def _training_tasks(job: CellJob, tasks: dict[str, Task]) -> dict[str, Task]:
     """
     sets = [
         TrainingSet(place, data.weight, evaluated=tasks, overlap=job.overlap)
-        for place, data in zip(job.train_data, job.conditions.train_data, strict=True)
+        for place, data in zip(job.train_data_locations, job.conditions.train_data, strict=True)
     ]
     for training_set, data in zip(sets, job.conditions.train_data, strict=True):
         if training_set.digest != data.digest:

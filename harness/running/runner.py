@@ -285,8 +285,10 @@ def _cell_job(
         cores_in_use=None if load.used is None else round(load.used, 2),
         cache=config.cache_folder.resolve(),
         data_dir=config.data_dir.resolve() if config.data_dir else None,
-        train_data=tuple(data.location for data in parse_training_sets(config.train_data)),
-        calibration=str(config.calibration.resolve()) if config.calibration else "",
+        train_data_locations=tuple(
+            data.location for data in parse_training_sets(config.train_data)
+        ),
+        calibration_location=str(config.calibration.resolve()) if config.calibration else "",
         overlap=config.overlap,
     )
 

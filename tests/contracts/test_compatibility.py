@@ -25,6 +25,7 @@ from harness.renames.modules import current_modules
 from harness.reporting.report import markdown
 
 ROOT = Path(__file__).parents[2]
+NEW_NAMES = 9  # the first schema whose records have settings by the names of now
 STUDY = ROOT / "results" / "compression-smollm2" / "records"
 
 
@@ -122,7 +123,7 @@ NEW = {
 }
 
 
-@pytest.mark.parametrize("schema", range(records._FIRST_SIGNED_SCHEMA, records.SCHEMA))
+@pytest.mark.parametrize("schema", range(records._FIRST_SIGNED_SCHEMA, NEW_NAMES))
 def test_records_of_older_schemas_are_the_rows_of_now(schema, tmp_path):
     old, new = study(tmp_path / "old", OLD, schema), study(tmp_path / "new", NEW, records.SCHEMA)
     assert old == new
@@ -133,7 +134,7 @@ def test_records_of_older_schemas_are_the_rows_of_now(schema, tmp_path):
     )
 
 
-@pytest.mark.parametrize("schema", range(1, records.SCHEMA))
+@pytest.mark.parametrize("schema", range(1, NEW_NAMES))
 def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tmp_path):
     data = json.loads(
         (ROOT / "results" / "compression-tiny" / "records" / "prune-depth_int8.json").read_text()

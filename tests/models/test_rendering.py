@@ -80,5 +80,5 @@ def test_a_conversation_without_a_template_is_refused_with_what_to_give(small, m
     opened.tokenizer.chat_template = None
     monkeypatch.setattr(language_model, "student_tokenizer", lambda base: opened.tokenizer)
     render, _ = rendering_of(Prompting(), opened.checkpoint)
-    with pytest.raises(CellFailed, match="own:x holds messages.*give prompt and completion"):
+    with pytest.raises(CellFailed, match=r"own:x holds messages.*give prompt and completion"):
         render(example_of(conversation=(("user", "Q"),)))
