@@ -531,7 +531,7 @@ def test_bits_per_byte_are_compared_by_their_ratio():
         (hits("1"), hits("0", answers_digest="x"), "1 items cannot show"),
         (hits("0" * 500), hits("0" * 499 + "1", answers_digest="x"), ""),
         (hits("1" * 500), hits("1" * 500, answers_digest="x"), ""),
-        (numbers([0.5]), numbers([0.1], answers_digest="x"), "1 items show drops from"),
+        (numbers([0.5]), numbers([0.1], answers_digest="x"), "1 items can show drops from"),
     ],
 )
 def test_few_items_and_ends_of_the_scale_break_nothing(then, now, said):

@@ -26,8 +26,8 @@ def test_what_a_pass_means_stands_under_the_verdict():
         "a true drop of 3 points"
     )
     assert (
-        "frozen items: no loss was shown, which is not that there is none; a true drop of 3 points "
-        "passes" in line
+        "frozen items: no loss was shown, which does not prove that there is none; "
+        "a true drop of 3 points passes" in line
     )
     assert "on gsm8k-mini (n 1,000, 4.0 % flips)" in line and "\n" not in line
     assert (

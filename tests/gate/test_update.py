@@ -620,7 +620,7 @@ def test_an_own_margin_stays_until_the_row_keeps_what_all_keep_and_does_not_fall
 def test_a_row_that_keeps_nothing_has_no_margin(weak):
     weak.put(row("prune", score("0" * 1000)))
     told = str(weak.update("--margin", "0.95", "--own-margin").exception)
-    assert "prune keeps nothing that could be asked of it" in told and "--rows" in told
+    assert "prune is shown to keep no margin at all" in told and "--rows" in told
 
 
 def test_a_row_of_which_items_cannot_tell_is_frozen_with_a_note(weak):
