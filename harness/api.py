@@ -270,12 +270,15 @@ def estimate_cells(plan: Plan, finished: Container[str]) -> list["CellEstimate"]
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model of `measure_models`: its name and what was found, speeds as ratios to the first
-    model of the call.
-    """
+    """One model of `measure_models`; its speeds are ratios to the first model of the call."""
 
     name: str
-    found: "MeasurementResult"
+    measured: "MeasurementResult"
+
+    @property
+    def found(self) -> "MeasurementResult":
+        """The older name of `measured`."""
+        return self.measured
 
 
 def measure_models(
@@ -364,10 +367,10 @@ def _write_stamps(
         {
             "name": model.name,
             "digest": subject.checkpoint.digest,
-            "skipped": model.found.skipped,
-            "raw": model.found.raw,
+            "skipped": model.measured.skipped,
+            "raw": model.measured.raw,
             "measurements": [
-                measurement.model_dump(mode="json") for measurement in model.found.measurements
+                measurement.model_dump(mode="json") for measurement in model.measured.measurements
             ],
         }
         for model, subject in zip(weighed, subjects, strict=True)

@@ -313,7 +313,7 @@ def measure(
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
-    from harness.reporting.measured import measurement_tables
+    from harness.reporting.measured import TimedModel, measurement_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(
@@ -322,7 +322,7 @@ def measure(
         )
     check_folder(out, "--out")
     with Console() as console:
-        found, path = measure_models(
+        measured, path = measure_models(
             models or [],
             grid=grid,
             rounds=rounds,
@@ -334,9 +334,11 @@ def measure(
             progress=console.progress,
             say=console.say,
         )
-    typer.echo(
-        measurement_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
-    )
+    timed = [
+        TimedModel(model.name, model.measured.measurements, model.measured.skipped)
+        for model in measured
+    ]
+    typer.echo(measurement_tables(timed))
     typer.echo(f"every raw value: {path}")
     return 0
 

@@ -146,7 +146,7 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ),
         ({"methods": []}, "no method"),
         ({"methods": ["int8+response"]}, "type response+int8"),
-        ({"methods": ["prune-magnitude+prune-wanda"]}, "are as many already"),
+        ({"methods": ["prune-magnitude+prune-wanda"]}, "leaves as many zeros already"),
         ({"suite": ["maths"]}, "did you mean 'math'"),
         ({"teacher": ["tinny"]}, "did you mean 'tiny'"),
         ({"teacher": ["./nowhere"]}, "./nowhere"),
@@ -422,7 +422,7 @@ def test_several_teachers_have_weights_rows_and_keys_of_their_own():
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or none"),
+        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or give none"),
         (["tiny=0", "tiny-math=1"], "a weight above 0"),
         (["tiny", "tiny"], "named twice"),
         (["tiny=1.2.3", "tiny-math=1"], "a weight above 0"),
@@ -493,7 +493,7 @@ def test_two_teachers_of_one_name_or_the_same_weights_are_refused(tmp_path):
 
     for folder in ("a", "b"):
         shutil.copytree(EMBEDDED / "tiny", tmp_path / folder / "student")
-    with pytest.raises(HarnessError, match="two teachers have one name or the same weights"):
+    with pytest.raises(HarnessError, match="two teachers have the same name or the same weights"):
         plan(
             methods=["multi-teacher"],
             teacher=[str(tmp_path / "a" / "student"), str(tmp_path / "b" / "student")],
