@@ -27,7 +27,8 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
     assert first == second != always(student, rows, 2)
     for made, row in zip(first, rows, strict=True):
         assert (
-            made.ids[: made.trained_from] == row.ids[: row.trained_from] and 1 <= made.trained <= 24
+            made.ids[: made.trained_from] == row.ids[: row.trained_from]
+            and 1 <= made.trained_tokens <= 24
         )
     greedy = Rollout(1.0, 1e-4, 24, 1)(student, rows, 1)
     # at temperature 3 a greedy or top-1 answer would be the same for all draws

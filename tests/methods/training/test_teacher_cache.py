@@ -215,7 +215,7 @@ def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
     assert damage_of(folder)
     said.clear()
     again = teacher_cache(made, teacher, rows, k=8, width=1024)
-    assert any("is damaged" in one.detail and "made again" in one.detail for one in said)
+    assert any("is damaged" in one.detail and "computed again" in one.detail for one in said)
     assert not damage_of(folder) and torch.equal(
         first.logits(rows[:2], "cpu"), again.logits(rows[:2], "cpu")
     )
