@@ -219,8 +219,10 @@ for name, (file, addition) in edits.items():
     path = root / file
     text = path.read_text()
     path.write_text(text + addition)
-    edited = keys_by_label()
-    changes[name] = [[row for row in keys if keys[row][kind] != edited[row][kind]] for kind in (1, 0)]
+    after = keys_by_label()
+    changes[name] = [
+        [row for row in keys if keys[row][kind] != after[row][kind]] for kind in (1, 0)
+    ]
     path.write_text(text)
 assert keys_by_label() == keys
 print(json.dumps([list(keys), changes]))
@@ -545,7 +547,8 @@ def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch
     )
     assert lines == [
         f"1 cell is computed again: {why}",
-        f"{len(planned.cells) - 1} cells are computed again: {why}; students are kept and scored again",
+        f"{len(planned.cells) - 1} cells are computed again: {why}; students are kept and "
+        "scored again",
     ]
 
 
