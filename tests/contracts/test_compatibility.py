@@ -431,7 +431,7 @@ def test_a_plug_in_of_old_names_throughout_plans_its_rows_and_controls(tmp_path)
     assert done.returncode == 0, done.stderr
     control = "sft[micro_batch_size=4,max_grad_norm=0.5] seed 1"
     assert rows(done) == ["teacher", "gentle[micro_batch_size=4] seed 1", control, "untouched"]
-    assert len(old_lines(done)) == 5  # two modules, two settings, a trait
+    assert len(old_lines(done)) == 6  # two modules, a function, two settings, a trait
 
 
 def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
