@@ -124,7 +124,7 @@ class VllmBackend:
         finished: Callable[[int, Likelihood], None] = ignore_report,
         say: Callable[[str], None] = ignore_report,
     ) -> list[Likelihood]:
-        """Score every request that is not `known`; vLLM gives log-probabilities of prompt tokens."""
+        """Score every request that is not `known`, by vLLM's log-probabilities of its tokens."""
         answers = dict(known)
         missing = [index for index in range(len(requests)) if index not in known]
         missing_requests = [requests[index] for index in missing]
