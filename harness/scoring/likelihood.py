@@ -174,7 +174,7 @@ def _tree_size(requests: Sequence[LikelihoodRequest], members: Sequence[int]) ->
 def _score_in_packs(
     scoring: _Scoring, members: Sequence[int], prefix: KeyValues, most: int
 ) -> None:
-    """Score requests behind a prefix, as many at once as a pack of `most` tokens holds."""
+    """Score requests after a prefix, as many at once as a pack of `most` tokens holds."""
     max_logits = max(1, _MAX_LOGITS // int(scoring.opened.text_config.vocab_size))
     pack: list[int] = []
     size, logits = 0, 0

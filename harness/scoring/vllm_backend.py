@@ -87,7 +87,7 @@ class VllmEngine:
     ) -> Iterator[tuple[int, list[Mapping[int, Any]]]]:
         """Yield (row, log-probabilities and ranks by token id at each of its last positions).
 
-        A position has its `count` likeliest tokens, and the token that stands there.
+        A position has its `count` likeliest tokens, and the token of the text.
         """
         # prompt_logprobs switches vLLM's own prefix cache off for these requests: correct answers
         # matter more than speed.
@@ -247,7 +247,7 @@ def _generation(output: Any) -> Generation:
 def _top_tokens(positions: Sequence[Mapping[int, Any]], k: int) -> TopK:
     """Return the `k` likeliest tokens of each position, by rank.
 
-    vLLM adds the token that stands at a position, whatever its rank; it is left out here.
+    vLLM adds the token of the text, whatever its rank; it is left out here.
     """
     import torch
 
