@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from harness.records.json_schema import record_schema  # noqa: E402
-from harness.renames.notice import Rename, every_rename  # noqa: E402
+from harness.renames.notice import Rename, all_renames  # noqa: E402
 
 PAGE = ROOT / "docs" / "compatibility.md"
 SCHEMA_FILE = ROOT / "docs" / "record.schema.json"
@@ -42,7 +42,7 @@ def table() -> str:
         "| what | old name | new name | works until | of these methods |",
         "|:--|:--|:--|:--|:--|",
     ]
-    return "\n".join((*head, *map(line_of, every_rename())))
+    return "\n".join((*head, *map(line_of, all_renames())))
 
 
 def page(text: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from harness.renames.modules import by_old_name
-from harness.renames.settings import read_old_names, restate
+from harness.renames.settings import accept_old_names, rename_stated_settings
 
 Settings = TypeVar("Settings")
 _frozen_dataclass = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -21,9 +21,9 @@ def settings(owner: type[Settings]) -> type[Settings]:
 
     Settings that were renamed are read by their old names too.
     """
-    restate(owner)
+    rename_stated_settings(owner)
     checked = cast("type[Settings]", _frozen_dataclass(owner))
-    read_old_names(checked)
+    accept_old_names(checked)
     return checked
 
 

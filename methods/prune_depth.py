@@ -80,10 +80,10 @@ class RandomDepthPruning(Compressed):
         """Draw the blocks to remove."""
         import random
 
-        from harness.models.blocks import blocks_of
+        from harness.models.blocks import named_blocks
 
         builder = StudentBuilder(job, "prune-depth-random", plain=True)
-        count = len(blocks_of(builder.model)[1])
+        count = len(named_blocks(builder.model)[1])
         drawn = random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))
         return save_without_blocks(builder, sorted(drawn), {})
 
@@ -114,10 +114,10 @@ def save_without_blocks(
     from dataclasses import replace
 
     from harness.errors import CellFailed
-    from harness.models.blocks import blocks_of
+    from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
 
-    _, blocks = blocks_of(builder.model)
+    _, blocks = named_blocks(builder.model)
     kept = [number for number in range(len(blocks)) if number not in dropped]
     before = sum(parameter.numel() for parameter in builder.model.parameters())
     model = with_blocks(builder.model, kept, cut=builder.method)

@@ -244,7 +244,7 @@ def report(
     from harness.cli.tables import ReportFiles, forms_to_write, sections_of, tables_folder
     from harness.files.places import check_folder
     from harness.planning.spec import joined_lists
-    from harness.records.store import keep_records, read_all
+    from harness.records.store import copy_to_study, read_records
     from harness.renames.labels import current_labels
     from harness.reporting.formats import as_markdown
     from harness.reporting.glossary import glossary
@@ -259,7 +259,7 @@ def report(
     references = current_labels(joined_lists(against), typed_in="--against")
     refuse_duplicates("--against", references)
     refuse_duplicates("--forms", joined_lists(forms) or [])
-    records, problems = read_all(place)
+    records, problems = read_records(place)
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
@@ -271,7 +271,7 @@ def report(
             pictures=plots,
         )
         if keep:
-            keep_records(records, keep / "records")
+            copy_to_study(records, keep / "records")
         typer.echo(as_markdown(made))
         written = files.write(made, records, place)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
@@ -313,7 +313,7 @@ def measure(
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
-    from harness.reporting.measured import measurement_tables
+    from harness.reporting.measured import TimedModel, measurement_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(
@@ -322,7 +322,7 @@ def measure(
         )
     check_folder(out, "--out")
     with Console() as console:
-        found, path = measure_models(
+        measured, path = measure_models(
             models or [],
             grid=grid,
             rounds=rounds,
@@ -334,9 +334,11 @@ def measure(
             progress=console.progress,
             say=console.say,
         )
-    typer.echo(
-        measurement_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
-    )
+    timed = [
+        TimedModel(model.name, model.measured.measurements, model.measured.skipped)
+        for model in measured
+    ]
+    typer.echo(measurement_tables(timed))
     typer.echo(f"every raw value: {path}")
     return 0
 
@@ -419,11 +421,11 @@ def _rate_records(places: list[Path] | None) -> "list[RunRecord]":
     """Return the records of this machine's rates: those that are named, else those of the usual
     place, where it is there.
     """
-    from harness.records.store import read_all
+    from harness.records.store import read_records
 
     records: list[RunRecord] = []
     for place in places or [usual for usual in (Path("results/runs"),) if usual.exists()]:
-        here, problems = read_all(place)
+        here, problems = read_records(place)
         records += here
         for line in problems:
             typer.echo(f"skipped {line}", err=True)
@@ -452,26 +454,32 @@ def cache(
     """List, verify or prune what teachers have computed; anything deleted is made again when it is
     needed.
     """
-    from harness.models.artefacts import KINDS, damage_of, default_cache, entries, remove
+    from harness.models.artefacts import (
+        KINDS,
+        cache_entries,
+        default_cache,
+        entry_damage,
+        remove_entry,
+    )
 
     place = folder or default_cache()
     if kind is not None and kind not in KINDS:
         raise unknown("kind of artefact", kind, KINDS)
     if folder is not None and not folder.is_dir():
         raise HarnessError(f"no cache folder at {folder}; leave --cache out for {default_cache()}")
-    found = [one for one in entries(place) if kind in (None, one.kind)]
+    found = [one for one in cache_entries(place) if kind in (None, one.kind)]
     damaged = 0
     for one in found:
         told = (
             f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  "
             f"{one.days:6.1f} days"
         )
-        wrong = "" if what is CacheAction.ls else damage_of(one)
+        wrong = "" if what is CacheAction.ls else entry_damage(one)
         damaged += bool(wrong)
         if what is CacheAction.prune:
             if not wrong and (older_than is None or one.days <= older_than):
                 continue
-            remove(one)
+            remove_entry(one)
             told += f"  deleted{f' ({wrong})' if wrong else ''}"
         elif what is CacheAction.verify:
             told += f"  DAMAGED: {wrong}" if wrong else "  whole"

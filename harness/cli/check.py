@@ -243,7 +243,7 @@ def _read_measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
     from pydantic import ValidationError
 
     from harness.files.untrusted import read_object
-    from harness.records.consistency import READING, what_is_wrong
+    from harness.records.consistency import READING_CONTEXT, first_problem
     from harness.records.record import Measurement
 
     try:
@@ -251,13 +251,16 @@ def _read_measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
         found = [
             (
                 str(one["name"]),
-                [Measurement.model_validate(each, context=READING) for each in one["measurements"]],
+                [
+                    Measurement.model_validate(each, context=READING_CONTEXT)
+                    for each in one["measurements"]
+                ],
             )
             for one in models[1:]
         ]
     except ValidationError as problem:
         raise HarnessError(
-            f"--measured {path}: {what_is_wrong(problem)}; type: harness measure OLD NEW"
+            f"--measured {path}: {first_problem(problem)}; type: harness measure OLD NEW"
         ) from problem
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise HarnessError(
@@ -381,16 +384,16 @@ def baseline_diff(
     """Show what changed from a baseline to another one, or to records: scores, items lost and won,
     bytes.
     """
-    from harness.files.untrusted import text_of
+    from harness.files.untrusted import read_text_file
     from harness.gate.baseline_tables import change_lines
-    from harness.records.baseline import Baseline, freeze, read_baseline
+    from harness.records.baseline import Baseline, freeze_record, read_baseline
 
     old = read_baseline(baseline)
-    if other.is_file() and '"baseline"' in text_of(other)[:400]:
+    if other.is_file() and '"baseline"' in read_text_file(other)[:400]:
         new = read_baseline(other)
     else:
         records = [one for one in records_of(other) if one.status == "success"]
-        new = Baseline(history=(), rows=tuple(freeze(one) for one in records))
+        new = Baseline(history=(), rows=tuple(freeze_record(one) for one in records))
     _echo_table(change_lines(old, new))
     return 0
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from harness.files.problems import told_of
+from harness.files.problems import describe_os_error
 
 KEPT_MESSAGE = "what was finished is kept, the same command goes on from there"
 _RESUMABLE = ("run", "train-tiny")  # what starts again where it was
@@ -81,7 +81,7 @@ def flush_output(code: int) -> int:
             sys.stdout.flush()
     except OSError as problem:
         if code != 2:  # it was said already
-            print_error(told_of(problem))
+            print_error(describe_os_error(problem))
         _discard_output()
         return 2
     return code
@@ -132,7 +132,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except OSError as problem:
-        print_error(told_of(problem))
+        print_error(describe_os_error(problem))
         return 2
     except KeyboardInterrupt:
         print_error(stopped_line("Ctrl-C", sys.argv[1:]))

@@ -30,17 +30,24 @@ from types import ModuleType
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files.syntax import Reference, Source, bytes_digest, read_source, source_of, stamp_of
+from harness.files.syntax import (
+    ImportReference,
+    ParsedFile,
+    bytes_digest,
+    file_stamp,
+    parse_source,
+    read_source,
+)
 from harness.renames.modules import current_modules
 
 OURS = ("harness", "methods", "suites")
 _OLD_NAMES = "harness.renames."
-_MOST_FILES = 5_000  # of one package
+_MAX_FILES = 5_000  # of one package
 _BINARIES = (".so", ".pyd")
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Module:
     """A module and where its code lies; a namespace package has no file."""
 
     name: str
@@ -74,31 +81,31 @@ class _Scope:
         return (
             top in OURS
             or top in self.tops
-            or bool(self.folder and _in_folder(top, self.folder, top))
+            or bool(self.folder and _module_in_folder(top, self.folder, top))
         )
 
 
-def _is_table(place: _Place) -> bool:
+def _is_name_table(place: _Module) -> bool:
     """Tell whether a file is the `__init__` of a package of ours: it holds names, and what they
     lead to counts by itself.
     """
     return place.is_package and place.name.partition(".")[0] in OURS
 
 
-def _in_folder(name: str, folder: str, part: str) -> _Place | None:
+def _module_in_folder(name: str, folder: str, part: str) -> _Module | None:
     """Return the module of a name in one folder, None where it is not there."""
     base = os.path.join(folder, part)  # noqa: PTH118  paths of a thousand imports, ten times as quick as Path
     if os.path.isfile(f"{base}/__init__.py"):  # noqa: PTH113
-        return _Place(name, f"{base}/__init__.py", True)
+        return _Module(name, f"{base}/__init__.py", True)
     if os.path.isfile(f"{base}.py"):  # noqa: PTH113
-        return _Place(name, f"{base}.py", False)
+        return _Module(name, f"{base}.py", False)
     if os.path.isdir(folder):  # noqa: PTH112
         binary = next(
             (one for one in sorted(Path(folder).glob(f"{part}.*")) if one.suffix in _BINARIES), None
         )
         if binary is not None:
-            return _Place(name, str(binary), False)
-    return _Place(name, "", True) if os.path.isdir(base) else None  # noqa: PTH112
+            return _Module(name, str(binary), False)
+    return _Module(name, "", True) if os.path.isdir(base) else None  # noqa: PTH112
 
 
 def _top_folders(top: str, scope: _Scope) -> list[str]:
@@ -108,7 +115,7 @@ def _top_folders(top: str, scope: _Scope) -> list[str]:
     loaded = sys.modules.get(top)
     if loaded is not None and getattr(loaded, "__path__", None):
         return [str(Path(one).parent) for one in loaded.__path__]
-    if scope.folder and _in_folder(top, scope.folder, top):
+    if scope.folder and _module_in_folder(top, scope.folder, top):
         return [scope.folder]
     if loaded is not None and getattr(loaded, "__file__", None):
         return [str(Path(str(loaded.__file__)).parent)]
@@ -122,18 +129,18 @@ def _top_folders(top: str, scope: _Scope) -> list[str]:
     return [str(Path(one).parent) for one in places if one]
 
 
-def _locate(name: str, scope: _Scope) -> list[_Place]:
+def _locate(name: str, scope: _Scope) -> list[_Module]:
     """Return a module behind the packages that it lies in, each with its file; nothing where it
     does not exist.
     """
     parts = name.split(".")
-    folders, found = _top_folders(parts[0], scope), list[_Place]()
+    folders, found = _top_folders(parts[0], scope), list[_Module]()
     for at, part in enumerate(parts):
         place = next(
             (
                 one
                 for folder in folders
-                if (one := _in_folder(".".join(parts[: at + 1]), folder, part))
+                if (one := _module_in_folder(".".join(parts[: at + 1]), folder, part))
             ),
             None,
         )
@@ -144,7 +151,9 @@ def _locate(name: str, scope: _Scope) -> list[_Place]:
     return found
 
 
-def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Place]:
+def _imported_modules(
+    reference: ImportReference, place: _Module, scope: _Scope
+) -> Iterator[_Module]:
     """Yield the modules that one import loads: the packages on the way, the module, and what is
     taken from it where that is one.
     """
@@ -156,10 +165,10 @@ def _targets(reference: Reference, place: _Place, scope: _Scope) -> Iterator[_Pl
         kept = parts[: len(parts) - reference.level + 1]
         base = ".".join([*kept, *([base] if base else [])])
     for current in current_modules(base) if base and scope.follows(base) else ():
-        yield from _taken(current, reference, scope)
+        yield from _modules_of_import(current, reference, scope)
 
 
-def _taken(base: str, reference: Reference, scope: _Scope) -> Iterator[_Place]:
+def _modules_of_import(base: str, reference: ImportReference, scope: _Scope) -> Iterator[_Module]:
     """Yield what an import of a module, by the name that it has now, loads.
 
     What reads old names is left out: names are those of today before anything has a key, and it
@@ -180,11 +189,11 @@ def _taken(base: str, reference: Reference, scope: _Scope) -> Iterator[_Place]:
     # something of the module itself
     taken = whole and len(submodules) < max(1, len(reference.names))
     for one in (*located, *submodules):
-        if not _is_table(one) or (taken and reference.names and one.name == base):
+        if not _is_name_table(one) or (taken and reference.names and one.name == base):
             yield one
 
 
-def _data_files(source: Source, place: _Place) -> Iterator[tuple[str, str]]:
+def _data_files(source: ParsedFile, place: _Module) -> Iterator[tuple[str, str]]:
     """Yield (name, path) of files that a module names and that lie beside it, or among lm-eval's
     tasks where it is a task of ours.
     """
@@ -201,13 +210,13 @@ def _data_files(source: Source, place: _Place) -> Iterator[tuple[str, str]]:
                 yield f"{shown}/{text}" if shown else text, path
 
 
-def _beneath(package: _Place, scope: _Scope, *, code: bool) -> Iterator[tuple[str, str]]:
+def _package_files(package: _Module, scope: _Scope, *, code: bool) -> Iterator[tuple[str, str]]:
     """Yield (name, path) of every module of a package, or of every other file in it."""
     folders = [Path(one) / package.name for one in _top_folders(package.name, scope)]
     for folder in [Path(package.file).parent] if package.file else folders:
         files = sorted(
             one for one in folder.rglob("*") if one.is_file() and "__pycache__" not in one.parts
-        )[:_MOST_FILES]
+        )[:_MAX_FILES]
         for one in files:
             if (one.suffix == ".py") is code and not any(
                 part.startswith(".") for part in one.relative_to(folder).parts
@@ -216,7 +225,7 @@ def _beneath(package: _Place, scope: _Scope, *, code: bool) -> Iterator[tuple[st
 
 
 # what files import and name
-Memo = dict[tuple[str, str, _Scope], tuple[list[_Place], list[tuple[str, str]]]]
+Memo = dict[tuple[str, str, _Scope], tuple[list[_Module], list[tuple[str, str]]]]
 
 
 @dataclass
@@ -227,9 +236,9 @@ class _Walk:
     memo: "Memo"
     found: dict[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
-    waiting: list[_Place] = field(default_factory=list)
+    waiting: list[_Module] = field(default_factory=list)
 
-    def start(self, place: _Place, without: frozenset[str]) -> None:
+    def start(self, place: _Module, without: frozenset[str]) -> None:
         """Read a root, of which the methods named in `without` are left out, and everything that it
         leads to.
         """
@@ -237,40 +246,40 @@ class _Walk:
         while self.waiting:
             self._file(self.waiting.pop(), frozenset())
 
-    def _file(self, place: _Place, without: frozenset[str]) -> None:
+    def _file(self, place: _Module, without: frozenset[str]) -> None:
         if not place.file or place.file in self.seen:
             return
         self.seen.add(place.file)
         if not place.file.endswith(".py"):
-            self.found[place.shown] = bytes_digest(place.file, *stamp_of(place.file))
+            self.found[place.shown] = bytes_digest(place.file, *file_stamp(place.file))
             return
-        self.take(read_source(place.file, *stamp_of(place.file), without), place)
+        self.take(read_source(place.file, *file_stamp(place.file), without), place)
 
-    def take(self, source: Source, place: _Place) -> None:
+    def take(self, source: ParsedFile, place: _Module) -> None:
         """Keep what a module says and queue what it imports."""
         self.found[place.shown] = source.digest
         modules, files = self._named_by(source, place)
         self.waiting += [one for one in modules if one.file not in self.seen]
-        self.found |= {name: bytes_digest(path, *stamp_of(path)) for name, path in files}
+        self.found |= {name: bytes_digest(path, *file_stamp(path)) for name, path in files}
         if place.name.partition(".")[0] not in OURS and (source.imports_unknown or source.reads):
             self._whole(source, place)
 
     def _named_by(
-        self, source: Source, place: _Place
-    ) -> tuple[list[_Place], list[tuple[str, str]]]:
+        self, source: ParsedFile, place: _Module
+    ) -> tuple[list[_Module], list[tuple[str, str]]]:
         """Return the modules that a file imports and the files that it names, looked for once."""
         key = (place.file, source.digest, self.scope)
         if key not in self.memo:
             modules = dict.fromkeys(
                 one
                 for reference in source.imports
-                for one in _targets(reference, place, self.scope)
+                for one in _imported_modules(reference, place, self.scope)
                 if one.file
             )
             self.memo[key] = list(modules), list(_data_files(source, place))
         return self.memo[key]
 
-    def _whole(self, source: Source, place: _Place) -> None:
+    def _whole(self, source: ParsedFile, place: _Module) -> None:
         """Count all of a package of which only running it tells what it imports or reads."""
         top = next(iter(_locate(place.name, self.scope)), None)
         if top is None or not top.is_package:
@@ -279,19 +288,21 @@ class _Walk:
                 if self.scope.folder and source.imports_unknown
                 else ()
             )
-            self.waiting += [_Place(one.stem, str(one), False) for one in beside]
+            self.waiting += [_Module(one.stem, str(one), False) for one in beside]
             return
         if source.reads:
             self.found |= {
-                name: bytes_digest(path, *stamp_of(path))
-                for name, path in _beneath(top, self.scope, code=False)
+                name: bytes_digest(path, *file_stamp(path))
+                for name, path in _package_files(top, self.scope, code=False)
             }
-        for name, path in _beneath(top, self.scope, code=True) if source.imports_unknown else ():
+        for name, path in (
+            _package_files(top, self.scope, code=True) if source.imports_unknown else ()
+        ):
             module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            self.waiting.append(_Place(module, path, path.endswith("/__init__.py")))
+            self.waiting.append(_Module(module, path, path.endswith("/__init__.py")))
 
 
-def code_of(
+def code_digests(
     *targets: type[Any] | ModuleType | str, without: Iterable[str] = (), memo: Memo | None = None
 ) -> dict[str, str]:
     """Return the digest of every file behind classes or modules, by name, sorted. Raises
@@ -304,58 +315,58 @@ def code_of(
     memo = {} if memo is None else memo
     found: dict[str, str] = {}
     for target in targets:
-        found |= _code_of(target, frozenset(without), memo)
+        found |= _target_digests(target, frozenset(without), memo)
     return dict(sorted(found.items()))
 
 
-def digest_of_code(*targets: type[Any] | ModuleType | str) -> str:
+def code_digest(*targets: type[Any] | ModuleType | str) -> str:
     """Return one digest of all the code behind classes or modules."""
-    return hashlib.sha256(repr(code_of(*targets)).encode()).hexdigest()
+    return hashlib.sha256(repr(code_digests(*targets)).encode()).hexdigest()
 
 
-def _code_of(
+def _target_digests(
     target: type[Any] | ModuleType | str, without: frozenset[str], memo: Memo
 ) -> dict[str, str]:
     if isinstance(target, str | ModuleType):
         name = target if isinstance(target, str) else target.__name__
-        return _from_module(name, getattr(target, "__file__", None), without, memo)
-    found = _of_class(target, without, memo)
+        return _module_digests(name, getattr(target, "__file__", None), without, memo)
+    found = _class_digests(target, without, memo)
     # a method or task from another package, whose code is this one's too
     for base in target.__mro__[1:]:
         top = base.__module__.partition(".")[0]
         if (
             hasattr(base, "compress") or hasattr(base, "grade")
         ) and top not in sys.stdlib_module_names:
-            found |= _of_class(base, without, memo)
+            found |= _class_digests(base, without, memo)
     return found
 
 
-def _of_class(target: type[Any], without: frozenset[str], memo: Memo) -> dict[str, str]:
+def _class_digests(target: type[Any], without: frozenset[str], memo: Memo) -> dict[str, str]:
     shown = f"{target.__module__}.{target.__qualname__}"
     module = sys.modules.get(target.__module__)
     file = getattr(module, "__file__", None)
     if file is None and target.__module__ == "__main__":
-        return _from_text(target, shown)
-    return _from_module(target.__module__, file, without, memo, shown)
+        return _typed_class_digests(target, shown)
+    return _module_digests(target.__module__, file, without, memo, shown)
 
 
-def _from_text(target: type[Any], shown: str) -> dict[str, str]:
+def _typed_class_digests(target: type[Any], shown: str) -> dict[str, str]:
     """Return the code of a class that was typed, by its own text; what it imports beside our
     packages is not known.
     """
     try:
         text = inspect.getsource(target)
     except (OSError, TypeError) as problem:
-        raise _no_code(shown) from problem
+        raise _missing_code(shown) from problem
     walk = _Walk(_Scope(), {})
-    walk.take(source_of(inspect.cleandoc(text), shown, frozenset()), _Place(shown, "", False))
+    walk.take(parse_source(inspect.cleandoc(text), shown, frozenset()), _Module(shown, "", False))
     walk.found = {shown: next(iter(walk.found.values()))}
     while walk.waiting:
         walk.start(walk.waiting.pop(), frozenset())
     return walk.found
 
 
-def _from_module(
+def _module_digests(
     name: str, file: str | None, without: frozenset[str], memo: Memo, shown: str = ""
 ) -> dict[str, str]:
     top = name.partition(".")[0]
@@ -363,18 +374,18 @@ def _from_module(
     located = _locate(name, scope) if name != "__main__" else []
     if not located or located[-1].name != name:  # a module that was loaded by its path
         if file is None or not Path(file).is_file():
-            raise _no_code(shown or name)
-        located = [_Place(name, file, Path(file).name == "__init__.py")]
+            raise _missing_code(shown or name)
+        located = [_Module(name, file, Path(file).name == "__init__.py")]
     walk = _Walk(scope, memo)
     for place in reversed(located):
-        if not _is_table(place) or place.name == name:
+        if not _is_name_table(place) or place.name == name:
             walk.start(place, without if place.name == name else frozenset())
     if not walk.found:
-        raise _no_code(shown or name)
+        raise _missing_code(shown or name)
     return walk.found
 
 
-def _no_code(shown: str) -> HarnessError:
+def _missing_code(shown: str) -> HarnessError:
     return HarnessError(
         f"the code of {shown} cannot be found, so nothing that it makes has a key; put it into a "
         ".py file of a package"
@@ -415,13 +426,13 @@ def _distribution_of(top: str) -> frozenset[str]:
     )
 
 
-def own_code_of(module: str) -> dict[str, str]:
+def own_code_digest(module: str) -> dict[str, str]:
     """Return the digest of one module's own file, without what it imports."""
     located = _locate(module, _Scope())
     if not located or located[-1].name != module:
-        raise _no_code(module)
+        raise _missing_code(module)
     return {
         located[-1].shown: read_source(
-            located[-1].file, *stamp_of(located[-1].file), frozenset()
+            located[-1].file, *file_stamp(located[-1].file), frozenset()
         ).digest
     }

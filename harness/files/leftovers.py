@@ -12,11 +12,11 @@ from pathlib import Path
 
 # seconds without a change: another machine's processes, whose numbers say nothing here, write to
 # shared folders too
-QUIET = 600.0
-_OF_A_PROCESS = re.compile(r"\..+\.(\d+)\.part|\.probe-(\d+)")
+QUIET_SECONDS = 600.0
+_PARTIAL_NAME = re.compile(r"\..+\.(\d+)\.part|\.probe-(\d+)")
 
 
-def lives(number: int) -> bool:
+def process_exists(number: int) -> bool:
     """Tell whether a process of this machine has this number."""
     try:
         os.kill(number, 0)
@@ -27,18 +27,18 @@ def lives(number: int) -> bool:
     return True
 
 
-def abandoned(path: Path) -> bool:
+def is_abandoned(path: Path) -> bool:
     """Tell whether a path is half written and nobody writes it: its process is gone, and nothing in
     it has changed for a while.
     """
-    match = _OF_A_PROCESS.fullmatch(path.name)
-    if match is None or lives(int(match[1] or match[2])):
+    match = _PARTIAL_NAME.fullmatch(path.name)
+    if match is None or process_exists(int(match[1] or match[2])):
         return False
     parts = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return time.time() - max(part.lstat().st_mtime for part in parts) > QUIET
+    return time.time() - max(part.lstat().st_mtime for part in parts) > QUIET_SECONDS
 
 
-def sweep(folders: Iterable[Path]) -> list[Path]:
+def delete_abandoned(folders: Iterable[Path]) -> list[Path]:
     """Delete what stands abandoned in these folders themselves, not below them, and return it; what
     cannot be deleted stays.
     """
@@ -46,7 +46,7 @@ def sweep(folders: Iterable[Path]) -> list[Path]:
     for path in (path for folder in folders for path in sorted(folder.glob(".*"))):
         # another run takes it away at this moment, or the folder is read-only
         with suppress(OSError):
-            if abandoned(path):
+            if is_abandoned(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                 gone.append(path)
     return gone

@@ -14,42 +14,42 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import in_one_line
-from harness.files.untrusted import LINE, Unreadable, value_of_line
-from harness.files.writing import write_whole
+from harness.files.untrusted import LINE_LIMITS, Unreadable, parse_json_line
+from harness.files.writing import write_atomically
 
 _DIGITS = 16  # of a line's digest: against damage and edits, not against those who can compute one
 
 
-def lines_of(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     r"""Split at `\n` alone; a text that ends in one has no empty last line."""
     parts = text.split("\n")
     return parts[:-1] if parts[-1] == "" else parts
 
 
-def json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
+def read_json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
     """Yield the value of every line that is not blank; a name that ends in .gz is unpacked.
 
     Raises `Unreadable`, a `ValueError`, for a line that is no JSON; with `torn` such lines are left
     out: what a killed process leaves.
     """
-    for number, line in enumerate(_raw(path, torn=torn), 1):
+    for number, line in enumerate(_raw_lines(path, torn=torn), 1):
         if line.strip():
             try:
-                yield value_of_line(line, f"{path}, line {number}")
+                yield parse_json_line(line, f"{path}, line {number}")
             except Unreadable:
                 if not torn:
                     raise
 
 
-def _raw(path: Path, *, torn: bool) -> Iterator[bytes]:
+def _raw_lines(path: Path, *, torn: bool) -> Iterator[bytes]:
     r"""Yield the lines of a file, which end at `\n`; one that is longer than any of ours ends it
     before it is held.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            while line := stream.readline(LINE.bytes + 1):
-                if len(line) > LINE.bytes:
-                    raise Unreadable(f"{path}: a line of more than {LINE.bytes:,} bytes")
+            while line := stream.readline(LINE_LIMITS.bytes + 1):
+                if len(line) > LINE_LIMITS.bytes:
+                    raise Unreadable(f"{path}: a line of more than {LINE_LIMITS.bytes:,} bytes")
                 yield line
     except (EOFError, OSError, zlib.error, Unreadable) as problem:
         if not torn:
@@ -70,10 +70,10 @@ def json_line(value: object) -> str:
 
 def write_json_lines(path: Path, values: Iterable[object]) -> None:
     """Write a value a line, the file whole or not at all."""
-    write_whole(path, "".join(map(json_line, values)))
+    write_atomically(path, "".join(map(json_line, values)))
 
 
-def signed(value: object) -> str:
+def signed_line(value: object) -> str:
     r"""Return a value as one line that carries its own digest: a list ends in it, an object has it
     as `digest`.
     """
@@ -84,7 +84,7 @@ def signed(value: object) -> str:
     )
 
 
-def checked(line: Any) -> Any:
+def verify_line(line: Any) -> Any:
     """Return the value that `signed` wrote, without its digest. Raises `ValueError` for a line that
     has none, or another.
     """
@@ -100,7 +100,7 @@ def checked(line: Any) -> Any:
     return value
 
 
-def signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[str]]:
+def read_signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[str]]:
     """Return the values of a file of signed lines, and what is wrong with every other line but a
     torn last one, as a kill leaves it.
 
@@ -114,7 +114,7 @@ def signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[st
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                values.append(checked(value_of_line(line, "it")))
+                values.append(verify_line(parse_json_line(line, "it")))
             except ValueError as problem:
                 wrong += [f"line {number}: {problem}"] if whole or number < len(lines) else []
     return values, wrong

@@ -7,10 +7,10 @@ import os
 
 from harness.errors import in_one_line
 
-LONGEST_SHOWN = 120  # characters of a path: an over-long one must not fill the terminal
+MAX_PATH_CHARACTERS = 120  # characters of a path: an over-long one must not fill the terminal
 
 
-_WAYS_OUT = {
+_ADVICE = {
     errno.ENOSPC: "free some space there, or give another folder",
     errno.EDQUOT: "free some of your quota there, or give another folder",
     errno.ENOTDIR: "a file stands where a folder should be; give another path",
@@ -27,7 +27,7 @@ _WAYS_OUT = {
 }
 
 
-def shown(path: object) -> str:
+def path_text(path: object) -> str:
     """Return a path as an error shows it: in one line, and its middle left out where it is very
     long.
     """
@@ -36,17 +36,17 @@ def shown(path: object) -> str:
         if isinstance(path, (str, bytes, os.PathLike))
         else str(path)
     )
-    half = LONGEST_SHOWN // 2
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 2]} … {text[-half + 2 :]}"
+    half = MAX_PATH_CHARACTERS // 2
+    return text if len(text) <= MAX_PATH_CHARACTERS else f"{text[: half - 2]} … {text[-half + 2 :]}"
 
 
-def told_of(problem: OSError) -> str:
+def describe_os_error(problem: OSError) -> str:
     """Say an error of the system in one line: which path, what the system said, what to do about
     it.
     """
     if problem.strerror is None or problem.errno is None:  # a library's own words
         return in_one_line(problem)
     name = problem.filename2 if problem.filename is None else problem.filename
-    place = f"{shown(name)}: " if name is not None and not isinstance(name, int) else ""
-    way_out = _WAYS_OUT.get(problem.errno, "")
+    place = f"{path_text(name)}: " if name is not None and not isinstance(name, int) else ""
+    way_out = _ADVICE.get(problem.errno, "")
     return f"{place}{problem.strerror}{'; ' + way_out if way_out else ''}"

@@ -23,7 +23,7 @@ _HASH = 24  # hexadecimal digits of a file's digest
 _LARGE = 16 * 2**20  # bytes: a data file above counts by its size and time of change
 _FILE_NAME = re.compile(r"[\w.@+-]+(/[\w.@+-]+)*\.[A-Za-z]\w{0,11}")
 _IMPORTERS = frozenset({"import_module", "__import__"})
-_BY_ANY_NAME = frozenset(
+_DYNAMIC_IMPORTERS = frozenset(
     {
         "walk_packages",
         "iter_modules",
@@ -62,7 +62,7 @@ _READERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Reference:
+class ImportReference:
     """One import as it is written: dots before the name, the name, and what is taken from it."""
 
     level: int
@@ -71,13 +71,13 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Source:
+class ParsedFile:
     """What a Python file says: a digest of its code, its imports, the files that it may name, and
     what cannot be known.
     """
 
     digest: str
-    imports: tuple[Reference, ...]
+    imports: tuple[ImportReference, ...]
     texts: tuple[str, ...]
     imports_unknown: bool  # by a name that only running it tells
     reads: bool  # calls something that reads a file
@@ -90,7 +90,7 @@ class _Reader:
     without: frozenset[str]
     documented: bool  # it reads docstrings, so they count
     out: list[str] = field(default_factory=list)
-    imports: list[Reference] = field(default_factory=list)
+    imports: list[ImportReference] = field(default_factory=list)
     texts: set[str] = field(default_factory=set)
     unknown: bool = False
     reads: bool = False
@@ -118,7 +118,7 @@ class _Reader:
     def nodes(self, nodes: Iterable[Any], *, of_class: bool = False) -> None:
         """Write what stands in a list, without what does nothing or is for types alone."""
         for one in nodes:
-            if isinstance(one, ast.If) and (sense := _type_checking(one.test)) is not None:
+            if isinstance(one, ast.If) and (sense := _type_checking_sense(one.test)) is not None:
                 self.nodes(one.orelse if sense else one.body)
             elif not isinstance(one, ast.AST):
                 self.out.append(f"{one!a},")
@@ -130,7 +130,7 @@ class _Reader:
 
     def _is_nothing(self, node: ast.AST) -> bool:
         """Tell whether a statement does nothing: a text alone, or `pass`."""
-        return isinstance(node, ast.Pass) or (_is_text(node) and not self.documented)
+        return isinstance(node, ast.Pass) or (_is_docstring(node) and not self.documented)
 
     def _constant(self, node: ast.Constant) -> None:
         self.out.append(ascii(node.value))
@@ -143,10 +143,12 @@ class _Reader:
 
     def _look(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
-            self.imports += [Reference(0, alias.name) for alias in node.names]
+            self.imports += [ImportReference(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             self.imports.append(
-                Reference(node.level, node.module or "", tuple(alias.name for alias in node.names))
+                ImportReference(
+                    node.level, node.module or "", tuple(alias.name for alias in node.names)
+                )
             )
         elif isinstance(node, ast.Call):
             self._call(node)
@@ -156,7 +158,7 @@ class _Reader:
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         if name in _IMPORTERS:
             self._by_name(node)
-        self.unknown |= name in _BY_ANY_NAME or (plain and name in ("exec", "eval"))
+        self.unknown |= name in _DYNAMIC_IMPORTERS or (plain and name in ("exec", "eval"))
         self.reads |= name in _READERS
 
     def _by_name(self, node: ast.Call) -> None:
@@ -164,18 +166,18 @@ class _Reader:
         not known.
         """
         name, package = (
-            _literal(node, at, keyword) for at, keyword in enumerate(("name", "package"))
+            _literal_argument(node, at, keyword) for at, keyword in enumerate(("name", "package"))
         )
         if not name:
             self.unknown = True
         elif name.startswith(".") and package:
-            self.imports.append(Reference(0, importlib.util.resolve_name(name, package)))
+            self.imports.append(ImportReference(0, importlib.util.resolve_name(name, package)))
         else:
             dots = len(name) - len(name.lstrip("."))
-            self.imports.append(Reference(dots, name[dots:]))
+            self.imports.append(ImportReference(dots, name[dots:]))
 
 
-def _literal(node: ast.Call, at: int, keyword: str) -> str:
+def _literal_argument(node: ast.Call, at: int, keyword: str) -> str:
     """Return the text that a call is given, "" where it is given none, or one that only running it
     tells.
     """
@@ -187,12 +189,12 @@ def _literal(node: ast.Call, at: int, keyword: str) -> str:
     return given.value if isinstance(given, ast.Constant) and isinstance(given.value, str) else ""
 
 
-def _type_checking(test: ast.expr) -> bool | None:
+def _type_checking_sense(test: ast.expr) -> bool | None:
     """Return True for `TYPE_CHECKING`, False for `not TYPE_CHECKING`, None for any other
     condition.
     """
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return None if (sense := _type_checking(test.operand)) is None else not sense
+        return None if (sense := _type_checking_sense(test.operand)) is None else not sense
     name = (
         test.id
         if isinstance(test, ast.Name)
@@ -203,7 +205,7 @@ def _type_checking(test: ast.expr) -> bool | None:
     return True if name == "TYPE_CHECKING" else None
 
 
-def _is_text(node: ast.AST) -> bool:
+def _is_docstring(node: ast.AST) -> bool:
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
@@ -211,9 +213,9 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
-def source_of(data: bytes | str, where: str, without: frozenset[str]) -> Source:
+def parse_source(data: bytes | str, where: str, without: frozenset[str]) -> ParsedFile:
     """Read the code of one file. Raises `HarnessError` with its name where it is no Python."""
-    collecting = _collector_at_rest()
+    collecting = _pause_garbage_collector()
     try:
         tree = ast.parse(data)
         text = data if isinstance(data, str) else data.decode("utf-8", "replace")
@@ -226,12 +228,12 @@ def source_of(data: bytes | str, where: str, without: frozenset[str]) -> Source:
     finally:
         collecting()
     digest = hashlib.sha256("".join(reader.out).encode()).hexdigest()[:_HASH]
-    return Source(
+    return ParsedFile(
         digest, tuple(reader.imports), tuple(sorted(reader.texts)), reader.unknown, reader.reads
     )
 
 
-def _collector_at_rest() -> Callable[[], None]:
+def _pause_garbage_collector() -> Callable[[], None]:
     """Stop the garbage collector, which triples the time of making a syntax tree; return what
     starts it again.
     """
@@ -242,7 +244,7 @@ def _collector_at_rest() -> Callable[[], None]:
 
 
 @lru_cache(maxsize=4096)
-def read_source(path: str, size: int, changed: int, without: frozenset[str]) -> Source:
+def read_source(path: str, size: int, changed: int, without: frozenset[str]) -> ParsedFile:
     """Read a Python file, once for each state of it; `size` and `changed` are its stamp. Raises
     `HarnessError` with its name.
     """
@@ -252,7 +254,7 @@ def read_source(path: str, size: int, changed: int, without: frozenset[str]) -> 
         raise HarnessError(
             f"{path} cannot be read ({problem.strerror or problem}); make it readable"
         ) from problem
-    return source_of(data, path, without)
+    return parse_source(data, path, without)
 
 
 @lru_cache(maxsize=4096)
@@ -270,7 +272,7 @@ def bytes_digest(path: str, size: int, changed: int) -> str:
         ) from problem
 
 
-def stamp_of(path: str) -> tuple[int, int]:
+def file_stamp(path: str) -> tuple[int, int]:
     """Return what changes when a file does. Raises `HarnessError` with its name where it cannot be
     looked at.
     """

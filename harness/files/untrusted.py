@@ -29,13 +29,13 @@ class Limits:
     twice: bool = False  # a name may stand twice in an object, and the last one counts
 
 
-USUAL = Limits()
+DEFAULT_LIMITS = Limits()
 # Files of model folders: tokenizers write "no longest length" as a number of 31 digits; libraries
 # let the last of two names count.
-MODEL = Limits(digits=40, twice=True)
-LINE = Limits(bytes=16 * 2**20, digits=40)  # one line of a file of lines
-SETTINGS = Limits(bytes=2**20, depth=16)  # what a person types: run files, suites, options
-_SHOWN = 60  # characters of what was found
+MODEL_LIMITS = Limits(digits=40, twice=True)
+LINE_LIMITS = Limits(bytes=16 * 2**20, digits=40)  # one line of a file of lines
+SETTINGS_LIMITS = Limits(bytes=2**20, depth=16)  # what a person types: run files, suites, options
+_MAX_SHOWN = 60  # characters of what was found
 
 
 class Unreadable(HarnessError, ValueError):
@@ -45,7 +45,7 @@ class Unreadable(HarnessError, ValueError):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def text_of(path: Path, limits: Limits = USUAL) -> str:
+def read_text_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
     """Return a file's text, without its byte order mark; no folder, pipe or device is opened."""
     try:
         if not path.is_file():
@@ -65,10 +65,10 @@ def text_of(path: Path, limits: Limits = USUAL) -> str:
         if isinstance(problem, Unreadable):
             raise
         raise Unreadable(f"{str(path)!r}: no path ({problem})") from problem
-    return decoded(data, str(path), limits)
+    return decode_text(data, str(path), limits)
 
 
-def decoded(data: bytes, where: str, limits: Limits = USUAL) -> str:
+def decode_text(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> str:
     """Return the text of bytes that are UTF-8, with or without a byte order mark, and no more than
     a file may be.
     """
@@ -83,7 +83,9 @@ def decoded(data: bytes, where: str, limits: Limits = USUAL) -> str:
         ) from problem
 
 
-def parsed(text: str, where: str, limits: Limits = USUAL, *, what: str = "file") -> Any:
+def parse_json(
+    text: str, where: str, limits: Limits = DEFAULT_LIMITS, *, what: str = "file"
+) -> Any:
     """Return the value of one JSON text. `where` begins every message: a file, or a file and a
     line.
     """
@@ -101,7 +103,7 @@ def parsed(text: str, where: str, limits: Limits = USUAL, *, what: str = "file")
             seen: set[str] = set()
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise Unreadable(
-                f"{where}: {_short(twice)} stands twice in one object; leave one of them"
+                f"{where}: {_shortened(twice)} stands twice in one object; leave one of them"
             )
         return made
 
@@ -121,38 +123,38 @@ def _refuse_depth(value: Any, where: str, limits: Limits) -> None:
     """Refuse what is nested so deeply that whoever walks it next would run out of stack."""
     level, depth = [value], 0
     while level := [
-        part for one in level for part in _parts(one) if isinstance(part, (dict, list))
+        part for one in level for part in _children(one) if isinstance(part, (dict, list))
     ]:
         depth += 1
         if depth >= limits.depth:
             raise Unreadable(f"{where}: nested deeper than {limits.depth} levels")
 
 
-def _parts(value: Any) -> Any:
+def _children(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def read_json(path: Path, limits: Limits = USUAL) -> Any:
+def read_json(path: Path, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Return what a JSON file holds. Raises `Unreadable`."""
-    return parsed(text_of(path, limits), str(path), limits)
+    return parse_json(read_text_file(path, limits), str(path), limits)
 
 
-def read_object(path: Path, limits: Limits = USUAL) -> dict[str, Any]:
+def read_object(path: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """Return the object that a JSON file holds. Raises `Unreadable`, also for any other value."""
     value = read_json(path, limits)
     if not isinstance(value, dict):
-        raise Unreadable(f"{path}: it holds {kind_of(value)}, not a JSON object")
+        raise Unreadable(f"{path}: it holds {describe_json_type(value)}, not a JSON object")
     return value
 
 
-def read_as(path: Path, kind: type[Model], limits: Limits = USUAL) -> Model:
+def read_as(path: Path, kind: type[Model], limits: Limits = DEFAULT_LIMITS) -> Model:
     """Return a JSON file as a model of pydantic's. Raises `Unreadable` with the first field that is
     wrong.
     """
-    return checked(read_json(path, limits), kind, str(path))
+    return validate_as(read_json(path, limits), kind, str(path))
 
 
-def checked(value: Any, kind: type[Model], where: str) -> Model:
+def validate_as(value: Any, kind: type[Model], where: str) -> Model:
     """Return a value as a model of pydantic's. Raises `Unreadable` with the first field that is
     wrong.
     """
@@ -164,16 +166,16 @@ def checked(value: Any, kind: type[Model], where: str) -> Model:
         raise Unreadable(f"{where}: {place}: {first['msg']}") from problem
 
 
-def value_of_line(line: bytes, where: str) -> Any:
+def parse_json_line(line: bytes, where: str) -> Any:
     """Return the value of one line of a file of JSON lines; `where` names both. Raises
     `Unreadable`.
     """
-    return parsed(decoded(line, where, LINE), where, LINE, what="line")
+    return parse_json(decode_text(line, where, LINE_LIMITS), where, LINE_LIMITS, what="line")
 
 
-def read_toml(path: Path, limits: Limits = SETTINGS) -> dict[str, Any]:
+def read_toml(path: Path, limits: Limits = SETTINGS_LIMITS) -> dict[str, Any]:
     """Return what a TOML file holds. Raises `Unreadable`."""
-    text = text_of(path, limits)
+    text = read_text_file(path, limits)
     try:
         value = tomllib.loads(text.replace("\r\n", "\n"))
     except RecursionError:
@@ -189,20 +191,20 @@ def _refuse_numbers(value: Any, where: str, limits: Limits) -> None:
     """Refuse integers that no setting has: TOML's reader takes them as they come."""
     if isinstance(value, int) and abs(value) >= 10**limits.digits:
         raise Unreadable(f"{where}: a number of more than {limits.digits} digits")
-    for part in _parts(value):
+    for part in _children(value):
         _refuse_numbers(part, where, limits)
 
 
-def typed(text: str) -> Any:
+def parse_word(text: str) -> Any:
     """Return the value of a word typed as JSON, or the word itself: `4`, `true`, `auto`."""
     try:
-        value = parsed(text, "", SETTINGS)
+        value = parse_json(text, "", SETTINGS_LIMITS)
     except Unreadable:
         return text
     return text if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def kind_of(value: Any) -> str:
+def describe_json_type(value: Any) -> str:
     """Say what a JSON value is, with an article."""
     names = {
         dict: "an object",
@@ -215,5 +217,5 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")

@@ -11,14 +11,17 @@ from typing import Any
 
 from harness.files import untrusted
 from harness.files.digests import digest_of
+from harness.renames.modules import by_old_name
+
+__getattr__ = by_old_name(__name__)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file whole or not at all: it is on the disk before it has its name."""
-    keep_file(path, lambda fresh: fresh.write_bytes(text.encode()))
+    replace_file(path, lambda fresh: fresh.write_bytes(text.encode()))
 
 
-def keep_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that
     leaves what stood there before.
     """
@@ -26,15 +29,15 @@ def keep_file(path: Path, write: Callable[[Path], object]) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(fresh)
-        sync(fresh)
+        sync_to_disk(fresh)
         fresh.replace(path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    sync_to_disk(path.parent)
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Have the system write a file, or a folder's names, to the disk now; a file system that cannot
     sync folders is let be.
     """
@@ -50,7 +53,7 @@ def sync(path: Path) -> None:
 
 def write_signed(path: Path, told: Mapping[str, Any]) -> None:
     """Write a JSON object with its own digest, whole or not at all."""
-    write_whole(
+    write_atomically(
         path,
         json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n",
     )
@@ -79,17 +82,17 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     for path in fresh.rglob("*"):
-        sync(path)
+        sync_to_disk(path)
     if folder.exists():
         shutil.rmtree(folder)
     fresh.replace(folder)
-    sync(folder.parent)
+    sync_to_disk(folder.parent)
 
 
-def finite(value: Any) -> Any:
+def nonfinite_as_null(value: Any) -> Any:
     """Return JSON-like data with what is no finite number as null: NaN and infinity are no JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: finite(one) for name, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: nonfinite_as_null(one) for name, one in value.items()}
+    return [nonfinite_as_null(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from harness.gate.rules import Rules
 from harness.records import columns
-from harness.records.baseline import ITEMS, Baseline, FrozenRow, FrozenScore
+from harness.records.baseline import ITEM_FIELDS, Baseline, FrozenRow, FrozenScore
 from harness.records.columns import DASH
 from harness.records.record import TEACHER, RunRecord
 from harness.statistics import stats
-from harness.statistics.stats import pairs
+from harness.statistics.stats import count_pairs
 
 Line = dict[str, str]  # a line of a table: header -> cell
 UNKNOWN_FLIPS = 0.05  # share of items, where no study has shown how many flip
@@ -125,7 +125,7 @@ def _change_cells(before: ScoreOfRow | None, after: ScoreOfRow | None) -> Line:
     return {
         columns.CHANGE.header: change,
         columns.SCORE.header: score,
-        columns.LOST_WON.header: flips,
+        columns.LOSSES_WINS.header: flips,
         columns.FIRST_ACCEPTED.header: first_accepted,
         columns.OWN_MARGIN.header: margin,
         columns.BYTES.header: sizes,
@@ -136,7 +136,7 @@ def _flips_text(before: FrozenScore, after: FrozenScore) -> str:
     """Return how many items were lost and won, a dash where they cannot be paired."""
     if before.items_digest != after.items_digest or not before.packed or not after.packed:
         return DASH
-    counts = pairs(before.outcomes, after.outcomes)
+    counts = count_pairs(after.outcomes, before.outcomes)
     return f"{counts.teacher_only}/{counts.student_only}"
 
 
@@ -146,7 +146,7 @@ def _change_word(before: FrozenScore, after: FrozenScore) -> str:
         return "other items"
     if before.answers_digest != after.answers_digest:
         return "answers"
-    same = all(getattr(before, name) == getattr(after, name) for name in (*ITEMS, "value"))
+    same = all(getattr(before, name) == getattr(after, name) for name in (*ITEM_FIELDS, "value"))
     return "none" if same else "scoring"
 
 
@@ -209,7 +209,7 @@ def detectable_drops(
                     flips=flips.share,
                     source=flips.source,
                     drop=_smallest_regression(score.n, flips.share, alpha, rules),
-                    fewest_items=stats.items_for(0.0, rules.detect, alpha=alpha),
+                    fewest_items=stats.items_to_detect(0.0, rules.detect, alpha=alpha),
                 )
             )
     return drops
@@ -233,12 +233,14 @@ def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
 
     `flips` is the share of items that flip, `alpha` the one-sided level.
     """
-    if n < 1 or stats.items_for(flips, 1.0, alpha=alpha) > n:
+    if n < 1 or stats.items_to_detect(flips, 1.0, alpha=alpha) > n:
         return None
     low, high = 0.0, 1.0
     for _ in range(50):
         drop = (low + high) / 2
-        low, high = (low, drop) if stats.items_for(flips, drop, alpha=alpha) <= n else (drop, high)
+        low, high = (
+            (low, drop) if stats.items_to_detect(flips, drop, alpha=alpha) <= n else (drop, high)
+        )
     return high
 
 
@@ -268,7 +270,7 @@ def _expected_flips(
             and entry.score.items_digest == score.items_digest
             and entry.score.answers_digest != score.answers_digest
         ):
-            counts = pairs(entry.score.outcomes, score.outcomes)
+            counts = count_pairs(score.outcomes, entry.score.outcomes)
             shares.append((counts.teacher_only + counts.student_only) / counts.n)
     if shares:
         return _ExpectedFlips(max(shares), "since the last move")

@@ -37,7 +37,7 @@ from harness.gate.rules import (
 )
 from harness.gate.speed import measured_findings, speed_findings
 from harness.records.record import Measurement, RunRecord
-from harness.records.store import twice
+from harness.records.store import duplicate_row
 
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
@@ -58,7 +58,7 @@ def check(
     Raises `HarnessError` if a row and seed has two records, and for rules that cannot be met: a
     margin above 1, a weight for a task that no record has.
     """
-    if duplicate := twice(records):
+    if duplicate := duplicate_row(records):
         raise HarnessError(f"two records of {duplicate}: a check judges one run; name its file")
     validate_rules(rules, {score.task for record in records for score in record.scores})
     groups = group_records(records)

@@ -36,7 +36,7 @@ from harness.gate.rules import (
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord, TaskScore
 from harness.statistics import stats
-from harness.statistics.figures import BITS
+from harness.statistics.figures import BITS_PER_BYTE
 
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
@@ -311,7 +311,7 @@ def _test_claim(claimed: ClaimedRow, score: TaskScore) -> RetentionClaim | Findi
     chance = _chance_level(score, rules)
     flips: Numbers = {}
     if score.kind == "perplexity":
-        p_met, p_unmet = stats.ratio_keeps(figure, 1 / rules.margin)
+        p_met, p_unmet = stats.ratio_test(figure, 1 / rules.margin)
     else:
         p_met, p_unmet = retention_test(
             claimed.row,
@@ -349,7 +349,9 @@ def _claim_line(figure: stats.Interval, score: TaskScore, rules: Rules) -> str:
     """Return the figure of a claim and what it must show, in words."""
     assert rules.margin is not None
     if score.kind == "perplexity":
-        name = (columns.BITS_PER_BYTE if score.metric == BITS else columns.PERPLEXITY).header
+        name = (
+            columns.BITS_PER_BYTE if score.metric == BITS_PER_BYTE else columns.PERPLEXITY
+        ).header
         unit = "documents"
     elif score.lower_is_better and not rules.points:
         name, unit = score.metric or score.primary, "items"
@@ -369,12 +371,13 @@ def _flip_numbers(row: ResultRow, teacher: ResultRow, score: TaskScore) -> Numbe
     """Return the share of flipped items and the teacher's hits; nothing where items are no hits."""
     if not (score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss):
         return {}
-    student_runs, teacher_runs = paired_outcomes(row, teacher, score.task)
-    counts = [stats.pairs(teacher_runs[0], run) for run in student_runs]
+    outcomes = paired_outcomes(row, teacher, score.task)
+    teacher_run = outcomes.reference[0]
+    counts = [stats.count_pairs(run, teacher_run) for run in outcomes.student]
     flipped = sum(pair.teacher_only + pair.student_only for pair in counts)
     return {
         "flips": flipped / sum(pair.n for pair in counts),
-        "teacher": teacher_runs[0].count("1") / score.n,
+        "teacher": teacher_run.count("1") / score.n,
     }
 
 

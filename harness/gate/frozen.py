@@ -227,10 +227,10 @@ def _p_of_loss(seeds: Sequence[FrozenPair], rules: Rules) -> float:
         _, p_above = rise_of(seeds).limit_test(1 + rules.perplexity)
         return p_above
     if are_hits(seeds):
-        _, p_hits = stats.net_loss(*outcomes_by_run(seeds))
-        return p_hits
+        runs = outcomes_by_run(seeds)
+        return stats.net_change_test(runs.after, runs.before).p
     values = item_values_by_run(seeds)
-    p: float = tests_of(score).worse(
+    p: float = tests_of(score).inferiority_test(
         values.after, values.before, score.parts, lower=score.lower_is_better
     )
     return p

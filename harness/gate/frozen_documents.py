@@ -12,7 +12,7 @@ from harness.gate.frozen_items import ChangedScore, FrozenPair, Numbers
 from harness.gate.rules import Finding, Verdict, items_needed
 from harness.records import columns
 from harness.statistics import means, stats
-from harness.statistics.figures import BITS
+from harness.statistics.figures import BITS_PER_BYTE
 from harness.statistics.intervals import Interval
 
 
@@ -33,7 +33,7 @@ class PerplexityRise:
 
         Returns (p of "it is not", p of "it is"), both 1 where there is no interval.
         """
-        return stats.ratio_keeps(self.ratio, limit)
+        return stats.ratio_test(self.ratio, limit)
 
 
 def rise_of(seeds: Sequence[FrozenPair]) -> PerplexityRise:
@@ -44,9 +44,9 @@ def rise_of(seeds: Sequence[FrozenPair]) -> PerplexityRise:
     """
     current: list[means.Documents] = [pair.current.totals for pair in seeds]
     frozen: list[means.Documents] = [pair.frozen.totals for pair in seeds]
-    bits = seeds[0].current.metric == BITS
+    bits = seeds[0].current.metric == BITS_PER_BYTE
     ratios = [
-        means.ratio_of_documents([after], [before], bits=bits)
+        means.perplexity_ratio_interval([after], [before], bits=bits)
         for after, before in zip(current, frozen, strict=True)
     ]
     undefined = next((ratio for ratio in ratios if ratio.value is None), None)
@@ -56,7 +56,7 @@ def rise_of(seeds: Sequence[FrozenPair]) -> PerplexityRise:
         current, frozen = [_mean_documents(current)], [_mean_documents(frozen)]
     return PerplexityRise(
         tuple(math.log(ratio.value) for ratio in ratios if ratio.value),
-        means.ratio_of_documents(current, frozen, bits=bits),
+        means.perplexity_ratio_interval(current, frozen, bits=bits),
     )
 
 
@@ -84,7 +84,7 @@ def judge_documents(changed: ChangedScore) -> Finding:
         "seeds": len(rise.per_seed),
         "p_holm": changed.p,
     }
-    name = (columns.BITS_PER_BYTE if score.metric == BITS else columns.PERPLEXITY).header
+    name = (columns.BITS_PER_BYTE if score.metric == BITS_PER_BYTE else columns.PERPLEXITY).header
     seeds_text = f" and {len(rise.per_seed)} seeds" if len(rise.per_seed) > 1 else ""
     line = (
         f"{name} {columns.RATIO.with_interval(ratio)} of the frozen one on {score.n} "

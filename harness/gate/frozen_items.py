@@ -120,7 +120,7 @@ class ChangedScore:
                 Verdict.regressed,
                 "; trained anew: one seed may be an unlucky training, freeze three",
             )
-        if stats.mean_below(changes) < self.rules.alpha:
+        if stats.negative_mean_test(changes) < self.rules.alpha:
             return Judgement(Verdict.regressed)
         return Judgement(
             Verdict.cannot_tell,
@@ -220,13 +220,13 @@ def judge_hits(changed: ChangedScore) -> Finding:
     """Judge right and wrong answers: each item by its net change over the seeds."""
     rules, runs = changed.rules, outcomes_by_run(changed.seeds)
     n, seeds = len(runs.after[0]), len(runs.after)
-    net, _ = stats.net_loss(runs.before, runs.after)
+    net = stats.net_change_test(runs.after, runs.before).items
     lost = tuple(position for position, change in enumerate(net) if change < 0)
     won = sum(change > 0 for change in net)
     hits = BeforeAfter(*(sum(run.count("1") for run in side) for side in runs))
     drop = (hits.before - hits.after) / (n * seeds)
     flips = sum(change * change for change in net) / (n * seeds**2)
-    needed = stats.items_for(flips, rules.detect, alpha=rules.frozen_alpha / changed.tests)
+    needed = stats.items_to_detect(flips, rules.detect, alpha=rules.frozen_alpha / changed.tests)
     numbers: Numbers = {
         "n": n,
         "seeds": seeds,
@@ -297,7 +297,9 @@ def judge_values(changed: ChangedScore) -> Finding:
     score = changed.seeds[0].current
     tests = tests_of(score)
     sign = -1 if score.lower_is_better else 1
-    by_seed = BeforeAfter(*([tests.weighted(run, score.parts) for run in side] for side in values))
+    by_seed = BeforeAfter(
+        *([tests.run_figure(run, score.parts) for run in side] for side in values)
+    )
     figures = BeforeAfter(*(fmean(side) for side in by_seed))
     drop = sign * (figures.before - figures.after)
     scale = 1.0 if score.unit == "share" or score.signed else abs(figures.before)

@@ -95,14 +95,14 @@ def records_of(path: Path) -> "list[RunRecord]":
     Raises `HarnessError` for a file that is no complete record, a run that lacks cells, and two
     records of one row and seed: a check ignores nothing.
     """
-    from harness.records.store import newest_run, read_all, twice
+    from harness.records.store import duplicate_row, newest_run, read_records
 
     path = newest_run(path)
-    records, problems = read_all(path)
+    records, problems = read_records(path)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise HarnessError(f"{problems[0]}{more}")
-    if duplicate := twice(records):
+    if duplicate := duplicate_row(records):
         raise HarnessError(
             f"{path}: two records of {duplicate}; name one run's file (results/runs/runs/NAME.json)"
         )

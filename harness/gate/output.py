@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from harness.escape import clean, clean_all, markdown_cell, markdown_text
-from harness.files.writing import finite
+from harness.files.writing import nonfinite_as_null
 from harness.gate.rules import GRAVEST_FIRST, CheckResult, Finding, Verdict
 from harness.records import columns
 
@@ -168,7 +168,7 @@ def junit(result: CheckResult) -> str:
 
 def as_json(result: CheckResult) -> str:
     """Return the whole result as JSON."""
-    values = clean_all(finite(result.as_dict()))
+    values = clean_all(nonfinite_as_null(result.as_dict()))
     text = json.dumps(values, indent=1, ensure_ascii=False, default=str, allow_nan=False)
     return f"{text}\n"
 

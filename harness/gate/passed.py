@@ -145,7 +145,7 @@ def frozen_pass_rate(n: int, flips: float, drop: float, tests: int, rules: Rules
         np.floor((counts + rules.detect * n) / 2 + 1e-9),
     )
     can_detect = np.array(
-        [stats.items_for(int(count) / n, rules.detect, alpha=alpha) <= n for count in counts]
+        [stats.items_to_detect(int(count) / n, rules.detect, alpha=alpha) <= n for count in counts]
     )
     p_few_lost = bdtr(np.minimum(most_lost, counts), counts, (flips + drop) / (2 * flips))
     return float((_binomial_probabilities(counts, n, flips) * p_few_lost * can_detect).sum())
@@ -199,9 +199,9 @@ def claim_pass_rate(
     # shares of items: both right, only the teacher, only the student, neither
     cells = (teacher - lost, lost, won, max(0.0, 1 - teacher - won))
     weights = (
-        stats._difference_weights(-rules.margin)
+        stats.difference_weights(-rules.margin)
         if rules.points
-        else stats._ratio_weights(rules.margin, chance)
+        else stats.ratio_weights(rules.margin, chance)
     )
     mean = sum(cell * weight for cell, weight in zip(cells, weights, strict=True))
     variance = sum(cell * weight**2 for cell, weight in zip(cells, weights, strict=True)) - mean**2

@@ -133,11 +133,11 @@ def _test_pooled_claim(claimed: ClaimedRow) -> RetentionClaim | None:
     student_items = _pooled_items(row, list(scores.values()), above=above)
     teacher_items = _pooled_items(claimed.teacher, list(scores.values()), above=above)
     strata = _strata(weights, scores)
-    compare = means.difference if rules.points else means.ratio
+    compare = means.difference_interval if rules.points else means.ratio_interval
     figure = compare(student_items, teacher_items, strata)
     if figure.value is None or figure.low is None:
         return None
-    p_met, p_unmet = means.keeps(
+    p_met, p_unmet = means.retention_test(
         student_items, teacher_items, rules.margin, strata, points=rules.points
     )
     chance = sum(weight * scores[task].chance for task, weight in weights.items()) if above else 0.0
@@ -321,7 +321,7 @@ def _hit_changes(runs: Sequence[Sequence[FrozenPair]]) -> _PoolChange:
     """Compare right and wrong answers over all items (McNemar's test)."""
     frozen = ["".join(pair.frozen.outcomes for pair in run) for run in runs]
     current = ["".join(pair.current.outcomes[pair.current.primary] for pair in run) for run in runs]
-    net, p = stats.net_loss(frozen, current)
+    net, p = stats.net_change_test(current, frozen)
     figures = BeforeAfter(
         [run.count("1") / len(run) for run in frozen],
         [run.count("1") / len(run) for run in current],
@@ -340,11 +340,11 @@ def _value_changes(
         for before, after in zip(zip(*frozen, strict=True), zip(*current, strict=True), strict=True)
     ]
     figures = BeforeAfter(
-        [means.weighted(run, strata) for run in frozen],
-        [means.weighted(run, strata) for run in current],
+        [means.run_figure(run, strata) for run in frozen],
+        [means.run_figure(run, strata) for run in current],
     )
     error = means.error_of_difference(current, frozen, strata)
-    return _PoolChange(figures, net, error, means.worse(current, frozen, strata))
+    return _PoolChange(figures, net, error, means.inferiority_test(current, frozen, strata))
 
 
 def judge_pools(
@@ -404,7 +404,7 @@ def _judge_loss(pool: FrozenPool, finding: Finding, rules: Rules) -> Finding:
     if len(changes) == 1:
         line = f"{finding.told}; trained anew: one seed may be an unlucky training, freeze three"
         return replace(finding, verdict=Verdict.regressed, told=line)
-    if stats.mean_below(changes) < rules.alpha:
+    if stats.negative_mean_test(changes) < rules.alpha:
         return replace(finding, verdict=Verdict.regressed)
     line = (
         f"{finding.told}; trained anew, and the {len(changes)} seeds do not agree; more would "
@@ -429,7 +429,7 @@ def _undecided_reason(
         if reach <= rules.detect:
             return ""
         return f"{pool.n:,} items cannot show {drop_text}, only from {100 * reach:.1f} on"
-    needed = stats.items_for(flips, rules.detect, alpha=alpha)
+    needed = stats.items_to_detect(flips, rules.detect, alpha=alpha)
     numbers |= {"flips": flips, "needed": needed}
     if needed > pool.n:
         decision = items_needed_among(needed, pool.available_items, " and ".join(pool.tasks))

@@ -18,18 +18,18 @@ from harness.gate.frozen import condition_difference, score_difference
 from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import Finding, Rules, Verdict
 from harness.records.baseline import (
-    ITEMS,
+    ITEM_FIELDS,
     Baseline,
     Change,
     FrozenRow,
     FrozenScore,
     Origin,
-    freeze,
+    freeze_record,
     read_baseline,
     write_baseline,
 )
 from harness.records.record import TEACHER, RunRecord
-from harness.records.store import twice
+from harness.records.store import duplicate_row
 
 # the verdicts of the claim layer on a row that does not keep the margin
 _UNMET = frozenset({Verdict.regressed, Verdict.missed})
@@ -102,7 +102,9 @@ def update_baseline(
     for record in records:
         origins = _scores_with_origins(record, old, change, accepted)
         margin = _margin_fields(own.margins.get(record.label), rules)
-        moved_rows.append(freeze(record).model_copy(update={"scores": origins.scores, **margin}))
+        moved_rows.append(
+            freeze_record(record).model_copy(update={"scores": origins.scores, **margin})
+        )
         started_anew += origins.started_anew
     started_anew = list(dict.fromkeys(started_anew))
     all_rows = [*_rows_that_stay(path, old, records, moving=bool(rows), drop=drop), *moved_rows]
@@ -141,7 +143,7 @@ def _refuse_unfit_records(records: Sequence[RunRecord]) -> None:
         raise HarnessError(
             "there is no row that succeeded to freeze; type first: harness run --methods ..."
         )
-    if duplicate := twice(records):
+    if duplicate := duplicate_row(records):
         raise HarnessError(
             f"two records of {duplicate}; name one run's file (results/runs/runs/NAME.json) in "
             "place of the store"
@@ -492,7 +494,7 @@ def _scores_with_origins(
     A first accepted value starts anew if the score cannot be compared with the frozen one, or if
     its regression was accepted.
     """
-    new_scores = freeze(record).scores
+    new_scores = freeze_record(record).scores
     frozen_row = next(
         (
             row
@@ -538,8 +540,8 @@ def _with_origin_of(frozen: FrozenScore, score: FrozenScore, moved: Change) -> F
     froze the frozen score.
     """
     origin = frozen.origin or Origin(value=frozen.value, date=moved.date, reason=moved.reason)
-    items = {name: getattr(frozen.first, name) for name in ITEMS}
+    items = {name: getattr(frozen.first, name) for name in ITEM_FIELDS}
     if all(getattr(score, name) == value for name, value in items.items()):
         no_items = Origin(value=0.0, date="", reason="")
-        items = {name: getattr(no_items, name) for name in ITEMS}
+        items = {name: getattr(no_items, name) for name in ITEM_FIELDS}
     return score.model_copy(update={"origin": origin.model_copy(update=items)})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import HarnessError, in_one_line
-from harness.files.untrusted import MODEL, read_object
+from harness.files.untrusted import MODEL_LIMITS, read_object
 
 
 def common_vocabulary(
@@ -37,7 +37,7 @@ def token_map(folder: Path) -> dict[str, int] | None:
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
-    data = read_object(path, MODEL)
+    data = read_object(path, MODEL_LIMITS)
     try:
         vocabulary = data["model"]["vocab"]
         if not isinstance(vocabulary, dict):  # unigram models list (token, score) pairs

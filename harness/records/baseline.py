@@ -19,27 +19,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.errors import HarnessError
 from harness.files.digests import digest_of
 from harness.files.untrusted import Unreadable, read_json
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.records import consistency
-from harness.records.conditions import frozen_of
-from harness.records.consistency import Checks, Consistent, not_negative
-from harness.records.record import RunRecord, Share, TaskScore, rows_of
+from harness.records.conditions import baseline_conditions
+from harness.records.consistency import Checks, ConsistentModel, nonnegative_fields
+from harness.records.record import RunRecord, Share, TaskScore, row_kinds
 from harness.renames.labels import current_label
 
 SCHEMA = 3
 
 
-class _Frozen(Consistent, BaseModel):
+class _BaselinePart(ConsistentModel, BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants"
     )
 
 
 # where the items of a frozen score stand, one of them a kind of figure
-ITEMS = ("packed", "totals", "values", "statistics")
+ITEM_FIELDS = ("packed", "totals", "values", "statistics")
 
 
-class Origin(_Frozen):
+class Origin(_BaselinePart):
     """The first accepted value of a score, which every later one is held to; its items stand here
     once they differ from the frozen ones.
     """
@@ -78,14 +78,14 @@ def _origin_is_its_items(score: "FrozenScore") -> str:
     return consistency.value_is_its_items(score.first) or consistency.n_is_its_items(score.first)
 
 
-class FrozenScore(_Frozen):
+class FrozenScore(_BaselinePart):
     """One task of a row: what it scored, item by item."""
 
     checks: ClassVar[Checks] = (
         ("packed", _packed_is_whole),
-        *consistency.FIGURE,
+        *consistency.FIGURE_CHECKS,
         ("origin", _origin_is_its_items),
-        *not_negative("tokens"),
+        *nonnegative_fields("tokens"),
     )
 
     task: str
@@ -117,7 +117,7 @@ class FrozenScore(_Frozen):
         """The first accepted score in this one's place: later ones are judged against both."""
         if self.origin is None:
             return self
-        items = {name: getattr(self.origin, name) for name in ITEMS}
+        items = {name: getattr(self.origin, name) for name in ITEM_FIELDS}
         if not any(items.values()):
             return self.model_copy(update={"value": self.origin.value})
         return self.model_copy(
@@ -168,13 +168,13 @@ def _tasks_are_distinct(row: "FrozenRow") -> str:
     return f"{double} stands there twice" if double else ""
 
 
-class FrozenRow(_Frozen):
+class FrozenRow(_BaselinePart):
     """One record: its row and seed, the conditions it was made and scored under, and its scores."""
 
     checks: ClassVar[Checks] = (
         ("margin", _margin_is_one),
         ("scores", _tasks_are_distinct),
-        *not_negative("weight_bytes"),
+        *nonnegative_fields("weight_bytes"),
     )
 
     label: str
@@ -199,7 +199,7 @@ class FrozenRow(_Frozen):
         version = record.environment.versions.get(LM_EVAL) if record.environment else None
         scorer = {LM_EVAL: version} if version else {}
         return {
-            **frozen_of(record.conditions, ("every row", *rows_of(record))),
+            **baseline_conditions(record.conditions, ("every row", *row_kinds(record))),
             "path": record.path,
             **scorer,
         }
@@ -225,7 +225,7 @@ class FrozenRow(_Frozen):
         }
 
 
-class Change(_Frozen):
+class Change(_BaselinePart):
     """One move of the baseline."""
 
     reason: str
@@ -256,7 +256,7 @@ def _history_is_there(baseline: "Baseline") -> str:
     return "" if baseline.history else "no move; a baseline has one for every reason that was given"
 
 
-class Baseline(_Frozen):
+class Baseline(_BaselinePart):
     """Everything in the file."""
 
     checks: ClassVar[Checks] = (
@@ -294,7 +294,7 @@ class Baseline(_Frozen):
         )
 
 
-def freeze(record: RunRecord) -> FrozenRow:
+def freeze_record(record: RunRecord) -> FrozenRow:
     """Freeze one record that succeeded."""
     speed = record.measured("decode_speedup")
     return FrozenRow(
@@ -352,7 +352,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
     """Write a baseline with its digest, whole or not at all; the same rows give the same bytes."""
     data = baseline.model_dump(mode="json", by_alias=True)
     data["digest"] = _digest(data)
-    write_whole(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -391,9 +391,9 @@ def read_baseline(path: Path) -> Baseline:
             "from git"
         ) from problem
     try:
-        return Baseline.model_validate(data, context=consistency.READING)
+        return Baseline.model_validate(data, context=consistency.READING_CONTEXT)
     except ValidationError as problem:
-        told = consistency.what_is_wrong(problem)
+        told = consistency.first_problem(problem)
         raise HarnessError(
             f"{path}: {told}; take it back from git, or delete it and freeze the rows anew"
         ) from problem

@@ -16,12 +16,12 @@ from harness.records.quantity import (
     MIB,
     Header,
     Quantity,
-    mebibytes,
-    times,
+    mebibytes_format,
+    ratio_format,
 )
 
 # and each quantity, by its own name
-__all__ = ["DASH", "FRAME", "GIB", "MIB", "QUANTITIES", "Header", "Quantity", "named"]
+__all__ = ["DASH", "FRAME", "GIB", "MIB", "QUANTITIES", "Header", "Quantity", "quantity_of"]
 
 # What a row is.
 ROW = Quantity(
@@ -111,7 +111,7 @@ ABOVE_CHANCE = Quantity(
     help="the same ratio after the chance level is taken from both: what is left of the part above "
     "guessing",
 )
-LOST_WON = Quantity(
+LOSSES_WINS = Quantity(
     "lost_won",
     "losses/wins",
     unit="items",
@@ -119,7 +119,7 @@ LOST_WON = Quantity(
     better="lower",
     help="items the teacher has right and the student wrong / the reverse, mean over seeds",
 )
-LOST = Quantity(
+LOSSES = Quantity(
     "lost",
     "losses",
     unit="items",
@@ -128,7 +128,7 @@ LOST = Quantity(
     term="",
     help="items that the teacher has right and the row wrong, mean over seeds",
 )
-WON = Quantity(
+WINS = Quantity(
     "won",
     "wins",
     unit="items",
@@ -150,7 +150,7 @@ KL = Quantity(
 HALF_WIDTH = Quantity(
     "half_width", "half-width", term="", help="half of the 95 % interval of the number before it"
 )
-SAME_TOP = Quantity(
+TOP1_AGREEMENT = Quantity(
     "agreement",
     "top-1 agreement",
     unit="%",
@@ -182,7 +182,7 @@ AGAINST_TEACHER = Quantity(
     "against teacher",
     unit="x",
     prefix="x",
-    format=times,
+    format=ratio_format,
     leads=True,
     better="lower",
     help="student's perplexity (or error) / teacher's, with its 95 % interval over documents (or "
@@ -193,7 +193,7 @@ RATIO = Quantity(
     "ratio",
     unit="x",
     prefix="x",
-    format=times,
+    format=ratio_format,
     better="lower",
     term="",
     help="the row's perplexity (or error) / the other's; below 1 is better",
@@ -223,7 +223,7 @@ PICKED = Quantity(
 )
 # Of answers and prompts that were cut no way is better in a sort: whoever sorts by them wants to
 # see where most were.
-UNENDED = Quantity(
+TRUNCATED = Quantity(
     "truncated_share",
     "truncated",
     unit="%",
@@ -398,7 +398,7 @@ DISK = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=mebibytes,
+    format=mebibytes_format,
     better="lower",
     term="disk",
     help="bytes of the weight files; (x) the teacher's / the student's",
@@ -419,7 +419,7 @@ WEIGHTS = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=mebibytes,
+    format=mebibytes_format,
     better="lower",
     term="weights",
     help="bytes of parameters and buffers in memory, each storage once, in the dtype of the table",
@@ -440,7 +440,7 @@ KV = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=mebibytes,
+    format=mebibytes_format,
     better="lower",
     term="KV",
     help="bytes of keys and values at the end of a run, counted, checked against 2 L B T H d",
@@ -451,7 +451,7 @@ ACTIVATIONS = Quantity(
     stored="bytes",
     unit="MiB",
     scale=1 / MIB,
-    format=mebibytes,
+    format=mebibytes_format,
     better="lower",
     term="activations",
     help="the rest of the peak: peak - weights - KV",
@@ -522,7 +522,7 @@ FIRST_CALL = Quantity(
 )
 
 # What making a student took.
-SEEN = Quantity(
+TOKENS_SEEN = Quantity(
     "seen_tokens",
     "tokens seen",
     stored="tokens",
@@ -531,7 +531,7 @@ SEEN = Quantity(
     better="lower",
     help="tokens that passed through the student in training, prompts included, padding not",
 )
-TRAINED = Quantity(
+TOKENS_TRAINED = Quantity(
     "trained_tokens",
     "tokens trained",
     stored="tokens",
@@ -625,7 +625,7 @@ SHARED_SECONDS = Quantity(
     help="seconds that shared work took when it was made: the teacher's traces and distributions, "
     "the search for a learning rate",
 )
-SHARE_SECONDS = Quantity(
+SHARED_SECONDS_PER_ROW = Quantity(
     "share_seconds",
     "shared s/row",
     stored="s",
@@ -729,7 +729,9 @@ GAP = Quantity(
     "ratio, below 1 is better",
 )
 GAP_OF_NUMBERS = replace(GAP, key="gap_of_numbers", unit="", share=False, format="+.3f")
-GAP_AS_RATIO = replace(GAP, key="gap_as_ratio", unit="x", share=False, prefix="x", format=times)
+GAP_AS_RATIO = replace(
+    GAP, key="gap_as_ratio", unit="x", share=False, prefix="x", format=ratio_format
+)
 P = Quantity(
     "p", "p", format=".2g", term="", help="two-sided p of no difference, of this line alone"
 )
@@ -1005,7 +1007,7 @@ FRAME = (
 )
 
 
-def named(column: str) -> Quantity | None:
+def quantity_of(column: str) -> Quantity | None:
     """Return the quantity of a column by its text, a task's name beside it or not."""
     if isinstance(column, Header):
         return column.quantity

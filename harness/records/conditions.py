@@ -21,18 +21,18 @@ from pydantic import (
 )
 
 from harness.contract import Prompting
-from harness.records.consistency import Checks, Consistent, not_negative
+from harness.records.consistency import Checks, ConsistentModel, nonnegative_fields
 
 # which rows a condition says something about
-Rows = Literal["every row", "students", "trained rows"]
-EVERY_ROW: tuple[Rows, ...] = ("every row",)
+RowKind = Literal["every row", "students", "trained rows"]
+EVERY_ROW: tuple[RowKind, ...] = ("every row",)
 Text = Callable[[Any], str | None]  # None: nothing to say
 
 
-class ModelReference(Consistent):
+class ModelReference(ConsistentModel):
     """Which model, by content."""
 
-    checks: ClassVar[Checks] = not_negative("parameters", "weight_bytes")
+    checks: ClassVar[Checks] = nonnegative_fields("parameters", "weight_bytes")
 
     name: str
     digest: str
@@ -43,7 +43,7 @@ class ModelReference(Consistent):
 
 
 @dataclass(frozen=True)
-class Frozen:
+class BaselineText:
     """How a baseline writes a condition; texts of one name follow each other."""
 
     name: str
@@ -53,20 +53,20 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Same:
+class MustAgree:
     """Two rows are compared only where they agree in this field; `name` is what tables call it.
     Fields of one name are one condition.
     """
 
     name: str
     text: Text = str
-    of: Rows = "every row"
-    frozen: Frozen | None = None  # None: as tables do, where it is not at its default
+    of: RowKind = "every row"
+    frozen: BaselineText | None = None  # None: as tables do, where it is not at its default
     in_baselines: bool = True
 
 
 @dataclass(frozen=True)
-class Free:
+class MayDiffer:
     """Rows may differ in this field and be compared all the same; `why` says what makes
     that right.
     """
@@ -82,7 +82,7 @@ def _digests(models: tuple[ModelReference, ...]) -> str:
     return " ".join(model.digest for model in models)
 
 
-class _Declared(Consistent):
+class _FullyMarked(ConsistentModel):
     """A model whose every field says `Same` or `Free`; one that does not is refused when its class
     is made.
     """
@@ -90,95 +90,100 @@ class _Declared(Consistent):
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         for name, field in cls.model_fields.items():
-            if not any(isinstance(mark, (Same, Free)) for mark in field.metadata):
+            if not any(isinstance(mark, (MustAgree, MayDiffer)) for mark in field.metadata):
                 raise TypeError(
                     f"{cls.__name__}.{name} says neither Same(...) nor Free(...): must two rows "
                     "agree in it to be compared?"
                 )
 
 
-class Conditions(_Declared):
+class Conditions(_FullyMarked):
     """What the plan fixes for a row."""
 
-    checks: ClassVar[Checks] = not_negative("budget_tokens", "budget_rows")
+    checks: ClassVar[Checks] = nonnegative_fields("budget_tokens", "budget_rows")
 
-    suites: Annotated[tuple[str, ...], Free("a task is asked in one way, whichever suite names it")]
+    suites: Annotated[
+        tuple[str, ...], MayDiffer("a task is asked in one way, whichever suite names it")
+    ]
     teachers: Annotated[
         tuple[ModelReference, ...],
-        Same("teacher", _names, in_baselines=False),  # a folder may be renamed
-        Same("teacher digest", _digests, frozen=Frozen("teacher", _digests)),
+        MustAgree("teacher", _names, in_baselines=False),  # a folder may be renamed
+        MustAgree("teacher digest", _digests, frozen=BaselineText("teacher", _digests)),
     ]
     # name@version; a baseline holds them score by score
-    tasks: Annotated[tuple[str, ...], Same("tasks", ", ".join, in_baselines=False)]
-    device: Annotated[str, Same("device", frozen=Frozen("device", str))]
-    dtype: Annotated[str, Same("dtype", frozen=Frozen("dtype", str))]
+    tasks: Annotated[tuple[str, ...], MustAgree("tasks", ", ".join, in_baselines=False)]
+    device: Annotated[str, MustAgree("device", frozen=BaselineText("device", str))]
+    dtype: Annotated[str, MustAgree("dtype", frozen=BaselineText("dtype", str))]
     limit: Annotated[
-        int | dict[str, int] | None, Free("a score says how many items it has, and their digest")
+        int | dict[str, int] | None,
+        MayDiffer("a score says how many items it has, and their digest"),
     ] = None
     limited: Annotated[  # scored on a sample of the items
         bool,
-        Same(
+        MustAgree(
             "limited",
             lambda given: "a sample of the items" if given else "",
-            frozen=Frozen("limited", lambda on: "yes" if on else "no"),
+            frozen=BaselineText("limited", lambda on: "yes" if on else "no"),
         ),
     ] = False
     chat: Annotated[  # prompts in the chat template
         bool,
-        Same(
+        MustAgree(
             "prompts",
             lambda on: "chat template" if on else "",
-            frozen=Frozen("prompts", lambda on: "chat " if on else "plain"),
+            frozen=BaselineText("prompts", lambda on: "chat " if on else "plain"),
         ),
     ] = False
     system: Annotated[
         str | None,
-        Same(
+        MustAgree(
             "prompts",
             lambda text: f"system prompt {text!r}" if text else "",
-            frozen=Frozen("prompts", lambda text: text or ""),
+            frozen=BaselineText("prompts", lambda text: text or ""),
         ),
     ] = None
-    student_recipe: Annotated[str, Same("student", of="students", frozen=Frozen("student", str))]
+    student_recipe: Annotated[
+        str, MustAgree("student", of="students", frozen=BaselineText("student", str))
+    ]
     student_base: Annotated[  # what the recipe cuts, or what is trained as it is
         ModelReference,
-        Same(
+        MustAgree(
             "student base",
             lambda base: base.digest,
             "students",
-            Frozen("student base", lambda base: base.digest),
+            BaselineText("student base", lambda base: base.digest),
         ),
     ]
     budget_tokens: Annotated[
         int,
-        Same(
+        MustAgree(
             "budget",
             lambda count: f"{count:,} seen tokens",
             "trained rows",
-            Frozen("budget", lambda count: f"{count} tokens"),
+            BaselineText("budget", lambda count: f"{count} tokens"),
         ),
     ]
     budget_rows: Annotated[
         int,
-        Same(
+        MustAgree(
             "budget",
             lambda count: f"{count:,} items",
             "trained rows",
-            Frozen("budget", lambda count: f", {count} items"),
+            BaselineText("budget", lambda count: f", {count} items"),
         ),
     ]
     tuned: Annotated[  # the learning rate was chosen on a held-out slice of the training rows
         bool,
-        Same(
+        MustAgree(
             "budget",
             lambda on: "a learning rate of its own" if on else "",
             "trained rows",
-            Frozen("tuned", lambda on: "yes", always=False),
+            BaselineText("tuned", lambda on: "yes", always=False),
         ),
     ] = False
     teacher_weights: Annotated[  # of several teachers, where the user gave them
         tuple[float, ...],
-        Same(
+        MustAgree(
             "weights", lambda shares: "+".join(f"{share:.3g}" for share in shares), "trained rows"
         ),
     ] = ()
@@ -206,7 +211,7 @@ class Conditions(_Declared):
         return Prompting(chat=self.chat, system=self.system)
 
 
-def shared_by(model: BaseModel, rows: Collection[Rows] = EVERY_ROW) -> dict[str, str]:
+def shared_conditions(model: BaseModel, rows: Collection[RowKind] = EVERY_ROW) -> dict[str, str]:
     """Return what must be equal before two rows are compared, as tables write it, of the fields
     that say something about `rows`.
     """
@@ -217,11 +222,11 @@ def shared_by(model: BaseModel, rows: Collection[Rows] = EVERY_ROW) -> dict[str,
     return {name: ", ".join(filter(None, parts)) for name, parts in texts.items()}
 
 
-def frozen_of(model: BaseModel, rows: Collection[Rows]) -> dict[str, str]:
+def baseline_conditions(model: BaseModel, rows: Collection[RowKind]) -> dict[str, str]:
     """Return the same as a baseline writes it."""
     texts: dict[str, str] = {}
     for value, same, default in _comparable(model):
-        known = same.frozen or Frozen(same.name, same.text, always=False)
+        known = same.frozen or BaselineText(same.name, same.text, always=False)
         if same.of in rows and same.in_baselines and (known.always or value != default):
             texts[known.name] = texts.get(known.name, "") + (known.text(value) or "")
     return texts
@@ -239,14 +244,14 @@ def first_difference(one: BaseModel, other: BaseModel) -> str:
     )
 
 
-def _comparable(model: BaseModel) -> Iterator[tuple[Any, Same, Any]]:
+def _comparable(model: BaseModel) -> Iterator[tuple[Any, MustAgree, Any]]:
     """Yield value, mark and default of every field in which rows that are compared agree."""
     for name, same, default in _marks(type(model)):
         yield getattr(model, name), same, default
 
 
 @cache
-def _marks(model: type[BaseModel]) -> tuple[tuple[str, Same, Any], ...]:
+def _marks(model: type[BaseModel]) -> tuple[tuple[str, MustAgree, Any], ...]:
     """Return name, mark and default of these fields of a class: read once, for a report groups
     thousands of records.
     """
@@ -255,11 +260,11 @@ def _marks(model: type[BaseModel]) -> tuple[tuple[str, Same, Any], ...]:
         (name, mark, field.get_default())
         for name, field in fields
         for mark in field.metadata
-        if isinstance(mark, Same)
+        if isinstance(mark, MustAgree)
     )
 
 
-class UnderConditions(BaseModel):
+class WithConditions(BaseModel):
     """A model that holds its conditions. It is made from them, or from their fields among its own:
     files have them so, of every schema.
     """
@@ -319,7 +324,7 @@ class UnderConditions(BaseModel):
             return super().__getattr__(name) if part is None else getattr(part, name)
 
 
-class Flat(UnderConditions):
+class WithFlatConditions(WithConditions):
     """A model that holds its conditions and is written with their fields among its own."""
 
     @model_serializer(mode="wrap")

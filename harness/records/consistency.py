@@ -13,23 +13,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, mod
 from pydantic_core import PydanticCustomError
 
 from harness.statistics import pooled
-from harness.statistics.figures import BITS
+from harness.statistics.figures import BITS_PER_BYTE
 
 if TYPE_CHECKING:
     from harness.records.record import Measurement, RunRecord, TaskScore
 
 # the context in which checks run: `Model.model_validate(data, context=READING)`
-READING = {"reading": True}
+READING_CONTEXT = {"reading": True}
 WAY_OUT = "; delete it and run again"
 _KIND = "contradiction"
-_REL = 1e-9  # sums of floats in another order
+_REL_TOLERANCE = 1e-9  # sums of floats in another order
 
 Check = Callable[[Any], str]  # returns what contradicts, "" where nothing does
 # each with the field that is wrong where it fails; the first failure is told
 Checks = tuple[tuple[str, Check], ...]
 
 
-class Consistent(BaseModel):
+class ConsistentModel(BaseModel):
     """A frozen model that is refused where it contradicts itself when a file is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -37,14 +37,14 @@ class Consistent(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self, info: ValidationInfo) -> Self:
-        if info.context == READING:
+        if info.context == READING_CONTEXT:
             for field, check in self.checks:
                 if wrong := check(self):
                     raise PydanticCustomError(_KIND, "{told}", {"told": f"{field}: {wrong}"})
         return self
 
 
-def what_is_wrong(problem: ValidationError) -> str:
+def first_problem(problem: ValidationError) -> str:
     """Return the first problem of a file in one line: its field, and what is right."""
     first = problem.errors()[0]
     # files have their fields among the others
@@ -61,7 +61,7 @@ def is_contradiction(problem: ValidationError) -> bool:
     return bool(problem.errors()[0]["type"] == _KIND)
 
 
-def not_negative(*names: str) -> Checks:
+def nonnegative_fields(*names: str) -> Checks:
     """Return a check for each of these fields: a finite number that is not negative, or None."""
 
     def check(name: str) -> Check:
@@ -78,7 +78,7 @@ def not_negative(*names: str) -> Checks:
     return tuple((name, check(name)) for name in names)
 
 
-def finite(*names: str) -> Checks:
+def finite_fields(*names: str) -> Checks:
     """Return a check for each of these fields: a finite number."""
 
     def check(name: str) -> Check:
@@ -91,7 +91,7 @@ def finite(*names: str) -> Checks:
     return tuple((name, check(name)) for name in names)
 
 
-class Figure(Protocol):
+class ScoredItems(Protocol):
     """What the score of a record and that of a baseline have in common: a figure and the items that
     it is made from.
     """
@@ -120,7 +120,7 @@ class Figure(Protocol):
     def unpaired(self) -> str: ...  # noqa: D102
 
 
-def figure_of(
+def figure_of_items(
     kind: str,
     metric: str,
     numbers: Sequence[float],
@@ -131,7 +131,7 @@ def figure_of(
     per byte; None without items.
     """
     if kind == "perplexity":
-        return _of_documents(metric, totals) if totals else None
+        return _figure_of_documents(metric, totals) if totals else None
     if not numbers:
         return None
     if not parts:
@@ -140,16 +140,22 @@ def figure_of(
     return math.fsum(number * weight for number, weight in zip(numbers, weights, strict=True))
 
 
-def _of_documents(metric: str, totals: Sequence[tuple[float, float]]) -> float:
+def _figure_of_documents(metric: str, totals: Sequence[tuple[float, float]]) -> float:
     nats = -sum(total for total, _ in totals) / sum(size for _, size in totals)
-    return nats / math.log(2) if metric == BITS else math.exp(nats) if nats < 700 else math.inf
+    return (
+        nats / math.log(2)
+        if metric == BITS_PER_BYTE
+        else math.exp(nats)
+        if nats < 700
+        else math.inf
+    )
 
 
-def value_is_its_items(score: Figure) -> str:
+def value_is_its_items(score: ScoredItems) -> str:
     """Say where a figure is not the one that its items make."""
     try:
         together = (
-            pooled.weighted(pooled.Corpus(score.form, score.statistics), score.parts)
+            pooled.corpus_figure(pooled.Corpus(score.form, score.statistics), score.parts)
             if score.form
             else None
         )
@@ -158,7 +164,7 @@ def value_is_its_items(score: Figure) -> str:
     made = (
         together
         if score.form
-        else figure_of(score.kind, score.metric, score.numbers, score.totals, score.parts)
+        else figure_of_items(score.kind, score.metric, score.numbers, score.totals, score.parts)
     )
     if made is None:
         return (
@@ -166,12 +172,12 @@ def value_is_its_items(score: Figure) -> str:
             if score.unpaired
             else f"{score.value:.6g}, and no item of {score.primary or score.kind} says so"
         )
-    if math.isclose(score.value, made, rel_tol=_REL, abs_tol=1e-12):
+    if math.isclose(score.value, made, rel_tol=_REL_TOLERANCE, abs_tol=1e-12):
         return ""
     return f"{score.value:.6g}, and its {score.n:,} items make {made:.6g}"
 
 
-def n_is_its_items(score: Figure) -> str:
+def n_is_its_items(score: ScoredItems) -> str:
     """Say where a number of items is not that of the numbers or documents that are there."""
     if score.n < 1:
         return f"{score.n}; a score has an item"
@@ -190,7 +196,7 @@ def n_is_its_items(score: Figure) -> str:
     )
 
 
-def parts_are_whole(score: Figure) -> str:
+def parts_are_whole(score: ScoredItems) -> str:
     """Say where the parts of a group are not all its items, or their weights not 1 together."""
     if not score.parts:
         return ""
@@ -207,7 +213,7 @@ def parts_are_whole(score: Figure) -> str:
     )
 
 
-def documents_have_sizes(score: Figure) -> str:
+def documents_have_sizes(score: ScoredItems) -> str:
     """Say where a document has no words, or a likelihood above 1."""
     if score.totals and score.kind != "perplexity":
         return f"documents of a task that is scored by {score.kind}"
@@ -228,7 +234,7 @@ def documents_have_sizes(score: Figure) -> str:
 
 
 # In this order: a value is worked out of items that are known to be whole.
-FIGURE: Checks = (
+FIGURE_CHECKS: Checks = (
     ("n", n_is_its_items),
     ("totals", documents_have_sizes),
     ("parts", parts_are_whole),
@@ -276,7 +282,7 @@ def groups_hold_the_figure(score: "TaskScore") -> str:
     low, high, slack = (
         min(score.groups.values()),
         max(score.groups.values()),
-        _REL * max(1.0, abs(score.value)),
+        _REL_TOLERANCE * max(1.0, abs(score.value)),
     )
     return (
         ""
@@ -294,7 +300,7 @@ def macro_is_the_groups(score: "TaskScore") -> str:
     mean = math.fsum(score.groups.values()) / len(score.groups)
     return (
         ""
-        if math.isclose(score.macro, mean, rel_tol=_REL, abs_tol=1e-12)
+        if math.isclose(score.macro, mean, rel_tol=_REL_TOLERANCE, abs_tol=1e-12)
         else f"{score.macro:.6g}, and the groups' mean is {mean:.6g}"
     )
 
@@ -309,11 +315,11 @@ def chosen_is_all(score: "TaskScore") -> str:
     )
 
 
-SCORE: Checks = (
+SCORE_CHECKS: Checks = (
     ("outcomes", outcomes_are_marks),
     ("values", values_are_numbers),
-    *FIGURE,
-    *not_negative("stderr", "tokens_per_answer", "cut_prompts", "seconds", "from_journal"),
+    *FIGURE_CHECKS,
+    *nonnegative_fields("stderr", "tokens_per_answer", "cut_prompts", "seconds", "from_journal"),
     ("groups", groups_hold_the_figure),
     ("macro", macro_is_the_groups),
     ("chosen", chosen_is_all),
@@ -326,7 +332,7 @@ def value_is_in_its_interval(one: "Measurement") -> str:
         one.low if one.low is not None else -math.inf,
         one.high if one.high is not None else math.inf,
     )
-    slack = _REL * abs(one.value)
+    slack = _REL_TOLERANCE * abs(one.value)
     return (
         ""
         if low - slack <= one.value <= high + slack
@@ -334,7 +340,7 @@ def value_is_in_its_interval(one: "Measurement") -> str:
     )
 
 
-MEASUREMENT: Checks = (*not_negative("value"), ("value", value_is_in_its_interval))
+MEASUREMENT_CHECKS: Checks = (*nonnegative_fields("value"), ("value", value_is_in_its_interval))
 
 
 def tasks_are_the_scores(record: "RunRecord") -> str:
@@ -375,7 +381,7 @@ def stages_end_in_the_row(record: "RunRecord") -> str:
         (
             task
             for task, value in last.scores.items()
-            if not math.isclose(value, own.get(task, math.nan), rel_tol=_REL)
+            if not math.isclose(value, own.get(task, math.nan), rel_tol=_REL_TOLERANCE)
         ),
         None,
     )
@@ -386,9 +392,9 @@ def stages_end_in_the_row(record: "RunRecord") -> str:
     )
 
 
-RECORD: Checks = (
+RECORD_CHECKS: Checks = (
     ("tasks", tasks_are_the_scores),
     ("fidelity", distances_are_of_its_tasks),
     ("stages", stages_end_in_the_row),
-    *not_negative("seconds"),
+    *nonnegative_fields("seconds"),
 )

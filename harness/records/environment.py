@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from harness.machine.gpu import gpu_of
-from harness.machine.processor import machine
+from harness.machine.processor import machine_label
 from harness.records.record import Environment
 
 _PACKAGES = (
@@ -21,7 +21,7 @@ _PACKAGES = (
 )
 
 
-def environment(
+def current_environment(
     *, device: str, dtype: str, threads: int, waiting: str = "", cores_in_use: float | None = None
 ) -> Environment:
     """Describe this process's machine and versions. The machine is its kind, never its name."""
@@ -38,7 +38,7 @@ def environment(
         threads=threads,
         waiting=waiting,
         cores_in_use=cores_in_use,
-        machine=machine(),
+        machine=machine_label(),
         gpu=gpu_of(device),
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.records.record import RunRecord, TaskScore
 from harness.records.samples import Evidence
-from harness.statistics.figures import standard_error, weighted
+from harness.statistics.figures import standard_error, weighted_mean
 
 _METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
 
 
-def file_name(record: RunRecord) -> str:
+def record_file_name(record: RunRecord) -> str:
     """Return a file name for a record: its row, and its seed where it has one."""
     name = re.sub(r"[^\w.=-]+", "_", record.label).strip("_")
     return f"{name}-seed{record.seed}" if record.seed is not None else name
@@ -104,7 +104,7 @@ def _metrics(score: TaskScore) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     for extractor, values in score.values.items():
         metric, filtered = (extractor, "none") if score.kind == "choose" else (name, extractor)
-        found[f"{metric},{filtered}"] = weighted(values, score.parts)
+        found[f"{metric},{filtered}"] = weighted_mean(values, score.parts)
         error = standard_error(values, score.parts)
         found[f"{metric}_stderr,{filtered}"] = "N/A" if error is None else error
     for extractor, marks in score.outcomes.items():
@@ -113,7 +113,7 @@ def _metrics(score: TaskScore) -> dict[str, float | str]:
         if score.parts:
             hits = [float(mark == "1") for mark in marks]
             error = standard_error(hits, score.parts)
-            found[f"{metric},{filtered}"] = weighted(hits, score.parts)
+            found[f"{metric},{filtered}"] = weighted_mean(hits, score.parts)
             found[f"{metric}_stderr,{filtered}"] = "N/A" if error is None else error
             continue
         found[f"{metric},{filtered}"] = share
@@ -128,8 +128,8 @@ def to_lm_eval(records: Sequence[RunRecord], out: Path) -> list[Path]:
     """Write one `results_ROW.json` a record; return the files."""
     written = []
     for record in records:
-        written.append(out / f"results_{file_name(record)}.json")
-        write_whole(
+        written.append(out / f"results_{record_file_name(record)}.json")
+        write_atomically(
             written[-1], json.dumps(lm_eval_results(record), indent=2, ensure_ascii=False) + "\n"
         )
     return written
@@ -173,7 +173,7 @@ def to_datasets(
             for one in evidence[record.key].answers()
         ]
         if rows:
-            splits[re.sub(r"\W+", "_", file_name(record))] = Dataset.from_list(rows)
+            splits[re.sub(r"\W+", "_", record_file_name(record))] = Dataset.from_list(rows)
     if not splits:
         raise HarnessError(
             "these records were kept without their answers; name the store of the run "
@@ -184,7 +184,7 @@ def to_datasets(
     return [out]
 
 
-def flat(record: RunRecord) -> dict[str, float]:
+def tracker_metrics(record: RunRecord) -> dict[str, float]:
     """Return the numbers of a record by name, as trackers take them."""
     found = {
         f"{score.task}/{score.primary or 'perplexity'}": score.value for score in record.scores
@@ -204,7 +204,7 @@ def flat(record: RunRecord) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
-def settings_of(record: RunRecord) -> dict[str, str]:
+def tracker_settings(record: RunRecord) -> dict[str, str]:
     """Return what a record was made by, as trackers take it."""
     under = record.conditions
     return {
@@ -231,20 +231,23 @@ def to_tracker(name: str, records: Sequence[RunRecord], *, project: str) -> list
         raise HarnessError(f"{name} is not installed; type: pip install {name}")
     done = []
     for record in records:
-        title = file_name(record)
+        title = record_file_name(record)
         if name == "mlflow":
             import mlflow
 
             mlflow.set_experiment(project)
             with mlflow.start_run(run_name=title):
-                mlflow.log_params(settings_of(record))
+                mlflow.log_params(tracker_settings(record))
                 mlflow.log_metrics(
-                    {re.sub(r"[^\w./ -]", "_", key): value for key, value in flat(record).items()}
+                    {
+                        re.sub(r"[^\w./ -]", "_", key): value
+                        for key, value in tracker_metrics(record).items()
+                    }
                 )
         else:
             tracker = importlib.import_module(name)
-            tracker.init(project=project, name=title, config=settings_of(record))
-            tracker.log(flat(record))
+            tracker.init(project=project, name=title, config=tracker_settings(record))
+            tracker.log(tracker_metrics(record))
             tracker.finish()
         done.append(f"{name}: {project}/{title}")
     return done

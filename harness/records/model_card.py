@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from harness.escape import markdown_text
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from harness.records import columns
 from harness.records.record import RunRecord, TaskScore
 
@@ -16,11 +16,11 @@ _METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perp
 def write_card(folder: Path, record: RunRecord) -> Path:
     """Write README.md into a student's folder; it is no part of the model's digest."""
     path = folder / "README.md"
-    write_whole(path, card_of(record))
+    write_atomically(path, card_text(record))
     return path
 
 
-def card_of(record: RunRecord) -> str:
+def card_text(record: RunRecord) -> str:
     """Return the card's text: YAML in front, as the Hub reads it, then the same for people."""
     from huggingface_hub import EvalResult, ModelCardData
 

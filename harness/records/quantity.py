@@ -104,11 +104,11 @@ class Quantity:
         return format(100 * value if self.share else value, form)
 
 
-def mebibytes(value: float) -> str:
+def mebibytes_format(value: float) -> str:
     """Keep two digits of less than a hundredth, since 0.00 reads as none."""
     return ".2g" if 0 < value < 0.005 else ",.2f"
 
 
-def times(value: float) -> str:
+def ratio_format(value: float) -> str:
     """Write very large and very small ratios in powers of ten."""
     return ".3f" if 0.01 <= value < 1_000 else ".2g"

@@ -13,12 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.errors import OneLine
 from harness.files.digests import digest_of
-from harness.files.untrusted import Unreadable, kind_of, read_json
-from harness.files.writing import write_whole
+from harness.files.untrusted import Unreadable, describe_json_type, read_json
+from harness.files.writing import write_atomically
 from harness.machine.gpu import Gpu
 from harness.records import consistency
-from harness.records.conditions import Conditions, Flat, ModelReference, Rows, Same
-from harness.records.consistency import Checks, Consistent, not_negative
+from harness.records.conditions import (
+    Conditions,
+    ModelReference,
+    MustAgree,
+    RowKind,
+    WithFlatConditions,
+)
+from harness.records.consistency import Checks, ConsistentModel, nonnegative_fields
 from harness.renames.labels import current_label, settings_in_records
 
 SCHEMA = 9
@@ -26,11 +32,11 @@ Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Frozen(Consistent, BaseModel):
+class _RecordPart(ConsistentModel, BaseModel):
     """What every part of a record is: frozen, of known fields, checked when it is read."""
 
 
-class TaskScore(_Frozen):
+class TaskScore(_RecordPart):
     """The figure of one task with its per-item outcomes, in item order, for pairing.
 
     An item is a hit or a miss (`outcomes`), or carries a number (`values`), or a document its part
@@ -38,7 +44,7 @@ class TaskScore(_Frozen):
     (`statistics`); where even those are not known the figure is `unpaired`.
     """
 
-    checks: ClassVar[Checks] = consistency.SCORE
+    checks: ClassVar[Checks] = consistency.SCORE_CHECKS
 
     task: str
     version: str
@@ -123,14 +129,14 @@ class TaskScore(_Frozen):
         )
 
 
-class Fidelity(_Frozen):
+class Fidelity(_RecordPart):
     """How near a student's distributions are to its teacher's on one task: means over items, errors
     clustered by item.
     """
 
     checks: ClassVar[Checks] = (
-        *consistency.finite("kl"),
-        *not_negative("items", "kl_stderr", "agreement_stderr"),
+        *consistency.finite_fields("kl"),
+        *nonnegative_fields("items", "kl_stderr", "agreement_stderr"),
     )
 
     task: str
@@ -142,10 +148,10 @@ class Fidelity(_Frozen):
     agreement_stderr: float
 
 
-class Measurement(_Frozen):
+class Measurement(_RecordPart):
     """One measured quantity with its raw values."""
 
-    checks: ClassVar[Checks] = consistency.MEASUREMENT
+    checks: ClassVar[Checks] = consistency.MEASUREMENT_CHECKS
 
     name: str
     value: float
@@ -158,12 +164,12 @@ class Measurement(_Frozen):
     remark: str = ""  # what makes it doubtful: a busy machine, a count that arithmetic contradicts
 
 
-class SharedCost(_Frozen):
+class SharedCost(_RecordPart):
     """What a cached artefact of the teacher's took when it was made; every row that used it names
     the same key.
     """
 
-    checks: ClassVar[Checks] = not_negative("tokens", "seconds", "flops")
+    checks: ClassVar[Checks] = nonnegative_fields("tokens", "seconds", "flops")
 
     key: str
     tokens: int = 0
@@ -171,10 +177,10 @@ class SharedCost(_Frozen):
     flops: float = 0.0
 
 
-class Cost(_Frozen):
+class Cost(_RecordPart):
     """What making the student took; the teacher's part apart."""
 
-    checks: ClassVar[Checks] = not_negative(
+    checks: ClassVar[Checks] = nonnegative_fields(
         "seen_tokens",
         "trained_tokens",
         "steps",
@@ -236,10 +242,10 @@ class Cost(_Frozen):
         )
 
 
-class StageRecord(_Frozen):
+class StageRecord(_RecordPart):
     """One stage of a chain: what it made, what that took, and what its own row scored."""
 
-    checks: ClassVar[Checks] = not_negative("weight_bytes")
+    checks: ClassVar[Checks] = nonnegative_fields("weight_bytes")
 
     label: str  # the chain up to here
     method: str
@@ -251,17 +257,17 @@ class StageRecord(_Frozen):
     scores: dict[str, float] = {}  # by task, from the stage's own row; empty where it has none
 
 
-class Environment(_Frozen):
+class Environment(_RecordPart):
     """Where and with what a record was made."""
 
     device: str
     dtype: str
-    threads: Annotated[int, Same("threads")]
+    threads: Annotated[int, MustAgree("threads")]
     # how threads waited at their barriers, active or passive; "" where nobody looked
     waiting: str = ""
     cores_in_use: float | None = None  # by others, when the cell began; None where nobody looked
-    machine: Annotated[str, Same("machine")]
-    gpu: Annotated[Gpu | None, Same("gpu", lambda gpu: str(gpu) if gpu else None)] = None
+    machine: Annotated[str, MustAgree("machine")]
+    gpu: Annotated[Gpu | None, MustAgree("gpu", lambda gpu: str(gpu) if gpu else None)] = None
     platform: str
     python: str
     versions: dict[str, str]
@@ -269,10 +275,10 @@ class Environment(_Frozen):
     dirty: bool | None
 
 
-class RunRecord(Flat, _Frozen):
+class RunRecord(WithFlatConditions, _RecordPart):
     """One finished cell. Methods cannot set its fields; the harness does."""
 
-    checks: ClassVar[Checks] = consistency.RECORD
+    checks: ClassVar[Checks] = consistency.RECORD_CHECKS
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
     model_config = ConfigDict(
@@ -325,7 +331,7 @@ class RunRecord(Flat, _Frozen):
 
 
 _STUDENTS_AS_THEY_ARE = ("untouched",)  # methods of records from before `starts_from` was noted
-_SIGNED = 6  # the first schema whose files hold their own digest
+_FIRST_SIGNED_SCHEMA = 6  # the first schema whose files hold their own digest
 _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {
     # 2 added fields with defaults: fidelity, chat, macro, chosen, cut prompts
     1: lambda old: {**old, "schema": 2},
@@ -375,7 +381,7 @@ class BadRecord(OneLine):
     """A file that is no record; the message names the file and what is wrong with it."""
 
 
-def read(path: Path) -> RunRecord:
+def read_record(path: Path) -> RunRecord:
     """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer,
     edited, or at odds with itself.
     """
@@ -392,7 +398,7 @@ def read(path: Path) -> RunRecord:
         told = (
             f"schema {schema}, this"
             if type(schema) is int
-            else f"its schema is {kind_of(schema)}, not a number; this"
+            else f"its schema is {describe_json_type(schema)}, not a number; this"
         )
         raise BadRecord(f"{path}: {told} version reads up to {SCHEMA}; upgrade compression-harness")
     if (
@@ -408,22 +414,30 @@ def read(path: Path) -> RunRecord:
     while data["schema"] != SCHEMA:
         data = _MIGRATIONS[data["schema"]](data)
     try:
-        return RunRecord.model_validate(data, context=consistency.READING)
+        return RunRecord.model_validate(data, context=consistency.READING_CONTEXT)
     except ValidationError as problem:
         way_out = consistency.WAY_OUT if consistency.is_contradiction(problem) else ""
-        raise BadRecord(f"{path}: {consistency.what_is_wrong(problem)}{way_out}") from problem
+        raise BadRecord(f"{path}: {consistency.first_problem(problem)}{way_out}") from problem
 
 
 # fields of scores
-_LATER = ("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit", "unpaired")
-_WITH_ITEMS = 7  # the schema that they came with
+_LATER_FIELDS = (
+    "likelihoods_digest",
+    "values",
+    "parts",
+    "metric",
+    "higher_is_better",
+    "unit",
+    "unpaired",
+)
+_LATER_SCHEMA = 7  # the schema that they came with
 
 
 def _unsigned(data: Mapping[str, Any], schema: int) -> str:
     """Say why a record without a digest is none that was written so, "" where it is of a schema
     that had none.
     """
-    if schema >= _SIGNED:
+    if schema >= _FIRST_SIGNED_SCHEMA:
         return f"schema {schema} has a digest, and it has none"
     listed = data.get("scores")
     scores = (
@@ -433,24 +447,24 @@ def _unsigned(data: Mapping[str, Any], schema: int) -> str:
         name: list(found)
         if isinstance(found := TaskScore.model_fields[name].default, tuple)
         else found
-        for name in _LATER
+        for name in _LATER_FIELDS
     }
     later = next(
         (
             name
             for score in scores
-            for name in _LATER
+            for name in _LATER_FIELDS
             if score.get(name, usual[name]) != usual[name]
         ),
         "",
     )
-    return f"it says schema {schema}, and {later} came with schema {_WITH_ITEMS}" if later else ""
+    return f"it says schema {schema}, and {later} came with schema {_LATER_SCHEMA}" if later else ""
 
 
-def write(path: Path, record: RunRecord) -> None:
+def write_record(path: Path, record: RunRecord) -> None:
     """Write a record whole or not at all, with the digest of everything else in it."""
     data = record.model_dump(mode="json", by_alias=True)
-    write_whole(
+    write_atomically(
         path, json.dumps({**data, "digest": _digest(data)}, indent=1, ensure_ascii=False) + "\n"
     )
 
@@ -462,7 +476,7 @@ def _digest(data: Mapping[str, JsonValue]) -> str:
 TEACHER = "teacher"
 
 
-def rows_of(record: RunRecord) -> tuple[Rows, ...]:
+def row_kinds(record: RunRecord) -> tuple[RowKind, ...]:
     """Return which conditions of making say something about a record: none of a teacher's, the
     budget of one that trains.
     """

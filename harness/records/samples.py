@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.files.lines import checked, json_lines
+from harness.files.lines import read_json_lines, verify_line
 from harness.files.untrusted import Unreadable, read_object
 from harness.records.record import RunRecord
 
@@ -24,7 +24,7 @@ class Evidence:
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of items, task by task in item order."""
-        yield from _signed(self.samples)
+        yield from _verified_rows(self.samples)
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Yield what was logged of each training step: step, seen tokens, rate, and every loss
@@ -36,24 +36,24 @@ class Evidence:
 def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
     if path is None or not path.exists():
         return
-    for found in json_lines(path, torn=True):  # a run that was killed leaves a torn last line
+    for found in read_json_lines(path, torn=True):  # a run that was killed leaves a torn last line
         if isinstance(found, dict):
             yield found
 
 
-def _signed(path: Path | None) -> Iterator[dict[str, Any]]:
+def _verified_rows(path: Path | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a
     version without digests has none.
     """
     signed = any("digest" in found for found in _lines(path))
     for found in _lines(path):
         with suppress(ValueError):
-            row = checked(found) if signed else found
+            row = verify_line(found) if signed else found
             if _is_row(row):
                 yield row
 
 
-_KINDS = {
+_FIELD_TYPES = {
     "task": str,
     "item": int,
     "group": str,
@@ -71,7 +71,7 @@ def _is_row(found: dict[str, Any]) -> bool:
     """Tell whether an object names a task and an item, and what else is shown of it has its
     form.
     """
-    right = all(type(found[name]) is kind for name, kind in _KINDS.items() if name in found)
+    right = all(type(found[name]) is kind for name, kind in _FIELD_TYPES.items() if name in found)
     return (
         right
         and "task" in found

@@ -25,11 +25,11 @@ from harness.files import leftovers
 from harness.files.places import make_folder
 from harness.files.untrusted import Unreadable, read_json, read_object
 from harness.files.writing import read_signed, write_signed
-from harness.records.record import BadRecord, RunRecord, read, write
+from harness.records.record import BadRecord, RunRecord, read_record, write_record
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """Who computes a cell at the moment."""
 
     process: int
@@ -40,10 +40,10 @@ class Holder:
         return f"process {self.process} on {self.machine} since {self.since}"
 
 
-class Busy(Exception):
+class CellBusy(Exception):
     """A cell that another run is computing, and that this one was told not to wait for."""
 
-    def __init__(self, holder: Holder | None) -> None:
+    def __init__(self, holder: LockHolder | None) -> None:
         super().__init__(f"computed by {holder}" if holder else "computed by another run")
 
 
@@ -59,10 +59,10 @@ class Store:
         areas = [self.root / name for name in ("cells", "students", "runs", "locks")]
         for area in areas:
             make_folder(area, "--out")
-        leftovers.sweep(
+        leftovers.delete_abandoned(
             [self.root, *areas, *(path for path in (self.root / "runs").iterdir() if path.is_dir())]
         )
-        _sweep_notes(self.root / "locks")
+        _delete_stale_notes(self.root / "locks")
 
     def cell(self, key: str) -> Path:
         """Return a cell's folder."""
@@ -82,7 +82,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            record = read(path)
+            record = read_record(path)
         except BadRecord:
             return None
         return record if record.status == "success" and record.key == key else None
@@ -98,9 +98,10 @@ class Store:
         except Timeout:
             holder = _holder(note)
             if not wait:
-                raise Busy(holder) from None
+                raise CellBusy(holder) from None
             on_wait(
-                f"waiting for a cell {Busy(holder)} (Ctrl-C leaves it; --no-wait skips such cells)"
+                f"waiting for a cell {CellBusy(holder)} (Ctrl-C leaves it; --no-wait skips such "
+                "cells)"
             )
             lock.acquire()
         try:
@@ -128,26 +129,28 @@ class Store:
 _KEY = re.compile(r"[\w-]{1,200}")  # a key names a folder, so it is no path
 
 
-def _holder(note: Path) -> Holder | None:
+def _holder(note: Path) -> LockHolder | None:
     try:
         told = read_object(note)
-        return Holder(int(told["process"]), clean(str(told["machine"])), clean(str(told["since"])))
+        return LockHolder(
+            int(told["process"]), clean(str(told["machine"])), clean(str(told["since"]))
+        )
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def _sweep_notes(locks: Path) -> None:
+def _delete_stale_notes(locks: Path) -> None:
     """Delete the notes of holders that were killed on this machine: their locks are free, and a
     finished cell's is taken by nobody.
     """
     for note in locks.glob("*.json"):
         holder = _holder(note)
         with suppress(OSError):
-            torn = holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET
+            torn = holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET_SECONDS
             if torn or (
                 holder is not None
                 and holder.machine == clean(socket.gethostname())
-                and not leftovers.lives(holder.process)
+                and not leftovers.process_exists(holder.process)
             ):
                 note.unlink(missing_ok=True)
 
@@ -216,7 +219,7 @@ def newest_run(place: Path) -> Path:
     return runs[-1] if runs else place
 
 
-def twice(records: Sequence[RunRecord]) -> str:
+def duplicate_row(records: Sequence[RunRecord]) -> str:
     """Name the first row and seed of which there are two records, "" where there is none."""
     seen: set[tuple[str, int | None]] = set()
     for record in records:
@@ -226,7 +229,7 @@ def twice(records: Sequence[RunRecord]) -> str:
     return ""
 
 
-def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
+def copy_to_study(records: Sequence[RunRecord], folder: Path) -> None:
     """Copy records into a study's folder, each under its row and seed; records that stood there go,
     once the new ones stand.
 
@@ -245,7 +248,7 @@ def keep_records(records: Sequence[RunRecord], folder: Path) -> None:
         named[f"{name}{seed}"] = record
     before = _own_records(folder, [f"{name}.json" for name in named])
     for name, record in named.items():
-        write(folder / f"{name}.json", record)
+        write_record(folder / f"{name}.json", record)
     for old in before - {folder / f"{name}.json" for name in named}:
         old.unlink()
 
@@ -294,7 +297,7 @@ def _is_record(path: Path) -> bool:
     )
 
 
-def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:
+def read_records(place: Path) -> tuple[list[RunRecord], list[str]]:
     """Read every record of a place; return them and one line for each file that is none, or that a
     run lacks.
     """
@@ -302,7 +305,7 @@ def read_all(place: Path) -> tuple[list[RunRecord], list[str]]:
     records = []
     for path in paths:
         try:
-            records.append(read(path))
+            records.append(read_record(path))
         except BadRecord as problem:
             problems.append(str(problem))
     return records, problems

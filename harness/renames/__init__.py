@@ -117,6 +117,10 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
         "methods.training.teachers:CrossTokenizerTeacher",
         FROM_0_1,
     ),
+    "harness.files.writing:write_whole": ("harness.files.writing:write_atomically", FROM_0_1),
+    "harness.files.writing:keep_file": ("harness.files.writing:replace_file", FROM_0_1),
+    "harness.files.writing:sync": ("harness.files.writing:sync_to_disk", FROM_0_1),
+    "harness.files.writing:finite": ("harness.files.writing:nonfinite_as_null", FROM_0_1),
     "harness.checkpoint": (
         "harness.models.checkpoint, harness.files.writing, harness.files.digests",
         FROM_0_1,
@@ -131,6 +135,11 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.registry:built": ("harness.registry:construct", FROM_0_1),
     "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
     "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),
+    "harness.data:DataSource": ("harness.data:LocalOrHubData", FROM_0_1),
+    "harness.data:contaminated": ("harness.data:contaminated_texts", FROM_0_1),
+    "harness.data:overlapping": ("harness.data:overlapping_prompts", FROM_0_1),
+    "harness.data.source:DataSource": ("harness.data.source:LocalOrHubData", FROM_0_1),
+    "harness.scoring.backend:Scored": ("harness.scoring.backend:LikelihoodRequest", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from harness.renames.notice import renames_of, say
+from harness.renames.notice import renames_of, warn_once
 
 
 def current_column(header: str, tasks: Collection[str], *, typed_in: str) -> str:
@@ -19,6 +19,6 @@ def current_column(header: str, tasks: Collection[str], *, typed_in: str) -> str
                 f"{old} {task}".strip(): f"{rename.new} {task}",
             }
             if typed in forms:
-                say(rename, where=f"{typed_in} {header}")
+                warn_once(rename, where=f"{typed_in} {header}")
                 return sign + forms[typed].strip()
     return header

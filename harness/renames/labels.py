@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.renames.notice import Rename, find, say
+from harness.renames.notice import Rename, find_rename, warn_once
 from harness.renames.settings import value_by_new_name
 
 _PART = re.compile(r"([\w.-]+)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]")  # NAME[SETTINGS], of a chain each
@@ -50,7 +50,7 @@ def _current(method: str, settings: str, typed_in: str) -> str:
             return match[0]
         current = str(value_by_new_name(rename, value))
         if typed_in:
-            say(rename, where=f"{typed_in} {method}[{name}={value}]")
+            warn_once(rename, where=f"{typed_in} {method}[{name}={value}]")
         if typed_in and given.get(rename.new, current) != current:
             raise HarnessError(
                 f"{typed_in}: {method}[{settings}] names one setting twice, as {name} and "
@@ -63,5 +63,5 @@ def _current(method: str, settings: str, typed_in: str) -> str:
 
 def _rename_of(method: str, name: str) -> Rename | None:
     """Return how a setting of one of our methods was renamed, None where it was not."""
-    rename = find("setting", name)
+    rename = find_rename("setting", name)
     return rename if rename and method in rename.methods else None

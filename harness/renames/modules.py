@@ -8,12 +8,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from harness.renames.notice import find, say
+from harness.renames.notice import find_rename, warn_once
 
 
 def current_modules(name: str) -> tuple[str, ...]:
     """Return the name that a module has now; several where it was split."""
-    rename = find("module", name)
+    rename = find_rename("module", name)
     return tuple(rename.new.split(", ")) if rename else (name,)
 
 
@@ -22,10 +22,10 @@ def spec_of(name: str) -> ModuleSpec | None:
 
     It is the module itself and not a copy, so that its classes stay one class.
     """
-    rename = find("module", name)
+    rename = find_rename("module", name)
     if rename is None:
         return None
-    say(rename, where="import")
+    warn_once(rename, where="import")
     return ModuleSpec(name, _Alias(rename.new))
 
 
@@ -54,10 +54,10 @@ def by_old_name(module: str) -> Callable[[str], Any]:
     """Return the `__getattr__` of a module: it finds functions and classes by their old names."""
 
     def attribute(name: str) -> Any:
-        rename = find("module", f"{module}:{name}")
+        rename = find_rename("module", f"{module}:{name}")
         if rename is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        say(rename, where="import")
+        warn_once(rename, where="import")
         home, _, new = rename.new.partition(":")
         return getattr(importlib.import_module(home), new)
 

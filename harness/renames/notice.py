@@ -29,14 +29,14 @@ class Rename:
         return f"works until version {self.version} and {self.date}"
 
 
-def every_rename() -> Iterator[Rename]:
+def all_renames() -> Iterator[Rename]:
     """Yield the whole table, kind by kind."""
     for kind, table in _tables().items():
         for old in table:
             yield _rename(kind, old, table[old])
 
 
-def find(kind: Kind, old: str) -> Rename | None:
+def find_rename(kind: Kind, old: str) -> Rename | None:
     """Return how something of an old name was renamed, None where it was not."""
     entry = _tables()[kind].get(old)
     return None if entry is None else _rename(kind, old, entry)
@@ -73,14 +73,14 @@ def _rename(kind: Kind, old: str, entry: Any) -> Rename:
     )
 
 
-_SAID: set[tuple[Kind, str]] = set()  # in this process: every old name is said once
+_WARNED: set[tuple[Kind, str]] = set()  # in this process: every old name is said once
 
 
-def say(rename: Rename, *, where: str) -> None:
+def warn_once(rename: Rename, *, where: str) -> None:
     """Warn once in a process that an old name was read; `where` is the place, as `int4.group`."""
-    if (rename.kind, rename.old) in _SAID:
+    if (rename.kind, rename.old) in _WARNED:
         return
-    _SAID.add((rename.kind, rename.old))
+    _WARNED.add((rename.kind, rename.old))
     sense = " (true by the old name is false by the new one)" if rename.opposite else ""
     message = f"{where}: {rename.old} is {rename.new} now{sense}; the old name {rename.until}"
     # No file of the caller's: Python would print its line of source below, and this is one line.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.renames.notice import find, renames_of, say
+from harness.renames.notice import find_rename, renames_of, warn_once
 
 
 def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
@@ -14,7 +14,7 @@ def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, A
     """
     current: dict[str, Any] = {}
     for name, value in given.items():
-        rename = find("option", name)
+        rename = find_rename("option", name)
         if rename is None:
             current[name] = value
             continue
@@ -24,7 +24,7 @@ def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, A
                 f"{rename.new}={given[rename.new]} are two names for one option, "
                 f"and differ; which is meant? Keep {rename.new}, its name now"
             )
-        say(rename, where=where or name)
+        warn_once(rename, where=where or name)
         current[rename.new] = value
     return current
 
@@ -52,7 +52,7 @@ def current_flags(typed: Sequence[str]) -> list[str]:
                     f"{flag} and {new} are two names for one option; which is meant? Keep {new}, "
                     "its name now"
                 )
-            say(rename, where=flag)
+            warn_once(rename, where=flag)
             flag = new
         current.append(flag + equals + value)
     return current + list(typed[end:])

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.renames.notice import Rename, find, renames_of, say
+from harness.renames.notice import Rename, find_rename, renames_of, warn_once
 
 
 def value_by_new_name(rename: Rename, value: Any) -> Any:
@@ -47,7 +47,7 @@ def current_settings(
     """
     current: dict[str, Any] = {}
     for name, value in given.items():
-        rename = find("setting", name)
+        rename = find_rename("setting", name)
         if rename is None or name in fields or rename.new not in fields:
             current[name] = value
             continue
@@ -58,7 +58,7 @@ def current_settings(
                 "one setting, and differ; "
                 f"which is meant? Keep {rename.new}, its name now"
             )
-        say(rename, where=f"{where}.{name}")
+        warn_once(rename, where=f"{where}.{name}")
         current[rename.new] = renamed
     return current
 
@@ -72,7 +72,7 @@ def settings_of_class(owner: type[Any]) -> tuple[str, ...]:
     )
 
 
-def restate(owner: type[Any]) -> None:
+def rename_stated_settings(owner: type[Any]) -> None:
     """Let a class that states an inherited setting by its old name state the new one.
 
     Called before the class is made a dataclass. A setting that its bases know nothing of is its
@@ -88,7 +88,7 @@ def restate(owner: type[Any]) -> None:
                 f"{owner.__qualname__}: {old} and {rename.new} are two names for one setting; keep "
                 f"{rename.new}"
             )
-        say(rename, where=f"{owner.__qualname__}.{old}")
+        warn_once(rename, where=f"{owner.__qualname__}.{old}")
         annotations[rename.new] = annotations.pop(old)
         if old in vars(owner):
             setattr(owner, rename.new, default_by_new_name(rename, vars(owner)[old]))
@@ -96,7 +96,7 @@ def restate(owner: type[Any]) -> None:
     owner.__annotations__ = annotations
 
 
-def read_old_names(owner: type[Any]) -> None:
+def accept_old_names(owner: type[Any]) -> None:
     """Let a constructor take settings by their old names, and its instances be read by them."""
     build = owner.__init__
     names = settings_of_class(owner)
@@ -112,8 +112,8 @@ def read_old_names(owner: type[Any]) -> None:
 
 def _by_old_name(self: Any, name: str) -> Any:
     """Return a setting that a program reads by its old name."""
-    rename = find("setting", name)
+    rename = find_rename("setting", name)
     if rename is None or rename.new not in settings_of_class(type(self)):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-    say(rename, where=f"{type(self).__name__}.{name}")
+    warn_once(rename, where=f"{type(self).__name__}.{name}")
     return value_by_new_name(rename, getattr(self, rename.new))

@@ -359,7 +359,7 @@ def _weak_teachers(group: Group, task: str) -> list[str]:
 
 _COLUMNS_WITHOUT_RETENTION = (
     columns.KL,
-    columns.SAME_TOP,
+    columns.TOP1_AGREEMENT,
     columns.PERPLEXITY,
 )  # where no retention does
 

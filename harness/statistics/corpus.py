@@ -17,25 +17,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.statistics.intervals import Interval
-from harness.statistics.means import RESOLVES
+from harness.statistics.intervals import Interval, RetentionTest
+from harness.statistics.means import MIN_ERRORS_ABOVE_CHANCE
 from harness.statistics.pooled import FORMS as FORMS
 from harness.statistics.pooled import RESAMPLES as RESAMPLES
-from harness.statistics.pooled import SHARES as SHARES
-from harness.statistics.pooled import SIGNED as SIGNED
+from harness.statistics.pooled import SHARE_FORMS as SHARE_FORMS
+from harness.statistics.pooled import SIGNED_FORMS as SIGNED_FORMS
 from harness.statistics.pooled import Corpus as Corpus
-from harness.statistics.pooled import Parts, drawn, strata
-from harness.statistics.pooled import draws_of as draws_of
+from harness.statistics.pooled import Parts, corpus_figure, resample, strata
+from harness.statistics.pooled import resample_counts as resample_counts
 from harness.statistics.pooled import standard_error as standard_error
-from harness.statistics.pooled import weighted as weighted
 
 _Numbers = npt.NDArray[np.float64]
 _TAIL = 0.025
 Runs = Sequence[Corpus]
+run_figure = corpus_figure  # the name that `means` has for the figure of a run too
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _Bootstrap:
     """Figures and draws of student and reference, means over their runs, and what scatters beside
     the items drawn.
     """
@@ -82,7 +82,7 @@ class _Compared:
         )
 
 
-def _compared(student: Runs, reference: Runs, parts: Parts, *, paired: bool = False) -> _Compared:
+def _bootstrap(student: Runs, reference: Runs, parts: Parts, *, paired: bool = False) -> _Bootstrap:
     """Draw two sides together."""
     if len({len(run.statistics) for run in (*student, *reference)}) > 1:
         raise ValueError(
@@ -90,7 +90,7 @@ def _compared(student: Runs, reference: Runs, parts: Parts, *, paired: bool = Fa
             "same"
         )
     ours, theirs = (
-        [drawn(run, tuple(map(tuple, parts))) for run in side] for side in (student, reference)
+        [resample(run, tuple(map(tuple, parts))) for run in side] for side in (student, reference)
     )
     count = len(student[0].statistics)
     # sum of squared weights
@@ -98,7 +98,7 @@ def _compared(student: Runs, reference: Runs, parts: Parts, *, paired: bool = Fa
     unseen = 0.5 * max(one.reach for one in (*ours, *theirs)) ** 2 * share**2
     values = [np.array([one.figure for one in side]) for side in (ours, theirs)]
     draws = [np.mean([one.draws for one in side], axis=0) for side in (ours, theirs)]
-    return _Compared(
+    return _Bootstrap(
         float(values[0].mean()),
         float(values[1].mean()),
         draws[0],
@@ -124,7 +124,7 @@ def _between(ours: _Numbers, theirs: _Numbers, *, paired: bool) -> tuple[float, 
     return first, second, together
 
 
-def _end(rising: Callable[[float], float], level: float, start: float, step: float) -> float:
+def _crossing(rising: Callable[[float], float], level: float, start: float, step: float) -> float:
     """Return where a rising function passes a level; infinite where it never does."""
     low, high = start - step, start + step
     while rising(low) > level:
@@ -146,27 +146,27 @@ def _end(rising: Callable[[float], float], level: float, start: float, step: flo
 # The comparisons, as in `harness/statistics/means.py`
 
 
-def difference(
+def difference_interval(
     student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False
 ) -> Interval:
     """Return student's figure - reference's with its paired 95 % interval."""
     if len(student[0].statistics) < 2:
         return Interval(
-            weighted(student[0], parts) - weighted(reference[0], parts),
+            run_figure(student[0], parts) - run_figure(reference[0], parts),
             reason="one item gives no interval",
         )
-    found = _compared(student, reference, parts, paired=paired)
+    found = _bootstrap(student, reference, parts, paired=paired)
     gap, step = found.student - found.reference, math.sqrt(found.variance(1.0))
     if step <= 0:
         return Interval(gap, gap, gap)
     low, high = (
-        _end(lambda limit: found.below(1.0, limit), level, gap, step)
+        _crossing(lambda limit: found.below(1.0, limit), level, gap, step)
         for level in (_TAIL, 1 - _TAIL)
     )
     return Interval(gap, low, high)
 
 
-def ratio(
+def ratio_interval(
     student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 0.0, paired: bool = False
 ) -> Interval:
     """Return student's figure / reference's with its paired 95 % interval: where the test of
@@ -176,28 +176,29 @@ def ratio(
     scores nothing; without an interval where its own is too uncertain.
     """
     if len(student[0].statistics) < 2:
-        base = weighted(reference[0], parts)
+        base = run_figure(reference[0], parts)
         return Interval(
-            weighted(student[0], parts) / base if base > 0 else None,
+            run_figure(student[0], parts) / base if base > 0 else None,
             reason="one item gives no interval",
         )
     if chance:
         raise ValueError("a figure of all items together has no chance level")
-    found = _compared(student, reference, parts, paired=paired)
+    found = _bootstrap(student, reference, parts, paired=paired)
     if found.reference <= 0:
         return Interval(None, reason="the teacher scores nothing")
     value = found.student / found.reference
     error = math.sqrt(float(found.of_reference.var()) + found.unseen + found.between[1])
-    if found.reference < RESOLVES * error or not (found.of_reference > 0).all():
+    if found.reference < MIN_ERRORS_ABOVE_CHANCE * error or not (found.of_reference > 0).all():
         return Interval(value, reason="the teacher's own score is too uncertain for an interval")
     step = math.sqrt(found.variance(value)) / found.reference
     low, high = (
-        _end(lambda share: found.below(share), level, value, step) for level in (_TAIL, 1 - _TAIL)
+        _crossing(lambda share: found.below(share), level, value, step)
+        for level in (_TAIL, 1 - _TAIL)
     )
     return Interval(value, max(0.0, low), high)
 
 
-def keeps(
+def retention_test(
     student: Runs,
     reference: Runs,
     margin: float,
@@ -207,7 +208,7 @@ def keeps(
     lower: bool = False,
     chance: float = 0.0,
     paired: bool = False,
-) -> tuple[float, float]:
+) -> RetentionTest:
     """Test a margin by the paired bootstrap: (p of "it does not keep it", p of "it does"),
     one-sided.
 
@@ -216,27 +217,29 @@ def keeps(
     """
     if chance:
         raise ValueError("a figure of all items together has no chance level")
-    found = _compared(student, reference, parts, paired=paired)
+    found = _bootstrap(student, reference, parts, paired=paired)
     share = 1.0 if points else 1 / margin if lower else margin
     limit = 0.0 if not points else margin if lower else -margin
     under = found.below(share, limit)
-    return (1 - under, under) if lower else (under, 1 - under)
+    return RetentionTest(1 - under, under) if lower else RetentionTest(under, 1 - under)
 
 
 def error_of_difference(student: Runs, reference: Runs, parts: Parts = ()) -> float:
     """Return the standard error of student's figure - reference's."""
-    return math.sqrt(_compared(student, reference, parts).variance(1.0))
+    return math.sqrt(_bootstrap(student, reference, parts).variance(1.0))
 
 
-def unequal(student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False) -> float:
+def equality_test(
+    student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False
+) -> float:
     """Return the two-sided p of "both figures are equal"; 1 where all that items add is."""
     if list(student) == list(reference) or len(student[0].statistics) < 2:
         return 1.0
-    under = _compared(student, reference, parts, paired=paired).below(1.0)
+    under = _bootstrap(student, reference, parts, paired=paired).below(1.0)
     return min(1.0, 2 * min(under, 1 - under))
 
 
-def worse(
+def inferiority_test(
     row: Runs, best: Runs, parts: Parts = (), *, lower: bool = False, paired: bool = False
 ) -> float:
     """Return the one-sided p of "the row is no worse than the best one" on the same items; 1 where
@@ -244,4 +247,4 @@ def worse(
     """
     if list(row) == list(best) or len(row[0].statistics) < 2:
         return 1.0
-    return keeps(row, best, 0.0, parts, points=True, lower=lower, paired=paired)[1]
+    return retention_test(row, best, 0.0, parts, points=True, lower=lower, paired=paired)[1]

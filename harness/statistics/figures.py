@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 Parts = Sequence[tuple[int, float]]  # items of a part, and the weight of each of them
-BITS = "bits_per_byte"  # the one figure of documents that is no exponential
+BITS_PER_BYTE = "bits_per_byte"  # the one figure of documents that is no exponential
 _Numbers = npt.NDArray[np.float64]
 
 
-def weighted(values: Sequence[float], parts: Parts = ()) -> float:
+def weighted_mean(values: Sequence[float], parts: Parts = ()) -> float:
     """Return the mean of values; with `parts` (items, weight of each) the weighted one."""
     if not parts:
         return math.fsum(values) / len(values)
-    weights = weights_of(len(values), parts)
+    weights = item_weights(len(values), parts)
     return math.fsum(value * weight for value, weight in zip(values, weights, strict=True))
 
 
@@ -30,7 +30,7 @@ def standard_error(values: Sequence[float], parts: Parts = ()) -> float | None:
     return math.sqrt(covariance(items, items, parts))
 
 
-def weights_of(count: int, parts: Parts) -> _Numbers:
+def item_weights(count: int, parts: Parts) -> _Numbers:
     """Return each item's weight; they sum to 1."""
     if not parts:
         return np.full(count, 1 / count)
@@ -41,7 +41,7 @@ def covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
     """Return the covariance of two weighted means over the same items, parts as strata; a part of
     one item strays from the mean of all.
     """
-    weights = weights_of(len(left), parts)
+    weights = item_weights(len(left), parts)
     total, start = 0.0, 0
     for items, _ in parts or ((len(left), 0.0),):
         part = slice(start, start + items)
@@ -55,7 +55,7 @@ def covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
     return total
 
 
-def number_of(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """Return what a metric gave an item as a number, None for parts of a figure of all items
     together and for what is no number.
     """

@@ -22,13 +22,23 @@ import numpy as np
 Z95 = NormalDist().inv_cdf(0.975)
 
 
-class Source(NamedTuple):
+class ErrorSource(NamedTuple):
     """One independent source of error: its variance, and the degrees of freedom with which that was
     estimated.
     """
 
     variance: float
     freedom: float
+
+
+class RetentionTest(NamedTuple):
+    """The p values of both one-sided tests of "the student keeps a margin of its reference".
+
+    At most one of them is small. Neither is: the items cannot tell.
+    """
+
+    p_noninferior: float  # of "it does not keep the margin": small where it is shown to keep it
+    p_inferior: float  # of "it keeps the margin": small where it is shown not to
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Interval:
     low: float | None = None
     high: float | None = None
     reason: str = ""
-    sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)
+    sources: tuple[ErrorSource, ...] = field(default=(), compare=False, repr=False)
 
 
 def t_quantile(freedom: float, tail: float = 0.025) -> float:
@@ -54,7 +64,7 @@ def t_quantile(freedom: float, tail: float = 0.025) -> float:
     return -float(stdtrit(freedom, tail))
 
 
-def half_width(sources: Sequence[Source], tail: float = 0.025) -> float:
+def half_width(sources: Sequence[ErrorSource], tail: float = 0.025) -> float:
     """Return the half-width of an interval that either side exceeds with probability `tail`."""
     return math.sqrt(
         sum(
@@ -63,7 +73,7 @@ def half_width(sources: Sequence[Source], tail: float = 0.025) -> float:
     )
 
 
-def one_sided(gap: float, sources: Sequence[Source]) -> float:
+def one_sided_p(gap: float, sources: Sequence[ErrorSource]) -> float:
     """Return the one-sided p of "the true value is not above zero" where `gap` was seen: small for
     a large positive gap.
 
@@ -72,7 +82,7 @@ def one_sided(gap: float, sources: Sequence[Source]) -> float:
     if not any(one.variance > 0 for one in sources):
         return 0.5 if gap == 0 else 0.0 if gap > 0 else 1.0
     if gap < 0:
-        return 1.0 - one_sided(-gap, sources)
+        return 1.0 - one_sided_p(-gap, sources)
     low, high = -230.0, math.log(0.5)  # of the logarithm of p: the half-width falls in it
     if half_width(sources, math.exp(low)) <= gap:
         return 0.0
@@ -82,18 +92,18 @@ def one_sided(gap: float, sources: Sequence[Source]) -> float:
     return math.exp((low + high) / 2)
 
 
-def two_sided(gap: float, sources: Sequence[Source]) -> float:
+def two_sided_p(gap: float, sources: Sequence[ErrorSource]) -> float:
     """Return the two-sided p of "the true value is zero"."""
-    return min(1.0, 2 * one_sided(abs(gap), sources))
+    return min(1.0, 2 * one_sided_p(abs(gap), sources))
 
 
-def around(value: float, sources: Sequence[Source]) -> Interval:
+def interval_around(value: float, sources: Sequence[ErrorSource]) -> Interval:
     """Return a value with its interval."""
     half = half_width(sources)
     return Interval(value, value - half, value + half, sources=tuple(sources))
 
 
-def around_ratio(log_value: float, sources: Sequence[Source]) -> Interval:
+def interval_around_ratio(log_value: float, sources: Sequence[ErrorSource]) -> Interval:
     """Return a ratio with its interval, from its logarithm and the errors of that."""
     half = half_width(sources)
     value = math.exp(log_value) if log_value < 700 else math.inf

@@ -22,24 +22,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.statistics.figures import Parts, covariance, weights_of
+from harness.statistics.figures import Parts, covariance, item_weights, weighted_mean
 from harness.statistics.figures import standard_error as standard_error
-from harness.statistics.figures import weighted as weighted
 from harness.statistics.intervals import (
+    ErrorSource,
     Interval,
-    Source,
-    around,
-    around_ratio,
-    one_sided,
+    RetentionTest,
+    interval_around,
+    interval_around_ratio,
+    one_sided_p,
     t_quantile,
-    two_sided,
+    two_sided_p,
 )
 
 Runs = Sequence[Sequence[float]]
+run_figure = weighted_mean  # the name that `corpus` has for the figure of a run too
 Documents = Sequence[tuple[float, float]]  # of each: (log-likelihood, its words or bytes)
 # a teacher's distance from chance, in standard errors, below which a ratio to it means nothing
-RESOLVES = 4.0
-_WELCH_FROM = 3  # runs
+MIN_ERRORS_ABOVE_CHANCE = 4.0
+_MIN_WELCH_RUNS = 3  # runs
 _Numbers = npt.NDArray[np.float64]
 
 
@@ -58,9 +59,9 @@ class _Spread:
         """Return the variance of student's mean - share x reference's."""
         return max(0.0, self.student + share**2 * self.reference - 2 * share * self.together)
 
-    def source(self, share: float) -> Source:
+    def source(self, share: float) -> ErrorSource:
         """Return the same as a source of error."""
-        return Source(self.of(share), self.freedom)
+        return ErrorSource(self.of(share), self.freedom)
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class _Moments:
         equally many runs are one, by Welch.
         """
         runs = [one for one in self.runs if one.of(share) > 0]
-        if len(runs) == 2 and runs[0].freedom == runs[1].freedom >= _WELCH_FROM - 1:
+        if len(runs) == 2 and runs[0].freedom == runs[1].freedom >= _MIN_WELCH_RUNS - 1:
             freedom = sum(one.of(share) for one in runs) ** 2 / sum(
                 one.of(share) ** 2 / one.freedom for one in runs
             )
             runs = [_Spread(runs[0].student, runs[1].reference, 0.0, freedom)]
         return [self.items, *runs]
 
-    def sources(self, share: float) -> list[Source]:
+    def sources(self, share: float) -> list[ErrorSource]:
         """Return the independent errors of student's mean - share x reference's."""
         return [one.source(share) for one in self.spreads(share)]
 
@@ -102,15 +103,15 @@ def _moments(student: Runs, reference: Runs, parts: Parts, *, paired: bool) -> _
     ours, theirs = (np.asarray(side, dtype=np.float64) for side in (student, reference))
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"{ours.shape[1]} and {theirs.shape[1]} values are not the same items")
-    weights = weights_of(ours.shape[1], parts)
+    weights = item_weights(ours.shape[1], parts)
     s, t = ours.mean(axis=0), theirs.mean(axis=0)
     low, high = min(0.0, float(min(ours.min(), theirs.min()))), float(max(ours.max(), theirs.max()))
     unseen = 0.5 * (high - low) ** 2 * float((weights**2).sum()) ** 2
     paired = paired and len(ours) == len(theirs) > 1
     rest = (
-        _rest(ours, ours, weights),
-        _rest(theirs, theirs, weights),
-        _rest(ours, theirs, weights) if paired else 0.0,
+        _residual_covariance(ours, ours, weights),
+        _residual_covariance(theirs, theirs, weights),
+        _residual_covariance(ours, theirs, weights) if paired else 0.0,
     )
     items = _Spread(
         max(0.0, covariance(s, s, parts) - rest[0]) + unseen,
@@ -127,7 +128,7 @@ def _moments(student: Runs, reference: Runs, parts: Parts, *, paired: bool) -> _
     )
 
 
-def _rest(left: _Numbers, right: _Numbers, weights: _Numbers) -> float:
+def _residual_covariance(left: _Numbers, right: _Numbers, weights: _Numbers) -> float:
     """Return what is neither the run nor the item, as it stands in the (co)variance of two means
     over the runs; 0 of one run.
     """
@@ -164,20 +165,20 @@ def _both_alike(student: Runs, reference: Runs) -> bool:
     return np.array_equal(np.asarray(student), np.asarray(reference))
 
 
-def difference(
+def difference_interval(
     student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False
 ) -> Interval:
     """Return student's mean - reference's with its paired 95 % interval (Student's t)."""
     if len(student[0]) < 2:
         return Interval(
-            weighted(student[0], parts) - weighted(reference[0], parts),
+            run_figure(student[0], parts) - run_figure(reference[0], parts),
             reason="one item gives no interval",
         )
     moments = _moments(student, reference, parts, paired=paired)
-    return around(moments.student - moments.reference, moments.sources(1.0))
+    return interval_around(moments.student - moments.reference, moments.sources(1.0))
 
 
-def ratio(
+def ratio_interval(
     student: Runs, reference: Runs, parts: Parts = (), *, chance: float = 0.0, paired: bool = False
 ) -> Interval:
     """Return student's mean / reference's, both above `chance`, with its paired 95 % interval
@@ -187,16 +188,16 @@ def ratio(
     degrees of freedom are those at the ratio that was seen.
     """
     if len(student[0]) < 2:
-        base = weighted(reference[0], parts) - chance
+        base = run_figure(reference[0], parts) - chance
         return Interval(
-            (weighted(student[0], parts) - chance) / base if base > 0 else None,
+            (run_figure(student[0], parts) - chance) / base if base > 0 else None,
             reason="one item gives no interval",
         )
     moments = _moments(student, reference, parts, paired=paired)
     s, t = moments.student - chance, moments.reference - chance
     why = "the teacher is at chance" if chance else "the teacher scores nothing"
     own = sum(one.reference for one in (moments.items, *moments.runs))
-    if t <= 0 or (chance and t < RESOLVES * math.sqrt(own)):
+    if t <= 0 or (chance and t < MIN_ERRORS_ABOVE_CHANCE * math.sqrt(own)):
         return Interval(None, reason=why)
     squares = [(one, t_quantile(one.freedom) ** 2) for one in moments.spreads(s / t)]
     a = t * t - sum(square * one.reference for one, square in squares)
@@ -208,7 +209,7 @@ def ratio(
     return Interval(s / t, (b - root) / a, (b + root) / a)
 
 
-def keeps(
+def retention_test(
     student: Runs,
     reference: Runs,
     margin: float,
@@ -218,7 +219,7 @@ def keeps(
     lower: bool = False,
     chance: float = 0.0,
     paired: bool = False,
-) -> tuple[float, float]:
+) -> RetentionTest:
     """Test a margin: (p of "it does not keep it", p of "it does"), one-sided Student's t; as
     `stats.keeps` does for hits of one run.
 
@@ -229,16 +230,18 @@ def keeps(
     share = 1.0 if points else 1 / margin if lower else margin
     gap = moments.student - share * moments.reference - (1 - share) * chance
     gap += 0.0 if not points else -margin if lower else margin
-    p = one_sided(-gap if lower else gap, moments.sources(share))
-    return p, 1.0 - p
+    p = one_sided_p(-gap if lower else gap, moments.sources(share))
+    return RetentionTest(p, 1.0 - p)
 
 
-def unequal(student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False) -> float:
+def equality_test(
+    student: Runs, reference: Runs, parts: Parts = (), *, paired: bool = False
+) -> float:
     """Return the two-sided p of "both means are equal"; 1 where every number is."""
     if _both_alike(student, reference) or len(student[0]) < 2:
         return 1.0
     moments = _moments(student, reference, parts, paired=paired)
-    return two_sided(moments.student - moments.reference, moments.sources(1.0))
+    return two_sided_p(moments.student - moments.reference, moments.sources(1.0))
 
 
 def error_of_difference(student: Runs, reference: Runs, parts: Parts = ()) -> float:
@@ -248,7 +251,7 @@ def error_of_difference(student: Runs, reference: Runs, parts: Parts = ()) -> fl
     )
 
 
-def worse(
+def inferiority_test(
     row: Runs, best: Runs, parts: Parts = (), *, lower: bool = False, paired: bool = False
 ) -> float:
     """Return the one-sided p of "the row is no worse than the best one" on the same items; 1 where
@@ -256,10 +259,10 @@ def worse(
     """
     if _both_alike(row, best) or len(row[0]) < 2:
         return 1.0
-    return keeps(row, best, 0.0, parts, points=True, lower=lower, paired=paired)[1]
+    return retention_test(row, best, 0.0, parts, points=True, lower=lower, paired=paired)[1]
 
 
-def ratio_of_documents(
+def perplexity_ratio_interval(
     student: Sequence[Documents], reference: Sequence[Documents], *, bits: bool = False
 ) -> Interval:
     """Return a perplexity over a reference's on the same documents, run by run; with `bits` the
@@ -287,11 +290,11 @@ def ratio_of_documents(
     strayed, sizes = (
         (ours - ratio * theirs, -theirs) if bits else (theirs - ours - ratio * units, units)
     )
-    documents = _of_clusters(
+    documents = _cluster_error(
         strayed / abs(float(ours.sum()) if bits else float(units.sum())), sizes
     )
     runs = _between(*(_log_figures(side, units, bits=bits) for side in sides), paired=False)
-    return around_ratio(
+    return interval_around_ratio(
         figure,
         _Moments(0.0, 0.0, _Spread(documents.variance, 0.0, 0.0, documents.freedom), runs).sources(
             1.0
@@ -299,7 +302,7 @@ def ratio_of_documents(
     )
 
 
-def _of_clusters(strayed: _Numbers, sizes: _Numbers) -> Source:
+def _cluster_error(strayed: _Numbers, sizes: _Numbers) -> ErrorSource:
     """Return the error of a ratio of sums over clusters of some size, from what each adds to the
     estimate.
 
@@ -319,7 +322,7 @@ def _of_clusters(strayed: _Numbers, sizes: _Numbers) -> Source:
     trace = float(d.sum()) - 2 * uv + s * uu
     square = float((d * d).sum()) + 2 * float((d * (s * u * u - 2 * u * v)).sum())
     square += 2 * (uu * vv + uv * uv) + (s * uu) ** 2 - 4 * s * uu * uv
-    return Source(variance, max(1.0, trace**2 / square))
+    return ErrorSource(variance, max(1.0, trace**2 / square))
 
 
 def _log_figures(side: _Numbers, units: _Numbers, *, bits: bool) -> _Numbers:

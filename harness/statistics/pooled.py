@@ -35,14 +35,14 @@ class Corpus:
 # What an item adds, as columns whose sums make the figure
 
 
-def _of_pairs(pairs: _Numbers) -> _Numbers:
+def _f1_columns(pairs: _Numbers) -> _Numbers:
     """Return what (gold, prediction) pairs of 0 and 1 add to F1: a true positive, and positives of
     either side.
     """
     return np.stack([pairs[:, 0] * pairs[:, 1], pairs.sum(axis=1)], axis=1)
 
 
-def _of_labels(pairs: _Numbers) -> _Numbers:
+def _matthews_columns(pairs: _Numbers) -> _Numbers:
     """Return what (gold, prediction) pairs of class numbers add to a confusion table: items, hits,
     golds and predictions by class.
     """
@@ -63,7 +63,7 @@ def _of_labels(pairs: _Numbers) -> _Numbers:
 
 
 def _f1(sums: _Numbers) -> _Numbers:
-    return _share(2 * sums[..., 0], sums[..., 1])
+    return _quotient(2 * sums[..., 0], sums[..., 1])
 
 
 def _matthews(sums: _Numbers) -> _Numbers:
@@ -74,7 +74,7 @@ def _matthews(sums: _Numbers) -> _Numbers:
     golds, predictions = np.split(sums[..., 2:], 2, axis=-1)
     covariance = items * hits - (golds * predictions).sum(axis=-1)
     spread = (items**2 - (golds**2).sum(axis=-1)) * (items**2 - (predictions**2).sum(axis=-1))
-    return _share(covariance, np.sqrt(np.maximum(spread, 0)))
+    return _quotient(covariance, np.sqrt(np.maximum(spread, 0)))
 
 
 def _bleu(sums: _Numbers) -> _Numbers:
@@ -85,11 +85,13 @@ def _bleu(sums: _Numbers) -> _Numbers:
     matches, grams = sums[..., 2:6], sums[..., 6:10]
     halvings = np.cumsum((matches == 0) & (grams > 0), axis=-1)
     shares = np.where(
-        matches > 0, _share(matches, grams), _share(np.ones_like(grams), 2.0**halvings * grams)
+        matches > 0,
+        _quotient(matches, grams),
+        _quotient(np.ones_like(grams), 2.0**halvings * grams),
     )
     known = (grams > 0).all(axis=-1) & (matches > 0).any(axis=-1)
     logs = np.log(np.where(shares > 0, shares, 1.0)).mean(axis=-1)
-    short = np.where(written > 0, np.exp(np.minimum(0.0, 1 - _share(wanted, written))), 0.0)
+    short = np.where(written > 0, np.exp(np.minimum(0.0, 1 - _quotient(wanted, written))), 0.0)
     return np.where(known, 100 * short * np.exp(logs), 0.0)
 
 
@@ -100,25 +102,25 @@ def _chrf(sums: _Numbers) -> _Numbers:
     written, wanted, matches = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     both = (written > 0) & (wanted > 0)
     orders = both.sum(axis=-1)
-    precision = _share((_share(matches, written) * both).sum(axis=-1), orders)
-    recall = _share((_share(matches, wanted) * both).sum(axis=-1), orders)
-    return 100 * _share(5 * precision * recall, 4 * precision + recall)
+    precision = _quotient((_quotient(matches, written) * both).sum(axis=-1), orders)
+    recall = _quotient((_quotient(matches, wanted) * both).sum(axis=-1), orders)
+    return 100 * _quotient(5 * precision * recall, 4 * precision + recall)
 
 
 def _ter(sums: _Numbers) -> _Numbers:
     edits, wanted = sums[..., 0], sums[..., 1]
-    return 100 * np.where(wanted > 0, _share(edits, wanted), (edits > 0).astype(float))
+    return 100 * np.where(wanted > 0, _quotient(edits, wanted), (edits > 0).astype(float))
 
 
 def _mean(sums: _Numbers) -> _Numbers:
-    return _share(sums[..., 0], sums[..., 1])
+    return _quotient(sums[..., 0], sums[..., 1])
 
 
 def _perplexity(sums: _Numbers) -> _Numbers:
     return np.exp(-_mean(sums))
 
 
-def _share(part: _Numbers, whole: _Numbers) -> _Numbers:
+def _quotient(part: _Numbers, whole: _Numbers) -> _Numbers:
     """Return part / whole, 0 where there is no whole."""
     found = np.zeros(np.broadcast_shapes(part.shape, whole.shape))
     np.divide(part, whole, out=found, where=whole != 0)
@@ -134,10 +136,13 @@ _FIGURES: Mapping[str, Callable[[_Numbers], _Numbers]] = {
     "mean": _mean,
     "perplexity": _perplexity,
 }
-_COLUMNS: Mapping[str, Callable[[_Numbers], _Numbers]] = {"f1": _of_pairs, "mcc": _of_labels}
+_COLUMNS: Mapping[str, Callable[[_Numbers], _Numbers]] = {
+    "f1": _f1_columns,
+    "mcc": _matthews_columns,
+}
 FORMS = frozenset(_FIGURES)
-SIGNED = frozenset({"mcc"})  # may be below zero, so that a ratio of two says nothing
-SHARES = frozenset({"f1"})  # lie in [0, 1]
+SIGNED_FORMS = frozenset({"mcc"})  # may be below zero, so that a ratio of two says nothing
+SHARE_FORMS = frozenset({"f1"})  # lie in [0, 1]
 
 
 def _columns(run: Corpus) -> _Numbers:
@@ -157,7 +162,7 @@ def strata(count: int, parts: Parts) -> list[tuple[slice, float]]:
     return found
 
 
-def weighted(run: Corpus, parts: Parts = ()) -> float:
+def corpus_figure(run: Corpus, parts: Parts = ()) -> float:
     """Return the figure of a run; with `parts` (items, weight of each) the weighted mean of
     theirs.
     """
@@ -172,7 +177,7 @@ def weighted(run: Corpus, parts: Parts = ()) -> float:
 
 
 @lru_cache(maxsize=32)
-def draws_of(items: int, at: int) -> npt.NDArray[np.uint8]:
+def resample_counts(items: int, at: int) -> npt.NDArray[np.uint8]:
     """Return how often each item stands in each of the draws of part `at`: the same ones for every
     run.
     """
@@ -187,7 +192,7 @@ def draws_of(items: int, at: int) -> npt.NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Resampled:
     """A run's figure, the same in every draw, and how far apart two items' influences on it lie."""
 
     figure: float
@@ -196,7 +201,7 @@ class _Drawn:
 
 
 @lru_cache(maxsize=1024)
-def drawn(run: Corpus, parts: _Key) -> _Drawn:
+def resample(run: Corpus, parts: _Key) -> _Resampled:
     """Draw a run's items again, within their parts.
 
     An item's influence is the jackknife's: items x (figure - figure without it). Where no item has
@@ -206,7 +211,7 @@ def drawn(run: Corpus, parts: _Key) -> _Drawn:
     value, draws, low, high = 0.0, np.zeros(RESAMPLES), 0.0, 0.0
     for at, (here, weight) in enumerate(strata(len(columns), parts)):
         own = columns[here]
-        total, counts = own.sum(axis=0), draws_of(len(own), at)
+        total, counts = own.sum(axis=0), resample_counts(len(own), at)
         sums = np.concatenate(
             [
                 counts[first : first + _BLOCK].astype(np.float64) @ own
@@ -219,11 +224,13 @@ def drawn(run: Corpus, parts: _Key) -> _Drawn:
         if len(own) > 1:
             influence = len(own) * (whole - figure(total - own))
             low, high = min(low, float(influence.min())), max(high, float(influence.max()))
-    return _Drawn(value, draws, max(high - low, abs(value)))
+    return _Resampled(value, draws, max(high - low, abs(value)))
 
 
 def standard_error(run: Corpus, parts: Parts = ()) -> float | None:
     """Return the bootstrap's standard error of a figure, None of fewer than two items."""
     return (
-        float(drawn(run, tuple(map(tuple, parts))).draws.std()) if len(run.statistics) > 1 else None
+        float(resample(run, tuple(map(tuple, parts))).draws.std())
+        if len(run.statistics) > 1
+        else None
     )

@@ -1,7 +1,8 @@
 """Retention, flips and differences on paired items, with intervals. Pure functions, no torch.
 
 Notation: of n items both models answered, a: both right, b: teacher only, c: student only,
-d: neither. Outcomes are strings of "0" and "1" in item order.
+d: neither. Outcomes are strings of "0" and "1" in item order. Functions of two models take the
+student first, then its reference.
 """
 
 import math
@@ -9,16 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.statistics import means
-from harness.statistics.intervals import Z95, one_sided
+from harness.statistics.intervals import Z95, RetentionTest, one_sided_p
 from harness.statistics.intervals import Interval as Interval
 from harness.statistics.intervals import ratio_of_rounds as ratio_of_rounds
-from harness.statistics.means import RESOLVES
+from harness.statistics.means import MIN_ERRORS_ABOVE_CHANCE
 
-_FARTHEST = 1e6  # a score interval that reaches so far has no end
+_MAX_WIDTH = 1e6  # a score interval that is wider on one side has no end there
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,16 @@ class Pairs:
         return self.both + self.teacher_only + self.student_only + self.neither
 
 
-def pairs(teacher: str, student: str) -> Pairs:
+def count_pairs(student: str, teacher: str) -> Pairs:
     """Count the four outcomes of two models on the same items."""
-    if len(teacher) != len(student):
-        raise ValueError(f"{len(teacher)} and {len(student)} outcomes are not the same items")
-    # a bit an item
-    first, second = (int(outcomes, 2) if outcomes else 0 for outcomes in (teacher, student))
-    both, right, left = (first & second).bit_count(), teacher.count("1"), student.count("1")
-    return Pairs(both, right - both, left - both, len(teacher) - right - left + both)
+    if len(student) != len(teacher):
+        raise ValueError(f"{len(student)} and {len(teacher)} outcomes are not the same items")
+    # one bit per item
+    student_bits, teacher_bits = (int(marks, 2) if marks else 0 for marks in (student, teacher))
+    both = (student_bits & teacher_bits).bit_count()
+    student_right, teacher_right = student.count("1"), teacher.count("1")
+    neither = len(teacher) - teacher_right - student_right + both
+    return Pairs(both, teacher_right - both, student_right - both, neither)
 
 
 # Weights of a contrast on the four cells, in the order of `Pairs`. Its mean over items is what a
@@ -51,26 +55,27 @@ def pairs(teacher: str, student: str) -> Pairs:
 _Weights = tuple[float, float, float, float]
 
 
-def _ratio_weights(ratio: float, chance: float) -> _Weights:
-    """Weights of (S - g) - R (T - g): zero in the mean where the student keeps exactly R of what
-    the teacher has above g.
+def ratio_weights(ratio: float, chance: float) -> _Weights:
+    """Return the weights of (S - g) - R (T - g).
+
+    Their mean is zero where the student keeps exactly R of what the teacher has above chance g.
     """
     base = -chance * (1 - ratio)
     return 1 - ratio + base, base - ratio, 1 + base, base
 
 
-def _difference_weights(delta: float) -> _Weights:
-    """Weights of S - T - delta."""
+def difference_weights(delta: float) -> _Weights:
+    """Return the weights of S - T - delta."""
     return -delta, -1 - delta, 1 - delta, -delta
 
 
 def score_z(counts: Pairs, weights: _Weights) -> float:
-    """Return the score statistic of "the weights' mean is zero": estimate over its standard error
-    *under that hypothesis*.
+    """Return the score statistic of the hypothesis that the mean of the weights is zero.
 
-    The restricted estimates are p_i = n_i / (n (1 + l w_i)), l solving sum n_i w_i / (1 + l w_i) =
-    0; a cell without items takes what is left where the hypothesis needs it. For S - T - delta this
-    is Tango's statistic (1998), for S - R T that of Nam & Blackwelder (2002) and Tang, Tang & Chan
+    It is the estimate over its standard error *under that hypothesis*. The restricted estimates
+    are p_i = n_i / (n (1 + l w_i)), where l solves sum n_i w_i / (1 + l w_i) = 0; a cell without
+    items gets the remaining probability where the hypothesis needs it. For S - T - delta this is
+    Tango's statistic (1998), for S - R T that of Nam & Blackwelder (2002) and Tang, Tang & Chan
     (2003); above chance it is the same principle with other weights.
     """
     cells = (counts.both, counts.teacher_only, counts.student_only, counts.neither)
@@ -79,72 +84,75 @@ def score_z(counts: Pairs, weights: _Weights) -> float:
     largest, smallest = max(weights), min(weights)
     if largest <= 0 or smallest >= 0:  # no table at all has this mean, unless every weight is zero
         return 0.0 if estimate == 0 else math.copysign(math.inf, estimate)
-    seen = [(count, weight) for count, weight in zip(cells, weights, strict=True) if count]
+    filled = [(count, weight) for count, weight in zip(cells, weights, strict=True) if count]
     low, high = -1 / largest, -1 / smallest
 
-    def slope(at: float) -> float:
-        return math.fsum(count * weight / (1 + at * weight) for count, weight in seen)
+    def slope(multiplier: float) -> float:
+        return math.fsum(count * weight / (1 + multiplier * weight) for count, weight in filled)
 
-    at, empty = 0.0, None
-    if all(weight > smallest for _, weight in seen) and slope(high) >= 0:
-        at, empty = high, smallest
-    elif all(weight < largest for _, weight in seen) and slope(low) <= 0:
-        at, empty = low, largest
+    empty_weight = None  # of the empty cell that the hypothesis needs
+    if all(weight > smallest for _, weight in filled) and slope(high) >= 0:
+        multiplier, empty_weight = high, smallest
+    elif all(weight < largest for _, weight in filled) and slope(low) <= 0:
+        multiplier, empty_weight = low, largest
     else:
-        at = _multiplier(seen, low, high)
-    shares = [(count / (n * (1 + at * weight)), weight) for count, weight in seen]
+        multiplier = _multiplier(filled, low, high)
+    shares = [(count / (n * (1 + multiplier * weight)), weight) for count, weight in filled]
     variance = math.fsum(share * weight**2 for share, weight in shares)
-    if empty is not None:
-        variance += max(0.0, 1 - math.fsum(share for share, _ in shares)) * empty**2
+    if empty_weight is not None:
+        variance += max(0.0, 1 - math.fsum(share for share, _ in shares)) * empty_weight**2
     if variance <= 0:
         return 0.0 if estimate == 0 else math.copysign(math.inf, estimate)
     return estimate / math.sqrt(variance / n)
 
 
-def _multiplier(seen: Sequence[tuple[int, float]], low: float, high: float) -> float:
-    """Return the l between two poles at which sum n_i w_i / (1 + l w_i) is zero; `seen` are (n_i,
-    w_i) of the cells with items.
+def _multiplier(filled: Sequence[tuple[int, float]], low: float, high: float) -> float:
+    """Return the l between two poles at which sum n_i w_i / (1 + l w_i) is zero.
+
+    `filled` holds (n_i, w_i) of the cells with items.
     """
-    at = 0.0
+    multiplier = 0.0
     # Newton's step where it stays inside, else halving: the slope falls between two poles
     for _ in range(200):
-        parts = [count * weight / (1 + at * weight) for count, weight in seen]
+        parts = [count * weight / (1 + multiplier * weight) for count, weight in filled]
         value, size = math.fsum(parts), math.fsum(map(abs, parts))
         if value > 0:
-            low = at
+            low = multiplier
         else:
-            high = at
+            high = multiplier
         if abs(value) <= 1e-12 * size or high - low <= 1e-15 * max(abs(low), abs(high)):
             break
-        step = value / math.fsum(
-            part**2 / count for part, (count, _) in zip(parts, seen, strict=True)
-        )
-        # Beside a pole Newton's steps are tiny and lead nowhere: what does not move is halved too.
-        at = (
-            at + step
-            if low < at + step < high and abs(step) > 1e-9 * (high - low)
-            else (low + high) / 2
-        )
-    return at
+        slopes = (part**2 / count for part, (count, _) in zip(parts, filled, strict=True))
+        step = value / math.fsum(slopes)
+        # Beside a pole Newton's steps are tiny and lead nowhere: such steps are halvings too.
+        newton_moves = low < multiplier + step < high and abs(step) > 1e-9 * (high - low)
+        multiplier = multiplier + step if newton_moves else (low + high) / 2
+    return multiplier
 
 
-def _ends(
+class _Ends(NamedTuple):
+    low: float
+    high: float
+
+
+def _score_interval(
     statistic: Callable[[float], float], observed: float, step: float, lowest: float, highest: float
-) -> tuple[float, float]:
-    """Return where a statistic that falls in its argument, and is 0 at `observed`, passes z and -z:
-    the ends of the score interval.
+) -> _Ends:
+    """Return the ends of a score interval: where a falling statistic passes z and -z.
+
+    The statistic is 0 at `observed`; the search starts with `step` and stays within `lowest` and
+    `highest`.
     """
 
     def end(direction: int, limit: float) -> float:
         inside, width = observed, step
         outside = observed
         while abs(statistic(outside)) < Z95:
-            if outside == limit or width > _FARTHEST:
+            if outside == limit or width > _MAX_WIDTH:
                 return limit
             inside, width = outside, 2 * width
-            outside = (
-                max(limit, observed - width) if direction < 0 else min(limit, observed + width)
-            )
+            farther = observed + direction * width
+            outside = max(limit, farther) if direction < 0 else min(limit, farther)
         for _ in range(48):
             middle = (inside + outside) / 2
             if abs(statistic(middle)) < Z95:
@@ -153,10 +161,10 @@ def _ends(
                 outside = middle
         return (inside + outside) / 2
 
-    return end(-1, lowest), end(1, highest)
+    return _Ends(end(-1, lowest), end(1, highest))
 
 
-def retention(counts: Pairs) -> Interval:
+def retention_interval(counts: Pairs) -> Interval:
     """Return p_S / p_T with its score interval (Tang, Tang & Chan, 2003).
 
     The usual interval of the paired log ratio (Nam & Blackwelder, 2002) covers 88 % instead of 95 %
@@ -170,180 +178,199 @@ def retention(counts: Pairs) -> Interval:
         # No score exists at 0 of n: the interval's upper end is the exact one of 0 successes
         # (Clopper-Pearson).
         return Interval(0.0, 0.0, (1 - 0.025 ** (1 / counts.n)) * counts.n / teacher)
-    ratio = student / teacher
-    return Interval(
-        ratio,
-        *_ends(lambda one: score_z(counts, _ratio_weights(one, 0.0)), ratio, 0.05, 0.0, math.inf),
-    )
+
+    def statistic(ratio: float) -> float:
+        return score_z(counts, ratio_weights(ratio, 0.0))
+
+    observed = student / teacher
+    return Interval(observed, *_score_interval(statistic, observed, 0.05, 0.0, math.inf))
 
 
-def retention_above_chance(counts: Pairs, chance: float) -> Interval:
-    """Return (p_S - g) / (p_T - g) with its score interval; undefined where the teacher is near
-    chance.
+def above_chance_interval(counts: Pairs, chance: float) -> Interval:
+    """Return (p_S - g) / (p_T - g) with its score interval; none for a teacher near chance g.
 
     Below four standard errors from chance the set of ratios that the data do not reject may be
     unbounded (Fieller, 1954).
     """
     n = counts.n
-    teacher, student = (
-        (counts.both + counts.teacher_only) / n,
-        (counts.both + counts.student_only) / n,
-    )
+    teacher = (counts.both + counts.teacher_only) / n
+    student = (counts.both + counts.student_only) / n
     room = teacher - chance
     shrunk = (n * teacher + 0.5) / (n + 1)  # a perfect teacher of few items has an error too
-    if room <= 0 or room / math.sqrt(shrunk * (1 - shrunk) / n) < RESOLVES:
+    if room <= 0 or room / math.sqrt(shrunk * (1 - shrunk) / n) < MIN_ERRORS_ABOVE_CHANCE:
         return Interval(None, reason="the teacher is at chance")
-    ratio = (student - chance) / room
-    return Interval(
-        ratio,
-        *_ends(
-            lambda one: score_z(counts, _ratio_weights(one, chance)),
-            ratio,
-            0.05,
-            -math.inf,
-            math.inf,
-        ),
-    )
+
+    def statistic(ratio: float) -> float:
+        return score_z(counts, ratio_weights(ratio, chance))
+
+    observed = (student - chance) / room
+    return Interval(observed, *_score_interval(statistic, observed, 0.05, -math.inf, math.inf))
 
 
-def difference(counts: Pairs) -> Interval:
+def difference_interval(counts: Pairs) -> Interval:
     """Return p_S - p_T with Tango's score interval (1998), which holds with empty cells too."""
     observed = (counts.student_only - counts.teacher_only) / counts.n
-    return Interval(
-        observed,
-        *_ends(lambda one: score_z(counts, _difference_weights(one)), observed, 0.02, -1.0, 1.0),
-    )
+
+    def statistic(difference: float) -> float:
+        return score_z(counts, difference_weights(difference))
+
+    return Interval(observed, *_score_interval(statistic, observed, 0.02, -1.0, 1.0))
 
 
-def mcnemar(worse: int, better: int) -> float:
-    """Return the exact one-sided p value of "no more items were lost than won": P(X >= worse), X ~
-    Bin(worse + better, 1/2); 1 of none.
+def mcnemar(losses: int, wins: int) -> float:
+    """Return McNemar's exact one-sided p of "no more items were lost than won".
+
+    It is P(X >= losses) for X ~ Bin(losses + wins, 1/2), and 1 where nothing was lost.
     """
     from scipy.special import bdtrc
 
-    return 1.0 if worse == 0 else float(bdtrc(worse - 1, worse + better, 0.5))
+    return 1.0 if losses == 0 else float(bdtrc(losses - 1, losses + wins, 0.5))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p values (1979), in the order given: reject those up to alpha, and at
-    most alpha of all families errs.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p values (1979), in the order of the given ones.
+
+    Rejecting those up to alpha, at most a share alpha of all families contains an error.
     """
-    order = sorted(range(len(values)), key=lambda at: values[at])
-    adjusted, largest = [0.0] * len(values), 0.0
-    for rank, at in enumerate(order):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[at]))
-        adjusted[at] = largest
+    order = sorted(range(len(p_values)), key=lambda position: p_values[position])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = largest
     return adjusted
 
 
-def keeps(
-    row: Sequence[str],
+def retention_test(
+    student: Sequence[str],
     teacher: Sequence[str],
     margin: float,
     *,
     points: bool = False,
     chance: float = 0.0,
-) -> tuple[float, float]:
-    """Test whether a student keeps `margin` of what its teacher has above `chance`, or (`points`)
-    loses less than that share of the items.
+) -> RetentionTest:
+    """Test whether a student keeps `margin` of what its teacher has above `chance`.
 
-    Returns (p of "it does not", p of "it does"): the first small means *passed*, the second small
-    *regressed*, neither that these items cannot tell. One run each: score statistic with the
-    variance under "exactly at the margin" (Nam & Blackwelder, 2002; Tango, 1998). Several:
-    Student's t over runs and items, as the tables' intervals have it (`harness.statistics.means`).
+    With `points`: whether it loses less than that share of the items. Outcomes stand run by run.
+    One run each: score statistic with the variance under "exactly at the margin" (Nam &
+    Blackwelder, 2002; Tango, 1998). Several: Student's t over runs and items, as the tables'
+    intervals have it (`harness.statistics.means`).
     """
-    if len(row) == len(teacher) == 1:
-        z = score_z(
-            pairs(teacher[0], row[0]),
-            _difference_weights(-margin) if points else _ratio_weights(margin, chance),
-        )
+    if len(student) == len(teacher) == 1:
+        weights = difference_weights(-margin) if points else ratio_weights(margin, chance)
+        z = score_z(count_pairs(student[0], teacher[0]), weights)
         # cdf() loses small tails
-        return math.erfc(z / math.sqrt(2)) / 2, math.erfc(-z / math.sqrt(2)) / 2
-    return means.keeps(numbers_of(row), numbers_of(teacher), margin, points=points, chance=chance)
+        return RetentionTest(math.erfc(z / math.sqrt(2)) / 2, math.erfc(-z / math.sqrt(2)) / 2)
+    return means.retention_test(
+        outcome_values(student), outcome_values(teacher), margin, points=points, chance=chance
+    )
 
 
-def unequal(row: Sequence[str], other: Sequence[str], *, paired: bool = False) -> float:
-    """Return the two-sided p of "both score alike": the score statistic of one run each (Tango's
-    interval), Student's t of several.
+def equality_test(
+    student: Sequence[str], reference: Sequence[str], *, paired: bool = False
+) -> float:
+    """Return the two-sided p of "both score alike".
+
+    One run each: the score statistic (of Tango's interval). Several: Student's t.
     """
-    if len(row) == len(other) == 1:
-        return math.erfc(
-            abs(score_z(pairs(other[0], row[0]), _difference_weights(0.0))) / math.sqrt(2)
-        )
-    return means.unequal(numbers_of(row), numbers_of(other), paired=paired)
+    if len(student) == len(reference) == 1:
+        z = score_z(count_pairs(student[0], reference[0]), difference_weights(0.0))
+        return math.erfc(abs(z) / math.sqrt(2))
+    return means.equality_test(outcome_values(student), outcome_values(reference), paired=paired)
+
+
+def inferiority_test(student: Sequence[str], reference: Sequence[str]) -> float:
+    """Return the one-sided p of "the student is no worse than the reference" on the same items.
+
+    One run each: exact McNemar. Several: Student's t.
+    """
+    if len(student) == len(reference) == 1:
+        counts = count_pairs(student[0], reference[0])
+        return mcnemar(counts.teacher_only, counts.student_only)
+    return means.inferiority_test(outcome_values(student), outcome_values(reference))
 
 
 @lru_cache(maxsize=4096)
-def _numbers(run: str) -> tuple[float, ...]:
+def _values_of_run(run: str) -> tuple[float, ...]:
     return tuple(float(mark == "1") for mark in run)
 
 
-def numbers_of(runs: Sequence[str]) -> list[tuple[float, ...]]:
-    """Return outcomes as numbers, 1 right and 0 wrong."""
-    return [_numbers(run) for run in runs]
+def outcome_values(runs: Sequence[str]) -> list[tuple[float, ...]]:
+    """Return outcomes as numbers, run by run: 1 right and 0 wrong."""
+    return [_values_of_run(run) for run in runs]
 
 
-def net_loss(before: Sequence[str], after: Sequence[str]) -> tuple[list[int], float]:
-    """Compare several runs with the same runs of before: each item's net change over the runs, and
-    the one-sided p of "nothing was lost".
+class NetChange(NamedTuple):
+    """What several runs lost or won against the same runs before."""
+
+    items: list[int]  # wins less losses of each item, over the runs
+    p: float  # one-sided, of "nothing was lost"
+
+
+def net_change_test(current: Sequence[str], before: Sequence[str]) -> NetChange:
+    """Compare several runs with the same runs before a change.
 
     One run: exact McNemar. Several: an item is a cluster; under the hypothesis the signs of the net
     changes are a matter of chance, so their sum has the variance of the sum of their squares
     (normal approximation of the sign-flip test, with continuity correction).
     """
-    totals = [0] * len(after[0])
-    for then, now in zip(before, after, strict=True):
-        if then != now:
-            for at, (old, new) in enumerate(zip(then, now, strict=True)):
-                if old != new:
-                    totals[at] += 1 if new == "1" else -1
-    if len(after) == 1:
-        return totals, mcnemar(sum(net < 0 for net in totals), sum(net > 0 for net in totals))
-    squares = sum(net * net for net in totals)
-    return totals, 1.0 if squares == 0 else NormalDist().cdf(
-        -(-sum(totals) - 0.5) / math.sqrt(squares)
-    )
+    changes = [0] * len(current[0])
+    for run_before, run_now in zip(before, current, strict=True):
+        if run_before == run_now:
+            continue
+        for item, (old, new) in enumerate(zip(run_before, run_now, strict=True)):
+            if old != new:
+                changes[item] += 1 if new == "1" else -1
+    if len(current) == 1:
+        losses, wins = sum(net < 0 for net in changes), sum(net > 0 for net in changes)
+        return NetChange(changes, mcnemar(losses, wins))
+    squares = sum(net * net for net in changes)
+    if squares == 0:
+        return NetChange(changes, 1.0)
+    return NetChange(changes, NormalDist().cdf(-(-sum(changes) - 0.5) / math.sqrt(squares)))
 
 
-def mean_below(values: Sequence[float]) -> float:
-    """Return the one-sided p of "the mean is not below zero" by Student's t over few values
-    (seeds); 1 of fewer than two.
+def negative_mean_test(values: Sequence[float]) -> float:
+    """Return the one-sided p of "the mean is not below zero" by Student's t over few values.
+
+    The values are those of seeds; fewer than two give 1.
     """
     from scipy.special import stdtr
 
     if len(values) < 2:
         return 1.0
-    found = np.asarray(values, dtype=np.float64)
-    error = float(found.std(ddof=1)) / math.sqrt(len(found))
+    numbers = np.asarray(values, dtype=np.float64)
+    error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     if error == 0:
-        return 0.0 if found.mean() < 0 else 1.0
-    return float(stdtr(len(found) - 1, found.mean() / error))
+        return 0.0 if numbers.mean() < 0 else 1.0
+    return float(stdtr(len(numbers) - 1, numbers.mean() / error))
 
 
-def ratio_keeps(ratio: Interval, limit: float) -> tuple[float, float]:
-    """Test by its errors whether a ratio is at most `limit`; (p of "it is not", p of "it is"), both
-    1 where it has no interval.
+def ratio_test(ratio: Interval, limit: float) -> RetentionTest:
+    """Test by a ratio's own errors whether it is at most `limit`; both p are 1 without an interval.
+
+    The ratio is a figure that is better when lower over its reference's.
     """
     if ratio.value is None or not ratio.sources or not 0 < ratio.value < math.inf:
-        return 1.0, 1.0
-    p = one_sided(math.log(limit) - math.log(ratio.value), ratio.sources)
-    return p, 1.0 - p
+        return RetentionTest(1.0, 1.0)
+    p = one_sided_p(math.log(limit) - math.log(ratio.value), ratio.sources)
+    return RetentionTest(p, 1.0 - p)
 
 
-def items_for(flips: float, drop: float, *, alpha: float, power: float = 0.8) -> int:
-    """Return how many paired items show a true drop, at a share of flips (never below the drop
-    itself); one-sided alpha.
+def items_to_detect(flips: float, drop: float, *, alpha: float, power: float = 0.8) -> int:
+    """Return how many paired items show a true drop in a one-sided test at `alpha`.
+
+    `flips` is the share of items that change at all; it counts as no less than the drop itself.
     """
     spread = max(flips, drop)
-    needed = NormalDist().inv_cdf(1 - alpha) * math.sqrt(spread) + NormalDist().inv_cdf(
-        power
-    ) * math.sqrt(max(0.0, spread - drop**2))
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
+    needed = z_alpha * math.sqrt(spread) + z_power * math.sqrt(max(0.0, spread - drop**2))
     return math.ceil((needed / drop) ** 2)
 
 
 def items_to_decide(p: float, n: int, *, alpha: float, power: float = 0.8) -> int | None:
-    """Return how many items would decide a test that has one-sided `p` with n of them, if the truth
-    is what was seen; None at p = 1/2.
+    """Return how many items would decide a test that has one-sided `p` with n of them.
+
+    It supposes that the observed effect is the true one; None at p = 1/2, where there is none.
     """
     z = NormalDist().inv_cdf(min(max(p, 1e-12), 1 - 1e-12))
     if abs(z) < 1e-3:
@@ -351,24 +378,15 @@ def items_to_decide(p: float, n: int, *, alpha: float, power: float = 0.8) -> in
     return math.ceil(n * ((NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(power)) / z) ** 2)
 
 
-def worse(row: Sequence[str], best: Sequence[str]) -> float:
-    """Return the one-sided p of "the row is no worse than the best one" on the same items: exact
-    McNemar, of several runs Student's t.
-    """
-    if len(row) == len(best) == 1:
-        counts = pairs(best[0], row[0])
-        return mcnemar(counts.teacher_only, counts.student_only)
-    return means.worse(numbers_of(row), numbers_of(best))
+def detectable_drop(n: int, flips: float) -> float | None:
+    """Return the smallest true drop that n paired items show; None without items.
 
-
-def smallest_drop(n: int, flips: float) -> float | None:
-    """Return the smallest true drop that n paired items with this share of flips show (alpha .05
-    one-sided, power .8).
+    `flips` is the share of items that change; one-sided alpha .05, power .8.
     """
     if n == 0:
         return None
     low, high = 0.0, 1.0
     for _ in range(50):
         drop = (low + high) / 2
-        low, high = (low, drop) if items_for(flips, drop, alpha=0.05) <= n else (drop, high)
+        low, high = (low, drop) if items_to_detect(flips, drop, alpha=0.05) <= n else (drop, high)
     return high

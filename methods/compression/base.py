@@ -110,7 +110,7 @@ class StudentBuilder:
 
     def _write_cost(self, student: Checkpoint, notes: Mapping[str, Any], flops: float) -> None:
         """Write `cost.json`: what making the student took."""
-        from harness.files.writing import write_whole
+        from harness.files.writing import write_atomically
 
         seconds = time.perf_counter() - self.start_time
         sizes = {"bytes_before": self.base.bytes_on_disk, "bytes_after": student.bytes_on_disk}
@@ -121,7 +121,7 @@ class StudentBuilder:
             "flops": flops,
             "notes": {self.method: {**notes, **sizes}},
         }
-        write_whole(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
+        write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
 
     def _peak_bytes(self) -> int | None:
         """Return the peak memory of the GPU, else of this process."""

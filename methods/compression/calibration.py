@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract import Job, Progress
-from harness.data.contamination import contaminated, overlapping
+from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import digest_of
-from harness.models.blocks import blocks_of, entering, hooked, leaving
+from harness.models.blocks import input_states, named_blocks, output_states, temporary_hooks
 from harness.models.language_model import LanguageModel
 from methods.compression.layers import ignore_setting
 
@@ -104,7 +104,7 @@ def _calibration_text(job: Job, source: str) -> _Text:
         reason = "calibration=c4" if source == "c4" else "these tasks have no train split"
         raise CellFailed(f"no text to calibrate on: {reason}, and {problem}") from problem
     texts = [str(row["text"]) for row in rows]
-    dropped, compared = contaminated(texts, job.tasks, job.source)
+    dropped, compared = contaminated_texts(texts, job.tasks, job.source)
     notes = {
         "compared_with": compared,
         "dropped_for_evaluation_text": len(dropped) if compared else None,
@@ -117,7 +117,7 @@ def _train_split(job: Job) -> _Text:
     """Return the solved training items whose question is no evaluation item's. Raises `NoSplit`."""
     examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
     task_names = list(dict.fromkeys(example.task for example in examples))
-    evaluated = overlapping(examples, job.tasks, job.source)
+    evaluated = overlapping_prompts(examples, job.tasks, job.source)
     documents = [
         example.prompt + example.completion
         for example in examples
@@ -188,7 +188,7 @@ def recording_inputs(
         return before
 
     handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
-    with hooked(handles):
+    with temporary_hooks(handles):
         yield
 
 
@@ -224,7 +224,7 @@ def visit_blocks(
     later blocks get what the changed block returns. Raises `CellFailed` for layers outside the
     blocks, for layers that no token reaches, and for models whose blocks cannot run alone.
     """
-    prefix, blocks = blocks_of(opened.model)
+    prefix, blocks = named_blocks(opened.model)
     _refuse_layers_outside_blocks(layers, prefix, options.method)
     states, arguments, samples = _record_blocks(opened.model, blocks, data)
     batch_size = len(states[0])
@@ -330,7 +330,7 @@ def _record_blocks(model: Any, blocks: nn.ModuleList, data: CalibrationData) -> 
         blocks[number].register_forward_hook(_sample_recorder(recorded, number), with_kwargs=True)
         for number in {0, last}
     ]
-    with hooked(handles), torch.no_grad():
+    with temporary_hooks(handles), torch.no_grad():
         for batch in data.batches():
             with suppress(_FirstBlockRead):
                 model(input_ids=batch, use_cache=False, logits_to_keep=1)
@@ -342,7 +342,7 @@ def _argument_recorder(recorded: _Recorded, number: int) -> Callable[..., None]:
 
     def before(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         if number == 0:
-            recorded.states.append(entering(positional, named))
+            recorded.states.append(input_states(positional, named))
             if len(recorded.states) > 2:
                 raise _FirstBlockRead
         if len(recorded.states) > 1:
@@ -361,7 +361,9 @@ def _sample_recorder(recorded: _Recorded, number: int) -> Callable[..., None]:
     def behind(
         module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> None:
-        recorded.samples[number] = _BlockSample(entering(positional, named), leaving(output))
+        recorded.samples[number] = _BlockSample(
+            input_states(positional, named), output_states(output)
+        )
 
     return behind
 
@@ -408,7 +410,7 @@ def _run_block(
     if len(state) != batch_size:
         positional = tuple(_first_rows(value, batch_size, len(state)) for value in positional)
         named = {key: _first_rows(value, batch_size, len(state)) for key, value in named.items()}
-    return leaving(block(state, *positional, **named))
+    return output_states(block(state, *positional, **named))
 
 
 def _first_rows(value: Any, batch_size: int, rows: int) -> Any:
@@ -425,14 +427,14 @@ def block_influence(opened: LanguageModel, data: CalibrationData) -> list[float]
 
     Men et al., 2024, ShortGPT.
     """
-    _, blocks = blocks_of(opened.model)
+    _, blocks = named_blocks(opened.model)
     sums = [0.0] * len(blocks)
 
     def recorder(number: int) -> Callable[..., None]:
         def behind(
             module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
-            entered, left = entering(positional, named), leaving(output)
+            entered, left = input_states(positional, named), output_states(output)
             sums[number] += float(
                 (1 - torch.cosine_similarity(entered.float(), left.float(), dim=-1)).sum()
             )
@@ -443,7 +445,7 @@ def block_influence(opened: LanguageModel, data: CalibrationData) -> list[float]
         block.register_forward_hook(recorder(number), with_kwargs=True)
         for number, block in enumerate(blocks)
     ]
-    with hooked(handles), torch.no_grad():
+    with temporary_hooks(handles), torch.no_grad():
         for batch in data.batches():
             opened.model(input_ids=batch, use_cache=False, logits_to_keep=1)
     return [total / int(data.ids.numel()) for total in sums]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import CellFailed
-from harness.models.blocks import hooked, is_tied, probe_of, text_part
+from harness.models.blocks import is_tied, probe_ids, temporary_hooks, text_model_of
 
 
 class TransposedLinear:
@@ -67,7 +67,7 @@ def layers_of(model: Any, *, ignore: Sequence[str] = (), method: str) -> Layers:
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    prefix, _ = text_part(model)
+    prefix, _ = text_model_of(model)
     text_prefix = f"{prefix}." if prefix else ""
     linear: dict[str, Any] = {}
     known = {id(table.weight), *([id(head.weight)] if head is not None else [])}
@@ -224,8 +224,8 @@ def uncalled_layers(model: Any, layers: Mapping[str, Any]) -> list[str]:
         return lambda *_: called.add(name)
 
     handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
-    with hooked(handles), torch.no_grad():
-        model(input_ids=probe_of(model), use_cache=False)
+    with temporary_hooks(handles), torch.no_grad():
+        model(input_ids=probe_ids(model), use_cache=False)
     return [name for name in layers if name not in called and "expert" not in name]
 
 

@@ -15,19 +15,19 @@ from transformers import AutoModelForCausalLM
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed
-from harness.models.blocks import Steps, blocks_of, edited, is_tied
+from harness.models.blocks import BlockUpdates, edited_config, is_tied, named_blocks
 from harness.models.language_model import stored_dtype
 from harness.models.packed import save_packed
 from harness.models.width import (
     FeedForward,
+    cut_to_channels,
     empty_model,
     feed_forwards,
-    keep_channels,
-    mask_of,
-    masked_steps,
+    keep_mask,
+    masked_updates,
     narrower_config,
-    outputs_axis,
-    refuse_unlike,
+    output_axis,
+    refuse_changed,
 )
 from methods.compression.base import StudentBuilder
 from methods.compression.sizes import WidthReduction
@@ -42,7 +42,7 @@ class PrunedState:
     tensors: dict[str, Any]  # by name, as in the model's own state
     parameters_before: int
     parameters: int
-    masked: Steps  # what the whole model computes with the pruned parts masked
+    masked: BlockUpdates  # what the whole model computes with the pruned parts masked
 
 
 class KeptOutputs(NamedTuple):
@@ -55,7 +55,7 @@ class KeptOutputs(NamedTuple):
 def weight_matrix(model: Any, name: str) -> Tensor:
     """Return a layer's matrix, (O, I)."""
     layer = model.get_submodule(name)
-    weight: Tensor = layer.weight if outputs_axis(layer) == 0 else layer.weight.T
+    weight: Tensor = layer.weight if output_axis(layer) == 0 else layer.weight.T
     return weight
 
 
@@ -85,7 +85,7 @@ class AttentionHeads:
         o_proj.
         """
         model = self.builder.model
-        prefix, blocks = blocks_of(model)
+        prefix, blocks = named_blocks(model)
         inside = [name for name, _ in model.named_modules() if name.startswith(f"{prefix}.")]
         attentions = [name.removesuffix(".o_proj") for name in inside if name.endswith(".o_proj")]
         if len(attentions) != len(blocks) or not all(self._is_known(name) for name in attentions):
@@ -227,18 +227,18 @@ class WidthPruner:
         model = self.builder.model
         state = dict(model.state_dict())
         before = sum(parameter.numel() for parameter in model.parameters())
-        masks = {part.reader: mask_of(part.width, kept[part.name]) for part in self.parts}
-        removed = sum(keep_channels(model, state, part, kept[part.name]) for part in self.parts)
+        masks = {part.reader: keep_mask(part.width, kept[part.name]) for part in self.parts}
+        removed = sum(cut_to_channels(model, state, part, kept[part.name]) for part in self.parts)
         for name, score in heads.items():
             outputs = self.heads.kept_outputs(score)
-            masks[f"{name}.o_proj"] = mask_of(len(score), outputs.queries)
+            masks[f"{name}.o_proj"] = keep_mask(len(score), outputs.queries)
             removed += self.heads.prune(state, name, outputs)
         self._refuse_unknown_weights(state)
         return PrunedState(
             tensors=state,
             parameters_before=before,
             parameters=before - removed,
-            masked=masked_steps(model, masks),
+            masked=masked_updates(model, masks),
         )
 
     def _refuse_unknown_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -289,7 +289,7 @@ class WidthPruner:
         if not self.reduction.groups:
             return config
         changes = self.heads.config_changes(config.get_text_config().num_attention_heads)
-        return edited(config, changes, tied=is_tied(model))
+        return edited_config(config, changes, tied=is_tied(model))
 
 
 def save_with_one_width(
@@ -312,7 +312,7 @@ def save_with_one_width(
             f"{builder.method}: the student has {parameters:,} weights and should have "
             f"{pruned.parameters:,}; use prune-depth"
         )
-    refuse_unlike(small, pruned.masked, cut=builder.method)
+    refuse_changed(small, pruned.masked, cut=builder.method)
     builder.opened = replace(builder.opened, model=small)
     return builder.save(notes=notes, flops=flops)
 
@@ -343,7 +343,7 @@ def save_with_own_widths(
         reopened = AutoModelForCausalLM.from_pretrained(
             folder, dtype=next(builder.model.parameters()).dtype
         )
-        refuse_unlike(reopened.to(builder.job.device).eval(), pruned.masked, cut=builder.method)
+        refuse_changed(reopened.to(builder.job.device).eval(), pruned.masked, cut=builder.method)
 
     return builder.save_as(write, notes=notes, flops=flops)
 
@@ -360,7 +360,7 @@ def layers_of_own_width(
     for name in (layer for part in pruner.parts for layer in (*part.writers, part.reader)):
         bias = state.get(f"{name}.bias")
         matrix = state[f"{name}.weight"]
-        if outputs_axis(pruner.builder.model.get_submodule(name)) != 0:
+        if output_axis(pruner.builder.model.get_submodule(name)) != 0:
             matrix = matrix.T.contiguous()
         bias_entry = {"bias": True} if bias is not None else {}
         specs[name] = {"kind": "float", "shape": list(matrix.shape), **bias_entry}

@@ -99,11 +99,11 @@ class _Packer:
 
     def _add(self, name: str, matrix: "QuantizedMatrix", bias: Any, **spec_entries: Any) -> None:
         """Add one packed module; refuse it where the packed form stands for other numbers."""
-        from harness.models.packed import refuse_other_codes
+        from harness.models.packed import refuse_wrong_codes
         from methods.compression.rounding import packed_layer
 
         self.specs[name], tensors = packed_layer(name, matrix, bias, **spec_entries)
-        refuse_other_codes(name, self.specs[name], tensors, matrix.dequantized())
+        refuse_wrong_codes(name, self.specs[name], tensors, matrix.dequantized())
         self.tensors.update(tensors)
 
     def add_layers(

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.files.untrusted import text_of
+from harness.files.untrusted import read_text_file
 from suites.loading.definition import TaskDefinition, files_below, strings_in
 
 # Calls that read something: the last part of their name. A method of a path reads what the path
@@ -100,7 +100,7 @@ def _collect_definition(path: Path, seen: set[Path]) -> set[Path]:
     if path in seen:
         return seen
     seen.add(path)
-    text = text_of(path)
+    text = read_text_file(path)
     for module in re.findall(r"!function\s+([\w.]+)\.\w+", text):
         code = path.parent / f"{module.replace('.', '/')}.py"
         if code.is_file():

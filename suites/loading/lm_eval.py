@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, in_one_line
-from harness.files.untrusted import Limits, text_of
+from harness.files.untrusted import Limits, read_text_file
 
 _YAML_LIMITS = Limits(bytes=8 * 2**20)  # shots may stand in it
 _MAX_VALUES = 200_000  # values of one file
@@ -28,7 +28,7 @@ def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
     from yaml import YAMLError
 
-    text_of(path, _YAML_LIMITS)
+    read_text_file(path, _YAML_LIMITS)
     try:
         found = dict(load_yaml(path, resolve_func=functions))
     except (YAMLError, RecursionError) as problem:

@@ -18,7 +18,7 @@ from harness.data.examples import interleaved
 from harness.data.seeding import seeded_as_lm_eval
 from harness.data.source import NoSplit
 from harness.errors import HarnessError, in_one_line
-from harness.statistics.figures import number_of, weighted
+from harness.statistics.figures import as_number, weighted_mean
 from suites.loading.definition import TaskDefinition, reads_local_files
 from suites.loading.inputs import TaskInputs, definition_digest, definition_files
 from suites.loading.lm_eval import build_task, explaining_hub_errors
@@ -226,7 +226,7 @@ class LmEvalTask:
         filtered = instance.filtered_resps[ensemble.name]
         given = task.process_results(doc, [filtered])
         metric = self.metric if self.metric in given else next(iter(given), "")
-        value = number_of(given.get(metric))
+        value = as_number(given.get(metric))
         lower = task.higher_is_better().get(metric) is False
         extracted = next(
             (str(one) for one in ([filtered] if isinstance(filtered, str) else filtered or [])), ""
@@ -318,7 +318,7 @@ def _chance(tasks: Mapping[str, Any], *, by_size: bool) -> float:
     """
     shares = [[_guessed(task, doc) for doc in task.eval_docs] for task in tasks.values()]
     parts = [] if by_size else [(len(one), 1 / (len(shares) * len(one))) for one in shares]
-    return weighted([share for one in shares for share in one], parts)
+    return weighted_mean([share for one in shares for share in one], parts)
 
 
 def _guessed(task: Any, doc: Mapping[str, Any]) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from _faults import log_of
 from _kills import ROWS, Reference, begin, difference, end, events, litter, records
 
-from harness.records.store import read_all
+from harness.records.store import read_records
 
 OTHER_ROWS = "response,cot,int8"  # shares the teacher, two rows and the stage of a chain with ROWS
 
@@ -65,7 +65,7 @@ def _listed(root: Path, starts: int) -> list[str]:
     lists = sorted((root / "store" / "runs").glob("*.json"))
     wrong = [] if len(lists) == starts else [f"{len(lists)} lists of {starts} runs"]
     for path in lists:
-        found, problems = read_all(path)
+        found, problems = read_records(path)
         wrong += problems or ([] if found else [f"{path.name} lists nothing"])
     return wrong
 

@@ -21,13 +21,19 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import file_digest
-from harness.files.writing import read_signed, write_signed, write_whole
-from harness.models.artefacts import COMPARED, Entry, damage_of, described, description_of
+from harness.files.writing import read_signed, write_atomically, write_signed
+from harness.models.artefacts import (
+    UNSIGNED_FIELDS,
+    CacheEntry,
+    entry_damage,
+    read_description,
+    signed_description,
+)
 from harness.records.baseline import read_baseline, write_baseline
-from harness.records.record import BadRecord, read, write
+from harness.records.record import BadRecord, read_record, write_record
 from harness.records.samples import Evidence
-from harness.records.store import Store, read_all
-from harness.scoring.answer_cache import Journal
+from harness.records.store import Store, read_records
+from harness.scoring.answer_cache import AnswerCache
 from harness.scoring.items import ItemRow, read_rows, write_rows
 
 SECONDS = 20.0  # that no reading of a small file takes
@@ -197,7 +203,7 @@ def _records(folder: Path) -> list[Any]:
 
 def _study(folder: Path) -> Path:
     for one in _records(folder):
-        write(folder / "study" / "records" / f"{one.label}.json", one)
+        write_record(folder / "study" / "records" / f"{one.label}.json", one)
     return folder / "study" / "records" / "cot.json"
 
 
@@ -205,7 +211,7 @@ def _read_record(folder: Path, path: Path) -> Believed:
     command("report", folder / "study", "--out", folder / "tables", "--forms", "md,tex,csv,json")
     for made in (folder / "tables").iterdir():
         _refuse_raw(made.read_text(encoding="utf-8"))
-    return {"record": read(path).model_dump(mode="json")}
+    return {"record": read_record(path).model_dump(mode="json")}
 
 
 def _baseline(folder: Path) -> Path:
@@ -225,13 +231,13 @@ def _run(folder: Path) -> Path:
     store = Store(folder / "store")
     store.prepare()
     for one in _records(folder):
-        write(store.record_path(one.key), one)
+        write_record(store.record_path(one.key), one)
     return store.write_run({"methods": ["cot"], "seeds": 1}, [one.key for one in _records(folder)])
 
 
 def _read_run(folder: Path, path: Path) -> Believed:
     command("report", path, "--out", folder / "tables")
-    records, problems = read_all(path)
+    records, problems = read_records(path)
     return {} if problems else {"cells": [one.key for one in records]}
 
 
@@ -258,7 +264,7 @@ temperature = 2.0
 
 
 def _toml(folder: Path) -> Path:
-    write_whole(folder / "run.toml", _RUN_TOML)
+    write_atomically(folder / "run.toml", _RUN_TOML)
     return folder / "run.toml"
 
 
@@ -269,7 +275,7 @@ def _read_toml(folder: Path, path: Path) -> Believed:
 
 
 def _suite(folder: Path) -> Path:
-    write_whole(
+    write_atomically(
         folder / "mine.toml",
         'name = "mine"\ntasks = ["gsm8k-mini", "mmlu-mini"]\nmeasure = true\nhelp = "both"\n',
     )
@@ -286,7 +292,7 @@ def _read_suite(folder: Path, path: Path) -> Believed:
 
 def _measured(folder: Path) -> Path:
     one = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
-    write_whole(
+    write_atomically(
         folder / "measured.json",
         json.dumps(
             {"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]}
@@ -304,16 +310,16 @@ def _data(folder: Path) -> Path:
     lines = [
         json.dumps({"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"}) for n in range(6)
     ]
-    write_whole(folder / "data" / "test.jsonl", "\n".join(lines) + "\n")
+    write_atomically(folder / "data" / "test.jsonl", "\n".join(lines) + "\n")
     return folder / "data" / "test.jsonl"
 
 
 def _read_data(folder: Path, path: Path) -> Believed:
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
 
     return {
         "rows": len(
-            DataSource(folder=folder / "data").rows("test.jsonl", fields=("question", "answer"))
+            LocalOrHubData(folder=folder / "data").rows("test.jsonl", fields=("question", "answer"))
         )
     }
 
@@ -380,7 +386,7 @@ def _read_samples(folder: Path, path: Path) -> Believed:
 
 
 def _training(folder: Path) -> Path:
-    write_whole(
+    write_atomically(
         folder / "training.jsonl",
         "".join(
             json.dumps({"step": step, "ce": 1 / step, "seen": 10 * step}) + "\n"
@@ -396,27 +402,27 @@ def _read_training(folder: Path, path: Path) -> Believed:
 
 def _answers(folder: Path) -> Path:
     path = folder / "cache" / "answers" / "ab" / "abc.jsonl"
-    journal = Journal(path)
+    cache = AnswerCache(path)
     for number in range(5):
-        journal.put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
+        cache.put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
     return path
 
 
 def _read_answers(folder: Path, path: Path) -> Believed:
     said = command("cache", "verify", "--cache", folder / "cache")
-    journal = Journal(path)
-    if journal.dropped and "DAMAGED" not in said:
+    cache = AnswerCache(path)
+    if cache.dropped and "DAMAGED" not in said:
         return {"verify": said}
     return {
         key: held
-        for key, held in ((f"key{number}", journal.get(f"key{number}")) for number in range(5))
+        for key, held in ((f"key{number}", cache.get(f"key{number}")) for number in range(5))
         if held is not None
     }
 
 
 def _done(folder: Path) -> Path:
     (folder / "student").mkdir()
-    write_whole(folder / "cost.json", '{"seconds": 1.0}')
+    write_atomically(folder / "cost.json", '{"seconds": 1.0}')
     write_signed(
         folder / "done.json",
         {
@@ -457,7 +463,7 @@ def _traces(folder: Path) -> Path:
         }
     )
     path = folder / "cache" / "traces" / "abc.json"
-    write_whole(
+    write_atomically(
         path,
         json.dumps({"sha256": hashlib.sha256(payload.encode()).hexdigest(), "payload": payload}),
     )
@@ -468,7 +474,7 @@ def _read_traces(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
     return (
         {}
-        if damage_of(Entry("traces", path, 1, 0.0))
+        if entry_damage(CacheEntry("traces", path, 1, 0.0))
         else {"payload": json.loads(path.read_bytes())["payload"]}
     )
 
@@ -481,12 +487,12 @@ def _rates(folder: Path) -> Path:
 
 def _read_rates(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
-    return {} if damage_of(Entry("rates", path, 1, 0.0)) else {"rates": read_signed(path)}
+    return {} if entry_damage(CacheEntry("rates", path, 1, 0.0)) else {"rates": read_signed(path)}
 
 
 def _meta(folder: Path) -> Path:
     place = folder / "cache" / "teachers" / "abc"
-    write_whole(place / "index.npz", "numbers")
+    write_atomically(place / "index.npz", "numbers")
     meta = {
         "version": 2,
         "teacher": "t",
@@ -494,16 +500,18 @@ def _meta(folder: Path) -> Path:
         "shards": 3,
         "files": {"index.npz": file_digest(place / "index.npz")},
     }
-    write_whole(place / "meta.json", described(meta))
+    write_atomically(place / "meta.json", signed_description(meta))
     return place / "meta.json"
 
 
 def _read_meta(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
-    if damage_of(Entry("teachers", path.parent, 1, 0.0)):
+    if entry_damage(CacheEntry("teachers", path.parent, 1, 0.0)):
         return {}
     return {
-        name: value for name, value in description_of(path.parent).items() if name not in COMPARED
+        name: value
+        for name, value in read_description(path.parent).items()
+        if name not in UNSIGNED_FIELDS
     }
 
 
@@ -527,14 +535,14 @@ def _model(name: str) -> Callable[[Path], Path]:
 
 
 def _read_model(folder: Path, path: Path) -> Believed:
-    from harness.models.checkpoint import refuse_torn
+    from harness.models.checkpoint import refuse_damaged
     from harness.models.resolve import quantized_by
     from harness.models.shape import Shape, parameters_on_disk, weight_bytes
     from harness.models.vocabulary import token_map
     from harness.planning.setup import has_chat_template
 
     place = folder / "model"
-    refuse_torn(place)
+    refuse_damaged(place)
     shape = Shape.of_folder(place)
     tokens = token_map(place)
     told = [
@@ -563,9 +571,9 @@ def _gguf(folder: Path) -> Path:
 
 
 def _read_gguf(folder: Path, path: Path) -> Believed:
-    from harness.models.resolve import gguf_kind
+    from harness.models.resolve import gguf_type
 
-    return {"kind": gguf_kind(path)}
+    return {"kind": gguf_type(path)}
 
 
 TARGETS = (

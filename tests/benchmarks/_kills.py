@@ -22,12 +22,12 @@ from typing import Any
 import _forked
 from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
 
-from harness.files.lines import signed_lines
+from harness.files.lines import read_signed_lines
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed
-from harness.models.artefacts import described_damage
+from harness.models.artefacts import folder_damage
 from harness.models.checkpoint import describe
-from harness.records.record import BadRecord, RunRecord, read
+from harness.records.record import BadRecord, RunRecord, read_record
 from harness.running.evaluation import NO_TEACHER_ANSWERS
 
 ROWS = "cot,response,cot+int8"
@@ -213,7 +213,7 @@ def records(root: Path) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for path in sorted((root / "store" / "cells").glob("*/record.json")):
         try:
-            record = read(path)
+            record = read_record(path)
         except BadRecord as problem:
             whole[path.parent.name] = {"unreadable": str(problem)}
         else:
@@ -264,7 +264,7 @@ def finished(root: Path) -> dict[str, Any]:
     for path in (store / "cells").glob("*/record.json"):
         if _succeeded(path):
             # stages that are scored later are filled in
-            whole[f"record {path.parent.name}"] = read(path).seconds
+            whole[f"record {path.parent.name}"] = read_record(path).seconds
     for path in (store / "students").glob("*/done.json"):
         if _student_is_whole(path):
             whole[f"student {path.parent.name}"] = path.stat().st_mtime_ns
@@ -272,10 +272,10 @@ def finished(root: Path) -> dict[str, Any]:
         if _traces_are_whole(path):
             whole[f"traces {path.name}"] = path.stat().st_mtime_ns
     for path in (cache / "teachers").glob("*/meta.json"):
-        if not path.parent.name.startswith(".") and not described_damage(path.parent):
+        if not path.parent.name.startswith(".") and not folder_damage(path.parent):
             whole[f"teacher cache {path.parent.name}"] = path.stat().st_mtime_ns
     for path in (cache / "answers").rglob("*.jsonl"):
-        for line in signed_lines(path)[0]:
+        for line in read_signed_lines(path)[0]:
             whole[f"answer {path.stem} {line[0]}"] = json.dumps(line)
     return whole
 
@@ -283,11 +283,11 @@ def finished(root: Path) -> dict[str, Any]:
 def _succeeded(path: Path) -> bool:
     """Tell whether a record is one, is complete, and a teacher's rows stand beside it whole."""
     try:
-        record = read(path)
+        record = read_record(path)
     except BadRecord:
         return False
     samples = path.with_name("samples.jsonl")
-    values, wrong = signed_lines(samples)
+    values, wrong = read_signed_lines(samples)
     complete = not wrong and len(values) == sum(score.n for score in record.scores)
     whole = record.label != "teacher" or complete
     return record.status == "success" and whole and not _lacks_teacher(record)
@@ -306,7 +306,7 @@ def _incomplete(root: Path) -> int:
     count = 0
     for path in (root / "store" / "cells").glob("*/record.json"):
         try:
-            count += _lacks_teacher(read(path))
+            count += _lacks_teacher(read_record(path))
         except BadRecord:
             continue
     return count

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from harness.records.baseline import Baseline, Change, freeze
+from harness.records.baseline import Baseline, Change, freeze_record
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore
 
@@ -100,4 +100,4 @@ def frozen(*records: RunRecord) -> Baseline:
     change = Change(
         reason="made up", date="2026-11-25", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(freeze(one) for one in records))
+    return Baseline(history=(change,), rows=tuple(freeze_record(one) for one in records))

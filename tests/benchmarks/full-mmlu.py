@@ -16,7 +16,7 @@ from pathlib import Path
 from _form import figure, write
 
 import harness
-from harness.files.lines import json_lines
+from harness.files.lines import read_json_lines
 
 
 def random_teacher(folder: Path) -> Path:
@@ -59,7 +59,7 @@ def subset(data: Path, folder: Path, subjects: list[str]) -> Path:
         packed = data / "mmlu" / f"{stem}.jsonl.gz"
         rows = [
             row
-            for row in json_lines(packed if packed.exists() else packed.with_suffix(""))
+            for row in read_json_lines(packed if packed.exists() else packed.with_suffix(""))
             if row["subject"] in subjects
         ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -22,7 +22,7 @@ from scipy.stats import binom
 
 from harness.statistics import stats
 from harness.statistics.intervals import Z95
-from harness.statistics.means import RESOLVES
+from harness.statistics.means import MIN_ERRORS_ABOVE_CHANCE
 from harness.statistics.stats import Pairs
 
 EXACT, DRAWS, TAIL = 250, 100_000, 1e-7
@@ -57,9 +57,9 @@ def holds(counts: Pairs, truth: float, chance: float) -> bool:
     """
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if teacher == 0 or (student == 0 and not chance):
-        found = stats.retention(counts)
+        found = stats.retention_interval(counts)
         return found.low is not None and found.high is not None and found.low <= truth <= found.high
-    return abs(stats.score_z(counts, stats._ratio_weights(truth, chance))) < Z95
+    return abs(stats.score_z(counts, stats.ratio_weights(truth, chance))) < Z95
 
 
 def wald(counts: Pairs, truth: float) -> bool:
@@ -83,7 +83,11 @@ def main() -> None:
         both, student = teacher - lost, teacher - lost + won
         if both < -1e-12 or both + lost + won > 1 + 1e-12 or student <= 1e-12:
             continue
-        if chance and (teacher - chance) / math.sqrt(teacher * (1 - teacher) / n) < RESOLVES:
+        if (
+            chance
+            and (teacher - chance) / math.sqrt(teacher * (1 - teacher) / n)
+            < MIN_ERRORS_ABOVE_CHANCE
+        ):
             continue
         truth = (student - chance) / (teacher - chance)
         label = f"n={n} p={teacher} flips={flips} losses={share} chance={chance}"
@@ -93,9 +97,9 @@ def main() -> None:
             inside = holds(counts, truth, chance)
             if checked < 200:  # the test and the printed ends are the same statement
                 found = (
-                    stats.retention_above_chance(counts, chance)
+                    stats.above_chance_interval(counts, chance)
                     if chance
-                    else stats.retention(counts)
+                    else stats.retention_interval(counts)
                 )
                 if (
                     found.low is not None

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from _form import figure, write
 
 from harness.statistics import means
-from harness.statistics.stats import ratio_keeps
+from harness.statistics.stats import ratio_test
 
 DOCUMENTS = (2, 4, 10, 62)
 # deviation of the logarithm of a document's length; the 62 articles of WikiText-2 have 1.1
@@ -65,12 +65,12 @@ def coverage(
     held, before, passed = 0, 0, 0
     for _ in range(draws):
         student, teacher = drawn(count, spread, generator)
-        ratio = means.ratio_of_documents([student], [teacher])
+        ratio = means.perplexity_ratio_interval([student], [teacher])
         assert ratio.low is not None and ratio.high is not None
         held += ratio.low <= LIMIT <= ratio.high
         low, high = old_interval(student, teacher)
         before += low <= LIMIT <= high
-        passed += ratio_keeps(ratio, LIMIT)[0] <= 0.05
+        passed += ratio_test(ratio, LIMIT)[0] <= 0.05
     return {"held": held / draws, "normal": before / draws, "passes at the limit": passed / draws}
 
 

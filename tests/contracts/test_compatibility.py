@@ -14,12 +14,12 @@ import pytest
 
 from harness import renames
 from harness.errors import OldName
-from harness.files.closure import code_of
+from harness.files.closure import code_digests
 from harness.gate.check import check
 from harness.gate.rules import Rules
 from harness.records import baseline as baselines
 from harness.records import record as records
-from harness.records.baseline import Baseline, Change, freeze, read_baseline, write_baseline
+from harness.records.baseline import Baseline, Change, freeze_record, read_baseline, write_baseline
 from harness.registry import Registry
 from harness.renames.modules import current_modules
 from harness.reporting.report import markdown
@@ -67,7 +67,9 @@ def test_no_page_tells_anybody_to_type_an_old_name():
 def signed(data):
     data = {name: value for name, value in data.items() if name != "digest"}
     return json.dumps(
-        {**data, "digest": records._digest(data)} if data["schema"] >= records._SIGNED else data
+        {**data, "digest": records._digest(data)}
+        if data["schema"] >= records._FIRST_SIGNED_SCHEMA
+        else data
     )
 
 
@@ -81,7 +83,7 @@ def study(folder, rows, schema):
         (folder / f"{name}.json").write_text(
             signed({**data, **rows.get(name, {}), "schema": schema})
         )
-    return [records.read(path) for path in sorted(folder.iterdir())]
+    return [records.read_record(path) for path in sorted(folder.iterdir())]
 
 
 OLD = {
@@ -120,7 +122,7 @@ NEW = {
 }
 
 
-@pytest.mark.parametrize("schema", range(records._SIGNED, records.SCHEMA))
+@pytest.mark.parametrize("schema", range(records._FIRST_SIGNED_SCHEMA, records.SCHEMA))
 def test_records_of_older_schemas_are_the_rows_of_now(schema, tmp_path):
     old, new = study(tmp_path / "old", OLD, schema), study(tmp_path / "new", NEW, records.SCHEMA)
     assert old == new
@@ -136,10 +138,10 @@ def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tm
     data = json.loads(
         (ROOT / "results" / "compression-tiny" / "records" / "prune-depth_int8.json").read_text()
     )
-    short = [name for name in data["scores"][0] if name not in records._LATER]
+    short = [name for name in data["scores"][0] if name not in records._LATER_FIELDS]
     scores = (
         data["scores"]
-        if schema >= records._SIGNED
+        if schema >= records._FIRST_SIGNED_SCHEMA
         else [{name: score[name] for name in short} for score in data["scores"]]
     )
     stages = [
@@ -159,7 +161,7 @@ def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tm
         "handed_on": {"skip": 1},
     }
     (tmp_path / "old.json").write_text(signed({**data, **changed}))
-    read = records.read(tmp_path / "old.json")
+    read = records.read_record(tmp_path / "old.json")
     assert (
         read.label
         == read.stages[1].label
@@ -180,7 +182,7 @@ def test_an_older_record_of_a_wrong_form_is_refused_and_breaks_nothing(field, va
     data = json.loads((STUDY / "int4.json").read_text())
     (tmp_path / "odd.json").write_text(signed({**data, field: value}))
     try:
-        assert records.read(tmp_path / "odd.json").label
+        assert records.read_record(tmp_path / "odd.json").label
     except records.BadRecord as refused:
         assert field in str(refused) and "\n" not in str(refused)
 
@@ -193,7 +195,7 @@ def of_schema_2(path, old, new):
 
 def test_a_row_of_an_older_baseline_is_still_that_row(tmp_path):
     old, new = study(tmp_path / "old", OLD, 7), study(tmp_path / "new", NEW, records.SCHEMA)
-    frozen = tuple(map(freeze, old))
+    frozen = tuple(map(freeze_record, old))
     names = tuple(row.label for row in frozen)
     change = Change(
         reason="first",
@@ -436,7 +438,7 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(OldName):
         files = set(
-            code_of(
+            code_digests(
                 Registry(
                     "method", {"gentle": "gentle:Gentle", "sft": "methods.sft:SupervisedFineTuning"}
                 ).load("gentle")

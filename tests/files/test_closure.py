@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from harness.errors import HarnessError
-from harness.files.closure import code_of, digest_of_code, own_code_of
+from harness.files.closure import code_digest, code_digests, own_code_digest
 
 METHOD = '''"""A method of another package."""
 
@@ -94,26 +94,26 @@ def package(tmp_path, monkeypatch):
 
 
 def test_everything_that_is_imported_counts_wherever_it_stands(package):
-    assert sorted(code_of(package())) == COUNTS
+    assert sorted(code_digests(package())) == COUNTS
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if f"acme/{name}" in COUNTS])
 def test_a_line_of_any_module_in_the_closure_changes_the_digest(package, tmp_path, name):
     mine = package()
-    before = digest_of_code(mine)
+    before = code_digest(mine)
     place = tmp_path / "acme" / name
     place.write_text(place.read_text() + "\nADDED = 1\n")
-    assert digest_of_code(mine) != before
+    assert code_digest(mine) != before
     place.write_text(place.read_text().replace("\nADDED = 1\n", "\n"))
-    assert digest_of_code(mine) == before
+    assert code_digest(mine) == before
 
 
 @pytest.mark.parametrize("name", ["only_types.py", "unused.py"])
 def test_what_is_only_for_types_or_not_imported_does_not_count(package, tmp_path, name):
     mine = package()
-    before = digest_of_code(mine)
+    before = code_digest(mine)
     (tmp_path / "acme" / name).write_text("CHANGED = 1\n")
-    assert digest_of_code(mine) == before
+    assert code_digest(mine) == before
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_what_is_only_for_types_or_not_imported_does_not_count(package, tmp_path
 )
 def test_words_and_places_do_not_count(package, tmp_path, old, new):
     mine = package()
-    before = digest_of_code(mine)
+    before = code_digest(mine)
     assert old in METHOD
     (tmp_path / "acme" / "method.py").write_text(METHOD.replace(old, new, 1))
-    assert digest_of_code(mine) == before
+    assert code_digest(mine) == before
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_words_and_places_do_not_count(package, tmp_path, old, new):
 )
 def test_code_counts(package, tmp_path, old, new):
     mine = package()
-    before = digest_of_code(mine)
+    before = code_digest(mine)
     (tmp_path / "acme" / "method.py").write_text(METHOD.replace(old, new, 1))
-    assert digest_of_code(mine) != before
+    assert code_digest(mine) != before
 
 
 def test_docstrings_count_where_they_are_read(package, tmp_path):
@@ -159,19 +159,19 @@ def test_docstrings_count_where_they_are_read(package, tmp_path):
         "    def compress(self, job):\n        return type(self).__doc__\n"
     )
     mine = package({"__init__.py": "", "method.py": text})
-    before = digest_of_code(mine)
+    before = code_digest(mine)
     (tmp_path / "acme" / "method.py").write_text(text.replace("Solve", "Answer"))
-    assert digest_of_code(mine) != before
+    assert code_digest(mine) != before
 
 
 def test_what_one_method_alone_imports_can_be_left_out(package, tmp_path):
     mine = package()
-    without = code_of(mine, without=("grade",))
-    assert set(code_of(mine)) - set(without) == {"acme/grader.py"}
+    without = code_digests(mine, without=("grade",))
+    assert set(code_digests(mine)) - set(without) == {"acme/grader.py"}
     (tmp_path / "acme" / "method.py").write_text(
         METHOD.replace("return judge(gold, text)", "return not judge(gold, text)")
     )
-    assert code_of(mine, without=("grade",)) == without
+    assert code_digests(mine, without=("grade",)) == without
 
 
 def test_not_type_checking_is_code(package):
@@ -180,7 +180,7 @@ def test_not_type_checking_is_code(package):
         "runs\nelse:\n    from acme import types_only\n"
     )
     text += "class Mine: ...\n"
-    found = code_of(
+    found = code_digests(
         package({"__init__.py": "", "method.py": text, "runs.py": "", "types_only.py": ""})
     )
     assert "acme/runs.py" in found and "acme/types_only.py" not in found
@@ -188,7 +188,7 @@ def test_not_type_checking_is_code(package):
         "import typing\nif typing.TYPE_CHECKING:\n    import acme.types_only\nelse:\n    import "
         "acme.runs\nclass Mine: ...\n"
     )
-    assert set(code_of(package({"method.py": text}))) == set(found)
+    assert set(code_digests(package({"method.py": text}))) == set(found)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_where_an_import_cannot_be_followed_the_whole_package_counts(package, tm
         f"  return {line}\n"
     )
     mine = package({**FILES, "method.py": text})
-    assert {"acme/unused.py", "acme/only_types.py", "acme/deep/inner.py"} <= set(code_of(mine))
-    before = digest_of_code(mine)
+    assert {"acme/unused.py", "acme/only_types.py", "acme/deep/inner.py"} <= set(code_digests(mine))
+    before = code_digest(mine)
     (tmp_path / "acme" / "unused.py").write_text("z = 2\n")
-    assert digest_of_code(mine) != before
+    assert code_digest(mine) != before
 
 
 def test_files_that_code_names_or_reads_count(package, tmp_path):
@@ -217,15 +217,15 @@ def test_files_that_code_names_or_reads_count(package, tmp_path):
     mine = package(
         {"__init__.py": "", "method.py": named, "table.json": "{}", "data/other.yaml": "a: 1\n"}
     )
-    assert set(code_of(mine)) == {"acme/__init__.py", "acme/method.py", "acme/table.json"}
+    assert set(code_digests(mine)) == {"acme/__init__.py", "acme/method.py", "acme/table.json"}
     (tmp_path / "acme" / "method.py").write_text(
         named
         + "def rows(name):\n    return (Path(__file__).parents[1] / 'data' / name).read_text()\n"
     )
-    before = digest_of_code(mine)
-    assert "acme/data/other.yaml" in code_of(mine)
+    before = code_digest(mine)
+    assert "acme/data/other.yaml" in code_digests(mine)
     (tmp_path / "acme" / "data" / "other.yaml").write_text("a: 2\n")
-    assert digest_of_code(mine) != before
+    assert code_digest(mine) != before
 
 
 def test_a_lone_module_and_what_stands_beside_it(package, tmp_path):
@@ -233,7 +233,7 @@ def test_a_lone_module_and_what_stands_beside_it(package, tmp_path):
     (tmp_path / "beside_helper.py").write_text("a = 1\n")
     importlib.invalidate_caches()
     mine = importlib.import_module("lone").Mine
-    assert set(code_of(mine)) == {"lone.py", "beside_helper.py"}
+    assert set(code_digests(mine)) == {"lone.py", "beside_helper.py"}
 
 
 def test_a_namespace_package_over_two_folders(tmp_path, monkeypatch, package):
@@ -245,7 +245,7 @@ def test_a_namespace_package_over_two_folders(tmp_path, monkeypatch, package):
     (tmp_path / "two" / "ns" / "b").mkdir()
     (tmp_path / "two" / "ns" / "b" / "helper.py").write_text("h = 1\n")
     importlib.invalidate_caches()
-    assert set(code_of(importlib.import_module("ns.a").Mine)) == {"ns/a.py", "ns/b/helper.py"}
+    assert set(code_digests(importlib.import_module("ns.a").Mine)) == {"ns/a.py", "ns/b/helper.py"}
 
 
 def test_a_base_class_of_another_package_counts(package, tmp_path):
@@ -256,7 +256,7 @@ def test_a_base_class_of_another_package_counts(package, tmp_path):
     )
     importlib.invalidate_caches()
     assert {"beside/__init__.py", "acme/method.py"} <= set(
-        code_of(importlib.import_module("beside").Child)
+        code_digests(importlib.import_module("beside").Child)
     )
 
 
@@ -264,7 +264,7 @@ def test_a_class_of_a_test_has_its_files_code():
     class Here:
         pass
 
-    assert any(name.endswith("test_closure.py") for name in code_of(Here))
+    assert any(name.endswith("test_closure.py") for name in code_digests(Here))
 
 
 def test_code_that_is_nowhere_is_one_line():
@@ -273,16 +273,16 @@ def test_code_that_is_nowhere_is_one_line():
         HarnessError,
         match=r"the code of nowhere_at_all\.Typed cannot be found.*put it into a \.py file",
     ) as caught:
-        code_of(made)
+        code_digests(made)
     assert "\n" not in str(caught.value)
 
 
 TYPED = """
-from harness.files.closure import code_of
+from harness.files.closure import code_digests
 from harness.errors import HarnessError
 class Mine: ...
 try:
-    print(sorted(code_of(Mine)))
+    print(sorted(code_digests(Mine)))
 except HarnessError as problem:
     print(problem)
 """
@@ -310,7 +310,7 @@ def test_a_file_that_is_no_python_is_named(package, tmp_path, text):
     place = tmp_path / "acme" / "second.py"
     place.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(HarnessError, match=r"second\.py is no Python that can be read") as caught:
-        code_of(mine)
+        code_digests(mine)
     assert "\n" not in str(caught.value)
 
 
@@ -322,7 +322,7 @@ def test_files_in_other_encodings_and_with_marks_are_read(package, tmp_path):
         b"two = 2\r\n",
     ):
         (tmp_path / "acme" / "second.py").write_bytes(data)
-        assert "acme/second.py" in code_of(mine)
+        assert "acme/second.py" in code_digests(mine)
 
 
 def test_libraries_are_not_followed(package):
@@ -332,10 +332,10 @@ def test_libraries_are_not_followed(package):
             "method.py": "import json\nimport pydantic\nimport numpy as np\nclass Mine: ...\n",
         }
     )
-    assert set(code_of(mine)) == {"acme/__init__.py", "acme/method.py"}
+    assert set(code_digests(mine)) == {"acme/__init__.py", "acme/method.py"}
 
 
 def test_one_files_own_code():
-    assert list(own_code_of("harness.running.cell")) == ["harness/running/cell.py"]
+    assert list(own_code_digest("harness.running.cell")) == ["harness/running/cell.py"]
     with pytest.raises(HarnessError, match=r"the code of harness\.nothing cannot be found"):
-        own_code_of("harness.nothing")
+        own_code_digest("harness.nothing")

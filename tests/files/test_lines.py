@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from harness.data.source import DataSource
-from harness.files.lines import json_lines, lines_of, write_json_lines
-from harness.models.artefacts import Entry, damage_of
+from harness.data.source import LocalOrHubData
+from harness.files.lines import read_json_lines, split_lines, write_json_lines
+from harness.models.artefacts import CacheEntry, entry_damage
 from harness.records.samples import Evidence
-from harness.scoring.answer_cache import Journal
+from harness.scoring.answer_cache import AnswerCache
 from harness.scoring.items import ItemRow, read_rows, write_rows
 
 BREAKS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\r\n", "\n"]
@@ -43,16 +43,16 @@ def test_a_text_with_a_rare_line_break_is_read_back_by_every_reader(sign, tmp_pa
         text,
         "x",
     ]
-    journal = tmp_path / "answers.jsonl"
+    cache = tmp_path / "answers.jsonl"
     for key in "ab":
-        Journal(journal).put(key, [text, 3, "eos"], 0.5)
-    again = Journal(journal)
+        AnswerCache(cache).put(key, [text, 3, "eos"], 0.5)
+    again = AnswerCache(cache)
     assert again.get("a") == again.get("b") == ([text, 3, "eos"], 0.5)
-    assert damage_of(Entry(kind="answers", path=journal, bytes=1, changed=0.0)) == ""
+    assert entry_damage(CacheEntry(kind="answers", path=cache, bytes=1, changed=0.0)) == ""
     (tmp_path / "data.jsonl").write_text(
         json.dumps({"q": text}, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
     )
-    assert DataSource(folder=tmp_path).rows("data.jsonl", fields=("q",)) == [{"q": text}]
+    assert LocalOrHubData(folder=tmp_path).rows("data.jsonl", fields=("q",)) == [{"q": text}]
 
 
 def test_half_of_a_surrogate_pair_is_written_and_read(tmp_path):
@@ -65,24 +65,24 @@ def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes() + b"\n" + b'{"torn": '))
     assert (
-        list(json_lines(tmp_path / "a.jsonl"))
+        list(read_json_lines(tmp_path / "a.jsonl"))
         == [{"a": 1}, [2]]
-        == list(json_lines(packed, torn=True))
+        == list(read_json_lines(packed, torn=True))
     )
     with pytest.raises(ValueError, match="Expecting value"):
-        list(json_lines(packed))
+        list(read_json_lines(packed))
     assert (
-        lines_of("a\nb") == lines_of("a\nb\n") == ["a", "b"]
-        and lines_of("") == []
-        and lines_of("\n") == [""]
+        split_lines("a\nb") == split_lines("a\nb\n") == ["a", "b"]
+        and split_lines("") == []
+        and split_lines("\n") == [""]
     )
 
 
 def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
     path = tmp_path / "answers" / "ab" / "abc.jsonl"
     for number in range(3):
-        Journal(path).put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
-    entry = Entry(kind="answers", path=path, bytes=1, changed=0.0)
+        AnswerCache(path).put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
+    entry = CacheEntry(kind="answers", path=path, bytes=1, changed=0.0)
     whole = path.read_text(encoding="utf-8")
     old = json.dumps(["key1", ["answer 1", 3, "eos"], 0.5]) + "\n"  # of a version without digests
     lines = whole.splitlines(keepends=True)
@@ -93,19 +93,19 @@ def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
         lines[0] + "[1, 2]\n" + lines[2],
     ):
         path.write_text(harmed, encoding="utf-8")
-        assert damage_of(entry).startswith("line 2: ")
-        journal = Journal(path)
+        assert entry_damage(entry).startswith("line 2: ")
+        cache = AnswerCache(path)
         assert (
-            "1 kept answers are not as they were written (line 2" in journal.damage()
-            and "asked again" in journal.damage()
+            "1 cached answers are damaged and were dropped (line 2" in cache.damage()
+            and "computed again" in cache.damage()
         )
         assert (
-            journal.get("key1") is None
-            and journal.get("key9") is None
-            and journal.get("key2") == (["answer 2", 3, "eos"], 0.5)
+            cache.get("key1") is None
+            and cache.get("key9") is None
+            and cache.get("key2") == (["answer 2", 3, "eos"], 0.5)
         )
-        journal.put("key1", ["answer 1", 3, "eos"], 0.5)
-        assert damage_of(entry) == "" == Journal(path).damage()
+        cache.put("key1", ["answer 1", 3, "eos"], 0.5)
+        assert entry_damage(entry) == "" == AnswerCache(path).damage()
         assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
 
 

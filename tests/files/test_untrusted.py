@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from harness.errors import HarnessError
 from harness.files import untrusted
-from harness.files.lines import checked, json_lines, signed, signed_lines
+from harness.files.lines import read_json_lines, read_signed_lines, signed_line, verify_line
 from harness.files.untrusted import Limits, Unreadable, read_as, read_json, read_object
-from harness.files.writing import keep_file, read_signed, write_signed, write_whole
+from harness.files.writing import read_signed, replace_file, write_atomically, write_signed
 from harness.planning.config import read_run_file
 from harness.planning.spec import parse_value
 
@@ -63,7 +63,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseeds = 2\r\n")
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
     assert read_object(tmp_path / "a.json") == {"a": 1} == next(
-        json_lines(tmp_path / "a.jsonl")
+        read_json_lines(tmp_path / "a.jsonl")
     ) and read_run_file(tmp_path / "a.toml") == {"seeds": 2}
 
 
@@ -85,7 +85,9 @@ def test_folders_pipes_long_files_and_names_that_are_none_are_refused_without_wa
 @pytest.mark.parametrize("value", [[], "text", 3, None, True])
 def test_what_is_no_object_is_said_by_its_kind(value, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(value))
-    with pytest.raises(Unreadable, match=f"it holds {untrusted.kind_of(value)}, not a JSON object"):
+    with pytest.raises(
+        Unreadable, match=f"it holds {untrusted.describe_json_type(value)}, not a JSON object"
+    ):
         read_object(tmp_path / "a.json")
 
 
@@ -133,8 +135,8 @@ def test_a_typed_word_that_is_no_value_stays_a_word(text):
 def test_lines_carry_their_digest(tmp_path):
     path = tmp_path / "a.jsonl"
     values = [["key", ["an\u2028swer", 3], 0.5], {"row": 1, "text": "x"}, {"nan": float("inf")}]
-    path.write_text("".join(map(signed, values)), encoding="utf-8", newline="\n")
-    assert signed_lines(path) == (values, [])
+    path.write_text("".join(map(signed_line, values)), encoding="utf-8", newline="\n")
+    assert read_signed_lines(path) == (values, [])
     lines = path.read_text(encoding="utf-8").split("\n")
     for at, edited in (
         (0, lines[0].replace("3", "4")),
@@ -147,27 +149,30 @@ def test_lines_carry_their_digest(tmp_path):
         path.write_text(
             "\n".join([*lines[:at], edited, *lines[at + 1 :]]), encoding="utf-8", newline="\n"
         )
-        kept, wrong = signed_lines(path)
+        kept, wrong = read_signed_lines(path)
         assert (
             kept == values[:at] + values[at + 1 :]
             and len(wrong) == 1
             and wrong[0].startswith(f"line {at + 1}: ")
         )
     path.write_text("\n".join(lines)[:-20], encoding="utf-8", newline="\n")
-    assert signed_lines(path) == (values[:2], []) and signed_lines(tmp_path / "none") == ([], [])
+    assert read_signed_lines(path) == (values[:2], []) and read_signed_lines(tmp_path / "none") == (
+        [],
+        [],
+    )
     with pytest.raises(ValueError, match="no digest"):
-        checked({"digest": 3})
+        verify_line({"digest": 3})
 
 
 def test_a_packed_file_of_lines_that_is_cut_is_said(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' * 1_000)[:-12])
     with pytest.raises(Unreadable, match=r"a\.jsonl\.gz"):
-        list(json_lines(path))
+        list(read_json_lines(path))
     path.write_bytes(b"no gzip")
     with pytest.raises(Unreadable, match=r"a\.jsonl\.gz"):
-        list(json_lines(path))
-    assert list(json_lines(path, torn=True)) == []
+        list(read_json_lines(path))
+    assert list(read_json_lines(path, torn=True)) == []
 
 
 def test_a_signed_file_is_read_back_and_any_change_is_seen(tmp_path):
@@ -190,14 +195,14 @@ def test_a_signed_file_is_read_back_and_any_change_is_seen(tmp_path):
 
 def test_a_write_that_fails_leaves_what_stood_there_and_nothing_beside_it(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "a.json"
-    write_whole(path, "old")
+    write_atomically(path, "old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old" and [one.name for one in path.parent.iterdir()] == ["a.json"]
 
 
@@ -215,5 +220,5 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
-    keep_file(tmp_path / "a", lambda fresh: fresh.write_text("x"))
+    replace_file(tmp_path / "a", lambda fresh: fresh.write_text("x"))
     assert told == [".part", "renamed", ""]

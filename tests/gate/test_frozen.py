@@ -10,7 +10,7 @@ from harness.gate.check import check
 from harness.gate.frozen_documents import rise_of
 from harness.gate.frozen_items import FrozenPair, rules_for_row
 from harness.gate.rules import Rules, Verdict
-from harness.records.baseline import Baseline, Change, freeze
+from harness.records.baseline import Baseline, Change, freeze_record
 from harness.records.conditions import ModelReference
 from harness.records.record import Environment, RunRecord, TaskScore
 from harness.scoring.items import ItemRow
@@ -131,7 +131,7 @@ def frozen(*records):
     change = Change(
         reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
     )
-    return Baseline(history=(change,), rows=tuple(map(freeze, records)))
+    return Baseline(history=(change,), rows=tuple(map(freeze_record, records)))
 
 
 def judged(then, now, **rules):
@@ -141,7 +141,7 @@ def judged(then, now, **rules):
     )
 
 
-def turned(marks, *, lose=0, win=0):
+def flipped(marks, *, lose=0, win=0):
     right = [at for at, mark in enumerate(marks) if mark == "1"][:lose]
     wrong = [at for at, mark in enumerate(marks) if mark == "0"][:win]
     return "".join(
@@ -160,10 +160,10 @@ TEXT = [(-30.0 - at % 7, 10.0) for at in range(60)]
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
-        (hits(MARKS), hits(turned(MARKS, lose=50)), "50 outcomes differ"),
-        (hits(MARKS), hits(turned(MARKS, lose=25, win=25)), "50 outcomes differ"),
-        (hits(MARKS), hits(turned(MARKS, win=1)), "1 outcomes differ"),
-        (choices(MARKS), choices(turned(MARKS, lose=2, win=1)), "3 outcomes differ"),
+        (hits(MARKS), hits(flipped(MARKS, lose=50)), "50 outcomes differ"),
+        (hits(MARKS), hits(flipped(MARKS, lose=25, win=25)), "50 outcomes differ"),
+        (hits(MARKS), hits(flipped(MARKS, win=1)), "1 outcomes differ"),
+        (choices(MARKS), choices(flipped(MARKS, lose=2, win=1)), "3 outcomes differ"),
         (numbers(VALUES), numbers([*VALUES[:-3], 0.0, 0.0, 0.0]), "3 values differ"),
         (numbers(VALUES), numbers([value * 0.5 for value in VALUES]), "360 values differ"),
         (
@@ -199,7 +199,7 @@ def test_the_same_answers_with_another_figure_are_another_scoring(then, now, sai
 
 def test_another_scoring_of_one_seed_is_enough_and_exits_with_4():
     then = [row(hits(MARKS, answers_digest=f"{seed}"), label="r", seed=seed) for seed in (1, 2)]
-    now = [then[0], row(hits(turned(MARKS, lose=3), answers_digest="2"), label="r", seed=2)]
+    now = [then[0], row(hits(flipped(MARKS, lose=3), answers_digest="2"), label="r", seed=2)]
     checked = check(now, Rules(), frozen(*then))
     assert checked.exit_code == 4 and any(one.differs == "scoring" for one in checked.findings)
 
@@ -384,7 +384,7 @@ def errors_that_rose(by):
 
 
 def hits_that_fell(by):
-    return hits(turned(MARKS, lose=round(1000 * by)), answers_digest=f"fell by {by}")
+    return hits(flipped(MARKS, lose=round(1000 * by)), answers_digest=f"fell by {by}")
 
 
 def documents_that_rose(by):
@@ -444,7 +444,7 @@ def test_identical_seeds_and_unchanged_ones_pass(make):
 
 def pairs(then, now):
     return [
-        FrozenPair(freeze(old), freeze(old).scores[0], new, new.scores[0])
+        FrozenPair(freeze_record(old), freeze_record(old).scores[0], new, new.scores[0])
         for old, new in zip(then, now, strict=True)
     ]
 
@@ -496,7 +496,7 @@ def test_few_documents_are_judged_with_students_t():
     told = rise_of(
         pairs([row(documents(uneven))], [row(documents(moved, answers_digest="x"))])
     ).ratio
-    assert told == means.ratio_of_documents([moved], [uneven])
+    assert told == means.perplexity_ratio_interval([moved], [uneven])
 
 
 def test_bits_per_byte_are_compared_by_their_ratio():

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.analysis.comparison import best_labels, compare, difference_p_value, group_records
+from harness.analysis.comparison import best_labels, compare, equality_test, group_records
 from harness.records.conditions import ModelReference
 from harness.records.record import RunRecord, TaskScore
 from harness.reporting.notes import group_notes
 from harness.reporting.report import build_sections
 from harness.statistics import means, stats
-from harness.statistics.intervals import Source, around, half_width, one_sided, two_sided
+from harness.statistics.intervals import (
+    ErrorSource,
+    half_width,
+    interval_around,
+    one_sided_p,
+    two_sided_p,
+)
 
 MODEL = ModelReference(name="tiny", digest="d")
 
@@ -82,32 +88,32 @@ def trainings(shares, items=400, seed=0, agree=0.6):
 
 def test_one_source_of_error_is_students_t():
     for freedom in (1, 2, 9, 1e6):
-        assert half_width([Source(4.0, freedom)]) == pytest.approx(
+        assert half_width([ErrorSource(4.0, freedom)]) == pytest.approx(
             2 * scipy_stats.t.ppf(0.975, freedom)
         )
         for gap in (0.5, 2.0, 30.0):
-            assert one_sided(gap, [Source(4.0, freedom)]) == pytest.approx(
+            assert one_sided_p(gap, [ErrorSource(4.0, freedom)]) == pytest.approx(
                 scipy_stats.t.sf(gap / 2, freedom), rel=1e-6, abs=1e-12
             )
-            assert one_sided(-gap, [Source(4.0, freedom)]) == pytest.approx(
+            assert one_sided_p(-gap, [ErrorSource(4.0, freedom)]) == pytest.approx(
                 scipy_stats.t.cdf(gap / 2, freedom), rel=1e-6
             )
-    assert two_sided(0.0, [Source(1.0, 2)]) == pytest.approx(1.0)
+    assert two_sided_p(0.0, [ErrorSource(1.0, 2)]) == pytest.approx(1.0)
     assert (
-        one_sided(0.0, []) == 0.5
-        and one_sided(1.0, []) == 0.0
-        and one_sided(-1.0, [Source(0.0, 3)]) == 1.0
+        one_sided_p(0.0, []) == 0.5
+        and one_sided_p(1.0, []) == 0.0
+        and one_sided_p(-1.0, [ErrorSource(0.0, 3)]) == 1.0
     )
 
 
 def test_several_sources_keep_their_own_quantiles_and_the_p_is_where_the_interval_ends():
-    sources = [Source(1.0, 2), Source(0.5, 400)]
+    sources = [ErrorSource(1.0, 2), ErrorSource(0.5, 400)]
     expected = math.sqrt(
         scipy_stats.t.ppf(0.975, 2) ** 2 + 0.5 * scipy_stats.t.ppf(0.975, 400) ** 2
     )
     assert half_width(sources) == pytest.approx(expected)
-    assert two_sided(expected, sources) == pytest.approx(0.05, rel=1e-6)
-    found = around(1.0, sources)
+    assert two_sided_p(expected, sources) == pytest.approx(0.05, rel=1e-6)
+    found = interval_around(1.0, sources)
     assert (found.value, found.low, found.high) == pytest.approx(
         (1.0, 1.0 - expected, 1.0 + expected)
     )
@@ -182,10 +188,10 @@ def test_equal_methods_are_seldom_called_unequal_and_unequal_ones_often():
                 )
                 for _ in range(2)
             ]
-            called += means.unequal(*sides) <= 0.05
+            called += means.equality_test(*sides) <= 0.05
         assert called / 400 <= 0.07
     found = [
-        means.unequal(
+        means.equality_test(
             *(
                 np.stack(
                     [
@@ -263,7 +269,7 @@ def test_a_table_adjusts_its_verdicts_together():
     teacher = scored("teacher", "1" * 900 + "0" * 100)
     base = "1" * 700 + "0" * 300
     nearly = "0" * 20 + "1" * 680 + "1" * 5 + "0" * 295  # 20 lost, 5 won of 1,000
-    assert 0.001 < stats.unequal([nearly], [base]) < 0.05
+    assert 0.001 < stats.equality_test([nearly], [base]) < 0.05
     rows = [
         scored(f"response[{at}]", nearly if at == 0 else base[1:] + base[:1], controls=("sft",))
         for at in range(20)
@@ -317,7 +323,7 @@ def test_a_further_stage_of_the_same_trainings_is_compared_training_by_training(
     rows = {row.label: row for row in found.rows}
     gap = compare(rows["response+int8"], rows["response"], "gsm8k-mini", ratio=False)
     assert gap.value == pytest.approx(-0.02) and gap.high < 0
-    assert difference_p_value(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
+    assert equality_test(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
     [apart] = group_records(
         [
             teacher,

@@ -23,9 +23,16 @@ from harness.gate.check import check
 from harness.gate.frozen_items import rules_for_row
 from harness.gate.rules import Rules
 from harness.gate.update import update_baseline
-from harness.records.baseline import Baseline, Origin, _digest, freeze, read_baseline
+from harness.records.baseline import Baseline, Origin, _digest, freeze_record, read_baseline
 from harness.records.conditions import ModelReference
-from harness.records.record import Environment, Measurement, RunRecord, TaskScore, read, write
+from harness.records.record import (
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    read_record,
+    write_record,
+)
 from harness.statistics import stats
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +145,7 @@ class Desk:
 
     def put(self, *records):
         for record in records:
-            write(self.place / f"{record.label}-{record.seed}.json", record)
+            write_record(self.place / f"{record.label}-{record.seed}.json", record)
 
     def update(self, *words, reason="r", path=None):
         line = [
@@ -162,7 +169,7 @@ class Desk:
 
     @property
     def records(self):
-        return [read(path) for path in sorted(self.place.glob("*.json"))]
+        return [read_record(path) for path in sorted(self.place.glob("*.json"))]
 
     def score(self, label="int8"):
         return next(one.scores[0] for one in self.frozen.rows if one.label == label)
@@ -220,8 +227,8 @@ def test_small_steps_are_seen_whatever_items_carry(tmp_path, make):
     assert "against its first accepted value" in str(done.exception)
     first = desk.score().first
     assert (first.values, first.totals) == (
-        freeze(row("x", make(1.0))).scores[0].values,
-        freeze(row("x", make(1.0))).scores[0].totals,
+        freeze_record(row("x", make(1.0))).scores[0].values,
+        freeze_record(row("x", make(1.0))).scores[0].totals,
     )
 
 
@@ -514,7 +521,7 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     done = weak.update("--margin", "0.95", "--own-margin")
     assert done.return_value == 0, done.exception
     own = {one.label: one.margin for one in weak.frozen.rows}
-    low = stats.retention(stats.pairs(MARKS, lost(600))).low
+    low = stats.retention_interval(stats.count_pairs(lost(600), MARKS)).low
     assert (
         own == {"teacher": None, "int8": None, "prune": int(100 * low) / 100}
         and 0.15 < own["prune"] < 0.25
@@ -565,7 +572,7 @@ def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
 def test_points_have_margins_of_their_own_too(weak):
     assert weak.update("--margin", "2points", "--own-margin").return_value == 0
     [prune] = [one for one in weak.frozen.rows if one.label == "prune"]
-    low = stats.difference(stats.pairs(MARKS, lost(600))).low
+    low = stats.difference_interval(stats.count_pairs(lost(600), MARKS)).low
     assert (
         prune.points
         and prune.margin == pytest.approx(-int(100 * low - 1) / 100)
@@ -645,8 +652,8 @@ def test_below_the_least_number_of_items_only_equal_answers_pass(desk):
     rules = Rules()
     [line] = [one for one in detectable_drops(desk.frozen, None, [], rules) if one.row == "int8"]
     # two tests: the teacher's row and int8's
-    assert line.fewest_items == stats.items_for(0.0, 0.05, alpha=0.005)
-    assert stats.items_for(0.0, 0.05, alpha=0.01) == 199
+    assert line.fewest_items == stats.items_to_detect(0.0, 0.05, alpha=0.005)
+    assert stats.items_to_detect(0.0, 0.05, alpha=0.01) == 199
     least = line.fewest_items
     for n, expected in ((least, 0), (least - 1, 3)):
         then = [
@@ -668,9 +675,9 @@ def test_the_smallest_drop_is_the_one_that_so_many_items_show():
     for n, flips in ((250, 0.05), (1000, 0.02), (14_042, 0.12)):
         drop = smallest_drop(n, flips, 0.01)
         assert (
-            stats.items_for(flips, drop, alpha=0.01)
+            stats.items_to_detect(flips, drop, alpha=0.01)
             <= n
-            < stats.items_for(flips, 0.99 * drop, alpha=0.01)
+            < stats.items_to_detect(flips, 0.99 * drop, alpha=0.01)
         )
     assert smallest_drop(3, 0.05, 0.01) is None
 
@@ -682,7 +689,7 @@ def test_an_update_says_what_its_items_can_show(desk, tmp_path):
         "alpha 0.01, Holm over 2 tests" in done.output
         and "2.0 % (since the last move)" in done.output
     )
-    least = stats.items_for(0.0, 0.05, alpha=0.005)
+    least = stats.items_to_detect(0.0, 0.05, alpha=0.005)
     assert "5.0 % (not known)" in done.output and f"below {least} items" in done.output, done.output
     noise = Measurement(
         name="noise_flips:gsm8k-mini", value=0.012, unit="fraction", higher_is_better=False
@@ -725,7 +732,7 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
     assert (
         {one.numbers["needed"] for one in found}
         == least
-        == {stats.items_for(0.0, 0.05, alpha=0.01 / 8)}
+        == {stats.items_to_detect(0.0, 0.05, alpha=0.01 / 8)}
     )
 
 
@@ -783,7 +790,7 @@ def test_sizes_that_are_not_known_are_shown_as_such():
     now = then.model_copy(
         update={"student": then.student.model_copy(update={"weight_bytes": None})}
     )
-    old, new = (Baseline(history=(), rows=(freeze(one),)) for one in (then, now))
+    old, new = (Baseline(history=(), rows=(freeze_record(one),)) for one in (then, now))
     assert change_lines(old, new)[0]["bytes"] == "1,000 -> -"
 
 

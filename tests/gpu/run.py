@@ -129,9 +129,9 @@ def _broken_imports() -> list[str]:
 
 
 def _no_card() -> str:
-    from harness.machine.gpu import signs_of_gpu, why_unusable
+    from harness.machine.gpu import gpu_problem, signs_of_gpu
 
-    return why_unusable(signs_of_gpu())
+    return gpu_problem(signs_of_gpu())
 
 
 def _say_what_is_odd() -> None:
@@ -177,11 +177,11 @@ def _run(asked: argparse.Namespace) -> int:
     from kit import Kit
 
     from harness.machine.gpu import gpu_of
-    from harness.records.environment import environment
+    from harness.records.environment import current_environment
 
     asked.out.mkdir(parents=True, exist_ok=True)
     _say_what_is_odd()
-    known = environment(device="cuda", dtype="", threads=0)
+    known = current_environment(device="cuda", dtype="", threads=0)
     versions = {
         **known.versions,
         **{name: metadata.version(name) for name in ("pyarrow", "huggingface_hub")},

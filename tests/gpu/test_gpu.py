@@ -205,9 +205,9 @@ def test_cells_and_students_of_one_gpu_are_not_taken_for_anothers(card, tmp_path
 
 
 def _records_of(gpu):
-    from harness.records.store import read_all
+    from harness.records.store import read_records
 
-    records, _ = read_all(Path(__file__).parents[2] / "results" / "embedded")
+    records, _ = read_records(Path(__file__).parents[2] / "results" / "embedded")
     return [
         record.model_copy(
             update={
@@ -240,12 +240,12 @@ def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, 
 
     card(H100)
     made = _records_of(
-        records_environment.environment(device="cuda", dtype="bfloat16", threads=1).gpu
+        records_environment.current_environment(device="cuda", dtype="bfloat16", threads=1).gpu
     )[0]
-    records.write(tmp_path / "r.json", made)
-    assert records.read(tmp_path / "r.json").environment.gpu == H100
+    records.write_record(tmp_path / "r.json", made)
+    assert records.read_record(tmp_path / "r.json").environment.gpu == H100
     old = next((Path(__file__).parents[2] / "results" / "embedded" / "records").glob("*.json"))
-    assert records.read(old).environment.gpu is None
+    assert records.read_record(old).environment.gpu is None
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     def out_of_memory(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fidelity, "remember", out_of_memory)
+    monkeypatch.setattr(fidelity, "save_hidden_states", out_of_memory)
     monkeypatch.setattr(evaluation, "_distances_to_teacher", out_of_memory)
     job = teacher_job.model_copy(update={"noise": 0})
     record = cell._compute(job, lambda _: None, time.monotonic())
@@ -393,10 +393,11 @@ PROMPTS = (
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card, embedded):
-    from harness.scoring.generation import generate, why_plain
-    from harness.scoring.likelihood import Scored, log_likelihoods
+    from harness.scoring.backend import LikelihoodRequest
+    from harness.scoring.generation import generate, reason_for_plain_path
+    from harness.scoring.likelihood import log_likelihoods
 
-    assert why_plain(on_card) == ""
+    assert reason_for_plain_path(on_card) == ""
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
     ours, theirs = (generate(opened, prompts, max_new_tokens=24) for opened in (on_card, embedded))
     assert [one.ids for one in ours] == [one.ids for one in theirs]
@@ -404,7 +405,7 @@ def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card,
         one.ids for one in generate(on_card, prompts, max_new_tokens=24, batch_size=1)
     ]
     rows = [
-        Scored([*prompt, *answer.ids], len(answer.ids))
+        LikelihoodRequest([*prompt, *answer.ids], len(answer.ids))
         for prompt, answer in zip(prompts, ours, strict=True)
     ]
     for (value, _), (other, _) in zip(
@@ -452,10 +453,10 @@ def test_on_a_gpu_what_a_released_model_had_allocated_is_free(on_card):
 def test_on_a_gpu_the_environment_names_it():
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    from harness.records.environment import environment
+    from harness.records.environment import current_environment
 
     gpus._first_gpu.cache_clear()
-    gpu = environment(device="cuda", dtype="bfloat16", threads=1).gpu
+    gpu = current_environment(device="cuda", dtype="bfloat16", threads=1).gpu
     assert gpu is not None and gpu.name == torch.cuda.get_device_name(0) and gpu.cuda
     assert choose_device("auto" if signs_of_gpu() else "cuda") == "cuda"
 

@@ -191,9 +191,9 @@ def together(label, metric, runs, **changes):
         "form": metric,
         "statistics": run.statistics,
         "metric": metric,
-        "value": corpus.weighted(run),
-        "signed": metric in corpus.SIGNED,
-        "unit": "share" if metric in corpus.SHARES else "number",
+        "value": corpus.run_figure(run),
+        "signed": metric in corpus.SIGNED_FORMS,
+        "unit": "share" if metric in corpus.SHARE_FORMS else "number",
         "answers_digest": label,
     }
     return numbered(label, [0.0] * len(runs), **{**given, **changes})

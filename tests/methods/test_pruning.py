@@ -59,7 +59,7 @@ def test_the_golden_row_of_wanda_drops_what_magnitude_keeps():
         torch.tensor([[4.0, -3.0, 2.0, 1.0]]),
         torch.tensor([0.1, 1.0, 2.0, 5.0]).square(),
     )
-    asked = {"ratio": 0.5, "pattern": "unstructured", "within": "row"}
+    asked = {"ratio": 0.5, "pattern": "unstructured", "compare": "row"}
     assert pruning_mask(wanda_score(row, squares), **asked).tolist() == [[False, False, True, True]]
     assert pruning_mask(row.abs(), **asked).tolist() == [[True, True, False, False]]
 

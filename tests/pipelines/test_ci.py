@@ -71,9 +71,9 @@ def test_every_documented_command_runs(desk):
 def _mark_clean(path):
     from harness.records import record
 
-    found = record.read(path)
+    found = record.read_record(path)
     environment = found.environment.model_copy(update={"dirty": False})
-    record.write(path, found.model_copy(update={"environment": environment}))
+    record.write_record(path, found.model_copy(update={"environment": environment}))
 
 
 def test_the_page_reads_what_a_run_wrote(desk):

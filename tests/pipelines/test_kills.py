@@ -16,7 +16,7 @@ import _faults
 from _faults import Fault
 
 from harness.files import leftovers
-from harness.files.lines import signed, signed_lines
+from harness.files.lines import read_signed_lines, signed_line
 from harness.files.writing import write_signed
 from harness.models.checkpoint import remembered_digest
 from harness.records.store import Store
@@ -45,9 +45,9 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import _faults
 _faults.from_environment()
-from harness.files.writing import write_whole
+from harness.files.writing import write_atomically
 from pathlib import Path
-write_whole(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "x" * 100)
+write_atomically(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "x" * 100)
 """
 
 
@@ -115,7 +115,7 @@ def test_short_writes_are_written_on_and_torn_files_are_cut_to_half(tmp_path):
 
 @pytest.mark.parametrize("name", [".a.json.{}.part", ".student.{}.part", ".probe-{}"])
 def test_what_a_process_left_half_written_goes_once_it_is_gone_and_quiet(tmp_path, name):
-    old = time.time() - 2 * leftovers.QUIET
+    old = time.time() - 2 * leftovers.QUIET_SECONDS
 
     def lay(number, since):
         path = tmp_path / name.format(number)
@@ -127,7 +127,7 @@ def test_what_a_process_left_half_written_goes_once_it_is_gone_and_quiet(tmp_pat
     whole = tmp_path / "a.json"
     whole.write_text("{}")
     os.utime(whole, (old, old))
-    assert leftovers.sweep([tmp_path, tmp_path / "nowhere"]) == [dead]
+    assert leftovers.delete_abandoned([tmp_path, tmp_path / "nowhere"]) == [dead]
     assert living.exists() and fresh.exists() and whole.exists()
 
 
@@ -135,9 +135,9 @@ def test_a_folder_that_is_still_written_into_stays(tmp_path):
     folder = tmp_path / f".student.{GONE}.part"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"x")
-    old = time.time() - 2 * leftovers.QUIET
+    old = time.time() - 2 * leftovers.QUIET_SECONDS
     os.utime(folder, (old, old))
-    assert leftovers.sweep([tmp_path]) == [] and folder.exists()
+    assert leftovers.delete_abandoned([tmp_path]) == [] and folder.exists()
 
 
 def test_notes_of_holders_that_were_killed_go_and_others_stay(tmp_path):
@@ -160,7 +160,7 @@ def test_notes_of_holders_that_were_killed_go_and_others_stay(tmp_path):
         "elsewhere",
         "torn",
     ]
-    old = time.time() - 2 * leftovers.QUIET
+    old = time.time() - 2 * leftovers.QUIET_SECONDS
     os.utime(notes["torn"], (old, old))
     store.prepare()
     assert not notes["torn"].exists()
@@ -168,9 +168,9 @@ def test_notes_of_holders_that_were_killed_go_and_others_stay(tmp_path):
 
 def test_a_file_that_is_written_at_once_has_no_torn_last_line(tmp_path):
     path = tmp_path / "samples.jsonl"
-    path.write_text((signed({"a": 1}) + signed({"a": 2}))[:-5])
-    assert signed_lines(path) == ([{"a": 1}], [])
-    values, wrong = signed_lines(path, whole=True)
+    path.write_text((signed_line({"a": 1}) + signed_line({"a": 2}))[:-5])
+    assert read_signed_lines(path) == ([{"a": 1}], [])
+    values, wrong = read_signed_lines(path, whole=True)
     assert values == [{"a": 1}] and wrong[0].startswith("line 2: ")
 
 
@@ -231,7 +231,7 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
 
     from _records import scored
 
-    from harness.records.record import Cost, StageRecord, write
+    from harness.records.record import Cost, StageRecord, write_record
 
     def stage(key, scores):
         return StageRecord(
@@ -251,10 +251,10 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     chain = row.model_copy(
         update={"key": "c" * 24, "stages": (stage("cot", {}), stage("int8", {"x": 1.0}))}
     )
-    write(store.record_path(chain.key), chain)
+    write_record(store.record_path(chain.key), chain)
     plan = SimpleNamespace(cells=[SimpleNamespace(key=row.key, student_key="cot")])
     assert runner._with_stages(plan, chain, store) == chain  # its row is not there yet
-    write(store.record_path(row.key), row)
+    write_record(store.record_path(row.key), row)
     filled = runner._with_stages(plan, chain, store)
     assert [each.scores for each in filled.stages] == [own, {"x": 1.0}]
     assert json.loads(store.record_path(chain.key).read_text())["stages"][0]["scores"] == own
@@ -268,7 +268,7 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
 
     from _records import scored
 
-    from harness.records.record import write
+    from harness.records.record import write_record
 
     store = Store(tmp_path)
     store.prepare()
@@ -289,7 +289,7 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
     )
     plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
     assert runner._reason_to_compare(plan, store, alone) == ""  # nor are they there now
-    write(store.record_path(teacher.key), teacher)
+    write_record(store.record_path(teacher.key), teacher)
     assert "are there now" in runner._reason_to_compare(plan, store, alone)
     assert (
         runner._reason_to_compare(plan, store, whole)
@@ -297,7 +297,7 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
         == ""
     )
 
-    write(store.record_path(alone.key), alone)
+    write_record(store.record_path(alone.key), alone)
     monkeypatch.setattr(runner, "_compute_cell", lambda *given: whole)
     plan.config = SimpleNamespace(force=False, wait=True)
     lines = []

@@ -17,10 +17,10 @@ import pytest
 
 import harness
 from harness.api import plan_run
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.planning.config import build_config
-from harness.records.store import Busy, Store, read_all
+from harness.records.store import CellBusy, Store, read_records
 from harness.registry import Registry
 from harness.reporting import report
 from harness.running import runner, student
@@ -296,7 +296,7 @@ def test_what_a_library_raises_fails_its_own_row_alone(finished, tmp_path):
         "torchao 0.1.0 failed on tiny (AssertionError: torch is too new for this torchao); use "
         "int8 or int4" in done.stderr
     )
-    records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
+    records, problems = read_records(max((folder / "runs" / "runs").glob("*.json")))
     status = {record.label: record.status for record in records}
     assert (
         not problems
@@ -337,7 +337,7 @@ def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(
         "shouting[how=nothing] (seed 1): failed" in done.stderr
         and "changed no weight" in done.stderr
     )
-    records, problems = read_all(max((folder / "runs" / "runs").glob("*.json")))
+    records, problems = read_records(max((folder / "runs" / "runs").glob("*.json")))
     status = {record.label: record.status for record in records}
     assert (
         not problems and status["shouting"] == status["shortest"] == status["teacher"] == "success"
@@ -407,7 +407,7 @@ def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
     for name in ("killed", "whole"):
         assert command(*options, "--out", tmp_path / name).returncode == 0
     digests = [
-        {r.label: r.student.digest for r in read_all(tmp_path / name)[0]}
+        {r.label: r.student.digest for r in read_records(tmp_path / name)[0]}
         for name in ("killed", "whole")
     ]
     assert digests[0] == digests[1]
@@ -454,7 +454,7 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
         match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller "
         r"--student$",
     ):
-        student.student_of_cell(LoadedJob(job, {}, DataSource(), lambda _: None))
+        student.student_of_cell(LoadedJob(job, {}, LocalOrHubData(), lambda _: None))
     assert not (tmp_path / "cache").exists()
 
 
@@ -500,7 +500,7 @@ def test_a_cell_that_another_run_computes_is_left_or_waited_for(tmp_path):
     said = []
     with store.locked("k" * 64, wait=True, on_wait=said.append):
         with (
-            pytest.raises(Busy) as busy,
+            pytest.raises(CellBusy) as busy,
             Store(tmp_path).locked("k" * 64, wait=False, on_wait=said.append),
         ):
             pytest.fail("two holders")

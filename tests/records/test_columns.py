@@ -17,7 +17,7 @@ from harness.estimating import estimate
 from harness.gate import baseline_tables, output
 from harness.records import columns, model_card
 from harness.records.columns import Header, Quantity
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.reporting import (
     claims,
     costs,
@@ -149,7 +149,7 @@ def built():
     """What is said of every committed study, with a price and every row against another."""
     studies = {}
     for folder in STUDIES:
-        records, problems = read_all(folder / "records")
+        records, problems = read_records(folder / "records")
         assert not problems
         label = next(
             record.label
@@ -240,7 +240,7 @@ def test_measurements_have_the_units_and_directions_of_the_table():
     known = {one.key: one for one in columns.QUANTITIES}
     seen = set()
     for folder in STUDIES:
-        for record in read_all(folder / "records")[0]:
+        for record in read_records(folder / "records")[0]:
             for one in record.measurements:
                 name = one.name.partition(":")[0]
                 if name.startswith("skipped_"):
@@ -305,10 +305,10 @@ def test_the_glossary_is_the_tables_help():
         (columns.TTFT, 0.01234, 12.34, "12.3"),
         (columns.DISK, 5 * 2**20, 5.0, "5.00"),
         (columns.DISK, 0.004 * 2**20, 0.004, "0.004"),
-        (columns.SAME_TOP, 0.9714, 0.9714, "97.1 %"),
+        (columns.TOP1_AGREEMENT, 0.9714, 0.9714, "97.1 %"),
         (columns.DROP_SHOWN, 0.051, 0.051, "5.1"),
         (columns.FLOPS, 1.5e9, 1.5e9, "1.50e+09"),
-        (columns.SEEN, 12345.0, 12345.0, "12,345"),
+        (columns.TOKENS_SEEN, 12345.0, 12345.0, "12,345"),
         (columns.AGAINST_TEACHER, 1234.5, 1234.5, "x1.2e+03"),
     ],
 )
@@ -342,7 +342,7 @@ def test_a_tasks_name_does_not_turn_a_columns_direction(task):
         column = quantity.name.of(task)
         assert task in column and quantity.header in column
         assert less_is_better(column) == (quantity.better == "lower")
-        assert columns.named(str(quantity.name)) is quantity
+        assert columns.quantity_of(str(quantity.name)) is quantity
     assert not less_is_better(f"{task} score") and less_is_better(f"{task} KL")
 
 

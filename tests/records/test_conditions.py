@@ -13,19 +13,19 @@ from harness.estimating.advice import _setting_advice
 from harness.gate.check import check
 from harness.gate.frozen import condition_difference
 from harness.records import record as records
-from harness.records.baseline import FrozenRow, freeze
+from harness.records.baseline import FrozenRow, freeze_record
 from harness.records.conditions import (
+    BaselineText,
     Conditions,
-    Flat,
-    Free,
-    Frozen,
+    MayDiffer,
     ModelReference,
-    Same,
+    MustAgree,
+    WithFlatConditions,
+    baseline_conditions,
     first_difference,
-    frozen_of,
-    shared_by,
+    shared_conditions,
 )
-from harness.records.record import BadRecord, Environment, RunRecord, TaskScore, rows_of
+from harness.records.record import BadRecord, Environment, RunRecord, TaskScore, row_kinds
 from harness.reporting import report
 
 STUDIES = Path(__file__).parents[2] / "results"
@@ -49,12 +49,12 @@ class Wider(Conditions):
     that does not matter.
     """
 
-    colour: Annotated[str, Same("colour")] = "none"
-    bits: Annotated[int, Same("bits", lambda n: f"{n} bits", "students")] = 16
+    colour: Annotated[str, MustAgree("colour")] = "none"
+    bits: Annotated[int, MustAgree("bits", lambda n: f"{n} bits", "students")] = 16
     curriculum: Annotated[
-        bool, Same("curriculum", lambda on: "easy first" if on else "", "trained rows")
+        bool, MustAgree("curriculum", lambda on: "easy first" if on else "", "trained rows")
     ] = False
-    desk: Annotated[str, Free("where a run was started says nothing of it")] = ""
+    desk: Annotated[str, MayDiffer("where a run was started says nothing of it")] = ""
 
 
 def make(label, conditions=None, *, seed=None, **changes):
@@ -122,17 +122,22 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
     assert len(group_records(usual)) == 1
     for then, now in zip(usual, other, strict=True):
         says = then.label in rows
-        assert condition_difference(freeze(then), then) is None
-        assert (condition_difference(freeze(then), now) is not None) == says, "from its default"
-        assert (condition_difference(freeze(now), then) is not None) == says, "and back"
-        assert (name in freeze(now).conditions) == says and name not in freeze(then).conditions, (
-            "at its default a baseline is as before"
+        assert condition_difference(freeze_record(then), then) is None
+        assert (condition_difference(freeze_record(then), now) is not None) == says, (
+            "from its default"
         )
+        assert (condition_difference(freeze_record(now), then) is not None) == says, "and back"
+        assert (name in freeze_record(now).conditions) == says and name not in freeze_record(
+            then
+        ).conditions, "at its default a baseline is as before"
         apart = group_records([*usual[:1], then, now])
         assert (len(apart) == 2) == (then.label in rows), [one.shared for one in apart]
     mixed = [*usual, make("cot", Wider(**PLAIN, **change), seed=1)]
     first, second = group_records(mixed)
-    assert {first.shared[name], second.shared[name]} == {shared_by(Wider(**PLAIN), ALL)[name], text}
+    assert {first.shared[name], second.shared[name]} == {
+        shared_conditions(Wider(**PLAIN), ALL)[name],
+        text,
+    }
     assert "cot" not in {
         row.label for row in (first if first.shared[name] != text else second).rows
     }
@@ -145,7 +150,7 @@ def test_a_setting_that_is_free_splits_nothing():
     one, other = make("int8", Wider(**PLAIN)), make("sft", Wider(**PLAIN, desk="window"), seed=1)
     assert (
         len(group_records([one, other])) == 1
-        and condition_difference(freeze(one), make("int8", Wider(**PLAIN, desk="x"))) is None
+        and condition_difference(freeze_record(one), make("int8", Wider(**PLAIN, desk="x"))) is None
     )
     assert first_difference(one.conditions, other.conditions) == "desk"
 
@@ -178,7 +183,7 @@ def test_a_condition_that_does_not_say_whether_rows_must_agree_in_it_is_refused(
             shots: int = 0
 
     for name, field in Conditions.model_fields.items():
-        assert any(isinstance(mark, (Same, Free)) for mark in field.metadata), name
+        assert any(isinstance(mark, (MustAgree, MayDiffer)) for mark in field.metadata), name
 
 
 CHANGED = {
@@ -206,11 +211,11 @@ def test_every_field_of_today_splits_as_it_says(name):
         make("sft", Conditions(**{**PLAIN, **change}), seed=1)
         for change in ({}, {name: CHANGED[name]})
     )
-    marks = [mark for mark in Conditions.model_fields[name].metadata if isinstance(mark, Same)]
+    marks = [mark for mark in Conditions.model_fields[name].metadata if isinstance(mark, MustAgree)]
     apart = bool(marks) or name == "limit"  # a limit makes a sample, which is a condition
     assert (len(group_records([one, other.model_copy(update={"label": "cot"})])) == 2) == apart
     held = [mark for mark in marks if mark.in_baselines] or name == "limit"
-    assert (condition_difference(freeze(one), other) is not None) == bool(held)
+    assert (condition_difference(freeze_record(one), other) is not None) == bool(held)
 
 
 def test_tables_and_baselines_write_conditions_as_they_did():
@@ -224,7 +229,7 @@ def test_tables_and_baselines_write_conditions_as_they_did():
             "teacher_weights": (0.7, 0.3),
         }
     )
-    assert shared_by(given, ALL) == {
+    assert shared_conditions(given, ALL) == {
         "teacher": "tiny",
         "teacher digest": "d",
         "tasks": "gsm8k@1",
@@ -237,7 +242,7 @@ def test_tables_and_baselines_write_conditions_as_they_did():
         "budget": "1,000 seen tokens, 10 items, a learning rate of its own",
         "weights": "0.7+0.3",
     }
-    assert frozen_of(Conditions(**PLAIN), ALL) == {
+    assert baseline_conditions(Conditions(**PLAIN), ALL) == {
         "teacher": "d",
         "device": "cpu",
         "dtype": "float32",
@@ -247,7 +252,7 @@ def test_tables_and_baselines_write_conditions_as_they_did():
         "student base": "d",
         "budget": "1000 tokens, 10 items",
     }
-    assert frozen_of(given, ALL)["prompts"] == "chat Be brief."
+    assert baseline_conditions(given, ALL)["prompts"] == "chat Be brief."
     assert conditions_of(make("teacher"))["path"] == "p"
 
 
@@ -296,13 +301,13 @@ def written_by_hand(record):
 
 
 def test_every_committed_record_stands_under_the_words_that_it_stood_under():
-    kept = [records.read(path) for path in sorted(STUDIES.glob("*/records/*.json"))]
+    kept = [records.read_record(path) for path in sorted(STUDIES.glob("*/records/*.json"))]
     assert len(kept) > 150
     for one in kept:
         table, held = written_by_hand(one)
-        assert list(shared_by(one.conditions, ("every row", *rows_of(one))).items()) == table, (
-            "in this order"
-        )
+        assert (
+            list(shared_conditions(one.conditions, ("every row", *row_kinds(one))).items()) == table
+        ), "in this order"
         # were not held at all: a tuned row was compared with one that was not
         late = ("tuned", "weights")
         assert {
@@ -314,15 +319,15 @@ def test_every_committed_record_stands_under_the_words_that_it_stood_under():
 def test_a_file_has_the_conditions_among_its_fields_in_every_schema(tmp_path):
     for path in sorted(STUDIES.glob("*/records/*.json")):
         data = json.loads(path.read_text())
-        held = records.read(path).conditions
+        held = records.read_record(path).conditions
         for name in set(Conditions.model_fields) & set(data):
             assert json.loads(held.model_dump_json())[name] == data[name], (path, name)
     whole = make("sft", Conditions(**PLAIN, limit={"gsm8k": 400}), seed=1)
-    records.write(tmp_path / "a.json", whole)
+    records.write_record(tmp_path / "a.json", whole)
     data = json.loads((tmp_path / "a.json").read_text())
     assert data["schema"] == records.SCHEMA == 9 and "conditions" not in data
     assert (data["limit"], data["limited"], data["device"]) == ({"gsm8k": 400}, True, "cpu")
-    assert records.read(tmp_path / "a.json") == whole
+    assert records.read_record(tmp_path / "a.json") == whole
 
 
 @pytest.mark.parametrize("schema", range(1, records.SCHEMA))
@@ -331,9 +336,9 @@ def test_older_schemas_read_to_the_same_object(schema, tmp_path):
         make("sft", Conditions(**PLAIN, limited=True), seed=1).model_dump_json(by_alias=True)
     )
     old = {key: value for key, value in old.items() if key != "limit"} | {"schema": schema}
-    signed = {"digest": records._digest(old)} if schema >= records._SIGNED else {}
+    signed = {"digest": records._digest(old)} if schema >= records._FIRST_SIGNED_SCHEMA else {}
     (tmp_path / "a.json").write_text(json.dumps({**old, **signed}))
-    read = records.read(tmp_path / "a.json")
+    read = records.read_record(tmp_path / "a.json")
     assert (
         read == make("sft", Conditions(**PLAIN, limited=True), seed=1)
         and read.conditions.limit is None
@@ -348,7 +353,7 @@ def test_a_wrong_condition_is_named_as_the_file_has_it(name, value, tmp_path):
     data = json.loads(make("sft", seed=1).model_dump_json(by_alias=True)) | {name: value}
     (tmp_path / "a.json").write_text(json.dumps({**data, "digest": records._digest(data)}))
     with pytest.raises(BadRecord, match=rf"a\.json: field {name}"):
-        records.read(tmp_path / "a.json")
+        records.read_record(tmp_path / "a.json")
 
 
 def test_a_new_setting_reaches_the_file_and_comes_back_by_its_field_alone(tmp_path):
@@ -366,7 +371,7 @@ def test_a_new_setting_reaches_the_file_and_comes_back_by_its_field_alone(tmp_pa
 def test_programs_that_read_a_records_conditions_by_their_old_names_go_on():
     one = make("sft", Conditions(**{**PLAIN, "device": "cuda"}), seed=1)
     assert (one.device, one.budget_tokens, one.limited) == ("cuda", 1000, False)
-    assert not hasattr(one, "colour") and isinstance(one, Flat)
+    assert not hasattr(one, "colour") and isinstance(one, WithFlatConditions)
     with pytest.raises(AttributeError):
         one.colour  # noqa: B018
 
@@ -374,18 +379,23 @@ def test_programs_that_read_a_records_conditions_by_their_old_names_go_on():
 def test_one_name_may_hold_several_fields_and_a_text_may_be_left_out():
     class Two(Conditions):
         low: Annotated[
-            int, Same("range", lambda n: f"from {n}", frozen=Frozen("range", lambda n: f"{n}-"))
+            int,
+            MustAgree(
+                "range", lambda n: f"from {n}", frozen=BaselineText("range", lambda n: f"{n}-")
+            ),
         ] = 1
-        high: Annotated[int, Same("range", lambda n: f"to {n}", frozen=Frozen("range", str))] = 2
-        card: Annotated[str | None, Same("card", lambda name: name)] = None
+        high: Annotated[
+            int, MustAgree("range", lambda n: f"to {n}", frozen=BaselineText("range", str))
+        ] = 2
+        card: Annotated[str | None, MustAgree("card", lambda name: name)] = None
 
     assert (
-        shared_by(Two(**PLAIN))["range"] == "from 1, to 2"
-        and frozen_of(Two(**PLAIN), ALL)["range"] == "1-2"
+        shared_conditions(Two(**PLAIN))["range"] == "from 1, to 2"
+        and baseline_conditions(Two(**PLAIN), ALL)["range"] == "1-2"
     )
     assert (
-        "card" not in shared_by(Two(**PLAIN))
-        and shared_by(Two(**PLAIN, card="H100"))["card"] == "H100"
+        "card" not in shared_conditions(Two(**PLAIN))
+        and shared_conditions(Two(**PLAIN, card="H100"))["card"] == "H100"
     )
 
 

@@ -19,8 +19,8 @@ from harness.records.record import (
     StageRecord,
     TaskScore,
     _digest,
-    read,
-    write,
+    read_record,
+    write_record,
 )
 from harness.records.store import Store
 
@@ -186,7 +186,7 @@ def planted(path, place, value):
     """Write a whole record, put `value` where `place` leads, and sign the file again: its digest is
     right.
     """
-    write(path, record())
+    write_record(path, record())
     data = json.loads(path.read_text(encoding="utf-8"))
     inner = data
     for step in place[:-1]:
@@ -197,8 +197,8 @@ def planted(path, place, value):
 
 
 def test_a_whole_record_is_read(tmp_path):
-    write(tmp_path / "r.json", record())
-    assert read(tmp_path / "r.json") == record()
+    write_record(tmp_path / "r.json", record())
+    assert read_record(tmp_path / "r.json") == record()
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_contradiction_is_named_though_the_digest_is_right(tmp_path, place, va
     path = tmp_path / "r.json"
     planted(path, place, value)
     with pytest.raises(BadRecord) as caught:
-        read(path)
+        read_record(path)
     told = str(caught.value)
     assert (
         said in told
@@ -419,12 +419,12 @@ def test_a_contradiction_is_named_though_the_digest_is_right(tmp_path, place, va
     ],
 )
 def test_what_is_odd_and_true_is_read(tmp_path, changes):
-    write(tmp_path / "r.json", record(**changes))
-    assert read(tmp_path / "r.json").status == changes.get("status", "success")
+    write_record(tmp_path / "r.json", record(**changes))
+    assert read_record(tmp_path / "r.json").status == changes.get("status", "success")
 
 
 def test_a_score_of_a_task_that_was_not_asked_is_refused_in_a_failed_record_too(tmp_path):
-    write(
+    write_record(
         tmp_path / "r.json",
         record(
             status="failed",
@@ -436,7 +436,7 @@ def test_a_score_of_a_task_that_was_not_asked_is_refused_in_a_failed_record_too(
         ),
     )
     with pytest.raises(BadRecord, match="there is a score of gsm8k-mini@1"):
-        read(tmp_path / "r.json")
+        read_record(tmp_path / "r.json")
 
 
 def test_every_committed_record_is_read_and_says_the_same_twice():
@@ -445,12 +445,12 @@ def test_every_committed_record_is_read_and_says_the_same_twice():
         for path in (ROOT / "results").rglob("*.json")
         if '"kind": "cell"' in path.read_text(encoding="utf-8")
     ]
-    assert len(paths) > 150 and all(read(path).label for path in paths)
+    assert len(paths) > 150 and all(read_record(path).label for path in paths)
 
 
 def test_a_cell_that_contradicts_itself_is_computed_again(tmp_path):
     store = Store(tmp_path)
-    write(store.record_path("k"), record())
+    write_record(store.record_path("k"), record())
     assert store.finished("k") is not None
     planted(store.record_path("k"), ("scores", 0, "value"), 0.97)
     assert store.finished("k") is None

@@ -11,7 +11,7 @@ from harness.cli.app import app
 from harness.errors import HarnessError
 from harness.records import export
 from harness.records.conditions import ModelReference
-from harness.records.record import Environment, RunRecord, TaskScore, write
+from harness.records.record import Environment, RunRecord, TaskScore, write_record
 from harness.records.samples import evidence_of
 
 ENVIRONMENT = Environment(
@@ -108,7 +108,7 @@ def store(tmp_path):
     records = [record("teacher", 9), record("response", 6, seed=1)]
     for one in records:
         folder = tmp_path / "cells" / one.key[:24]
-        write(folder / "record.json", one)
+        write_record(folder / "record.json", one)
         (folder / "samples.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     return tmp_path, records
 

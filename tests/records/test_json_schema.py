@@ -110,7 +110,7 @@ def wrong(value, schema, place=""):
 
 def written(read, folder):
     """Return the file of a record, as this version writes it."""
-    record.write(folder / "written.json", read)
+    record.write_record(folder / "written.json", read)
     return json.loads((folder / "written.json").read_text())
 
 
@@ -122,7 +122,7 @@ def test_the_committed_schema_is_that_of_the_model():
 def test_committed_records_of_every_schema_conform_once_they_were_read(tmp_path):
     assert len(COMMITTED) > 150
     for path in COMMITTED:
-        assert wrong(written(record.read(path), tmp_path), SCHEMA) == [], path
+        assert wrong(written(record.read_record(path), tmp_path), SCHEMA) == [], path
 
 
 def old_record():
@@ -133,14 +133,14 @@ def old_record():
 @pytest.mark.parametrize("schema", range(1, record.SCHEMA + 1))
 def test_a_record_of_each_schema_conforms(schema, tmp_path):
     data = {**old_record(), "schema": schema}
-    if schema < record._SIGNED:  # their scores had fewer fields
+    if schema < record._FIRST_SIGNED_SCHEMA:  # their scores had fewer fields
         data["scores"] = [
-            {name: value for name, value in score.items() if name not in record._LATER}
+            {name: value for name, value in score.items() if name not in record._LATER_FIELDS}
             for score in data["scores"]
         ]
-    signed = {"digest": record._digest(data)} if schema >= record._SIGNED else {}
+    signed = {"digest": record._digest(data)} if schema >= record._FIRST_SIGNED_SCHEMA else {}
     (tmp_path / "old.json").write_text(json.dumps({**data, **signed}))
-    assert wrong(written(record.read(tmp_path / "old.json"), tmp_path), SCHEMA) == []
+    assert wrong(written(record.read_record(tmp_path / "old.json"), tmp_path), SCHEMA) == []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_record_of_each_schema_conforms(schema, tmp_path):
     ],
 )
 def test_what_is_no_record_does_not_conform(change, problem, tmp_path):
-    data = written(record.read(COMMITTED[0]), tmp_path)
+    data = written(record.read_record(COMMITTED[0]), tmp_path)
     assert wrong(data, SCHEMA) == []
     assert any(problem in line for line in wrong({**data, **change}, SCHEMA)), wrong(
         {**data, **change}, SCHEMA
@@ -166,7 +166,7 @@ def test_what_is_no_record_does_not_conform(change, problem, tmp_path):
 
 
 def test_a_file_lacks_nothing_that_the_schema_requires(tmp_path):
-    data = written(record.read(COMMITTED[0]), tmp_path)
+    data = written(record.read_record(COMMITTED[0]), tmp_path)
     assert set(data) == set(SCHEMA["properties"])
     for name in SCHEMA["required"]:
         assert wrong({field: value for field, value in data.items() if field != name}, SCHEMA) == [
@@ -181,7 +181,7 @@ def test_another_validator_says_the_same(tmp_path):
 
     Draft202012Validator.check_schema(SCHEMA)
     for path in COMMITTED:
-        data = written(record.read(path), tmp_path)
+        data = written(record.read_record(path), tmp_path)
         assert Draft202012Validator(SCHEMA).is_valid(data), path
         assert not Draft202012Validator(SCHEMA).is_valid(
             {**data, "seconds": "long"}

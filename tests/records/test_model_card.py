@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.models.checkpoint import folder_digest
-from harness.records.model_card import card_of, write_card
-from harness.records.record import read
+from harness.records.model_card import card_text, write_card
+from harness.records.record import read_record
 
 RECORDS = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
@@ -16,14 +16,16 @@ RECORDS = Path(__file__).parents[2] / "results" / "embedded" / "records"
 @pytest.fixture(scope="module")
 def record():
     return next(
-        one for path in sorted(RECORDS.glob("*.json")) if (one := read(path)).method == "response"
+        one
+        for path in sorted(RECORDS.glob("*.json"))
+        if (one := read_record(path)).method == "response"
     )
 
 
 def test_the_hub_reads_name_base_and_scores(record):
     from huggingface_hub import ModelCard
 
-    card = ModelCard(card_of(record))
+    card = ModelCard(card_text(record))
     assert card.data.base_model == ["tiny"] and record.method in card.data.tags
     [score] = record.scores
     [result] = card.data.eval_results
@@ -41,7 +43,7 @@ def test_the_hub_reads_name_base_and_scores(record):
 
 def test_a_path_is_shown_by_its_last_part_and_a_trial_is_called_one(record):
     base = record.student_base.model_copy(update={"name": "/home/somebody/models/mine"})
-    text = card_of(record.model_copy(update={"student_base": base, "limited": True}))
+    text = card_text(record.model_copy(update={"student_base": base, "limited": True}))
     assert "mine" in text and "/home" not in text and "TRIAL" in text
 
 

@@ -9,24 +9,24 @@ from made_records import RECORDS, TEACHERS, numbered
 
 from harness.records import record
 from harness.records.record import BadRecord, Cost, SharedCost
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.reporting import report
 
 
 def test_a_record_that_was_edited_by_hand_is_refused(tmp_path):
-    record.write(tmp_path / "a.json", RECORDS[0])
-    assert read_all(tmp_path) == ([RECORDS[0]], [])
+    record.write_record(tmp_path / "a.json", RECORDS[0])
+    assert read_records(tmp_path) == ([RECORDS[0]], [])
     text = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(
         text.replace('"tokens_per_answer": 31.5', '"tokens_per_answer": 21.5')
     )
-    [problem] = read_all(tmp_path)[1]
+    [problem] = read_records(tmp_path)[1]
     assert "a.json: edited after it was written" in problem
     (tmp_path / "a.json").write_text(re.sub(r',\s*"digest": "\w{64}"\s*}\s*$', "}", text))
-    assert "edited after it was written" in read_all(tmp_path)[1][0]
+    assert "edited after it was written" in read_records(tmp_path)[1][0]
     # an older schema has no digest
     (tmp_path / "a.json").write_text(text.replace(f'"schema": {record.SCHEMA}', '"schema": 5'))
-    assert "edited after it was written" in read_all(tmp_path)[1][0]
+    assert "edited after it was written" in read_records(tmp_path)[1][0]
 
 
 def test_every_older_schema_is_read(tmp_path):
@@ -34,9 +34,9 @@ def test_every_older_schema_is_read(tmp_path):
     for schema in range(1, record.SCHEMA):
         old = {**data, "schema": schema}
         # files hold their own digest since schema 6
-        signed = {"digest": record._digest(old)} if schema >= record._SIGNED else {}
+        signed = {"digest": record._digest(old)} if schema >= record._FIRST_SIGNED_SCHEMA else {}
         (tmp_path / f"{schema}.json").write_text(json.dumps({**old, **signed}))
-    found, problems = read_all(tmp_path)
+    found, problems = read_records(tmp_path)
     assert (
         not problems
         and len(found) == record.SCHEMA - 1
@@ -48,7 +48,7 @@ def test_a_field_that_no_schema_knows_is_refused(tmp_path):
     data = json.loads(RECORDS[0].model_dump_json(by_alias=True))
     (tmp_path / "x.json").write_text(json.dumps({**data, "schema": 5, "accuracy": 1.0}))
     with pytest.raises(BadRecord, match="accuracy"):
-        record.read(tmp_path / "x.json")
+        record.read_record(tmp_path / "x.json")
 
 
 def test_costs_of_stages_add_up():
@@ -76,7 +76,7 @@ def test_records_without_parts_are_read_and_said_unpaired(tmp_path):
         unpaired="f1 is one figure of all items together",
         metric="f1",
     )
-    record.write(tmp_path / "old.json", old)
+    record.write_record(tmp_path / "old.json", old)
     data = json.loads((tmp_path / "old.json").read_text())
     data.pop("digest")
     for score in data["scores"]:
@@ -84,7 +84,7 @@ def test_records_without_parts_are_read_and_said_unpaired(tmp_path):
             score.pop(name)
     data["digest"] = record._digest(data)
     (tmp_path / "old.json").write_text(json.dumps(data))
-    read = record.read(tmp_path / "old.json")
+    read = record.read_record(tmp_path / "old.json")
     assert read.scores[0].form == "" and "f1 is one figure" in report.markdown([read])
 
 
@@ -93,12 +93,12 @@ def test_every_committed_record_is_signed_and_none_is_read_without_its_digest(tm
     assert len(paths) > 150
     for path in paths:
         data = json.loads(path.read_text(encoding="utf-8"))
-        assert data["schema"] >= record._SIGNED and len(data["digest"]) == 64, path
+        assert data["schema"] >= record._FIRST_SIGNED_SCHEMA and len(data["digest"]) == 64, path
     del data["digest"]
     for schema in (record.SCHEMA, record.SCHEMA - 1):
         (tmp_path / "x.json").write_text(json.dumps({**data, "schema": schema}))
         with pytest.raises(BadRecord, match="has a digest, and it has none"):
-            record.read(tmp_path / "x.json")
+            record.read_record(tmp_path / "x.json")
 
 
 def test_a_record_that_says_an_older_schema_than_its_fields_is_refused(tmp_path):
@@ -107,7 +107,7 @@ def test_a_record_that_says_an_older_schema_than_its_fields_is_refused(tmp_path)
     for schema in (1, 5):
         (tmp_path / "x.json").write_text(json.dumps({**whole, "schema": schema}))
         with pytest.raises(BadRecord, match=f"says schema {schema}, and metric came with schema"):
-            record.read(tmp_path / "x.json")
+            record.read_record(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("schema", [[], {}, "7", 7.0, None, True, 0, -1, 99, 10**17])
@@ -115,4 +115,4 @@ def test_a_schema_that_is_no_number_of_ours_is_said(schema, tmp_path):
     whole = RECORDS[0].model_dump(mode="json", by_alias=True)
     (tmp_path / "x.json").write_text(json.dumps({**whole, "schema": schema}))
     with pytest.raises(BadRecord, match="schema"):
-        record.read(tmp_path / "x.json")
+        record.read_record(tmp_path / "x.json")

@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.errors import HarnessError
 from harness.records import record
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.reporting import report
 
 
 def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
-    from harness.records.store import keep_records
+    from harness.records.store import copy_to_study
 
-    record.write(tmp_path / "records" / "stale.json", make("stale", 0.1, seed=9))
-    keep_records(RECORDS, tmp_path / "records")
-    read, problems = read_all(tmp_path)
+    record.write_record(tmp_path / "records" / "stale.json", make("stale", 0.1, seed=9))
+    copy_to_study(RECORDS, tmp_path / "records")
+    read, problems = read_records(tmp_path)
     assert not problems and report.markdown(read) == report.markdown(RECORDS)
     assert (tmp_path / "records" / "cot-seed2.json").exists() and not (
         tmp_path / "records" / "stale.json"
@@ -30,35 +30,35 @@ def test_records_are_kept_as_a_study_that_gives_the_same_tables(tmp_path):
     ["{}", "[1]", '{"kind": "run", "cells": []}', "torn {", '{"name": "my-package", "schema": 3}'],
 )
 def test_keeping_records_touches_no_file_that_is_none(text, tmp_path):
-    from harness.records.store import keep_records
+    from harness.records.store import copy_to_study
 
     (tmp_path / "records").mkdir()
     foreign = tmp_path / "records" / "package.json"
     foreign.write_text(text)
-    keep_records(RECORDS, tmp_path / "records")
-    keep_records(RECORDS[:2], tmp_path / "records")
+    copy_to_study(RECORDS, tmp_path / "records")
+    copy_to_study(RECORDS[:2], tmp_path / "records")
     assert foreign.read_text() == text and len(list((tmp_path / "records").iterdir())) == 3
     (tmp_path / "records" / "teacher.json").write_text(text)
     with pytest.raises(HarnessError, match=r"teacher\.json is no record"):
-        keep_records(RECORDS, tmp_path / "records")
+        copy_to_study(RECORDS, tmp_path / "records")
     assert (tmp_path / "records" / "teacher.json").read_text() == text
 
 
 def test_a_folder_that_is_no_study_is_refused_and_left_as_it_is(tmp_path):
-    from harness.records.store import keep_records
+    from harness.records.store import copy_to_study
 
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(HarnessError, match="not empty, and no study"):
-        keep_records(RECORDS, tmp_path / "records")
+        copy_to_study(RECORDS, tmp_path / "records")
     with pytest.raises(HarnessError, match="is a file"):
-        keep_records(RECORDS, tmp_path / "thesis.tex" / "records")
+        copy_to_study(RECORDS, tmp_path / "thesis.tex" / "records")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_records_survive_a_round_trip(tmp_path):
     for index, one in enumerate(RECORDS):
-        record.write(tmp_path / f"{index}.json", one)
-    read, problems = read_all(tmp_path)
+        record.write_record(tmp_path / f"{index}.json", one)
+    read, problems = read_records(tmp_path)
     assert (
         sorted(read, key=lambda r: r.key) == sorted(RECORDS, key=lambda r: r.key) and not problems
     )
@@ -75,9 +75,9 @@ def test_records_survive_a_round_trip(tmp_path):
     ],
 )
 def test_a_file_that_is_no_record_is_named_and_skipped(tmp_path, content, said):
-    record.write(tmp_path / "good.json", RECORDS[0])
+    record.write_record(tmp_path / "good.json", RECORDS[0])
     (tmp_path / "bad.json").write_text(content)
-    records, problems = read_all(tmp_path)
+    records, problems = read_records(tmp_path)
     assert len(records) == 1 and len(problems) == 1
     assert "bad.json" in problems[0] and said in problems[0]
 

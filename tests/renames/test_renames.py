@@ -47,7 +47,7 @@ EVERY = [(method, old) for old, (*_, having) in renames.SETTINGS.items() for met
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch):
     """Let every test hear each old name again."""
-    monkeypatch.setattr(notice, "_SAID", set())
+    monkeypatch.setattr(notice, "_WARNED", set())
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_table_names_the_methods_that_have_a_setting_and_no_old_name_stands_
 
 
 def test_every_rename_has_a_version_and_a_date_and_one_new_name():
-    every = list(notice.every_rename())
+    every = list(notice.all_renames())
     assert len({(rename.kind, rename.old) for rename in every}) == len(every) > 10
     for rename in every:
         assert re.fullmatch(r"\d+\.\d+\.\d+", rename.version) and re.fullmatch(

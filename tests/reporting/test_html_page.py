@@ -16,7 +16,14 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.records.conditions import ModelReference
-from harness.records.record import Cost, Environment, Measurement, RunRecord, TaskScore, write
+from harness.records.record import (
+    Cost,
+    Environment,
+    Measurement,
+    RunRecord,
+    TaskScore,
+    write_record,
+)
 from harness.records.samples import Evidence, evidence_of
 from harness.reporting import html_page, report
 
@@ -115,7 +122,7 @@ def store(folder, every):
     """Write a store with answers and training logs beside the records."""
     for one in every:
         cell = folder / "cells" / one.key[:24]
-        write(cell / "record.json", one)
+        write_record(cell / "record.json", one)
         marks = one.scores[0].outcomes["strict-match"]
         items = [
             {
@@ -227,11 +234,11 @@ def test_the_frontier_holds_what_nothing_beats():
     from harness.reporting.plots import points_of
 
     points = points_of(found, "gsm8k-mini", "speed")
-    front = {one.label for one in points if one.frontier}
+    front = {one.label for one in points if one.on_frontier}
     methods = [one for one in points if one.block != "control"]
 
     def place(one):
-        return one.kept.value, one.gain.value
+        return one.retention.value, one.gain.value
 
     for one in points:
         beaten = any(
@@ -291,13 +298,13 @@ def test_what_cannot_be_drawn_has_its_reason():
         ]
 
     [first, *others] = records()
-    assert why([first])[0]["gsm8k-mini"]["speed"] == "there is no row but the teacher's"
+    assert why([first])[0]["gsm8k-mini"]["speed"] == "the teacher's row is the only one"
     assert "the teacher has no row" in why(others)[0]["gsm8k-mini"]["speed"]
     untimed = [one.model_copy(update={"measurements": ()}) for one in records()]
     assert why(untimed)[0]["gsm8k-mini"] == {
         "speed": "nothing was timed beside the teacher",
         "memory": "no bytes on disk were measured",
-        "weights": "no bytes in memory",
+        "weights": "no bytes in memory were measured",
     }
     assert why(records())[0]["gsm8k-mini"]["speed"] == ""
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.records import record
 from harness.records.record import Cost, Measurement, SharedCost
-from harness.records.store import read_all
+from harness.records.store import read_records
 from harness.reporting import glossary, report
 
 
@@ -186,7 +186,7 @@ def test_rows_are_ordered_by_a_column_within_their_family():
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_kept(tmp_path, given, said):
-    record.write(tmp_path / "records" / "a.json", RECORDS[0])
+    record.write_record(tmp_path / "records" / "a.json", RECORDS[0])
     done = CliRunner().invoke(
         app,
         ["report", str(tmp_path), "--keep", str(tmp_path / "study"), *given],
@@ -318,7 +318,7 @@ def test_committed_tables_are_what_their_records_give_byte_for_byte(study, tmp_p
     place = Path(__file__).parents[2] / "results" / study
     if not place.exists():
         pytest.skip("not run from a checkout")
-    records, problems = read_all(place)
+    records, problems = read_records(place)
     assert records and not problems
     report.write_tables(records, tmp_path, report.ReportOptions(references=STUDIES[study]))
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -5,10 +5,10 @@ batch sizes.
 import pytest
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.scoring.lm_eval_model import HarnessLM
-from harness.scoring.sampling import sample
+from harness.scoring.sampling import stratified_sample
 from harness.scoring.score import score_task
 
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
@@ -16,7 +16,7 @@ ITEMS = 60
 
 
 def limited(name):
-    built = TASKS[name].lm_eval_tasks(DataSource())[name]
+    built = TASKS[name].lm_eval_tasks(LocalOrHubData())[name]
     built.dataset["test"] = built.dataset["test"].select(range(ITEMS))
     return built
 
@@ -69,7 +69,7 @@ def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
         score_task(
             embedded,
             TASKS[name],
-            DataSource(),
+            LocalOrHubData(),
             batch_size=size,
             limit=ITEMS,
             progress=lambda one: None,
@@ -119,7 +119,7 @@ def test_a_second_model_is_really_asked(embedded, random_model):
         score_task(
             model,
             TASKS["mmlu-mini"],
-            DataSource(),
+            LocalOrHubData(),
             batch_size=16,
             limit=40,
             progress=lambda one: None,
@@ -172,11 +172,13 @@ def test_sampling_is_refused_rather_than_scored_greedily(embedded):
 
 def test_a_limited_sample_is_seeded_and_spread_over_the_groups():
     groups = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
-    taken = sample(groups, 20, name="t")
-    assert taken == sample(groups, 20, name="t") == sorted(set(taken)) and len(taken) == 20
+    taken = stratified_sample(groups, 20, name="t")
+    assert (
+        taken == stratified_sample(groups, 20, name="t") == sorted(set(taken)) and len(taken) == 20
+    )
     assert [sum(groups[item] == group for item in taken) for group in "abc"] == [8, 7, 5]
-    assert sample(groups, 20, name="other") != taken
-    assert sample(groups, 500, name="t") == list(range(100))
+    assert stratified_sample(groups, 20, name="other") != taken
+    assert stratified_sample(groups, 500, name="t") == list(range(100))
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_the_embedded_teachers_reach_their_committed_scores():
         opened = open_model(resolve(model, cache=Path("unused")))
         for name, task in TASKS.items():
             score, _ = score_task(
-                opened, task, DataSource(), batch_size=64, limit=200, progress=lambda one: None
+                opened, task, LocalOrHubData(), batch_size=64, limit=200, progress=lambda one: None
             )
             assert told[name]["n"] >= 1000 and told[name]["version"] == task.version
             assert score.value == pytest.approx(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lm_eval.api import metrics
 
-from harness.scoring.parts import kept, plain
+from harness.scoring.parts import json_value, recorded_statistics
 from harness.statistics import corpus
 from harness.statistics.pooled import Corpus
 
@@ -97,15 +97,17 @@ AGGREGATED = {
 def test_what_is_kept_makes_lm_evals_figure_again(name):
     function, parts = AGGREGATED[name]
     value = float(function(parts))
-    found = kept(
-        [plain(tuple(part) if isinstance(part, list) else part) for part in parts],
+    found = recorded_statistics(
+        [json_value(tuple(part) if isinstance(part, list) else part) for part in parts],
         function,
         "it",
         value,
     )
-    assert found.run is not None and found.why == ""
-    assert corpus.weighted(found.run) == pytest.approx(value, rel=1e-9, abs=1e-9)
-    assert all(line for line in found.run.statistics) and len(found.run.statistics) == len(parts)
+    assert found.corpus is not None and found.reason == ""
+    assert corpus.run_figure(found.corpus) == pytest.approx(value, rel=1e-9, abs=1e-9)
+    assert all(line for line in found.corpus.statistics) and len(found.corpus.statistics) == len(
+        parts
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,8 @@ def test_what_is_kept_makes_lm_evals_figure_again(name):
 def test_every_draw_has_the_figure_of_its_items(name, lower):
     """Draws by sums are the aggregation of the items drawn, one by one."""
     function, parts = AGGREGATED[name]
-    run = kept(parts, function, "it", float(function(parts))).run
-    counts, drawn = corpus.draws_of(len(parts), 0), corpus.drawn(run, ())
+    run = recorded_statistics(parts, function, "it", float(function(parts))).corpus
+    counts, drawn = corpus.resample_counts(len(parts), 0), corpus.resample(run, ())
     assert (
         counts.shape == (corpus.RESAMPLES, len(parts)) and (counts.sum(axis=1) == len(parts)).all()
     )
@@ -133,30 +135,39 @@ def test_what_cannot_be_made_again_says_why():
     pairs = labels(20)
     value = float(metrics.f1_score(pairs))
     # its name does not make it lm-eval's
-    assert "made by the task's own code" in kept(pairs, f1_score, "f1", 0.5).why
-    assert "another figure" in kept(pairs, metrics.f1_score, "f1", value + 1e-6).why
-    assert "no item has one" in kept([0.5, 1.0], metrics.median, "median", 1.0).why
+    assert "made by the task's own code" in recorded_statistics(pairs, f1_score, "f1", 0.5).reason
     assert (
-        "1 of 20 items have no part" in kept([None, *pairs[1:]], metrics.f1_score, "f1", value).why
+        "another figure" in recorded_statistics(pairs, metrics.f1_score, "f1", value + 1e-6).reason
     )
     assert (
-        "not what it is made of (ValueError)"
-        in kept([[1, 2, 3]] * 3, metrics.f1_score, "f1", value).why
+        "no item has one" in recorded_statistics([0.5, 1.0], metrics.median, "median", 1.0).reason
     )
-    assert "not what it is made of" in kept([1.0, 2.0], metrics.bleu, "bleu", 1.0).why
-    assert kept(pairs, {"unhashable": 1}, "f1", value).run is None
+    assert (
+        "1 of 20 items have no part"
+        in recorded_statistics([None, *pairs[1:]], metrics.f1_score, "f1", value).reason
+    )
+    assert (
+        "an unexpected form (ValueError)"
+        in recorded_statistics([[1, 2, 3]] * 3, metrics.f1_score, "f1", value).reason
+    )
+    assert "an unexpected form" in recorded_statistics([1.0, 2.0], metrics.bleu, "bleu", 1.0).reason
+    assert recorded_statistics(pairs, {"unhashable": 1}, "f1", value).corpus is None
 
 
 def test_parts_are_as_json_holds_them():
     import json
 
     given = (np.int64(1), (np.float32(0.5), True), ["a", np.array([1, 2])])
-    assert plain(given) == [1, [0.5, True], ["a", [1, 2]]] == json.loads(json.dumps(plain(given)))
     assert (
-        plain(object()) is None
-        and plain((1, object())) is None
-        and plain(float("nan")) is None
-        and plain(None) is None
+        json_value(given)
+        == [1, [0.5, True], ["a", [1, 2]]]
+        == json.loads(json.dumps(json_value(given)))
+    )
+    assert (
+        json_value(object()) is None
+        and json_value((1, object())) is None
+        and json_value(float("nan")) is None
+        and json_value(None) is None
     )
 
 
@@ -178,13 +189,13 @@ def pair(n, seed, *, share=0.7, prevalence=0.5):
 @pytest.mark.parametrize(("n", "share", "prevalence"), [(80, 0.6, 0.5), (200, 0.8, 0.3)])
 def test_intervals_hold_as_often_as_they_say(n, share, prevalence):
     whole = pair(400_000, 99, share=share, prevalence=prevalence)
-    ours, theirs = (corpus.weighted(run) for run in whole)
+    ours, theirs = (corpus.run_figure(run) for run in whole)
     trials, held = 200, [0, 0]
     for seed in range(trials):
         student, teacher = pair(n, seed, share=share, prevalence=prevalence)
         gap, kept_share = (
-            corpus.difference([student], [teacher]),
-            corpus.ratio([student], [teacher]),
+            corpus.difference_interval([student], [teacher]),
+            corpus.ratio_interval([student], [teacher]),
         )
         held[0] += gap.low <= ours - theirs <= gap.high
         held[1] += kept_share.low <= ours / theirs <= kept_share.high
@@ -195,10 +206,10 @@ def test_pairing_narrows_the_interval():
     student, teacher = pair(300, 1, share=0.9)
     # the same figure, other items
     shuffled = Corpus("f1", tuple(np.random.default_rng(0).permutation(teacher.statistics)))
-    assert corpus.weighted(shuffled) == corpus.weighted(teacher)
+    assert corpus.run_figure(shuffled) == corpus.run_figure(teacher)
     paired, unpaired = (
-        corpus.difference([student], [teacher]),
-        corpus.difference([student], [shuffled]),
+        corpus.difference_interval([student], [teacher]),
+        corpus.difference_interval([student], [shuffled]),
     )
     assert paired.value == pytest.approx(unpaired.value)
     assert paired.high - paired.low < 0.6 * (unpaired.high - unpaired.low)
@@ -230,7 +241,7 @@ def test_it_is_the_bootstrap_of_scipy():
         rng=0,
         batch=500,
     )
-    found = corpus.difference([student], [teacher])
+    found = corpus.difference_interval([student], [teacher])
     ends = theirs.confidence_interval
     assert (found.low, found.high) == pytest.approx(
         (ends.low, ends.high), abs=0.15 * (ends.high - ends.low) / 2
@@ -239,17 +250,22 @@ def test_it_is_the_bootstrap_of_scipy():
 
 def test_tests_turn_where_intervals_end():
     student, teacher = pair(250, 4)
-    found, gap = corpus.ratio([student], [teacher]), corpus.difference([student], [teacher])
-    assert corpus.keeps([student], [teacher], found.low) == pytest.approx((0.025, 0.975), abs=1e-4)
-    assert corpus.keeps([student], [teacher], -gap.low, points=True) == pytest.approx(
+    found, gap = (
+        corpus.ratio_interval([student], [teacher]),
+        corpus.difference_interval([student], [teacher]),
+    )
+    assert corpus.retention_test([student], [teacher], found.low) == pytest.approx(
+        (0.025, 0.975), abs=1e-4
+    )
+    assert corpus.retention_test([student], [teacher], -gap.low, points=True) == pytest.approx(
         (0.025, 0.975), abs=1e-4
     )
     assert (
-        corpus.keeps([student], [teacher], 0.5)[0] < 1e-4
-        and corpus.keeps([teacher], [student], 0.95)[0] < 1e-3
+        corpus.retention_test([student], [teacher], 0.5)[0] < 1e-4
+        and corpus.retention_test([teacher], [student], 0.95)[0] < 1e-3
     )
     # the same draws in every process and call
-    assert corpus.difference([student], [teacher]) == gap
+    assert corpus.difference_interval([student], [teacher]) == gap
     assert corpus.error_of_difference([student], [teacher]) == pytest.approx(
         (gap.high - gap.low) / 3.92, rel=0.05
     )
@@ -257,19 +273,22 @@ def test_tests_turn_where_intervals_end():
 
 def test_direction_turns_the_tests():
     good, bad = (
-        kept(parts, metrics.ter, "ter", float(metrics.ter(parts))).run
+        recorded_statistics(parts, metrics.ter, "ter", float(metrics.ter(parts))).corpus
         for parts in (sentences(80), sentences(80, wrong=0.6))
     )
-    assert corpus.weighted(bad) > corpus.weighted(good)
+    assert corpus.run_figure(bad) > corpus.run_figure(good)
     assert (
-        corpus.worse([bad], [good], lower=True) < 1e-3 < 0.9 < corpus.worse([bad], [good])
-        and corpus.worse([good], [good]) == 1.0
+        corpus.inferiority_test([bad], [good], lower=True)
+        < 1e-3
+        < 0.9
+        < corpus.inferiority_test([bad], [good])
+        and corpus.inferiority_test([good], [good]) == 1.0
     )
     assert (
-        corpus.keeps([good], [bad], 0.95, lower=True)[0] < 1e-3
-        and corpus.keeps([bad], [good], 0.95, lower=True)[1] < 1e-3
+        corpus.retention_test([good], [bad], 0.95, lower=True)[0] < 1e-3
+        and corpus.retention_test([bad], [good], 0.95, lower=True)[1] < 1e-3
     )
-    assert corpus.ratio([bad], [good]).low > 1
+    assert corpus.ratio_interval([bad], [good]).low > 1
 
 
 def test_no_item_that_differs_leaves_room_for_one():
@@ -277,22 +296,26 @@ def test_no_item_that_differs_leaves_room_for_one():
         few, many = (
             Corpus("f1", tuple(f"{a} {b}" for a, b in labels(n, right=right))) for n in (6, 600)
         )
-        gap = corpus.difference([few], [few])
+        gap = corpus.difference_interval([few], [few])
         assert gap.value == 0 and gap.low < -0.1 and gap.high > 0.1
-        assert corpus.keeps([few], [few], 0.95)[0] > 0.05 > corpus.keeps([many], [many], 0.95)[0]
+        assert (
+            corpus.retention_test([few], [few], 0.95)[0]
+            > 0.05
+            > corpus.retention_test([many], [many], 0.95)[0]
+        )
 
 
 def test_several_runs_add_their_spread():
     student, teacher = pair(400, 5)
     other = pair(400, 5, share=0.4)[0]
     single, alone, both = (
-        corpus.difference(runs, [teacher])
+        corpus.difference_interval(runs, [teacher])
         for runs in ([student], [student, student], [student, other])
     )
     assert alone.high - alone.low == pytest.approx(single.high - single.low)
     assert both.high - both.low > 1.5 * (alone.high - alone.low)
     assert both.value == pytest.approx(
-        (corpus.weighted(student) + corpus.weighted(other)) / 2 - corpus.weighted(teacher)
+        (corpus.run_figure(student) + corpus.run_figure(other)) / 2 - corpus.run_figure(teacher)
     )
 
 
@@ -302,29 +325,30 @@ def test_tasks_of_a_group_are_strata():
         Corpus("f1", a.statistics + b.statistics) for a, b in ((ours, more), (theirs, base))
     )
     parts = ((40, 1 / 80), (300, 1 / 600))
-    assert corpus.weighted(student, parts) == pytest.approx(
-        (corpus.weighted(ours) + corpus.weighted(more)) / 2
+    assert corpus.run_figure(student, parts) == pytest.approx(
+        (corpus.run_figure(ours) + corpus.run_figure(more)) / 2
     )
     squares = [corpus.standard_error(run) ** 2 for run in (ours, more)]
     assert corpus.standard_error(student, parts) == pytest.approx(
         np.sqrt(sum(squares)) / 2, rel=0.1
     )
-    assert corpus.difference([student], [teacher], parts).low is not None
+    assert corpus.difference_interval([student], [teacher], parts).low is not None
     with pytest.raises(ValueError, match="40 items in parts, 340 in the run"):
-        corpus.weighted(student, parts[:1])
+        corpus.run_figure(student, parts[:1])
 
 
 def test_what_has_no_ratio_says_why():
     none, some = Corpus("f1", ("1 0",) * 9), Corpus("f1", ("1 1",) * 9)
     assert (
-        "scores nothing" in corpus.ratio([some], [none]).reason
-        and corpus.ratio([none], [some]).value == 0
+        "scores nothing" in corpus.ratio_interval([some], [none]).reason
+        and corpus.ratio_interval([none], [some]).value == 0
     )
     rare = Corpus("f1", ("1 1", "1 0", "1 0", "0 1", *["0 0"] * 40))
-    assert "too uncertain" in corpus.ratio([rare], [rare]).reason
+    assert "too uncertain" in corpus.ratio_interval([rare], [rare]).reason
     assert (
-        "one item" in corpus.difference([Corpus("f1", ("1 1",))], [Corpus("f1", ("1 0",))]).reason
+        "one item"
+        in corpus.difference_interval([Corpus("f1", ("1 1",))], [Corpus("f1", ("1 0",))]).reason
     )
-    assert corpus.ratio([Corpus("f1", ("1 0",))], [Corpus("f1", ("1 1",))]).low is None
+    assert corpus.ratio_interval([Corpus("f1", ("1 0",))], [Corpus("f1", ("1 1",))]).low is None
     with pytest.raises(ValueError, match="are not the same"):
-        corpus.difference([none], [rare])
+        corpus.difference_interval([none], [rare])

@@ -17,7 +17,7 @@ def draw(seed, n=60, seeds=1):
 
 def test_a_difference_is_students_t_of_the_gaps_but_for_half_an_item():
     teacher, student = draw(1, n=4_000)
-    found = means.difference(student, teacher)
+    found = means.difference_interval(student, teacher)
     gaps = np.array(student[0]) - np.array(teacher[0])
     low, high = scipy_stats.t.interval(
         0.95, len(gaps) - 1, gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps))
@@ -25,7 +25,7 @@ def test_a_difference_is_students_t_of_the_gaps_but_for_half_an_item():
     assert found.value == pytest.approx(gaps.mean()) and (found.low, found.high) == pytest.approx(
         (low, high), rel=1e-2
     )
-    met, unmet = means.keeps(student, teacher, 0.0, points=True)
+    met, unmet = means.retention_test(student, teacher, 0.0, points=True)
     assert unmet == pytest.approx(
         scipy_stats.ttest_rel(student[0], teacher[0], alternative="less").pvalue, abs=1e-3
     ) and met + unmet == pytest.approx(1)
@@ -33,7 +33,7 @@ def test_a_difference_is_students_t_of_the_gaps_but_for_half_an_item():
 
 def test_a_ratio_is_fiellers_and_agrees_with_the_bootstrap():
     teacher, student = draw(2, n=3_000)
-    found = means.ratio(student, teacher)
+    found = means.ratio_interval(student, teacher)
     t, s = np.array(teacher[0]), np.array(student[0])
     rng = np.random.default_rng(0)
     taken = rng.integers(0, len(t), (4_000, len(t)))
@@ -43,8 +43,8 @@ def test_a_ratio_is_fiellers_and_agrees_with_the_bootstrap():
         found.high,
     ) == pytest.approx((low, high), abs=1.5e-3)
     # Fieller's end is where the test turns
-    assert means.keeps(student, teacher, found.low)[1] == pytest.approx(0.975, abs=2e-3)
-    above = means.ratio(student, teacher, chance=0.25)
+    assert means.retention_test(student, teacher, found.low)[1] == pytest.approx(0.975, abs=2e-3)
+    above = means.ratio_interval(student, teacher, chance=0.25)
     assert (
         above.value == pytest.approx((s.mean() - 0.25) / (t.mean() - 0.25))
         and above.low < above.value < above.high
@@ -55,7 +55,7 @@ def test_parts_that_count_alike_are_strata():
     rng = np.random.default_rng(3)
     values = [*rng.random(10), *rng.random(1_000)]
     parts = ((10, 1 / 20), (1_000, 1 / 2_000))
-    assert means.weighted(values, parts) == pytest.approx(
+    assert means.run_figure(values, parts) == pytest.approx(
         (np.mean(values[:10]) + np.mean(values[10:])) / 2
     )
     squared = np.var(values[:10], ddof=1) / 10 / 4 + np.var(values[10:], ddof=1) / 1_000 / 4
@@ -68,28 +68,39 @@ def test_parts_that_count_alike_are_strata():
 
 def test_no_item_that_differs_leaves_room_for_one():
     teacher = [[0.5] * 20 + [1.0] * 80]
-    found = means.difference(teacher, teacher)
+    found = means.difference_interval(teacher, teacher)
     assert found.value == 0 and -0.05 < found.low < 0 < found.high < 0.05
-    ratio = means.ratio(teacher, teacher)
+    ratio = means.ratio_interval(teacher, teacher)
     assert ratio.value == 1 and 0.95 < ratio.low < 1 < ratio.high < 1.05
-    assert means.worse(teacher, teacher) == 1.0
+    assert means.inferiority_test(teacher, teacher) == 1.0
 
 
 def test_direction_turns_the_tests():
     teacher, worse = [[0.2, 0.4, 0.3, 0.5] * 30], [[0.3, 0.6, 0.4, 0.6] * 30]  # an error rate
-    assert means.worse(worse, teacher, lower=True) < 1e-6 < 0.5 < means.worse(worse, teacher)
     assert (
-        means.keeps(worse, teacher, 0.95, lower=True)[1] < 1e-6
-        and means.keeps(teacher, worse, 0.95, lower=True)[0] < 1e-6
+        means.inferiority_test(worse, teacher, lower=True)
+        < 1e-6
+        < 0.5
+        < means.inferiority_test(worse, teacher)
+    )
+    assert (
+        means.retention_test(worse, teacher, 0.95, lower=True)[1] < 1e-6
+        and means.retention_test(teacher, worse, 0.95, lower=True)[0] < 1e-6
     )
 
 
 def test_what_has_no_ratio_says_why():
-    assert "scores nothing" in means.ratio([[0.5, 0.1]], [[0.0, 0.0]]).reason
-    assert "at chance" in means.ratio([[0.5, 0.1, 0.3]], [[0.3, 0.2, 0.3]], chance=0.25).reason
-    assert means.ratio([[0.5]], [[1.0]]).value == 0.5 and means.ratio([[0.5]], [[1.0]]).low is None
+    assert "scores nothing" in means.ratio_interval([[0.5, 0.1]], [[0.0, 0.0]]).reason
+    assert (
+        "at chance"
+        in means.ratio_interval([[0.5, 0.1, 0.3]], [[0.3, 0.2, 0.3]], chance=0.25).reason
+    )
+    assert (
+        means.ratio_interval([[0.5]], [[1.0]]).value == 0.5
+        and means.ratio_interval([[0.5]], [[1.0]]).low is None
+    )
     with pytest.raises(ValueError, match="not the same items"):
-        means.difference([[0.1, 0.2]], [[0.1, 0.2, 0.3]])
+        means.difference_interval([[0.1, 0.2]], [[0.1, 0.2, 0.3]])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,7 @@ def test_intervals_hold_as_often_as_they_say(n, seeds, mass):
             np.where(fixed, base, np.clip(base * (0.6 + 0.4 * rng.random(n)), 0, 1)) + shift
             for shift in drift
         ]
-        found = means.ratio([list(one) for one in runs], [list(base)])
+        found = means.ratio_interval([list(one) for one in runs], [list(base)])
         held += found.low <= truth / 0.5 <= found.high
     assert held / trials >= 0.925
 
@@ -118,13 +129,13 @@ def test_bits_per_byte_are_compared_by_their_ratio():
     sizes = rng.integers(50, 500, 200)
     theirs = [(-1.0 * size * (1 + 0.1 * rng.normal()), float(size)) for size in sizes]
     ours = [(1.1 * total * (1 + 0.02 * rng.normal()), size) for total, size in theirs]
-    found = means.ratio_of_documents([ours], [theirs], bits=True)
+    found = means.perplexity_ratio_interval([ours], [theirs], bits=True)
     assert (
         found.value == pytest.approx(sum(a for a, _ in ours) / sum(a for a, _ in theirs))
         and found.low < 1.1 < found.high < 1.11
     )
-    assert means.ratio_of_documents([ours], [theirs[1:]], bits=True).reason
-    assert means.ratio_of_documents([[(-np.inf, 1.0)]], [[(-1.0, 1.0)]], bits=True).reason
+    assert means.perplexity_ratio_interval([ours], [theirs[1:]], bits=True).reason
+    assert means.perplexity_ratio_interval([[(-np.inf, 1.0)]], [[(-1.0, 1.0)]], bits=True).reason
 
 
 @pytest.mark.parametrize("bits", [False, True])
@@ -135,7 +146,7 @@ def test_documents_are_clusters_corrected_as_bell_and_mccaffrey_do(count, bits):
     sizes = np.round(np.exp(rng.normal(7, 0.8, count)))
     theirs = -sizes * rng.normal(3, 0.3, count)
     ours = theirs - sizes * rng.gamma(3, 0.02, count)
-    found = means.ratio_of_documents(
+    found = means.perplexity_ratio_interval(
         [[*zip(ours, sizes, strict=True)]], [[*zip(theirs, sizes, strict=True)]], bits=bits
     )
     weight = -theirs if bits else sizes
@@ -156,7 +167,7 @@ def test_documents_are_clusters_corrected_as_bell_and_mccaffrey_do(count, bits):
 
 
 def test_one_document_gives_no_interval():
-    found = means.ratio_of_documents([[(-10.0, 3.0)]], [[(-9.0, 3.0)]])
+    found = means.perplexity_ratio_interval([[(-10.0, 3.0)]], [[(-9.0, 3.0)]])
     assert (
         found.value == pytest.approx(np.exp(1 / 3))
         and found.low is None

@@ -23,15 +23,15 @@ def outcomes(counts):
 
 
 def test_pairs_are_counted():
-    assert stats.pairs("1100", "1010") == Pairs(1, 1, 1, 1)
+    assert stats.count_pairs("1100", "1010") == Pairs(1, 1, 1, 1)
     with pytest.raises(ValueError, match="not the same items"):
-        stats.pairs("11", "1")
+        stats.count_pairs("11", "1")
 
 
 def test_retention_by_hand():
     # a 700, b 100, c 50, d 150: R = 750/800; SE(ln R) = sqrt(150 / (800 * 750)) = .0158: the log
     # ratio's interval is near at this n
-    found = stats.retention(Pairs(700, 100, 50, 150))
+    found = stats.retention_interval(Pairs(700, 100, 50, 150))
     assert found.value == pytest.approx(0.9375)
     spread = 1.959964 * math.sqrt(150 / (800 * 750))
     assert found.low == pytest.approx(0.9375 * math.exp(-spread), abs=2e-3)
@@ -49,7 +49,9 @@ def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
     from scipy.optimize import minimize
 
     n, counts = sum(cells), Pairs(*cells)
-    found = stats.retention_above_chance(counts, chance) if chance else stats.retention(counts)
+    found = (
+        stats.above_chance_interval(counts, chance) if chance else stats.retention_interval(counts)
+    )
 
     def statistic(ratio):
         values = np.array(
@@ -85,17 +87,17 @@ def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
 
 def test_a_model_retains_exactly_all_of_itself():
     # no flip among 1,000 items leaves room for a few among all items
-    same = stats.retention(Pairs(600, 0, 0, 400))
+    same = stats.retention_interval(Pairs(600, 0, 0, 400))
     assert same.value == 1.0 and 0.992 < same.low < 0.996 and 1.004 < same.high < 1.008
-    assert stats.difference(Pairs(60, 0, 0, 40)).value == 0.0
-    assert stats.retention_above_chance(Pairs(60, 0, 0, 40), 0.25).value == pytest.approx(1.0)
+    assert stats.difference_interval(Pairs(60, 0, 0, 40)).value == 0.0
+    assert stats.above_chance_interval(Pairs(60, 0, 0, 40), 0.25).value == pytest.approx(1.0)
 
 
 def test_above_chance_by_hand():
     # teacher 45 %, student 40 % on four choices: plain retention 89 %, above chance 75 %
     counts = Pairs(300, 150, 100, 450)
-    assert stats.retention(counts).value == pytest.approx(0.888889, abs=1e-6)
-    found = stats.retention_above_chance(counts, 0.25)
+    assert stats.retention_interval(counts).value == pytest.approx(0.888889, abs=1e-6)
+    found = stats.above_chance_interval(counts, 0.25)
     assert found.value == pytest.approx(0.75)
     # delta method, near at this n: v_S = .24, v_T = .2475, cov = .3 - .18 = .12, R = .75
     spread = 1.959964 * math.sqrt((0.24 - 2 * 0.75 * 0.12 + 0.75**2 * 0.2475) / 1000) / 0.2
@@ -103,12 +105,12 @@ def test_above_chance_by_hand():
 
 
 def test_ratios_to_a_teacher_without_skill_are_undefined():
-    assert stats.retention(Pairs(0, 0, 3, 97)).value is None
-    assert "chance" in stats.retention_above_chance(Pairs(20, 6, 5, 69), 0.25).reason
+    assert stats.retention_interval(Pairs(0, 0, 3, 97)).value is None
+    assert "chance" in stats.above_chance_interval(Pairs(20, 6, 5, 69), 0.25).reason
 
 
 def test_a_student_that_solves_nothing_has_an_upper_limit():
-    found = stats.retention(Pairs(0, 80, 0, 20))
+    found = stats.retention_interval(Pairs(0, 80, 0, 20))
     assert (found.value, found.low) == (0.0, 0.0)
     assert 0 < found.high < 0.06
 
@@ -140,7 +142,7 @@ def test_difference_agrees_with_an_independent_tango_interval(counts, low, high)
         variance = n * (2 * best + delta - delta**2)
         return (c - b - n * delta) / math.sqrt(max(variance, 1e-12))
 
-    found = stats.difference(counts)
+    found = stats.difference_interval(counts)
     assert found.value == pytest.approx((c - b) / n)
     assert abs(statistic(found.low)) == pytest.approx(1.96, abs=0.02)
     assert abs(statistic(found.high)) == pytest.approx(1.96, abs=0.02)
@@ -158,7 +160,8 @@ def simulate(trials, n, teacher, retention, flips, seed):
 @pytest.mark.slow
 def test_retention_interval_covers_the_truth():
     found = [
-        stats.retention(Pairs(*map(int, row))) for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)
+        stats.retention_interval(Pairs(*map(int, row)))
+        for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)
     ]
     share = sum(one.low <= 0.95 <= one.high for one in found) / len(found)
     assert 0.935 <= share <= 0.97
@@ -167,7 +170,7 @@ def test_retention_interval_covers_the_truth():
 @pytest.mark.slow
 def test_above_chance_interval_covers_the_truth():
     found = [
-        stats.retention_above_chance(Pairs(*map(int, row)), 0.25)
+        stats.above_chance_interval(Pairs(*map(int, row)), 0.25)
         for row in simulate(2000, 1000, 0.75, 0.95, 0.10, 2)
     ]
     truth = (0.75 * 0.95 - 0.25) / 0.5
@@ -177,7 +180,8 @@ def test_above_chance_interval_covers_the_truth():
 @pytest.mark.slow
 def test_difference_interval_covers_the_truth():
     found = [
-        stats.difference(Pairs(*map(int, row))) for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)
+        stats.difference_interval(Pairs(*map(int, row)))
+        for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)
     ]
     assert 0.93 <= sum(one.low <= -0.0375 <= one.high for one in found) / len(found) <= 0.97
 
@@ -188,7 +192,7 @@ def test_the_score_statistic_has_no_holes():
     """
     counts = Pairs(80, 10, 0, 10)
     for ratio in (0.6 / 0.9, 2 / 3, 0.66666667, 0.6666):
-        assert stats.score_z(counts, stats._ratio_weights(ratio, 0.0)) == pytest.approx(
+        assert stats.score_z(counts, stats.ratio_weights(ratio, 0.0)) == pytest.approx(
             4.472, abs=2e-3
         )
     from scipy.optimize import brentq
@@ -202,7 +206,7 @@ def test_the_score_statistic_has_no_holes():
             (draw.integers(1, 13) / 9, 0.0),
             (draw.uniform(0.05, 1.6), 0.25),
         ):
-            weights = np.array(stats._ratio_weights(float(ratio), chance))
+            weights = np.array(stats.ratio_weights(float(ratio), chance))
             seen = weights[cells > 0]
             if not (seen.min() == weights.min() < 0 < weights.max() == seen.max()):
                 continue  # an end without items: the other branch, tested by hand above
@@ -244,28 +248,28 @@ def test_a_students_claim_is_judged_at_its_margin():
     """The score statistic of R = 0.95 by hand: estimate (750 - .95 * 800) / 1000, restricted
     variance R (p10 + p01).
     """
-    met, unmet = stats.keeps(*outcomes_lists(Pairs(740, 60, 55, 145)), 0.95)
+    met, unmet = stats.retention_test(*outcomes_lists(Pairs(740, 60, 55, 145)), 0.95)
     assert met < 0.01 and unmet > 0.99
-    met, unmet = stats.keeps(*outcomes_lists(Pairs(600, 200, 20, 180)), 0.95)
+    met, unmet = stats.retention_test(*outcomes_lists(Pairs(600, 200, 20, 180)), 0.95)
     assert met > 0.99 and unmet < 0.01
     # exactly at the margin: 760 of 800
-    at, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.95)
+    at, _ = stats.retention_test(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.95)
     assert at == pytest.approx(0.5)
     # a loss of 4 points exactly
-    points, _ = stats.keeps(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.04, points=True)
+    points, _ = stats.retention_test(*outcomes_lists(Pairs(710, 90, 50, 150)), 0.04, points=True)
     assert points == pytest.approx(0.5)
 
 
 def test_several_runs_and_one_agree_on_a_claim():
     student, teacher = outcomes_lists(Pairs(700, 100, 70, 130))
-    one, _ = stats.keeps(student, teacher, 0.95)
+    one, _ = stats.retention_test(student, teacher, 0.95)
     # the same run twice: no spread between runs
-    several, _ = stats.keeps(student * 2, teacher, 0.95)
+    several, _ = stats.retention_test(student * 2, teacher, 0.95)
     assert several == pytest.approx(one, abs=0.03)
-    above, _ = stats.keeps(student, teacher, 0.95, chance=0.25)
-    assert above > one and stats.keeps(student * 2, teacher, 0.95, chance=0.25)[0] == pytest.approx(
-        above, abs=0.03
-    )
+    above, _ = stats.retention_test(student, teacher, 0.95, chance=0.25)
+    assert above > one and stats.retention_test(student * 2, teacher, 0.95, chance=0.25)[
+        0
+    ] == pytest.approx(above, abs=0.03)
 
 
 def test_two_rows_are_unequal_where_the_interval_of_their_difference_misses_zero():
@@ -276,8 +280,8 @@ def test_two_rows_are_unequal_where_the_interval_of_their_difference_misses_zero
         Pairs(100, 3, 3, 20),
     ):
         teacher, student = outcomes(counts)
-        gap = stats.difference(counts)
-        assert (stats.unequal([student], [teacher]) < 0.05) == (not gap.low <= 0 <= gap.high)
+        gap = stats.difference_interval(counts)
+        assert (stats.equality_test([student], [teacher]) < 0.05) == (not gap.low <= 0 <= gap.high)
 
 
 def outcomes_lists(counts):
@@ -288,8 +292,8 @@ def outcomes_lists(counts):
 def test_items_that_would_decide():
     # evaluation reference, one-sided .05, power .8: flips 10 %, a drop of 2 points takes 1,544
     # items
-    assert stats.items_for(0.10, 0.02, alpha=0.05) == 1544
-    assert stats.items_for(0.20, 0.05, alpha=0.05) == 493
+    assert stats.items_to_detect(0.10, 0.02, alpha=0.05) == 1544
+    assert stats.items_to_detect(0.20, 0.05, alpha=0.05) == 493
     # z = 1.2816 at 500: (1.6449 + .8416)^2 / 1.2816^2 times as many
     n = stats.items_to_decide(0.1, 500, alpha=0.05)
     assert n == pytest.approx(500 * (2.4865 / 1.28155) ** 2, abs=1)
@@ -298,5 +302,5 @@ def test_items_that_would_decide():
 
 def test_smallest_drop_agrees_with_the_published_table():
     # evaluation reference: n 1,319, flips 10 %: 2.2 points; n 250, flips 20 %: 7.0 points
-    assert 100 * stats.smallest_drop(1319, 0.10) == pytest.approx(2.2, abs=0.05)
-    assert 100 * stats.smallest_drop(250, 0.20) == pytest.approx(7.0, abs=0.05)
+    assert 100 * stats.detectable_drop(1319, 0.10) == pytest.approx(2.2, abs=0.05)
+    assert 100 * stats.detectable_drop(250, 0.20) == pytest.approx(7.0, abs=0.05)
