@@ -120,7 +120,7 @@ def save_without_blocks(
     _, blocks = named_blocks(builder.model)
     kept = [number for number in range(len(blocks)) if number not in dropped]
     before = sum(parameter.numel() for parameter in builder.model.parameters())
-    model = with_blocks(builder.model, kept, cut=builder.method)
+    model = with_blocks(builder.model, kept, label=builder.method)
     model.generation_config = builder.model.generation_config
     after = sum(parameter.numel() for parameter in model.parameters())
     if after >= before:

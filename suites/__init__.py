@@ -75,8 +75,8 @@ def tasks() -> Registry:
 def load(name: str, *, include_path: str | Path | None = None) -> Task:
     """Return the task of a name in `tasks()`, or of `lm-eval:NAME`.
 
-    `include_path` is a folder with more YAML tasks for lm-eval. Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot
-    score.
+    `include_path` is a folder with more YAML tasks for lm-eval. Raises `HarnessError` for an
+    unknown name, and for a task of lm-eval that this harness cannot score.
     """
     if name.startswith(LM_EVAL_PREFIX):
         from suites.loading.outside import LmEvalTask

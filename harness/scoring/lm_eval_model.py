@@ -90,7 +90,7 @@ class _ModelDescription(TemplateLM):  # type: ignore[misc]  # lm-eval ships no t
 
         Without a generation prompt the last message stays open, so that the model continues it.
         """
-        text = render_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
+        text = render_chat(self.tokenizer, chat_history, continue_last=not add_generation_prompt)
         if text[:1].isspace() and starts_with_bos(self.tokenizer, text):
             self.say(
                 "the chat template writes white space before its BOS; the tokenizer's own BOS "

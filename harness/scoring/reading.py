@@ -68,7 +68,7 @@ class Reader:
 
         batch = right_padded(rows, self.opened.pad_id, self.opened.device)
         with closing(PositionHead(self.opened.model)) as head, torch.inference_mode():
-            log_p_NV = torch.log_softmax(head.at(*batch)[:, :width].float(), dim=-1)
+            log_p_NV = torch.log_softmax(head.logits_at(*batch)[:, :width].float(), dim=-1)
         yield from log_p_NV.split([row.count for row in rows])
 
 

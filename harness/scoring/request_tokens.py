@@ -50,7 +50,7 @@ class RequestTokens:
         if special is None and not self.tokenizer.bos_token and eos and text.startswith(eos):
             special = False
         ids = self.opened.encode(text, special=special)
-        self.opened.refuse_unknown(ids)
+        self.opened.refuse_unknown_ids(ids)
         return ids
 
     def pair(self, context: str, continuation: str) -> TokenPair:
@@ -122,7 +122,7 @@ class RequestTokens:
                 "a model with a longer context"
             )
         ids = self.opened.encode(request.args[0])
-        self.opened.refuse_unknown(ids)
+        self.opened.refuse_unknown_ids(ids)
         self.refuse_two_bos(ids)
         return self._left_truncated(ids, room)
 

@@ -160,13 +160,13 @@ class WidthPruner:
             widths.append(width)
             return max(1, reduction.kept_channels(width))
 
-        self.config = narrower_config(builder.model, kept_width, cut=builder.method)
+        self.config = narrower_config(builder.model, kept_width, label=builder.method)
         self.width = widths[-1]
         self.kept_width = reduction.kept_channels(self.width)
         self._refuse_sizes()
         self.parts: list[FeedForward] = []
         if self.kept_width < self.width:
-            self.parts = feed_forwards(builder.model, self.config, cut=builder.method)
+            self.parts = feed_forwards(builder.model, self.config, label=builder.method)
         if reduction.groups:
             self.heads.find_attentions()
 
@@ -312,7 +312,7 @@ def save_with_one_width(
             f"{builder.method}: the student has {parameters:,} weights and should have "
             f"{pruned.parameters:,}; use prune-depth"
         )
-    refuse_changed(small, pruned.masked, cut=builder.method)
+    refuse_changed(small, pruned.masked, label=builder.method)
     builder.opened = replace(builder.opened, model=small)
     return builder.save(notes=notes, flops=flops)
 
@@ -343,7 +343,7 @@ def save_with_own_widths(
         reopened = AutoModelForCausalLM.from_pretrained(
             folder, dtype=next(builder.model.parameters()).dtype
         )
-        refuse_changed(reopened.to(builder.job.device).eval(), pruned.masked, cut=builder.method)
+        refuse_changed(reopened.to(builder.job.device).eval(), pruned.masked, label=builder.method)
 
     return builder.save_as(write, notes=notes, flops=flops)
 

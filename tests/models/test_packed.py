@@ -319,7 +319,7 @@ def test_every_packed_weight_has_another_shape_than_the_float_one():
     for module in (
         Int8Linear((8, 16), bias=False),
         Int8DynamicLinear((8, 16), bias=True),
-        Int4Linear((8, 16), group=16, zeros=True, bias=False),
+        Int4Linear((8, 16), group_size=16, has_zeros=True, bias=False),
     ):
         assert module.weight.shape != (8, 16) and not module.weight.is_floating_point()
 
